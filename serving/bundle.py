@@ -1,0 +1,198 @@
+"""The model directory: `<models>/<name>/<version>/`, as TensorFlow Serving wants it. No TensorFlow here.
+
+A version is any child directory whose name is a number (TensorFlow Serving ignores the
+rest), and a server takes a half-copied one as soon as it appears; so a version is written
+under a temporary name beside it, checked, and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from serving import contract
+from serving.errors import BundleError, OutputError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What hubhead.json says of a bundle.
+
+    Attributes:
+        labels: in the order of the head's outputs; empty for a headless bundle.
+        backbone: handle (str), fingerprint (hex str, over weights, preprocessing and its
+            version), image_size (int, pixels), dimension (int).
+        preprocessing: the settings of the graph, limits included.
+        calibration: temperature (float) and threshold (float; the model abstains below it).
+        top_k: length of `classes` and `scores`.
+        metrics: figures on the held-out test photos, each with its N and interval.
+        data: photos and labels that went in.
+        provenance: when, by which command and package versions.
+        schema: version of this file's layout.
+    """
+
+    labels: list[str]
+    backbone: dict[str, Any]
+    preprocessing: dict[str, Any]
+    calibration: dict[str, float] = field(default_factory=dict)
+    top_k: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @property
+    def fingerprint(self) -> str:
+        """Key of the embedding store: equal fingerprints give equal embeddings."""
+        return str(self.backbone["fingerprint"])
+
+    @property
+    def dimension(self) -> int:
+        return int(self.backbone["dimension"])
+
+    def write(self, directory: Path) -> None:
+        """Write hubhead.json and labels.txt into a SavedModel directory."""
+        for name, text in (
+            (contract.MANIFEST_FILE, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"),
+            (contract.LABELS_FILE, "".join(f"{label}\n" for label in self.labels)),
+        ):
+            path = directory / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked model directory.
+
+    Attributes:
+        path: the version's directory.
+        name: the model's name (its parent directory).
+        version: the number in its path; 0 where the directory is not numbered.
+        manifest: what hubhead.json says.
+    """
+
+    path: Path
+    name: str
+    version: int
+    manifest: Manifest
+
+
+def versions(base: Path) -> list[int]:
+    """The version numbers below a model's base path, ascending."""
+    if not base.is_dir():
+        return []
+    return sorted({int(child.name) for child in base.iterdir() if child.name.isdecimal() and child.is_dir()})
+
+
+def version_directory(base: Path, version: int) -> Path:
+    """The directory of a version, however many zeros its name begins with."""
+    for child in base.iterdir():
+        if child.name.isdecimal() and int(child.name) == version and child.is_dir():
+            return child
+    raise BundleError(
+        f"{base} holds no version {version}.",
+        remedy=f"Versions there: {', '.join(map(str, versions(base))) or 'none'}.",
+    )
+
+
+def resolve(path: Path) -> Path:
+    """The SavedModel directory that `path` means: itself, or its newest version.
+
+    Raises:
+        BundleError: there is no SavedModel there.
+    """
+    if (path / contract.SAVED_MODEL_FILE).is_file():
+        return path
+    for version in reversed(versions(path)):
+        candidate = version_directory(path, version)
+        if (candidate / contract.SAVED_MODEL_FILE).is_file():
+            return candidate
+    if not path.exists():
+        raise BundleError(f"{path} does not exist.", remedy="Make a bundle with: hubhead train --image_dir DIR")
+    raise BundleError(
+        f"{path} is no bundle: there is no {contract.SAVED_MODEL_FILE} in it or in a numbered directory below it.",
+        remedy="Give the directory that hubhead train printed, such as models/food or models/food/1.",
+    )
+
+
+def read(path: str | os.PathLike[str]) -> Bundle:
+    """Read a bundle, given its version directory or the base path above it.
+
+    Raises:
+        BundleError: no SavedModel there, or hubhead.json missing, torn or of a newer layout.
+    """
+    directory = resolve(Path(path))
+    manifest_path = directory / contract.MANIFEST_FILE
+    try:
+        content = json.loads(manifest_path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{directory} is a SavedModel without {contract.MANIFEST_FILE}, so not a hubhead bundle.",
+            remedy="Make one with hubhead train or hubhead export.",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{manifest_path} cannot be read: {error}.", remedy="Export the bundle again.") from error
+    known = {f.name for f in fields(Manifest)}
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA or not known >= content.keys():
+        raise BundleError(
+            f"{manifest_path} is not of layout {SCHEMA}, the one this hubhead reads.",
+            remedy="Export the bundle again with this hubhead, or use the hubhead that wrote it.",
+        )
+    numbered = directory.name.isdecimal()
+    return Bundle(
+        path=directory,
+        name=directory.resolve().parent.name if numbered else directory.name,
+        version=int(directory.name) if numbered else 0,
+        manifest=Manifest(**content),
+    )
+
+
+@contextmanager
+def staging(base: Path) -> Iterator[Path]:
+    """A temporary directory beside the versions, which no server takes for one; gone at the end.
+
+    Raises:
+        OutputError: `base` cannot be written.
+    """
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(prefix=".staging-", dir=base))
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write to {base}: {error.strerror}.", remedy="Choose a directory you may write to."
+        ) from error
+    directory.chmod(0o755)  # mkdtemp's 0700 would keep a server of another user out
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def publish(staged: Path, base: Path) -> Path:
+    """Rename a finished directory to the next free version number of `base`.
+
+    A rename onto a directory with content fails on every system, so two publishers at
+    once get two numbers.
+
+    Raises:
+        OutputError: the rename failed for another reason than a taken number.
+    """
+    while True:
+        target = base / str(max(versions(base), default=0) + 1)
+        try:
+            staged.rename(target)
+        except OSError as error:
+            if target.is_dir():
+                continue
+            raise OutputError(f"Cannot publish {target}: {error.strerror}.") from error
+        return target

@@ -1,0 +1,142 @@
+"""The names that trainer, batch and serving agree on. No TensorFlow here.
+
+A bundle is a SavedModel with these signatures. Every output has the batch as its
+first dimension, since TensorFlow Serving's server-side batching splits there.
+
+| signature            | in                                | out |
+|----------------------|-----------------------------------|-----|
+| serving_default      | image_bytes string [N]            | label string [N], classes string [N,k], scores float32 [N,k], status string [N] |
+| probabilities        | image_bytes string [N]            | probabilities float32 [N,K], status string [N] |
+| embed                | image_bytes string [N]            | embedding float32 [N,D], status string [N], height int32 [N], width int32 [N] |
+| classify_pixels      | pixels uint8 [N,H,W,3]            | as serving_default |
+| classify_embedding   | embedding float32 [N,D]           | probabilities float32 [N,K] |
+| classify             | inputs string [N] (tf.Example)    | classes string [N,k], scores float32 [N,k] |
+
+A headless bundle has `embed` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SERVING_DEFAULT = "serving_default"
+PROBABILITIES = "probabilities"
+EMBED = "embed"
+CLASSIFY_PIXELS = "classify_pixels"
+CLASSIFY_EMBEDDING = "classify_embedding"
+CLASSIFY = "classify"
+
+IMAGE_BYTES = "image_bytes"
+PIXELS = "pixels"
+EMBEDDING = "embedding"
+EXAMPLES = "inputs"
+EXAMPLE_IMAGE_FEATURE = "image/encoded"
+LABEL = "label"
+CLASSES = "classes"
+SCORES = "scores"
+STATUS = "status"
+HEIGHT = "height"
+WIDTH = "width"
+
+LABELS_FILE = "assets/labels.txt"
+MANIFEST_FILE = "assets.extra/hubhead.json"
+WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
+SAVED_MODEL_FILE = "saved_model.pb"
+
+WARMUP_BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+"""The server-side batch sizes that a bundle is warmed for, one warm-up record each.
+
+k8s/base/batching_parameters.txt allows the same sizes; a test compares them.
+"""
+
+
+class Status(StrEnum):
+    """What became of one photo: a closed set, so that it can be counted and filtered."""
+
+    OK = "ok"
+    TRUNCATED = "truncated"
+    EMPTY = "empty"
+    NOT_AN_IMAGE = "not_an_image"
+    UNSUPPORTED_FORMAT = "unsupported_format"
+    TOO_LARGE = "too_large"
+    CORRUPT = "corrupt"
+    UNREADABLE = "unreadable"
+
+    @property
+    def usable(self) -> bool:
+        """Whether the photo has an embedding: whole, or scored from the part that is there."""
+        return self in (Status.OK, Status.TRUNCATED)
+
+    @property
+    def meaning(self) -> str:
+        """One phrase for people."""
+        return _MEANING[self]
+
+
+_MEANING = {
+    Status.OK: "decoded whole",
+    Status.TRUNCATED: "the file is cut off; scored from the part that is there",
+    Status.EMPTY: "the file has no bytes",
+    Status.NOT_AN_IMAGE: "the bytes are no known image format",
+    Status.UNSUPPORTED_FORMAT: "an image format that is not decoded here",
+    Status.TOO_LARGE: "more pixels, bytes or frames than the limits allow",
+    Status.CORRUPT: "looks like an image but does not decode",
+    Status.UNREADABLE: "the storage did not give the bytes",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the model says of one photo.
+
+    Attributes:
+        status: what became of the photo.
+        label: the best label; None where the model abstains or the photo was refused.
+        top: (label, calibrated probability), best first; empty where the photo was refused.
+    """
+
+    status: Status
+    label: str | None
+    top: tuple[tuple[str, float], ...]
+
+    @property
+    def score(self) -> float | None:
+        """Probability of the best label, also where the model abstains."""
+        return self.top[0][1] if self.top else None
+
+
+def decide(
+    probabilities: NDArray[np.float32],
+    statuses: Sequence[Status],
+    labels: Sequence[str],
+    *,
+    threshold: float,
+    top_k: int,
+) -> list[Prediction]:
+    """The decision that `serving_default` takes inside the graph, for stored embeddings.
+
+    Args:
+        probabilities: float32 [N,K], calibrated.
+        statuses: N statuses.
+        labels: K labels in the order of the columns.
+        threshold: below this best probability the model abstains (label None).
+        top_k: how many labels to keep.
+    """
+    import numpy as np
+
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+    predictions = []
+    for row, columns, status in zip(probabilities, order, statuses, strict=True):
+        if not status.usable:
+            predictions.append(Prediction(status, None, ()))
+            continue
+        top = tuple((labels[i], float(row[i])) for i in columns)
+        predictions.append(Prediction(status, top[0][0] if top[0][1] >= threshold else None, top))
+    return predictions

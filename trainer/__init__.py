@@ -1,0 +1,1 @@
+"""A folder of labelled photos in, a bundle for TensorFlow Serving out."""
