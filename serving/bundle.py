@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -118,9 +118,11 @@ def resolve(path: Path) -> Path:
         if (candidate / contract.SAVED_MODEL_FILE).is_file():
             return candidate
     if not path.exists():
-        raise BundleError(f"{path} does not exist.", remedy="Make a bundle with: hubhead train --image_dir DIR")
+        raise BundleError(
+            f"{path} does not exist.", remedy="Make a bundle with: hubhead train --image_dir DIR"
+        )
     raise BundleError(
-        f"{path} is no bundle: there is no {contract.SAVED_MODEL_FILE} in it or in a numbered directory below it.",
+        f"{path} is no bundle: no {contract.SAVED_MODEL_FILE} in it, nor in a numbered directory below it.",
         remedy="Give the directory that hubhead train printed, such as models/food or models/food/1.",
     )
 
@@ -141,7 +143,9 @@ def read(path: str | os.PathLike[str]) -> Bundle:
             remedy="Make one with hubhead train or hubhead export.",
         ) from error
     except (OSError, ValueError) as error:
-        raise BundleError(f"{manifest_path} cannot be read: {error}.", remedy="Export the bundle again.") from error
+        raise BundleError(
+            f"{manifest_path} cannot be read: {error}.", remedy="Export the bundle again."
+        ) from error
     known = {f.name for f in fields(Manifest)}
     if not isinstance(content, dict) or content.get("schema") != SCHEMA or not known >= content.keys():
         raise BundleError(
@@ -164,6 +168,7 @@ def staging(base: Path) -> Iterator[Path]:
     Raises:
         OutputError: `base` cannot be written.
     """
+    existed = base.exists()
     try:
         base.mkdir(parents=True, exist_ok=True)
         directory = Path(tempfile.mkdtemp(prefix=".staging-", dir=base))
@@ -176,6 +181,9 @@ def staging(base: Path) -> Iterator[Path]:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+        if not existed:
+            with suppress(OSError):  # something was published
+                base.rmdir()
 
 
 def publish(staged: Path, base: Path) -> Path:

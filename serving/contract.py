@@ -47,6 +47,7 @@ WIDTH = "width"
 
 LABELS_FILE = "assets/labels.txt"
 MANIFEST_FILE = "assets.extra/hubhead.json"
+HEAD_FILE = "assets.extra/head.npz"
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 SAVED_MODEL_FILE = "saved_model.pb"
 

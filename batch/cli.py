@@ -1,0 +1,188 @@
+"""`hubhead score`: photos in bulk into a Parquet dataset."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from serving.command import TOO_MANY_REJECTED
+from serving.contract import Status
+
+if TYPE_CHECKING:
+    from batch.results import Summary
+    from batch.stats import Progress
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """How many photos may be rejected before the command ends with exit code 3.
+
+    Attributes:
+        limit: a count, or percent of all photos.
+        percent: which of the two.
+    """
+
+    limit: float
+    percent: bool
+
+    def exceeded(self, rejected: int, photos: int) -> bool:
+        """Whether that many rejected ones are too many."""
+        return rejected > (self.limit * photos / 100 if self.percent else self.limit)
+
+    def __str__(self) -> str:
+        return f"{self.limit:g}{'%' if self.percent else ''}"
+
+
+def _allowance(_context: click.Context, _option: click.Parameter, text: str | None) -> Allowance | None:
+    """`20` or `5%`."""
+    if text is None:
+        return None
+    percent = text.endswith("%")
+    try:
+        limit = float(text[:-1]) if percent else int(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is neither a count such as 20 nor a share such as 5%.") from error
+    if not 0 <= limit <= (100 if percent else sys.maxsize):
+        raise click.BadParameter(f"{text} is out of range: a count from 0, or 0% to 100%.")
+    return Allowance(limit, percent)
+
+
+@click.command(context_settings={"show_default": True, "max_content_width": 100})
+@click.option(
+    "--photos", required=True, help="File, directory or quoted glob ('photos/**/*.jpg'); or gs://..."
+)
+@click.option(
+    "--model",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Bundle that hubhead train made: a version's directory, or the one above (its newest version).",
+)
+@click.option(
+    "--output",
+    required=True,
+    help="Directory of the result: scores/*.parquet, and run.json as soon as all rows are there.",
+)
+@click.option(
+    "--embedding_store",
+    default="",
+    show_default="embeddings below HUBHEAD_CACHE_DIR or ~/.cache/hubhead",
+    help="Where embeddings are kept. Photos in it are not read again, whatever head scores them.",
+)
+@click.option(
+    "--shard_size",
+    default=2048,
+    type=click.IntRange(min=1),
+    help="Photos a shard at most. A run that is cut off loses the open one; more machines need more.",
+)
+@click.option(
+    "--max_rejected",
+    callback=_allowance,
+    metavar="COUNT|PERCENT",
+    help="Exit with code 3 if more photos than this were rejected: a count or, as in 5%, a share."
+    " Everything is written all the same.",
+)
+@click.option(
+    "--price_per_hour",
+    type=click.FloatRange(min=0),
+    help="What one machine costs an hour: run.json then says what a million photos cost.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the scores of another model or of other photos.")
+@click.option("--json", "as_json", is_flag=True, help="Print run.json on stdout instead of the summary.")
+@click.argument("beam_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM OPTIONS]")
+@click.pass_context
+def score(
+    ctx: click.Context,
+    /,
+    max_rejected: Allowance | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Score any number of photos into a Parquet dataset, one row a photo.
+
+    A photo that cannot be used is a row with its status and the reason. Run the same command
+    again after new photos came, or after a crash: only what is new or open is done.
+
+    Options of Apache Beam go after `--`, such as `-- --runner=FlinkRunner`. Without them
+    the job runs in this process, on all cores.
+    """
+    from batch import files, pipeline
+
+    _quiet_beam()
+    with progress_bar() as report:
+        summary = pipeline.score(pipeline.ScoreSettings(**settings), report)
+    if as_json:
+        click.echo(files.read(summary.run_file).decode(), nl=False)
+    else:
+        click.echo(_describe(summary))
+    if max_rejected and max_rejected.exceeded(summary.rejected, summary.total.photos):
+        click.echo(f"{summary.rejected} photos were rejected, more than {max_rejected}.", err=True)
+        ctx.exit(TOO_MANY_REJECTED)
+
+
+def _describe(summary: Summary) -> str:
+    total, run = summary.total, summary.this_run
+    lines = [f"{total.photos} rows in {summary.path}"]
+    if summary.skipped_shards:
+        lines.append(f"{total.photos - run.photos} of them were there already")
+    if run.photos:
+        lines.append(
+            f"{summary.photos_per_second:.1f} photos/s"
+            f" ({run.embedded} embedded, {run.reused} from the embedding store or identical)"
+        )
+    if total.abstained:
+        lines.append(f"{total.abstained} without a label: no probability reaches the model's threshold")
+    for name, count in sorted(total.statuses.items()):
+        if name != Status.OK:
+            lines.append(f"{count} {name}: {Status(name).meaning}")
+    return "\n".join(lines)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[Progress], None]]:
+    """A bar on a terminal; elsewhere a line every few seconds. Both on stderr."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("photos", total=None)
+
+        def report(progress: Progress) -> None:
+            rejected = f" ({progress.rejected} rejected)" if progress.rejected else ""
+            bar.update(task, completed=progress.done, total=progress.total, description=f"photos{rejected}")
+
+        yield report
+
+
+class _Lines:
+    """Progress as lines, for logs."""
+
+    def __init__(self) -> None:
+        self._said_at = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        if time.monotonic() - self._said_at >= _SECONDS_BETWEEN_LINES:
+            self._said_at = time.monotonic()
+            click.echo(f"{progress.done} of {progress.total} photos, {progress.rejected} rejected", err=True)
+
+
+def _quiet_beam() -> None:
+    """Keep Beam's remark on a package that this job does not use off the terminal.
+
+    It is said on the root logger while Beam is imported, so only a filter there reaches it.
+    """
+    logging.getLogger().addFilter(lambda record: "apitools not found" not in record.getMessage())

@@ -1,0 +1,117 @@
+"""Where photos come from: a file, a directory or a glob, local or on any storage Beam knows."""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from batch import files
+from serving.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Photo:
+    """One photo as the storage lists it, unread.
+
+    Attributes:
+        uri: absolute path, or the address on another storage.
+        size: bytes.
+        modified: nanoseconds since 1970; with uri and size it tells an unchanged file.
+    """
+
+    uri: str
+    size: int
+    modified: int
+
+
+def find(pattern: str) -> list[Photo]:
+    """The photos that `pattern` means, sorted by uri, each once.
+
+    A path that exists is taken as it is, whatever characters its name has; anything else is
+    a glob, in which `**` goes through directories. Of a directory every file below it is
+    taken, hidden ones left out: what is no photo gets its status from the model.
+
+    Raises:
+        InputError: nothing is there, or a directory cannot be listed.
+    """
+    found = _find_remote(pattern) if files.is_remote(pattern) else _find_local(pattern)
+    photos = sorted({photo.uri: photo for photo in found}.values())
+    if not photos:
+        raise InputError(
+            f"No photos in {pattern}.",
+            remedy="Give a file, a directory, or a quoted glob such as 'photos/**/*.jpg'.",
+        )
+    return photos
+
+
+def read(photo: Photo) -> bytes:
+    """The bytes of a photo.
+
+    Raises:
+        OSError: the storage does not give them.
+    """
+    return files.read(photo.uri)
+
+
+def _find_local(pattern: str) -> Iterator[Photo]:
+    # Not through Beam's FileSystems: importing Beam takes longer than listing half a million files.
+    path = str(Path(files.local_path(pattern)).expanduser())
+    if Path(path).is_dir():
+        return _photos(_below(path))
+    if os.path.lexists(path):
+        return _photos([path])
+    if not glob.has_magic(path):
+        raise InputError(f"{path} does not exist.", remedy="Check the spelling; a glob needs quotes.")
+    return _photos(glob.iglob(path, recursive=True))  # noqa: PTH207 # Path.glob takes hidden files too
+
+
+def _below(top: str) -> Iterator[str]:
+    """Every file below a directory but hidden ones; links are followed, each directory entered once."""
+    entered = set()
+    for directory, children, names in os.walk(top, followlinks=True, onerror=_cannot_list):
+        about = Path(directory).stat()
+        if (about.st_dev, about.st_ino) in entered:
+            children.clear()
+            continue
+        entered.add((about.st_dev, about.st_ino))
+        children[:] = sorted(child for child in children if not child.startswith("."))
+        yield from (f"{directory}/{name}" for name in names if not name.startswith("."))
+
+
+def _cannot_list(error: OSError) -> None:
+    raise InputError(
+        f"Cannot list {error.filename}: {error.strerror}.",
+        remedy="Make it readable, or leave it out with a glob.",
+    ) from error
+
+
+def _photos(paths: Iterable[str]) -> Iterator[Photo]:
+    for path in paths:
+        try:
+            about = Path(path).stat()
+        except OSError:
+            # A dangling link, or gone since it was listed: it becomes a row that says so.
+            yield Photo(files.local_uri(path), 0, 0)
+            continue
+        if stat.S_ISREG(about.st_mode):
+            yield Photo(files.local_uri(path), about.st_size, about.st_mtime_ns)
+
+
+def _find_remote(pattern: str) -> Iterator[Photo]:
+    entries = files.listing(pattern) or files.listing(files.join(pattern, "**"))
+    for entry in entries:
+        # Consoles create empty objects that end in a slash to show a directory.
+        if not entry.path.endswith("/") and not _hidden(entry.path, pattern):
+            modified = round((entry.last_updated_in_seconds or 0) * 1e9)
+            yield Photo(entry.path, entry.size_in_bytes, modified)
+
+
+def _hidden(uri: str, pattern: str) -> bool:
+    """Whether a name below the part that `pattern` spells out begins with a dot."""
+    spelled = glob.escape(pattern).partition("[")[0]
+    below = uri[spelled.rfind("/") + 1 :] if uri.startswith(spelled) else uri
+    return any(name.startswith(".") for name in below.split("/"))

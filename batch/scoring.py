@@ -1,0 +1,359 @@
+"""What happens to one shard, without Beam: photos read, embedded where they are new, scored.
+
+Reading, decoding and the model overlap: reader threads stay a little ahead of the
+micro-batches that the model takes on all cores (`serving.runtime`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from batch import files, photos
+from batch.embeddings import Embeddings, EmbeddingStore, photo_sha, to_parquet
+from batch.photos import Photo
+from batch.shards import Shard
+from batch.stats import Meter, Stats
+from serving import bundle, contract
+from serving.bundle import Bundle
+from serving.contract import Prediction, Status
+from serving.errors import OutputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from serving.runtime import Model
+
+STATS_KEY = b"hubhead"
+"""Where a shard's stats stand in the Parquet metadata of its file: one file, so both or none."""
+
+READERS = 8
+"""Threads that wait for the storage; the local disk needs two, object stores gain from more."""
+
+_SHOWN_BYTES = 8
+_UNLIMITED = 1 << 62
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A photo that never reached the model."""
+
+    status: Status
+    detail: str
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The photos of a shard with what the model made of them.
+
+    Attributes:
+        shas: sha256 of every photo that was read, now or before.
+        refusals: the others.
+        rows: a row for each distinct sha256 of `shas`.
+    """
+
+    shas: Mapping[Photo, bytes]
+    refusals: Mapping[Photo, Refusal]
+    rows: Embeddings
+
+
+class Worker:
+    """What the shards of one process share: the model, loaded when first needed, and the store."""
+
+    def __init__(self, model_path: Path, store_root: str, meter: Meter) -> None:
+        self.bundle: Bundle = bundle.read(model_path)
+        manifest = self.bundle.manifest
+        self.store = EmbeddingStore(store_root, manifest.fingerprint, manifest.dimension)
+        self.meter = meter
+        self.max_bytes = int(manifest.preprocessing.get("max_bytes", _UNLIMITED))
+
+    @cached_property
+    def model(self) -> Model:
+        from serving import runtime
+
+        return runtime.load(self.bundle.path)
+
+
+def embed_shard(shard: Shard, worker: Worker) -> Stats:
+    """Bring the embeddings of a shard's photos into the store.
+
+    Raises:
+        OutputError: the store cannot be written.
+    """
+    start = time.perf_counter()
+    stats = Stats(photos=len(shard.photos))
+    _embed(shard, worker, stats)
+    _finish(stats, time.perf_counter() - start)
+    return stats
+
+
+def score_shard(shard: Shard, worker: Worker, uri: str, scored_at: datetime) -> Stats:
+    """Score a shard's photos and write their rows as one Parquet file, its stats inside.
+
+    Raises:
+        OutputError: the file or the store cannot be written.
+    """
+    start = time.perf_counter()
+    stats = Stats(photos=len(shard.photos))
+    embedded = _embed(shard, worker, stats)
+    with stats.timed("classify"):
+        predictions = classify(embedded.rows, worker)
+    with stats.timed("rows"):
+        table = to_table(shard.photos, embedded, predictions, worker.bundle, scored_at)
+    stats.labels.update(label for label in table["label"].to_pylist() if label is not None)
+    stats.abstained = stats.photos - stats.rejected - stats.labels.total()
+    _finish(stats, time.perf_counter() - start)
+    metadata = {**(table.schema.metadata or {}), STATS_KEY: stats.to_json().encode()}
+    files.write(uri, to_parquet(table.replace_schema_metadata(metadata), compression="zstd"))
+    return stats
+
+
+def _embed(shard: Shard, worker: Worker, stats: Stats) -> Embedded:
+    """`embed_photos`, its statuses counted."""
+    embedded = embed_photos(shard.photos, worker, stats)
+    rows = embedded.rows.rows()
+    stats.statuses.update(refusal.status.value for refusal in embedded.refusals.values())
+    stats.statuses.update(embedded.rows.statuses[rows[sha]].value for sha in embedded.shas.values())
+    return embedded
+
+
+def _finish(stats: Stats, elapsed: float) -> None:
+    from serving import runtime
+
+    stats.elapsed = elapsed
+    stats.core_seconds = elapsed * runtime.cores()
+
+
+def read_stats(uri: str) -> Stats | None:
+    """The stats inside a finished shard's file; None where the file is not whole."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with files.opened(uri) as file:
+            metadata = pq.read_schema(file).metadata or {}
+        return Stats.from_json(metadata[STATS_KEY])
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
+        return None
+
+
+def embed_photos(wanted: Sequence[Photo], worker: Worker, stats: Stats) -> Embedded:
+    """Embed what the store does not have, keep it there, and give everything back.
+
+    Raises:
+        OutputError: the store cannot be written, or does not give back what was written.
+    """
+    store = worker.store
+    shas: dict[Photo, bytes] = {}
+    refusals: dict[Photo, Refusal] = {}
+    for attempt in range(2):  # a torn file may show itself only when its rows are read
+        with stats.timed("store"):
+            known = store.known(wanted)
+            there = store.have(known.values())
+        if attempt == 0:
+            worker.meter.add(sum(sha in there for sha in known.values()))
+        shas.update({photo: sha for photo, sha in known.items() if sha in there})
+        todo = [photo for photo in wanted if known.get(photo) not in there and photo not in refusals]
+        if todo:
+            with stats.timed("embed"):
+                fresh_shas, fresh_refusals, fresh = _run(todo, worker, stats, count=attempt == 0)
+            shas.update(fresh_shas)
+            refusals.update(fresh_refusals)
+            stats.embedded += len(fresh.shas)
+            with stats.timed("store"):
+                store.append(fresh_shas, fresh)
+        with stats.timed("store"):
+            # In the order of the digests: the head sees the same batch however the store is laid out.
+            rows = store.get(shas.values()).sorted()
+        if len(rows.shas) == len(set(shas.values())):
+            stats.reused = len(shas) - stats.embedded
+            return Embedded(shas, refusals, rows)
+    raise OutputError(
+        f"The embedding store {store.directory} does not give back what was written to it.",
+        remedy="Check its disk, or give another place with --embedding_store.",
+    )
+
+
+def _run(
+    todo: Sequence[Photo], worker: Worker, stats: Stats, *, count: bool
+) -> tuple[dict[Photo, bytes], dict[Photo, Refusal], Embeddings]:
+    """Read photos and run the model on each content that is new, reading ahead of it."""
+    shas: dict[Photo, bytes] = {}
+    refusals: dict[Photo, Refusal] = {}
+    fresh: list[bytes] = []
+    details: list[str] = []
+    seen: set[bytes] = set()
+    add = worker.meter.add if count else Meter().add
+
+    def contents() -> Iterator[bytes]:
+        for photo, (result, seconds) in _read_ahead(todo, worker.max_bytes):
+            stats.add_seconds("read", seconds)
+            if isinstance(result, Refusal):
+                refusals[photo] = result
+                add(1, 1)
+                continue
+            content, sha = result
+            stats.read_bytes += len(content)
+            shas[photo] = sha
+            if sha in seen or worker.store.have([sha]):
+                add(1)
+                continue
+            seen.add(sha)
+            fresh.append(sha)
+            details.append(describe(content))
+            yield content
+
+    outputs = []
+    for output in worker.model.imap(contract.EMBED, contract.IMAGE_BYTES, contents()):
+        outputs.append(output)
+        statuses = [Status(raw.decode()) for raw in output[contract.STATUS]]
+        add(len(statuses), sum(not status.usable for status in statuses))
+    return shas, refusals, _collect(fresh, details, outputs, worker.store.dimension)
+
+
+def _collect(
+    shas: Sequence[bytes], details: Sequence[str], outputs: Sequence[Mapping[str, Any]], dimension: int
+) -> Embeddings:
+    """The outputs of the micro-batches as one record."""
+
+    def joined(name: str, empty: Any) -> Any:
+        return np.concatenate([empty, *(output[name] for output in outputs)])
+
+    statuses = [Status(raw.decode()) for output in outputs for raw in output[contract.STATUS]]
+    return Embeddings(
+        shas=shas,
+        vectors=joined(contract.EMBEDDING, np.empty((0, dimension), np.float32)).astype(np.float16),
+        statuses=statuses,
+        details=[None if s.usable else text for s, text in zip(statuses, details, strict=True)],
+        heights=joined(contract.HEIGHT, np.empty(0, np.int32)),
+        widths=joined(contract.WIDTH, np.empty(0, np.int32)),
+    )
+
+
+_Reading = tuple[tuple[bytes, bytes] | Refusal, float]
+
+
+def _read(photo: Photo, max_bytes: int) -> _Reading:
+    """(content, sha256) or why not, and the seconds it took."""
+    start = time.perf_counter()
+    result: tuple[bytes, bytes] | Refusal
+    if photo.size > max_bytes:  # a film among the photos is not worth its memory
+        result = Refusal(Status.TOO_LARGE, f"{photo.size} bytes, more than the {max_bytes} allowed")
+    else:
+        try:
+            content = photos.read(photo)
+            result = content, photo_sha(content)
+        except OSError as error:
+            result = Refusal(Status.UNREADABLE, str(error))
+    return result, time.perf_counter() - start
+
+
+def describe(content: bytes) -> str:
+    """What can be said of a refused photo by its bytes alone, so that every run says the same."""
+    return f"{len(content)} bytes" + (f", beginning {content[:_SHOWN_BYTES].hex(' ')}" if content else "")
+
+
+def _read_ahead(todo: Sequence[Photo], max_bytes: int) -> Iterator[tuple[Photo, _Reading]]:
+    """Each photo with its bytes, in order; a bounded number of them is in memory at any time."""
+    waiting: deque[tuple[Photo, Future[_Reading]]] = deque()
+    with ThreadPoolExecutor(READERS, "read") as pool:
+        for photo in todo:
+            waiting.append((photo, pool.submit(_read, photo, max_bytes)))
+            if len(waiting) > 2 * READERS:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+
+
+def classify(rows: Embeddings, worker: Worker) -> dict[bytes, Prediction]:
+    """The decision for each content. The head sees the whole shard in one call, in the order of `rows`."""
+    manifest = worker.bundle.manifest
+    usable = np.array([status.usable for status in rows.statuses], dtype=bool)
+    probabilities = np.zeros((len(usable), len(manifest.labels)), np.float32)
+    if usable.any():  # an empty batch is an error in TensorFlow
+        inputs = {contract.EMBEDDING: rows.vectors[usable].astype(np.float32)}
+        outputs = worker.model.run(contract.CLASSIFY_EMBEDDING, inputs)
+        probabilities[usable] = outputs[contract.PROBABILITIES]
+    decisions = contract.decide(
+        probabilities,
+        rows.statuses,
+        manifest.labels,
+        threshold=manifest.calibration["threshold"],
+        top_k=manifest.top_k,
+    )
+    return dict(zip(rows.shas, decisions, strict=True))
+
+
+def to_table(
+    wanted: Sequence[Photo],
+    embedded: Embedded,
+    predictions: Mapping[bytes, Prediction],
+    model: Bundle,
+    scored_at: datetime,
+) -> pa.Table:
+    """The rows of the scores dataset, one a photo."""
+    import pyarrow as pa
+
+    row_of = embedded.rows.rows()
+    rows = []
+    for photo in wanted:
+        about = (
+            _refused(embedded.refusals[photo])
+            if photo in embedded.refusals
+            else _scored(embedded, row_of[embedded.shas[photo]], predictions[embedded.shas[photo]])
+        )
+        fixed = {"uri": photo.uri, "model": model.name, "version": model.version, "scored_at": scored_at}
+        rows.append(fixed | about)
+    return pa.Table.from_pylist(rows, schema=schema())
+
+
+def _refused(refusal: Refusal) -> dict[str, Any]:
+    return {"status": refusal.status.value, "detail": refusal.detail, "top_labels": [], "top_scores": []}
+
+
+def _scored(embedded: Embedded, row: int, prediction: Prediction) -> dict[str, Any]:
+    rows = embedded.rows
+    return {
+        "sha256": rows.shas[row].hex(),
+        "status": rows.statuses[row].value,
+        "detail": rows.details[row],
+        "label": prediction.label,
+        "score": prediction.score,
+        "top_labels": [label for label, _ in prediction.top],
+        "top_scores": [score for _, score in prediction.top],
+        "width": int(rows.widths[row]) or None,
+        "height": int(rows.heights[row]) or None,
+    }
+
+
+def schema() -> pa.Schema:
+    """The columns of the scores dataset."""
+    import pyarrow as pa
+
+    fields: list[Any] = [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("sha256", pa.string()),  # hex, as people and other tools write it; null where unread
+        pa.field("status", pa.string(), nullable=False),  # serving.contract.Status
+        pa.field("detail", pa.string()),  # why a photo was refused
+        pa.field("label", pa.string()),  # null where the model abstains or the photo was refused
+        pa.field("score", pa.float32()),  # calibrated probability of the best label
+        pa.field("top_labels", pa.list_(pa.string()), nullable=False),
+        pa.field("top_scores", pa.list_(pa.float32()), nullable=False),
+        pa.field("width", pa.int32()),  # pixels of the upright photo
+        pa.field("height", pa.int32()),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("version", pa.int64(), nullable=False),
+        pa.field("scored_at", pa.timestamp("us", tz="UTC"), nullable=False),
+    ]
+    return pa.schema(fields)

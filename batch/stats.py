@@ -1,0 +1,121 @@
+"""What a run counts and times, while it goes on and when it is done."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from serving.contract import Status
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        done: photos with a result, those known from earlier runs included.
+        total: photos of the run.
+        rejected: of those done, how many have no embedding.
+    """
+
+    done: int
+    total: int
+    rejected: int
+
+
+class Meter:
+    """Counts photos across threads and tells `report` at every micro-batch."""
+
+    def __init__(self, total: int = 0, report: Callable[[Progress], None] | None = None) -> None:
+        self._progress = Progress(0, total, 0)
+        self._report = report
+        self._lock = threading.Lock()
+
+    def add(self, done: int, rejected: int = 0) -> None:
+        """Count photos that have their result, and how many of them were rejected."""
+        with self._lock:
+            before = self._progress
+            self._progress = Progress(before.done + done, before.total, before.rejected + rejected)
+            if self._report:
+                self._report(self._progress)
+
+
+@dataclass
+class Stats:
+    """Figures of one shard, or of many added up.
+
+    Attributes:
+        photos: rows.
+        statuses: photos by status.
+        labels: photos by decided label.
+        abstained: photos with an embedding and no label.
+        embedded: contents that the backbone was run on.
+        reused: photos whose embedding was in the store, or belongs to an identical photo.
+        read_bytes: bytes of the photos that were read.
+        seconds: by stage; `read` is the sum over the reader threads, which overlap `embed`.
+        elapsed: seconds from beginning to end.
+        core_seconds: `elapsed` times the cores that were taken.
+    """
+
+    photos: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)
+    abstained: int = 0
+    embedded: int = 0
+    reused: int = 0
+    read_bytes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    elapsed: float = 0.0
+    core_seconds: float = 0.0
+
+    def __add__(self, other: Stats) -> Stats:
+        total = Stats(
+            photos=self.photos + other.photos,
+            statuses=self.statuses + other.statuses,
+            labels=self.labels + other.labels,
+            abstained=self.abstained + other.abstained,
+            embedded=self.embedded + other.embedded,
+            reused=self.reused + other.reused,
+            read_bytes=self.read_bytes + other.read_bytes,
+            seconds=dict(self.seconds),
+            elapsed=self.elapsed + other.elapsed,
+            core_seconds=self.core_seconds + other.core_seconds,
+        )
+        for stage, seconds in other.seconds.items():
+            total.add_seconds(stage, seconds)
+        return total
+
+    @property
+    def rejected(self) -> int:
+        """Photos without an embedding."""
+        return sum(count for name, count in self.statuses.items() if not Status(name).usable)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time of a block to a stage."""
+        start = time.perf_counter()
+        yield
+        self.add_seconds(stage, time.perf_counter() - start)
+
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        """Add time that was measured elsewhere to a stage."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    def to_json(self) -> str:
+        """The stats as a JSON object."""
+        return json.dumps(vars(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Stats:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError, TypeError: it is something else.
+        """
+        content = json.loads(text)
+        return cls(**content | {name: Counter(content[name]) for name in ("statuses", "labels")})

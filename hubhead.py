@@ -1,0 +1,46 @@
+"""`hubhead`: one front door to trainer, batch and serving."""
+
+from __future__ import annotations
+
+import click
+
+from batch.cli import score
+from serving.cli import predict, serve
+from serving.command import run
+from trainer.backbone.cli import backbone
+from trainer.cli import export, train
+from trainer.demo import demo
+
+
+class InOrder(click.Group):
+    """Lists the commands in the order of the work, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(self.commands)
+
+
+@click.group(
+    cls=InOrder,
+    commands=[train, export, score, serve, predict, backbone, demo],
+    context_settings={"max_content_width": 100},
+    epilog="\b\nFrom a folder of photos to a prediction:\n"
+    "  hubhead train --image_dir food_images\n"
+    "  hubhead predict photo.jpg --model models/food_images",
+)
+@click.version_option(package_name="hubhead")
+def hubhead() -> None:
+    """From a folder of labelled photos to a classifier in production.
+
+    Train a head on a pretrained backbone, score millions of photos with it, and serve it over
+    TensorFlow Serving's protocol. Every command tells more with --help.
+    """
+
+
+def main() -> None:
+    """The console script."""
+    run(hubhead, "hubhead")
+
+
+if __name__ == "__main__":
+    main()

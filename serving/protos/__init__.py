@@ -1,0 +1,71 @@
+"""The messages of TensorFlow Serving, TensorFlow not needed.
+
+    from serving import protos
+    request = protos.PredictRequest()
+
+Any message or enum of the packages `tensorflow.serving` and `tensorflow` is an attribute
+here, made from the descriptor set beside this module when it is first asked for. The
+descriptors live in a pool of their own, so that TensorFlow's may live in the same process.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor_pool import DescriptorPool
+
+Message: TypeAlias = Any
+"""A message of the private pool; its fields are known at run time only."""
+
+DESCRIPTORS = Path(__file__).with_name("descriptors.binpb")
+"""A serialized FileDescriptorSet, written by `python -m serving.protos.generate`."""
+
+PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
+MODEL_SERVICE = "tensorflow.serving.ModelService"
+PREDICT = f"/{PREDICTION_SERVICE}/Predict"
+GET_MODEL_METADATA = f"/{PREDICTION_SERVICE}/GetModelMetadata"
+GET_MODEL_STATUS = f"/{MODEL_SERVICE}/GetModelStatus"
+
+_PACKAGES = ("tensorflow.serving", "tensorflow")
+_lock = threading.Lock()
+
+
+@functools.cache
+def _pool() -> DescriptorPool:
+    from google.protobuf.descriptor_pb2 import FileDescriptorSet
+    from google.protobuf.descriptor_pool import DescriptorPool
+
+    pool = DescriptorPool()
+    for file in FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file:
+        pool.Add(file)
+    return pool
+
+
+def _find(name: str) -> Any:
+    from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+    from google.protobuf.message_factory import GetMessageClass
+
+    pool = _pool()
+    for package in _PACKAGES:
+        try:
+            return GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}"))
+        except KeyError:
+            pass
+        try:
+            return EnumTypeWrapper(pool.FindEnumTypeByName(f"{package}.{name}"))
+        except KeyError:
+            pass
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}: no such message or enum")
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with _lock:  # two pools made at once would give classes that do not mix
+        found = globals().get(name) or _find(name)
+        globals()[name] = found
+    return found

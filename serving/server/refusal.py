@@ -1,0 +1,27 @@
+"""The answer to a request that cannot be served."""
+
+from __future__ import annotations
+
+import grpc
+
+_MAX_DETAILS = 1024
+"""TensorFlow Serving cuts longer texts (model_servers/grpc_status_util.cc); they travel as a header."""
+
+
+class Refusal(Exception):
+    """A gRPC status other than OK.
+
+    Attributes:
+        code: the status code.
+        details: the text, as TensorFlow Serving words it.
+    """
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(details)
+        self.code = code
+        self.details = details if len(details) <= _MAX_DETAILS else details[:_MAX_DETAILS] + "...TRUNCATED"
+
+
+def invalid(details: str) -> Refusal:
+    """INVALID_ARGUMENT, the most frequent of them."""
+    return Refusal(grpc.StatusCode.INVALID_ARGUMENT, details)

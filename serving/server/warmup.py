@@ -1,0 +1,63 @@
+"""Ask a fresh version what it will be asked, before anybody waits for the answer.
+
+A bundle brings its requests along in assets.extra/tf_serving_warmup_requests, a TFRecord file
+of PredictionLog, as for TensorFlow Serving.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from serving import contract, protos
+from serving.errors import BundleError
+from serving.server.refusal import Refusal
+from serving.server.servable import Servable
+
+MAX_RECORDS = 1000
+"""TensorFlow Serving refuses a file with more."""
+
+_log = logging.getLogger(__name__)
+
+
+def warm_up(servable: Servable, directory: Path) -> None:
+    """Run the warm-up requests of a version's directory, if it has any.
+
+    Records for the other RPCs of TensorFlow Serving are left out: this server does not have them.
+
+    Raises:
+        BundleError: the file is broken or too long, or a request in it fails.
+    """
+    path = directory / contract.WARMUP_FILE
+    if not path.is_file():
+        return
+    for number, record in enumerate(_records(path), 1):
+        if number > MAX_RECORDS:
+            raise BundleError(f"{path} holds more than {MAX_RECORDS} warm-up requests.")
+        try:
+            entry = protos.PredictionLog.FromString(record)
+            kind = entry.WhichOneof("log_type")
+            if kind == "predict_log":
+                servable.predict(entry.predict_log.request)
+            else:
+                _log.info("%s: record %d is a %s, not run here", path, number, kind)
+        except (DecodeError, Refusal) as error:
+            raise BundleError(
+                f"Warm-up request {number} of {path} failed: {error}.", remedy="Export the bundle again."
+            ) from error
+
+
+def _records(path: Path) -> Iterator[bytes]:
+    import tensorflow as tf
+
+    try:
+        for record in tf.data.TFRecordDataset(str(path)):
+            yield record.numpy()
+    except tf.errors.OpError as error:
+        raise BundleError(
+            f"{path} is no TFRecord file, or a broken one: {error.message}.",
+            remedy="Export the bundle again.",
+        ) from error

@@ -1,0 +1,199 @@
+"""TensorProto to numpy and back, without TensorFlow.
+
+The wire format is that of tensorflow/core/framework/{tensor,types}.proto: values stand in
+`tensor_content` (little-endian bytes) or in the typed `*_val` field of their dtype. A server
+chooses freely, so `decode` reads both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving import protos
+from serving.errors import InputError
+
+DT_STRING = 7
+DT_BFLOAT16 = 14
+DT_HALF = 19
+
+_NUMERIC: dict[int, tuple[np.dtype[Any], str]] = {
+    1: (np.dtype("<f4"), "float_val"),
+    2: (np.dtype("<f8"), "double_val"),
+    3: (np.dtype("<i4"), "int_val"),
+    4: (np.dtype("u1"), "int_val"),
+    5: (np.dtype("<i2"), "int_val"),
+    6: (np.dtype("i1"), "int_val"),
+    8: (np.dtype("<c8"), "scomplex_val"),
+    9: (np.dtype("<i8"), "int64_val"),
+    10: (np.dtype("?"), "bool_val"),
+    DT_BFLOAT16: (np.dtype("<u2"), "half_val"),
+    17: (np.dtype("<u2"), "int_val"),
+    18: (np.dtype("<c16"), "dcomplex_val"),
+    DT_HALF: (np.dtype("<f2"), "half_val"),
+    22: (np.dtype("<u4"), "uint32_val"),
+    23: (np.dtype("<u8"), "uint64_val"),
+}
+"""DataType number: the dtype of its values and the field that holds them.
+
+bfloat16 has no numpy dtype; its bits are the upper half of a float32's.
+"""
+
+_NUMBERS = {dtype: number for number, (dtype, _) in _NUMERIC.items() if number != DT_BFLOAT16}
+
+_MAX_BYTES = 2**31 - 1
+"""What a message may hold at most; a few bytes that claim a larger tensor are refused."""
+
+
+def dtype_name(number: int) -> str:
+    """TensorFlow's name of a DataType number, such as "float", "string" or "half"."""
+    try:
+        return str(protos.DataType.Name(number)).removeprefix("DT_").lower()
+    except ValueError:
+        return f"unknown dtype enum ({number})"
+
+
+def encode(values: NDArray[Any] | Sequence[bytes], *, typed_fields: bool = False) -> protos.Message:
+    """A TensorProto of the same shape and values.
+
+    Args:
+        values: numbers, or bytes as an object array or a plain sequence (shape [N]).
+        typed_fields: write numbers to the `*_val` field of their dtype, as TensorFlow Serving
+            does by default, and not to the more compact `tensor_content`.
+
+    Raises:
+        InputError: a dtype that has no TensorProto, or strings that are not bytes.
+    """
+    array = values if isinstance(values, np.ndarray) else _objects(values)
+    proto = protos.TensorProto()
+    for size in array.shape:
+        proto.tensor_shape.dim.add(size=size)
+    if array.dtype.kind in "OS":
+        proto.dtype = DT_STRING
+        try:
+            proto.string_val.extend(array.ravel().tolist())
+        except TypeError as error:
+            raise InputError(f"A tensor of strings holds bytes only: {error}.") from error
+        return proto
+    little = array.dtype.newbyteorder("<")
+    if little not in _NUMBERS:
+        raise InputError(f"An array of dtype {array.dtype} cannot be sent as a tensor.")
+    proto.dtype = _NUMBERS[little]
+    flat = np.ascontiguousarray(array, dtype=little).ravel()
+    if not typed_fields:
+        proto.tensor_content = flat.tobytes()
+        return proto
+    field = _NUMERIC[proto.dtype][1]
+    if field == "half_val":
+        flat = flat.view("<u2")
+    elif flat.dtype.kind == "c":
+        flat = flat.view(flat.real.dtype)
+    getattr(proto, field).extend(flat.tolist())
+    return proto
+
+
+def decode(proto: protos.Message, name: str) -> NDArray[Any]:
+    """The array in a TensorProto; strings as an object array of bytes, bfloat16 as float32.
+
+    Fewer values than elements repeat the last one, and none at all mean zeros or empty
+    strings (TensorFlow's rule for TensorProto, tensor.proto).
+
+    Args:
+        proto: a TensorProto.
+        name: the tensor's name, for messages.
+
+    Raises:
+        InputError: the shape is unknown or negative, the dtype cannot be sent, or the values
+            do not fit the shape.
+    """
+    shape = tuple(dim.size for dim in proto.tensor_shape.dim)
+    if proto.tensor_shape.unknown_rank or any(size < 0 for size in shape):
+        raise InputError(f"Tensor {name!r} has no complete shape.")
+    count = math.prod(shape)
+    if proto.dtype == DT_STRING:
+        return _strings(proto, name, count).reshape(shape)
+    if proto.dtype not in _NUMERIC:
+        raise InputError(f"Tensor {name!r} is of dtype {dtype_name(proto.dtype)}, which cannot be sent.")
+    dtype, field = _NUMERIC[proto.dtype]
+    if proto.tensor_content:
+        if len(proto.tensor_content) != count * dtype.itemsize:
+            raise _mismatch(name, shape, f"{len(proto.tensor_content)} bytes of {dtype.itemsize} each")
+        flat = np.frombuffer(proto.tensor_content, dtype=dtype)
+    else:
+        try:
+            flat = _fill(_typed(getattr(proto, field), dtype, field), name, count)
+        except OverflowError as error:
+            raise InputError(f"Tensor {name!r} holds a value outside its dtype: {error}.") from error
+    if proto.dtype == DT_BFLOAT16:
+        flat = (flat.astype("<u4") << 16).view("<f4")
+    native = flat.astype(flat.dtype.newbyteorder("="))  # a copy: frombuffer's array cannot be written
+    return native.reshape(shape)
+
+
+def _typed(values: Any, dtype: np.dtype[Any], field: str) -> NDArray[Any]:
+    if field == "half_val":
+        return np.array(values, dtype="<i4").astype("<u2").view(dtype)
+    if dtype.kind == "c":
+        part = np.dtype(f"<f{dtype.itemsize // 2}")
+        if len(values) % 2:
+            raise OverflowError("a complex number without its imaginary part")
+        return np.array(values, dtype=part).view(dtype)
+    return np.array(values, dtype=dtype)
+
+
+def _strings(proto: protos.Message, name: str, count: int) -> NDArray[np.object_]:
+    if proto.tensor_content:
+        return _objects(_string_list(proto.tensor_content, name, count))
+    return _fill(_objects(proto.string_val), name, count)
+
+
+def _string_list(content: bytes, name: str, count: int) -> list[bytes]:
+    """Strings in tensor_content: all lengths as varints, then all bytes (EncodeStringList)."""
+    lengths: list[int] = []
+    position = length = shift = 0
+    for byte in content:
+        if len(lengths) == count:
+            break
+        position += 1
+        length |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            lengths.append(length)
+            length = shift = 0
+    if len(lengths) != count or position + sum(lengths) != len(content):
+        raise _mismatch(name, (count,), f"{len(content)} bytes that are no list of so many strings")
+    strings = []
+    for length in lengths:
+        strings.append(content[position : position + length])
+        position += length
+    return strings
+
+
+def _fill(values: NDArray[Any], name: str, count: int) -> NDArray[Any]:
+    """`count` values: those given, then the last of them again."""
+    if len(values) > count:
+        raise _mismatch(name, (count,), f"{len(values)} values")
+    if count * values.itemsize > _MAX_BYTES:
+        raise _mismatch(
+            name, (count,), f"{len(values)} values, and a tensor holds {_MAX_BYTES} bytes at most"
+        )
+    if len(values) == count:
+        return values
+    nothing: Any = b"" if values.dtype == object else 0
+    filled = np.full(count, values[-1] if len(values) else nothing, dtype=values.dtype)
+    filled[: len(values)] = values
+    return filled
+
+
+def _objects(strings: Sequence[bytes]) -> NDArray[np.object_]:
+    array = np.empty(len(strings), dtype=object)  # np.array would strip trailing zero bytes
+    array[:] = strings
+    return array
+
+
+def _mismatch(name: str, shape: tuple[int, ...], found: str) -> InputError:
+    return InputError(f"Tensor {name!r} does not fit its shape {list(shape)}: it holds {found}.")

@@ -1,0 +1,464 @@
+"""The batch job end to end, on a tiny SavedModel with the signatures of a real bundle."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from batch import cli, photos, pipeline
+from batch.embeddings import EmbeddingStore
+from batch.pipeline import EmbedSettings, ScoreSettings
+from batch.stats import Progress
+from serving.bundle import Manifest
+from serving.errors import BundleError, InputError, OutputError
+
+DIMENSION = 4
+LABELS = ["apple", "bread", "cheese"]
+FINGERPRINT = "f1"
+GOOD = b"PHOTO"
+
+Scored = tuple[Path, pipeline.Summary, list[Progress]]
+
+
+def make_bundle(path: Path, *, embed_fails: bool = False, scale: float = 1.0, headless: bool = False) -> Path:
+    """A bundle whose embedding is a statistic of the bytes and whose status is their beginning.
+
+    GOOD begins a photo, CUT a truncated one, SLOW a photo that takes the model 20 ms.
+    """
+    import tensorflow as tf
+
+    def embed(image_bytes: Any) -> dict[str, Any]:
+        if embed_fails:
+            with tf.control_dependencies([tf.debugging.Assert(False, ["embed was called"])]):
+                image_bytes = tf.identity(image_bytes)
+        size = tf.strings.length(image_bytes)
+        begins = tf.strings.substr(image_bytes + "     ", 0, 5)
+        good, cut = tf.equal(begins, GOOD), tf.strings.regex_full_match(begins, "CUT..")
+        status = tf.where(
+            good, "ok", tf.where(cut, "truncated", tf.where(tf.equal(size, 0), "empty", "not_an_image"))
+        )
+        buckets = [tf.strings.to_hash_bucket_fast(image_bytes + str(i), 64) for i in range(DIMENSION)]
+        pixels = tf.where(good | cut, size, 0)
+        return {
+            "embedding": tf.cast(tf.stack(buckets, axis=1), tf.float32) / 64.0,
+            "status": status,
+            "height": pixels,
+            "width": pixels * 2,
+        }
+
+    kernel = tf.Variable([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.3, -0.3, 0.1]])
+
+    def classify_embedding(embedding: Any) -> dict[str, Any]:
+        return {"probabilities": tf.nn.softmax(embedding @ kernel * scale)}
+
+    module = tf.Module()
+    module.kernel = kernel
+    signatures = {
+        "embed": tf.function(embed, input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
+    }
+    if not headless:
+        signatures["classify_embedding"] = tf.function(
+            classify_embedding, input_signature=[tf.TensorSpec([None, DIMENSION], tf.float32, "embedding")]
+        )
+    tf.saved_model.save(module, str(path), signatures=signatures)
+    Manifest(
+        labels=[] if headless else LABELS,
+        backbone={"fingerprint": FINGERPRINT, "dimension": DIMENSION},
+        preprocessing={"max_bytes": 10_000},
+        calibration={} if headless else {"temperature": 1.0, "threshold": 0.36},
+        top_k=0 if headless else 2,
+    ).write(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    top = tmp_path_factory.mktemp("models")
+    return {
+        "food": make_bundle(top / "food" / "3"),
+        "new_head": make_bundle(top / "food" / "4", embed_fails=True, scale=2.0),
+        "headless": make_bundle(top / "headless" / "1", headless=True),
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """23 good photos, two of them identical, and one of each kind that is not."""
+    top = tmp_path_factory.mktemp("photos")
+    for number in range(22):
+        (top / f"good {number:02d} [x].jpg").write_bytes(GOOD + bytes([number]) * (number + 1))
+    (top / "twin.jpg").write_bytes((top / "good 03 [x].jpg").read_bytes())
+    (top / "empty.jpg").write_bytes(b"")
+    (top / "text.jpg").write_bytes(b"hello, I am text")
+    (top / "cut.jpg").write_bytes(b"CUT off in the middle")
+    (top / "dangling.jpg").symlink_to(top / "nowhere")
+    (top / "film.mp4").write_bytes(bytes(10_001))
+    (top / ".hidden").write_bytes(b"")
+    return top
+
+
+def rows_of(output: Path) -> list[dict[str, Any]]:
+    """The rows by uri, without the one column that tells runs apart."""
+    table = pq.read_table(output / "scores").drop_columns(["scored_at"])
+    return table.sort_by("uri").to_pylist()
+
+
+def settings(folder: Path, model: Path, top: Path, **changes: Any) -> ScoreSettings:
+    given = {"photos": str(folder), "model": model, "output": str(top / "out")}
+    return ScoreSettings(**{**given, "embedding_store": str(top / "store"), "shard_size": 8, **changes})
+
+
+@pytest.fixture(scope="module")
+def scored(bundles: dict[str, Path], folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Scored:
+    """One undisturbed run that most tests look at."""
+    top = tmp_path_factory.mktemp("scored")
+    seen: list[Progress] = []
+    summary = pipeline.score(settings(folder, bundles["food"], top, price_per_hour=2.0), seen.append)
+    return top, summary, seen
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+class TestScoring:
+    def test_every_photo_is_one_row_and_the_bad_ones_say_why(self, scored: Scored, folder: Path) -> None:
+        rows = {Path(row["uri"]).name: row for row in rows_of(scored[0] / "out")}
+        assert len(rows) == 28
+        statuses = {name: row["status"] for name, row in rows.items() if row["status"] != "ok"}
+        assert statuses == {
+            "cut.jpg": "truncated",
+            "dangling.jpg": "unreadable",
+            "empty.jpg": "empty",
+            "film.mp4": "too_large",
+            "text.jpg": "not_an_image",
+        }
+        assert rows["text.jpg"]["detail"] == "16 bytes, beginning 68 65 6c 6c 6f 2c 20 49"
+        assert "No such file" in rows["dangling.jpg"]["detail"]
+        assert "10001 bytes" in rows["film.mp4"]["detail"]
+        assert rows["empty.jpg"]["detail"] == "0 bytes"
+        assert rows["text.jpg"]["label"] is None
+        assert rows["text.jpg"]["score"] is None
+        assert rows["text.jpg"]["top_labels"] == []
+        assert rows["text.jpg"]["width"] is None
+        assert rows["dangling.jpg"]["sha256"] is None
+
+    def test_a_row_says_what_the_graph_says_of_the_same_bytes(
+        self, scored: Scored, bundles: dict[str, Path], folder: Path
+    ) -> None:
+        import tensorflow as tf
+
+        model = tf.saved_model.load(str(bundles["food"]))
+        threshold = 0.36
+        abstained = 0
+        for row in rows_of(scored[0] / "out"):
+            if row["status"] not in ("ok", "truncated"):
+                continue
+            content = Path(row["uri"]).read_bytes()
+            embedding = model.signatures["embed"](image_bytes=tf.constant([content]))["embedding"]
+            [expected] = model.signatures["classify_embedding"](embedding=embedding)["probabilities"].numpy()
+            order = np.argsort(-expected, kind="stable")[:2]
+            assert row["top_labels"] == [LABELS[i] for i in order]
+            assert row["top_scores"] == pytest.approx(expected[order], abs=1e-6)
+            assert row["score"] == row["top_scores"][0]
+            assert row["label"] == (LABELS[order[0]] if expected[order[0]] >= threshold else None)
+            assert (row["width"], row["height"]) == (len(content) * 2, len(content))
+            assert (row["model"], row["version"]) == ("food", 3)
+            abstained += row["label"] is None
+        assert 0 < abstained < 24, "the fixture should have photos on both sides of the threshold"
+        assert scored[1].total.abstained == abstained
+
+    def test_run_json_adds_up(self, scored: Scored) -> None:
+        run = json.loads((scored[0] / "out" / "run.json").read_text())
+        assert run["photos"] == 28 == sum(run["statuses"].values())
+        assert run["rejected"] == 4
+        assert run["photos"] - run["rejected"] == sum(run["labels"].values()) + run["abstained"]
+        this_run = run["this_run"]
+        assert this_run["rows_written"] == 28
+        assert this_run["photos_embedded"] + this_run["reused_embeddings"] == 26
+        assert this_run["cost_per_million"] == pytest.approx(
+            1e6 / this_run["rows_per_second"] / 3600 * 2.0, rel=1e-6
+        )
+        assert run["model"]["name"] == "food"
+        assert run["model"]["fingerprint"] == FINGERPRINT
+
+    def test_progress_ends_at_all_photos_and_never_goes_back(self, scored: Scored) -> None:
+        seen = scored[2]
+        assert (seen[-1].done, seen[-1].total) == (28, 28)
+        assert seen[-1].rejected == 4
+        assert [p.done for p in seen] == sorted(p.done for p in seen)
+        assert len(seen) > 8, "it moves within a shard"
+
+    def test_the_second_run_leaves_every_file_as_it_is(
+        self, scored: Scored, bundles: dict[str, Path], folder: Path
+    ) -> None:
+        top, _, _ = scored
+        before = {path: path.stat().st_mtime_ns for path in (top / "out" / "scores").iterdir()}
+        summary = pipeline.score(settings(folder, bundles["food"], top))
+        assert {path: path.stat().st_mtime_ns for path in (top / "out" / "scores").iterdir()} == before
+        assert summary.worked_shards == 0
+        assert summary.total.photos == 28
+        assert json.loads((top / "out" / "run.json").read_text())["this_run"]["rows_written"] == 0
+
+    def test_a_new_head_scores_from_the_store_without_the_backbone(
+        self, bundles: dict[str, Path], folder: Path, tmp_path: Path
+    ) -> None:
+        store = str(scored[0] / "store")
+        new = settings(folder, bundles["new_head"], tmp_path, embedding_store=store)
+        # Left out what never gets into the store; embed of this model fails when it is called.
+        summary = pipeline.score(ScoreSettings(**{**vars(new), "photos": str(folder / "*.jpg")}))
+        assert summary.this_run.embedded == 0
+        assert summary.this_run.read_bytes == 0
+        assert {row["version"] for row in rows_of(tmp_path / "out")} == {4}
+
+    def test_a_photo_that_vanished_leaves_the_dataset_and_a_new_one_joins_it(
+        self, bundles: dict[str, Path], tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "photos"
+        folder.mkdir()
+        for number in range(20):
+            (folder / f"{number}.jpg").write_bytes(GOOD + bytes([number]))
+        first = settings(folder, bundles["food"], tmp_path, shard_size=4)
+        shards_before = pipeline.score(first).worked_shards
+        (folder / "7.jpg").unlink()
+        (folder / "new.jpg").write_bytes(GOOD + b"new")
+        again = pipeline.score(first)
+        assert {Path(row["uri"]).name for row in rows_of(tmp_path / "out")} == {
+            path.name for path in folder.iterdir()
+        }
+        assert again.worked_shards < shards_before / 2
+        assert again.this_run.embedded == 1
+
+    def test_a_torn_shard_file_is_made_again(
+        self, bundles: dict[str, Path], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        given = settings(folder, bundles["food"], tmp_path)
+        pipeline.score(given)
+        expected = rows_of(tmp_path / "out")
+        victim = next((tmp_path / "out" / "scores").iterdir())
+        victim.write_bytes(victim.read_bytes()[:100])
+        summary = pipeline.score(given)
+        assert "torn" in caplog.text
+        assert summary.worked_shards == 1
+        assert rows_of(tmp_path / "out") == expected
+
+    def test_a_run_killed_in_the_middle_is_finished_by_the_same_command(
+        self, bundles: dict[str, Path], folder: Path, tmp_path: Path
+    ) -> None:
+        command = [sys.executable, "-m", "batch", "--photos", str(folder), "--model", str(bundles["food"])]
+        command += ["--output", str(tmp_path / "out"), "--embedding_store", str(tmp_path / "store")]
+        command += ["--shard_size", "1"]
+        root = Path(__file__).parent.parent
+        process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        finished: dict[Path, int] = {}
+        deadline = time.monotonic() + 120
+        while len(finished) < 3 and time.monotonic() < deadline and process.poll() is None:
+            finished = {p: p.stat().st_ino for p in (tmp_path / "out").glob("scores/scores-*.parquet")}
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL, errors.decode()
+        assert 3 <= len(finished) < 28
+        assert not (tmp_path / "out" / "run.json").exists()
+        summary = pipeline.score(settings(folder, bundles["food"], tmp_path, shard_size=1))
+        undisturbed = tmp_path / "undisturbed"
+        pipeline.score(settings(folder, bundles["food"], undisturbed, shard_size=1))
+        assert rows_of(tmp_path / "out") == rows_of(undisturbed / "out")
+        assert summary.skipped_shards >= len(finished)
+        assert all(path.stat().st_ino == inode for path, inode in finished.items())
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+class TestEmbedding:
+    def test_photos_are_embedded_once_and_then_found(
+        self, bundles: dict[str, Path], folder: Path, tmp_path: Path
+    ) -> None:
+        found = photos.find(str(folder))
+        store = EmbeddingStore(str(tmp_path), FINGERPRINT, DIMENSION)
+        first = pipeline.embed(found, bundles["headless"], store)
+        assert first.this_run.embedded == 25  # 23 good with a pair of twins, cut, empty, text
+        assert first.total.statuses["unreadable"] == 1
+        known = store.known(found)
+        rows = store.get(known.values())
+        assert len(known) == 26
+        assert len(rows.shas) == 25
+        assert list(tmp_path.glob("*/_plan*")) == []
+        good = [photo for photo in found if photo in known]
+        again = pipeline.embed(good, bundles["headless"], store)
+        assert again.worked_shards == 0
+        assert again.total.photos == 26
+
+    def test_nothing_open_imports_neither_beam_nor_tensorflow(
+        self, bundles: dict[str, Path], tmp_path: Path
+    ) -> None:
+        (tmp_path / "a.jpg").write_bytes(GOOD)
+        store = EmbeddingStore(str(tmp_path / "store"), FINGERPRINT, DIMENSION)
+        pipeline.embed(photos.find(str(tmp_path / "a.jpg")), bundles["headless"], store)
+        code = f"""
+import sys
+from pathlib import Path
+from batch import photos, pipeline
+from batch.embeddings import EmbeddingStore
+store = EmbeddingStore({str(tmp_path / "store")!r}, {FINGERPRINT!r}, {DIMENSION})
+summary = pipeline.embed(photos.find({str(tmp_path / "a.jpg")!r}), Path({str(bundles["headless"])!r}), store)
+assert summary.total.reused == 1, summary
+assert not {{"apache_beam", "tensorflow"}} & sys.modules.keys()
+"""
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent, timeout=60)
+
+    def test_a_bundle_of_another_backbone_is_refused(
+        self, bundles: dict[str, Path], folder: Path, tmp_path: Path
+    ) -> None:
+        store = EmbeddingStore(str(tmp_path), "other", DIMENSION)
+        with pytest.raises(BundleError, match="another backbone"):
+            pipeline.embed(photos.find(str(folder)), bundles["headless"], store)
+
+    def test_a_failing_model_is_reported_as_it_is(
+        self, bundles: dict[str, Path], folder: Path, tmp_path: Path
+    ) -> None:
+        store = EmbeddingStore(str(tmp_path), FINGERPRINT, DIMENSION)
+        with pytest.raises(Exception, match="embed was called") as caught:
+            pipeline.embed(photos.find(str(folder / "twin.jpg")), bundles["new_head"], store)
+        assert type(caught.value).__name__ == "RunError", "not Beam's RuntimeError"
+
+    def test_an_option_that_beam_does_not_know_is_refused(
+        self, bundles: dict[str, Path], folder: Path, tmp_path: Path
+    ) -> None:
+        store = EmbeddingStore(str(tmp_path), FINGERPRINT, DIMENSION)
+        with pytest.raises(InputError, match="--no_such_option"):
+            pipeline.embed(
+                photos.find(str(folder)),
+                bundles["headless"],
+                store,
+                EmbedSettings(beam_args=("--no_such_option=1",)),
+            )
+
+
+@pytest.mark.tf
+class TestRefusals:
+    def test_an_output_with_scores_of_another_model_needs_overwrite(
+        self, scored: Scored, bundles: dict[str, Path], folder: Path
+    ) -> None:
+        other = settings(folder, bundles["new_head"], scored[0])
+        with pytest.raises(OutputError, match="--overwrite"):
+            pipeline.score(other)
+        assert (scored[0] / "out" / "run.json").exists(), "nothing was touched"
+
+    def test_an_output_with_scores_of_other_photos_needs_overwrite(
+        self, scored: Scored, bundles: dict[str, Path], folder: Path
+    ) -> None:
+        with pytest.raises(OutputError, match="photos was"):
+            pipeline.score(settings(folder / "twin.jpg", bundles["food"], scored[0]))
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_a_directory_with_something_else_is_never_taken_over(
+        self, bundles: dict[str, Path], folder: Path, tmp_path: Path, overwrite: bool
+    ) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.doc").write_text("precious")
+        with pytest.raises(OutputError, match="not empty"):
+            pipeline.score(settings(folder, bundles["food"], tmp_path, overwrite=overwrite))
+
+    @pytest.mark.parametrize("name", ["out", "store"])
+    def test_a_place_that_cannot_be_written_is_said_before_any_work(
+        self, bundles: dict[str, Path], folder: Path, tmp_path: Path, name: str
+    ) -> None:
+        (tmp_path / name).write_text("a file in the directory's place")
+        with pytest.raises(OutputError, match=name):
+            pipeline.score(settings(folder, bundles["food"], tmp_path))
+
+    def test_a_headless_bundle_cannot_score(
+        self, bundles: dict[str, Path], folder: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(BundleError, match="headless"):
+            pipeline.score(settings(folder, bundles["headless"], tmp_path))
+
+
+@pytest.mark.parametrize(
+    "runner",
+    [
+        "DaskRunner",
+        "dask",
+        "DirectRunner",
+        "PrismRunner",
+        "InteractiveRunner",
+        "apache_beam.runners.dask.dask_runner.DaskRunner",
+    ],
+)
+@pytest.mark.parametrize("spelling", ["--runner={}", "--runner {}"])
+def test_runners_that_lose_data_or_hang_are_refused(runner: str, spelling: str) -> None:
+    with pytest.raises(InputError, match="is not used here"):
+        pipeline.check_beam_args(spelling.format(runner).split())
+
+
+def test_the_runner_is_named_unless_another_is_given() -> None:
+    assert pipeline.check_beam_args(["--x=1"]) == ["--x=1", "--runner=FnApiRunner"]
+    assert pipeline.check_beam_args(["--runner=FlinkRunner"]) == ["--runner=FlinkRunner"]
+
+
+class TestCommand:
+    NEEDED = ("--photos", "p", "--model", "m", "--output", "o")
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            ["--max_rejected", "many"],
+            ["--max_rejected", "101%"],
+            ["--max_rejected", "-1"],
+            ["--shard_size", "0"],
+            ["--price_per_hour", "-1"],
+            ["--no_such_flag", "1"],
+        ],
+    )
+    def test_a_wrong_flag_ends_with_2(self, wrong: list[str]) -> None:
+        assert CliRunner().invoke(cli.score, [*self.NEEDED, *wrong]).exit_code == 2
+
+    @pytest.mark.parametrize("left_out", ["--photos", "--model", "--output"])
+    def test_a_missing_flag_ends_with_2(self, left_out: str) -> None:
+        at = self.NEEDED.index(left_out)
+        result = CliRunner().invoke(cli.score, [*self.NEEDED[:at], *self.NEEDED[at + 2 :]])
+        assert result.exit_code == 2
+
+    def test_an_allowance_is_a_count_or_a_share(self) -> None:
+        assert cli.Allowance(2, percent=False).exceeded(3, 1000)
+        assert not cli.Allowance(2, percent=False).exceeded(2, 1000)
+        assert cli.Allowance(5, percent=True).exceeded(51, 1000)
+        assert not cli.Allowance(5, percent=True).exceeded(50, 1000)
+
+    def test_every_flag_reaches_a_field_of_the_settings(self) -> None:
+        of_the_command = {"max_rejected", "as_json"}
+        flags = {parameter.name for parameter in cli.score.params} - of_the_command
+        assert flags == ScoreSettings.__dataclass_fields__.keys()
+
+    @pytest.mark.tf
+    @pytest.mark.beam
+    def test_too_many_rejected_ends_with_3_after_everything_is_written(
+        self, bundles: dict[str, Path], folder: Path, tmp_path: Path
+    ) -> None:
+        arguments = ["--photos", str(folder), "--model", str(bundles["food"].parent.parent / "food" / "3")]
+        arguments += ["--output", str(tmp_path / "out"), "--embedding_store", str(tmp_path / "store")]
+        result = CliRunner().invoke(cli.score, [*arguments, "--max_rejected", "5%", "--json"])
+        assert result.exit_code == 3, result.output
+        assert json.loads(result.stdout)["photos"] == 28
+        assert "more than 5%" in result.stderr
+        assert pq.read_table(tmp_path / "out" / "scores").num_rows == 28
+        again = CliRunner().invoke(cli.score, [*arguments, "--max_rejected", "4"])
+        assert again.exit_code == 0, again.output
+        assert "1 unreadable" in again.stdout
+
+    def test_help_imports_neither_beam_nor_tensorflow_nor_pyarrow(self) -> None:
+        code = (
+            "import sys; from batch import cli; from click.testing import CliRunner;"
+            "assert CliRunner().invoke(cli.score, ['--help']).exit_code == 0;"
+            "assert not {'apache_beam', 'tensorflow', 'pyarrow'} & sys.modules.keys()"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent, timeout=60)

@@ -1,0 +1,156 @@
+"""EfficientNet-Lite0 in TensorFlow, and its export as a TF2 Hub feature vector.
+
+The network: M. Tan, Q. Le, EfficientNet (2019), in the Lite variant of TensorFlow's TPU models - no
+squeeze-and-excitation, ReLU6 in place of swish, stem and head unscaled, pixels normalised as
+(x - 127) / 128. The weights keep the names of the checkpoint that they come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+IMAGE_SIZE = 224
+BN_EPSILON = 1e-3
+BN_MOMENTUM = 0.99
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One mobile inverted bottleneck: expand, depthwise convolution, project."""
+
+    stride: int
+    expands: bool
+    skips: bool
+
+
+def blocks() -> list[Block]:
+    """The 16 blocks, first to last."""
+    # Each stage's repeats, stride and whether it expands; only the first block of a stage changes the shape.
+    stages = (
+        (1, 1, False),
+        (2, 2, True),
+        (2, 2, True),
+        (3, 2, True),
+        (3, 1, True),
+        (4, 2, True),
+        (1, 1, True),
+    )
+    return [
+        Block(stride if index == 0 else 1, expands, skips=index > 0)
+        for repeats, stride, expands in stages
+        for index in range(repeats)
+    ]
+
+
+def variables(weights: Mapping[str, NDArray[Any]], *, classifier: bool) -> dict[str, Any]:
+    """tf.Variables in TensorFlow's layout: kernels [h, w, in, out], depthwise [h, w, in, 1].
+
+    Batch-norm statistics are not trainable. The ImageNet classifier's weights (`_fc`) come along on demand.
+    """
+    import tensorflow as tf
+
+    return {
+        name: tf.Variable(
+            _layout(name, value), trainable=".running_" not in name, name=name.replace(".", "/").strip("_")
+        )
+        for name, value in weights.items()
+        if not name.endswith(".num_batches_tracked") and (classifier or not name.startswith("_fc."))
+    }
+
+
+def _layout(name: str, value: NDArray[Any]) -> NDArray[Any]:
+    if value.ndim == 4:
+        return np.transpose(value, (2, 3, 0, 1) if "_depthwise_" in name else (2, 3, 1, 0))
+    return value.T
+
+
+def forward(weights: Mapping[str, Any], pixels: Any, *, training: bool) -> Any:
+    """Pixels float32 [N,H,W,3] in [0,1] -> pooled features float32 [N,1280].
+
+    Args:
+        weights: as `variables` gives them.
+        pixels: the photos.
+        training: normalise by the batch and update the moving statistics.
+    """
+    import tensorflow as tf
+
+    def convolve(x: Any, name: str, stride: int = 1) -> Any:
+        convolution = tf.nn.depthwise_conv2d if "_depthwise_" in name else tf.nn.conv2d
+        return convolution(x, weights[f"{name}.weight"], [1, stride, stride, 1], "SAME")
+
+    def normalise(x: Any, name: str) -> Any:
+        mean, variance = weights[f"{name}.running_mean"], weights[f"{name}.running_var"]
+        if training:
+            batch_mean, batch_variance = tf.nn.moments(x, [0, 1, 2])
+            mean.assign_sub((mean - batch_mean) * (1 - BN_MOMENTUM))
+            variance.assign_sub((variance - batch_variance) * (1 - BN_MOMENTUM))
+            mean, variance = batch_mean, batch_variance
+        offset, scale = weights[f"{name}.bias"], weights[f"{name}.weight"]
+        return tf.nn.batch_normalization(x, mean, variance, offset, scale, BN_EPSILON)
+
+    x = (pixels * 255.0 - 127.0) / 128.0
+    x = tf.nn.relu6(normalise(convolve(x, "_conv_stem", 2), "_bn0"))
+    for index, block in enumerate(blocks()):
+        before, part = x, f"_blocks.{index}"
+        if block.expands:
+            x = tf.nn.relu6(normalise(convolve(x, f"{part}._expand_conv"), f"{part}._bn0"))
+        x = tf.nn.relu6(normalise(convolve(x, f"{part}._depthwise_conv", block.stride), f"{part}._bn1"))
+        x = normalise(convolve(x, f"{part}._project_conv"), f"{part}._bn2")
+        if block.skips:
+            x = x + before
+    x = tf.nn.relu6(normalise(convolve(x, "_conv_head"), "_bn1"))
+    return tf.reduce_mean(x, [1, 2])
+
+
+def module(weights: Mapping[str, NDArray[Any]], *, classifier: bool = False) -> Any:
+    """A trackable with TF2 Hub's reusable SavedModel interface.
+
+    `__call__(pixels, training=False)` takes float32 [N,224,224,3] in [0,1] and gives the features float32
+    [N,1280], or the ImageNet logits float32 [N,1000]; `variables`, `trainable_variables` and
+    `regularization_losses` are what fine-tuning needs
+    (https://www.tensorflow.org/hub/reusable_saved_models).
+
+    Args:
+        weights: the checkpoint's state dict.
+        classifier: give the ImageNet logits.
+    """
+    import tensorflow as tf
+
+    tensors = variables(weights, classifier=classifier)
+    spec = tf.TensorSpec([None, IMAGE_SIZE, IMAGE_SIZE, 3], tf.float32, name="inputs")
+
+    @tf.function(autograph=False)
+    def call(inputs: Any, training: bool = False) -> Any:
+        features = forward(tensors, inputs, training=training)
+        return features @ tensors["_fc.weight"] + tensors["_fc.bias"] if classifier else features
+
+    for training in (False, True):
+        call.get_concrete_function(spec, training=training)
+
+    root = tf.train.Checkpoint()
+    root.__call__ = call
+    root.variables = list(tensors.values())
+    root.trainable_variables = [variable for variable in tensors.values() if variable.trainable]
+    root.regularization_losses = []
+    return root
+
+
+def export(weights: Mapping[str, NDArray[Any]], directory: Path, *, classifier: bool = False) -> None:
+    """Write `module` as a SavedModel whose signature serving_default is its inference."""
+    import tensorflow as tf
+
+    root = module(weights, classifier=classifier)
+    spec = tf.TensorSpec([None, IMAGE_SIZE, IMAGE_SIZE, 3], tf.float32, name="inputs")
+    output = "logits" if classifier else "feature_vector"
+
+    @tf.function(input_signature=[spec], autograph=False)
+    def serve(inputs: Any) -> dict[str, Any]:
+        return {output: root.__call__(inputs, training=False)}
+
+    tf.saved_model.save(root, str(directory), signatures={"serving_default": serve})

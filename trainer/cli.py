@@ -1,0 +1,248 @@
+"""`hubhead train` and `hubhead export`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from trainer.train import TrainResult
+
+_SETTINGS = {"show_default": True, "max_content_width": 100}
+_CACHE_DEFAULT = "$HUBHEAD_CACHE_DIR, else hubhead in the user's cache directory"
+
+
+@click.command(
+    context_settings=_SETTINGS,
+    epilog="\b\nExample:\n"
+    "  hubhead train --image_dir food_images\n"
+    "  hubhead serve --model_base_path models/food_images",
+)
+@click.option(
+    "--image_dir",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Directory with one directory of photos a label; its name is the label.",
+)
+@click.option(
+    "--saved_model_dir",
+    type=click.Path(path_type=Path),
+    show_default="models/<name of the image directory>",
+    help="Where the versions of this model stand, as TensorFlow Serving wants them; the next one is added.",
+)
+@click.option(
+    "--tfhub_module",
+    default="efficientnet_lite0",
+    help="Backbone: an alias (hubhead backbone list), a directory, or a TensorFlow Hub handle.",
+)
+@click.option(
+    "--output_labels",
+    type=click.Path(path_type=Path),
+    help="A second place for the labels file; the bundle has it as assets/labels.txt.",
+)
+@click.option(
+    "--testing_percentage",
+    default=10.0,
+    help="Share of the photos kept to measure the result on, in percent.",
+)
+@click.option(
+    "--validation_percentage",
+    default=10.0,
+    help="Share of the photos kept to choose settings by. While they are fewer than 500 they are "
+    "trained on as well, and cross-validation chooses.",
+)
+@click.option(
+    "--split",
+    "split_method",
+    type=click.Choice(["content", "retrain"]),
+    default="content",
+    help="What decides a photo's set: its content, or its path as in retrain.py.",
+)
+@click.option("--top_k", type=click.IntRange(min=1), default=5, help="Labels that an answer names.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the cross-validation.")
+@click.option(
+    "--embedding_store",
+    default="",
+    show_default="embeddings below the cache directory",
+    help="Where embeddings are kept, shared with hubhead score. Photos in it are not read again.",
+)
+@click.option(
+    "--print_misclassified_test_images", is_flag=True, help="List the test photos that get a wrong label."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the bundle's hubhead.json on stdout.")
+def train(
+    image_dir: Path,
+    saved_model_dir: Path | None,
+    tfhub_module: str,
+    output_labels: Path | None,
+    testing_percentage: float,
+    validation_percentage: float,
+    split_method: str,
+    top_k: int,
+    seed: int,
+    embedding_store: str,
+    print_misclassified_test_images: bool,
+    as_json: bool,
+) -> None:
+    """Retrain the head of a backbone on a folder of labelled photos, and export the bundle.
+
+    Every photo goes through the backbone once; what it gave is kept in the embedding store,
+    so that the next training, with more photos or other settings, takes seconds.
+    """
+    require_extra("train", "tensorflow", "tensorflow_hub", "apache_beam", "pyarrow", "scipy")
+    from batch.cli import progress_bar
+    from batch.embeddings import default_root
+    from trainer.dataset import SplitSettings
+    from trainer.fetch import cache_directory
+    from trainer.train import TrainSettings
+    from trainer.train import train as run
+
+    settings = TrainSettings(
+        image_dir=image_dir,
+        saved_model_dir=saved_model_dir or Path("models") / image_dir.resolve().name,
+        tfhub_module=tfhub_module,
+        embedding_store=embedding_store or default_root(),
+        cache=cache_directory(),
+        output_labels=output_labels,
+        split=SplitSettings(testing_percentage, validation_percentage, split_method),
+        top_k=top_k,
+        seed=seed,
+    )
+    with progress_bar() as report:
+        result = run(settings, say=lambda line: click.echo(line, err=True), progress=report)
+    if as_json:
+        click.echo(json.dumps(_record(result), ensure_ascii=False))
+        return
+    click.echo(describe(result))
+    if print_misclassified_test_images:
+        click.echo(
+            "Misclassified test photos:" if result.misclassified else "No test photo is misclassified."
+        )
+        for path, label, found, score in result.misclassified:
+            click.echo(f"  {path}: {label}, taken for {found} ({score:.0%})")
+
+
+@click.command(
+    context_settings=_SETTINGS,
+    epilog="\b\nExamples:\n"
+    "  hubhead export --bundle models/food/3 --saved_model_dir models/food --threshold 0.5\n"
+    "  hubhead export --headless --saved_model_dir models/backbone",
+)
+@click.option(
+    "--bundle",
+    "source",
+    type=click.Path(path_type=Path),
+    help="Take the head, labels and backbone of this bundle.",
+)
+@click.option("--headless", is_flag=True, help="Export a backbone without a head: signature embed alone.")
+@click.option(
+    "--tfhub_module",
+    default="efficientnet_lite0",
+    help="With --headless: the backbone. With --bundle it is the one that the head was trained on.",
+)
+@click.option(
+    "--saved_model_dir",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Where the versions of the model stand; the next one is added.",
+)
+@click.option(
+    "--top_k", type=click.IntRange(min=1), help="Labels that an answer names.  [default: as before]"
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="Below this probability of the best label the model says none of these.  [default: as before]",
+)
+@click.pass_context
+def export(
+    context: click.Context,
+    source: Path | None,
+    headless: bool,
+    tfhub_module: str,
+    saved_model_dir: Path,
+    top_k: int | None,
+    threshold: float | None,
+) -> None:
+    """Export a trained head again with other settings, or a backbone without a head.
+
+    Nothing is trained: the new version answers as the old one did but for the settings given.
+    """
+    if (source is None) != headless:
+        raise click.UsageError("Give exactly one of --bundle BUNDLE and --headless.")
+    wrong = ["tfhub_module"] if source else ["top_k", "threshold"]
+    for name in wrong:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name} does not go with {'--bundle' if source else '--headless'}.")
+    require_extra("train", "tensorflow", "tensorflow_hub")
+    from trainer import backbone
+    from trainer import export as exporter
+    from trainer.fetch import cache_directory
+
+    if source:
+        published = exporter.export_again(
+            source, saved_model_dir, cache_directory(), top_k=top_k, threshold=threshold, say=_say
+        )
+    else:
+        base = backbone.load(tfhub_module, cache_directory(), progress=_say)
+        published = exporter.export_headless(base, saved_model_dir)
+    click.echo(f"Bundle: {published.path}")
+
+
+def describe(result: TrainResult) -> str:
+    """The outcome in a few lines."""
+    counts = ", ".join(f"{count} {name}" for name, count in result.subsets.items())
+    lines = [f"{sum(result.subsets.values())} photos with {len(result.labels)} labels: {counts}"]
+    if result.duplicates:
+        lines.append(f"{result.duplicates} files are identical to another of their label and count once")
+    if result.left_out:
+        lines.append(f"{len(result.left_out)} files cannot be used:")
+        lines += [f"  {path}: {reason}" for path, reason in result.left_out]
+    if result.test:
+        lines.append(f"Final test accuracy: {result.test.accuracy}")
+    lines.append(
+        f"Accuracy by {result.method}: {result.held_out.accuracy}, log-loss {result.held_out.log_loss:.3f}"
+    )
+    lines.append(f"Seconds: {', '.join(f'{name} {value:.1f}' for name, value in result.seconds.items())}")
+    lines.append(f"Bundle: {result.bundle.path}")
+    return "\n".join(lines)
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """Say which extra is missing before anything is done.
+
+    Raises:
+        HubheadError: one of the modules is not installed.
+    """
+    import importlib.util
+
+    from serving.errors import HubheadError
+
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise HubheadError(
+            f"This needs {', '.join(missing)}, not installed.",
+            remedy=f"Install it with: pip install 'hubhead[{extra}]'",
+        )
+
+
+def _record(result: TrainResult) -> dict[str, Any]:
+    return {
+        "bundle": str(result.bundle.path),
+        "version": result.bundle.version,
+        "metrics": result.bundle.manifest.metrics,
+        "data": result.bundle.manifest.data,
+        "left_out": [{"photo": path, "reason": reason} for path, reason in result.left_out],
+        "misclassified": [
+            {"photo": path, "label": label, "predicted": found, "score": score}
+            for path, label, found, score in result.misclassified
+        ],
+        "seconds": result.seconds,
+    }
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

@@ -1,0 +1,284 @@
+"""Training from end to end: scan, embed once, fit the head, evaluate, export."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from batch import files, pipeline
+from batch.embeddings import EmbeddingStore
+from batch.photos import Photo
+from batch.stats import Progress
+from serving import bundle
+from serving.bundle import Bundle
+from serving.errors import InputError, OutputError
+from serving.runtime import Model
+from trainer import backbone, dataset, evaluate, export, head
+from trainer.dataset import Example, SplitSettings, Subset
+from trainer.evaluate import Evaluation
+from trainer.fetch import silent
+from trainer.head import Floats, Ints
+
+PARITY_PHOTOS = 8
+"""Test photos that the exported bundle is held against the training path on."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What `hubhead train` is told.
+
+    Attributes:
+        image_dir: one directory of photos a label.
+        saved_model_dir: `<models>/<name>`; the next version is published below it.
+        tfhub_module: the backbone's alias, directory or Hub handle.
+        embedding_store: shared with `hubhead score`.
+        cache: downloads and what is made of them.
+        output_labels: a second place for the labels file, None for none.
+        split: how photos are divided.
+        top_k: labels an answer names.
+        seed: of the cross-validation's folds.
+    """
+
+    image_dir: Path
+    saved_model_dir: Path
+    tfhub_module: str
+    embedding_store: str
+    cache: Path
+    output_labels: Path | None = None
+    split: SplitSettings = field(default_factory=SplitSettings)
+    top_k: int = 5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came out.
+
+    Attributes:
+        bundle: the published version.
+        test: on the untouched test photos; None where none were held out.
+        held_out: of the cross-validation (or on the validation photos) that chose the settings.
+        method: how they were chosen.
+        subsets: photos in each set.
+        labels: photos of each label, the sets together.
+        left_out: (path, reason) of the files that could not be used.
+        duplicates: files left out because an identical one of the label is used.
+        test_photos: (path, label) of the photos held out for the test.
+        misclassified: (path, label, predicted label, its probability) of test photos.
+        seconds: wall time by step.
+    """
+
+    bundle: Bundle
+    test: Evaluation | None
+    held_out: Evaluation
+    method: str
+    subsets: dict[str, int]
+    labels: dict[str, int]
+    left_out: tuple[tuple[str, str], ...]
+    duplicates: int
+    test_photos: tuple[tuple[str, str], ...]
+    misclassified: tuple[tuple[str, str, str, float], ...]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Features:
+    """The usable, distinct photos with their embeddings.
+
+    Attributes:
+        examples: N of them.
+        embeddings: float32 [N,D], exactly as the store has them.
+        left_out: (path, reason) of the others.
+        duplicates: files identical to an earlier one of their label.
+    """
+
+    examples: Sequence[Example]
+    embeddings: Floats
+    left_out: tuple[tuple[str, str], ...]
+    duplicates: int
+
+
+def train(
+    settings: TrainSettings,
+    *,
+    say: Callable[[str], None] = silent,
+    progress: Callable[[Progress], None] | None = None,
+) -> TrainResult:
+    """Retrain the head on a folder of labelled photos and publish the bundle.
+
+    Args:
+        settings: see TrainSettings.
+        say: called with one line for everything that the user should know on the way.
+        progress: called as photos are embedded.
+
+    Raises:
+        InputError: the folder or a setting cannot be used.
+        OutputError: a place cannot be written.
+        FetchError: the backbone cannot be fetched.
+        BundleError: the exported bundle did not pass its checks; nothing was published.
+    """
+    clock = _Clock()
+    with clock.step("scan"):
+        check_places(settings)
+        folder = dataset.scan(settings.image_dir)
+        dataset.check_counts(folder.counts, settings.split)
+        for warning in folder.warnings:
+            say(warning)
+    with clock.step("backbone"):
+        base = backbone.load(settings.tfhub_module, settings.cache, progress=say)
+        bundle_path = export.headless(base, settings.cache / "headless")
+    with clock.step("embed"):
+        fingerprint = bundle.read(bundle_path).manifest.fingerprint
+        store = EmbeddingStore(settings.embedding_store, fingerprint, base.dimension)
+        pipeline.embed(list(folder.photos), bundle_path, store, progress=progress)
+        features = gather(folder.photos, store)
+    with clock.step("fit"):
+        for sentence in dataset.contradictions(features.examples, folder.labels):
+            say(sentence)
+        counts = dataset.count_labels(features.examples, folder.labels)
+        dataset.check_counts(counts, settings.split)
+        subsets = dataset.split(features.examples, settings.split)
+        targets = np.array([example.label for example in features.examples], np.int64)
+        rows = {subset: np.array([s is subset for s in subsets], bool) for subset in Subset}
+        fitted, selection = _fit(features.embeddings, targets, rows, len(folder.labels), settings.seed)
+        held_out = evaluate.evaluate(selection.probabilities, selection.targets, folder.labels)
+        probabilities = fitted.probabilities(features.embeddings)
+        test_rows = np.flatnonzero(rows[Subset.TESTING])
+        test = (
+            evaluate.evaluate(probabilities[test_rows], targets[test_rows], folder.labels)
+            if len(test_rows)
+            else None
+        )
+    subset_counts = {str(subset): int(rows[subset].sum()) for subset in Subset}
+    with clock.step("export"):
+        part = export.HeadExport(
+            fitted,
+            folder.labels,
+            top_k=settings.top_k,
+            metrics={
+                "test": test.record() if test else None,
+                selection.method: held_out.record() | {"strength": selection.strength},
+            },
+            data={
+                "photos": subset_counts,
+                "labels": counts,
+                "left_out": len(features.left_out),
+                "duplicates": features.duplicates,
+                "split": asdict(settings.split),
+                "seed": settings.seed,
+            },
+        )
+        published = export.export(
+            base, part, settings.saved_model_dir, check=_parity(features, probabilities, test_rows)
+        )
+        if settings.output_labels:
+            write_labels(folder.labels, settings.output_labels)
+    return TrainResult(
+        bundle=published,
+        test=test,
+        held_out=held_out,
+        method=selection.method,
+        subsets=subset_counts,
+        labels=counts,
+        left_out=features.left_out,
+        duplicates=features.duplicates,
+        test_photos=tuple(
+            (features.examples[row].uri, folder.labels[targets[row]]) for row in test_rows.tolist()
+        ),
+        misclassified=_misclassified(features.examples, probabilities, targets, test_rows, folder.labels),
+        seconds=clock.seconds,
+    )
+
+
+def check_places(settings: TrainSettings) -> None:
+    """See that what the run will write can be written, before any work.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    with bundle.staging(settings.saved_model_dir):
+        pass
+    target = settings.output_labels
+    if target and (target.is_dir() or not os.access(target.parent, os.W_OK)):
+        raise OutputError(
+            f"--output_labels {target} cannot be written.", remedy="Give a file in a directory that exists."
+        )
+
+
+def write_labels(labels: Sequence[str], path: Path) -> None:
+    """One label a line, in the order of the model's outputs."""
+    path.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+
+
+def gather(labelled: Mapping[Photo, int], store: EmbeddingStore) -> Features:
+    """The distinct usable photos of each label, in the order of `labelled`, with their embeddings.
+
+    Raises:
+        InputError: no photo can be used.
+    """
+    shas = store.known(labelled)
+    rows = store.get(shas.values())
+    row_of = rows.rows()
+    examples, chosen, left_out, seen = [], [], [], set()
+    for photo, label in labelled.items():
+        sha = shas.get(photo)
+        if sha is None or sha not in row_of:
+            left_out.append((photo.uri, "unreadable"))
+        elif not rows.statuses[row_of[sha]].usable:
+            left_out.append((photo.uri, str(rows.statuses[row_of[sha]])))
+        elif (sha, label) not in seen:
+            seen.add((sha, label))
+            examples.append(Example(photo.uri, sha.hex(), label))
+            chosen.append(row_of[sha])
+    if not examples:
+        raise InputError(
+            f"None of the {len(labelled)} files can be used; {left_out[0][0]}, for one, is {left_out[0][1]}.",
+            remedy="Give a directory of photos (JPEG, PNG, GIF, BMP or WebP).",
+        )
+    embeddings = rows.vectors[chosen].astype(np.float32)
+    return Features(examples, embeddings, tuple(left_out), len(labelled) - len(examples) - len(left_out))
+
+
+def _fit(
+    embeddings: Floats, targets: Ints, rows: dict[Subset, np.ndarray], classes: int, seed: int
+) -> tuple[head.Head, head.Selection]:
+    training, held = rows[Subset.TRAINING], rows[Subset.VALIDATION]
+    validation = (embeddings[held], targets[held]) if held.any() else None
+    return head.fit(embeddings[training], targets[training], classes, validation=validation, seed=seed)
+
+
+def _parity(features: Features, probabilities: Floats, test_rows: Ints) -> Callable[[Model], None]:
+    """The check of the export, on test photos where there are some."""
+    chosen = (test_rows if len(test_rows) else np.arange(len(features.examples)))[:PARITY_PHOTOS]
+    contents = [files.read(features.examples[row].uri) for row in chosen]
+    return export.check_parity(contents, probabilities[chosen])
+
+
+def _misclassified(
+    examples: Sequence[Example], probabilities: Floats, targets: Ints, rows: Ints, labels: Sequence[str]
+) -> tuple[tuple[str, str, str, float], ...]:
+    best = probabilities.argmax(axis=1)
+    wrong = [row for row in rows if best[row] != targets[row]]
+    return tuple(
+        (examples[row].uri, labels[targets[row]], labels[best[row]], float(probabilities[row, best[row]]))
+        for row in wrong
+    )
+
+
+class _Clock:
+    """Wall seconds by step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
