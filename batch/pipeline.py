@@ -36,10 +36,9 @@ _METRICS = "hubhead"
 _REFUSED_RUNNERS = {
     "direct": "it picks one of three engines by the pipeline's content, one of which is downloaded",
     "switchingdirect": "it picks one of three engines by the pipeline's content",
-    "bundlebaseddirect": "it is made to find mistakes in pipelines and keeps everything in memory",
     "prism": "it is downloaded at the first run and waits for ever behind a proxy that does not answer",
     "dask": "it loses elements silently (seen with Beam 2.77)",
-    "interactive": "it is made for notebooks and caches every intermediate result",
+    "interactive": "it is made for notebooks",
 }
 
 ProgressReport = Callable[[Progress], None]
@@ -254,13 +253,13 @@ class _Local:
     Attributes:
         worker: model and store.
         reports: whether the process is the one that the user watches.
-        failure: why a shard failed there; kept beside Beam, which would pass on its text alone.
+        failure: why a shard failed or was stopped; kept beside Beam, which would pass on its text alone.
     """
 
     def __init__(self, task: Task, meter: Meter | None = None) -> None:
         self.worker = Worker(Path(task.model), task.store, meter or Meter())
         self.reports = meter is not None
-        self.failure: HubheadError | None = None
+        self.failure: HubheadError | KeyboardInterrupt | None = None
 
 
 def _work(line: str, task: Task, handle: Any) -> str:
@@ -271,7 +270,7 @@ def _work(line: str, task: Task, handle: Any) -> str:
     shard = shards.read_shard(line)
     try:
         stats = task.run(shard, local.worker)
-    except HubheadError as error:
+    except (HubheadError, KeyboardInterrupt) as error:
         if not local.reports:
             raise
         local.failure = error

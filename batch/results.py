@@ -148,34 +148,24 @@ class Summary:
             "abstained": self.total.abstained,
         }
 
-    def costs(self) -> dict[str, Any]:
-        """The part of run.json that is about time and money.
+    def figures(self, stats: Stats) -> dict[str, Any]:
+        """A part of run.json that is about time and money.
 
-        What is counted is the time inside the shards, since start-up does not grow with the
-        number of photos; the cost takes one machine to work on one shard at a time.
+        What is counted is the time inside the shards without loading the model, which does not
+        grow with the number of photos; the cost takes one machine to work on one shard at a time.
         """
-        run = self.this_run
-        seconds_per_photo = _ratio(run.elapsed, run.photos)
-        core_seconds_per_photo = _ratio(run.core_seconds, run.photos)
-        cost = (
-            None
-            if seconds_per_photo is None or self.price_per_hour is None
-            else seconds_per_photo * _MILLION / 3600 * self.price_per_hour
-        )
+        hours = _ratio(stats.elapsed / 3600 * _MILLION, stats.photos)
+        price = self.price_per_hour
         return {
-            "seconds": self.seconds,
-            "shards": self.worked_shards,
-            "skipped_shards": self.skipped_shards,
-            "rows_written": run.photos,
-            "rows_per_second": self.photos_per_second,
-            "photos_embedded": run.embedded,
-            "photos_embedded_per_second": _ratio(run.embedded, run.seconds.get("embed", 0.0)),
-            "reused_embeddings": run.reused,
-            "bytes_read": run.read_bytes,
-            "seconds_by_stage": run.seconds,
-            "core_seconds_per_million": core_seconds_per_photo and core_seconds_per_photo * _MILLION,
-            "price_per_hour": self.price_per_hour,
-            "cost_per_million": cost,
+            "rows_written": stats.photos,
+            "rows_per_second": _ratio(stats.photos, stats.elapsed),
+            "photos_embedded": stats.embedded,
+            "photos_embedded_per_second": _ratio(stats.embedded, stats.seconds.get("embed", 0.0)),
+            "reused_embeddings": stats.reused,
+            "bytes_read": stats.read_bytes,
+            "seconds_by_stage": stats.seconds,
+            "core_seconds_per_million": _ratio(stats.core_seconds * _MILLION, stats.photos),
+            "cost_per_million": None if hours is None or price is None else hours * price,
         }
 
 
@@ -208,7 +198,12 @@ def write_run(
         "started": started.isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **summary.counts(),
-        "this_run": summary.costs(),
+        "seconds": summary.seconds,
+        "shards": summary.worked_shards,
+        "skipped_shards": summary.skipped_shards,
+        "price_per_hour": summary.price_per_hour,
+        "this_run": summary.figures(summary.this_run),
+        "all_runs": summary.figures(summary.total),  # this one and those that made the skipped shards
         "model": model,
         "settings": settings,
         "packages": _package_versions(),

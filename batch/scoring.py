@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,10 @@ STATS_KEY = b"hubhead"
 """Where a shard's stats stand in the Parquet metadata of its file: one file, so both or none."""
 
 READERS = 8
-"""Threads that wait for the storage; the local disk needs two, object stores gain from more."""
+"""Threads that wait for the storage, so that an object store's latency is not the model's."""
+
+START = "start"
+"""The stage of loading and warming the model, which is left out of a shard's elapsed time."""
 
 _SHOWN_BYTES = 8
 _UNLIMITED = 1 << 62
@@ -75,12 +79,28 @@ class Worker:
         self.store = EmbeddingStore(store_root, manifest.fingerprint, manifest.dimension)
         self.meter = meter
         self.max_bytes = int(manifest.preprocessing.get("max_bytes", _UNLIMITED))
+        self._warm: set[str] = set()
 
     @cached_property
     def model(self) -> Model:
+        """The model, loaded when first asked for: a shard that is all known may not need it."""
         from serving import runtime
 
         return runtime.load(self.bundle.path)
+
+    def warm(self, signature: str, stats: Stats) -> Model:
+        """The model with a signature ready to run; what that takes is start-up, not work on photos."""
+        if signature not in self._warm:
+            with stats.timed(START):
+                blank: dict[str, Any] = {
+                    contract.EMBED: {contract.IMAGE_BYTES: [b""]},
+                    contract.CLASSIFY_EMBEDDING: {
+                        contract.EMBEDDING: np.zeros((1, self.store.dimension), np.float32)
+                    },
+                }
+                self.model.run(signature, blank[signature])
+            self._warm.add(signature)
+        return self.model
 
 
 def embed_shard(shard: Shard, worker: Worker) -> Stats:
@@ -105,8 +125,9 @@ def score_shard(shard: Shard, worker: Worker, uri: str, scored_at: datetime) -> 
     start = time.perf_counter()
     stats = Stats(photos=len(shard.photos))
     embedded = _embed(shard, worker, stats)
+    model = worker.warm(contract.CLASSIFY_EMBEDDING, stats)
     with stats.timed("classify"):
-        predictions = classify(embedded.rows, worker)
+        predictions = classify(embedded.rows, model, worker.bundle)
     with stats.timed("rows"):
         table = to_table(shard.photos, embedded, predictions, worker.bundle, scored_at)
     stats.labels.update(label for label in table["label"].to_pylist() if label is not None)
@@ -129,8 +150,8 @@ def _embed(shard: Shard, worker: Worker, stats: Stats) -> Embedded:
 def _finish(stats: Stats, elapsed: float) -> None:
     from serving import runtime
 
-    stats.elapsed = elapsed
-    stats.core_seconds = elapsed * runtime.cores()
+    stats.elapsed = elapsed - stats.seconds.get(START, 0.0)
+    stats.core_seconds = stats.elapsed * runtime.cores()
 
 
 def read_stats(uri: str) -> Stats | None:
@@ -158,14 +179,14 @@ def embed_photos(wanted: Sequence[Photo], worker: Worker, stats: Stats) -> Embed
     for attempt in range(2):  # a torn file may show itself only when its rows are read
         with stats.timed("store"):
             known = store.known(wanted)
-            there = store.have(known.values())
+            there = store.statuses(known.values())
         if attempt == 0:
-            worker.meter.add(sum(sha in there for sha in known.values()))
+            old = [there[sha] for sha in known.values() if sha in there]
+            worker.meter.add(len(old), sum(not status.usable for status in old))
         shas.update({photo: sha for photo, sha in known.items() if sha in there})
         todo = [photo for photo in wanted if known.get(photo) not in there and photo not in refusals]
         if todo:
-            with stats.timed("embed"):
-                fresh_shas, fresh_refusals, fresh = _run(todo, worker, stats, count=attempt == 0)
+            fresh_shas, fresh_refusals, fresh = _run(todo, worker, stats, count=attempt == 0)
             shas.update(fresh_shas)
             refusals.update(fresh_refusals)
             stats.embedded += len(fresh.shas)
@@ -213,10 +234,14 @@ def _run(
             yield content
 
     outputs = []
-    for output in worker.model.imap(contract.EMBED, contract.IMAGE_BYTES, contents()):
-        outputs.append(output)
-        statuses = [Status(raw.decode()) for raw in output[contract.STATUS]]
-        add(len(statuses), sum(not status.usable for status in statuses))
+    stream = contents()
+    for first in stream:  # no content that is new: no backbone is loaded
+        model = worker.warm(contract.EMBED, stats)
+        with stats.timed("embed"):
+            for output in model.imap(contract.EMBED, contract.IMAGE_BYTES, chain([first], stream)):
+                outputs.append(output)
+                statuses = [Status(raw.decode()) for raw in output[contract.STATUS]]
+                add(len(statuses), sum(not status.usable for status in statuses))
     return shas, refusals, _collect(fresh, details, outputs, worker.store.dimension)
 
 
@@ -276,14 +301,14 @@ def _read_ahead(todo: Sequence[Photo], max_bytes: int) -> Iterator[tuple[Photo, 
             yield first, future.result()
 
 
-def classify(rows: Embeddings, worker: Worker) -> dict[bytes, Prediction]:
+def classify(rows: Embeddings, model: Model, about: Bundle) -> dict[bytes, Prediction]:
     """The decision for each content. The head sees the whole shard in one call, in the order of `rows`."""
-    manifest = worker.bundle.manifest
+    manifest = about.manifest
     usable = np.array([status.usable for status in rows.statuses], dtype=bool)
     probabilities = np.zeros((len(usable), len(manifest.labels)), np.float32)
     if usable.any():  # an empty batch is an error in TensorFlow
         inputs = {contract.EMBEDDING: rows.vectors[usable].astype(np.float32)}
-        outputs = worker.model.run(contract.CLASSIFY_EMBEDDING, inputs)
+        outputs = model.run(contract.CLASSIFY_EMBEDDING, inputs)
         probabilities[usable] = outputs[contract.PROBABILITIES]
     decisions = contract.decide(
         probabilities,

@@ -20,7 +20,7 @@ class Progress:
     Attributes:
         done: photos with a result, those known from earlier runs included.
         total: photos of the run.
-        rejected: of those done, how many have no embedding.
+        rejected: of those done, how many have no embedding; copies of a rejected photo count once.
     """
 
     done: int

@@ -33,7 +33,7 @@ Scored = tuple[Path, pipeline.Summary, list[Progress]]
 def make_bundle(path: Path, *, embed_fails: bool = False, scale: float = 1.0, headless: bool = False) -> Path:
     """A bundle whose embedding is a statistic of the bytes and whose status is their beginning.
 
-    GOOD begins a photo, CUT a truncated one, SLOW a photo that takes the model 20 ms.
+    GOOD begins a photo, CUT a truncated one.
     """
     import tensorflow as tf
 
@@ -206,15 +206,17 @@ class TestScoring:
         assert {path: path.stat().st_mtime_ns for path in (top / "out" / "scores").iterdir()} == before
         assert summary.worked_shards == 0
         assert summary.total.photos == 28
-        assert json.loads((top / "out" / "run.json").read_text())["this_run"]["rows_written"] == 0
+        run = json.loads((top / "out" / "run.json").read_text())
+        assert run["this_run"]["rows_written"] == 0
+        assert run["all_runs"]["rows_written"] == 28
 
     def test_a_new_head_scores_from_the_store_without_the_backbone(
-        self, bundles: dict[str, Path], folder: Path, tmp_path: Path
+        self, scored: Scored, bundles: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         store = str(scored[0] / "store")
         new = settings(folder, bundles["new_head"], tmp_path, embedding_store=store)
-        # Left out what never gets into the store; embed of this model fails when it is called.
-        summary = pipeline.score(ScoreSettings(**{**vars(new), "photos": str(folder / "*.jpg")}))
+        # The embed of this model fails when it is called.
+        summary = pipeline.score(new)
         assert summary.this_run.embedded == 0
         assert summary.this_run.read_bytes == 0
         assert {row["version"] for row in rows_of(tmp_path / "out")} == {4}
@@ -224,17 +226,17 @@ class TestScoring:
     ) -> None:
         folder = tmp_path / "photos"
         folder.mkdir()
-        for number in range(20):
+        for number in range(60):
             (folder / f"{number}.jpg").write_bytes(GOOD + bytes([number]))
         first = settings(folder, bundles["food"], tmp_path, shard_size=4)
-        shards_before = pipeline.score(first).worked_shards
+        assert pipeline.score(first).worked_shards >= 15
         (folder / "7.jpg").unlink()
         (folder / "new.jpg").write_bytes(GOOD + b"new")
         again = pipeline.score(first)
         assert {Path(row["uri"]).name for row in rows_of(tmp_path / "out")} == {
             path.name for path in folder.iterdir()
         }
-        assert again.worked_shards < shards_before / 2
+        assert again.worked_shards <= 3, "one lost a photo, one took one and may have split"
         assert again.this_run.embedded == 1
 
     def test_a_torn_shard_file_is_made_again(

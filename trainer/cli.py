@@ -178,16 +178,13 @@ def export(
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name} does not go with {'--bundle' if source else '--headless'}.")
     require_extra("train", "tensorflow", "tensorflow_hub")
-    from trainer import backbone
     from trainer import export as exporter
     from trainer.fetch import cache_directory
 
     if source:
-        published = exporter.export_again(
-            source, saved_model_dir, cache_directory(), top_k=top_k, threshold=threshold, say=_say
-        )
+        published = exporter.export_again(source, saved_model_dir, top_k=top_k, threshold=threshold)
     else:
-        base = backbone.load(tfhub_module, cache_directory(), progress=_say)
+        base = exporter.headless(tfhub_module, cache_directory(), say=_say)
         published = exporter.export_headless(base, saved_model_dir)
     click.echo(f"Bundle: {published.path}")
 

@@ -18,10 +18,10 @@ from batch.stats import Progress
 from serving import bundle
 from serving.bundle import Bundle
 from serving.errors import InputError, OutputError
-from serving.runtime import Model
-from trainer import backbone, dataset, evaluate, export, head
+from trainer import dataset, evaluate, export, head
 from trainer.dataset import Example, SplitSettings, Subset
 from trainer.evaluate import Evaluation
+from trainer.export import ClassicSession
 from trainer.fetch import silent
 from trainer.head import Floats, Ints
 
@@ -131,12 +131,10 @@ def train(
         for warning in folder.warnings:
             say(warning)
     with clock.step("backbone"):
-        base = backbone.load(settings.tfhub_module, settings.cache, progress=say)
-        bundle_path = export.headless(base, settings.cache / "headless")
+        base = export.headless(settings.tfhub_module, settings.cache, say=say)
     with clock.step("embed"):
-        fingerprint = bundle.read(bundle_path).manifest.fingerprint
-        store = EmbeddingStore(settings.embedding_store, fingerprint, base.dimension)
-        pipeline.embed(list(folder.photos), bundle_path, store, progress=progress)
+        store = EmbeddingStore(settings.embedding_store, base.manifest.fingerprint, base.manifest.dimension)
+        pipeline.embed(list(folder.photos), base.path, store, progress=progress)
         features = gather(folder.photos, store)
     with clock.step("fit"):
         for sentence in dataset.contradictions(features.examples, folder.labels):
@@ -253,7 +251,7 @@ def _fit(
     return head.fit(embeddings[training], targets[training], classes, validation=validation, seed=seed)
 
 
-def _parity(features: Features, probabilities: Floats, test_rows: Ints) -> Callable[[Model], None]:
+def _parity(features: Features, probabilities: Floats, test_rows: Ints) -> Callable[[ClassicSession], None]:
     """The check of the export, on test photos where there are some."""
     chosen = (test_rows if len(test_rows) else np.arange(len(features.examples)))[:PARITY_PHOTOS]
     contents = [files.read(features.examples[row].uri) for row in chosen]
