@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -75,7 +74,7 @@ def _allowance(_context: click.Context, _option: click.Parameter, text: str | No
 @click.option(
     "--embedding_store",
     default="",
-    show_default="embeddings below HUBHEAD_CACHE_DIR or ~/.cache/hubhead",
+    show_default="embeddings below the cache directory",
     help="Where embeddings are kept. Photos in it are not read again, whatever head scores them.",
 )
 @click.option(
@@ -117,7 +116,6 @@ def score(
     """
     from batch import files, pipeline
 
-    _quiet_beam()
     with progress_bar() as report:
         summary = pipeline.score(pipeline.ScoreSettings(**settings), report)
     if as_json:
@@ -178,11 +176,3 @@ class _Lines:
         if time.monotonic() - self._said_at >= _SECONDS_BETWEEN_LINES:
             self._said_at = time.monotonic()
             click.echo(f"{progress.done} of {progress.total} photos, {progress.rejected} rejected", err=True)
-
-
-def _quiet_beam() -> None:
-    """Keep Beam's remark on a package that this job does not use off the terminal.
-
-    It is said on the root logger while Beam is imported, so only a filter there reaches it.
-    """
-    logging.getLogger().addFilter(lambda record: "apitools not found" not in record.getMessage())

@@ -16,11 +16,9 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -41,9 +39,8 @@ _EMBEDDINGS, _INDEX = "embeddings-", "index-"
 
 
 def default_root() -> str:
-    """The store that training and scoring share: below HUBHEAD_CACHE_DIR or ~/.cache/hubhead."""
-    cache = Path(os.environ.get("HUBHEAD_CACHE_DIR") or "~/.cache/hubhead")
-    return str(cache.expanduser() / "embeddings")
+    """The store that training and scoring share: below the cache directory."""
+    return str(files.cache_directory() / "embeddings")
 
 
 @dataclass(frozen=True)

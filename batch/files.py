@@ -17,10 +17,21 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from serving.errors import InputError, OutputError
 
+CACHE_VARIABLE = "HUBHEAD_CACHE_DIR"
+
 TEMPORARY_PREFIX = ".tmp-"
 """Parquet readers leave names with a leading dot out."""
 
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+
+
+def cache_directory() -> Path:
+    """Where downloads and what is made of them stay: $HUBHEAD_CACHE_DIR, else hubhead in the XDG cache."""
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG base directory specification has relative paths ignored.
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "hubhead"
 
 
 def is_remote(uri: str) -> bool:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -219,9 +221,10 @@ def _run(todo: Sequence[Shard], task: Task, meter: Meter, beam_args: Sequence[st
     Raises:
         HubheadError: the job failed; what was finished is kept.
     """
-    import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
-    from apache_beam.utils.shared import Shared
+    with _without_remarks():
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+        from apache_beam.utils.shared import Shared
 
     options = PipelineOptions(list(beam_args))
     _check_known(options)
@@ -245,6 +248,21 @@ def _run(todo: Sequence[Shard], task: Task, meter: Meter, beam_args: Sequence[st
         ) from error
     if local.failure:
         raise local.failure
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Keep Beam's remark on a package that this job does not use, said at its import, off the terminal."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "apitools not found" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(wanted)
+    try:
+        yield
+    finally:
+        root.removeFilter(wanted)
 
 
 class _Local:

@@ -45,6 +45,7 @@ MAX_BYTES = 32 * 2**20
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),  # gRPC's own default is 4 MiB, a handful of photos
     ("grpc.max_send_message_length", -1),
+    ("grpc.lb_policy_name", "round_robin"),  # every pod behind a headless service, not the first one
     ("grpc.initial_reconnect_backoff_ms", 100),  # a server that is just starting is found at once
     ("grpc.max_reconnect_backoff_ms", 2000),
 )

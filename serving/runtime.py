@@ -20,12 +20,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving import contract
-from serving.contract import Prediction, Status
+from serving import client, contract
+from serving.contract import Prediction
 from serving.errors import BundleError, HubheadError
+from serving.tensorflow_import import import_tensorflow
 
 MICRO_BATCH = 4
 """Photos a call. One to eight are equally fast on a core; 32 fall out of its cache and lose a third."""
+
+_SMALL = 1 << 20
+"""Bytes of variables that are not worth the seconds that inlining takes."""
 
 Value = NDArray[Any] | Sequence[bytes]
 
@@ -145,31 +149,10 @@ class Model:
 
     def classify(self, photos: Iterable[bytes]) -> list[Prediction]:
         """Classify encoded photos with a hubhead bundle, as the client does over gRPC."""
-        predictions: list[Prediction] = []
+        results: list[Prediction] = []
         for outputs in self.imap(contract.SERVING_DEFAULT, contract.IMAGE_BYTES, photos):
-            predictions.extend(predictions_from(outputs))
-        return predictions
-
-
-def predictions_from(outputs: Mapping[str, NDArray[Any]]) -> list[Prediction]:
-    """The outputs of `serving_default` as records."""
-    rows = zip(
-        outputs[contract.LABEL],
-        outputs[contract.CLASSES],
-        outputs[contract.SCORES],
-        outputs[contract.STATUS],
-        strict=True,
-    )
-    predictions = []
-    for label, classes, scores, raw in rows:
-        status = Status(raw.decode())
-        top = (
-            tuple((name.decode(), float(score)) for name, score in zip(classes, scores, strict=True))
-            if status.usable
-            else ()
-        )
-        predictions.append(Prediction(status, label.decode() or None, top))
-    return predictions
+            results.extend(client.predictions(outputs, len(outputs[contract.STATUS])))
+        return results
 
 
 def load(path: str | os.PathLike[str], threads: int | None = None) -> Model:
@@ -182,8 +165,7 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Model:
     Raises:
         BundleError: the directory is no SavedModel that TensorFlow can load.
     """
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     threads = threads or cores()
     _one_thread_an_op(threads)
     directory = Path(path)
@@ -215,7 +197,11 @@ def _one_thread_an_op(threads: int) -> None:
 
 
 def _freeze(function: Any) -> _Callable:
-    """Inline a signature's variables as constants; keep it as it is where it holds other resources."""
+    """A signature as a function of its inputs in order, its large variables inlined as constants.
+
+    It stays as it is where it holds other resources, such as tables, and where its variables are
+    so small that inlining them gains nothing, as in hubhead's own bundles.
+    """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -229,11 +215,13 @@ def _freeze(function: Any) -> _Callable:
     concrete = tf.function(positional, autograph=False).get_concrete_function(
         *(tf.TensorSpec(spec.shape, spec.dtype, name=f"input_{i}") for i, spec in enumerate(specs.values()))
     )
+    variables = concrete.graph.variables
     resources = {id(tensor) for tensor in concrete.graph.internal_captures if tensor.dtype == tf.resource}
-    only_variables = len(resources) == len(concrete.graph.variables)
+    size = sum((variable.shape.num_elements() or 0) * variable.dtype.size for variable in variables)
+    freeze = size > _SMALL and len(resources) == len(variables)
     return _Callable(
         tuple(spec.dtype for spec in specs.values()),
-        convert_variables_to_constants_v2(concrete) if only_variables else concrete,
+        convert_variables_to_constants_v2(concrete) if freeze else concrete,
     )
 
 

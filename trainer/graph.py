@@ -181,70 +181,47 @@ def _decode_photo(contents: Any, settings: Preprocessing, mend: Any) -> tuple[An
 
     length = tf.strings.length(contents)
     head = _header(contents)
+    kind = tf.where(_begins(head, b"\xff\xd8\xff"), 0, 1)
+    kind = tf.where(length > settings.max_bytes, 2, kind)
+    kind = tf.where(tf.equal(length, 0), 3, kind)
+    blank = tf.fill([settings.height, settings.width, 3], tf.constant(128, tf.uint8))
 
-    def other() -> Any:
-        # A kind is a position in `branches`; the last one that fits wins.
-        branches = [
-            _refused(_NOT_AN_IMAGE, settings),
-            _refused(_UNSUPPORTED, settings),
-            lambda: _png(contents, head, settings),
-            lambda: _gif(contents, head, settings),
-            lambda: _bmp(contents, head, settings),
-            lambda: _webp(contents, head, settings),
-        ]
-        kind = tf.constant(0)
-        for number, fits in (
-            (1, _known_but_not_decoded(head)),
-            (2, _begins(head, b"\x89PNG\r\n\x1a\n")),
-            (3, _begins(head, b"GIF8")),
-            (4, _begins(head, b"BM")),
-            (5, _begins(head, b"RIFF") & _begins(head, b"WEBP", at=8)),
-        ):
-            kind = tf.where(fits, number, kind)
-        return tf.switch_case(kind, branches)
+    def refused(status: int) -> Callable[[], tuple[Any, Any, Any, Any]]:
+        return lambda: (blank, tf.constant(status), tf.constant(0), tf.constant(0))
 
-    def whole() -> Any:
-        return tf.cond(_begins(head, b"\xff\xd8\xff"), lambda: _jpeg(contents, settings, mend), other)
-
-    kind = tf.where(tf.equal(length, 0), 1, tf.where(length > settings.max_bytes, 2, 0))
-    return tf.switch_case(kind, [whole, _refused(_EMPTY, settings), _refused(_TOO_LARGE, settings)])
+    return tf.switch_case(
+        kind,
+        [
+            lambda: _jpeg(contents, settings, mend),
+            lambda: _other(contents, head, settings),
+            refused(_TOO_LARGE),
+            refused(_EMPTY),
+        ],
+    )
 
 
-def _refused(status: int, settings: Preprocessing) -> Callable[[], tuple[Any, Any, Any, Any]]:
-    """A branch that gives a blank photo and why."""
-
-    def branch() -> tuple[Any, Any, Any, Any]:
-        import tensorflow as tf
-
-        blank = tf.fill([settings.height, settings.width, 3], tf.constant(128, tf.uint8))
-        return blank, tf.constant(status), tf.constant(0), tf.constant(0)
-
-    return branch
-
-
-def _within(
-    height: Any, width: Any, limit: int, settings: Preprocessing, decode: Callable[[], Any]
-) -> tuple[Any, Any, Any, Any]:
-    """`decode()` where 1 to `limit` pixels are claimed; it gives the photo [h,w,3] of any size."""
+def _dot() -> Any:
+    """What a refused photo decodes to: one grey pixel, which the resize spreads over the blank."""
     import tensorflow as tf
 
-    claimed = tf.cast(height, tf.int64) * tf.cast(width, tf.int64)
-
-    def fitting() -> tuple[Any, Any, Any, Any]:
-        pixels = decode()
-        pixels.set_shape([None, None, 3])
-        return _fit(pixels, settings, tf.constant(False)), tf.constant(_OK), height, width
-
-    kind = tf.where(claimed > limit, 1, tf.where(claimed <= 0, 2, 0))
-    return tf.switch_case(kind, [fitting, _refused(_TOO_LARGE, settings), _refused(_CORRUPT, settings)])
+    return tf.fill([1, 1, 3], tf.constant(128, tf.uint8))
 
 
-def _fit(pixels: Any, settings: Preprocessing, sideways: Any) -> Any:
+def _claimed(height: Any, width: Any) -> Any:
+    """Pixels by the header, int64."""
+    import tensorflow as tf
+
+    return tf.cast(height, tf.int64) * tf.cast(width, tf.int64)
+
+
+def _fit(pixels: Any, settings: Preprocessing, sideways: Any = None) -> Any:
     """Resize to the backbone's size with antialiasing, as uint8; to its transpose where `sideways`."""
     import tensorflow as tf
 
-    upright = [settings.height, settings.width]
-    size = tf.where(sideways, upright[::-1], upright) if upright[0] != upright[1] else upright
+    pixels.set_shape([None, None, 3])
+    size: Any = [settings.height, settings.width]
+    if sideways is not None and settings.height != settings.width:
+        size = tf.where(sideways, size[::-1], size)
     resized = tf.image.resize(pixels, size, antialias=True)
     return tf.cast(tf.clip_by_value(tf.round(resized), 0.0, 255.0), tf.uint8)
 
@@ -257,7 +234,7 @@ def _jpeg(contents: Any, settings: Preprocessing, mend: Any) -> tuple[Any, Any, 
 
     shape = tf.image.extract_jpeg_shape(contents)
     height, width = shape[0], shape[1]
-    claimed = tf.cast(height, tf.int64) * tf.cast(width, tf.int64)
+    claimed = _claimed(height, width)
     # Scan markers are counted without walking the segments, which is cheap and can only
     # overcount (a preview inside Exif, a film appended by the phone); the walk settles it.
     scans = tf.size(tf.strings.split(contents, _START_OF_SCAN), out_type=tf.int64) - 1
@@ -265,26 +242,23 @@ def _jpeg(contents: Any, settings: Preprocessing, mend: Any) -> tuple[Any, Any, 
     too_large = (claimed > settings.max_pixels) | tf.cond(
         costly, lambda: _is_progressive(contents), lambda: tf.constant(False)
     )
+    orientation = _orientation(contents)
+    sideways = orientation >= 5
+    source = tf.strings.join([contents, tf.where(mend, _END_OF_IMAGE, b"")])
+    # The largest reduction in the DCT that leaves both sides at least as large as they must be.
+    room = tf.minimum(height, width) // max(settings.height, settings.width)
+    scale = tf.where(room >= 8, 3, tf.where(room >= 4, 2, tf.where(room >= 2, 1, 0)))
 
-    def decoded() -> tuple[Any, Any, Any, Any]:
-        source = tf.strings.join([contents, tf.where(mend, _END_OF_IMAGE, b"")])
-        orientation = _orientation(contents)
-        sideways = orientation >= 5
-        target = max(settings.height, settings.width)
-        room = tf.minimum(height, width) // target
-        scale = tf.where(room >= 8, 3, tf.where(room >= 4, 2, tf.where(room >= 2, 1, 0)))
+    def at(ratio: int) -> Callable[[], Any]:
+        return lambda: tf.io.decode_jpeg(source, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
-        def at(ratio: int) -> Callable[[], Any]:
-            return lambda: tf.io.decode_jpeg(source, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
-
-        pixels = tf.switch_case(scale, [at(1), at(2), at(4), at(8)])
-        pixels.set_shape([None, None, 3])
-        upright = _turn(_fit(pixels, settings, sideways), orientation)
-        upright = tf.ensure_shape(upright, [settings.height, settings.width, 3])
-        status = tf.where(mend, _TRUNCATED, _OK)
-        return upright, status, tf.where(sideways, width, height), tf.where(sideways, height, width)
-
-    return tf.cond(too_large, _refused(_TOO_LARGE, settings), decoded)
+    pixels = tf.switch_case(tf.where(too_large, 4, scale), [at(1), at(2), at(4), at(8), _dot])
+    upright = _turn(_fit(pixels, settings, sideways), orientation)
+    upright = tf.ensure_shape(upright, [settings.height, settings.width, 3])
+    sides = tf.where(sideways, shape[1::-1], shape[:2])
+    sides = tf.where(too_large, 0, sides)
+    status = tf.where(too_large, _TOO_LARGE, tf.where(mend, _TRUNCATED, _OK))
+    return upright, status, sides[0], sides[1]
 
 
 def _is_progressive(contents: Any) -> Any:
@@ -367,26 +341,12 @@ def _turn(pixels: Any, orientation: Any) -> Any:
     """Undo an Exif orientation. Photos are turned after the resize, when they are small."""
     import tensorflow as tf
 
-    def turned(transpose: bool, flip: list[int]) -> Callable[[], Any]:
-        def branch() -> Any:
-            result = tf.transpose(pixels, [1, 0, 2]) if transpose else pixels
-            return tf.reverse(result, flip) if flip else result
+    def among(*orientations: int) -> Any:
+        return tf.reduce_any(tf.equal(orientation, orientations))
 
-        return branch
-
-    return tf.switch_case(
-        orientation - 1,
-        [
-            turned(False, []),
-            turned(False, [1]),
-            turned(False, [0, 1]),
-            turned(False, [0]),
-            turned(True, []),
-            turned(True, [1]),
-            turned(True, [0, 1]),
-            turned(True, [0]),
-        ],
-    )
+    transposed = tf.transpose(pixels, tf.where(among(5, 6, 7, 8), [1, 0, 2], [0, 1, 2]))
+    axes = tf.boolean_mask([0, 1], [among(3, 4, 7, 8), among(2, 3, 6, 7)])
+    return tf.reverse(transposed, axes)
 
 
 # --- Other formats, whose dimensions stand at fixed places of the header ------------------------
@@ -414,13 +374,6 @@ def _number(head: Any, places: Sequence[int]) -> Any:
     return tf.reduce_sum(chosen * tf.constant([256**power for power in range(len(places))], tf.int64))
 
 
-def _side(value: Any) -> Any:
-    """A side in pixels as int32; absurd values stay absurd, and within int32."""
-    import tensorflow as tf
-
-    return tf.cast(tf.minimum(value, tf.constant(2**31 - 1, tf.int64)), tf.int32)
-
-
 def _known_but_not_decoded(head: Any) -> Any:
     """TIFF, HEIC and AVIF (ISO media), Photoshop, JPEG 2000, JPEG XL."""
     import tensorflow as tf
@@ -438,6 +391,63 @@ def _known_but_not_decoded(head: Any) -> Any:
     )
 
 
+@dataclass(frozen=True)
+class _Format:
+    """What the header of one format says, as scalars.
+
+    Attributes:
+        fits: bool, the bytes begin as this format does.
+        height, width: int64.
+        limit: pixels allowed.
+        decoder: index of the decoder in `_other`.
+        supported: bool, this kind of file is decoded.
+    """
+
+    fits: Any
+    height: Any
+    width: Any
+    limit: int
+    decoder: Any
+    supported: Any = True
+
+
+_REFUSE, _PNG, _RGB, _RGBA = range(4)
+
+
+def _other(contents: Any, head: Any, settings: Preprocessing) -> tuple[Any, Any, Any, Any]:
+    import tensorflow as tf
+
+    formats = [_png(head, settings), _gif(head, settings), _bmp(head, settings), _webp(head, settings)]
+    status = tf.where(_known_but_not_decoded(head), _UNSUPPORTED, _NOT_AN_IMAGE)
+    decoder, height, width = tf.constant(_REFUSE), tf.constant(0, tf.int64), tf.constant(0, tf.int64)
+    for found in formats:
+        claimed = found.height * found.width
+        judged = tf.where(claimed > found.limit, _TOO_LARGE, tf.where(claimed <= 0, _CORRUPT, _OK))
+        judged = tf.where(found.supported, judged, _UNSUPPORTED)
+        status = tf.where(found.fits, judged, status)
+        decoder = tf.where(found.fits, found.decoder, decoder)
+        height, width = tf.where(found.fits, found.height, height), tf.where(found.fits, found.width, width)
+    good = tf.equal(status, _OK)
+    # The GIF decoder unpacks every frame it is given before it returns the first, so it gets few.
+    source = tf.where(formats[1].fits, tf.strings.substr(contents, 0, settings.max_gif_bytes), contents)
+
+    def image(channels: int) -> Any:
+        # WebP wants exactly the channels that the file has.
+        return tf.io.decode_image(source, channels=channels, expand_animations=False)
+
+    pixels = tf.switch_case(
+        tf.where(good, decoder, _REFUSE),
+        [
+            _dot,
+            lambda: _on_white(tf.io.decode_png(source, channels=4)),
+            lambda: image(3),
+            lambda: _on_white(image(4)),
+        ],
+    )
+    sides = tf.cast(tf.where(good, tf.stack([height, width]), 0), tf.int32)
+    return _fit(pixels, settings), status, sides[0], sides[1]
+
+
 def _on_white(pixels: Any) -> Any:
     """uint8 [h,w,4] composed on white: uint8 [h,w,3]."""
     import tensorflow as tf
@@ -451,90 +461,69 @@ def _on_white(pixels: Any) -> Any:
     return tf.cond(opaque, lambda: pixels[:, :, :3], composed)
 
 
-def _png(contents: Any, head: Any, settings: Preprocessing) -> tuple[Any, Any, Any, Any]:
+def _png(head: Any, settings: Preprocessing) -> _Format:
     """ISO/IEC 15948, 11.2.2: IHDR comes first, width and height big-endian at 16 and 20."""
-    import tensorflow as tf
-
-    width, height = _side(_number(head, (19, 18, 17, 16))), _side(_number(head, (23, 22, 21, 20)))
-    return _within(
-        height,
-        width,
-        settings.max_whole_pixels,
-        settings,
-        lambda: _on_white(tf.io.decode_png(contents, channels=4)),
+    return _Format(
+        fits=_begins(head, b"\x89PNG\r\n\x1a\n"),
+        height=_number(head, (23, 22, 21, 20)),
+        width=_number(head, (19, 18, 17, 16)),
+        limit=settings.max_whole_pixels,
+        decoder=_PNG,
     )
 
 
-def _gif(contents: Any, head: Any, settings: Preprocessing) -> tuple[Any, Any, Any, Any]:
+def _gif(head: Any, settings: Preprocessing) -> _Format:
     """GIF89a, 18: the logical screen, little-endian at 6 and 8. The first frame is taken."""
-    import tensorflow as tf
-
-    width, height = _side(_number(head, (6, 7))), _side(_number(head, (8, 9)))
-    # The decoder unpacks every frame it finds before it gives the first, so it gets few.
-    few = tf.strings.substr(contents, 0, settings.max_gif_bytes)
-    return _within(
-        height,
-        width,
-        settings.max_gif_pixels,
-        settings,
-        lambda: tf.io.decode_image(few, channels=3, expand_animations=False),
+    return _Format(
+        fits=_begins(head, b"GIF8"),
+        height=_number(head, (8, 9)),
+        width=_number(head, (6, 7)),
+        limit=settings.max_gif_pixels,
+        decoder=_RGB,
     )
 
 
-def _bmp(contents: Any, head: Any, settings: Preprocessing) -> tuple[Any, Any, Any, Any]:
+def _bmp(head: Any, settings: Preprocessing) -> _Format:
     """BITMAPINFOHEADER: width at 18, height at 22 (negative: top down), bits at 28, compression at 30.
 
     Other than uncompressed 24 and 32 bit, the decoder refuses or gives wrong colours.
     """
     import tensorflow as tf
 
-    width, height = _number(head, (18, 19, 20, 21)), _number(head, (22, 23, 24, 25))
-    height = tf.where(height >= 2**31, 2**32 - height, height)
-    bits, compression = _number(head, (28, 29)), _number(head, (30, 31, 32, 33))
-    plain = (tf.equal(bits, 24) | tf.equal(bits, 32)) & tf.equal(compression, 0)
-    return tf.cond(
-        plain,
-        lambda: _within(
-            _side(height),
-            _side(width),
-            settings.max_whole_pixels,
-            settings,
-            lambda: tf.io.decode_image(contents, channels=3, expand_animations=False),
-        ),
-        _refused(_UNSUPPORTED, settings),
+    height, bits = _number(head, (22, 23, 24, 25)), _number(head, (28, 29))
+    return _Format(
+        fits=_begins(head, b"BM"),
+        height=tf.where(height >= 2**31, 2**32 - height, height),
+        width=_number(head, (18, 19, 20, 21)),
+        limit=settings.max_whole_pixels,
+        decoder=_RGB,
+        supported=(tf.equal(bits, 24) | tf.equal(bits, 32)) & tf.equal(_number(head, (30, 31, 32, 33)), 0),
     )
 
 
-def _webp(contents: Any, head: Any, settings: Preprocessing) -> tuple[Any, Any, Any, Any]:
+def _webp(head: Any, settings: Preprocessing) -> _Format:
     """RFC 9649: a canvas (VP8X), lossless (VP8L) or lossy (VP8) header at 12; animations are refused."""
     import tensorflow as tf
 
     extended, lossless = tf.equal(head[15], ord("X")), tf.equal(head[15], ord("L"))
-    width = tf.where(
-        extended,
-        1 + _number(head, (24, 25, 26)),
-        tf.where(lossless, 1 + _number(head, (21, 22)) % 2**14, _number(head, (26, 27)) % 2**14),
-    )
-    height = tf.where(
-        extended,
-        1 + _number(head, (27, 28, 29)),
-        tf.where(lossless, 1 + _number(head, (22, 23, 24)) // 2**6 % 2**14, _number(head, (28, 29)) % 2**14),
-    )
-    flags = tf.where(extended, head[20], tf.where(lossless, head[24], 0))
-    alpha, animated = tf.bitwise.bitwise_and(flags, 16) > 0, extended & (tf.bitwise.bitwise_and(flags, 2) > 0)
 
-    def decoded(channels: int) -> Callable[[], Any]:
-        # The decoder wants exactly the channels that the file has.
-        return lambda: tf.io.decode_image(contents, channels=channels, expand_animations=False)
+    def chosen(of_extended: Any, of_lossless: Any, of_lossy: Any) -> Any:
+        return tf.where(extended, of_extended, tf.where(lossless, of_lossless, of_lossy))
 
-    return tf.cond(
-        animated,
-        _refused(_UNSUPPORTED, settings),
-        lambda: _within(
-            _side(height),
-            _side(width),
-            settings.max_whole_pixels,
-            settings,
-            lambda: tf.cond(alpha, lambda: _on_white(decoded(4)()), decoded(3)),
+    flags = chosen(head[20], head[24], 0)
+    return _Format(
+        fits=_begins(head, b"RIFF") & _begins(head, b"WEBP", at=8),
+        height=chosen(
+            1 + _number(head, (27, 28, 29)),
+            1 + _number(head, (22, 23, 24)) // 2**6 % 2**14,
+            _number(head, (28, 29)) % 2**14,
         ),
+        width=chosen(
+            1 + _number(head, (24, 25, 26)),
+            1 + _number(head, (21, 22)) % 2**14,
+            _number(head, (26, 27)) % 2**14,
+        ),
+        limit=settings.max_whole_pixels,
+        decoder=tf.where(tf.bitwise.bitwise_and(flags, 16) > 0, _RGBA, _RGB),
+        supported=tf.logical_not(extended & (tf.bitwise.bitwise_and(flags, 2) > 0)),
     )

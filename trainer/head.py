@@ -32,7 +32,9 @@ ENOUGH_VALIDATION = 500
 _LARGE = 20_000_000
 """Numbers in the features beyond which several BLAS threads pay."""
 
-_STOP = {"maxiter": 500, "gtol": 1e-5}
+_MAX_STEPS = 500
+_GRADIENT = 1e-5
+"""Largest entry of the gradient at which the minimum counts as found."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,13 @@ def minimise(
     fits = []
     for strength in strengths:
         objective = _objective(features, targets, classes, strength)
-        result = minimize(objective, parameters, jac=True, method="L-BFGS-B", options=_STOP)
+        result = minimize(
+            objective,
+            parameters,
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": _MAX_STEPS, "gtol": _GRADIENT},
+        )
         parameters = result.x
         weights = parameters.astype(np.float32).reshape(-1, classes)
         kernel = weights[:-1] if basis is None else basis @ weights[:-1]

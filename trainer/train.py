@@ -21,7 +21,6 @@ from serving.errors import InputError, OutputError
 from trainer import dataset, evaluate, export, head
 from trainer.dataset import Example, SplitSettings, Subset
 from trainer.evaluate import Evaluation
-from trainer.export import ClassicSession
 from trainer.fetch import silent
 from trainer.head import Floats, Ints
 
@@ -172,8 +171,13 @@ def train(
                 "seed": settings.seed,
             },
         )
+        checked = (test_rows if len(test_rows) else np.arange(len(targets)))[:PARITY_PHOTOS]
         published = export.export(
-            base, part, settings.saved_model_dir, check=_parity(features, probabilities, test_rows)
+            base,
+            part,
+            settings.saved_model_dir,
+            photos=[files.read(features.examples[row].uri) for row in checked],
+            probabilities=probabilities[checked],
         )
         if settings.output_labels:
             write_labels(folder.labels, settings.output_labels)
@@ -249,13 +253,6 @@ def _fit(
     training, held = rows[Subset.TRAINING], rows[Subset.VALIDATION]
     validation = (embeddings[held], targets[held]) if held.any() else None
     return head.fit(embeddings[training], targets[training], classes, validation=validation, seed=seed)
-
-
-def _parity(features: Features, probabilities: Floats, test_rows: Ints) -> Callable[[ClassicSession], None]:
-    """The check of the export, on test photos where there are some."""
-    chosen = (test_rows if len(test_rows) else np.arange(len(features.examples)))[:PARITY_PHOTOS]
-    contents = [files.read(features.examples[row].uri) for row in chosen]
-    return export.check_parity(contents, probabilities[chosen])
 
 
 def _misclassified(

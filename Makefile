@@ -1,0 +1,66 @@
+# make demo and make test set up everything they need, then do what their name says.
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint bench lock check-resolve clean help
+
+help: ## What there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
+
+demo: $(VENV)/demo.stamp ## Train, export, score, serve and predict on real photos
+	$(BIN)/hubhead demo
+
+test: $(VENV)/dev.stamp ## All tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev.stamp ## Style, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/dev.stamp ## The figures that the README quotes
+	$(BIN)/python -m tests.bench
+
+lock: $(VENV)/dev.stamp ## Resolve the ranges of pyproject.toml anew into the two locked files
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --extra train --extra build --universal --python-version 3.11 --upgrade \
+	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet -o requirements.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	  --constraint requirements.txt \
+	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet -o requirements-dev.txt
+
+check-resolve: ## Install the ranges of pyproject.toml afresh, without the lock, and import everything
+	rm -rf build/resolve build/client
+	$(PYTHON) -m venv build/resolve && $(PYTHON) -m venv build/client
+	build/resolve/bin/python -m pip install --quiet '.[train]'
+	cd build && resolve/bin/python -c "import hubhead, trainer.train, trainer.demo, batch.pipeline, serving.server, \
+	  serving.runtime, tensorflow, tensorflow_hub, apache_beam, pyarrow, scipy, threadpoolctl; print('all imported')"
+	build/client/bin/python -m pip install --quiet .
+	cd build && client/bin/python -c "import serving.client, importlib.util as u; \
+	  assert u.find_spec('tensorflow') is None; print('client imported without TensorFlow')"
+	cd build && client/bin/hubhead --help >/dev/null
+	rm -rf build/resolve build/client
+
+clean: ## Remove what was made here; the cache of photos and weights stays
+	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+# The environment: the locked packages with their hashes, then hubhead itself as a link to this tree.
+# A stamp is written last, so an interrupted installation is taken up again.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "hubhead needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: requirements-dev.txt $(VENV)/demo.stamp
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements-dev.txt
+	@touch $@
