@@ -167,7 +167,7 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Model:
     """
     tf = import_tensorflow()
     threads = threads or cores()
-    _one_thread_an_op(threads)
+    one_thread_an_op(threads)
     directory = Path(path)
     try:
         loaded = tf.saved_model.load(str(directory))
@@ -184,7 +184,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _one_thread_an_op(threads: int) -> None:
+def one_thread_an_op(threads: int) -> None:
     """Set TensorFlow's pools, which is possible only before its first use in the process."""
     import tensorflow as tf
 

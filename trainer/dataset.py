@@ -79,7 +79,8 @@ class SplitSettings:
     Attributes:
         testing_percentage, validation_percentage: share of the photos, 0 to 100, about.
         method: "content" (this project's), or "retrain" for the very sets of retrain.py,
-            which depend on how the path is spelled and may leave a label without photos.
+            which depend on how the path is spelled (pathlib drops a leading "./" and a trailing
+            "/") and may leave a label without photos.
     """
 
     testing_percentage: float = 10.0
@@ -183,6 +184,10 @@ def check_label_names(names: Iterable[str], *, where: str) -> None:
 def check_counts(counts: Mapping[str, int], settings: SplitSettings) -> None:
     """Refuse labels that have too few photos for one in every set.
 
+    Args:
+        counts: photos of each label; those that must stay together count once (`count_groups`).
+        settings: the sets asked for.
+
     Raises:
         InputError: with the labels and their counts.
     """
@@ -192,35 +197,49 @@ def check_counts(counts: Mapping[str, int], settings: SplitSettings) -> None:
     short = [f"{label!r} ({count})" for label, count in counts.items() if count < needed]
     if short:
         raise InputError(
-            f"Too few photos for one in each of {needed} sets: {', '.join(short)}.",
+            f"Too few photos for one in each of {needed} sets: {', '.join(short)}. Photos named alike before "
+            "_nohash_ stay together and count once.",
             remedy="Add photos, remove the label, or set --validation_percentage or --testing_percentage 0.",
         )
 
 
-def split(examples: Sequence[Example], settings: SplitSettings) -> list[Subset]:
+def split(
+    examples: Sequence[Example], settings: SplitSettings, image_dir: str | os.PathLike[str] = ""
+) -> list[Subset]:
     """Assign each photo to a set; the same photo always to the same one.
 
-    A label that would go without a set gets the photo whose hash lies nearest to it, from
-    its training photos; as the folder grows that repair becomes needless, and only that
-    photo moves.
+    A label that would go without a set gets the group of photos whose hash lies nearest to it,
+    from its training photos where they can spare one; as the folder grows that repair becomes
+    needless, and only that group moves. A label with fewer groups than sets (`check_counts`)
+    stays without.
+
+    Args:
+        examples: distinct photos.
+        settings: the sets and their shares.
+        image_dir: the directory as the user spelled it, which the method "retrain" hashes.
     """
     if settings.method == "retrain":
-        return [_subset(_retrain_position(example.uri), settings) for example in examples]
-    positions = [_position(example) for example in examples]
-    subsets = [_subset(position, settings) for position in positions]
-    groups = [_group(example) for example in examples]
+        spelled = [_spelled(example.uri, os.fspath(image_dir)) for example in examples]
+        return [_subset(_retrain_position(path), settings) for path in spelled]
+    subsets: dict[tuple[int, str], Subset] = {}
+    positions = {_key(example): _position(example) for example in examples}
     for label in {example.label for example in examples}:
-        rows = sorted(
-            (i for i, example in enumerate(examples) if example.label == label), key=positions.__getitem__
-        )
-        for subset, _ in settings.held_out:
-            if any(subsets[i] is subset for i in rows):
-                continue
-            training = [i for i in rows if subsets[i] is Subset.TRAINING]
-            for i in rows:
-                if len({groups[j] for j in training}) > 1 and groups[i] == groups[training[0]]:
-                    subsets[i] = subset
-    return subsets
+        keys = sorted((key for key in positions if key[0] == label), key=positions.__getitem__)
+        subsets |= {key: _subset(positions[key], settings) for key in keys}
+        for wanted in (*(subset for subset, _ in settings.held_out), Subset.TRAINING):
+            members = Counter(subsets[key] for key in keys)
+            spare = [key for key in keys if members[subsets[key]] > 1]
+            if spare and not members[wanted]:
+                low, high = _interval(wanted, settings)
+                nearest = min(
+                    spare,
+                    key=lambda key: (
+                        subsets[key] is not Subset.TRAINING,
+                        max(low - positions[key], positions[key] - high),
+                    ),
+                )
+                subsets[nearest] = wanted
+    return [subsets[_key(example)] for example in examples]
 
 
 def contradictions(examples: Sequence[Example], labels: Sequence[str]) -> list[str]:
@@ -242,10 +261,21 @@ def count_labels(examples: Iterable[Example], labels: Sequence[str]) -> dict[str
     return {label: counts[index] for index, label in enumerate(labels)}
 
 
+def count_groups(examples: Iterable[Example], labels: Sequence[str]) -> dict[str, int]:
+    """Groups of photos of each label that the split may keep apart, zeros included."""
+    counts = Counter(label for label, _ in {_key(example) for example in examples})
+    return {label: counts[index] for index, label in enumerate(labels)}
+
+
 def _group(example: Example) -> str:
-    """What must stay together: photos named alike before `_nohash_`, else the photo alone."""
-    name, mark, _ = Path(example.uri).name.partition("_nohash_")
-    return f"{example.label}/{name}" if mark else example.sha256
+    """What must stay together: photos of a directory named alike before `_nohash_`, else the photo alone."""
+    path = Path(example.uri)
+    name, mark, _ = path.name.partition("_nohash_")
+    return f"{path.parent.name}/{name}" if mark else example.sha256
+
+
+def _key(example: Example) -> tuple[int, str]:
+    return example.label, _group(example)
 
 
 def _position(example: Example) -> float:
@@ -254,15 +284,30 @@ def _position(example: Example) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64 * 100
 
 
+def _spelled(uri: str, image_dir: str) -> str:
+    """The path as retrain.py saw it, which put what it found behind --image_dir as it was given."""
+    path = local_path(uri)
+    return os.path.join(image_dir, os.path.relpath(path, image_dir)) if image_dir else path  # noqa: PTH118
+
+
 def _retrain_position(path: str) -> float:
     """As retrain.py: SHA-1 of the path as spelled, cut at `_nohash_`."""
     digest = hashlib.sha1(path.partition("_nohash_")[0].encode(errors="surrogateescape")).hexdigest()
     return int(digest, 16) % (_RETRAIN_BUCKETS + 1) * (100.0 / _RETRAIN_BUCKETS)
 
 
+def _interval(subset: Subset, settings: SplitSettings) -> tuple[float, float]:
+    """The positions of a set."""
+    held_out = settings.validation_percentage + settings.testing_percentage
+    return {
+        Subset.VALIDATION: (0.0, settings.validation_percentage),
+        Subset.TESTING: (settings.validation_percentage, held_out),
+        Subset.TRAINING: (held_out, 100.0),
+    }[subset]
+
+
 def _subset(position: float, settings: SplitSettings) -> Subset:
-    if position < settings.validation_percentage:
-        return Subset.VALIDATION
-    if position < settings.validation_percentage + settings.testing_percentage:
-        return Subset.TESTING
+    for subset in (Subset.VALIDATION, Subset.TESTING):
+        if position < _interval(subset, settings)[1]:
+            return subset
     return Subset.TRAINING

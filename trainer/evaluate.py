@@ -59,8 +59,11 @@ class Evaluation:
     recall: dict[str, Proportion]
 
     def record(self) -> dict[str, Any]:
-        """For hubhead.json."""
-        return asdict(self)
+        """For hubhead.json, which as JSON knows no NaN: None for the recall of a label without photos."""
+        record = asdict(self)
+        for share in record["recall"].values():
+            share["value"] = share["value"] if share["n"] else None
+        return record
 
 
 def evaluate(probabilities: Floats, targets: Ints, labels: Sequence[str]) -> Evaluation:

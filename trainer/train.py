@@ -139,8 +139,8 @@ def train(
         for sentence in dataset.contradictions(features.examples, folder.labels):
             say(sentence)
         counts = dataset.count_labels(features.examples, folder.labels)
-        dataset.check_counts(counts, settings.split)
-        subsets = dataset.split(features.examples, settings.split)
+        dataset.check_counts(dataset.count_groups(features.examples, folder.labels), settings.split)
+        subsets = dataset.split(features.examples, settings.split, settings.image_dir)
         targets = np.array([example.label for example in features.examples], np.int64)
         rows = {subset: np.array([s is subset for s in subsets], bool) for subset in Subset}
         fitted, selection = _fit(features.embeddings, targets, rows, len(folder.labels), settings.seed)

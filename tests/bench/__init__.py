@@ -1,0 +1,1 @@
+"""Speed, as ratios between variants that take turns in one run: `make bench` or `python -m tests.bench`."""

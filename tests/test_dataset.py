@@ -1,0 +1,358 @@
+"""The folder of labelled photos: which labels and files it has, and which set a photo belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.errors import InputError
+from trainer import dataset
+from trainer.dataset import Example, SplitSettings, Subset
+
+TRAINING, VALIDATION, TESTING = Subset.TRAINING, Subset.VALIDATION, Subset.TESTING
+
+
+def fill(top: Path, photos: dict[str, int]) -> Path:
+    """`top/<label>/<number>.jpg`, each with content of its own."""
+    for label, count in photos.items():
+        (top / label).mkdir(parents=True)
+        for number in range(count):
+            (top / label / f"{number:03d}.jpg").write_bytes(f"{label} {number}".encode())
+    return top
+
+
+def examples_of(top: Path | str) -> list[Example]:
+    folder = dataset.scan(top)
+    return [
+        Example(photo.uri, hashlib.sha256(Path(photo.uri).read_bytes()).hexdigest(), label)
+        for photo, label in folder.photos.items()
+    ]
+
+
+def example(number: int, label: int = 0, name: str = "") -> Example:
+    sha = hashlib.sha256(f"{label} {number}".encode()).hexdigest()
+    return Example(f"/photos/{label}/{name or number}.jpg", sha, label)
+
+
+# --- Labels and files ---------------------------------------------------------------------------------
+
+
+def test_directories_are_labels_in_alphabetical_order_and_files_below_them_are_photos(tmp_path: Path) -> None:
+    top = fill(tmp_path / "photos", {"sushi": 2, "pizza": 3})
+    (top / "pizza" / "oven" / "stone").mkdir(parents=True)
+    (top / "pizza" / "oven" / "stone" / "x.JPG").write_bytes(b"x")
+    folder = dataset.scan(top)
+    assert folder.labels == ("pizza", "sushi")
+    assert folder.counts == {"pizza": 4, "sushi": 2}
+    label_of = {Path(photo.uri): folder.labels[label] for photo, label in folder.photos.items()}
+    assert label_of[top / "pizza" / "oven" / "stone" / "x.JPG"] == "pizza"
+    assert label_of[top / "sushi" / "000.jpg"] == "sushi"
+
+
+def test_hidden_files_and_directories_are_left_out(tmp_path: Path) -> None:
+    top = fill(tmp_path / "photos", {"pizza": 1, "sushi": 1, ".thumbnails": 5})
+    (top / "pizza" / ".DS_Store").write_bytes(b"x")
+    assert dataset.scan(top).counts == {"pizza": 1, "sushi": 1}
+
+
+@pytest.mark.parametrize(
+    "name", ["寿司", "crème brûlée", "a [b] *?", "Ice Cream", "label with 'quotes'", "🍣", "100%", "ß"]
+)
+def test_a_label_is_the_name_of_its_directory_verbatim(tmp_path: Path, name: str) -> None:
+    top = fill(tmp_path / "photos [all]", {name: 2, "other": 1})
+    assert dataset.scan(top).counts == {name: 2, "other": 1}
+
+
+def test_a_decomposed_name_stays_decomposed(tmp_path: Path) -> None:
+    name = unicodedata.normalize("NFD", "crème")
+    assert name in dataset.scan(fill(tmp_path / "photos", {name: 1, "other": 1})).labels
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("crème", unicodedata.normalize("NFD", "crème")),
+        ("Pizza", "pizza"),
+        ("STRASSE", "straße"),
+        ("pizza", "pizza "),
+    ],
+)
+def test_labels_that_people_cannot_tell_apart_are_an_error_that_names_both(
+    tmp_path: Path, one: str, other: str
+) -> None:
+    top = fill(tmp_path / "photos", {one: 1, other: 1, "sushi": 1})
+    with pytest.raises(InputError, match="differ only in case, space or Unicode form") as caught:
+        dataset.scan(top)
+    assert repr(one) in caught.value.what
+    assert repr(other) in caught.value.what
+    assert caught.value.remedy
+
+
+def test_a_label_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
+    top = fill(tmp_path / "photos", {"pizza": 1, "sushi": 1})
+    os.mkdir(os.fsencode(top) + b"/caf\xe9")  # noqa: PTH102 # a name that no str spells
+    with pytest.raises(InputError, match=r"caf\\xe9.*not UTF-8"):
+        dataset.scan(top)
+
+
+@pytest.mark.parametrize("name", ["piz\nza", "piz\u2028za", "piz\rza"])
+def test_a_label_with_a_line_break_is_an_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="line break"):
+        dataset.scan(fill(tmp_path / "photos", {name: 1, "sushi": 1}))
+
+
+def test_an_empty_label_is_left_out_and_warned_of(tmp_path: Path) -> None:
+    folder = dataset.scan(fill(tmp_path / "photos", {"empty": 0, "pizza": 30, "sushi": 30}))
+    assert folder.labels == ("pizza", "sushi")
+    assert folder.warnings == ("Label 'empty' has no photos and is left out.",)
+
+
+def test_a_label_with_few_photos_is_warned_of_with_its_count(tmp_path: Path) -> None:
+    folder = dataset.scan(fill(tmp_path / "photos", {"pizza": 19, "sushi": 20}))
+    assert len(folder.warnings) == 1
+    assert "'pizza' has 19 photos" in folder.warnings[0]
+
+
+def test_files_beside_the_labels_are_left_out_and_counted(tmp_path: Path) -> None:
+    top = fill(tmp_path / "photos", {"pizza": 20, "sushi": 20})
+    for name in ("readme.txt", "loose.jpg"):
+        (top / name).write_bytes(b"x")
+    folder = dataset.scan(top)
+    assert len(folder.photos) == 40
+    assert folder.warnings == ("2 files that are in no label's directory are left out.",)
+
+
+@pytest.mark.parametrize(
+    ("photos", "message"),
+    [
+        ({}, "no label with photos"),
+        ({"pizza": 0}, "No photos in"),
+        ({"pizza": 3}, "only the label 'pizza'"),
+        ({"pizza": 3, "sushi": 0}, "only the label 'pizza'"),
+    ],
+)
+def test_fewer_than_two_labels_are_an_error(tmp_path: Path, photos: dict[str, int], message: str) -> None:
+    top = tmp_path / "photos"
+    top.mkdir()
+    with pytest.raises(InputError, match=message):
+        dataset.scan(fill(top, photos))
+
+
+def test_a_missing_directory_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere"):
+        dataset.scan(tmp_path / "nowhere")
+
+
+def test_a_relative_spelling_finds_the_same_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    top = fill(tmp_path / "photos", {"pizza": 2, "sushi": 2})
+    monkeypatch.chdir(tmp_path)
+    for spelling in ("photos", "./photos", "photos/", "../" + tmp_path.name + "/photos"):
+        assert dataset.scan(spelling) == dataset.scan(top)
+
+
+def test_one_photo_under_two_labels_is_told_with_both_and_its_paths() -> None:
+    twin = Example("/photos/1/twin.jpg", example(3).sha256, 1)
+    [sentence] = dataset.contradictions([example(3), example(4), twin], ["pizza", "sushi"])
+    for part in ("'pizza'", "'sushi'", "/photos/0/3.jpg", "/photos/1/twin.jpg"):
+        assert part in sentence
+
+
+# --- The split ------------------------------------------------------------------------------------------
+
+
+def by_name(top: Path | str) -> dict[str, Subset]:
+    examples = examples_of(top)
+    subsets = dataset.split(examples, SplitSettings())
+    return {Path(item.uri).name: subset for item, subset in zip(examples, subsets, strict=True)}
+
+
+def test_the_split_does_not_depend_on_where_the_folder_is_or_how_it_is_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = fill(tmp_path / "photos", {"pizza": 60, "sushi": 60})
+    copy = tmp_path / "elsewhere_nohash_" / "copy"
+    shutil.copytree(top, copy)
+    monkeypatch.chdir(tmp_path)
+    here = dataset.split(examples_of(top), SplitSettings())
+    assert set(here) == set(Subset)
+    assert dataset.split(examples_of(copy), SplitSettings()) == here
+    assert dataset.split(examples_of("./photos"), SplitSettings()) == here
+
+
+def test_a_renamed_photo_stays_in_its_set() -> None:
+    before = [example(number) for number in range(200)]
+    after = [Example(f"/other/0/renamed-{item.sha256[:5]}.png", item.sha256, 0) for item in before]
+    assert dataset.split(before, SplitSettings()) == dataset.split(after, SplitSettings())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.permutations(range(60)), st.integers(30, 59))
+def test_photos_stay_in_their_sets_as_the_folder_grows(order: Sequence[int], size: int) -> None:
+    everything = [example(number) for number in range(60)]
+    full = dict(zip(everything, dataset.split(everything, SplitSettings(20, 20)), strict=True))
+    part = [everything[number] for number in order[:size]]
+    moved = [
+        item
+        for item, subset in zip(part, dataset.split(part, SplitSettings(20, 20)), strict=True)
+        if full[item] is not subset
+    ]
+    # One photo at most for each set that the smaller folder would have left empty.
+    assert len(moved) <= sum(
+        not any(full[item] is subset for item in part) for subset in (VALIDATION, TESTING)
+    )
+
+
+def test_a_new_label_moves_no_photo(tmp_path: Path) -> None:
+    top = fill(tmp_path / "photos", {"pizza": 40, "sushi": 40})
+    for label in ("pizza", "sushi"):
+        for number in range(60):
+            (top / label / f"{label}{number // 3}_nohash_{number}.jpg").write_bytes(f"{label}{number}!".encode())
+    examples = examples_of(top)
+    before = {
+        item.uri: subset
+        for item, subset in zip(examples, dataset.split(examples, SplitSettings()), strict=True)
+    }
+    fill(top, {"apple pie": 30})
+    examples = examples_of(top)
+    after = {
+        item.uri: subset
+        for item, subset in zip(examples, dataset.split(examples, SplitSettings()), strict=True)
+    }
+    assert {uri: after[uri] for uri in before} == before
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    counts=st.lists(st.integers(3, 12), min_size=1, max_size=4),
+    seed=st.integers(0, 10**9),
+    shares=st.tuples(st.sampled_from([1, 10, 45]), st.sampled_from([1, 10, 45])),
+)
+def test_every_label_has_a_photo_in_every_set(counts: list[int], seed: int, shares: tuple[int, int]) -> None:
+    examples = [example(seed + number, label) for label, count in enumerate(counts) for number in range(count)]
+    found = defaultdict(set)
+    for item, subset in zip(examples, dataset.split(examples, SplitSettings(*shares)), strict=True):
+        found[item.label].add(subset)
+    assert all(found[label] == set(Subset) for label in range(len(counts)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    groups=st.lists(st.integers(1, 5), min_size=3, max_size=12),
+    seed=st.integers(0, 10**9),
+)
+def test_photos_alike_before_nohash_stay_together_and_every_set_has_some(groups: list[int], seed: int) -> None:
+    examples = [
+        example(seed + 10 * group + copy, name=f"dish{seed}-{group}_nohash_{copy}")
+        for group, size in enumerate(groups)
+        for copy in range(size)
+    ]
+    together = defaultdict(set)
+    for item, subset in zip(examples, dataset.split(examples, SplitSettings()), strict=True):
+        together[item.uri.partition("_nohash_")[0]].add(subset)
+    assert all(len(subsets) == 1 for subsets in together.values())
+    assert set.union(*together.values()) == set(Subset)
+
+
+def test_groups_are_what_a_label_has_to_spread_over_the_sets() -> None:
+    one_group = [example(number, name=f"dish_nohash_{number}") for number in range(30)]
+    counts = dataset.count_groups([*one_group, example(1, 1), example(2, 1)], ["pizza", "sushi"])
+    assert counts == {"pizza": 1, "sushi": 2}
+    with pytest.raises(InputError, match=r"'pizza' \(1\), 'sushi' \(2\).*_nohash_"):
+        dataset.check_counts(counts, SplitSettings())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**9), testing=st.sampled_from([5, 10, 30]), validation=st.sampled_from([5, 10, 30])
+)
+def test_the_sets_have_about_their_shares(seed: int, testing: int, validation: int) -> None:
+    count = 2000
+    examples = [example(seed + number) for number in range(count)]
+    found = Counter(dataset.split(examples, SplitSettings(testing, validation)))
+    for subset, share in ((TESTING, testing), (VALIDATION, validation)):
+        # Five standard deviations of a binomial count.
+        allowed = 5 * (count * share / 100 * (1 - share / 100)) ** 0.5
+        assert abs(found[subset] - count * share / 100) < allowed
+
+
+def test_a_set_of_no_share_is_empty() -> None:
+    examples = [example(number) for number in range(300)]
+    assert set(dataset.split(examples, SplitSettings(0, 10))) == {TRAINING, VALIDATION}
+    assert set(dataset.split(examples, SplitSettings(10, 0))) == {TRAINING, TESTING}
+    assert set(dataset.split(examples, SplitSettings(0, 0))) == {TRAINING}
+
+
+def test_labels_with_too_few_photos_are_an_error_that_counts_them() -> None:
+    counts = {"pizza": 2, "sushi": 3, "soup": 1}
+    with pytest.raises(InputError, match=r"each of 3 sets: 'pizza' \(2\), 'soup' \(1\)"):
+        dataset.check_counts(counts, SplitSettings())
+    with pytest.raises(InputError, match=r"each of 2 sets: 'soup' \(1\)"):
+        dataset.check_counts(counts, SplitSettings(10, 0))
+    dataset.check_counts(counts, SplitSettings(0, 0))
+
+
+def test_labels_are_counted_zeros_included() -> None:
+    assert dataset.count_labels([example(1), example(2)], ["pizza", "sushi"]) == {"pizza": 2, "sushi": 0}
+
+
+@pytest.mark.parametrize(("testing", "validation"), [(60, 40), (100, 0), (-1, 10), (10, -0.5), (0, 100)])
+def test_shares_that_leave_nothing_to_train_on_are_an_error(testing: float, validation: float) -> None:
+    with pytest.raises(InputError, match="leave nothing to train on"):
+        SplitSettings(testing, validation)
+
+
+# --- retrain.py's own split -----------------------------------------------------------------------------
+
+
+def retrain_subset(path: str, validation: float, testing: float) -> Subset:
+    """As retrain.py decides: a hash of the whole path, without what comes after `_nohash_`."""
+    buckets = 2**27 - 1
+    digest = hashlib.sha1(re.sub(r"_nohash_.*$", "", path).encode()).hexdigest()
+    percentage = (int(digest, 16) % (buckets + 1)) * (100.0 / buckets)
+    if percentage < validation:
+        return VALIDATION
+    return TESTING if percentage < testing + validation else TRAINING
+
+
+@given(
+    path=st.text(st.characters(codec="utf-8", exclude_characters="\n\0"), min_size=1).filter(
+        lambda text: not text.startswith("file://")
+    ),
+    mark=st.sampled_from(["", "_nohash_", "_nohash_1_nohash_2"]),
+    testing=st.integers(0, 40),
+    validation=st.integers(0, 40),
+)
+def test_the_method_retrain_is_retrain_py(path: str, mark: str, testing: int, validation: int) -> None:
+    path = f"/photos/{path}{mark}.jpg"
+    [subset] = dataset.split([Example(path, "0" * 64, 0)], SplitSettings(testing, validation, "retrain"))
+    assert subset is retrain_subset(path, validation, testing)
+
+
+@pytest.mark.parametrize("spelling", ["photos", "../{}/photos", "{}"])
+def test_the_method_retrain_hashes_the_path_as_it_was_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    top = fill(tmp_path / "photos", {"pizza": 40, "sushi": 40})
+    monkeypatch.chdir(tmp_path)
+    spelling = str(top) if spelling == "{}" else spelling.format(tmp_path.name)
+    examples = examples_of(spelling)
+    subsets = dataset.split(examples, SplitSettings(10, 10, "retrain"), spelling)
+    wanted = [
+        retrain_subset(os.path.join(spelling, *Path(item.uri).parts[-2:]), 10, 10)  # noqa: PTH118
+        for item in examples
+    ]
+    assert subsets == wanted
+
+
+def test_the_method_retrain_may_leave_a_label_without_photos() -> None:
+    dataset.check_counts({"pizza": 1, "sushi": 1}, SplitSettings(method="retrain"))
