@@ -56,7 +56,10 @@ def _allowance(_context: click.Context, _option: click.Parameter, text: str | No
     return Allowance(limit, percent)
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 100})
+@click.command(
+    context_settings={"show_default": True, "max_content_width": 100},
+    short_help="Score any number of photos into Parquet.",
+)
 @click.option(
     "--photos", required=True, help="File, directory or quoted glob ('photos/**/*.jpg'); or gs://..."
 )

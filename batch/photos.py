@@ -28,7 +28,7 @@ class Photo:
     modified: int
 
 
-def find(pattern: str) -> list[Photo]:
+def find(pattern: str, *, none_is_fine: bool = False) -> list[Photo]:
     """The photos that `pattern` means, sorted by uri, each once.
 
     A path that exists is taken as it is, whatever characters its name has; anything else is
@@ -36,11 +36,11 @@ def find(pattern: str) -> list[Photo]:
     taken, hidden ones left out: what is no photo gets its status from the model.
 
     Raises:
-        InputError: nothing is there, or a directory cannot be listed.
+        InputError: nothing is there (unless `none_is_fine`), or a directory cannot be listed.
     """
     found = _find_remote(pattern) if files.is_remote(pattern) else _find_local(pattern)
     photos = sorted({photo.uri: photo for photo in found}.values())
-    if not photos:
+    if not photos and not none_is_fine:
         raise InputError(
             f"No photos in {pattern}.",
             remedy="Give a file, a directory, or a quoted glob such as 'photos/**/*.jpg'.",

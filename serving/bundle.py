@@ -168,7 +168,7 @@ def staging(base: Path) -> Iterator[Path]:
     Raises:
         OutputError: `base` cannot be written.
     """
-    existed = base.exists()
+    missing = [directory for directory in (base, *base.parents) if not directory.exists()]
     try:
         base.mkdir(parents=True, exist_ok=True)
         directory = Path(tempfile.mkdtemp(prefix=".staging-", dir=base))
@@ -181,9 +181,9 @@ def staging(base: Path) -> Iterator[Path]:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-        if not existed:
-            with suppress(OSError):  # something was published
-                base.rmdir()
+        with suppress(OSError):  # something was published
+            for made in missing:
+                made.rmdir()
 
 
 def publish(staged: Path, base: Path) -> Path:

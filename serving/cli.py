@@ -22,9 +22,10 @@ BAR_WIDTH = 10
 
 
 @click.command(
+    short_help="Serve a model over TensorFlow Serving's protocol.",
     epilog="\b\nExample:\n"
     "  hubhead serve --model_base_path models/food\n"
-    "  hubhead predict photo.jpg --server localhost:8500 --model_name food"
+    "  hubhead predict photo.jpg --server localhost:8500 --model_name food",
 )
 @click.option(
     "--model_base_path",
@@ -73,9 +74,10 @@ def serve(model_base_path: Path, model_name: str, port: int, file_system_poll_wa
 
 
 @click.command(
+    short_help="Classify photos, by a server or by a bundle.",
     epilog="\b\nExamples:\n"
     "  hubhead predict a.jpg b.jpg --server localhost:8500 --model_name food\n"
-    "  hubhead predict a.jpg --model models/food --json"
+    "  hubhead predict a.jpg --model models/food --json",
 )
 @click.argument("photos", nargs=-1, required=True, type=click.Path())
 @click.option("--server", metavar="HOST:PORT", help="Ask the model server there, over gRPC.")

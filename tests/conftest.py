@@ -54,9 +54,7 @@ def sample(cache: Path) -> SampleSummary:
 
 
 @pytest.fixture(scope="session")
-def trained(
-    cache: Path, sample: SampleSummary, tmp_path_factory: pytest.TempPathFactory
-) -> Trained:
+def trained(cache: Path, sample: SampleSummary, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A head trained on the sample photos, with an embedding store of its own; takes some 25 s."""
     from trainer.train import TrainSettings, train
 

@@ -216,7 +216,9 @@ def test_a_new_label_moves_no_photo(tmp_path: Path) -> None:
     top = fill(tmp_path / "photos", {"pizza": 40, "sushi": 40})
     for label in ("pizza", "sushi"):
         for number in range(60):
-            (top / label / f"{label}{number // 3}_nohash_{number}.jpg").write_bytes(f"{label}{number}!".encode())
+            (top / label / f"{label}{number // 3}_nohash_{number}.jpg").write_bytes(
+                f"{label}{number}!".encode()
+            )
     examples = examples_of(top)
     before = {
         item.uri: subset
@@ -238,7 +240,9 @@ def test_a_new_label_moves_no_photo(tmp_path: Path) -> None:
     shares=st.tuples(st.sampled_from([1, 10, 45]), st.sampled_from([1, 10, 45])),
 )
 def test_every_label_has_a_photo_in_every_set(counts: list[int], seed: int, shares: tuple[int, int]) -> None:
-    examples = [example(seed + number, label) for label, count in enumerate(counts) for number in range(count)]
+    examples = [
+        example(seed + number, label) for label, count in enumerate(counts) for number in range(count)
+    ]
     found = defaultdict(set)
     for item, subset in zip(examples, dataset.split(examples, SplitSettings(*shares)), strict=True):
         found[item.label].add(subset)
@@ -250,7 +254,9 @@ def test_every_label_has_a_photo_in_every_set(counts: list[int], seed: int, shar
     groups=st.lists(st.integers(1, 5), min_size=3, max_size=12),
     seed=st.integers(0, 10**9),
 )
-def test_photos_alike_before_nohash_stay_together_and_every_set_has_some(groups: list[int], seed: int) -> None:
+def test_photos_alike_before_nohash_stay_together_and_every_set_has_some(
+    groups: list[int], seed: int
+) -> None:
     examples = [
         example(seed + 10 * group + copy, name=f"dish{seed}-{group}_nohash_{copy}")
         for group, size in enumerate(groups)

@@ -12,7 +12,8 @@ from trainer.evaluate import evaluate, proportion
 
 
 @pytest.mark.parametrize(
-    ("right", "n"), [(0, 1), (1, 1), (0, 40), (40, 40), (34, 45), (1, 3), (500, 1000), (999, 1000), (17, 100_000)]
+    ("right", "n"),
+    [(0, 1), (1, 1), (0, 40), (40, 40), (34, 45), (1, 3), (500, 1000), (999, 1000), (17, 100_000)],
 )
 def test_the_interval_is_wilsons(right: int, n: int) -> None:
     from scipy.stats import binomtest

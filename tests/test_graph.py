@@ -1,4 +1,4 @@
-"""The preprocessing: real photos against Pillow, broken and hostile ones against the closed set of statuses."""
+"""The preprocessing: real photos against Pillow; broken and hostile ones get a status and do no harm."""
 
 from __future__ import annotations
 
@@ -133,7 +133,15 @@ def shallow_png(image: Image.Image, depth: int) -> bytes:
 def interlaced_png(image: Image.Image) -> bytes:
     """Adam7: seven passes, each (first column, first row, step right, step down)."""
     pixels = np.asarray(image)
-    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    passes = [
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    ]
     data = b"".join(
         b"\0" + row.tobytes() for x, y, right, down in passes for row in pixels[y::down, x::right]
     )
@@ -146,7 +154,7 @@ def animation() -> bytes:
 
 
 def expected(content: bytes) -> Pixels:
-    """The first frame as Pillow decodes it: upright, on white, resized by a triangle filter with antialiasing."""
+    """The first frame by Pillow: upright, on white, resized by a triangle filter with antialiasing."""
     with Image.open(io.BytesIO(content)) as image:
         image = ImageOps.exif_transpose(image)
         if image.has_transparency_data:
@@ -203,7 +211,9 @@ def test_a_png_of_16_bits_loses_the_lower_8(decode: Decode) -> None:
     np.testing.assert_array_equal(deep.pixels, plain.pixels)
 
 
-def test_a_large_jpeg_decoded_at_a_reduced_scale_stays_close_to_the_mean_of_its_pixels(decode: Decode) -> None:
+def test_a_large_jpeg_decoded_at_a_reduced_scale_stays_close_to_the_mean_of_its_pixels(
+    decode: Decode,
+) -> None:
     photo = scene(4000, 3000)
     area = np.asarray(photo.resize((SIZE, SIZE), Image.Resampling.BOX)).astype(int)
     for row in decode([jpeg(photo), jpeg(photo, progressive=True)]):
@@ -571,7 +581,10 @@ def dangers(source: str, path: str) -> Iterator[str]:
 
 
 def test_no_dangerous_decoder_is_called_anywhere() -> None:
-    sources = [REPO / "hubhead.py", *(p for top in ("trainer", "batch", "serving") for p in (REPO / top).rglob("*.py"))]
+    sources = [
+        REPO / "hubhead.py",
+        *(p for top in ("trainer", "batch", "serving") for p in (REPO / top).rglob("*.py")),
+    ]
     assert len(sources) > 30
     found = [
         f"{path.relative_to(REPO)}: {danger}"

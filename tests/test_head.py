@@ -27,11 +27,16 @@ def blobs(count: int, dimensions: int, classes: int, *, noise: float = 1.5, seed
     return points.astype(np.float32), targets.astype(np.int64)
 
 
-def yardstick(features: head.Floats, targets: head.Ints, strength: float) -> NDArray[np.float64]:
+def yardstick(
+    features: head.Floats, targets: head.Ints, strength: float, tolerance: float = 1e-4
+) -> NDArray[np.float64]:
     """scikit-learn's kernel and bias for the same objective, as one matrix [D+1,K]."""
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
-    model = LogisticRegression(C=strength, max_iter=5000, tol=1e-6).fit(features.astype(np.float64), targets)
+    with threadpool_limits(1, user_api="blas"):  # with more it takes twenty times as long
+        model = LogisticRegression(C=strength, max_iter=5000, tol=tolerance)
+        model.fit(features.astype(np.float64), targets)
     return np.vstack([model.coef_.T, model.intercept_])
 
 
@@ -39,9 +44,22 @@ def predict(features: head.Floats, weights: NDArray[np.float64]) -> head.Floats:
     return head.softmax((features @ weights[:-1] + weights[-1]).astype(np.float32))
 
 
-def test_rows_are_scaled_to_length_one_and_zeros_stay() -> None:
-    rows = np.array([[3, 4], [0, 0], [1e-3, 0]], np.float32)
-    np.testing.assert_allclose(head.normalise(rows), [[0.6, 0.8], [0, 0], [1, 0]], rtol=1e-6)
+def of_length_one(rows: head.Floats) -> head.Floats:
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+
+def test_features_are_standardised_and_of_length_one() -> None:
+    embeddings, _ = blobs(500, 6, 2)
+    embeddings = embeddings * np.float32([1, 2, 3, 4, 5, 0]) + 7
+    scaling = head.Scaling.of(embeddings)
+    features = scaling.features(embeddings)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)
+    standardised = (embeddings - scaling.mean) * scaling.scale
+    np.testing.assert_allclose(standardised.mean(axis=0), 0, atol=1e-4)
+    assert (standardised.std(axis=0)[:-1] > 0.5).all()
+    assert (standardised.std(axis=0) < 1).all()
+    assert (features[:, -1] == 0).all()  # an entry that never changes says nothing, and is not blown up
+    np.testing.assert_array_equal(scaling.features(scaling.mean[None]), np.zeros((1, 6)))
 
 
 def test_probabilities_add_up_to_one_however_large_the_logits() -> None:
@@ -51,7 +69,7 @@ def test_probabilities_add_up_to_one_however_large_the_logits() -> None:
 
 def test_the_gradient_is_that_of_the_objective() -> None:
     features, targets = blobs(50, 4, 3)
-    objective = head._objective(head.normalise(features), targets, 3, 10.0)
+    objective = head._objective(of_length_one(features), targets, 3, 10.0)
     point = np.random.default_rng(1).normal(size=5 * 3)
     _, gradient = objective(point)
     step = 1e-2
@@ -63,21 +81,26 @@ def test_the_gradient_is_that_of_the_objective() -> None:
     assert np.abs(gradient).max() > 1e-2
 
 
-@pytest.mark.parametrize(("count", "dimensions"), [(300, 20), (60, 200)], ids=["more photos", "more dimensions"])
+@pytest.mark.parametrize(
+    ("count", "dimensions"), [(300, 20), (60, 200)], ids=["more photos", "more dimensions"]
+)
 def test_the_minimum_is_the_one_scikit_learn_finds(count: int, dimensions: int) -> None:
     features, targets = blobs(count, dimensions, 4)
-    features = head.normalise(features)
-    unseen = head.normalise(blobs(100, dimensions, 4, seed=7)[0])
+    features = of_length_one(features)
+    unseen = of_length_one(blobs(100, dimensions, 4, seed=7)[0])
     strengths = [1.0, 10.0, 100.0]
     fits = head.minimise(features, targets, 4, strengths)
     for strength, (kernel, bias) in zip(strengths, fits, strict=True):
         assert (kernel.shape, bias.shape) == ((dimensions, 4), (4,))
         assert kernel.dtype == bias.dtype == np.float32
-        wanted = yardstick(features, targets, strength)
-        # A constant added to all biases changes nothing.
-        np.testing.assert_allclose(kernel, wanted[:-1], atol=5e-3 * np.abs(wanted).max())
+        wanted = yardstick(features, targets, strength, tolerance=1e-8)
+        # The kernel alone: a constant added to all biases changes nothing.
+        np.testing.assert_allclose(kernel, wanted[:-1], atol=1e-2 * np.abs(wanted).max())
         found = head.softmax(unseen @ kernel + bias)
-        np.testing.assert_allclose(found, predict(unseen, wanted), atol=5e-3)
+        np.testing.assert_allclose(found, predict(unseen, wanted), atol=2e-2)
+        objective = head._objective(features, targets, 4, strength)
+        ours, theirs = objective(np.vstack([kernel, bias]).ravel())[0], objective(wanted.ravel())[0]
+        assert ours <= theirs + 1e-5
 
 
 def test_the_bias_is_not_regularised() -> None:
@@ -128,11 +151,10 @@ def test_a_fit_is_repeatable_to_the_bit() -> None:
 
 def test_the_strength_with_the_least_held_out_loss_is_taken() -> None:
     features, targets = blobs(150, 30, 3)
-    fitted, selection = head.fit(features, targets, 3)
+    _, selection = head.fit(features, targets, 3)
     assert selection.method == "cross-validation"
     assert selection.losses.keys() == set(head.STRENGTHS)
     assert selection.losses[selection.strength] == min(selection.losses.values())
-    assert fitted.temperature == selection.temperature
     loss = head.log_loss(selection.probabilities, selection.targets)
     assert loss == pytest.approx(selection.losses[selection.strength])
     np.testing.assert_array_equal(selection.targets, targets)
@@ -143,7 +165,7 @@ def test_held_out_probabilities_come_from_heads_that_have_not_seen_the_photo() -
     random = np.random.default_rng(0)
     features = random.normal(size=(100, 300)).astype(np.float32)
     targets = random.permutation(np.arange(100) % 4)
-    fitted, selection = head.fit(features, targets, 4)
+    _, selection = head.fit(features, targets, 4)
     assert (selection.probabilities.argmax(axis=1) == targets).mean() < 0.45
     assert selection.losses[selection.strength] > 1.3
 
@@ -157,59 +179,110 @@ def test_few_validation_photos_join_the_others_and_many_are_held_out() -> None:
     fitted, selection = head.fit(features, targets, 2, validation=many)
     assert (selection.method, len(selection.targets)) == ("validation", head.ENOUGH_VALIDATION)
     # Once C is chosen, all photos count.
-    everything = head.normalise(np.vstack([features, many[0]]))
-    [(kernel, _)] = head.minimise(everything, np.append(targets, many[1]), 2, [selection.strength])
-    np.testing.assert_allclose(fitted.kernel, kernel, atol=1e-4)
+    np.testing.assert_allclose(fitted.scaling.mean, np.vstack([features, many[0]]).mean(axis=0), atol=1e-5)
 
 
-def test_a_head_does_not_care_how_long_its_embeddings_are() -> None:
-    features, targets = blobs(90, 12, 3)
-    fitted, _ = head.fit(features, targets, 3)
-    np.testing.assert_allclose(fitted.probabilities(features), fitted.probabilities(features * 7), atol=1e-6)
+def test_the_discriminant_is_the_one_scikit_learn_finds() -> None:
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    for count, dimensions in ((300, 20), (60, 200)):
+        features, targets = blobs(count, dimensions, 4)
+        kernel, bias = head.discriminate(features, targets, 4)
+        theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=head.SHRINKAGE)
+        theirs.fit(features.astype(np.float64), targets)
+        unseen = blobs(100, dimensions, 4, seed=7)[0]
+        np.testing.assert_allclose(
+            head.softmax(unseen @ kernel + bias), theirs.predict_proba(unseen), atol=1e-3
+        )
 
 
-# --- The issue's requirement ----------------------------------------------------------------------------
+def test_the_head_is_the_mean_of_both_classifiers() -> None:
+    features, targets = blobs(150, 30, 3)
+    fitted, selection = head.fit(features, targets, 3)
+    scaled = fitted.scaling.features(features)
+    [(logistic, _)] = head.minimise(scaled, targets, 3, [selection.strength])
+    discriminant, _ = head.discriminate(scaled, targets, 3)
+    columns = np.stack([logistic.ravel(), discriminant.ravel()], axis=1).astype(np.float64)
+    weights, residual, _, _ = np.linalg.lstsq(columns, fitted.kernel.ravel().astype(np.float64))
+    assert residual[0] < 1e-6 * (fitted.kernel**2).sum()
+    assert (weights > 0).all()
+
+
+# --- The sample photos, by this head and by others ------------------------------------------------------
 
 RETRAIN_ACCURACY = 0.760
-"""retrain.py's head on the same photos and features, five-fold, mean of four repeats."""
-
 LOG_LOSS = 0.77
-"""What this head is to reach; retrain.py's has 0.81."""
-
 REPEATS = 4
+
+
+def retrain_head(features: head.Floats, targets: head.Ints, classes: int, seed: int) -> NDArray[np.float64]:
+    """retrain.py's head: 4,000 steps of plain gradient descent, each on 100 photos drawn evenly by label.
+
+    Its steps never leave the span of the features, so they are taken in that smaller space.
+    """
+    random = np.random.default_rng(seed)
+    basis, triangle = np.linalg.qr(features.T)
+    photos = np.ascontiguousarray(triangle.T)
+    weights, bias = np.zeros((photos.shape[1], classes), np.float32), np.zeros(classes, np.float32)
+    by_label = np.argsort(targets, kind="stable")
+    counts = np.bincount(targets, minlength=classes)
+    drawn = random.integers(0, classes, (4000, 100))
+    places = np.cumsum(counts)[drawn] - 1 - (random.random(drawn.shape) * counts[drawn]).astype(int)
+    expected = np.eye(classes, dtype=np.float32)
+    for labels, rows in zip(drawn, by_label[places], strict=True):
+        batch = photos[rows]
+        error = (head.softmax(batch @ weights + bias) - expected[labels]) / np.float32(100)
+        weights -= np.float32(0.01) * (batch.T @ error)
+        bias -= np.float32(0.01) * error.sum(axis=0)
+    return np.vstack([basis @ weights, bias])
+
+
+@pytest.fixture(scope="module")
+def figures(trained: Trained) -> dict[str, tuple[float, float]]:
+    """Accuracy and log-loss of each head by stratified five-fold, the mean over the repeats."""
+    from threadpoolctl import threadpool_limits
+
+    features, targets, classes = sample_features(trained)
+    assert features.shape == (406, 1280)
+    normalised = of_length_one(features)
+    runs: dict[str, list[head.Floats]] = {"hubhead": [], "scikit-learn, C=30": [], "retrain.py": []}
+    with threadpool_limits(1, user_api="blas"):
+        for seed in range(REPEATS):
+            for found in runs.values():
+                found.append(np.zeros((406, classes), np.float32))
+            for rows, held_out in head.stratified_folds(targets, 5, seed=100 + seed):
+                # C and the temperature are chosen inside, from the training folds alone.
+                ours, _ = head.fit(features[rows], targets[rows], classes, seed=seed)
+                theirs = yardstick(normalised[rows], targets[rows], 30.0)
+                old = retrain_head(features[rows], targets[rows], classes, seed)
+                runs["hubhead"][-1][held_out] = ours.probabilities(features[held_out])
+                runs["scikit-learn, C=30"][-1][held_out] = predict(normalised[held_out], theirs)
+                runs["retrain.py"][-1][held_out] = predict(features[held_out], old)
+    return {
+        name: (
+            float(np.mean([(run.argmax(axis=1) == targets).mean() for run in found])),
+            float(np.mean([head.log_loss(run, targets) for run in found])),
+        )
+        for name, found in runs.items()
+    }
 
 
 @pytest.mark.tf
 @pytest.mark.slow
 def test_the_sample_photos_are_told_apart_as_well_as_by_retrain_with_better_probabilities(
-    trained: Trained, capsys: pytest.CaptureFixture[str]
+    figures: dict[str, tuple[float, float]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    features, targets, classes = sample_features(trained)
-    assert features.shape == (406, 1280)
-    ours, theirs = [], []
-    for seed in range(REPEATS):
-        ours.append(np.zeros((406, classes), np.float32))
-        theirs.append(np.zeros((406, classes), np.float32))
-        for fitted_on, held_out in head.stratified_folds(targets, 5, seed=100 + seed):
-            fitted, _ = head.fit(features[fitted_on], targets[fitted_on], classes, seed=seed)
-            ours[-1][held_out] = fitted.probabilities(features[held_out])
-            normalised = head.normalise(features)
-            weights = yardstick(normalised[fitted_on], targets[fitted_on], 30.0)
-            theirs[-1][held_out] = predict(normalised[held_out], weights)
-    figures = {}
     with capsys.disabled():
         print()
-        for name, runs in (("hubhead", ours), ("scikit-learn, C=30", theirs)):
-            right = np.mean([(run.argmax(axis=1) == targets).sum() for run in runs])
-            loss = np.mean([head.log_loss(run, targets) for run in runs])
-            share = proportion(round(right), 406)
-            print(f"{name}: {share}, mean of {REPEATS} x 5 folds {right / 406:.2%}, log-loss {loss:.3f}")
-            figures[name] = right / 406, loss
-    (accuracy, loss), (their_accuracy, their_loss) = figures.values()
+        for name, (accuracy, loss) in figures.items():
+            share = proportion(round(accuracy * 406), 406)
+            print(f"{name}: {share}, log-loss {loss:.3f}, mean of {REPEATS} x 5 folds")
+    (accuracy, loss), sklearn, retrain = figures.values()
     assert accuracy >= RETRAIN_ACCURACY - 0.01
+    assert accuracy >= max(sklearn[0], retrain[0]) - 0.01
     assert loss <= LOG_LOSS
-    assert accuracy >= their_accuracy - 0.01
-    assert loss <= their_loss + 0.005
+    assert loss <= sklearn[1]
+    assert loss <= retrain[1] - 0.02
 
 
 def sample_features(trained: Trained) -> tuple[head.Floats, head.Ints, int]:

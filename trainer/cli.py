@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from trainer.train import TrainResult
 
 _SETTINGS = {"show_default": True, "max_content_width": 100}
-_CACHE_DEFAULT = "$HUBHEAD_CACHE_DIR, else hubhead in the user's cache directory"
 
 
 @click.command(
     context_settings=_SETTINGS,
+    short_help="Retrain a head on a folder of labelled photos.",
     epilog="\b\nExample:\n"
     "  hubhead train --image_dir food_images\n"
     "  hubhead serve --model_base_path models/food_images",
@@ -127,6 +127,7 @@ def train(
 
 @click.command(
     context_settings=_SETTINGS,
+    short_help="Export a head again, or a backbone without one.",
     epilog="\b\nExamples:\n"
     "  hubhead export --bundle models/food/3 --saved_model_dir models/food --threshold 0.5\n"
     "  hubhead export --headless --saved_model_dir models/backbone",

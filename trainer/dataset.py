@@ -125,7 +125,7 @@ def scan(image_dir: str | os.PathLike[str]) -> Folder:
     check_label_names(names, where=str(top))
     files: dict[str, list[Photo]] = {name: [] for name in names}
     beside = 0
-    for photo in find(str(top)) if names else ():
+    for photo in find(str(top), none_is_fine=True) if names else ():
         name, _, rest = local_path(photo.uri).removeprefix(f"{os.path.abspath(top)}/").partition("/")  # noqa: PTH100
         if rest:
             files[name].append(photo)

@@ -30,7 +30,10 @@ START_SECONDS = 120
 """How long the server may take to load the model on a busy machine."""
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 100})
+@click.command(
+    context_settings={"show_default": True, "max_content_width": 100},
+    short_help="Do all of it once, on real photos.",
+)
 @click.option(
     "--output_dir",
     type=click.Path(file_okay=False, path_type=Path),

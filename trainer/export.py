@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import json
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -29,7 +30,7 @@ from trainer.backbone import ALIASES, Backbone, load, resolve
 from trainer.backbone.fingerprint import fingerprint as fingerprint_of
 from trainer.fetch import Progress, made_once, silent
 from trainer.graph import Preprocessing
-from trainer.head import Floats, Head
+from trainer.head import Floats, Head, Scaling
 
 PARITY_TOLERANCE = 2e-3
 """Largest difference of a probability between two paths to it.
@@ -42,7 +43,7 @@ one step of 2**-11 of that entry; the logits, sums over all entries, then move b
 
 PACKAGES = ("hubhead", "tensorflow", "tensorflow-hub", "apache-beam", "numpy", "scipy")
 
-RECIPE = 1
+RECIPE = 2
 """Version of the signatures' graph: raise it when they change, so that headless bundles are traced anew."""
 
 _LARGEST_HALF = 65504.0
@@ -244,6 +245,8 @@ def _write_variables(source: Path, directory: Path, part: HeadExport) -> None:
     tensors |= {
         f"{name}/.ATTRIBUTES/VARIABLE_VALUE": value
         for name, value in {
+            "mean": part.head.scaling.mean,
+            "scale": part.head.scaling.scale,
             "kernel": part.head.kernel,
             "bias": part.head.bias,
             "temperature": np.float32(part.head.temperature),
@@ -263,7 +266,14 @@ def _write_variables(source: Path, directory: Path, part: HeadExport) -> None:
 
 def save_head(head: Head, path: Path) -> None:
     """Keep the weights beside the graph, for an export with other settings."""
-    np.savez(path, kernel=head.kernel, bias=head.bias, temperature=head.temperature)
+    np.savez(
+        path,
+        mean=head.scaling.mean,
+        scale=head.scaling.scale,
+        kernel=head.kernel,
+        bias=head.bias,
+        temperature=head.temperature,
+    )
 
 
 def load_head(path: Path) -> Head:
@@ -273,9 +283,10 @@ def load_head(path: Path) -> Head:
         BundleError: there is none, or it is torn.
     """
     try:
-        with np.load(path) as file:
-            return Head(file["kernel"], file["bias"], float(file["temperature"]))
-    except (OSError, ValueError, KeyError) as error:
+        with path.open("rb") as opened, np.load(opened) as file:
+            scaling = Scaling(file["mean"], file["scale"])
+            return Head(scaling, file["kernel"], file["bias"], float(file["temperature"]))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise BundleError(
             f"{path} holds no head: {error}.", remedy="Give a bundle that hubhead train exported."
         ) from error
@@ -367,6 +378,8 @@ def _save(backbone: Backbone, preprocessing: Preprocessing, directory: Path) -> 
     root.kernel = tf.Variable(
         tf.zeros([backbone.dimension, 2]), shape=[backbone.dimension, None], trainable=False
     )
+    root.mean = tf.Variable(tf.zeros([backbone.dimension]), trainable=False)
+    root.scale = tf.Variable(tf.ones([backbone.dimension]), trainable=False)
     root.bias = tf.Variable(tf.zeros([2]), shape=[None], trainable=False)
     root.temperature = tf.Variable(1.0, trainable=False)
     root.threshold = tf.Variable(0.0, trainable=False)
@@ -465,10 +478,11 @@ def _head_signatures(
     size = [None, preprocessing.height, preprocessing.width, 3]
 
     def classify(embedding: Any) -> Any:
-        # As trainer.head: L2-normalised, affine, tempered softmax.
+        # As trainer.head: standardised, of length one, affine, tempered softmax.
         with tf.device("CPU"):
-            logits = tf.math.l2_normalize(embedding, axis=1, epsilon=1e-24) @ root.kernel + root.bias
-            return tf.nn.softmax(logits / root.temperature)
+            standardised = (embedding - root.mean) * root.scale
+            features = tf.math.l2_normalize(standardised, axis=1, epsilon=1e-24)
+            return tf.nn.softmax((features @ root.kernel + root.bias) / root.temperature)
 
     def answer(probabilities: Any, status: Any) -> dict[str, Any]:
         with tf.device("CPU"):

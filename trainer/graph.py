@@ -462,13 +462,19 @@ def _on_white(pixels: Any) -> Any:
 
 
 def _png(head: Any, settings: Preprocessing) -> _Format:
-    """ISO/IEC 15948, 11.2.2: IHDR comes first, width and height big-endian at 16 and 20."""
+    """ISO/IEC 15948, 11.2.2: IHDR comes first, width and height big-endian at 16 and 20.
+
+    Grey of fewer than 8 bits has no alpha, and asked for one the decoder gives a wrong one.
+    """
+    import tensorflow as tf
+
+    few_greys = (head[24] < 8) & tf.equal(head[25], 0)
     return _Format(
         fits=_begins(head, b"\x89PNG\r\n\x1a\n"),
         height=_number(head, (23, 22, 21, 20)),
         width=_number(head, (19, 18, 17, 16)),
         limit=settings.max_whole_pixels,
-        decoder=_PNG,
+        decoder=tf.where(few_greys, _RGB, _PNG),
     )
 
 

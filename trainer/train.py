@@ -124,9 +124,9 @@ def train(
     """
     clock = _Clock()
     with clock.step("scan"):
-        check_places(settings)
         folder = dataset.scan(settings.image_dir)
         dataset.check_counts(folder.counts, settings.split)
+        check_places(settings)
         for warning in folder.warnings:
             say(warning)
     with clock.step("backbone"):
@@ -204,13 +204,13 @@ def check_places(settings: TrainSettings) -> None:
     Raises:
         OutputError: it cannot.
     """
-    with bundle.staging(settings.saved_model_dir):
-        pass
     target = settings.output_labels
     if target and (target.is_dir() or not os.access(target.parent, os.W_OK)):
         raise OutputError(
             f"--output_labels {target} cannot be written.", remedy="Give a file in a directory that exists."
         )
+    with bundle.staging(settings.saved_model_dir):
+        pass
 
 
 def write_labels(labels: Sequence[str], path: Path) -> None:

@@ -135,7 +135,7 @@ def _batch_job() -> Callable[[], float]:
 
     from batch.pipeline import ScoreSettings, score
     from trainer import export
-    from trainer.head import Head
+    from trainer.head import Head, Scaling
 
     top = Path(tempfile.mkdtemp(prefix="hubhead-bench-"))
     photos = top / "photos"
@@ -145,7 +145,9 @@ def _batch_job() -> Callable[[], float]:
             # Bytes behind the end of a JPEG do not change it, and make it a photo of its own.
             (photos / f"{number}-{index}.jpeg").write_bytes(content + bytes([number]))
     source = _headless()
-    head = Head(np.zeros((source.manifest.dimension, 2), np.float32), np.zeros(2, np.float32), 1.0)
+    dimension = source.manifest.dimension
+    scaling = Scaling(np.zeros(dimension, np.float32), np.ones(dimension, np.float32))
+    head = Head(scaling, np.zeros((dimension, 2), np.float32), np.zeros(2, np.float32), 1.0)
     bundle = export.export(source, export.HeadExport(head, ["a", "b"]), top / "models" / "bench")
     rounds = iter(range(1000))
 

@@ -25,7 +25,7 @@ def _cache_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-@click.group()
+@click.group(short_help="Look at the pretrained networks under a head.")
 def backbone() -> None:
     """Look at the pretrained networks that a head is put on.
 

@@ -1,0 +1,290 @@
+"""The bundle: what it holds, and that it answers under TensorFlow Serving's own loader as it must."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from serving import bundle, contract, protos, tensors
+from serving.bundle import Bundle
+from serving.contract import Status
+from serving.errors import BundleError
+from trainer import export, graph
+from trainer.export import PARITY_TOLERANCE, ClassicSession, HeadExport
+from trainer.graph import Preprocessing
+
+if TYPE_CHECKING:
+    from tests.conftest import Trained
+
+pytestmark = pytest.mark.tf
+
+PHOTOS = 6
+
+
+@pytest.fixture(scope="module")
+def food(trained: Trained) -> Bundle:
+    return trained.result.bundle
+
+
+@pytest.fixture(scope="module")
+def session(food: Bundle) -> Iterator[ClassicSession]:
+    with ClassicSession(food.path) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def photos(trained: Trained) -> list[bytes]:
+    return [Path(path).read_bytes() for path, _ in trained.result.test_photos[:PHOTOS]]
+
+
+def declared(path: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Each signature's inputs and outputs: name to (dtype, shape with None where it is open)."""
+    saved = protos.SavedModel.FromString((path / contract.SAVED_MODEL_FILE).read_bytes())
+    [graph_] = saved.meta_graphs
+    assert list(graph_.meta_info_def.tags) == ["serve"]
+
+    def infos(tensors_: Any) -> dict[str, Any]:
+        return {
+            name: (
+                protos.DataType.Name(info.dtype).removeprefix("DT_").lower(),
+                tuple(None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim),
+            )
+            for name, info in tensors_.items()
+        }
+
+    return {
+        name: (infos(signature.inputs), infos(signature.outputs))
+        for name, signature in graph_.signature_def.items()
+        if not name.startswith("__")
+    }
+
+
+STRINGS = ("string", (None,))
+ANSWER = {"label": STRINGS, "classes": ("string", (None, None)), "scores": ("float", (None, None))}
+EMBED = {"embedding": ("float", (None, 1280)), "status": STRINGS, "height": ("int32", (None,))}
+CONTRACT = {
+    "serving_default": ({"image_bytes": STRINGS}, {**ANSWER, "status": STRINGS}),
+    "probabilities": (
+        {"image_bytes": STRINGS},
+        {"probabilities": ("float", (None, None)), "status": STRINGS},
+    ),
+    "embed": ({"image_bytes": STRINGS}, {**EMBED, "width": ("int32", (None,))}),
+    "classify_pixels": ({"pixels": ("uint8", (None, 224, 224, 3))}, {**ANSWER, "status": STRINGS}),
+    "classify_embedding": (
+        {"embedding": ("float", (None, 1280))},
+        {"probabilities": ("float", (None, None))},
+    ),
+    "classify": ({"inputs": STRINGS}, {name: ANSWER[name] for name in ("classes", "scores")}),
+}
+
+
+def test_the_signatures_are_those_of_the_contract(food: Bundle) -> None:
+    found = declared(food.path)
+    assert found.keys() == CONTRACT.keys()
+    for name, (inputs, outputs) in CONTRACT.items():
+        assert found[name][0] == inputs
+        # The last axis may be told or left open; the first is the batch, or merged batches break.
+        assert found[name][1].keys() == outputs.keys()
+        for output, (dtype, shape) in outputs.items():
+            found_dtype, found_shape = found[name][1][output]
+            assert (found_dtype, len(found_shape), found_shape[0]) == (dtype, len(shape), None)
+
+
+def test_a_headless_bundle_answers_to_embed(trained: Trained, tmp_path: Path, photos: list[bytes]) -> None:
+    base = export.headless(trained.settings.tfhub_module, trained.settings.cache)
+    assert base.manifest.labels == []
+    published = export.export_headless(base, tmp_path / "backbone")
+    assert (published.version, published.manifest) == (1, base.manifest)
+    with ClassicSession(published.path) as opened:
+        found = opened.run(contract.EMBED, {contract.IMAGE_BYTES: photos})
+    assert found[contract.EMBEDDING].shape == (PHOTOS, 1280)
+
+
+def test_the_records_stand_beside_the_graph(trained: Trained, food: Bundle) -> None:
+    labels = [path.name for path in sorted(trained.settings.image_dir.iterdir())]
+    text = "".join(f"{label}\n" for label in labels)
+    assert (food.path / contract.LABELS_FILE).read_text("utf-8") == text
+    manifest = json.loads((food.path / contract.MANIFEST_FILE).read_text("utf-8"))
+    assert manifest["labels"] == labels
+    assert manifest["backbone"]["handle"] == "efficientnet_lite0"
+    assert manifest["backbone"]["dimension"] == 1280
+    assert manifest["preprocessing"] == Preprocessing().settings()
+    assert manifest["top_k"] == 5
+    assert manifest["metrics"]["test"]["accuracy"]["n"] == trained.result.subsets["testing"]
+    assert sum(manifest["data"]["photos"].values()) == sum(manifest["data"]["labels"].values()) == 406
+    assert {"tensorflow", "numpy"} <= manifest["provenance"]["packages"].keys()
+
+
+def test_the_warm_up_has_a_request_for_every_batch_size_and_a_broken_photo(food: Bundle) -> None:
+    import tensorflow as tf
+
+    batches = []
+    for record in tf.data.TFRecordDataset(str(food.path / contract.WARMUP_FILE)).as_numpy_iterator():
+        request = protos.PredictionLog.FromString(record).predict_log.request
+        assert (request.model_spec.name, request.model_spec.signature_name) == ("food", "serving_default")
+        batches.append(list(tensors.decode(request.inputs[contract.IMAGE_BYTES], contract.IMAGE_BYTES)))
+    assert [len(batch) for batch in batches] == [*contract.WARMUP_BATCH_SIZES, 1]
+    decoded = graph.decode_photos(tf.constant([batch[0] for batch in batches]), Preprocessing())
+    statuses = [graph.STATUSES[number] for number in decoded[1]]
+    assert statuses == [Status.OK] * len(contract.WARMUP_BATCH_SIZES) + [Status.TRUNCATED]
+
+
+def example(photo: bytes) -> bytes:
+    """A serialized tf.Example, as the Classify RPC brings it."""
+    import tensorflow as tf
+
+    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[photo]))
+    features = tf.train.Features(feature={contract.EXAMPLE_IMAGE_FEATURE: feature})
+    return bytes(tf.train.Example(features=features).SerializeToString())
+
+
+def inputs_of(signature: str, photos: list[bytes], session: ClassicSession) -> dict[str, Any]:
+    """What the signature takes for these photos."""
+    import tensorflow as tf
+
+    if signature == contract.CLASSIFY_PIXELS:
+        pixels = graph.decode_photos(tf.constant(photos, tf.string), Preprocessing())[0]
+        return {contract.PIXELS: pixels.numpy()}
+    if signature == contract.CLASSIFY_EMBEDDING:
+        embedded = session.run(contract.EMBED, {contract.IMAGE_BYTES: photos})
+        return {contract.EMBEDDING: embedded[contract.EMBEDDING]}
+    if signature == contract.CLASSIFY:
+        return {contract.EXAMPLES: [example(photo) for photo in photos]}
+    return {contract.IMAGE_BYTES: photos}
+
+
+@pytest.mark.parametrize("signature", CONTRACT)
+def test_every_signature_answers_one_row_a_photo_and_none_for_none(
+    session: ClassicSession, photos: list[bytes], signature: str
+) -> None:
+    for batch in (photos, photos[:1], []):
+        outputs = session.run(signature, inputs_of(signature, batch, session))
+        assert outputs.keys() == CONTRACT[signature][1].keys()
+        assert all(len(output) == len(batch) for output in outputs.values())
+
+
+def test_the_signatures_agree_with_each_other(session: ClassicSession, photos: list[bytes]) -> None:
+    answer = {name: session.run(name, inputs_of(name, photos, session)) for name in CONTRACT}
+    default, table = answer["serving_default"], answer["probabilities"]["probabilities"]
+    np.testing.assert_allclose(table.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(answer["classify_embedding"]["probabilities"], table, atol=PARITY_TOLERANCE)
+    best = -np.sort(-table, axis=1)[:, :5]
+    np.testing.assert_allclose(default["scores"], best, atol=PARITY_TOLERANCE)
+    for name in ("classify_pixels", "classify"):
+        np.testing.assert_allclose(answer[name]["scores"], default["scores"], atol=PARITY_TOLERANCE)
+        np.testing.assert_array_equal(answer[name]["classes"][:, 0], default["classes"][:, 0])
+    np.testing.assert_array_equal(default["label"], default["classes"][:, 0])
+    assert (np.diff(default["scores"], axis=1) <= 0).all()
+
+
+def test_a_refused_photo_has_a_status_and_nothing_else(session: ClassicSession, photos: list[bytes]) -> None:
+    found = session.run(contract.SERVING_DEFAULT, {contract.IMAGE_BYTES: [b"text", photos[0], b""]})
+    assert found["status"].tolist() == [b"not_an_image", b"ok", b"empty"]
+    assert found["label"][[0, 2]].tolist() == [b"", b""]
+    assert (found["classes"][[0, 2]] == b"").all()
+    assert (found["scores"][[0, 2]] == 0).all()
+    assert found["label"][1]
+
+
+def test_a_photo_answers_alike_alone_and_beside_others(session: ClassicSession, photos: list[bytes]) -> None:
+    together = session.run(contract.PROBABILITIES, {contract.IMAGE_BYTES: [b"", *photos, b"text"]})
+    for row, photo in enumerate(photos, 1):
+        alone = session.run(contract.PROBABILITIES, {contract.IMAGE_BYTES: [photo]})
+        np.testing.assert_allclose(
+            alone["probabilities"][0], together["probabilities"][row], atol=PARITY_TOLERANCE
+        )
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_an_export_again_changes_what_it_is_told_to_and_nothing_else(
+    food: Bundle, tmp_path: Path, photos: list[bytes]
+) -> None:
+    base = tmp_path / "models" / "strict"
+    same = export.export_again(food.path, base)
+    strict = export.export_again(food.path, base, threshold=1.0, top_k=2)
+    assert [same.version, strict.version] == bundle.versions(base) == [1, 2]
+    for again in (same, strict):
+        assert digest(again.path / contract.SAVED_MODEL_FILE) == digest(food.path / contract.SAVED_MODEL_FILE)
+        for name in ("labels", "backbone", "preprocessing", "metrics", "data"):
+            assert getattr(again.manifest, name) == getattr(food.manifest, name)
+    assert (same.manifest.top_k, same.manifest.calibration) == (
+        food.manifest.top_k,
+        food.manifest.calibration,
+    )
+    assert strict.manifest.top_k == 2
+    assert strict.manifest.calibration == {**food.manifest.calibration, "threshold": 1.0}
+
+    answers = []
+    for path in (food.path, same.path, strict.path):
+        with ClassicSession(path) as opened:
+            answers.append(opened.run(contract.SERVING_DEFAULT, {contract.IMAGE_BYTES: photos}))
+    was, is_, now = answers
+    for name in was:
+        np.testing.assert_array_equal(is_[name], was[name])
+    # Below a threshold of 1 the model abstains, and still says what it thought of.
+    assert (now["scores"][:, 0] < 1).all()
+    assert (now["label"] == b"").all()
+    np.testing.assert_array_equal(now["classes"], was["classes"][:, :2])
+    np.testing.assert_array_equal(now["scores"], was["scores"][:, :2])
+
+
+def test_a_headless_bundle_cannot_be_exported_again(trained: Trained, tmp_path: Path) -> None:
+    base = export.headless(trained.settings.tfhub_module, trained.settings.cache)
+    with pytest.raises(BundleError, match="headless"):
+        export.export_again(base.path, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+def part_of(food: Bundle) -> HeadExport:
+    return HeadExport(export.load_head(food.path / contract.HEAD_FILE), food.manifest.labels)
+
+
+def test_what_differs_from_the_training_path_is_not_published(
+    food: Bundle, tmp_path: Path, photos: list[bytes], session: ClassicSession
+) -> None:
+    base = tmp_path / "models" / "food"
+    right = session.run(contract.PROBABILITIES, {contract.IMAGE_BYTES: photos})["probabilities"]
+    part = part_of(food)
+    other = replace(part, head=replace(part.head, bias=part.head.bias[::-1].copy()))
+    with pytest.raises(BundleError, match="differ from the training path") as caught:
+        export.export(food, other, base, photos=photos, probabilities=right)
+    assert "Nothing was published" in caught.value.remedy
+    assert not base.exists()
+    assert export.export(food, part, base, photos=photos, probabilities=right).version == 1
+
+
+def test_a_failed_export_leaves_the_versions_that_are_there(food: Bundle, tmp_path: Path) -> None:
+    base = tmp_path / "models" / "food"
+    export.export(food, part_of(food), base)
+    with pytest.raises(BundleError):
+        export.export(food, part_of(food), base, photos=[b"no photo at all"])
+    assert [path.name for path in base.iterdir()] == ["1"]
+
+
+def test_versions_count_up(food: Bundle, tmp_path: Path) -> None:
+    base = tmp_path / "models" / "food"
+    base.mkdir(parents=True)
+    (base / "notes.txt").write_text("not a version")
+    published = [export.export_again(food.path, base) for _ in range(3)]
+    assert [item.version for item in published] == [1, 2, 3]
+    assert bundle.read(base).version == 3
+    assert sorted(path.name for path in base.iterdir()) == ["1", "2", "3", "notes.txt"]
+
+
+def test_a_torn_head_is_an_error_that_names_it(food: Bundle, tmp_path: Path) -> None:
+    torn = tmp_path / "head.npz"
+    torn.write_bytes((food.path / contract.HEAD_FILE).read_bytes()[:1000])
+    with pytest.raises(BundleError, match=r"head\.npz holds no head"):
+        export.load_head(torn)
+    with pytest.raises(BundleError, match="holds no head"):
+        export.load_head(tmp_path / "nowhere.npz")

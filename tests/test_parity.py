@@ -1,0 +1,187 @@
+"""The same photos by every way to an answer: the same statuses, labels and scores.
+
+The training path, stored embeddings and numpy, is what the others are held against.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from batch import photos as sources
+from batch import pipeline
+from batch.embeddings import EmbeddingStore
+from batch.pipeline import ScoreSettings
+from serving import contract, runtime
+from serving.bundle import Bundle
+from serving.cli import predict
+from serving.client import Client, predictions
+from serving.contract import Prediction, Status
+from serving.server import ServerSettings, start
+from trainer import export
+from trainer.export import PARITY_TOLERANCE, ClassicSession
+
+if TYPE_CHECKING:
+    from tests.conftest import Trained
+
+pytestmark = [pytest.mark.tf, pytest.mark.beam]
+
+SAMPLES = 24
+ODD = {
+    "cut.jpeg": Status.TRUNCATED,
+    "empty.jpeg": Status.EMPTY,
+    "text.jpeg": Status.NOT_AN_IMAGE,
+    "turned.jpeg": Status.OK,
+    "large.jpeg": Status.OK,
+    "clear.png": Status.OK,
+}
+
+
+@pytest.fixture(scope="module")
+def photos(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Sample photos of all labels, and one of each oddity."""
+    top = tmp_path_factory.mktemp("parity")
+    everything = sorted(trained.settings.image_dir.rglob("*.jpeg"))
+    for path in everything[:: len(everything) // SAMPLES][:SAMPLES]:
+        (top / path.name).write_bytes(path.read_bytes())
+    content = everything[7].read_bytes()
+    (top / "cut.jpeg").write_bytes(content[: len(content) // 2])
+    (top / "empty.jpeg").write_bytes(b"")
+    (top / "text.jpeg").write_bytes(b"this is no photo")
+    with Image.open(io.BytesIO(content)) as image:
+        about = Image.Exif()
+        about[0x0112] = 6
+        image.save(top / "turned.jpeg", exif=about)
+        image.resize((2000, 1200)).save(top / "large.jpeg")  # decoded at a reduced scale
+        image.putalpha(90)
+        image.save(top / "clear.png")
+    found = sorted(top.iterdir())
+    assert len(found) == SAMPLES + len(ODD)
+    return found
+
+
+@pytest.fixture(scope="module")
+def reference(trained: Trained, photos: list[Path]) -> list[tuple[Status, dict[str, float]]]:
+    """By the training path: the status of each photo, and the probability of every label."""
+    manifest = trained.result.bundle.manifest
+    store = EmbeddingStore(trained.settings.embedding_store, manifest.fingerprint, manifest.dimension)
+    base = export.headless(trained.settings.tfhub_module, trained.settings.cache)
+    listed = sources.find(str(photos[0].parent))
+    pipeline.embed(listed, base.path, store)
+    shas = store.known(listed)
+    rows = store.get(shas.values())
+    head = export.load_head(trained.result.bundle.path / contract.HEAD_FILE)
+    probabilities = head.probabilities(rows.vectors.astype(np.float32))
+    row_of = rows.rows()
+    chosen = [row_of[shas[photo]] for photo in listed]
+    return [
+        (rows.statuses[row], dict(zip(manifest.labels, probabilities[row].tolist(), strict=True)))
+        for row in chosen
+    ]
+
+
+def by_runtime(model: Bundle, photos: list[Path], work: Path) -> list[Prediction]:
+    return runtime.load(model.path).classify(path.read_bytes() for path in photos)
+
+
+def by_classic_session(model: Bundle, photos: list[Path], work: Path) -> list[Prediction]:
+    with ClassicSession(model.path) as session:
+        contents = [path.read_bytes() for path in photos]
+        outputs = session.run(contract.SERVING_DEFAULT, {contract.IMAGE_BYTES: contents})
+    return predictions(outputs, len(photos))
+
+
+def by_beam_job(model: Bundle, photos: list[Path], work: Path) -> list[Prediction]:
+    """With an embedding store of its own, so that the job runs the backbone."""
+    import pyarrow.parquet as pq
+
+    settings = ScoreSettings(
+        photos=str(photos[0].parent),
+        model=model.path,
+        output=str(work / "scores"),
+        embedding_store=str(work / "store"),
+        shard_size=7,
+    )
+    assert pipeline.score(settings).total.photos == len(photos)
+    rows = {row["uri"]: row for row in pq.read_table(work / "scores" / "scores").to_pylist()}
+    return [
+        Prediction(
+            Status(row["status"]),
+            row["label"],
+            tuple(zip(row["top_labels"], row["top_scores"], strict=True)),
+        )
+        for row in (rows[str(path)] for path in photos)
+    ]
+
+
+def by_server(model: Bundle, photos: list[Path], work: Path) -> list[Prediction]:
+    settings = ServerSettings(model_base_path=model.path.parent, port=0)
+    with (
+        start(settings) as server,
+        Client(f"localhost:{server.port}", model=server.name, timeout=60) as client,
+    ):
+        return client.classify(photos)
+
+
+def by_command(model: Bundle, photos: list[Path], work: Path) -> list[Prediction]:
+    done = CliRunner().invoke(predict, ["--model", str(model.path), "--json", *map(str, photos)])
+    assert done.exit_code == 0, done.output
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [record["photo"] for record in records] == [str(path) for path in photos]
+    return [
+        Prediction(
+            Status(record["status"]),
+            record["label"],
+            tuple((item["label"], item["score"]) for item in record["top"]),
+        )
+        for record in records
+    ]
+
+
+PATHS: dict[str, Callable[[Bundle, list[Path], Path], list[Prediction]]] = {
+    "the reloaded bundle": by_runtime,
+    "a classic session, as in TensorFlow Serving": by_classic_session,
+    "the Beam job": by_beam_job,
+    "the local server over gRPC": by_server,
+    "hubhead predict": by_command,
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_answers_as_the_training_path(
+    trained: Trained,
+    photos: list[Path],
+    reference: list[tuple[Status, dict[str, float]]],
+    tmp_path: Path,
+    path: str,
+) -> None:
+    found = PATHS[path](trained.result.bundle, photos, tmp_path)
+    assert len(found) == len(photos)
+    for photo, prediction, (status, probabilities) in zip(photos, found, reference, strict=True):
+        assert prediction.status is status is ODD.get(photo.name, Status.OK)
+        if not status.usable:
+            assert (prediction.label, prediction.top) == (None, ())
+            continue
+        assert len(prediction.top) == trained.result.bundle.manifest.top_k
+        for label, score in prediction.top:
+            assert score == pytest.approx(probabilities[label], abs=PARITY_TOLERANCE)
+        # Another label may win only where the training path has the two as good as equal.
+        assert prediction.label == prediction.top[0][0]
+        assert prediction.label is not None
+        assert probabilities[prediction.label] >= max(probabilities.values()) - 2 * PARITY_TOLERANCE
+
+
+def test_the_training_path_tells_the_photos_apart(
+    reference: list[tuple[Status, dict[str, float]]],
+) -> None:
+    # Or the test above would hold for a model that says the same of everything.
+    best = {max(table, key=table.__getitem__) for status, table in reference if status.usable}
+    assert len(best) >= 5

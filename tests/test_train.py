@@ -1,0 +1,327 @@
+"""Training end to end: what it makes of a folder, what it reuses, and how it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from batch.stats import Progress
+from serving import bundle
+from serving.contract import Status
+from serving.errors import InputError
+from trainer.cli import describe
+from trainer.train import check_places, train, write_labels
+
+if TYPE_CHECKING:
+    from tests.conftest import Trained
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def colours(top: Path, photos: int = 8) -> Path:
+    """A folder of two labels that any backbone tells apart: reddish and bluish noise."""
+    random = np.random.default_rng(0)
+    for label, colour in (("blue sky", (40, 80, 220)), ("rouge grenat 赤", (220, 40, 30))):
+        (top / label).mkdir(parents=True)
+        for number in range(photos):
+            noise = random.integers(-30, 30, (48, 64, 3))
+            pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(top / label / f"{number}.jpg")
+    return top
+
+
+# --- Bad input, refused before any work -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Refused:
+    """How a command line ends: what it is given, its exit code, and what its message holds."""
+
+    prepare: Callable[[Path], Any]
+    arguments: tuple[str, ...]
+    code: int
+    says: tuple[str, ...]
+
+
+def not_utf8(top: Path) -> None:
+    colours(top / "photos", 3)
+    os.mkdir(os.fsencode(top / "photos") + b"/caf\xe9")  # noqa: PTH102 # a name that no str spells
+
+
+def a_file_in_the_way(top: Path) -> None:
+    colours(top / "photos", 3)
+    (top / "models").mkdir()
+    (top / "models" / "photos").write_text("mine")
+
+
+def texts(top: Path) -> None:
+    for label in ("a", "b"):
+        (top / "photos" / label).mkdir(parents=True)
+        for number in range(3):
+            (top / "photos" / label / f"{number}.txt").write_text(f"{label} {number}")
+
+
+REFUSED = {
+    "no folder": Refused(lambda top: None, (), 1, ("photos", "no such directory")),
+    "an empty folder": Refused(lambda top: (top / "photos").mkdir(), (), 1, ("no label with photos",)),
+    "one label": Refused(
+        lambda top: shutil.rmtree(colours(top / "photos", 3) / "blue sky"), (), 1, ("only the label",)
+    ),
+    "a label with too few photos": Refused(
+        lambda top: colours(top / "photos", 2), (), 1, ("Too few photos", "'blue sky' (2)")
+    ),
+    "a label that is not UTF-8": Refused(not_utf8, (), 1, ("caf\\xe9", "not UTF-8")),
+    "a file where the models go": Refused(a_file_in_the_way, (), 1, ("models/photos", "Cannot write")),
+    "a second place for the labels that is a directory": Refused(
+        lambda top: colours(top / "photos", 3), ("--output_labels", "."), 1, ("--output_labels",)
+    ),
+    "shares over 100 percent": Refused(
+        lambda top: colours(top / "photos", 3),
+        ("--testing_percentage", "60", "--validation_percentage", "50"),
+        1,
+        ("--testing_percentage 60", "leave nothing to train on"),
+    ),
+    "a mistyped flag": Refused(
+        lambda top: colours(top / "photos", 3), ("--sumaries_dir", "x"), 2, ("--sumaries_dir",)
+    ),
+    "a nearly right flag": Refused(
+        lambda top: None, ("--testing_percent", "5"), 2, ("--testing_percentage",)
+    ),
+    "no labels in an answer": Refused(
+        lambda top: colours(top / "photos", 3), ("--top_k", "0"), 2, ("--top_k", "x>=1")
+    ),
+    "an unknown split": Refused(lambda top: None, ("--split", "random"), 2, ("'content', 'retrain'",)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_ends_the_command_with_a_line_that_helps_and_leaves_nothing(
+    name: str, tmp_path: Path
+) -> None:
+    case = REFUSED[name]
+    case.prepare(tmp_path)
+    before = listing(tmp_path)
+    done = hubhead("train", "--image_dir", "photos", *case.arguments, where=tmp_path)
+    assert done.returncode == case.code
+    assert all(part in done.stderr for part in case.says)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    if case.code == 1:
+        warnings = [line for line in done.stderr.splitlines() if line.startswith("Label ")]
+        assert len(done.stderr.splitlines()) == len(warnings) + 1
+    assert listing(tmp_path) == before
+
+
+def hubhead(*arguments: str, where: Path) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, its cache where the test's files are."""
+    environment = os.environ | {"PYTHONPATH": str(REPO), "HUBHEAD_CACHE_DIR": str(where / "cache")}
+    command = [sys.executable, "-m", "hubhead", *arguments]
+    return subprocess.run(
+        command, cwd=where, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def listing(top: Path) -> list[bytes]:
+    return sorted(os.fsencode(path) for path in top.rglob("*"))
+
+
+@pytest.mark.tf
+def test_an_unknown_backbone_is_an_error_that_suggests_a_known_one(tmp_path: Path) -> None:
+    colours(tmp_path / "photos", 3)
+    before = listing(tmp_path)
+    done = hubhead("train", "--image_dir", "photos", "--tfhub_module", "mobilnet", where=tmp_path)
+    assert done.returncode == 1
+    assert "no backbone mobilnet" in done.stderr
+    assert "mobilenet_v2?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert listing(tmp_path) == before
+
+
+def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
+    look = (
+        "import sys, hubhead; from click.testing import CliRunner; "
+        "assert CliRunner().invoke(hubhead.hubhead, ['train', '--help']).exit_code == 0; "
+        "heavy = {'tensorflow', 'apache_beam', 'numpy', 'pyarrow', 'rich', 'grpc', 'scipy'}; "
+        "print(sorted(heavy & sys.modules.keys()))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    done = subprocess.run(
+        [sys.executable, "-c", look],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_command_explains_itself() -> None:
+    from hubhead import hubhead as group
+
+    runner = CliRunner()
+    for name, command in group.commands.items():
+        shown = runner.invoke(group, [name, "--help"])
+        assert shown.exit_code == 0
+        for parameter in command.params:
+            assert isinstance(parameter, click.Argument) or parameter.help
+            assert all(flag in shown.output for flag in parameter.opts if flag.startswith("--"))
+
+
+# --- A real training --------------------------------------------------------------------------------------
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+def test_the_sample_photos_are_split_trained_measured_and_published(trained: Trained) -> None:
+    result, settings = trained.result, trained.settings
+    assert (result.bundle.version, result.bundle.name) == (1, "food")
+    assert bundle.read(settings.saved_model_dir) == result.bundle
+    assert sum(result.subsets.values()) == sum(result.labels.values()) == 406
+    assert all(result.subsets.values())
+    assert result.left_out == ()
+    assert result.duplicates == 0
+    assert result.test is not None
+    assert result.test.accuracy.n == len(result.test_photos) == result.subsets["testing"]
+    assert round(result.test.accuracy.value * result.test.accuracy.n) == len(result.test_photos) - len(
+        result.misclassified
+    )
+    # Far above the 20 % of always saying the commonest label, whatever the split.
+    assert result.held_out.accuracy.low > 0.6
+    assert result.method == "cross-validation"
+    assert settings.output_labels is not None
+    assert settings.output_labels.read_text("utf-8").splitlines() == list(result.labels)
+    # Photos of the test set are not among those that chose the settings.
+    assert result.held_out.accuracy.n == 406 - result.subsets["testing"]
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+def test_a_warning_names_each_label_with_few_photos(trained: Trained) -> None:
+    few = [label for label, count in trained.result.labels.items() if count < 20]
+    assert few
+    assert len([line for line in trained.said if "rarely train well" in line]) == len(few)
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+def test_the_outcome_is_told_with_n_and_interval(trained: Trained) -> None:
+    told = describe(trained.result)
+    assert f"(N={len(trained.result.test_photos)}, 95 % interval" in told
+    assert f"Bundle: {trained.result.bundle.path}" in told
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+def test_a_second_training_runs_no_backbone_and_gives_the_same_head(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from batch import pipeline
+    from serving import runtime
+
+    def forbidden(*arguments: object, **options: object) -> None:
+        raise AssertionError("the backbone was run again")
+
+    monkeypatch.setattr(pipeline, "_run", forbidden)
+    monkeypatch.setattr(runtime, "load", forbidden)
+    seen: list[Progress] = []
+    again = train(replace(trained.settings, saved_model_dir=tmp_path / "again"), progress=seen.append)
+    assert seen[-1].done == 406
+    first = trained.result
+    assert (again.test, again.held_out) == (first.test, first.held_out)
+    assert (again.subsets, again.test_photos) == (first.subsets, first.test_photos)
+    assert again.bundle.manifest.calibration == first.bundle.manifest.calibration
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+def test_bad_files_are_left_out_with_their_reasons_and_twins_count_once(
+    trained: Trained, tmp_path: Path
+) -> None:
+    top = colours(tmp_path / "photos")
+    label = top / "blue sky"
+    whole = Image.effect_noise((300, 200), 80).convert("RGB")
+    buffer = io.BytesIO()
+    whole.save(buffer, "JPEG")
+    bad = {"text.jpg": b"no photo", "empty.jpg": b"", "head.jpg": buffer.getvalue()[:300]}
+    for name, content in bad.items():
+        (label / name).write_bytes(content)
+    (label / "cut.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    (label / "gone.jpg").symlink_to(top / "nowhere")
+    (label / "twin.jpg").write_bytes((label / "0.jpg").read_bytes())
+    shutil.copy(label / "1.jpg", top / "rouge grenat 赤" / "stray.jpg")
+    said: list[str] = []
+    settings = replace(
+        trained.settings, image_dir=top, saved_model_dir=tmp_path / "models" / "sky", output_labels=None
+    )
+    result = train(settings, say=said.append)
+    reasons = {Path(path).name: Status(reason) for path, reason in result.left_out}
+    assert reasons == {
+        "text.jpg": Status.NOT_AN_IMAGE,
+        "empty.jpg": Status.EMPTY,
+        "head.jpg": Status.CORRUPT,
+        "gone.jpg": Status.UNREADABLE,
+    }
+    assert result.duplicates == 1
+    assert result.labels == {"blue sky": 9, "rouge grenat 赤": 9}
+    assert any("stray.jpg" in line and "1.jpg" in line for line in said)
+    told = describe(result)
+    assert all(f"{label / name}: {reason}" in told for name, reason in reasons.items())
+    assert (result.bundle.path / "assets" / "labels.txt").read_text("utf-8") == "blue sky\nrouge grenat 赤\n"
+    data = result.bundle.manifest.data
+    assert (data["left_out"], data["duplicates"]) == (4, 1)
+    json.dumps(result.bundle.manifest.metrics, allow_nan=False)
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+def test_a_folder_without_a_single_photo_publishes_nothing(trained: Trained, tmp_path: Path) -> None:
+    texts(tmp_path)
+    settings = replace(
+        trained.settings, image_dir=tmp_path / "photos", saved_model_dir=tmp_path / "models" / "texts"
+    )
+    with pytest.raises(InputError, match=r"None of the 6 files can be used; .*not_an_image"):
+        train(settings)
+    assert not (tmp_path / "models" / "texts").exists()
+
+
+def test_a_look_at_the_places_leaves_nothing(trained_settings: Any, tmp_path: Path) -> None:
+    settings = trained_settings(saved_model_dir=tmp_path / "models" / "food")
+    check_places(settings)
+    assert not (tmp_path / "models" / "food").exists()
+
+
+@pytest.fixture
+def trained_settings(tmp_path: Path) -> Callable[..., Any]:
+    from trainer.train import TrainSettings
+
+    def make(**changes: Any) -> TrainSettings:
+        given = {
+            "image_dir": tmp_path / "photos",
+            "saved_model_dir": tmp_path / "models",
+            "tfhub_module": "efficientnet_lite0",
+            "embedding_store": str(tmp_path / "store"),
+            "cache": tmp_path / "cache",
+        }
+        return TrainSettings(**{**given, **changes})
+
+    return make
+
+
+def test_labels_are_written_one_a_line_in_utf8(tmp_path: Path) -> None:
+    write_labels(["寿司", "crème brûlée"], tmp_path / "labels.txt")
+    assert (tmp_path / "labels.txt").read_bytes() == "寿司\ncrème brûlée\n".encode()
