@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,16 @@ MICRO_BATCH = 4
 
 _SMALL = 1 << 20
 """Bytes of variables that are not worth the seconds that inlining takes."""
+
+_STACK = (
+    "Graph execution error:",
+    "Detected at node ",
+    "  File ",
+    "    ",
+    "<stack unavailable>",
+    "<stack traces unavailable>",
+)
+"""How the lines begin that eager TensorFlow puts before the message of a failed op."""
 
 Value = NDArray[Any] | Sequence[bytes]
 
@@ -113,7 +123,7 @@ class Model:
                 for name, tensor in zip(self.signatures[signature].outputs, outputs, strict=True)
             }
         except tf.errors.OpError as error:
-            raise RunError(error.message, _grpc_code(error.error_code)) from error
+            raise RunError(own_words(error.message), _grpc_code(error.error_code)) from error
         except (TypeError, ValueError) as error:
             raise RunError(str(error), "INVALID_ARGUMENT") from error
 
@@ -243,6 +253,16 @@ def _signature(function: Any) -> Signature:
 def _info(spec: Any) -> TensorInfo:
     shape = None if spec.shape.rank is None else tuple(spec.shape.as_list())
     return TensorInfo(np.dtype(spec.dtype.as_numpy_dtype).name, shape)
+
+
+def own_words(text: str) -> str:
+    """A failed op's own words, as TensorFlow Serving sends them.
+
+    Before them, eager TensorFlow puts the Python stack that built the graph, which would tell
+    callers this machine's paths; after them, the function's name in this process.
+    """
+    lines = dropwhile(lambda line: not line or line.startswith(_STACK), text.splitlines())
+    return "\n".join(lines).partition(" [Op:")[0] or text
 
 
 def _grpc_code(number: int) -> str:

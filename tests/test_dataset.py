@@ -136,7 +136,7 @@ def test_files_beside_the_labels_are_left_out_and_counted(tmp_path: Path) -> Non
     ("photos", "message"),
     [
         ({}, "no label with photos"),
-        ({"pizza": 0}, "No photos in"),
+        ({"pizza": 0}, "no label with photos"),
         ({"pizza": 3}, "only the label 'pizza'"),
         ({"pizza": 3, "sushi": 0}, "only the label 'pizza'"),
     ],

@@ -79,5 +79,6 @@ def test_ctrl_c_stops_the_demo_and_its_server(tmp_path: Path) -> None:
     finally:
         deadline.cancel()
         process.kill()
+        process.communicate()  # closes its output
     assert "Traceback" not in rest
     assert not server_processes(tmp_path)

@@ -27,8 +27,8 @@ from serving import contract, protos, runtime, tensors
 from serving.cli import predict, serve
 from serving.client import Client, State
 from serving.errors import BundleError, HubheadError, ModelNotFound, OutputError
+from serving.runtime import own_words
 from serving.server import ServerSettings, start
-from serving.server.servable import graph_message
 
 LIMIT = 30.0
 """Seconds that any wait in these tests may take."""
@@ -605,10 +605,10 @@ def test_a_wrong_shape_fails_in_the_graph_with_tensorflows_words(channel: grpc.C
 def test_the_stack_that_built_the_graph_is_no_callers_business() -> None:
     stack = 'Detected at node a/b defined at (most recent call last):\n  File "/x.py", line 1\n    y = 2\n\n'
     message = "Bad\n\t [[{{node a/b}}]]"
-    assert graph_message(f"Graph execution error:\n\n{stack}{stack}{message} [Op:__inference_1]") == message
+    assert own_words(f"Graph execution error:\n\n{stack}{stack}{message} [Op:__inference_1]") == message
     missing = "Detected at node a/b defined at (most recent call last):\n<stack unavailable>\n"
-    assert graph_message(f"Graph execution error:\n\n{missing}{message}") == message
-    assert graph_message("plain") == "plain"
+    assert own_words(f"Graph execution error:\n\n{missing}{message}") == message
+    assert own_words("plain") == "plain"
 
 
 @pytest.mark.tf

@@ -181,6 +181,8 @@ def _server(base_path: Path) -> Iterator[tuple[str, float]]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if process.stdout:
+            process.stdout.close()
 
 
 def _predict(client: Client, result: TrainResult, output: Path, console: Console) -> None:

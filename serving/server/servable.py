@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import dropwhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,9 +22,6 @@ from serving.server.refusal import Refusal, invalid
 
 SERVE_TAG = "serve"
 SIGNATURE_DEF = "signature_def"
-
-_STACK = ("Graph execution error:", "Detected at node ", "  File ", "    ", "<stack unavailable>")
-"""How the lines begin that eager TensorFlow puts before the message of a failed op."""
 
 
 class Model(Protocol):
@@ -112,7 +108,7 @@ class Servable:
         try:
             return self._model.run(key, inputs)
         except runtime.RunError as error:
-            raise Refusal(grpc.StatusCode[error.code], graph_message(error.what)) from error
+            raise Refusal(grpc.StatusCode[error.code], error.what) from error
         finally:
             self._turns.release()
 
@@ -159,16 +155,6 @@ def check_metadata_fields(fields: list[str]) -> None:
     for field in fields:
         if field != SIGNATURE_DEF:
             raise invalid(f"Metadata field {field} is not supported")
-
-
-def graph_message(text: str) -> str:
-    """A failed op's own words, as TensorFlow Serving sends them.
-
-    Before them, eager TensorFlow puts the Python stack that built the graph, which would tell
-    callers this machine's paths; after them, the function's name in this process.
-    """
-    lines = dropwhile(lambda line: not line or line.startswith(_STACK), text.splitlines())
-    return "\n".join(lines).partition(" [Op:")[0] or text
 
 
 def _inputs(signature: protos.Message, sent: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
