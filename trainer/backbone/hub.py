@@ -116,8 +116,8 @@ def load(handle: str, cache: Path, *, progress: Progress = silent) -> Backbone:
         OutputError: the cache cannot be written.
     """
     import tensorflow as tf
-    import tensorflow_hub
 
+    tensorflow_hub = _import_hub()
     path = resolve(handle, cache, progress=progress)
     try:
         module = tensorflow_hub.load(path)
@@ -197,8 +197,8 @@ def default_weights(cache: Path, *, progress: Progress = silent) -> Mapping[str,
 
 def _resolve_address(address: str, progress: Progress) -> str:
     import tensorflow as tf
-    import tensorflow_hub
 
+    tensorflow_hub = _import_hub()
     progress(f"Resolving {address}")
     try:
         return str(tensorflow_hub.resolve(address))
