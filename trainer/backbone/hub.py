@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tarfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -281,3 +282,11 @@ def _dimension(module: Any, image_size: tuple[int, int], handle: str) -> int:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _import_hub() -> Any:
+    """Import tensorflow_hub, without the warning that it uses pkg_resources, which no user can help."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "pkg_resources is deprecated")
+        import tensorflow_hub
+    return tensorflow_hub
