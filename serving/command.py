@@ -25,9 +25,6 @@ def run(command: click.Command, name: str) -> NoReturn:
     """
     # TensorFlow's C++ logs say nothing a user can act on; an explicit setting wins.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Importing TensorFlow and tracing graphs make millions of objects that live on; looking for
-    # garbage among them at the default rate is a tenth of a command's start-up.
-    gc.set_threshold(100_000, 20, 20)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         code = command.main(prog_name=name, standalone_mode=False)
@@ -44,4 +41,7 @@ def run(command: click.Command, name: str) -> NoReturn:
         # The reader of a pipe went away (`| head`): nothing to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
+    finally:
+        # What TensorFlow made is not worth looking for garbage in at the exit: a second of the command.
+        gc.freeze()
     sys.exit(code if isinstance(code, int) else 0)
