@@ -1,7 +1,7 @@
 """A loaded SavedModel at full speed on CPU cores.
 
 Measured on two cores with EfficientNet-Lite0 (tests/bench): a signature as loaded reaches
-about half of what the same graph gives with its variables frozen into constants, one
+about 60 % of what the same graph gives with its variables frozen into constants, one
 intra-op thread, and one calling thread a core with small batches. So that is how a model
 runs here, in the batch job and in the local server alike.
 """
@@ -26,7 +26,7 @@ from serving.errors import BundleError, HubheadError
 from serving.tensorflow_import import import_tensorflow
 
 MICRO_BATCH = 4
-"""Photos a call. One to eight are equally fast on a core; 32 fall out of its cache and lose a third."""
+"""Photos a call. One to eight are about equally fast on a core; 32 lose a quarter (tests/bench)."""
 
 _SMALL = 1 << 20
 """Bytes of variables that are not worth the seconds that inlining takes."""

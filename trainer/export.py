@@ -396,8 +396,8 @@ def _network(backbone: Backbone, root: Any) -> Callable[[Any], Any]:
     """The backbone with its weights as constants, in one function that all signatures call.
 
     With constants TensorFlow folds the normalisations into the convolutions, here and in
-    TensorFlow Serving: a third more photos/s on CPUs (tests/bench). A SavedModel's graph may
-    not be larger than 2 GB, so the largest backbones keep variables.
+    TensorFlow Serving on CPUs. A SavedModel's graph may not be larger than 2 GB, so the largest
+    backbones keep variables.
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
