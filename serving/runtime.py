@@ -17,10 +17,10 @@ from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from serving import client, contract
+from serving import client, contract, tensors
+from serving.client import Signature, TensorInfo
 from serving.contract import Prediction
 from serving.errors import BundleError, HubheadError
 from serving.tensorflow_import import import_tensorflow
@@ -54,22 +54,6 @@ class RunError(HubheadError):
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
         self.code = code
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """dtype by its numpy name ("object" for strings); shape with None where it is open, None if unknown."""
-
-    dtype: str
-    shape: tuple[int | None, ...] | None
-
-
-@dataclass(frozen=True)
-class Signature:
-    """The named inputs and outputs of one signature."""
-
-    inputs: Mapping[str, TensorInfo]
-    outputs: Mapping[str, TensorInfo]
 
 
 @dataclass(frozen=True)
@@ -114,10 +98,10 @@ class Model:
                 f"Signature {signature} takes {sorted(names)}, not {sorted(inputs)}.", "INVALID_ARGUMENT"
             )
         try:
-            tensors = [
+            values = [
                 tf.constant(inputs[name], dtype) for name, dtype in zip(names, item.dtypes, strict=True)
             ]
-            outputs = item.call(*tensors)
+            outputs = item.call(*values)
             return {
                 name: tensor.numpy()
                 for name, tensor in zip(self.signatures[signature].outputs, outputs, strict=True)
@@ -218,8 +202,8 @@ def _freeze(function: Any) -> _Callable:
     specs = _inputs(function)
     outputs = _outputs(function)
 
-    def positional(*tensors: Any) -> list[Any]:
-        results = function(**dict(zip(specs, tensors, strict=True)))
+    def positional(*values: Any) -> list[Any]:
+        results = function(**dict(zip(specs, values, strict=True)))
         return [results[name] for name in outputs]
 
     concrete = tf.function(positional, autograph=False).get_concrete_function(
@@ -252,7 +236,7 @@ def _signature(function: Any) -> Signature:
 
 def _info(spec: Any) -> TensorInfo:
     shape = None if spec.shape.rank is None else tuple(spec.shape.as_list())
-    return TensorInfo(np.dtype(spec.dtype.as_numpy_dtype).name, shape)
+    return TensorInfo(tensors.dtype_name(spec.dtype.as_datatype_enum), shape)
 
 
 def own_words(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from serving import bundle, contract, protos, tensors
+from serving import bundle, contract, protos, runtime, tensors
 from serving.bundle import Bundle
 from serving.contract import Status
 from serving.errors import BundleError
@@ -97,14 +97,19 @@ def test_the_signatures_are_those_of_the_contract(food: Bundle) -> None:
             assert (found_dtype, len(found_shape), found_shape[0]) == (dtype, len(shape), None)
 
 
-def test_a_headless_bundle_answers_to_embed(trained: Trained, tmp_path: Path, photos: list[bytes]) -> None:
-    base = export.headless(trained.settings.tfhub_module, trained.settings.cache)
-    assert base.manifest.labels == []
-    published = export.export_headless(base, tmp_path / "backbone")
-    assert (published.version, published.manifest) == (1, base.manifest)
-    with ClassicSession(published.path) as opened:
-        found = opened.run(contract.EMBED, {contract.IMAGE_BYTES: photos})
+def test_a_headless_bundle_has_embed_alone(trained: Trained, tmp_path: Path, photos: list[bytes]) -> None:
+    handle, cache = trained.settings.tfhub_module, trained.settings.cache
+    published = export.export_headless(handle, tmp_path / "backbone", cache)
+    template = export.template(handle, cache)
+    assert published.version == 1
+    assert published.manifest.labels == template.manifest.labels == []
+    assert published.manifest.fingerprint == template.manifest.fingerprint
+    assert list(runtime.load(published.path).signatures) == [contract.EMBED]
+    with ClassicSession(published.path) as opened, ClassicSession(template.path) as other:
+        asked = {contract.IMAGE_BYTES: photos}
+        found, expected = opened.run(contract.EMBED, asked), other.run(contract.EMBED, asked)
     assert found[contract.EMBEDDING].shape == (PHOTOS, 1280)
+    np.testing.assert_array_equal(found[contract.EMBEDDING], expected[contract.EMBEDDING])
 
 
 def test_the_records_stand_beside_the_graph(trained: Trained, food: Bundle) -> None:
@@ -239,7 +244,7 @@ def test_an_export_again_changes_what_it_is_told_to_and_nothing_else(
 
 
 def test_a_headless_bundle_cannot_be_exported_again(trained: Trained, tmp_path: Path) -> None:
-    base = export.headless(trained.settings.tfhub_module, trained.settings.cache)
+    base = export.template(trained.settings.tfhub_module, trained.settings.cache)
     with pytest.raises(BundleError, match="headless"):
         export.export_again(base.path, tmp_path / "models")
     assert not (tmp_path / "models").exists()

@@ -73,7 +73,7 @@ def reference(trained: Trained, photos: list[Path]) -> list[tuple[Status, dict[s
     """By the training path: the status of each photo, and the probability of every label."""
     manifest = trained.result.bundle.manifest
     store = EmbeddingStore(trained.settings.embedding_store, manifest.fingerprint, manifest.dimension)
-    base = export.headless(trained.settings.tfhub_module, trained.settings.cache)
+    base = export.template(trained.settings.tfhub_module, trained.settings.cache)
     listed = sources.find(str(photos[0].parent))
     pipeline.embed(listed, base.path, store)
     shas = store.known(listed)

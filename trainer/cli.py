@@ -185,8 +185,7 @@ def export(
     if source:
         published = exporter.export_again(source, saved_model_dir, top_k=top_k, threshold=threshold)
     else:
-        base = exporter.headless(tfhub_module, cache_directory(), say=_say)
-        published = exporter.export_headless(base, saved_model_dir)
+        published = exporter.export_headless(tfhub_module, saved_model_dir, cache_directory(), say=_say)
     click.echo(f"Bundle: {published.path}")
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,7 +25,7 @@ from serving.bundle import Bundle, Manifest
 from serving.contract import Status
 from serving.errors import BundleError
 from serving.tensorflow_import import import_tensorflow
-from trainer import graph
+from trainer import signatures
 from trainer.backbone import ALIASES, Backbone, load, resolve
 from trainer.backbone.fingerprint import fingerprint as fingerprint_of
 from trainer.fetch import Progress, made_once, silent
@@ -43,16 +43,10 @@ one step of 2**-11 of that entry; the logits, sums over all entries, then move b
 
 PACKAGES = ("hubhead", "tensorflow", "tensorflow-hub", "apache-beam", "numpy", "scipy")
 
-RECIPE = 2
-"""Version of the signatures' graph: raise it when they change, so that headless bundles are traced anew."""
-
-_LARGEST_HALF = 65504.0
-_LARGEST_CONSTANTS = 1 << 30
-
 
 @dataclass(frozen=True)
 class HeadExport:
-    """What a head adds to a headless bundle.
+    """What a head adds to a template.
 
     Attributes:
         head: the weights.
@@ -75,12 +69,12 @@ def fingerprint(backbone: Backbone, preprocessing: Preprocessing) -> str:
     return _digest([backbone.fingerprint, preprocessing.settings()])
 
 
-def headless(handle: str, cache: Path, *, say: Progress = silent) -> Bundle:
-    """The headless bundle of a backbone, traced once a backbone and kept in the cache.
+def template(handle: str, cache: Path, *, say: Progress = silent) -> Bundle:
+    """The graph of a backbone, traced once and kept in the cache: a bundle without labels.
 
-    It embeds photos, and it is what every head of this backbone is exported with: nothing in
-    its graph depends on the head, whose weights and labels are variables of open shape. So a
-    new head costs a copy and a small checkpoint, not seconds of tracing.
+    It embeds photos for training, and it is what every head of this backbone is exported with:
+    nothing in its graph depends on the head (trainer.signatures). So a new head costs a copy
+    and a small checkpoint, not seconds of tracing.
 
     Args:
         handle: the backbone (trainer.backbone.load).
@@ -93,25 +87,19 @@ def headless(handle: str, cache: Path, *, say: Progress = silent) -> Bundle:
     import_tensorflow()
     path = resolve(handle, cache, progress=say)
     alias = ALIASES.get(handle)
-    key = [fingerprint_of(path), alias.image_size if alias else None, Preprocessing().settings(), RECIPE]
-    directory = cache / "headless" / _digest(key)
+    key = [
+        fingerprint_of(path),
+        alias.image_size if alias else None,
+        Preprocessing().settings(),
+        signatures.RECIPE,
+    ]
+    directory = cache / "templates" / _digest(key)
     if not directory.is_dir():
         backbone = load(handle, cache, progress=say)
-        height, width = backbone.image_size
-        preprocessing = Preprocessing(height=height, width=width)
+        preprocessing = _preprocessing_for(backbone)
         with made_once(directory) as staged:
-            _save(backbone, preprocessing, staged)
-            Manifest(
-                labels=[],
-                backbone={
-                    "handle": backbone.handle,
-                    "fingerprint": fingerprint(backbone, preprocessing),
-                    "image_size": list(backbone.image_size),
-                    "dimension": backbone.dimension,
-                },
-                preprocessing=preprocessing.settings(),
-                provenance=_provenance(),
-            ).write(staged)
+            signatures.save(backbone, preprocessing, staged)
+            _manifest(backbone, preprocessing).write(staged)
     return bundle.read(directory)
 
 
@@ -129,7 +117,7 @@ def export(
     answer bad photos as it should and these photos as the training path does.
 
     Args:
-        source: the bundle whose graph is taken: `headless`, or any earlier one of the backbone.
+        source: the bundle whose graph is taken: the `template`, or any earlier one of the backbone.
         part: the head and its records.
         base: `<models>/<name>`.
         photos: N encoded photos to check it by.
@@ -150,7 +138,9 @@ def export(
     )
     with bundle.staging(base) as staged:
         _copy_graph(source.path, staged)
-        _write_variables(source.path, staged, part)
+        signatures.write_variables(
+            source.path, staged, part.head, part.labels, threshold=part.threshold, top_k=manifest.top_k
+        )
         manifest.write(staged)
         save_head(part.head, staged / contract.HEAD_FILE)
         write_warmup(staged, base.name)
@@ -160,14 +150,19 @@ def export(
     return bundle.read(published)
 
 
-def export_headless(source: Bundle, base: Path) -> Bundle:
-    """Publish a headless bundle as the next version below `base`.
+def export_headless(handle: str, base: Path, cache: Path, *, say: Progress = silent) -> Bundle:
+    """Publish a backbone without a head, signature `embed` alone, as the next version below `base`.
 
     Raises:
+        InputError, FetchError: as trainer.backbone.load.
         OutputError: `base` cannot be written.
     """
     with bundle.staging(base) as staged:
-        shutil.copytree(source.path, staged, dirs_exist_ok=True)
+        import_tensorflow()
+        backbone = load(handle, cache, progress=say)
+        preprocessing = _preprocessing_for(backbone)
+        signatures.save(backbone, preprocessing, staged, with_head=False)
+        _manifest(backbone, preprocessing).write(staged)
         published = bundle.publish(staged, base)
     return bundle.read(published)
 
@@ -234,34 +229,6 @@ def _copy_graph(source: Path, directory: Path) -> None:
     shutil.copy2(source / contract.SAVED_MODEL_FILE, directory)
     if (source / "assets").is_dir():
         shutil.copytree(source / "assets", directory / "assets")
-
-
-def _write_variables(source: Path, directory: Path, part: HeadExport) -> None:
-    """The checkpoint of `source` with the head's variables replaced."""
-    import tensorflow as tf
-
-    reader = tf.train.load_checkpoint(str(source / "variables" / "variables"))
-    tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    tensors |= {
-        f"{name}/.ATTRIBUTES/VARIABLE_VALUE": value
-        for name, value in {
-            "mean": part.head.scaling.mean,
-            "scale": part.head.scaling.scale,
-            "kernel": part.head.kernel,
-            "bias": part.head.bias,
-            "temperature": np.float32(part.head.temperature),
-            "threshold": np.float32(part.threshold),
-            "labels": np.array([label.encode() for label in part.labels], object),
-            "top_k": np.int64(min(part.top_k, len(part.labels))),
-        }.items()
-    }
-    (directory / "variables").mkdir()
-    tf.raw_ops.SaveV2(
-        prefix=str(directory / "variables" / "variables"),
-        tensor_names=list(tensors),
-        shape_and_slices=[""] * len(tensors),
-        tensors=[tf.constant(value) for value in tensors.values()],
-    )
 
 
 def save_head(head: Head, path: Path) -> None:
@@ -370,173 +337,24 @@ def write_warmup(directory: Path, model_name: str) -> None:
             writer.write(log.SerializeToString())
 
 
-def _save(backbone: Backbone, preprocessing: Preprocessing, directory: Path) -> None:
-    """Trace all signatures and write the SavedModel, with a head of two labels that stands for any."""
-    import tensorflow as tf
+def _preprocessing_for(backbone: Backbone) -> Preprocessing:
+    height, width = backbone.image_size
+    return Preprocessing(height=height, width=width)
 
-    root = tf.train.Checkpoint()
-    root.kernel = tf.Variable(
-        tf.zeros([backbone.dimension, 2]), shape=[backbone.dimension, None], trainable=False
+
+def _manifest(backbone: Backbone, preprocessing: Preprocessing) -> Manifest:
+    """hubhead.json of a bundle without labels."""
+    return Manifest(
+        labels=[],
+        backbone={
+            "handle": backbone.handle,
+            "fingerprint": fingerprint(backbone, preprocessing),
+            "image_size": list(backbone.image_size),
+            "dimension": backbone.dimension,
+        },
+        preprocessing=preprocessing.settings(),
+        provenance=_provenance(),
     )
-    root.mean = tf.Variable(tf.zeros([backbone.dimension]), trainable=False)
-    root.scale = tf.Variable(tf.ones([backbone.dimension]), trainable=False)
-    root.bias = tf.Variable(tf.zeros([2]), shape=[None], trainable=False)
-    root.temperature = tf.Variable(1.0, trainable=False)
-    root.threshold = tf.Variable(0.0, trainable=False)
-    root.labels = tf.Variable(["", ""], shape=[None], trainable=False)
-    root.top_k = tf.Variable(1, dtype=tf.int64, trainable=False)
-    network = _network(backbone, root)
-    embed = _embedder(network, backbone, preprocessing)
-    signatures = {contract.EMBED: _embed_signature(embed)}
-    signatures |= _head_signatures(embed, network, backbone, preprocessing, root)
-    tf.saved_model.save(root, str(directory), signatures=signatures)
-
-
-def _network(backbone: Backbone, root: Any) -> Callable[[Any], Any]:
-    """The backbone with its weights as constants, in one function that all signatures call.
-
-    With constants TensorFlow folds the normalisations into the convolutions, here and in
-    TensorFlow Serving on CPUs. A SavedModel's graph may not be larger than 2 GB, so the largest
-    backbones keep variables.
-    """
-    import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-
-    spec = tf.TensorSpec([None, *backbone.image_size, 3], tf.float32)
-    concrete = tf.function(backbone.apply, autograph=False).get_concrete_function(spec)
-    size = sum(variable.shape.num_elements() * variable.dtype.size for variable in concrete.variables)
-    if size > _LARGEST_CONSTANTS:
-        root.backbone = backbone.module
-        return backbone.apply
-    constant = convert_variables_to_constants_v2(concrete)
-    return lambda pixels: constant(pixels)[0]
-
-
-def _embedder(
-    network: Callable[[Any], Any], backbone: Backbone, preprocessing: Preprocessing
-) -> Callable[[Any], tuple[Any, ...]]:
-    """image_bytes string [N] -> embedding float32 [N,D], status, height, width int32 [N].
-
-    One function, traced once, that the signatures call.
-    """
-    import tensorflow as tf
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
-    def embed(image_bytes: Any) -> tuple[Any, ...]:
-        with tf.device("CPU"):
-            pixels, status, height, width = graph.decode_photos(image_bytes, preprocessing)
-        return _features(network, pixels, backbone.dimension), status, height, width
-
-    return embed
-
-
-def _features(network: Callable[[Any], Any], pixels: Any, dimension: int) -> Any:
-    """Pixels uint8 [N,H,W,3] -> embedding float32 [N,D], at the precision of the embedding store.
-
-    Rounding to float16 here, in the graph, is what makes a stored embedding equal to a fresh one
-    in every path. An empty batch takes a blank photo along, since the oneDNN kernels refuse it.
-    """
-    import tensorflow as tf
-
-    count = tf.shape(pixels)[0]
-    missing = tf.maximum(1 - count, 0)
-    padded = tf.pad(pixels, [[0, missing], [0, 0], [0, 0], [0, 0]])
-    padded.set_shape([None, *pixels.shape[1:]])
-    embedding = network(tf.cast(padded, tf.float32) / 255.0)[:count]
-    half = tf.cast(tf.clip_by_value(embedding, -_LARGEST_HALF, _LARGEST_HALF), tf.float16)
-    return tf.ensure_shape(tf.cast(half, tf.float32), [None, dimension])
-
-
-def _embed_signature(embed: Callable[[Any], tuple[Any, ...]]) -> Any:
-    import tensorflow as tf
-
-    @tf.function(
-        input_signature=[tf.TensorSpec([None], tf.string, name=contract.IMAGE_BYTES)], autograph=False
-    )
-    def serve(image_bytes: Any) -> dict[str, Any]:
-        embedding, status, height, width = embed(image_bytes)
-        return {
-            contract.EMBEDDING: embedding,
-            contract.STATUS: graph.status_names(status),
-            contract.HEIGHT: height,
-            contract.WIDTH: width,
-        }
-
-    return serve
-
-
-def _head_signatures(
-    embed: Callable[[Any], tuple[Any, ...]],
-    network: Callable[[Any], Any],
-    backbone: Backbone,
-    preprocessing: Preprocessing,
-    root: Any,
-) -> dict[str, Any]:
-    import tensorflow as tf
-
-    strings = tf.TensorSpec([None], tf.string, name=contract.IMAGE_BYTES)
-    size = [None, preprocessing.height, preprocessing.width, 3]
-
-    def classify(embedding: Any) -> Any:
-        # As trainer.head: standardised, of length one, affine, tempered softmax.
-        with tf.device("CPU"):
-            standardised = (embedding - root.mean) * root.scale
-            features = tf.math.l2_normalize(standardised, axis=1, epsilon=1e-24)
-            return tf.nn.softmax((features @ root.kernel + root.bias) / root.temperature)
-
-    def answer(probabilities: Any, status: Any) -> dict[str, Any]:
-        with tf.device("CPU"):
-            scores, best = tf.math.top_k(probabilities, tf.cast(root.top_k, tf.int32))
-            classes = tf.gather(root.labels, best)
-            usable = graph.usable(status)
-            decided = usable & (scores[:, 0] >= root.threshold)
-            return {
-                contract.LABEL: tf.where(decided, classes[:, 0], ""),
-                contract.CLASSES: tf.where(usable[:, None], classes, ""),
-                contract.SCORES: tf.where(usable[:, None], scores, 0.0),
-                contract.STATUS: graph.status_names(status),
-            }
-
-    @tf.function(input_signature=[strings], autograph=False)
-    def serving_default(image_bytes: Any) -> dict[str, Any]:
-        embedding, status, _, _ = embed(image_bytes)
-        return answer(classify(embedding), status)
-
-    @tf.function(input_signature=[strings], autograph=False)
-    def probabilities(image_bytes: Any) -> dict[str, Any]:
-        embedding, status, _, _ = embed(image_bytes)
-        return {
-            contract.PROBABILITIES: classify(embedding),
-            contract.STATUS: graph.status_names(status),
-        }
-
-    @tf.function(input_signature=[tf.TensorSpec(size, tf.uint8, name=contract.PIXELS)], autograph=False)
-    def classify_pixels(pixels: Any) -> dict[str, Any]:
-        embedding = _features(network, pixels, backbone.dimension)
-        return answer(classify(embedding), tf.zeros(tf.shape(pixels)[:1], tf.int32))
-
-    @tf.function(
-        input_signature=[tf.TensorSpec([None, backbone.dimension], tf.float32, name=contract.EMBEDDING)],
-        autograph=False,
-    )
-    def classify_embedding(embedding: Any) -> dict[str, Any]:
-        return {contract.PROBABILITIES: classify(embedding)}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name=contract.EXAMPLES)], autograph=False)
-    def classify_examples(inputs: Any) -> dict[str, Any]:
-        feature = tf.io.FixedLenFeature([], tf.string)
-        parsed = tf.io.parse_example(inputs, {contract.EXAMPLE_IMAGE_FEATURE: feature})
-        embedding, status, _, _ = embed(parsed[contract.EXAMPLE_IMAGE_FEATURE])
-        result = answer(classify(embedding), status)
-        return {name: result[name] for name in (contract.CLASSES, contract.SCORES)}
-
-    return {
-        contract.SERVING_DEFAULT: serving_default,
-        contract.PROBABILITIES: probabilities,
-        contract.CLASSIFY_PIXELS: classify_pixels,
-        contract.CLASSIFY_EMBEDDING: classify_embedding,
-        contract.CLASSIFY: classify_examples,
-    }
 
 
 def _provenance() -> dict[str, Any]:

@@ -130,7 +130,7 @@ def train(
         for warning in folder.warnings:
             say(warning)
     with clock.step("backbone"):
-        base = export.headless(settings.tfhub_module, settings.cache, say=say)
+        base = export.template(settings.tfhub_module, settings.cache, say=say)
     with clock.step("embed"):
         store = EmbeddingStore(settings.embedding_store, base.manifest.fingerprint, base.manifest.dimension)
         pipeline.embed(list(folder.photos), base.path, store, progress=progress)

@@ -91,7 +91,7 @@ def _work(name: str) -> tuple[Callable[[Sequence[bytes]], Any], int]:
         return lambda contents: plain(tf.constant(contents)), 4
     from serving import contract, runtime
 
-    model = runtime.load(_headless().path)
+    model = runtime.load(_template().path)
     return lambda contents: list(model.imap(contract.EMBED, contract.IMAGE_BYTES, contents)), PHOTOS
 
 
@@ -144,7 +144,7 @@ def _batch_job() -> Callable[[], float]:
         for index, content in enumerate(_photos()[:PHOTOS]):
             # Bytes behind the end of a JPEG do not change it, and make it a photo of its own.
             (photos / f"{number}-{index}.jpeg").write_bytes(content + bytes([number]))
-    source = _headless()
+    source = _template()
     dimension = source.manifest.dimension
     scaling = Scaling(np.zeros(dimension, np.float32), np.ones(dimension, np.float32))
     head = Head(scaling, np.zeros((dimension, 2), np.float32), np.zeros(2, np.float32), 1.0)
@@ -172,11 +172,11 @@ def _backbone() -> Any:
 
 
 @cache
-def _headless() -> Any:
+def _template() -> Any:
     from trainer import backbone, export
     from trainer.fetch import cache_directory
 
-    return export.headless(backbone.DEFAULT, cache_directory())
+    return export.template(backbone.DEFAULT, cache_directory())
 
 
 @cache

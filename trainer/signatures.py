@@ -1,0 +1,234 @@
+"""What the SavedModel computes: photo bytes to embedding, embedding to labels, as the contract's signatures.
+
+Nothing in the graph depends on the head. Its weights, labels and settings are variables of open
+shape, so one trace serves every head of a backbone, and a new head is a new checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving import contract
+from trainer import graph
+from trainer.backbone import Backbone
+from trainer.graph import Preprocessing
+from trainer.head import Head
+
+RECIPE = 2
+"""Version of the signatures' graph: raise it when they change, so that templates are traced anew."""
+
+_LARGEST_HALF = 65504.0
+_LARGEST_CONSTANTS = 1 << 30
+
+
+def save(
+    backbone: Backbone, preprocessing: Preprocessing, directory: Path, *, with_head: bool = True
+) -> None:
+    """Trace the signatures and write the SavedModel; its head, of two labels, stands for any.
+
+    Args:
+        backbone: the network.
+        preprocessing: its settings.
+        directory: of the SavedModel.
+        with_head: False leaves signature `embed` alone.
+    """
+    import tensorflow as tf
+
+    root = tf.train.Checkpoint()
+    root.kernel = tf.Variable(
+        tf.zeros([backbone.dimension, 2]), shape=[backbone.dimension, None], trainable=False
+    )
+    root.mean = tf.Variable(tf.zeros([backbone.dimension]), trainable=False)
+    root.scale = tf.Variable(tf.ones([backbone.dimension]), trainable=False)
+    root.bias = tf.Variable(tf.zeros([2]), shape=[None], trainable=False)
+    root.temperature = tf.Variable(1.0, trainable=False)
+    root.threshold = tf.Variable(0.0, trainable=False)
+    root.labels = tf.Variable(["", ""], shape=[None], trainable=False)
+    root.top_k = tf.Variable(1, dtype=tf.int64, trainable=False)
+    network = _network(backbone, root)
+    embed = _embedder(network, backbone, preprocessing)
+    served = {contract.EMBED: _embed_signature(embed)}
+    if with_head:
+        served |= _head_signatures(embed, network, backbone, preprocessing, root)
+    tf.saved_model.save(root, str(directory), signatures=served)
+
+
+def _network(backbone: Backbone, root: Any) -> Callable[[Any], Any]:
+    """The backbone with its weights as constants, in one function that all signatures call.
+
+    With constants TensorFlow folds the normalisations into the convolutions, here and in
+    TensorFlow Serving on CPUs. A SavedModel's graph may not be larger than 2 GB, so the largest
+    backbones keep variables.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    spec = tf.TensorSpec([None, *backbone.image_size, 3], tf.float32)
+    concrete = tf.function(backbone.apply, autograph=False).get_concrete_function(spec)
+    size = sum(variable.shape.num_elements() * variable.dtype.size for variable in concrete.variables)
+    if size > _LARGEST_CONSTANTS:
+        root.backbone = backbone.module
+        return backbone.apply
+    constant = convert_variables_to_constants_v2(concrete)
+    return lambda pixels: constant(pixels)[0]
+
+
+def _embedder(
+    network: Callable[[Any], Any], backbone: Backbone, preprocessing: Preprocessing
+) -> Callable[[Any], tuple[Any, ...]]:
+    """image_bytes string [N] -> embedding float32 [N,D], status, height, width int32 [N].
+
+    One function, traced once, that the signatures call.
+    """
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+    def embed(image_bytes: Any) -> tuple[Any, ...]:
+        with tf.device("CPU"):
+            pixels, status, height, width = graph.decode_photos(image_bytes, preprocessing)
+        return _features(network, pixels, backbone.dimension), status, height, width
+
+    return embed
+
+
+def _features(network: Callable[[Any], Any], pixels: Any, dimension: int) -> Any:
+    """Pixels uint8 [N,H,W,3] -> embedding float32 [N,D], at the precision of the embedding store.
+
+    Rounding to float16 here, in the graph, is what makes a stored embedding equal to a fresh one
+    in every path. An empty batch takes a blank photo along, since the oneDNN kernels refuse it.
+    """
+    import tensorflow as tf
+
+    count = tf.shape(pixels)[0]
+    missing = tf.maximum(1 - count, 0)
+    padded = tf.pad(pixels, [[0, missing], [0, 0], [0, 0], [0, 0]])
+    padded.set_shape([None, *pixels.shape[1:]])
+    embedding = network(tf.cast(padded, tf.float32) / 255.0)[:count]
+    half = tf.cast(tf.clip_by_value(embedding, -_LARGEST_HALF, _LARGEST_HALF), tf.float16)
+    return tf.ensure_shape(tf.cast(half, tf.float32), [None, dimension])
+
+
+def _embed_signature(embed: Callable[[Any], tuple[Any, ...]]) -> Any:
+    import tensorflow as tf
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.string, name=contract.IMAGE_BYTES)], autograph=False
+    )
+    def serve(image_bytes: Any) -> dict[str, Any]:
+        embedding, status, height, width = embed(image_bytes)
+        return {
+            contract.EMBEDDING: embedding,
+            contract.STATUS: graph.status_names(status),
+            contract.HEIGHT: height,
+            contract.WIDTH: width,
+        }
+
+    return serve
+
+
+def _head_signatures(
+    embed: Callable[[Any], tuple[Any, ...]],
+    network: Callable[[Any], Any],
+    backbone: Backbone,
+    preprocessing: Preprocessing,
+    root: Any,
+) -> dict[str, Any]:
+    import tensorflow as tf
+
+    strings = tf.TensorSpec([None], tf.string, name=contract.IMAGE_BYTES)
+    size = [None, preprocessing.height, preprocessing.width, 3]
+
+    def classify(embedding: Any) -> Any:
+        # As trainer.head: standardised, of length one, affine, tempered softmax.
+        with tf.device("CPU"):
+            standardised = (embedding - root.mean) * root.scale
+            features = tf.math.l2_normalize(standardised, axis=1, epsilon=1e-24)
+            return tf.nn.softmax((features @ root.kernel + root.bias) / root.temperature)
+
+    def answer(probabilities: Any, status: Any) -> dict[str, Any]:
+        with tf.device("CPU"):
+            scores, best = tf.math.top_k(probabilities, tf.cast(root.top_k, tf.int32))
+            classes = tf.gather(root.labels, best)
+            usable = graph.usable(status)
+            decided = usable & (scores[:, 0] >= root.threshold)
+            return {
+                contract.LABEL: tf.where(decided, classes[:, 0], ""),
+                contract.CLASSES: tf.where(usable[:, None], classes, ""),
+                contract.SCORES: tf.where(usable[:, None], scores, 0.0),
+                contract.STATUS: graph.status_names(status),
+            }
+
+    @tf.function(input_signature=[strings], autograph=False)
+    def serving_default(image_bytes: Any) -> dict[str, Any]:
+        embedding, status, _, _ = embed(image_bytes)
+        return answer(classify(embedding), status)
+
+    @tf.function(input_signature=[strings], autograph=False)
+    def probabilities(image_bytes: Any) -> dict[str, Any]:
+        embedding, status, _, _ = embed(image_bytes)
+        return {
+            contract.PROBABILITIES: classify(embedding),
+            contract.STATUS: graph.status_names(status),
+        }
+
+    @tf.function(input_signature=[tf.TensorSpec(size, tf.uint8, name=contract.PIXELS)], autograph=False)
+    def classify_pixels(pixels: Any) -> dict[str, Any]:
+        embedding = _features(network, pixels, backbone.dimension)
+        return answer(classify(embedding), tf.zeros(tf.shape(pixels)[:1], tf.int32))
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, backbone.dimension], tf.float32, name=contract.EMBEDDING)],
+        autograph=False,
+    )
+    def classify_embedding(embedding: Any) -> dict[str, Any]:
+        return {contract.PROBABILITIES: classify(embedding)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name=contract.EXAMPLES)], autograph=False)
+    def classify_examples(inputs: Any) -> dict[str, Any]:
+        feature = tf.io.FixedLenFeature([], tf.string)
+        parsed = tf.io.parse_example(inputs, {contract.EXAMPLE_IMAGE_FEATURE: feature})
+        embedding, status, _, _ = embed(parsed[contract.EXAMPLE_IMAGE_FEATURE])
+        result = answer(classify(embedding), status)
+        return {name: result[name] for name in (contract.CLASSES, contract.SCORES)}
+
+    return {
+        contract.SERVING_DEFAULT: serving_default,
+        contract.PROBABILITIES: probabilities,
+        contract.CLASSIFY_PIXELS: classify_pixels,
+        contract.CLASSIFY_EMBEDDING: classify_embedding,
+        contract.CLASSIFY: classify_examples,
+    }
+
+
+def write_variables(
+    source: Path, directory: Path, head: Head, labels: Sequence[str], *, threshold: float, top_k: int
+) -> None:
+    """Write the checkpoint of `source` into `directory`, with the head's variables replaced."""
+    import tensorflow as tf
+
+    reader = tf.train.load_checkpoint(str(source / "variables" / "variables"))
+    tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    tensors |= {
+        f"{name}/.ATTRIBUTES/VARIABLE_VALUE": value
+        for name, value in {
+            "mean": head.scaling.mean,
+            "scale": head.scaling.scale,
+            "kernel": head.kernel,
+            "bias": head.bias,
+            "temperature": np.float32(head.temperature),
+            "threshold": np.float32(threshold),
+            "labels": np.array([label.encode() for label in labels], object),
+            "top_k": np.int64(top_k),
+        }.items()
+    }
+    (directory / "variables").mkdir()
+    tf.raw_ops.SaveV2(
+        prefix=str(directory / "variables" / "variables"),
+        tensor_names=list(tensors),
+        shape_and_slices=[""] * len(tensors),
+        tensors=[tf.constant(value) for value in tensors.values()],
+    )
