@@ -159,14 +159,22 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("photos", total=None)
+    bar = Bar(*columns, console=Console(stderr=True))
+    task = bar.add_task("photos", total=None)
 
-        def report(progress: Progress) -> None:
-            rejected = f" ({progress.rejected} rejected)" if progress.rejected else ""
-            bar.update(task, completed=progress.done, total=progress.total, description=f"photos{rejected}")
+    def report(progress: Progress) -> None:
+        rejected = f" ({progress.rejected} rejected)" if progress.rejected else ""
+        bar.update(task, completed=progress.done, total=progress.total, description=f"photos{rejected}")
+        # On the screen only while photos are worked on, so that no other line falls into it.
+        if progress.done < progress.total:
+            bar.start()
+        else:
+            bar.stop()
 
+    try:
         yield report
+    finally:
+        bar.stop()
 
 
 class _Lines:

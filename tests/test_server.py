@@ -154,7 +154,7 @@ def test_the_newest_version_takes_over_without_a_failed_request(base: Path) -> N
                 for version in (2, 10):
                     eventually(lambda: len(answered) > 20)
                     write_doubler(base / str(version))
-                    eventually(lambda version=version: answered[-1] == version)  # type: ignore[misc]
+                    eventually(lambda version=version: answered[-1] == version)
             finally:
                 done.set()
             for future in flows:

@@ -35,7 +35,7 @@ def test_every_photo_is_in_exactly_one_shard(found: list[Photo], size: int) -> N
 @given(PHOTOS, SIZES, st.randoms(use_true_random=False))
 def test_the_order_of_the_listing_does_not_matter(found: list[Photo], size: int, random: object) -> None:
     shuffled = list(found)
-    random.shuffle(shuffled)  # type: ignore[attr-defined] # hypothesis types it as object
+    random.shuffle(shuffled)
     assert shards.plan(shuffled, size, MODEL) == shards.plan(found, size, MODEL)
 
 
