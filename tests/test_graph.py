@@ -154,18 +154,22 @@ def animation() -> bytes:
 
 
 def expected(content: bytes) -> Pixels:
-    """The first frame by Pillow: upright, on white, resized by a triangle filter with antialiasing."""
+    """The first frame by Pillow: upright, on white, resized by Keys' cubic filter with antialiasing."""
     with Image.open(io.BytesIO(content)) as image:
         image = ImageOps.exif_transpose(image)
         if image.has_transparency_data:
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image.convert("RGBA"))
-        resized = image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
+        # In floats, since Pillow clips 8-bit pixels after each direction, where the cubic overshoots.
+        bands = [
+            band.convert("F").resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+            for band in image.convert("RGB").split()
+        ]
+    return np.clip(np.round(np.stack(bands, -1)), 0, 255).astype(np.uint8)
 
 
-def assert_close(found: Pixels, wanted: Pixels, *, mean: float = 0.6, most: int = 4) -> None:
-    """Both resize by the same filter; Pillow rounds to 8 bits after each direction, TensorFlow once."""
+def assert_close(found: Pixels, wanted: Pixels, *, mean: float = 0.1, most: int = 1) -> None:
+    """Both resize by the same filter, so only the rounding may differ."""
     difference = np.abs(found.astype(int) - wanted.astype(int))
     assert difference.mean() <= mean
     assert difference.max() <= most
@@ -401,7 +405,9 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "GIF of 900 million pixels": lambda: empty_gif(30_000),
     "JPEG of 4 billion pixels": lambda: frame(65_500, 65_500) + SCAN,
     "progressive JPEG of 4 billion pixels": lambda: frame(65_500, 65_500, 0xC2) + SCAN,
-    "BMP of 900 million pixels": lambda: b"BM" + bytes(16) + struct.pack("<iiHHI", 30_000, 30_000, 1, 24, 0),
+    "BMP of 900 million pixels": lambda: (
+        b"BM" + bytes(12) + struct.pack("<I2i2HI", 40, 30_000, 30_000, 1, 24, 0)
+    ),
     "WebP of 268 million pixels": lambda: (
         b"RIFF\x30\0\0\0WEBPVP8 \x24\0\0\0\x10\0\0\x9d\x01\x2a" + struct.pack("<HH", 16383, 16383) + bytes(20)
     ),
@@ -557,11 +563,11 @@ IMAGE_OPS = {
     "decode_png",
     "decode_webp",
 }
-HOME = "trainer/graph.py"
+HOME = "trainer/graph"
 
 
 def dangers(source: str, path: str) -> Iterator[str]:
-    """What the docstring of trainer/graph.py bans, wherever it is called."""
+    """What the docstring of trainer/graph bans, wherever it is called."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue
@@ -570,7 +576,7 @@ def dangers(source: str, path: str) -> Iterator[str]:
         given_ = {keyword.arg: keyword.value for keyword in node.keywords}
         if "try_recover_truncated" in given_:
             yield "try_recover_truncated: does not return on three bytes"
-        if name in IMAGE_OPS and path != HOME:
+        if name in IMAGE_OPS and not path.startswith(HOME):
             yield f"{name}: decoding has one home"
         if name in {"decode_webp", "decode_and_crop_jpeg"}:
             yield f"{name}: does not load in older servers, or looks at no header"

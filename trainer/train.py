@@ -17,6 +17,8 @@ from batch.photos import Photo
 from batch.stats import Progress
 from serving import bundle
 from serving.bundle import Bundle
+from serving.contract import Status
+from serving.convert import EXTRA, Converter, foreign_format
 from serving.errors import InputError, OutputError
 from trainer import dataset, evaluate, export, head
 from trainer.dataset import Example, SplitSettings, Subset
@@ -172,12 +174,13 @@ def train(
             },
         )
         checked = (test_rows if len(test_rows) else np.arange(len(targets)))[:PARITY_PHOTOS]
+        sent = _as_served(features.examples, checked)
         published = export.export(
             base,
             part,
             settings.saved_model_dir,
-            photos=[files.read(features.examples[row].uri) for row in checked],
-            probabilities=probabilities[checked],
+            photos=list(sent.values()),
+            probabilities=probabilities[list(sent)],
         )
         if settings.output_labels:
             write_labels(folder.labels, settings.output_labels)
@@ -218,6 +221,22 @@ def write_labels(labels: Sequence[str], path: Path) -> None:
     path.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
 
 
+def _as_served(examples: Sequence[Example], rows: Ints) -> dict[int, bytes]:
+    """The photos of some rows as they are sent to a model: what its graph does not decode is converted."""
+    with Converter() as converter:
+        sent = {int(row): converter.for_graph(files.read(examples[row].uri)) for row in rows}
+    return {row: photo for row, photo in sent.items() if isinstance(photo, bytes)}
+
+
+def _why_unknown(photo: Photo) -> str:
+    """Why the job left no row of a photo, which it does where another run may do better."""
+    try:
+        name = foreign_format(files.read(photo.uri))
+    except OSError:
+        name = None
+    return f"{name}, not converted (it needs {EXTRA}, and time)" if name else str(Status.UNREADABLE)
+
+
 def gather(labelled: Mapping[Photo, int], store: EmbeddingStore) -> Features:
     """The distinct usable photos of each label, in the order of `labelled`, with their embeddings.
 
@@ -231,7 +250,7 @@ def gather(labelled: Mapping[Photo, int], store: EmbeddingStore) -> Features:
     for photo, label in labelled.items():
         sha = shas.get(photo)
         if sha is None or sha not in row_of:
-            left_out.append((photo.uri, "unreadable"))
+            left_out.append((photo.uri, _why_unknown(photo)))
         elif not rows.statuses[row_of[sha]].usable:
             left_out.append((photo.uri, str(rows.statuses[row_of[sha]])))
         elif (sha, label) not in seen:

@@ -1,0 +1,54 @@
+"""The orientation in Exif's TIFF structure (Exif 2.32, 4.5.4 and 4.6.4; TIFF 6.0, section 2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+IDENTIFIER = b"Exif\0\0"
+"""What Exif begins with in JPEG, and in WebP files of some writers."""
+
+_ORIENTATION = 0x0112
+_SHORT, _LONG = 3, 4
+_MOST_ENTRIES = 512
+
+
+def orientation(tiff: Any) -> Any:
+    """The orientation, 1 to 8, as int32; 1 where it is missing or makes no sense.
+
+    Args:
+        tiff: string scalar that should begin with a TIFF header.
+    """
+    import tensorflow as tf
+
+    little = tf.equal(tf.strings.substr(tiff, 0, 2), b"II")
+    big = tf.equal(tf.strings.substr(tiff, 0, 2), b"MM")
+
+    def number(at: Any, size: int) -> Any:
+        """Unsigned number of `size` bytes; 0 beyond the end."""
+        at = tf.clip_by_value(at, 0, tf.strings.length(tiff))
+        raw = tf.io.decode_raw(tf.strings.join([tf.strings.substr(tiff, at, size), b"\0" * size]), tf.uint8)
+        raw = tf.where(little, tf.reverse(raw[:size], [0]), raw[:size])
+        weights = [256**power for power in reversed(range(size))]
+        return tf.reduce_sum(tf.cast(raw, tf.int64) * tf.constant(weights, tf.int64))
+
+    def look() -> Any:
+        directory = tf.cast(tf.minimum(number(tf.constant(4), 4), 1 << 30), tf.int32)
+        entries = tf.cast(tf.minimum(number(directory, 2), _MOST_ENTRIES), tf.int32)
+        start = tf.minimum(directory + 2, tf.strings.length(tiff))
+        raw = tf.io.decode_raw(tf.strings.substr(tiff, start, 12 * entries), tf.uint8)
+        table = tf.cast(tf.reshape(raw[: tf.size(raw) // 12 * 12], [-1, 12]), tf.int32)
+
+        def short(at: int) -> Any:
+            first, second = table[:, at], table[:, at + 1]
+            return tf.where(little, first + 256 * second, 256 * first + second)
+
+        kind = short(2)
+        # A LONG has its lower half last in big-endian files; the upper half is zero in a sound one.
+        lower = tf.where(little | tf.equal(kind, _SHORT), short(8), short(10))
+        upper = tf.where(tf.equal(kind, _SHORT), 0, tf.where(little, short(10), short(8)))
+        sound = tf.equal(kind, _SHORT) | tf.equal(kind, _LONG) & tf.equal(upper, 0)
+        values = tf.boolean_mask(lower, tf.equal(short(0), _ORIENTATION) & sound)
+        value = tf.concat([values, [1]], 0)[0]
+        return tf.where((value >= 1) & (value <= 8), value, 1)
+
+    return tf.cond(little | big, look, lambda: tf.constant(1))

@@ -1,0 +1,185 @@
+"""JPEG (ITU-T T.81): decoded at a reduced scale, with Exif's orientation, guarded against bombs of scans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from trainer.graph import exif, fit, guard, headers
+from trainer.graph.guard import Claim, Decoded, Lane
+from trainer.graph.settings import OK, TOO_LARGE, TRUNCATED, UNSUPPORTED, Preprocessing
+
+SIGNATURE = b"\xff\xd8\xff"
+
+_START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
+_SOF_BASELINE, _SOF_EXTENDED, _SOF_PROGRESSIVE = 0xC0, 0xC1, 0xC2
+_FRAMES = [code for code in range(0xC0, 0xD0) if code not in (0xC4, 0xC8, 0xCC)]
+"""Markers of a frame header (table B.1)."""
+
+_EXIF_SEARCH_BYTES = 1 << 18
+"""Exif stands in one of the first segments, each at most 64 KiB long (B.1.1.4)."""
+
+_MOST_MARKERS = 4096
+
+_BYTES_A_PIXEL = 6
+"""Coefficients of 16 bits for each of three components, held for all pixels where scans are several."""
+
+
+def decode(contents: Any, settings: Preprocessing, lane: Lane, zoom: Any = 1.0) -> Decoded:
+    """One JPEG; with `lane.mend` the end that it lacks is put behind it, and the rest stays grey.
+
+    Args:
+        contents: its bytes, string scalar.
+        settings: sizes and limits.
+        lane: how it is decoded.
+        zoom: the part of its sides that is wanted, from 0 to 1.
+    """
+    import tensorflow as tf
+
+    # Asked only of what failed: the decoder itself refuses such frames, without saying so.
+    unsupported = tf.cond(lane.mend, lambda: ~_frame_is_supported(contents), lambda: tf.constant(False))
+    sides = tf.cond(
+        unsupported,
+        lambda: tf.constant([1, 1]),
+        lambda: tf.ensure_shape(tf.image.extract_jpeg_shape(contents)[:2], [2]),
+    )
+    orientation = _orientation(contents)
+    claimed = tf.cast(sides, tf.int64)
+    status = tf.where(lane.mend, TRUNCATED, OK)
+    status = tf.where(_is_too_large(contents, claimed, settings), TOO_LARGE, status)
+    status = tf.where(unsupported, UNSUPPORTED, status)
+    source = tf.strings.join([contents, tf.where(lane.mend, bytes([0xFF, _END_OF_IMAGE]), b"")])
+    # The largest reduction in the DCT that leaves both sides at least as large as they must be.
+    room = fit.room(sides, settings, orientation >= 5) * zoom
+    scale = tf.where(room >= 8, 3, tf.where(room >= 4, 2, tf.where(room >= 2, 1, 0)))
+
+    def at(ratio: int) -> Callable[[], Any]:
+        return lambda: tf.io.decode_jpeg(source, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
+
+    claim = Claim(claimed, status, claimed[0] * claimed[1] * _BYTES_A_PIXEL, orientation)
+    return guard.decode(claim, lambda: tf.switch_case(scale, [at(1), at(2), at(4), at(8)]), settings, lane)
+
+
+def _is_too_large(contents: Any, sides: Any, settings: Preprocessing) -> Any:
+    """Whether decoding costs too much time or memory; bool.
+
+    A JPEG of one scan is decoded row by row, while one of several is held whole and gone through
+    once a scan, each of which may be a few bytes. Scan markers are first counted anywhere in the
+    bytes, which is cheap and can only overcount (a preview in Exif, a film that the phone
+    appended); only where that count would be too much are the real ones counted.
+    """
+    import tensorflow as tf
+
+    pixels = sides[0] * sides[1]
+    scans = tf.size(tf.strings.split(contents, bytes([0xFF, _START_OF_SCAN])), out_type=tf.int64) - 1
+
+    def are_too_many(scans: Any) -> Any:
+        costly = (pixels * scans > settings.max_scan_pixels) | (pixels > settings.max_whole_pixels)
+        return (scans > 1) & costly
+
+    def certain() -> Any:
+        return are_too_many(_scans(contents, settings.max_scan_pixels // tf.maximum(pixels, 1)))
+
+    too_many = tf.cond(are_too_many(scans), certain, lambda: tf.constant(False))
+    return (pixels > settings.max_pixels) | too_many
+
+
+def _scans(contents: Any, enough: Any) -> Any:
+    """How many scans the decoder goes through, int64; counted up to one more than `enough`.
+
+    Sequential JPEGs whose first scan has all components end there, whatever follows. All others
+    go on to the end of the image. Markers are the bytes FF and then neither zero (a stuffed FF),
+    FF (fill), nor a restart; segments are jumped over, so their bytes are not taken for markers.
+    """
+    import tensorflow as tf
+
+    raw = tf.io.decode_raw(contents, tf.uint8)
+    code = raw[1:]
+    is_marker = tf.equal(raw[:-1], 0xFF) & (code != 0x00) & (code != 0xFF)
+    is_marker &= ~((code >= 0xD0) & (code <= 0xD8)) & (code != 0x01)
+    # One more behind the end, so that there is always a next one.
+    length = tf.strings.length(contents)
+    markers = tf.concat([tf.cast(tf.where(is_marker)[:, 0], tf.int32), [length]], 0)
+
+    def on(position: Any, scans: Any, components: Any, steps: Any) -> Any:
+        del components
+        return (position < length) & (scans <= enough) & (steps < _MOST_MARKERS)
+
+    def body(position: Any, scans: Any, components: Any, steps: Any) -> Any:
+        marker = markers[tf.searchsorted(markers, position[None])[0]]
+        segment = headers.bytes_at(contents, marker, 10)
+        code = segment[1]
+        is_scan = tf.equal(code, _START_OF_SCAN)
+        # A sequential frame leaves its number of components, any other none that a scan could have.
+        sequential = tf.equal(code, _SOF_BASELINE) | tf.equal(code, _SOF_EXTENDED)
+        components = tf.where(sequential, segment[9], components)
+        components = tf.where(tf.equal(code, _SOF_PROGRESSIVE), 0, components)
+        complete = is_scan & tf.equal(scans, 0) & tf.equal(segment[4], components)
+        over = complete | tf.equal(code, _END_OF_IMAGE) | (marker >= length)
+        following = marker + 2 + tf.maximum(segment[2] * 256 + segment[3], 2)
+        scans += tf.cast(is_scan, tf.int64)
+        return tf.where(over, length, following), scans, components, steps + 1
+
+    start = (tf.constant(2), tf.constant(0, tf.int64), tf.constant(0), tf.constant(0))
+    _, scans, _, steps = tf.while_loop(on, body, start)
+    # So many segments are no photo's: there may be scans behind them.
+    return tf.where(steps >= _MOST_MARKERS, enough + 1 + tf.cast(steps, tf.int64), scans)
+
+
+def _segment(contents: Any, position: Any) -> tuple[Any, Any, Any]:
+    """At a position between segments: whether a marker is there, its code, and where the next begins.
+
+    Fill bytes and what is no marker are passed over a byte at a time, as decoders do.
+    """
+    import tensorflow as tf
+
+    four = headers.bytes_at(contents, position, 4)
+    code = four[1]
+    is_marker = tf.equal(four[0], 0xFF) & (code > 0x01) & (code < 0xFF)
+    following = position + 2 + tf.maximum(four[2] * 256 + four[3], 2)
+    return is_marker, code, tf.where(is_marker, following, position + 1)
+
+
+def _frame_is_supported(contents: Any) -> Any:
+    """Whether the frame is of a kind that decoders have: sequential or progressive, of 8 bits; bool."""
+    import tensorflow as tf
+
+    def step(position: Any) -> tuple[Any, Any]:
+        is_marker, code, following = _segment(contents, position)
+        return is_marker & tf.reduce_any(tf.equal(code, _FRAMES)), following
+
+    position = headers.walk(contents, 2, step)
+    frame = headers.bytes_at(contents, position, 5)
+    known = tf.reduce_any(tf.equal(frame[1], [_SOF_BASELINE, _SOF_EXTENDED, _SOF_PROGRESSIVE]))
+    return (position < 0) | known & tf.equal(frame[4], 8)
+
+
+def _orientation(contents: Any) -> Any:
+    """Exif's orientation, 1 to 8; int32.
+
+    The walk over the segments, which costs more than all other headers, is only for photos that
+    hold the word. What decides is the first APP1 with it before the scan: the same word in a
+    comment, in XMP or in a preview means nothing.
+    """
+    import tensorflow as tf
+
+    def step(position: Any) -> tuple[Any, Any]:
+        is_marker, code, following = _segment(contents, position)
+        identifier = tf.strings.substr(contents, tf.minimum(position + 4, length), len(exif.IDENTIFIER))
+        found = is_marker & tf.equal(code, _APP1) & tf.equal(identifier, exif.IDENTIFIER)
+        over = is_marker & (tf.equal(code, _START_OF_SCAN) | tf.equal(code, _END_OF_IMAGE))
+        return found, tf.where(over, length, following)
+
+    def read() -> Any:
+        position = headers.walk(contents, 2, step)
+
+        def parse() -> Any:
+            size = headers.bytes_at(contents, position + 2, 2)
+            body = tf.strings.substr(contents, position + 4, tf.maximum(size[0] * 256 + size[1] - 2, 0))
+            return exif.orientation(tf.strings.substr(body, len(exif.IDENTIFIER), 1 << 16))
+
+        return tf.cond(position >= 0, parse, lambda: tf.constant(1))
+
+    length = tf.strings.length(contents)
+    beginning = tf.strings.substr(contents, 0, _EXIF_SEARCH_BYTES)
+    return tf.cond(headers.has(beginning, exif.IDENTIFIER), read, lambda: tf.constant(1))
