@@ -1,7 +1,8 @@
 """What happens to one shard, without Beam: photos read, embedded where they are new, scored.
 
 Reading, decoding and the model overlap: reader threads stay a little ahead of the
-micro-batches that the model takes on all cores (`serving.runtime`).
+micro-batches that the model takes on all cores (`serving.runtime`). What the graph does not
+decode is converted in these threads (`serving.convert`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from itertools import chain
@@ -26,7 +27,8 @@ from batch.shards import Shard
 from batch.stats import Meter, Stats
 from serving import bundle, contract
 from serving.bundle import Bundle
-from serving.contract import Prediction, Status
+from serving.contract import Prediction, Refusal, Status
+from serving.convert import Converted, Converter, Limits
 from serving.errors import OutputError
 
 if TYPE_CHECKING:
@@ -48,11 +50,16 @@ _UNLIMITED = 1 << 62
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """A photo that never reached the model."""
+class Refused:
+    """A photo that never reached the model, for a reason that is not kept.
 
-    status: Status
-    detail: str
+    Attributes:
+        refusal: why.
+        sha: sha256 of its bytes; None where they were not read.
+    """
+
+    refusal: Refusal
+    sha: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -60,13 +67,13 @@ class Embedded:
     """The photos of a shard with what the model made of them.
 
     Attributes:
-        shas: sha256 of every photo that was read, now or before.
-        refusals: the others.
+        shas: sha256 of every photo that the store knows, now or before.
+        refusals: the others, which may have another fate the next time.
         rows: a row for each distinct sha256 of `shas`.
     """
 
     shas: Mapping[Photo, bytes]
-    refusals: Mapping[Photo, Refusal]
+    refusals: Mapping[Photo, Refused]
     rows: Embeddings
 
 
@@ -79,6 +86,7 @@ class Worker:
         self.store = EmbeddingStore(store_root, manifest.fingerprint, manifest.dimension)
         self.meter = meter
         self.max_bytes = int(manifest.preprocessing.get("max_bytes", _UNLIMITED))
+        self.converter = Converter(Limits(max_bytes=self.max_bytes))
         self._warm: set[str] = set()
 
     @cached_property
@@ -142,7 +150,7 @@ def _embed(shard: Shard, worker: Worker, stats: Stats) -> Embedded:
     """`embed_photos`, its statuses counted."""
     embedded = embed_photos(shard.photos, worker, stats)
     rows = embedded.rows.rows()
-    stats.statuses.update(refusal.status.value for refusal in embedded.refusals.values())
+    stats.statuses.update(refused.refusal.status.value for refused in embedded.refusals.values())
     stats.statuses.update(embedded.rows.statuses[rows[sha]].value for sha in embedded.shas.values())
     return embedded
 
@@ -175,7 +183,7 @@ def embed_photos(wanted: Sequence[Photo], worker: Worker, stats: Stats) -> Embed
     """
     store = worker.store
     shas: dict[Photo, bytes] = {}
-    refusals: dict[Photo, Refusal] = {}
+    refusals: dict[Photo, Refused] = {}
     for attempt in range(2):  # a torn file may show itself only when its rows are read
         with stats.timed("store"):
             known = store.known(wanted)
@@ -206,32 +214,36 @@ def embed_photos(wanted: Sequence[Photo], worker: Worker, stats: Stats) -> Embed
 
 def _run(
     todo: Sequence[Photo], worker: Worker, stats: Stats, *, count: bool
-) -> tuple[dict[Photo, bytes], dict[Photo, Refusal], Embeddings]:
+) -> tuple[dict[Photo, bytes], dict[Photo, Refused], Embeddings]:
     """Read photos and run the model on each content that is new, reading ahead of it."""
     shas: dict[Photo, bytes] = {}
-    refusals: dict[Photo, Refusal] = {}
-    fresh: list[bytes] = []
-    details: list[str] = []
+    refusals: dict[Photo, Refused] = {}
+    fresh: list[_Read] = []
+    hopeless: list[_Read] = []
     seen: set[bytes] = set()
     add = worker.meter.add if count else Meter().add
 
     def contents() -> Iterator[bytes]:
-        for photo, (result, seconds) in _read_ahead(todo, worker.max_bytes):
-            stats.add_seconds("read", seconds)
-            if isinstance(result, Refusal):
-                refusals[photo] = result
+        for photo, read in _read_ahead(todo, worker):
+            stats.read_bytes += read.size
+            for stage, seconds in read.seconds.items():
+                stats.add_seconds(stage, seconds)
+            if isinstance(read.image, Refusal) and (read.sha is None or not read.image.lasting):
+                refusals[photo] = Refused(read.image, read.sha)
                 add(1, 1)
                 continue
-            content, sha = result
-            stats.read_bytes += len(content)
-            shas[photo] = sha
-            if sha in seen or worker.store.have([sha]):
+            assert read.sha is not None
+            shas[photo] = read.sha
+            if read.sha in seen or worker.store.have([read.sha]):
                 add(1)
                 continue
-            seen.add(sha)
-            fresh.append(sha)
-            details.append(describe(content))
-            yield content
+            seen.add(read.sha)
+            if isinstance(read.image, Refusal):
+                hopeless.append(read)
+                add(1, 1)
+                continue
+            fresh.append(replace(read, image=b""))  # what is kept until the end is small
+            yield read.image
 
     outputs = []
     stream = contents()
@@ -242,44 +254,77 @@ def _run(
                 outputs.append(output)
                 statuses = [Status(raw.decode()) for raw in output[contract.STATUS]]
                 add(len(statuses), sum(not status.usable for status in statuses))
-    return shas, refusals, _collect(fresh, details, outputs, worker.store.dimension)
+    return shas, refusals, _collect(fresh, hopeless, outputs, worker.store.dimension)
 
 
 def _collect(
-    shas: Sequence[bytes], details: Sequence[str], outputs: Sequence[Mapping[str, Any]], dimension: int
+    fresh: Sequence[_Read], hopeless: Sequence[_Read], outputs: Sequence[Mapping[str, Any]], dimension: int
 ) -> Embeddings:
-    """The outputs of the micro-batches as one record."""
+    """The outputs of the micro-batches as one record, and behind them what never reached the model."""
 
-    def joined(name: str, empty: Any) -> Any:
-        return np.concatenate([empty, *(output[name] for output in outputs)])
+    def joined(name: str, shape: tuple[int, ...], dtype: type) -> Any:
+        blank: Any = np.zeros((len(hopeless), *shape), dtype)
+        return np.concatenate([*(output[name] for output in outputs), blank]).astype(dtype)
 
     statuses = [Status(raw.decode()) for output in outputs for raw in output[contract.STATUS]]
+    details = [None if s.usable else read.about for s, read in zip(statuses, fresh, strict=True)]
+    heights, widths = joined(contract.HEIGHT, (), np.int32), joined(contract.WIDTH, (), np.int32)
+    for row, (status, read) in enumerate(zip(statuses, fresh, strict=True)):
+        if read.sides and status.usable:  # of the photo, not of its PNG
+            heights[row], widths[row] = read.sides
     return Embeddings(
-        shas=shas,
-        vectors=joined(contract.EMBEDDING, np.empty((0, dimension), np.float32)).astype(np.float16),
-        statuses=statuses,
-        details=[None if s.usable else text for s, text in zip(statuses, details, strict=True)],
-        heights=joined(contract.HEIGHT, np.empty(0, np.int32)),
-        widths=joined(contract.WIDTH, np.empty(0, np.int32)),
+        shas=[read.sha for read in (*fresh, *hopeless) if read.sha is not None],
+        vectors=joined(contract.EMBEDDING, (dimension,), np.float16),
+        statuses=statuses + [read.image.status for read in hopeless if isinstance(read.image, Refusal)],
+        details=details + [read.about for read in hopeless],
+        heights=heights,
+        widths=widths,
     )
 
 
-_Reading = tuple[tuple[bytes, bytes] | Refusal, float]
+@dataclass(frozen=True)
+class _Read:
+    """A photo as it came from the storage.
+
+    Attributes:
+        image: what the model gets: its bytes, or the PNG it was converted to; or why there is neither.
+        about: what can be said of it where it is refused.
+        seconds: by stage.
+        sha: sha256 of the bytes as they are stored; None where they were not read.
+        size: bytes that were read.
+        sides: height and width of a photo that was converted.
+    """
+
+    image: bytes | Refusal
+    about: str
+    seconds: Mapping[str, float]
+    sha: bytes | None = None
+    size: int = 0
+    sides: tuple[int, int] | None = None
 
 
-def _read(photo: Photo, max_bytes: int) -> _Reading:
-    """(content, sha256) or why not, and the seconds it took."""
+def _read(photo: Photo, worker: Worker) -> _Read:
+    """Read a photo, and convert it where the graph does not decode it and the store does not know it."""
     start = time.perf_counter()
-    result: tuple[bytes, bytes] | Refusal
-    if photo.size > max_bytes:  # a film among the photos is not worth its memory
-        result = Refusal(Status.TOO_LARGE, f"{photo.size} bytes, more than the {max_bytes} allowed")
-    else:
-        try:
-            content = photos.read(photo)
-            result = content, photo_sha(content)
-        except OSError as error:
-            result = Refusal(Status.UNREADABLE, str(error))
-    return result, time.perf_counter() - start
+    if photo.size > worker.max_bytes:  # a film among the photos is not worth its memory
+        detail = f"{photo.size} bytes, more than the {worker.max_bytes} allowed"
+        return _Read(Refusal(Status.TOO_LARGE, detail), detail, {})
+    try:
+        content = photos.read(photo)
+    except OSError as error:
+        seconds = {"read": time.perf_counter() - start}
+        return _Read(Refusal(Status.UNREADABLE, str(error)), str(error), seconds)
+    sha = photo_sha(content)
+    plain = _Read(content, describe(content), {}, sha, len(content))
+    seconds = {"read": time.perf_counter() - start}
+    result = None if worker.store.have([sha]) else worker.converter.convert(content)
+    if result is None:
+        return replace(plain, seconds=seconds)
+    seconds["convert"] = time.perf_counter() - start - seconds["read"]
+    if isinstance(result, Converted):
+        sides = result.height, result.width
+        return replace(plain, image=result.content, seconds=seconds, sides=sides)
+    return replace(plain, image=result, about=result.detail, seconds=seconds)
 
 
 def describe(content: bytes) -> str:
@@ -287,12 +332,12 @@ def describe(content: bytes) -> str:
     return f"{len(content)} bytes" + (f", beginning {content[:_SHOWN_BYTES].hex(' ')}" if content else "")
 
 
-def _read_ahead(todo: Sequence[Photo], max_bytes: int) -> Iterator[tuple[Photo, _Reading]]:
+def _read_ahead(todo: Sequence[Photo], worker: Worker) -> Iterator[tuple[Photo, _Read]]:
     """Each photo with its bytes, in order; a bounded number of them is in memory at any time."""
-    waiting: deque[tuple[Photo, Future[_Reading]]] = deque()
+    waiting: deque[tuple[Photo, Future[_Read]]] = deque()
     with ThreadPoolExecutor(READERS, "read") as pool:
         for photo in todo:
-            waiting.append((photo, pool.submit(_read, photo, max_bytes)))
+            waiting.append((photo, pool.submit(_read, photo, worker)))
             if len(waiting) > 2 * READERS:
                 first, future = waiting.popleft()
                 yield first, future.result()
@@ -343,8 +388,14 @@ def to_table(
     return pa.Table.from_pylist(rows, schema=schema())
 
 
-def _refused(refusal: Refusal) -> dict[str, Any]:
-    return {"status": refusal.status.value, "detail": refusal.detail, "top_labels": [], "top_scores": []}
+def _refused(refused: Refused) -> dict[str, Any]:
+    return {
+        "sha256": refused.sha and refused.sha.hex(),
+        "status": refused.refusal.status.value,
+        "detail": refused.refusal.detail,
+        "top_labels": [],
+        "top_scores": [],
+    }
 
 
 def _scored(embedded: Embedded, row: int, prediction: Prediction) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Stats:
         embedded: contents that the backbone was run on.
         reused: photos whose embedding was in the store, or belongs to an identical photo.
         read_bytes: bytes of the photos that were read.
-        seconds: by stage; `read` is the sum over the reader threads, which overlap `embed`.
+        seconds: by stage; `read` and `convert` are sums over the reader threads, which overlap `embed`.
         elapsed: seconds from beginning to end.
         core_seconds: `elapsed` times the cores that were taken.
     """

@@ -173,6 +173,7 @@ def _as_record(photo: str, prediction: Prediction) -> dict[str, object]:
     return {
         "photo": photo,
         "status": prediction.status.value,
+        "detail": prediction.detail,
         "label": prediction.label,
         "score": prediction.score,
         "top": [{"label": label, "score": score} for label, score in prediction.top],
@@ -191,9 +192,15 @@ def _as_table(photos: Sequence[str], predictions: Sequence[Prediction]) -> Table
             Text(prediction.label or ("none of these" if status.usable else "")),
             Text(_bar(prediction.score)),
             Text(", ".join(f"{label} {score:.2f}" for label, score in _next(prediction))),
-            Text("ok" if status == "ok" else f"{status}: {status.meaning}"),
+            Text(_why(prediction)),
         )
     return table
+
+
+def _why(prediction: Prediction) -> str:
+    status = prediction.status
+    reason = f" ({prediction.detail})" if prediction.detail else ""
+    return "ok" if status == "ok" else f"{status}: {status.meaning}{reason}"
 
 
 def _next(prediction: Prediction) -> Sequence[tuple[str, float]]:

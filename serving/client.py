@@ -23,7 +23,8 @@ import grpc
 from numpy.typing import NDArray
 
 from serving import contract, protos, tensors
-from serving.contract import Prediction, Status
+from serving.contract import Prediction, Refusal, Status
+from serving.convert import Converter
 from serving.errors import (
     DeadlineExceeded,
     InputError,
@@ -113,14 +114,23 @@ class Metadata:
 
 
 def batches(
-    photos: Iterable[Photo], *, max_photos: int = MAX_PHOTOS, max_bytes: int = MAX_BYTES
-) -> Iterator[list[bytes | None]]:
-    """Read photos and group them into requests; None stands for a file that cannot be read."""
-    batch: list[bytes | None] = []
+    photos: Iterable[Photo],
+    *,
+    converter: Converter | None = None,
+    max_photos: int = MAX_PHOTOS,
+    max_bytes: int = MAX_BYTES,
+) -> Iterator[list[bytes | Refusal]]:
+    """Read photos, convert those that need it, and group them into requests.
+
+    A Refusal stands for a photo that is not to be sent.
+    """
+    batch: list[bytes | Refusal] = []
     size = 0
     for photo in photos:
         image = _read(photo)
-        length = len(image or b"")
+        if converter and isinstance(image, bytes):
+            image = converter.for_graph(image)
+        length = len(image) if isinstance(image, bytes) else 0
         if batch and (len(batch) == max_photos or size + length > max_bytes):
             yield batch
             batch, size = [], 0
@@ -131,7 +141,11 @@ def batches(
 
 
 def classify(
-    photos: Iterable[Photo], ask: Callable[[list[bytes]], Sequence[Prediction]], *, top_k: int | None = None
+    photos: Iterable[Photo],
+    ask: Callable[[list[bytes]], Sequence[Prediction]],
+    *,
+    top_k: int | None = None,
+    converter: Converter | None = None,
 ) -> list[Prediction]:
     """One prediction a photo, in order, whoever answers.
 
@@ -140,13 +154,14 @@ def classify(
             is not sent.
         ask: answers a list of encoded photos, never an empty one.
         top_k: how many labels to keep; None keeps all that the model gives.
+        converter: converts what the graph does not decode; None sends everything as it is.
     """
     results: list[Prediction] = []
-    for batch in batches(photos):
-        images = [image for image in batch if image is not None]
+    for batch in batches(photos, converter=converter):
+        images = [image for image in batch if isinstance(image, bytes)]
         answers = iter(ask(images) if images else ())
         results.extend(
-            Prediction(Status.UNREADABLE, None, ()) if image is None else next(answers) for image in batch
+            Prediction.refused(image) if isinstance(image, Refusal) else next(answers) for image in batch
         )
     return [replace(result, top=result.top[:top_k]) for result in results]
 
@@ -250,6 +265,8 @@ class Client:
         label: ask for the version that carries this label, such as "canary".
         timeout: seconds each call may take; None waits for ever.
         channel: an open channel to use in place of one to `target`; it stays open at the end.
+        convert: whether photos that the graph does not decode (HEIC, AVIF, TIFF, ...) are converted here,
+            before the call (serving/convert.py).
     """
 
     def __init__(
@@ -261,6 +278,7 @@ class Client:
         label: str | None = None,
         timeout: float | None = 10.0,
         channel: grpc.Channel | None = None,
+        convert: bool = True,
     ) -> None:
         if version is not None and label is not None:
             raise InputError(
@@ -271,6 +289,7 @@ class Client:
         self.version = version
         self.label = label
         self.timeout = timeout
+        self._converter = Converter() if convert else None
         self._owns_channel = channel is None
         self._channel = channel or grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
 
@@ -283,7 +302,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the channel, unless it was given."""
+        """Close the channel, unless it was given, and end the processes that convert photos."""
+        if self._converter:
+            self._converter.close()
         if self._owns_channel:
             self._channel.close()
 
@@ -291,13 +312,14 @@ class Client:
         """One prediction a photo, in order; sent in requests of at most 32 photos and 32 MiB.
 
         Args:
-            photos: encoded bytes or paths; a file that cannot be read is Status.UNREADABLE.
+            photos: encoded bytes or paths; a file that cannot be read is Status.UNREADABLE, and
+                `detail` says of every photo that was not sent why.
             top_k: how many labels to keep; None keeps all that the model gives.
 
         Raises:
             ServerError: or one of its classes, see serving/errors.py.
         """
-        return classify(photos, self._classify_images, top_k=top_k)
+        return classify(photos, self._classify_images, top_k=top_k, converter=self._converter)
 
     def metadata(self) -> Metadata:
         """The signatures of the model, as `saved_model.pb` declares them.
@@ -412,13 +434,15 @@ class Client:
             raise error_from(error, self.target, self.model) from error
 
 
-def _read(photo: Photo) -> bytes | None:
+def _read(photo: Photo) -> bytes | Refusal:
     if isinstance(photo, bytes):
         return photo
     try:
         return Path(photo).read_bytes()
-    except (OSError, ValueError):  # ValueError: a path with a zero byte
-        return None
+    except OSError as error:
+        return Refusal(Status.UNREADABLE, error.strerror or str(error))
+    except ValueError as error:  # a path with a zero byte
+        return Refusal(Status.UNREADABLE, str(error))
 
 
 def _infos(declared: Mapping[str, Any]) -> dict[str, TensorInfo]:

@@ -94,6 +94,21 @@ _MEANING = {
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a photo does not go to the model.
+
+    Attributes:
+        status: what became of the photo.
+        detail: the reason in words.
+        lasting: whether the photo's bytes are the reason, so that trying again is of no use.
+    """
+
+    status: Status
+    detail: str
+    lasting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """What the model says of one photo.
 
@@ -101,11 +116,18 @@ class Prediction:
         status: what became of the photo.
         label: the best label; None where the model abstains or the photo was refused.
         top: (label, calibrated probability), best first; empty where the photo was refused.
+        detail: why the photo was refused before the model was asked; None where it was asked.
     """
 
     status: Status
     label: str | None
     top: tuple[tuple[str, float], ...]
+    detail: str | None = None
+
+    @classmethod
+    def refused(cls, refusal: Refusal) -> Prediction:
+        """What stands in the place of an answer where the model is not asked."""
+        return cls(refusal.status, None, (), refusal.detail)
 
     @property
     def score(self) -> float | None:

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 
 from serving import client, contract, tensors
 from serving.client import Signature, TensorInfo
-from serving.contract import Prediction
+from serving.contract import Prediction, Refusal
+from serving.convert import Converter
 from serving.errors import BundleError, HubheadError
+from serving.machine import cores as cores
 from serving.tensorflow_import import import_tensorflow
 
 MICRO_BATCH = 4
@@ -81,6 +83,7 @@ class Model:
         self._loaded = loaded  # its variables live as long as it does
         self._frozen: dict[str, _Callable] = {}
         self._freezing = threading.Lock()
+        self._converter = Converter()
 
     def run(self, signature: str, inputs: Mapping[str, Value]) -> dict[str, NDArray[Any]]:
         """Call one signature. Strings come back as object arrays of bytes.
@@ -141,12 +144,27 @@ class Model:
             for future in waiting:
                 yield future.result()
 
-    def classify(self, photos: Iterable[bytes]) -> list[Prediction]:
-        """Classify encoded photos with a hubhead bundle, as the client does over gRPC."""
-        results: list[Prediction] = []
-        for outputs in self.imap(contract.SERVING_DEFAULT, contract.IMAGE_BYTES, photos):
-            results.extend(client.predictions(outputs, len(outputs[contract.STATUS])))
-        return results
+    def classify(self, photos: Iterable[bytes], *, convert: bool = True) -> list[Prediction]:
+        """Classify encoded photos with a hubhead bundle, as the client does over gRPC.
+
+        Args:
+            photos: encoded bytes.
+            convert: whether photos that the graph does not decode are converted (serving/convert.py).
+        """
+        refusals: list[Refusal | None] = []
+
+        def images() -> Iterator[bytes]:
+            for photo in photos:
+                image = self._converter.for_graph(photo) if convert else photo
+                refusals.append(image if isinstance(image, Refusal) else None)
+                if not isinstance(image, Refusal):
+                    yield image
+
+        answers: list[Prediction] = []
+        for outputs in self.imap(contract.SERVING_DEFAULT, contract.IMAGE_BYTES, images()):
+            answers.extend(client.predictions(outputs, len(outputs[contract.STATUS])))
+        given = iter(answers)
+        return [Prediction.refused(refusal) if refusal else next(given) for refusal in refusals]
 
 
 def load(path: str | os.PathLike[str], threads: int | None = None) -> Model:
@@ -171,11 +189,6 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Model:
             f"{directory} cannot be loaded as a SavedModel: {first}", remedy="Export the bundle again."
         ) from error
     return Model(directory, loaded, threads)
-
-
-def cores() -> int:
-    """The cores this process may use, which in a container or under taskset are fewer than the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def one_thread_an_op(threads: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from serving import contract, protos, tensors
 from serving.cli import predict
@@ -94,7 +97,7 @@ def test_photos_come_back_in_order_each_with_its_own_status(tmp_path: Path) -> N
 
     with scripted({protos.PREDICT: answer}) as address, Client(address, model="food", version=3) as client:
         result = client.classify([str(good), tmp_path / "missing.jpg", b"bad", b"odd", tmp_path, "a\0b"])
-    assert result == [
+    assert [replace(prediction, detail=None) for prediction in result] == [
         Prediction(Status.OK, "apple", TOP),
         Prediction(Status.UNREADABLE, None, ()),
         Prediction(Status.CORRUPT, None, ()),
@@ -102,6 +105,9 @@ def test_photos_come_back_in_order_each_with_its_own_status(tmp_path: Path) -> N
         Prediction(Status.UNREADABLE, None, ()),
         Prediction(Status.UNREADABLE, None, ()),
     ]
+    assert result[1].detail == "No such file or directory"
+    assert result[2].detail is None, "what the server refuses it does not explain"
+    assert all(result[place].detail for place in (4, 5))
     assert len(seen) == 1
     assert seen[0].model_spec.name == "food"
     assert seen[0].model_spec.version.value == 3
@@ -129,7 +135,8 @@ def test_many_photos_go_in_requests_of_at_most_32_and_top_k_cuts() -> None:
 def test_no_readable_photo_means_no_call() -> None:
     with Client(f"localhost:{free_port()}", model="food") as client:
         assert client.classify([]) == []
-        assert client.classify(["/no/such/file"]) == [Prediction(Status.UNREADABLE, None, ())]
+        [missing] = client.classify(["/no/such/file"])
+    assert missing.status is Status.UNREADABLE
 
 
 def test_answers_and_photos_beyond_grpcs_default_of_four_megabytes_pass() -> None:
@@ -143,6 +150,48 @@ def test_answers_and_photos_beyond_grpcs_default_of_four_megabytes_pass() -> Non
         assert client.classify([b"x" * 6_000_000])[0].label == "apple"
 
 
+@pytest.fixture(scope="module")
+def heic() -> bytes:
+    """48 pixels wide, 32 high."""
+    import pillow_heif
+
+    file = io.BytesIO()
+    pillow_heif.from_pillow(Image.new("RGB", (48, 32), (200, 100, 50))).save(file)
+    return file.getvalue()
+
+
+def test_what_the_server_cannot_decode_is_sent_as_a_png_and_the_rest_as_it_is(heic: bytes) -> None:
+    seen: list[bytes] = []
+
+    def answer(request: Any, _: grpc.ServicerContext) -> Any:
+        seen.extend(request.inputs["image_bytes"].string_val)
+        return answer_for(list(request.inputs["image_bytes"].string_val))
+
+    broken = heic[: len(heic) // 2]
+    photos = [b"good", heic, broken, b"8BPS", b"odd"]
+    with scripted({protos.PREDICT: answer}) as address:
+        with Client(address, model="food") as client:
+            result = client.classify(photos)
+        good, png, odd = seen
+        with Client(address, model="food", convert=False) as client:
+            unconverted = client.classify(photos)
+    assert (good, odd) == (b"good", b"odd")
+    with Image.open(io.BytesIO(png)) as image:
+        assert (image.format, image.size) == ("PNG", (48, 32))
+    assert [prediction.status for prediction in result] == ["ok", "ok", "corrupt", "unsupported_format", "ok"]
+    assert [prediction.label for prediction in result] == ["apple", "apple", None, None, None]
+    assert "HEIC that does not decode" in (result[2].detail or "")
+    assert result[3].detail == "Photoshop, which is not converted"
+    assert seen[3:] == photos, "with convert=False the server has the say"
+    assert all(prediction.detail is None for prediction in unconverted)
+
+
+def test_no_process_is_started_before_the_first_photo_that_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with scripted(ECHO) as address, Client(address, model="food") as client:
+        assert client.classify([b"good", b"\xff\xd8\xff"])[0].label == "apple"
+
+
 @given(st.lists(st.binary(max_size=30), max_size=40), st.integers(1, 8), st.integers(1, 60))
 def test_batches_keep_every_photo_in_order_within_both_bounds(
     photos: list[bytes], max_photos: int, max_bytes: int
@@ -151,7 +200,7 @@ def test_batches_keep_every_photo_in_order_within_both_bounds(
     assert [image for group in groups for image in group] == photos
     for group in groups:
         assert 1 <= len(group) <= max_photos
-        assert len(group) == 1 or sum(len(image or b"") for image in group) <= max_bytes
+        assert len(group) == 1 or sum(len(image) for image in group if isinstance(image, bytes)) <= max_bytes
 
 
 @pytest.mark.parametrize(
@@ -370,7 +419,17 @@ def test_predict_prints_a_row_for_every_photo_and_ends_well(photos: list[str]) -
     assert "apple" not in bad
     assert "none of these" in odd
     assert "apple 0.75, pear 0.25" in odd
-    assert "unreadable: the storage did not give the bytes" in missing
+    assert "unreadable: the storage did not give the bytes (No such file or directory)" in missing
+
+
+def test_predict_says_why_a_photo_was_not_sent(tmp_path: Path) -> None:
+    (tmp_path / "layers.psd").write_bytes(b"8BPS")
+    given = [str(tmp_path / "layers.psd"), "--model_name", "food"]
+    with scripted(ECHO) as address:
+        table = CliRunner(env={"COLUMNS": "250"}).invoke(predict, [*given, "--server", address])
+        record = CliRunner().invoke(predict, [*given, "--server", address, "--json"])
+    assert "not decoded here (Photoshop, which is not converted)" in table.stdout
+    assert json.loads(record.stdout)["detail"] == "Photoshop, which is not converted"
 
 
 def test_predict_as_json_is_one_object_a_line(photos: list[str]) -> None:
@@ -382,11 +441,19 @@ def test_predict_as_json_is_one_object_a_line(photos: list[str]) -> None:
         {
             "photo": photos[0],
             "status": "ok",
+            "detail": None,
             "label": "apple",
             "score": 0.75,
             "top": [{"label": "apple", "score": 0.75}],
         },
-        {"photo": photos[1], "status": "corrupt", "label": None, "score": None, "top": []},
+        {
+            "photo": photos[1],
+            "status": "corrupt",
+            "detail": None,
+            "label": None,
+            "score": None,
+            "top": [],
+        },
     ]
 
 

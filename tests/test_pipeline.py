@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from batch import cli, photos, pipeline
 from batch.embeddings import EmbeddingStore
@@ -26,14 +28,22 @@ DIMENSION = 4
 LABELS = ["apple", "bread", "cheese"]
 FINGERPRINT = "f1"
 GOOD = b"PHOTO"
+PNG = b"\x89PNG\r"
 
 Scored = tuple[Path, pipeline.Summary, list[Progress]]
 
 
-def make_bundle(path: Path, *, embed_fails: bool = False, scale: float = 1.0, headless: bool = False) -> Path:
+def make_bundle(
+    path: Path,
+    *,
+    embed_fails: bool = False,
+    scale: float = 1.0,
+    headless: bool = False,
+    max_bytes: int = 10_000,
+) -> Path:
     """A bundle whose embedding is a statistic of the bytes and whose status is their beginning.
 
-    GOOD begins a photo, CUT a truncated one.
+    GOOD or a PNG's signature begins a photo, CUT a truncated one.
     """
     import tensorflow as tf
 
@@ -43,7 +53,10 @@ def make_bundle(path: Path, *, embed_fails: bool = False, scale: float = 1.0, he
                 image_bytes = tf.identity(image_bytes)
         size = tf.strings.length(image_bytes)
         begins = tf.strings.substr(image_bytes + "     ", 0, 5)
-        good, cut = tf.equal(begins, GOOD), tf.strings.regex_full_match(begins, "CUT..")
+        good, cut = (
+            tf.equal(begins, GOOD) | tf.equal(begins, PNG),
+            tf.strings.regex_full_match(begins, "CUT.."),
+        )
         status = tf.where(
             good, "ok", tf.where(cut, "truncated", tf.where(tf.equal(size, 0), "empty", "not_an_image"))
         )
@@ -74,7 +87,7 @@ def make_bundle(path: Path, *, embed_fails: bool = False, scale: float = 1.0, he
     Manifest(
         labels=[] if headless else LABELS,
         backbone={"fingerprint": FINGERPRINT, "dimension": DIMENSION},
-        preprocessing={"max_bytes": 10_000},
+        preprocessing={"max_bytes": max_bytes},
         calibration={} if headless else {"temperature": 1.0, "threshold": 0.36},
         top_k=0 if headless else 2,
     ).write(path)
@@ -87,6 +100,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "food": make_bundle(top / "food" / "3"),
         "new_head": make_bundle(top / "food" / "4", embed_fails=True, scale=2.0),
+        "roomy": make_bundle(top / "roomy" / "1", max_bytes=1 << 20),
         "headless": make_bundle(top / "headless" / "1", headless=True),
     }
 
@@ -276,6 +290,70 @@ class TestScoring:
         assert rows_of(tmp_path / "out") == rows_of(undisturbed / "out")
         assert summary.skipped_shards >= len(finished)
         assert all(path.stat().st_ino == inode for path, inode in finished.items())
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+class TestConversion:
+    """Of the bundle's photos, PNGs are good ones too; what it sees of a HEIC is a PNG."""
+
+    @pytest.fixture
+    def odd_folder(self, tmp_path: Path) -> Path:
+        import pillow_heif
+
+        top = tmp_path / "photos"
+        top.mkdir()
+        large = Image.new("RGB", (3000, 2500), (200, 100, 50))
+        pillow_heif.from_pillow(large).save(top / "large.heic")
+        (top / "twin.heic").write_bytes((top / "large.heic").read_bytes())
+        (top / "cut.heic").write_bytes((top / "large.heic").read_bytes()[:500])
+        (top / "layers.psd").write_bytes(b"8BPS" + bytes(100))
+        (top / "good.jpg").write_bytes(GOOD)
+        return top
+
+    def test_a_row_of_a_converted_photo_is_about_the_original(
+        self, bundles: dict[str, Path], odd_folder: Path, tmp_path: Path
+    ) -> None:
+        summary = pipeline.score(settings(odd_folder, bundles["roomy"], tmp_path))
+        rows = {Path(row["uri"]).name: row for row in rows_of(tmp_path / "out")}
+        assert {name: row["status"] for name, row in rows.items()} == {
+            "large.heic": "ok",
+            "twin.heic": "ok",
+            "cut.heic": "corrupt",
+            "layers.psd": "unsupported_format",
+            "good.jpg": "ok",
+        }
+        large = rows["large.heic"]
+        content = (odd_folder / "large.heic").read_bytes()
+        assert (large["width"], large["height"], large["detail"]) == (3000, 2500, None)
+        assert large["sha256"] == hashlib.sha256(content).hexdigest()
+        assert rows["layers.psd"]["detail"] == "Photoshop, which is not converted"
+        assert "HEIC that does not decode" in rows["cut.heic"]["detail"]
+        assert summary.this_run.seconds["convert"] > 0
+        again = pipeline.score(
+            settings(
+                odd_folder, bundles["roomy"], tmp_path / "again", embedding_store=str(tmp_path / "store")
+            )
+        )
+        assert again.this_run.read_bytes == 0, "also those that were refused for good are known"
+        assert rows_of(tmp_path / "again" / "out") == rows_of(tmp_path / "out")
+
+    def test_a_photo_refused_for_want_of_the_extra_is_tried_again(
+        self, bundles: dict[str, Path], odd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, "pi_heif", None)
+            pipeline.score(settings(odd_folder / "large.heic", bundles["roomy"], tmp_path))
+        [row] = rows_of(tmp_path / "out")
+        content = (odd_folder / "large.heic").read_bytes()
+        assert row["status"] == "unsupported_format"
+        assert row["detail"] == "HEIC; install hubhead[formats] to convert it"
+        assert row["sha256"] == hashlib.sha256(content).hexdigest()
+        store = str(tmp_path / "store")
+        pipeline.score(
+            settings(odd_folder / "large.heic", bundles["roomy"], tmp_path / "again", embedding_store=store)
+        )
+        assert [row["status"] for row in rows_of(tmp_path / "again" / "out")] == ["ok"]
 
 
 @pytest.mark.tf
