@@ -85,8 +85,10 @@ class Worker:
         manifest = self.bundle.manifest
         self.store = EmbeddingStore(store_root, manifest.fingerprint, manifest.dimension)
         self.meter = meter
-        self.max_bytes = int(manifest.preprocessing.get("max_bytes", _UNLIMITED))
-        self.converter = Converter(Limits(max_bytes=self.max_bytes))
+        limits = manifest.preprocessing
+        self.max_bytes = int(limits.get("max_bytes", _UNLIMITED))
+        most = int(limits.get("max_whole_pixels", Limits.max_pixels))
+        self.converter = Converter(Limits(max_bytes=self.max_bytes, max_pixels=most))
         self._warm: set[str] = set()
 
     @cached_property

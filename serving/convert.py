@@ -115,7 +115,7 @@ def _identify(content: bytes) -> tuple[str, str] | None:
         return ("animated WebP", "WEBP") if head[15:16] == b"X" and head[20] & 2 else None
     if head[4:8] == b"ftyp":
         return _iso_media(head)
-    return next(((name, reader) for begin, name, reader in _SIGNATURES if head.startswith(begin)), None)
+    return next(((name, reader) for begin, name, reader in _SIGNATURES if content.startswith(begin)), None)
 
 
 def _bmp(head: bytes) -> tuple[str, str] | None:

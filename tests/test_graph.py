@@ -8,7 +8,6 @@ import random
 import resource
 import struct
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from serving.contract import Status
+from tests.corpus.exif import exif
+from tests.corpus.gif import animation
+from tests.corpus.images import saved, scene, translucent
+from tests.corpus.jpeg import SCAN, XMP, frame, jpeg, segment, until_scan, with_segments
+from tests.corpus.png import deep_png, interlaced_png, png, shallow_png
 from trainer import graph
 from trainer.graph import STATUSES, Preprocessing
 
@@ -71,86 +75,6 @@ def decode() -> Decode:
 
 
 # --- Photos to look at ------------------------------------------------------------------------------
-
-
-def scene(width: int = 300, height: int = 200) -> Image.Image:
-    """Smooth colours with edges and texture, no two corners alike."""
-    y, x = np.mgrid[0:height, 0:width] / [[[height]], [[width]]]
-    texture = np.sin(40 * x * y + 25 * x) * 20
-    disc = ((x - 0.3) ** 2 + (y - 0.6) ** 2 < 0.03) * 90.0
-    channels = [200 * x + texture + disc, 180 * y + 40 - texture, 220 * (1 - x) * (1 - y) + disc]
-    return Image.fromarray(np.clip(np.stack(channels, -1), 0, 255).astype(np.uint8))
-
-
-def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def jpeg(image: Image.Image | None = None, **options: Any) -> bytes:
-    return saved(image or scene(), "JPEG", **{"quality": 92, **options})
-
-
-def translucent() -> Image.Image:
-    """The scene, fading out to the right."""
-    image = scene()
-    fade = np.tile(np.linspace(255, 0, image.width).astype(np.uint8), (image.height, 1))
-    image.putalpha(Image.fromarray(fade))
-    return image
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(width: int, height: int, depth: int, colour: int, interlace: int, data: bytes) -> bytes:
-    """A PNG of what Pillow does not write (ISO/IEC 15948, 11)."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(data))
-        + chunk(b"IEND", b"")
-    )
-
-
-def deep_png(image: Image.Image) -> bytes:
-    """16 bit a channel; the lower byte is noise that rounding must not see."""
-    high = np.asarray(image).astype(np.uint16) << 8
-    rows = (high | 0x40).astype(">u2")
-    return png(image.width, image.height, 16, 2, 0, b"".join(b"\0" + row.tobytes() for row in rows))
-
-
-def shallow_png(image: Image.Image, depth: int) -> bytes:
-    """Grey of 1, 2 or 4 bits, as scanners write it; the most significant bits come first."""
-    grey = np.asarray(image.convert("L")) >> (8 - depth)
-    bits = (grey[:, :, None] >> np.arange(depth - 1, -1, -1)) & 1
-    rows = np.packbits(bits.reshape(image.height, -1).astype(np.uint8), axis=1)
-    return png(image.width, image.height, depth, 0, 0, b"".join(b"\0" + row.tobytes() for row in rows))
-
-
-def interlaced_png(image: Image.Image) -> bytes:
-    """Adam7: seven passes, each (first column, first row, step right, step down)."""
-    pixels = np.asarray(image)
-    passes = [
-        (0, 0, 8, 8),
-        (4, 0, 8, 8),
-        (0, 4, 4, 8),
-        (2, 0, 4, 4),
-        (0, 2, 2, 4),
-        (1, 0, 2, 2),
-        (0, 1, 1, 2),
-    ]
-    data = b"".join(
-        b"\0" + row.tobytes() for x, y, right, down in passes for row in pixels[y::down, x::right]
-    )
-    return png(image.width, image.height, 8, 2, 1, data)
-
-
-def animation() -> bytes:
-    frames = [scene().quantize(64), ImageOps.invert(scene()).quantize(64)]
-    return saved(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=100)
 
 
 def expected(content: bytes) -> Pixels:
@@ -228,33 +152,6 @@ def test_a_large_jpeg_decoded_at_a_reduced_scale_stays_close_to_the_mean_of_its_
 # --- Orientation ------------------------------------------------------------------------------------
 
 
-def exif(
-    orientation: int,
-    order: str = "<",
-    *,
-    tag: int = 0x0112,
-    kind: int = 3,
-    entries: int = 1,
-    offset: int = 8,
-    mark: bytes = b"",
-) -> bytes:
-    """The body of an APP1 segment whose one entry is the orientation (Exif 2.32, 4.5.4 and 4.6.4)."""
-    mark = mark or {"<": b"II", ">": b"MM"}[order]
-    value = struct.pack(f"{order}HH", orientation, 0) if kind == 3 else struct.pack(f"{order}I", orientation)
-    entry = struct.pack(f"{order}HHI", tag, kind, 1) + value
-    header = mark + struct.pack(f"{order}HI", 42, offset)
-    return b"Exif\0\0" + header + struct.pack(f"{order}H", entries) + entry + struct.pack(f"{order}I", 0)
-
-
-def segment(marker: int, body: bytes) -> bytes:
-    return b"\xff" + bytes([marker]) + struct.pack(">H", len(body) + 2) + body
-
-
-def with_segments(*segments: bytes) -> bytes:
-    photo = jpeg()
-    return photo[:2] + b"".join(segments) + photo[2:]
-
-
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_every_orientation_comes_out_upright(decode: Decode, order: str) -> None:
     contents = [with_segments(segment(0xE1, exif(number, order))) for number in range(1, 9)]
@@ -265,9 +162,6 @@ def test_every_orientation_comes_out_upright(decode: Decode, order: str) -> None
         assert_close(row.pixels, expected(content))
     distinct = {row.pixels.tobytes() for row in rows}
     assert len(distinct) == 8
-
-
-XMP = segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta xmlns:x='adobe:ns:meta/'/>")
 
 
 @pytest.mark.parametrize(
@@ -322,20 +216,6 @@ def test_exif_text_outside_of_its_segment_turns_nothing(decode: Decode) -> None:
 
 
 # --- What is no whole photo ---------------------------------------------------------------------------
-
-
-def frame(width: int, height: int, marker: int = 0xC0) -> bytes:
-    """A JPEG that ends with its frame header, of three components."""
-    components = b"".join(bytes([number, 0x11, 0]) for number in (1, 2, 3))
-    return b"\xff\xd8" + segment(marker, struct.pack(">BHHB", 8, height, width, 3) + components)
-
-
-SCAN = segment(0xDA, b"\x01\x01\0\x01\x01\0")
-"""The header of a scan of one component, with no data behind it."""
-
-
-def until_scan(content: bytes) -> bytes:
-    return content[: content.index(b"\xff\xda")]
 
 
 REFUSED: dict[str, tuple[Callable[[], bytes], Status]] = {
@@ -406,7 +286,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "JPEG of 4 billion pixels": lambda: frame(65_500, 65_500) + SCAN,
     "progressive JPEG of 4 billion pixels": lambda: frame(65_500, 65_500, 0xC2) + SCAN,
     "BMP of 900 million pixels": lambda: (
-        b"BM" + bytes(12) + struct.pack("<I2i2HI", 40, 30_000, 30_000, 1, 24, 0)
+        b"BM" + bytes(8) + struct.pack("<2I2i2HI", 54, 40, 30_000, 30_000, 1, 24, 0)
     ),
     "WebP of 268 million pixels": lambda: (
         b"RIFF\x30\0\0\0WEBPVP8 \x24\0\0\0\x10\0\0\x9d\x01\x2a" + struct.pack("<HH", 16383, 16383) + bytes(20)

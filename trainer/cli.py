@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,34 @@ if TYPE_CHECKING:
     from trainer.train import TrainResult
 
 _SETTINGS = {"show_default": True, "max_content_width": 100}
+
+
+def _preprocessing_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The settings of the graph that people change; trainer.graph.Preprocessing has them all."""
+    for option in (
+        click.option(
+            "--max_bytes",
+            type=click.IntRange(min=1),
+            default=64 << 20,
+            help="Photos of more bytes get the status too_large; part of the bundle.",
+        ),
+        click.option(
+            "--max_pixels",
+            type=click.IntRange(min=1),
+            default=120_000_000,
+            help="Photos of more pixels get the status too_large, from their header; part of the bundle. "
+            "PNG, BMP, WebP and progressive JPEG stop at 50, GIF at 16 million all the same.",
+        ),
+        click.option(
+            "--aspect",
+            type=click.Choice(["stretch", "crop", "pad"]),
+            default="stretch",
+            help="What becomes of photos that are not square: scale each side by itself, as in retrain.py, "
+            "take the middle, or add grey bars. Part of the bundle.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 @click.command(
@@ -69,6 +98,7 @@ _SETTINGS = {"show_default": True, "max_content_width": 100}
     show_default="embeddings below the cache directory",
     help="Where embeddings are kept, shared with hubhead score. Photos in it are not read again.",
 )
+@_preprocessing_options
 @click.option(
     "--print_misclassified_test_images", is_flag=True, help="List the test photos that get a wrong label."
 )
@@ -84,6 +114,9 @@ def train(
     top_k: int,
     seed: int,
     embedding_store: str,
+    aspect: str,
+    max_pixels: int,
+    max_bytes: int,
     print_misclassified_test_images: bool,
     as_json: bool,
 ) -> None:
@@ -97,6 +130,7 @@ def train(
     from batch.embeddings import default_root
     from trainer.dataset import SplitSettings
     from trainer.fetch import cache_directory
+    from trainer.graph import Preprocessing
     from trainer.train import TrainSettings
     from trainer.train import train as run
 
@@ -106,6 +140,7 @@ def train(
         tfhub_module=tfhub_module,
         embedding_store=embedding_store or default_root(),
         cache=cache_directory(),
+        preprocessing=Preprocessing.limited(aspect, max_pixels, max_bytes),
         output_labels=output_labels,
         split=SplitSettings(testing_percentage, validation_percentage, split_method),
         top_k=top_k,
@@ -158,6 +193,7 @@ def train(
     type=click.FloatRange(0, 1),
     help="Below this probability of the best label the model says none of these.  [default: as before]",
 )
+@_preprocessing_options
 @click.pass_context
 def export(
     context: click.Context,
@@ -167,6 +203,9 @@ def export(
     saved_model_dir: Path,
     top_k: int | None,
     threshold: float | None,
+    aspect: str,
+    max_pixels: int,
+    max_bytes: int,
 ) -> None:
     """Export a trained head again with other settings, or a backbone without a head.
 
@@ -174,18 +213,23 @@ def export(
     """
     if (source is None) != headless:
         raise click.UsageError("Give exactly one of --bundle BUNDLE and --headless.")
-    wrong = ["tfhub_module"] if source else ["top_k", "threshold"]
+    of_graph = ["tfhub_module", "aspect", "max_pixels", "max_bytes"]
+    wrong = of_graph if source else ["top_k", "threshold"]
     for name in wrong:
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name} does not go with {'--bundle' if source else '--headless'}.")
     require_extra("train", "tensorflow", "tensorflow_hub")
     from trainer import export as exporter
     from trainer.fetch import cache_directory
+    from trainer.graph import Preprocessing
 
     if source:
         published = exporter.export_again(source, saved_model_dir, top_k=top_k, threshold=threshold)
     else:
-        published = exporter.export_headless(tfhub_module, saved_model_dir, cache_directory(), say=_say)
+        settings = Preprocessing.limited(aspect, max_pixels, max_bytes)
+        published = exporter.export_headless(
+            tfhub_module, saved_model_dir, cache_directory(), settings, say=_say
+        )
     click.echo(f"Bundle: {published.path}")
 
 

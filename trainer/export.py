@@ -69,7 +69,9 @@ def fingerprint(backbone: Backbone, preprocessing: Preprocessing) -> str:
     return _digest([backbone.fingerprint, preprocessing.settings()])
 
 
-def template(handle: str, cache: Path, *, say: Progress = silent) -> Bundle:
+def template(
+    handle: str, cache: Path, preprocessing: Preprocessing | None = None, *, say: Progress = silent
+) -> Bundle:
     """The graph of a backbone, traced once and kept in the cache: a bundle without labels.
 
     It embeds photos for training, and it is what every head of this backbone is exported with:
@@ -79,6 +81,7 @@ def template(handle: str, cache: Path, *, say: Progress = silent) -> Bundle:
     Args:
         handle: the backbone (trainer.backbone.load).
         cache: the cache directory.
+        preprocessing: its settings; the size is the backbone's, whatever it says.
         say: called with one line before each download.
 
     Raises:
@@ -87,16 +90,17 @@ def template(handle: str, cache: Path, *, say: Progress = silent) -> Bundle:
     import_tensorflow()
     path = resolve(handle, cache, progress=say)
     alias = ALIASES.get(handle)
+    preprocessing = preprocessing or Preprocessing()
     key = [
         fingerprint_of(path),
         alias.image_size if alias else None,
-        Preprocessing().settings(),
-        signatures.RECIPE,
+        preprocessing.settings(),
+        signatures.recipe(),
     ]
     directory = cache / "templates" / _digest(key)
     if not directory.is_dir():
         backbone = load(handle, cache, progress=say)
-        preprocessing = _preprocessing_for(backbone)
+        preprocessing = _sized(preprocessing, backbone)
         with made_once(directory) as staged:
             signatures.save(backbone, preprocessing, staged)
             _manifest(backbone, preprocessing).write(staged)
@@ -150,7 +154,14 @@ def export(
     return bundle.read(published)
 
 
-def export_headless(handle: str, base: Path, cache: Path, *, say: Progress = silent) -> Bundle:
+def export_headless(
+    handle: str,
+    base: Path,
+    cache: Path,
+    preprocessing: Preprocessing | None = None,
+    *,
+    say: Progress = silent,
+) -> Bundle:
     """Publish a backbone without a head, signature `embed` alone, as the next version below `base`.
 
     Raises:
@@ -160,7 +171,7 @@ def export_headless(handle: str, base: Path, cache: Path, *, say: Progress = sil
     with bundle.staging(base) as staged:
         import_tensorflow()
         backbone = load(handle, cache, progress=say)
-        preprocessing = _preprocessing_for(backbone)
+        preprocessing = _sized(preprocessing or Preprocessing(), backbone)
         signatures.save(backbone, preprocessing, staged, with_head=False)
         _manifest(backbone, preprocessing).write(staged)
         published = bundle.publish(staged, base)
@@ -337,9 +348,9 @@ def write_warmup(directory: Path, model_name: str) -> None:
             writer.write(log.SerializeToString())
 
 
-def _preprocessing_for(backbone: Backbone) -> Preprocessing:
+def _sized(preprocessing: Preprocessing, backbone: Backbone) -> Preprocessing:
     height, width = backbone.image_size
-    return Preprocessing(height=height, width=width)
+    return replace(preprocessing, height=height, width=width)
 
 
 def _manifest(backbone: Backbone, preprocessing: Preprocessing) -> Manifest:

@@ -6,6 +6,7 @@ shape, so one trace serves every head of a backbone, and a new head is a new che
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,16 @@ from trainer.backbone import Backbone
 from trainer.graph import Preprocessing
 from trainer.head import Head
 
-RECIPE = 2
-"""Version of the signatures' graph: raise it when they change, so that templates are traced anew."""
-
 _LARGEST_HALF = 65504.0
 _LARGEST_CONSTANTS = 1 << 30
+
+
+def recipe() -> str:
+    """Hex sha256 over the sources of the graph, so that a template is traced anew when they change."""
+    digest = hashlib.sha256()
+    for source in (Path(__file__), *sorted(Path(graph.__file__).parent.glob("*.py"))):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
 
 
 def save(

@@ -24,6 +24,7 @@ from trainer import dataset, evaluate, export, head
 from trainer.dataset import Example, SplitSettings, Subset
 from trainer.evaluate import Evaluation
 from trainer.fetch import silent
+from trainer.graph import Preprocessing
 from trainer.head import Floats, Ints
 
 PARITY_PHOTOS = 8
@@ -40,6 +41,7 @@ class TrainSettings:
         tfhub_module: the backbone's alias, directory or Hub handle.
         embedding_store: shared with `hubhead score`.
         cache: downloads and what is made of them.
+        preprocessing: aspect and limits of the graph; the size is the backbone's.
         output_labels: a second place for the labels file, None for none.
         split: how photos are divided.
         top_k: labels an answer names.
@@ -51,6 +53,7 @@ class TrainSettings:
     tfhub_module: str
     embedding_store: str
     cache: Path
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
     output_labels: Path | None = None
     split: SplitSettings = field(default_factory=SplitSettings)
     top_k: int = 5
@@ -132,7 +135,7 @@ def train(
         for warning in folder.warnings:
             say(warning)
     with clock.step("backbone"):
-        base = export.template(settings.tfhub_module, settings.cache, say=say)
+        base = export.template(settings.tfhub_module, settings.cache, settings.preprocessing, say=say)
     with clock.step("embed"):
         store = EmbeddingStore(settings.embedding_store, base.manifest.fingerprint, base.manifest.dimension)
         pipeline.embed(list(folder.photos), base.path, store, progress=progress)

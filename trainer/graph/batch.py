@@ -194,7 +194,12 @@ def _kind(contents: Any, head: Any, settings: Preprocessing) -> tuple[Any, Any]:
         (_JPEG, jpeg.SIGNATURE),
     ):
         kind = tf.where(headers.begins(head, signature), index, kind)
-    foreign = tf.reduce_any([headers.begins(head, signature, at=at) for signature, at in _FOREIGN])
+    foreign = tf.reduce_any(
+        [
+            headers.begins(head, signature, at=at) & (length >= at + len(signature))
+            for signature, at in _FOREIGN
+        ]
+    )
     reason = tf.where(foreign, UNSUPPORTED, NOT_AN_IMAGE)
     reason = tf.where(tf.equal(length, 0), EMPTY, reason)
     too_long = length > settings.max_bytes

@@ -6,7 +6,7 @@ from typing import Any
 
 from trainer.graph import guard, headers
 from trainer.graph.guard import Claim, Decoded, Lane
-from trainer.graph.settings import UNSUPPORTED, Preprocessing
+from trainer.graph.settings import CORRUPT, UNSUPPORTED, Preprocessing
 
 SIGNATURE = b"BM"
 
@@ -26,14 +26,21 @@ def decode(contents: Any, head: Any, settings: Preprocessing, lane: Lane) -> Dec
     height = tf.where(height >= 2**31, 2**32 - height, height)
     width = tf.where(width >= 2**31, tf.zeros_like(width), width)
     bits = headers.number(head, (28, 29))
-    supported = headers.number(head, (14, 15, 16, 17)) >= _INFO_HEADER_BYTES
+    info_bytes = headers.number(head, (14, 15, 16, 17))
+    supported = info_bytes >= _INFO_HEADER_BYTES
     supported &= tf.equal(bits, 24) | tf.equal(bits, 32)
     supported &= tf.equal(headers.number(head, (30, 31, 32, 33)), 0)
     sides = tf.stack([height, width])
-    status = tf.where(supported, guard.judge(sides, settings.max_whole_pixels), UNSUPPORTED)
+    start = headers.number(head, (10, 11, 12, 13))  # of the pixels, behind both headers
+    status = tf.where(start < 14 + info_bytes, CORRUPT, guard.judge(sides, settings.max_whole_pixels))
+    status = tf.where(supported, status, UNSUPPORTED)
     claim = Claim(sides, status, height * width * _BYTES_A_PIXEL, tf.constant(1))
 
     def pixels() -> Any:
-        return tf.io.decode_image(contents, channels=3, expand_animations=False)
+        # Rows are padded to four bytes. The decoder takes no byte behind them, and writers add some.
+        row = (width * bits // 8 + 3) // 4 * 4
+        end = headers.offset(start, row * height)
+        whole = tf.strings.substr(contents, 0, end)
+        return tf.io.decode_image(whole, channels=3, expand_animations=False)
 
     return guard.decode(claim, pixels, settings, lane)

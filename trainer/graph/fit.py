@@ -6,6 +6,8 @@ from typing import Any
 
 from trainer.graph.settings import GREY, Aspect, Preprocessing
 
+_WIDE = 1 << 14
+
 
 def fit(pixels: Any, settings: Preprocessing, sideways: Any) -> Any:
     """Resize to the backbone's size, or to its transpose where `sideways`.
@@ -69,9 +71,22 @@ def room(sides: Any, settings: Preprocessing, sideways: Any) -> Any:
 
 
 def _resize(pixels: Any, size: Any) -> Any:
+    """To [height, width], float32 in [0,255].
+
+    The op shrinks the columns first and keeps that in floats, which for a strip of a pixel's height
+    is far more than the photo itself. So what is very wide is turned for it.
+    """
     import tensorflow as tf
 
-    return tf.clip_by_value(tf.image.resize(pixels, size, method="bicubic", antialias=True), 0.0, 255.0)
+    def resized(pixels: Any, size: Any) -> Any:
+        return tf.image.resize(pixels, size, method="bicubic", antialias=True)
+
+    def turned() -> Any:
+        return tf.transpose(resized(tf.transpose(pixels, [1, 0, 2]), size[::-1]), [1, 0, 2])
+
+    shape = tf.shape(pixels)
+    wide = (shape[1] > _WIDE) & (shape[1] > shape[0])
+    return tf.clip_by_value(tf.cond(wide, turned, lambda: resized(pixels, size)), 0.0, 255.0)
 
 
 def turn(pixels: Any, orientation: Any) -> Any:

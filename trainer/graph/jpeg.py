@@ -16,10 +16,14 @@ _SOF_BASELINE, _SOF_EXTENDED, _SOF_PROGRESSIVE = 0xC0, 0xC1, 0xC2
 _FRAMES = [code for code in range(0xC0, 0xD0) if code not in (0xC4, 0xC8, 0xCC)]
 """Markers of a frame header (table B.1)."""
 
-_EXIF_SEARCH_BYTES = 1 << 18
-"""Exif stands in one of the first segments, each at most 64 KiB long (B.1.1.4)."""
+_SMALL_BYTES = 1 << 18
+"""Up to here looking for a word in all bytes is quicker than a walk over the segments."""
+
+_SUPPORTED_FRAMES = [_SOF_BASELINE, _SOF_EXTENDED, _SOF_PROGRESSIVE, 0xC9]
+"""What the decoder has, the last one with arithmetic coding; lossless and hierarchical ones it has not."""
 
 _MOST_MARKERS = 4096
+_WINDOW_BYTES = 1 << 16
 
 _BYTES_A_PIXEL = 6
 """Coefficients of 16 bits for each of three components, held for all pixels where scans are several."""
@@ -36,18 +40,17 @@ def decode(contents: Any, settings: Preprocessing, lane: Lane, zoom: Any = 1.0) 
     """
     import tensorflow as tf
 
-    # Asked only of what failed: the decoder itself refuses such frames, without saying so.
-    unsupported = tf.cond(lane.mend, lambda: ~_frame_is_supported(contents), lambda: tf.constant(False))
+    why = tf.cond(lane.mend, lambda: _why_failed(contents, settings), lambda: tf.constant(OK))
     sides = tf.cond(
-        unsupported,
-        lambda: tf.constant([1, 1]),
+        tf.equal(why, OK),
         lambda: tf.ensure_shape(tf.image.extract_jpeg_shape(contents)[:2], [2]),
+        lambda: tf.constant([1, 1]),
     )
     orientation = _orientation(contents)
     claimed = tf.cast(sides, tf.int64)
     status = tf.where(lane.mend, TRUNCATED, OK)
     status = tf.where(_is_too_large(contents, claimed, settings), TOO_LARGE, status)
-    status = tf.where(unsupported, UNSUPPORTED, status)
+    status = tf.where(tf.equal(why, OK), status, why)
     source = tf.strings.join([contents, tf.where(lane.mend, bytes([0xFF, _END_OF_IMAGE]), b"")])
     # The largest reduction in the DCT that leaves both sides at least as large as they must be.
     room = fit.room(sides, settings, orientation >= 5) * zoom
@@ -88,25 +91,18 @@ def _scans(contents: Any, enough: Any) -> Any:
     """How many scans the decoder goes through, int64; counted up to one more than `enough`.
 
     Sequential JPEGs whose first scan has all components end there, whatever follows. All others
-    go on to the end of the image. Markers are the bytes FF and then neither zero (a stuffed FF),
-    FF (fill), nor a restart; segments are jumped over, so their bytes are not taken for markers.
+    go on to the end of the image. Segments are jumped over, so their bytes are not taken for markers.
     """
     import tensorflow as tf
 
-    raw = tf.io.decode_raw(contents, tf.uint8)
-    code = raw[1:]
-    is_marker = tf.equal(raw[:-1], 0xFF) & (code != 0x00) & (code != 0xFF)
-    is_marker &= ~((code >= 0xD0) & (code <= 0xD8)) & (code != 0x01)
-    # One more behind the end, so that there is always a next one.
     length = tf.strings.length(contents)
-    markers = tf.concat([tf.cast(tf.where(is_marker)[:, 0], tf.int32), [length]], 0)
 
     def on(position: Any, scans: Any, components: Any, steps: Any) -> Any:
         del components
         return (position < length) & (scans <= enough) & (steps < _MOST_MARKERS)
 
     def body(position: Any, scans: Any, components: Any, steps: Any) -> Any:
-        marker = markers[tf.searchsorted(markers, position[None])[0]]
+        marker = _next_marker(contents, position)
         segment = headers.bytes_at(contents, marker, 10)
         code = segment[1]
         is_scan = tf.equal(code, _START_OF_SCAN)
@@ -126,6 +122,32 @@ def _scans(contents: Any, enough: Any) -> Any:
     return tf.where(steps >= _MOST_MARKERS, enough + 1 + tf.cast(steps, tf.int64), scans)
 
 
+def _next_marker(contents: Any, start: Any) -> Any:
+    """Position of the first marker from `start` on, or the length.
+
+    In a scan's data a marker is FF and then neither zero (a stuffed FF), FF (fill), nor a restart.
+    """
+    import tensorflow as tf
+
+    length = tf.strings.length(contents)
+
+    def on(position: Any, found: Any) -> Any:
+        return (position + 1 < length) & tf.logical_not(found)
+
+    def body(position: Any, found: Any) -> Any:
+        raw = tf.io.decode_raw(tf.strings.substr(contents, position, _WINDOW_BYTES), tf.uint8)
+        code = raw[1:]
+        is_marker = tf.equal(raw[:-1], 0xFF) & (code > 0x01) & (code < 0xFF)
+        is_marker &= ~((code >= 0xD0) & (code <= 0xD8))
+        found = tf.reduce_any(is_marker)
+        first = tf.argmax(is_marker, output_type=tf.int32)
+        # The last byte is looked at again, with the one behind it.
+        return position + tf.where(found, first, tf.size(raw) - 1), found
+
+    position, found = tf.while_loop(on, body, (start, tf.constant(False)))
+    return tf.where(found, position, length)
+
+
 def _segment(contents: Any, position: Any) -> tuple[Any, Any, Any]:
     """At a position between segments: whether a marker is there, its code, and where the next begins.
 
@@ -140,8 +162,8 @@ def _segment(contents: Any, position: Any) -> tuple[Any, Any, Any]:
     return is_marker, code, tf.where(is_marker, following, position + 1)
 
 
-def _frame_is_supported(contents: Any) -> Any:
-    """Whether the frame is of a kind that decoders have: sequential or progressive, of 8 bits; bool."""
+def _why_failed(contents: Any, settings: Preprocessing) -> Any:
+    """Of a photo that did not decode, the status that its frame explains; OK where it explains nothing."""
     import tensorflow as tf
 
     def step(position: Any) -> tuple[Any, Any]:
@@ -149,16 +171,18 @@ def _frame_is_supported(contents: Any) -> Any:
         return is_marker & tf.reduce_any(tf.equal(code, _FRAMES)), following
 
     position = headers.walk(contents, 2, step)
-    frame = headers.bytes_at(contents, position, 5)
-    known = tf.reduce_any(tf.equal(frame[1], [_SOF_BASELINE, _SOF_EXTENDED, _SOF_PROGRESSIVE]))
-    return (position < 0) | known & tf.equal(frame[4], 8)
+    frame = headers.bytes_at(contents, position, 9)
+    supported = tf.reduce_any(tf.equal(frame[1], _SUPPORTED_FRAMES)) & tf.equal(frame[4], 8)
+    sides = tf.stack([headers.number(frame, (6, 5)), headers.number(frame, (8, 7))])
+    status = tf.where(supported, guard.judge(sides, settings.max_pixels), UNSUPPORTED)
+    whole = (position >= 0) & (position + 9 <= tf.strings.length(contents))
+    return tf.where(whole, status, OK)
 
 
 def _orientation(contents: Any) -> Any:
     """Exif's orientation, 1 to 8; int32.
 
-    The walk over the segments, which costs more than all other headers, is only for photos that
-    hold the word. What decides is the first APP1 with it before the scan: the same word in a
+    What decides is the first APP1 with Exif's identifier before the scan: the same word in a
     comment, in XMP or in a preview means nothing.
     """
     import tensorflow as tf
@@ -181,5 +205,9 @@ def _orientation(contents: Any) -> Any:
         return tf.cond(position >= 0, parse, lambda: tf.constant(1))
 
     length = tf.strings.length(contents)
-    beginning = tf.strings.substr(contents, 0, _EXIF_SEARCH_BYTES)
-    return tf.cond(headers.has(beginning, exif.IDENTIFIER), read, lambda: tf.constant(1))
+    worth_a_walk = tf.cond(
+        length > _SMALL_BYTES,
+        lambda: tf.constant(True),
+        lambda: headers.has(contents, exif.IDENTIFIER),
+    )
+    return tf.cond(worth_a_walk, read, lambda: tf.constant(1))

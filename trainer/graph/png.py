@@ -10,7 +10,7 @@ from trainer.graph.settings import Preprocessing
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-_EXIF = b"eXIf"
+_EXIF, _END = b"eXIf", b"IEND"
 _BYTES_A_PIXEL = 30
 """Four channels, and where there is alpha its composition in 16 bits."""
 
@@ -49,14 +49,17 @@ def _orientation(contents: Any) -> Any:
             chunk = headers.bytes_at(contents, position, 8)
             size = headers.number(chunk, (3, 2, 1, 0))
             # A chunk is its length, its type, its data and a checksum.
-            return headers.begins(chunk, _EXIF, at=4), headers.offset(position + 12, size)
+            following = headers.offset(position + 12, size)
+            over = headers.begins(chunk, _END, at=4)
+            return headers.begins(chunk, _EXIF, at=4), tf.where(over, length, following)
 
         def parse() -> Any:
             size = headers.number(headers.bytes_at(contents, position, 4), (3, 2, 1, 0))
-            start = tf.minimum(position + 8, tf.strings.length(contents))
+            start = tf.minimum(position + 8, length)
             return exif.orientation(tf.strings.substr(contents, start, headers.offset(0, size)))
 
         position = headers.walk(contents, len(SIGNATURE), step)
         return tf.cond(position >= 0, parse, lambda: tf.constant(1))
 
+    length = tf.strings.length(contents)
     return tf.cond(headers.has(contents, _EXIF), read, lambda: tf.constant(1))

@@ -78,6 +78,17 @@ class Preprocessing:
     max_parallel_bytes: int = 96 << 20
     parallel: int = 8
 
+    @classmethod
+    def limited(cls, aspect: str, max_pixels: int, max_bytes: int) -> Preprocessing:
+        """With one limit of pixels for all formats, where that is below the format's own."""
+        return cls(
+            aspect=Aspect(aspect),
+            max_pixels=max_pixels,
+            max_whole_pixels=min(cls.max_whole_pixels, max_pixels),
+            max_gif_pixels=min(cls.max_gif_pixels, max_pixels),
+            max_bytes=max_bytes,
+        )
+
     def settings(self) -> dict[str, Any]:
         """For hubhead.json and the fingerprint."""
         return {"version": VERSION, **asdict(self)}

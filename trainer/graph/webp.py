@@ -82,6 +82,9 @@ def _orientation(contents: Any) -> Any:
         skipped = tf.where(has_identifier, len(exif.IDENTIFIER), 0)
         return exif.orientation(tf.strings.substr(data, skipped, 1 << 20))
 
+    # What stands behind the container is no part of the photo.
+    size = headers.number(headers.bytes_at(contents, 4, 4), (0, 1, 2, 3))
+    contents = tf.strings.substr(contents, 0, headers.offset(8, size))
     position = headers.walk(contents, 12, step)
     return tf.cond(position >= 0, parse, lambda: tf.constant(1))
 

@@ -1,0 +1,47 @@
+"""Asking the graph for the answers that only a decoder can give."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from tests.corpus import flips
+from tests.corpus.case import Case
+
+
+def answers(found: Iterable[Case], batch: int = 16) -> dict[str, list[Any]]:
+    """[status, height, width] of each, by trainer.graph at its default settings."""
+    import tensorflow as tf
+
+    from trainer import graph
+
+    decode = tf.function(
+        lambda contents: graph.decode_photos(contents, graph.Preprocessing())[1:],
+        input_signature=[tf.TensorSpec([None], tf.string)],
+        autograph=False,
+    )
+    waiting, told = list(found), {}
+    for start in range(0, len(waiting), batch):
+        some = waiting[start : start + batch]
+        columns = (column.numpy().tolist() for column in decode(tf.constant([case.content for case in some])))
+        for case, status, height, width in zip(some, *columns, strict=True):
+            told[case.name] = [str(graph.STATUSES[status]), height, width]
+    return told
+
+
+def write(*, anew: bool = False) -> None:
+    """Make flips.json; `anew` also makes the photos that are damaged."""
+    from tests.corpus import generate
+
+    photos = {name: base64.b64encode(content).decode() for name, content in flips.photos().items()}
+    if not anew and flips.GOLDEN_FILE.exists():
+        photos = flips.golden()["photos"]
+    _save({"photos": photos, "answers": {}})
+    _save({"photos": photos, "answers": answers(case for case in generate() if case.golden)})
+
+
+def _save(content: dict[str, Any]) -> None:
+    flips.GOLDEN_FILE.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    flips.golden.cache_clear()

@@ -1,0 +1,242 @@
+"""The header-reading ops against the same thing written plainly in Python, over mutated headers."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+pytestmark = pytest.mark.tf
+
+EXAMPLES = int(os.environ.get("HUBHEAD_FUZZ_EXAMPLES", "150"))
+"""`make fuzz` asks for more."""
+
+fuzzed = settings(max_examples=EXAMPLES, deadline=None)
+
+Scalar = Callable[[bytes], Any]
+
+
+def traced(function: Callable[[Any], Any]) -> Scalar:
+    """A function of a string scalar as a graph, traced once."""
+    import tensorflow as tf
+
+    graph = tf.function(function, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+    return lambda content: graph(tf.constant(content)).numpy()
+
+
+# --- Exif ---------------------------------------------------------------------------------------------
+
+
+def tiff(order: str, entries: list[tuple[int, int, int, int]], directory: int = 8) -> bytes:
+    """A TIFF header and one directory; each entry is tag, type, count and value (TIFF 6.0, section 2)."""
+    body = struct.pack(f"{order}2sHI", {"<": b"II", ">": b"MM"}[order], 42, directory)
+    body += struct.pack(f"{order}H", len(entries))
+    for tag, kind, count, value in entries:
+        short = kind == 3 and value < 1 << 16
+        body += struct.pack(f"{order}HHI", tag, kind, count)
+        body += struct.pack(f"{order}HH", value, 0) if short else struct.pack(f"{order}I", value)
+    return body + bytes(4)
+
+
+def orientation_of(data: bytes) -> int:
+    """What trainer.graph.exif.orientation computes."""
+    order = {b"II": "little", b"MM": "big"}.get(data[:2])
+    if order is None:
+        return 1
+
+    def number(at: int, size: int) -> int:
+        piece = data[at : at + size] + bytes(size)
+        return int.from_bytes(piece[:size], order)  # type: ignore[arg-type]
+
+    directory = number(4, 4)
+    for entry in range(min(number(directory, 2), 512)):
+        at = directory + 2 + 12 * entry
+        if at + 12 > len(data):
+            return 1
+        tag, kind = number(at, 2), number(at + 2, 2)
+        if tag == 0x0112 and kind in (3, 4):
+            value = number(at + 8, 2 if kind == 3 else 4)
+            if kind == 4 and value >= 1 << 16:
+                continue
+            return value if 1 <= value <= 8 else 1
+    return 1
+
+
+@st.composite
+def tiffs(draw: st.DrawFn) -> bytes:
+    order = draw(st.sampled_from("<>"))
+    entry = st.tuples(
+        st.sampled_from([0x0112, 0x0112, 0x010F, 0x8769]),
+        st.sampled_from([1, 2, 3, 4]),
+        st.integers(0, 2),
+        st.one_of(st.integers(0, 9), st.integers(0, 2**32 - 1)),
+    )
+    data = bytearray(
+        tiff(order, draw(st.lists(entry, max_size=4)), draw(st.sampled_from([8, 8, 8, 9, 2**31])))
+    )
+    for place, value in draw(st.lists(st.tuples(st.integers(0, 63), st.integers(0, 255)), max_size=3)):
+        data[min(place, len(data) - 1)] = value
+    return bytes(data[: draw(st.one_of(st.just(len(data)), st.integers(0, len(data))))])
+
+
+@pytest.fixture(scope="module")
+def orientation() -> Scalar:
+    from trainer.graph import exif
+
+    return traced(exif.orientation)
+
+
+@fuzzed
+@given(data=tiffs())
+@example(data=tiff("<", [(0x0112, 3, 1, 6)]))
+@example(data=tiff(">", [(0x0112, 4, 1, 8)]))
+@example(data=tiff("<", [(0x0112, 4, 1, 6 + (1 << 16))]))
+def test_the_orientation_is_what_a_plain_parser_finds(orientation: Scalar, data: bytes) -> None:
+    assert orientation(data) == orientation_of(data)
+
+
+# --- Scans of a JPEG ----------------------------------------------------------------------------------
+
+SCAN_DATA = [b"", b"\x12\x34", b"\xff\x00\x55", b"\xff\xd0\x01", b"\xff\xff\x00", b"\x00" * 40]
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return b"\xff" + bytes([marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def frame(marker: int, components: int = 3) -> bytes:
+    each = b"".join(bytes([number, 0x11, 0]) for number in range(1, components + 1))
+    return segment(marker, struct.pack(">BHHB", 8, 16, 16, components) + each)
+
+
+def scan(components: int) -> bytes:
+    each = b"".join(bytes([number, 0]) for number in range(1, components + 1))
+    return segment(0xDA, bytes([components]) + each + b"\0\x3f\0")
+
+
+@st.composite
+def scanned(draw: st.DrawFn) -> tuple[bytes, int]:
+    """A JPEG's segments, and how many scans its decoder goes through."""
+    marker = draw(st.sampled_from([0xC0, 0xC1, 0xC2]))
+    content = b"\xff\xd8" + segment(0xE1, b"Exif\0\0" + b"\xff\xda" * draw(st.integers(0, 3))) + frame(marker)
+    sizes = draw(st.lists(st.sampled_from([1, 1, 3]), max_size=12))
+    for size in sizes:
+        content += draw(
+            st.sampled_from([b"", segment(0xC4, b"\xff\xd9\xff\xda"), segment(0xFE, b"\xff\xda")])
+        )
+        content += scan(size) + draw(st.sampled_from(SCAN_DATA))
+    count = len(sizes)
+    if marker != 0xC2 and sizes and sizes[0] == 3:
+        count = 1
+    content += draw(st.sampled_from([b"", b"\xff\xd9", b"\xff\xd9" + b"\xff\xda" * 9]))
+    return content, count
+
+
+@pytest.fixture(scope="module")
+def scans() -> Scalar:
+    import tensorflow as tf
+
+    from trainer.graph import jpeg
+
+    return traced(lambda content: jpeg._scans(content, tf.constant(1000, tf.int64)))
+
+
+@fuzzed
+@given(photo=scanned())
+def test_scans_are_those_of_the_image_itself(scans: Scalar, photo: tuple[bytes, int]) -> None:
+    content, count = photo
+    assert scans(content) == count
+
+
+@fuzzed
+@given(data=st.binary(max_size=300))
+def test_scans_of_anything_are_a_number(scans: Scalar, data: bytes) -> None:
+    assert 0 <= scans(b"\xff\xd8\xff" + data) <= len(data)
+
+
+def test_more_segments_than_any_photo_has_count_as_scans_without_end(scans: Scalar) -> None:
+    assert scans(b"\xff\xd8" + frame(0xC2) + segment(0xFE, b"") * 5000) > 1000
+
+
+# --- Blocks of a GIF ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def behind_blocks() -> Scalar:
+    import tensorflow as tf
+
+    from trainer.graph import gif
+
+    return traced(lambda content: gif._behind_blocks(content, 0, tf.constant(0))[0])
+
+
+def behind_blocks_of(data: bytes) -> int:
+    position = 0
+    while position < len(data):
+        size = data[position]
+        if size == 0:
+            return position + 1
+        position += size + 1
+    return len(data)
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> bytes:
+    blocks = draw(st.lists(st.one_of(st.just(255), st.integers(1, 255)), max_size=30))
+    repeated = draw(st.integers(1, 60))
+    data = b"".join(bytes([size]) + bytes([7]) * size for size in blocks * repeated)
+    data += draw(st.sampled_from([b"\0", b"\0;", b"", b"\0\0\0"]))
+    return data[: draw(st.one_of(st.just(len(data)), st.integers(0, len(data))))]
+
+
+@fuzzed
+@given(data=chains())
+def test_a_chain_of_blocks_ends_where_a_plain_loop_ends(behind_blocks: Scalar, data: bytes) -> None:
+    assert behind_blocks(data) == behind_blocks_of(data)
+
+
+# --- Dimensions ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sides() -> Scalar:
+    """Status, height and width by decode_photos."""
+    import tensorflow as tf
+
+    from trainer.graph import Preprocessing, decode_photos
+
+    def look(content: Any) -> Any:
+        _, status, heights, widths = decode_photos(content[None], Preprocessing(height=32, width=32))
+        return tf.stack([status[0], heights[0], widths[0]])
+
+    return traced(look)
+
+
+@settings(max_examples=max(EXAMPLES // 3, 30), deadline=None)
+@given(
+    kind=st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "WEBP"]),
+    width=st.integers(1, 700),
+    height=st.integers(1, 700),
+    number=st.integers(1, 8),
+)
+def test_the_sides_are_those_of_the_upright_photo(
+    sides: Scalar, kind: str, width: int, height: int, number: int
+) -> None:
+    about = Image.Exif()
+    about[0x0112] = number
+    options: dict[str, Any] = {"exif": about} if kind in ("JPEG", "PNG", "WEBP") else {}
+    buffer = io.BytesIO()
+    image = Image.new("RGB", (width, height), (90, 160, 30))
+    (image.quantize(4) if kind == "GIF" else image).save(buffer, kind, **options)
+    turned = bool(options) and number >= 5
+    np.testing.assert_array_equal(
+        sides(buffer.getvalue()), [0, width, height] if turned else [0, height, width]
+    )
