@@ -119,7 +119,8 @@ def _plain_graph() -> Any:
     backbone = _backbone()
 
     def decode(content: Any) -> Any:
-        return tf.image.resize(tf.io.decode_jpeg(content, channels=3), [224, 224], antialias=True) / 255.0
+        pixels = tf.io.decode_jpeg(content, channels=3)
+        return tf.image.resize(pixels, [224, 224], method="bicubic", antialias=True) / 255.0
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def embed(contents: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainer.graph import augment, bmp, fit, gif, guard, headers, jpeg, png, webp
-from trainer.graph.guard import POSTPONED, Lane
+from trainer.graph.guard import POSTPONED, UNUSUAL, Lane
 from trainer.graph.settings import (
     CORRUPT,
     EMPTY,
@@ -36,8 +36,9 @@ _FOREIGN = (
 def decode_photos(contents: Any, settings: Preprocessing, *, views: Any = None) -> tuple[Any, Any, Any, Any]:
     """Decode a batch of encoded photos, whatever their bytes are.
 
-    All are decoded at once, but for those that are too large for that; then, one after the other,
-    those, and what did not decode, in the way of `Lane.mend`.
+    All take a first lane, made for ordinary JPEGs. What is left goes on: other formats at once
+    again; then, one after the other, what is too large for that, and what did not decode, in the
+    way of `Lane.mend`.
 
     Args:
         contents: string [N], N may be 0.
@@ -52,19 +53,29 @@ def decode_photos(contents: Any, settings: Preprocessing, *, views: Any = None) 
     import tensorflow as tf
 
     inputs = (contents,) if views is None else (contents, views)
-    signature = [tf.TensorSpec([], tf.string), tf.TensorSpec([augment.VIEW_SIZE])][: len(inputs)]
-    decode = tf.function(
-        lambda alone, mend, photo, view=None: _decode_photo(photo, view, settings, Lane(alone, mend)),
-        input_signature=[tf.TensorSpec([], tf.bool), tf.TensorSpec([], tf.bool), *signature],
+    photo = [tf.TensorSpec([], tf.string), tf.TensorSpec([augment.VIEW_SIZE])][: len(inputs)]
+    flag = tf.TensorSpec([], tf.bool)
+    ordinary = tf.function(
+        lambda photo, view=None: _decode_ordinary(photo, view, settings),
+        input_signature=photo,
+        autograph=False,
+    )
+    any_photo = tf.function(
+        lambda alone, mend, photo, view=None: _decode_any(photo, view, settings, Lane(alone, mend)),
+        input_signature=[flag, flag, *photo],
         autograph=False,
     )
 
-    def again(results: tuple[Any, ...], status: int, *, mend: bool) -> tuple[Any, ...]:
+    def again(results: tuple[Any, ...], status: int, *, alone: bool, mend: bool = False) -> tuple[Any, ...]:
+        """The photos of one status once more, in another lane."""
         rows = tf.cast(tf.where(tf.equal(results[1], status))[:, 0], tf.int32)
+
+        def decode(*photo: Any) -> Any:
+            return any_photo(tf.constant(alone), tf.constant(mend), *photo)
 
         def better() -> tuple[Any, ...]:
             chosen = [tf.gather(values, rows) for values in inputs]
-            pixels, found, *sides = _decode_rows(decode, chosen, settings, alone=True, mend=mend)
+            pixels, found, *sides = _decode_rows(decode, chosen, settings, alone=alone)
             if mend:
                 found = _explained(chosen[0], found)
             return tuple(
@@ -74,9 +85,10 @@ def decode_photos(contents: Any, settings: Preprocessing, *, views: Any = None) 
 
         return tf.cond(tf.size(rows) > 0, better, lambda: results)
 
-    results = _decode_rows(decode, inputs, settings, alone=False, mend=False)
-    results = again(results, POSTPONED, mend=False)
-    pixels, status, heights, widths = again(results, CORRUPT, mend=True)
+    results = _decode_rows(ordinary, inputs, settings, alone=False)
+    results = again(results, UNUSUAL, alone=False)
+    results = again(results, POSTPONED, alone=True)
+    pixels, status, heights, widths = again(results, CORRUPT, alone=True, mend=True)
     pixels.set_shape([None, settings.height, settings.width, 3])
     return pixels, status, heights, widths
 
@@ -101,7 +113,6 @@ def _decode_rows(
     settings: Preprocessing,
     *,
     alone: bool,
-    mend: bool,
 ) -> tuple[Any, ...]:
     """Decode photos; the row of one that fails stays blank and CORRUPT."""
     import tensorflow as tf
@@ -112,9 +123,7 @@ def _decode_rows(
     rows = (tf.concat([values, [extra]], 0) for values, extra in zip(inputs, blank, strict=False))
     dataset = tf.data.Dataset.from_tensor_slices((tf.range(count + 1), *rows))
     dataset = dataset.map(
-        tf.autograph.experimental.do_not_convert(
-            lambda row, *photo: (row, *decode(tf.constant(alone), tf.constant(mend), *photo))
-        ),
+        tf.autograph.experimental.do_not_convert(lambda row, *photo: (row, *decode(*photo))),
         num_parallel_calls=None if alone else tf.cast(tf.minimum(count + 1, settings.parallel), tf.int64),
         deterministic=None if alone else False,
     )
@@ -147,7 +156,21 @@ def _explained(contents: Any, status: Any) -> Any:
     return tf.where(failed & unknown, UNSUPPORTED, status)
 
 
-def _decode_photo(contents: Any, view: Any, settings: Preprocessing, lane: Lane) -> tuple[Any, Any, Any, Any]:
+def _decode_ordinary(contents: Any, view: Any, settings: Preprocessing) -> tuple[Any, Any, Any, Any]:
+    """As `_decode_any` for JPEGs that need nothing more; all else is UNUSUAL."""
+    import tensorflow as tf
+
+    ordinary = tf.equal(tf.strings.substr(contents, 0, len(jpeg.SIGNATURE)), jpeg.SIGNATURE)
+    ordinary &= tf.strings.length(contents) <= settings.max_bytes
+    decoded = tf.cond(
+        ordinary,
+        lambda: jpeg.decode(contents, settings, guard.FIRST, _zoom(view)),
+        lambda: guard.refuse(UNUSUAL),
+    )
+    return _finished(decoded, view, settings)
+
+
+def _decode_any(contents: Any, view: Any, settings: Preprocessing, lane: Lane) -> tuple[Any, Any, Any, Any]:
     """One photo: pixels uint8 [height,width,3], status, height, width. Fails where it does not decode."""
     import tensorflow as tf
 
@@ -156,20 +179,29 @@ def _decode_photo(contents: Any, view: Any, settings: Preprocessing, lane: Lane)
     # Nothing helps these when they have failed once.
     hopeless = lane.mend & (kind >= _PNG) & (kind <= _BMP)
     kind, reason = tf.where(hopeless, _NONE, kind), tf.where(hopeless, CORRUPT, reason)
-    zoom = 1.0 if view is None else view[0]
-    decoded = guard.Decoded(
-        *tf.switch_case(
-            kind,
-            [
-                lambda: jpeg.decode(contents, settings, lane, zoom),
-                lambda: png.decode(contents, head, settings, lane),
-                lambda: gif.decode(contents, head, settings, lane),
-                lambda: bmp.decode(contents, head, settings, lane),
-                lambda: webp.decode(contents, head, settings, lane),
-                lambda: guard.refuse(reason),
-            ],
-        )
+    decoded = tf.switch_case(
+        kind,
+        [
+            lambda: jpeg.decode(contents, settings, lane, _zoom(view)),
+            lambda: png.decode(contents, head, settings, lane),
+            lambda: gif.decode(contents, head, settings, lane),
+            lambda: bmp.decode(contents, head, settings, lane),
+            lambda: webp.decode(contents, head, settings, lane),
+            lambda: guard.refuse(reason),
+        ],
     )
+    return _finished(decoded, view, settings)
+
+
+def _zoom(view: Any) -> Any:
+    return 1.0 if view is None else view[0]
+
+
+def _finished(found: Any, view: Any, settings: Preprocessing) -> tuple[Any, Any, Any, Any]:
+    """A Decoded photo fitted and turned: pixels, status, height, width."""
+    import tensorflow as tf
+
+    decoded = guard.Decoded(*found)
     sideways = decoded.orientation >= 5
     pixels = decoded.pixels if view is None else augment.part(decoded.pixels, view)
     upright = fit.turn(fit.fit(pixels, settings, sideways), decoded.orientation)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from trainer.graph.settings import CORRUPT, GREY, OK, STATUSES, TOO_LARGE, TRUNCATED, Preprocessing
 
-POSTPONED = len(STATUSES)
-"""The status of a photo that is too large to be decoded beside others; it never leaves the graph."""
+UNUSUAL, POSTPONED = len(STATUSES), len(STATUSES) + 1
+"""Statuses that never leave the graph: no ordinary JPEG; too large to be decoded beside others."""
 
 
 class Lane(NamedTuple):
@@ -21,6 +21,14 @@ class Lane(NamedTuple):
 
     alone: Any
     mend: Any
+
+
+FIRST = None
+"""In the place of a lane: the one that all photos take, made for ordinary JPEGs.
+
+A call instantiates the graph of each lane that it takes anew, which for all formats together costs
+as much as decoding a small photo. So this one leaves what is not ordinary to the next, as UNUSUAL.
+"""
 
 
 class Claim(NamedTuple):
@@ -62,20 +70,22 @@ def refuse(status: Any) -> Decoded:
     return Decoded(_dot(), tf.cast(status, tf.int32), tf.constant([0, 0]), tf.constant(1))
 
 
-def decode(claim: Claim, pixels: Callable[[], Any], settings: Preprocessing, lane: Lane) -> Decoded:
+def decode(claim: Claim, pixels: Callable[[], Any], settings: Preprocessing, lane: Lane | None) -> Decoded:
     """Decode what may be decoded.
 
     Args:
         claim: of the header.
         pixels: gives uint8 [h,w,3]; run only where the claim is within the limits.
         settings: what may be decoded beside others.
-        lane: how this photo is decoded.
+        lane: how this photo is decoded; None: FIRST.
     """
     import tensorflow as tf
 
     status = tf.where(tf.reduce_any(claim.sides <= 0) & (claim.status <= TRUNCATED), CORRUPT, claim.status)
     good = status <= TRUNCATED
-    large = good & (claim.cost > settings.max_parallel_bytes) & tf.logical_not(lane.alone)
+    large = good & (claim.cost > settings.max_parallel_bytes)
+    if lane:
+        large &= tf.logical_not(lane.alone)
     status = tf.where(large, POSTPONED, status)
     good &= tf.logical_not(large)
     return Decoded(

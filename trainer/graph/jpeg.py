@@ -29,29 +29,29 @@ _BYTES_A_PIXEL = 6
 """Coefficients of 16 bits for each of three components, held for all pixels where scans are several."""
 
 
-def decode(contents: Any, settings: Preprocessing, lane: Lane, zoom: Any = 1.0) -> Decoded:
+def decode(contents: Any, settings: Preprocessing, lane: Lane | None, zoom: Any = 1.0) -> Decoded:
     """One JPEG; with `lane.mend` the end that it lacks is put behind it, and the rest stays grey.
 
     Args:
         contents: its bytes, string scalar.
         settings: sizes and limits.
-        lane: how it is decoded.
+        lane: how it is decoded; None: FIRST, which leaves what may be too large to the next.
         zoom: the part of its sides that is wanted, from 0 to 1.
     """
     import tensorflow as tf
 
-    why = tf.cond(lane.mend, lambda: _why_failed(contents, settings), lambda: tf.constant(OK))
-    sides = tf.cond(
-        tf.equal(why, OK),
-        lambda: tf.ensure_shape(tf.image.extract_jpeg_shape(contents)[:2], [2]),
-        lambda: tf.constant([1, 1]),
-    )
+    source = contents
+    if lane is guard.FIRST:
+        sides = _sides(contents)
+        status = tf.where(_may_be_too_large(contents, sides, settings), guard.UNUSUAL, OK)
+    else:
+        why = tf.cond(lane.mend, lambda: _why_failed(contents, settings), lambda: tf.constant(OK))
+        sides = tf.cond(tf.equal(why, OK), lambda: _sides(contents), lambda: tf.ones([2], tf.int64))
+        status = tf.where(lane.mend, TRUNCATED, OK)
+        status = tf.where(_is_too_large(contents, sides, settings), TOO_LARGE, status)
+        status = tf.where(tf.equal(why, OK), status, why)
+        source = tf.strings.join([contents, tf.where(lane.mend, bytes([0xFF, _END_OF_IMAGE]), b"")])
     orientation = _orientation(contents)
-    claimed = tf.cast(sides, tf.int64)
-    status = tf.where(lane.mend, TRUNCATED, OK)
-    status = tf.where(_is_too_large(contents, claimed, settings), TOO_LARGE, status)
-    status = tf.where(tf.equal(why, OK), status, why)
-    source = tf.strings.join([contents, tf.where(lane.mend, bytes([0xFF, _END_OF_IMAGE]), b"")])
     # The largest reduction in the DCT that leaves both sides at least as large as they must be.
     room = fit.room(sides, settings, orientation >= 5) * zoom
     scale = tf.where(room >= 8, 3, tf.where(room >= 4, 2, tf.where(room >= 2, 1, 0)))
@@ -59,32 +59,46 @@ def decode(contents: Any, settings: Preprocessing, lane: Lane, zoom: Any = 1.0) 
     def at(ratio: int) -> Callable[[], Any]:
         return lambda: tf.io.decode_jpeg(source, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
-    claim = Claim(claimed, status, claimed[0] * claimed[1] * _BYTES_A_PIXEL, orientation)
+    claim = Claim(sides, status, sides[0] * sides[1] * _BYTES_A_PIXEL, orientation)
     return guard.decode(claim, lambda: tf.switch_case(scale, [at(1), at(2), at(4), at(8)]), settings, lane)
 
 
-def _is_too_large(contents: Any, sides: Any, settings: Preprocessing) -> Any:
-    """Whether decoding costs too much time or memory; bool.
+def _sides(contents: Any) -> Any:
+    """Height and width by the header, int64 [2]. Fails where the decoder does not take it."""
+    import tensorflow as tf
 
-    A JPEG of one scan is decoded row by row, while one of several is held whole and gone through
-    once a scan, each of which may be a few bytes. Scan markers are first counted anywhere in the
-    bytes, which is cheap and can only overcount (a preview in Exif, a film that the phone
-    appended); only where that count would be too much are the real ones counted.
+    return tf.cast(tf.ensure_shape(tf.image.extract_jpeg_shape(contents)[:2], [2]), tf.int64)
+
+
+def _may_be_too_large(contents: Any, sides: Any, settings: Preprocessing) -> Any:
+    """Whether decoding might cost too much time or memory; bool.
+
+    Scan markers are counted anywhere in the bytes, which is cheap and can only overcount: a preview
+    in Exif, a film that the phone appended.
     """
     import tensorflow as tf
 
-    pixels = sides[0] * sides[1]
     scans = tf.size(tf.strings.split(contents, bytes([0xFF, _START_OF_SCAN])), out_type=tf.int64) - 1
+    return _costs_too_much(sides, scans, settings)
 
-    def are_too_many(scans: Any) -> Any:
-        costly = (pixels * scans > settings.max_scan_pixels) | (pixels > settings.max_whole_pixels)
-        return (scans > 1) & costly
+
+def _is_too_large(contents: Any, sides: Any, settings: Preprocessing) -> Any:
+    """Whether decoding costs too much time or memory, by its real scans; bool."""
+    import tensorflow as tf
 
     def certain() -> Any:
-        return are_too_many(_scans(contents, settings.max_scan_pixels // tf.maximum(pixels, 1)))
+        enough = settings.max_scan_pixels // tf.maximum(sides[0] * sides[1], 1)
+        return _costs_too_much(sides, _scans(contents, enough), settings)
 
-    too_many = tf.cond(are_too_many(scans), certain, lambda: tf.constant(False))
-    return (pixels > settings.max_pixels) | too_many
+    suspected = _may_be_too_large(contents, sides, settings)
+    return tf.cond(suspected, certain, lambda: tf.constant(False))
+
+
+def _costs_too_much(sides: Any, scans: Any, settings: Preprocessing) -> Any:
+    """A JPEG of one scan is decoded row by row; one of several is held whole and gone through for each."""
+    pixels = sides[0] * sides[1]
+    whole = (pixels * scans > settings.max_scan_pixels) | (pixels > settings.max_whole_pixels)
+    return (pixels > settings.max_pixels) | (scans > 1) & whole
 
 
 def _scans(contents: Any, enough: Any) -> Any:
