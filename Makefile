@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint bench lock check-resolve clean help
+.PHONY: demo test lint bench bench-decoding fuzz old-tensorflow lock check-resolve clean help
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
@@ -25,6 +25,20 @@ lint: $(VENV)/dev.stamp ## Style, types and layers
 
 bench: $(VENV)/dev.stamp ## The figures that the README quotes
 	$(BIN)/python -m tests.bench
+
+bench-decoding: $(VENV)/dev.stamp ## Decoding: speed, agreement (on Debian), memory, and accuracy by aspect
+	$(BIN)/python -m tests.bench.decoding
+	$(BIN)/python -m tests.bench.accuracy
+
+FUZZ ?= 20000
+fuzz: $(VENV)/dev.stamp ## Damaged photos and headers without end: FUZZ=20000 examples a property
+	HUBHEAD_FUZZ_EXAMPLES=$(FUZZ) $(BIN)/python -m pytest tests/test_graph.py tests/test_headers.py -k "damaged or bytes or plain or scans or sides"
+
+OLD_TENSORFLOW ?= 2.19.1
+old-tensorflow: $(VENV)/dev.stamp ## A bundle under OLD_TENSORFLOW=2.19.1, in an environment of its own
+	test -x build/tensorflow-$(OLD_TENSORFLOW)/bin/python || $(PYTHON) -m venv build/tensorflow-$(OLD_TENSORFLOW)
+	build/tensorflow-$(OLD_TENSORFLOW)/bin/python -m pip install --quiet tensorflow-cpu==$(OLD_TENSORFLOW)
+	HUBHEAD_OLD_TENSORFLOW=build/tensorflow-$(OLD_TENSORFLOW)/bin/python $(BIN)/python -m pytest tests/test_old_tensorflow.py
 
 lock: $(VENV)/dev.stamp ## Resolve the ranges of pyproject.toml anew into the two locked files
 	$(BIN)/python -m pip install --quiet uv

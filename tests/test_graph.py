@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 import random
 import resource
 import struct
@@ -32,6 +33,8 @@ from trainer.graph import STATUSES, Preprocessing
 pytestmark = pytest.mark.tf
 
 SIZE = 224
+EXAMPLES = int(os.environ.get("HUBHEAD_FUZZ_EXAMPLES", "120"))
+"""Damaged photos that are tried; `make fuzz` asks for more."""
 REPO = Path(__file__).resolve().parents[1]
 
 Pixels = NDArray[np.uint8]
@@ -408,7 +411,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(photo[:end]) + draw(st.binary(max_size=8))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(contents=st.lists(damaged(), min_size=1, max_size=4))
 def test_no_damaged_photo_raises_or_harms_its_neighbour(decode: Decode, contents: list[bytes]) -> None:
     *rows, neighbour = decode([*contents, small("JPEG")])
@@ -419,7 +422,7 @@ def test_no_damaged_photo_raises_or_harms_its_neighbour(decode: Decode, contents
         assert row.status.usable or (row.pixels == 128).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=max(EXAMPLES // 3, 40), deadline=None)
 @given(contents=st.lists(st.binary(max_size=200), max_size=6))
 def test_no_bytes_raise(decode: Decode, contents: list[bytes]) -> None:
     assert all(row.status in STATUSES for row in decode(contents))
