@@ -17,6 +17,8 @@ pytestmark = [pytest.mark.tf, pytest.mark.beam, pytest.mark.slow]
 
 
 def start(directory: Path) -> subprocess.Popen[str]:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under nohup, which children inherit
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, "-m", "hubhead", "demo", "--output_dir", str(directory)],
         stdout=subprocess.PIPE,
