@@ -317,6 +317,255 @@ def test_shares_that_leave_nothing_to_train_on_are_an_error(testing: float, vali
         SplitSettings(testing, validation)
 
 
+# --- Groups of several labels ---------------------------------------------------------------------------
+
+
+@st.composite
+def grouped(draw: st.DrawFn) -> list[Example]:
+    """Photos of two to four labels, some in groups that several labels share, some identical."""
+    seed = draw(st.integers(0, 10**9))
+    rows = draw(
+        st.lists(
+            st.tuples(st.integers(0, 3), st.one_of(st.none(), st.integers(0, 6)), st.integers(0, 20)),
+            min_size=4,
+            max_size=40,
+            unique_by=lambda row: (row[0], row[2]),
+        )
+    )
+    return [
+        Example(
+            f"/photos/{label}/{content}.jpg",
+            hashlib.sha256(f"{seed} {content}".encode()).hexdigest(),
+            label,
+            "" if group is None else f"{seed} {group}",
+        )
+        for label, group, content in rows
+    ]
+
+
+@settings(max_examples=150, deadline=None)
+@given(examples=grouped(), data=st.data())
+def test_groups_and_identical_photos_stay_in_one_set_whatever_their_labels(
+    examples: list[Example], data: st.DataObject
+) -> None:
+    rows = st.lists(st.integers(0, len(examples) - 1), min_size=2, max_size=4)
+    together = data.draw(st.lists(rows, max_size=3))
+    subsets = dataset.split(examples, SplitSettings(20, 20), together=together)
+    sets_of: dict[str, set[Subset]] = defaultdict(set)
+    for item, subset in zip(examples, subsets, strict=True):
+        sets_of[item.sha256].add(subset)
+        sets_of[item.group or item.sha256].add(subset)
+    assert all(len(found) == 1 for found in sets_of.values())
+    assert all(len({subsets[row] for row in rows}) == 1 for rows in together)
+    order = data.draw(st.permutations(range(len(examples))))
+    again = dataset.split(
+        [examples[row] for row in order],
+        SplitSettings(20, 20),
+        together=[[order.index(row) for row in rows] for rows in together],
+    )
+    assert again == [subsets[row] for row in order]
+
+
+@settings(max_examples=100, deadline=None)
+@given(examples=grouped(), dropped=st.integers(0, 10**6))
+def test_groups_of_several_labels_stay_in_their_sets_as_the_folder_grows(
+    examples: list[Example], dropped: int
+) -> None:
+    """Where no set had to be repaired, only photos of the units that the newcomer joins may move."""
+    newcomer = examples[dropped % len(examples)]
+    before = [item for item in examples if item != newcomer]
+    labels = [str(label) for label in range(4)]
+    chosen = SplitSettings(20, 20)
+    old, new = dataset.split(before, chosen), dataset.split(examples, chosen)
+    if dataset.gaps(before, old, labels) or dataset.gaps(examples, new, labels):
+        return
+    after = dict(zip(examples, new, strict=True))
+    joined = {newcomer.group, newcomer.sha256}
+    for _ in examples:
+        for item in examples:
+            if joined & {item.group or item.sha256, item.sha256}:
+                joined |= {item.group or item.sha256, item.sha256}
+    moved = [
+        item
+        for item, subset in zip(before, old, strict=True)
+        if after[item] is not subset and item.sha256 not in joined
+    ]
+    # A repair that the newcomer makes needless or needed moves one unit for each set of its label.
+    units = {item.group or item.sha256 for item in moved}
+    assert len(units) <= 2 * len(labels)
+
+
+def test_a_label_whose_groups_no_other_can_spare_is_told() -> None:
+    shared = [Example(f"/p/{label}.jpg", str(label), label, "one meal") for label in range(2)]
+    subsets = dataset.split(shared, SplitSettings())
+    assert len(set(subsets)) == 1
+    others = [example(number, 0) for number in range(10)]
+    subsets = dataset.split([*shared, *others], SplitSettings())
+    assert dataset.gaps([*shared, *others], subsets, ["pizza", "sushi"]) == [
+        f"There is no photo for {subset} of the labels 'sushi'."
+        for subset in Subset
+        if subset is not subsets[1]
+    ]
+
+
+def test_of_units_with_many_groups_the_sets_have_their_shares_too() -> None:
+    examples = [example(number) for number in range(6000)]
+    together = [range(low, low + 3) for low in range(0, 6000, 3)]
+    found = Counter(dataset.split(examples, SplitSettings(10, 10), together=together))
+    for subset in (VALIDATION, TESTING):
+        assert abs(found[subset] - 600) < 3 * 5 * (2000 * 0.1 * 0.9) ** 0.5
+
+
+def test_a_group_that_grows_by_a_photo_stays_in_its_set() -> None:
+    members = [Example(f"/p/{number}.jpg", str(number), 0, "meal") for number in range(50)]
+    others = [example(number) for number in range(20)]
+    found = {dataset.split([*others, *members[:size]], SplitSettings())[-1] for size in range(1, 50)}
+    assert len(found) == 1
+
+
+# --- Sets that are laid out -----------------------------------------------------------------------------
+
+
+def lay_out(top: Path, sets: dict[str, dict[str, int]]) -> Path:
+    top.mkdir()
+    for name, photos in sets.items():
+        (top / name).mkdir()
+        fill(top / name, photos)
+        for path in (top / name).rglob("*.jpg"):
+            path.write_bytes(f"{name} {path.read_bytes()!r}".encode())
+    return top
+
+
+def sets_of(folder: dataset.Folder, chosen: SplitSettings) -> dict[tuple[str, str], Counter[Subset]]:
+    """The sets that the photos of each directory and label come into."""
+    examples = [
+        folder.example(photo, hashlib.sha256(Path(photo.uri).read_bytes()).hexdigest())
+        for photo in folder.photos
+    ]
+    found: dict[tuple[str, str], Counter[Subset]] = defaultdict(Counter)
+    for item, subset in zip(examples, dataset.split(examples, chosen), strict=True):
+        found[Path(item.uri).parts[-3], folder.labels[item.label]][subset] += 1
+    return found
+
+
+@pytest.mark.parametrize("train", ["train", "training", "Train"])
+@pytest.mark.parametrize("validation", ["val", "valid", "VALIDATION", "dev"])
+@pytest.mark.parametrize("test", ["test", "testing"])
+def test_sets_that_are_laid_out_are_used_as_they_are(
+    tmp_path: Path, train: str, validation: str, test: str
+) -> None:
+    sizes = {train: {"pizza": 25, "sushi": 20}, validation: {"pizza": 2, "sushi": 3}, test: {"pizza": 4}}
+    folder = dataset.scan(lay_out(tmp_path / "photos", sizes))
+    assert folder.labels == ("pizza", "sushi")
+    assert folder.counts == {"pizza": 31, "sushi": 23}
+    assert folder.given == {VALIDATION, TESTING}
+    assert sets_of(folder, SplitSettings(40, 40)) == {
+        (train, "pizza"): {TRAINING: 25},
+        (train, "sushi"): {TRAINING: 20},
+        (validation, "pizza"): {VALIDATION: 2},
+        (validation, "sushi"): {VALIDATION: 3},
+        (test, "pizza"): {TESTING: 4},
+    }
+    directories = ", ".join(f"{name}/" for name in sorted(sizes))
+    assert folder.warnings == (
+        f"The sets are those of the directories {directories}: "
+        "45 for training, 5 for validation, 4 for testing.",
+    )
+
+
+def test_a_set_that_is_not_laid_out_is_split_off_from_training(tmp_path: Path) -> None:
+    sizes = {"train": {"pizza": 100, "sushi": 100}, "val": {"pizza": 5, "sushi": 5}}
+    folder = dataset.scan(lay_out(tmp_path / "photos", sizes))
+    assert folder.warnings == (
+        "The sets are those of the directories train/, val/: 200 for training, 10 for validation; "
+        "what testing asks for is split off from training.",
+    )
+    found = sets_of(folder, SplitSettings(20, 20))
+    for label in ("pizza", "sushi"):
+        assert found["val", label] == {VALIDATION: 5}
+        assert set(found["train", label]) == {TRAINING, TESTING}
+        assert 5 < found["train", label][TESTING] < 40
+    assert sets_of(folder, SplitSettings(0, 20))["train", "pizza"] == {TRAINING: 100}
+    assert TESTING in sets_of(folder, SplitSettings(20, 20, "retrain"))["train", "pizza"]
+    assert VALIDATION not in sets_of(folder, SplitSettings(20, 20, "retrain"))["train", "pizza"]
+
+
+def test_a_train_directory_alone_is_split_as_a_folder_is(tmp_path: Path) -> None:
+    folder = dataset.scan(lay_out(tmp_path / "photos", {"train": {"pizza": 60, "sushi": 60}}))
+    plain = dataset.scan(tmp_path / "photos" / "train")
+    assert folder.labels == ("pizza", "sushi")
+    assert sets_of(folder, SplitSettings()) == sets_of(plain, SplitSettings())
+    assert "split off from training" in folder.warnings[0]
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        {"train": {"pizza": 1}, "test": {"pizza": 1}, "other": {"pizza": 1}},
+        {"val": {"pizza": 1}, "test": {"pizza": 1}},
+        {"train": {"pizza": 1}, "test": {}},
+    ],
+)
+def test_other_directories_than_sets_are_labels(tmp_path: Path, sets: dict[str, dict[str, int]]) -> None:
+    top = lay_out(tmp_path / "photos", sets)
+    for name in sets:
+        (top / name / "loose.jpg").write_bytes(b"x")
+    assert set(dataset.scan(top).labels) == set(sets)
+    assert not dataset.scan(top).given
+
+
+def test_files_beside_the_labels_of_a_set_are_left_out_and_counted(tmp_path: Path) -> None:
+    top = lay_out(tmp_path / "photos", {name: {"pizza": 20, "sushi": 20} for name in ("train", "test")})
+    for name in ("readme.txt", "train/loose.jpg"):
+        (top / name).write_bytes(b"x")
+    assert "2 files that are in no label's directory are left out." in dataset.scan(top).warnings
+
+
+def test_two_directories_for_one_set_are_an_error(tmp_path: Path) -> None:
+    sets = {name: {"pizza": 3, "sushi": 3} for name in ("train", "val", "dev")}
+    with pytest.raises(InputError, match="dev/ and val/ are both for validation"):
+        dataset.scan(lay_out(tmp_path / "photos", sets))
+
+
+def test_labels_that_are_held_out_alone_are_an_error(tmp_path: Path) -> None:
+    sets = {"train": {"pizza": 3, "sushi": 3, "soup": 0}, "test": {"soup": 1, "pizza": 1}, "val": {"rice": 1}}
+    with pytest.raises(InputError, match=r"for 'rice', 'soup': all .* for testing and validation") as caught:
+        dataset.scan(lay_out(tmp_path / "photos", sets))
+    assert caught.value.remedy
+
+
+def test_labels_of_two_sets_that_differ_in_case_are_an_error(tmp_path: Path) -> None:
+    sets = {"train": {"pizza": 3, "sushi": 3}, "test": {"Pizza": 1, "sushi": 1}}
+    with pytest.raises(InputError, match="'Pizza' and 'pizza' differ only in case"):
+        dataset.scan(lay_out(tmp_path / "photos", sets))
+
+
+def test_too_few_photos_are_counted_in_what_is_to_be_split(tmp_path: Path) -> None:
+    sets = {"train": {"pizza": 1, "sushi": 2}, "val": {"pizza": 9}}
+    folder = dataset.scan(lay_out(tmp_path / "photos", sets))
+    with pytest.raises(InputError, match=r"each of 2 sets: 'pizza' \(1\)\. "):
+        dataset.check_folder(folder, SplitSettings())
+    dataset.check_folder(folder, SplitSettings(0, 10))
+    examples = [folder.example(photo, photo.uri) for photo in folder.photos]
+    with pytest.raises(InputError, match=r"each of 2 sets: 'pizza' \(1\)\. "):
+        dataset.check_examples(examples, folder.labels, SplitSettings())
+    unreadable = [item for item in examples if item.subset or item.label]
+    with pytest.raises(InputError, match=r"for one in the training set: 'pizza' \(0\)\. "):
+        dataset.check_examples(unreadable, folder.labels, SplitSettings(0, 10))
+    with pytest.raises(InputError, match=r"'sushi' \(1\)"):
+        dataset.check_examples(examples, folder.labels, SplitSettings(), together=[[1, 2, 10, 11]])
+
+
+def test_of_identical_photos_the_one_that_is_tested_on_counts() -> None:
+    same = [
+        Example(f"/p/{number}", "same", 0, subset=subset)
+        for number, subset in enumerate([None, VALIDATION, TRAINING, TESTING, TESTING])
+    ]
+    assert dataset.distinct(same) == [3]
+    assert dataset.distinct(same[:3]) == [1]
+    assert dataset.distinct([same[0], example(1), same[2], example(1, 1)]) == [0, 1, 3]
+
+
 # --- retrain.py's own split -----------------------------------------------------------------------------
 
 

@@ -293,6 +293,6 @@ def sample_features(trained: Trained) -> tuple[head.Floats, head.Ints, int]:
     manifest = trained.result.bundle.manifest
     store = EmbeddingStore(trained.settings.embedding_store, manifest.fingerprint, manifest.dimension)
     folder = dataset.scan(Path(trained.settings.image_dir))
-    found = gather(folder.photos, store)
+    found = gather(folder, store)
     targets = np.array([example.label for example in found.examples], np.int64)
     return found.embeddings, targets, len(folder.labels)

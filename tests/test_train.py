@@ -28,6 +28,7 @@ from trainer.train import check_places, train, write_labels
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
+    from trainer.samples import SampleSummary
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -178,6 +179,8 @@ def test_every_command_explains_itself() -> None:
         shown = runner.invoke(group, [name, "--help"])
         assert shown.exit_code == 0
         for parameter in command.params:
+            if isinstance(parameter, click.Option) and parameter.hidden:
+                continue  # a flag of an older tool: --help-retrain explains them
             assert isinstance(parameter, click.Argument) or parameter.help
             assert all(flag in shown.output for flag in parameter.opts if flag.startswith("--"))
 
@@ -194,7 +197,7 @@ def test_the_sample_photos_are_split_trained_measured_and_published(trained: Tra
     assert sum(result.subsets.values()) == sum(result.labels.values()) == 406
     assert all(result.subsets.values())
     assert result.left_out == ()
-    assert result.duplicates == 0
+    assert result.duplicates.exact == ()
     assert result.test is not None
     assert result.test.accuracy.n == len(result.test_photos) == result.subsets["testing"]
     assert round(result.test.accuracy.value * result.test.accuracy.n) == len(result.test_photos) - len(
@@ -276,7 +279,8 @@ def test_bad_files_are_left_out_with_their_reasons_and_twins_count_once(
         "head.jpg": Status.CORRUPT,
         "gone.jpg": Status.UNREADABLE,
     }
-    assert result.duplicates == 1
+    assert [len(group.pictures) for group in result.duplicates.exact] == [2, 2]
+    assert len(result.duplicates.contradictions) == 1
     assert result.labels == {"blue sky": 9, "rouge grenat 赤": 9}
     assert any("stray.jpg" in line and "1.jpg" in line for line in said)
     told = describe(result)
@@ -325,3 +329,52 @@ def trained_settings(tmp_path: Path) -> Callable[..., Any]:
 def test_labels_are_written_one_a_line_in_utf8(tmp_path: Path) -> None:
     write_labels(["寿司", "crème brûlée"], tmp_path / "labels.txt")
     assert (tmp_path / "labels.txt").read_bytes() == "寿司\ncrème brûlée\n".encode()
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+def test_a_manifest_is_trained_on_and_its_sets_and_groups_are_obeyed(
+    trained: Trained, sample: SampleSummary, tmp_path: Path
+) -> None:
+    # Embedded already: what is under test is what the manifest decides.
+    labels = ["fruits", "grain legumes"]
+    lines = ["photo,label,group,split"]
+    for label in labels:
+        for number, path in enumerate(sorted((sample.directory / label).iterdir())[:20]):
+            split = "test" if number < 4 else "val" if number < 7 else "train"
+            lines.append(f"{path},{label},,{split}")
+    manifest = tmp_path / "photos.csv"
+    manifest.write_text("\n".join([*lines, f"{tmp_path / 'gone.jpg'},fruits,,train"]) + "\n")
+    said: list[str] = []
+    settings = replace(
+        trained.settings,
+        image_dir=str(manifest),
+        saved_model_dir=tmp_path / "models" / "two",
+        output_labels=None,
+    )
+    result = train(settings, say=said.append)
+    assert result.subsets == {"training": 26, "validation": 6, "testing": 8}
+    assert [Path(uri).name for uri, _ in result.test_photos[:4]] == [
+        Path(line.split(",")[0]).name for line in lines[1:5]
+    ]
+    assert [Path(path).name for path, _ in result.left_out] == ["gone.jpg"]
+    assert any("sets are those of" in line for line in said)
+
+
+def test_a_command_line_of_retrain_is_understood(tmp_path: Path) -> None:
+    done = hubhead(
+        "train",
+        *(
+            "--image_dir",
+            "nowhere",
+            "--how_many_training_steps",
+            "500",
+            "--architecture",
+            "mobilenet_0.50_224",
+        ),
+        where=tmp_path,
+    )
+    assert done.returncode == 1
+    assert "--how_many_training_steps has no effect" in done.stderr
+    assert "is taken as --tfhub_module" in done.stderr
+    assert "there is no such directory" in done.stderr

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trainer import flags
+from trainer.backbone.cli import input_options
+
 if TYPE_CHECKING:
-    from trainer.train import TrainResult
+    from trainer.train import TrainResult, TrainSettings
 
 _SETTINGS = {"show_default": True, "max_content_width": 100}
 
@@ -44,18 +47,31 @@ def _preprocessing_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(
+    cls=flags.RetrainCommand,
     context_settings=_SETTINGS,
     short_help="Retrain a head on a folder of labelled photos.",
-    epilog="\b\nExample:\n"
+    epilog="\b\nExamples:\n"
     "  hubhead train --image_dir food_images\n"
+    "  hubhead train --manifest photos.csv --saved_model_dir models/food\n"
     "  hubhead serve --model_base_path models/food_images",
 )
+@flags.retrain_options
 @click.option(
     "--image_dir",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Directory with one directory of photos a label; its name is the label.",
+    metavar="DIRECTORY",
+    help="Directory with one directory of photos a label; its name is the label. Where train, val and test "
+    "stand above the labels, they are the sets.",
 )
+@click.option(
+    "--manifest",
+    metavar="FILE",
+    help="In place of --image_dir: a table (.csv, .tsv, .jsonl, .parquet) with a column of photos and one "
+    "of labels, and maybe one of groups that stay together and one of sets.",
+)
+@click.option("--photo_column", default="", show_default="path, image, ...", help="Of the manifest.")
+@click.option("--label_column", default="", show_default="label, class, ...", help="Of the manifest.")
+@click.option("--group_column", default="", show_default="group", help="Of the manifest.")
+@click.option("--split_column", default="", show_default="split, set", help="Of the manifest.")
 @click.option(
     "--saved_model_dir",
     type=click.Path(path_type=Path),
@@ -67,6 +83,7 @@ def _preprocessing_options(command: Callable[..., Any]) -> Callable[..., Any]:
     default="efficientnet_lite0",
     help="Backbone: an alias (hubhead backbone list), a directory, or a TensorFlow Hub handle.",
 )
+@input_options
 @click.option(
     "--output_labels",
     type=click.Path(path_type=Path),
@@ -90,6 +107,18 @@ def _preprocessing_options(command: Callable[..., Any]) -> Callable[..., Any]:
     default="content",
     help="What decides a photo's set: its content, or its path as in retrain.py.",
 )
+@click.option(
+    "--near_duplicates",
+    type=click.Choice(["report", "together", "ignore"]),
+    default="report",
+    help="Photos whose embeddings are nearly the same: say which, keep them in one set too, or do not look.",
+)
+@click.option(
+    "--near_threshold",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.93,
+    help="Cosine of embeddings from which photos are nearly the same.",
+)
 @click.option("--top_k", type=click.IntRange(min=1), default=5, help="Labels that an answer names.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the cross-validation.")
 @click.option(
@@ -103,22 +132,16 @@ def _preprocessing_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--print_misclassified_test_images", is_flag=True, help="List the test photos that get a wrong label."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the bundle's hubhead.json on stdout.")
+@click.pass_context
 def train(
-    image_dir: Path,
+    context: click.Context,
+    /,
+    image_dir: str | None,
+    manifest: str | None,
     saved_model_dir: Path | None,
-    tfhub_module: str,
-    output_labels: Path | None,
-    testing_percentage: float,
-    validation_percentage: float,
-    split_method: str,
-    top_k: int,
-    seed: int,
-    embedding_store: str,
-    aspect: str,
-    max_pixels: int,
-    max_bytes: int,
     print_misclassified_test_images: bool,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Retrain the head of a backbone on a folder of labelled photos, and export the bundle.
 
@@ -126,26 +149,15 @@ def train(
     so that the next training, with more photos or other settings, takes seconds.
     """
     require_extra("train", "tensorflow", "tensorflow_hub", "apache_beam", "pyarrow", "scipy")
+    if (image_dir is None) == (manifest is None):
+        raise click.UsageError("Give one of --image_dir DIRECTORY and --manifest FILE.", context)
     from batch.cli import progress_bar
-    from batch.embeddings import default_root
-    from trainer.dataset import SplitSettings
-    from trainer.fetch import cache_directory
-    from trainer.graph import Preprocessing
-    from trainer.train import TrainSettings
     from trainer.train import train as run
 
-    settings = TrainSettings(
-        image_dir=image_dir,
-        saved_model_dir=saved_model_dir or Path("models") / image_dir.resolve().name,
-        tfhub_module=tfhub_module,
-        embedding_store=embedding_store or default_root(),
-        cache=cache_directory(),
-        preprocessing=Preprocessing.limited(aspect, max_pixels, max_bytes),
-        output_labels=output_labels,
-        split=SplitSettings(testing_percentage, validation_percentage, split_method),
-        top_k=top_k,
-        seed=seed,
-    )
+    source = image_dir or manifest or ""
+    name = Path(source).resolve()
+    target = saved_model_dir or Path("models") / (name.name if image_dir else name.stem)
+    settings = _train_settings(source, target, **given)
     with progress_bar() as report:
         result = run(settings, say=lambda line: click.echo(line, err=True), progress=report)
     if as_json:
@@ -194,6 +206,7 @@ def train(
     help="Below this probability of the best label the model says none of these.  [default: as before]",
 )
 @_preprocessing_options
+@input_options
 @click.pass_context
 def export(
     context: click.Context,
@@ -206,6 +219,8 @@ def export(
     aspect: str,
     max_pixels: int,
     max_bytes: int,
+    image_size: int | None,
+    value_range: tuple[float, float] | None,
 ) -> None:
     """Export a trained head again with other settings, or a backbone without a head.
 
@@ -213,13 +228,14 @@ def export(
     """
     if (source is None) != headless:
         raise click.UsageError("Give exactly one of --bundle BUNDLE and --headless.")
-    of_graph = ["tfhub_module", "aspect", "max_pixels", "max_bytes"]
+    of_graph = ["tfhub_module", "aspect", "max_pixels", "max_bytes", "image_size", "value_range"]
     wrong = of_graph if source else ["top_k", "threshold"]
     for name in wrong:
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name} does not go with {'--bundle' if source else '--headless'}.")
     require_extra("train", "tensorflow", "tensorflow_hub")
     from trainer import export as exporter
+    from trainer.backbone import InputOptions
     from trainer.fetch import cache_directory
     from trainer.graph import Preprocessing
 
@@ -227,18 +243,59 @@ def export(
         published = exporter.export_again(source, saved_model_dir, top_k=top_k, threshold=threshold)
     else:
         settings = Preprocessing.limited(aspect, max_pixels, max_bytes)
+        options = InputOptions((image_size, image_size) if image_size else None, value_range)
         published = exporter.export_headless(
-            tfhub_module, saved_model_dir, cache_directory(), settings, say=_say
+            tfhub_module, saved_model_dir, cache_directory(), settings, options=options, say=_say
         )
     click.echo(f"Bundle: {published.path}")
+
+
+def _train_settings(
+    source: str,
+    target: Path,
+    *,
+    embedding_store: str,
+    photo_column: str,
+    label_column: str,
+    group_column: str,
+    split_column: str,
+    image_size: int | None,
+    value_range: tuple[float, float] | None,
+    aspect: str,
+    max_pixels: int,
+    max_bytes: int,
+    testing_percentage: float,
+    validation_percentage: float,
+    split_method: str,
+    near_duplicates: str,
+    **same: Any,
+) -> TrainSettings:
+    """The flags as settings; `same` are those that are called the same there."""
+    from batch.embeddings import default_root
+    from trainer.backbone import InputOptions
+    from trainer.dataset import Columns, SplitSettings
+    from trainer.fetch import cache_directory
+    from trainer.graph import Preprocessing
+    from trainer.train import NearDuplicatesOption, TrainSettings
+
+    return TrainSettings(
+        image_dir=source,
+        saved_model_dir=target,
+        embedding_store=embedding_store or default_root(),
+        cache=cache_directory(),
+        columns=Columns(photo_column, label_column, group_column, split_column),
+        backbone_input=InputOptions((image_size, image_size) if image_size else None, value_range),
+        preprocessing=Preprocessing.limited(aspect, max_pixels, max_bytes),
+        split=SplitSettings(testing_percentage, validation_percentage, split_method),
+        near_duplicates=NearDuplicatesOption(near_duplicates),
+        **same,
+    )
 
 
 def describe(result: TrainResult) -> str:
     """The outcome in a few lines."""
     counts = ", ".join(f"{count} {name}" for name, count in result.subsets.items())
     lines = [f"{sum(result.subsets.values())} photos with {len(result.labels)} labels: {counts}"]
-    if result.duplicates:
-        lines.append(f"{result.duplicates} files are identical to another of their label and count once")
     if result.left_out:
         lines.append(f"{len(result.left_out)} files cannot be used:")
         lines += [f"  {path}: {reason}" for path, reason in result.left_out]

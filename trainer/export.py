@@ -26,7 +26,7 @@ from serving.contract import Status
 from serving.errors import BundleError
 from serving.tensorflow_import import import_tensorflow
 from trainer import signatures
-from trainer.backbone import ALIASES, Backbone, load, resolve
+from trainer.backbone import Backbone, InputOptions, input_key, load, resolve
 from trainer.backbone.fingerprint import fingerprint as fingerprint_of
 from trainer.fetch import Progress, made_once, silent
 from trainer.graph import Preprocessing
@@ -70,7 +70,12 @@ def fingerprint(backbone: Backbone, preprocessing: Preprocessing) -> str:
 
 
 def template(
-    handle: str, cache: Path, preprocessing: Preprocessing | None = None, *, say: Progress = silent
+    handle: str,
+    cache: Path,
+    preprocessing: Preprocessing | None = None,
+    *,
+    options: InputOptions | None = None,
+    say: Progress = silent,
 ) -> Bundle:
     """The graph of a backbone, traced once and kept in the cache: a bundle without labels.
 
@@ -82,6 +87,7 @@ def template(
         handle: the backbone (trainer.backbone.load).
         cache: the cache directory.
         preprocessing: its settings; the size is the backbone's, whatever it says.
+        options: what the user states of the backbone's input.
         say: called with one line before each download.
 
     Raises:
@@ -89,17 +95,16 @@ def template(
     """
     import_tensorflow()
     path = resolve(handle, cache, progress=say)
-    alias = ALIASES.get(handle)
-    preprocessing = preprocessing or Preprocessing()
+    preprocessing, options = preprocessing or Preprocessing(), options or InputOptions()
     key = [
         fingerprint_of(path),
-        alias.image_size if alias else None,
+        input_key(handle, options),
         preprocessing.settings(),
         signatures.recipe(),
     ]
     directory = cache / "templates" / _digest(key)
     if not directory.is_dir():
-        backbone = load(handle, cache, progress=say)
+        backbone = load(handle, cache, options=options, progress=say)
         preprocessing = _sized(preprocessing, backbone)
         with made_once(directory) as staged:
             signatures.save(backbone, preprocessing, staged)
@@ -160,6 +165,7 @@ def export_headless(
     cache: Path,
     preprocessing: Preprocessing | None = None,
     *,
+    options: InputOptions | None = None,
     say: Progress = silent,
 ) -> Bundle:
     """Publish a backbone without a head, signature `embed` alone, as the next version below `base`.
@@ -170,7 +176,7 @@ def export_headless(
     """
     with bundle.staging(base) as staged:
         import_tensorflow()
-        backbone = load(handle, cache, progress=say)
+        backbone = load(handle, cache, options=options, progress=say)
         preprocessing = _sized(preprocessing or Preprocessing(), backbone)
         signatures.save(backbone, preprocessing, staged, with_head=False)
         _manifest(backbone, preprocessing).write(staged)
@@ -361,6 +367,7 @@ def _manifest(backbone: Backbone, preprocessing: Preprocessing) -> Manifest:
             "handle": backbone.handle,
             "fingerprint": fingerprint(backbone, preprocessing),
             "image_size": list(backbone.image_size),
+            "value_range": list(backbone.interface.value_range),
             "dimension": backbone.dimension,
         },
         preprocessing=preprocessing.settings(),

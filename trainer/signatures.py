@@ -15,7 +15,7 @@ import numpy as np
 
 from serving import contract
 from trainer import graph
-from trainer.backbone import Backbone
+from trainer.backbone import Backbone, interface
 from trainer.graph import Preprocessing
 from trainer.head import Head
 
@@ -26,7 +26,11 @@ _LARGEST_CONSTANTS = 1 << 30
 def recipe() -> str:
     """Hex sha256 over the sources of the graph, so that a template is traced anew when they change."""
     digest = hashlib.sha256()
-    for source in (Path(__file__), *sorted(Path(graph.__file__).parent.glob("*.py"))):
+    for source in (
+        Path(__file__),
+        Path(interface.__file__),
+        *sorted(Path(graph.__file__).parent.glob("*.py")),
+    ):
         digest.update(source.read_bytes())
     return digest.hexdigest()
 

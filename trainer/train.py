@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ from serving.bundle import Bundle
 from serving.contract import Status
 from serving.convert import EXTRA, Converter, foreign_format
 from serving.errors import InputError, OutputError
-from trainer import dataset, evaluate, export, head
-from trainer.dataset import Example, SplitSettings, Subset
+from trainer import dataset, duplicates, evaluate, export, head
+from trainer.backbone import InputOptions
+from trainer.dataset import Columns, Example, Folder, SplitSettings, Subset, is_manifest
+from trainer.duplicates import Duplicates
 from trainer.evaluate import Evaluation
 from trainer.fetch import silent
 from trainer.graph import Preprocessing
@@ -31,31 +34,48 @@ PARITY_PHOTOS = 8
 """Test photos that the exported bundle is held against the training path on."""
 
 
+class NearDuplicatesOption(StrEnum):
+    """What is done about photos that are nearly the same."""
+
+    REPORT = "report"
+    TOGETHER = "together"
+    IGNORE = "ignore"
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """What `hubhead train` is told.
 
     Attributes:
-        image_dir: one directory of photos a label.
+        image_dir: one directory of photos a label, or a manifest of photo and label; an address on
+            another storage as a str.
         saved_model_dir: `<models>/<name>`; the next version is published below it.
         tfhub_module: the backbone's alias, directory or Hub handle.
         embedding_store: shared with `hubhead score`.
         cache: downloads and what is made of them.
+        columns: of a manifest.
+        backbone_input: what is stated of photos as the backbone takes them.
         preprocessing: aspect and limits of the graph; the size is the backbone's.
         output_labels: a second place for the labels file, None for none.
         split: how photos are divided.
+        near_duplicates: what is done about photos that are nearly the same.
+        near_threshold: cosine of embeddings from which they count as that.
         top_k: labels an answer names.
         seed: of the cross-validation's folds.
     """
 
-    image_dir: Path
+    image_dir: str | Path
     saved_model_dir: Path
     tfhub_module: str
     embedding_store: str
     cache: Path
+    columns: Columns = field(default_factory=Columns)
+    backbone_input: InputOptions = field(default_factory=InputOptions)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     output_labels: Path | None = None
     split: SplitSettings = field(default_factory=SplitSettings)
+    near_duplicates: NearDuplicatesOption = NearDuplicatesOption.REPORT
+    near_threshold: float = duplicates.THRESHOLD
     top_k: int = 5
     seed: int = 0
 
@@ -72,7 +92,7 @@ class TrainResult:
         subsets: photos in each set.
         labels: photos of each label, the sets together.
         left_out: (path, reason) of the files that could not be used.
-        duplicates: files left out because an identical one of the label is used.
+        duplicates: what is there more than once.
         test_photos: (path, label) of the photos held out for the test.
         misclassified: (path, label, predicted label, its probability) of test photos.
         seconds: wall time by step.
@@ -85,7 +105,7 @@ class TrainResult:
     subsets: dict[str, int]
     labels: dict[str, int]
     left_out: tuple[tuple[str, str], ...]
-    duplicates: int
+    duplicates: Duplicates
     test_photos: tuple[tuple[str, str], ...]
     misclassified: tuple[tuple[str, str, str, float], ...]
     seconds: dict[str, float]
@@ -98,14 +118,14 @@ class Features:
     Attributes:
         examples: N of them.
         embeddings: float32 [N,D], exactly as the store has them.
+        files: all usable files, those that are identical to another of their label included.
         left_out: (path, reason) of the others.
-        duplicates: files identical to an earlier one of their label.
     """
 
     examples: Sequence[Example]
     embeddings: Floats
+    files: Sequence[Example]
     left_out: tuple[tuple[str, str], ...]
-    duplicates: int
 
 
 def train(
@@ -129,23 +149,31 @@ def train(
     """
     clock = _Clock()
     with clock.step("scan"):
-        folder = dataset.scan(settings.image_dir)
-        dataset.check_counts(folder.counts, settings.split)
+        folder = _listed(settings, progress)
+        dataset.check_folder(folder, settings.split)
         check_places(settings)
         for warning in folder.warnings:
             say(warning)
     with clock.step("backbone"):
-        base = export.template(settings.tfhub_module, settings.cache, settings.preprocessing, say=say)
+        base = export.template(
+            settings.tfhub_module,
+            settings.cache,
+            settings.preprocessing,
+            options=settings.backbone_input,
+            say=say,
+        )
     with clock.step("embed"):
         store = EmbeddingStore(settings.embedding_store, base.manifest.fingerprint, base.manifest.dimension)
         pipeline.embed(list(folder.photos), base.path, store, progress=progress)
-        features = gather(folder.photos, store)
-    with clock.step("fit"):
+        features = gather(folder, store)
+    with clock.step("divide"):
         for sentence in dataset.contradictions(features.examples, folder.labels):
             say(sentence)
         counts = dataset.count_labels(features.examples, folder.labels)
-        dataset.check_counts(dataset.count_groups(features.examples, folder.labels), settings.split)
-        subsets = dataset.split(features.examples, settings.split, settings.image_dir)
+        subsets, found_twice = _divide(features, folder.labels, settings)
+        for sentence in (*dataset.gaps(features.examples, subsets, folder.labels), *found_twice.sentences()):
+            say(sentence)
+    with clock.step("fit"):
         targets = np.array([example.label for example in features.examples], np.int64)
         rows = {subset: np.array([s is subset for s in subsets], bool) for subset in Subset}
         fitted, selection = _fit(features.embeddings, targets, rows, len(folder.labels), settings.seed)
@@ -171,7 +199,9 @@ def train(
                 "photos": subset_counts,
                 "labels": counts,
                 "left_out": len(features.left_out),
-                "duplicates": features.duplicates,
+                "duplicates": len(features.files) - len(features.examples),
+                "near_duplicates": sum(len(group.pictures) for group in found_twice.near),
+                "test_photos_like_training_photos": len(found_twice.seen()),
                 "split": asdict(settings.split),
                 "seed": settings.seed,
             },
@@ -195,7 +225,7 @@ def train(
         subsets=subset_counts,
         labels=counts,
         left_out=features.left_out,
-        duplicates=features.duplicates,
+        duplicates=found_twice,
         test_photos=tuple(
             (features.examples[row].uri, folder.labels[targets[row]]) for row in test_rows.tolist()
         ),
@@ -240,33 +270,54 @@ def _why_unknown(photo: Photo) -> str:
     return f"{name}, not converted (it needs {EXTRA}, and time)" if name else str(Status.UNREADABLE)
 
 
-def gather(labelled: Mapping[Photo, int], store: EmbeddingStore) -> Features:
-    """The distinct usable photos of each label, in the order of `labelled`, with their embeddings.
+def _listed(settings: TrainSettings, progress: Callable[[Progress], None] | None) -> Folder:
+    if is_manifest(settings.image_dir):
+        return dataset.scan_manifest(settings.image_dir, settings.columns, progress=progress)
+    return dataset.scan(settings.image_dir)
+
+
+def gather(folder: Folder, store: EmbeddingStore) -> Features:
+    """The distinct usable photos of each label, in the order of the folder, with their embeddings.
 
     Raises:
         InputError: no photo can be used.
     """
-    shas = store.known(labelled)
+    shas = store.known(folder.photos)
     rows = store.get(shas.values())
     row_of = rows.rows()
-    examples, chosen, left_out, seen = [], [], [], set()
-    for photo, label in labelled.items():
+    usable, left_out = [], list(folder.left_out)
+    for photo in folder.photos:
         sha = shas.get(photo)
         if sha is None or sha not in row_of:
             left_out.append((photo.uri, _why_unknown(photo)))
         elif not rows.statuses[row_of[sha]].usable:
             left_out.append((photo.uri, str(rows.statuses[row_of[sha]])))
-        elif (sha, label) not in seen:
-            seen.add((sha, label))
-            examples.append(Example(photo.uri, sha.hex(), label))
-            chosen.append(row_of[sha])
-    if not examples:
+        else:
+            usable.append(folder.example(photo, sha.hex()))
+    if not usable:
         raise InputError(
-            f"None of the {len(labelled)} files can be used; {left_out[0][0]}, for one, is {left_out[0][1]}.",
+            f"None of the {len(folder.photos)} files can be used; "
+            f"{left_out[0][0]}, for one, is {left_out[0][1]}.",
             remedy="Give a directory of photos (JPEG, PNG, GIF, BMP or WebP).",
         )
-    embeddings = rows.vectors[chosen].astype(np.float32)
-    return Features(examples, embeddings, tuple(left_out), len(labelled) - len(examples) - len(left_out))
+    examples = [usable[row] for row in dataset.distinct(usable)]
+    embeddings = rows.vectors[[row_of[bytes.fromhex(example.sha256)] for example in examples]]
+    return Features(examples, embeddings.astype(np.float32), usable, tuple(left_out))
+
+
+def _divide(
+    features: Features, labels: Sequence[str], settings: TrainSettings
+) -> tuple[list[Subset], Duplicates]:
+    """The set of each photo, and what is there more than once."""
+    examples = features.examples
+    looked_for = settings.near_duplicates is not NearDuplicatesOption.IGNORE
+    near = duplicates.near_duplicates(
+        features.embeddings if looked_for else features.embeddings[:0], settings.near_threshold
+    )
+    together = near.together if settings.near_duplicates is NearDuplicatesOption.TOGETHER else ()
+    dataset.check_examples(examples, labels, settings.split, together)
+    subsets = dataset.split(examples, settings.split, settings.image_dir, together)
+    return subsets, duplicates.report(features.files, examples, subsets, near, labels)
 
 
 def _fit(

