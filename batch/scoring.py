@@ -353,16 +353,19 @@ def classify(rows: Embeddings, model: Model, about: Bundle) -> dict[bytes, Predi
     manifest = about.manifest
     usable = np.array([status.usable for status in rows.statuses], dtype=bool)
     probabilities = np.zeros((len(usable), len(manifest.labels)), np.float32)
+    known = np.ones(len(usable), dtype=bool)
     if usable.any():  # an empty batch is an error in TensorFlow
         inputs = {contract.EMBEDDING: rows.vectors[usable].astype(np.float32)}
         outputs = model.run(contract.CLASSIFY_EMBEDDING, inputs)
         probabilities[usable] = outputs[contract.PROBABILITIES]
+        known[usable] = outputs[contract.KNOWN]
     decisions = contract.decide(
         probabilities,
         rows.statuses,
         manifest.labels,
         threshold=manifest.calibration["threshold"],
         top_k=manifest.top_k,
+        known=known.tolist(),
     )
     return dict(zip(rows.shas, decisions, strict=True))
 

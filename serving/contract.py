@@ -9,7 +9,7 @@ first dimension, since TensorFlow Serving's server-side batching splits there.
 | probabilities        | image_bytes string [N]            | probabilities float32 [N,K], status string [N] |
 | embed                | image_bytes string [N]            | embedding float32 [N,D], status string [N], height int32 [N], width int32 [N] |
 | classify_pixels      | pixels uint8 [N,H,W,3]            | as serving_default |
-| classify_embedding   | embedding float32 [N,D]           | probabilities float32 [N,K] |
+| classify_embedding   | embedding float32 [N,D]           | probabilities float32 [N,K], known bool [N] |
 | classify             | inputs string [N] (tf.Example)    | classes string [N,k], scores float32 [N,k] |
 
 A headless bundle has `embed` alone.
@@ -36,6 +36,7 @@ CLASSIFY = "classify"
 IMAGE_BYTES = "image_bytes"
 PIXELS = "pixels"
 EMBEDDING = "embedding"
+KNOWN = "known"
 EXAMPLES = "inputs"
 EXAMPLE_IMAGE_FEATURE = "image/encoded"
 LABEL = "label"
@@ -47,6 +48,7 @@ WIDTH = "width"
 
 LABELS_FILE = "assets/labels.txt"
 MANIFEST_FILE = "assets.extra/hubhead.json"
+REPORT_FILE = "assets.extra/report.html"
 HEAD_FILE = "assets.extra/head.npz"
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 SAVED_MODEL_FILE = "saved_model.pb"
@@ -142,6 +144,7 @@ def decide(
     *,
     threshold: float,
     top_k: int,
+    known: Sequence[bool] | None = None,
 ) -> list[Prediction]:
     """The decision that `serving_default` takes inside the graph, for stored embeddings.
 
@@ -151,15 +154,18 @@ def decide(
         labels: K labels in the order of the columns.
         threshold: below this best probability the model abstains (label None).
         top_k: how many labels to keep.
+        known: whether each photo is like those of the labels; where not the model abstains too.
     """
     import numpy as np
 
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
     predictions = []
-    for row, columns, status in zip(probabilities, order, statuses, strict=True):
+    like = [True] * len(statuses) if known is None else known
+    for row, columns, status, passes in zip(probabilities, order, statuses, like, strict=True):
         if not status.usable:
             predictions.append(Prediction(status, None, ()))
             continue
         top = tuple((labels[i], float(row[i])) for i in columns)
-        predictions.append(Prediction(status, top[0][0] if top[0][1] >= threshold else None, top))
+        answered = passes and top[0][1] >= threshold
+        predictions.append(Prediction(status, top[0][0] if answered else None, top))
     return predictions

@@ -49,6 +49,12 @@ class OutputError(HubheadError):
     """A place that cannot be written, or that holds something else."""
 
 
+class NotBlessed(HubheadError):
+    """A model that is not as good as it was asked to be; nothing was published."""
+
+    exit_code = 4
+
+
 class FetchError(HubheadError):
     """A download failed, was cut off, or is not what was expected."""
 

@@ -17,6 +17,7 @@ from serving.bundle import Bundle
 from serving.contract import Status
 from serving.errors import BundleError
 from trainer import export, graph
+from trainer.abstain import Novelty
 from trainer.export import PARITY_TOLERANCE, ClassicSession, HeadExport
 from trainer.graph import Preprocessing
 
@@ -79,7 +80,7 @@ CONTRACT = {
     "classify_pixels": ({"pixels": ("uint8", (None, 224, 224, 3))}, {**ANSWER, "status": STRINGS}),
     "classify_embedding": (
         {"embedding": ("float", (None, 1280))},
-        {"probabilities": ("float", (None, None))},
+        {"probabilities": ("float", (None, None)), "known": ("bool", (None,))},
     ),
     "classify": ({"inputs": STRINGS}, {name: ANSWER[name] for name in ("classes", "scores")}),
 }
@@ -251,7 +252,8 @@ def test_a_headless_bundle_cannot_be_exported_again(trained: Trained, tmp_path: 
 
 
 def part_of(food: Bundle) -> HeadExport:
-    return HeadExport(export.load_head(food.path / contract.HEAD_FILE), food.manifest.labels)
+    head, _ = export.load_head(food.path / contract.HEAD_FILE)
+    return HeadExport(head, food.manifest.labels)
 
 
 def test_what_differs_from_the_training_path_is_not_published(
@@ -266,6 +268,43 @@ def test_what_differs_from_the_training_path_is_not_published(
     assert "Nothing was published" in caught.value.remedy
     assert not base.exists()
     assert export.export(food, part, base, photos=photos, probabilities=right).version == 1
+
+
+def test_photos_unlike_the_known_ones_get_no_label_in_the_graph_as_in_numpy(
+    trained: Trained, food: Bundle, tmp_path: Path, photos: list[bytes]
+) -> None:
+    part = part_of(food)
+    with ClassicSession(food.path) as session:
+        embedded = session.run(contract.EMBED, {contract.IMAGE_BYTES: photos})[contract.EMBEDDING]
+    random = np.random.default_rng(0)
+    known = np.repeat(embedded, 12, axis=0) * random.uniform(0.7, 1.3, (12 * len(photos), 1280))
+    targets = np.arange(len(known)) % len(part.labels)
+    novelty = Novelty.fit(part.head, 10.0, known.astype(np.float32), targets, kept=0.5)
+    published = export.export(food, replace(part, novelty=novelty), tmp_path / "models" / "food")
+    unlike = np.abs(random.normal(size=(20, 1280))).astype(np.float32)
+    asked = np.concatenate([embedded, unlike])
+    with ClassicSession(published.path) as session:
+        answer = session.run(contract.SERVING_DEFAULT, {contract.IMAGE_BYTES: photos})
+        told = session.run(contract.CLASSIFY_EMBEDDING, {contract.EMBEDDING: asked})[contract.KNOWN]
+    np.testing.assert_array_equal(told, ~novelty.refused(asked))
+    np.testing.assert_array_equal(answer["label"] == b"", novelty.refused(embedded))
+    assert (answer["status"] == b"ok").all()  # it is the label that is missing, nothing else
+    assert (answer["scores"][:, 0] > 0).all()
+    assert 0 < told.sum() < len(told)
+    head, loaded = export.load_head(published.path / contract.HEAD_FILE)
+    assert loaded is not None
+    np.testing.assert_array_equal(loaded.refused(asked), novelty.refused(asked))
+    np.testing.assert_array_equal(head.kernel, part.head.kernel)
+    again = export.export_again(published.path, tmp_path / "models" / "food", keep_known=1.0)
+    with ClassicSession(again.path) as session:
+        lenient = session.run(contract.CLASSIFY_EMBEDDING, {contract.EMBEDDING: asked})[contract.KNOWN]
+    assert (lenient | ~told).all()
+    assert again.manifest.calibration["keep_known"] == 1.0
+
+
+def test_a_bundle_without_a_novelty_score_cannot_be_told_what_to_keep(food: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="without a novelty score"):
+        export.export_again(food.path, tmp_path / "models", keep_known=0.9)
 
 
 def test_a_failed_export_leaves_the_versions_that_are_there(food: Bundle, tmp_path: Path) -> None:

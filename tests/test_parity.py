@@ -78,7 +78,7 @@ def reference(trained: Trained, photos: list[Path]) -> list[tuple[Status, dict[s
     pipeline.embed(listed, base.path, store)
     shas = store.known(listed)
     rows = store.get(shas.values())
-    head = export.load_head(trained.result.bundle.path / contract.HEAD_FILE)
+    head, _ = export.load_head(trained.result.bundle.path / contract.HEAD_FILE)
     probabilities = head.probabilities(rows.vectors.astype(np.float32))
     row_of = rows.rows()
     chosen = [row_of[shas[photo]] for photo in listed]

@@ -72,7 +72,10 @@ def make_bundle(
     kernel = tf.Variable([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.3, -0.3, 0.1]])
 
     def classify_embedding(embedding: Any) -> dict[str, Any]:
-        return {"probabilities": tf.nn.softmax(embedding @ kernel * scale)}
+        return {
+            "probabilities": tf.nn.softmax(embedding @ kernel * scale),
+            "known": tf.reduce_all(embedding >= 0.0, axis=1),
+        }
 
     module = tf.Module()
     module.kernel = kernel

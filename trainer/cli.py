@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving import contract
 from trainer import flags
 from trainer.backbone.cli import input_options
 
@@ -120,12 +121,39 @@ def _preprocessing_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Cosine of embeddings from which photos are nearly the same.",
 )
 @click.option("--top_k", type=click.IntRange(min=1), default=5, help="Labels that an answer names.")
+@click.option(
+    "--precision",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Answer with a label only where that makes answers right this often, with 95 % confidence by the "
+    "held-out photos.  [default: always answer]",
+)
+@click.option(
+    "--keep_known",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Refuse photos unlike all that was trained on, so that this share of the known ones still passes, "
+    "as in 0.95.  [default: refuse none]",
+)
+@click.option(
+    "--assert_accuracy_at_least",
+    type=click.FloatRange(0, 1),
+    help="Publish nothing, and end with exit code 4, where the test accuracy is below this share.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the cross-validation.")
 @click.option(
     "--embedding_store",
     default="",
     show_default="embeddings below the cache directory",
     help="Where embeddings are kept, shared with hubhead score. Photos in it are not read again.",
+)
+@click.option(
+    "--summaries_dir",
+    type=click.Path(path_type=Path),
+    help="Write TensorBoard's summaries and the embedding projector here; what is there already stays.",
+)
+@click.option(
+    "--no_report",
+    is_flag=True,
+    help="Leave report.html out of the bundle: it holds small pictures of training photos.",
 )
 @_preprocessing_options
 @click.option(
@@ -205,6 +233,12 @@ def train(
     type=click.FloatRange(0, 1),
     help="Below this probability of the best label the model says none of these.  [default: as before]",
 )
+@click.option(
+    "--keep_known",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Refuse photos unlike the known ones, so that this share of those passes; of a bundle trained with "
+    "--keep_known.  [default: as before]",
+)
 @_preprocessing_options
 @input_options
 @click.pass_context
@@ -216,6 +250,7 @@ def export(
     saved_model_dir: Path,
     top_k: int | None,
     threshold: float | None,
+    keep_known: float | None,
     aspect: str,
     max_pixels: int,
     max_bytes: int,
@@ -229,7 +264,7 @@ def export(
     if (source is None) != headless:
         raise click.UsageError("Give exactly one of --bundle BUNDLE and --headless.")
     of_graph = ["tfhub_module", "aspect", "max_pixels", "max_bytes", "image_size", "value_range"]
-    wrong = of_graph if source else ["top_k", "threshold"]
+    wrong = of_graph if source else ["top_k", "threshold", "keep_known"]
     for name in wrong:
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name} does not go with {'--bundle' if source else '--headless'}.")
@@ -240,7 +275,9 @@ def export(
     from trainer.graph import Preprocessing
 
     if source:
-        published = exporter.export_again(source, saved_model_dir, top_k=top_k, threshold=threshold)
+        published = exporter.export_again(
+            source, saved_model_dir, top_k=top_k, threshold=threshold, keep_known=keep_known
+        )
     else:
         settings = Preprocessing.limited(aspect, max_pixels, max_bytes)
         options = InputOptions((image_size, image_size) if image_size else None, value_range)
@@ -268,6 +305,7 @@ def _train_settings(
     validation_percentage: float,
     split_method: str,
     near_duplicates: str,
+    no_report: bool,
     **same: Any,
 ) -> TrainSettings:
     """The flags as settings; `same` are those that are called the same there."""
@@ -288,6 +326,7 @@ def _train_settings(
         preprocessing=Preprocessing.limited(aspect, max_pixels, max_bytes),
         split=SplitSettings(testing_percentage, validation_percentage, split_method),
         near_duplicates=NearDuplicatesOption(near_duplicates),
+        report=not no_report,
         **same,
     )
 
@@ -306,6 +345,8 @@ def describe(result: TrainResult) -> str:
     )
     lines.append(f"Seconds: {', '.join(f'{name} {value:.1f}' for name, value in result.seconds.items())}")
     lines.append(f"Bundle: {result.bundle.path}")
+    if (page := result.bundle.path / contract.REPORT_FILE).is_file():
+        lines.append(f"Report: {page}")
     return "\n".join(lines)
 
 

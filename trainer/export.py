@@ -12,8 +12,8 @@ import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,11 @@ from serving.contract import Status
 from serving.errors import BundleError
 from serving.tensorflow_import import import_tensorflow
 from trainer import signatures
+from trainer.abstain import Novelty
 from trainer.backbone import Backbone, InputOptions, input_key, load, resolve
 from trainer.backbone.fingerprint import fingerprint as fingerprint_of
 from trainer.fetch import Progress, made_once, silent
-from trainer.graph import Preprocessing
+from trainer.graph import Augmentation, Preprocessing
 from trainer.head import Floats, Head, Scaling
 
 PARITY_TOLERANCE = 2e-3
@@ -52,16 +53,20 @@ class HeadExport:
         head: the weights.
         labels: in the order of the head's columns.
         threshold: the model abstains where its best probability is below; 0 never abstains.
+        novelty: the model abstains where a photo is unlike the known ones; None never does so.
         top_k: length of `classes` and `scores`.
         metrics, data: for hubhead.json.
+        report: writes the report to the path given; None leaves it out.
     """
 
     head: Head
     labels: Sequence[str]
     threshold: float = 0.0
+    novelty: Novelty | None = None
     top_k: int = 5
     metrics: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
+    report: Callable[[Path], None] | None = None
 
 
 def fingerprint(backbone: Backbone, preprocessing: Preprocessing) -> str:
@@ -96,7 +101,7 @@ def template(
     import_tensorflow()
     path = resolve(handle, cache, progress=say)
     preprocessing, options = preprocessing or Preprocessing(), options or InputOptions()
-    key = [
+    key: list[Any] = [
         fingerprint_of(path),
         input_key(handle, options),
         preprocessing.settings(),
@@ -110,6 +115,59 @@ def template(
             signatures.save(backbone, preprocessing, staged)
             _manifest(backbone, preprocessing).write(staged)
     return bundle.read(directory)
+
+
+def view_template(
+    handle: str,
+    cache: Path,
+    preprocessing: Preprocessing,
+    augmentation: Augmentation,
+    number: int,
+    *,
+    options: InputOptions | None = None,
+    say: Progress = silent,
+) -> Bundle:
+    """What embeds the random view `number` of each photo: a headless bundle in the cache.
+
+    The view that a photo's bytes and the number draw is always the same one, and so its embedding
+    can be kept in a store of its own, like any other. The graph is traced once for all numbers.
+
+    Args:
+        handle: as for `template`.
+        cache: as for `template`.
+        preprocessing: its settings; the size is the backbone's, whatever it says.
+        augmentation: how much views differ.
+        number: from 0.
+        options: as for `template`.
+        say: as for `template`.
+    """
+    import_tensorflow()
+    options = options or InputOptions()
+    path = resolve(handle, cache, progress=say)
+    described: list[Any] = [asdict(augmentation), preprocessing.settings()]
+    key = [fingerprint_of(path), input_key(handle, options), *described, signatures.recipe()]
+    first = cache / "templates" / _digest([*key, 0])
+    if not first.is_dir():
+        backbone = load(handle, cache, options=options, progress=say)
+        sized = _sized(preprocessing, backbone)
+        with made_once(first) as staged:
+            signatures.save(backbone, sized, staged, with_head=False, augmentation=augmentation)
+            _view_manifest(_manifest(backbone, sized), described, 0).write(staged)
+    directory = cache / "templates" / _digest([*key, number])
+    if not directory.is_dir():
+        with made_once(directory) as staged:
+            _copy_graph(first, staged)
+            signatures.write_variables(first, staged, {"view": np.int32(number)})
+            base = bundle.read(first).manifest
+            _view_manifest(base, described, number).write(staged)
+    return bundle.read(directory)
+
+
+def _view_manifest(manifest: Manifest, described: Sequence[Any], number: int) -> Manifest:
+    """With a fingerprint of its own for each view, so that stores keep them apart."""
+    of_photos = manifest.backbone.get("of_photos", manifest.fingerprint)
+    identity = _digest([of_photos, *described, "view", number])
+    return replace(manifest, backbone=manifest.backbone | {"fingerprint": identity, "of_photos": of_photos})
 
 
 def export(
@@ -139,7 +197,7 @@ def export(
     manifest = replace(
         source.manifest,
         labels=list(part.labels),
-        calibration={"temperature": part.head.temperature, "threshold": part.threshold},
+        calibration=_calibration(part),
         top_k=min(part.top_k, len(part.labels)),
         metrics=dict(part.metrics),
         data=dict(part.data),
@@ -147,12 +205,15 @@ def export(
     )
     with bundle.staging(base) as staged:
         _copy_graph(source.path, staged)
-        signatures.write_variables(
-            source.path, staged, part.head, part.labels, threshold=part.threshold, top_k=manifest.top_k
+        values = signatures.head_variables(
+            part.head, part.labels, threshold=part.threshold, top_k=manifest.top_k, novelty=part.novelty
         )
+        signatures.write_variables(source.path, staged, values)
         manifest.write(staged)
-        save_head(part.head, staged / contract.HEAD_FILE)
+        save_head(part, staged / contract.HEAD_FILE)
         write_warmup(staged, base.name)
+        if part.report:
+            part.report(staged / contract.REPORT_FILE)
         with ClassicSession(staged) as session:
             check_answers(session, part.labels, photos, probabilities)
         published = bundle.publish(staged, base)
@@ -185,7 +246,12 @@ def export_headless(
 
 
 def export_again(
-    path: Path, base: Path, *, top_k: int | None = None, threshold: float | None = None
+    path: Path,
+    base: Path,
+    *,
+    top_k: int | None = None,
+    threshold: float | None = None,
+    keep_known: float | None = None,
 ) -> Bundle:
     """Publish the head of a bundle as a new version with other settings; None leaves one as it was.
 
@@ -197,9 +263,18 @@ def export_again(
     manifest = source.manifest
     if not manifest.labels:
         raise BundleError(f"{source.path} is a headless bundle.", remedy="Give one that hubhead train made.")
+    head, novelty = load_head(source.path / contract.HEAD_FILE)
+    if keep_known is not None:
+        if novelty is None:
+            raise BundleError(
+                f"{source.path} was trained without a novelty score.",
+                remedy="Train with --keep_known, or give --threshold.",
+            )
+        novelty = novelty.at(keep_known)
     part = HeadExport(
-        load_head(source.path / contract.HEAD_FILE),
+        head,
         manifest.labels,
+        novelty=novelty,
         threshold=manifest.calibration["threshold"] if threshold is None else threshold,
         top_k=top_k or manifest.top_k,
         metrics=manifest.metrics,
@@ -248,8 +323,20 @@ def _copy_graph(source: Path, directory: Path) -> None:
         shutil.copytree(source / "assets", directory / "assets")
 
 
-def save_head(head: Head, path: Path) -> None:
+def _calibration(part: HeadExport) -> dict[str, float]:
+    calibration = {"temperature": part.head.temperature, "threshold": part.threshold}
+    if part.novelty:
+        calibration |= {"novelty_threshold": part.novelty.threshold, "keep_known": part.novelty.kept.value}
+    return calibration
+
+
+_NOVELTY = ("centre", "directions", "residual_weight", "energy_weight", "threshold", "known")
+
+
+def save_head(part: HeadExport, path: Path) -> None:
     """Keep the weights beside the graph, for an export with other settings."""
+    head, novelty = part.head, part.novelty
+    refusing = {f"novelty_{name}": getattr(novelty, name) for name in _NOVELTY} if novelty else {}
     np.savez(
         path,
         mean=head.scaling.mean,
@@ -257,10 +344,11 @@ def save_head(head: Head, path: Path) -> None:
         kernel=head.kernel,
         bias=head.bias,
         temperature=head.temperature,
+        **refusing,
     )
 
 
-def load_head(path: Path) -> Head:
+def load_head(path: Path) -> tuple[Head, Novelty | None]:
     """Read what `save_head` wrote.
 
     Raises:
@@ -269,7 +357,14 @@ def load_head(path: Path) -> Head:
     try:
         with path.open("rb") as opened, np.load(opened) as file:
             scaling = Scaling(file["mean"], file["scale"])
-            return Head(scaling, file["kernel"], file["bias"], float(file["temperature"]))
+            head = Head(scaling, file["kernel"], file["bias"], float(file["temperature"]))
+            if "novelty_centre" not in file:
+                return head, None
+            refusing: dict[str, Any] = {}
+            for name in _NOVELTY:
+                value = file[f"novelty_{name}"]
+                refusing[name] = value if value.ndim else float(value)
+            return head, Novelty(head, **refusing)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise BundleError(
             f"{path} holds no head: {error}.", remedy="Give a bundle that hubhead train exported."

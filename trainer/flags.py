@@ -169,10 +169,10 @@ def _flags() -> list[Flag]:
         ),
         Flag(
             "summaries_dir",
-            without,
+            same,
             retrain="/tmp/retrain_logs",
             classifier=None,
-            why="no TensorBoard logs are written, and nothing in it is deleted; --json prints the figures",
+            why="a step is a candidate for C; what is there already stays",
         ),
         Flag(
             "final_tensor_name",
@@ -214,13 +214,7 @@ def _flags() -> list[Flag]:
             classifier=None,
             why="no TensorFlow Lite file is written; the bundle is a SavedModel",
         ),
-        Flag(
-            "assert_accuracy_at_least",
-            without,
-            float,
-            classifier=None,
-            why="a version is published whatever its accuracy, which --json prints for you to check",
-        ),
+        Flag("assert_accuracy_at_least", same, float, classifier=None, why="on the test photos; exit code 4"),
         Flag("train_epochs", without, int, classifier=5, why=_SOLVED),
         Flag("batch_size", without, int, classifier=32, why=_AT_ONCE),
         Flag("momentum", without, float, classifier=0.9, why=_SOLVED),

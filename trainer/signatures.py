@@ -7,7 +7,7 @@ shape, so one trace serves every head of a backbone, and a new head is a new che
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ import numpy as np
 
 from serving import contract
 from trainer import graph
+from trainer.abstain import Novelty
 from trainer.backbone import Backbone, interface
-from trainer.graph import Preprocessing
+from trainer.graph import Augmentation, Preprocessing
 from trainer.head import Head
 
 _LARGEST_HALF = 65504.0
 _LARGEST_CONSTANTS = 1 << 30
+_SEEDS = 2**31 - 1
 
 
 def recipe() -> str:
@@ -36,7 +38,12 @@ def recipe() -> str:
 
 
 def save(
-    backbone: Backbone, preprocessing: Preprocessing, directory: Path, *, with_head: bool = True
+    backbone: Backbone,
+    preprocessing: Preprocessing,
+    directory: Path,
+    *,
+    with_head: bool = True,
+    augmentation: Augmentation | None = None,
 ) -> None:
     """Trace the signatures and write the SavedModel; its head, of two labels, stands for any.
 
@@ -45,10 +52,13 @@ def save(
         preprocessing: its settings.
         directory: of the SavedModel.
         with_head: False leaves signature `embed` alone.
+        augmentation: for training alone: `embed` then is of a random view of each photo, the one
+            that variable `view` and the photo's bytes draw.
     """
     import tensorflow as tf
 
     root = tf.train.Checkpoint()
+    root.view = tf.Variable(0, dtype=tf.int32, trainable=False)
     root.kernel = tf.Variable(
         tf.zeros([backbone.dimension, 2]), shape=[backbone.dimension, None], trainable=False
     )
@@ -57,10 +67,16 @@ def save(
     root.bias = tf.Variable(tf.zeros([2]), shape=[None], trainable=False)
     root.temperature = tf.Variable(1.0, trainable=False)
     root.threshold = tf.Variable(0.0, trainable=False)
+    root.novelty_centre = tf.Variable(tf.zeros([backbone.dimension]), trainable=False)
+    root.novelty_directions = tf.Variable(
+        tf.zeros([backbone.dimension, 1]), shape=[backbone.dimension, None], trainable=False
+    )
+    root.novelty_weights = tf.Variable([0.0, 0.0], trainable=False)
+    root.novelty_threshold = tf.Variable(float("inf"), trainable=False)
     root.labels = tf.Variable(["", ""], shape=[None], trainable=False)
     root.top_k = tf.Variable(1, dtype=tf.int64, trainable=False)
     network = _network(backbone, root)
-    embed = _embedder(network, backbone, preprocessing)
+    embed = _embedder(network, backbone, preprocessing, augmentation, root)
     served = {contract.EMBED: _embed_signature(embed)}
     if with_head:
         served |= _head_signatures(embed, network, backbone, preprocessing, root)
@@ -88,7 +104,11 @@ def _network(backbone: Backbone, root: Any) -> Callable[[Any], Any]:
 
 
 def _embedder(
-    network: Callable[[Any], Any], backbone: Backbone, preprocessing: Preprocessing
+    network: Callable[[Any], Any],
+    backbone: Backbone,
+    preprocessing: Preprocessing,
+    augmentation: Augmentation | None,
+    root: Any,
 ) -> Callable[[Any], tuple[Any, ...]]:
     """image_bytes string [N] -> embedding float32 [N,D], status, height, width int32 [N].
 
@@ -99,7 +119,13 @@ def _embedder(
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def embed(image_bytes: Any) -> tuple[Any, ...]:
         with tf.device("CPU"):
-            pixels, status, height, width = graph.decode_photos(image_bytes, preprocessing)
+            views = None
+            if augmentation:
+                drawn = tf.cast(tf.strings.to_hash_bucket_fast(image_bytes, _SEEDS), tf.int32)
+                views = graph.random_views(
+                    tf.stack([drawn, tf.fill(tf.shape(drawn), root.view)], 1), augmentation
+                )
+            pixels, status, height, width = graph.decode_photos(image_bytes, preprocessing, views=views)
         return _features(network, pixels, backbone.dimension), status, height, width
 
     return embed
@@ -152,19 +178,31 @@ def _head_signatures(
     strings = tf.TensorSpec([None], tf.string, name=contract.IMAGE_BYTES)
     size = [None, preprocessing.height, preprocessing.width, 3]
 
-    def classify(embedding: Any) -> Any:
+    def classify(embedding: Any) -> tuple[Any, Any]:
+        """Probabilities, and whether the photo is like the known ones."""
         # As trainer.head: standardised, of length one, affine, tempered softmax.
         with tf.device("CPU"):
             standardised = (embedding - root.mean) * root.scale
             features = tf.math.l2_normalize(standardised, axis=1, epsilon=1e-24)
-            return tf.nn.softmax((features @ root.kernel + root.bias) / root.temperature)
+            logits = (features @ root.kernel + root.bias) / root.temperature
+            return tf.nn.softmax(logits), novelty(embedding, logits) <= root.novelty_threshold
 
-    def answer(probabilities: Any, status: Any) -> dict[str, Any]:
+    def novelty(embedding: Any, logits: Any) -> Any:
+        # As trainer.abstain.Novelty.
+        off = tf.math.l2_normalize(embedding, axis=1, epsilon=1e-24) - root.novelty_centre
+        inside = tf.reduce_sum(tf.square(off @ root.novelty_directions), axis=1)
+        outside = tf.reduce_sum(tf.square(off), axis=1) - inside
+        residual = tf.sqrt(tf.maximum(outside, 0.0))
+        energy = tf.reduce_logsumexp(logits, axis=1)
+        return root.novelty_weights[0] * residual - root.novelty_weights[1] * energy
+
+    def answer(classified: tuple[Any, Any], status: Any) -> dict[str, Any]:
+        probabilities, known = classified
         with tf.device("CPU"):
             scores, best = tf.math.top_k(probabilities, tf.cast(root.top_k, tf.int32))
             classes = tf.gather(root.labels, best)
             usable = graph.usable(status)
-            decided = usable & (scores[:, 0] >= root.threshold)
+            decided = usable & known & (scores[:, 0] >= root.threshold)
             return {
                 contract.LABEL: tf.where(decided, classes[:, 0], ""),
                 contract.CLASSES: tf.where(usable[:, None], classes, ""),
@@ -181,7 +219,7 @@ def _head_signatures(
     def probabilities(image_bytes: Any) -> dict[str, Any]:
         embedding, status, _, _ = embed(image_bytes)
         return {
-            contract.PROBABILITIES: classify(embedding),
+            contract.PROBABILITIES: classify(embedding)[0],
             contract.STATUS: graph.status_names(status),
         }
 
@@ -195,7 +233,8 @@ def _head_signatures(
         autograph=False,
     )
     def classify_embedding(embedding: Any) -> dict[str, Any]:
-        return {contract.PROBABILITIES: classify(embedding)}
+        probabilities, known = classify(embedding)
+        return {contract.PROBABILITIES: probabilities, contract.KNOWN: known}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name=contract.EXAMPLES)], autograph=False)
     def classify_examples(inputs: Any) -> dict[str, Any]:
@@ -214,27 +253,44 @@ def _head_signatures(
     }
 
 
-def write_variables(
-    source: Path, directory: Path, head: Head, labels: Sequence[str], *, threshold: float, top_k: int
-) -> None:
-    """Write the checkpoint of `source` into `directory`, with the head's variables replaced."""
+def head_variables(
+    head: Head, labels: Sequence[str], *, threshold: float, top_k: int, novelty: Novelty | None
+) -> dict[str, Any]:
+    """What `write_variables` is to write for a head."""
+    if novelty:
+        refusing = {
+            "novelty_centre": novelty.centre,
+            "novelty_directions": novelty.directions,
+            "novelty_weights": np.array([novelty.residual_weight, novelty.energy_weight], np.float32),
+            "novelty_threshold": np.float32(novelty.threshold),
+        }
+    else:
+        dimension = len(head.scaling.mean)
+        refusing = {
+            "novelty_centre": np.zeros(dimension, np.float32),
+            "novelty_directions": np.zeros((dimension, 1), np.float32),
+            "novelty_weights": np.zeros(2, np.float32),
+            "novelty_threshold": np.float32(np.inf),
+        }
+    return refusing | {
+        "mean": head.scaling.mean,
+        "scale": head.scaling.scale,
+        "kernel": head.kernel,
+        "bias": head.bias,
+        "temperature": np.float32(head.temperature),
+        "threshold": np.float32(threshold),
+        "labels": np.array([label.encode() for label in labels], object),
+        "top_k": np.int64(top_k),
+    }
+
+
+def write_variables(source: Path, directory: Path, values: Mapping[str, Any]) -> None:
+    """Write the checkpoint of `source` into `directory`, with some variables of `save` replaced."""
     import tensorflow as tf
 
     reader = tf.train.load_checkpoint(str(source / "variables" / "variables"))
     tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    tensors |= {
-        f"{name}/.ATTRIBUTES/VARIABLE_VALUE": value
-        for name, value in {
-            "mean": head.scaling.mean,
-            "scale": head.scaling.scale,
-            "kernel": head.kernel,
-            "bias": head.bias,
-            "temperature": np.float32(head.temperature),
-            "threshold": np.float32(threshold),
-            "labels": np.array([label.encode() for label in labels], object),
-            "top_k": np.int64(top_k),
-        }.items()
-    }
+    tensors |= {f"{name}/.ATTRIBUTES/VARIABLE_VALUE": value for name, value in values.items()}
     (directory / "variables").mkdir()
     tf.raw_ops.SaveV2(
         prefix=str(directory / "variables" / "variables"),

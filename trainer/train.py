@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +21,9 @@ from serving import bundle
 from serving.bundle import Bundle
 from serving.contract import Status
 from serving.convert import EXTRA, Converter, foreign_format
-from serving.errors import InputError, OutputError
-from trainer import dataset, duplicates, evaluate, export, head
+from serving.errors import InputError, NotBlessed, OutputError
+from trainer import abstain, dataset, duplicates, evaluate, export, head, report, summaries
+from trainer.abstain import Novelty, Threshold
 from trainer.backbone import InputOptions
 from trainer.dataset import Columns, Example, Folder, SplitSettings, Subset, is_manifest
 from trainer.duplicates import Duplicates
@@ -61,7 +63,14 @@ class TrainSettings:
         near_duplicates: what is done about photos that are nearly the same.
         near_threshold: cosine of embeddings from which they count as that.
         top_k: labels an answer names.
+        precision: answers are to be right this often, as the held-out photos tell; the others get no
+            label. None answers always.
+        keep_known: the share of photos of the known labels that are to pass as such, while others
+            get no label. None lets all pass.
+        assert_accuracy_at_least: publish only where the test accuracy reaches this share.
         seed: of the cross-validation's folds.
+        report: put a report into the bundle; it holds small pictures of training photos.
+        summaries_dir: where TensorBoard looks, None for no summaries.
     """
 
     image_dir: str | Path
@@ -77,7 +86,12 @@ class TrainSettings:
     near_duplicates: NearDuplicatesOption = NearDuplicatesOption.REPORT
     near_threshold: float = duplicates.THRESHOLD
     top_k: int = 5
+    precision: float | None = None
+    keep_known: float | None = None
+    assert_accuracy_at_least: float | None = None
     seed: int = 0
+    report: bool = True
+    summaries_dir: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -185,15 +199,54 @@ def train(
             if len(test_rows)
             else None
         )
+        answering = _threshold(selection, settings.precision)
+        novelty = _novelty(fitted, selection, features.embeddings, targets, rows, settings)
     subset_counts = {str(subset): int(rows[subset].sum()) for subset in Subset}
+    check_accuracy(test or held_out, settings.assert_accuracy_at_least)
+    if settings.summaries_dir:
+        with clock.step("summaries"):
+            summaries.write(
+                settings.summaries_dir,
+                features.embeddings,
+                features.examples,
+                subsets,
+                folder.labels,
+                selection=selection,
+                held_out=held_out,
+                test=test,
+            )
+    page = report.compose(
+        settings.saved_model_dir.name,
+        folder.labels,
+        features.examples,
+        subsets,
+        probabilities,
+        selection=selection,
+        held_out=held_out,
+        test=test,
+        duplicates=found_twice,
+        left_out=features.left_out,
+        top=str(settings.image_dir),
+        settings=_told(settings),
+        seconds=clock.seconds,
+        versions=export.package_versions(),
+        created=time.strftime("%d %B %Y, %H:%M UTC", time.gmtime()),
+    )
     with clock.step("export"):
         part = export.HeadExport(
             fitted,
             folder.labels,
+            threshold=answering.value if answering else 0.0,
+            novelty=novelty,
             top_k=settings.top_k,
+            report=(lambda path: report.write(path, page)) if settings.report else None,
             metrics={
                 "test": test.record() if test else None,
                 selection.method: held_out.record() | {"strength": selection.strength},
+                "abstain": {
+                    "threshold": answering.record() if answering else None,
+                    "known_photos_kept": asdict(novelty.kept) if novelty else None,
+                },
             },
             data={
                 "photos": subset_counts,
@@ -247,6 +300,56 @@ def check_places(settings: TrainSettings) -> None:
         )
     with bundle.staging(settings.saved_model_dir):
         pass
+
+
+def _told(settings: TrainSettings) -> dict[str, Any]:
+    """The settings for a reader of the report; where files lie on this machine is nobody's business."""
+    told = asdict(settings)
+    for name in ("cache", "embedding_store", "saved_model_dir", "output_labels", "summaries_dir"):
+        del told[name]
+    return told
+
+
+def check_accuracy(found: Evaluation, least: float | None) -> None:
+    """Refuse a head that is not accurate enough.
+
+    Raises:
+        NotBlessed: with the figure and its interval.
+    """
+    if least is not None and found.accuracy.value < least:
+        raise NotBlessed(
+            f"The accuracy is {found.accuracy}, below the {least:.1%} of --assert_accuracy_at_least; "
+            "nothing was published.",
+            remedy="Add photos, look at the misclassified ones, or ask for less.",
+        )
+
+
+def _threshold(selection: head.Selection, precision: float | None) -> Threshold | None:
+    if precision is None:
+        return None
+    return abstain.threshold_for_precision(selection.probabilities, selection.targets, precision)
+
+
+def _novelty(
+    fitted: head.Head,
+    selection: head.Selection,
+    embeddings: Floats,
+    targets: Ints,
+    rows: dict[Subset, np.ndarray],
+    settings: TrainSettings,
+) -> Novelty | None:
+    """The novelty score of the photos that the head was fitted on: test photos take no part."""
+    if settings.keep_known is None:
+        return None
+    used = ~rows[Subset.TESTING]
+    return Novelty.fit(
+        fitted,
+        selection.strength,
+        embeddings[used],
+        targets[used],
+        kept=settings.keep_known,
+        seed=settings.seed,
+    )
 
 
 def write_labels(labels: Sequence[str], path: Path) -> None:

@@ -1,0 +1,440 @@
+"""The report: one file that needs no other, with everything in it escaped, and fit to be looked at."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving import contract
+from serving.errors import OutputError
+from trainer import duplicates, evaluate, export, head, report, thumbnails
+from trainer.dataset import Example, Subset
+from trainer.duplicates import Duplicates, Group, Picture
+from trainer.report.contents import PICTURES
+
+if TYPE_CHECKING:
+    from tests.conftest import Trained
+
+pytestmark = pytest.mark.tf
+
+HOSTILE = "<script>alert('x')</script>\" onload=\"x"
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+CHROMIUM = "chromium|chromium-browser|google-chrome"
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page, as far as the tests ask."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self._open, "elements left open"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self._open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def check_self_contained(text: str) -> None:
+    """Nothing is fetched, nothing runs, and no reference leads out."""
+    page = Page(text)
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "link", "iframe", "object", "embed", "base", "a", "use", "image"}
+    for tag, attributes in page.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            assert name not in {"href", "srcset", "xlink:href", "action", "data"}, (tag, name)
+            if name == "src":
+                assert value is not None
+                assert value.startswith("data:image/jpeg;base64,"), value[:80]
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert not re.search(r"https?:", text)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A report of made-up photos, and the folder of these."""
+
+    report: report.Report
+    top: Path
+
+
+def made(
+    top: Path,
+    labels: Sequence[str],
+    *,
+    photos: int = 12,
+    noise: float = 0.4,
+    tested: bool = True,
+    found: Duplicates | None = None,
+) -> Made:
+    """A report of a head on random embeddings; the photos are there and small."""
+    random = np.random.default_rng(0)
+    classes = len(labels)
+    targets = np.tile(np.arange(classes), photos)
+    embeddings = np.eye(classes, classes + 4)[targets] + random.normal(0, noise, (len(targets), classes + 4))
+    features = embeddings.astype(np.float32)
+    subsets = [
+        (Subset.TESTING if tested else Subset.TRAINING) if number // classes % 4 == 0 else Subset.TRAINING
+        for number in range(len(targets))
+    ]
+    examples = []
+    for number, target in enumerate(targets.tolist()):
+        path = top / f"{number} <b>&amp;.jpg"
+        if not path.exists():
+            Image.new("RGB", (60, 40), ((37 * target) % 256, (11 * number) % 256, 90)).save(path)
+        examples.append(Example(str(path), f"{number:064x}", target))
+    is_tested = np.array([subset is Subset.TESTING for subset in subsets])
+    fitted, selection = head.fit(features[~is_tested], targets[~is_tested], classes)
+    probabilities = fitted.probabilities(features)
+    composed = report.compose(
+        "made up",
+        labels,
+        examples,
+        subsets,
+        probabilities,
+        selection=selection,
+        held_out=evaluate.evaluate(selection.probabilities, selection.targets, labels),
+        test=evaluate.evaluate(probabilities[is_tested], targets[is_tested], labels) if tested else None,
+        duplicates=found or Duplicates((), (), duplicates.THRESHOLD, len(targets), len(targets)),
+        top=str(top),
+    )
+    return Made(composed, top)
+
+
+@pytest.fixture(scope="module")
+def real(trained: Trained) -> report.Report:
+    """The report of a real training."""
+    from batch.embeddings import EmbeddingStore
+    from trainer import dataset
+    from trainer.train import gather
+
+    settings, result = trained.settings, trained.result
+    folder = dataset.scan(settings.image_dir)
+    manifest = result.bundle.manifest
+    store = EmbeddingStore(
+        settings.embedding_store,
+        str(manifest.backbone["fingerprint"]),
+        int(str(manifest.backbone["dimension"])),
+    )
+    features = gather(folder, store)
+    subsets = dataset.split(features.examples, settings.split, settings.image_dir, ())
+    targets = np.array([example.label for example in features.examples], np.int64)
+    chosen = np.array([subset is not Subset.TESTING for subset in subsets])
+    fitted, selection = head.fit(features.embeddings[chosen], targets[chosen], len(folder.labels))
+    return report.compose(
+        "food",
+        folder.labels,
+        features.examples,
+        subsets,
+        fitted.probabilities(features.embeddings),
+        selection=selection,
+        held_out=result.held_out,
+        test=result.test,
+        duplicates=result.duplicates,
+        left_out=[(f"{settings.image_dir}/fruits/notes.txt", str(contract.Status.NOT_AN_IMAGE))],
+        top=str(settings.image_dir),
+        settings=asdict(settings),
+        seconds=result.seconds,
+        versions=export.package_versions(),
+        created="24 November 2026",
+    )
+
+
+@pytest.mark.slow
+def test_the_report_of_a_real_training_tells_what_it_found(
+    real: report.Report, trained: Trained, tmp_path: Path
+) -> None:
+    report.write(tmp_path / "report.html", real)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    check_self_contained(text)
+    assert len(text.encode()) < 2_000_000
+    page = Page(text)
+    test = trained.result.test
+    assert test is not None
+    assert f"{100 * test.accuracy.value:.1f} %" in page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert f"of {test.accuracy.n} test photos" in page.text
+    assert f"{test.log_loss:.3f}" in page.text
+    assert sorted(answer.uri for answer in real.misclassified) == sorted(
+        uri for uri, *_ in trained.result.misclassified
+    )
+    for label in trained.result.labels:
+        assert label in page.text
+    assert "notes.txt" in page.text
+    assert "the bytes are no known image format" in page.text
+    assert "efficientnet_lite0" in page.text
+    images = page.all("img")
+    assert len(images) >= len(real.pictured) == len(set(real.pictured))
+    assert all(image["alt"] for image in images)
+
+
+@pytest.mark.slow
+def test_pictures_are_small_upright_and_square(real: report.Report) -> None:
+    found = thumbnails.jpegs(real.pictured[:5], 192)
+    assert list(found) == list(real.pictured[:5])
+    for content in found.values():
+        with Image.open(io.BytesIO(content)) as picture:
+            assert (picture.format, picture.size) == ("JPEG", (192, 192))
+        assert len(content) < 25_000
+
+
+def test_a_photo_that_is_gone_or_broken_is_told_in_words(tmp_path: Path) -> None:
+    example = made(tmp_path, ("a", "b"), noise=1.5)
+    gone, broken = example.report.pictured[:2]
+    Path(gone).unlink()
+    Path(broken).write_bytes(b"no photo")
+    report.write(tmp_path / "report.html", example.report)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.text.count("no picture") == 2
+
+
+def test_labels_and_paths_are_text_wherever_they_stand(tmp_path: Path) -> None:
+    labels = (HOSTILE, "crème brûlée 寿司 عسل", "a & b", "half \ud800 of a character, \x00 and \x1b")
+    pictures = (Picture(HOSTILE, HOSTILE, Subset.TRAINING), Picture("<img src=x>", "a & b", Subset.TESTING))
+    group = Group(pictures)
+    near = Group(tuple(replace(picture, similarity=0.95) for picture in pictures))
+    example = made(tmp_path, labels, noise=1.5, found=Duplicates((group,), (near,), 0.93, 48, 48)).report
+    text = report.render(
+        replace(
+            example,
+            title=HOSTILE,
+            left_out=((HOSTILE, HOSTILE),),
+            settings={HOSTILE: HOSTILE},
+            versions={HOSTILE: HOSTILE},
+            seconds={HOSTILE: 1.0},
+            created=HOSTILE,
+        ),
+        dict.fromkeys(example.pictured, b"jpeg"),
+    )
+    text.encode()
+    check_self_contained(text)
+    page = Page(text)
+    assert page.text.count(HOSTILE) >= 15
+    for label in labels[1:3]:
+        assert label in page.text
+    assert "<b>&amp;.jpg" in page.text
+    assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]", text)
+
+
+def test_with_a_hundred_labels_the_pairs_confused_stand_for_the_matrix(tmp_path: Path) -> None:
+    labels = [f"label {number}" for number in range(101)]
+    example = made(tmp_path, labels, photos=8, noise=0.5).report
+    assert len(example.pictured) == PICTURES
+    report.write(tmp_path / "report.html", example)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    check_self_contained(text)
+    assert len(text.encode()) < 2_000_000
+    page = Page(text)
+    assert "of 101 labels" in page.text
+    assert not [table for table in page.all("table") if table.get("class") == "matrix"]
+    shown = example.by_label
+    highest = max(
+        count
+        for row, counts in enumerate(shown.confusion)
+        for column, count in enumerate(counts)
+        if row != column
+    )
+    pairs = page.text.split("Taken for", 1)[1]
+    assert pairs.split()[0] == str(highest)
+
+
+def test_the_matrix_has_the_counts_of_the_confusion(tmp_path: Path) -> None:
+    example = made(tmp_path, ("a", "b", "c"), noise=1.0).report
+    page = Page(report.render(example, {}))
+    titles = [cell["title"] for cell in page.all("td") if cell.get("title")]
+    shown = example.by_label
+    assert sorted(titles) == sorted(
+        f"{label} answered as {other}: {count} of {sum(counts)}"
+        for label, counts in zip(shown.labels, shown.confusion, strict=True)
+        for other, count in zip(shown.labels, counts, strict=True)
+        if count
+    )
+
+
+def test_without_test_photos_the_held_out_ones_head_the_page(tmp_path: Path) -> None:
+    page = Page(report.render(made(tmp_path, ("a", "b"), tested=False).report, {}))
+    assert "24 held-out photos get the right label" in page.text
+    assert "No photos were held out for a test." in page.text
+    assert "Misclassified" not in page.text
+
+
+def test_without_a_mistake_the_page_says_so(tmp_path: Path) -> None:
+    example = made(tmp_path, ("a", "b"), noise=0.01).report
+    assert example.misclassified == ()
+    page = Page(report.render(example, {}))
+    assert "None: every test photo gets the right label." in page.text
+
+
+def test_contradictions_come_first_and_one_picture_stands_for_the_same_bytes(tmp_path: Path) -> None:
+    same = Group((Picture("1.jpg", "a", Subset.TRAINING), Picture("2.jpg", "a", Subset.TRAINING)))
+    torn = Group((Picture("3.jpg", "a", Subset.TRAINING), Picture("4.jpg", "b", Subset.TRAINING)))
+    across = Group(
+        (
+            Picture("5.jpg", "a", Subset.TRAINING, 0.95),
+            Picture("6.jpg", "a", Subset.TRAINING, 0.95),
+            Picture("7.jpg", "a", Subset.TESTING, 0.95),
+        )
+    )
+    example = made(tmp_path, ("a", "b"), found=Duplicates((same, torn), (across,), 0.93, 9, 9)).report
+    assert example.groups == (torn, across, same)
+    assert [uri for uri in example.pictured if "/" not in uri] == ["3.jpg", "5.jpg", "7.jpg", "1.jpg"]
+    words = Page(report.render(example, {})).text
+    assert "Identical files, under different labels" in words
+    assert "Nearly the same, in different sets" in words
+
+
+def test_the_sample_of_a_label_is_the_training_photo_it_is_surest_of(tmp_path: Path) -> None:
+    examples = [Example(f"{number}.jpg", f"{number:064x}", number % 2) for number in range(6)]
+    own = np.array([0.5, 0.9, 0.7, 0.6, 0.99, 0.2], np.float32)
+    probabilities = np.stack([own, 1 - own], axis=1)
+    probabilities[1::2] = probabilities[1::2, ::-1]
+    subsets = [Subset.TRAINING] * 4 + [Subset.TESTING] * 2
+    targets = np.array([0, 1, 0, 1])
+    evaluation = evaluate.evaluate(probabilities[:4], targets, ("a", "b"))
+    composed = report.compose(
+        "x",
+        ("a", "b"),
+        examples,
+        subsets,
+        probabilities,
+        selection=head.Selection("validation", 3.0, {3.0: 0.5}, probabilities[:4], targets),
+        held_out=evaluation,
+        test=evaluation,
+        duplicates=Duplicates((), (), 0.93, 6, 6),
+    )
+    assert [row.sample for row in composed.labels] == ["2.jpg", "1.jpg"]
+    assert [answer.uri for answer in composed.misclassified] == ["5.jpg"]
+    assert [answer.uri for answer in composed.unsure] == ["4.jpg"]
+    check_self_contained(report.render(composed, {}))
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError):
+        report.write(tmp_path / "file" / "report.html", made(tmp_path, ("a", "b")).report)
+
+
+# --- In a real browser ------------------------------------------------------------------------------------
+
+MEASURE = """<script>
+addEventListener("load", () => {
+  const page = document.documentElement, outer = parent.document.documentElement;
+  const shown = [...document.images].filter(image => image.complete && image.naturalWidth > 0);
+  const tops = [...document.querySelectorAll("h2")].map(title => title.getBoundingClientRect().top);
+  const tall = [...document.querySelectorAll(".chart, .matrix, .interval")]
+    .filter(part => part.getBoundingClientRect().height < 5);
+  outer.dataset.measured = JSON.stringify({
+    inner: innerWidth, width: page.scrollWidth, height: page.scrollHeight,
+    images: document.images.length, shown: shown.length, flat: tall.length,
+    ordered: tops.every((top, i) => i === 0 || top > tops[i - 1]),
+  });
+});
+</script>"""
+
+
+def browse(page: Path, profile: Path, *options: str) -> str:
+    """Open a page in headless Chromium and return what it prints."""
+    program = next(found for name in CHROMIUM.split("|") if (found := shutil.which(name)))
+    done = subprocess.run(
+        [
+            program,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--hide-scrollbars",
+            f"--user-data-dir={profile}",
+            "--window-size=1280,2000",
+            *options,
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.needs(CHROMIUM)
+@pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
+@pytest.mark.parametrize("kind", ["real", "many labels", "long words"])
+def test_a_browser_shows_it_whole(
+    kind: str, width: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if kind == "real":
+        example: report.Report = request.getfixturevalue("real")
+    else:
+        long = ["Donaudampfschifffahrtsgesellschaftskapitän" * 2 + str(number) for number in range(12)]
+        labels = long if kind == "long words" else [f"label {number}" for number in range(101)]
+        example = made(tmp_path, labels, photos=8, noise=0.5).report
+    report.write(tmp_path / "report.html", example)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    inner = text.replace("</body>", f"{MEASURE}</body>").replace('loading="lazy"', "")
+    # A window has a least width, larger than a phone's; a frame has none.
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f'<!doctype html><body style="margin:0"><iframe srcdoc="{html.escape(inner)}" '
+        f'style="border:0;width:{width}px;height:2000px"></iframe></body>',
+        encoding="utf-8",
+    )
+    dumped = browse(frame, tmp_path / "profile", "--dump-dom")
+    attribute = re.search(r'<html data-measured="([^"]*)"', dumped)
+    assert attribute, dumped[:200]
+    found = json.loads(html.unescape(attribute[1]))
+    assert found["inner"] == width
+    assert found["width"] <= width, "the page can be scrolled sideways"
+    assert found["height"] > 2000
+    assert found["images"] == found["shown"] >= 8
+    assert found["flat"] == 0
+    assert found["ordered"]
+
+    picture = tmp_path / "screenshot.png"
+    browse(frame, tmp_path / "other", f"--screenshot={picture}")
+    with Image.open(picture) as shot:
+        assert shot.size == (1280, 2000)
+        pixels = np.asarray(shot.convert("RGB")).astype(int)[:, :width]
+    paper = pixels[5, 5]
+    drawn = np.abs(pixels - paper).max(axis=2) > 40
+    assert 0.01 < drawn.mean() < 0.7
+    assert all(band.any() for band in np.array_split(drawn, 8)), "a part of the page is blank"
+    assert (pixels.max(axis=2) - pixels.min(axis=2) > 60).sum() > 2000, "no photo and no colour"
