@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from pathlib import Path
@@ -41,7 +42,8 @@ def test_every_command_shown_is_accepted_by_its_parser(line: str) -> None:
     while isinstance(command, click.Group):
         name, command, arguments = command.resolve_command(click.Context(command), arguments)
         assert command is not None, name
-    command.make_context(command.name, arguments)
+    with contextlib.suppress(click.exceptions.Exit):  # of an option that prints and is done
+        command.make_context(command.name, arguments)
 
 
 def test_every_make_target_shown_exists() -> None:

@@ -296,3 +296,15 @@ def sample_features(trained: Trained) -> tuple[head.Floats, head.Ints, int]:
     found = gather(folder, store)
     targets = np.array([example.label for example in found.examples], np.int64)
     return found.embeddings, targets, len(folder.labels)
+
+
+def test_views_count_as_their_photos_and_held_out_ones_are_not_seen() -> None:
+    embeddings, targets = blobs(150, 12, 3)
+    same, _ = head.fit(embeddings, targets, 3)
+    doubled, selection = head.fit(embeddings, targets, 3, views=[embeddings])
+    # The same photo twice is the same photo: C means the same, and so does the covariance.
+    np.testing.assert_allclose(doubled.probabilities(embeddings), same.probabilities(embeddings), atol=2e-2)
+    assert len(selection.probabilities) == 150
+    noise = np.random.default_rng(0).normal(size=embeddings.shape).astype(np.float32)
+    other, _ = head.fit(embeddings, targets, 3, views=[embeddings + noise, embeddings - noise])
+    assert np.abs(other.kernel - same.kernel).max() > 1e-2

@@ -20,10 +20,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from batch.stats import Progress
-from serving import bundle
+from serving import bundle, contract
 from serving.contract import Status
 from serving.errors import InputError
+from trainer import export
 from trainer.cli import describe
+from trainer.graph import Augmentation
 from trainer.train import check_places, train, write_labels
 
 if TYPE_CHECKING:
@@ -378,3 +380,33 @@ def test_a_command_line_of_retrain_is_understood(tmp_path: Path) -> None:
     assert "--how_many_training_steps has no effect" in done.stderr
     assert "is taken as --tfhub_module" in done.stderr
     assert "there is no such directory" in done.stderr
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+def test_random_views_are_embedded_once_and_change_the_head(
+    trained: Trained, sample: SampleSummary, tmp_path: Path
+) -> None:
+    top = tmp_path / "photos"
+    for label in ("fruits", "grain legumes"):
+        (top / label).mkdir(parents=True)
+        for path in sorted((sample.directory / label).iterdir())[:12]:
+            shutil.copy(path, top / label)
+    plain = replace(
+        trained.settings, image_dir=top, saved_model_dir=tmp_path / "models" / "two", output_labels=None
+    )
+    settings = replace(
+        plain, augmentation=Augmentation(True, 10, 10, 10), views=2, embedding_store=str(tmp_path / "store")
+    )
+    first, again, without = train(settings), train(settings), train(plain)
+    data = first.bundle.manifest.data
+    assert (data["views"], without.bundle.manifest.data["views"]) == (2, 0)
+    stores = {path.name for path in (tmp_path / "store").iterdir()}
+    assert len(stores) == 3  # of the photos, and of each view
+    kernels = [
+        export.load_head(result.bundle.path / contract.HEAD_FILE)[0].kernel
+        for result in (first, again, without)
+    ]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert np.abs(kernels[0] - kernels[2]).max() > 1e-3
+    assert again.seconds["views"] < first.seconds["views"] / 2

@@ -109,6 +109,34 @@ def _preprocessing_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="What decides a photo's set: its content, or its path as in retrain.py.",
 )
 @click.option(
+    "--flip_left_right", is_flag=True, help="Train on random views of the photos too: mirror half of them."
+)
+@click.option(
+    "--random_crop",
+    type=click.IntRange(0, 400),
+    default=0,
+    help="The same: percent by which a photo is larger than the part that is taken.",
+)
+@click.option(
+    "--random_scale",
+    type=click.IntRange(0, 400),
+    default=0,
+    help="The same: percent by which it is enlarged further, at most.",
+)
+@click.option(
+    "--random_brightness",
+    type=click.IntRange(0, 100),
+    default=0,
+    help="The same: percent by which it is made brighter or darker, at most.",
+)
+@click.option(
+    "--views",
+    type=click.IntRange(min=1),
+    default=4,
+    help="Random views of each photo, where one of the four flags above asks for some. Each costs as much as "
+    "embedding the photos; they are kept like other embeddings.",
+)
+@click.option(
     "--near_duplicates",
     type=click.Choice(["report", "together", "ignore"]),
     default="report",
@@ -304,6 +332,10 @@ def _train_settings(
     testing_percentage: float,
     validation_percentage: float,
     split_method: str,
+    flip_left_right: bool,
+    random_crop: int,
+    random_scale: int,
+    random_brightness: int,
     near_duplicates: str,
     no_report: bool,
     **same: Any,
@@ -313,7 +345,7 @@ def _train_settings(
     from trainer.backbone import InputOptions
     from trainer.dataset import Columns, SplitSettings
     from trainer.fetch import cache_directory
-    from trainer.graph import Preprocessing
+    from trainer.graph import Augmentation, Preprocessing
     from trainer.train import NearDuplicatesOption, TrainSettings
 
     return TrainSettings(
@@ -325,6 +357,7 @@ def _train_settings(
         backbone_input=InputOptions((image_size, image_size) if image_size else None, value_range),
         preprocessing=Preprocessing.limited(aspect, max_pixels, max_bytes),
         split=SplitSettings(testing_percentage, validation_percentage, split_method),
+        augmentation=Augmentation(flip_left_right, random_crop, random_scale, random_brightness),
         near_duplicates=NearDuplicatesOption(near_duplicates),
         report=not no_report,
         **same,

@@ -88,6 +88,7 @@ class Flag:
 _SOLVED = "the head is solved for exactly, not approached in steps"
 _AT_ONCE = "all training photos count at once"
 _STRENGTH = "the strength of regularisation is chosen on held-out photos"
+_VIEWS = "of --views random views of each photo, which are kept"
 _AS_IT_IS = "every photo goes through the backbone once, as it is"
 
 
@@ -180,10 +181,10 @@ def _flags() -> list[Flag]:
             retrain="final_result",
             why="the outputs are named label, classes, scores and status",
         ),
-        Flag("flip_left_right", without, bool, retrain=False, why=_AS_IT_IS),
-        Flag("random_crop", without, int, retrain=0, why=_AS_IT_IS),
-        Flag("random_scale", without, int, retrain=0, why=_AS_IT_IS),
-        Flag("random_brightness", without, int, retrain=0, why=_AS_IT_IS),
+        Flag("flip_left_right", same, bool, retrain=False, why=_VIEWS),
+        Flag("random_crop", same, int, retrain=0, why=_VIEWS),
+        Flag("random_scale", same, int, retrain=0, why=_VIEWS),
+        Flag("random_brightness", same, int, retrain=0, why=_VIEWS),
         Flag(
             "logging_verbosity",
             without,

@@ -144,6 +144,7 @@ def fit(
     classes: int,
     *,
     validation: tuple[Floats, Ints] | None = None,
+    views: Sequence[Floats] = (),
     seed: int = 0,
 ) -> tuple[Head, Selection]:
     """Choose C and the temperatures by log-loss on held-out photos, then fit on all photos given.
@@ -156,6 +157,8 @@ def fit(
         targets: int64 [N], each of 0 to classes-1 at least once.
         classes: K.
         validation: embeddings and targets of photos that are to be held out.
+        views: other embeddings of the same photos, those of `validation` behind the others, each
+            float32 [N+M,D]. Classifiers are fitted on them as well, and judged by `embeddings` alone.
         seed: of the folds.
     """
     from threadpoolctl import threadpool_limits
@@ -169,23 +172,32 @@ def fit(
             all_targets = np.append(targets, validation[1])
         if validation is not None and len(validation[1]) >= ENOUGH_VALIDATION:
             method, held_targets = "validation", validation[1]
-            logistic, discriminant = _held_out(embeddings, targets, validation[0], classes)
+            seen = [view[: len(targets)] for view in views]
+            logistic, discriminant = _held_out(embeddings, targets, validation[0], classes, seen)
         else:
             method, held_targets = "cross-validation", all_targets
-            logistic, discriminant = _out_of_fold(everything, all_targets, classes, seed)
+            logistic, discriminant = _out_of_fold(everything, all_targets, classes, seed, views)
         mixtures = [_mix(candidate, discriminant, held_targets) for candidate in logistic]
         best = int(np.argmin([mixture.loss for mixture in mixtures]))
-        head = _assemble(everything, all_targets, classes, STRENGTHS[best], mixtures[best])
+        head = _assemble(everything, all_targets, classes, STRENGTHS[best], mixtures[best], views)
     losses = {strength: mixture.loss for strength, mixture in zip(STRENGTHS, mixtures, strict=True)}
     selection = Selection(method, STRENGTHS[best], losses, mixtures[best].probabilities, held_targets)
     return head, selection
 
 
-def _assemble(embeddings: Floats, targets: Ints, classes: int, strength: float, mixture: _Mixture) -> Head:
+def _assemble(
+    embeddings: Floats,
+    targets: Ints,
+    classes: int,
+    strength: float,
+    mixture: _Mixture,
+    views: Sequence[Floats],
+) -> Head:
     """Both classifiers on all photos, as one linear layer."""
+    embeddings, targets = _with_views(embeddings, targets, views)
     scaling = Scaling.of(embeddings)
     features = scaling.features(embeddings)
-    [(kernel, bias)] = minimise(features, targets, classes, [strength])
+    [(kernel, bias)] = minimise(features, targets, classes, [strength / (1 + len(views))])
     other_kernel, other_bias = discriminate(features, targets, classes)
     first, second = mixture.weights
     return Head(
@@ -208,25 +220,35 @@ def _mix(logistic: Floats, discriminant: Floats, targets: Ints) -> _Mixture:
     return _Mixture(weights, temperature, probabilities, log_loss(probabilities, targets))
 
 
+def _with_views(embeddings: Floats, targets: Ints, views: Sequence[Floats]) -> tuple[Floats, Ints]:
+    """The rows of all views under each other, with their targets."""
+    return np.vstack([embeddings, *views]), np.tile(targets, 1 + len(views))
+
+
 def _held_out(
-    embeddings: Floats, targets: Ints, held_out: Floats, classes: int
+    embeddings: Floats, targets: Ints, held_out: Floats, classes: int, views: Sequence[Floats]
 ) -> tuple[list[Floats], Floats]:
     """Logits [N,K] of held-out photos: by logistic regression for each C, and by the discriminant."""
+    embeddings, targets = _with_views(embeddings, targets, views)
     scaling = Scaling.of(embeddings)
     features, held_features = scaling.features(embeddings), scaling.features(held_out)
-    fits = minimise(features, targets, classes, STRENGTHS)
+    # C weighs the sum over rows: with more rows a photo less of it, so that it means the same.
+    fits = minimise(features, targets, classes, [strength / (1 + len(views)) for strength in STRENGTHS])
     kernel, bias = discriminate(features, targets, classes)
     logistic = [held_features @ candidate + offset for candidate, offset in fits]
     return logistic, held_features @ kernel + bias
 
 
-def _out_of_fold(embeddings: Floats, targets: Ints, classes: int, seed: int) -> tuple[list[Floats], Floats]:
+def _out_of_fold(
+    embeddings: Floats, targets: Ints, classes: int, seed: int, views: Sequence[Floats]
+) -> tuple[list[Floats], Floats]:
     """As `_held_out`, for every photo from classifiers that have not seen it."""
     shape = (len(targets), classes)
     logistic = [np.zeros(shape, np.float32) for _ in STRENGTHS]
     discriminant = np.zeros(shape, np.float32)
     for fitted, held in stratified_folds(targets, FOLDS, seed):
-        candidates, other = _held_out(embeddings[fitted], targets[fitted], embeddings[held], classes)
+        seen = [view[fitted] for view in views]
+        candidates, other = _held_out(embeddings[fitted], targets[fitted], embeddings[held], classes, seen)
         discriminant[held] = other
         for logits, candidate in zip(logistic, candidates, strict=True):
             logits[held] = candidate

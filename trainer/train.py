@@ -29,7 +29,7 @@ from trainer.dataset import Columns, Example, Folder, SplitSettings, Subset, is_
 from trainer.duplicates import Duplicates
 from trainer.evaluate import Evaluation
 from trainer.fetch import silent
-from trainer.graph import Preprocessing
+from trainer.graph import Augmentation, Preprocessing
 from trainer.head import Floats, Ints
 
 PARITY_PHOTOS = 8
@@ -59,6 +59,9 @@ class TrainSettings:
         backbone_input: what is stated of photos as the backbone takes them.
         preprocessing: aspect and limits of the graph; the size is the backbone's.
         output_labels: a second place for the labels file, None for none.
+        augmentation: how much random views of the training photos differ from them; as it comes, no
+            views are made.
+        views: of each photo.
         split: how photos are divided.
         near_duplicates: what is done about photos that are nearly the same.
         near_threshold: cosine of embeddings from which they count as that.
@@ -82,6 +85,8 @@ class TrainSettings:
     backbone_input: InputOptions = field(default_factory=InputOptions)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     output_labels: Path | None = None
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    views: int = 4
     split: SplitSettings = field(default_factory=SplitSettings)
     near_duplicates: NearDuplicatesOption = NearDuplicatesOption.REPORT
     near_threshold: float = duplicates.THRESHOLD
@@ -187,10 +192,13 @@ def train(
         subsets, found_twice = _divide(features, folder.labels, settings)
         for sentence in (*dataset.gaps(features.examples, subsets, folder.labels), *found_twice.sentences()):
             say(sentence)
+    rows = {subset: np.array([s is subset for s in subsets], bool) for subset in Subset}
+    with clock.step("views"):
+        used = np.concatenate([np.flatnonzero(rows[s]) for s in (Subset.TRAINING, Subset.VALIDATION)])
+        views = _views(folder, [features.examples[row] for row in used], settings, say, progress)
     with clock.step("fit"):
         targets = np.array([example.label for example in features.examples], np.int64)
-        rows = {subset: np.array([s is subset for s in subsets], bool) for subset in Subset}
-        fitted, selection = _fit(features.embeddings, targets, rows, len(folder.labels), settings.seed)
+        fitted, selection = _fit(features.embeddings, targets, rows, len(folder.labels), views, settings.seed)
         held_out = evaluate.evaluate(selection.probabilities, selection.targets, folder.labels)
         probabilities = fitted.probabilities(features.embeddings)
         test_rows = np.flatnonzero(rows[Subset.TESTING])
@@ -257,6 +265,8 @@ def train(
                 "test_photos_like_training_photos": len(found_twice.seen()),
                 "split": asdict(settings.split),
                 "seed": settings.seed,
+                "augmentation": asdict(settings.augmentation),
+                "views": len(views),
             },
         )
         checked = (test_rows if len(test_rows) else np.arange(len(targets)))[:PARITY_PHOTOS]
@@ -423,12 +433,52 @@ def _divide(
     return subsets, duplicates.report(features.files, examples, subsets, near, labels)
 
 
+def _views(
+    folder: Folder,
+    examples: Sequence[Example],
+    settings: TrainSettings,
+    say: Callable[[str], None],
+    progress: Callable[[Progress], None] | None,
+) -> list[Floats]:
+    """Embeddings float32 [N,D] of each random view of the examples, from stores of their own."""
+    if settings.augmentation == Augmentation():
+        return []
+    photo_of = {photo.uri: photo for photo in folder.photos}
+    photos = [photo_of[example.uri] for example in examples]
+    found = []
+    for number in range(settings.views):
+        base = export.view_template(
+            settings.tfhub_module,
+            settings.cache,
+            settings.preprocessing,
+            settings.augmentation,
+            number,
+            options=settings.backbone_input,
+            say=say,
+        )
+        store = EmbeddingStore(settings.embedding_store, base.manifest.fingerprint, base.manifest.dimension)
+        say(f"View {number + 1} of {settings.views} of {len(photos)} photos")
+        pipeline.embed(photos, base.path, store, progress=progress)
+        rows = store.get(store.known(photos).values())
+        row_of = rows.rows()
+        chosen = [row_of[bytes.fromhex(example.sha256)] for example in examples]
+        found.append(rows.vectors[chosen].astype(np.float32))
+    return found
+
+
 def _fit(
-    embeddings: Floats, targets: Ints, rows: dict[Subset, np.ndarray], classes: int, seed: int
+    embeddings: Floats,
+    targets: Ints,
+    rows: dict[Subset, np.ndarray],
+    classes: int,
+    views: Sequence[Floats],
+    seed: int,
 ) -> tuple[head.Head, head.Selection]:
     training, held = rows[Subset.TRAINING], rows[Subset.VALIDATION]
     validation = (embeddings[held], targets[held]) if held.any() else None
-    return head.fit(embeddings[training], targets[training], classes, validation=validation, seed=seed)
+    return head.fit(
+        embeddings[training], targets[training], classes, validation=validation, views=views, seed=seed
+    )
 
 
 def _misclassified(
