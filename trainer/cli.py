@@ -376,6 +376,10 @@ def describe(result: TrainResult) -> str:
     lines.append(
         f"Accuracy by {result.method}: {result.held_out.accuracy}, log-loss {result.held_out.log_loss:.3f}"
     )
+    if result.answering:
+        lines.append(f"Answers from a probability of {result.answering}")
+    if result.known_kept:
+        lines.append(f"Photos of known labels that are not refused as unlike them: {result.known_kept}")
     lines.append(f"Seconds: {', '.join(f'{name} {value:.1f}' for name, value in result.seconds.items())}")
     lines.append(f"Bundle: {result.bundle.path}")
     if (page := result.bundle.path / contract.REPORT_FILE).is_file():

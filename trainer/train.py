@@ -27,7 +27,7 @@ from trainer.abstain import Novelty, Threshold
 from trainer.backbone import InputOptions
 from trainer.dataset import Columns, Example, Folder, SplitSettings, Subset, is_manifest
 from trainer.duplicates import Duplicates
-from trainer.evaluate import Evaluation
+from trainer.evaluate import Evaluation, Proportion
 from trainer.fetch import silent
 from trainer.graph import Augmentation, Preprocessing
 from trainer.head import Floats, Ints
@@ -108,6 +108,8 @@ class TrainResult:
         test: on the untouched test photos; None where none were held out.
         held_out: of the cross-validation (or on the validation photos) that chose the settings.
         method: how they were chosen.
+        answering: the threshold for --precision, None where it always answers.
+        known_kept: the share of known photos that the novelty score lets pass, None where all pass.
         subsets: photos in each set.
         labels: photos of each label, the sets together.
         left_out: (path, reason) of the files that could not be used.
@@ -121,6 +123,8 @@ class TrainResult:
     test: Evaluation | None
     held_out: Evaluation
     method: str
+    answering: Threshold | None
+    known_kept: Proportion | None
     subsets: dict[str, int]
     labels: dict[str, int]
     left_out: tuple[tuple[str, str], ...]
@@ -285,6 +289,8 @@ def train(
         test=test,
         held_out=held_out,
         method=selection.method,
+        answering=answering,
+        known_kept=novelty.kept if novelty else None,
         subsets=subset_counts,
         labels=counts,
         left_out=features.left_out,
