@@ -360,4 +360,6 @@ def test_memory_is_that_of_the_rows(tmp_path: Path) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 600 * count
+    # Far below the 2,000 bytes of text on a line. Alone it is some 500; other threads of a long test
+    # run allocate as well.
+    assert peak < 1000 * count
