@@ -358,7 +358,7 @@ def classify(rows: Embeddings, model: Model, about: Bundle) -> dict[bytes, Predi
         inputs = {contract.EMBEDDING: rows.vectors[usable].astype(np.float32)}
         outputs = model.run(contract.CLASSIFY_EMBEDDING, inputs)
         probabilities[usable] = outputs[contract.PROBABILITIES]
-        known[usable] = outputs[contract.KNOWN]
+        known[usable] = outputs.get(contract.KNOWN, True)  # bundles from before it refuse none
     decisions = contract.decide(
         probabilities,
         rows.statuses,

@@ -8,7 +8,6 @@ import re
 import resource
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +25,10 @@ from serving.convert import foreign_format
 from serving.server import ServerSettings, start
 from tests import corpus
 from tests.corpus import Case
-from trainer import export, graph
+from tests.decoding import Decode, decoder
+from trainer import export
 from trainer.export import ClassicSession, HeadExport
-from trainer.graph import STATUSES, Preprocessing
+from trainer.graph import STATUSES
 from trainer.head import Head, Scaling
 
 if TYPE_CHECKING:
@@ -50,6 +50,10 @@ def shuffled(cases: Iterable[Case], seed: int) -> list[Case]:
     order = list(cases)
     random.Random(seed).shuffle(order)
     return order
+
+
+def contents_of(cases: Sequence[Case]) -> list[bytes]:
+    return [case.content for case in cases]
 
 
 def batches(cases: Sequence[Case]) -> Iterator[Sequence[Case]]:
@@ -111,45 +115,15 @@ def test_what_is_converted_is_what_the_graph_does_not_decode(cases: list[Case]) 
 # --- The graph ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Row:
-    """What became of one photo."""
-
-    pixels: NDArray[np.uint8]
-    status: Status
-    height: int
-    width: int
-
-
-Decode = Callable[[Sequence[Case]], list[Row]]
-
-
 @pytest.fixture(scope="module")
 def decode() -> Decode:
-    """decode_photos at its default settings, traced once."""
-    import tensorflow as tf
-
-    traced = tf.function(
-        lambda contents: graph.decode_photos(contents, Preprocessing()),
-        input_signature=[tf.TensorSpec([None], tf.string)],
-        autograph=False,
-    )
-
-    def run(cases: Sequence[Case]) -> list[Row]:
-        columns = [tensor.numpy() for tensor in traced(tf.constant([case.content for case in cases]))]
-        assert columns[0].shape == (len(cases), SIZE, SIZE, 3)
-        return [
-            Row(pixels, STATUSES[status], int(height), int(width))
-            for pixels, status, height, width in zip(*columns, strict=True)
-        ]
-
-    return run
+    return decoder()
 
 
 def test_the_graph_gives_every_file_its_status_and_sides(cases: list[Case], decode: Decode) -> None:
     found, wanted, painted = {}, {}, []
     for batch in batches(shuffled(cases, 1)):
-        for case, row in zip(batch, decode(batch), strict=True):
+        for case, row in zip(batch, decode(contents_of(batch)), strict=True):
             found[case.name] = (str(row.status), row.height, row.width)
             wanted[case.name] = (str(case.status), case.height, case.width)
             if not row.status.usable and (row.pixels != 128).any():
@@ -164,8 +138,8 @@ def test_a_good_photo_between_bad_ones_is_bit_identical_to_itself_alone(
     good = shuffled((case for case in cases if case.status.usable), 3)[:150]
     bad = shuffled((case for case in cases if not case.status.usable), 4)[:150]
     for batch in batches([case for pair in zip(good, bad, strict=True) for case in pair]):
-        for case, row in list(zip(batch, decode(batch), strict=True))[::2]:
-            [alone] = decode([case])
+        for case, row in list(zip(batch, decode(contents_of(batch)), strict=True))[::2]:
+            [alone] = decode([case.content])
             np.testing.assert_array_equal(row.pixels, alone.pixels, err_msg=case.name)
 
 
@@ -185,7 +159,7 @@ _TURNS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
 
 def test_every_orientation_of_every_format_comes_out_upright(cases: list[Case], decode: Decode) -> None:
     named = [(case, match) for case in cases if (match := _ORIENTED.fullmatch(case.name))]
-    rows = decode([case for case, _ in named])
+    rows = decode([case.content for case, _ in named])
     pixels = {match.groups(): row.pixels for (_, match), row in zip(named, rows, strict=True)}
     assert len(pixels) == 8 * 2 * 4  # numbers, byte orders, formats
     for (kind, number, order), found in pixels.items():
@@ -196,9 +170,9 @@ def test_every_orientation_of_every_format_comes_out_upright(cases: list[Case], 
 def test_a_thin_photo_costs_what_its_pixels_cost(decode: Decode) -> None:
     """A resize that goes over the rows first would hold 224 rows of a million pixels: 2.7 GB."""
     content = corpus.png.png(1_000_000, 1, 1, corpus.png.GREY, 0, bytes(125_001))
-    decode([Case("plain", corpus.png.plain(), Status.OK)])
+    decode([corpus.png.plain()])
     before = peak_megabytes()
-    [row] = decode([Case("thin", content, Status.OK)])
+    [row] = decode([content])
     assert (row.status, row.height, row.width) == (Status.OK, 1, 1_000_000)
     assert peak_megabytes() - before < 300
 

@@ -10,7 +10,6 @@ import resource
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from serving.contract import Status
@@ -27,6 +25,7 @@ from tests.corpus.gif import animation
 from tests.corpus.images import saved, scene, translucent
 from tests.corpus.jpeg import SCAN, XMP, frame, jpeg, segment, until_scan, with_segments
 from tests.corpus.png import deep_png, interlaced_png, png, shallow_png
+from tests.decoding import Decode, Pixels, Row, decoder
 from trainer import graph
 from trainer.graph import STATUSES, Preprocessing
 
@@ -37,44 +36,10 @@ EXAMPLES = int(os.environ.get("HUBHEAD_FUZZ_EXAMPLES", "120"))
 """Damaged photos that are tried; `make fuzz` asks for more."""
 REPO = Path(__file__).resolve().parents[1]
 
-Pixels = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Row:
-    """What became of one photo."""
-
-    pixels: Pixels
-    status: Status
-    height: int
-    width: int
-
-
-Decode = Callable[[Sequence[bytes]], list[Row]]
-
 
 @pytest.fixture(scope="module")
 def decode() -> Decode:
-    """decode_photos at its default settings, traced once."""
-    import tensorflow as tf
-
-    traced = tf.function(
-        lambda contents: graph.decode_photos(contents, Preprocessing()),
-        input_signature=[tf.TensorSpec([None], tf.string)],
-        autograph=False,
-    )
-
-    def run(contents: Sequence[bytes]) -> list[Row]:
-        outputs = [tensor.numpy() for tensor in traced(tf.constant(list(contents), tf.string))]
-        assert [output.dtype for output in outputs] == [np.uint8, np.int32, np.int32, np.int32]
-        assert outputs[0].shape == (len(contents), SIZE, SIZE, 3)
-        assert [output.shape for output in outputs[1:]] == [(len(contents),)] * 3
-        return [
-            Row(pixels, STATUSES[status], int(height), int(width))
-            for pixels, status, height, width in zip(*outputs, strict=True)
-        ]
-
-    return run
+    return decoder()
 
 
 # --- Photos to look at ------------------------------------------------------------------------------

@@ -48,13 +48,12 @@ def tiff(order: str, entries: list[tuple[int, int, int, int]], directory: int = 
 
 def orientation_of(data: bytes) -> int:
     """What trainer.graph.exif.orientation computes."""
-    order = {b"II": "little", b"MM": "big"}.get(data[:2])
-    if order is None:
+    if data[:2] not in (b"II", b"MM"):
         return 1
 
     def number(at: int, size: int) -> int:
-        piece = data[at : at + size] + bytes(size)
-        return int.from_bytes(piece[:size], order)  # type: ignore[arg-type]
+        piece = (data[at : at + size] + bytes(size))[:size]
+        return int.from_bytes(piece, "little" if data[:2] == b"II" else "big")
 
     directory = number(4, 4)
     for entry in range(min(number(directory, 2), 512)):

@@ -74,7 +74,7 @@ def make_bundle(
     def classify_embedding(embedding: Any) -> dict[str, Any]:
         return {
             "probabilities": tf.nn.softmax(embedding @ kernel * scale),
-            "known": tf.reduce_all(embedding >= 0.0, axis=1),
+            "known": embedding[:, 3] < 0.8,
         }
 
     module = tf.Module()
@@ -175,22 +175,26 @@ class TestScoring:
 
         model = tf.saved_model.load(str(bundles["food"]))
         threshold = 0.36
-        abstained = 0
+        abstained = refused = 0
         for row in rows_of(scored[0] / "out"):
             if row["status"] not in ("ok", "truncated"):
                 continue
             content = Path(row["uri"]).read_bytes()
             embedding = model.signatures["embed"](image_bytes=tf.constant([content]))["embedding"]
-            [expected] = model.signatures["classify_embedding"](embedding=embedding)["probabilities"].numpy()
+            told = model.signatures["classify_embedding"](embedding=embedding)
+            [expected], [known] = told["probabilities"].numpy(), told["known"].numpy()
             order = np.argsort(-expected, kind="stable")[:2]
             assert row["top_labels"] == [LABELS[i] for i in order]
             assert row["top_scores"] == pytest.approx(expected[order], abs=1e-6)
             assert row["score"] == row["top_scores"][0]
-            assert row["label"] == (LABELS[order[0]] if expected[order[0]] >= threshold else None)
+            decided = known and expected[order[0]] >= threshold
+            assert row["label"] == (LABELS[order[0]] if decided else None)
+            refused += not known and expected[order[0]] >= threshold
             assert (row["width"], row["height"]) == (len(content) * 2, len(content))
             assert (row["model"], row["version"]) == ("food", 3)
             abstained += row["label"] is None
         assert 0 < abstained < 24, "the fixture should have photos on both sides of the threshold"
+        assert refused, "the fixture should have a photo that is sure and unlike the known ones"
         assert scored[1].total.abstained == abstained
 
     def test_run_json_adds_up(self, scored: Scored) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 from batch.stats import Progress
 from serving import bundle, contract
 from serving.contract import Status
-from serving.errors import InputError
+from serving.errors import InputError, OutputError
 from trainer import export
 from trainer.cli import describe
 from trainer.graph import Augmentation
@@ -303,6 +303,14 @@ def test_a_folder_without_a_single_photo_publishes_nothing(trained: Trained, tmp
     with pytest.raises(InputError, match=r"None of the 6 files can be used; .*not_an_image"):
         train(settings)
     assert not (tmp_path / "models" / "texts").exists()
+
+
+def test_summaries_that_cannot_be_written_are_an_error_before_any_work(
+    trained_settings: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "logs").write_text("a file")
+    with pytest.raises(OutputError, match="logs"):
+        check_places(trained_settings(summaries_dir=tmp_path / "logs"))
 
 
 def test_a_look_at_the_places_leaves_nothing(trained_settings: Any, tmp_path: Path) -> None:

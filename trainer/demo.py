@@ -57,6 +57,7 @@ def demo(output_dir: Path) -> None:
 def run_demo(output: Path, console: Console) -> None:
     """The steps of the demo, told on `console`; what it starts is stopped at its end, however it ends."""
     from serving.client import Client
+    from serving.contract import MANIFEST_FILE, REPORT_FILE
 
     start = time.perf_counter()
     photos, everything = _photos(console)
@@ -74,7 +75,8 @@ def run_demo(output: Path, console: Console) -> None:
     for what, path in (
         ("photos, a directory a label", photos),
         ("bundle for TensorFlow Serving", result.bundle.path),
-        ("what it is made of", result.bundle.path / "assets.extra" / "hubhead.json"),
+        ("report of the training", result.bundle.path / REPORT_FILE),
+        ("what it is made of", result.bundle.path / MANIFEST_FILE),
         ("scores, Parquet", Path(scores.path) / "scores"),
         ("figures of the scoring run", Path(scores.run_file)),
     ):

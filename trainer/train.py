@@ -324,6 +324,8 @@ def check_places(settings: TrainSettings) -> None:
         )
     with bundle.staging(settings.saved_model_dir):
         pass
+    if settings.summaries_dir:
+        files.check_writable(str(settings.summaries_dir))
 
 
 def _told(settings: TrainSettings) -> dict[str, Any]:

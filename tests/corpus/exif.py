@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 ORDERS = {"little-endian": "<", "big-endian": ">"}
 
@@ -25,9 +26,9 @@ def exif(
     return b"Exif\0\0" + header + struct.pack(f"{order}H", entries) + entry + struct.pack(f"{order}I", 0)
 
 
-def tiff(orientation: int, order: str = "<", **options: int | bytes) -> bytes:
+def tiff(orientation: int, order: str = "<", **options: Any) -> bytes:
     """Exif without the six bytes that mark it in a JPEG: what PNG and WebP carry."""
-    return exif(orientation, order, **options)[6:]  # type: ignore[arg-type]
+    return exif(orientation, order, **options)[6:]
 
 
 def late_directory(orientation: int, order: str = "<") -> bytes:
