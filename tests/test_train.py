@@ -22,7 +22,7 @@ from PIL import Image
 from batch.stats import Progress
 from serving import bundle, contract
 from serving.contract import Status
-from serving.errors import InputError, OutputError
+from serving.errors import InputError, NotBlessed, OutputError
 from trainer import export
 from trainer.cli import describe
 from trainer.graph import Augmentation
@@ -31,6 +31,7 @@ from trainer.train import check_places, train, write_labels
 if TYPE_CHECKING:
     from tests.conftest import Trained
     from trainer.samples import SampleSummary
+    from trainer.train import TrainResult
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -418,3 +419,86 @@ def test_random_views_are_embedded_once_and_change_the_head(
     np.testing.assert_array_equal(kernels[0], kernels[1])
     assert np.abs(kernels[0] - kernels[2]).max() > 1e-3
     assert again.seconds["views"] < first.seconds["views"] / 2
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+def test_thresholds_reach_the_bundle_and_leave_labels_out(trained: Trained, tmp_path: Path) -> None:
+    settings = replace(
+        trained.settings,
+        saved_model_dir=tmp_path / "models" / "food",
+        output_labels=None,
+        precision=0.85,
+        keep_known=0.9,
+        report=False,
+        summaries_dir=tmp_path / "logs",
+    )
+    result = train(settings)
+    assert result.answering is not None
+    assert result.known_kept is not None
+    calibration = result.bundle.manifest.calibration
+    assert calibration["threshold"] == pytest.approx(result.answering.value)
+    assert calibration["keep_known"] == pytest.approx(result.known_kept.value)
+    assert result.known_kept.value == pytest.approx(0.9, abs=0.01)
+    assert 0.5 < calibration["threshold"] < 0.9
+    told = describe(result)
+    assert "Answers from a probability of" in told
+    assert not (result.bundle.path / contract.REPORT_FILE).exists()
+    assert (trained.result.bundle.path / contract.REPORT_FILE).is_file()
+    assert list((tmp_path / "logs").glob("*/events*"))
+    answers = runtime_of(result).classify(Path(uri).read_bytes() for uri, _ in result.test_photos)
+    silent = [answer for answer in answers if answer.label is None]
+    assert 0 < len(silent) < len(answers)
+    assert all(answer.top for answer in silent)
+
+
+def runtime_of(result: TrainResult) -> Any:
+    from serving import runtime
+
+    return runtime.load(result.bundle.path)
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+def test_a_head_that_is_not_accurate_enough_is_not_published(trained: Trained, tmp_path: Path) -> None:
+    settings = replace(
+        trained.settings, saved_model_dir=tmp_path / "models" / "food", assert_accuracy_at_least=0.99
+    )
+    with pytest.raises(NotBlessed, match=r"below the 99\.0% of --assert_accuracy_at_least") as caught:
+        train(settings)
+    assert caught.value.exit_code == 4
+    assert not list((tmp_path / "models").glob("*/*"))
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+@pytest.mark.slow
+@pytest.mark.parametrize("better", [True, False])
+def test_a_tuned_backbone_is_taken_where_it_is_better(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: bool
+) -> None:
+    from trainer import fine_tune
+
+    real = fine_tune.fine_tune
+
+    def tune(*given: Any, **named: Any) -> Any:
+        """The real thing, with a verdict that does not depend on the machine."""
+        tuned = real(*given, **named)
+        assert tuned.after is not None
+        return replace(tuned, before=tuned.after + (0.1 if better else -0.1))
+
+    monkeypatch.setattr(fine_tune, "fine_tune", tune)
+    said: list[str] = []
+    settings = replace(
+        trained.settings,
+        saved_model_dir=tmp_path / "models" / "food",
+        output_labels=None,
+        report=False,
+        fine_tune=fine_tune.FineTuneSettings(epochs=1, depth=0.1),
+    )
+    result = train(settings, say=said.append)
+    assert any("Fine-tuned: log-loss" in line for line in said)
+    known = trained.result.bundle.manifest.backbone["fingerprint"]
+    assert (result.bundle.manifest.backbone["fingerprint"] != known) is better
+    assert any("no gain" in line for line in said) is not better
+    assert result.subsets == trained.result.subsets
