@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from batch import files
 from serving.contract import Status
+from serving.page.markup import Element, element
+from serving.page.parts import (
+    SPACE,
+    decimals,
+    diagram,
+    document,
+    image,
+    isolated,
+    key_figure,
+    many,
+    percent,
+    section,
+    table_of,
+)
+from serving.page.plot import interval
 from trainer import thumbnails
 from trainer.dataset import Subset
 from trainer.duplicates import Group
 from trainer.evaluate import Calibration, Estimate, Evaluation, Proportion
 from trainer.report import charts
 from trainer.report.contents import Answers, LabelRow, Report, shown_of
-from trainer.report.markup import Element, document, element
 
 SIDE = 192
 """Pixels of a picture: twice what is shown of it on most screens."""
@@ -25,8 +38,6 @@ MATRIX = 30
 
 LISTED = 100
 """Rows of a list that may be long."""
-
-_SPACE = "\N{NO-BREAK SPACE}"
 
 
 def write(path: Path, report: Report) -> None:
@@ -41,7 +52,7 @@ def write(path: Path, report: Report) -> None:
 
 def render(report: Report, pictures: Mapping[str, bytes]) -> str:
     """The page, with small JPEGs by path; a photo without one is told in words."""
-    return document(_Page(report, pictures).whole())
+    return _Page(report, pictures).whole()
 
 
 class _Page:
@@ -56,9 +67,8 @@ class _Page:
         self._report = report
         self._pictures = pictures
 
-    def whole(self) -> Element:
+    def whole(self) -> str:
         report = self._report
-        style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
         parts = (
             self.headline(),
             self.labels(),
@@ -70,18 +80,7 @@ class _Page:
             self.left_out(),
             self.run(),
         )
-        return element(
-            "html",
-            element(
-                "head",
-                element("meta", charset="utf-8"),
-                element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-                element("title", f"{report.title}: training report"),
-                element("style", style),
-            ),
-            element("body", element("main", *(part for part in parts if part is not None))),
-            lang="en",
-        )
+        return document(f"{report.title}: training report", *parts)
 
     def headline(self) -> Element:
         report = self._report
@@ -89,7 +88,7 @@ class _Page:
         accuracy = shown.accuracy
         said = (
             f"of {accuracy.n} {photos} get the right label. On other photos of the same kind it is, "
-            f"with 95{_SPACE}% confidence, {_between(accuracy)}."
+            f"with 95{SPACE}% confidence, {_between(accuracy)}."
         )
         cross = report.held_out.accuracy
         how = "cross-validated" if report.method == "cross-validation" else "on validation photos"
@@ -99,26 +98,26 @@ class _Page:
             element("p", "What a head learned from labelled photos", _on(report.created), class_="soft"),
             element(
                 "section",
-                element("strong", _share(accuracy.value)),
+                element("strong", percent(accuracy.value)),
                 element("p", said),
                 _bar(accuracy, "accuracy"),
-                element("div", element("span", "0"), element("span", "100", _SPACE, "%"), class_="scale"),
+                element("div", element("span", "0"), element("span", "100", SPACE, "%"), class_="scale"),
                 None if report.test else element("p", "No photos were held out for a test.", class_="soft"),
                 class_="card hero",
             ),
             element(
                 "dl",
-                _figure(
-                    f"Accuracy, {how}", _share(cross.value), f"{_between(cross)}, {_many(cross.n, 'photo')}"
+                key_figure(
+                    f"Accuracy, {how}", percent(cross.value), f"{_between(cross)}, {many(cross.n, 'photo')}"
                 ),
-                _figure("Log-loss", _number(shown.log_loss), _log_loss_words(shown)),
+                key_figure("Log-loss", decimals(shown.log_loss), _log_loss_words(shown)),
                 _calibration(shown.calibration),
-                _figure(
+                key_figure(
                     "Photos",
                     f"{sum(sum(row.photos.values()) for row in report.labels):,}",
                     " + ".join(f"{self._in_set(subset)} {subset}" for subset in Subset),
                 ),
-                _figure(
+                key_figure(
                     "Labels", f"{len(report.labels):,}", "F1 " + _estimate(shown.macro.f1) + " on average"
                 ),
                 class_="figures",
@@ -131,9 +130,9 @@ class _Page:
         source = "test photos" if shown is report.test else "held-out photos"
         heads = ("", "Label", "Training", "Validation", "Test", "Found (recall)", "Right (precision)", "F1")
         numbers = ("Training", "Validation", "Test")
-        return _section(
+        return section(
             "Labels",
-            f"The hardest first, by {shown.accuracy.n} {source}. The bars show 95{_SPACE}% intervals: where "
+            f"The hardest first, by {shown.accuracy.n} {source}. The bars show 95{SPACE}% intervals: where "
             "they are wide, there are too few photos to tell.",
             element(
                 "div",
@@ -179,7 +178,7 @@ class _Page:
             *(
                 element(
                     "td",
-                    _share(figure.value),
+                    percent(figure.value),
                     _bar(figure, f"{name} of {row.label}"),
                     class_="figure first" if name == "Found" else "figure",
                     data_name=name,
@@ -191,7 +190,7 @@ class _Page:
     def confusion(self) -> Element:
         shown = self._report.by_label
         few = len(shown.labels) <= MATRIX
-        return _section(
+        return section(
             "What is taken for what",
             (
                 "A row holds the photos of one label, a column those that were answered with one: what is "
@@ -199,7 +198,7 @@ class _Page:
                 if few
                 else f"The pairs confused most often, of {len(shown.labels)} labels."
             )
-            + f" {_many(shown.accuracy.n, 'photo')}.",
+            + f" {many(shown.accuracy.n, 'photo')}.",
             element("div", _matrix(shown) if few else _pairs(shown), class_="card wide"),
         )
 
@@ -209,17 +208,17 @@ class _Page:
         figures = []
         if shown.calibration:
             figures.append(
-                _diagram(
+                diagram(
                     "Can its probabilities be trusted?",
                     charts.reliability(shown.calibration),
                     f"Photos in groups of rising probability. Calibration error "
-                    f"{shown.calibration.error:.3f}; 95{_SPACE}% of perfectly calibrated models show "
+                    f"{shown.calibration.error:.3f}; 95{SPACE}% of perfectly calibrated models show "
                     f"{shown.calibration.low:.3f} to {shown.calibration.high:.3f} on so few photos.",
                 )
             )
         if report.coverage.points:
             figures.append(
-                _diagram(
+                diagram(
                     "Answering only when sure",
                     charts.coverage(report.coverage),
                     "From right to left, the least sure answers are left out. "
@@ -228,7 +227,7 @@ class _Page:
             )
         if report.losses:
             figures.append(
-                _diagram(
+                diagram(
                     "How strongly to regularise",
                     charts.losses(report.losses, report.strength),
                     "The head is an exact minimum, so it has no curve over steps; "
@@ -240,9 +239,9 @@ class _Page:
             if report.method == "cross-validation"
             else "the validation photos, which the settings were chosen by"
         )
-        return _section(
+        return section(
             "Probabilities",
-            f"On {_many(report.coverage.photos, 'held-out photo')}, {origin}.",
+            f"On {many(report.coverage.photos, 'held-out photo')}, {origin}.",
             element("div", *figures, self._thresholds(), class_="charts"),
         )
 
@@ -251,20 +250,20 @@ class _Page:
         if not curve.photos:
             return None
         rows = [
-            (_share(wanted, 0), "not reached", "", "")
+            (percent(wanted, 0), "not reached", "", "")
             if threshold is None
             else (
-                _share(wanted, 0),
+                percent(wanted, 0),
                 f"{threshold.value:.3f}",
-                _share(threshold.coverage.value),
-                _share(threshold.precision.value),
+                percent(threshold.coverage.value),
+                percent(threshold.precision.value),
             )
             for wanted, threshold in curve.thresholds.items()
         ]
-        table = _table(
+        table = table_of(
             ("Wanted right", "Threshold", "Answered", "Right of these"),
             rows,
-            f"To be right at least so often, with 95{_SPACE}% confidence, answer from this threshold on "
+            f"To be right at least so often, with 95{SPACE}% confidence, answer from this threshold on "
             "(hubhead export --threshold).",
         )
         return element("div", element("h3", "Thresholds"), table, class_="card plain")
@@ -281,15 +280,13 @@ class _Page:
                 f"{count} test photos with a wrong label, the surest first: "
                 "look here for photos whose own label is wrong."
             )
-        return _section(
-            "Misclassified test photos", words, self._gallery(report.misclassified, self._mistake)
-        )
+        return section("Misclassified test photos", words, self._gallery(report.misclassified, self._mistake))
 
     def unsure(self) -> Element | None:
         answers = self._report.unsure
         if not answers:
             return None
-        return _section(
+        return section(
             "Right, but only just",
             "The test photos with the right label that the head is least sure of.",
             self._gallery(answers, self._barely),
@@ -316,20 +313,20 @@ class _Page:
 
     @staticmethod
     def _mistake(answer: Answers) -> Iterable[Element]:
-        yield element("p", "is ", element("b", _name(answer.label), class_="good"))
-        score = element("span", " ", _share(answer.score, 0), class_="score")
-        yield element("p", "taken for ", element("b", _name(answer.predicted), class_="bad"), score)
+        yield element("p", "is ", element("b", isolated(answer.label), class_="good"))
+        score = element("span", " ", percent(answer.score, 0), class_="score")
+        yield element("p", "taken for ", element("b", isolated(answer.predicted), class_="bad"), score)
 
     @staticmethod
     def _barely(answer: Answers) -> Iterable[Element]:
-        score = element("span", " ", _share(answer.score, 0), class_="score")
-        yield element("p", element("b", _name(answer.label), class_="good"), score)
+        score = element("span", " ", percent(answer.score, 0), class_="score")
+        yield element("p", element("b", isolated(answer.label), class_="good"), score)
 
     def duplicates(self) -> Element | None:
         found = self._report.duplicates
         if not found.exact and not found.near:
             return None
-        return _section(
+        return section(
             "More than once",
             "",
             element("ul", *(element("li", sentence) for sentence in found.sentences())),
@@ -356,7 +353,7 @@ class _Page:
                 *(
                     element(
                         "li",
-                        _name(picture.label),
+                        isolated(picture.label),
                         f", {picture.subset}",
                         "" if same else f", cosine {picture.similarity:.3f}",
                         element("div", self._path(picture.uri), class_="path"),
@@ -375,8 +372,8 @@ class _Page:
             return None
         more = f" The first {LISTED} are listed." if len(left_out) > LISTED else ""
         rows = [(self._path(uri), _reason(reason)) for uri, reason in left_out[:LISTED]]
-        table = _table(("File", "Why"), rows, f"{_many(len(left_out), 'file')} could not be used.{more}")
-        return _section("Left out", "", element("div", table, class_="card wide"))
+        table = table_of(("File", "Why"), rows, f"{many(len(left_out), 'file')} could not be used.{more}")
+        return section("Left out", "", element("div", table, class_="card wide"))
 
     def run(self) -> Element:
         report = self._report
@@ -385,13 +382,13 @@ class _Page:
             ("Seconds by step", {step: f"{taken:.2f}" for step, taken in report.seconds.items()}),
             ("Versions", report.versions),
         ]
-        return _section(
+        return section(
             "The run",
             "",
             element(
                 "div",
                 *(
-                    element("div", _table((title, ""), list(values.items())), class_="card")
+                    element("div", table_of((title, ""), list(values.items())), class_="card")
                     for title, values in parts
                     if values
                 ),
@@ -411,49 +408,26 @@ class _Page:
         return uri
 
     def _picture(self, uri: str, words: str) -> Element:
-        content = self._pictures.get(uri)
-        if content is None:
-            return element("div", "no picture", class_="missing")
-        data = base64.b64encode(content).decode()
-        return element(
-            "img",
-            src=f"data:image/jpeg;base64,{data}",
-            alt=words,
-            width=SIDE,
-            height=SIDE,
-            loading="lazy",
-        )
+        return image(self._pictures.get(uri), words, SIDE)
 
 
 # --- Figures in words -------------------------------------------------------------------------------------
 
 
-def _share(value: float, digits: int = 1) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:.{digits}f}{_SPACE}%"
-
-
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"
-
-
 def _between(share: Proportion) -> str:
-    return f"{_share(share.low)} to {_share(share.high)}"
-
-
-def _many(count: int, thing: str) -> str:
-    return f"{count:,} {thing}" + ("" if count == 1 else "s")
+    return f"{percent(share.low)} to {percent(share.high)}"
 
 
 def _estimate(figure: Estimate) -> str:
     if math.isnan(figure.low):
-        return _number(figure.value)
+        return decimals(figure.value)
     return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"
 
 
 def _log_loss_words(shown: Evaluation) -> str:
     low, high = shown.log_loss_interval
     guess = math.log(len(shown.labels))
-    return f"{_number(low)} to {_number(high)}; guessing has {guess:.3f}"
+    return f"{decimals(low)} to {decimals(high)}; guessing has {guess:.3f}"
 
 
 def _on(created: str) -> str:
@@ -465,68 +439,23 @@ def _reason(reason: str) -> str:
     return f"{reason}: {Status(reason).meaning}" if reason in list(Status) else reason
 
 
-def _name(label: str) -> Element:
-    """A label among other words, whichever way it is written."""
-    return element("bdi", label)
-
-
 def _calibration(found: Calibration | None) -> Element:
     if found is None:
-        return _figure("Calibration error", "–", "no photos")
+        return key_figure("Calibration error", "–", "no photos")
     told = "as expected of a calibrated model" if found.inside else "a calibrated model differs"
-    return _figure("Calibration error", f"{found.error:.3f}", f"{told}, {found.low:.3f} to {found.high:.3f}")
-
-
-def _figure(name: str, value: str, more: str) -> Element:
-    return element(
-        "div",
-        element("dt", name),
-        element("dd", value, class_="big"),
-        element("dd", more, class_="soft small"),
-        class_="card",
+    return key_figure(
+        "Calibration error", f"{found.error:.3f}", f"{told}, {found.low:.3f} to {found.high:.3f}"
     )
 
 
 # --- Parts of a page --------------------------------------------------------------------------------------
 
 
-def _section(title: str, words: str, *parts: Element | None) -> Element:
-    return element(
-        "section", element("h2", title), element("p", words, class_="soft") if words else None, *parts
-    )
-
-
-def _diagram(title: str, chart: Element, words: str) -> Element:
-    return element("figure", element("h3", title), chart, element("figcaption", words), class_="card")
-
-
 def _bar(figure: Proportion | Estimate, name: str) -> Element:
     said = (
-        f"{name} {_share(figure.value)}, 95{_SPACE}% interval {_share(figure.low)} to {_share(figure.high)}"
+        f"{name} {percent(figure.value)}, 95{SPACE}% interval {percent(figure.low)} to {percent(figure.high)}"
     )
-    return charts.interval(figure.value, figure.low, figure.high, said)
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> Element:
-    """A table whose first column names the rows."""
-    return element(
-        "table",
-        element("caption", caption) if caption else None,
-        element(
-            "thead",
-            element(
-                "tr",
-                *(element("th" if head else "td", head, scope="col" if head else None) for head in heads),
-            ),
-        ),
-        element(
-            "tbody",
-            *(
-                element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in others))
-                for first, *others in rows
-            ),
-        ),
-    )
+    return interval(figure.value, figure.low, figure.high, said)
 
 
 def _matrix(shown: Evaluation) -> Element:

@@ -37,11 +37,6 @@ def element(tag: str, /, *children: Child | Iterable[Child], **attributes: str |
     return made
 
 
-def document(root: Element) -> str:
-    """The text of a page."""
-    return "<!doctype html>\n" + ElementTree.tostring(root, encoding="unicode", method="html") + "\n"
-
-
 def _flat(children: Iterable[Child | Iterable[Child]]) -> Iterable[Element | str]:
     for child in children:
         if isinstance(child, (Element, str)):
