@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from trainer import TrainResult, TrainSettings
     from trainer.samples import SampleSummary
-    from trainer.train import TrainResult, TrainSettings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -56,14 +56,13 @@ def sample(cache: Path) -> SampleSummary:
 @pytest.fixture(scope="session")
 def trained(cache: Path, sample: SampleSummary, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A head trained on the sample photos, with an embedding store of its own; takes some 25 s."""
-    from trainer.train import TrainSettings, train
+    from trainer import TrainSettings, train
 
     top = tmp_path_factory.mktemp("trained")
     said: list[str] = []
     settings = TrainSettings(
         image_dir=sample.directory,
         saved_model_dir=top / "models" / "food",
-        tfhub_module="efficientnet_lite0",
         embedding_store=str(top / "store"),
         cache=cache,
         output_labels=top / "labels.txt",

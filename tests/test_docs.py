@@ -6,21 +6,31 @@ import contextlib
 import re
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
 
 from hubhead import hubhead
 
+if TYPE_CHECKING:
+    from tests.conftest import Trained
+    from trainer.samples import SampleSummary
+
 REPO = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "k8s/README.md")
 
 
+def code_blocks(document: str, language: str = "") -> list[str]:
+    """The code blocks that a language is named for, or none."""
+    text = (REPO / document).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [block for named, block in blocks if named == language]
+
+
 def code_lines(document: str) -> list[str]:
     """The lines of the code blocks that no language is named for."""
-    text = (REPO / document).read_text(encoding="utf-8")
-    blocks = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    return [line for block in blocks for line in block.splitlines()]
+    return [line for block in code_blocks(document) for line in block.splitlines()]
 
 
 COMMANDS = [
@@ -44,6 +54,26 @@ def test_every_command_shown_is_accepted_by_its_parser(line: str) -> None:
         assert command is not None, name
     with contextlib.suppress(click.exceptions.Exit):  # of an option that prints and is done
         command.make_context(command.name, arguments)
+
+
+@pytest.mark.tf
+def test_training_from_python_works_as_the_readme_has_it(
+    trained: Trained, sample: SampleSummary, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The user's cache, with the embeddings of the training that the tests share.
+    (tmp_path / "cache").mkdir()
+    for entry in cache.iterdir():
+        (tmp_path / "cache" / entry.name).symlink_to(entry)
+    (tmp_path / "cache" / "embeddings").unlink(missing_ok=True)
+    (tmp_path / "cache" / "embeddings").symlink_to(trained.settings.embedding_store)
+    (tmp_path / "food_images").symlink_to(sample.directory)
+    monkeypatch.setenv("HUBHEAD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    (shown,) = (block for block in code_blocks("README.md", "python") if "from trainer import" in block)
+    exec(shown, names)
+    assert names["result"].held_out == trained.result.held_out
+    assert names["result"].bundle.path == Path("models/food_images/1")
 
 
 def test_every_make_target_shown_exists() -> None:

@@ -141,7 +141,7 @@ def real(trained: Trained) -> report.Report:
     """The report of a real training."""
     from batch.embeddings import EmbeddingStore
     from trainer import dataset
-    from trainer.train import gather
+    from trainer.training import gather
 
     settings, result = trained.settings, trained.result
     folder = dataset.scan(settings.image_dir)

@@ -26,12 +26,12 @@ from serving.errors import InputError, NotBlessed, OutputError
 from trainer import export
 from trainer.cli import describe
 from trainer.graph import Augmentation
-from trainer.train import check_places, train, write_labels
+from trainer.training import check_places, train, write_labels
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
     from trainer.samples import SampleSummary
-    from trainer.train import TrainResult
+    from trainer.training import TrainResult
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -322,7 +322,7 @@ def test_a_look_at_the_places_leaves_nothing(trained_settings: Any, tmp_path: Pa
 
 @pytest.fixture
 def trained_settings(tmp_path: Path) -> Callable[..., Any]:
-    from trainer.train import TrainSettings
+    from trainer.training import TrainSettings
 
     def make(**changes: Any) -> TrainSettings:
         given = {

@@ -14,7 +14,7 @@ from trainer import flags
 from trainer.backbone.cli import input_options
 
 if TYPE_CHECKING:
-    from trainer.train import TrainResult, TrainSettings
+    from trainer.training import TrainResult, TrainSettings
 
 _SETTINGS = {"show_default": True, "max_content_width": 100}
 
@@ -214,7 +214,7 @@ def train(
     if (image_dir is None) == (manifest is None):
         raise click.UsageError("Give one of --image_dir DIRECTORY and --manifest FILE.", context)
     from batch.cli import progress_bar
-    from trainer.train import train as run
+    from trainer.training import train as run
 
     source = image_dir or manifest or ""
     name = Path(source).resolve()
@@ -354,7 +354,7 @@ def _train_settings(
     from trainer.fetch import cache_directory
     from trainer.fine_tune import FineTuneSettings
     from trainer.graph import Augmentation, Preprocessing
-    from trainer.train import NearDuplicatesOption, TrainSettings
+    from trainer.training import NearDuplicatesOption, TrainSettings
 
     return TrainSettings(
         image_dir=source,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from batch.results import Summary
     from serving.bundle import Bundle
     from serving.client import Client
-    from trainer.train import TrainResult
+    from trainer.training import TrainResult
 
 MODEL = "food"
 
@@ -106,7 +106,7 @@ def _photos(console: Console) -> tuple[Path, Path]:
 def _train(photos: Path, output: Path, console: Console) -> TrainResult:
     from batch.cli import progress_bar
     from trainer.fetch import cache_directory
-    from trainer.train import TrainSettings, train
+    from trainer.training import TrainSettings, train
 
     _title(console, 2, "Train", "a head on EfficientNet-Lite0, each photo through the backbone once")
     settings = TrainSettings(

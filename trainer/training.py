@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from batch import files, pipeline
-from batch.embeddings import EmbeddingStore
+from batch.embeddings import EmbeddingStore, default_root
 from batch.photos import Photo
 from batch.stats import Progress
 from serving import bundle
@@ -24,11 +24,12 @@ from serving.convert import EXTRA, Converter, foreign_format
 from serving.errors import InputError, NotBlessed, OutputError
 from trainer import abstain, dataset, duplicates, evaluate, export, fine_tune, head, report, summaries
 from trainer.abstain import Novelty, Threshold
+from trainer.backbone import DEFAULT as DEFAULT_BACKBONE
 from trainer.backbone import InputOptions, load
 from trainer.dataset import Columns, Example, Folder, SplitSettings, Subset, is_manifest
 from trainer.duplicates import Duplicates
 from trainer.evaluate import Evaluation, Proportion
-from trainer.fetch import silent
+from trainer.fetch import cache_directory, silent
 from trainer.fine_tune import FineTuneSettings
 from trainer.graph import Augmentation, Preprocessing
 from trainer.head import Floats, Ints
@@ -81,9 +82,9 @@ class TrainSettings:
 
     image_dir: str | Path
     saved_model_dir: Path
-    tfhub_module: str
-    embedding_store: str
-    cache: Path
+    tfhub_module: str = DEFAULT_BACKBONE
+    embedding_store: str = field(default_factory=default_root)
+    cache: Path = field(default_factory=cache_directory)
     columns: Columns = field(default_factory=Columns)
     backbone_input: InputOptions = field(default_factory=InputOptions)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
