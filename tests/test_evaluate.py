@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,24 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from serving.errors import InputError
-from tests.test_head import blobs, sample_features
 from trainer import evaluate as evaluation
 from trainer import head
-from trainer.evaluate import (
-    Comparison,
-    CrossValidation,
-    aligned,
-    calibrate,
-    compare,
-    cross_validate,
-    evaluate,
-    mean_interval,
-    proportion,
-)
-
-if TYPE_CHECKING:
-    from tests.conftest import Trained
+from trainer.evaluate import calibrate, evaluate, mean_interval, proportion
 
 
 @pytest.mark.parametrize(
@@ -272,162 +256,9 @@ def calibration_error(confidence: head.Floats, right: NDArray[np.bool_], bins: i
     return float(np.mean([abs(float(sure.mean()) - hit.mean()) for sure, hit in parts]))
 
 
-# --- Two models on the same photos ----------------------------------------------------------------------
-
-
-def test_two_models_are_compared_photo_by_photo() -> None:
-    other = PROBABILITIES[[0, 0, 0, 0, 0]]  # always apple
-    found = compare(PROBABILITIES, other, TARGETS)
-    assert (found.n, found.gained, found.lost) == (5, 1, 0)
-    assert found.accuracy.value == pytest.approx(1 / 5)
-    mine, theirs = -np.log([0.7, 0.2, 0.1, 1.0, 0.25]), -np.log([0.7, 0.1, 0.1, 0.1, 0.7])
-    assert found.log_loss.value == pytest.approx((mine - theirs).mean(), rel=1e-5)
-    assert not found.better
-    assert not found.worse
-    assert json.loads(json.dumps(found.record(), allow_nan=False))["gained"] == 1
-    assert str(found).startswith("accuracy +20.0% (95 % interval ")
-
-
-def test_the_p_value_is_mcnemars_exact_one() -> None:
-    from scipy.stats import binomtest
-
-    for gained, lost in ((0, 0), (3, 3), (9, 1), (0, 6)):
-        found = made_comparison(50, gained, lost)
-        wanted = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-        assert found.p_value == pytest.approx(wanted)
-
-
-def made_comparison(count: int, gained: int, lost: int) -> Comparison:
-    sure, unsure = np.float32([0.9, 0.1]), np.float32([0.1, 0.9])
-    mine, theirs = np.tile(sure, (count, 1)), np.tile(sure, (count, 1))
-    theirs[:gained], mine[gained : gained + lost] = unsure, unsure
-    return compare(mine, theirs, np.zeros(count, np.int64))
-
-
-def test_a_surely_better_model_is_better_and_the_other_is_worse() -> None:
-    assert made_comparison(100, 20, 2).better
-    assert made_comparison(100, 2, 20).worse
-    same = made_comparison(100, 0, 0)
-    assert (same.better, same.worse, same.accuracy.value, same.log_loss.value) == (False, False, 0, 0)
-    assert same.accuracy.low < 0 < same.accuracy.high
-
-
-def test_the_intervals_of_a_difference_cover_the_true_one() -> None:
-    # The other model errs in other places: right for 70 % against 65 %, independently.
-    random = np.random.default_rng(0)
-    covered = {"accuracy": 0, "log-loss": 0}
-    sure, unsure = np.float32([0.8, 0.2]), np.float32([0.2, 0.8])
-    truth = -0.05 * math.log(0.8 / 0.2)
-    for _ in range(200):
-        mine, theirs = (np.where(random.random((60, 1)) < share, sure, unsure) for share in (0.7, 0.65))
-        found = compare(mine, theirs, np.zeros(60, np.int64))
-        covered["accuracy"] += found.accuracy.low <= 0.05 <= found.accuracy.high
-        covered["log-loss"] += found.log_loss.low <= truth <= found.log_loss.high
-    assert min(covered.values()) >= 180, covered
-
-
-def test_a_comparison_needs_photos() -> None:
-    with pytest.raises(InputError, match="without photos"):
-        compare(np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32), np.zeros(0, np.int64))
-
-
-def test_columns_of_a_model_with_other_labels_are_put_in_their_places() -> None:
-    found = aligned(PROBABILITIES, LABELS, ["dates", "figs", "apple"])
-    np.testing.assert_array_equal(found[:, 0], PROBABILITIES[:, 3])
-    np.testing.assert_array_equal(found[:, 1], 0)
-    np.testing.assert_array_equal(found[:, 2], PROBABILITIES[:, 0])
-
-
 def test_the_interval_of_a_mean_is_that_of_its_standard_error() -> None:
     values = np.random.default_rng(0).normal(size=2000)
     low, high = mean_interval(values)
     error = values.std() / math.sqrt(2000)
     assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.2 * error)
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.2 * error)
-
-
-# --- Cross-validation -----------------------------------------------------------------------------------
-
-
-def test_cross_validation_holds_every_photo_against_a_head_that_has_not_seen_it() -> None:
-    # Labels that mean nothing can be learned by heart, and not foretold.
-    random = np.random.default_rng(0)
-    embeddings = random.normal(size=(100, 300)).astype(np.float32)
-    targets = random.permutation(np.arange(100) % 4)
-    found = cross_validate(embeddings, targets, LABELS, folds=4, repeats=2)
-    assert (found.folds, len(found.runs), found.probabilities.shape) == (4, 2, (2, 100, 4))
-    np.testing.assert_allclose(found.probabilities.sum(axis=2), 1, rtol=1e-5)
-    assert found.accuracy.n == 100
-    assert found.accuracy.value < 0.45
-
-
-def test_cross_validation_tells_the_mean_and_spread_over_its_repeats() -> None:
-    embeddings, targets = blobs(90, 20, 3)
-    found = cross_validate(embeddings, targets, LABELS[:3], folds=3, repeats=3, seed=5)
-    accuracies = [(run.argmax(axis=1) == targets).mean() for run in found.probabilities]
-    assert found.figures["accuracy"].mean == pytest.approx(np.mean(accuracies))
-    assert found.figures["accuracy"].deviation == pytest.approx(np.std(accuracies, ddof=1))
-    losses = [head.log_loss(run, targets) for run in found.probabilities]
-    assert found.log_loss == pytest.approx(np.mean(losses))
-    assert found.accuracy.value == pytest.approx(np.mean(accuracies), abs=1 / 180)
-    assert found.recall["apple"].n == 30
-    assert found == cross_validate(embeddings, targets, LABELS[:3], folds=3, repeats=3, seed=5)
-    json.dumps(found.record(), allow_nan=False)
-
-
-def test_one_repeat_has_no_spread() -> None:
-    record = cross_validate(*blobs(40, 8, 2), ["a", "b"], folds=2).record()
-    assert record["figures"]["accuracy"]["deviation"] is None
-    assert (record["folds"], record["repeats"]) == (2, 1)
-
-
-@pytest.mark.parametrize(
-    ("targets", "folds", "repeats", "message"),
-    [
-        ([0, 0, 1, 1], 1, 1, "1 folds"),
-        ([0, 0, 1, 1], 2, 0, "0 repeats"),
-        ([0, 0, 0, 1], 2, 1, "'b' has 1 photo"),
-    ],
-)
-def test_what_cannot_be_cross_validated_is_refused(
-    targets: list[int], folds: int, repeats: int, message: str
-) -> None:
-    with pytest.raises(InputError, match=message) as refusal:
-        cross_validate(
-            np.zeros((4, 3), np.float32), np.array(targets), ["a", "b"], folds=folds, repeats=repeats
-        )
-    assert refusal.value.remedy
-
-
-# --- The sample photos ----------------------------------------------------------------------------------
-
-REPEATS = 4
-
-
-@pytest.fixture(scope="module")
-def validated(trained: Trained) -> CrossValidation:
-    embeddings, targets, classes = sample_features(trained)
-    labels = trained.result.bundle.manifest.labels
-    assert len(labels) == classes
-    return cross_validate(embeddings, targets, labels, repeats=REPEATS, seed=100)
-
-
-@pytest.mark.tf
-@pytest.mark.slow
-def test_the_calibration_error_of_the_sample_photos_is_that_of_a_calibrated_model(
-    validated: CrossValidation, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with capsys.disabled():
-        print()
-        for run in validated.runs:
-            assert run.calibration
-            print(f"calibration error out of fold: {run.calibration}, p = {run.calibration.p_value:.2f}")
-        print(f"accuracy {validated.accuracy}, log-loss {validated.figures['log_loss']}")
-        print(f"macro F1, first of {REPEATS} repeats: {validated.runs[0].macro.f1}")
-    for run in validated.runs:
-        assert run.calibration
-        assert run.calibration.inside
-    assert validated.figures["calibration_error"].mean <= 0.07
-    assert validated.accuracy.value >= 0.74
-    assert validated.log_loss <= 0.785
-    assert validated.figures["macro_f1"].mean >= 0.66

@@ -124,7 +124,7 @@ def threshold_for_precision(
 
     Args:
         probabilities: float32 [N,K], calibrated, of photos that the head has not seen
-            (head.Selection, or CrossValidation of trainer.evaluate).
+            (head.Selection, or CrossValidation of trainer.cross_validation).
         targets: int64 [N].
         precision: above 0, at most 1.
         point_estimate: take the share instead of its bound.

@@ -18,14 +18,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.errors import InputError
-from trainer import head
 from trainer.head import Floats, Ints, log_loss
 
 Doubles = NDArray[np.float64]
@@ -44,7 +42,9 @@ MIN_PER_BIN = 20
 """Bins of the calibration error: Guo's 15, and fewer where a bin would hold too few photos to tell much."""
 
 _SEED = 1927
-_Z = 1.959964
+Z = 1.959964
+"""Standard deviations of a normal distribution that hold 95 % of it."""
+
 _TAILS = (2.5, 97.5)
 
 
@@ -72,8 +72,8 @@ def proportion(right: int, n: int) -> Proportion:
     if n == 0:
         return Proportion(math.nan, 0, 0.0, 1.0)
     share = right / n
-    centre = (share + _Z * _Z / (2 * n)) / (1 + _Z * _Z / n)
-    reach = _Z / (1 + _Z * _Z / n) * math.sqrt(share * (1 - share) / n + _Z * _Z / (4 * n * n))
+    centre = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    reach = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
     return Proportion(share, n, max(0.0, centre - reach), min(1.0, centre + reach))
 
 
@@ -193,15 +193,15 @@ class Evaluation:
             for label, counts in zip(self.labels, self.confusion, strict=True)
         }
         record["top"] = {str(k): share for k, share in record["top"].items()}
-        return _finite(record)
+        return finite(record)
 
 
-def _finite(value: Any) -> Any:
-    """The same with None for each NaN."""
+def finite(value: Any) -> Any:
+    """The same with None for each NaN, which JSON does not know."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -332,237 +332,3 @@ def calibrate(confidence: Floats, right: NDArray[np.bool_], bins: int | None = N
             for total, hit, size in zip(expected, hits, sizes, strict=True)
         ),
     )
-
-
-# --- Two models on the same photos ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A model held against another one, such as the live version, on the same N photos.
-
-    Attributes:
-        n: photos.
-        gained: photos that this one gets right and the other does not.
-        lost: the other way round.
-        accuracy: difference of the accuracies, positive where this one is better; interval of
-            Agresti and Min 2005 for matched pairs.
-        log_loss: difference of the log-losses, negative where this one is better; paired bootstrap.
-        p_value: McNemar's exact test: how likely so uneven a gain and loss is if neither is more accurate.
-    """
-
-    n: int
-    gained: int
-    lost: int
-    accuracy: Estimate
-    log_loss: Estimate
-    p_value: float
-
-    @property
-    def better(self) -> bool:
-        """Surely more accurate, or surely with a lower log-loss and not surely less accurate."""
-        return self.accuracy.low > 0 or (self.log_loss.high < 0 and self.accuracy.high >= 0)
-
-    @property
-    def worse(self) -> bool:
-        """Surely less accurate, or surely with a higher log-loss and not surely more accurate."""
-        return self.accuracy.high < 0 or (self.log_loss.low > 0 and self.accuracy.low <= 0)
-
-    def record(self) -> dict[str, Any]:
-        """For JSON."""
-        return dict(_finite(asdict(self)))
-
-    def __str__(self) -> str:
-        return (
-            f"accuracy {self.accuracy.value:+.1%} (95 % interval {self.accuracy.low:+.1%} to "
-            f"{self.accuracy.high:+.1%}), log-loss {self.log_loss.value:+.3f} ({self.log_loss.low:+.3f} to "
-            f"{self.log_loss.high:+.3f}), N={self.n}, {self.gained} gained, {self.lost} lost"
-        )
-
-
-def compare(probabilities: Floats, other: Floats, targets: Ints) -> Comparison:
-    """Hold probabilities float32 [N,K] against those of another model for the same photos and labels.
-
-    Where the models' labels differ, give both through `aligned`, and photos of labels that both
-    know: a label that a model does not know has probability 0 there, which costs a log-loss of 34.5.
-
-    Raises:
-        InputError: there are no photos.
-    """
-    from scipy.special import bdtr
-
-    count = len(targets)
-    if not count:
-        raise InputError(
-            "Two models cannot be compared without photos.", remedy="Keep some photos for the test."
-        )
-    right, other_right = (rows.argmax(axis=1) == targets for rows in (probabilities, other))
-    gained, lost = int((right & ~other_right).sum()), int((other_right & ~right).sum())
-    picked = np.arange(count), targets
-    losses, other_losses = (
-        -np.log(np.maximum(rows[picked], 1e-15)).astype(np.float64) for rows in (probabilities, other)
-    )
-    difference = losses - other_losses
-    # Half a photo is added to each of the four cells.
-    centre = (gained - lost) / (count + 2)
-    reach = _Z * math.sqrt(gained + lost + 1 - (gained - lost) ** 2 / (count + 2)) / (count + 2)
-    discordant = gained + lost
-    return Comparison(
-        n=count,
-        gained=gained,
-        lost=lost,
-        accuracy=Estimate((gained - lost) / count, max(-1.0, centre - reach), min(1.0, centre + reach)),
-        log_loss=Estimate(float(difference.mean()), *mean_interval(difference)),
-        p_value=min(1.0, 2 * float(bdtr(min(gained, lost), discordant, 0.5))) if discordant else 1.0,
-    )
-
-
-def aligned(probabilities: Floats, own: Sequence[str], labels: Sequence[str]) -> Floats:
-    """Probabilities float32 [N,len(labels)] of a model whose columns are `own`; 0 for labels not its own."""
-    column = {label: index for index, label in enumerate(own)}
-    result = np.zeros((len(probabilities), len(labels)), np.float32)
-    for index, label in enumerate(labels):
-        if label in column:
-            result[:, index] = probabilities[:, column[label]]
-    return result
-
-
-# --- Cross-validation -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A figure over the repeats of a cross-validation.
-
-    Attributes:
-        mean: over the repeats.
-        deviation: standard deviation over the repeats, which other folds bring; it says nothing
-            of other photos. NaN for one repeat.
-    """
-
-    mean: float
-    deviation: float
-
-
-@dataclass(frozen=True)
-class CrossValidation:
-    """Figures of heads that have not seen the photos they are held against.
-
-    Attributes:
-        folds: parts, each held out once a repeat.
-        runs: one evaluation a repeat, each of all N photos.
-        figures: accuracy, top_3, log_loss, macro_f1 and calibration_error over the repeats.
-        probabilities: float32 [repeats,N,K], out of fold.
-    """
-
-    folds: int
-    runs: tuple[Evaluation, ...]
-    figures: dict[str, Spread]
-    probabilities: Floats = field(compare=False, repr=False)
-
-    @property
-    def accuracy(self) -> Proportion:
-        """The mean over the repeats. Its interval is for N photos: repeats bring no new ones."""
-        return _mean_proportion([run.accuracy for run in self.runs])
-
-    @property
-    def top_3(self) -> Proportion:
-        """As accuracy."""
-        return _mean_proportion([run.top_3 for run in self.runs])
-
-    @property
-    def log_loss(self) -> float:
-        """The mean over the repeats."""
-        return self.figures["log_loss"].mean
-
-    @property
-    def recall(self) -> dict[str, Proportion]:
-        """For each label the mean over the repeats."""
-        return {label: _mean_proportion([run.recall[label] for run in self.runs]) for label in self.labels}
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The K labels."""
-        return self.runs[0].labels
-
-    def record(self) -> dict[str, Any]:
-        """For hubhead.json: the means, and the first repeat in full."""
-        return dict(
-            _finite(
-                {
-                    "folds": self.folds,
-                    "repeats": len(self.runs),
-                    "accuracy": asdict(self.accuracy),
-                    "top_3": asdict(self.top_3),
-                    "log_loss": self.log_loss,
-                    "recall": {label: asdict(share) for label, share in self.recall.items()},
-                    "figures": {name: asdict(spread) for name, spread in self.figures.items()},
-                    "first": self.runs[0].record(),
-                }
-            )
-        )
-
-
-def cross_validate(
-    embeddings: Floats,
-    targets: Ints,
-    labels: Sequence[str],
-    *,
-    folds: int = head.FOLDS,
-    repeats: int = 1,
-    seed: int = 0,
-) -> CrossValidation:
-    """Fit a head on all folds but one, hold it against that one, and so on for each, several times.
-
-    C and the temperatures are chosen inside the training folds, by head.fit, so nothing of a photo
-    is known to the head that it is held against.
-
-    Args:
-        embeddings: float32 [N,D].
-        targets: int64 [N].
-        labels: K.
-        folds: 2 or more.
-        repeats: each with other folds.
-        seed: of the folds.
-
-    Raises:
-        InputError: a label has a single photo, or there are fewer than two folds or no repeats.
-    """
-    if folds < 2 or repeats < 1:
-        raise InputError(
-            f"{folds} folds and {repeats} repeats are no cross-validation.",
-            remedy="Give 2 folds or more and 1 repeat or more.",
-        )
-    counts = np.bincount(targets, minlength=len(labels))
-    if counts.min() < 2:
-        raise InputError(
-            f"The label {labels[int(counts.argmin())]!r} has {counts.min()} photo(s), so a head would have "
-            f"to know it from none.",
-            remedy="Give each label two photos or more.",
-        )
-    runs = np.zeros((repeats, len(targets), len(labels)), np.float32)
-    for repeat in range(repeats):
-        for fitted, held in head.stratified_folds(targets, folds, seed + repeat):
-            model, _ = head.fit(embeddings[fitted], targets[fitted], len(labels), seed=seed + repeat)
-            runs[repeat, held] = model.probabilities(embeddings[held])
-    evaluations = tuple(evaluate(run, targets, labels) for run in runs)
-    values = {
-        "accuracy": [run.accuracy.value for run in evaluations],
-        "top_3": [run.top_3.value for run in evaluations],
-        "log_loss": [run.log_loss for run in evaluations],
-        "macro_f1": [run.macro.f1.value for run in evaluations],
-        "calibration_error": [run.calibration.error for run in evaluations if run.calibration],
-    }
-    return CrossValidation(
-        folds, evaluations, {name: _spread(figures) for name, figures in values.items()}, runs
-    )
-
-
-def _spread(values: Sequence[float]) -> Spread:
-    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan)
-
-
-def _mean_proportion(shares: Sequence[Proportion]) -> Proportion:
-    """The mean of shares of the same n photos, with the interval of the nearest whole number of photos."""
-    n = shares[0].n
-    return proportion(round(sum(share.value * n for share in shares) / len(shares)) if n else 0, n)

@@ -29,6 +29,7 @@ from trainer.dataset.split import (
     check_folder,
     count_groups,
     gaps,
+    group_numbers,
     split,
 )
 
@@ -48,6 +49,7 @@ __all__ = [
     "count_labels",
     "distinct",
     "gaps",
+    "group_numbers",
     "is_manifest",
     "same_content",
     "scan",

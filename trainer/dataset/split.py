@@ -14,6 +14,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from batch.files import local_path
 from serving.errors import InputError
 from trainer.dataset.contents import Example, Folder, Subset
@@ -170,6 +173,19 @@ def count_groups(
     return {label: counts[index] for index, label in enumerate(labels)}
 
 
+def group_numbers(examples: Sequence[Example], together: Iterable[Sequence[int]] = ()) -> NDArray[np.int64]:
+    """int64 [N]: equal for photos that have to stay together, laid out for a set or not.
+
+    Args:
+        examples: distinct photos.
+        together: rows of examples that must come into one part, such as near-duplicates.
+    """
+    numbers = np.empty(len(examples), np.int64)
+    for number, rows in enumerate(_joined(examples, range(len(examples)), together)):
+        numbers[rows] = number
+    return numbers
+
+
 @dataclass(frozen=True, slots=True)
 class _Unit:
     """Photos that stay together.
@@ -196,7 +212,21 @@ def _free(examples: Sequence[Example]) -> list[int]:
 
 def _units(examples: Sequence[Example], together: Iterable[Sequence[int]]) -> list[_Unit]:
     """The photos to divide, joined by what keeps them together, in the order of their first rows."""
-    root = {row: row for row in _free(examples)}
+    return [
+        _Unit(
+            tuple(rows),
+            frozenset(examples[row].label for row in rows),
+            _position({_group(examples[row]) for row in rows}),
+        )
+        for rows in _joined(examples, _free(examples), together)
+    ]
+
+
+def _joined(
+    examples: Sequence[Example], rows: Iterable[int], together: Iterable[Sequence[int]]
+) -> list[list[int]]:
+    """The given rows, those in one list that have to stay together, in the order of their first ones."""
+    root = {row: row for row in rows}
 
     def find(row: int) -> int:
         while root[row] != row:
@@ -212,21 +242,14 @@ def _units(examples: Sequence[Example], together: Iterable[Sequence[int]]) -> li
     for row in root:
         for key in (_key(examples[row]), ("", examples[row].sha256)):
             join(first.setdefault(key, row), row)
-    for rows in together:
-        free = [row for row in rows if row in root]
-        for row in free[1:]:
-            join(free[0], row)
+    for alike in together:
+        known = [row for row in alike if row in root]
+        for row in known[1:]:
+            join(known[0], row)
     members: dict[int, list[int]] = {}
     for row in root:
         members.setdefault(find(row), []).append(row)
-    return [
-        _Unit(
-            tuple(rows),
-            frozenset(examples[row].label for row in rows),
-            _position({_group(examples[row]) for row in rows}),
-        )
-        for rows in members.values()
-    ]
+    return list(members.values())
 
 
 def _assign(units: Sequence[_Unit], settings: SplitSettings, missing: Sequence[Subset]) -> list[Subset]:
