@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +14,6 @@ from serving.contract import Status
 
 if TYPE_CHECKING:
     from batch.results import Summary
-    from batch.stats import Progress
-
-_SECONDS_BETWEEN_LINES = 5.0
 
 
 @dataclass(frozen=True)
@@ -118,6 +112,7 @@ def score(
     the job runs in this process, on all cores.
     """
     from batch import files, pipeline
+    from batch.progress import progress_bar
 
     with progress_bar() as report:
         summary = pipeline.score(pipeline.ScoreSettings(**settings), report)
@@ -146,44 +141,3 @@ def _describe(summary: Summary) -> str:
         if name != Status.OK:
             lines.append(f"{count} {name}: {Status(name).meaning}")
     return "\n".join(lines)
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """A bar on a terminal; elsewhere a line every few seconds. Both on stderr."""
-    if not sys.stderr.isatty():
-        yield _Lines()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Bar(*columns, console=Console(stderr=True))
-    task = bar.add_task("photos", total=None)
-
-    def report(progress: Progress) -> None:
-        rejected = f" ({progress.rejected} rejected)" if progress.rejected else ""
-        bar.update(task, completed=progress.done, total=progress.total, description=f"photos{rejected}")
-        # On the screen only while photos are worked on, so that no other line falls into it.
-        if progress.done < progress.total:
-            bar.start()
-        else:
-            bar.stop()
-
-    try:
-        yield report
-    finally:
-        bar.stop()
-
-
-class _Lines:
-    """Progress as lines, for logs."""
-
-    def __init__(self) -> None:
-        self._said_at = time.monotonic()
-
-    def __call__(self, progress: Progress) -> None:
-        if time.monotonic() - self._said_at >= _SECONDS_BETWEEN_LINES:
-            self._said_at = time.monotonic()
-            click.echo(f"{progress.done} of {progress.total} photos, {progress.rejected} rejected", err=True)

@@ -141,7 +141,7 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
     task = Task(str(model.path), settings.store_root, output.plan, output)
     meter = Meter(len(found), progress)
     for stats in finished.values():
-        meter.add(stats.photos, stats.rejected)
+        meter.add(stats.photos, stats.rejected, known=True)
     if todo:
         _run(todo, task, meter, beam_args)
     complete = output.finished(planned)
@@ -194,7 +194,7 @@ def embed(
     reused = {photo: there[sha] for photo, sha in known.items() if sha in there}
     before = _reused(reused.values())
     meter = Meter(len(found), progress)
-    meter.add(before.photos, before.rejected)
+    meter.add(before.photos, before.rejected, known=True)
     todo = shards.plan((photo for photo in found if photo not in reused), settings.shard_size, {})
     worked = _embed_open(todo, model, store, meter, beam_args) if todo else Stats()
     return Summary(store.directory, before + worked, worked, 0, len(todo), perf_counter() - start)

@@ -21,11 +21,18 @@ class Progress:
         done: photos with a result, those known from earlier runs included.
         total: photos of the run.
         rejected: of those done, how many have no embedding; copies of a rejected photo count once.
+        known: of those done, how many were so before this run, and tell nothing of its speed.
     """
 
     done: int
     total: int
     rejected: int
+    known: int = 0
+
+    @property
+    def worked(self) -> int:
+        """Photos that this run brought to their result."""
+        return self.done - self.known
 
 
 class Meter:
@@ -36,11 +43,22 @@ class Meter:
         self._report = report
         self._lock = threading.Lock()
 
-    def add(self, done: int, rejected: int = 0) -> None:
-        """Count photos that have their result, and how many of them were rejected."""
+    def add(self, done: int, rejected: int = 0, *, known: bool = False) -> None:
+        """Count photos that have their result, and how many of them were rejected.
+
+        Args:
+            done: photos.
+            rejected: of these.
+            known: they had it before this run.
+        """
         with self._lock:
             before = self._progress
-            self._progress = Progress(before.done + done, before.total, before.rejected + rejected)
+            self._progress = Progress(
+                before.done + done,
+                before.total,
+                before.rejected + rejected,
+                before.known + (done if known else 0),
+            )
             if self._report:
                 self._report(self._progress)
 

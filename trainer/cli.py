@@ -213,7 +213,7 @@ def train(
     require_extra("train", "tensorflow", "tensorflow_hub", "apache_beam", "pyarrow", "scipy")
     if (image_dir is None) == (manifest is None):
         raise click.UsageError("Give one of --image_dir DIRECTORY and --manifest FILE.", context)
-    from batch.cli import progress_bar
+    from batch.progress import progress_bar
     from trainer.training import train as run
 
     source = image_dir or manifest or ""

@@ -104,7 +104,7 @@ def _photos(console: Console) -> tuple[Path, Path]:
 
 
 def _train(photos: Path, output: Path, console: Console) -> TrainResult:
-    from batch.cli import progress_bar
+    from batch.progress import progress_bar
     from trainer.fetch import cache_directory
     from trainer.training import TrainSettings, train
 
@@ -129,8 +129,8 @@ def _train(photos: Path, output: Path, console: Console) -> TrainResult:
 
 
 def _score(photos: Path, bundle: Bundle, output: Path, console: Console) -> Summary:
-    from batch.cli import progress_bar
     from batch.pipeline import ScoreSettings, score
+    from batch.progress import progress_bar
 
     _title(console, 3, "Score", "all 542 photos as a Beam job, into Parquet")
     (output / "tmp").mkdir(parents=True, exist_ok=True)
