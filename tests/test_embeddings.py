@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch.embeddings import Embeddings, EmbeddingStore, _Lookup, photo_sha
+from batch.embeddings import Embeddings, EmbeddingStore, layout, photo_sha
+from batch.embeddings.lookup import Lookup
 from batch.photos import Photo
 from serving.contract import Status
 from serving.errors import OutputError
@@ -194,13 +195,79 @@ def test_a_failed_write_leaves_nothing_behind(
 KEYS = st.binary(min_size=4, max_size=4)
 
 
-@given(st.lists(st.lists(KEYS, max_size=8), max_size=5), st.lists(KEYS, max_size=8))
-def test_the_lookup_finds_what_a_dict_would(parts: list[list[bytes]], wanted: list[bytes]) -> None:
-    lookup = _Lookup(4)
-    expected: dict[bytes, tuple[int, int]] = {}
+def array(keys: list[bytes], width: int = 4) -> np.ndarray:
+    return np.frombuffer(b"".join(keys), f"S{width}")
+
+
+@given(st.lists(st.lists(KEYS, max_size=8), max_size=9), st.lists(KEYS, max_size=8), st.integers(1, 20))
+def test_the_lookup_finds_what_a_dict_would(
+    parts: list[list[bytes]], wanted: list[bytes], spill: int
+) -> None:
+    lookup = Lookup(4, np.int64, spill=spill)
+    expected: dict[bytes, int] = {}
     for file, keys in enumerate(parts):
-        lookup.add(np.frombuffer(b"".join(keys), "S4"), file)
+        lookup.add(array(keys), 100 * file + np.arange(len(keys)))
         for row, key in enumerate(keys):
-            expected.setdefault(key, (file, row))
+            expected.setdefault(key, 100 * file + row)
     wanted = [*wanted, *expected]
-    assert lookup.find(wanted) == [expected.get(key, (-1, -1)) for key in wanted]
+    values, found = lookup.find(array(wanted))
+    assert found.tolist() == [key in expected for key in wanted]
+    assert values[found].tolist() == [expected[key] for key in wanted if key in expected]
+    lookup.keep(lambda values: values >= 100)  # all but the first file's
+    kept = {
+        k: 100 * f + r
+        for f, keys in reversed(list(enumerate(parts)))
+        if f
+        for r, k in reversed(list(enumerate(keys)))
+    }
+    values, found = lookup.find(array(wanted))
+    assert values[found].tolist() == [kept[key] for key in wanted if key in kept]
+
+
+def test_a_lookup_of_many_keys_is_mapped_in_few_runs() -> None:
+    lookup = Lookup(8, np.int64, spill=1000)
+    keys = np.random.default_rng(0).permutation(20_000).astype(">u8").view("S8")
+    for start in range(0, 20_000, 100):
+        lookup.add(keys[start : start + 100], np.arange(start, start + 100))
+    assert len(lookup) == 20_000
+    assert len(lookup._runs) < 10
+    values, found = lookup.find(keys[::-1])
+    assert found.all()
+    assert np.array_equal(values, np.arange(20_000)[::-1])
+
+
+def test_rows_of_files_that_are_merged_meanwhile_are_found_where_they_went(
+    store: EmbeddingStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(4):
+        fill(store, [number])
+    reader = reopened(store)
+    wanted = np.frombuffer(b"".join(sha(number) for number in range(4)), "S32")
+    blocks = reader.blocks(wanted)
+    first, _ = next(blocks)  # it holds the list of the old files
+    for path in files(store, "embeddings"):
+        path.unlink()
+    fill(store, [0, 1, 2, 3])
+    rest = [int(position) for positions, _ in blocks for position in positions]
+    assert sorted([*first.tolist(), *rest]) == [0, 1, 2, 3]
+    assert not caplog.records
+    assert len(reader.get([sha(number) for number in range(4)]).shas) == 4
+
+
+def test_few_rows_of_a_large_file_are_read_without_the_rest(
+    store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "ROW_GROUP", 10)
+    fill(store, list(range(100)))
+    [path] = files(store, "embeddings")
+    with path.open("r+b") as file:  # the first group is rotten, the others are read without it
+        content = file.read()
+        at = content.index(rows([3]).vectors[0].tobytes())
+        file.seek(at)
+        file.write(bytes(4))
+    wanted = [95, 42, 41, 17]
+    got = reopened(store).get([sha(number) for number in wanted])
+    assert {digest: int(height) for digest, height in zip(got.shas, got.heights, strict=True)} == {
+        sha(number): number for number in wanted
+    }
+    assert np.array_equal(got.vectors[got.rows()[sha(42)]], rows([42]).vectors[0])
