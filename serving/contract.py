@@ -18,7 +18,7 @@ A headless bundle has `embed` alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -71,6 +71,7 @@ class Status(StrEnum):
     TOO_LARGE = "too_large"
     CORRUPT = "corrupt"
     UNREADABLE = "unreadable"
+    FAILED = "failed"
 
     @property
     def usable(self) -> bool:
@@ -92,6 +93,7 @@ _MEANING = {
     Status.TOO_LARGE: "more pixels, bytes or frames than the limits allow",
     Status.CORRUPT: "looks like an image but does not decode",
     Status.UNREADABLE: "the storage did not give the bytes",
+    Status.FAILED: "the server fails on this photo, and on no other",
 }
 
 
@@ -118,13 +120,17 @@ class Prediction:
         status: what became of the photo.
         label: the best label; None where the model abstains or the photo was refused.
         top: (label, calibrated probability), best first; empty where the photo was refused.
-        detail: why the photo was refused before the model was asked; None where it was asked.
+        detail: why the photo was refused before the model was asked, or what the server said of it
+            alone; None where the model answered.
+        version: the model's version that answered; None where none was asked or it is not known.
+            Predictions are equal whichever version made them.
     """
 
     status: Status
     label: str | None
     top: tuple[tuple[str, float], ...]
     detail: str | None = None
+    version: int | None = field(default=None, compare=False)
 
     @classmethod
     def refused(cls, refusal: Refusal) -> Prediction:

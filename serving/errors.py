@@ -6,10 +6,14 @@
     ├── OutputError        a place that cannot be written, or holds something else
     ├── FetchError         a download failed or is not what was expected
     └── ServerError        a model server answered with an error, or not at all
-        ├── ServerUnavailable   nothing answers at the address, or it is overloaded
+        ├── ServerUnavailable   nothing answers at the address
+        │   └── Overloaded      it answers, and has more to do than it can
         ├── DeadlineExceeded    no answer in time
         ├── ModelNotFound       no such model, version or label
-        └── InvalidRequest      the server refuses what was sent
+        ├── InvalidRequest      the server refuses what was sent
+        │   └── TooLarge        more bytes or rows than the server takes in one request
+        ├── NotAllowed          the credentials are missing, or are not enough
+        └── Cancelled           the call was given up on this side
 
 Commands turn each into one line on stderr and the exit code of the class; a
 traceback is a bug.
@@ -64,15 +68,21 @@ class ServerError(HubheadError):
 
     Attributes:
         code: the name of the gRPC status code, such as "NOT_FOUND".
+        details: the server's own words, or "".
     """
 
-    def __init__(self, what: str, *, remedy: str = "", code: str = "UNKNOWN") -> None:
+    def __init__(self, what: str, *, remedy: str = "", code: str = "UNKNOWN", details: str = "") -> None:
         super().__init__(what, remedy=remedy)
         self.code = code
+        self.details = details
 
 
 class ServerUnavailable(ServerError):
     """Nothing answers at the address, or the server is overloaded."""
+
+
+class Overloaded(ServerUnavailable):
+    """The server answers, and has more to do than it can."""
 
 
 class DeadlineExceeded(ServerError):
@@ -85,3 +95,15 @@ class ModelNotFound(ServerError):
 
 class InvalidRequest(ServerError):
     """The server refuses what was sent."""
+
+
+class TooLarge(InvalidRequest):
+    """More bytes or rows than the server takes in one request."""
+
+
+class NotAllowed(ServerError):
+    """The server wants credentials, or others than those that were sent."""
+
+
+class Cancelled(ServerError):
+    """The call was given up on this side: its client was closed, or its results are no longer wanted."""

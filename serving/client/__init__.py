@@ -1,0 +1,32 @@
+"""Ask a model server that speaks TensorFlow Serving's gRPC protocol. No TensorFlow here.
+
+    with Client("localhost:8500", model="food") as client:
+        for prediction in client.classify(["a.jpg", "b.jpg"]):
+            print(prediction.status, prediction.label, prediction.score)
+
+        for photo, prediction in client.iclassify(Path("photos").rglob("*.jpg")):
+            ...
+
+    async with AsyncClient("dns:///food.serving:8500", model="food", label="stable") as client:
+        predictions = await client.classify([upload])
+
+What to ask and what to make of failures are scripts (`steps`, `core`) that both clients perform;
+`photos` and `answers` are pure functions from what callers hold to requests and from responses to records.
+"""
+
+from serving.client.aio import AsyncClient as AsyncClient
+from serving.client.answers import predictions as predictions
+from serving.client.channel import Tls as Tls
+from serving.client.photos import MAX_BYTES as MAX_BYTES
+from serving.client.photos import MAX_PHOTOS as MAX_PHOTOS
+from serving.client.photos import Photo as Photo
+from serving.client.photos import classify as classify
+from serving.client.records import Embedding as Embedding
+from serving.client.records import Metadata as Metadata
+from serving.client.records import Signature as Signature
+from serving.client.records import State as State
+from serving.client.records import TensorInfo as TensorInfo
+from serving.client.records import VersionStatus as VersionStatus
+from serving.client.retry import Retry as Retry
+from serving.client.sync import Client as Client
+from serving.contract import Prediction as Prediction
