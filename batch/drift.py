@@ -1,0 +1,310 @@
+"""Sketches of what a run saw, small and mergeable, and how much two of them differ.
+
+A sketch holds the counts of labels, a histogram of the best scores, and the first two moments of
+the embeddings. A difference is told beside what chance makes of two samples of one population,
+since a hundred photos always differ and a million differ significantly by nothing worth knowing.
+
+* Labels and scores: the population stability index, the symmetric Kullback-Leibler divergence of
+  Jeffreys (1946). Times 1/(1/n + 1/m) it is chi-squared with B-1 degrees of freedom where nothing
+  changed (Yurdakul and Naranjo, Statistical properties of the population stability index, 2020).
+  Up to 0.1 is held to be stable, above 0.25 to be another population (Siddiqi, Credit risk
+  scorecards, 2006).
+* Embeddings: the distance of the means in units of the photos' own spread, the square root of the
+  trace of their covariance: Cohen's d in many dimensions. Where nothing changed the square of it is
+  1/n + 1/m on average (Bai and Saranadasa, Effect of high dimension, 1996). The moments are those of
+  a random projection to 64 dimensions by signs, which keeps distances to some 18 % (Achlioptas,
+  Database-friendly random projections, 2003), so that a shard's sketch takes 2 KB and not 25.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.contract import Status
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BINS = 20
+"""Of equal width, over scores from 0 to 1."""
+
+PROJECTED = 64
+"""Dimensions that embeddings are projected to."""
+
+MODERATE, LARGE = 0.1, 0.25
+"""From where on a population stability index is worth a look, and another population."""
+
+MODERATE_SHIFT, LARGE_SHIFT = 0.2, 0.5
+"""The same of means of embeddings: what Cohen (1988) calls a small and a medium effect."""
+
+ABSTAINED = ""
+"""Stands for photos without a label among the labels; no label is empty."""
+
+_DEVIATIONS = 3.0
+"""What chance may make: exceeded once in some 740 runs where nothing changed."""
+
+_DIGITS = 8
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and scatter of projected embeddings.
+
+    Attributes:
+        count: embeddings.
+        mean: float64 [PROJECTED].
+        scatter: float64 [PROJECTED], sums of squared deviations from the mean.
+    """
+
+    count: int = 0
+    mean: Floats = field(default_factory=lambda: np.zeros(PROJECTED))
+    scatter: Floats = field(default_factory=lambda: np.zeros(PROJECTED))
+
+    @classmethod
+    def of(cls, vectors: NDArray[np.floating[Any]]) -> Self:
+        """Those of embeddings [N,D]."""
+        if not len(vectors):
+            return cls()
+        projected = (vectors.astype(np.float32) @ _projection(vectors.shape[1])).astype(np.float64)
+        mean = projected.mean(axis=0)
+        return cls(len(vectors), mean, np.square(projected - mean).sum(axis=0))
+
+    def __add__(self, other: Moments) -> Moments:
+        """Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983."""
+        count = self.count + other.count
+        if not count:
+            return self
+        apart = other.mean - self.mean
+        weight = other.count / count
+        return Moments(
+            count,
+            self.mean + apart * weight,
+            self.scatter + other.scatter + np.square(apart) * self.count * weight,
+        )
+
+    @property
+    def spread(self) -> float:
+        """Square of the photos' own spread: the trace of the covariance."""
+        return float(self.scatter.sum()) / max(1, self.count - 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"count": self.count, "mean": _rounded(self.mean), "scatter": _rounded(self.scatter)}
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Self:
+        """Read what `to_json` gave."""
+        mean, scatter = (np.array(said[name], np.float64) for name in ("mean", "scatter"))
+        if not mean.shape == scatter.shape == (PROJECTED,):
+            raise ValueError(f"not {PROJECTED} moments")
+        return cls(int(said["count"]), mean, scatter)
+
+
+@cache
+def _projection(dimension: int) -> NDArray[np.float32]:
+    """Signs [D,PROJECTED] by a hash, not by numpy's generators, whose streams may change."""
+    bits = hashlib.shake_256(f"hubhead.drift {dimension}".encode()).digest(dimension * PROJECTED // 8)
+    signs = np.unpackbits(np.frombuffer(bits, np.uint8)).reshape(dimension, PROJECTED)
+    return ((2.0 * signs - 1.0) / math.sqrt(PROJECTED)).astype(np.float32)
+
+
+def _rounded(values: Floats) -> list[float]:
+    return [float(f"{value:.{_DIGITS}g}") for value in values]
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What one model made of the usable photos.
+
+    Attributes:
+        labels: rows by label; under ABSTAINED those without one.
+        scores: rows by best score, in BINS.
+    """
+
+    labels: Counter[str] = field(default_factory=Counter)
+    scores: tuple[int, ...] = (0,) * BINS
+
+    def __add__(self, other: Decided) -> Decided:
+        scores = tuple(a + b for a, b in zip(self.scores, other.scores, strict=True))
+        return Decided(self.labels + other.labels, scores)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"labels": dict(sorted(self.labels.items())), "scores": list(self.scores)}
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Self:
+        """Read what `to_json` gave."""
+        if len(said["scores"]) != BINS:
+            raise ValueError(f"not {BINS} bins")
+        return cls(Counter(said["labels"]), tuple(said["scores"]))
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What a shard or a run saw.
+
+    Attributes:
+        models: what each model decided, by `name/version`.
+        embeddings: of the distinct usable photos of each shard.
+    """
+
+    models: Mapping[str, Decided] = field(default_factory=dict)
+    embeddings: Moments = field(default_factory=Moments)
+
+    def __add__(self, other: Sketch) -> Sketch:
+        names = {**self.models, **other.models}
+        none = Decided()
+        models = {name: self.models.get(name, none) + other.models.get(name, none) for name in names}
+        return Sketch(models, self.embeddings + other.embeddings)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        models = {name: self.models[name].to_json() for name in sorted(self.models)}
+        return {"models": models, "embeddings": self.embeddings.to_json()}
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Self:
+        """Read what `to_json` gave.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: it is something else.
+        """
+        models = {name: Decided.from_json(decided) for name, decided in said["models"].items()}
+        return cls(models, Moments.from_json(said["embeddings"]))
+
+
+def sketch(table: pa.Table, vectors: NDArray[np.floating[Any]]) -> Sketch:
+    """The sketch of a shard.
+
+    Args:
+        table: its rows, of one model or several.
+        vectors: embeddings [N,D] of its distinct usable photos.
+    """
+    return Sketch({name: _decided(rows) for name, rows in by_model(table)}, Moments.of(vectors))
+
+
+def by_model(table: pa.Table) -> list[tuple[str, pa.Table]]:
+    """The rows of each model, by `name/version`."""
+    import pyarrow.compute as pc
+
+    pairs = table.group_by(["model", "version"]).aggregate([]).to_pylist()
+    if len(pairs) == 1:  # as ever, and without copying the rows
+        return [(f"{pairs[0]['model']}/{pairs[0]['version']}", table)]
+    return sorted(
+        (
+            f"{pair['model']}/{pair['version']}",
+            table.filter(
+                pc.and_(pc.equal(table["model"], pair["model"]), pc.equal(table["version"], pair["version"]))
+            ),
+        )
+        for pair in pairs
+    )
+
+
+def _decided(table: Any) -> Decided:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    usable = [status.value for status in Status if status.usable]
+    table = table.filter(pc.is_in(table["status"], value_set=pa.array(usable)))
+    counted: Any = pc.value_counts(table["label"])
+    labels = Counter({entry["values"] or ABSTAINED: entry["counts"] for entry in counted.to_pylist()})
+    scores = table["score"].to_numpy()
+    counts, _ = np.histogram(scores, BINS, (0, 1))
+    return Decided(labels, tuple(counts.tolist()))
+
+
+# --- Differences ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Change:
+    """How much something differs between two runs.
+
+    Attributes:
+        value: the measure, 0 where there is no difference.
+        chance: up to which it may come from chance alone.
+        moderate, large: from where on it matters.
+    """
+
+    value: float
+    chance: float
+    moderate: float
+    large: float
+
+    @property
+    def level(self) -> str:
+        """`none`, `moderate` or `large`; what may be chance is none."""
+        if self.value <= self.chance or self.value < self.moderate:
+            return "none"
+        return "moderate" if self.value < self.large else "large"
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"value": self.value, "chance": self.chance, "level": self.level}
+
+
+def stability(now: Sequence[int], before: Sequence[int]) -> Change | None:
+    """The population stability index of two histograms of B bins; None where one is empty.
+
+    Half a count is added to every bin that either has, so that an empty one is no infinity.
+    """
+    counts = np.array([now, before], np.float64)
+    counts = counts[:, counts.sum(axis=0) > 0]
+    sizes = counts.sum(axis=1)
+    if not sizes.all():
+        return None
+    bins = counts.shape[1]
+    shares = (counts + 0.5) / (sizes + 0.5 * bins)[:, None]
+    index = float(((shares[0] - shares[1]) * np.log(shares[0] / shares[1])).sum())
+    chance = float((1 / sizes).sum()) * _chi_squared(bins - 1)
+    return Change(index, chance, MODERATE, LARGE)
+
+
+def shift(now: Moments, before: Moments) -> Change | None:
+    """The distance of two means in units of the photos' own spread; None where that is not known."""
+    if min(now.count, before.count) < 2:
+        return None
+    pooled = (float(now.scatter.sum()) + float(before.scatter.sum())) / (now.count + before.count - 2)
+    if not pooled:
+        return None
+    distance = float(np.linalg.norm(now.mean - before.mean)) / math.sqrt(pooled)
+    # Of one dimension, which is the widest that chance can be: chi-squared with one degree of freedom.
+    chance = _DEVIATIONS * math.sqrt(1 / now.count + 1 / before.count)
+    return Change(distance, chance, MODERATE_SHIFT, LARGE_SHIFT)
+
+
+def label_counts(now: Decided, before: Decided) -> list[tuple[str, int, int]]:
+    """(label, rows now, rows before) of every label that either has, the most frequent first."""
+    names = sorted({*now.labels, *before.labels}, key=lambda name: (-now.labels[name], name))
+    return [(name, now.labels[name], before.labels[name]) for name in names]
+
+
+def changes(now: Decided, before: Decided) -> dict[str, Change]:
+    """The differences of labels and of scores, as far as they are known."""
+    counts = label_counts(now, before)
+    found = {
+        "labels": stability([row[1] for row in counts], [row[2] for row in counts]),
+        "scores": stability(now.scores, before.scores),
+    }
+    return {name: change for name, change in found.items() if change is not None}
+
+
+def _chi_squared(degrees: int) -> float:
+    """The quantile at _DEVIATIONS of chi-squared (Wilson and Hilferty, 1931)."""
+    if not degrees:
+        return 0.0
+    part = 2 / (9 * degrees)
+    return degrees * (1 - part + _DEVIATIONS * math.sqrt(part)) ** 3

@@ -1,0 +1,203 @@
+"""Sketches and examples: what merging may not change, and what counts as a difference."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batch import drift, examples
+from batch.drift import Change, Decided, Moments, Sketch
+from batch.examples import A_LABEL, A_REASON, LABELS, Examples
+
+LABEL_NAMES = ["apple", "bread", "cheese", None]
+
+
+def rows(numbers: Sequence[int], model: str = "food", version: int = 1) -> pa.Table:
+    """Rows of made-up photos; every seventh is rejected, every eleventh a copy of photo 0."""
+    found: list[dict[str, Any]] = []
+    for number in numbers:
+        content = 0 if number % 11 == 0 else number
+        label = LABEL_NAMES[content % 4]
+        rejected = content % 7 == 3
+        found.append(
+            {
+                "uri": f"photos/{number:05}.jpg",
+                "sha256": hashlib.sha256(f"{content}".encode()).hexdigest(),
+                "status": "corrupt" if rejected else "ok",
+                "detail": "torn" if rejected else None,
+                "label": None if rejected else label,
+                "score": None if rejected else (content % 97) / 97,
+                "model": model,
+                "version": version,
+            }
+        )
+    kinds = {"score": pa.float32(), "version": pa.int64(), "label": pa.string(), "detail": pa.string()}
+    return pa.Table.from_pylist(found, pa.schema([(name, kinds.get(name, pa.string())) for name in found[0]]))
+
+
+def embeddings(count: int, *, seed: int = 0, shift: float = 0.0) -> Any:
+    """Embeddings float16 [count,1280] about a mean that is `shift` of their spread away from zero."""
+    random = np.random.default_rng(seed)
+    away = np.full(1280, shift)  # of unit deviation in each dimension, so of a spread of sqrt(1280)
+    return (random.normal(size=(count, 1280)) + away).astype(np.float16)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=400))
+def test_how_photos_are_cut_into_shards_does_not_show(shards: list[int]) -> None:
+    vectors = np.random.default_rng(1).normal(size=(len(shards), 8))
+    parts = [[row for row, shard in enumerate(shards) if shard == wanted] for wanted in range(3)]
+    whole = drift.sketch(rows(range(len(shards))), vectors)
+    chosen = examples.choose(rows(range(len(shards))))
+    merged, merged_examples = Sketch(), Examples()
+    for part in parts:
+        if part:
+            merged += drift.sketch(rows(part), vectors[part])
+            merged_examples += examples.choose(rows(part))
+    assert merged.models == whole.models
+    assert merged.embeddings.count == whole.embeddings.count == len(shards)
+    np.testing.assert_allclose(merged.embeddings.mean, whole.embeddings.mean, atol=1e-9)
+    np.testing.assert_allclose(merged.embeddings.scatter, whole.embeddings.scatter, rtol=1e-6, atol=1e-9)
+    assert merged_examples == chosen
+
+
+def test_moments_are_those_of_the_projected_embeddings() -> None:
+    vectors = embeddings(500)
+    found = Moments.of(vectors[:100]) + Moments.of(vectors[100:130]) + Moments.of(vectors[130:])
+    projected = vectors.astype(np.float64) @ drift._projection(1280)
+    np.testing.assert_allclose(found.mean, projected.mean(axis=0), atol=1e-4)
+    np.testing.assert_allclose(found.scatter / 499, projected.var(axis=0, ddof=1), rtol=1e-3)
+    # Projecting keeps lengths: the spread is that of 1280 dimensions of unit deviation.
+    assert found.spread == pytest.approx(1280, rel=0.05)
+
+
+def test_the_projection_is_the_same_for_ever() -> None:
+    signs = drift._projection(1280) * math.sqrt(drift.PROJECTED)
+    assert set(np.unique(signs)) == {-1.0, 1.0}
+    assert hashlib.sha256(np.signbit(signs).tobytes()).hexdigest().startswith("3e1062d89bbe6272")
+
+
+def test_a_sketch_and_examples_survive_json_and_are_small() -> None:
+    table = pa.concat_tables([rows(range(8192)), rows(range(8192), "food", 2)])
+    found = drift.sketch(table, embeddings(300))
+    said = json.dumps(found.to_json())
+    assert len(said) < 6_000
+    back = Sketch.from_json(json.loads(said))
+    assert back.models == found.models
+    np.testing.assert_allclose(back.embeddings.mean, found.embeddings.mean, rtol=1e-7)
+    chosen = examples.choose(table)
+    assert list(chosen.models) == ["food/1", "food/2"]
+    assert Examples.from_json(json.loads(json.dumps(chosen.to_json()))) == chosen
+
+
+@pytest.mark.parametrize("said", [{}, {"models": {}}, {"models": {}, "embeddings": {"count": 1}}, []])
+def test_what_is_no_sketch_is_refused(said: Any) -> None:
+    with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
+        Sketch.from_json(said)
+
+
+def test_counts_are_of_the_rows() -> None:
+    table = rows(range(2000))
+    (found,) = drift.sketch(table, embeddings(0)).models.values()
+    good = [row for row in table.to_pylist() if row["status"] == "ok"]
+    assert found.labels.total() == sum(found.scores) == len(good)
+    for label in ("apple", "bread", "cheese"):
+        assert found.labels[label] == sum(row["label"] == label for row in good)
+    assert found.labels[drift.ABSTAINED] == sum(row["label"] is None for row in good)
+    assert found.scores[0] == sum(row["score"] < 0.05 for row in good)
+
+
+def test_no_picture_stands_twice_for_a_label() -> None:
+    table = rows([*range(0, 440, 11), 4, 8, 12, 16, 1, 5])  # forty copies of photo 0
+    (chosen,) = examples.choose(table).models.values()
+    assert len(chosen["apple"]) == A_LABEL
+    assert len({example.key for example in chosen["apple"]}) == A_LABEL
+    assert len(chosen["bread"]) == 2
+
+
+def test_the_most_frequent_labels_have_examples_and_rejected_photos_a_few() -> None:
+    table = rows(range(3000))
+    many = [f"label {min(row % 100, 60)}" if row % 3 else None for row in range(3000)]
+    table = table.set_column(table.schema.get_field_index("label"), "label", pa.array(many, pa.string()))
+    found = examples.choose(table)
+    (chosen,) = found.models.values()
+    assert len(chosen) == LABELS
+    assert "label 60" in chosen
+    assert [example.detail for example in found.rejected["corrupt"]] == ["torn"] * A_REASON
+    uris = [example.uri for example in found.rejected["corrupt"]]
+    assert uris == sorted(row["uri"] for row in table.to_pylist() if row["status"] == "corrupt")[:A_REASON]
+
+
+def test_a_shard_without_a_usable_photo_has_an_empty_sketch() -> None:
+    found = drift.sketch(rows([3]), embeddings(0))
+    assert found.models["food/1"] == Decided()
+    assert examples.choose(rows([3])).models == {"food/1": {}}
+
+
+# --- Differences ------------------------------------------------------------------------------------------
+
+
+def test_samples_of_one_population_do_not_differ_beyond_chance() -> None:
+    random = np.random.default_rng(0)
+    shares = random.dirichlet(np.ones(10))
+    alarms = 0
+    for _ in range(400):
+        now, before = random.multinomial(3000, shares), random.multinomial(800, shares)
+        change = drift.stability(now.tolist(), before.tolist())
+        assert change is not None
+        alarms += change.value > change.chance
+    assert alarms <= 5
+
+
+def test_the_index_of_a_known_change() -> None:
+    change = drift.stability([60_000, 40_000], [50_000, 50_000])
+    assert change is not None
+    expected = 0.1 * math.log(0.6 / 0.5) - 0.1 * math.log(0.4 / 0.5)
+    assert change.value == pytest.approx(expected, rel=1e-3)
+    assert change.chance < 0.001
+    assert change.level == "none", "beyond chance, and not worth a look"
+    worse = drift.stability([80_000, 20_000], [50_000, 50_000])
+    assert worse is not None
+    assert worse.level == "large"
+
+
+def test_a_label_that_is_new_is_no_infinity() -> None:
+    change = drift.stability([900, 100], [1000, 0])
+    assert change is not None
+    assert 0.25 < change.value < 10
+    assert drift.stability([0, 0], [3, 4]) is None
+    assert drift.stability([5], [7]) == Change(0.0, 0.0, drift.MODERATE, drift.LARGE)
+
+
+def test_embeddings_of_one_population_do_not_differ_and_others_do() -> None:
+    before = Moments.of(embeddings(2000, seed=1))
+    same = drift.shift(Moments.of(embeddings(500, seed=2)), before)
+    assert same is not None
+    assert same.value < same.chance
+    assert same.level == "none"
+    for wanted in (0.3, 0.6):
+        other = drift.shift(Moments.of(embeddings(500, seed=3, shift=wanted)), before)
+        assert other is not None
+        assert other.value == pytest.approx(wanted, rel=0.3)
+        assert other.level == ("large" if wanted > 0.5 else "moderate")
+    assert drift.shift(Moments(), before) is None
+    assert drift.shift(Moments.of(np.ones((9, 1280))), Moments.of(np.ones((9, 1280)))) is None
+
+
+def test_changes_name_labels_and_scores() -> None:
+    one, other = (drift.sketch(rows(range(count)), embeddings(0)).models["food/1"] for count in (5000, 9000))
+    found = drift.changes(one, other)
+    assert list(found) == ["labels", "scores"]
+    assert {change.level for change in found.values()} == {"none"}
+    counts = drift.label_counts(one, other)
+    assert counts == sorted(counts, key=lambda row: (-row[1], row[0]))
+    assert drift.changes(one, Decided()) == {}
