@@ -6,28 +6,16 @@ others begin with the bytes of the files.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-DEFAULT_THREADS = "default threads"
-ONE_THREAD_AN_OP = "one thread an op"
+from tests.bench.turns import DEFAULT_THREADS, ONE_THREAD_AN_OP, Variant
 
 PHOTOS = 256
 """Photos a round: some seconds on two cores."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A name for the table, and the setting of TensorFlow's threads that it needs."""
-
-    name: str
-    setting: str
 
 
 BASE = "bare: as loaded, batch 32"
@@ -42,7 +30,6 @@ VARIANTS = (
     Variant("bytes: tf.data pipeline, antialiased, as loaded, batch 32", DEFAULT_THREADS),
     Variant("bytes: a plain decoder in the graph, no guard, batch 4", ONE_THREAD_AN_OP),
     Variant("bytes: serving.runtime on the bundle", ONE_THREAD_AN_OP),
-    Variant("files: the batch job, listing to Parquet", ONE_THREAD_AN_OP),
 )
 
 
@@ -55,11 +42,9 @@ def prepare(name: str, setting: str) -> Callable[[], float]:
 
         runtime.one_thread_an_op(runtime.cores())
     tf.get_logger().setLevel("ERROR")
-    if name.startswith("files:"):
-        return _batch_job()
     work, batch = _work(name)
-    contents = _photos()[:PHOTOS]
-    threads = _threads() if setting == ONE_THREAD_AN_OP else 1
+    contents = photos()[:PHOTOS]
+    callers = threads() if setting == ONE_THREAD_AN_OP else 1
 
     def one_round() -> float:
         starts = range(0, PHOTOS, batch)
@@ -67,7 +52,7 @@ def prepare(name: str, setting: str) -> Callable[[], float]:
         if batch == PHOTOS:
             work(contents)
         else:
-            with ThreadPoolExecutor(threads) as pool:
+            with ThreadPoolExecutor(callers) as pool:
                 list(pool.map(lambda start: work(contents[start : start + batch]), starts))
         return PHOTOS / (time.perf_counter() - begin)
 
@@ -82,7 +67,7 @@ def _work(name: str) -> tuple[Callable[[Sequence[bytes]], Any], int]:
     if kind == "bare":
         batch = int(rest.rpartition(" ")[2])
         pixels = tf.random.uniform([batch, 224, 224, 3], seed=0)
-        function = _frozen() if "frozen" in rest else _as_loaded()
+        function = _frozen() if "frozen" in rest else as_loaded()
         return lambda contents: function(pixels), batch
     if "tf.data" in rest:
         return _tf_data, PHOTOS
@@ -91,7 +76,7 @@ def _work(name: str) -> tuple[Callable[[Sequence[bytes]], Any], int]:
         return lambda contents: plain(tf.constant(contents)), 4
     from serving import contract, runtime
 
-    model = runtime.load(_template().path)
+    model = runtime.load(template().path)
     return lambda contents: list(model.imap(contract.EMBED, contract.IMAGE_BYTES, contents)), PHOTOS
 
 
@@ -102,7 +87,7 @@ def _tf_data(contents: Sequence[bytes]) -> None:
     def decode(content: Any) -> Any:
         return tf.image.resize(tf.io.decode_jpeg(content, channels=3), [224, 224], antialias=True) / 255.0
 
-    signature = _as_loaded()
+    signature = as_loaded()
     dataset = tf.data.Dataset.from_tensor_slices(list(contents))
     for pixels in (
         dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE).batch(32).prefetch(tf.data.AUTOTUNE)
@@ -130,40 +115,6 @@ def _plain_graph() -> Any:
     return convert_variables_to_constants_v2(embed.get_concrete_function())
 
 
-def _batch_job() -> Callable[[], float]:
-    """The Beam job on files that no store knows; each round scores as many as it takes to be steady."""
-    import numpy as np
-
-    from batch.pipeline import ScoreSettings, score
-    from trainer import export
-    from trainer.head import Head, Scaling
-
-    top = Path(tempfile.mkdtemp(prefix="hubhead-bench-"))
-    photos = top / "photos"
-    photos.mkdir()
-    for number in range(4):
-        for index, content in enumerate(_photos()[:PHOTOS]):
-            # Bytes behind the end of a JPEG do not change it, and make it a photo of its own.
-            (photos / f"{number}-{index}.jpeg").write_bytes(content + bytes([number]))
-    source = _template()
-    dimension = source.manifest.dimension
-    scaling = Scaling(np.zeros(dimension, np.float32), np.ones(dimension, np.float32))
-    head = Head(scaling, np.zeros((dimension, 2), np.float32), np.zeros(2, np.float32), 1.0)
-    bundle = export.export(source, export.HeadExport(head, ["a", "b"]), top / "models" / "bench")
-    rounds = iter(range(1000))
-
-    def one_round() -> float:
-        number = next(rounds)
-        summary = score(
-            ScoreSettings(str(photos), bundle.path, str(top / f"out{number}"), str(top / f"store{number}"))
-        )
-        rate = summary.photos_per_second
-        assert rate is not None
-        return rate
-
-    return one_round
-
-
 @cache
 def _backbone() -> Any:
     from trainer import backbone
@@ -173,7 +124,7 @@ def _backbone() -> Any:
 
 
 @cache
-def _template() -> Any:
+def template() -> Any:
     from trainer import backbone, export
     from trainer.fetch import cache_directory
 
@@ -181,7 +132,7 @@ def _template() -> Any:
 
 
 @cache
-def _as_loaded() -> Any:
+def as_loaded() -> Any:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(_backbone().path)
@@ -194,11 +145,11 @@ def _as_loaded() -> Any:
 def _frozen() -> Any:
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    return convert_variables_to_constants_v2(_as_loaded())
+    return convert_variables_to_constants_v2(as_loaded())
 
 
 @cache
-def _photos() -> list[bytes]:
+def photos() -> list[bytes]:
     from trainer.fetch import cache_directory
     from trainer.samples import sample_photos
 
@@ -206,7 +157,7 @@ def _photos() -> list[bytes]:
     return [path.read_bytes() for path in sorted(directory.glob("*/*"))]
 
 
-def _threads() -> int:
+def threads() -> int:
     from serving import runtime
 
     return runtime.cores()

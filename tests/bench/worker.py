@@ -7,14 +7,17 @@ import os
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
+Prepare = Callable[[str, str], Callable[[], float]]
+"""From a variant's name and setting to a function that runs one round of it and gives photos/s."""
+
 
 class Worker:
     """A process with one setting of TensorFlow's threads, which runs one variant at a time."""
 
-    def __init__(self, setting: str) -> None:
+    def __init__(self, setting: str, prepare: Prepare) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
-        self._process = context.Process(target=serve, args=(other, setting), daemon=True)
+        self._process = context.Process(target=serve, args=(other, setting, prepare), daemon=True)
         self._process.start()
         other.close()
 
@@ -31,11 +34,9 @@ class Worker:
         self._process.join(30)
 
 
-def serve(connection: Connection, setting: str) -> None:
+def serve(connection: Connection, setting: str, prepare: Prepare) -> None:
     """Answer names of variants with photos/s, until None comes."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    from tests.bench.variants import prepare
-
     ready: dict[str, Callable[[], float]] = {}
     while (name := connection.recv()) is not None:
         try:
