@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -45,6 +46,15 @@ def _preprocessing_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def _tolerance(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> float | Literal["surely"] | None:
+    """What --assert_not_worse_than_live takes: percent points, or nothing, for which click gives `surely`."""
+    if value is None:
+        return None
+    return "surely" if value == "surely" else float(click.FloatRange(0, 100)(value, parameter, context))
 
 
 @click.command(
@@ -172,6 +182,38 @@ def _preprocessing_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.FloatRange(0, 1),
     help="Publish nothing, and end with exit code 4, where the test accuracy is below this share.",
 )
+@click.option(
+    "--compare_with",
+    metavar="BUNDLE",
+    default="",
+    show_default="the newest version in --saved_model_dir",
+    help="The live version, to hold the new one against on test photos that it was not trained on: "
+    "a version's directory, the directory above it, or none.",
+)
+@click.option(
+    "--assert_not_worse_than_live",
+    metavar="[POINTS]",
+    is_flag=False,
+    flag_value="surely",
+    callback=_tolerance,
+    help="Publish nothing, and end with exit code 4, where the new version is worse than the live one: "
+    "where its accuracy falls by more than so many percent points; without POINTS, by more than chance "
+    "explains (95 % interval). The first version has nothing to be worse than.",
+)
+@click.option(
+    "--cross_validate",
+    metavar="K",
+    type=click.IntRange(min=2),
+    help="Judge by K-fold cross-validation of all photos too: K heads, each with all of its settings chosen "
+    "without the photos that it is held against. Tells more than a small test set.",
+)
+@click.option(
+    "--cross_validate_repeats",
+    metavar="R",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Repeat that with other folds.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the cross-validation.")
 @click.option(
     "--embedding_store",
@@ -213,6 +255,8 @@ def train(
     require_extra("train", "tensorflow", "tensorflow_hub", "apache_beam", "pyarrow", "scipy")
     if (image_dir is None) == (manifest is None):
         raise click.UsageError("Give one of --image_dir DIRECTORY and --manifest FILE.", context)
+    if given["compare_with"] == "none" and given["assert_not_worse_than_live"] is not None:
+        raise click.UsageError("--assert_not_worse_than_live needs something to compare with.", context)
     from batch.progress import progress_bar
     from trainer.training import train as run
 
@@ -385,6 +429,10 @@ def describe(result: TrainResult) -> str:
     lines.append(
         f"Accuracy by {result.method}: {result.held_out.accuracy}, log-loss {result.held_out.log_loss:.3f}"
     )
+    if result.cross_validation:
+        lines.append(f"Accuracy by {result.cross_validation}")
+    if result.comparison:
+        lines += result.comparison.sentences()
     if result.answering:
         lines.append(f"Answers from a probability of {result.answering}")
     if result.known_kept:
@@ -425,6 +473,15 @@ def _record(result: TrainResult) -> dict[str, Any]:
             {"photo": path, "label": label, "predicted": found, "score": score}
             for path, label, found, score in result.misclassified
         ],
+        "changed": {
+            kind: [asdict(photo) for photo in photos]
+            for kind, photos in (
+                ("newly_right", result.comparison.newly_right),
+                ("newly_wrong", result.comparison.newly_wrong),
+            )
+        }
+        if result.comparison
+        else None,
         "seconds": result.seconds,
     }
 

@@ -17,6 +17,10 @@ from serving.errors import InputError
 from trainer.evaluate import Estimate, Z, finite, mean_interval
 from trainer.head import Floats, Ints
 
+NOTHING = 1e-3
+"""Of log-loss: less than this is no difference, however surely it is one. The same head asked in batches of
+other sizes differs by some 1e-7."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -42,22 +46,23 @@ class Comparison:
     @property
     def better(self) -> bool:
         """Surely more accurate, or surely with a lower log-loss and not surely less accurate."""
-        return self.accuracy.low > 0 or (self.log_loss.high < 0 and self.accuracy.high >= 0)
+        return self.accuracy.low > 0 or (self.log_loss.high < -NOTHING and self.accuracy.high >= 0)
 
     @property
     def worse(self) -> bool:
         """Surely less accurate, or surely with a higher log-loss and not surely more accurate."""
-        return self.accuracy.high < 0 or (self.log_loss.low > 0 and self.accuracy.low <= 0)
+        return self.accuracy.high < 0 or (self.log_loss.low > NOTHING and self.accuracy.low <= 0)
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
         return dict(finite(asdict(self)))
 
     def __str__(self) -> str:
+        accuracy, loss = self.accuracy, self.log_loss
         return (
-            f"accuracy {self.accuracy.value:+.1%} (95 % interval {self.accuracy.low:+.1%} to "
-            f"{self.accuracy.high:+.1%}), log-loss {self.log_loss.value:+.3f} ({self.log_loss.low:+.3f} to "
-            f"{self.log_loss.high:+.3f}), N={self.n}, {self.gained} gained, {self.lost} lost"
+            f"accuracy {accuracy.value:+z.1%} (95 % interval {accuracy.low:+z.1%} to {accuracy.high:+z.1%}), "
+            f"log-loss {loss.value:+z.3f} ({loss.low:+z.3f} to {loss.high:+z.3f}), N={self.n}, "
+            f"{self.gained} gained, {self.lost} lost"
         )
 
 

@@ -77,6 +77,14 @@ class CrossValidation:
         """The K labels."""
         return self.runs[0].labels
 
+    def __str__(self) -> str:
+        repeats = f", {len(self.runs)} repeats" if len(self.runs) > 1 else ""
+        calibration = self.runs[0].calibration
+        return (
+            f"{self.folds}-fold cross-validation{repeats}: {self.accuracy}, top 3 {self.top_3.value:.1%}, "
+            f"log-loss {self.log_loss:.3f}, calibration error {calibration}"
+        )
+
     def record(self) -> dict[str, Any]:
         """For hubhead.json: the means, and the first repeat in full."""
         return dict(

@@ -25,7 +25,7 @@ from serving.bundle import Bundle, Manifest
 from serving.contract import Status
 from serving.errors import BundleError
 from serving.tensorflow_import import import_tensorflow
-from trainer import signatures
+from trainer import signatures, trained_on
 from trainer.abstain import Novelty
 from trainer.backbone import Backbone, InputOptions, input_key, load, resolve
 from trainer.backbone.fingerprint import fingerprint as fingerprint_of
@@ -56,6 +56,7 @@ class HeadExport:
         novelty: the model abstains where a photo is unlike the known ones; None never does so.
         top_k: length of `classes` and `scores`.
         metrics, data: for hubhead.json.
+        trained_on: the photos that the head has seen (trainer.trained_on); None where it is not known.
         report: writes the report to the path given; None leaves it out.
     """
 
@@ -66,6 +67,7 @@ class HeadExport:
     top_k: int = 5
     metrics: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
+    trained_on: trained_on.Marks | None = None
     report: Callable[[Path], None] | None = None
 
 
@@ -211,6 +213,8 @@ def export(
         signatures.write_variables(source.path, staged, values)
         manifest.write(staged)
         save_head(part, staged / contract.HEAD_FILE)
+        if part.trained_on is not None:
+            trained_on.write(staged, part.trained_on)
         write_warmup(staged, base.name)
         if part.report:
             part.report(staged / contract.REPORT_FILE)
@@ -279,6 +283,7 @@ def export_again(
         top_k=top_k or manifest.top_k,
         metrics=manifest.metrics,
         data=manifest.data,
+        trained_on=trained_on.read(source.path),
     )
     return export(source, part, base)
 

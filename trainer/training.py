@@ -21,11 +21,25 @@ from serving import bundle
 from serving.bundle import Bundle
 from serving.contract import Status
 from serving.convert import EXTRA, Converter, foreign_format
-from serving.errors import InputError, NotBlessed, OutputError
-from trainer import abstain, dataset, duplicates, evaluate, export, fine_tune, head, report, summaries
+from serving.errors import BundleError, HubheadError, InputError, NotBlessed, OutputError
+from trainer import (
+    abstain,
+    cross_validation,
+    dataset,
+    duplicates,
+    evaluate,
+    export,
+    fine_tune,
+    head,
+    live,
+    report,
+    summaries,
+    trained_on,
+)
 from trainer.abstain import Novelty, Threshold
 from trainer.backbone import DEFAULT as DEFAULT_BACKBONE
 from trainer.backbone import InputOptions, load
+from trainer.cross_validation import CrossValidation, cross_validate
 from trainer.dataset import Columns, Example, Folder, SplitSettings, Subset, is_manifest
 from trainer.duplicates import Duplicates
 from trainer.evaluate import Evaluation, Proportion
@@ -33,6 +47,7 @@ from trainer.fetch import cache_directory, silent
 from trainer.fine_tune import FineTuneSettings
 from trainer.graph import Augmentation, Preprocessing
 from trainer.head import Floats, Ints
+from trainer.live import LiveComparison, Tolerance
 
 PARITY_PHOTOS = 8
 """Test photos that the exported bundle is held against the training path on."""
@@ -78,6 +93,12 @@ class TrainSettings:
         seed: of the cross-validation's folds.
         report: put a report into the bundle; it holds small pictures of training photos.
         summaries_dir: where TensorBoard looks, None for no summaries.
+        compare_with: the live version: a version directory or the base path above it, "" for the newest
+            version in saved_model_dir, "none" for no comparison.
+        assert_not_worse_than_live: publish only where the new version is not worse than the live one by
+            more than that; None publishes anyway. Where there is no live version yet, it is published.
+        cross_validate: judge by a cross-validation of so many folds too.
+        cross_validate_repeats: how often, each time with other folds.
     """
 
     image_dir: str | Path
@@ -102,6 +123,10 @@ class TrainSettings:
     seed: int = 0
     report: bool = True
     summaries_dir: Path | None = None
+    compare_with: str | Path = ""
+    assert_not_worse_than_live: Tolerance | None = None
+    cross_validate: int | None = None
+    cross_validate_repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -122,6 +147,8 @@ class TrainResult:
         test_photos: (path, label) of the photos held out for the test.
         misclassified: (path, label, predicted label, its probability) of test photos.
         seconds: wall time by step.
+        comparison: with the live version; None where there is none, or nothing to compare by.
+        cross_validation: where it was asked for.
     """
 
     bundle: Bundle
@@ -137,6 +164,8 @@ class TrainResult:
     test_photos: tuple[tuple[str, str], ...]
     misclassified: tuple[tuple[str, str, str, float], ...]
     seconds: dict[str, float]
+    comparison: LiveComparison | None = None
+    cross_validation: CrossValidation | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +209,7 @@ def train(
         folder = _listed(settings, progress)
         dataset.check_folder(folder, settings.split)
         check_places(settings)
+        live_bundle = _find_live(settings, say)
         for warning in folder.warnings:
             say(warning)
     with clock.step("backbone"):
@@ -198,19 +228,27 @@ def train(
         for sentence in dataset.contradictions(features.examples, folder.labels):
             say(sentence)
         counts = dataset.count_labels(features.examples, folder.labels)
-        subsets, found_twice = _divide(features, folder.labels, settings)
+        subsets, found_twice, groups = _divide(features, folder.labels, settings)
         for sentence in (*dataset.gaps(features.examples, subsets, folder.labels), *found_twice.sentences()):
             say(sentence)
     rows = {subset: np.array([s is subset for s in subsets], bool) for subset in Subset}
+    targets = np.array([example.label for example in features.examples], np.int64)
+    if settings.cross_validate:
+        cross_validation.check_groups(targets, folder.labels, groups)
     if settings.fine_tune:
         with clock.step("fine-tune"):
             tuned = _tuned(folder, features, rows, settings, say)
+        tuned["compare_with"] = live_bundle.path if live_bundle else live.NONE
         return train(replace(settings, fine_tune=None, **tuned), say=say, progress=progress)
     with clock.step("views"):
         used = np.concatenate([np.flatnonzero(rows[s]) for s in (Subset.TRAINING, Subset.VALIDATION)])
-        views = _views(folder, [features.examples[row] for row in used], settings, say, progress)
+        # A cross-validation trains on every photo in its turn.
+        viewed = np.arange(len(targets)) if settings.cross_validate else used
+        of_viewed = _views(
+            folder, [features.examples[row] for row in viewed.tolist()], settings, say, progress
+        )
+        views = [view[used] for view in of_viewed] if settings.cross_validate else of_viewed
     with clock.step("fit"):
-        targets = np.array([example.label for example in features.examples], np.int64)
         fitted, selection = _fit(features.embeddings, targets, rows, len(folder.labels), views, settings.seed)
         held_out = evaluate.evaluate(selection.probabilities, selection.targets, folder.labels)
         probabilities = fitted.probabilities(features.embeddings)
@@ -224,6 +262,33 @@ def train(
         novelty = _novelty(fitted, selection, features.embeddings, targets, rows, settings)
     subset_counts = {str(subset): int(rows[subset].sum()) for subset in Subset}
     check_accuracy(test or held_out, settings.assert_accuracy_at_least)
+    comparison = None
+    if live_bundle:
+        with clock.step("compare"):
+            comparison = _compared(
+                live_bundle,
+                base.manifest.fingerprint,
+                folder.labels,
+                [features.examples[row] for row in test_rows.tolist()],
+                features.embeddings[test_rows],
+                probabilities[test_rows],
+                settings,
+                say,
+            )
+    cross_validated = None
+    if settings.cross_validate:
+        with clock.step("cross-validate"):
+            cross_validated = cross_validate(
+                features.embeddings,
+                targets,
+                folder.labels,
+                folds=settings.cross_validate,
+                repeats=settings.cross_validate_repeats,
+                views=of_viewed,
+                groups=groups,
+                seed=settings.seed,
+                progress=lambda done, fits: say(f"Cross-validation: {done} of {fits} heads"),
+            )
     if settings.summaries_dir:
         with clock.step("summaries"):
             summaries.write(
@@ -245,6 +310,8 @@ def train(
         selection=selection,
         held_out=held_out,
         test=test,
+        comparison=comparison,
+        cross_validation=cross_validated,
         duplicates=found_twice,
         left_out=features.left_out,
         top=str(settings.image_dir),
@@ -264,6 +331,8 @@ def train(
             metrics={
                 "test": test.record() if test else None,
                 selection.method: held_out.record() | {"strength": selection.strength},
+                "comparison": comparison.record() if comparison else None,
+                "cross_validate": cross_validated.record() if cross_validated else None,
                 "abstain": {
                     "threshold": answering.record() if answering else None,
                     "known_photos_kept": asdict(novelty.kept) if novelty else None,
@@ -281,6 +350,7 @@ def train(
                 "augmentation": asdict(settings.augmentation),
                 "views": len(views),
             },
+            trained_on=trained_on.marks(features.examples[row].sha256 for row in used.tolist()),
         )
         checked = (test_rows if len(test_rows) else np.arange(len(targets)))[:PARITY_PHOTOS]
         sent = _as_served(features.examples, checked)
@@ -309,6 +379,8 @@ def train(
         ),
         misclassified=_misclassified(features.examples, probabilities, targets, test_rows, folder.labels),
         seconds=clock.seconds,
+        comparison=comparison,
+        cross_validation=cross_validated,
     )
 
 
@@ -349,6 +421,52 @@ def check_accuracy(found: Evaluation, least: float | None) -> None:
             "nothing was published.",
             remedy="Add photos, look at the misclassified ones, or ask for less.",
         )
+
+
+def _find_live(settings: TrainSettings, say: Callable[[str], None]) -> Bundle | None:
+    """The version to compare with; one that cannot be read stops only who asked for it or relies on it.
+
+    Raises:
+        BundleError: it cannot be read.
+    """
+    try:
+        return live.find(settings.compare_with, settings.saved_model_dir)
+    except BundleError as error:
+        if settings.compare_with or settings.assert_not_worse_than_live is not None:
+            raise
+        say(f"There will be no comparison with the live version. {error.what}")
+        return None
+
+
+def _compared(
+    other: Bundle,
+    fingerprint: str,
+    labels: Sequence[str],
+    examples: Sequence[Example],
+    embeddings: Floats,
+    probabilities: Floats,
+    settings: TrainSettings,
+    say: Callable[[str], None],
+) -> LiveComparison | None:
+    """`live.judge` and what follows of it.
+
+    Raises:
+        NotBlessed: the new version is worse than it may be, or that cannot be told and was to be.
+    """
+    try:
+        found = live.judge(other, fingerprint, labels, examples, embeddings, probabilities)
+    except HubheadError as error:
+        if settings.assert_not_worse_than_live is not None:
+            raise NotBlessed(
+                f"It cannot be told whether this is worse than version {other.version} of {other.name}: "
+                f"{error.what} Nothing was published (--assert_not_worse_than_live).",
+                remedy=error.remedy,
+            ) from error
+        say(f"There is no comparison with the live version. {error.what}")
+        return None
+    if settings.assert_not_worse_than_live is not None:
+        live.check(found, settings.assert_not_worse_than_live)
+    return found
 
 
 def _threshold(selection: head.Selection, precision: float | None) -> Threshold | None:
@@ -437,8 +555,8 @@ def gather(folder: Folder, store: EmbeddingStore) -> Features:
 
 def _divide(
     features: Features, labels: Sequence[str], settings: TrainSettings
-) -> tuple[list[Subset], Duplicates]:
-    """The set of each photo, and what is there more than once."""
+) -> tuple[list[Subset], Duplicates, Ints]:
+    """The set of each photo, what is there more than once, and numbers of what has to stay together."""
     examples = features.examples
     looked_for = settings.near_duplicates is not NearDuplicatesOption.IGNORE
     near = duplicates.near_duplicates(
@@ -447,7 +565,8 @@ def _divide(
     together = near.together if settings.near_duplicates is NearDuplicatesOption.TOGETHER else ()
     dataset.check_examples(examples, labels, settings.split, together)
     subsets = dataset.split(examples, settings.split, settings.image_dir, together)
-    return subsets, duplicates.report(features.files, examples, subsets, near, labels)
+    groups = dataset.group_numbers(examples, together)
+    return subsets, duplicates.report(features.files, examples, subsets, near, labels), groups
 
 
 def _tuned(

@@ -11,16 +11,21 @@ import numpy as np
 
 from serving.errors import InputError
 from trainer.abstain import Threshold, threshold_for_precision
+from trainer.cross_validation import CrossValidation
 from trainer.dataset import Example, Subset
 from trainer.duplicates import Duplicates, Group
 from trainer.evaluate import Evaluation
 from trainer.head import Floats, Ints, Selection
+from trainer.live import LiveComparison
 
 PICTURES = 60
 """Photos shown, so that the page stays below 2 MB; each takes some 12 KB."""
 
 MISCLASSIFIED = 18
 UNSURE = 6
+CHANGED = 6
+"""Photos shown that are newly right or newly wrong, of each."""
+
 GROUPS = 8
 """Of duplicates, contradictions first; two photos of each are shown."""
 
@@ -99,6 +104,8 @@ class Report:
         duplicates: what is there more than once.
         settings, seconds, versions: of the run.
         created: when, for people.
+        comparison: with the live version, None where there is none.
+        cross_validation: of K folds, None where none was asked for.
     """
 
     title: str
@@ -119,13 +126,24 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
+    comparison: LiveComparison | None = None
+    cross_validation: CrossValidation | None = None
 
     @property
     def by_label(self) -> Evaluation:
-        """The evaluation with more photos, which tells more of each label."""
+        """The evaluation with most photos, which tells most of each label; a K-fold one flatters least."""
+        if self.cross_validation:
+            return self.cross_validation.runs[0]
         if self.test and self.test.accuracy.n > self.held_out.accuracy.n:
             return self.test
         return self.held_out
+
+    @property
+    def judged_by(self) -> str:
+        """What the photos of `by_label` are."""
+        if self.cross_validation:
+            return f"photos of the {self.cross_validation.folds}-fold cross-validation"
+        return "test photos" if self.by_label is self.test else "held-out photos"
 
     @property
     def hardest_first(self) -> tuple[LabelRow, ...]:
@@ -150,6 +168,9 @@ class Report:
     def pictured(self) -> tuple[str, ...]:
         """The paths of the photos to show, at most PICTURES, the most telling first."""
         wanted = [answer.uri for answer in (*self.misclassified, *self.unsure)]
+        if self.comparison:
+            for changed in (self.comparison.newly_wrong, self.comparison.newly_right):
+                wanted += [change.uri for change in changed[:CHANGED]]
         for group in self.groups:
             wanted += shown_of(group)
         wanted += [row.sample for row in self.hardest_first if row.sample]
@@ -179,6 +200,8 @@ def compose(
     held_out: Evaluation,
     test: Evaluation | None,
     duplicates: Duplicates,
+    comparison: LiveComparison | None = None,
+    cross_validation: CrossValidation | None = None,
     left_out: Sequence[tuple[str, str]] = (),
     top: str = "",
     settings: Mapping[str, Any] | None = None,
@@ -198,6 +221,8 @@ def compose(
         held_out: on the photos that they were chosen by.
         test: on the test photos, None where there are none.
         duplicates: see trainer.duplicates.
+        comparison: with the live version.
+        cross_validation: of K folds.
         left_out: (path, reason).
         top: the folder of the photos.
         settings: of the run; nested ones become names with dots.
@@ -237,6 +262,8 @@ def compose(
         seconds=dict(seconds or {}),
         versions=dict(versions or {}),
         created=created,
+        comparison=comparison,
+        cross_validation=cross_validation,
     )
 
 

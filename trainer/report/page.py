@@ -26,9 +26,10 @@ from serving.page.plot import interval
 from trainer import thumbnails
 from trainer.dataset import Subset
 from trainer.duplicates import Group
-from trainer.evaluate import Calibration, Estimate, Evaluation, Proportion
-from trainer.report import charts
+from trainer.evaluate import Calibration, Estimate, Evaluation, Proportion, proportion
+from trainer.report import charts, judged
 from trainer.report.contents import Answers, LabelRow, Report, shown_of
+from trainer.report.judged import between, estimate
 
 SIDE = 192
 """Pixels of a picture: twice what is shown of it on most screens."""
@@ -71,6 +72,8 @@ class _Page:
         report = self._report
         parts = (
             self.headline(),
+            judged.figures(report),
+            self.against_live(),
             self.labels(),
             self.confusion(),
             self.probabilities(),
@@ -88,7 +91,7 @@ class _Page:
         accuracy = shown.accuracy
         said = (
             f"of {accuracy.n} {photos} get the right label. On other photos of the same kind it is, "
-            f"with 95{SPACE}% confidence, {_between(accuracy)}."
+            f"with 95{SPACE}% confidence, {between(accuracy)}."
         )
         cross = report.held_out.accuracy
         how = "cross-validated" if report.method == "cross-validation" else "on validation photos"
@@ -108,7 +111,7 @@ class _Page:
             element(
                 "dl",
                 key_figure(
-                    f"Accuracy, {how}", percent(cross.value), f"{_between(cross)}, {many(cross.n, 'photo')}"
+                    f"Accuracy, {how}", percent(cross.value), f"{between(cross)}, {many(cross.n, 'photo')}"
                 ),
                 key_figure("Log-loss", decimals(shown.log_loss), _log_loss_words(shown)),
                 _calibration(shown.calibration),
@@ -118,22 +121,25 @@ class _Page:
                     " + ".join(f"{self._in_set(subset)} {subset}" for subset in Subset),
                 ),
                 key_figure(
-                    "Labels", f"{len(report.labels):,}", "F1 " + _estimate(shown.macro.f1) + " on average"
+                    "Labels", f"{len(report.labels):,}", "F1 " + estimate(shown.macro.f1) + " on average"
                 ),
                 class_="figures",
             ),
         )
 
+    def against_live(self) -> Element | None:
+        found = self._report.comparison
+        return judged.against_live(found, self._picture, self._path) if found else None
+
     def labels(self) -> Element:
         report = self._report
         shown = report.by_label
-        source = "test photos" if shown is report.test else "held-out photos"
         heads = ("", "Label", "Training", "Validation", "Test", "Found (recall)", "Right (precision)", "F1")
         numbers = ("Training", "Validation", "Test")
         return section(
             "Labels",
-            f"The hardest first, by {shown.accuracy.n} {source}. The bars show 95{SPACE}% intervals: where "
-            "they are wide, there are too few photos to tell.",
+            f"The hardest first, by {shown.accuracy.n:,} {report.judged_by}. The bars show "
+            f"95{SPACE}% intervals: where they are wide, there are too few photos to tell.",
             element(
                 "div",
                 element(
@@ -198,7 +204,7 @@ class _Page:
                 if few
                 else f"The pairs confused most often, of {len(shown.labels)} labels."
             )
-            + f" {many(shown.accuracy.n, 'photo')}.",
+            + f" {shown.accuracy.n:,} {self._report.judged_by}.",
             element("div", _matrix(shown) if few else _pairs(shown), class_="card wide"),
         )
 
@@ -414,16 +420,6 @@ class _Page:
 # --- Figures in words -------------------------------------------------------------------------------------
 
 
-def _between(share: Proportion) -> str:
-    return f"{percent(share.low)} to {percent(share.high)}"
-
-
-def _estimate(figure: Estimate) -> str:
-    if math.isnan(figure.low):
-        return decimals(figure.value)
-    return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"
-
-
 def _log_loss_words(shown: Evaluation) -> str:
     low, high = shown.log_loss_interval
     guess = math.log(len(shown.labels))
@@ -476,7 +472,8 @@ def _matrix(shown: Evaluation) -> Element:
                     str(count) if count else "",
                     class_=" ".join(kinds),
                     style=f"--share:{0.12 + 0.88 * share:.2f}" if count else None,
-                    title=f"{label} answered as {shown.labels[column]}: {count} of {sum(counts)}"
+                    title=f"{label} answered as {shown.labels[column]}: {count} of {sum(counts)}, "
+                    f"95{SPACE}% interval {between(proportion(count, sum(counts)))}"
                     if count
                     else None,
                 )
