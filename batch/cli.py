@@ -54,19 +54,28 @@ def _allowance(_context: click.Context, _option: click.Parameter, text: str | No
     context_settings={"show_default": True, "max_content_width": 100},
     short_help="Score any number of photos into Parquet.",
 )
+@click.option("--photos", default="", help="File, directory or quoted glob ('photos/**/*.jpg'); or gs://...")
 @click.option(
-    "--photos", required=True, help="File, directory or quoted glob ('photos/**/*.jpg'); or gs://..."
+    "--manifest",
+    default="",
+    metavar="FILE",
+    help="Instead of --photos: .txt with a photo a line, or .csv, .tsv, .jsonl or .parquet, whose other"
+    " columns become columns of the scores; or a quoted glob of some. Relative paths are relative to it.",
 )
+@click.option("--uri_column", default="", show_default="uri, path, image, ...", help="Of the manifest.")
 @click.option(
     "--model",
     required=True,
+    multiple=True,
     type=click.Path(path_type=Path),
-    help="Bundle that hubhead train made: a version's directory, or the one above (its newest version).",
+    help="Bundle that hubhead train made: a version's directory, or the one above (its newest version)."
+    " Given several times, all of one backbone, each photo has a row for each.",
 )
 @click.option(
     "--output",
     required=True,
-    help="Directory of the result: scores/*.parquet, and run.json as soon as all rows are there.",
+    help="Directory of the result: scores/*.parquet, and run.json as soon as all rows are there."
+    " One run at a time.",
 )
 @click.option(
     "--embedding_store",
@@ -75,8 +84,28 @@ def _allowance(_context: click.Context, _option: click.Parameter, text: str | No
     help="Where embeddings are kept. Photos in it are not read again, whatever head scores them.",
 )
 @click.option(
+    "--run_id",
+    default="",
+    show_default="the date, in UTC",
+    help="Name of the run. Under the name of one that was cut off, run.json tells of both together.",
+)
+@click.option(
+    "--only_new",
+    is_flag=True,
+    help="Add rows of photos that no run in this output has scored with this model, or that changed since;"
+    " all rows that are there stay. Without it the rows follow --photos: what is gone from there goes.",
+)
+@click.option(
+    "--partition_by",
+    default="",
+    type=click.Choice(["", "date", "label"]),
+    show_default="no partitions",
+    metavar="date|label",
+    help="Divide the rows into scores/date=2026-05-31/ by the day of the run, or scores/label=.../.",
+)
+@click.option(
     "--shard_size",
-    default=2048,
+    default=8192,
     type=click.IntRange(min=1),
     help="Photos a shard at most. A run that is cut off loses the open one; more machines need more.",
 )
@@ -103,14 +132,21 @@ def score(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Score any number of photos into a Parquet dataset, one row a photo.
+    """Score any number of photos into a Parquet dataset, one row a photo (and model).
 
     A photo that cannot be used is a row with its status and the reason. Run the same command
     again after new photos came, or after a crash: only what is new or open is done.
 
+    The exit code is 0 when all is done, 1 on an error, 2 on wrong usage, 3 when more photos were
+    rejected than --max_rejected allows, 5 when another run is at work in the output.
+
     Options of Apache Beam go after `--`, such as `-- --runner=FlinkRunner`. Without them
     the job runs in this process, on all cores.
     """
+    if bool(settings["photos"]) == bool(settings["manifest"]):
+        raise click.UsageError("Give one of --photos and --manifest.", ctx)
+    if settings["uri_column"] and not settings["manifest"]:
+        raise click.UsageError("--uri_column is of a --manifest.", ctx)
     from batch import files, pipeline
     from batch.progress import progress_bar
 
@@ -127,9 +163,12 @@ def score(
 
 def _describe(summary: Summary) -> str:
     total, run = summary.total, summary.this_run
-    lines = [f"{total.photos} rows in {summary.path}"]
-    if summary.skipped_shards:
-        lines.append(f"{total.photos - run.photos} of them were there already")
+    lines = [f"{total.rows} rows in {summary.path}"]
+    if summary.known:
+        lines = [f"{run.rows} new rows in {summary.path}"]
+        lines.append(f"{summary.known} photos were scored by an earlier run")
+    elif summary.skipped_shards:
+        lines.append(f"{total.rows - run.rows} of them were there already")
     if run.photos:
         lines.append(
             f"{summary.photos_per_second:.1f} photos/s"

@@ -7,12 +7,16 @@ Beam's FileSystems and its extras (`pip install apache-beam[gcp]`).
 from __future__ import annotations
 
 import os
+import random
 import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, TypeVar
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from serving.errors import InputError, OutputError
@@ -21,6 +25,17 @@ CACHE_VARIABLE = "HUBHEAD_CACHE_DIR"
 
 TEMPORARY_PREFIX = ".tmp-"
 """Parquet readers leave names with a leading dot out."""
+
+ATTEMPTS = 5
+"""How often another storage is asked before its refusal counts."""
+
+FIRST_PAUSE = 0.5
+"""Seconds of the first pause in between, at most."""
+
+_LONGEST_PAUSE = 8.0  # seconds
+_HELD_BYTES = 32 << 20
+
+_T = TypeVar("_T")
 
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
@@ -99,13 +114,43 @@ def write(uri: str, content: bytes) -> None:
     Raises:
         OutputError: the storage does not take it.
     """
+    with created(uri) as file:
+        file.write(content)
+
+
+@contextmanager
+def created(uri: str) -> Iterator[IO[bytes]]:
+    """A file to write, which is there as soon as the block is left without an error, and whole.
+
+    Raises:
+        OutputError: the storage does not take it.
+    """
     try:
-        _write_remote(uri, content) if is_remote(uri) else _write_local(Path(uri), content)
+        with _created_remote(uri) if is_remote(uri) else _created_local(Path(uri)) as file:
+            yield file
     except OSError as error:
         raise OutputError(
             f"Cannot write {uri}: {error.strerror or error}.",
             remedy="Choose a place you may write to, with room left; what was finished is kept.",
         ) from error
+
+
+def patiently(attempt: Callable[[], _T], *, first: float, attempts: int) -> _T:
+    """Try something that a storage may refuse for a moment, with growing pauses in between.
+
+    The pauses are random between none and `first` seconds, doubled each time, so that many
+    workers do not come back at once ("full jitter", M. Brooker, Exponential Backoff And
+    Jitter, AWS Architecture Blog, 2015).
+
+    Raises:
+        OSError: the last one, when all attempts are used up.
+    """
+    for number in range(attempts - 1):
+        try:
+            return attempt()
+        except OSError:
+            time.sleep(random.uniform(0, min(first * 2**number, _LONGEST_PAUSE)))
+    return attempt()
 
 
 def names(directory: str) -> list[str]:
@@ -118,20 +163,43 @@ def names(directory: str) -> list[str]:
         return []
 
 
-def listing(pattern: str) -> list[Any]:
-    """Beam's FileMetadata (path, size_in_bytes, last_updated_in_seconds) of a remote pattern.
+def below(directory: str) -> Iterator[tuple[str, int]]:
+    """Every file below a directory: its path from there, and its size in bytes."""
+    if is_remote(directory):
+        start = len(directory) + 1
+        for entry in listing(join(directory, "**")):
+            yield entry.path[start:], entry.size_in_bytes
+        return
+    for top, _, found in os.walk(directory):
+        for name in found:
+            path = f"{top}/{name}"
+            with suppress(FileNotFoundError):
+                yield path[len(directory) + 1 :], Path(path).lstat().st_size
+
+
+def listing(pattern: str) -> Iterator[Any]:
+    """Beam's FileMetadata (path, size_in_bytes, last_updated_in_seconds) of a remote pattern, as they come.
 
     Raises:
         InputError: the storage does not answer, or needs an extra that is not installed.
     """
     try:
         with _remote_errors(pattern):
-            return list(_filesystems().match([pattern])[0].metadata_list)
+            yield from _matches(pattern)
     except OSError as error:
         raise InputError(
             f"Cannot list {pattern}: {error}.",
             remedy="Check the address and credentials; gs:// needs apache-beam[gcp], s3:// apache-beam[aws].",
         ) from error
+
+
+def _matches(pattern: str) -> Iterator[Any]:
+    """What Beam's FileSystem.match finds, but one after the other: it would first hold all in a list."""
+    storage = _filesystems().get_filesystem(pattern)
+    prefix = re.split(r"[*?\[]", pattern)[0]
+    if prefix == pattern or storage.has_dirs():
+        return iter(storage.match([pattern])[0].metadata_list)
+    return iter(storage.match_files(storage._list(prefix), pattern))
 
 
 def remove(uri: str) -> None:
@@ -175,27 +243,47 @@ def _absolute(path: str) -> str:
     return os.path.abspath(Path(path).expanduser())  # noqa: PTH100
 
 
-def _write_local(path: Path, content: bytes) -> None:
+@contextmanager
+def _created_local(path: Path) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
     try:
         with temporary.open("xb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())  # so that after a power cut the name never stands for a torn file
         temporary.replace(path)
-    except OSError:
+        _keep_names(path.parent)
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def _write_remote(uri: str, content: bytes) -> None:
+def _keep_names(directory: Path) -> None:
+    """Have the storage keep a rename before the next one, also through a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems do not know it
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _created_remote(uri: str) -> Iterator[IO[bytes]]:
     """Object stores publish at close, at once; a rename there would be a copy and a delete."""
+    with tempfile.SpooledTemporaryFile(_HELD_BYTES) as content:
+        yield content  # nothing is published where the block fails
+        patiently(lambda: _publish(uri, content), first=FIRST_PAUSE, attempts=ATTEMPTS)
+
+
+def _publish(uri: str, content: IO[bytes]) -> None:
+    content.seek(0)
     with _remote_errors(uri):
         from apache_beam.io.filesystem import CompressionTypes
 
         with _filesystems().create(uri, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-            file.write(content)
+            shutil.copyfileobj(content, file, 1 << 20)
 
 
 def _filesystems() -> Any:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from batch import files
 from serving.errors import InputError
+
+_LOCAL_ATTEMPTS = 3
+_LOCAL_PAUSE = 0.05  # seconds
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -38,23 +44,63 @@ def find(pattern: str, *, none_is_fine: bool = False) -> list[Photo]:
     Raises:
         InputError: nothing is there (unless `none_is_fine`), or a directory cannot be listed.
     """
-    found = _find_remote(pattern) if files.is_remote(pattern) else _find_local(pattern)
-    photos = sorted({photo.uri: photo for photo in found}.values())
+    photos = sorted({photo.uri: photo for photo in listed(pattern)}.values())
     if not photos and not none_is_fine:
-        raise InputError(
-            f"No photos in {pattern}.",
-            remedy="Give a file, a directory, or a quoted glob such as 'photos/**/*.jpg'.",
-        )
+        raise none_in(pattern)
     return photos
 
 
+def none_in(pattern: str) -> InputError:
+    """The error that says that there is nothing to do."""
+    return InputError(
+        f"No photos in {pattern}.",
+        remedy="Give a file, a directory, a quoted glob such as 'photos/**/*.jpg', or a manifest with lines.",
+    )
+
+
+def listed(pattern: str) -> Iterator[Photo]:
+    """The photos of `find` as the storage lists them: in any order, and maybe one more than once.
+
+    Raises:
+        InputError: nothing has that name, or a directory cannot be listed.
+    """
+    return _find_remote(pattern) if files.is_remote(pattern) else _find_local(pattern)
+
+
+def located(uri: str) -> Photo:
+    """A local photo that somebody named; one that is not there becomes a row that says so."""
+    try:
+        about = Path(files.local_path(uri)).stat()
+    except (OSError, ValueError):
+        return Photo(uri, 0, 0)
+    return Photo(uri, about.st_size, about.st_mtime_ns) if stat.S_ISREG(about.st_mode) else Photo(uri, 0, 0)
+
+
+def listed_in(directory: str, wanted: Container[str]) -> dict[str, Photo]:
+    """Of a remote directory the photos that are wanted, by uri: one call for all of them.
+
+    Raises:
+        InputError: the storage does not answer.
+    """
+    # Beam's patterns have no way to quote, so what is special in the name stands for any character.
+    pattern = files.join(re.sub(r"[*?\[]", "?", directory), "*")
+    return {entry.path: remote(entry) for entry in files.listing(pattern) if entry.path in wanted}
+
+
 def read(photo: Photo) -> bytes:
-    """The bytes of a photo.
+    """The bytes of a photo; a storage that refuses them is asked again before it counts.
+
+    A file may be missing for a moment on a network file system, and an object store may be
+    busy; a local disk answers at once, so its pauses are short.
 
     Raises:
         OSError: the storage does not give them.
     """
-    return files.read(photo.uri)
+    if files.is_remote(photo.uri):
+        return files.patiently(
+            lambda: files.read(photo.uri), first=files.FIRST_PAUSE, attempts=files.ATTEMPTS
+        )
+    return files.patiently(lambda: files.read(photo.uri), first=_LOCAL_PAUSE, attempts=_LOCAL_ATTEMPTS)
 
 
 def _find_local(pattern: str) -> Iterator[Photo]:
@@ -102,12 +148,18 @@ def _photos(paths: Iterable[str]) -> Iterator[Photo]:
 
 
 def _find_remote(pattern: str) -> Iterator[Photo]:
-    entries = files.listing(pattern) or files.listing(files.join(pattern, "**"))
+    entries = files.listing(pattern)
+    first = next(entries, None)
+    entries = files.listing(files.join(pattern, "**")) if first is None else chain([first], entries)
     for entry in entries:
         # Consoles create empty objects that end in a slash to show a directory.
         if not entry.path.endswith("/") and not _hidden(entry.path, pattern):
-            modified = round((entry.last_updated_in_seconds or 0) * 1e9)
-            yield Photo(entry.path, entry.size_in_bytes, modified)
+            yield remote(entry)
+
+
+def remote(entry: Any) -> Photo:
+    """A photo as Beam's FileMetadata describes it."""
+    return Photo(entry.path, entry.size_in_bytes, round((entry.last_updated_in_seconds or 0) * 1e9))
 
 
 def _hidden(uri: str, pattern: str) -> bool:

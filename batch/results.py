@@ -1,104 +1,22 @@
-"""The output of a scoring run: `scores/*.parquet`, and `run.json` beside it when all is done.
-
-The rows stand in a directory of their own because Parquet readers that are given a
-directory open every file in it. `_hubhead/` keeps what a later run needs to go on.
-"""
+"""What a scoring run says of itself: its summary, and `run.json`."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from batch import files, scoring
-from batch.shards import Shard
-from batch.stats import Stats
-from serving.errors import OutputError
+from batch import files
+from batch.output import Output
+from batch.stats import Decisions, Stats
 
-_log = logging.getLogger(__name__)
+SCHEMA = 2
 
-SCHEMA = 1
-RUN_FILE = "run.json"
-WORK_DIRECTORY = "_hubhead"
-"""Parquet readers leave names with a leading underscore out."""
-
-_SCORES_DIRECTORY = "scores"
-_IDENTITY_FILE = "input.json"
 _PACKAGES = ("hubhead", "tensorflow", "apache-beam", "pyarrow", "numpy")
 _MILLION = 1_000_000
-
-
-@dataclass(frozen=True)
-class Output:
-    """An output directory, local or remote."""
-
-    directory: str
-
-    @property
-    def scores(self) -> str:
-        """The Parquet dataset."""
-        return files.join(self.directory, _SCORES_DIRECTORY)
-
-    @property
-    def work(self) -> str:
-        """What is between runs; no reader looks at it."""
-        return files.join(self.directory, WORK_DIRECTORY)
-
-    @property
-    def plan(self) -> str:
-        """The open shards of a run."""
-        return files.join(self.work, "plan")
-
-    def shard_file(self, shard_id: str) -> str:
-        """The file of a shard's rows."""
-        return files.join(self.scores, _shard_name(shard_id))
-
-    def claim(self, identity: dict[str, Any], *, overwrite: bool) -> None:
-        """Make sure that the directory is empty or holds this very job, and can be written.
-
-        Args:
-            identity: photos and model of the job, as JSON values.
-            overwrite: take it over from another job; files that are not hubhead's stay.
-
-        Raises:
-            OutputError: it holds another job or something else, or cannot be written.
-        """
-        path = files.join(self.work, _IDENTITY_FILE)
-        found = _read_json(path)
-        if found is None and set(files.names(self.directory)) - {WORK_DIRECTORY}:
-            raise OutputError(
-                f"{self.directory} is not empty and holds no scores of hubhead.",
-                remedy="Give another --output.",
-            )
-        if found not in (None, identity) and not overwrite:
-            raise OutputError(
-                f"{self.directory} holds other scores: {_difference(found, identity)}.",
-                remedy="Give another --output, or replace them with --overwrite.",
-            )
-        files.check_writable(self.work)
-        # Until this run is through, no run.json may say that the rows are complete.
-        files.remove(files.join(self.directory, RUN_FILE))
-        files.write(path, json.dumps(identity, indent=2, ensure_ascii=False).encode())
-
-    def finished(self, shards: Sequence[Shard]) -> dict[str, Stats]:
-        """The shards that are done; files of no shard of this plan, and torn ones, are removed."""
-        names = {_shard_name(shard.id): shard.id for shard in shards}
-        done = {}
-        for name in files.names(self.scores):
-            uri = files.join(self.scores, name)
-            if name not in names:
-                if _is_ours(name):
-                    files.remove(uri)
-            elif (stats := scoring.read_stats(uri)) is not None:
-                done[names[name]] = stats
-            else:
-                _log.warning("%s is torn; its photos are scored again.", uri)
-                files.remove(uri)
-        return done
 
 
 @dataclass(frozen=True)
@@ -107,26 +25,34 @@ class Summary:
 
     Attributes:
         path: the output directory, or the store where only embeddings were made.
-        total: all photos of the input.
-        this_run: the photos of the shards that this run worked on.
+        total: all photos of the input; with `only_new` those that this run's id has rows of.
+        this_run: of these, what was worked on now.
+        of_id: of these, what was worked on under this run id, now or before it was cut off.
         skipped_shards: how many shards were done before.
         worked_shards: how many were done now.
         seconds: wall time.
+        run_id: of the run; "" where only embeddings were made.
+        lines: of the input, where a photo may have several.
+        known: photos that were left out since an earlier run has scored them.
         price_per_hour: of one machine, in the currency of the user; None where not given.
     """
 
     path: str
     total: Stats
     this_run: Stats
+    of_id: Stats
     skipped_shards: int
     worked_shards: int
     seconds: float
+    run_id: str = ""
+    lines: int = 0
+    known: int = 0
     price_per_hour: float | None = None
 
     @property
     def run_file(self) -> str:
         """Where run.json is."""
-        return files.join(self.path, RUN_FILE)
+        return Output(self.path).run_file
 
     @property
     def rejected(self) -> int:
@@ -141,11 +67,12 @@ class Summary:
     def counts(self) -> dict[str, Any]:
         """The part of run.json that is about photos."""
         return {
+            "lines": self.lines,
             "photos": self.total.photos,
+            "known_photos": self.known,
+            "rows": self.total.rows,
             "rejected": self.rejected,
             "statuses": dict(sorted(self.total.statuses.items())),
-            "labels": dict(sorted(self.total.labels.items())),
-            "abstained": self.total.abstained,
         }
 
     def figures(self, stats: Stats) -> dict[str, Any]:
@@ -157,8 +84,9 @@ class Summary:
         hours = _ratio(stats.elapsed / 3600 * _MILLION, stats.photos)
         price = self.price_per_hour
         return {
-            "rows_written": stats.photos,
-            "rows_per_second": _ratio(stats.photos, stats.elapsed),
+            "rows_written": stats.rows,
+            "photos": stats.photos,
+            "photos_per_second": _ratio(stats.photos, stats.elapsed),
             "photos_embedded": stats.embedded,
             "photos_embedded_per_second": _ratio(stats.embedded, stats.seconds.get("embed", 0.0)),
             "reused_embeddings": stats.reused,
@@ -169,71 +97,39 @@ class Summary:
         }
 
 
-def check_complete(shards: Sequence[Shard], finished: dict[str, Stats]) -> None:
-    """Hold the rows that are there against the input.
-
-    Raises:
-        OutputError: a shard has no file, or not a row for each of its photos.
-    """
-    lacking = [
-        shard.id
-        for shard in shards
-        if shard.id not in finished
-        or not len(shard.photos) == finished[shard.id].photos == finished[shard.id].statuses.total()
-    ]
-    if lacking:
-        raise OutputError(
-            f"{len(lacking)} of {len(shards)} shards are not complete although the Beam job ended"
-            f" (first: {lacking[0]}).",
-            remedy="Run the same command again: what is finished is kept.",
-        )
-
-
 def write_run(
-    summary: Summary, *, started: datetime, model: dict[str, Any], settings: dict[str, Any]
+    summary: Summary,
+    output: Output,
+    *,
+    started: datetime,
+    models: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
 ) -> None:
-    """Write run.json, which says that the scores are complete."""
+    """Write the run's record and run.json, which says that the scores are complete."""
     run = {
         "schema": SCHEMA,
+        "run_id": summary.run_id,
         "started": started.isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **summary.counts(),
+        "models": [{**model, **_decisions(summary.total, model)} for model in models],
         "seconds": summary.seconds,
         "shards": summary.worked_shards,
         "skipped_shards": summary.skipped_shards,
         "price_per_hour": summary.price_per_hour,
-        "this_run": summary.figures(summary.this_run),
+        "this_run": summary.figures(summary.of_id),
         "all_runs": summary.figures(summary.total),  # this one and those that made the skipped shards
-        "model": model,
         "settings": settings,
         "packages": _package_versions(),
     }
     text = json.dumps(run, indent=2, ensure_ascii=False) + "\n"
-    files.write(summary.run_file, text.encode())
+    files.write(output.run_record(summary.run_id), text.encode())
+    files.write(output.run_file, text.encode())
 
 
-def _shard_name(shard_id: str) -> str:
-    return f"scores-{shard_id}.parquet"
-
-
-def _is_ours(name: str) -> bool:
-    return name.startswith(("scores-", files.TEMPORARY_PREFIX))
-
-
-def _read_json(uri: str) -> Any:
-    """The content, None where there is no file or not a whole one."""
-    try:
-        return json.loads(files.read(uri))
-    except (OSError, ValueError):
-        return None
-
-
-def _difference(found: Any, wanted: dict[str, Any]) -> str:
-    if not isinstance(found, dict):
-        return "of an unknown kind"
-    return "; ".join(
-        f"{key} was {found.get(key)}, now {value}" for key, value in wanted.items() if found.get(key) != value
-    )
+def _decisions(stats: Stats, model: Mapping[str, Any]) -> dict[str, Any]:
+    said = stats.models.get(f"{model['name']}/{model['version']}", Decisions())
+    return {"labels": dict(sorted(said.labels.items())), "abstained": said.abstained}
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -8,7 +8,7 @@ decode is converted in these threads (`serving.convert`).
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from batch import files, photos
-from batch.embeddings import Embeddings, EmbeddingStore, photo_sha, to_parquet
+from batch import photos
+from batch.embeddings import Embeddings, EmbeddingStore, photo_sha
 from batch.photos import Photo
 from batch.shards import Shard
-from batch.stats import Meter, Stats
+from batch.stats import Decisions, Meter, Stats
 from serving import bundle, contract
 from serving.bundle import Bundle
 from serving.contract import Prediction, Refusal, Status
@@ -36,14 +36,17 @@ if TYPE_CHECKING:
 
     from serving.runtime import Model
 
-STATS_KEY = b"hubhead"
-"""Where a shard's stats stand in the Parquet metadata of its file: one file, so both or none."""
-
 READERS = 8
 """Threads that wait for the storage, so that an object store's latency is not the model's."""
 
 START = "start"
 """The stage of loading and warming the model, which is left out of a shard's elapsed time."""
+
+COLUMNS = (
+    *("uri", "sha256", "status", "detail", "label", "score", "top_labels", "top_scores", "width", "height"),
+    *("model", "version", "scored_at"),
+)
+"""The names of the columns of `schema`, without importing Arrow."""
 
 _SHOWN_BYTES = 8
 _UNLIMITED = 1 << 62
@@ -78,12 +81,18 @@ class Embedded:
 
 
 class Worker:
-    """What the shards of one process share: the model, loaded when first needed, and the store."""
+    """What the shards of a process share: a model, loaded when first needed, and the store.
 
-    def __init__(self, model_path: Path, store_root: str, meter: Meter) -> None:
+    Args:
+        model_path: the bundle's version directory.
+        store: of the bundle's backbone.
+        meter: what is told of progress.
+    """
+
+    def __init__(self, model_path: Path, store: EmbeddingStore, meter: Meter) -> None:
         self.bundle: Bundle = bundle.read(model_path)
         manifest = self.bundle.manifest
-        self.store = EmbeddingStore(store_root, manifest.fingerprint, manifest.dimension)
+        self.store = store
         self.meter = meter
         limits = manifest.preprocessing
         self.max_bytes = int(limits.get("max_bytes", _UNLIMITED))
@@ -126,26 +135,58 @@ def embed_shard(shard: Shard, worker: Worker) -> Stats:
     return stats
 
 
-def score_shard(shard: Shard, worker: Worker, uri: str, scored_at: datetime) -> Stats:
-    """Score a shard's photos and write their rows as one Parquet file, its stats inside.
+def score_shard(shard: Shard, workers: Sequence[Worker], scored_at: datetime) -> tuple[pa.Table, Stats]:
+    """Score a shard's photos with one or several models of one backbone.
+
+    Args:
+        shard: photos, what passes through to their rows, and which models each is for.
+        workers: one a model; the first one embeds for all.
+        scored_at: what the rows say.
+
+    Returns:
+        The rows, model after model, and the figures.
 
     Raises:
-        OutputError: the file or the store cannot be written.
+        OutputError: the store cannot be written.
     """
+    import pyarrow as pa
+
     start = time.perf_counter()
     stats = Stats(photos=len(shard.photos))
-    embedded = _embed(shard, worker, stats)
-    model = worker.warm(contract.CLASSIFY_EMBEDDING, stats)
-    with stats.timed("classify"):
-        predictions = classify(embedded.rows, model, worker.bundle)
-    with stats.timed("rows"):
-        table = to_table(shard.photos, embedded, predictions, worker.bundle, scored_at)
-    stats.labels.update(label for label in table["label"].to_pylist() if label is not None)
-    stats.abstained = stats.photos - stats.rejected - stats.labels.total()
+    embedded = _embed(shard, workers[0], stats)
+    tables = []
+    for number, worker in enumerate(workers):
+        model = worker.warm(contract.CLASSIFY_EMBEDDING, stats)
+        with stats.timed("classify"):
+            predictions = classify(embedded.rows, model, worker.bundle)
+        with stats.timed("rows"):
+            table = to_table(*of_model(shard, number), embedded, predictions, worker.bundle, scored_at)
+        stats.models[model_key(worker.bundle)] = _decisions(table)
+        tables.append(table)
+    rows = pa.concat_tables(tables)
+    stats.rows = rows.num_rows
     _finish(stats, time.perf_counter() - start)
-    metadata = {**(table.schema.metadata or {}), STATS_KEY: stats.to_json().encode()}
-    files.write(uri, to_parquet(table.replace_schema_metadata(metadata), compression="zstd"))
-    return stats
+    return rows, stats
+
+
+def model_key(about: Bundle) -> str:
+    """How a model is called where several are told apart."""
+    return f"{about.name}/{about.version}"
+
+
+def of_model(shard: Shard, number: int) -> tuple[Sequence[Photo], pa.Table | None]:
+    """The photos that are to be scored with a model, and what passes through to their rows."""
+    if shard.wanted is None:
+        return shard.photos, shard.columns
+    chosen = [row for row, mask in enumerate(shard.wanted) if mask >> number & 1]
+    columns = shard.columns.take(chosen) if shard.columns is not None else None
+    return [shard.photos[row] for row in chosen], columns
+
+
+def _decisions(table: pa.Table) -> Decisions:
+    usable = sum(Status(str(name)).usable for name in table["status"].to_pylist())
+    labels = Counter(label for label in table["label"].to_pylist() if label is not None)
+    return Decisions(labels, usable - labels.total())
 
 
 def _embed(shard: Shard, worker: Worker, stats: Stats) -> Embedded:
@@ -162,19 +203,6 @@ def _finish(stats: Stats, elapsed: float) -> None:
 
     stats.elapsed = elapsed - stats.seconds.get(START, 0.0)
     stats.core_seconds = stats.elapsed * runtime.cores()
-
-
-def read_stats(uri: str) -> Stats | None:
-    """The stats inside a finished shard's file; None where the file is not whole."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with files.opened(uri) as file:
-            metadata = pq.read_schema(file).metadata or {}
-        return Stats.from_json(metadata[STATS_KEY])
-    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
-        return None
 
 
 def embed_photos(wanted: Sequence[Photo], worker: Worker, stats: Stats) -> Embedded:
@@ -372,12 +400,13 @@ def classify(rows: Embeddings, model: Model, about: Bundle) -> dict[bytes, Predi
 
 def to_table(
     wanted: Sequence[Photo],
+    columns: pa.Table | None,
     embedded: Embedded,
     predictions: Mapping[bytes, Prediction],
     model: Bundle,
     scored_at: datetime,
 ) -> pa.Table:
-    """The rows of the scores dataset, one a photo."""
+    """The rows of the scores dataset, one a photo; `columns` of as many rows stand behind ours."""
     import pyarrow as pa
 
     row_of = embedded.rows.rows()
@@ -390,7 +419,11 @@ def to_table(
         )
         fixed = {"uri": photo.uri, "model": model.name, "version": model.version, "scored_at": scored_at}
         rows.append(fixed | about)
-    return pa.Table.from_pylist(rows, schema=schema())
+    table = pa.Table.from_pylist(rows, schema=schema())
+    if columns is not None:
+        for name in columns.column_names:
+            table = table.append_column(columns.schema.field(name), columns[name])
+    return table
 
 
 def _refused(refused: Refused) -> dict[str, Any]:

@@ -64,14 +64,30 @@ class Meter:
 
 
 @dataclass
+class Decisions:
+    """What one model said, over the photos that it was asked about.
+
+    Attributes:
+        labels: rows by decided label.
+        abstained: rows of photos with an embedding, and no label.
+    """
+
+    labels: Counter[str] = field(default_factory=Counter)
+    abstained: int = 0
+
+    def __add__(self, other: Decisions) -> Decisions:
+        return Decisions(self.labels + other.labels, self.abstained + other.abstained)
+
+
+@dataclass
 class Stats:
     """Figures of one shard, or of many added up.
 
     Attributes:
-        photos: rows.
+        photos: photos, each once.
+        rows: rows of the scores: photos times models, where none is left out.
         statuses: photos by status.
-        labels: photos by decided label.
-        abstained: photos with an embedding and no label.
+        models: what each model decided, by `name/version`.
         embedded: contents that the backbone was run on.
         reused: photos whose embedding was in the store, or belongs to an identical photo.
         read_bytes: bytes of the photos that were read.
@@ -81,9 +97,9 @@ class Stats:
     """
 
     photos: int = 0
+    rows: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
-    labels: Counter[str] = field(default_factory=Counter)
-    abstained: int = 0
+    models: dict[str, Decisions] = field(default_factory=dict)
     embedded: int = 0
     reused: int = 0
     read_bytes: int = 0
@@ -94,9 +110,12 @@ class Stats:
     def __add__(self, other: Stats) -> Stats:
         total = Stats(
             photos=self.photos + other.photos,
+            rows=self.rows + other.rows,
             statuses=self.statuses + other.statuses,
-            labels=self.labels + other.labels,
-            abstained=self.abstained + other.abstained,
+            models={
+                name: self.models.get(name, Decisions()) + other.models.get(name, Decisions())
+                for name in {**self.models, **other.models}
+            },
             embedded=self.embedded + other.embedded,
             reused=self.reused + other.reused,
             read_bytes=self.read_bytes + other.read_bytes,
@@ -107,6 +126,16 @@ class Stats:
         for stage, seconds in other.seconds.items():
             total.add_seconds(stage, seconds)
         return total
+
+    @property
+    def labels(self) -> Counter[str]:
+        """Rows by decided label, of all models."""
+        return sum((said.labels for said in self.models.values()), Counter())
+
+    @property
+    def abstained(self) -> int:
+        """Rows of photos with an embedding, and no label, of all models."""
+        return sum(said.abstained for said in self.models.values())
 
     @property
     def rejected(self) -> int:
@@ -126,14 +155,19 @@ class Stats:
 
     def to_json(self) -> str:
         """The stats as a JSON object."""
-        return json.dumps(vars(self), ensure_ascii=False)
+        models = {name: vars(decisions) for name, decisions in self.models.items()}
+        return json.dumps({**vars(self), "models": models}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Stats:
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError, TypeError: it is something else.
+            ValueError, TypeError, KeyError, AttributeError: it is something else.
         """
         content = json.loads(text)
-        return cls(**content | {name: Counter(content[name]) for name in ("statuses", "labels")})
+        models = {
+            name: Decisions(Counter(said["labels"]), said["abstained"])
+            for name, said in content["models"].items()
+        }
+        return cls(**content | {"statuses": Counter(content["statuses"]), "models": models})

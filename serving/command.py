@@ -21,7 +21,7 @@ def run(command: click.Command, name: str) -> NoReturn:
     """Run a command as the process's main: parse, execute, turn errors into exit codes.
 
     0 done, 1 failed, 2 wrong usage (click's own), 3 done with more rejected photos than
-    allowed, 4 not blessed, 130 interrupted.
+    allowed, 4 not blessed, 5 another run is at work in the output, 130 interrupted.
     """
     # TensorFlow's C++ logs say nothing a user can act on; an explicit setting wins.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -4,6 +4,8 @@
     ├── BundleError        a model directory is missing, incomplete or not ours
     ├── InputError         photos, folders, files or settings that cannot be used
     ├── OutputError        a place that cannot be written, or holds something else
+    │   └── OutputBusy          another run is writing there
+    ├── NotBlessed         a model that is not as good as it was asked to be
     ├── FetchError         a download failed or is not what was expected
     └── ServerError        a model server answered with an error, or not at all
         ├── ServerUnavailable   nothing answers at the address
@@ -51,6 +53,12 @@ class InputError(HubheadError):
 
 class OutputError(HubheadError):
     """A place that cannot be written, or that holds something else."""
+
+
+class OutputBusy(OutputError):
+    """Another run is writing there; the same command may be run again later."""
+
+    exit_code = 5
 
 
 class NotBlessed(HubheadError):

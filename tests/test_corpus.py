@@ -265,7 +265,7 @@ def by_beam_job(model: Bundle, cases: Sequence[Case], work: Path) -> Answers:
         Path(path).write_bytes(case.content)
     settings = ScoreSettings(
         photos=str(photos),
-        model=model.path,
+        model=(model.path,),
         output=str(work / "output"),
         embedding_store=str(work / "store"),
     )

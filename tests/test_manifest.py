@@ -312,7 +312,7 @@ REFUSED = {
         "line 1: the label .* not Unicode",
     ),
     "no Parquet": ("m.parquet", b"PAR1 no", "as Parquet"),
-    "another format": ("m.xlsx", b"PK", "ends in .csv"),
+    "another format": ("m.xlsx", b"PK", "ends in .txt"),
 }
 
 

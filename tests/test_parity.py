@@ -105,7 +105,7 @@ def by_beam_job(model: Bundle, photos: list[Path], work: Path) -> list[Predictio
 
     settings = ScoreSettings(
         photos=str(photos[0].parent),
-        model=model.path,
+        model=(model.path,),
         output=str(work / "scores"),
         embedding_store=str(work / "store"),
         shard_size=7,

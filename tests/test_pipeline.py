@@ -131,7 +131,7 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
 
 
 def settings(folder: Path, model: Path, top: Path, **changes: Any) -> ScoreSettings:
-    given = {"photos": str(folder), "model": model, "output": str(top / "out")}
+    given = {"photos": str(folder), "model": (model,), "output": str(top / "out")}
     return ScoreSettings(**{**given, "embedding_store": str(top / "store"), "shard_size": 8, **changes})
 
 
@@ -199,17 +199,20 @@ class TestScoring:
 
     def test_run_json_adds_up(self, scored: Scored) -> None:
         run = json.loads((scored[0] / "out" / "run.json").read_text())
-        assert run["photos"] == 28 == sum(run["statuses"].values())
+        [model] = run["models"]
+        assert run["photos"] == run["lines"] == run["rows"] == 28 == sum(run["statuses"].values())
         assert run["rejected"] == 4
-        assert run["photos"] - run["rejected"] == sum(run["labels"].values()) + run["abstained"]
+        assert run["photos"] - run["rejected"] == sum(model["labels"].values()) + model["abstained"]
         this_run = run["this_run"]
         assert this_run["rows_written"] == 28
         assert this_run["photos_embedded"] + this_run["reused_embeddings"] == 26
         assert this_run["cost_per_million"] == pytest.approx(
-            1e6 / this_run["rows_per_second"] / 3600 * 2.0, rel=1e-6
+            1e6 / this_run["photos_per_second"] / 3600 * 2.0, rel=1e-6
         )
-        assert run["model"]["name"] == "food"
-        assert run["model"]["fingerprint"] == FINGERPRINT
+        assert (model["name"], model["version"], model["fingerprint"]) == ("food", 3, FINGERPRINT)
+        assert run["run_id"] == run["started"][:10], "the date, unless a name is given"
+        kept = scored[0] / "out" / "_hubhead" / "runs" / f"{run['run_id']}.json"
+        assert json.loads(kept.read_text()) == run
 
     def test_progress_ends_at_all_photos_and_never_goes_back(self, scored: Scored) -> None:
         seen = scored[2]
@@ -223,7 +226,7 @@ class TestScoring:
     ) -> None:
         top, _, _ = scored
         before = {path: path.stat().st_mtime_ns for path in (top / "out" / "scores").iterdir()}
-        summary = pipeline.score(settings(folder, bundles["food"], top))
+        summary = pipeline.score(settings(folder, bundles["food"], top, run_id="again"))
         assert {path: path.stat().st_mtime_ns for path in (top / "out" / "scores").iterdir()} == before
         assert summary.worked_shards == 0
         assert summary.total.photos == 28
@@ -283,8 +286,11 @@ class TestScoring:
         process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         finished: dict[Path, int] = {}
         deadline = time.monotonic() + 120
+        out = tmp_path / "out"
         while len(finished) < 3 and time.monotonic() < deadline and process.poll() is None:
-            finished = {p: p.stat().st_ino for p in (tmp_path / "out").glob("scores/scores-*.parquet")}
+            records = [path.name.partition(".")[0] for path in out.glob("_hubhead/shards/*.json")]
+            rows = [out / "scores" / f"scores-{shard}.parquet" for shard in records]
+            finished = {path: path.stat().st_ino for path in rows if path.exists()}
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         _, errors = process.communicate(timeout=60)

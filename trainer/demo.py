@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -136,12 +137,12 @@ def _score(photos: Path, bundle: Bundle, output: Path, console: Console) -> Summ
     (output / "tmp").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="embeddings-", dir=output / "tmp") as store:
         # A store of its own: the photos are to be read and decoded as if nobody had seen them.
-        settings = ScoreSettings(str(photos), bundle.path, str(output / "scores"), store, overwrite=True)
+        settings = ScoreSettings(
+            (bundle.path,), str(output / "scores"), str(photos), embedding_store=store, overwrite=True
+        )
         with progress_bar() as report:
             first = score(settings, report)
-        again = score(
-            ScoreSettings(str(photos), bundle.path, str(output / "tmp" / "again"), store, overwrite=True)
-        )
+        again = score(replace(settings, output=str(output / "tmp" / "again")))
     console.print(
         f"  {first.total.photos} rows at [bold green]{first.photos_per_second:.0f} photos/s[/], "
         f"{first.this_run.embedded} of them decoded and embedded, the others identical to one of these"

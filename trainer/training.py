@@ -15,6 +15,7 @@ import numpy as np
 
 from batch import files, pipeline
 from batch.embeddings import EmbeddingStore, default_root
+from batch.manifest import is_manifest
 from batch.photos import Photo
 from batch.stats import Progress
 from serving import bundle
@@ -40,7 +41,7 @@ from trainer.abstain import Novelty, Threshold
 from trainer.backbone import DEFAULT as DEFAULT_BACKBONE
 from trainer.backbone import InputOptions, load
 from trainer.cross_validation import CrossValidation, cross_validate
-from trainer.dataset import Columns, Example, Folder, SplitSettings, Subset, is_manifest
+from trainer.dataset import Columns, Example, Folder, SplitSettings, Subset
 from trainer.duplicates import Duplicates
 from trainer.evaluate import Evaluation, Proportion
 from trainer.fetch import cache_directory, silent

@@ -99,7 +99,7 @@ def _job(top: Path) -> Callable[[], float]:
     def work() -> float:
         number = next(rounds)
         settings = ScoreSettings(
-            str(top), model, str(place / f"out{number}"), embedding_store=str(place / f"store{number}")
+            (model,), str(place / f"out{number}"), str(top), embedding_store=str(place / f"store{number}")
         )
         return score(settings).this_run.seconds["start"]
 

@@ -21,7 +21,7 @@ from trainer.dataset.contents import (
     same_content,
 )
 from trainer.dataset.folder import scan
-from trainer.dataset.manifest import Columns, is_manifest, scan_manifest
+from trainer.dataset.manifest import Columns, scan_manifest
 from trainer.dataset.split import (
     SplitSettings,
     check_counts,
@@ -50,7 +50,6 @@ __all__ = [
     "distinct",
     "gaps",
     "group_numbers",
-    "is_manifest",
     "same_content",
     "scan",
     "scan_manifest",

@@ -5,33 +5,27 @@ It is read line by line; what is kept is about 500 bytes a photo, of which the F
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-import posixpath
-import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from batch import files
-from batch.photos import Photo
+from batch import files, manifest
+from batch.photos import Photo, listed_in
 from batch.stats import Progress
 from serving.errors import InputError
 from trainer.dataset.contents import SET_NAMES, Folder, Labelled, Subset, assemble
 
 NAMES = {
-    "photo": ("image", "photo", "path", "uri", "file", "filename", "file_name", "filepath", "image_path"),
+    "photo": manifest.URI_NAMES,
     "label": ("label", "class", "category"),
     "group": ("group",),
     "split": ("split", "set", "subset"),
 }
 """How the columns are called, in any case, where nothing else is said."""
 
-_BATCH = 1 << 16
 _REPORT_EVERY = 1000
 
 
@@ -63,7 +57,7 @@ class _Row:
 
 
 def scan_manifest(
-    manifest: str | os.PathLike[str],
+    path: str | os.PathLike[str],
     columns: Columns | None = None,
     *,
     progress: Callable[[Progress], None] | None = None,
@@ -73,14 +67,14 @@ def scan_manifest(
     A photo that is not there, or that two lines give different labels, is left out with the reason.
 
     Args:
-        manifest: a .csv, .tsv, .jsonl, .ndjson, .parquet or .pq, on any storage.
+        path: a .csv, .tsv, .jsonl, .ndjson, .parquet or .pq, on any storage.
         columns: what its columns are called.
         progress: called as photos are looked for; those left out count as rejected.
 
     Raises:
         InputError: the manifest, or a line of it, cannot be used.
     """
-    where = files.absolute(os.fspath(manifest))
+    where = files.absolute(os.fspath(path))
     rows, left_out, repeated = _collect(_read(where, columns or Columns()), where)
     _check_groups(rows, where)
     found: list[Labelled] = []
@@ -152,23 +146,9 @@ def _set(row: _Row) -> Subset:
 
 def _read(where: str, columns: Columns) -> Iterator[tuple[str, _Row]]:
     """Each line's photo and what is said of it."""
-    reader = _READERS.get(Path(where).suffix.lower())
-    if reader is None:
-        raise InputError(
-            f"{where}: a manifest's name ends in {', '.join(_READERS)}.",
-            remedy="Name it after what it holds.",
-        )
-    try:
-        with files.opened(where) as file:
-            pick = _Picker(where, columns)
-            labels: dict[str, str] = {}  # one object for each label and group, not one a line
-            for line, values in reader(file, where, pick):
-                yield _row(line, values, where, labels)
-    except OSError as error:
-        raise InputError(
-            f"Cannot read the manifest {where}: {error.strerror or error}.",
-            remedy="Check the spelling, and that it may be read.",
-        ) from error
+    labels: dict[str, str] = {}  # one object for each label and group, not one a line
+    for line, values in manifest.read(where, _Picker(where, columns)):
+        yield _row(line, values, where, labels)
 
 
 def _row(line: int, values: Mapping[str, Any], where: str, known: dict[str, str]) -> tuple[str, _Row]:
@@ -186,7 +166,7 @@ def _row(line: int, values: Mapping[str, Any], where: str, known: dict[str, str]
         )
     subset = SET_NAMES.get(name, Subset.TRAINING)
     held_out = subset if subset is not Subset.TRAINING else None
-    return _uri(photo, where), _Row(
+    return manifest.address(photo, where), _Row(
         line, known.setdefault(label, label), known.setdefault(group, group), held_out
     )
 
@@ -209,16 +189,6 @@ def _text(value: Any, role: str, where: str) -> str:
             f"{where}: the {role} {value!r} is not Unicode text.", remedy="Write it as UTF-8."
         ) from error
     return value
-
-
-def _uri(photo: str, where: str) -> str:
-    """The photo's address as the storage lists it."""
-    if files.is_remote(photo):
-        return photo
-    if not files.is_remote(where) or photo.startswith(("/", "file://")):
-        return files.local_uri(posixpath.join(posixpath.dirname(where), files.local_path(photo)))
-    scheme, _, path = where.partition("://")
-    return f"{scheme}://{posixpath.normpath(posixpath.join(posixpath.dirname(path), photo))}"
 
 
 class _Picker:
@@ -263,96 +233,6 @@ class _Picker:
                 remedy=f"Name the column with --{role}_column, or write its name into the manifest.",
             )
         return None
-
-
-_Lines = Iterator[tuple[int, dict[str, Any]]]
-
-
-def _csv(file: BinaryIO, where: str, pick: _Picker, delimiters: str = ",;\t") -> _Lines:
-    lines = _decoded(file, where)
-    first = next(lines, "")
-    reader = csv.reader(chain([first], lines), delimiter=max(delimiters, key=first.count), strict=True)
-    start = 1
-    try:
-        header = next(reader, [])
-        column_of = pick(header, start)
-        at = {role: header.index(column) for role, column in column_of.items()}
-        while True:
-            start = reader.line_num + 1
-            cells = next(reader, None)
-            if cells is None:
-                return
-            if cells and len(cells) != len(header):
-                raise InputError(
-                    f"{where}, line {start}: {len(cells)} cells where the first line has {len(header)}.",
-                    remedy="Quote cells that hold the separator, and give every line as many cells.",
-                )
-            if cells:
-                yield start, {role: cells[index] for role, index in at.items()}
-    except csv.Error as error:
-        raise InputError(
-            f"{where}, line {start}: {error}.", remedy="Close the quotes, and write a quote in a cell twice."
-        ) from error
-
-
-def _decoded(file: Iterable[bytes], where: str) -> Iterator[str]:
-    for line, raw in enumerate(file, 1):
-        try:
-            yield raw.decode("utf-8-sig" if line == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{where}, line {line}: byte {error.start + 1} is not UTF-8.",
-                remedy="Save the manifest as UTF-8.",
-            ) from error
-
-
-def _json_lines(file: BinaryIO, where: str, pick: _Picker) -> _Lines:
-    for line, text in enumerate(_decoded(file, where), 1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"{where}, line {line}: no JSON ({error}).", remedy="Write one JSON object a line."
-            ) from error
-        if not isinstance(row, dict):
-            raise InputError(
-                f"{where}, line {line}: {type(row).__name__} where an object is needed.",
-                remedy='Write lines such as {"image": "a.jpg", "label": "pizza"}.',
-            )
-        yield line, {role: row[column] for role, column in pick(row, line).items()}
-
-
-def _parquet(file: BinaryIO, where: str, pick: _Picker) -> _Lines:
-    """Rows of a Parquet file, which count as lines; other columns are not read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.ParquetFile(file)
-        column_of = pick(table.schema_arrow.names, 1)
-        line = 0
-        for batch in table.iter_batches(_BATCH, columns=list(column_of.values())):
-            columns = (batch.column(column).to_pylist() for column in column_of.values())
-            for cells in zip(*columns, strict=True):
-                line += 1
-                yield line, dict(zip(column_of, cells, strict=True))
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"Cannot read {where} as Parquet: {error}.",
-            remedy="Write it again, or name it after what it holds.",
-        ) from error
-
-
-_READERS: dict[str, Callable[[BinaryIO, str, _Picker], _Lines]] = {
-    ".csv": _csv,
-    ".tsv": lambda file, where, pick: _csv(file, where, pick, "\t"),
-    ".jsonl": _json_lines,
-    ".ndjson": _json_lines,
-    ".parquet": _parquet,
-    ".pq": _parquet,
-}
 
 
 # --- Files ----------------------------------------------------------------------------------------------
@@ -401,18 +281,5 @@ class _Listings:
     def photo(self, uri: str) -> Photo | str:
         directory = uri.rpartition("/")[0]
         if directory not in self._found:
-            # Beam's patterns have no way to quote, so what is special in the name stands for any character.
-            pattern = files.join(re.sub(r"[*?\[]", "?", directory), "*")
-            self._found[directory] = {
-                entry.path: Photo(
-                    entry.path, entry.size_in_bytes, round((entry.last_updated_in_seconds or 0) * 1e9)
-                )
-                for entry in files.listing(pattern)
-                if entry.path in self._wanted[directory]
-            }
+            self._found[directory] = listed_in(directory, self._wanted[directory])
         return self._found[directory].get(uri, "there is no such file")
-
-
-def is_manifest(place: str | os.PathLike[str]) -> bool:
-    """Whether a path or address names a manifest, by its suffix, and not a directory."""
-    return Path(place).suffix.lower() in _READERS and not Path(place).is_dir()

@@ -1,0 +1,175 @@
+"""The Beam job: photos | shards | embed and score | results.
+
+Its elements are shards, not photos, and each ends as finished files. So memory is flat,
+nothing is shuffled, a restart repeats nothing, and a million photos are a few hundred
+elements on any runner.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from batch.shards import Planned
+from batch.stats import Meter, Stats
+from batch.task import Task
+from serving.contract import Status
+from serving.errors import HubheadError, InputError
+
+DEFAULT_RUNNER = "FnApiRunner"
+
+_METRICS = "hubhead"
+_REFUSED_RUNNERS = {
+    "direct": "it picks one of three engines by the pipeline's content, one of which is downloaded",
+    "switchingdirect": "it picks one of three engines by the pipeline's content",
+    "prism": "it is downloaded at the first run and waits for ever behind a proxy that does not answer",
+    "dask": "it loses elements silently (seen with Beam 2.77)",
+    "interactive": "it is made for notebooks",
+}
+
+
+def run(plan: str, task: Task, meter: Meter, beam_args: Sequence[str]) -> None:
+    """Work on the shards of a plan with Beam.
+
+    Raises:
+        HubheadError: the job failed; what was finished is kept.
+    """
+    with _without_remarks():
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+        from apache_beam.utils.shared import Shared
+
+    options = PipelineOptions(list(beam_args))
+    _check_known(options)
+    handle = Shared()
+    # Shards that run in this process share this worker and with it the meter; others make their own.
+    local = handle.acquire(lambda: _Local(task, meter))
+    try:
+        with beam.Pipeline(options=options) as pipeline:
+            _ = (
+                pipeline
+                | "photos" >> beam.io.ReadFromText(plan)
+                | "shards" >> beam.Reshuffle()
+                | "embed and score" >> beam.Map(_work, task, handle)
+            )
+    except RuntimeError as error:
+        # Beam keeps of an exception its text alone, and has logged the rest.
+        raise HubheadError(
+            f"The Beam job failed: {str(error).strip().splitlines()[-1]}",
+            remedy="Run the same command again: finished shards are kept.",
+        ) from error
+    if local.failure:
+        raise local.failure
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Keep Beam's remark on a package that this job does not use, said at its import, off the terminal."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "apitools not found" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(wanted)
+    try:
+        yield
+    finally:
+        root.removeFilter(wanted)
+
+
+class _Local:
+    """What the shards of one process share.
+
+    Attributes:
+        workers: the models, and the store between them.
+        reports: whether the process is the one that the user watches.
+        failure: why a shard failed or was stopped; kept beside Beam, which would pass on its text alone.
+    """
+
+    def __init__(self, task: Task, meter: Meter | None = None) -> None:
+        self.workers = task.workers(meter or Meter())
+        self.reports = meter is not None
+        self.failure: HubheadError | KeyboardInterrupt | None = None
+
+
+def _work(line: str, task: Task, handle: Any) -> str:
+    """Work on one shard of the plan; the worker is made once a process."""
+    local: _Local = handle.acquire(lambda: _Local(task))
+    if local.failure:
+        return ""
+    planned = Planned.parse(line)
+    try:
+        stats = task.run(planned, local.workers)
+    except (HubheadError, KeyboardInterrupt) as error:
+        if not local.reports:
+            raise
+        local.failure = error
+        return ""
+    _record(stats)
+    return planned.id
+
+
+def _record(stats: Stats) -> None:
+    """A shard's figures as Beam metrics, for the runner's own pages."""
+    _count("photos", stats.photos)
+    _count("bytes_read", stats.read_bytes)
+    _count("photos_embedded", stats.embedded)
+    _count("embeddings_reused", stats.reused)
+    for status, number in stats.statuses.items():
+        if not Status(status).usable:
+            _count(f"rejected_{status}", number)
+    for stage, seconds in stats.seconds.items():
+        _measure(f"{stage}_milliseconds", seconds * 1000)
+
+
+def _count(name: str, number: int) -> None:
+    from apache_beam.metrics.metric import Metrics
+
+    Metrics.counter(_METRICS, name).inc(number)
+
+
+def _measure(name: str, value: float) -> None:
+    from apache_beam.metrics.metric import Metrics
+
+    Metrics.distribution(_METRICS, name).update(round(value))
+
+
+def check_beam_args(arguments: Sequence[str]) -> list[str]:
+    """Beam's options with the runner named; without importing Beam.
+
+    Raises:
+        InputError: a runner that is known to lose data, hang or change under the job.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--runner", default=None)
+    try:
+        runner = parser.parse_known_args(list(arguments))[0].runner
+    except argparse.ArgumentError as error:
+        raise InputError(f"Beam's options: {error}.", remedy="Write --runner=NAME.") from error
+    if runner is None:
+        return [*arguments, f"--runner={DEFAULT_RUNNER}"]
+    reason = _REFUSED_RUNNERS.get(runner.rpartition(".")[2].lower().removesuffix("runner"))
+    if reason:
+        raise InputError(
+            f"The runner {runner} is not used here: {reason}.",
+            remedy=f"On one machine leave it out ({DEFAULT_RUNNER}); else FlinkRunner or DataflowRunner.",
+        )
+    return list(arguments)
+
+
+def _check_known(options: Any) -> None:
+    """Refuse options that Beam would ignore; a job server may know more than Beam, so only in process."""
+    from apache_beam.options.pipeline_options import StandardOptions
+
+    if not str(options.view_as(StandardOptions).runner).endswith(DEFAULT_RUNNER):
+        return
+    known = options.get_all_options()
+    unknown = options.get_all_options(retain_unknown_options=True).keys() - known.keys()
+    if unknown:
+        raise InputError(
+            f"Beam has no option {', '.join(f'--{name}' for name in sorted(unknown))}.",
+            remedy="Options of hubhead go before the `--`, Beam's after it.",
+        )

@@ -1,0 +1,107 @@
+"""What a worker does with each shard of the plan, without Beam."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batch import files, scoring
+from batch.embeddings import EmbeddingStore
+from batch.output import Output, Scored
+from batch.scoring import Worker
+from batch.shards import Planned, Shard
+from batch.stats import Meter, Stats
+from serving import bundle
+from serving.contract import Status
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Where rows go, and what they say of their run.
+
+    Attributes:
+        output: the dataset.
+        run_id: of the run.
+        started: of the run: when all its rows were scored, as they say.
+        models: digest of each model.
+    """
+
+    output: Output
+    run_id: str
+    started: datetime
+    models: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be done with shards; it travels to every worker, so it is small.
+
+    Attributes:
+        models: the version directories of bundles of one backbone; the first one embeds.
+        store: root of the embedding store.
+        plan: directory of the run's plan, which also takes the stats of an embedded shard.
+        scores: where rows go; None where only embeddings are wanted.
+    """
+
+    models: tuple[str, ...]
+    store: str
+    plan: str
+    scores: Scores | None = None
+
+    def workers(self, meter: Meter) -> list[Worker]:
+        """The models of this process, one store between them."""
+        manifest = bundle.read(Path(self.models[0])).manifest
+        store = EmbeddingStore(self.store, manifest.fingerprint, manifest.dimension)
+        return [Worker(Path(model), store, meter) for model in self.models]
+
+    def run(self, planned: Planned, workers: Sequence[Worker]) -> Stats:
+        """Do it; a shard that is finished, as after a retry of its element, is not done again."""
+        if (stats := self.finished(planned.id)) is not None:
+            return stats
+        shard = planned.shard()
+        if self.scores is None:
+            stats = scoring.embed_shard(shard, workers[0])
+            files.write(self._stats_file(shard.id), stats.to_json().encode())
+            return stats
+        table, stats = scoring.score_shard(shard, workers, self.scores.started)
+        self.scores.output.commit(
+            shard.id,
+            self.scores.run_id,
+            table,
+            stats,
+            _scored(shard, table, self.scores.models),
+            date=self.scores.started.date().isoformat(),
+        )
+        return stats
+
+    def finished(self, shard_id: str) -> Stats | None:
+        """The figures of a shard that this run has done; None where it has not."""
+        if self.scores is not None:
+            record = self.scores.output.record(shard_id, self.scores.run_id)
+            return record.stats if record else None
+        try:
+            return Stats.from_json(files.read(self._stats_file(shard_id)))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def _stats_file(self, shard_id: str) -> str:
+        return files.join(self.plan, f"{shard_id}.stats.json")
+
+
+def _scored(shard: Shard, table: pa.Table, models: Iterable[str]) -> dict[str, Scored]:
+    """The photos that a shard's rows are about, by model; apart those whose bytes were not to be had."""
+    statuses = zip(table["uri"].to_pylist(), table["status"].to_pylist(), strict=True)
+    lost = {uri for uri, status in statuses if status == Status.UNREADABLE}
+    found = {}
+    for number, model in enumerate(models):
+        photos, _ = scoring.of_model(shard, number)
+        found[model] = Scored(
+            [photo for photo in photos if photo.uri not in lost], [p for p in photos if p.uri in lost]
+        )
+    return found
