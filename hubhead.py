@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from batch.cli import score
+from batch.query.cli import query
 from serving.cli import predict, serve
 from serving.command import run
 from trainer.backbone.cli import backbone
@@ -22,7 +23,7 @@ class InOrder(click.Group):
 
 @click.group(
     cls=InOrder,
-    commands=[train, export, score, serve, predict, backbone, demo],
+    commands=[train, export, score, query, serve, predict, backbone, demo],
     context_settings={"max_content_width": 100},
     epilog="\b\nFrom a folder of photos to a prediction:\n"
     "  hubhead train --image_dir food_images\n"
