@@ -6,8 +6,11 @@ import click
 
 from batch.cli import score
 from batch.query.cli import query
-from serving.cli import predict, serve
+from serving.cli import serve
 from serving.command import run
+from serving.commands.loadtest import loadtest
+from serving.commands.predict import predict
+from serving.commands.status import status
 from trainer.backbone.cli import backbone
 from trainer.cli import export, train
 from trainer.demo import demo
@@ -23,7 +26,7 @@ class InOrder(click.Group):
 
 @click.group(
     cls=InOrder,
-    commands=[train, export, score, query, serve, predict, backbone, demo],
+    commands=[train, export, score, query, serve, predict, status, loadtest, backbone, demo],
     context_settings={"max_content_width": 100},
     epilog="\b\nFrom a folder of photos to a prediction:\n"
     "  hubhead train --image_dir food_images\n"

@@ -2,9 +2,12 @@
 
 import click
 
-from serving.cli import predict, serve
+from serving.cli import serve
 from serving.command import run
+from serving.commands.loadtest import loadtest
+from serving.commands.predict import predict
+from serving.commands.status import status
 
 if __name__ == "__main__":
-    group = click.Group(commands=[serve, predict], help="Serve a model, or ask one.")
+    group = click.Group(commands=[serve, predict, status, loadtest], help="Serve a model, or ask one.")
     run(group, "python -m serving")

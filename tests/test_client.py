@@ -408,6 +408,7 @@ def test_predict_as_json_is_one_object_a_line(photos: list[str]) -> None:
             "label": "apple",
             "score": 0.75,
             "top": [{"label": "apple", "score": 0.75}],
+            "version": None,
         },
         {
             "photo": photos[1],
@@ -416,6 +417,7 @@ def test_predict_as_json_is_one_object_a_line(photos: list[str]) -> None:
             "label": None,
             "score": None,
             "top": [],
+            "version": None,
         },
     ]
 

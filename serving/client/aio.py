@@ -169,7 +169,8 @@ class AsyncClient:
         return [result async for _, result in self._stream(photos, ask, ordered=True)]
 
     async def _read(self, photo: Photo) -> Item:
-        return await asyncio.to_thread(self._core.reader, photo)
+        reader = self._core.reader
+        return reader(photo) if reader.at_once(photo) else await asyncio.to_thread(reader, photo)
 
     async def _stream(
         self,

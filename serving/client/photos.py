@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from serving import contract
 from serving.contract import Prediction, Refusal, Status
+from serving.convert import foreign_format
 from serving.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,6 +57,12 @@ class Reader:
 
     converter: Converter | None = None
     side: int | None = None
+
+    def at_once(self, photo: Photo) -> bool:
+        """Whether it takes neither reading nor converting, so that a thread for it would be a waste."""
+        if isinstance(photo, bytes):
+            return self.converter is None or foreign_format(photo) is None
+        return isinstance(photo, np.ndarray)
 
     def __call__(self, photo: Photo) -> Item:
         """One photo ready to be sent.

@@ -109,6 +109,11 @@ class Client:
         """The model's name."""
         return self._core.model
 
+    @property
+    def max_photos(self) -> int:
+        """Photos a request, as given or as the server stated since."""
+        return self._core.max_photos
+
     def close(self) -> None:
         """Close the channel, unless it was given, and end the processes that convert photos."""
         self._closed = True
