@@ -29,4 +29,5 @@ from serving.client.records import TensorInfo as TensorInfo
 from serving.client.records import VersionStatus as VersionStatus
 from serving.client.retry import Retry as Retry
 from serving.client.sync import Client as Client
+from serving.client.telemetry import Metrics as Metrics
 from serving.contract import Prediction as Prediction

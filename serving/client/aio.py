@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, 
 from contextlib import aclosing, nullcontext
 from itertools import islice
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 from numpy.typing import NDArray
@@ -19,8 +19,12 @@ from serving.client.photos import MAX_BYTES, MAX_PHOTOS, Item, Photo, grouped
 from serving.client.records import Embedding, Metadata, VersionStatus
 from serving.client.retry import Retry
 from serving.client.steps import Call, Pause, Script, Step
+from serving.client.telemetry import Metrics, Telemetry
 from serving.contract import Prediction
 from serving.errors import Cancelled
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -52,7 +56,10 @@ class AsyncClient:
         max_concurrency: int = MAX_CONCURRENCY,
         channel: grpc.aio.Channel | None = None,
         convert: bool = True,
+        metrics: Metrics | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._telemetry = Telemetry(target, model, metrics, tracer)
         self._core = Core(
             target,
             model=model,
@@ -63,6 +70,7 @@ class AsyncClient:
             convert=convert,
             max_photos=max_photos,
             max_bytes=max_bytes,
+            answered=self._telemetry.answered,
         )
         self._headers = headers or {}
         metadata({} if callable(self._headers) else self._headers)  # an error here, not at the first call
@@ -255,18 +263,20 @@ class AsyncClient:
             request_serializer=type(step.request).SerializeToString,
             response_deserializer=step.answer.FromString,
         )
+        sent = metadata(self._headers)
         async with self._gate(step.rows) if many else nullcontext() as passage:
-            try:
-                return await method(
-                    step.request,
-                    timeout=step.timeout,
-                    wait_for_ready=step.wait_for_ready,
-                    metadata=metadata(self._headers) or None,
-                )
-            except BaseException as error:
-                if passage:
-                    passage.failed_with(error)
-                raise
+            with self._telemetry.call(step) as traced:
+                try:
+                    return await method(
+                        step.request,
+                        timeout=step.timeout,
+                        wait_for_ready=step.wait_for_ready,
+                        metadata=sent + traced,
+                    )
+                except BaseException as error:
+                    if passage:
+                        passage.failed_with(error)
+                    raise
 
 
 async def _chained(first: Iterable[A], rest: Iterable[A]) -> AsyncGenerator[A]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -42,7 +42,7 @@ _PROBE_SIDE = 8
 class Core:
     """A model on a server, and how to ask it.
 
-    Args: those of `Client`.
+    Args: those of `Client`, and `answered`, which is told the statuses of photos.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Core:
         convert: bool = True,
         max_photos: int = MAX_PHOTOS,
         max_bytes: int = MAX_BYTES,
+        answered: Callable[[Iterable[Status]], None],
     ) -> None:
         if version is not None and label is not None:
             raise InputError(
@@ -76,6 +77,7 @@ class Core:
         self.retry = retry or Retry()
         self.converter = Converter() if convert else None
         self.reader = Reader(self.converter)
+        self._answered = answered
         self._pixels: tuple[int, int] | None = None
 
     def close(self) -> None:
@@ -111,10 +113,12 @@ class Core:
         ):
             if places:
                 rows = [ready[place] for place in places]
-                found = yield from self._rows(signature, name, rows, answers.predictions)
-                for place, piece in zip(places, found, strict=True):
+                asked = yield from self._rows(signature, name, rows, answers.predictions)
+                for place, piece in zip(places, asked, strict=True):
                     results[place] = Prediction.refused(piece) if isinstance(piece, Refusal) else piece
-        return [result for result in results if result is not None]
+        found = [result for result in results if result is not None]
+        self._answered(result.status for result in found)
+        return found
 
     def embed(self, items: Sequence[Item]) -> Script[list[Embedding]]:
         """One embedding an item; decoded pixels go as PNGs."""
@@ -124,12 +128,14 @@ class Core:
                 rows.append((yield Work(_png(item))))
             elif not isinstance(item, Refusal):
                 rows.append(item)
-        found: list[Embedding | Refusal] = []
+        asked: list[Embedding | Refusal] = []
         if rows:
-            found = yield from self._rows(contract.EMBED, contract.IMAGE_BYTES, rows, answers.embeddings)
-        given = iter(found)
+            asked = yield from self._rows(contract.EMBED, contract.IMAGE_BYTES, rows, answers.embeddings)
+        given = iter(asked)
         results = (item if isinstance(item, Refusal) else next(given) for item in items)
-        return [Embedding.refused(result) if isinstance(result, Refusal) else result for result in results]
+        found = [Embedding.refused(item) if isinstance(item, Refusal) else item for item in results]
+        self._answered(result.status for result in found)
+        return found
 
     def run(self, signature: str, inputs: Mapping[str, Rows]) -> Script[dict[str, NDArray[Any]]]:
         """The outputs of any signature; more rows than the server takes at once go in several requests."""

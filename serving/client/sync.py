@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from itertools import chain, islice
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 from numpy.typing import NDArray
@@ -22,8 +22,12 @@ from serving.client.photos import MAX_BYTES, MAX_PHOTOS, Item, Photo, grouped
 from serving.client.records import Embedding, Metadata, VersionStatus
 from serving.client.retry import Retry
 from serving.client.steps import Call, Pause, Script, Step, run_inline
+from serving.client.telemetry import Metrics, Telemetry
 from serving.contract import Prediction
 from serving.errors import Cancelled
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -54,6 +58,8 @@ class Client:
         channel: an open channel to use in place of one to `target`; it stays open at the end.
         convert: whether photos that the graph does not decode (HEIC, AVIF, TIFF, ...) are converted here,
             before the call (serving/convert.py).
+        metrics: Prometheus metrics that this client adds to (serving/client/telemetry.py).
+        tracer: an OpenTelemetry tracer for a span a call, carried on to the server.
     """
 
     def __init__(
@@ -72,7 +78,10 @@ class Client:
         max_concurrency: int = MAX_CONCURRENCY,
         channel: grpc.Channel | None = None,
         convert: bool = True,
+        metrics: Metrics | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._telemetry = Telemetry(target, model, metrics, tracer)
         self._core = Core(
             target,
             model=model,
@@ -83,6 +92,7 @@ class Client:
             convert=convert,
             max_photos=max_photos,
             max_bytes=max_bytes,
+            answered=self._telemetry.answered,
         )
         self._headers = headers or {}
         metadata({} if callable(self._headers) else self._headers)  # an error here, not at the first call
@@ -288,18 +298,16 @@ class Client:
             request_serializer=type(step.request).SerializeToString,
             response_deserializer=step.answer.FromString,
         )
-        options: dict[str, Any] = {
-            "timeout": step.timeout,
-            "wait_for_ready": step.wait_for_ready,
-            "metadata": metadata(self._headers) or None,
-        }
+        options: dict[str, Any] = {"timeout": step.timeout, "wait_for_ready": step.wait_for_ready}
         if self._closed:
             raise Cancelled(f"The client of {self.target} is closed.", remedy="Make a new one.")
+        sent = metadata(self._headers)
         if stop is None:
-            return method(step.request, **options)
-        with self._gate(step.rows) as passage:
+            with self._telemetry.call(step) as traced:
+                return method(step.request, metadata=sent + traced, **options)
+        with self._gate(step.rows) as passage, self._telemetry.call(step) as traced:
             try:
-                return stop.result(lambda: method.future(step.request, **options))
+                return stop.result(lambda: method.future(step.request, metadata=sent + traced, **options))
             except BaseException as error:
                 passage.failed_with(error)
                 raise

@@ -1,0 +1,158 @@
+"""Prometheus metrics and OpenTelemetry spans of the client's calls. Off, and not imported, unless asked for.
+
+    metrics = Metrics()  # in prometheus_client's default registry
+    Client(..., metrics=metrics, tracer=opentelemetry.trace.get_tracer("shop"))
+
+The extra `metrics` installs both libraries.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from serving.client.steps import Call
+from serving.errors import InputError
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+    from prometheus_client import CollectorRegistry
+
+    from serving.contract import Status
+
+Headers = tuple[tuple[str, str], ...]
+
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Seconds."""
+
+
+class Metrics:
+    """Counters and times, shared by all clients that it is given to.
+
+    | metric | labels | |
+    |---|---|---|
+    | hubhead_client_requests_total | model, method, code | calls, each attempt, by gRPC code |
+    | hubhead_client_request_seconds | model, method | how long each took |
+    | hubhead_client_retries_total | model, method | attempts after the first |
+    | hubhead_client_under_way | model | calls without an answer yet |
+    | hubhead_client_photos_total | model, status | photos answered, by status |
+
+    Args:
+        registry: where they are registered; None: prometheus_client's default.
+
+    Raises:
+        InputError: prometheus_client is not installed.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        try:
+            import prometheus_client
+        except ImportError as error:
+            raise InputError(
+                "Metrics of the client need prometheus_client, which is not installed.",
+                remedy="Install it with: pip install 'hubhead[metrics]'",
+            ) from error
+        where: dict[str, Any] = {
+            "registry": registry or prometheus_client.REGISTRY,
+            "namespace": "hubhead_client",
+        }
+        counter, gauge, histogram = (
+            prometheus_client.Counter,
+            prometheus_client.Gauge,
+            prometheus_client.Histogram,
+        )
+        self.requests = counter("requests", "Calls by gRPC code.", ["model", "method", "code"], **where)
+        self.seconds = histogram(
+            "request_seconds", "Seconds a call takes.", ["model", "method"], buckets=_BUCKETS, **where
+        )
+        self.retries = counter("retries", "Attempts after the first.", ["model", "method"], **where)
+        self.under_way = gauge("under_way", "Calls without an answer yet.", ["model"], **where)
+        self.photos = counter("photos", "Photos answered, by status.", ["model", "status"], **where)
+
+
+class Telemetry:
+    """What one client tells of its calls."""
+
+    def __init__(self, target: str, model: str, metrics: Metrics | None, tracer: Tracer | None) -> None:
+        self._target = target
+        self._model = model
+        self._metrics = metrics
+        self._tracer = tracer
+
+    @contextmanager
+    def call(self, step: Call) -> Iterator[Headers]:
+        """Around a call: measures it, and gives the headers that carry its span to the server."""
+        if self._metrics is None and self._tracer is None:
+            yield ()
+            return
+        with self._measured(step), self._span(step) as headers:
+            yield headers
+
+    def answered(self, statuses: Iterable[Status]) -> None:
+        """Count photos."""
+        if self._metrics is not None:
+            for status, count in Counter(statuses).items():
+                self._metrics.photos.labels(self._model, status.value).inc(count)
+
+    @contextmanager
+    def _measured(self, step: Call) -> Iterator[None]:
+        metrics = self._metrics
+        if metrics is None:
+            yield
+            return
+        method = step.method.rpartition("/")[2]
+        if step.attempt > 1:
+            metrics.retries.labels(self._model, method).inc()
+        code = "CANCELLED"  # where neither an answer nor a gRPC error comes
+        begin = time.perf_counter()
+        with metrics.under_way.labels(self._model).track_inprogress():
+            try:
+                yield
+                code = "OK"
+            except grpc.RpcError as error:
+                code = error.code().name
+                raise
+            finally:
+                metrics.seconds.labels(self._model, method).observe(time.perf_counter() - begin)
+                metrics.requests.labels(self._model, method, code).inc()
+
+    @contextmanager
+    def _span(self, step: Call) -> Iterator[Headers]:
+        """A span by OpenTelemetry's conventions for RPC clients; one for each attempt."""
+        if self._tracer is None:
+            yield ()
+            return
+        from opentelemetry import propagate
+        from opentelemetry.trace import SpanKind, Status, StatusCode
+
+        service, method = step.method.lstrip("/").split("/")
+        attributes: dict[str, Any] = {
+            "rpc.system": "grpc",
+            "rpc.service": service,
+            "rpc.method": method,
+            "server.address": self._target,
+            "hubhead.model": self._model,
+            "hubhead.rows": step.rows,
+            "hubhead.attempt": step.attempt,
+        }
+        with self._tracer.start_as_current_span(
+            f"{service}/{method}",
+            kind=SpanKind.CLIENT,
+            attributes=attributes,
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            carrier: dict[str, str] = {}
+            propagate.inject(carrier)
+            try:
+                yield tuple(carrier.items())
+            except grpc.RpcError as error:
+                span.set_attribute("rpc.grpc.status_code", error.code().value[0])
+                span.set_status(Status(StatusCode.ERROR, error.details() or error.code().name))
+                raise
+            span.set_attribute("rpc.grpc.status_code", 0)
