@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint bench bench-job bench-decoding fuzz old-tensorflow lock check-resolve clean help
+.PHONY: demo test lint bench bench-job bench-decoding bench-head fuzz old-tensorflow lock check-resolve clean help
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
@@ -32,6 +32,9 @@ bench-job: $(VENV)/dev.stamp ## The batch job from files to Parquet, beside a ba
 bench-decoding: $(VENV)/dev.stamp ## Decoding: speed, agreement (on Debian), memory, and accuracy by aspect
 	$(BIN)/python -m tests.bench.decoding
 	$(BIN)/python -m tests.bench.accuracy
+
+bench-head: $(VENV)/dev.stamp ## Fitting a head on 1,000 to 1,000,000 embeddings: seconds and memory
+	$(BIN)/python -m tests.bench.head
 
 FUZZ ?= 20000
 fuzz: $(VENV)/dev.stamp ## Damaged photos and headers without end: FUZZ=20000 examples a property

@@ -33,6 +33,8 @@ class Manifest:
             version), image_size (int, pixels), dimension (int).
         preprocessing: the settings of the graph, limits included.
         calibration: temperature (float) and threshold (float; the model abstains below it).
+        head: its kind ("linear", "hidden", "cosine") and the settings chosen; empty in bundles of
+            earlier versions, which are all linear.
         top_k: length of `classes` and `scores`.
         metrics: figures on the held-out test photos, each with its N and interval.
         data: photos and labels that went in.
@@ -44,6 +46,7 @@ class Manifest:
     backbone: dict[str, Any]
     preprocessing: dict[str, Any]
     calibration: dict[str, float] = field(default_factory=dict)
+    head: dict[str, Any] = field(default_factory=dict)
     top_k: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)

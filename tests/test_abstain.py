@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -142,10 +143,14 @@ def test_a_threshold_needs_photos() -> None:
 # --- Novelty --------------------------------------------------------------------------------------------
 
 
+def of_all(embeddings: Floats) -> head.Blocks:
+    return head.Blocks.of(embeddings, np.zeros(len(embeddings), np.int64))
+
+
 def fit_novelty(embeddings: Floats, targets: Ints, kept: float = 0.95) -> Novelty:
     classes = int(targets.max()) + 1
     fitted, selection = head.fit(embeddings, targets, classes)
-    return Novelty.fit(fitted, selection.strength, embeddings, targets, kept=kept)
+    return Novelty.fit(fitted, selection, embeddings, targets, kept=kept)
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +201,7 @@ def test_the_graph_repeats_the_score(novelty: Novelty, clouds: tuple[Floats, Int
 def test_directions_are_the_principal_ones_by_either_way() -> None:
     for count in (300, 60):  # more photos than dimensions, and fewer
         embeddings, _ = blobs(count, 80, 4)
-        centre, directions = abstain._principal(embeddings, 4)
+        centre, directions = abstain._principal(of_all(embeddings), 4)
         points = of_length_one(embeddings)
         assert directions.shape == (80, min(32, count // 4))
         np.testing.assert_allclose(centre, points.mean(axis=0), atol=1e-6)
@@ -206,12 +211,32 @@ def test_directions_are_the_principal_ones_by_either_way() -> None:
         np.testing.assert_allclose(overlap, 1, atol=1e-3)
 
 
-def test_heads_of_the_folds_have_the_settings_of_the_fitted_one() -> None:
-    embeddings, targets = blobs(150, 30, 3)
-    fitted, selection = head.fit(embeddings, targets, 3)
-    shares = abstain._shares(fitted, selection.strength, embeddings, targets)
-    again = abstain._alike(fitted, selection.strength, shares, embeddings, targets)
-    np.testing.assert_allclose(again.probabilities(embeddings), fitted.probabilities(embeddings), atol=2e-3)
+def test_photos_in_a_file_give_the_score_of_photos_in_memory(
+    clouds: tuple[Floats, Ints, Floats], tmp_path: Path
+) -> None:
+    embeddings, targets, unknown = clouds
+    rows = np.flatnonzero(np.arange(len(targets)) % 7 > 0)
+    path = tmp_path / "embeddings.npy"
+    np.save(path, embeddings.astype(np.float16))
+    mapped = np.load(path, mmap_mode="r")
+    fitted, selection = head.fit(mapped[rows], targets[rows], 5)
+    alone = Novelty.fit(fitted, selection, mapped[rows].astype(np.float32), targets[rows])
+    chosen = Novelty.fit(fitted, selection, mapped, targets, rows=rows)
+    np.testing.assert_array_equal(chosen.score(unknown), alone.score(unknown))
+    np.testing.assert_array_equal(chosen.known, alone.known)
+
+
+def test_the_energy_is_that_of_the_whole_head_whatever_its_kind(clouds: tuple[Floats, Ints, Floats]) -> None:
+    embeddings, targets, unknown = clouds
+    for kind in ("hidden", "cosine"):
+        settings = head.HeadSettings(kind=kind, width=8)  # type: ignore[arg-type]
+        fitted, selection = head.fit(embeddings, targets, 5, settings=settings)
+        found = Novelty.fit(fitted, selection, embeddings, targets)
+        logits = fitted.logits(unknown).astype(np.float64)
+        np.testing.assert_allclose(
+            energy(found, embeddings, targets, unknown), -np.log(np.exp(logits).sum(axis=1)), atol=1e-4
+        )
+        assert found.kept.value == pytest.approx(0.95, abs=0.01)
 
 
 def test_the_stated_share_of_known_photos_passes_and_no_lower_threshold_lets_it(novelty: Novelty) -> None:
@@ -299,11 +324,11 @@ def best_probability(novelty: Novelty, embeddings: Floats, targets: Ints, rows: 
 
 
 def energy(novelty: Novelty, embeddings: Floats, targets: Ints, rows: Floats) -> Floats:
-    return -abstain._terms(novelty.head, novelty.centre, novelty.directions, rows)[1]
+    return -abstain._terms(novelty.head, novelty.centre, novelty.directions, of_all(rows))[1]
 
 
 def residual(novelty: Novelty, embeddings: Floats, targets: Ints, rows: Floats) -> Floats:
-    return abstain._terms(novelty.head, novelty.centre, novelty.directions, rows)[0]
+    return abstain._terms(novelty.head, novelty.centre, novelty.directions, of_all(rows))[0]
 
 
 def mahalanobis(novelty: Novelty, embeddings: Floats, targets: Ints, rows: Floats) -> Floats:

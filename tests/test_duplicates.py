@@ -97,6 +97,25 @@ def test_memory_does_not_grow_with_the_pairs(same: bool) -> None:
     assert peak < 100 << 20  # all pairs would be 288 MB as float64, more as indices
 
 
+@pytest.mark.parametrize("noise", [0.05, 0.3, 3.0])
+def test_a_bound_spares_products_and_leaves_no_pair_out(
+    noise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duplicates, "_BLOCK", 64)
+    monkeypatch.setattr(duplicates, "_SEEN", 200)
+    random = np.random.default_rng(0)
+    numbers = random.integers(0, 150, 400).tolist()
+    embeddings = np.maximum(vectors(numbers, dimension=300, noise=noise), 0).astype(np.float16)
+    unit = duplicates._unit(embeddings)
+    sketch = duplicates._sketch(embeddings)
+    assert sketch.shape == (400, 97)
+    assert (sketch @ sketch.T >= unit @ unit.T - 1e-4).all()
+    found = near_duplicates(embeddings, 0.93)
+    monkeypatch.setattr(duplicates, "_sketch", lambda rows: np.ones((len(rows), 1), np.float32))
+    assert rows_of(found) == rows_of(near_duplicates(embeddings, 0.93))
+    assert bool(found.groups) == (noise < 1)
+
+
 def test_progress_ends_at_all_photos() -> None:
     seen: list[Progress] = []
     near_duplicates(vectors(list(range(3000)), dimension=4), 1.0, progress=seen.append)

@@ -16,10 +16,11 @@ from serving import bundle, contract, protos, runtime, tensors
 from serving.bundle import Bundle
 from serving.contract import Status
 from serving.errors import BundleError
-from trainer import export, graph
+from trainer import export, graph, signatures
 from trainer.abstain import Novelty
 from trainer.export import PARITY_TOLERANCE, ClassicSession, HeadExport
 from trainer.graph import Preprocessing
+from trainer.head import HiddenLayer, Selection
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
@@ -123,6 +124,8 @@ def test_the_records_stand_beside_the_graph(trained: Trained, food: Bundle) -> N
     assert manifest["backbone"]["dimension"] == 1280
     assert manifest["preprocessing"] == Preprocessing().settings()
     assert manifest["top_k"] == 5
+    assert {"kind": "linear", "class_weight": "none"}.items() <= manifest["head"].items()
+    assert {"strength", "shrinkage", "temperature"} <= manifest["head"].keys()
     assert manifest["metrics"]["test"]["accuracy"]["n"] == trained.result.subsets["testing"]
     assert sum(manifest["data"]["photos"].values()) == sum(manifest["data"]["labels"].values()) == 406
     assert {"tensorflow", "numpy"} <= manifest["provenance"]["packages"].keys()
@@ -221,7 +224,7 @@ def test_an_export_again_changes_what_it_is_told_to_and_nothing_else(
     assert [same.version, strict.version] == bundle.versions(base) == [1, 2]
     for again in (same, strict):
         assert digest(again.path / contract.SAVED_MODEL_FILE) == digest(food.path / contract.SAVED_MODEL_FILE)
-        for name in ("labels", "backbone", "preprocessing", "metrics", "data"):
+        for name in ("labels", "backbone", "preprocessing", "head", "metrics", "data"):
             assert getattr(again.manifest, name) == getattr(food.manifest, name)
     assert (same.manifest.top_k, same.manifest.calibration) == (
         food.manifest.top_k,
@@ -279,7 +282,9 @@ def test_photos_unlike_the_known_ones_get_no_label_in_the_graph_as_in_numpy(
     random = np.random.default_rng(0)
     known = np.repeat(embedded, 12, axis=0) * random.uniform(0.7, 1.3, (12 * len(photos), 1280))
     targets = np.arange(len(known)) % len(part.labels)
-    novelty = Novelty.fit(part.head, 10.0, known.astype(np.float32), targets, kept=0.5)
+    nothing = np.zeros((0, len(part.labels)), np.float32), np.zeros(0, np.int64)
+    selection = Selection("validation", 10.0, {}, *nothing, settings=dict(food.manifest.head))
+    novelty = Novelty.fit(part.head, selection, known.astype(np.float32), targets, kept=0.5)
     published = export.export(food, replace(part, novelty=novelty), tmp_path / "models" / "food")
     unlike = np.abs(random.normal(size=(20, 1280))).astype(np.float32)
     asked = np.concatenate([embedded, unlike])
@@ -323,6 +328,41 @@ def test_versions_count_up(food: Bundle, tmp_path: Path) -> None:
     assert [item.version for item in published] == [1, 2, 3]
     assert bundle.read(base).version == 3
     assert sorted(path.name for path in base.iterdir()) == ["1", "2", "3", "notes.txt"]
+
+
+def test_a_head_comes_back_from_its_file_with_its_hidden_layer(food: Bundle, tmp_path: Path) -> None:
+    part = part_of(food)
+    random = np.random.default_rng(0)
+    shapes = (1280, 3), (3,), (3, len(part.labels))
+    layer = HiddenLayer(*(random.normal(size=shape).astype(np.float32) for shape in shapes))
+    export.save_head(replace(part, head=replace(part.head, hidden=layer)), tmp_path / "head.npz")
+    loaded, _ = export.load_head(tmp_path / "head.npz")
+    assert loaded.hidden is not None
+    for name in ("kernel", "bias", "output"):
+        np.testing.assert_array_equal(getattr(loaded.hidden, name), getattr(layer, name))
+
+
+def test_a_graph_from_before_hidden_layers_takes_every_head_without_one(food: Bundle, tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    old = tf.train.Checkpoint()
+    old.kernel, old.bias = tf.Variable(tf.zeros([1280, 2])), tf.Variable(tf.zeros([2]))
+    (tmp_path / "old").mkdir()
+    old.write(str(tmp_path / "old" / "variables" / "variables"))
+    part = part_of(food)
+    values = signatures.head_variables(part.head, part.labels, threshold=0, top_k=1, novelty=None)
+    known = {name: value for name, value in values.items() if name in ("kernel", "bias")}
+    hidden = {name: value for name, value in values.items() if name.startswith("hidden_")}
+    assert len(hidden) == 3
+    (tmp_path / "new").mkdir()
+    signatures.write_variables(tmp_path / "old", tmp_path / "new", known | hidden)
+    reader = tf.train.load_checkpoint(str(tmp_path / "new" / "variables" / "variables"))
+    np.testing.assert_array_equal(reader.get_tensor("kernel/.ATTRIBUTES/VARIABLE_VALUE"), part.head.kernel)
+    (tmp_path / "newer").mkdir()
+    wanted = known | {"hidden_bias": np.ones(1, np.float32)}
+    with pytest.raises(BundleError, match="no variable 'hidden_bias'") as caught:
+        signatures.write_variables(tmp_path / "old", tmp_path / "newer", wanted)
+    assert "train again" in caught.value.remedy
 
 
 def test_a_torn_head_is_an_error_that_names_it(food: Bundle, tmp_path: Path) -> None:

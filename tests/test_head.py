@@ -308,7 +308,7 @@ def test_the_sample_photos_are_told_apart_as_well_as_by_retrain_with_better_prob
 def sample_features(trained: Trained) -> tuple[head.Floats, head.Ints, int]:
     """Embeddings float32 [406,1280] and classes of the sample photos, as the training had them."""
     from batch.embeddings import EmbeddingStore
-    from trainer.training import gather
+    from trainer.features import gather
 
     manifest = trained.result.bundle.manifest
     store = EmbeddingStore(trained.settings.embedding_store, manifest.fingerprint, manifest.dimension)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer import head
-from trainer.head import Blocks, HeadSettings, choose
+from trainer.head import Blocks, HeadSettings, choose, fitter, settings
 from trainer.head.blocks import ROWS, Shuffled
 from trainer.head.linear import Moments
 
@@ -63,7 +63,7 @@ def test_it_makes_no_difference_how_blocks_are_cut(many: head.blocks.Block) -> N
 
 
 @pytest.mark.parametrize("kind", ["linear", "hidden", "cosine"])
-def test_a_streamed_fit_is_repeatable_to_the_bit(many: head.blocks.Block, kind: choose.Kind) -> None:
+def test_a_streamed_fit_is_repeatable_to_the_bit(many: head.blocks.Block, kind: settings.Kind) -> None:
     settings = HeadSettings(kind=kind, memory=0, width=16)
     (one, selection), (other, again) = (head.fit(*many, 5, settings=settings, seed=3) for _ in range(2))
     np.testing.assert_array_equal(one.kernel, other.kernel)
@@ -175,7 +175,7 @@ def test_moments_of_two_sets_add_up(cut: int, seed: int) -> None:
 
 def test_the_scaling_of_blocks_is_that_of_the_whole() -> None:
     rows = (np.random.default_rng(0).normal(size=(5000, 6)) * [1, 2, 3, 4, 5, 0] + 7).astype(np.float32)
-    found = choose._scaling(Blocks.of(rows, np.zeros(5000, np.int64), 300))
+    found = fitter.scaling_of(Blocks.of(rows, np.zeros(5000, np.int64), 300))
     wanted = head.Scaling.of(rows)
     np.testing.assert_allclose(found.mean, wanted.mean, rtol=1e-5)
     np.testing.assert_allclose(found.scale, wanted.scale, rtol=1e-4)
@@ -208,7 +208,7 @@ def test_an_error_while_reading_ends_the_fit_and_leaves_no_thread() -> None:
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("memory", [0, choose.MEMORY], ids=["streamed", "in memory"])
+@pytest.mark.parametrize("memory", [0, settings.MEMORY], ids=["streamed", "in memory"])
 @pytest.mark.parametrize("held", [0, 100, 700], ids=["no validation", "little", "enough"])
 def test_views_of_many_photos_count_as_their_photos(memory: int, held: int) -> None:
     rows, targets = clouds(6000 + held, 24, 5)

@@ -68,9 +68,43 @@ def photos(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> list[P
     return found
 
 
+KINDS = ("linear", "hidden", "cosine")
+
+
 @pytest.fixture(scope="module")
-def reference(trained: Trained, photos: list[Path]) -> list[tuple[Status, dict[str, float]]]:
-    """By the training path: the status of each photo, and the probability of every label."""
+def models(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """A bundle of each kind of head, of one graph."""
+    from trainer import dataset, head
+    from trainer.features import gather
+
+    result, settings = trained.result, trained.settings
+    base = export.template(settings.tfhub_module, settings.cache)
+    store = EmbeddingStore(settings.embedding_store, base.manifest.fingerprint, base.manifest.dimension)
+    features = gather(dataset.scan(settings.image_dir), store)
+    targets = np.array([example.label for example in features.examples], np.int64)
+    blocks, labels = head.Blocks.of(features.embeddings, targets), result.bundle.manifest.labels
+    nothing = np.zeros((0, len(labels)), np.float32), np.zeros(0, np.int64)
+
+    def model(kind: str, strength: float, **more: object) -> Bundle:
+        chosen = result.bundle.manifest.head | {"kind": kind} | more
+        selection = head.Selection("validation", strength, {}, *nothing, settings=chosen)
+        part = export.HeadExport(head.refit(blocks, len(labels), selection), labels, settings=chosen)
+        return export.export(base, part, tmp_path_factory.mktemp(kind) / "models" / "food")
+
+    layer = {"width": 24, "epochs": 4, "seed": 0, "layer_temperature": 0.8}
+    return {
+        "linear": result.bundle,
+        "hidden": model("hidden", 10.0, **layer),
+        "cosine": model("cosine", 16.0, shares=[1.0]),
+    }
+
+
+Reference = list[tuple[Status, dict[str, float]]]
+
+
+@pytest.fixture(scope="module")
+def reference(trained: Trained, models: dict[str, Bundle], photos: list[Path]) -> dict[str, Reference]:
+    """By the training path, for each kind: the status of each photo, and the probability of every label."""
     manifest = trained.result.bundle.manifest
     store = EmbeddingStore(trained.settings.embedding_store, manifest.fingerprint, manifest.dimension)
     base = export.template(trained.settings.tfhub_module, trained.settings.cache)
@@ -78,14 +112,18 @@ def reference(trained: Trained, photos: list[Path]) -> list[tuple[Status, dict[s
     pipeline.embed(listed, base.path, store)
     shas = store.known(listed)
     rows = store.get(shas.values())
-    head, _ = export.load_head(trained.result.bundle.path / contract.HEAD_FILE)
-    probabilities = head.probabilities(rows.vectors.astype(np.float32))
     row_of = rows.rows()
     chosen = [row_of[shas[photo]] for photo in listed]
-    return [
-        (rows.statuses[row], dict(zip(manifest.labels, probabilities[row].tolist(), strict=True)))
-        for row in chosen
-    ]
+
+    def of(model: Bundle) -> Reference:
+        head, _ = export.load_head(model.path / contract.HEAD_FILE)
+        probabilities = head.probabilities(rows.vectors.astype(np.float32))
+        return [
+            (rows.statuses[row], dict(zip(manifest.labels, probabilities[row].tolist(), strict=True)))
+            for row in chosen
+        ]
+
+    return {kind: of(model) for kind, model in models.items()}
 
 
 def by_runtime(model: Bundle, photos: list[Path], work: Path) -> list[Prediction]:
@@ -155,22 +193,24 @@ PATHS: dict[str, Callable[[Bundle, list[Path], Path], list[Prediction]]] = {
 }
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("path", PATHS)
 def test_every_path_answers_as_the_training_path(
-    trained: Trained,
+    models: dict[str, Bundle],
     photos: list[Path],
-    reference: list[tuple[Status, dict[str, float]]],
+    reference: dict[str, Reference],
     tmp_path: Path,
     path: str,
+    kind: str,
 ) -> None:
-    found = PATHS[path](trained.result.bundle, photos, tmp_path)
+    found = PATHS[path](models[kind], photos, tmp_path)
     assert len(found) == len(photos)
-    for photo, prediction, (status, probabilities) in zip(photos, found, reference, strict=True):
+    for photo, prediction, (status, probabilities) in zip(photos, found, reference[kind], strict=True):
         assert prediction.status is status is ODD.get(photo.name, Status.OK)
         if not status.usable:
             assert (prediction.label, prediction.top) == (None, ())
             continue
-        assert len(prediction.top) == trained.result.bundle.manifest.top_k
+        assert len(prediction.top) == models[kind].manifest.top_k
         for label, score in prediction.top:
             assert score == pytest.approx(probabilities[label], abs=PARITY_TOLERANCE)
         # Another label may win only where the training path has the two as good as equal.
@@ -179,9 +219,18 @@ def test_every_path_answers_as_the_training_path(
         assert probabilities[prediction.label] >= max(probabilities.values()) - 2 * PARITY_TOLERANCE
 
 
-def test_the_training_path_tells_the_photos_apart(
-    reference: list[tuple[Status, dict[str, float]]],
-) -> None:
+def test_the_training_path_tells_the_photos_apart(reference: dict[str, Reference]) -> None:
     # Or the test above would hold for a model that says the same of everything.
-    best = {max(table, key=table.__getitem__) for status, table in reference if status.usable}
-    assert len(best) >= 5
+    for told in reference.values():
+        best = {max(table, key=table.__getitem__) for status, table in told if status.usable}
+        assert len(best) >= 5
+
+
+def test_the_kinds_differ(reference: dict[str, Reference]) -> None:
+    # Or it would hold for a graph that leaves the hidden layer out.
+    linear, *others = (
+        np.array([list(table.values()) for status, table in reference[kind] if status.usable])
+        for kind in KINDS
+    )
+    for other in others:
+        assert np.abs(other - linear).max() > 10 * PARITY_TOLERANCE

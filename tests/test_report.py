@@ -23,6 +23,7 @@ from serving.errors import OutputError
 from trainer import duplicates, evaluate, export, head, report, thumbnails
 from trainer.dataset import Example, Subset
 from trainer.duplicates import Duplicates, Group, Picture
+from trainer.features import Verdicts
 from trainer.report.contents import PICTURES
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def made(
         labels,
         examples,
         subsets,
-        probabilities,
+        Verdicts.of_probabilities(probabilities, targets),
         selection=selection,
         held_out=evaluate.evaluate(selection.probabilities, selection.targets, labels),
         test=evaluate.evaluate(probabilities[is_tested], targets[is_tested], labels) if tested else None,
@@ -141,7 +142,7 @@ def real(trained: Trained) -> report.Report:
     """The report of a real training."""
     from batch.embeddings import EmbeddingStore
     from trainer import dataset
-    from trainer.training import gather
+    from trainer.features import gather
 
     settings, result = trained.settings, trained.result
     folder = dataset.scan(settings.image_dir)
@@ -161,7 +162,7 @@ def real(trained: Trained) -> report.Report:
         folder.labels,
         features.examples,
         subsets,
-        fitted.probabilities(features.embeddings),
+        Verdicts.of(fitted, features.embeddings, targets),
         selection=selection,
         held_out=result.held_out,
         test=result.test,
@@ -330,7 +331,7 @@ def test_the_sample_of_a_label_is_the_training_photo_it_is_surest_of(tmp_path: P
         ("a", "b"),
         examples,
         subsets,
-        probabilities,
+        Verdicts.of_probabilities(probabilities, np.array([example.label for example in examples])),
         selection=head.Selection("validation", 3.0, {3.0: 0.5}, probabilities[:4], targets),
         held_out=evaluation,
         test=evaluation,

@@ -31,6 +31,7 @@ class Run:
     targets: Ints
     examples: tuple[Example, ...]
     subsets: tuple[Subset, ...]
+    fitted: head.Head
     selection: head.Selection
     held_out: evaluate.Evaluation
     test: evaluate.Evaluation
@@ -45,6 +46,7 @@ class Run:
             self.examples,
             self.subsets,
             LABELS,
+            fitted=self.fitted,
             selection=self.selection,
             held_out=self.held_out,
             test=test,
@@ -72,6 +74,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         targets,
         tuple(examples),
         subsets,
+        fitted,
         selection,
         evaluate.evaluate(selection.probabilities, selection.targets, LABELS),
         evaluate.evaluate(fitted.probabilities(features[tested]), targets[tested], LABELS),
@@ -169,6 +172,26 @@ def test_figures_of_each_label_are_told_and_unknown_ones_are_not(run: Run, tmp_p
                 assert math.isnan(value) != (tag in found)
                 if tag in found:
                     assert found[tag] == {step: pytest.approx(value)}
+
+
+@pytest.mark.parametrize("why", ["kind", "class_weight", "many"])
+def test_a_head_that_is_not_tried_again_has_one_step_its_own(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    if why == "many":
+        monkeypatch.setattr(head, "MANY", 50)
+    other = {"kind": {"kind": "cosine"}, "class_weight": {"class_weight": "balanced"}, "many": {}}[why]
+    monkeypatch.setattr(summaries, "POINTS", 40)
+    settings = run.selection.settings | other
+    told = replace(run, selection=replace(run.selection, settings=settings))
+    told.write(tmp_path, run.test)
+    train, validation = events(tmp_path / "train"), events(tmp_path / "validation")
+    step = summaries.steps_of(run.selection)[run.selection.strength]
+    assert all(list(steps) == [step] for steps in train.values())
+    assert train["activations"][step].num == 40 * 3
+    assert train["weights/summaries/mean"][step] == pytest.approx(run.fitted.kernel.mean(), abs=1e-6)
+    assert validation["accuracy_1"] == {step: pytest.approx(run.held_out.accuracy.value)}
+    assert validation["selection/cross_entropy"] == pytest.approx(run.selection.losses)
 
 
 def test_a_new_run_touches_nothing_that_was_there(run: Run, tmp_path: Path) -> None:

@@ -23,9 +23,10 @@ from batch.stats import Progress
 from serving import bundle, contract
 from serving.contract import Status
 from serving.errors import InputError, NotBlessed, OutputError
-from trainer import export
+from trainer import export, head
 from trainer.cli import describe
 from trainer.graph import Augmentation
+from trainer.head import HeadSettings
 from trainer.training import check_places, train, write_labels
 
 if TYPE_CHECKING:
@@ -456,6 +457,46 @@ def runtime_of(result: TrainResult) -> Any:
     from serving import runtime
 
     return runtime.load(result.bundle.path)
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+def test_photos_that_do_not_fit_in_memory_are_streamed_to_the_same_figures(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("choose", "known", "settings"):  # so that these are many
+        monkeypatch.setattr(f"trainer.head.{name}.MANY", 300)
+    monkeypatch.setattr(head, "MANY", 300)
+    said: list[str] = []
+    found = {}
+    for memory in (0, 1 << 30):
+        settings = replace(
+            trained.settings,
+            saved_model_dir=tmp_path / f"{memory}",
+            output_labels=None,
+            summaries_dir=tmp_path / f"logs {memory}",
+            head_settings=HeadSettings(kind="hidden", class_weight="balanced", width=8, memory=memory),
+            keep_known=0.9,
+            report=False,
+        )
+        found[memory] = train(settings, say=said.append)
+    streamed, whole = found[0], found[1 << 30]
+    assert [line for line in said if "read from a file" in line] == [
+        "The features of 406 photos take more than the 0.0 GB that they may: they are read from a file."
+    ]
+    for result in found.values():
+        told = result.bundle.manifest.head
+        assert (told["kind"], told["class_weight"], told["width"]) == ("hidden", "balanced", 8)
+        assert result.method == "validation"
+        assert result.known_kept is not None
+    assert streamed.bundle.manifest.head["streamed"]
+    assert not whole.bundle.manifest.head["streamed"]
+    assert streamed.held_out.log_loss == pytest.approx(whole.held_out.log_loss, abs=0.1)
+    assert streamed.test is not None
+    assert streamed.test.accuracy.value > 0.5
+    assert len(streamed.misclassified) == streamed.test.accuracy.n - round(
+        streamed.test.accuracy.value * streamed.test.accuracy.n
+    )
 
 
 @pytest.mark.tf

@@ -51,7 +51,7 @@ from numpy.typing import NDArray
 from serving.errors import InputError
 from trainer import head
 from trainer.evaluate import Doubles, Estimate, Proportion, mean_interval, proportion
-from trainer.head import Floats, Head, Ints, Linear, Scaling
+from trainer.head import Blocks, Floats, Head, HeadSettings, Ints, Selection, Vectors
 
 Bools = NDArray[np.bool_]
 
@@ -76,10 +76,6 @@ KEPT = 0.95
 
 ENOUGH_HELD_OUT = 2000
 """Known photos out of fold that place a threshold, at 95 % kept to within a percent; then folds end."""
-
-
-_LARGE = 20_000_000
-"""Numbers in the features beyond which several BLAS threads pay, as in trainer.head."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +194,7 @@ class Novelty:
 
         features = l2_normalize((e - mean) * scale)                                      # [N,D]
         energy   = logsumexp((features @ kernel + bias) / temperature, axis=1)           # [N]
+                   # with a hidden layer its part of the logits too (trainer.head.Head)
         off      = l2_normalize(e) - centre                                              # [N,D]
         residual = sqrt(max(sum(off**2, axis=1) - sum((off @ directions)**2, axis=1), 0))
         score    = residual_weight * residual - energy_weight * energy                   # [N]
@@ -228,40 +225,47 @@ class Novelty:
     def fit(
         cls,
         fitted: Head,
-        strength: float,
-        embeddings: Floats,
+        selection: Selection,
+        embeddings: Vectors,
         targets: Ints,
         *,
+        rows: Ints | None = None,
         kept: float = KEPT,
+        settings: HeadSettings | None = None,
         seed: int = 0,
     ) -> Novelty:
         """Fit on the photos that the head was fitted on; weights and threshold come out of fold.
 
         For each fold a head with the same settings is fitted on the others, since a head is surer
-        of the photos it has seen. Folds end when ENOUGH_HELD_OUT photos have been held out.
+        of the photos it has seen. Folds end when ENOUGH_HELD_OUT photos have been held out. Photos are
+        gone through in blocks, so that they need not fit in memory.
 
         Args:
             fitted: the head, of all these photos.
-            strength: its C (head.Selection).
-            embeddings: float32 [N,D].
+            selection: how its settings were chosen.
+            embeddings: float32 or float16 [N,D], in memory or mapped from a file.
             targets: int64 [N].
+            rows: int64 [n], the photos that the head was fitted on; None for all.
             kept: the share of known photos that pass, above 0, at most 1.
+            settings: of the head; memory and directory are taken from them.
             seed: of the folds.
 
         Raises:
             InputError: `kept` is no share.
         """
-        from threadpoolctl import threadpool_limits
-
         check_share(kept)
-        with threadpool_limits(1 if embeddings.size < _LARGE else None, user_api="blas"):
-            shares = _shares(fitted, strength, embeddings, targets)
+        rows = np.arange(len(targets)) if rows is None else rows
+        classes = len(fitted.bias)
+
+        def blocks(chosen: Ints) -> Blocks:
+            return Blocks.of(embeddings, targets, chosen=rows[chosen])
+
+        with head.one_thread():
             parts = []
-            for rest, held in _folds(targets, seed):
-                model = _alike(fitted, strength, shares, embeddings[rest], targets[rest])
-                centre, directions = _principal(embeddings[rest], len(fitted.bias))
-                parts.append(_terms(model, centre, directions, embeddings[held]))
-            centre, directions = _principal(embeddings, len(fitted.bias))
+            for rest, held in _folds(targets[rows], seed):
+                model = head.refit(blocks(rest), classes, selection, settings=settings)
+                parts.append(_terms(model, *_principal(blocks(rest), classes), blocks(held)))
+            centre, directions = _principal(blocks(np.arange(len(rows))), classes)
         residual, energy = np.concatenate(parts, axis=1)
         weights = _one_over_deviation(residual), _one_over_deviation(energy)
         known = np.sort(np.float32(weights[0]) * residual - np.float32(weights[1]) * energy)
@@ -282,14 +286,15 @@ class Novelty:
         """The share of known photos out of fold that pass."""
         return proportion(int((self.known <= self.threshold).sum()), len(self.known))
 
-    def score(self, embeddings: Floats) -> Floats:
-        """float32 [N] of embeddings float32 [N,D]; the higher, the less like the known photos."""
-        residual, energy = _terms(self.head, self.centre, self.directions, embeddings)
+    def score(self, embeddings: Vectors) -> Floats:
+        """float32 [N] of embeddings float32 or float16 [N,D]; the higher, the less like the known photos."""
+        blocks = Blocks.of(embeddings, np.zeros(len(embeddings), np.int64))
+        residual, energy = _terms(self.head, self.centre, self.directions, blocks)
         return np.asarray(
             np.float32(self.residual_weight) * residual - np.float32(self.energy_weight) * energy, np.float32
         )
 
-    def refused(self, embeddings: Floats) -> Bools:
+    def refused(self, embeddings: Vectors) -> Bools:
         """bool [N]: which photos are none of the known labels."""
         return self.score(embeddings) > np.float32(self.threshold)
 
@@ -314,40 +319,18 @@ def _folds(targets: Ints, seed: int) -> Iterator[tuple[Ints, Ints]]:
         yield rest, held
 
 
-def _classifiers(
-    scaling: Scaling, strength: float, embeddings: Floats, targets: Ints, classes: int
-) -> tuple[Linear, Linear]:
-    """The two linear classifiers that a head is the weighted sum of."""
-    features = scaling.features(embeddings)
-    [logistic] = head.minimise(features, targets, classes, [strength])
-    return logistic, head.discriminate(features, targets, classes)
-
-
-def _shares(fitted: Head, strength: float, embeddings: Floats, targets: Ints) -> Floats:
-    """The weights float32 [2] of logistic regression and discriminant in a head of these photos."""
-    classes = len(fitted.bias)
-    (logistic, _), (discriminant, _) = _classifiers(fitted.scaling, strength, embeddings, targets, classes)
-    columns = np.stack([logistic.ravel(), discriminant.ravel()], axis=1)
-    return np.linalg.lstsq(columns, fitted.kernel.ravel(), rcond=None)[0].astype(np.float32)
-
-
-def _alike(fitted: Head, strength: float, shares: Floats, embeddings: Floats, targets: Ints) -> Head:
-    """A head of other photos with the settings of the fitted one."""
-    scaling = Scaling.of(embeddings)
-    parts = _classifiers(scaling, strength, embeddings, targets, len(fitted.bias))
-    kernel, bias = (shares[0] * one + shares[1] * other for one, other in zip(*parts, strict=True))
-    return Head(scaling, kernel, bias, fitted.temperature)
-
-
-def _terms(model: Head, centre: Floats, directions: Floats, embeddings: Floats) -> Floats:
+def _terms(model: Head, centre: Floats, directions: Floats, embeddings: Blocks) -> Floats:
     """Residual and energy, float32 [2,N]."""
-    features = model.scaling.features(embeddings)
-    logits = (features @ model.kernel + model.bias) / np.float32(model.temperature)
-    highest = logits.max(axis=1)
-    energy = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=1))
-    off = _of_length_one(embeddings) - centre
-    outside = (off**2).sum(axis=1) - ((off @ directions) ** 2).sum(axis=1)
-    return np.stack([np.sqrt(np.maximum(outside, 0)), energy]).astype(np.float32)
+
+    def work(rows: Floats, _: Ints) -> Floats:
+        logits = model.logits(rows)
+        highest = logits.max(axis=1)
+        energy = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=1))
+        off = _of_length_one(rows) - centre
+        outside = (off**2).sum(axis=1) - ((off @ directions) ** 2).sum(axis=1)
+        return np.stack([np.sqrt(np.maximum(outside, 0)), energy]).astype(np.float32)
+
+    return np.concatenate([np.zeros((2, 0), np.float32), *embeddings.each(work)], axis=1)
 
 
 def _of_length_one(embeddings: Floats) -> Floats:
@@ -356,8 +339,8 @@ def _of_length_one(embeddings: Floats) -> Floats:
     return np.asarray(embeddings / np.maximum(lengths, 1e-12), np.float32)
 
 
-def _principal(embeddings: Floats, classes: int) -> tuple[Floats, Floats]:
-    """Mean [D] and principal directions [D,R] of embeddings float32 [N,D], made of length one.
+def _principal(embeddings: Blocks, classes: int) -> tuple[Floats, Floats]:
+    """Mean [D] and principal directions [D,R] of embeddings, made of length one.
 
     R is DIRECTIONS or the number of labels, but at most MAX_DIRECTIONS, a quarter of the photos,
     which are to say something of the directions, and half of the dimensions, so that something is
@@ -365,19 +348,29 @@ def _principal(embeddings: Floats, classes: int) -> tuple[Floats, Floats]:
     """
     from scipy.linalg import eigh
 
-    count, dimension = embeddings.shape
+    count, dimension = embeddings.count, embeddings.dimension
     rank = max(1, min(max(DIRECTIONS, classes), MAX_DIRECTIONS, count // 4, dimension // 2))
-    points = _of_length_one(embeddings)
-    centre = points.mean(axis=0, dtype=np.float64).astype(np.float32)
-    off = points - centre
     if count < dimension:
+        points = _of_length_one(np.asarray(embeddings.gather()[0], np.float32))
+        centre = points.mean(axis=0, dtype=np.float64).astype(np.float32)
+        off = points - centre
         gram = (off @ off.T).astype(np.float64)
         _, vectors = eigh(gram, subset_by_index=(count - rank, count - 1))
         directions, _ = np.linalg.qr(off.T.astype(np.float64) @ vectors)
-    else:
-        spread = (off.T @ off).astype(np.float64)
-        _, directions = eigh(spread, subset_by_index=(dimension - rank, dimension - 1))
-    return centre, np.ascontiguousarray(directions, np.float32)
+        return centre, np.ascontiguousarray(directions, np.float32)
+
+    def work(rows: Floats, _: Ints) -> tuple[Doubles, Floats]:
+        points = _of_length_one(rows)
+        return points.sum(axis=0, dtype=np.float64), points.T @ points
+
+    total, products = np.zeros(dimension), np.zeros((dimension, dimension))
+    for of_block, squares in embeddings.each(work):
+        total += of_block
+        products += squares
+    mean = total / count
+    spread = products - count * np.outer(mean, mean)
+    _, directions = eigh(spread, subset_by_index=(dimension - rank, dimension - 1))
+    return mean.astype(np.float32), np.ascontiguousarray(directions, np.float32)
 
 
 def _one_over_deviation(values: Floats) -> float:
@@ -477,7 +470,7 @@ def leave_labels_out(
         rest, held = folds[draw % len(folds)]
         seen = embeddings[rows[rest]], known[rest]
         model, selection = head.fit(*seen, len(names), seed=seed)
-        novelty = Novelty.fit(model, selection.strength, *seen, seed=seed)
+        novelty = Novelty.fit(model, selection, *seen, seed=seed)
         known_scores = novelty.score(embeddings[rows[held]])
         unknown_scores = novelty.score(embeddings[is_hidden])
         areas.append(auroc(known_scores, unknown_scores))

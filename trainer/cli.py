@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
@@ -15,6 +15,7 @@ from trainer import flags
 from trainer.backbone.cli import input_options
 
 if TYPE_CHECKING:
+    from trainer.head.settings import ClassWeight, Kind
     from trainer.training import TrainResult, TrainSettings
 
 _SETTINGS = {"show_default": True, "max_content_width": 100}
@@ -153,6 +154,26 @@ def _tolerance(
     "embedding the photos; they are kept like other embeddings.",
 )
 @click.option(
+    "--head",
+    "head_kind",
+    type=click.Choice(["linear", "hidden", "cosine"]),
+    default="linear",
+    help="Kind of the head: linear on the embeddings; that and a hidden layer, for labels that are no "
+    "single clouds, with some thousands of photos or more; or the cosine with one direction a label.",
+)
+@click.option(
+    "--hidden_units",
+    type=click.IntRange(min=1),
+    help="Width of the hidden layer.  [default: the better of 256 and 1024 on held-out photos]",
+)
+@click.option(
+    "--class_weight",
+    type=click.Choice(["none", "balanced"]),
+    default="none",
+    help="Whether each photo counts alike, or each label: rare labels are then found more often, and the "
+    "probabilities are those where all labels are equally frequent.",
+)
+@click.option(
     "--near_duplicates",
     type=click.Choice(["report", "together", "ignore"]),
     default="report",
@@ -261,6 +282,8 @@ def train(
     from trainer.training import train as run
 
     source = image_dir or manifest or ""
+    if given["hidden_units"] and given["head_kind"] != "hidden":
+        raise click.UsageError("--hidden_units goes with --head hidden.", context)
     name = Path(source).resolve()
     target = saved_model_dir or Path("models") / (name.name if image_dir else name.stem)
     settings = _train_settings(source, target, **given)
@@ -387,6 +410,9 @@ def _train_settings(
     random_crop: int,
     random_scale: int,
     random_brightness: int,
+    head_kind: str,
+    hidden_units: int | None,
+    class_weight: str,
     near_duplicates: str,
     no_report: bool,
     **same: Any,
@@ -398,6 +424,7 @@ def _train_settings(
     from trainer.fetch import cache_directory
     from trainer.fine_tune import FineTuneSettings
     from trainer.graph import Augmentation, Preprocessing
+    from trainer.head import HeadSettings
     from trainer.training import NearDuplicatesOption, TrainSettings
 
     return TrainSettings(
@@ -411,6 +438,7 @@ def _train_settings(
         split=SplitSettings(testing_percentage, validation_percentage, split_method),
         augmentation=Augmentation(flip_left_right, random_crop, random_scale, random_brightness),
         fine_tune=FineTuneSettings() if fine_tune else None,
+        head_settings=HeadSettings(cast("Kind", head_kind), cast("ClassWeight", class_weight), hidden_units),
         near_duplicates=NearDuplicatesOption(near_duplicates),
         report=not no_report,
         **same,

@@ -19,7 +19,8 @@ import numpy as np
 from serving.errors import InputError
 from trainer import head
 from trainer.evaluate import Evaluation, Proportion, evaluate, finite, proportion
-from trainer.head import Floats, HeadSettings, Ints, Vectors
+from trainer.features import probabilities_of
+from trainer.head import Blocks, Floats, HeadSettings, Ints, Vectors
 
 
 @dataclass(frozen=True)
@@ -149,15 +150,15 @@ def cross_validate(
         for fold in _folds(targets, groups, folds, seed + repeat):
             held = np.zeros(len(targets), bool)
             held[fold] = True
-            model, _ = head.fit(
-                embeddings[~held],
-                targets[~held],
+            rest = np.flatnonzero(~held)
+            model, _ = head.fit_blocks(
+                Blocks.of(embeddings, targets, chosen=rest),
                 len(labels),
-                views=[view[~held] for view in views],
+                views=[Blocks.of(view, targets, chosen=rest) for view in views],
                 settings=settings,
                 seed=seed + repeat,
             )
-            runs[repeat, held] = model.probabilities(embeddings[held])
+            runs[repeat, held] = probabilities_of(model, embeddings, np.flatnonzero(held))
             done += 1
             if progress:
                 progress(done, repeats * folds)

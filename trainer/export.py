@@ -31,7 +31,7 @@ from trainer.backbone import Backbone, InputOptions, input_key, load, resolve
 from trainer.backbone.fingerprint import fingerprint as fingerprint_of
 from trainer.fetch import Progress, made_once, silent
 from trainer.graph import Augmentation, Preprocessing
-from trainer.head import Floats, Head, Scaling
+from trainer.head import Floats, Head, HiddenLayer, Scaling
 
 PARITY_TOLERANCE = 2e-3
 """Largest difference of a probability between two paths to it.
@@ -55,7 +55,8 @@ class HeadExport:
         threshold: the model abstains where its best probability is below; 0 never abstains.
         novelty: the model abstains where a photo is unlike the known ones; None never does so.
         top_k: length of `classes` and `scores`.
-        metrics, data: for hubhead.json.
+        settings: the head's kind and what was chosen for it, for hubhead.json.
+        metrics, data: the same.
         trained_on: the photos that the head has seen (trainer.trained_on); None where it is not known.
         report: writes the report to the path given; None leaves it out.
     """
@@ -65,6 +66,7 @@ class HeadExport:
     threshold: float = 0.0
     novelty: Novelty | None = None
     top_k: int = 5
+    settings: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     trained_on: trained_on.Marks | None = None
@@ -200,6 +202,7 @@ def export(
         source.manifest,
         labels=list(part.labels),
         calibration=_calibration(part),
+        head=dict(part.settings),
         top_k=min(part.top_k, len(part.labels)),
         metrics=dict(part.metrics),
         data=dict(part.data),
@@ -281,6 +284,7 @@ def export_again(
         novelty=novelty,
         threshold=manifest.calibration["threshold"] if threshold is None else threshold,
         top_k=top_k or manifest.top_k,
+        settings=manifest.head,
         metrics=manifest.metrics,
         data=manifest.data,
         trained_on=trained_on.read(source.path),
@@ -335,12 +339,14 @@ def _calibration(part: HeadExport) -> dict[str, float]:
     return calibration
 
 
+_HIDDEN = ("kernel", "bias", "output")
 _NOVELTY = ("centre", "directions", "residual_weight", "energy_weight", "threshold", "known")
 
 
 def save_head(part: HeadExport, path: Path) -> None:
     """Keep the weights beside the graph, for an export with other settings."""
     head, novelty = part.head, part.novelty
+    hidden = {f"hidden_{name}": getattr(head.hidden, name) for name in _HIDDEN} if head.hidden else {}
     refusing = {f"novelty_{name}": getattr(novelty, name) for name in _NOVELTY} if novelty else {}
     np.savez(
         path,
@@ -349,6 +355,7 @@ def save_head(part: HeadExport, path: Path) -> None:
         kernel=head.kernel,
         bias=head.bias,
         temperature=head.temperature,
+        **hidden,
         **refusing,
     )
 
@@ -362,7 +369,12 @@ def load_head(path: Path) -> tuple[Head, Novelty | None]:
     try:
         with path.open("rb") as opened, np.load(opened) as file:
             scaling = Scaling(file["mean"], file["scale"])
-            head = Head(scaling, file["kernel"], file["bias"], float(file["temperature"]))
+            hidden = (
+                HiddenLayer(*(file[f"hidden_{name}"] for name in _HIDDEN))
+                if "hidden_kernel" in file
+                else None
+            )
+            head = Head(scaling, file["kernel"], file["bias"], float(file["temperature"]), hidden)
             if "novelty_centre" not in file:
                 return head, None
             refusing: dict[str, Any] = {}

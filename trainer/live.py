@@ -23,6 +23,7 @@ from trainer import export, trained_on
 from trainer.comparison import Comparison, aligned, compare, matched_difference
 from trainer.dataset import Example
 from trainer.evaluate import Estimate, Evaluation, Proportion, evaluate, finite
+from trainer.features import probabilities_of
 from trainer.head import Floats, Ints, Vectors
 
 NONE = "none"
@@ -203,7 +204,7 @@ def judge(
     same = live.manifest.fingerprint == fingerprint
     if same:
         fitted = export.load_head(live.path / contract.HEAD_FILE)[0]
-        answers, answered = fitted.probabilities(embeddings[rows]), np.ones(len(rows), bool)
+        answers, answered = probabilities_of(fitted, embeddings, rows), np.ones(len(rows), bool)
     else:
         answers, answered = _ask(live, [examples[row].uri for row in rows.tolist()])
     counted = {

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from serving import contract
+from serving.errors import BundleError
 from trainer import graph
 from trainer.abstain import Novelty
 from trainer.backbone import Backbone, interface
 from trainer.graph import Augmentation, Preprocessing
-from trainer.head import Head
+from trainer.head import Head, HiddenLayer
 
 _LARGEST_HALF = 65504.0
 _LARGEST_CONSTANTS = 1 << 30
@@ -65,6 +66,12 @@ def save(
     root.mean = tf.Variable(tf.zeros([backbone.dimension]), trainable=False)
     root.scale = tf.Variable(tf.ones([backbone.dimension]), trainable=False)
     root.bias = tf.Variable(tf.zeros([2]), shape=[None], trainable=False)
+    # Without a hidden layer a unit of zeros stands for one: oneDNN aborts on products of width 0.
+    root.hidden_kernel = tf.Variable(
+        tf.zeros([backbone.dimension, 1]), shape=[backbone.dimension, None], trainable=False
+    )
+    root.hidden_bias = tf.Variable(tf.zeros([1]), shape=[None], trainable=False)
+    root.hidden_output = tf.Variable(tf.zeros([1, 2]), shape=[None, None], trainable=False)
     root.temperature = tf.Variable(1.0, trainable=False)
     root.threshold = tf.Variable(0.0, trainable=False)
     root.novelty_centre = tf.Variable(tf.zeros([backbone.dimension]), trainable=False)
@@ -180,11 +187,13 @@ def _head_signatures(
 
     def classify(embedding: Any) -> tuple[Any, Any]:
         """Probabilities, and whether the photo is like the known ones."""
-        # As trainer.head: standardised, of length one, affine, tempered softmax.
+        # As trainer.head: standardised, of length one, affine and the hidden layer, tempered softmax.
         with tf.device("CPU"):
             standardised = (embedding - root.mean) * root.scale
             features = tf.math.l2_normalize(standardised, axis=1, epsilon=1e-24)
-            logits = (features @ root.kernel + root.bias) / root.temperature
+            hidden = tf.nn.relu(features @ root.hidden_kernel + root.hidden_bias)
+            logits = features @ root.kernel + hidden @ root.hidden_output + root.bias
+            logits = logits / root.temperature
             return tf.nn.softmax(logits), novelty(embedding, logits) <= root.novelty_threshold
 
     def novelty(embedding: Any, logits: Any) -> Any:
@@ -257,6 +266,10 @@ def head_variables(
     head: Head, labels: Sequence[str], *, threshold: float, top_k: int, novelty: Novelty | None
 ) -> dict[str, Any]:
     """What `write_variables` is to write for a head."""
+    dimension, classes = head.kernel.shape
+    hidden = head.hidden or HiddenLayer(
+        np.zeros((dimension, 1), np.float32), np.zeros(1, np.float32), np.zeros((1, classes), np.float32)
+    )
     if novelty:
         refusing = {
             "novelty_centre": novelty.centre,
@@ -265,7 +278,6 @@ def head_variables(
             "novelty_threshold": np.float32(novelty.threshold),
         }
     else:
-        dimension = len(head.scaling.mean)
         refusing = {
             "novelty_centre": np.zeros(dimension, np.float32),
             "novelty_directions": np.zeros((dimension, 1), np.float32),
@@ -277,6 +289,9 @@ def head_variables(
         "scale": head.scaling.scale,
         "kernel": head.kernel,
         "bias": head.bias,
+        "hidden_kernel": hidden.kernel,
+        "hidden_bias": hidden.bias,
+        "hidden_output": hidden.output,
         "temperature": np.float32(head.temperature),
         "threshold": np.float32(threshold),
         "labels": np.array([label.encode() for label in labels], object),
@@ -285,12 +300,26 @@ def head_variables(
 
 
 def write_variables(source: Path, directory: Path, values: Mapping[str, Any]) -> None:
-    """Write the checkpoint of `source` into `directory`, with some variables of `save` replaced."""
+    """Write the checkpoint of `source` into `directory`, with some variables of `save` replaced.
+
+    Graphs of earlier versions have no hidden layer, and take every head that has none.
+
+    Raises:
+        BundleError: the graph lacks a variable that the head needs.
+    """
     import tensorflow as tf
 
     reader = tf.train.load_checkpoint(str(source / "variables" / "variables"))
     tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    tensors |= {f"{name}/.ATTRIBUTES/VARIABLE_VALUE": value for name, value in values.items()}
+    for name, value in values.items():
+        key = f"{name}/.ATTRIBUTES/VARIABLE_VALUE"
+        if key in tensors:
+            tensors[key] = value
+        elif not name.startswith("hidden_") or np.any(value):
+            raise BundleError(
+                f"The graph of {source} has no variable {name!r}, which this head needs.",
+                remedy="It was made by an earlier version of hubhead: train again with hubhead train.",
+            )
     (directory / "variables").mkdir()
     tf.raw_ops.SaveV2(
         prefix=str(directory / "variables" / "variables"),

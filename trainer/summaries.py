@@ -11,7 +11,9 @@ its weights are those of a head fitted with it on the training photos alone:
   taken `labels/<label>/{recall,precision,f1}` of the held-out photos;
 - `test/`, at the C taken: `accuracy_1`, `cross_entropy_1` and `labels/...` of the exported head.
 
-A head of another kind than "linear" has one step, its own, with held-out figures under `validation/`.
+Where candidates cannot be fitted again in a moment (a head of another kind than "linear", balanced
+labels, or trainer.head.MANY photos and more) there is one step, that of the exported head, with figures
+of POINTS training photos at most under `train/` and the held-out ones under `validation/`.
 `test/` is there where photos are held out for it. The projector's files are in `train/`, where
 TensorBoard looks for them.
 
@@ -35,7 +37,7 @@ from serving.errors import OutputError
 from trainer import head, thumbnails
 from trainer.dataset import Example, Subset
 from trainer.evaluate import Evaluation
-from trainer.head import Floats, Head, Ints, Scaling, Selection
+from trainer.head import Floats, Head, Ints, Scaling, Selection, Vectors
 
 DIRECTORIES = {Subset.TRAINING: "train", Subset.VALIDATION: "validation", Subset.TESTING: "test"}
 
@@ -52,11 +54,12 @@ _BUCKETS = 30
 
 def write(
     directory: Path,
-    embeddings: Floats,
+    embeddings: Vectors,
     examples: Sequence[Example],
     subsets: Sequence[Subset],
     labels: Sequence[str],
     *,
+    fitted: Head,
     selection: Selection,
     held_out: Evaluation,
     test: Evaluation | None,
@@ -65,10 +68,11 @@ def write(
 
     Args:
         directory: of the summaries; made where it is missing.
-        embeddings: float32 [N,D].
+        embeddings: float32 or float16 [N,D], in memory or mapped from a file.
         examples: N distinct photos.
         subsets: N, their sets.
         labels: K.
+        fitted: the head.
         selection: how its settings were chosen.
         held_out: on the photos that they were chosen by.
         test: on the test photos, None where there are none.
@@ -80,7 +84,10 @@ def write(
     rows = {subset: np.flatnonzero([found is subset for found in subsets]) for subset in Subset}
     try:
         run = _claim(directory)
-        _write_steps(run, embeddings, targets, rows, selection, held_out)
+        if _tried_again(selection, rows):
+            _write_steps(run, embeddings, targets, rows, selection, held_out)
+        else:
+            _write_step(run, embeddings, targets, rows[Subset.TRAINING], fitted, selection, held_out)
         if test:
             with _events(run / DIRECTORIES[Subset.TESTING]) as events:
                 step = steps_of(selection)[selection.strength]
@@ -115,9 +122,37 @@ def _claim(directory: Path) -> Path:
 # --- Candidates -------------------------------------------------------------------------------------------
 
 
+def _tried_again(selection: Selection, rows: Mapping[Subset, Ints]) -> bool:
+    """Whether a head is fitted for each candidate."""
+    plain = {"kind": "linear", "class_weight": "none"}.items() <= selection.settings.items()
+    return plain and len(rows[Subset.TRAINING]) + len(rows[Subset.VALIDATION]) < head.MANY
+
+
+def _write_step(
+    run: Path,
+    embeddings: Vectors,
+    targets: Ints,
+    training: Ints,
+    fitted: Head,
+    selection: Selection,
+    held_out: Evaluation,
+) -> None:
+    """The one step of a head that is not tried again."""
+    shown = _drawn(training)
+    step = steps_of(selection)[selection.strength]
+    with _events(run / DIRECTORIES[Subset.TRAINING]) as events:
+        events.add(step, *_judged(fitted, embeddings[shown], targets[shown]))
+        for name, values in (("weights", fitted.kernel), ("biases", fitted.bias)):
+            events.add(step, *_variable(name, values))
+    with _events(run / DIRECTORIES[Subset.VALIDATION]) as events:
+        figures = {"accuracy_1": held_out.accuracy.value, "cross_entropy_1": held_out.log_loss}
+        events.add(step, figures, {"activations": selection.probabilities})
+        _add_selection(events, selection, held_out)
+
+
 def _write_steps(
     run: Path,
-    embeddings: Floats,
+    embeddings: Vectors,
     targets: Ints,
     rows: Mapping[Subset, Ints],
     selection: Selection,
@@ -125,7 +160,6 @@ def _write_steps(
 ) -> None:
     training, validation = rows[Subset.TRAINING], rows[Subset.VALIDATION]
     steps = steps_of(selection)
-    taken = steps[selection.strength]
     with (
         _events(run / DIRECTORIES[Subset.TRAINING]) as train_events,
         _events(run / DIRECTORIES[Subset.VALIDATION]) as validation_events,
@@ -140,9 +174,21 @@ def _write_steps(
         for strength, candidate in heads.items():
             for name, values in (("weights", candidate.kernel), ("biases", candidate.bias)):
                 train_events.add(steps[strength], *_variable(name, values))
-        for strength, loss in sorted(selection.losses.items()):
-            validation_events.add(steps[strength], {"selection/cross_entropy": loss})
-        validation_events.add(taken, _label_figures(held_out))
+        _add_selection(validation_events, selection, held_out)
+
+
+def _add_selection(events: _Events, selection: Selection, held_out: Evaluation) -> None:
+    steps = steps_of(selection)
+    for strength, loss in sorted(selection.losses.items()):
+        events.add(steps[strength], {"selection/cross_entropy": loss})
+    events.add(steps[selection.strength], _label_figures(held_out))
+
+
+def _drawn(rows: Ints) -> Ints:
+    """At most POINTS of these rows."""
+    if len(rows) <= POINTS:
+        return rows
+    return np.sort(np.random.default_rng(0).choice(rows, POINTS, replace=False))
 
 
 def steps_of(selection: Selection) -> dict[float, int]:
@@ -154,13 +200,13 @@ def steps_of(selection: Selection) -> dict[float, int]:
 
 
 def candidates(
-    embeddings: Floats, targets: Ints, training: Ints, judging: Ints, selection: Selection
+    embeddings: Vectors, targets: Ints, training: Ints, judging: Ints, selection: Selection
 ) -> dict[float, Head]:
     """For each C the linear head that trainer.head makes of the training photos, calibrated by `judging`."""
     from threadpoolctl import threadpool_limits
 
     classes = selection.probabilities.shape[1]
-    scaling = Scaling.of(embeddings[training])
+    scaling = Scaling.of(np.asarray(embeddings[training], np.float32))
     features, judged = scaling.features(embeddings[training]), scaling.features(embeddings[judging])
     known, strengths = targets[training], sorted(selection.losses)
 
@@ -179,10 +225,10 @@ def candidates(
 
 
 def _judged(
-    candidate: Head, embeddings: Floats, targets: Ints
+    candidate: Head, embeddings: Vectors, targets: Ints
 ) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
     probabilities = candidate.probabilities(embeddings)
-    logits = candidate.scaling.features(embeddings) @ candidate.kernel + candidate.bias
+    logits = candidate.logits(embeddings) * np.float32(candidate.temperature)
     return (
         {
             "accuracy_1": float((probabilities.argmax(axis=1) == targets).mean()),
@@ -280,7 +326,7 @@ def _histogram(values: NDArray[Any]) -> Any:
 
 def write_projector(
     directory: Path,
-    embeddings: Floats,
+    embeddings: Vectors,
     examples: Sequence[Example],
     subsets: Sequence[Subset],
     labels: Sequence[str],
@@ -290,9 +336,7 @@ def write_projector(
     Raises:
         OSError: the directory cannot be written.
     """
-    rows = np.arange(len(examples))
-    if len(rows) > POINTS:
-        rows = np.sort(np.random.default_rng(0).choice(rows, POINTS, replace=False))
+    rows = _drawn(np.arange(len(examples)))
     with (directory / "embeddings.tsv").open("w", encoding="utf-8") as file:
         for row in rows.tolist():
             file.write("\t".join(f"{number:.5g}" for number in embeddings[row].tolist()) + "\n")

@@ -16,13 +16,11 @@ import numpy as np
 from batch import files, pipeline
 from batch.embeddings import EmbeddingStore, default_root
 from batch.manifest import is_manifest
-from batch.photos import Photo
 from batch.stats import Progress
 from serving import bundle
 from serving.bundle import Bundle
-from serving.contract import Status
-from serving.convert import EXTRA, Converter, foreign_format
-from serving.errors import BundleError, HubheadError, InputError, NotBlessed, OutputError
+from serving.convert import Converter
+from serving.errors import BundleError, HubheadError, NotBlessed, OutputError
 from trainer import (
     abstain,
     cross_validation,
@@ -44,10 +42,11 @@ from trainer.cross_validation import CrossValidation, cross_validate
 from trainer.dataset import Columns, Example, Folder, SplitSettings, Subset
 from trainer.duplicates import Duplicates
 from trainer.evaluate import Evaluation, Proportion
+from trainer.features import Features, Verdicts, embeddings_of, gather, probabilities_of
 from trainer.fetch import cache_directory, silent
 from trainer.fine_tune import FineTuneSettings
 from trainer.graph import Augmentation, Preprocessing
-from trainer.head import Floats, Ints
+from trainer.head import Blocks, Floats, HeadSettings, Ints, Vectors
 from trainer.live import LiveComparison, Tolerance
 
 PARITY_PHOTOS = 8
@@ -82,6 +81,7 @@ class TrainSettings:
         views: of each photo.
         fine_tune: train the last layers of the backbone on, from a head on its embeddings, and go on
             with that backbone; None leaves it as it is.
+        head_settings: the head's kind, the weights of the labels, memory.
         split: how photos are divided.
         near_duplicates: what is done about photos that are nearly the same.
         near_threshold: cosine of embeddings from which they count as that.
@@ -114,6 +114,7 @@ class TrainSettings:
     augmentation: Augmentation = field(default_factory=Augmentation)
     views: int = 4
     fine_tune: FineTuneSettings | None = None
+    head_settings: HeadSettings = field(default_factory=HeadSettings)
     split: SplitSettings = field(default_factory=SplitSettings)
     near_duplicates: NearDuplicatesOption = NearDuplicatesOption.REPORT
     near_threshold: float = duplicates.THRESHOLD
@@ -169,23 +170,6 @@ class TrainResult:
     cross_validation: CrossValidation | None = None
 
 
-@dataclass(frozen=True)
-class Features:
-    """The usable, distinct photos with their embeddings.
-
-    Attributes:
-        examples: N of them.
-        embeddings: float32 [N,D], exactly as the store has them.
-        files: all usable files, those that are identical to another of their label included.
-        left_out: (path, reason) of the others.
-    """
-
-    examples: Sequence[Example]
-    embeddings: Floats
-    files: Sequence[Example]
-    left_out: tuple[tuple[str, str], ...]
-
-
 def train(
     settings: TrainSettings,
     *,
@@ -205,6 +189,7 @@ def train(
         FetchError: the backbone cannot be fetched.
         BundleError: the exported bundle did not pass its checks; nothing was published.
     """
+    settings = replace(settings, head_settings=_placed(settings))
     clock = _Clock()
     with clock.step("scan"):
         folder = _listed(settings, progress)
@@ -224,12 +209,17 @@ def train(
     with clock.step("embed"):
         store = EmbeddingStore(settings.embedding_store, base.manifest.fingerprint, base.manifest.dimension)
         pipeline.embed(list(folder.photos), base.path, store, progress=progress)
-        features = gather(folder, store)
+        features = gather(folder, store, settings.head_settings)
+        if isinstance(features.embeddings, np.memmap):
+            say(
+                f"The features of {len(features.examples)} photos take more than the "
+                f"{settings.head_settings.memory / 1e9:.1f} GB that they may: they are read from a file."
+            )
     with clock.step("divide"):
         for sentence in dataset.contradictions(features.examples, folder.labels):
             say(sentence)
         counts = dataset.count_labels(features.examples, folder.labels)
-        subsets, found_twice, groups = _divide(features, folder.labels, settings)
+        subsets, found_twice, groups = _divide(features, folder.labels, settings, say, progress)
         for sentence in (*dataset.gaps(features.examples, subsets, folder.labels), *found_twice.sentences()):
             say(sentence)
     rows = {subset: np.array([s is subset for s in subsets], bool) for subset in Subset}
@@ -250,15 +240,12 @@ def train(
         )
         views = [view[used] for view in of_viewed] if settings.cross_validate else of_viewed
     with clock.step("fit"):
-        fitted, selection = _fit(features.embeddings, targets, rows, len(folder.labels), views, settings.seed)
+        fitted, selection = _fit(features.embeddings, targets, rows, len(folder.labels), views, settings)
         held_out = evaluate.evaluate(selection.probabilities, selection.targets, folder.labels)
-        probabilities = fitted.probabilities(features.embeddings)
+        verdicts = Verdicts.of(fitted, features.embeddings, targets)
         test_rows = np.flatnonzero(rows[Subset.TESTING])
-        test = (
-            evaluate.evaluate(probabilities[test_rows], targets[test_rows], folder.labels)
-            if len(test_rows)
-            else None
-        )
+        of_test = probabilities_of(fitted, features.embeddings, test_rows)
+        test = evaluate.evaluate(of_test, targets[test_rows], folder.labels) if len(test_rows) else None
         answering = _threshold(selection, settings.precision)
         novelty = _novelty(fitted, selection, features.embeddings, targets, rows, settings)
     subset_counts = {str(subset): int(rows[subset].sum()) for subset in Subset}
@@ -272,7 +259,7 @@ def train(
                 folder.labels,
                 [features.examples[row] for row in test_rows.tolist()],
                 features.embeddings[test_rows],
-                probabilities[test_rows],
+                of_test,
                 settings,
                 say,
             )
@@ -285,6 +272,7 @@ def train(
                 folder.labels,
                 folds=settings.cross_validate,
                 repeats=settings.cross_validate_repeats,
+                settings=settings.head_settings,
                 views=of_viewed,
                 groups=groups,
                 seed=settings.seed,
@@ -298,6 +286,7 @@ def train(
                 features.examples,
                 subsets,
                 folder.labels,
+                fitted=fitted,
                 selection=selection,
                 held_out=held_out,
                 test=test,
@@ -307,7 +296,7 @@ def train(
         folder.labels,
         features.examples,
         subsets,
-        probabilities,
+        verdicts,
         selection=selection,
         held_out=held_out,
         test=test,
@@ -316,7 +305,7 @@ def train(
         duplicates=found_twice,
         left_out=features.left_out,
         top=str(settings.image_dir),
-        settings=_told(settings),
+        settings=_told(settings, selection),
         seconds=clock.seconds,
         versions=export.package_versions(),
         created=time.strftime("%d %B %Y, %H:%M UTC", time.gmtime()),
@@ -328,6 +317,7 @@ def train(
             threshold=answering.value if answering else 0.0,
             novelty=novelty,
             top_k=settings.top_k,
+            settings=selection.settings,
             report=(lambda path: report.write(path, page)) if settings.report else None,
             metrics={
                 "test": test.record() if test else None,
@@ -360,7 +350,7 @@ def train(
             part,
             settings.saved_model_dir,
             photos=list(sent.values()),
-            probabilities=probabilities[list(sent)],
+            probabilities=fitted.probabilities(features.embeddings[list(sent)]),
         )
         if settings.output_labels:
             write_labels(folder.labels, settings.output_labels)
@@ -378,11 +368,16 @@ def train(
         test_photos=tuple(
             (features.examples[row].uri, folder.labels[targets[row]]) for row in test_rows.tolist()
         ),
-        misclassified=_misclassified(features.examples, probabilities, targets, test_rows, folder.labels),
+        misclassified=_misclassified(features.examples, verdicts, targets, test_rows, folder.labels),
         seconds=clock.seconds,
         comparison=comparison,
         cross_validation=cross_validated,
     )
+
+
+def _placed(settings: TrainSettings) -> HeadSettings:
+    """What does not fit in memory goes to the cache directory, which is on a disk."""
+    return replace(settings.head_settings, directory=settings.head_settings.directory or settings.cache)
 
 
 def check_places(settings: TrainSettings) -> None:
@@ -402,9 +397,14 @@ def check_places(settings: TrainSettings) -> None:
         files.check_writable(str(settings.summaries_dir))
 
 
-def _told(settings: TrainSettings) -> dict[str, Any]:
-    """The settings for a reader of the report; where files lie on this machine is nobody's business."""
+def _told(settings: TrainSettings, selection: head.Selection) -> dict[str, Any]:
+    """The settings for a reader of the report, those chosen for the head behind those asked for.
+
+    Where files lie on this machine is nobody's business.
+    """
     told = asdict(settings)
+    del told["head_settings"]
+    told["head"] = selection.settings
     for name in ("cache", "embedding_store", "saved_model_dir", "output_labels", "summaries_dir"):
         del told[name]
     return told
@@ -444,7 +444,7 @@ def _compared(
     fingerprint: str,
     labels: Sequence[str],
     examples: Sequence[Example],
-    embeddings: Floats,
+    embeddings: Vectors,
     probabilities: Floats,
     settings: TrainSettings,
     say: Callable[[str], None],
@@ -479,7 +479,7 @@ def _threshold(selection: head.Selection, precision: float | None) -> Threshold 
 def _novelty(
     fitted: head.Head,
     selection: head.Selection,
-    embeddings: Floats,
+    embeddings: Vectors,
     targets: Ints,
     rows: dict[Subset, np.ndarray],
     settings: TrainSettings,
@@ -487,13 +487,14 @@ def _novelty(
     """The novelty score of the photos that the head was fitted on: test photos take no part."""
     if settings.keep_known is None:
         return None
-    used = ~rows[Subset.TESTING]
     return Novelty.fit(
         fitted,
-        selection.strength,
-        embeddings[used],
-        targets[used],
+        selection,
+        embeddings,
+        targets,
+        rows=np.flatnonzero(~rows[Subset.TESTING]),
         kept=settings.keep_known,
+        settings=settings.head_settings,
         seed=settings.seed,
     )
 
@@ -510,58 +511,28 @@ def _as_served(examples: Sequence[Example], rows: Ints) -> dict[int, bytes]:
     return {row: photo for row, photo in sent.items() if isinstance(photo, bytes)}
 
 
-def _why_unknown(photo: Photo) -> str:
-    """Why the job left no row of a photo, which it does where another run may do better."""
-    try:
-        name = foreign_format(files.read(photo.uri))
-    except OSError:
-        name = None
-    return f"{name}, not converted (it needs {EXTRA}, and time)" if name else str(Status.UNREADABLE)
-
-
 def _listed(settings: TrainSettings, progress: Callable[[Progress], None] | None) -> Folder:
     if is_manifest(settings.image_dir):
         return dataset.scan_manifest(settings.image_dir, settings.columns, progress=progress)
     return dataset.scan(settings.image_dir)
 
 
-def gather(folder: Folder, store: EmbeddingStore) -> Features:
-    """The distinct usable photos of each label, in the order of the folder, with their embeddings.
-
-    Raises:
-        InputError: no photo can be used.
-    """
-    shas = store.known(folder.photos)
-    rows = store.get(shas.values())
-    row_of = rows.rows()
-    usable, left_out = [], list(folder.left_out)
-    for photo in folder.photos:
-        sha = shas.get(photo)
-        if sha is None or sha not in row_of:
-            left_out.append((photo.uri, _why_unknown(photo)))
-        elif not rows.statuses[row_of[sha]].usable:
-            left_out.append((photo.uri, str(rows.statuses[row_of[sha]])))
-        else:
-            usable.append(folder.example(photo, sha.hex()))
-    if not usable:
-        raise InputError(
-            f"None of the {len(folder.photos)} files can be used; "
-            f"{left_out[0][0]}, for one, is {left_out[0][1]}.",
-            remedy="Give a directory of photos (JPEG, PNG, GIF, BMP or WebP).",
-        )
-    examples = [usable[row] for row in dataset.distinct(usable)]
-    embeddings = rows.vectors[[row_of[bytes.fromhex(example.sha256)] for example in examples]]
-    return Features(examples, embeddings.astype(np.float32), usable, tuple(left_out))
-
-
 def _divide(
-    features: Features, labels: Sequence[str], settings: TrainSettings
+    features: Features,
+    labels: Sequence[str],
+    settings: TrainSettings,
+    say: Callable[[str], None],
+    progress: Callable[[Progress], None] | None,
 ) -> tuple[list[Subset], Duplicates, Ints]:
     """The set of each photo, what is there more than once, and numbers of what has to stay together."""
     examples = features.examples
     looked_for = settings.near_duplicates is not NearDuplicatesOption.IGNORE
+    if looked_for and len(examples) >= head.MANY:
+        say(f"Looking for near-duplicates among {len(examples)} photos (--near_duplicates ignore: not)")
     near = duplicates.near_duplicates(
-        features.embeddings if looked_for else features.embeddings[:0], settings.near_threshold
+        features.embeddings if looked_for else features.embeddings[:0],
+        settings.near_threshold,
+        progress=progress if looked_for else None,
     )
     together = near.together if settings.near_duplicates is NearDuplicatesOption.TOGETHER else ()
     dataset.check_examples(examples, labels, settings.split, together)
@@ -612,13 +583,13 @@ def _views(
     settings: TrainSettings,
     say: Callable[[str], None],
     progress: Callable[[Progress], None] | None,
-) -> list[Floats]:
-    """Embeddings float32 [N,D] of each random view of the examples, from stores of their own."""
+) -> list[Vectors]:
+    """Embeddings float16 [N,D] of each random view of the examples, from stores of their own."""
     if settings.augmentation == Augmentation():
         return []
     photo_of = {photo.uri: photo for photo in folder.photos}
     photos = [photo_of[example.uri] for example in examples]
-    found = []
+    found: list[Vectors] = []
     for number in range(settings.views):
         base = export.view_template(
             settings.tfhub_module,
@@ -632,36 +603,46 @@ def _views(
         store = EmbeddingStore(settings.embedding_store, base.manifest.fingerprint, base.manifest.dimension)
         say(f"View {number + 1} of {settings.views} of {len(photos)} photos")
         pipeline.embed(photos, base.path, store, progress=progress)
-        rows = store.get(store.known(photos).values())
-        row_of = rows.rows()
-        chosen = [row_of[bytes.fromhex(example.sha256)] for example in examples]
-        found.append(rows.vectors[chosen].astype(np.float32))
+        store.known(photos)
+        found.append(embeddings_of(examples, store, settings.head_settings))
     return found
 
 
 def _fit(
-    embeddings: Floats,
+    embeddings: Vectors,
     targets: Ints,
     rows: dict[Subset, np.ndarray],
     classes: int,
-    views: Sequence[Floats],
-    seed: int,
+    views: Sequence[Vectors],
+    settings: TrainSettings,
 ) -> tuple[head.Head, head.Selection]:
-    training, held = rows[Subset.TRAINING], rows[Subset.VALIDATION]
-    validation = (embeddings[held], targets[held]) if held.any() else None
-    return head.fit(
-        embeddings[training], targets[training], classes, validation=validation, views=views, seed=seed
+    """The head of the training and validation photos; of many, no more than blocks are in memory at once."""
+    training, held = (np.flatnonzero(rows[subset]) for subset in (Subset.TRAINING, Subset.VALIDATION))
+    how: dict[str, Any] = {"settings": settings.head_settings, "seed": settings.seed}
+    used = np.concatenate([training, held])
+    if len(used) < head.MANY:
+        validation = (embeddings[held], targets[held]) if len(held) else None
+        return head.fit(
+            embeddings[training], targets[training], classes, validation=validation, views=views, **how
+        )
+    apart = len(held) >= head.ENOUGH_VALIDATION
+    seen = training if apart else used
+    return head.fit_blocks(
+        Blocks.of(embeddings, targets, chosen=seen),
+        classes,
+        validation=Blocks.of(embeddings, targets, chosen=held) if apart else None,
+        views=[Blocks.of(view[: len(seen)], targets[seen]) for view in views],
+        **how,
     )
 
 
 def _misclassified(
-    examples: Sequence[Example], probabilities: Floats, targets: Ints, rows: Ints, labels: Sequence[str]
+    examples: Sequence[Example], verdicts: Verdicts, targets: Ints, rows: Ints, labels: Sequence[str]
 ) -> tuple[tuple[str, str, str, float], ...]:
-    best = probabilities.argmax(axis=1)
-    wrong = [row for row in rows if best[row] != targets[row]]
+    wrong = rows[verdicts.best[rows] != targets[rows]]
     return tuple(
-        (examples[row].uri, labels[targets[row]], labels[best[row]], float(probabilities[row, best[row]]))
-        for row in wrong
+        (examples[row].uri, labels[targets[row]], labels[verdicts.best[row]], float(verdicts.score[row]))
+        for row in wrong.tolist()
     )
 
 

@@ -23,7 +23,10 @@ A hidden layer pays where labels are no single clouds, and photos are many enoug
     linear     logistic regression, the discriminant, cosine prototypes
     hidden     a hidden layer beside the linear head
     calibrate  temperatures and mixtures
+    settings   what a head is to be, and what was chosen
+    fitter     the linear classifiers of a kind on some rows
     choose     settings by held-out log-loss: fit, fit_blocks
+    known      a head of settings that are known: refit
 """
 
 from trainer.head.blocks import Blocks
@@ -31,15 +34,13 @@ from trainer.head.calibrate import fit_temperature
 from trainer.head.choose import (
     ENOUGH_VALIDATION,
     FOLDS,
-    MANY,
     STRENGTHS,
-    HeadSettings,
-    Selection,
-    class_weights,
     fit,
     fit_blocks,
     stratified_folds,
 )
+from trainer.head.fitter import one_thread
+from trainer.head.known import refit
 from trainer.head.linear import SHRINKAGE, discriminate, minimise
 from trainer.head.model import (
     Floats,
@@ -52,6 +53,7 @@ from trainer.head.model import (
     log_loss,
     softmax,
 )
+from trainer.head.settings import MANY, HeadSettings, Selection, class_weights
 
 __all__ = [
     "ENOUGH_VALIDATION",
@@ -76,6 +78,8 @@ __all__ = [
     "fit_temperature",
     "log_loss",
     "minimise",
+    "one_thread",
+    "refit",
     "softmax",
     "stratified_folds",
 ]

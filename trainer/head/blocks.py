@@ -47,8 +47,24 @@ class Blocks:
     whole: Block | None = None
 
     @classmethod
-    def of(cls, rows: Vectors, targets: Ints, size: int = ROWS) -> Blocks:
-        """An array [N,D], in memory or mapped from a file, cut into blocks."""
+    def of(cls, rows: Vectors, targets: Ints, size: int = ROWS, *, chosen: Ints | None = None) -> Blocks:
+        """An array [N,D], in memory or mapped from a file, cut into blocks.
+
+        Args:
+            rows: of all photos.
+            targets: int64 [N].
+            size: rows of a block.
+            chosen: int64 [n], the rows that are meant and their order; None for all.
+        """
+        if chosen is not None:
+            order = chosen
+
+            def read_chosen() -> Iterator[Block]:
+                for start in range(0, len(order), size):
+                    at = order[start : start + size]
+                    yield rows[at], targets[at]
+
+            return cls(read_chosen, len(order), rows.shape[1])
 
         def read() -> Iterator[Block]:
             for start in range(0, len(targets), size):

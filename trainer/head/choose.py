@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from importlib import import_module
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from trainer.head.blocks import Blocks, Shuffled
 from trainer.head.calibrate import Mixture, mix
+from trainer.head.fitter import Fitter, count_labels, one_thread, scaling_of, tempered
 from trainer.head.hidden import WIDTHS, Network, Stopped, stop_early
-from trainer.head.linear import (
-    EXACT,
-    SHRINKAGE,
-    Cosine,
-    Logistic,
-    Moments,
-    lifted,
-    span,
-)
-from trainer.head.model import Floats, Head, HiddenLayer, Ints, Linear, Scaling, Vectors, softmax
-
-Kind = Literal["linear", "hidden", "cosine"]
-ClassWeight = Literal["none", "balanced"]
+from trainer.head.linear import EXACT, SHRINKAGE, Moments, span
+from trainer.head.model import Floats, Head, Ints, Linear, Scaling, Vectors, softmax
+from trainer.head.settings import MANY, HeadSettings, Kind, Selection, class_weights
 
 STRENGTHS = (3.0, 10.0, 30.0, 100.0)
 """Candidates for C, the weight of the summed loss against half the squared weights.
@@ -52,9 +42,6 @@ FOLDS = 5
 ENOUGH_VALIDATION = 500
 """Validation photos that can tell one C from the next: log-loss then has a standard error of some .03."""
 
-MANY = 5000
-"""Photos from which on a part is held out once, instead of in five folds, and `fit_blocks` fits."""
-
 HELD_OUT = 10_000
 """Most photos that settings are chosen by: log-loss then has a standard error of some .01."""
 
@@ -65,143 +52,8 @@ C weighs the loss against what is known beforehand of the weights, which does no
 photos; so the C found is then used with all.
 """
 
-MEMORY = 2 << 30
-"""Bytes that the features may take, 4 a number: 420,000 photos of 1280 dimensions.
-
-A constant, and no share of the memory that happens to be free, so that the same photos give the
-same head everywhere.
-"""
-
 _GAIN = 1e-3
 """In log-loss, below which candidates beyond the first ones are not worth going for."""
-
-_ENOUGH = 1e-5
-"""Decrease of the log-loss by a step at which the minimum counts as found, to choose by or of many photos."""
-
-
-@dataclass(frozen=True)
-class HeadSettings:
-    """What a head is to be.
-
-    Attributes:
-        kind: "linear": the mean of logistic regression and a discriminant. "hidden": that, and a
-            hidden layer whose output is added to its logits. "cosine": a scale times the cosine
-            with one direction a label, and a bias.
-        class_weight: "none": every photo counts alike, and probabilities are calibrated for the
-            labels' shares among the training photos. That is the default, since it is what a
-            probability means as long as the photos to come have those shares. "balanced": every
-            label counts alike, in all parts of the fit and in the calibration: rare labels are
-            found more often, and probabilities are those where all labels are equally frequent.
-        width: of the hidden layer; None lets the held-out log-loss choose.
-        memory: bytes that the features may take; beyond, they are read anew in every pass.
-    """
-
-    kind: Kind = "linear"
-    class_weight: ClassWeight = "none"
-    width: int | None = None
-    memory: int = MEMORY
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("linear", "hidden", "cosine"):
-            raise ValueError(f"kind {self.kind!r} is none of linear, hidden, cosine")
-        if self.class_weight not in ("none", "balanced"):
-            raise ValueError(f"class_weight {self.class_weight!r} is neither none nor balanced")
-
-
-@dataclass(frozen=True)
-class Selection:
-    """How the head's settings were chosen.
-
-    Attributes:
-        method: "validation" or "cross-validation".
-        strength: the C taken; of a cosine head the scale.
-        losses: log-loss for each candidate C or scale, weighted as the settings say.
-        probabilities: float32 [N,K] of the held-out photos, calibrated, at the settings taken.
-        targets: int64 [N], their classes.
-        settings: for the records: kind, class_weight, and what was chosen: strength, shrinkage,
-            width, epochs, photos held out, whether the features were streamed.
-    """
-
-    method: str
-    strength: float
-    losses: dict[float, float]
-    probabilities: Floats
-    targets: Ints
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-def class_weights(counts: Ints, how: ClassWeight) -> Floats:
-    """float32 [K]: ones, or what makes every label that has photos count alike and all photos together N.
-
-    Args:
-        counts: int64 [K], photos of each label.
-        how: "none" or "balanced".
-    """
-    if how == "none":
-        return np.ones(len(counts), np.float32)
-    present = counts > 0
-    weights = counts.sum() / (max(int(present.sum()), 1) * np.maximum(counts, 1))
-    return np.asarray(np.where(present, weights, 1.0), np.float32)
-
-
-class _Fitter:
-    """The linear classifiers of a kind on some rows: one a C or scale, and one that needs none.
-
-    Args:
-        kind: "cosine" or another.
-        features: the rows.
-        moments: of them, or of more of their kind.
-        weights: float32 [K], of the labels.
-        start: where the descent begins.
-        decrease: at which it ends.
-        shrinkage: of the discriminant.
-        basis: float32 [D,N] of which the rows are coordinates.
-        copies: rows of each photo. C weighs the sum over rows: with more of them less, so that it
-            means the same.
-    """
-
-    def __init__(
-        self,
-        kind: Kind,
-        features: Blocks,
-        moments: Moments,
-        weights: Floats,
-        *,
-        start: Linear | None = None,
-        decrease: float = _ENOUGH,
-        shrinkage: float = SHRINKAGE,
-        basis: Floats | None = None,
-        copies: int = 1,
-    ) -> None:
-        self._basis = basis
-        self._share = 1.0 if kind == "cosine" else 1.0 / copies
-        family = Cosine if kind == "cosine" else Logistic
-        self._family = family(features, moments, weights, start=start, decrease=decrease)
-        self._fixed: list[Linear] = []
-        if kind != "cosine":
-            dimension = None if basis is None else len(basis)
-            self._fixed = [lifted(basis, moments.discriminant(shrinkage, dimension))]
-
-    @classmethod
-    def on_few(
-        cls,
-        kind: Kind,
-        features: Floats,
-        targets: Ints,
-        weights: Floats,
-        *,
-        decrease: float = _ENOUGH,
-        copies: int = 1,
-    ) -> _Fitter:
-        """On rows that are solved in their span: float32 [N,D], int64 [N]."""
-        basis, coordinates = span(features)
-        blocks = Blocks.of(coordinates, targets)
-        moments = Moments.of(blocks, weights)
-        return cls(kind, blocks, moments, weights, basis=basis, decrease=decrease, copies=copies)
-
-    def at(self, strength: float) -> list[Linear]:
-        """For a C or scale; the descent begins where the one before it ended."""
-        return [lifted(self._basis, self._family.at(strength * self._share)), *self._fixed]
 
 
 @dataclass(frozen=True)
@@ -214,7 +66,7 @@ class _Part:
         places: int64 [n], where they stand among all photos held out.
     """
 
-    fitter: _Fitter
+    fitter: Fitter
     held: Floats
     places: Ints
 
@@ -312,36 +164,36 @@ def _fit_few(
         scaling = Scaling.of(stacked)
         return scaling, scaling.features(stacked), np.tile(targets[chosen], copies)
 
-    with _one_thread():
+    with one_thread():
         parts, training = [], []
         for fitted, held in folds:
             scaling, features, labels = seen(fitted)
-            fitter = _Fitter.on_few(settings.kind, features, labels, weights, copies=copies)
+            fitter = Fitter.on_few(settings.kind, features, labels, weights, copies=copies)
             parts.append(_Part(fitter, scaling.features(embeddings[held]), held - (apart or 0)))
             training.append((features, labels))
         choice = _choose(parts, held_targets, held_weights, settings.kind)
 
         scaling, features, labels = seen(rows)
-        fitter = _Fitter.on_few(settings.kind, features, labels, weights, decrease=EXACT, copies=copies)
+        fitter = Fitter.on_few(settings.kind, features, labels, weights, decrease=EXACT, copies=copies)
         final = fitter.at(choice.strength)
         head = _head(scaling, choice.mixture, final)
         selection = _selection(method, choice, held_targets, settings, shrinkage=SHRINKAGE, streamed=False)
         if settings.kind != "hidden":
             return head, selection
         lessons = [
-            _Lesson(*_in_span(*rows), _tempered(choice.mixture, linears), part.held, part.places)
+            _Lesson(*_in_span(*rows), _calibrated(choice.mixture, linears), part.held, part.places)
             for rows, linears, part in zip(training, choice.linears, parts, strict=True)
         ]
         width, stopped = _learn(lessons, held_targets, held_weights, weights, settings.width, seed)
         nothing = np.zeros((0, features.shape[1]), np.float32), np.zeros(0, np.int64)
-        last = _Lesson(*_in_span(features, labels), _tempered(choice.mixture, final), *nothing)
-        selection = _with_layer(selection, width, stopped)
+        last = _Lesson(*_in_span(features, labels), _calibrated(choice.mixture, final), *nothing)
+        selection = _with_layer(selection, width, stopped, seed)
         if not stopped.epochs:
             return head, selection
         network = last.network(width, weights, seed)
         for _ in range(stopped.epochs):
             network.epoch()
-    layer = last.layer(network.layer)
+    layer = network.layer.lifted(last.basis)
     return Head(scaling, *last.base, stopped.temperature, layer), selection
 
 
@@ -381,12 +233,12 @@ def fit_blocks(
             settings=settings,
             seed=seed,
         )
-    with _one_thread(), ExitStack() as stack:
+    with one_thread(), ExitStack() as stack:
         if validation is not None and validation.count < ENOUGH_VALIDATION:
             if views:
                 raise ValueError("views need the validation photos among the blocks, or enough of them")
             blocks, validation = blocks.then(validation), None
-        counts = _counts(blocks, classes)
+        counts = count_labels(blocks, classes)
         if validation is None:
             stride = max(FOLDS, -(-blocks.count // HELD_OUT))
             rest, held = blocks.parted(counts, stride, seed)
@@ -394,13 +246,13 @@ def fit_blocks(
         else:
             rest, held = blocks, validation
             if held.count > HELD_OUT:
-                of_held = _counts(held, classes)
+                of_held = count_labels(held, classes)
                 more, held = held.parted(of_held, -(-held.count // HELD_OUT), seed)
                 rest = rest.then(more)
-            counts = counts + _counts(validation, classes)
+            counts = counts + count_labels(validation, classes)
         weights = class_weights(counts, settings.class_weight)
 
-        scaling = _scaling(rest)
+        scaling = scaling_of(rest)
         rest, held = rest.scaled(scaling), Blocks.of(*held.gather()).scaled(scaling)
         rows = rest
         for view in views:
@@ -420,8 +272,8 @@ def fit_blocks(
 
         copies = 1 + len(views)
 
-        def fitter(part: Blocks, of: Moments, start: Linear | None, copies: int) -> _Fitter:
-            return _Fitter(settings.kind, part, of, weights, start=start, shrinkage=shrinkage, copies=copies)
+        def fitter(part: Blocks, of: Moments, start: Linear | None, copies: int) -> Fitter:
+            return Fitter(settings.kind, part, of, weights, start=start, shrinkage=shrinkage, copies=copies)
 
         sample, places = _sample(rest, classes, seed), np.arange(len(held_targets))
         first = _Part(fitter(sample, moments, None, 1), held_features, places)
@@ -436,16 +288,20 @@ def fit_blocks(
             "validation", choice, held_targets, settings, shrinkage=shrinkage, streamed=streamed
         )
         if settings.kind == "hidden":
-            base = _tempered(choice.mixture, choice.linears[0])
+            base = _calibrated(choice.mixture, choice.linears[0])
 
             def learn(of: Blocks, width: int | None, place: Path | None) -> tuple[int, Stopped]:
                 lesson = _Lesson(None, Shuffled(of, seed, place), base, held_features, places)
                 return _learn([lesson], held_targets, held_weights, weights, width, seed)
 
             width = settings.width or learn(sample, None, None)[0]
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory())) if streamed else None
+            directory = (
+                Path(stack.enter_context(tempfile.TemporaryDirectory(dir=settings.directory)))
+                if streamed
+                else None
+            )
             _, stopped = learn(rows, width, directory)
-            selection = _with_layer(selection, width, stopped)
+            selection = _with_layer(selection, width, stopped, seed)
             if stopped.epochs:
                 return Head(scaling, *base, stopped.temperature, stopped.layers[0]), selection
         all_moments = moments + Moments.of(held, weights)
@@ -464,21 +320,6 @@ def stratified_folds(targets: Ints, folds: int, seed: int) -> Iterator[tuple[Int
         offset += len(rows)
     for fold in range(folds):
         yield np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """A BLAS on one thread: of matrices this small its threads wait for each other longer than they work.
-
-    Measured on two cores, 3 s of processor time with one thread and 39 s with two. Blocks are
-    worked on in parallel instead (Blocks.each).
-    """
-    from threadpoolctl import threadpool_limits
-
-    # SciPy brings a BLAS of its own, which can be limited only once it is loaded.
-    import_module("scipy.linalg")
-    with threadpool_limits(1, user_api="blas"):
-        yield
 
 
 def _choose(parts: Sequence[_Part], targets: Ints, weights: Floats | None, kind: Kind) -> _Choice:
@@ -534,10 +375,8 @@ def _head(scaling: Scaling, mixture: Mixture, linears: Sequence[Linear]) -> Head
     return Head(scaling, kernel, bias, mixture.temperature)
 
 
-def _tempered(mixture: Mixture, linears: Sequence[Linear]) -> Linear:
-    """The classifiers as one, whose logits are calibrated."""
-    kernel, bias = mixture.of(linears)
-    return kernel / np.float32(mixture.temperature), bias / np.float32(mixture.temperature)
+def _calibrated(mixture: Mixture, linears: Sequence[Linear]) -> Linear:
+    return tempered(mixture.weights, mixture.temperature, linears)
 
 
 def _selection(
@@ -553,6 +392,8 @@ def _selection(
         "kind": settings.kind,
         "class_weight": settings.class_weight,
         "strength": choice.strength,
+        "shares": [float(weight) for weight in choice.mixture.weights],
+        "temperature": choice.mixture.temperature,
         "held_out": len(targets),
         "streamed": streamed,
     }
@@ -561,38 +402,11 @@ def _selection(
     return Selection(method, choice.strength, choice.losses, choice.mixture.probabilities, targets, chosen)
 
 
-def _counts(blocks: Blocks, classes: int) -> Ints:
-    """int64 [K], rows of each label."""
-    counts = np.zeros(classes, np.int64)
-    for _, targets in blocks.read():
-        counts += np.bincount(targets, minlength=classes)
-    return counts
-
-
-def _scaling(blocks: Blocks) -> Scaling:
-    """As Scaling.of, in one pass (Chan, Golub and LeVeque 1983, pairwise)."""
-
-    def work(rows: Floats, _: Ints) -> tuple[int, Floats, Floats]:
-        mean = rows.mean(axis=0)
-        rows = rows - mean
-        return len(rows), mean, np.einsum("nd,nd->d", rows, rows)
-
-    count, mean, squares = 0, np.zeros(blocks.dimension), np.zeros(blocks.dimension)
-    for more, of_block, spread in blocks.each(work):
-        gap = of_block - mean
-        total = count + more
-        squares += spread + gap**2 * (count * more / total)
-        mean += gap * (more / total)
-        count = total
-    deviation = np.sqrt(squares / count)
-    return Scaling.from_moments(mean.astype(np.float32), deviation.astype(np.float32))
-
-
 def _sample(blocks: Blocks, classes: int, seed: int) -> Blocks:
     """At most about CHOOSING rows, of all labels, in memory."""
     if blocks.count <= CHOOSING:
         return blocks
-    counts = _counts(blocks, classes)
+    counts = count_labels(blocks, classes)
     return blocks.parted(counts, -(-blocks.count // CHOOSING), seed, first=True)[1].cached()
 
 
@@ -620,10 +434,6 @@ class _Lesson:
         base = kernel if self.basis is None else self.basis.T @ kernel
         return Network(self.rows, (base, bias), width, weights, seed)
 
-    def layer(self, layer: HiddenLayer) -> HiddenLayer:
-        """For the features."""
-        return layer if self.basis is None else replace(layer, kernel=self.basis @ layer.kernel)
-
 
 def _in_span(features: Floats, targets: Ints) -> tuple[Floats | None, Shuffled]:
     basis, coordinates = span(features)
@@ -650,14 +460,17 @@ def _learn(
 
     tried = {width: of_width(width) for width in ((width,) if width else WIDTHS)}
     best = min(tried, key=lambda width: tried[width].loss)
-    layers = tuple(map(_Lesson.layer, lessons, tried[best].layers))
+    layers = tuple(
+        layer.lifted(lesson.basis) for lesson, layer in zip(lessons, tried[best].layers, strict=True)
+    )
     return best, replace(tried[best], layers=layers)
 
 
-def _with_layer(selection: Selection, width: int, stopped: Stopped) -> Selection:
+def _with_layer(selection: Selection, width: int, stopped: Stopped, seed: int) -> Selection:
     """The record of a hidden layer; where that was stopped at once, figures stay those of the linear head."""
-    settings = selection.settings | {"width": width, "epochs": stopped.epochs}
+    settings = selection.settings | {"width": width, "epochs": stopped.epochs, "seed": seed}
     if not stopped.epochs:
         return replace(selection, settings=settings)
+    settings["layer_temperature"] = stopped.temperature
     probabilities = softmax(stopped.logits / np.float32(stopped.temperature))
     return replace(selection, probabilities=probabilities, settings=settings)

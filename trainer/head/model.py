@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,10 @@ class HiddenLayer:
     bias: Floats
     output: Floats
 
+    def lifted(self, basis: Floats | None) -> HiddenLayer:
+        """For the features, of one for their coordinates in a basis [D,N]; None is none."""
+        return self if basis is None else replace(self, kernel=basis @ self.kernel)
+
     def logits(self, features: Floats) -> Floats:
         """Its part of the logits float32 [N,K] of features float32 [N,D]."""
         parts = [
@@ -100,13 +104,18 @@ class Head:
     temperature: float
     hidden: HiddenLayer | None = None
 
-    def probabilities(self, embeddings: Vectors) -> Floats:
-        """Calibrated probabilities float32 [N,K] of embeddings float32 or float16 [N,D]."""
+    def logits(self, embeddings: Vectors) -> Floats:
+        """Logits float32 [N,K], divided by the temperature, of embeddings float32 or float16 [N,D]."""
         features = self.scaling.features(embeddings)
         logits = features @ self.kernel + self.bias
         if self.hidden is not None:
-            logits = logits + self.hidden.logits(features)
-        return softmax(logits / np.float32(self.temperature))
+            logits += self.hidden.logits(features)
+        logits /= np.float32(self.temperature)
+        return logits
+
+    def probabilities(self, embeddings: Vectors) -> Floats:
+        """Calibrated probabilities float32 [N,K] of embeddings float32 or float16 [N,D]."""
+        return softmax(self.logits(embeddings))
 
 
 def softmax(logits: Floats) -> Floats:

@@ -15,6 +15,7 @@ from trainer.cross_validation import CrossValidation
 from trainer.dataset import Example, Subset
 from trainer.duplicates import Duplicates, Group
 from trainer.evaluate import Evaluation
+from trainer.features import Verdicts
 from trainer.head import Floats, Ints, Selection
 from trainer.live import LiveComparison
 
@@ -194,7 +195,7 @@ def compose(
     labels: Sequence[str],
     examples: Sequence[Example],
     subsets: Sequence[Subset],
-    probabilities: Floats,
+    verdicts: Verdicts,
     *,
     selection: Selection,
     held_out: Evaluation,
@@ -216,7 +217,7 @@ def compose(
         labels: K.
         examples: the N distinct photos.
         subsets: N, their sets.
-        probabilities: float32 [N,K], the head's.
+        verdicts: what the head says of them.
         selection: how the head's settings were chosen.
         held_out: on the photos that they were chosen by.
         test: on the test photos, None where there are none.
@@ -231,7 +232,7 @@ def compose(
         created: when, for people.
     """
     targets = np.array([example.label for example in examples], np.int64)
-    best, score = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    best, score = verdicts.best, verdicts.score
     tested = np.flatnonzero([subset is Subset.TESTING for subset in subsets])
     tested = tested[np.argsort(score[tested], kind="stable")]
     wrong = tested[best[tested] != targets[tested]][::-1]
@@ -252,7 +253,7 @@ def compose(
         strength=selection.strength,
         losses=dict(selection.losses),
         coverage=_coverage(selection.probabilities, selection.targets),
-        labels=_label_rows(labels, examples, subsets, probabilities[np.arange(len(targets)), targets]),
+        labels=_label_rows(labels, examples, subsets, verdicts.own),
         misclassified=answers(wrong[:MISCLASSIFIED]),
         unsure=answers(right[:UNSURE]),
         misclassified_count=len(wrong),
