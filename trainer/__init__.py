@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from trainer.dataset import Columns, SplitSettings
     from trainer.fine_tune import FineTuneSettings
     from trainer.graph import Augmentation, Preprocessing
+    from trainer.head import HeadSettings
     from trainer.training import NearDuplicatesOption, TrainResult, TrainSettings, train
 
 __all__ = [
     "Augmentation",
     "Columns",
     "FineTuneSettings",
+    "HeadSettings",
     "InputOptions",
     "NearDuplicatesOption",
     "Preprocessing",
@@ -38,6 +40,7 @@ _HOMES = {
     "trainer.dataset": {"Columns", "SplitSettings"},
     "trainer.fine_tune": {"FineTuneSettings"},
     "trainer.graph": {"Augmentation", "Preprocessing"},
+    "trainer.head": {"HeadSettings"},
     "trainer.training": {"NearDuplicatesOption", "TrainResult", "TrainSettings", "train"},
 }
 
