@@ -528,7 +528,7 @@ def _divide(
     examples = features.examples
     looked_for = settings.near_duplicates is not NearDuplicatesOption.IGNORE
     if looked_for and len(examples) >= head.MANY:
-        say(f"Looking for near-duplicates among {len(examples)} photos (--near_duplicates ignore: not)")
+        say(f"Looking for near-duplicates among {len(examples)} photos (skip it: --near_duplicates ignore)")
     near = duplicates.near_duplicates(
         features.embeddings if looked_for else features.embeddings[:0],
         settings.near_threshold,
