@@ -6,10 +6,10 @@ import click
 
 from batch.cli import score
 from batch.query.cli import query
-from serving.cli import serve
 from serving.command import run
 from serving.commands.loadtest import loadtest
 from serving.commands.predict import predict
+from serving.commands.serve import serve
 from serving.commands.status import status
 from trainer.backbone.cli import backbone
 from trainer.cli import export, train

@@ -2,10 +2,10 @@
 
 import click
 
-from serving.cli import serve
 from serving.command import run
 from serving.commands.loadtest import loadtest
 from serving.commands.predict import predict
+from serving.commands.serve import serve
 from serving.commands.status import status
 
 if __name__ == "__main__":

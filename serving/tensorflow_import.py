@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import tempfile
 from typing import Any
+
+from serving.errors import HubheadError
 
 
 def import_tensorflow() -> Any:
@@ -32,3 +35,16 @@ def import_tensorflow() -> Any:
             os.close(saved)
     tf.get_logger().setLevel("ERROR")
     return tf
+
+
+def require_tensorflow() -> None:
+    """Say how to install TensorFlow where it is missing, before any work.
+
+    Raises:
+        HubheadError: it is.
+    """
+    if importlib.util.find_spec("tensorflow") is None:
+        raise HubheadError(
+            "Running a model needs TensorFlow, which is not installed.",
+            remedy="Install it with: pip install 'hubhead[serve]'",
+        )

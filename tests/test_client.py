@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from serving import contract, protos, tensors
-from serving.cli import predict
 from serving.client import Client, Retry, Signature, State, TensorInfo, VersionStatus, predictions
 from serving.client.photos import grouped
+from serving.commands.predict import predict
 from serving.contract import Prediction, Status
 from serving.errors import (
     DeadlineExceeded,
@@ -454,7 +454,7 @@ def test_without_a_server_the_command_says_so_in_one_line_and_fails(photos: list
 
 
 def test_the_commands_import_nothing_heavy_until_they_run() -> None:
-    code = "import sys, serving.cli; print(*sys.modules)"
+    code = "import sys, serving.commands.predict; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )

@@ -46,7 +46,7 @@ KUBERNETES_VERSIONS = [
     f"1.{minor}" for minor in range(29, int(kubernetes_validate.latest_version().split(".")[1]) + 1)
 ]
 
-COMMANDS = {"train": "trainer.cli", "score": "batch.cli", "predict": "serving.cli"}
+COMMANDS = {"train": "trainer.cli", "score": "batch.cli", "predict": "serving.commands.predict"}
 
 # The flags of tensorflow_serving/model_servers/main.cc. The server says "unknown argument" of any
 # other and starts without it.

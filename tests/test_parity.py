@@ -22,8 +22,8 @@ from batch.embeddings import EmbeddingStore
 from batch.pipeline import ScoreSettings
 from serving import contract, runtime
 from serving.bundle import Bundle
-from serving.cli import predict
 from serving.client import Client, predictions
+from serving.commands.predict import predict
 from serving.contract import Prediction, Status
 from serving.server import ServerSettings, start
 from trainer import export

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,101 +21,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from serving import contract, protos, runtime, tensors
-from serving.cli import predict, serve
+from serving import contract, protos, tensors
 from serving.client import Client, State
+from serving.commands.predict import predict
+from serving.commands.serve import serve
 from serving.errors import BundleError, HubheadError, ModelNotFound, OutputError
 from serving.runtime import own_words
 from serving.server import ServerSettings, start
-
-LIMIT = 30.0
-"""Seconds that any wait in these tests may take."""
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return int(probe.getsockname()[1])
-
-
-# --- A model without TensorFlow: what the server does with versions, threads and requests --------------
-
-
-@dataclass
-class Doubler:
-    """y = 2x, after `gate` is open; counts the calls, and those that run at once."""
-
-    threads: int = 2
-    gate: threading.Event = field(default_factory=threading.Event)
-    calls: int = 0
-    running: int = 0
-    most: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def run(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        with self.lock:
-            self.calls += 1
-            self.running += 1
-            self.most = max(self.most, self.running)
-        try:
-            assert self.gate.wait(LIMIT)
-            if np.any(inputs["x"] < 0):
-                raise runtime.RunError("x is negative" + "!" * 2000, "OUT_OF_RANGE")
-            return {"y": inputs["x"] * 2}
-        finally:
-            with self.lock:
-                self.running -= 1
-
-
-def write_doubler(directory: Path) -> Path:
-    """A SavedModel directory that says what Doubler takes; published by a rename, as it should be."""
-    saved = protos.SavedModel(saved_model_schema_version=1)
-    graph = saved.meta_graphs.add()
-    graph.meta_info_def.tags.append("serve")
-    for alias, infos in (("x", "inputs"), ("y", "outputs")):
-        info = getattr(graph.signature_def[contract.SERVING_DEFAULT], infos)[alias]
-        info.name, info.dtype = f"{alias}:0", protos.DataType.Value("DT_FLOAT")
-        info.tensor_shape.dim.add(size=-1)
-    staged = directory.with_name(f".{directory.name}")
-    staged.mkdir(parents=True)
-    (staged / contract.SAVED_MODEL_FILE).write_bytes(saved.SerializeToString())
-    staged.rename(directory)
-    return directory
-
-
-class Doublers:
-    """A loader of Doublers, one a directory; a directory with a file `broken` does not load."""
-
-    def __init__(self, *, gated: bool = False) -> None:
-        self.models: dict[int, Doubler] = {}
-        self.gated = gated
-        self.attempts = 0
-
-    def __call__(self, path: Path) -> Doubler:
-        self.attempts += 1
-        if (path / "broken").exists():
-            raise BundleError("broken on purpose")
-        model = self.models.setdefault(int(path.name), Doubler())
-        if not self.gated:
-            model.gate.set()
-        return model
-
-
-def double(channel: grpc.Channel, *values: float, timeout: float = LIMIT) -> Any:
-    request = protos.PredictRequest()
-    request.model_spec.name = "double"
-    request.inputs["x"].CopyFrom(tensors.encode(np.array(values, np.float32)))
-    call = channel.unary_unary(
-        protos.PREDICT, protos.PredictRequest.SerializeToString, protos.PredictResponse.FromString
-    )
-    return call(request, timeout=timeout)
+from tests.doubler import LIMIT, Doublers, double, eventually, write_doubler
 
 
 @pytest.fixture
@@ -333,9 +244,13 @@ def test_an_empty_base_path_is_waited_for_and_said_once(
 
 
 def test_the_models_name_is_the_directorys_unless_given(base: Path) -> None:
-    assert ServerSettings(base).name == "double"
-    assert ServerSettings(base / "1" / "..").name == "double"
-    assert ServerSettings(base, "other").name == "other"
+    for settings, name in (
+        (ServerSettings(base, port=0), "double"),
+        (ServerSettings(base / "1" / "..", port=0), "double"),
+        (ServerSettings(base, "other", port=0), "other"),
+    ):
+        with start(settings, loader=Doublers()) as server:
+            assert server.name == name
 
 
 # --- A real SavedModel and TensorFlow's own client ------------------------------------------------------
@@ -756,8 +671,9 @@ def test_every_flag_of_serve_reaches_its_setting(monkeypatch: pytest.MonkeyPatch
         "2",
     ]
     assert CliRunner().invoke(serve, flags).exit_code == 0
-    assert seen == [ServerSettings(Path("m"), "n", 9, 2.0)]
-    assert {option.name for option in serve.params} == {setting.name for setting in fields(ServerSettings)}
+    assert seen == [
+        ServerSettings(Path("m"), "n", port=9, file_system_poll_wait_seconds=2.0),
+    ]
 
 
 def test_serving_without_tensorflow_installed_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

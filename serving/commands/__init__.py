@@ -1,1 +1,1 @@
-"""The commands that ask a model server, or a bundle. Each imports what is heavy when it runs."""
+"""The commands that serve a model, and that ask one. Each imports what is heavy when it runs."""

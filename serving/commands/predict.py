@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from serving.commands.options import FLAGS, Server, server_flags
-from serving.errors import HubheadError, InputError
+from serving.errors import InputError
+from serving.tensorflow_import import require_tensorflow
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -141,17 +142,6 @@ def _by_bundle(path: Path, names: Sequence[str], top_k: int) -> Iterator[tuple[s
     left = iter(names)
     while chunk := list(islice(left, _BUNDLE_PHOTOS)):
         yield from zip(chunk, client.classify(map(_photo, chunk), model.classify, top_k=top_k), strict=True)
-
-
-def require_tensorflow() -> None:
-    """Raise an error with its remedy where TensorFlow is not installed."""
-    import importlib.util
-
-    if importlib.util.find_spec("tensorflow") is None:
-        raise HubheadError(
-            "Running a model needs TensorFlow, which is not installed.",
-            remedy="Install it with: pip install 'hubhead[serve]'",
-        )
 
 
 def _as_record(photo: str, prediction: Prediction) -> dict[str, object]:

@@ -28,20 +28,28 @@ PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
 PREDICT = f"/{PREDICTION_SERVICE}/Predict"
 GET_MODEL_METADATA = f"/{PREDICTION_SERVICE}/GetModelMetadata"
+CLASSIFY = f"/{PREDICTION_SERVICE}/Classify"
+REGRESS = f"/{PREDICTION_SERVICE}/Regress"
+MULTI_INFERENCE = f"/{PREDICTION_SERVICE}/MultiInference"
 GET_MODEL_STATUS = f"/{MODEL_SERVICE}/GetModelStatus"
+RELOAD_CONFIG = f"/{MODEL_SERVICE}/HandleReloadConfigRequest"
 
 _PACKAGES = ("tensorflow.serving", "tensorflow")
 _lock = threading.Lock()
 
 
 @functools.cache
-def _pool() -> DescriptorPool:
+def pool() -> DescriptorPool:
+    """The pool of these messages and of the services that speak them."""
     from google.protobuf.descriptor_pb2 import FileDescriptorSet
     from google.protobuf.descriptor_pool import DescriptorPool
+
+    from serving.protos.files import messages_of_files
 
     pool = DescriptorPool()
     for file in FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file:
         pool.Add(file)
+    pool.Add(messages_of_files())
     return pool
 
 
@@ -49,14 +57,14 @@ def _find(name: str) -> Any:
     from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
     from google.protobuf.message_factory import GetMessageClass
 
-    pool = _pool()
+    messages = pool()
     for package in _PACKAGES:
         try:
-            return GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}"))
+            return GetMessageClass(messages.FindMessageTypeByName(f"{package}.{name}"))
         except KeyError:
             pass
         try:
-            return EnumTypeWrapper(pool.FindEnumTypeByName(f"{package}.{name}"))
+            return EnumTypeWrapper(messages.FindEnumTypeByName(f"{package}.{name}"))
         except KeyError:
             pass
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}: no such message or enum")

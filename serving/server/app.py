@@ -5,27 +5,31 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import grpc
 
-from serving import runtime
-from serving.errors import BundleError, OutputError
-from serving.server.servable import Loader
+from serving import protos, runtime
+from serving.errors import BundleError, HubheadError, InputError, OutputError
+from serving.server import config, servable
+from serving.server.health import Health
+from serving.server.manager import Manager
+from serving.server.metrics import Metrics
+from serving.server.refusal import Refusal
+from serving.server.rest import GRACE_SECONDS, Rest
+from serving.server.servable import Loader, Servable
 from serving.server.services import handlers
-from serving.server.versions import Versions
+from serving.server.settings import ModelSettings, ServerSettings
+from serving.server.versions import Load
+from serving.server.warmup import warm_up
 
-GRACE_SECONDS = 5.0
-"""How long requests in flight may still take once the server stops."""
-
-_CALLS_AT_ONCE = 64
-"""Threads that receive calls; those beyond the model's own threads wait for their turn there."""
+_HEALTH_SECONDS = 0.5
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
@@ -36,64 +40,64 @@ _OPTIONS = (
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ServerSettings:
-    """What to serve, and where.
-
-    Attributes:
-        model_base_path: the directory whose numbered children are the versions.
-        model_name: the name that callers use; default: the directory's name.
-        port: gRPC port; 0 takes a free one.
-        file_system_poll_wait_seconds: between two looks for new versions.
-    """
-
-    model_base_path: Path
-    model_name: str = ""
-    port: int = 8500
-    file_system_poll_wait_seconds: float = 1.0
-
-    @property
-    def name(self) -> str:
-        """The model's name, given or not."""
-        return self.model_name or self.model_base_path.resolve().name
-
-
 class RunningServer:
     """A server that answers; stop it with `stop` or by leaving its context.
 
     Attributes:
-        name: the model's name.
         port: the gRPC port, also where the settings said 0.
+        rest_port: the REST port; None where there is none.
+        manager: the models.
+        metrics: what is counted.
     """
 
-    def __init__(self, settings: ServerSettings, versions: Versions) -> None:
-        self.name = versions.name
-        self._versions = versions
-        self._pool = futures.ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="hubhead-serve")
-        self._server = grpc.server(self._pool, handlers=handlers(versions), options=_OPTIONS)
-        self.port = _bind(self._server, settings.port)
+    def __init__(self, settings: ServerSettings, manager: Manager, metrics: Metrics) -> None:
+        self.manager, self.metrics = manager, metrics
+        self._settings = settings
         self._stopping = threading.Event()
-        self._poller = threading.Thread(
-            target=self._poll,
-            args=(settings.file_system_poll_wait_seconds,),
-            name="hubhead-poll",
-            daemon=True,
+        self._pool = futures.ThreadPoolExecutor(settings.grpc_max_threads, thread_name_prefix="hubhead-serve")
+        self._server = grpc.server(
+            self._pool,
+            handlers=handlers(manager, metrics),
+            options=(*_OPTIONS, *settings.grpc_channel_arguments),
         )
+        self._health = Health(manager)
+        self._health.add_to(self._server)
+        _add_reflection(self._server)
+        self.port = _bind(self._server, settings)
+        rest = Rest(settings, metrics) if settings.rest_api_port is not None else None
+        self._rest = rest
+        self.rest_port = rest.port if rest else None
+        self._health.check()
         self._server.start()
-        self._poller.start()
+        self._threads = [
+            threading.Thread(target=self._poll, name="hubhead-poll", daemon=True),
+            threading.Thread(target=self._watch, name="hubhead-health", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def name(self) -> str:
+        """The name of the only model, or of the first."""
+        return self.manager.settings[0].name
 
     @property
     def version(self) -> int:
-        """The version that answers now."""
-        version = self._versions.current
+        """The version of that model that answers now."""
+        version = self.manager.models[self.name].current
         assert version is not None  # a server starts with one, and never lets go of the last
         return version
 
     def stop(self) -> None:
-        """Take no more requests, give those in flight 5 seconds, close the port."""
+        """Take no more requests, give those in flight 5 seconds, close the ports."""
         self._stopping.set()
-        self._server.stop(GRACE_SECONDS).wait()
-        self._poller.join(GRACE_SECONDS)  # it may be in the middle of loading a version
+        self._health.drain()
+        stopped = self._server.stop(GRACE_SECONDS)
+        if self._rest:
+            self._rest.stop()
+        stopped.wait()
+        for thread in self._threads:
+            thread.join(GRACE_SECONDS)  # one may be in the middle of loading a version
         self._pool.shutdown(wait=False)
 
     def __enter__(self) -> Self:
@@ -104,17 +108,39 @@ class RunningServer:
     ) -> None:
         self.stop()
 
-    def _poll(self, seconds: float) -> None:
-        while not self._stopping.wait(seconds):
-            self._versions.poll()
+    def _poll(self) -> None:
+        settings, read_at = self._settings, time.monotonic()
+        text = _text(settings.model_config_file)
+        while not self._stopping.wait(settings.file_system_poll_wait_seconds):
+            self.manager.poll()
+            every = settings.model_config_file_poll_wait_seconds
+            if settings.model_config_file and every and time.monotonic() - read_at >= every:
+                read_at = time.monotonic()
+                found = _text(settings.model_config_file)
+                if found is not None and found != text and self._read_again(settings.model_config_file):
+                    text = found
+
+    def _read_again(self, path: Path) -> bool:
+        """Take over a changed configuration; False, and one line in the log, where it cannot be used yet."""
+        try:
+            self.manager.configure(config.read_models(path), self._stopping.is_set)
+        except (HubheadError, Refusal) as error:
+            _log.warning("%s is not taken over, and tried again: %s", path, error)
+            return False
+        _log.info("%s changed and is taken over", path)
+        return True
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(_HEALTH_SECONDS):
+            self._health.check()
 
 
 def start(
     settings: ServerSettings, *, loader: Loader = runtime.load, stop: threading.Event | None = None
 ) -> RunningServer:
-    """Load the newest version, open the port, and go on in the background.
+    """Load a version of every model, open the ports, and go on in the background.
 
-    While the base path holds no version, this waits for one, and says so once in the log.
+    While a base path holds no version, this waits for one, and says so once in the log.
 
     Args:
         settings: what to serve, and where.
@@ -122,19 +148,27 @@ def start(
         stop: gives up waiting for a first version when it is set.
 
     Raises:
+        InputError: a configuration that cannot be used.
         BundleError: there is no such base path, or versions are there and none of them loads.
-        OutputError: the port is taken.
+        OutputError: a port is taken.
         StoppedError: `stop` was set before there was a version.
     """
-    base = settings.model_base_path
-    if not base.is_dir():
-        raise BundleError(
-            f"The model base path {base} {'is no directory' if base.exists() else 'does not exist'}.",
-            remedy="Give --model_base_path the directory above the numbered versions, such as models/food.",
-        )
-    versions = Versions(settings.name, base, loader)
-    _first_version(versions, settings.file_system_poll_wait_seconds, stop or threading.Event())
-    return RunningServer(settings, versions)
+    stopped = (stop or threading.Event()).is_set
+    metrics = Metrics()
+    manager = Manager(
+        _load(settings, loader, metrics),
+        labels_of_unavailable=settings.allow_version_labels_for_unavailable_models,
+    )
+    models = _models(settings)
+    for model in models:
+        _check_base(model)
+    try:
+        manager.configure(models, stopped)
+    except Refusal as refusal:
+        if stopped():
+            raise StoppedError from refusal
+        raise _as_error(refusal) from refusal
+    return RunningServer(settings, manager, metrics)
 
 
 class StoppedError(Exception):
@@ -148,12 +182,11 @@ def serve_until_signalled(
 
     Args:
         settings: what to serve, and where.
-        on_ready: called once, when the port is open.
+        on_ready: called once, when the ports are open.
         loader: makes a model from a version's directory.
 
     Raises:
-        BundleError: as `start`.
-        OutputError: as `start`.
+        HubheadError: as `start`.
     """
     with _set_by_signals() as stop:
         try:
@@ -165,28 +198,106 @@ def serve_until_signalled(
             stop.wait()
 
 
-def _first_version(versions: Versions, seconds: float, stop: threading.Event) -> None:
-    versions.poll()
-    if versions.current is None and (states := versions.states()):
-        reasons = " ".join(f"Version {version}: {state.error}" for version, state in states.items())
-        raise BundleError(f"No version of model {versions.name} in {versions.base} loads. {reasons}")
-    if versions.current is None:
-        _log.warning(
-            "%s holds no version yet; waiting for a directory such as %s", versions.base, versions.base / "1"
+def _models(settings: ServerSettings) -> tuple[ModelSettings, ...]:
+    """What is configured, in one of the three ways.
+
+    Raises:
+        InputError: in none of them.
+    """
+    if settings.model_config_file:
+        return config.read_models(settings.model_config_file)
+    if settings.models:
+        return settings.models
+    if settings.model_base_path is None:
+        raise InputError(
+            "There is no model to serve.",
+            remedy="Give --model_base_path the directory above the versions, or --model_config_file.",
         )
-    while versions.current is None:
-        if stop.wait(seconds):
-            raise StoppedError
-        versions.poll()
+    base = settings.model_base_path.resolve()
+    return (ModelSettings(settings.model_name or base.name, base),)
 
 
-def _bind(server: grpc.Server, port: int) -> int:
+def _check_base(model: ModelSettings) -> None:
+    base = model.base_path
+    if not base.is_dir():
+        raise BundleError(
+            f"The model base path {base} {'is no directory' if base.exists() else 'does not exist'}.",
+            remedy="Give --model_base_path the directory above the numbered versions, such as models/food.",
+        )
+    if not any(child.name.isdecimal() for child in base.iterdir()):
+        _log.warning("%s holds no version yet; waiting for a directory such as %s", base, base / "1")
+
+
+def _load(settings: ServerSettings, loader: Loader, metrics: Metrics) -> Load:
+    """How a version is loaded and warmed."""
+
+    def load(name: str, version: int, directory: Path) -> Servable:
+        loaded = servable.load(name, version, directory, loader)
+        if settings.enable_model_warmup:
+            start, status = time.perf_counter(), "OK"
+            try:
+                warm_up(loaded, directory, settings.num_request_iterations_for_warmup)
+            except BundleError:
+                status = "INTERNAL"
+                raise
+            finally:
+                metrics.warmup(str(directory), status, time.perf_counter() - start)
+        return loaded
+
+    return load
+
+
+def _as_error(refusal: Refusal) -> HubheadError:
+    if refusal.code is grpc.StatusCode.FAILED_PRECONDITION:
+        return InputError(
+            f"{refusal.details}.",
+            remedy="Labels at the start need --allow_version_labels_for_unavailable_models, "
+            "as in TensorFlow Serving.",
+        )
+    return BundleError(refusal.details)
+
+
+def _text(path: Path | None) -> str | None:
     try:
-        bound = server.add_insecure_port(f"[::]:{port}")
+        return path.read_text("utf-8") if path else None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _add_reflection(server: grpc.Server) -> None:
+    from grpc_reflection.v1alpha import reflection
+
+    names = (protos.PREDICTION_SERVICE, protos.MODEL_SERVICE, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server, protos.pool())
+
+
+def _bind(server: grpc.Server, settings: ServerSettings) -> int:
+    address = f"[::]:{settings.port}"
+    certificates = settings.certificates
+    try:
+        if certificates is None:
+            bound = server.add_insecure_port(address)
+        else:
+            bound = server.add_secure_port(
+                address,
+                grpc.ssl_server_credentials(
+                    [(certificates.server_key.encode(), certificates.server_cert.encode())],
+                    certificates.custom_ca.encode() or None,
+                    certificates.client_verify,
+                ),
+            )
     except RuntimeError as error:
-        raise _taken(port) from error
+        raise _taken(settings.port) from error
     if bound == 0:  # how older releases of grpcio say the same
-        raise _taken(port)
+        raise _taken(settings.port)
+    if settings.grpc_socket_path:
+        try:
+            server.add_insecure_port(f"unix:{settings.grpc_socket_path}")
+        except RuntimeError as error:
+            raise OutputError(
+                f"The socket {settings.grpc_socket_path} cannot be opened: {error}.",
+                remedy="Give --grpc_socket_path a place that you may write.",
+            ) from error
     return bound
 
 

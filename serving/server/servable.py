@@ -6,9 +6,11 @@ get_model_metadata_impl.cc, and saved_model/util.cc of TensorFlow), since client
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,8 +42,33 @@ class Model(Protocol):
 Loader = Callable[[Path], Model]
 
 
+_FAULTS = ("ABORTED", "DATA_LOSS", "INTERNAL", "RESOURCE_EXHAUSTED", "UNKNOWN")
+"""Status codes that speak of the model and not of what a caller sent."""
+
+
+class Pulse:
+    """Whether a model's last answer was one, and how long ago."""
+
+    def __init__(self) -> None:
+        self._beaten = time.monotonic()
+        self.answering = True
+
+    def beat(self, *, answering: bool = True) -> None:
+        """The model answered, or failed."""
+        self._beaten, self.answering = time.monotonic(), answering
+
+    def quiet_seconds(self) -> float:
+        """Since its last answer; for ever where it failed."""
+        return time.monotonic() - self._beaten if self.answering else math.inf
+
+
 class Servable:
-    """One version: its model, its declared signatures, and the requests that are using it."""
+    """One version: its model, its declared signatures, and the requests that are using it.
+
+    Attributes:
+        pulse: whether the model answers.
+        probe: a PredictRequest that it has to answer; None where nobody gave one.
+    """
 
     def __init__(self, name: str, version: int, model: Model, signatures: Mapping[str, Any]) -> None:
         self.name = name
@@ -50,6 +77,8 @@ class Servable:
         self._signatures = signatures
         self._turns = threading.Semaphore(model.threads)
         self._users = 0
+        self.pulse = Pulse()
+        self.probe: protos.Message | None = None
         self._counting = threading.Lock()
 
     @contextmanager
@@ -67,6 +96,18 @@ class Servable:
     def idle(self) -> bool:
         """Whether no request is using this version."""
         return self._users == 0
+
+    def ask_itself(self, seconds: float) -> None:
+        """Run the probe, so that the pulse says whether the model answers."""
+        if self.probe is None:
+            self.pulse.beat()
+            return
+        with suppress(Refusal):
+            self.predict(self.probe, seconds)
+
+    def close(self) -> None:
+        """Free the model; only where the version is idle and nobody can ask for it any more."""
+        del self._model
 
     def predict(self, request: protos.Message, seconds: float | None = None) -> protos.Message:
         """Answer a PredictRequest.
@@ -106,8 +147,11 @@ class Servable:
         if not self._turns.acquire(timeout=seconds):
             raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline passed while waiting for the model.")
         try:
-            return self._model.run(key, inputs)
+            outputs = self._model.run(key, inputs)
+            self.pulse.beat()
+            return outputs
         except runtime.RunError as error:
+            self.pulse.beat(answering=error.code not in _FAULTS)
             raise Refusal(grpc.StatusCode[error.code], error.what) from error
         finally:
             self._turns.release()

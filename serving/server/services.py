@@ -2,47 +2,64 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
 import grpc
 
 from serving import protos
+from serving.server import config
+from serving.server.manager import Manager
+from serving.server.metrics import Metrics
 from serving.server.refusal import Refusal, invalid
 from serving.server.servable import check_metadata_fields
-from serving.server.versions import Versions
 
 _ENDLESS_SECONDS = 1e8
 """gRPC gives a caller without a deadline centuries."""
 
-Answer = Callable[[protos.Message, float | None], protos.Message]
+_COUNTED = ("Predict", "Classify", "Regress")
+"""TensorFlow Serving counts no other over gRPC."""
+
+_log = logging.getLogger(__name__)
+
+Answer = Callable[[protos.Message, Any], protos.Message]
+"""From a request and its gRPC context to the response."""
 
 
-def handlers(versions: Versions) -> list[grpc.GenericRpcHandler[Any, Any]]:
+def handlers(manager: Manager, metrics: Metrics) -> list[grpc.GenericRpcHandler[Any, Any]]:
     """What to register with a gRPC server."""
 
-    def predict(request: protos.Message, seconds: float | None) -> protos.Message:
-        with versions.use(request.model_spec) as servable:
-            return servable.predict(request, seconds)
+    def predict(request: protos.Message, context: Any) -> protos.Message:
+        _check_spec(request)
+        with manager.use(request.model_spec) as servable:
+            return servable.predict(request, _seconds(context))
 
-    def metadata(request: protos.Message, _: float | None) -> protos.Message:
+    def metadata(request: protos.Message, _: Any) -> protos.Message:
+        _check_spec(request)
         check_metadata_fields(request.metadata_field)
-        with versions.use(request.model_spec) as servable:
+        with manager.use(request.model_spec) as servable:
             return servable.metadata()
 
-    def status(request: protos.Message, _: float | None) -> protos.Message:
-        return model_status(versions, request.model_spec)
+    def status(request: protos.Message, _: Any) -> protos.Message:
+        _check_spec(request)
+        return manager.status(request.model_spec)
+
+    def reload(request: protos.Message, context: Any) -> protos.Message:
+        return reload_config(manager, request, given_up=lambda: not context.is_active())
 
     answers = {
         protos.PREDICT: (predict, protos.PredictRequest),
         protos.GET_MODEL_METADATA: (metadata, protos.GetModelMetadataRequest),
         protos.GET_MODEL_STATUS: (status, protos.GetModelStatusRequest),
+        protos.RELOAD_CONFIG: (reload, protos.ReloadConfigRequest),
     }
     return [
         grpc.method_handlers_generic_handler(
             service,
             {
-                path.rpartition("/")[2]: _handler(answer, request)
+                path.rpartition("/")[2]: _handler(path.rpartition("/")[2], answer, request, metrics)
                 for path, (answer, request) in answers.items()
                 if path.startswith(f"/{service}/")
             },
@@ -51,38 +68,50 @@ def handlers(versions: Versions) -> list[grpc.GenericRpcHandler[Any, Any]]:
     ]
 
 
-def model_status(versions: Versions, spec: protos.Message) -> protos.Message:
-    """Answer a GetModelStatusRequest; a version label in it is ignored, as in TensorFlow Serving.
+def reload_config(
+    manager: Manager, request: protos.Message, *, given_up: Callable[[], bool] = lambda: False
+) -> protos.Message:
+    """Answer a ReloadConfigRequest: serve the models that it lists, and no others.
 
     Raises:
-        Refusal: another model, or a version that was never seen.
+        Refusal: the configuration is not allowed, or a model in it does not load.
     """
-    states = versions.states() if spec.name == versions.name else {}
-    if spec.HasField("version"):
-        version = spec.version.value
-        if version not in states:
-            raise Refusal(grpc.StatusCode.NOT_FOUND, f"Could not find version {version} of model {spec.name}")
-        states = {version: states[version]}
-    if not states:
-        raise Refusal(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {spec.name}")
-    response = protos.GetModelStatusResponse()
-    for version, state in states.items():
-        entry = response.model_version_status.add(version=version, state=state.state)
-        if state.error:
-            entry.status.error_code = grpc.StatusCode.UNKNOWN.value[0]
-            entry.status.error_message = state.error
-    return response
+    if request.config.WhichOneof("config") != "model_config_list":
+        raise Refusal(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "Cannot transition to requested config. It is only legal to transition from one "
+            "ModelConfigList to another.",
+        )
+    manager.configure(config.models(request.config), given_up)
+    _log.info("reloaded by request: %s", ", ".join(model.name for model in manager.settings))
+    return protos.ReloadConfigResponse()
 
 
-def _handler(answer: Answer, request_class: protos.Message) -> grpc.RpcMethodHandler[Any, Any]:
+def _check_spec(request: protos.Message) -> None:
+    if not request.HasField("model_spec"):
+        raise invalid("Missing ModelSpec")
+
+
+def _seconds(context: Any) -> float | None:
+    """How long the caller still waits; None: for ever."""
+    left = context.time_remaining()
+    return left if left is not None and left < _ENDLESS_SECONDS else None
+
+
+def _handler(
+    api: str, answer: Answer, request_class: protos.Message, metrics: Metrics
+) -> grpc.RpcMethodHandler[Any, Any]:
     def handle(request: protos.Message, context: grpc.ServicerContext) -> protos.Message:
+        start, status = time.perf_counter(), "OK"
         try:
-            if not request.HasField("model_spec"):
-                raise invalid("Missing ModelSpec")
-            left = context.time_remaining()
-            return answer(request, left if left is not None and left < _ENDLESS_SECONDS else None)
+            return answer(request, context)
         except Refusal as refusal:
+            status = refusal.code.name
             context.abort(refusal.code, refusal.details)
+        finally:
+            if api in _COUNTED:
+                seconds = time.perf_counter() - start
+                metrics.request(request.model_spec.name, api, "GRPC", status, seconds)
 
     return grpc.unary_unary_rpc_method_handler(
         handle,

@@ -23,8 +23,10 @@ MAX_RECORDS = 1000
 _log = logging.getLogger(__name__)
 
 
-def warm_up(servable: Servable, directory: Path) -> None:
-    """Run the warm-up requests of a version's directory, if it has any.
+def warm_up(servable: Servable, directory: Path, times: int = 1) -> None:
+    """Run the warm-up requests of a version's directory, if it has any, each so many times.
+
+    The first of them becomes the probe of the version's health.
 
     Records for the other RPCs of TensorFlow Serving are left out: this server does not have them.
 
@@ -41,7 +43,11 @@ def warm_up(servable: Servable, directory: Path) -> None:
             entry = protos.PredictionLog.FromString(record)
             kind = entry.WhichOneof("log_type")
             if kind == "predict_log":
-                servable.predict(entry.predict_log.request)
+                request = entry.predict_log.request
+                request.model_spec.name = servable.name  # whatever name the file was written for
+                for _ in range(times):
+                    servable.predict(request)
+                servable.probe = servable.probe or request
             else:
                 _log.info("%s: record %d is a %s, not run here", path, number, kind)
         except (DecodeError, Refusal) as error:

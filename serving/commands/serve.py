@@ -1,0 +1,55 @@
+"""The command `serve`."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from serving.server.flags import server_options, settings_from, without_effect
+from serving.tensorflow_import import require_tensorflow
+
+if TYPE_CHECKING:
+    from serving.server import RunningServer
+
+
+@click.command(
+    short_help="Serve models over TensorFlow Serving's protocol.",
+    context_settings={"max_content_width": 100},
+    epilog="\b\nExamples:\n"
+    "  hubhead serve --model_base_path models/food --rest_api_port 8501\n"
+    "  hubhead predict photo.jpg --server localhost:8500 --model_name food",
+)
+@server_options
+@click.option("--version", is_flag=True, help="Print hubhead's version and end.")
+@click.pass_context
+def serve(context: click.Context, /, version: bool, **values: Any) -> None:
+    """Serve models over TensorFlow Serving's gRPC and REST protocols.
+
+    One line on stdout says when it is ready, and where. Stop it with Ctrl-C or SIGTERM: requests
+    in flight are finished first. All flags of tensorflow_model_server are taken; those that have no
+    meaning here say so.
+    """
+    if version:
+        click.echo(f"hubhead {metadata.version('hubhead')}")
+        return
+    from_user = click.core.ParameterSource.COMMANDLINE
+    given = [name for name in values if context.get_parameter_source(name) is from_user]
+    for line in without_effect(given):
+        click.echo(line, err=True)
+    settings = settings_from(values)
+    require_tensorflow()
+    from serving.server import serve_until_signalled
+
+    serve_until_signalled(settings, _say_ready)
+
+
+def _say_ready(server: RunningServer) -> None:
+    models = ", ".join(
+        f"{name}, version {versions.current}" for name, versions in server.manager.models.items()
+    )
+    ports = f"localhost:{server.port} (gRPC)"
+    if server.rest_port:
+        ports += f" and http://localhost:{server.rest_port} (REST)"
+    click.echo(f"Serving model {models}, at {ports}.")

@@ -1,0 +1,103 @@
+"""A model without TensorFlow for tests of the server: y = 2x, in directories that look like SavedModels."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+
+from serving import contract, protos, runtime, tensors
+from serving.errors import BundleError
+
+LIMIT = 30.0
+"""Seconds that any wait in these tests may take."""
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Doubler:
+    """y = 2x, after `gate` is open; counts the calls, and those that run at once."""
+
+    threads: int = 2
+    gate: threading.Event = field(default_factory=threading.Event)
+    calls: int = 0
+    running: int = 0
+    most: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        with self.lock:
+            self.calls += 1
+            self.running += 1
+            self.most = max(self.most, self.running)
+        try:
+            assert self.gate.wait(LIMIT)
+            if np.any(inputs["x"] < 0):
+                raise runtime.RunError("x is negative" + "!" * 2000, "OUT_OF_RANGE")
+            return {"y": inputs["x"] * 2}
+        finally:
+            with self.lock:
+                self.running -= 1
+
+
+def write_doubler(directory: Path) -> Path:
+    """A SavedModel directory that says what Doubler takes; published by a rename, as it should be."""
+    saved = protos.SavedModel(saved_model_schema_version=1)
+    graph = saved.meta_graphs.add()
+    graph.meta_info_def.tags.append("serve")
+    for alias, infos in (("x", "inputs"), ("y", "outputs")):
+        info = getattr(graph.signature_def[contract.SERVING_DEFAULT], infos)[alias]
+        info.name, info.dtype = f"{alias}:0", protos.DataType.Value("DT_FLOAT")
+        info.tensor_shape.dim.add(size=-1)
+    staged = directory.with_name(f".{directory.name}")
+    staged.mkdir(parents=True)
+    (staged / contract.SAVED_MODEL_FILE).write_bytes(saved.SerializeToString())
+    staged.rename(directory)
+    return directory
+
+
+class Doublers:
+    """A loader of Doublers, one a directory; a directory with a file `broken` does not load."""
+
+    def __init__(self, *, gated: bool = False) -> None:
+        self.models: dict[int, Doubler] = {}
+        self.gated = gated
+        self.attempts = 0
+
+    def __call__(self, path: Path) -> Doubler:
+        self.attempts += 1
+        if (path / "broken").exists():
+            raise BundleError("broken on purpose")
+        model = self.models.setdefault(int(path.name), Doubler())
+        if not self.gated:
+            model.gate.set()
+        return model
+
+
+def double(channel: grpc.Channel, *values: float, timeout: float = LIMIT) -> Any:
+    request = protos.PredictRequest()
+    request.model_spec.name = "double"
+    request.inputs["x"].CopyFrom(tensors.encode(np.array(values, np.float32)))
+    call = channel.unary_unary(
+        protos.PREDICT, protos.PredictRequest.SerializeToString, protos.PredictResponse.FromString
+    )
+    return call(request, timeout=timeout)
