@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,13 @@ def test_a_flag_is_called_the_same_where_hubhead_train_has_it_and_only_there() -
     declared = {parameter.name for parameter in train.params if not isinstance(parameter, FlagOption)}
     assert {flag.name for flag in FLAGS.values() if flag.here is Here.SAME} == FLAGS.keys() & declared
     assert {flag.to for flag in OTHERS if flag.here is Here.TAKEN} <= declared
+
+
+def test_what_a_flag_is_replaced_by_exists() -> None:
+    declared = {parameter.name for parameter in train.params if not isinstance(parameter, FlagOption)}
+    named = {name for flag in OTHERS for name in re.findall(r"--(\w+)", f"{flag.to} {flag.why}")}
+    assert named <= declared
+    assert {"flip_left_right", "random_crop", "random_scale", "fine_tune", "saved_model_dir"} <= named
 
 
 @pytest.mark.parametrize("flag", OTHERS, ids=lambda flag: flag.name)
@@ -241,10 +249,10 @@ def test_the_help_names_them_in_one_paragraph() -> None:
 
 
 def test_the_table_is_printed_without_the_required_options() -> None:
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(command, ["--help-retrain"], catch_exceptions=False)
+    result = CliRunner(env={"COLUMNS": "240"}).invoke(command, ["--help-retrain"], catch_exceptions=False)
     assert result.exit_code == 0
     for flag in FLAGS.values():
-        (line,) = (line for line in result.stdout.splitlines() if line.split()[:1] == [f"--{flag.name}"])
+        (line,) = (line for line in result.stdout.splitlines() if line.startswith(f"  --{flag.name} "))
         assert flag.meaning().split(":")[0] in line
 
 

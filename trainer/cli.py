@@ -16,6 +16,7 @@ from trainer.backbone.cli import input_options
 
 if TYPE_CHECKING:
     from trainer.head.settings import ClassWeight, Kind
+    from trainer.tflite import Tflite
     from trainer.training import TrainResult, TrainSettings
 
 _SETTINGS = {"show_default": True, "max_content_width": 100}
@@ -56,6 +57,15 @@ def _tolerance(
     if value is None:
         return None
     return "surely" if value == "surely" else float(click.FloatRange(0, 100)(value, parameter, context))
+
+
+tflite_quantize = click.option(
+    "--tflite_quantize",
+    type=click.Choice(["none", "float16", "dynamic"]),
+    default="none",
+    help="Of the TensorFlow Lite file: weights as they are, of half the size (float16), or of a quarter "
+    "(dynamic: int8 weights, float32 between the layers). Arithmetic in int8 throughout is left out.",
+)
 
 
 @click.command(
@@ -252,6 +262,19 @@ def _tolerance(
     is_flag=True,
     help="Leave report.html out of the bundle: it holds small pictures of training photos.",
 )
+@click.option(
+    "--tflite",
+    "add_tflite",
+    is_flag=True,
+    help="Put a TensorFlow Lite file into the bundle too, assets.extra/model.tflite, with the labels inside. "
+    "It takes decoded pixels: TensorFlow Lite decodes no photos.",
+)
+@tflite_quantize
+@click.option(
+    "--tflite_output_file",
+    type=click.Path(path_type=Path),
+    help="A second place for that file; asks for it too.",
+)
 @_preprocessing_options
 @click.option(
     "--print_misclassified_test_images", is_flag=True, help="List the test photos that get a wrong label."
@@ -278,6 +301,8 @@ def train(
         raise click.UsageError("Give one of --image_dir DIRECTORY and --manifest FILE.", context)
     if given["compare_with"] == "none" and given["assert_not_worse_than_live"] is not None:
         raise click.UsageError("--assert_not_worse_than_live needs something to compare with.", context)
+    if not given["add_tflite"] and not given["tflite_output_file"]:
+        _refuse(context, ["tflite_quantize"], "needs --tflite or --tflite_output_file")
     from batch.progress import progress_bar
     from trainer.training import train as run
 
@@ -306,7 +331,8 @@ def train(
     short_help="Export a head again, or a backbone without one.",
     epilog="\b\nExamples:\n"
     "  hubhead export --bundle models/food/3 --saved_model_dir models/food --threshold 0.5\n"
-    "  hubhead export --headless --saved_model_dir models/backbone",
+    "  hubhead export --headless --saved_model_dir models/backbone\n"
+    "  hubhead export --bundle models/food/3 --tflite food.tflite --photos food_images",
 )
 @click.option(
     "--bundle",
@@ -322,9 +348,20 @@ def train(
 )
 @click.option(
     "--saved_model_dir",
-    required=True,
     type=click.Path(path_type=Path),
-    help="Where the versions of the model stand; the next one is added.",
+    help="Where the versions of the model stand; the next one is added. Needed but with --tflite.",
+)
+@click.option(
+    "--tflite",
+    "tflite_file",
+    type=click.Path(path_type=Path),
+    help="Write this TensorFlow Lite file of the bundle, labels inside, in place of a new version.",
+)
+@tflite_quantize
+@click.option(
+    "--photos",
+    help="With --tflite: a directory or glob of photos to check the file on; quantised files need it. "
+    "Without it, generated pictures check it.",
 )
 @click.option(
     "--top_k", type=click.IntRange(min=1), help="Labels that an answer names.  [default: as before]"
@@ -348,7 +385,10 @@ def export(
     source: Path | None,
     headless: bool,
     tfhub_module: str,
-    saved_model_dir: Path,
+    saved_model_dir: Path | None,
+    tflite_file: Path | None,
+    tflite_quantize: str,
+    photos: str | None,
     top_k: int | None,
     threshold: float | None,
     keep_known: float | None,
@@ -364,12 +404,23 @@ def export(
     """
     if (source is None) != headless:
         raise click.UsageError("Give exactly one of --bundle BUNDLE and --headless.")
+    if (saved_model_dir is None) == (tflite_file is None):
+        raise click.UsageError("Give exactly one of --saved_model_dir DIRECTORY and --tflite FILE.")
     of_graph = ["tfhub_module", "aspect", "max_pixels", "max_bytes", "image_size", "value_range"]
-    wrong = of_graph if source else ["top_k", "threshold", "keep_known"]
-    for name in wrong:
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name} does not go with {'--bundle' if source else '--headless'}.")
+    of_head = ["top_k", "threshold", "keep_known"]
+    of_tflite = ["tflite_quantize", "photos"]
+    _refuse(
+        context, of_graph if source else of_head, f"does not go with {'--bundle' if source else '--headless'}"
+    )
+    if tflite_file:
+        _refuse(context, [*of_head, "headless"], "does not go with --tflite")
+    else:
+        _refuse(context, of_tflite, "does not go with --saved_model_dir")
     require_extra("train", "tensorflow", "tensorflow_hub")
+    if tflite_file and source:
+        click.echo(f"{tflite_file}: {_write_tflite(source, tflite_file, tflite_quantize, photos)}")
+        return
+    assert saved_model_dir is not None
     from trainer import export as exporter
     from trainer.backbone import InputOptions
     from trainer.fetch import cache_directory
@@ -386,6 +437,23 @@ def export(
             tfhub_module, saved_model_dir, cache_directory(), settings, options=options, say=_say
         )
     click.echo(f"Bundle: {published.path}")
+
+
+def _refuse(context: click.Context, names: list[str], why: str) -> None:
+    """Say of which option given why it is wrong."""
+    for name in names:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name} {why}.")
+
+
+def _write_tflite(source: Path, file: Path, quantize: str, photos: str | None) -> Tflite:
+    from serving import bundle
+    from trainer import tflite
+
+    how = tflite.Quantize(quantize)
+    if how is not tflite.Quantize.NONE and not photos:
+        raise click.UsageError(f"--tflite_quantize {how} needs --photos: it is measured what it costs.")
+    return tflite.write(bundle.read(source), file, how, photos or "")
 
 
 def _train_settings(
@@ -415,6 +483,9 @@ def _train_settings(
     class_weight: str,
     near_duplicates: str,
     no_report: bool,
+    add_tflite: bool,
+    tflite_quantize: str,
+    tflite_output_file: Path | None,
     **same: Any,
 ) -> TrainSettings:
     """The flags as settings; `same` are those that are called the same there."""
@@ -425,6 +496,7 @@ def _train_settings(
     from trainer.fine_tune import FineTuneSettings
     from trainer.graph import Augmentation, Preprocessing
     from trainer.head import HeadSettings
+    from trainer.tflite import Quantize
     from trainer.training import NearDuplicatesOption, TrainSettings
 
     return TrainSettings(
@@ -441,6 +513,8 @@ def _train_settings(
         head_settings=HeadSettings(cast("Kind", head_kind), cast("ClassWeight", class_weight), hidden_units),
         near_duplicates=NearDuplicatesOption(near_duplicates),
         report=not no_report,
+        tflite=Quantize(tflite_quantize) if add_tflite or tflite_output_file else None,
+        tflite_output_file=tflite_output_file,
         **same,
     )
 
@@ -467,6 +541,11 @@ def describe(result: TrainResult) -> str:
         lines.append(f"Photos of known labels that are not refused as unlike them: {result.known_kept}")
     lines.append(f"Seconds: {', '.join(f'{name} {value:.1f}' for name, value in result.seconds.items())}")
     lines.append(f"Bundle: {result.bundle.path}")
+    if made := result.bundle.manifest.metrics.get("tflite"):
+        share, of = made["label_agreement"]["value"], made["label_agreement"]["n"]
+        lines.append(
+            f"TensorFlow Lite: {made['bytes'] / 1e6:.1f} MB, the bundle's label on {share:.1%} of {of} photos"
+        )
     if (page := result.bundle.path / contract.REPORT_FILE).is_file():
         lines.append(f"Report: {page}")
     return "\n".join(lines)

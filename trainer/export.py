@@ -25,13 +25,14 @@ from serving.bundle import Bundle, Manifest
 from serving.contract import Status
 from serving.errors import BundleError
 from serving.tensorflow_import import import_tensorflow
-from trainer import signatures, trained_on
+from trainer import signatures, tflite, trained_on
 from trainer.abstain import Novelty
 from trainer.backbone import Backbone, InputOptions, input_key, load, resolve
 from trainer.backbone.fingerprint import fingerprint as fingerprint_of
 from trainer.fetch import Progress, made_once, silent
 from trainer.graph import Augmentation, Preprocessing
 from trainer.head import Floats, Head, HiddenLayer, Scaling
+from trainer.tflite import TfliteOption
 
 PARITY_TOLERANCE = 2e-3
 """Largest difference of a probability between two paths to it.
@@ -59,6 +60,7 @@ class HeadExport:
         metrics, data: the same.
         trained_on: the photos that the head has seen (trainer.trained_on); None where it is not known.
         report: writes the report to the path given; None leaves it out.
+        tflite: what a TensorFlow Lite file is made by; None leaves it out.
     """
 
     head: Head
@@ -71,6 +73,7 @@ class HeadExport:
     data: Mapping[str, Any] = field(default_factory=dict)
     trained_on: trained_on.Marks | None = None
     report: Callable[[Path], None] | None = None
+    tflite: TfliteOption | None = None
 
 
 def fingerprint(backbone: Backbone, preprocessing: Preprocessing) -> str:
@@ -197,6 +200,7 @@ def export(
     Raises:
         OutputError: `base` cannot be written.
         BundleError: the written SavedModel does not load or does not answer as it must.
+        NotBlessed: the TensorFlow Lite file does not answer as it does.
     """
     manifest = replace(
         source.manifest,
@@ -223,6 +227,10 @@ def export(
             part.report(staged / contract.REPORT_FILE)
         with ClassicSession(staged) as session:
             check_answers(session, part.labels, photos, probabilities)
+        if part.tflite:
+            made = tflite.make(staged, manifest, part.tflite)
+            (staged / tflite.FILE).write_bytes(made.content)
+            replace(manifest, metrics=manifest.metrics | {"tflite": made.record()}).write(staged)
         published = bundle.publish(staged, base)
     return bundle.read(published)
 
@@ -285,7 +293,7 @@ def export_again(
         threshold=manifest.calibration["threshold"] if threshold is None else threshold,
         top_k=top_k or manifest.top_k,
         settings=manifest.head,
-        metrics=manifest.metrics,
+        metrics={name: figures for name, figures in manifest.metrics.items() if name != "tflite"},
         data=manifest.data,
         trained_on=trained_on.read(source.path),
     )

@@ -89,7 +89,7 @@ _SOLVED = "the head is solved for exactly, not approached in steps"
 _AT_ONCE = "all training photos count at once"
 _STRENGTH = "the strength of regularisation is chosen on held-out photos"
 _VIEWS = "of --views random views of each photo, which are kept"
-_AS_IT_IS = "every photo goes through the backbone once, as it is"
+_EACH = "each asks for random views of the photos by itself"
 
 
 def _flags() -> list[Flag]:
@@ -211,9 +211,9 @@ def _flags() -> list[Flag]:
         Flag("image_size", same, int, classifier=None),
         Flag(
             "tflite_output_file",
-            without,
+            same,
             classifier=None,
-            why="no TensorFlow Lite file is written; the bundle is a SavedModel",
+            why="pixels from 0 to 255 in place of 0 to 1, labels inside; the bundle has it too",
         ),
         Flag("assert_accuracy_at_least", same, float, classifier=None, why="on the test photos; exit code 4"),
         Flag("train_epochs", without, int, classifier=5, why=_SOLVED),
@@ -237,13 +237,26 @@ def _flags() -> list[Flag]:
             to="--fine_tune",
             why="the last layers are trained on, from a fitted head",
         ),
-        Flag("do_data_augmentation", without, bool, classifier=False, why=_AS_IT_IS),
-        Flag("rotation_range", without, int, classifier=40, why=_AS_IT_IS),
-        Flag("horizontal_flip", without, bool, classifier=True, why=_AS_IT_IS),
-        Flag("width_shift_range", without, float, classifier=0.2, why=_AS_IT_IS),
-        Flag("height_shift_range", without, float, classifier=0.2, why=_AS_IT_IS),
-        Flag("shear_range", without, float, classifier=0.0, why=_AS_IT_IS),
-        Flag("zoom_range", without, float, classifier=0.2, why=_AS_IT_IS),
+        Flag(
+            "do_data_augmentation",
+            replaced,
+            bool,
+            classifier=False,
+            to="--flip_left_right, --random_crop, --random_scale",
+            why=_EACH,
+        ),
+        Flag(
+            "rotation_range",
+            without,
+            int,
+            classifier=40,
+            why="views are not turned; Exif turns photos",
+        ),
+        Flag("horizontal_flip", replaced, bool, classifier=True, to="--flip_left_right", why=_EACH),
+        Flag("width_shift_range", replaced, float, classifier=0.2, to="--random_crop", why=_EACH),
+        Flag("height_shift_range", replaced, float, classifier=0.2, to="--random_crop", why=_EACH),
+        Flag("shear_range", without, float, classifier=0.0, why="views are not sheared, as by default there"),
+        Flag("zoom_range", replaced, float, classifier=0.2, to="--random_scale", why=_EACH),
         Flag(
             "set_memory_growth",
             replaced,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from trainer import (
     live,
     report,
     summaries,
+    tflite,
     trained_on,
 )
 from trainer.abstain import Novelty, Threshold
@@ -48,6 +50,7 @@ from trainer.fine_tune import FineTuneSettings
 from trainer.graph import Augmentation, Preprocessing
 from trainer.head import Blocks, Floats, HeadSettings, Ints, Vectors
 from trainer.live import LiveComparison, Tolerance
+from trainer.tflite import Quantize, TfliteOption
 
 PARITY_PHOTOS = 8
 """Test photos that the exported bundle is held against the training path on."""
@@ -100,6 +103,8 @@ class TrainSettings:
             more than that; None publishes anyway. Where there is no live version yet, it is published.
         cross_validate: judge by a cross-validation of so many folds too.
         cross_validate_repeats: how often, each time with other folds.
+        tflite: put a TensorFlow Lite file into the bundle too, its weights kept so; None leaves it out.
+        tflite_output_file: a second place for that file, None for none.
     """
 
     image_dir: str | Path
@@ -129,6 +134,8 @@ class TrainSettings:
     assert_not_worse_than_live: Tolerance | None = None
     cross_validate: int | None = None
     cross_validate_repeats: int = 1
+    tflite: Quantize | None = None
+    tflite_output_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -319,6 +326,7 @@ def train(
             top_k=settings.top_k,
             settings=selection.settings,
             report=(lambda path: report.write(path, page)) if settings.report else None,
+            tflite=_tflite(features.examples, rows, settings),
             metrics={
                 "test": test.record() if test else None,
                 selection.method: held_out.record() | {"strength": selection.strength},
@@ -354,6 +362,8 @@ def train(
         )
         if settings.output_labels:
             write_labels(folder.labels, settings.output_labels)
+        if settings.tflite_output_file:
+            shutil.copyfile(published.path / tflite.FILE, settings.tflite_output_file)
     return TrainResult(
         bundle=published,
         test=test,
@@ -386,11 +396,12 @@ def check_places(settings: TrainSettings) -> None:
     Raises:
         OutputError: it cannot.
     """
-    target = settings.output_labels
-    if target and (target.is_dir() or not os.access(target.parent, os.W_OK)):
-        raise OutputError(
-            f"--output_labels {target} cannot be written.", remedy="Give a file in a directory that exists."
-        )
+    for name in ("output_labels", "tflite_output_file"):
+        target = getattr(settings, name)
+        if target and (target.is_dir() or not os.access(target.parent, os.W_OK)):
+            raise OutputError(
+                f"--{name} {target} cannot be written.", remedy="Give a file in a directory that exists."
+            )
     with bundle.staging(settings.saved_model_dir):
         pass
     if settings.summaries_dir:
@@ -405,7 +416,14 @@ def _told(settings: TrainSettings, selection: head.Selection) -> dict[str, Any]:
     told = asdict(settings)
     del told["head_settings"]
     told["head"] = selection.settings
-    for name in ("cache", "embedding_store", "saved_model_dir", "output_labels", "summaries_dir"):
+    for name in (
+        "cache",
+        "embedding_store",
+        "saved_model_dir",
+        "output_labels",
+        "summaries_dir",
+        "tflite_output_file",
+    ):
         del told[name]
     return told
 
@@ -509,6 +527,22 @@ def _as_served(examples: Sequence[Example], rows: Ints) -> dict[int, bytes]:
     with Converter() as converter:
         sent = {int(row): converter.for_graph(files.read(examples[row].uri)) for row in rows}
     return {row: photo for row, photo in sent.items() if isinstance(photo, bytes)}
+
+
+def _tflite(
+    examples: Sequence[Example], rows: dict[Subset, np.ndarray], settings: TrainSettings
+) -> TfliteOption | None:
+    """With test photos to check the file on."""
+    if settings.tflite is None:
+        return None
+    training, testing = np.flatnonzero(rows[Subset.TRAINING]), np.flatnonzero(rows[Subset.TESTING])
+    photos = _as_served(examples, _spread(testing if len(testing) else training, tflite.PHOTOS))
+    return TfliteOption(settings.tflite, list(photos.values()))
+
+
+def _spread(rows: Ints, count: int) -> Ints:
+    """At most so many of some rows, evenly taken, so that all labels are among them."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64))]
 
 
 def _listed(settings: TrainSettings, progress: Callable[[Progress], None] | None) -> Folder:

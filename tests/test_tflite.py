@@ -1,0 +1,268 @@
+"""TensorFlow Lite files: what is in them, that they answer as their bundle does, and what stops one."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shlex
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from serving import bundle, contract, runtime
+from serving.bundle import Bundle, Manifest
+from serving.errors import BundleError, InputError, NotBlessed, OutputError
+from trainer import export, tflite, training
+from trainer.cli import export as export_command
+from trainer.cli import train as train_command
+from trainer.evaluate import proportion
+from trainer.graph import Preprocessing
+from trainer.tflite import Quantize, Tflite, TfliteOption
+from trainer.tflite_metadata import description
+
+if TYPE_CHECKING:
+    from tests.conftest import Trained
+
+pytestmark = pytest.mark.tf
+
+
+@pytest.fixture(scope="module")
+def photos(trained: Trained) -> list[bytes]:
+    return [Path(path).read_bytes() for path, _ in trained.result.test_photos[:12]]
+
+
+@pytest.fixture(scope="module")
+def food(trained: Trained, photos: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The head of the training, published with a file."""
+    source = trained.result.bundle
+    head, novelty = export.load_head(source.path / contract.HEAD_FILE)
+    labels, option = source.manifest.labels, TfliteOption(photos=photos)
+    part = export.HeadExport(head, labels, novelty=novelty, tflite=option)
+    return export.export(source, part, tmp_path_factory.mktemp("tflite") / "food")
+
+
+@pytest.fixture(scope="module")
+def content(food: Bundle) -> bytes:
+    return (food.path / tflite.FILE).read_bytes()
+
+
+# What export made
+
+
+def test_the_bundle_has_the_file_and_its_record(food: Bundle, photos: list[bytes], content: bytes) -> None:
+    record = food.manifest.metrics["tflite"]
+    assert record["sha256"] == hashlib.sha256(content).hexdigest()
+    assert record["bytes"] == len(content)
+    assert (record["quantize"], record["checked_on"]) == ("none", "photos")
+    assert record["label_agreement"]["n"] == len(photos)
+    assert record["label_agreement"]["value"] >= Quantize.NONE.agreement
+    assert 0 < record["largest_difference"] <= Quantize.NONE.tolerance
+
+
+def test_the_file_answers_photos_as_the_bundle_answers_their_bytes(
+    food: Bundle, content: bytes, photos: list[bytes]
+) -> None:
+    """From the bytes on the one side, from the pixels of the one decoder on the other."""
+    expected = np.concatenate(
+        [
+            answer[contract.PROBABILITIES]
+            for answer in runtime.load(food.path).imap(contract.PROBABILITIES, contract.IMAGE_BYTES, photos)
+        ]
+    )
+    found = tflite.probabilities(content, tflite.decoded(photos, Preprocessing()))
+    assert found.shape == (len(photos), len(food.manifest.labels))
+    np.testing.assert_allclose(found, expected, atol=Quantize.NONE.tolerance)
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+
+
+def test_photos_that_cannot_be_decoded_are_left_out_of_the_check(photos: list[bytes]) -> None:
+    pixels = tflite.decoded([photos[0], b"no photo", photos[1]], Preprocessing())
+    assert pixels.shape == (2, 224, 224, 3)
+    assert pixels.dtype == np.uint8
+
+
+# What stands in the file
+
+
+def test_labels_and_manifest_are_an_archive_behind_the_model(food: Bundle, content: bytes) -> None:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert archive.testzip() is None
+        assert archive.read("labels.txt").decode().splitlines() == food.manifest.labels
+        manifest = json.loads(archive.read("hubhead.json"))
+        assert all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
+    assert manifest["labels"] == food.manifest.labels
+    assert manifest["preprocessing"] == food.manifest.preprocessing
+
+
+def described(content: bytes) -> bytes:
+    """The flatbuffer that a TensorFlow Lite file names TFLITE_METADATA."""
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    (entry,) = (entry for entry in model.metadata if entry.name == b"TFLITE_METADATA")
+    return bytes(model.buffers[entry.buffer].data)
+
+
+class Reader:
+    """A table of a flatbuffer by the numbers of its fields, as flatbuffers' own reader sees it."""
+
+    def __init__(self, content: bytes, position: int) -> None:
+        from flatbuffers.table import Table
+
+        self._table = Table(bytearray(content), position)
+
+    @classmethod
+    def root(cls, content: bytes) -> Reader:
+        return cls(content, int.from_bytes(content[:4], "little"))
+
+    def _offset(self, field: int) -> int:
+        offset: int = self._table.Offset(4 + 2 * field)
+        assert offset, f"field {field} is not there"
+        return offset + self._table.Pos
+
+    def text(self, field: int) -> str:
+        return bytes(self._table.String(self._offset(field))).decode()
+
+    def number(self, field: int, kind: str) -> Any:
+        from flatbuffers import number_types
+
+        return self._table.Get(getattr(number_types, f"{kind}Flags"), self._offset(field))
+
+    def table(self, field: int) -> Reader:
+        return Reader(bytes(self._table.Bytes), self._table.Indirect(self._offset(field)))
+
+    def only(self, field: int) -> Reader:
+        offset = self._offset(field) - self._table.Pos
+        assert self._table.VectorLen(offset) == 1
+        return Reader(bytes(self._table.Bytes), self._table.Indirect(self._table.Vector(offset)))
+
+
+def test_the_metadata_says_rgb_in_and_labelled_probabilities_out(content: bytes) -> None:
+    metadata = described(content)
+    assert metadata[4:8] == b"M001"
+    graph = Reader.root(metadata).only(3)
+    taken, given = graph.only(2), graph.only(3)
+    assert (taken.text(0), given.text(0)) == ("pixels", "probabilities")
+    properties = taken.table(3)
+    assert (properties.number(0, "Uint8"), properties.table(1).number(0, "Int8")) == (2, 1)
+    labels = given.only(6)
+    assert (labels.text(0), labels.number(2, "Int8")) == ("labels.txt", 2)
+
+
+def test_a_threshold_is_in_the_metadata() -> None:
+    strict = Manifest(["a", "b"], {}, {}, calibration={"threshold": 0.625})
+    unit = Reader.root(description(strict)).only(3).only(3).only(4)
+    assert unit.number(0, "Uint8") == 3
+    assert unit.table(1).number(0, "Float32") == 0.625
+
+
+# What stops a file
+
+
+def test_a_file_whose_labels_are_not_the_bundles_is_refused(food: Bundle, photos: list[bytes]) -> None:
+    wrong = replace(food.manifest, labels=food.manifest.labels[::-1])
+    with pytest.raises(NotBlessed, match=r"is not the model: .* 0\.0% \(N=12"):
+        tflite.make(food.path, wrong, TfliteOption(photos=photos))
+
+
+@pytest.mark.parametrize(
+    ("quantize", "right", "difference", "passes"),
+    [
+        (Quantize.NONE, 100, 0.004, True),
+        (Quantize.NONE, 100, 0.006, False),
+        (Quantize.NONE, 98, 0.004, False),
+        (Quantize.FLOAT16, 97, 0.04, True),
+        (Quantize.FLOAT16, 96, 0.04, False),
+        (Quantize.DYNAMIC, 90, 0.4, True),
+        (Quantize.DYNAMIC, 89, 0.4, False),
+    ],
+)
+def test_labels_and_probabilities_have_to_agree(
+    quantize: Quantize, right: int, difference: float, passes: bool
+) -> None:
+    made = Tflite(b"", quantize, proportion(right, 100), difference, generated=False)
+    if passes:
+        tflite.check(made)
+    else:
+        with pytest.raises(NotBlessed, match="Nothing was published"):
+            tflite.check(made)
+
+
+def test_nothing_is_published_where_the_file_cannot_be_checked(food: Bundle, tmp_path: Path) -> None:
+    head, novelty = export.load_head(food.path / contract.HEAD_FILE)
+    option = TfliteOption(photos=[b"no photo"])
+    part = export.HeadExport(head, food.manifest.labels, novelty=novelty, tflite=option)
+    with pytest.raises(InputError, match="None of the photos can be used"):
+        export.export(food, part, tmp_path / "food")
+    assert bundle.versions(tmp_path / "food") == []
+
+
+def test_what_is_no_tensorflow_lite_file_does_not_load() -> None:
+    with pytest.raises(BundleError, match="does not load"):
+        tflite.probabilities(b"something else", tflite.generated(Preprocessing(), 1))
+
+
+def test_a_place_that_cannot_be_written_is_found_before_any_work(trained: Trained, tmp_path: Path) -> None:
+    settings = replace(trained.settings, tflite_output_file=tmp_path / "no" / "food.tflite")
+    with pytest.raises(OutputError, match="--tflite_output_file"):
+        training.check_places(settings)
+
+
+def test_generated_pictures_are_many_and_always_the_same() -> None:
+    first, second = (tflite.generated(Preprocessing(height=32, width=48)) for _ in range(2))
+    assert first.shape == (16, 32, 48, 3)
+    assert np.array_equal(first, second)
+    assert len({picture.tobytes() for picture in first}) == 16
+    assert first.min() < 30
+    assert first.max() > 225
+
+
+# The commands
+
+
+@pytest.mark.slow
+def test_a_quantised_file_of_a_published_bundle(food: Bundle, trained: Trained, tmp_path: Path) -> None:
+    file = tmp_path / "food.tflite"
+    result = CliRunner().invoke(
+        export_command,
+        shlex.split(
+            f"--bundle '{food.path}' --tflite '{file}' --photos '{trained.settings.image_dir}' "
+            "--tflite_quantize float16"
+        ),
+        catch_exceptions=False,
+    )
+    assert result.exit_code == 0, result.output
+    assert "quantised: float16" in result.output
+    assert "(N=100, " in result.output
+    whole = (food.path / tflite.FILE).stat().st_size
+    assert 0.45 < file.stat().st_size / whole < 0.55
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tflite", "x.tflite", "--saved_model_dir", "m"], "exactly one of --saved_model_dir"),
+        ([], "exactly one of --saved_model_dir"),
+        (["--tflite", "x.tflite", "--threshold", "0.5"], "--threshold does not go with --tflite"),
+        (["--saved_model_dir", "m", "--photos", "p"], "--photos does not go with --saved_model_dir"),
+        (["--tflite", "x.tflite", "--tflite_quantize", "float16"], "float16 needs --photos"),
+        (["--tflite", "x.tflite", "--tflite_quantize", "int4"], "Invalid value for '--tflite_quantize'"),
+    ],
+)
+def test_wrong_usage_of_export_is_told(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(export_command, ["--bundle", "b", *arguments])
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_a_quantisation_without_a_file_is_wrong_usage() -> None:
+    result = CliRunner().invoke(train_command, ["--image_dir", "photos", "--tflite_quantize", "float16"])
+    assert result.exit_code == 2
+    assert "--tflite_quantize needs --tflite or --tflite_output_file" in result.output

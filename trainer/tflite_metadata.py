@@ -1,0 +1,104 @@
+"""The labels inside a TensorFlow Lite file, where MediaPipe and the Task Library read them.
+
+A flatbuffer of its own (schema: mediapipe/tasks/metadata/metadata_schema.fbs, version 1.5.0) describes
+the tensors; the file names it among its metadata as TFLITE_METADATA. The files it speaks of are a
+zip archive behind the model.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from serving import contract
+from serving.bundle import Manifest
+
+LABELS_FILE = "labels.txt"
+MANIFEST_FILE = "hubhead.json"
+
+_NAME = "TFLITE_METADATA"
+_SCHEMA = b"M001"
+_PARSER = "1.0.0"  # the oldest that knows all fields used here
+
+# Values of the schema's enums and unions.
+_TENSOR_AXIS_LABELS = 2
+_IMAGE_PROPERTIES = 2
+_RGB = 1
+_SCORE_THRESHOLDING = 3
+
+_Table = Mapping[int, Any]
+"""A table of the schema by the numbers of its fields. An int is one byte, a float is float32."""
+
+
+def add_metadata(model: bytes, manifest: Manifest) -> bytes:
+    """The file of a TensorFlow Lite model with labels, threshold and hubhead.json inside."""
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    content = flatbuffer_utils.convert_bytearray_to_object(bytearray(model))
+    schema = flatbuffer_utils.schema_fb
+    described = schema.BufferT()
+    described.data = list(description(manifest))
+    entry = schema.MetadataT()
+    entry.name, entry.buffer = _NAME.encode(), len(content.buffers)
+    content.buffers.append(described)
+    content.metadata = [*(content.metadata or []), entry]
+    file = io.BytesIO()
+    file.write(bytes(flatbuffer_utils.convert_object_to_bytearray(content)))
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:  # as readers map it into memory
+        archive.writestr(LABELS_FILE, "".join(f"{label}\n" for label in manifest.labels))
+        archive.writestr(MANIFEST_FILE, json.dumps(asdict(manifest), ensure_ascii=False))
+    return file.getvalue()
+
+
+def description(manifest: Manifest) -> bytes:
+    """The flatbuffer that describes the tensors of a bundle's file: table ModelMetadata."""
+    import flatbuffers
+
+    photo = {
+        0: contract.PIXELS,
+        1: "One photo, upright and resized, red, green and blue from 0 to 255.",
+        3: {0: _IMAGE_PROPERTIES, 1: {0: _RGB}},
+    }
+    output: dict[int, Any] = {
+        0: contract.PROBABILITIES,
+        1: "Calibrated probabilities of the labels.",
+        6: [{0: LABELS_FILE, 1: "One label a line.", 2: _TENSOR_AXIS_LABELS}],
+    }
+    if threshold := float(manifest.calibration.get("threshold", 0.0)):
+        output[4] = [{0: _SCORE_THRESHOLDING, 1: {0: threshold}}]
+    root: _Table = {
+        0: "hubhead",
+        1: "Classifies a photo. hubhead.json, packed with the model, says how it was made.",
+        3: [{2: [photo], 3: [output]}],
+        7: _PARSER,
+    }
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(_written(builder, root), file_identifier=_SCHEMA)
+    return bytes(builder.Output())
+
+
+def _written(builder: Any, value: Any) -> int:
+    """The offset of a string, a vector of tables or a table, its parts written before it."""
+    if isinstance(value, str):
+        return int(builder.CreateString(value))
+    if isinstance(value, list):
+        offsets = [_written(builder, item) for item in value]
+        builder.StartVector(4, len(offsets), 4)
+        for offset in reversed(offsets):
+            builder.PrependUOffsetTRelative(offset)
+        return int(builder.EndVector())
+    scalars = {slot: item for slot, item in value.items() if isinstance(item, int | float)}
+    parts = {slot: _written(builder, item) for slot, item in value.items() if slot not in scalars}
+    builder.StartObject(max(value) + 1)
+    for slot, offset in parts.items():
+        builder.PrependUOffsetTRelativeSlot(slot, offset, 0)
+    for slot, number in scalars.items():
+        if isinstance(number, float):
+            builder.PrependFloat32Slot(slot, number, 0.0)
+        else:
+            builder.PrependInt8Slot(slot, number, 0)
+    return int(builder.EndObject())
