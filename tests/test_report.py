@@ -20,11 +20,13 @@ from PIL import Image
 
 from serving import contract
 from serving.errors import OutputError
-from trainer import duplicates, evaluate, export, head, report, thumbnails
+from tests.test_live import FINGERPRINT, sha, written
+from trainer import duplicates, evaluate, export, head, live, report, thumbnails
+from trainer.cross_validation import cross_validate
 from trainer.dataset import Example, Subset
 from trainer.duplicates import Duplicates, Group, Picture
 from trainer.features import Verdicts
-from trainer.report.contents import PICTURES
+from trainer.report.contents import CHANGED, PICTURES
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
@@ -102,8 +104,12 @@ def made(
     noise: float = 0.4,
     tested: bool = True,
     found: Duplicates | None = None,
+    judged: bool = False,
 ) -> Made:
-    """A report of a head on random embeddings; the photos are there and small."""
+    """A report of a head on random embeddings; the photos are there and small.
+
+    Judged: also by a cross-validation, and against a live version that learned from noisier photos.
+    """
     random = np.random.default_rng(0)
     classes = len(labels)
     targets = np.tile(np.arange(classes), photos)
@@ -118,10 +124,25 @@ def made(
         path = top / f"{number} <b>&amp;.jpg"
         if not path.exists():
             Image.new("RGB", (60, 40), ((37 * target) % 256, (11 * number) % 256, 90)).save(path)
-        examples.append(Example(str(path), f"{number:064x}", target))
+        examples.append(Example(str(path), sha(number), target))
     is_tested = np.array([subset is Subset.TESTING for subset in subsets])
     fitted, selection = head.fit(features[~is_tested], targets[~is_tested], classes)
     probabilities = fitted.probabilities(features)
+    comparison, validated = None, None
+    if judged:
+        noisy = features + random.normal(0, noise, features.shape).astype(np.float32)
+        other, _ = head.fit(noisy[~is_tested], targets[~is_tested], classes)
+        bundled = written(top / "live", other, [*labels[1:], "gone"], seen=[0])
+        tested_rows = np.flatnonzero(is_tested)
+        comparison = live.judge(
+            bundled,
+            FINGERPRINT,
+            labels,
+            [examples[row] for row in tested_rows.tolist()],
+            features[tested_rows],
+            probabilities[tested_rows],
+        )
+        validated = cross_validate(features, targets, labels, folds=2, repeats=2)
     composed = report.compose(
         "made up",
         labels,
@@ -132,6 +153,8 @@ def made(
         held_out=evaluate.evaluate(selection.probabilities, selection.targets, labels),
         test=evaluate.evaluate(probabilities[is_tested], targets[is_tested], labels) if tested else None,
         duplicates=found or Duplicates((), (), duplicates.THRESHOLD, len(targets), len(targets)),
+        comparison=comparison,
+        cross_validation=validated,
         top=str(top),
     )
     return Made(composed, top)
@@ -293,6 +316,37 @@ def test_without_test_photos_the_held_out_ones_head_the_page(tmp_path: Path) -> 
     assert "Misclassified" not in page.text
 
 
+def test_what_changed_against_the_live_version_is_shown_with_its_photos(tmp_path: Path) -> None:
+    labels = (HOSTILE, "b", "c", "d")
+    example = made(tmp_path, labels, photos=20, noise=0.6, judged=True).report
+    found, validated = example.comparison, example.cross_validation
+    assert found is not None
+    assert validated is not None
+    assert found.newly_right
+    report.write(tmp_path / "report.html", example)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    check_self_contained(text)
+    page = Page(text)
+    words = page.text.replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-")
+    assert "Against version 1 of live" in words
+    assert f"On {found.difference.n} test photos that it was not trained on" in words
+    assert f"{100 * found.difference.accuracy.value:+z.1f} percent points" in words
+    assert f"p = {found.difference.p_value:.3f}" in words
+    assert "Labels that are gone: gone ." in words
+    assert f"{len(found.newly_right)} photos" in words
+    shown = {change.uri for change in (*found.newly_wrong[:CHANGED], *found.newly_right[:CHANGED])}
+    assert shown <= set(example.pictured)
+    alts = [image["alt"] or "" for image in page.all("img")]
+    assert sum("version 1 says" in alt for alt in alts) == len(shown)
+    assert f"photos of the {validated.folds}-fold cross-validation" in words
+    assert f"{100 * validated.accuracy.value:.1f} %" in words
+    assert "It was repeated 2 times" in words
+    assert example.by_label is validated.runs[0]
+    plain = Page(report.render(made(tmp_path, labels, photos=20, noise=0.6).report, {})).text
+    assert "Against" not in plain
+    assert "-fold" not in plain
+
+
 def test_without_a_mistake_the_page_says_so(tmp_path: Path) -> None:
     example = made(tmp_path, ("a", "b"), noise=0.01).report
     assert example.misclassified == ()
@@ -407,7 +461,8 @@ def test_a_browser_shows_it_whole(
     else:
         long = ["Donaudampfschifffahrtsgesellschaftskapitän" * 2 + str(number) for number in range(12)]
         labels = long if kind == "long words" else [f"label {number}" for number in range(101)]
-        example = made(tmp_path, labels, photos=8, noise=0.5).report
+        judged = kind == "long words"
+        example = made(tmp_path, labels, photos=8, noise=0.5, judged=judged).report
     report.write(tmp_path / "report.html", example)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     inner = text.replace("</body>", f"{MEASURE}</body>").replace('loading="lazy"', "")
