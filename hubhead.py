@@ -6,6 +6,7 @@ import click
 
 from batch.cli import score
 from batch.query.cli import query
+from batch.rescore_cli import rescore
 from serving.command import run
 from serving.commands.loadtest import loadtest
 from serving.commands.predict import predict
@@ -26,7 +27,7 @@ class InOrder(click.Group):
 
 @click.group(
     cls=InOrder,
-    commands=[train, export, score, query, serve, predict, status, loadtest, backbone, demo],
+    commands=[train, export, score, rescore, query, serve, predict, status, loadtest, backbone, demo],
     context_settings={"max_content_width": 100},
     epilog="\b\nFrom a folder of photos to a prediction:\n"
     "  hubhead train --image_dir food_images\n"

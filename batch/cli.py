@@ -36,8 +36,8 @@ class Allowance:
         return f"{self.limit:g}{'%' if self.percent else ''}"
 
 
-def _allowance(_context: click.Context, _option: click.Parameter, text: str | None) -> Allowance | None:
-    """`20` or `5%`."""
+def allowance(_context: click.Context, _option: click.Parameter, text: str | None) -> Allowance | None:
+    """Read `20` or `5%`."""
     if text is None:
         return None
     percent = text.endswith("%")
@@ -111,7 +111,7 @@ def _allowance(_context: click.Context, _option: click.Parameter, text: str | No
 )
 @click.option(
     "--max_rejected",
-    callback=_allowance,
+    callback=allowance,
     metavar="COUNT|PERCENT",
     help="Exit with code 3 if more photos than this were rejected: a count or, as in 5%, a share."
     " Everything is written all the same.",
@@ -147,21 +147,29 @@ def score(
         raise click.UsageError("Give one of --photos and --manifest.", ctx)
     if settings["uri_column"] and not settings["manifest"]:
         raise click.UsageError("--uri_column is of a --manifest.", ctx)
-    from batch import files, pipeline
+    from batch import pipeline
     from batch.progress import progress_bar
 
     with progress_bar() as report:
         summary = pipeline.score(pipeline.ScoreSettings(**settings), report)
+    finish(ctx, summary, max_rejected, as_json=as_json)
+
+
+def finish(ctx: click.Context, summary: Summary, max_rejected: Allowance | None, *, as_json: bool) -> None:
+    """Say what a run did, and end with the exit code for too many rejected photos."""
+    from batch import files
+
     if as_json:
         click.echo(files.read(summary.run_file).decode(), nl=False)
     else:
-        click.echo(_describe(summary))
+        click.echo(describe(summary))
     if max_rejected and max_rejected.exceeded(summary.rejected, summary.total.photos):
         click.echo(f"{summary.rejected} photos were rejected, more than {max_rejected}.", err=True)
         ctx.exit(TOO_MANY_REJECTED)
 
 
-def _describe(summary: Summary) -> str:
+def describe(summary: Summary) -> str:
+    """What a run did, for people."""
     total, run = summary.total, summary.this_run
     lines = [f"{total.rows} rows in {summary.path}"]
     if summary.known:

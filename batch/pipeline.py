@@ -13,7 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from batch import engine, files, lock, output, results, scoring, shards
+from batch import engine, files, lock, output, results, scoring, shards, table
 from batch.columns import Columns
 from batch.embeddings import EmbeddingStore, default_root
 from batch.engine import check_beam_args
@@ -256,7 +256,7 @@ def about_model(model: Bundle) -> dict[str, Any]:
 
 def _reserved(partition_by: str) -> dict[str, str]:
     """The names that a column of a manifest may not have, and why."""
-    ours = {name: f"where {name} is one of hubhead's columns" for name in scoring.COLUMNS}
+    ours = {name: f"where {name} is one of hubhead's columns" for name in table.COLUMNS}
     return ours | ({partition_by: f"which are partitioned by {partition_by}"} if partition_by else {})
 
 

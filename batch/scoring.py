@@ -8,26 +8,27 @@ decode is converted in these threads (`serving.convert`).
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from batch import photos
+from batch import head, photos, table
 from batch.embeddings import Embeddings, EmbeddingStore, photo_sha
 from batch.photos import Photo
 from batch.shards import Shard
-from batch.stats import Decisions, Meter, Stats
+from batch.stats import Meter, Stats
+from batch.table import About
 from serving import bundle, contract
 from serving.bundle import Bundle
-from serving.contract import Prediction, Refusal, Status
+from serving.contract import Decisions, Refusal, Status
 from serving.convert import Converted, Converter, Limits
 from serving.errors import OutputError
 
@@ -41,12 +42,6 @@ READERS = 8
 
 START = "start"
 """The stage of loading and warming the model, which is left out of a shard's elapsed time."""
-
-COLUMNS = (
-    *("uri", "sha256", "status", "detail", "label", "score", "top_labels", "top_scores", "width", "height"),
-    *("model", "version", "scored_at"),
-)
-"""The names of the columns of `schema`, without importing Arrow."""
 
 _SHOWN_BYTES = 8
 _UNLIMITED = 1 << 62
@@ -154,15 +149,18 @@ def score_shard(shard: Shard, workers: Sequence[Worker], scored_at: datetime) ->
     start = time.perf_counter()
     stats = Stats(photos=len(shard.photos))
     embedded = _embed(shard, workers[0], stats)
+    row_of = embedded.rows.rows()
+    usable = table.USABLE[table.codes(embedded.rows.statuses)]
     tables = []
     for number, worker in enumerate(workers):
-        model = worker.warm(contract.CLASSIFY_EMBEDDING, stats)
+        run = partial(worker.warm(contract.CLASSIFY_EMBEDDING, stats).run, contract.CLASSIFY_EMBEDDING)
         with stats.timed("classify"):
-            predictions = classify(embedded.rows, model, worker.bundle)
+            said = head.decide(run, worker.bundle, embedded.rows.vectors, usable)
         with stats.timed("rows"):
-            table = to_table(*of_model(shard, number), embedded, predictions, worker.bundle, scored_at)
-        stats.models[model_key(worker.bundle)] = _decisions(table)
-        tables.append(table)
+            wanted, columns = of_model(shard, number)
+            about, decisions = _about(wanted, columns, embedded, row_of, said)
+            tables.append(table.scores_table(about, decisions, worker.bundle, scored_at))
+        stats.models[model_key(worker.bundle)] = table.counted(about, decisions, worker.bundle)
     rows = pa.concat_tables(tables)
     stats.rows = rows.num_rows
     _finish(stats, time.perf_counter() - start)
@@ -181,12 +179,6 @@ def of_model(shard: Shard, number: int) -> tuple[Sequence[Photo], pa.Table | Non
     chosen = [row for row, mask in enumerate(shard.wanted) if mask >> number & 1]
     columns = shard.columns.take(chosen) if shard.columns is not None else None
     return [shard.photos[row] for row in chosen], columns
-
-
-def _decisions(table: pa.Table) -> Decisions:
-    usable = sum(Status(str(name)).usable for name in table["status"].to_pylist())
-    labels = Counter(label for label in table["label"].to_pylist() if label is not None)
-    return Decisions(labels, usable - labels.total())
 
 
 def _embed(shard: Shard, worker: Worker, stats: Stats) -> Embedded:
@@ -376,98 +368,31 @@ def _read_ahead(todo: Sequence[Photo], worker: Worker) -> Iterator[tuple[Photo, 
             yield first, future.result()
 
 
-def classify(rows: Embeddings, model: Model, about: Bundle) -> dict[bytes, Prediction]:
-    """The decision for each content. The head sees the whole shard in one call, in the order of `rows`."""
-    manifest = about.manifest
-    usable = np.array([status.usable for status in rows.statuses], dtype=bool)
-    probabilities = np.zeros((len(usable), len(manifest.labels)), np.float32)
-    known = np.ones(len(usable), dtype=bool)
-    if usable.any():  # an empty batch is an error in TensorFlow
-        inputs = {contract.EMBEDDING: rows.vectors[usable].astype(np.float32)}
-        outputs = model.run(contract.CLASSIFY_EMBEDDING, inputs)
-        probabilities[usable] = outputs[contract.PROBABILITIES]
-        known[usable] = outputs.get(contract.KNOWN, True)  # bundles from before it refuse none
-    decisions = contract.decide(
-        probabilities,
-        rows.statuses,
-        manifest.labels,
-        threshold=manifest.calibration["threshold"],
-        top_k=manifest.top_k,
-        known=known.tolist(),
-    )
-    return dict(zip(rows.shas, decisions, strict=True))
-
-
-def to_table(
+def _about(
     wanted: Sequence[Photo],
     columns: pa.Table | None,
     embedded: Embedded,
-    predictions: Mapping[bytes, Prediction],
-    model: Bundle,
-    scored_at: datetime,
-) -> pa.Table:
-    """The rows of the scores dataset, one a photo; `columns` of as many rows stand behind ours."""
+    row_of: Mapping[bytes, int],
+    said: Decisions,
+) -> tuple[About, Decisions]:
+    """What is known of each photo, and what the model says of it."""
     import pyarrow as pa
 
-    row_of = embedded.rows.rows()
-    rows = []
-    for photo in wanted:
-        about = (
-            _refused(embedded.refusals[photo])
-            if photo in embedded.refusals
-            else _scored(embedded, row_of[embedded.shas[photo]], predictions[embedded.shas[photo]])
-        )
-        fixed = {"uri": photo.uri, "model": model.name, "version": model.version, "scored_at": scored_at}
-        rows.append(fixed | about)
-    table = pa.Table.from_pylist(rows, schema=schema())
-    if columns is not None:
-        for name in columns.column_names:
-            table = table.append_column(columns.schema.field(name), columns[name])
-    return table
-
-
-def _refused(refused: Refused) -> dict[str, Any]:
-    return {
-        "sha256": refused.sha and refused.sha.hex(),
-        "status": refused.refusal.status.value,
-        "detail": refused.refusal.detail,
-        "top_labels": [],
-        "top_scores": [],
-    }
-
-
-def _scored(embedded: Embedded, row: int, prediction: Prediction) -> dict[str, Any]:
     rows = embedded.rows
-    return {
-        "sha256": rows.shas[row].hex(),
-        "status": rows.statuses[row].value,
-        "detail": rows.details[row],
-        "label": prediction.label,
-        "score": prediction.score,
-        "top_labels": [label for label, _ in prediction.top],
-        "top_scores": [score for _, score in prediction.top],
-        "width": int(rows.widths[row]) or None,
-        "height": int(rows.heights[row]) or None,
-    }
-
-
-def schema() -> pa.Schema:
-    """The columns of the scores dataset."""
-    import pyarrow as pa
-
-    fields: list[Any] = [
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("sha256", pa.string()),  # hex, as people and other tools write it; null where unread
-        pa.field("status", pa.string(), nullable=False),  # serving.contract.Status
-        pa.field("detail", pa.string()),  # why a photo was refused
-        pa.field("label", pa.string()),  # null where the model abstains or the photo was refused
-        pa.field("score", pa.float32()),  # calibrated probability of the best label
-        pa.field("top_labels", pa.list_(pa.string()), nullable=False),
-        pa.field("top_scores", pa.list_(pa.float32()), nullable=False),
-        pa.field("width", pa.int32()),  # pixels of the upright photo
-        pa.field("height", pa.int32()),
-        pa.field("model", pa.string(), nullable=False),
-        pa.field("version", pa.int64(), nullable=False),
-        pa.field("scored_at", pa.timestamp("us", tz="UTC"), nullable=False),
-    ]
-    return pa.schema(fields)
+    shas = [embedded.shas.get(photo) for photo in wanted]
+    at = np.array([-1 if sha is None else row_of[sha] for sha in shas], np.int64)
+    there = at >= 0
+    refused = [embedded.refusals.get(photo) for photo in wanted]
+    digests = [refusal.sha if refusal else sha for refusal, sha in zip(refused, shas, strict=True)]
+    statuses = [r.refusal.status if r else rows.statuses[row] for r, row in zip(refused, at, strict=True)]
+    details = [r.refusal.detail if r else rows.details[row] for r, row in zip(refused, at, strict=True)]
+    about = About(
+        uris=pa.array([photo.uri for photo in wanted], pa.string()),
+        shas=pa.array([digest and digest.hex() for digest in digests], pa.string()),
+        status=table.codes(statuses),
+        details=pa.array(details, pa.string()),
+        heights=np.where(there, rows.heights[at], 0) if len(rows.shas) else np.zeros(len(at), np.int32),
+        widths=np.where(there, rows.widths[at], 0) if len(rows.shas) else np.zeros(len(at), np.int32),
+        columns=columns,
+    )
+    return about, said.taken(at)

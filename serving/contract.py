@@ -17,7 +17,6 @@ A headless bundle has `embed` alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -144,35 +143,74 @@ class Prediction:
         return self.top[0][1] if self.top else None
 
 
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What the model says of many photos, as arrays.
+
+    Attributes:
+        top: int64 [N,k], columns of the best labels, best first.
+        scores: float32 [N,k], their calibrated probabilities.
+        label: int64 [N], column of the label; -1 where the model abstains or the photo was refused.
+    """
+
+    top: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    label: NDArray[np.int64]
+
+    def taken(self, rows: NDArray[np.int64]) -> Decisions:
+        """Those of some photos; -1 is a photo of which the model says nothing."""
+        import numpy as np
+
+        if not len(self.label):
+            blank = np.zeros((len(rows), self.top.shape[1]), np.int64)
+            return Decisions(blank, blank.astype(np.float32), np.full(len(rows), -1))
+        label = np.where(rows < 0, -1, self.label[rows])
+        return Decisions(self.top[rows], self.scores[rows], label)
+
+
 def decide(
     probabilities: NDArray[np.float32],
-    statuses: Sequence[Status],
-    labels: Sequence[str],
+    usable: NDArray[np.bool_],
     *,
     threshold: float,
     top_k: int,
-    known: Sequence[bool] | None = None,
-) -> list[Prediction]:
+    known: NDArray[np.bool_] | None = None,
+) -> Decisions:
     """The decision that `serving_default` takes inside the graph, for stored embeddings.
 
     Args:
-        probabilities: float32 [N,K], calibrated.
-        statuses: N statuses.
-        labels: K labels in the order of the columns.
-        threshold: below this best probability the model abstains (label None).
+        probabilities: float32 [N,K], calibrated, a column for each label.
+        usable: bool [N], which photos have a status that is usable.
+        threshold: below this best probability the model abstains.
         top_k: how many labels to keep.
-        known: whether each photo is like those of the labels; where not the model abstains too.
+        known: bool [N], whether each photo is like those of the labels; where not the model abstains too.
     """
     import numpy as np
 
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
-    predictions = []
-    like = [True] * len(statuses) if known is None else known
-    for row, columns, status, passes in zip(probabilities, order, statuses, like, strict=True):
-        if not status.usable:
-            predictions.append(Prediction(status, None, ()))
-            continue
-        top = tuple((labels[i], float(row[i])) for i in columns)
-        answered = passes and top[0][1] >= threshold
-        predictions.append(Prediction(status, top[0][0] if answered else None, top))
-    return predictions
+    top = _best(probabilities, min(top_k, probabilities.shape[1]))
+    scores = np.take_along_axis(probabilities, top, axis=1)
+    # In double precision, as the manifest has the threshold.
+    answered = usable & (scores[:, 0].astype(np.float64) >= threshold)
+    if known is not None:
+        answered &= known
+    return Decisions(top, scores, np.where(answered, top[:, 0], -1))
+
+
+def _best(probabilities: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """The columns of the k largest of each row, largest first; of equal ones the first, as top_k has it."""
+    import numpy as np
+
+    if probabilities.shape[1] <= _FEW_LABELS or k == probabilities.shape[1]:
+        return np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    # Sorting k of many labels instead of all.
+    part = np.sort(np.argpartition(-probabilities, k - 1, axis=1)[:, :k], axis=1)
+    order = np.argsort(-np.take_along_axis(probabilities, part, axis=1), axis=1, kind="stable")
+    best = np.take_along_axis(part, order, axis=1)
+    # Which of several equal ones are among the k is the partition's whim: such rows are sorted whole.
+    last = np.take_along_axis(probabilities, best[:, -1:], axis=1)
+    tied = np.flatnonzero((probabilities >= last).sum(axis=1) > k)
+    best[tied] = np.argsort(-probabilities[tied], axis=1, kind="stable")[:, :k]
+    return best
+
+
+_FEW_LABELS = 32

@@ -1,0 +1,95 @@
+"""`hubhead rescore`: the head alone over stored embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from batch.cli import Allowance, allowance, finish
+
+
+@click.command(
+    context_settings={"show_default": True, "max_content_width": 100},
+    short_help="Score known photos with a new head, without reading them.",
+)
+@click.option(
+    "--scores",
+    required=True,
+    metavar="DIR",
+    help="--output of an earlier hubhead score (or rescore): its photos are scored, and its columns of a"
+    " manifest pass through. Of a photo with rows of several runs or models the newest counts.",
+)
+@click.option(
+    "--model",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Bundle with the new head, on the backbone of the earlier ones: a version's directory, or the one"
+    " above (its newest version). Given several times, each photo has a row for each.",
+)
+@click.option(
+    "--output",
+    required=True,
+    help="Directory of the result, another one than --scores: scores/*.parquet, and run.json as soon as all"
+    " rows are there. One run at a time.",
+)
+@click.option(
+    "--embedding_store",
+    default="",
+    show_default="embeddings below the cache directory",
+    help="Where the embeddings of the earlier scoring are kept.",
+)
+@click.option(
+    "--run_id",
+    default="",
+    show_default="the date, in UTC",
+    help="Name of the run. Under the name of one that was cut off, run.json tells of both together.",
+)
+@click.option(
+    "--partition_by",
+    default="",
+    type=click.Choice(["", "date", "label"]),
+    show_default="no partitions",
+    metavar="date|label",
+    help="Divide the rows into scores/date=2026-05-31/ by the day of the run, or scores/label=.../.",
+)
+@click.option(
+    "--max_rejected",
+    callback=allowance,
+    metavar="COUNT|PERCENT",
+    help="Exit with code 3 if more photos than this are rejected ones: a count or, as in 5%, a share.",
+)
+@click.option(
+    "--price_per_hour",
+    type=click.FloatRange(min=0),
+    help="What the machine costs an hour: run.json then says what a million photos cost.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the scores of another model or of other photos.")
+@click.option("--json", "as_json", is_flag=True, help="Print run.json on stdout instead of the summary.")
+@click.pass_context
+def rescore(
+    ctx: click.Context,
+    /,
+    max_rejected: Allowance | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Score the photos of an earlier scoring with a new head, from their stored embeddings.
+
+    No photo is read, and they may be gone: a million takes less than a minute. The rows are those
+    that hubhead score would write. Run the same command again after a crash, or after more
+    photos were scored: only what is new or open is done.
+
+    The exit code is 0 when all is done, 1 on an error, 2 on wrong usage, 3 when there are more
+    rejected photos than --max_rejected allows, 5 when another run is at work in the output. Photos
+    without an embedding are an error (1) that says how to embed them; all others are kept.
+    """
+    from batch.progress import progress_bar
+    from batch.rescore import RescoreSettings
+    from batch.rescore import rescore as run
+
+    with progress_bar() as report:
+        summary = run(RescoreSettings(**settings), report)
+    finish(ctx, summary, max_rejected, as_json=as_json)

@@ -1,0 +1,284 @@
+"""Scoring again from stored embeddings: the rows are those of scoring, and no photo is read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batch import pipeline, rescore, table
+from batch.output import Output
+from batch.pipeline import ScoreSettings
+from batch.rescore import RescoreSettings
+from batch.rescore_cli import rescore as command
+from serving import contract
+from serving.errors import InputError, OutputError
+from tests.test_pipeline import GOOD, make_bundle
+
+PHOTOS = 40
+
+
+def rows_of(output: Path) -> list[dict[str, Any]]:
+    content = pq.read_table(output / "scores").drop_columns(["scored_at"])
+    return content.sort_by([("uri", "ascending"), ("version", "ascending")]).to_pylist()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    top = tmp_path_factory.mktemp("models")
+    return {
+        "old": make_bundle(top / "food" / "3"),
+        "new": make_bundle(top / "food" / "4", embed_fails=True, scale=2.0),
+        "newer": make_bundle(top / "food" / "5", embed_fails=True, scale=0.7),
+    }
+
+
+@pytest.fixture(scope="module")
+def scored(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos with a column `batch`, scored with the old model and with the new one; then they are gone."""
+    top = tmp_path_factory.mktemp("scored")
+    photos = top / "photos"
+    photos.mkdir()
+    for number in range(PHOTOS):
+        (photos / f"{number}.jpg").write_bytes(GOOD + bytes([number]) * (number + 1))
+    (photos / "twin.jpg").write_bytes((photos / "3.jpg").read_bytes())
+    (photos / "text.jpg").write_bytes(b"hello, I am text")
+    (photos / "cut.jpg").write_bytes(b"CUT off in the middle")
+    (photos / "film.mp4").write_bytes(bytes(10_001))
+    names = [*sorted(path.name for path in photos.iterdir()), "nowhere.jpg"]
+    manifest = top / "photos.csv"
+    manifest.write_text(
+        "uri,batch\n" + "".join(f"photos/{name},{number % 3}\n" for number, name in enumerate(names))
+    )
+    for name in ("old", "new"):
+        pipeline.score(
+            ScoreSettings(
+                (models[name],),
+                str(top / name),
+                manifest=str(manifest),
+                embedding_store=str(top / "store"),
+                shard_size=8,
+            )
+        )
+    shutil.rmtree(photos)
+    return top
+
+
+@pytest.fixture
+def again(scored: Path, models: dict[str, Path], tmp_path: Path) -> Callable[..., RescoreSettings]:
+    def settings(*names: str, **changes: Any) -> RescoreSettings:
+        given = {"scores": str(scored / "old"), "output": str(tmp_path / "out")}
+        return RescoreSettings(
+            model=tuple(models[name] for name in names),
+            **{**given, "embedding_store": str(scored / "store"), **changes},
+        )
+
+    return settings
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+class TestRescoring:
+    @pytest.mark.parametrize("group", [1, 1 << 19])
+    def test_the_rows_are_those_of_scoring_to_the_last_bit(
+        self,
+        scored: Path,
+        again: Callable[..., RescoreSettings],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        group: int,
+    ) -> None:
+        monkeypatch.setattr(rescore, "GROUP", group)
+        seen: list[int] = []
+        summary = rescore.rescore(again("new"), lambda progress: seen.append(progress.done))
+        expected = rows_of(scored / "new")
+        assert len(expected) == PHOTOS + 5
+        assert rows_of(tmp_path / "out") == expected
+        assert pq.read_schema(next((tmp_path / "out" / "scores").iterdir())).equals(
+            pq.read_schema(next((scored / "new" / "scores").iterdir()))
+        )
+        assert seen[-1] == PHOTOS + 5
+        run = json.loads((tmp_path / "out" / "run.json").read_text())
+        other = json.loads((scored / "new" / "run.json").read_text())
+        for name in ("photos", "rows", "rejected", "statuses", "models"):
+            assert run[name] == other[name], name
+        assert run["this_run"]["bytes_read"] == 0
+        assert summary.this_run.reused == summary.total.photos - 2, "all but those that were never read"
+
+    def test_the_second_call_leaves_every_file_as_it_is(
+        self, again: Callable[..., RescoreSettings], tmp_path: Path
+    ) -> None:
+        rescore.rescore(again("new"))
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "scores").iterdir()}
+        summary = rescore.rescore(again("new"))
+        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "scores").iterdir()} == before
+        assert (summary.worked_shards, summary.total.photos) == (0, PHOTOS + 5)
+
+    def test_what_was_finished_before_it_was_cut_off_is_not_done_again(
+        self,
+        scored: Path,
+        again: Callable[..., RescoreSettings],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        commit, done = Output.commit, 0
+
+        def failing(self: Output, *args: Any, **named: Any) -> Any:
+            nonlocal done
+            done += 1
+            if done > 3:
+                raise OutputError("No space left.")
+            return commit(self, *args, **named)
+
+        monkeypatch.setattr(Output, "commit", failing)
+        with pytest.raises(OutputError):
+            rescore.rescore(again("new"))
+        assert not (tmp_path / "out" / "run.json").exists()
+        monkeypatch.setattr(Output, "commit", commit)
+        summary = rescore.rescore(again("new"))
+        assert summary.skipped_shards == 3
+        assert rows_of(tmp_path / "out") == rows_of(scored / "new")
+
+    def test_several_heads_in_one_pass_and_their_rows_again_as_photos(
+        self, scored: Path, again: Callable[..., RescoreSettings], tmp_path: Path
+    ) -> None:
+        rescore.rescore(again("new", "newer"))
+        rows = rows_of(tmp_path / "out")
+        assert [row for row in rows if row["version"] == 4] == rows_of(scored / "new")
+        assert len(rows) == 2 * (PHOTOS + 5)
+        third = again("new", scores=str(tmp_path / "out"), output=str(tmp_path / "third"))
+        rescore.rescore(third)
+        assert rows_of(tmp_path / "third") == rows_of(scored / "new")
+
+    def test_photos_without_an_embedding_are_named_and_the_others_kept(
+        self, scored: Path, again: Callable[..., RescoreSettings], tmp_path: Path
+    ) -> None:
+        shutil.copytree(scored / "store", tmp_path / "store")
+        lost = sorted((tmp_path / "store").glob("*/embeddings-*"))[0]
+        lost.rename(tmp_path / "lost")
+        settings = again("new", embedding_store=str(tmp_path / "store"))
+        with pytest.raises(InputError, match="no embedding") as error:
+            rescore.rescore(settings)
+        listed = (tmp_path / "out" / "_hubhead" / "missing.txt").read_text().splitlines()
+        digests = {digest.hex() for digest in pq.read_table(tmp_path / "lost")["sha256"].to_pylist()}
+        usable = {"ok", "truncated"}
+        wanted = {
+            row["uri"]
+            for row in rows_of(scored / "new")
+            if row["sha256"] in digests and row["status"] in usable
+        }
+        assert set(listed) == wanted
+        assert "hubhead score --manifest" in error.value.remedy
+        assert not (tmp_path / "out" / "run.json").exists()
+        (tmp_path / "lost").rename(lost)
+        summary = rescore.rescore(settings)
+        assert summary.skipped_shards > 0
+        assert rows_of(tmp_path / "out") == rows_of(scored / "new")
+        assert not (tmp_path / "out" / "_hubhead" / "missing.txt").exists()
+
+    def test_of_several_runs_the_newest_row_of_a_photo_counts(
+        self, models: dict[str, Path], tmp_path: Path
+    ) -> None:
+        photos = tmp_path / "photos"
+        photos.mkdir()
+        for number in range(4):
+            (photos / f"{number}.jpg").write_bytes(GOOD + bytes([number]))
+        first = ScoreSettings(
+            (models["old"],),
+            str(tmp_path / "scores"),
+            photos=str(photos),
+            embedding_store=str(tmp_path / "store"),
+            only_new=True,
+            run_id="a",
+        )
+        pipeline.score(first)
+        (photos / "2.jpg").write_bytes(GOOD + b"changed")
+        pipeline.score(replace(first, run_id="b"))
+        assert len(rows_of(tmp_path / "scores")) == 5
+        rescore.rescore(
+            RescoreSettings(
+                str(tmp_path / "scores"),
+                (models["new"],),
+                str(tmp_path / "out"),
+                embedding_store=str(tmp_path / "store"),
+            )
+        )
+        rows = {Path(row["uri"]).name: row for row in rows_of(tmp_path / "out")}
+        assert len(rows) == 4
+        newest = max(
+            (row for row in pq.read_table(tmp_path / "scores" / "scores").to_pylist() if "/2." in row["uri"]),
+            key=lambda row: row["scored_at"],
+        )
+        assert rows["2.jpg"]["sha256"] == newest["sha256"]
+        assert rows["2.jpg"]["width"] == 2 * len(GOOD + b"changed")
+
+    def test_the_command_says_what_it_did(
+        self, again: Callable[..., RescoreSettings], tmp_path: Path
+    ) -> None:
+        given = again("new")
+        arguments = ["--scores", given.scores, "--model", str(given.model[0]), "--output", given.output]
+        arguments += ["--embedding_store", given.embedding_store]
+        result = CliRunner().invoke(command, arguments)
+        assert result.exit_code == 0, result.output
+        assert f"{PHOTOS + 5} rows in" in result.stdout
+        assert CliRunner().invoke(command, [*arguments, "--max_rejected", "1"]).exit_code == 3
+        told = json.loads(CliRunner().invoke(command, [*arguments, "--json"]).stdout)
+        assert told["photos"] == PHOTOS + 5
+
+
+def test_what_is_no_finished_scoring_is_refused(tmp_path: Path) -> None:
+    from batch.earlier import Earlier
+
+    with pytest.raises(InputError, match="no scores"):
+        Earlier(str(tmp_path))
+    (tmp_path / "_hubhead").mkdir()
+    with pytest.raises(InputError, match="not complete"):
+        Earlier(str(tmp_path))
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / "scores-1.parquet").write_bytes(b"torn")
+    with pytest.raises(InputError, match="cannot be read"):
+        Earlier(str(tmp_path))
+
+
+@given(st.integers(1, 60), st.integers(0, 6), st.integers(1, 60), st.integers(0, 1 << 30))
+def test_decisions_of_many_are_those_of_each(labels: int, rows: int, k: int, seed: int) -> None:
+    k, draw = min(k, labels), np.random.default_rng(seed)
+    probabilities = draw.integers(0, 6, (rows, labels)).astype(np.float32) / 8  # with many ties
+    usable, known = draw.random(rows) < 0.7, draw.random(rows) < 0.7
+    said = contract.decide(probabilities, usable, threshold=0.5, top_k=k, known=known)
+    for row in range(rows):
+        order = sorted(range(labels), key=lambda label: (-probabilities[row, label], label))[:k]
+        assert said.top[row].tolist() == order
+        assert said.scores[row].tolist() == probabilities[row, order].tolist()
+        answered = usable[row] and known[row] and probabilities[row, order[0]] >= 0.5
+        assert said.label[row] == (order[0] if answered else -1)
+
+
+def test_a_threshold_is_taken_in_double_precision() -> None:
+    score = np.float32(0.7)  # a little less than 0.7
+    said = contract.decide(np.array([[score, 0.3]], np.float32), np.array([True]), threshold=0.7, top_k=1)
+    assert said.label.tolist() == [-1]
+
+
+def test_digests_are_read_from_their_hexadecimal_digits() -> None:
+    import pyarrow as pa
+
+    values = [bytes(range(16)).hex(), None, "FF" * 16]
+    found = table.digests(pa.chunked_array([values[:1], values[1:]], pa.string()), 16)
+    assert found.view("V16").tolist() == [bytes(range(16)), bytes(16), b"\xff" * 16]
+    sliced = pa.array([*values, values[0]])[2:]
+    assert table.digests(sliced, 16).view("V16").tolist() == [b"\xff" * 16, bytes(range(16))]
+    for wrong in ("00", "zz" * 16):
+        with pytest.raises(ValueError, match="hexadecimal"):
+            table.digests(pa.array([wrong]), 16)
