@@ -38,12 +38,15 @@ _INHERITED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 """What the child needs of the environment where Python itself needs it."""
 
 _HEAD_BYTES = 256
+_HEAD = struct.Struct(">8sQQ")
 _LENGTH = struct.Struct(">Q")
 _ANSWER = struct.Struct(">cQQ")
 _NO_PILLOW = 69
 """What the child ends with where Pillow does not load; the same number stands there."""
 
 _DECODED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")
+_READERS = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"RIFF", "WEBP"))
+"""What `reduced` makes smaller of that which the graph decodes."""
 
 _SIGNATURES = (
     (b"II*\0", "TIFF", "TIFF"),
@@ -85,8 +88,8 @@ class Converted:
     """A photo as the graph can decode it.
 
     Attributes:
-        content: a PNG: RGB, upright, on white, the first frame; reduced by a whole number where both
-            sides stay at least 1024 pixels.
+        content: RGB, upright, on white, the first frame. By `convert` a PNG, reduced by a whole number
+            where both sides stay at least 1024 pixels; by `reduced` a JPEG.
         height, width: pixels of the upright original.
     """
 
@@ -191,6 +194,28 @@ class Converter:
         with self._turn:
             return self._ask(name, reader, content)
 
+    def reduced(self, content: bytes, side: int) -> Converted | None:
+        """The photo as a JPEG whose shorter side is `side` pixels at most, upright. Never fails.
+
+        None where it cannot be made: the photo is broken or too large, or Pillow is not installed.
+        """
+        name, reader = _identify(content) or (
+            "a photo",
+            next((found for begin, found in _READERS if content.startswith(begin)), ""),
+        )
+        if not reader or len(content) > self.limits.max_bytes or not self.can_reduce:
+            return None
+        if reader == "HEIF" and "pi_heif" not in self._packages:
+            return None
+        with self._turn:
+            result = self._ask(name, reader, content, side)
+        return result if isinstance(result, Converted) else None
+
+    @property
+    def can_reduce(self) -> bool:
+        """Whether Pillow is installed."""
+        return "PIL" in self._packages
+
     def for_graph(self, content: bytes) -> bytes | Refusal:
         """What to send in a photo's place: its own bytes, its PNG, or nothing and why."""
         result = self.convert(content)
@@ -208,13 +233,13 @@ class Converter:
                 found[name] = str(Path(spec.submodule_search_locations[0]).parent)
         return found
 
-    def _ask(self, name: str, reader: str, content: bytes) -> Converted | Refusal:
+    def _ask(self, name: str, reader: str, content: bytes, side: int = 0) -> Converted | Refusal:
         try:
             child = self._take()
         except OSError as error:
             return Refusal(Status.UNSUPPORTED_FORMAT, f"{name}; no process for it starts: {error.strerror}")
         try:
-            answer = child.ask(reader, content, self.limits.seconds)
+            answer = child.ask(reader, content, self.limits.seconds, side)
         finally:
             self._give_back(child)
         if answer is not None:
@@ -306,7 +331,7 @@ class _Child:
         """What it ended with; the number of a signal below zero."""
         return self._process.returncode
 
-    def ask(self, reader: str, content: bytes, seconds: float) -> bytes | None:
+    def ask(self, reader: str, content: bytes, seconds: float, side: int) -> bytes | None:
         """The answer to one photo; None where the child died of it or took too long."""
         asked, answered = self._process.stdin, self._process.stdout
         assert asked is not None
@@ -316,7 +341,7 @@ class _Child:
         timer.daemon = True
         timer.start()
         try:
-            asked.write(reader.ljust(8).encode() + _LENGTH.pack(len(content)))
+            asked.write(_HEAD.pack(reader.ljust(8).encode(), side, len(content)))
             asked.write(content)
             asked.flush()
             size = answered.read(_LENGTH.size)

@@ -1,11 +1,12 @@
 """The process that decodes rare formats, started by serving/convert.py as a script. Nothing of hubhead here.
 
-On stdin come photos: the name of Pillow's reader in 8 bytes, a length in 8, that many bytes. On
-stdout go answers, each behind its length: a kind, height, width, and what the kind says.
+On stdin come photos: the name of Pillow's reader in 8 bytes, a side in 8, a length in 8, that many
+bytes. Side 0 asks for a PNG of (nearly) all pixels; another one for a JPEG whose shorter side is no
+longer. On stdout go answers, each behind its length: a kind, height, width, and what the kind says.
 
 | kind | what it means | body |
 |---|---|---|
-| P | converted; height and width of the upright original | a PNG |
+| P | converted; height and width of the upright original | a PNG; a JPEG where a side was given |
 | L | more pixels than allowed, by the header | |
 | M | out of memory; the process ends after it | |
 | N | the installed packages have no decoder for it | |
@@ -36,6 +37,10 @@ MIN_SIDE = 1024
 BYTES_A_PIXEL = 26
 """What converting takes at its peak, in the formats that take most: animated WebP, JPEG 2000."""
 
+QUALITY = 90
+"""Of the JPEGs."""
+
+_HEAD = struct.Struct(">8sQQ")
 _LENGTH = struct.Struct(">Q")
 _ANSWER = struct.Struct(">cQQ")
 _FEATURES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
@@ -58,7 +63,7 @@ _ERRORS = (
 _MAX_WORDS = 200
 
 
-def answer(content: bytes, reader: str, max_pixels: int) -> bytes:
+def answer(content: bytes, reader: str, max_pixels: int, side: int = 0) -> bytes:
     """Convert one photo, whatever its bytes are."""
     from PIL import Image, features
 
@@ -66,7 +71,9 @@ def answer(content: bytes, reader: str, max_pixels: int) -> bytes:
         return _ANSWER.pack(b"N", 0, 0)
     pixels = 0
     try:
-        if reader == "WEBP":  # whose plugin takes memory for the canvas as soon as it is opened
+        if (
+            reader == "WEBP" and content[12:16] == b"VP8X"
+        ):  # whose plugin takes memory for the canvas as soon as it is opened
             width, height = (1 + int.from_bytes(content[at : at + 3], "little") for at in (24, 27))
             pixels = width * height
             if pixels > max_pixels:
@@ -75,8 +82,14 @@ def answer(content: bytes, reader: str, max_pixels: int) -> bytes:
             pixels = image.width * image.height
             if pixels > max_pixels:
                 return _ANSWER.pack(b"L", image.height, image.width)
+            size = image.height, image.width
+            if side:  # JPEGs are then decoded at a half, a quarter or an eighth
+                image.draft("RGB", _reduced(image.size, side))
             image.load()
-            return _as_png(_upright(_rgb(image)))
+            upright = _upright(_rgb(image))
+            if side:
+                return _as_jpeg(upright, side, size if _orientation(image) < 5 else size[::-1])
+            return _as_png(upright)
     except MemoryError:
         return _ANSWER.pack(b"M", 0, 0)
     except _ERRORS as error:
@@ -96,6 +109,24 @@ def _as_png(upright: Images.Image) -> bytes:
     png = io.BytesIO()
     upright.save(png, "PNG", compress_level=1)
     return _ANSWER.pack(b"P", height, width) + png.getbuffer()
+
+
+def _as_jpeg(upright: Images.Image, side: int, size: tuple[int, int]) -> bytes:
+    from PIL import Image
+
+    wanted = _reduced(upright.size, side)
+    if wanted != upright.size:
+        upright = upright.resize(wanted, Image.Resampling.BICUBIC)  # as the graph does, with antialiasing
+    upright.info.clear()
+    jpeg = io.BytesIO()
+    upright.save(jpeg, "JPEG", quality=QUALITY)
+    return _ANSWER.pack(b"P", *size) + jpeg.getbuffer()
+
+
+def _reduced(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(width, height) of the same shape, the shorter of them `side` pixels at most."""
+    factor = min(1.0, side / min(size))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
 def _short_of_memory(pixels: int) -> bool:
@@ -184,6 +215,7 @@ def _load_pillow() -> bool:
             BmpImagePlugin,
             Image,
             Jpeg2KImagePlugin,
+            JpegImagePlugin,
             PngImagePlugin,
             TiffImagePlugin,
             WebPImagePlugin,
@@ -225,10 +257,10 @@ def _alarm(seconds: float) -> None:
 
 def serve(photos: BinaryIO, answers: BinaryIO, max_pixels: int, seconds: float) -> None:
     """Answer photo after photo, until there is none or no memory is left."""
-    while len(head := photos.read(8 + _LENGTH.size)) == 8 + _LENGTH.size:
+    while len(head := photos.read(_HEAD.size)) == _HEAD.size:
         _alarm(2 * seconds + 1)
-        content = photos.read(_LENGTH.unpack(head[8:])[0])
-        said = answer(content, head[:8].decode().strip(), max_pixels)
+        reader, side, length = _HEAD.unpack(head)
+        said = answer(photos.read(length), reader.decode().strip(), max_pixels, side)
         answers.write(_LENGTH.pack(len(said)))
         answers.write(said)
         answers.flush()

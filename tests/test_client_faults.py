@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -637,6 +639,38 @@ def test_embeddings_come_with_status_size_and_version() -> None:
     assert (gone.status, gone.vector, gone.version) == (Status.UNREADABLE, None, None)
     assert pixels.vector is not None
     assert (photo, streamed.status) == (b"a", Status.OK)
+
+
+EVERYTHING = """
+import asyncio, sys
+from serving.client import AsyncClient, Client
+
+async def ask():
+    async with AsyncClient(sys.argv[1], model="food") as client:
+        await client.classify([b"a"])
+        return [pair async for pair in client.iclassify([b"a"] * 40)]
+
+with Client(sys.argv[1], model="food") as client:
+    client.classify([b"a", "/no/file"])
+    list(client.iclassify([b"a"] * 40, ordered=False))
+asyncio.run(ask())
+print(*{name.partition(".")[0] for name in sys.modules})
+"""
+
+
+def test_a_client_at_work_never_imports_tensorflow() -> None:
+    answer: dict[str, Answer] = {protos.PREDICT: lambda request, _: answer_for(images_of(request))}
+    with scripted(answer) as address:
+        done = subprocess.run(
+            [sys.executable, "-c", EVERYTHING, address],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+    loaded = set(done.stdout.split())
+    assert "grpc" in loaded
+    assert loaded.isdisjoint({"tensorflow", "tensorflow_serving", "keras", "apache_beam", "PIL", "pyarrow"})
 
 
 # --- Flow control ----------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ class AsyncClient:
         max_concurrency: int = MAX_CONCURRENCY,
         channel: grpc.aio.Channel | None = None,
         convert: bool = True,
+        downscale: bool = False,
         metrics: Metrics | None = None,
         tracer: Tracer | None = None,
     ) -> None:
@@ -68,6 +69,7 @@ class AsyncClient:
             timeout=timeout,
             retry=retry,
             convert=convert,
+            downscale=downscale,
             max_photos=max_photos,
             max_bytes=max_bytes,
             answered=self._telemetry.answered,
@@ -165,6 +167,7 @@ class AsyncClient:
         ask: Callable[[list[Item]], Script[list[T]]],
     ) -> list[T]:
         """One request in this task where one is enough; else a stream."""
+        await self._run(self._core.prepare())
         if not isinstance(photos, AsyncIterable):
             iterator = iter(photos)
             first = list(islice(iterator, self._core.max_photos + 1))
@@ -187,6 +190,7 @@ class AsyncClient:
         ordered: bool,
     ) -> AsyncGenerator[tuple[Photo, T]]:
         core = self._core
+        await self._run(core.prepare())
 
         async def read(photo: Photo) -> tuple[Photo, Item]:
             return photo, await self._read(photo)

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from serving import contract, protos, tensors
 from serving.client import answers
 from serving.client.failures import Cure, cure, stated_batch_size
-from serving.client.photos import MAX_BYTES, MAX_PHOTOS, Item, Pixels, Reader, png_of
+from serving.client.photos import MAX_BYTES, MAX_PHOTOS, REDUCED_SIDE, Item, Pixels, Reader, png_of
 from serving.client.records import Embedding, Metadata, State, VersionStatus
 from serving.client.retry import Retry
 from serving.client.steps import Call, Pause, Piece, Script, Work, with_retries
 from serving.contract import Prediction, Refusal, Status
-from serving.convert import Converter
+from serving.convert import EXTRA, Converter
 from serving.errors import (
     DeadlineExceeded,
     InputError,
@@ -55,6 +55,7 @@ class Core:
         timeout: float | None = 10.0,
         retry: Retry | None = None,
         convert: bool = True,
+        downscale: bool = False,
         max_photos: int = MAX_PHOTOS,
         max_bytes: int = MAX_BYTES,
         answered: Callable[[Iterable[Status]], None],
@@ -75,8 +76,14 @@ class Core:
         self.max_photos = max_photos
         self.max_bytes = max_bytes
         self.retry = retry or Retry()
-        self.converter = Converter() if convert else None
-        self.reader = Reader(self.converter)
+        self.converter = Converter() if convert or downscale else None
+        if downscale and self.converter and not self.converter.can_reduce:
+            raise InputError(
+                "Downscaling needs Pillow, which is not installed.",
+                remedy=f"Install it with: pip install '{EXTRA}'",
+            )
+        self.downscale = downscale
+        self.reader = Reader(self.converter, convert)
         self._answered = answered
         self._pixels: tuple[int, int] | None = None
 
@@ -84,6 +91,17 @@ class Core:
         """End the processes that convert photos."""
         if self.converter:
             self.converter.close()
+
+    def prepare(self) -> Script[None]:
+        """Learn the model's input size, where photos are to be reduced to twice that."""
+        if self.downscale and self.reader.side is None:
+            size = yield from self._pixel_size()
+            if size is None:
+                raise InputError(
+                    f"Model {self.model!r} does not state its input size, which downscaling needs.",
+                    remedy="Send the photos whole, or ask for a model that hubhead made.",
+                )
+            self.reader = replace(self.reader, side=REDUCED_SIDE * max(size))
 
     # --- What can be asked -------------------------------------------------------------------------------
 

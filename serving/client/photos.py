@@ -28,6 +28,13 @@ MAX_BYTES = 16 << 20
 """Bytes of photos a request; a single larger photo goes alone."""
 
 
+WORTH_REDUCING = 64 << 10
+"""Bytes of a photo; a smaller one is sent as it is."""
+
+REDUCED_SIDE = 2
+"""How many times the model's input the shorter side of a reduced photo is: what parity is measured at."""
+
+
 @runtime_checkable
 class Readable(Protocol):
     """A file open for reading bytes."""
@@ -51,17 +58,20 @@ class Reader:
     """Makes photos ready.
 
     Attributes:
-        converter: makes PNGs of what the graph does not decode; None sends everything as it is.
+        converter: makes what is sent of photos that are not sent as they are; None: all are.
+        convert: whether PNGs are made of what the graph does not decode.
         side: photos whose shorter side is longer are reduced to it, in pixels; None sends them whole.
     """
 
     converter: Converter | None = None
+    convert: bool = True
     side: int | None = None
 
     def at_once(self, photo: Photo) -> bool:
         """Whether it takes neither reading nor converting, so that a thread for it would be a waste."""
         if isinstance(photo, bytes):
-            return self.converter is None or foreign_format(photo) is None
+            wanted = self.side is not None or (self.convert and foreign_format(photo) is not None)
+            return self.converter is None or not wanted
         return isinstance(photo, np.ndarray)
 
     def __call__(self, photo: Photo) -> Item:
@@ -75,7 +85,12 @@ class Reader:
         content = _content(photo)
         if isinstance(content, Refusal) or self.converter is None:
             return content
-        return self.converter.for_graph(content)
+        if self.side is not None and len(content) > WORTH_REDUCING:
+            reduced = self.converter.reduced(content, self.side)
+            if reduced is not None and 2 * len(reduced.content) < len(content):
+                return reduced.content
+        # What cannot be reduced is judged as it would be without.
+        return self.converter.for_graph(content) if self.convert else content
 
 
 def _content(photo: Any) -> bytes | Refusal:

@@ -58,6 +58,9 @@ class Client:
         channel: an open channel to use in place of one to `target`; it stays open at the end.
         convert: whether photos that the graph does not decode (HEIC, AVIF, TIFF, ...) are converted here,
             before the call (serving/convert.py).
+        downscale: whether photos much larger than the model's input are reduced to twice that before they
+            are sent, as JPEGs, by the same converter; what that changes is measured by
+            `python -m tests.bench.client`.
         metrics: Prometheus metrics that this client adds to (serving/client/telemetry.py).
         tracer: an OpenTelemetry tracer for a span a call, carried on to the server.
     """
@@ -78,6 +81,7 @@ class Client:
         max_concurrency: int = MAX_CONCURRENCY,
         channel: grpc.Channel | None = None,
         convert: bool = True,
+        downscale: bool = False,
         metrics: Metrics | None = None,
         tracer: Tracer | None = None,
     ) -> None:
@@ -90,6 +94,7 @@ class Client:
             timeout=timeout,
             retry=retry,
             convert=convert,
+            downscale=downscale,
             max_photos=max_photos,
             max_bytes=max_bytes,
             answered=self._telemetry.answered,
@@ -227,6 +232,7 @@ class Client:
 
     def _all(self, photos: Iterable[Photo], ask: Callable[[list[Item]], Script[list[T]]]) -> list[T]:
         """One request in this thread where one is enough; else a stream."""
+        run_inline(self._core.prepare(), self._perform)
         iterator = iter(photos)
         first = list(islice(iterator, self._core.max_photos))
         rest = list(islice(iterator, 1))
@@ -241,6 +247,7 @@ class Client:
         self, photos: Iterable[Photo], ask: Callable[[list[Item]], Script[list[T]]], ordered: bool
     ) -> Generator[tuple[Photo, T]]:
         core = self._core
+        run_inline(core.prepare(), self._perform)
         given: list[Photo] = []  # photos read and not yet in a group
 
         def read() -> Generator[Item]:

@@ -58,6 +58,9 @@ Answers = Iterable[tuple[str, "Prediction"]]
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON object a photo on stdout, as answered, not a table."
 )
+@click.option(
+    "--downscale", is_flag=True, help="With --server: send large photos reduced to twice the model's input."
+)
 @server_flags
 @click.pass_context
 def predict(
@@ -68,6 +71,7 @@ def predict(
     model: Path | None,
     top_k: int,
     as_json: bool,
+    downscale: bool,
     **flags: Any,
 ) -> None:
     """Classify PHOTOS by a model server (--server) or by a bundle on disk (--model).
@@ -84,12 +88,12 @@ def predict(
     if STDIN in photos and (photos.count(STDIN) > 1 or (from_file and from_file is sys.stdin)):
         raise click.UsageError("stdin can be read once: as one photo or as the list of photos.")
     if model is not None:
-        for flag in FLAGS:
+        for flag in (*FLAGS, "downscale"):
             if context.get_parameter_source(flag) is click.core.ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"--{flag} goes with --server, not with --model.")
     listed = (line.rstrip("\r\n") for line in from_file or ())
     names = [*paths(photos), *(name for name in listed if name.strip())]
-    answers = _by_bundle(model, names, top_k) if model else _by_server(given, names, top_k)
+    answers = _by_bundle(model, names, top_k) if model else _by_server(given, names, top_k, downscale)
     if as_json:
         for name, prediction in answers:
             click.echo(json.dumps(_as_record(name, prediction), ensure_ascii=False))
@@ -123,8 +127,10 @@ def _photo(name: str) -> Photo:
     return sys.stdin.buffer.read() if name == STDIN else name
 
 
-def _by_server(server: Server, names: Sequence[str], top_k: int) -> Iterator[tuple[str, Prediction]]:
-    with server.client() as client:
+def _by_server(
+    server: Server, names: Sequence[str], top_k: int, downscale: bool
+) -> Iterator[tuple[str, Prediction]]:
+    with server.client(downscale=downscale) as client:
         if len(names) <= client.max_photos:  # one request, in this thread
             yield from zip(names, client.classify(map(_photo, names), top_k), strict=True)
             return

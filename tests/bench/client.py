@@ -1,0 +1,162 @@
+"""What the client costs, and what downscaling changes: `python -m tests.bench.client --model models/food`.
+
+    start      seconds and memory until a first request is built, beside TensorFlow Serving's own API
+    downscale  answers for photos reduced before sending, beside those for the photos whole
+
+Both ways of `start` run in fresh processes that take turns, and each figure is the median. For
+`downscale` the sample photos are also brought to 12 megapixels, with noise as a sensor has it, since
+the photos of the package are small. No server takes part: the same bytes go to the bundle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from serving import contract
+from serving.client.photos import REDUCED_SIDE, Reader
+from serving.convert import Converter
+from trainer.fetch import cache_directory
+
+WIDTH, HEIGHT = 4000, 3000
+NOISE = 6.0
+"""Standard deviation of the noise, of 255."""
+
+_BUILD = """
+request.model_spec.name = "food"
+request.inputs["image_bytes"].dtype = 7
+request.inputs["image_bytes"].string_val.append(b"photo")
+"""
+
+STARTS = {
+    "hubhead's client": "from serving import protos\nfrom serving.client import Client\n"
+    "client = Client('localhost:1', model='food')\nrequest = protos.PredictRequest()" + _BUILD,
+    "grpc and numpy alone": "import grpc, numpy\nchannel = grpc.insecure_channel('localhost:1')",
+    "tensorflow_serving.apis": "import grpc\nfrom tensorflow_serving.apis import predict_pb2, "
+    "prediction_service_pb2_grpc\nchannel = grpc.insecure_channel('localhost:1')\n"
+    "stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)\n"
+    "request = predict_pb2.PredictRequest()" + _BUILD,
+}
+
+_MEASURE = """
+import json, resource, sys, time
+begin, cpu = time.perf_counter(), time.process_time()
+{code}
+done = time.perf_counter() - begin, time.process_time() - cpu
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps([*done, peak, "tensorflow" in sys.modules]))
+"""
+
+
+def start(rounds: int) -> None:
+    """Print seconds, processor seconds and peak memory of each way to a first request."""
+    found: dict[str, list[list[float]]] = {name: [] for name in STARTS}
+    for turn in range(rounds + 1):
+        for name, code in STARTS.items():
+            done = subprocess.run(
+                [sys.executable, "-c", _MEASURE.format(code=code)], capture_output=True, text=True, check=True
+            )
+            if turn:  # the first one fills the file cache
+                found[name].append(json.loads(done.stdout.splitlines()[-1]))
+    medians = {
+        name: [statistics.median(column) for column in zip(*rows, strict=True)]
+        for name, rows in found.items()
+    }
+    base = medians["hubhead's client"]
+    print(f"\n{'seconds':>8} {'cpu':>6} {'MB':>6} {'ratio':>7}  until a first request (median of {rounds})")
+    for name, (seconds, cpu, megabytes, _) in medians.items():
+        print(f"{seconds:8.2f} {cpu:6.2f} {megabytes:6.0f} {cpu / base[1]:7.2f}  {name}")
+
+
+def enlarged(content: bytes, draw: np.random.Generator) -> bytes:
+    """The photo at 12 megapixels with noise, as a camera's JPEG."""
+    with Image.open(io.BytesIO(content)) as image:
+        pixels = np.asarray(
+            image.convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS), np.float32
+        )
+    noisy = pixels + draw.normal(0, NOISE, pixels.shape).astype(np.float32)
+    buffer = io.BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def downscale(model: Path, samples: int, large: int) -> None:
+    """Print how the answers agree."""
+    from serving import bundle, runtime
+    from trainer.samples import sample_photos
+
+    loaded = runtime.load(bundle.resolve(model))
+    shape = loaded.signatures[contract.CLASSIFY_PIXELS].inputs[contract.PIXELS].shape
+    assert shape is not None
+    side = REDUCED_SIDE * max(size for size in shape[1:3] if size)
+    paths = sorted(sample_photos(cache_directory()).directory.glob("*/*"))
+    draw = np.random.default_rng(1)
+    step = max(1, len(paths) // samples)
+    # As they come, and at the size that is worth reducing.
+    small = [path.read_bytes() for path in paths[::step][:samples]]
+    sets = {
+        "sample photos": small,
+        f"the same at {WIDTH} x {HEIGHT}": [enlarged(content, draw) for content in small[:large]],
+    }
+    print(f"\nshorter side at most {side} pixels")
+    with Converter() as converter:
+        reader = Reader(converter, side=side)
+        for title, contents in sets.items():
+            ready = [reader(content) for content in contents]
+            _compare(loaded, title, contents, [content for content in ready if isinstance(content, bytes)])
+
+
+def _compare(model: Any, title: str, whole: Sequence[bytes], sent: Sequence[bytes]) -> None:
+    before, after = (_answers(model, contents) for contents in (whole, sent))
+    cosine = np.sum(before[0] * after[0], axis=1) / (
+        np.linalg.norm(before[0], axis=1) * np.linalg.norm(after[0], axis=1)
+    )
+    same = float(np.mean([a == b for a, b in zip(before[1], after[1], strict=True)]))
+    change = np.abs(before[2] - after[2])
+    bytes_before, bytes_after = (sum(map(len, contents)) / len(whole) / 1000 for contents in (whole, sent))
+    print(
+        f"{title}: {len(whole)} photos, {bytes_before:.0f} kB each, sent as {bytes_after:.0f} kB; "
+        f"cosine of embeddings: mean {cosine.mean():.4f}, worst {cosine.min():.4f}; "
+        f"same best label: {same:.1%}; its probability changes by {change.mean():.3f} on average, "
+        f"{change.max():.3f} at most",
+        flush=True,
+    )
+
+
+def _answers(model: Any, contents: Sequence[bytes]) -> tuple[Any, list[bytes], Any]:
+    embeddings, labels, scores = [], [], []
+    for outputs in model.imap(contract.EMBED, contract.IMAGE_BYTES, contents):
+        embeddings.append(outputs[contract.EMBEDDING])
+    for outputs in model.imap(contract.SERVING_DEFAULT, contract.IMAGE_BYTES, contents):
+        labels += [row[0] for row in outputs[contract.CLASSES]]
+        scores += [row[0] for row in outputs[contract.SCORES]]
+    return np.concatenate(embeddings), labels, np.array(scores)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.client", description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="?", choices=["start", "downscale"], help="default both")
+    parser.add_argument("--rounds", type=int, default=5, help="of start (default 5)")
+    parser.add_argument("--model", type=Path, default=Path("demo/models/food"), help="a bundle")
+    parser.add_argument("--samples", type=int, default=200, help="sample photos (default 200)")
+    parser.add_argument("--large", type=int, default=60, help="of them at 12 megapixels (default 60)")
+    options = parser.parse_args()
+    if options.what != "downscale":
+        start(options.rounds)
+    if options.what != "start":
+        downscale(options.model, options.samples, options.large)
+
+
+if __name__ == "__main__":
+    main()
