@@ -159,7 +159,6 @@ def without_known(
     """
     for known in models:
         known.merge()
-    every = (1 << len(models)) - 1
     source = iter(entries)
     with ExitStack() as stack:
         cursors = [known.cursors(stack) for known in models]
@@ -171,7 +170,7 @@ def without_known(
             leave_out(int(np.count_nonzero(wanted == 0)))
             for entry, mask in zip(block, wanted.tolist(), strict=True):
                 if mask:
-                    yield entry if mask == every else entry._replace(wanted=mask)
+                    yield entry._replace(wanted=mask) if len(models) > 1 else entry
 
 
 def _found(keys: NDArray[np.bytes_], cursors: Iterable[_Cursor]) -> NDArray[np.bool_]:

@@ -71,7 +71,7 @@ class Entry(NamedTuple):
     Attributes:
         hash: of the uri, in hexadecimal digits.
         line: uri, size, modified and the values of the columns, as JSON.
-        wanted: bit set of models; -1 for all.
+        wanted: bit set of models; -1, then of all entries, for all.
     """
 
     hash: bytes
@@ -153,7 +153,7 @@ class Piece:
             self.id,
             tuple(Photo(uri, size, modified) for uri, size, modified, _ in lines),
             columns.table([values for *_, values in lines]) if columns else None,
-            None if min(masks) == -1 else masks,
+            None if masks[0] == -1 else masks,
         )
 
 
