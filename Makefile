@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint bench bench-job bench-decoding bench-head fuzz old-tensorflow lock check-resolve clean help
+.PHONY: demo test lint bench bench-planning bench-job bench-decoding bench-head fuzz old-tensorflow lock check-resolve clean help
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
@@ -25,6 +25,9 @@ lint: $(VENV)/dev.stamp ## Style, types and layers
 
 bench: $(VENV)/dev.stamp ## The figures that the README quotes
 	$(BIN)/python -m tests.bench
+
+bench-planning: $(VENV)/dev.stamp ## Planning of 10,000 to 1,000,000 photos: seconds and memory
+	$(BIN)/python -m tests.bench.planning
 
 bench-job: $(VENV)/dev.stamp ## The batch job from files to Parquet, beside a bare loop, tf.data and RunInference
 	$(BIN)/python -m tests.bench.job
