@@ -113,6 +113,8 @@ class Job:
         if not self.lines:
             raise photos.none_in(self.source.place)
         self._check_columns(earlier)
+        if self._taken_over:
+            self.output.forget()
         self.output.claim(self.identity, self.source.columns.describe(), append=self.only_new)
         if self.only_new:
             self._count_own(finished)
@@ -178,8 +180,6 @@ class Job:
 
     def _remove_others(self, seen: Iterable[str], finished: Mapping[str, Iterable[str]]) -> None:
         """Forget shards that are not of this input any more, and torn ones."""
-        if self._taken_over:
-            self.output.forget()
         models = [model["digest"] for model in self.models]
         gone = [(shard, run) for shard, runs in finished.items() if shard not in seen for run in runs]
         for shard_id, run_id in gone + self._torn:

@@ -301,7 +301,12 @@ class Output:
                     files.remove(files.join(top, path))
 
     def forget(self) -> None:
-        """Forget every finished shard and every key; the rows go with the next `sweep`."""
+        """Forget every finished shard and every key; the rows go with the next `sweep`.
+
+        Until `claim` the output is of no job, so that a run that is cut off here can only be followed
+        by one that takes the output over too.
+        """
+        files.write(self._identity_file, json.dumps({"overwritten": True}).encode())
         for name in ("shards", "keys"):  # in this order: keys without a record do not count
             top = files.join(self.work, name)
             for path, _ in files.below(top):

@@ -7,19 +7,25 @@ import multiprocessing
 import os
 from collections import Counter
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from batch import cli, files, keys, lock, photos, pipeline
+from batch import cli, files, keys, lock, photos, pipeline, shards
+from batch.columns import Columns
 from batch.keys import Known, without_known
+from batch.output import Output
 from batch.photos import Photo
 from batch.pipeline import ScoreSettings
-from batch.shards import Entry, ordered
+from batch.shards import Entry, PlanWriter, ordered
+from batch.stats import Stats
+from batch.task import Scores, Task
 from serving import bundle
 from serving.errors import BundleError, InputError, OutputBusy, OutputError
 from tests.test_pipeline import GOOD, LABELS, make_bundle
@@ -195,6 +201,32 @@ class TestPartitions:
         with pytest.raises(InputError, match="'date' passes through to the scores, which are partitioned"):
             pipeline.score(given)
         assert not (tmp_path / "out" / "_hubhead" / "input.json").exists(), "nothing was begun"
+
+
+class TestTakingOver:
+    def test_a_run_cut_off_while_it_forgets_must_take_over_again(self, tmp_path: Path) -> None:
+        output = Output(str(tmp_path))
+        mine = {"photos": "p", "models": [], "partition_by": ""}
+        assert not output.check(mine, append=True, overwrite=False)
+        output.claim(mine, [], append=True)
+        output.forget()
+        for append in (True, False):
+            with pytest.raises(OutputError, match="--overwrite"):
+                output.check(mine, append=append, overwrite=False)
+        assert output.check(mine, append=False, overwrite=True)
+
+    def test_a_finished_shard_is_not_done_again_when_its_element_is_retried(self, tmp_path: Path) -> None:
+        output = Output(str(tmp_path / "out"))
+        entries = ordered([(Photo("/a.jpg", 1, 1), [])])
+        [piece] = shards.plan(entries, 5, {})
+        with PlanWriter(output.plan) as writer:
+            writer.add(piece.shard(Columns()))
+        [planned] = shards.planned(writer.path)
+        scores = Scores(output, "night", datetime.now(UTC), ("digest",))
+        task = Task(("nowhere",), str(tmp_path / "store"), output.plan, scores)
+        table = pa.table({"uri": ["/a.jpg"]})
+        output.commit(planned.id, "night", table, Stats(photos=1, rows=1), {}, date="2026-05-31")
+        assert task.run(planned, workers=[]) == Stats(photos=1, rows=1)
 
 
 @pytest.mark.parametrize("wrong", ["", "a/b", ".hidden", "x" * 65, "a~b"])
