@@ -9,6 +9,7 @@ runs here, in the batch job and in the local server alike.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -111,6 +112,10 @@ class Model:
             }
         except tf.errors.OpError as error:
             raise RunError(own_words(error.message), _grpc_code(error.error_code)) from error
+        except UnicodeDecodeError as error:
+            # An op quoted bytes that it was sent, so that Python could not make an OpError of its message.
+            message = error.object.decode("utf-8", "backslashreplace")
+            raise RunError(own_words(message), "INVALID_ARGUMENT") from error
         except (TypeError, ValueError) as error:
             raise RunError(str(error), "INVALID_ARGUMENT") from error
 
@@ -256,10 +261,11 @@ def own_words(text: str) -> str:
     """A failed op's own words, as TensorFlow Serving sends them.
 
     Before them, eager TensorFlow puts the Python stack that built the graph, which would tell
-    callers this machine's paths; after them, the function's name in this process.
+    callers this machine's paths; around them, functions' names in this process.
     """
     lines = dropwhile(lambda line: not line or line.startswith(_STACK), text.splitlines())
-    return "\n".join(lines).partition(" [Op:")[0] or text
+    own = "\n".join(lines).partition(" [Op:")[0] or text
+    return re.sub(r"\{\{function_node \S+\}\} ?", "", own)
 
 
 def _grpc_code(number: int) -> str:

@@ -79,11 +79,14 @@ def encode(values: NDArray[Any] | Sequence[bytes], *, typed_fields: bool = False
         except TypeError as error:
             raise InputError(f"A tensor of strings holds bytes only: {error}.") from error
         return proto
-    little = array.dtype.newbyteorder("<")
-    if little not in _NUMBERS:
-        raise InputError(f"An array of dtype {array.dtype} cannot be sent as a tensor.")
-    proto.dtype = _NUMBERS[little]
-    flat = np.ascontiguousarray(array, dtype=little).ravel()
+    if array.dtype.name == "bfloat16":  # as TensorFlow gives it to numpy, by ml_dtypes
+        proto.dtype, flat = DT_BFLOAT16, array.ravel().view("<u2")
+    else:
+        little = array.dtype.newbyteorder("<")
+        if little not in _NUMBERS:
+            raise InputError(f"An array of dtype {array.dtype} cannot be sent as a tensor.")
+        proto.dtype = _NUMBERS[little]
+        flat = np.ascontiguousarray(array, dtype=little).ravel()
     if not typed_fields:
         proto.tensor_content = flat.tobytes()
         return proto

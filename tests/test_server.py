@@ -308,7 +308,7 @@ def linear(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [
             warmup_record("", "x", np.ones((2, 3), np.float32)),
             warmup_record("upper", "text", [b"a"]),
-            bytes(protos.PredictionLog(classify_log={}).SerializeToString()),
+            bytes(protos.PredictionLog(session_run_log={}).SerializeToString()),
         ],
     )
     return directory
@@ -524,6 +524,8 @@ def test_the_stack_that_built_the_graph_is_no_callers_business() -> None:
     missing = "Detected at node a/b defined at (most recent call last):\n<stack unavailable>\n"
     assert own_words(f"Graph execution error:\n\n{missing}{message}") == message
     assert own_words("plain") == "plain"
+    inside = "{{function_node __inference_1}} Bad\n\t [[{{function_node __inference_2}}{{node a/b}}]]"
+    assert own_words(inside) == message
 
 
 @pytest.mark.tf

@@ -232,7 +232,7 @@ def _load(settings: ServerSettings, loader: Loader, metrics: Metrics) -> Load:
     """How a version is loaded and warmed."""
 
     def load(name: str, version: int, directory: Path) -> Servable:
-        loaded = servable.load(name, version, directory, loader)
+        loaded = servable.load(name, version, directory, loader, settings, metrics)
         if settings.enable_model_warmup:
             start, status = time.perf_counter(), "OK"
             try:

@@ -1,8 +1,4 @@
-"""One loaded version of a model, and how it answers the requests of PredictionService.
-
-Codes and texts are those of TensorFlow Serving (servables/tensorflow/predict_util.cc,
-get_model_metadata_impl.cc, and saved_model/util.cc of TensorFlow), since clients match on them.
-"""
+"""One loaded version of a model, and its answers to the requests of PredictionService."""
 
 from __future__ import annotations
 
@@ -19,11 +15,13 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from serving import contract, protos, runtime, tensors
-from serving.errors import BundleError, InputError
-from serving.server.refusal import Refusal, invalid
+from serving.errors import BundleError
+from serving.server import inference
+from serving.server.metrics import Metrics
+from serving.server.refusal import Refusal
+from serving.server.settings import ServerSettings
 
 SERVE_TAG = "serve"
-SIGNATURE_DEF = "signature_def"
 
 
 class Model(Protocol):
@@ -70,11 +68,32 @@ class Servable:
         probe: a PredictRequest that it has to answer; None where nobody gave one.
     """
 
-    def __init__(self, name: str, version: int, model: Model, signatures: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        model: Model,
+        signatures: Mapping[str, Any],
+        *,
+        tensor_content: bool = False,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """Of a loaded model.
+
+        Args:
+            name: the model's.
+            version: its number.
+            model: what runs it.
+            signatures: SignatureDef by name.
+            tensor_content: whether answers hold the raw bytes of tensors in place of their values.
+            metrics: where to count.
+        """
         self.name = name
         self.version = version
         self._model = model
         self._signatures = signatures
+        self._tensor_content = tensor_content
+        self._metrics = metrics
         self._turns = threading.Semaphore(model.threads)
         self._users = 0
         self.pulse = Pulse()
@@ -109,6 +128,16 @@ class Servable:
         """Free the model; only where the version is idle and nobody can ask for it any more."""
         del self._model
 
+    @property
+    def signatures(self) -> Mapping[str, Any]:
+        """The declared SignatureDefs by name, TensorFlow's own among them."""
+        return self._signatures
+
+    def signature(self, name: str) -> protos.Message | None:
+        """The SignatureDef of that name, or of the default; None where there is none to ask for."""
+        name = name or contract.SERVING_DEFAULT
+        return None if name.startswith("__") else self._signatures.get(name)
+
     def predict(self, request: protos.Message, seconds: float | None = None) -> protos.Message:
         """Answer a PredictRequest.
 
@@ -119,57 +148,109 @@ class Servable:
         Raises:
             Refusal: the request does not fit the signature, or the model failed.
         """
-        key = request.model_spec.signature_name or contract.SERVING_DEFAULT
-        signature = self._signatures.get(key)
-        if signature is None or key.startswith("__"):
-            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{key}" not found.')
-        inputs = _inputs(signature, request.inputs)
-        wanted = _wanted(signature, request.output_filter)
-        outputs = self._run(key, inputs, seconds)
-        response = protos.PredictResponse(model_spec=self._spec())
-        response.model_spec.signature_name = key
+        key = inference.key(request.model_spec)
+        signature = inference.predict_signature(self._signatures, key)
+        inputs = inference.predict_inputs(signature, request.inputs)
+        wanted = inference.predict_outputs(signature, request.output_filter)
+        outputs = self.run(key, inputs, wanted, seconds, "Predict")
+        response = protos.PredictResponse(model_spec=self.spec(key))
         for alias in wanted:
-            response.outputs[alias].CopyFrom(tensors.encode(outputs[alias], typed_fields=True))
+            encoded = tensors.encode(outputs[alias], typed_fields=not self._tensor_content)
+            response.outputs[alias].CopyFrom(encoded)
         return response
 
+    def classify(self, request: protos.Message, seconds: float | None = None) -> protos.Message:
+        """Answer a ClassificationRequest; as `predict`."""
+        key = inference.key(request.model_spec)
+        wanted = inference.classify_outputs(inference.examples_signature(self._signatures, key))
+        feed = inference.examples(request.input)
+        outputs = self.run(key, feed, wanted, seconds, "Classify")
+        result = inference.classification(outputs, len(feed[inference.EXAMPLES]))
+        return protos.ClassificationResponse(model_spec=self.spec(key), result=result)
+
+    def regress(self, request: protos.Message, seconds: float | None = None) -> protos.Message:
+        """Answer a RegressionRequest; as `predict`."""
+        key = inference.key(request.model_spec)
+        wanted = inference.regress_outputs(inference.examples_signature(self._signatures, key))
+        feed = inference.examples(request.input)
+        outputs = self.run(key, feed, wanted, seconds, "Regress")
+        result = inference.regression(outputs, len(feed[inference.EXAMPLES]))
+        return protos.RegressionResponse(model_spec=self.spec(key), result=result)
+
     def metadata(self) -> protos.Message:
-        """The answer to a GetModelMetadataRequest that `check_metadata_fields` let through."""
+        """The answer to a GetModelMetadataRequest that `inference.check_metadata_fields` let through."""
         declared = protos.SignatureDefMap()
         for key, signature in self._signatures.items():
             declared.signature_def[key].CopyFrom(signature)
-        response = protos.GetModelMetadataResponse(model_spec=self._spec())
-        response.metadata[SIGNATURE_DEF].Pack(declared)
+        response = protos.GetModelMetadataResponse(model_spec=self.spec())
+        response.metadata[inference.SIGNATURE_DEF].Pack(declared)
         return response
 
-    def _run(
-        self, key: str, inputs: Mapping[str, NDArray[Any]], seconds: float | None
+    def run(
+        self,
+        key: str,
+        inputs: Mapping[str, NDArray[Any]],
+        wanted: tuple[str, ...],
+        seconds: float | None,
+        api: str,
     ) -> Mapping[str, NDArray[Any]]:
+        """Run a signature once it is this request's turn.
+
+        Args:
+            key: of the signature.
+            inputs: by alias.
+            wanted: aliases of the outputs.
+            seconds: how long the caller still waits; None: for ever.
+            api: for the metrics, such as "Predict".
+
+        Raises:
+            Refusal: the deadline passed before, or the model failed.
+        """
+        start = time.perf_counter()
         if not self._turns.acquire(timeout=seconds):
             raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline passed while waiting for the model.")
         try:
             outputs = self._model.run(key, inputs)
             self.pulse.beat()
-            return outputs
         except runtime.RunError as error:
             self.pulse.beat(answering=error.code not in _FAULTS)
             raise Refusal(grpc.StatusCode[error.code], error.what) from error
         finally:
             self._turns.release()
+        if self._metrics:
+            self._metrics.runtime(self.name, api, time.perf_counter() - start)
+        return {alias: outputs[alias] for alias in wanted}
 
-    def _spec(self) -> protos.Message:
-        spec = protos.ModelSpec(name=self.name)
+    def spec(self, signature: str = "") -> protos.Message:
+        """The ModelSpec of a response: name, version and the signature that answered."""
+        spec = protos.ModelSpec(name=self.name, signature_name=signature)
         spec.version.value = self.version
         return spec
 
 
-def load(name: str, version: int, directory: Path, loader: Loader) -> Servable:
+def load(
+    name: str,
+    version: int,
+    directory: Path,
+    loader: Loader,
+    settings: ServerSettings | None = None,
+    metrics: Metrics | None = None,
+) -> Servable:
     """Load a version's directory.
 
     Raises:
         BundleError: its saved_model.pb is missing, torn, or holds no graph for serving.
     """
+    settings = settings or ServerSettings()
     signatures = read_signatures(directory)
-    return Servable(name, version, loader(directory), signatures)
+    return Servable(
+        name,
+        version,
+        loader(directory),
+        signatures,
+        tensor_content=settings.enable_serialization_as_tensor_content,
+        metrics=metrics,
+    )
 
 
 def read_signatures(directory: Path) -> dict[str, Any]:
@@ -190,71 +271,3 @@ def read_signatures(directory: Path) -> dict[str, Any]:
     raise BundleError(
         f"{path} holds no graph with the tag {SERVE_TAG!r}.", remedy="Export it with that tag, the default."
     )
-
-
-def check_metadata_fields(fields: list[str]) -> None:
-    """Refuse a GetModelMetadataRequest that asks for anything but the signatures."""
-    if not fields:
-        raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
-    for field in fields:
-        if field != SIGNATURE_DEF:
-            raise invalid(f"Metadata field {field} is not supported")
-
-
-def _inputs(signature: protos.Message, sent: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """The tensors to feed, in the order and with the checks of GetInputValues and DirectSession."""
-    required, defaults = signature.inputs, signature.defaults
-    if len(sent) > len(required) or (len(sent) < len(required) and not defaults):
-        raise invalid(
-            f"input size does not match signature: {len(sent)}!={len(required)} "
-            f"len({_set(sent)}) != len({_set(required)}). Sent extra: {_set(set(sent) - set(required))}. "
-            f"Missing but required: {_set(set(required) - set(sent))}."
-        )
-    protos_by_alias = {}
-    for alias in sorted(required):
-        if alias not in sent and alias not in defaults:
-            raise invalid(
-                f"Signature input alias: {alias}(feed name: {required[alias].name}) not found in request "
-                f"and no default value provided. Inputs expected to be in the request {_set(sent)}, "
-                f"or default input alias set: {','.join(sorted(defaults))}"
-            )
-        protos_by_alias[alias] = sent[alias] if alias in sent else defaults[alias]
-    used = set(sent) & set(required)
-    inputs = {}
-    for alias, proto in protos_by_alias.items():
-        try:
-            inputs[alias] = tensors.decode(proto, alias)
-        except InputError as error:
-            raise invalid(f"tensor parsing error: {alias}") from error
-    if len(used) != len(sent):
-        raise invalid(
-            f"Inputs contains invalid name. Used request inputs: {','.join(sorted(used))}, "
-            f"request input: {','.join(sorted(sent))}"
-        )
-    by_feed_name = sorted(required, key=lambda alias: required[alias].name)
-    for index, alias in enumerate(by_feed_name):
-        declared, given = required[alias].dtype, protos_by_alias[alias].dtype
-        if declared != given:
-            raise invalid(
-                f"Expects arg[{index}] to be {tensors.dtype_name(declared)} "
-                f"but {tensors.dtype_name(given)} is provided"
-            )
-    return inputs
-
-
-def _wanted(signature: protos.Message, output_filter: list[str]) -> list[str]:
-    seen: set[str] = set()
-    for alias in output_filter:
-        if alias not in signature.outputs:
-            raise invalid(
-                f"output tensor alias not found in signature: {alias} "
-                f"Outputs expected to be in the set {_set(signature.outputs)}."
-            )
-        if alias in seen:
-            raise invalid(f"duplicate output tensor alias: {alias}")
-        seen.add(alias)
-    return list(output_filter) or sorted(signature.outputs)
-
-
-def _set(names: Any) -> str:
-    return f"{{{','.join(sorted(names))}}}"

@@ -10,11 +10,10 @@ from typing import Any
 import grpc
 
 from serving import protos
-from serving.server import config
+from serving.server import config, inference
 from serving.server.manager import Manager
 from serving.server.metrics import Metrics
 from serving.server.refusal import Refusal, invalid
-from serving.server.servable import check_metadata_fields
 
 _ENDLESS_SECONDS = 1e8
 """gRPC gives a caller without a deadline centuries."""
@@ -36,9 +35,24 @@ def handlers(manager: Manager, metrics: Metrics) -> list[grpc.GenericRpcHandler[
         with manager.use(request.model_spec) as servable:
             return servable.predict(request, _seconds(context))
 
+    def classify(request: protos.Message, context: Any) -> protos.Message:
+        _check_spec(request)
+        with manager.use(request.model_spec) as servable:
+            return servable.classify(request, _seconds(context))
+
+    def regress(request: protos.Message, context: Any) -> protos.Message:
+        _check_spec(request)
+        with manager.use(request.model_spec) as servable:
+            return servable.regress(request, _seconds(context))
+
+    def multi_inference(request: protos.Message, context: Any) -> protos.Message:
+        spec = request.tasks[0].model_spec if request.tasks else protos.ModelSpec()
+        with manager.use(spec) as servable:
+            return inference.multi_inference(servable, request, _seconds(context))
+
     def metadata(request: protos.Message, _: Any) -> protos.Message:
         _check_spec(request)
-        check_metadata_fields(request.metadata_field)
+        inference.check_metadata_fields(request.metadata_field)
         with manager.use(request.model_spec) as servable:
             return servable.metadata()
 
@@ -51,6 +65,9 @@ def handlers(manager: Manager, metrics: Metrics) -> list[grpc.GenericRpcHandler[
 
     answers = {
         protos.PREDICT: (predict, protos.PredictRequest),
+        protos.CLASSIFY: (classify, protos.ClassificationRequest),
+        protos.REGRESS: (regress, protos.RegressionRequest),
+        protos.MULTI_INFERENCE: (multi_inference, protos.MultiInferenceRequest),
         protos.GET_MODEL_METADATA: (metadata, protos.GetModelMetadataRequest),
         protos.GET_MODEL_STATUS: (status, protos.GetModelStatusRequest),
         protos.RELOAD_CONFIG: (reload, protos.ReloadConfigRequest),

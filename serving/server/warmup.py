@@ -7,13 +7,15 @@ of PredictionLog, as for TensorFlow Serving.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
 from serving import contract, protos
 from serving.errors import BundleError
+from serving.server import inference
 from serving.server.refusal import Refusal
 from serving.server.servable import Servable
 
@@ -26,9 +28,9 @@ _log = logging.getLogger(__name__)
 def warm_up(servable: Servable, directory: Path, times: int = 1) -> None:
     """Run the warm-up requests of a version's directory, if it has any, each so many times.
 
-    The first of them becomes the probe of the version's health.
+    The first that is a PredictRequest becomes the probe of the version's health.
 
-    Records for the other RPCs of TensorFlow Serving are left out: this server does not have them.
+    Records of streamed predictions and of SessionRun are left out: this server does not have those RPCs.
 
     Raises:
         BundleError: the file is broken or too long, or a request in it fails.
@@ -36,20 +38,26 @@ def warm_up(servable: Servable, directory: Path, times: int = 1) -> None:
     path = directory / contract.WARMUP_FILE
     if not path.is_file():
         return
+    answers: dict[str | None, Callable[[protos.Message], protos.Message]] = {
+        "predict_log": servable.predict,
+        "classify_log": servable.classify,
+        "regress_log": servable.regress,
+        "multi_inference_log": partial(inference.multi_inference, servable),
+    }
     for number, record in enumerate(_records(path), 1):
         if number > MAX_RECORDS:
             raise BundleError(f"{path} holds more than {MAX_RECORDS} warm-up requests.")
         try:
             entry = protos.PredictionLog.FromString(record)
             kind = entry.WhichOneof("log_type")
-            if kind == "predict_log":
-                request = entry.predict_log.request
-                request.model_spec.name = servable.name  # whatever name the file was written for
-                for _ in range(times):
-                    servable.predict(request)
-                servable.probe = servable.probe or request
-            else:
+            if kind not in answers:
                 _log.info("%s: record %d is a %s, not run here", path, number, kind)
+                continue
+            request = getattr(entry, kind).request  # whatever model's name it was written for
+            for _ in range(times):
+                answers[kind](request)
+            if kind == "predict_log":
+                servable.probe = servable.probe or request
         except (DecodeError, Refusal) as error:
             raise BundleError(
                 f"Warm-up request {number} of {path} failed: {error}.", remedy="Export the bundle again."
