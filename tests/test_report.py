@@ -327,14 +327,14 @@ def test_without_test_photos_the_held_out_ones_head_the_page(tmp_path: Path) -> 
     assert "Misclassified" not in page.text
 
 
-def test_what_changed_against_the_live_version_is_shown_with_its_photos(tmp_path: Path) -> None:
+def test_what_changed_against_the_live_version_is_shown_with_its_photos(cache: Path, tmp_path: Path) -> None:
     labels = (HOSTILE, "b", "c", "d")
     example = made(tmp_path, labels, photos=20, noise=0.6, judged=True).report
     found, validated = example.comparison, example.cross_validation
     assert found is not None
     assert validated is not None
     assert found.newly_right
-    report.write(tmp_path / "report.html", example)
+    report.write(tmp_path / "report.html", example, cache=cache)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     check_self_contained(text)
     page = Page(text)
