@@ -496,7 +496,7 @@ def test_a_browser_shows_it_whole(
     assert found["ordered"]
 
     picture = tmp_path / "screenshot.png"
-    tall = min(found["height"], 6000)
+    tall = min(found["height"], 14000)
     frame.write_text(frame.read_text("utf-8").replace("height:2000px", f"height:{tall}px"), encoding="utf-8")
     browse(frame, tmp_path / "other", f"--window-size=1280,{tall}", f"--screenshot={picture}")
     with Image.open(picture) as shot:
