@@ -317,6 +317,21 @@ def test_bytes_paths_files_and_pixels_are_photos(classify: Classify, tmp_path: P
         assert np.array_equal(np.asarray(image), other), "the model resizes it"
 
 
+def test_files_of_more_than_a_request_holds_are_read_once_each(classify: Classify) -> None:
+    contents = [f"{number}".encode() * 40 for number in range(7)]
+    seen: list[list[bytes]] = []
+
+    def answer(request: Any, _: grpc.ServicerContext) -> Any:
+        seen.append(images_of(request))
+        return answer_for(images_of(request))
+
+    with scripted({protos.PREDICT: answer}) as address:
+        found = classify(address, [io.BytesIO(content) for content in contents], max_bytes=100)
+    assert [prediction.status for prediction in found] == [Status.OK] * 7
+    assert sorted(itertools.chain(*seen)) == contents
+    assert len(seen) == 4
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 3), (7, 5, 3), (64, 48, 3)])
 def test_a_png_holds_the_pixels_it_was_made_of(shape: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, shape, np.uint8)

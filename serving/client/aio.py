@@ -172,7 +172,7 @@ class AsyncClient:
             iterator = iter(photos)
             first = list(islice(iterator, self._core.max_photos + 1))
             if len(first) <= self._core.max_photos:
-                items = [await self._read(photo) for photo in first]
+                items = await asyncio.gather(*map(self._read, first))
                 groups = list(grouped(items, max_bytes=self._core.max_bytes))
                 answered = [await self._run(ask(group), many=len(groups) > 1) for group in groups]
                 return [result for results in answered for result in results]

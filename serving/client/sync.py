@@ -241,6 +241,7 @@ class Client:
             groups = list(grouped(items, max_bytes=self._core.max_bytes))
             if len(groups) <= 1:
                 return [result for group in groups for result in run_inline(ask(group), self._perform)]
+            return [result for results in self._concurrently(groups, ask, True) for result in results]
         return [result for _, result in self._stream(chain(first, rest, iterator), ask, ordered=True)]
 
     def _stream(
