@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint bench bench-planning bench-job bench-decoding bench-head fuzz old-tensorflow lock check-resolve clean help
+.PHONY: demo test lint bench bench-planning bench-job bench-decoding bench-head fuzz old-tensorflow lock check-resolve clean help bench-training
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
@@ -38,6 +38,10 @@ bench-decoding: $(VENV)/dev.stamp ## Decoding: speed, agreement (on Debian), mem
 
 bench-head: $(VENV)/dev.stamp ## Fitting a head on 1,000 to 1,000,000 embeddings: seconds and memory
 	$(BIN)/python -m tests.bench.head
+
+bench-training: $(VENV)/dev.stamp ## hubhead train as a whole, first and from the store; accuracy by input size and views
+	$(BIN)/python -m tests.bench.training
+	$(BIN)/python -m tests.bench.fine_tune --tune_seeds 0
 
 FUZZ ?= 20000
 fuzz: $(VENV)/dev.stamp ## Damaged photos and headers without end: FUZZ=20000 examples a property

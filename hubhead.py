@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from batch.cli import score
+from batch.embeddings_cli import embeddings
 from batch.query.cli import query
 from batch.rescore_cli import rescore
 from serving.command import run
@@ -27,7 +28,20 @@ class InOrder(click.Group):
 
 @click.group(
     cls=InOrder,
-    commands=[train, export, score, rescore, query, serve, predict, status, loadtest, backbone, demo],
+    commands=[
+        train,
+        export,
+        score,
+        rescore,
+        query,
+        embeddings,
+        serve,
+        predict,
+        status,
+        loadtest,
+        backbone,
+        demo,
+    ],
     context_settings={"max_content_width": 100},
     epilog="\b\nFrom a folder of photos to a prediction:\n"
     "  hubhead train --image_dir food_images\n"

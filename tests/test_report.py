@@ -201,9 +201,9 @@ def real(trained: Trained) -> report.Report:
 
 @pytest.mark.slow
 def test_the_report_of_a_real_training_tells_what_it_found(
-    real: report.Report, trained: Trained, tmp_path: Path
+    real: report.Report, trained: Trained, cache: Path, tmp_path: Path
 ) -> None:
-    report.write(tmp_path / "report.html", real)
+    report.write(tmp_path / "report.html", real, cache=cache)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     check_self_contained(text)
     assert len(text.encode()) < 2_000_000
@@ -227,8 +227,8 @@ def test_the_report_of_a_real_training_tells_what_it_found(
 
 
 @pytest.mark.slow
-def test_pictures_are_small_upright_and_square(real: report.Report) -> None:
-    found = thumbnails.jpegs(real.pictured[:5], 192)
+def test_pictures_are_small_upright_and_square(real: report.Report, cache: Path) -> None:
+    found = thumbnails.jpegs(real.pictured[:5], 192, cache)
     assert list(found) == list(real.pictured[:5])
     for content in found.values():
         with Image.open(io.BytesIO(content)) as picture:
@@ -236,12 +236,23 @@ def test_pictures_are_small_upright_and_square(real: report.Report) -> None:
         assert len(content) < 25_000
 
 
-def test_a_photo_that_is_gone_or_broken_is_told_in_words(tmp_path: Path) -> None:
+def test_the_graph_of_pictures_is_traced_once_for_all_processes(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = made(tmp_path, ("a", "b"), noise=1.5).report.pictured[:2]
+    first = thumbnails.jpegs(photos, 192, cache)
+    assert list(first) == list(photos)
+    thumbnails._decoder.cache_clear()  # as in another process
+    monkeypatch.delattr(thumbnails, "_traced")
+    assert thumbnails.jpegs(photos, 192, cache) == first
+
+
+def test_a_photo_that_is_gone_or_broken_is_told_in_words(cache: Path, tmp_path: Path) -> None:
     example = made(tmp_path, ("a", "b"), noise=1.5)
     gone, broken = example.report.pictured[:2]
     Path(gone).unlink()
     Path(broken).write_bytes(b"no photo")
-    report.write(tmp_path / "report.html", example.report)
+    report.write(tmp_path / "report.html", example.report, cache=cache)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.text.count("no picture") == 2
 
@@ -274,11 +285,11 @@ def test_labels_and_paths_are_text_wherever_they_stand(tmp_path: Path) -> None:
     assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]", text)
 
 
-def test_with_a_hundred_labels_the_pairs_confused_stand_for_the_matrix(tmp_path: Path) -> None:
+def test_with_a_hundred_labels_the_pairs_confused_stand_for_the_matrix(cache: Path, tmp_path: Path) -> None:
     labels = [f"label {number}" for number in range(101)]
     example = made(tmp_path, labels, photos=8, noise=0.5).report
     assert len(example.pictured) == PICTURES
-    report.write(tmp_path / "report.html", example)
+    report.write(tmp_path / "report.html", example, cache=cache)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     check_self_contained(text)
     assert len(text.encode()) < 2_000_000
@@ -316,14 +327,14 @@ def test_without_test_photos_the_held_out_ones_head_the_page(tmp_path: Path) -> 
     assert "Misclassified" not in page.text
 
 
-def test_what_changed_against_the_live_version_is_shown_with_its_photos(tmp_path: Path) -> None:
+def test_what_changed_against_the_live_version_is_shown_with_its_photos(cache: Path, tmp_path: Path) -> None:
     labels = (HOSTILE, "b", "c", "d")
     example = made(tmp_path, labels, photos=20, noise=0.6, judged=True).report
     found, validated = example.comparison, example.cross_validation
     assert found is not None
     assert validated is not None
     assert found.newly_right
-    report.write(tmp_path / "report.html", example)
+    report.write(tmp_path / "report.html", example, cache=cache)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     check_self_contained(text)
     page = Page(text)
@@ -397,10 +408,10 @@ def test_the_sample_of_a_label_is_the_training_photo_it_is_surest_of(tmp_path: P
     check_self_contained(report.render(composed, {}))
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_said(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputError):
-        report.write(tmp_path / "file" / "report.html", made(tmp_path, ("a", "b")).report)
+        report.write(tmp_path / "file" / "report.html", made(tmp_path, ("a", "b")).report, cache=cache)
 
 
 # --- In a real browser ------------------------------------------------------------------------------------
@@ -454,7 +465,7 @@ def browse(page: Path, profile: Path, *options: str) -> str:
 @pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
 @pytest.mark.parametrize("kind", ["real", "many labels", "long words"])
 def test_a_browser_shows_it_whole(
-    kind: str, width: int, tmp_path: Path, request: pytest.FixtureRequest
+    kind: str, width: int, cache: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     if kind == "real":
         example: report.Report = request.getfixturevalue("real")
@@ -463,7 +474,7 @@ def test_a_browser_shows_it_whole(
         labels = long if kind == "long words" else [f"label {number}" for number in range(101)]
         judged = kind == "long words"
         example = made(tmp_path, labels, photos=8, noise=0.5, judged=judged).report
-    report.write(tmp_path / "report.html", example)
+    report.write(tmp_path / "report.html", example, cache=cache)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     inner = text.replace("</body>", f"{MEASURE}</body>").replace('loading="lazy"', "")
     # A window has a least width, larger than a phone's; a frame has none.
@@ -485,7 +496,7 @@ def test_a_browser_shows_it_whole(
     assert found["ordered"]
 
     picture = tmp_path / "screenshot.png"
-    tall = min(found["height"], 6000)
+    tall = min(found["height"], 14000)
     frame.write_text(frame.read_text("utf-8").replace("height:2000px", f"height:{tall}px"), encoding="utf-8")
     browse(frame, tmp_path / "other", f"--window-size=1280,{tall}", f"--screenshot={picture}")
     with Image.open(picture) as shot:

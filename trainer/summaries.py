@@ -63,6 +63,7 @@ def write(
     selection: Selection,
     held_out: Evaluation,
     test: Evaluation | None,
+    cache: Path,
 ) -> Path:
     """Write one run, and return its directory: `directory`, or one in it where it holds a run already.
 
@@ -76,6 +77,7 @@ def write(
         selection: how its settings were chosen.
         held_out: on the photos that they were chosen by.
         test: on the test photos, None where there are none.
+        cache: the cache directory, for what makes the small pictures.
 
     Raises:
         OutputError: the directory cannot be written.
@@ -93,7 +95,9 @@ def write(
                 step = steps_of(selection)[selection.strength]
                 figures = {"accuracy_1": test.accuracy.value, "cross_entropy_1": test.log_loss}
                 events.add(step, figures | _label_figures(test))
-        write_projector(run / DIRECTORIES[Subset.TRAINING], embeddings, examples, subsets, labels)
+        write_projector(
+            run / DIRECTORIES[Subset.TRAINING], embeddings, examples, subsets, labels, cache=cache
+        )
     except OSError as error:
         raise OutputError(
             f"The summaries cannot be written to {directory}: {error.strerror or error}.",
@@ -330,6 +334,8 @@ def write_projector(
     examples: Sequence[Example],
     subsets: Sequence[Subset],
     labels: Sequence[str],
+    *,
+    cache: Path,
 ) -> None:
     """Write the embeddings, what each is of, and, where they are not too many, small pictures.
 
@@ -352,20 +358,20 @@ def write_projector(
         '  metadata_path: "metadata.tsv"',
     ]
     if len(rows) <= SPRITES:
-        (directory / "sprite.png").write_bytes(_sprite([examples[row].uri for row in rows.tolist()]))
+        (directory / "sprite.png").write_bytes(_sprite([examples[row].uri for row in rows.tolist()], cache))
         side = f"single_image_dim: {SPRITE_SIDE}"
         config += ["  sprite {", '    image_path: "sprite.png"', f"    {side}", f"    {side}", "  }"]
     (directory / "projector_config.pbtxt").write_text("\n".join([*config, "}", ""]), encoding="utf-8")
 
 
-def _sprite(uris: Sequence[str]) -> bytes:
+def _sprite(uris: Sequence[str], cache: Path) -> bytes:
     """One PNG of all pictures, row by row in a square; grey where a photo gives none."""
     import tensorflow as tf
 
     across, side = math.ceil(math.sqrt(len(uris))), SPRITE_SIDE
     sheet = np.full((across * side, across * side, 3), 128, np.uint8)
     place = {uri: number for number, uri in enumerate(uris)}
-    for uri, pixels in thumbnails.pictures(uris, side):
+    for uri, pixels in thumbnails.pictures(uris, side, cache):
         down, right = divmod(place[uri], across)
         sheet[down * side : (down + 1) * side, right * side : (right + 1) * side] = pixels
     return bytes(tf.io.encode_png(sheet).numpy())

@@ -64,7 +64,7 @@ class RunningServer:
         self._health.add_to(self._server)
         _add_reflection(self._server)
         self.port = _bind(self._server, settings)
-        rest = Rest(settings, metrics) if settings.rest_api_port is not None else None
+        rest = Rest(settings, manager, metrics) if settings.rest_api_port is not None else None
         self._rest = rest
         self.rest_port = rest.port if rest else None
         self._health.check()

@@ -88,9 +88,8 @@ class Manager:
         response = protos.GetModelStatusResponse()
         for version, state in states.items():
             entry = response.model_version_status.add(version=version, state=state.state)
-            if state.error:
-                entry.status.error_code = grpc.StatusCode.UNKNOWN.value[0]
-                entry.status.error_message = state.error
+            code = grpc.StatusCode.UNKNOWN if state.error else grpc.StatusCode.OK
+            entry.status.error_code, entry.status.error_message = code.value[0], state.error
         return response
 
     def poll(self) -> None:

@@ -13,12 +13,14 @@ class Refusal(Exception):
 
     Attributes:
         code: the status code.
-        details: the text, as TensorFlow Serving words it.
+        text: as TensorFlow Serving words it.
+        details: the text as gRPC sends it.
     """
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
         super().__init__(details)
         self.code = code
+        self.text = details
         self.details = details if len(details) <= _MAX_DETAILS else details[:_MAX_DETAILS] + "...TRUNCATED"
 
 

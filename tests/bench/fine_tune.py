@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.bench.accuracy import BATCH, FOLDS, embed, folds, labelled
-from trainer import backbone, evaluate, graph, head
+from serving import contract, runtime
+from tests.bench.accuracy import BATCH, FOLDS, embed, labelled
+from trainer import backbone, evaluate, export, graph, head
 from trainer.backbone import Backbone, efficientnet_lite0
 from trainer.backbone.hub import default_weights
 from trainer.fetch import cache_directory
@@ -30,11 +31,47 @@ from trainer.head import Floats, Ints
 
 SIZES = (224, 240, 260, 300, 380)
 VIEWS = 4
-AUGMENTATION = Augmentation(flip_left_right=True, random_crop=10, random_scale=20, random_brightness=15)
+ALIASES = {224: "efficientnet_lite0", 260: "efficientnet_lite0_260"}
+AUGMENTATIONS = {
+    "mirrored views": Augmentation(flip_left_right=True),
+    "distorted views": Augmentation(
+        flip_left_right=True, random_crop=10, random_scale=20, random_brightness=15
+    ),
+}
 MIDDLE = 10
 """The block, counted from 0, whose output is one of the layers below the last."""
 
-Predictions = Iterator[tuple[Ints, Floats]]
+
+@dataclass(frozen=True)
+class Embedded:
+    """What a setting makes of the photos.
+
+    Attributes:
+        values: float32 [N,D], which heads are fitted on and asked with.
+        views: the same of random views of each photo, which heads are fitted on as well.
+    """
+
+    values: Floats
+    views: Sequence[Floats] = ()
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What is said of the photos that a fold held out.
+
+    Attributes:
+        rows: which photos, int64 [M].
+        probabilities: float32 [M,K].
+        inner: the log-loss by cross-validation inside the training fold.
+    """
+
+    rows: Ints
+    probabilities: Floats
+    inner: float = float("nan")
+
+
+Folds = Sequence[Sequence[Fold]]
+"""Of each seed all folds."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +87,12 @@ class Figure:
     losses: NDArray[np.float64]
 
     @classmethod
-    def of(cls, predict: Callable[[int], Predictions], targets: Ints, seeds: int) -> Figure:
-        """By the predictions for all folds of each seed."""
-        right, losses = np.zeros((seeds, len(targets)), bool), np.zeros((seeds, len(targets)))
-        for seed in range(seeds):
-            for rows, probabilities in predict(seed):
+    def of(cls, seeds: Folds, targets: Ints) -> Figure:
+        """By what the folds of each seed say."""
+        right, losses = np.zeros((len(seeds), len(targets)), bool), np.zeros((len(seeds), len(targets)))
+        for seed, found in enumerate(seeds):
+            for fold in found:
+                rows, probabilities = fold.rows, fold.probabilities
                 right[seed, rows] = probabilities.argmax(1) == targets[rows]
                 picked = probabilities[np.arange(len(rows)), targets[rows]]
                 losses[seed, rows] = -np.log(np.maximum(picked, 1e-15))
@@ -78,6 +116,54 @@ def _difference(values: NDArray[Any], others: NDArray[Any]) -> tuple[float, floa
     return float(each.mean()), float(1.96 * each.std() / len(each) ** 0.5)
 
 
+def crossed(embedded: Embedded, targets: Ints, seeds: int) -> Folds:
+    """Heads fitted and asked in all folds of all seeds."""
+    classes = int(targets.max()) + 1
+
+    def one(fitted: Ints, held_out: Ints, seed: int) -> Fold:
+        views = [view[fitted] for view in embedded.views]
+        model, held = head.fit(embedded.values[fitted], targets[fitted], classes, views=views, seed=seed)
+        inner = head.log_loss(held.probabilities, held.targets)
+        return Fold(held_out, model.probabilities(embedded.values[held_out]), inner)
+
+    return [
+        [one(*rows, seed) for rows in head.stratified_folds(targets, FOLDS, seed)] for seed in range(seeds)
+    ]
+
+
+def chosen(settings: Sequence[Folds]) -> Folds:
+    """Of each fold the setting with the lowest log-loss inside the training fold."""
+    return [
+        [min(same, key=lambda fold: fold.inner) for same in zip(*seed, strict=True)]
+        for seed in zip(*settings, strict=True)
+    ]
+
+
+def viewed(photos: Sequence[bytes], alias: str, augmentation: Augmentation) -> list[Floats]:
+    """Embeddings of VIEWS random views of each photo, as `hubhead train` makes them."""
+    found = []
+    for number in range(VIEWS):
+        template = export.view_template(alias, cache_directory(), Preprocessing(), augmentation, number)
+        model = runtime.load(template.path)
+        answers = model.imap(contract.EMBED, contract.IMAGE_BYTES, photos)
+        found.append(np.concatenate([answer[contract.EMBEDDING] for answer in answers]))
+    return found
+
+
+def mirrored(photos: Sequence[bytes], network: Backbone) -> Floats:
+    """The mean embedding of each photo and its mirror image."""
+    import tensorflow as tf
+
+    height, width = network.image_size
+    settings = Preprocessing(height=height, width=width)
+
+    def run(contents: Any) -> Any:
+        pixels = tf.cast(graph.decode_photos(contents, settings)[0], tf.float32) / 255.0
+        return (network.apply(pixels) + network.apply(tf.reverse(pixels, [2]))) / 2.0
+
+    return _in_batches(run, photos)
+
+
 def layers(photos: Sequence[bytes], network: Backbone, weights: dict[str, Any]) -> Floats:
     """Means over the map of block MIDDLE and over that of the last block."""
     import tensorflow as tf
@@ -85,38 +171,22 @@ def layers(photos: Sequence[bytes], network: Backbone, weights: dict[str, Any]) 
     height, width = network.image_size
     settings = Preprocessing(height=height, width=width)
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def run(contents: Any) -> Any:
         pixels = tf.cast(graph.decode_photos(contents, settings)[0], tf.float32) / 255.0
         # The stem's map comes first, the last block's is the last but one.
         found = efficientnet_lite0.maps(weights, pixels, training=False)
         return tf.concat([tf.reduce_mean(found[index], [1, 2]) for index in (MIDDLE + 1, -2)], 1)
 
-    starts = range(0, len(photos), BATCH)
-    return np.concatenate([run(list(photos[start : start + BATCH])).numpy() for start in starts])
+    return _in_batches(run, photos)
 
 
-def viewed(photos: Sequence[bytes], network: Backbone, view: int) -> Floats:
-    """Embeddings of a random view of each photo."""
+def _in_batches(run: Callable[[Any], Any], photos: Sequence[bytes]) -> Floats:
     import tensorflow as tf
 
-    height, width = network.image_size
-    settings = Preprocessing(height=height, width=width)
-
-    @tf.function(
-        input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None, 2], tf.int32)],
-        autograph=False,
-    )
-    def run(contents: Any, seeds: Any) -> Any:
-        views = graph.random_views(seeds, AUGMENTATION)
-        pixels = graph.decode_photos(contents, settings, views=views)[0]
-        return network.apply(tf.cast(pixels, tf.float32) / 255.0)
-
-    parts = []
-    for start in range(0, len(photos), BATCH):
-        part = list(photos[start : start + BATCH])
-        parts.append(run(part, [[view, start + index] for index in range(len(part))]).numpy())
-    return np.concatenate(parts)
+    signature = [tf.TensorSpec([None], tf.string)]
+    traced = tf.function(run, input_signature=signature, autograph=False)
+    starts = range(0, len(photos), BATCH)
+    return np.concatenate([traced(list(photos[start : start + BATCH])).numpy() for start in starts])
 
 
 def at_size(size: int, directory: Path) -> Backbone:
@@ -126,19 +196,6 @@ def at_size(size: int, directory: Path) -> Backbone:
     return backbone.load(str(path), cache_directory())
 
 
-def chosen(embeddings: dict[int, Floats], targets: Ints, seed: int) -> Predictions:
-    """With the input size of the lowest log-loss inside the training fold."""
-    classes = int(targets.max()) + 1
-    for fitted, held_out in head.stratified_folds(targets, FOLDS, seed):
-        fits = {
-            size: head.fit(values[fitted], targets[fitted], classes, seed=seed)
-            for size, values in embeddings.items()
-        }
-        held = {size: selection for size, (_, selection) in fits.items()}
-        best = min(held, key=lambda size: head.log_loss(held[size].probabilities, held[size].targets))
-        yield held_out, fits[best][0].probabilities(embeddings[best][held_out])
-
-
 def tuned(
     photos: Sequence[bytes],
     targets: Ints,
@@ -146,7 +203,7 @@ def tuned(
     embeddings: Floats,
     settings: FineTuneSettings,
     seed: int,
-) -> Predictions:
+) -> Iterator[Fold]:
     """With a backbone tuned in each training fold, and a head fitted on its embeddings."""
     classes = int(targets.max()) + 1
     height, width = network.image_size
@@ -164,7 +221,7 @@ def tuned(
             better = backbone.load(str(result.path), cache_directory(), options=result.options)
         new = embed(photos, better, Preprocessing(height=height, width=width))
         model, _ = head.fit(new[fitted], targets[fitted], classes, seed=seed)
-        yield held_out, model.probabilities(new[held_out])
+        yield Fold(held_out, model.probabilities(new[held_out]))
 
 
 def main() -> None:
@@ -197,18 +254,24 @@ def main() -> None:
             for size, network in networks.items()
         }
 
-        def figure(values: Floats) -> Figure:
-            return Figure.of(lambda seed: folds(values, targets, seed), targets, options.seeds)
-
-        base = figure(embeddings[224])
-        print(base.row("224 pixels", base), flush=True)
-        for size in sorted(networks.keys() - {224}):
-            print(figure(embeddings[size]).row(f"{size} pixels", base), flush=True)
+        names = {size: f"{size} pixels" for size in sorted(networks)}
+        found = {
+            name: crossed(Embedded(embeddings[size]), targets, options.seeds) for size, name in names.items()
+        }
+        base = Figure.of(found[names[224]], targets)
+        for name, folds in found.items():
+            print(Figure.of(folds, targets).row(name, base), flush=True)
         if not options.tune_alone:
-            found = Figure.of(lambda seed: chosen(embeddings, targets, seed), targets, options.seeds)
-            print(found.row("the size of the lowest log-loss in each training fold", base), flush=True)
+            offered = {name: found[name] for name in (names[224], names[260])}
+            for name, embedded in _with_views(photos, embeddings):
+                offered[name] = crossed(embedded, targets, options.seeds)
+                print(Figure.of(offered[name], targets).row(name, base), flush=True)
+            best = chosen(list(offered.values()))
+            name = f"the one of {len(offered)}, {', '.join(offered)}, chosen inside each training fold"
+            print(Figure.of(best, targets).row(name, base), flush=True)
             for name, values in _combined(photos, networks, embeddings):
-                print(figure(values).row(name, base), flush=True)
+                folds = crossed(Embedded(values), targets, options.seeds)
+                print(Figure.of(folds, targets).row(name, base), flush=True)
         settings = FineTuneSettings(
             epochs=options.epochs,
             learning_rate=options.learning_rate,
@@ -217,24 +280,33 @@ def main() -> None:
         )
         for size in options.tune_sizes if options.tune_seeds else ():
             start = time.perf_counter()
-            found = Figure.of(
-                lambda seed, size=size: tuned(
-                    photos, targets, networks[size], embeddings[size], settings, seed
-                ),
-                targets,
-                options.tune_seeds,
-            )
+            runs = [
+                list(tuned(photos, targets, networks[size], embeddings[size], settings, seed))
+                for seed in range(options.tune_seeds)
+            ]
             minutes = (time.perf_counter() - start) / 60 / FOLDS / options.tune_seeds
-            print(found.row(f"{size} pixels, fine-tuned ({minutes:.1f} min a run)", base), flush=True)
+            print(
+                Figure.of(runs, targets).row(f"{size} pixels, fine-tuned ({minutes:.1f} min a run)", base),
+                flush=True,
+            )
+
+
+def _with_views(photos: Sequence[bytes], embeddings: dict[int, Floats]) -> Iterator[tuple[str, Embedded]]:
+    """The sizes that are aliases, with views, by name."""
+    for size, alias in ALIASES.items():
+        for name, augmentation in AUGMENTATIONS.items():
+            views = viewed(photos, alias, augmentation)
+            yield f"{size} pixels, {VIEWS} {name}", Embedded(embeddings[size], views)
 
 
 def _combined(
     photos: Sequence[bytes], networks: dict[int, Backbone], embeddings: dict[int, Floats]
 ) -> Iterator[tuple[str, Floats]]:
     """Embeddings made of several, by name."""
-    views = [viewed(photos, networks[224], view) for view in range(VIEWS)]
-    yield f"224 pixels, mean with {VIEWS} views, asked so too", np.mean([embeddings[224], *views], 0)
+    for size in ALIASES:
+        yield f"{size} pixels, mean with the mirror image", mirrored(photos, networks[size])
     yield "224 and 300 pixels side by side", np.hstack([embeddings[224], embeddings[300]])
+    yield "mean of 224, 260 and 300 pixels", np.mean([embeddings[size] for size in (224, 260, 300)], 0)
     yield "mean of 224, 300 and 380 pixels", np.mean([embeddings[size] for size in (224, 300, 380)], 0)
     yield "mean of all sizes", np.mean(list(embeddings.values()), 0)
     weights = efficientnet_lite0.variables(default_weights(cache_directory()), classifier=False)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,15 @@ class Figure:
 
     Attributes:
         name: of the case.
-        seconds: wall time of the work, without imports for `plan`, with them for `known`.
+        seconds: wall time of the work, without imports for `plan`, from the command to its end for `score`.
+        core_seconds: of the processor in it, which a busy machine does not lengthen as much.
         megabytes: peak resident memory.
         shards: how many there were.
     """
 
     name: str
     seconds: float
+    core_seconds: float
     megabytes: float
     shards: int
 
@@ -94,16 +96,16 @@ def finish(manifest: str, output: str, model: str) -> int:
     return planned.shards
 
 
-def apart(case: str, *arguments: str) -> tuple[int, float, float]:
-    """Run a case in a process of its own: what it gives, its seconds, its peak in MB."""
+def apart(case: str, *arguments: str) -> tuple[int, float, float, float]:
+    """Run a case in a process of its own: shards, seconds, those of the processor, peak MB."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench.planning", "--case", case, *arguments],
         check=True,
         capture_output=True,
         text=True,
     )
-    result, seconds, megabytes = json.loads(done.stdout.splitlines()[-1])
-    return result, seconds, megabytes
+    shards, seconds, core_seconds, megabytes = json.loads(done.stdout.splitlines()[-1])
+    return shards, seconds, core_seconds, megabytes
 
 
 def run_case(case: str, arguments: list[str]) -> None:
@@ -116,14 +118,14 @@ def run_case(case: str, arguments: list[str]) -> None:
         "plan": lambda: plan(manifest, output, int(last)),
         "finish": lambda: finish(manifest, output, last),
     }
-    start = time.perf_counter()
-    result = work[case]()
-    seconds = time.perf_counter() - start
-    print(json.dumps([result, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+    start, core_start = time.perf_counter(), time.process_time()
+    shards = work[case]()
+    took = time.perf_counter() - start, time.process_time() - core_start
+    print(json.dumps([shards, *took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 
 
-def known(manifest: Path, output: Path, model: Path) -> tuple[float, float]:
-    """Seconds and peak MB of `hubhead score` from the command to its end."""
+def known(manifest: Path, output: Path, model: Path) -> tuple[float, float, float]:
+    """Seconds, those of the processor, and peak MB of `hubhead score` from the command to its end."""
     command = [sys.executable, "-m", "batch", "--manifest", str(manifest), "--model", str(model)]
     command += ["--output", str(output), "--embedding_store", str(output.parent / "store")]
     start = time.perf_counter()
@@ -131,7 +133,7 @@ def known(manifest: Path, output: Path, model: Path) -> tuple[float, float]:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"hubhead score ended with {status}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def main() -> None:
@@ -147,30 +149,27 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="hubhead-bench-") as directory:
         for figure in measure(Path(directory)):
-            took = f"{figure.seconds:8.2f} s {figure.megabytes:8.0f} MB {figure.shards:7d} shards"
+            took = f"{figure.seconds:8.2f} s {figure.core_seconds:8.2f} core s {figure.megabytes:6.0f} MB"
+            took += f" {figure.shards:7d} shards"
             print(f"{took}  {figure.name}", flush=True)
 
 
-def measure(top: Path) -> Any:
+def measure(top: Path) -> Iterator[Figure]:
     """All figures, one after the other."""
     from tests.test_pipeline import make_bundle
 
     for lines in SIZES:
         write_manifest(top / f"{lines}.csv", lines)
-        shards, seconds, megabytes = apart(
-            "plan", str(top / f"{lines}.csv"), str(top / f"plan-{lines}"), "8192"
-        )
-        yield Figure(f"plan {lines:,} lines", seconds, megabytes, shards)
+        shards, *took = apart("plan", str(top / f"{lines}.csv"), str(top / f"plan-{lines}"), "8192")
+        yield Figure(f"plan {lines:,} lines", *took, shards)
     for size in (1500, 15):
-        arguments = (str(top / "100000.csv"), str(top / f"shards-{size}"), str(size))
-        shards, seconds, megabytes = apart("plan", *arguments)
-        yield Figure(f"plan 100,000 lines in shards of {size}", seconds, megabytes, shards)
+        shards, *took = apart("plan", str(top / "100000.csv"), str(top / f"shards-{size}"), str(size))
+        yield Figure(f"plan 100,000 lines in shards of {size}", *took, shards)
     model = make_bundle(top / "models" / "food" / "1")
     for lines in SIZES:
-        arguments = (str(top / f"{lines}.csv"), str(top / f"known-{lines}"), str(model))
-        shards, _, _ = apart("finish", *arguments)
-        seconds, megabytes = known(top / f"{lines}.csv", top / f"known-{lines}", model)
-        yield Figure(f"score, {lines:,} photos, nothing new", seconds, megabytes, shards)
+        shards, *_ = apart("finish", str(top / f"{lines}.csv"), str(top / f"known-{lines}"), str(model))
+        took = [*known(top / f"{lines}.csv", top / f"known-{lines}", model)]
+        yield Figure(f"score, {lines:,} photos, nothing new", *took, shards)
 
 
 if __name__ == "__main__":

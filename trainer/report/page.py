@@ -41,13 +41,18 @@ LISTED = 100
 """Rows of a list that may be long."""
 
 
-def write(path: Path, report: Report) -> None:
+def write(path: Path, report: Report, *, cache: Path) -> None:
     """Read and shrink the photos that are to be shown, and write the page; `path`'s directory exists.
+
+    Args:
+        path: of the page.
+        report: what is told.
+        cache: the cache directory, for what shrinks the photos.
 
     Raises:
         OutputError: the place cannot be written.
     """
-    page = render(report, thumbnails.jpegs(report.pictured, SIDE))
+    page = render(report, thumbnails.jpegs(report.pictured, SIDE, cache))
     files.write(str(path), page.encode())
 
 

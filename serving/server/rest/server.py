@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from concurrent import futures
 from typing import Any
 
 from aiohttp import web
 
 from serving.errors import OutputError
-from serving.server.metrics import CONTENT_TYPE, Metrics
+from serving.server.manager import Manager
+from serving.server.metrics import Metrics
+from serving.server.rest.handler import application
 from serving.server.settings import ServerSettings
 
 GRACE_SECONDS = 5.0
@@ -24,7 +27,7 @@ class Rest:
         port: the port, also where the settings said 0.
     """
 
-    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
+    def __init__(self, settings: ServerSettings, manager: Manager, metrics: Metrics) -> None:
         """Open the port.
 
         Raises:
@@ -34,8 +37,10 @@ class Rest:
         self._thread = threading.Thread(target=self._loop.run_forever, name="hubhead-rest", daemon=True)
         self._thread.start()
         self._runner: Any = None
+        self._pool = futures.ThreadPoolExecutor(settings.grpc_max_threads, thread_name_prefix="hubhead-rest")
+        app = application(settings, manager, metrics, self._pool)
         try:
-            self.port = self._run(self._open(application(settings, metrics), settings))
+            self.port = self._run(self._open(app, settings))
         except OSError as error:
             self.stop()
             raise OutputError(
@@ -46,10 +51,11 @@ class Rest:
     def stop(self) -> None:
         """Take no more requests, give those in flight 5 seconds, close the port."""
         if self._runner is not None:
-            self._run(self._runner.cleanup())
+            self._run(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._pool.shutdown(wait=False)
 
     async def _open(self, app: web.Application, settings: ServerSettings) -> int:
         listening = _listening(settings.rest_api_port or 0)
@@ -60,6 +66,13 @@ class Rest:
         await web.SockSite(self._runner, listening).start()
         return int(listening.getsockname()[1])
 
+    async def _close(self) -> None:
+        await self._runner.cleanup()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
     def _run(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
@@ -69,15 +82,3 @@ def _listening(port: int) -> socket.socket:
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", port))
-
-
-def application(settings: ServerSettings, metrics: Metrics) -> web.Application:
-    """The routes."""
-    app = web.Application()
-
-    async def show_metrics(_: web.Request) -> web.Response:
-        return web.Response(body=metrics.text(), headers={"Content-Type": CONTENT_TYPE})
-
-    if settings.metrics_path:
-        app.router.add_get(settings.metrics_path, show_metrics)
-    return app

@@ -1,0 +1,347 @@
+"""JSON <-> tensors by TensorFlow Serving's rules."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from serving import protos, tensors
+from serving.server.refusal import Refusal
+from serving.server.rest import json_tensors, messages
+
+FLOAT, DOUBLE, INT32, UINT8, INT16, STRING, INT64, BOOL, HALF, UINT16 = 1, 2, 3, 4, 5, 7, 9, 10, 19, 17
+DTYPES = {
+    np.float32: FLOAT,
+    np.float64: DOUBLE,
+    np.int32: INT32,
+    np.uint8: UINT8,
+    np.int16: INT16,
+    np.int8: 6,
+    np.int64: INT64,
+    np.bool_: BOOL,
+    np.uint32: 22,
+    np.uint64: 23,
+}
+
+
+def infos(**dtypes: int) -> dict[str, Any]:
+    return {alias: protos.TensorInfo(dtype=dtype) for alias, dtype in dtypes.items()}
+
+
+def refused(value: Any, dtype: int) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        json_tensors.tensor(value, dtype)
+    return caught.value
+
+
+numbers = st.sampled_from(list(DTYPES)).flatmap(
+    lambda dtype: arrays.arrays(dtype, arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3))
+)
+
+
+@given(numbers)
+def test_numbers_come_back_as_they_went(array: Any) -> None:
+    dtype = DTYPES[array.dtype.type]
+    text = json_tensors.columns({"x": tensors.encode(array)})
+    value = json.loads(text)
+    assert np.shape(value) == array.shape or array.size == 0
+    again = tensors.decode(json_tensors.tensor(value, dtype), "x")
+    if 0 not in array.shape:  # what stands below an empty list is not said in JSON
+        assert again.shape == array.shape
+        assert again.dtype == array.dtype
+    np.testing.assert_array_equal(again.ravel(), array.ravel())
+
+
+@given(st.lists(st.binary(max_size=20), max_size=5), st.booleans())
+def test_bytes_come_back_as_they_went(values: list[bytes], columnar: bool) -> None:
+    outputs = {"photo_bytes": tensors.encode(values)}
+    text = json_tensors.columns(outputs) if columnar else json_tensors.predictions(outputs)
+    assert json.loads(text) == [{"b64": base64.b64encode(value).decode()} for value in values]
+    assert tensors.decode(json_tensors.tensor(json.loads(text), STRING), "x").tolist() == values
+
+
+@given(st.lists(st.text(max_size=20), max_size=5))
+def test_text_comes_back_as_it_went(values: list[str]) -> None:
+    usable = [value for value in values if value.encode(errors="replace").decode() == value]
+    text = json_tensors.columns({"words": tensors.encode([value.encode() for value in usable])})
+    assert json.loads(text) == usable
+    decoded = tensors.decode(json_tensors.tensor(json.loads(text), STRING), "x")
+    assert decoded.tolist() == [value.encode() for value in usable]
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    ),
+    st.sampled_from([*DTYPES.values(), STRING, HALF]),
+)
+def test_any_json_is_a_tensor_or_refused_in_words(value: Any, dtype: int) -> None:
+    try:
+        proto = json_tensors.tensor(value, dtype)
+    except Refusal:
+        return
+    assert tensors.decode(proto, "x").ndim == len(proto.tensor_shape.dim)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.0, "1.0"),
+        (0.2, "0.2"),
+        (9000000, "9e+06"),
+        (0.00003, "3e-05"),
+        (1 / 3, "0.333333343"),
+        (123456.7, "123456.703"),
+        (16777216, "16777216.0"),
+        (-0.0, "-0.0"),
+        (3.4028235e38, "3.40282347e+38"),
+        (float("nan"), "NaN"),
+        (float("inf"), "Infinity"),
+        (float("-inf"), "-Infinity"),
+    ],
+)
+def test_floats_have_as_few_digits_as_make_them_again(value: float, text: str) -> None:
+    assert json_tensors.decimals(np.array([value], np.float32)) == [text]
+
+
+def test_doubles_have_seventeen_digits_where_six_lose_something() -> None:
+    assert json_tensors.decimals(np.array([1 / 3, 0.5])) == ["0.33333333333333331", "0.5"]
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "text"),
+    [
+        ("a", FLOAT, 'JSON Value: "a" Type: String is not of expected type: float'),
+        (None, FLOAT, "JSON Value: null Type: Null is not of expected type: float"),
+        (True, FLOAT, "JSON Value: true Type: True is not of expected type: float"),
+        (1.0, INT32, "JSON Value: 1.0 Type: Number is not of expected type: int32"),
+        (2**31, INT32, "JSON Value: 2147483648 Type: Number is not of expected type: int32"),
+        (256, UINT8, "JSON Value: 256 Type: Number is not of expected type: uint8"),
+        (False, INT64, "JSON Value: false Type: False is not of expected type: int64"),
+        (1, BOOL, "JSON Value: 1 Type: Number is not of expected type: bool"),
+        (3, STRING, "JSON Value: 3 Type: Number is not of expected type: string"),
+        (
+            {"b64": "YQ=="},
+            INT32,
+            'JSON Value: {\n    "b64": "YQ=="\n} Type: Object is not of expected type: int32',
+        ),
+        ({"b64": 1}, STRING, 'JSON Value: {\n    "b64": 1\n} not formatted correctly for base64 data'),
+        ({"b64": "&&&"}, STRING, "Unable to base64 decode"),
+        (2**24, FLOAT, "Cannot convert JSON value: 16777216 to float without loss of precision."),
+        (2**53, DOUBLE, "Cannot convert JSON value: 9007199254740992 to double without loss of precision."),
+        (1e39, FLOAT, "Cannot convert JSON value: 1e+39 to float without loss of precision."),
+        (10**400, DOUBLE, None),
+        ([[1], 2], INT32, "JSON Value: 2 found at incorrect level: 2 in the JSON DOM. Expected at level: 2"),
+        ([1, [2]], INT32, "Encountered list at unexpected level: 1 expected < 1"),
+        ([[1], [2, 3]], INT32, "Encountered list at unexpected size: 2 at level: 1 expected size: 1"),
+        ("\ud800", STRING, "JSON Value: '\\ud800' is no Unicode text"),
+    ],
+)
+def test_what_is_no_tensor_is_refused_in_tensorflow_servings_words(value: Any, dtype: int, text: str) -> None:
+    refusal = refused(value, dtype)
+    assert refusal.code.name == "INVALID_ARGUMENT"
+    if text is not None:
+        assert refusal.text == text
+
+
+def test_whole_numbers_pass_for_floats() -> None:
+    proto = json_tensors.tensor([1, 2.5, -(2**24) + 1, 10**30], FLOAT)
+    np.testing.assert_array_equal(
+        tensors.decode(proto, "x"), np.array([1, 2.5, -(2**24) + 1, 1e30], np.float32)
+    )
+
+
+@pytest.mark.parametrize("dtype", [HALF, tensors.DT_BFLOAT16, UINT16])
+def test_dtypes_without_json_are_refused_both_ways(dtype: int) -> None:
+    refusal = refused([1], dtype)
+    name = tensors.dtype_name(dtype)
+    assert (refusal.code.name, refusal.text) == (
+        "UNIMPLEMENTED",
+        f"Conversion of JSON Value: 1 to type: {name}",
+    )
+    with pytest.raises(Refusal, match=f"Failed to write JSON value for tensor type: {name}"):
+        json_tensors.columns({"y": protos.TensorProto(dtype=dtype)})
+
+
+def test_base64_needs_no_padding_and_may_have_white_space() -> None:
+    for text in ("YWI=", "YWI", " Y W\nI="):
+        assert json_tensors.from_base64({"b64": text}) == b"ab"
+
+
+def test_the_first_fault_in_reading_order_is_the_one_that_is_told() -> None:
+    assert refused([["a", 1], [2]], INT32).text.startswith('JSON Value: "a"')
+
+
+def test_a_value_in_a_message_is_cut() -> None:
+    assert len(refused("x" * 100_000, FLOAT).text) < 700
+    assert len(json_tensors.shown(list(range(10**6)))) < 600
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("depth", [65, 300, 5000])
+def test_lists_nested_without_end_are_refused(depth: int) -> None:
+    assert "at most 64 dimensions" in refused(nested(depth), FLOAT).text
+    assert refused([1, nested(depth)], FLOAT).text == "Encountered list at unexpected level: 1 expected < 1"
+    assert refused({"a": nested(depth)}, FLOAT).text.startswith("JSON Value: ")
+
+
+# --- Bodies -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"", "JSON Parse error: The document is empty"),
+        (b"{", "JSON Parse error: Expecting property name"),
+        (b"\xff\xfe", "JSON Parse error: Not UTF-8 at offset: 0"),
+        (b"[" * 100_000, "JSON Parse error: "),
+        (b"1" * 10_000, "JSON Parse error: "),
+        (b"[1]", "JSON Value: [\n    1\n] Is not object"),
+    ],
+)
+def test_a_body_that_is_no_object_is_refused(body: bytes, text: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        messages.document(body)
+    assert caught.value.text.startswith(text)
+
+
+def inputs(body: dict[str, Any], **dtypes: int) -> dict[str, Any]:
+    found, _ = messages.predict_inputs(body, infos(**dtypes))
+    return {alias: tensors.decode(proto, alias).tolist() for alias, proto in found.items()}
+
+
+def test_rows_and_columns_of_one_input_and_of_several() -> None:
+    assert inputs({"instances": [[1], [2]]}, x=FLOAT) == {"x": [[1.0], [2.0]]}
+    assert inputs({"instances": [{"x": [1]}, {"x": [2]}]}, x=FLOAT) == {"x": [[1.0], [2.0]]}
+    assert inputs({"instances": [{"b64": "YQ=="}, "b"]}, x=STRING) == {"x": [b"a", b"b"]}
+    assert inputs({"instances": [{"a": 1, "b": "c"}]}, a=INT32, b=STRING) == {"a": [1], "b": [b"c"]}
+    assert inputs({"inputs": [[1], [2]]}, x=FLOAT) == {"x": [[1.0], [2.0]]}
+    assert inputs({"inputs": 3}, x=INT64) == {"x": 3}
+    assert inputs({"inputs": {"x": [1]}}, x=FLOAT) == {"x": [1.0]}
+    assert inputs({"inputs": {"b64": "YQ=="}}, x=STRING) == {"x": b"a"}
+    assert inputs({"inputs": {"a": [1], "b": ["c", "d"]}}, a=INT32, b=STRING) == {"a": [1], "b": [b"c", b"d"]}
+
+
+@pytest.mark.parametrize(
+    ("body", "dtypes", "text"),
+    [
+        ({}, {"x": FLOAT}, "Missing 'inputs' or 'instances' key"),
+        ({"inputs": 1, "instances": [1]}, {"x": FLOAT}, "expecting only one of 'inputs' or 'instances'"),
+        ({"instances": 1}, {"x": FLOAT}, "Excepting 'instances' to be an list/array"),
+        ({"instances": []}, {"x": FLOAT}, "No values in 'instances' array"),
+        ({"instances": [1]}, {"a": FLOAT, "b": FLOAT}, "instances is a plain list, but expecting"),
+        ({"instances": [{"x": 1}, 2]}, {"x": FLOAT}, "Expecting object but got list at item 1 of input list"),
+        ({"instances": [1, {"x": 2}]}, {"x": FLOAT}, "Expecting value/list but got object at item 1"),
+        (
+            {"instances": [{"z": 1}]},
+            {"x": FLOAT},
+            "Failed to process element: 0 key: z of 'instances' list. Error: INVALID_ARGUMENT: "
+            "JSON object: does not have named input: z",
+        ),
+        ({"instances": [{"a": 1}]}, {"a": FLOAT, "b": FLOAT}, "keys must be equal to: a,b"),
+        ({"instances": [[1], [1, 2]]}, {"x": FLOAT}, "Expecting tensor size: 1 but got: 2"),
+        ({"instances": [[[1, 2]], [[1], [2]]]}, {"x": FLOAT}, "Expecting shape [1,2] but got: [2,1]"),
+        (
+            {"instances": [1, "a"]},
+            {"x": FLOAT},
+            "Failed to process element: 1 of 'instances' list. Error: INVALID_ARGUMENT: JSON Value: \"a\"",
+        ),
+        ({"inputs": [1]}, {"a": FLOAT, "b": FLOAT}, "inputs is a plain value/list, but expecting an object"),
+        ({"inputs": {"a": [1]}}, {"a": FLOAT, "b": FLOAT}, "Missing named input: b in 'inputs' object."),
+    ],
+)
+def test_a_body_that_does_not_fit_the_signature_is_refused(
+    body: dict[str, Any], dtypes: dict[str, int], text: str
+) -> None:
+    with pytest.raises(Refusal) as caught:
+        messages.predict_inputs(body, infos(**dtypes))
+    assert text in caught.value.text
+
+
+def test_outputs_as_rows_and_columns() -> None:
+    one = {"y": tensors.encode(np.array([[1, 2], [3, 4]], np.float32))}
+    assert messages.predicted(one, rows=True) == '{"predictions": [[1.0, 2.0], [3.0, 4.0]]}'
+    assert messages.predicted(one, rows=False) == '{"outputs": [[1.0, 2.0], [3.0, 4.0]]}'
+    two = one | {"name": tensors.encode([b"a", b"\xff"])}
+    assert json.loads(messages.predicted(two, rows=True)) == {
+        "predictions": [{"name": "a", "y": [1, 2]}, {"name": "\ufffd", "y": [3, 4]}]
+    }
+    assert json.loads(messages.predicted(two, rows=False)) == {
+        "outputs": {"name": ["a", "\ufffd"], "y": [[1, 2], [3, 4]]}
+    }
+    assert messages.predicted({"y": tensors.encode(np.array(True))}, rows=False) == '{"outputs": true}'
+
+
+def test_outputs_that_are_no_rows_are_refused() -> None:
+    with pytest.raises(Refusal, match="Tensor name: y has no shape information"):
+        json_tensors.predictions({"y": tensors.encode(np.array(1))})
+    with pytest.raises(Refusal, match="Tensor name: b has inconsistent batch size: 2 expecting: 1"):
+        json_tensors.predictions({"a": tensors.encode(np.ones(1)), "b": tensors.encode(np.ones(2))})
+
+
+def test_examples_hold_what_json_says() -> None:
+    found = messages.examples(
+        {"examples": [{"f": [1.5, 2.0], "i": 3, "t": True, "s": "a", "b": [{"b64": "/w=="}], "none": []}]}
+    )
+    features = found.example_list.examples[0].features.feature
+    assert list(features["f"].float_list.value) == [1.5, 2.0]
+    assert list(features["i"].int64_list.value) == [3]
+    assert list(features["t"].int64_list.value) == [1]
+    assert list(features["s"].bytes_list.value) == [b"a"]
+    assert list(features["b"].bytes_list.value) == [b"\xff"]
+    assert features["none"].WhichOneof("kind") is None
+    with_context = messages.examples({"context": {"c": 1}, "examples": [{}]})
+    assert with_context.example_list_with_context.context.features.feature["c"].int64_list.value == [1]
+    assert len(with_context.example_list_with_context.examples) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({}, "key 'examples' is expected and was not found"),
+        ({"examples": 1}, "Expecting 'examples' value to be an list/array"),
+        ({"examples": []}, "'examples' value is an empty array"),
+        ({"examples": [1]}, "Example must be JSON object but got JSON Number"),
+        ({"examples": [{}], "context": []}, "Example must be JSON object but got JSON Array"),
+        ({"examples": [{"a": None}]}, "Feature: a has element with unexpected JSON type: Null"),
+        ({"examples": [{"a": [[1]]}]}, "Feature: a has element with unexpected JSON type: Array"),
+        ({"examples": [{"a": {"c": 1}}]}, "Feature: a has element with unexpected JSON type: Object"),
+        ({"examples": [{"a": [1.5, "x"]}]}, "Unexpected element type in feature: a expecting type: float"),
+        ({"examples": [{"a": 2**63}]}, "Feature: a has uint64 element. Only int64 is supported."),
+        ({"examples": [{"a": 10**400}]}, "without loss of precision"),
+    ],
+)
+def test_examples_that_are_none_are_refused(body: dict[str, Any], text: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        messages.examples(body)
+    assert text in caught.value.text
+
+
+def test_classifications_and_regressions_as_json() -> None:
+    result = protos.ClassificationResult()
+    result.classifications.add().classes.add(label='a "b"', score=0.9)
+    result.classifications.add()
+    assert messages.classified(result) == '{"results": [[["a \\"b\\"", 0.9]], []]}'
+    values = protos.RegressionResult()
+    values.regressions.add(value=2)
+    assert messages.regressed(values) == '{"results": [2.0]}'
+    for empty, answer in (
+        (protos.ClassificationResult(), messages.classified),
+        (protos.RegressionResult(), messages.regressed),
+    ):
+        with pytest.raises(Refusal, match="Cannot convert empty"):
+            answer(empty)
