@@ -54,10 +54,16 @@ def allowance(_context: click.Context, _option: click.Parameter, text: str | Non
     context_settings={"show_default": True, "max_content_width": 100},
     short_help="Score any number of photos into Parquet.",
 )
-@click.option("--photos", default="", help="File, directory or quoted glob ('photos/**/*.jpg'); or gs://...")
+@click.option(
+    "--photos",
+    default="",
+    show_default=False,
+    help="File, directory or quoted glob ('photos/**/*.jpg'); or gs://...",
+)
 @click.option(
     "--manifest",
     default="",
+    show_default=False,
     metavar="FILE",
     help="Instead of --photos: .txt with a photo a line, or .csv, .tsv, .jsonl or .parquet, whose other"
     " columns become columns of the scores; or a quoted glob of some. Relative paths are relative to it.",

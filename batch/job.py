@@ -132,7 +132,7 @@ class Job:
         def read(lines: int) -> None:
             self.lines = lines
             if progress:
-                progress(Progress(0, lines, 0))
+                progress(Progress(0, lines, 0, listing=True))
 
         entries = shards.ordered(self.source.lines(), read)
         if not self.only_new:

@@ -98,17 +98,23 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
 
     pace = Pace()
     columns = (
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f} photos"),
+        TextColumn("{task.fields[far]}"),
         BarColumn(),
         TextColumn("{task.percentage:.0f} %"),
         TextColumn("{task.fields[pace]!s}{task.fields[rejected]}"),  # the pace at every refresh, not report
     )
     bar = Bar(*columns, console=Console(stderr=True))
-    task = bar.add_task("", total=0, pace=pace, rejected="")
+    task = bar.add_task("", total=0, far="", pace=pace, rejected="")
 
     def report(progress: Progress) -> None:
         pace.hear(progress)
-        bar.update(task, completed=progress.done, total=progress.total, rejected=_rejected(progress.rejected))
+        bar.update(
+            task,
+            completed=progress.done,
+            total=progress.total,
+            far=_far(progress),
+            rejected=_rejected(progress.rejected),
+        )
         # On the screen only while photos are worked on, so that no other line falls into it.
         if progress.done < progress.total:
             bar.start()
@@ -140,12 +146,18 @@ class Lines:
         if self._clock() < self._due and not (ended and self._said):
             return
         share = f" ({100 * progress.done / progress.total:.0f} %)" if progress.total else ""
-        words = [f"{progress.done:,} of {progress.total:,} photos{share}", str(self._pace)]
+        words = [_far(progress) + (share if not progress.listing else ""), str(self._pace)]
         line = ", ".join(word for word in words if word) + _rejected(progress.rejected)
         click.echo(line, err=True)
         self._said = not ended
         self._wait = _FIRST_LINE if ended else min(2 * self._wait, _LONGEST_BETWEEN_LINES)
         self._due = self._clock() + self._wait
+
+
+def _far(progress: Progress) -> str:
+    if progress.listing:
+        return f"{progress.total:,} photos listed"
+    return f"{progress.done:,} of {progress.total:,} photos"
 
 
 def _rejected(count: int) -> str:

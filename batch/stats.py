@@ -22,12 +22,14 @@ class Progress:
         total: photos of the run.
         rejected: of those done, how many have no embedding; copies of a rejected photo count once.
         known: of those done, how many were so before this run, and tell nothing of its speed.
+        listing: whether the photos are still being listed, and `total` is what was found so far.
     """
 
     done: int
     total: int
     rejected: int
     known: int = 0
+    listing: bool = False
 
     @property
     def worked(self) -> int:

@@ -118,6 +118,17 @@ def test_a_log_gets_a_line_soon_then_fewer_and_one_at_the_end(capsys: pytest.Cap
     assert 10 <= len(lines) <= 16
 
 
+def test_a_log_says_how_many_photos_were_listed_while_their_number_is_unknown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clock = Clock()
+    report = Lines(clock)
+    for second in range(8):
+        clock.now = 1000 + second
+        report(Progress(0, second * 1000, 0, listing=True))
+    assert capsys.readouterr().err.splitlines()[0] == "5,000 photos listed"
+
+
 def test_a_short_run_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     report = Lines(clock)
