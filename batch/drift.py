@@ -1,7 +1,7 @@
-"""Sketches of what a run saw, small and mergeable, and how much two of them differ.
+"""What a run saw, small and mergeable, and how much two runs differ in it.
 
-A sketch holds the counts of labels, a histogram of the best scores, and the first two moments of
-the embeddings. A difference is told beside what chance makes of two samples of one population,
+Kept are the counts of labels, a histogram of the best scores, and the first two moments of the
+embeddings. A difference is told beside what chance makes of two samples of one population,
 since a hundred photos always differ and a million differ significantly by nothing worth knowing.
 
 * Labels and scores: the population stability index, the symmetric Kullback-Leibler divergence of
@@ -13,26 +13,22 @@ since a hundred photos always differ and a million differ significantly by nothi
   trace of their covariance: Cohen's d in many dimensions. Where nothing changed the square of it is
   1/n + 1/m on average (Bai and Saranadasa, Effect of high dimension, 1996). The moments are those of
   a random projection to 64 dimensions by signs, which keeps distances to some 18 % (Achlioptas,
-  Database-friendly random projections, 2003), so that a shard's sketch takes 2 KB and not 25.
+  Database-friendly random projections, 2003), so that those of a shard take 2 KB and not 25.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-
-from serving.contract import Status
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 BINS = 20
 """Of equal width, over scores from 0 to 1."""
@@ -47,12 +43,12 @@ MODERATE_SHIFT, LARGE_SHIFT = 0.2, 0.5
 """The same of means of embeddings: what Cohen (1988) calls a small and a medium effect."""
 
 ABSTAINED = ""
-"""Stands for photos without a label among the labels; no label is empty."""
+"""Stands for rows without a label among labels; no label is empty."""
 
 _DEVIATIONS = 3.0
 """What chance may make: exceeded once in some 740 runs where nothing changed."""
 
-_DIGITS = 8
+_PACKED = "<f4"
 
 Floats = NDArray[np.float64]
 
@@ -100,12 +96,19 @@ class Moments:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"count": self.count, "mean": _rounded(self.mean), "scatter": _rounded(self.scatter)}
+        return {"count": self.count, "mean": _packed(self.mean), "scatter": _packed(self.scatter)}
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Self:
-        """Read what `to_json` gave."""
-        mean, scatter = (np.array(said[name], np.float64) for name in ("mean", "scatter"))
+        """Read what `to_json` gave.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: it is something else.
+        """
+        mean, scatter = (
+            np.frombuffer(base64.b64decode(said[name], validate=True), _PACKED).astype(np.float64)
+            for name in ("mean", "scatter")
+        )
         if not mean.shape == scatter.shape == (PROJECTED,):
             raise ValueError(f"not {PROJECTED} moments")
         return cls(int(said["count"]), mean, scatter)
@@ -119,60 +122,38 @@ def _projection(dimension: int) -> NDArray[np.float32]:
     return ((2.0 * signs - 1.0) / math.sqrt(PROJECTED)).astype(np.float32)
 
 
-def _rounded(values: Floats) -> list[float]:
-    return [float(f"{value:.{_DIGITS}g}") for value in values]
+def _packed(values: Floats) -> str:
+    """Base64, so that they are no hundred lines of run.json."""
+    return base64.b64encode(values.astype(_PACKED).tobytes()).decode()
 
 
-@dataclass(frozen=True)
-class Decided:
-    """What one model made of the usable photos.
+@dataclass
+class Counts:
+    """What one model said, over the photos that it was asked about.
 
     Attributes:
-        labels: rows by label; under ABSTAINED those without one.
-        scores: rows by best score, in BINS.
+        labels: rows by decided label.
+        abstained: rows of photos with an embedding, and no label.
+        scores: those of both by best score, in BINS.
     """
 
     labels: Counter[str] = field(default_factory=Counter)
-    scores: tuple[int, ...] = (0,) * BINS
+    abstained: int = 0
+    scores: list[int] = field(default_factory=lambda: [0] * BINS)
 
-    def __add__(self, other: Decided) -> Decided:
-        scores = tuple(a + b for a, b in zip(self.scores, other.scores, strict=True))
-        return Decided(self.labels + other.labels, scores)
+    @staticmethod
+    def histogram(scores: NDArray[np.floating[Any]]) -> list[int]:
+        """How many of these best scores are in each of BINS."""
+        return np.histogram(scores, BINS, (0, 1))[0].tolist()
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"labels": dict(sorted(self.labels.items())), "scores": list(self.scores)}
-
-    @classmethod
-    def from_json(cls, said: Mapping[str, Any]) -> Self:
-        """Read what `to_json` gave."""
-        if len(said["scores"]) != BINS:
-            raise ValueError(f"not {BINS} bins")
-        return cls(Counter(said["labels"]), tuple(said["scores"]))
-
-
-@dataclass(frozen=True)
-class Sketch:
-    """What a shard or a run saw.
-
-    Attributes:
-        models: what each model decided, by `name/version`.
-        embeddings: of the distinct usable photos of each shard.
-    """
-
-    models: Mapping[str, Decided] = field(default_factory=dict)
-    embeddings: Moments = field(default_factory=Moments)
-
-    def __add__(self, other: Sketch) -> Sketch:
-        names = {**self.models, **other.models}
-        none = Decided()
-        models = {name: self.models.get(name, none) + other.models.get(name, none) for name in names}
-        return Sketch(models, self.embeddings + other.embeddings)
+    def __add__(self, other: Counts) -> Counts:
+        scores = [a + b for a, b in zip(self.scores, other.scores, strict=True)]
+        return Counts(self.labels + other.labels, self.abstained + other.abstained, scores)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        models = {name: self.models[name].to_json() for name in sorted(self.models)}
-        return {"models": models, "embeddings": self.embeddings.to_json()}
+        labels = dict(sorted(self.labels.items()))
+        return {"labels": labels, "abstained": self.abstained, "scores": self.scores}
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Self:
@@ -181,49 +162,9 @@ class Sketch:
         Raises:
             ValueError, TypeError, KeyError, AttributeError: it is something else.
         """
-        models = {name: Decided.from_json(decided) for name, decided in said["models"].items()}
-        return cls(models, Moments.from_json(said["embeddings"]))
-
-
-def sketch(table: pa.Table, vectors: NDArray[np.floating[Any]]) -> Sketch:
-    """The sketch of a shard.
-
-    Args:
-        table: its rows, of one model or several.
-        vectors: embeddings [N,D] of its distinct usable photos.
-    """
-    return Sketch({name: _decided(rows) for name, rows in by_model(table)}, Moments.of(vectors))
-
-
-def by_model(table: pa.Table) -> list[tuple[str, pa.Table]]:
-    """The rows of each model, by `name/version`."""
-    import pyarrow.compute as pc
-
-    pairs = table.group_by(["model", "version"]).aggregate([]).to_pylist()
-    if len(pairs) == 1:  # as ever, and without copying the rows
-        return [(f"{pairs[0]['model']}/{pairs[0]['version']}", table)]
-    return sorted(
-        (
-            f"{pair['model']}/{pair['version']}",
-            table.filter(
-                pc.and_(pc.equal(table["model"], pair["model"]), pc.equal(table["version"], pair["version"]))
-            ),
-        )
-        for pair in pairs
-    )
-
-
-def _decided(table: Any) -> Decided:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    usable = [status.value for status in Status if status.usable]
-    table = table.filter(pc.is_in(table["status"], value_set=pa.array(usable)))
-    counted: Any = pc.value_counts(table["label"])
-    labels = Counter({entry["values"] or ABSTAINED: entry["counts"] for entry in counted.to_pylist()})
-    scores = table["score"].to_numpy()
-    counts, _ = np.histogram(scores, BINS, (0, 1))
-    return Decided(labels, tuple(counts.tolist()))
+        if len(said["scores"]) != BINS:
+            raise ValueError(f"not {BINS} bins")
+        return cls(Counter(said["labels"]), int(said["abstained"]), list(said["scores"]))
 
 
 # --- Differences ------------------------------------------------------------------------------------------
@@ -286,13 +227,18 @@ def shift(now: Moments, before: Moments) -> Change | None:
     return Change(distance, chance, MODERATE_SHIFT, LARGE_SHIFT)
 
 
-def label_counts(now: Decided, before: Decided) -> list[tuple[str, int, int]]:
-    """(label, rows now, rows before) of every label that either has, the most frequent first."""
+def label_counts(now: Counts, before: Counts) -> list[tuple[str, int, int]]:
+    """(label, rows now, rows before) of every label that either has, the most frequent first.
+
+    ABSTAINED is the last one, where there are rows without a label.
+    """
     names = sorted({*now.labels, *before.labels}, key=lambda name: (-now.labels[name], name))
-    return [(name, now.labels[name], before.labels[name]) for name in names]
+    counts = [(name, now.labels[name], before.labels[name]) for name in names]
+    abstained = (ABSTAINED, now.abstained, before.abstained)
+    return [*counts, abstained] if any(abstained) else counts
 
 
-def changes(now: Decided, before: Decided) -> dict[str, Change]:
+def changes(now: Counts, before: Counts) -> dict[str, Change]:
     """The differences of labels and of scores, as far as they are known."""
     counts = label_counts(now, before)
     found = {

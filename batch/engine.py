@@ -113,14 +113,18 @@ def _work(line: str, task: Task, handle: Any) -> str:
 
 
 def _record(stats: Stats) -> None:
-    """A shard's figures as Beam metrics, for the runner's own pages."""
+    """A shard's figures as Beam metrics, for the runner's own pages: counts, and a distribution a stage."""
+    _count("shards", 1)
     _count("photos", stats.photos)
+    _count("rows", stats.rows)
     _count("bytes_read", stats.read_bytes)
     _count("photos_embedded", stats.embedded)
     _count("embeddings_reused", stats.reused)
     for status, number in stats.statuses.items():
         if not Status(status).usable:
             _count(f"rejected_{status}", number)
+    _measure("shard_photos", stats.photos)
+    _measure("shard_milliseconds", stats.elapsed * 1000)
     for stage, seconds in stats.seconds.items():
         _measure(f"{stage}_milliseconds", seconds * 1000)
 

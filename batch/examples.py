@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from batch.drift import by_model
 from serving.contract import Status
 
 if TYPE_CHECKING:
@@ -82,15 +81,14 @@ class Examples:
         return cls(models, _chosen(said["rejected"]))
 
 
-def choose(table: pa.Table) -> Examples:
+def choose(tables: Mapping[str, pa.Table]) -> Examples:
     """The photos that stand for a shard.
 
     Args:
-        table: its rows, of one model or several.
+        tables: its rows, by the `name/version` of the model.
     """
-    models = by_model(table)
-    rejected = _rejected(models[0][1]) if models else {}  # of every model alike
-    return Examples({name: _of_labels(rows) for name, rows in models}, rejected)
+    rejected = [Examples({}, _rejected(table)) for table in tables.values()]
+    return sum(rejected, Examples({name: _of_labels(table) for name, table in tables.items()}))
 
 
 def _of_labels(table: Any) -> dict[str, tuple[Example, ...]]:

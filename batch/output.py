@@ -1,7 +1,7 @@
 """The output of scoring runs: where its files stand, and which shards of it are finished.
 
     scores/[date=.../|label=.../]scores-<shard>.parquet   the rows
-    run.json                                              of the newest run, once all rows are there
+    run.json, report.html                                 of the newest run, once all rows are there
     _hubhead/runs/<run>.json                              the same, of every run
     _hubhead/shards/<shard>.<run>.json                    the record of a finished shard
     _hubhead/keys/...                                     what is scored already (batch.keys)
@@ -130,6 +130,11 @@ class Output:
         """What says that the newest run is through."""
         return files.join(self.directory, RUN_FILE)
 
+    @property
+    def report_file(self) -> str:
+        """The newest run for people to look at."""
+        return files.join(self.directory, "report.html")
+
     def run_record(self, run_id: str) -> str:
         """What is kept of a run."""
         return files.join(self.work, "runs", f"{run_id}.json")
@@ -188,6 +193,7 @@ class Output:
         files.check_writable(self.work)
         # Until this run is through, no run.json may say that the rows are complete.
         files.remove(self.run_file)
+        files.remove(self.report_file)
         content = {**identity, _APPENDED: append, _COLUMNS: columns}
         files.write(self._identity_file, json.dumps(content, indent=2, ensure_ascii=False).encode())
 

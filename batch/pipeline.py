@@ -13,7 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from batch import engine, files, lock, output, results, scoring, shards, table
+from batch import changes, engine, files, lock, metrics, output, report, results, scoring, shards, table
 from batch.columns import Columns
 from batch.embeddings import EmbeddingStore, default_root
 from batch.engine import check_beam_args
@@ -63,6 +63,9 @@ class ScoreSettings:
         partition_by: one of output.PARTITIONS, or "".
         price_per_hour: of one machine, for the cost in run.json; None leaves it out.
         overwrite: replace the scores of another model or other photos.
+        no_report: write no report.html.
+        metrics_textfile: file for the node exporter, or "".
+        metrics_push: address of a Pushgateway, or "".
         beam_args: Beam's own options, such as `--runner=FlinkRunner`.
     """
 
@@ -78,7 +81,15 @@ class ScoreSettings:
     partition_by: str = ""
     price_per_hour: float | None = None
     overwrite: bool = False
+    no_report: bool = False
+    metrics_textfile: str = ""
+    metrics_push: str = ""
     beam_args: tuple[str, ...] = ()
+
+    @property
+    def measured(self) -> bool:
+        """Whether the run's figures are wanted as metrics."""
+        return bool(self.metrics_textfile or self.metrics_push)
 
     @property
     def store_root(self) -> str:
@@ -99,6 +110,8 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
     beam_args = check_beam_args(settings.beam_args)
     if settings.only_new and settings.overwrite:
         raise InputError("--only_new keeps what --overwrite removes.", remedy="Give one of the two.")
+    if settings.measured:
+        metrics.check()
     run_id = output.check_run_id(settings.run_id or started.date().isoformat())
     bundles = read_models(settings.model)
     models = [about_model(model) for model in bundles]
@@ -131,9 +144,26 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
             known=job.known,
             price_per_hour=settings.price_per_hour,
         )
-        results.write_run(summary, place, started=started, models=models, settings=_described(settings))
+        run = results.describe(summary, started=started, models=models, settings=_described(settings))
+        _tell(run, summary, place, settings)
         shards.remove_plan(place.plan)
     return summary
+
+
+def _tell(run: dict[str, Any], summary: Summary, place: Output, settings: ScoreSettings) -> None:
+    """Hold a run against the one before it, and write the report, and run.json last."""
+    before = changes.previous(place, summary.run_id)
+    found = changes.between(run, before) if before else None
+    run["changes"] = found and found.to_json()
+    if not settings.no_report:
+        report.write(place.report_file, run, summary.total.examples, found)
+    results.write_run(run, place)
+    if settings.measured:
+        made = metrics.registry(run, found)
+        if settings.metrics_textfile:
+            metrics.write_textfile(settings.metrics_textfile, made)
+        if settings.metrics_push:
+            metrics.push(settings.metrics_push, made)
 
 
 def embed(

@@ -41,7 +41,8 @@ class Pace:
         now, before = self.clock(), self.progress
         if progress.total != before.total or progress.done < before.done:
             self._samples.clear()
-        if not self._samples or now - self._samples[-1][0] >= _BETWEEN_SAMPLES:
+        # From the first photos on: loading the model tells nothing of the rate.
+        if progress.worked and (not self._samples or now - self._samples[-1][0] >= _BETWEEN_SAMPLES):
             self._samples.append((now, progress.worked))
         self.progress = progress
         self._forget(now)

@@ -126,7 +126,8 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
         )
         described = {**asdict(settings), "model": [str(path) for path in settings.model]}
         described["embedding_store"] = settings.store_root
-        results.write_run(summary, place, started=started, models=models, settings=described)
+        about = results.describe(summary, started=started, models=models, settings=described)
+        results.write_run(about, place)
     return summary
 
 

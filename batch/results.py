@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from batch import files
+from batch.drift import Counts
 from batch.output import Output
-from batch.stats import Decisions, Stats
+from batch.stats import Stats
 
 SCHEMA = 2
 
@@ -97,22 +98,22 @@ class Summary:
         }
 
 
-def write_run(
+def describe(
     summary: Summary,
-    output: Output,
     *,
     started: datetime,
     models: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Any],
-) -> None:
-    """Write the run's record and run.json, which says that the scores are complete."""
-    run = {
+) -> dict[str, Any]:
+    """What run.json says."""
+    return {
         "schema": SCHEMA,
         "run_id": summary.run_id,
         "started": started.isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **summary.counts(),
         "models": [{**model, **_decisions(summary.total, model)} for model in models],
+        "embeddings": summary.total.embeddings.to_json(),
         "seconds": summary.seconds,
         "shards": summary.worked_shards,
         "skipped_shards": summary.skipped_shards,
@@ -122,14 +123,18 @@ def write_run(
         "settings": settings,
         "packages": _package_versions(),
     }
+
+
+def write_run(run: Mapping[str, Any], output: Output) -> None:
+    """Write the run's record and run.json, which says that the scores are complete."""
     text = json.dumps(run, indent=2, ensure_ascii=False) + "\n"
-    files.write(output.run_record(summary.run_id), text.encode())
+    files.write(output.run_record(run["run_id"]), text.encode())
     files.write(output.run_file, text.encode())
 
 
 def _decisions(stats: Stats, model: Mapping[str, Any]) -> dict[str, Any]:
-    said = stats.models.get(f"{model['name']}/{model['version']}", Decisions())
-    return {"labels": dict(sorted(said.labels.items())), "abstained": said.abstained}
+    said = stats.models.get(f"{model['name']}/{model['version']}", Counts())
+    return said.to_json()
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from batch import head, photos, table
+from batch import examples, head, photos, table
+from batch.drift import Moments
 from batch.embeddings import Embeddings, EmbeddingStore, photo_sha
 from batch.photos import Photo
 from batch.shards import Shard
@@ -151,7 +152,7 @@ def score_shard(shard: Shard, workers: Sequence[Worker], scored_at: datetime) ->
     embedded = _embed(shard, workers[0], stats)
     row_of = embedded.rows.rows()
     usable = table.USABLE[table.codes(embedded.rows.statuses)]
-    tables = []
+    tables: dict[str, pa.Table] = {}
     for number, worker in enumerate(workers):
         run = partial(worker.warm(contract.CLASSIFY_EMBEDDING, stats).run, contract.CLASSIFY_EMBEDDING)
         with stats.timed("classify"):
@@ -159,9 +160,13 @@ def score_shard(shard: Shard, workers: Sequence[Worker], scored_at: datetime) ->
         with stats.timed("rows"):
             wanted, columns = of_model(shard, number)
             about, decisions = _about(wanted, columns, embedded, row_of, said)
-            tables.append(table.scores_table(about, decisions, worker.bundle, scored_at))
+            rows_of = table.scores_table(about, decisions, worker.bundle, scored_at)
+        tables[model_key(worker.bundle)] = rows_of
         stats.models[model_key(worker.bundle)] = table.counted(about, decisions, worker.bundle)
-    rows = pa.concat_tables(tables)
+    with stats.timed("sketch"):
+        stats.embeddings = Moments.of(embedded.rows.vectors[usable])
+        stats.examples = examples.choose(tables)
+    rows = pa.concat_tables(tables.values())
     stats.rows = rows.num_rows
     _finish(stats, time.perf_counter() - start)
     return rows, stats

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from batch.drift import Counts, Moments
+from batch.examples import Examples
 from serving.contract import Status
 
 
@@ -66,22 +68,6 @@ class Meter:
 
 
 @dataclass
-class Decisions:
-    """What one model said, over the photos that it was asked about.
-
-    Attributes:
-        labels: rows by decided label.
-        abstained: rows of photos with an embedding, and no label.
-    """
-
-    labels: Counter[str] = field(default_factory=Counter)
-    abstained: int = 0
-
-    def __add__(self, other: Decisions) -> Decisions:
-        return Decisions(self.labels + other.labels, self.abstained + other.abstained)
-
-
-@dataclass
 class Stats:
     """Figures of one shard, or of many added up.
 
@@ -90,6 +76,8 @@ class Stats:
         rows: rows of the scores: photos times models, where none is left out.
         statuses: photos by status.
         models: what each model decided, by `name/version`.
+        embeddings: moments of those of the distinct photos of each shard.
+        examples: photos that stand for the labels and for the reasons of rejections.
         embedded: contents that the backbone was run on.
         reused: photos whose embedding was in the store, or belongs to an identical photo.
         read_bytes: bytes of the photos that were read.
@@ -101,7 +89,9 @@ class Stats:
     photos: int = 0
     rows: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
-    models: dict[str, Decisions] = field(default_factory=dict)
+    models: dict[str, Counts] = field(default_factory=dict)
+    embeddings: Moments = field(default_factory=Moments)
+    examples: Examples = field(default_factory=Examples)
     embedded: int = 0
     reused: int = 0
     read_bytes: int = 0
@@ -115,9 +105,11 @@ class Stats:
             rows=self.rows + other.rows,
             statuses=self.statuses + other.statuses,
             models={
-                name: self.models.get(name, Decisions()) + other.models.get(name, Decisions())
+                name: self.models.get(name, Counts()) + other.models.get(name, Counts())
                 for name in {**self.models, **other.models}
             },
+            embeddings=self.embeddings + other.embeddings,
+            examples=self.examples + other.examples,
             embedded=self.embedded + other.embedded,
             reused=self.reused + other.reused,
             read_bytes=self.read_bytes + other.read_bytes,
@@ -157,8 +149,12 @@ class Stats:
 
     def to_json(self) -> str:
         """The stats as a JSON object."""
-        models = {name: vars(decisions) for name, decisions in self.models.items()}
-        return json.dumps({**vars(self), "models": models}, ensure_ascii=False)
+        parts = {
+            "models": {name: decisions.to_json() for name, decisions in self.models.items()},
+            "embeddings": self.embeddings.to_json(),
+            "examples": self.examples.to_json(),
+        }
+        return json.dumps(vars(self) | parts, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Stats:
@@ -168,8 +164,10 @@ class Stats:
             ValueError, TypeError, KeyError, AttributeError: it is something else.
         """
         content = json.loads(text)
-        models = {
-            name: Decisions(Counter(said["labels"]), said["abstained"])
-            for name, said in content["models"].items()
+        parts = {
+            "statuses": Counter(content["statuses"]),
+            "models": {name: Counts.from_json(said) for name, said in content["models"].items()},
+            "embeddings": Moments.from_json(content["embeddings"]),
+            "examples": Examples.from_json(content["examples"]),
         }
-        return cls(**content | {"statuses": Counter(content["statuses"]), "models": models})
+        return cls(**content | parts)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch.stats import Decisions as Counts
+from batch.drift import Counts
 from serving.bundle import Bundle
 from serving.contract import Decisions, Status
 
@@ -111,11 +111,13 @@ def scores_table(about: About, decisions: Decisions, model: Bundle, scored_at: d
 
 
 def counted(about: About, decisions: Decisions, model: Bundle) -> Counts:
-    """How often each label was given, and how often none to a photo with an embedding."""
+    """How often each label was given, how often none to a photo with an embedding, and the best scores."""
     labels = model.manifest.labels
     numbers = np.bincount(decisions.label[decisions.label >= 0], minlength=len(labels))
     given = Counter({label: int(number) for label, number in zip(labels, numbers, strict=True) if number})
-    return Counts(given, int(USABLE[about.status].sum()) - given.total())
+    usable = USABLE[about.status]
+    scores = Counts.histogram(decisions.scores[usable, 0])
+    return Counts(given, int(usable.sum()) - given.total(), scores)
 
 
 def digests(column: Any, width: int) -> NDArray[np.bytes_]:

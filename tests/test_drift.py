@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batch import drift, examples
-from batch.drift import Change, Decided, Moments, Sketch
+from batch.drift import Change, Counts, Moments
 from batch.examples import A_LABEL, A_REASON, LABELS, Examples
+from batch.stats import Stats
 
 LABEL_NAMES = ["apple", "bread", "cheese", None]
 
@@ -51,23 +53,32 @@ def embeddings(count: int, *, seed: int = 0, shift: float = 0.0) -> Any:
     return (random.normal(size=(count, 1280)) + away).astype(np.float16)
 
 
+def counted(table: pa.Table) -> Counts:
+    """What is counted of rows, in the plainest way."""
+    good = [row for row in table.to_pylist() if row["status"] == "ok"]
+    labels = Counter(row["label"] for row in good if row["label"])
+    scores = Counts.histogram(np.array([row["score"] for row in good], np.float32))
+    return Counts(labels, len(good) - labels.total(), scores)
+
+
+def seen(table: pa.Table, vectors: Any) -> Stats:
+    """What a shard keeps of its rows."""
+    chosen = examples.choose({"food/1": table})
+    return Stats(models={"food/1": counted(table)}, embeddings=Moments.of(vectors), examples=chosen)
+
+
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=400))
 def test_how_photos_are_cut_into_shards_does_not_show(shards: list[int]) -> None:
     vectors = np.random.default_rng(1).normal(size=(len(shards), 8))
     parts = [[row for row, shard in enumerate(shards) if shard == wanted] for wanted in range(3)]
-    whole = drift.sketch(rows(range(len(shards))), vectors)
-    chosen = examples.choose(rows(range(len(shards))))
-    merged, merged_examples = Sketch(), Examples()
-    for part in parts:
-        if part:
-            merged += drift.sketch(rows(part), vectors[part])
-            merged_examples += examples.choose(rows(part))
+    merged = sum((seen(rows(part), vectors[part]) for part in parts if part), Stats())
+    whole = seen(rows(range(len(shards))), vectors)
     assert merged.models == whole.models
+    assert merged.examples == whole.examples
     assert merged.embeddings.count == whole.embeddings.count == len(shards)
     np.testing.assert_allclose(merged.embeddings.mean, whole.embeddings.mean, atol=1e-9)
     np.testing.assert_allclose(merged.embeddings.scatter, whole.embeddings.scatter, rtol=1e-6, atol=1e-9)
-    assert merged_examples == chosen
 
 
 def test_moments_are_those_of_the_projected_embeddings() -> None:
@@ -86,39 +97,36 @@ def test_the_projection_is_the_same_for_ever() -> None:
     assert hashlib.sha256(np.signbit(signs).tobytes()).hexdigest().startswith("3e1062d89bbe6272")
 
 
-def test_a_sketch_and_examples_survive_json_and_are_small() -> None:
-    table = pa.concat_tables([rows(range(8192)), rows(range(8192), "food", 2)])
-    found = drift.sketch(table, embeddings(300))
-    said = json.dumps(found.to_json())
-    assert len(said) < 6_000
-    back = Sketch.from_json(json.loads(said))
-    assert back.models == found.models
-    np.testing.assert_allclose(back.embeddings.mean, found.embeddings.mean, rtol=1e-7)
-    chosen = examples.choose(table)
-    assert list(chosen.models) == ["food/1", "food/2"]
-    assert Examples.from_json(json.loads(json.dumps(chosen.to_json()))) == chosen
+def test_they_survive_json_and_are_small() -> None:
+    table = rows(range(8192))
+    stats = seen(table, embeddings(300))
+    said = stats.to_json()
+    assert len(said) < 8_000
+    back = Stats.from_json(said)
+    assert back.models == stats.models
+    assert back.examples == stats.examples
+    np.testing.assert_allclose(back.embeddings.mean, stats.embeddings.mean, rtol=1e-6)
+    two = examples.choose({"food/1": table, "food/2": table})
+    assert list(two.models) == ["food/1", "food/2"]
+    assert Examples.from_json(json.loads(json.dumps(two.to_json()))) == two
 
 
-@pytest.mark.parametrize("said", [{}, {"models": {}}, {"models": {}, "embeddings": {"count": 1}}, []])
-def test_what_is_no_sketch_is_refused(said: Any) -> None:
+@pytest.mark.parametrize("said", [{}, {"count": 1}, {"count": 1, "mean": "AAAA", "scatter": "?"}, []])
+def test_what_are_no_moments_is_refused(said: Any) -> None:
     with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
-        Sketch.from_json(said)
+        Moments.from_json(said)
+    with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
+        Counts.from_json(said)
 
 
-def test_counts_are_of_the_rows() -> None:
-    table = rows(range(2000))
-    (found,) = drift.sketch(table, embeddings(0)).models.values()
-    good = [row for row in table.to_pylist() if row["status"] == "ok"]
-    assert found.labels.total() == sum(found.scores) == len(good)
-    for label in ("apple", "bread", "cheese"):
-        assert found.labels[label] == sum(row["label"] == label for row in good)
-    assert found.labels[drift.ABSTAINED] == sum(row["label"] is None for row in good)
-    assert found.scores[0] == sum(row["score"] < 0.05 for row in good)
+def test_the_histogram_is_of_equal_bins() -> None:
+    found = Counts.histogram(np.array([0, 0.049, 0.051, 0.5, 0.999, 1.0], np.float32))
+    assert [(at, count) for at, count in enumerate(found) if count] == [(0, 2), (1, 1), (10, 1), (19, 2)]
 
 
 def test_no_picture_stands_twice_for_a_label() -> None:
     table = rows([*range(0, 440, 11), 4, 8, 12, 16, 1, 5])  # forty copies of photo 0
-    (chosen,) = examples.choose(table).models.values()
+    chosen = examples.choose({"food/1": table}).models["food/1"]
     assert len(chosen["apple"]) == A_LABEL
     assert len({example.key for example in chosen["apple"]}) == A_LABEL
     assert len(chosen["bread"]) == 2
@@ -128,8 +136,8 @@ def test_the_most_frequent_labels_have_examples_and_rejected_photos_a_few() -> N
     table = rows(range(3000))
     many = [f"label {min(row % 100, 60)}" if row % 3 else None for row in range(3000)]
     table = table.set_column(table.schema.get_field_index("label"), "label", pa.array(many, pa.string()))
-    found = examples.choose(table)
-    (chosen,) = found.models.values()
+    found = examples.choose({"food/1": table})
+    chosen = found.models["food/1"]
     assert len(chosen) == LABELS
     assert "label 60" in chosen
     assert [example.detail for example in found.rejected["corrupt"]] == ["torn"] * A_REASON
@@ -137,10 +145,12 @@ def test_the_most_frequent_labels_have_examples_and_rejected_photos_a_few() -> N
     assert uris == sorted(row["uri"] for row in table.to_pylist() if row["status"] == "corrupt")[:A_REASON]
 
 
-def test_a_shard_without_a_usable_photo_has_an_empty_sketch() -> None:
-    found = drift.sketch(rows([3]), embeddings(0))
-    assert found.models["food/1"] == Decided()
-    assert examples.choose(rows([3])).models == {"food/1": {}}
+def test_a_shard_without_a_usable_photo_has_nothing_to_show() -> None:
+    found = seen(rows([3]), embeddings(0))
+    assert found.models["food/1"] == Counts()
+    assert found.embeddings.count == 0
+    assert found.examples.models == {"food/1": {}}
+    assert found.examples.rejected["corrupt"][0].uri == "photos/00003.jpg"
 
 
 # --- Differences ------------------------------------------------------------------------------------------
@@ -194,10 +204,11 @@ def test_embeddings_of_one_population_do_not_differ_and_others_do() -> None:
 
 
 def test_changes_name_labels_and_scores() -> None:
-    one, other = (drift.sketch(rows(range(count)), embeddings(0)).models["food/1"] for count in (5000, 9000))
+    one, other = (counted(rows(range(count))) for count in (5000, 9000))
     found = drift.changes(one, other)
     assert list(found) == ["labels", "scores"]
     assert {change.level for change in found.values()} == {"none"}
     counts = drift.label_counts(one, other)
-    assert counts == sorted(counts, key=lambda row: (-row[1], row[0]))
-    assert drift.changes(one, Decided()) == {}
+    assert counts[-1][0] == drift.ABSTAINED
+    assert counts[:-1] == sorted(counts[:-1], key=lambda row: (-row[1], row[0]))
+    assert drift.changes(one, Counts()) == {}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,29 @@ class TestScoring:
         assert rows["text.jpg"]["top_labels"] == []
         assert rows["text.jpg"]["width"] is None
         assert rows["dangling.jpg"]["sha256"] is None
+
+    def test_a_report_stands_beside_run_json_which_says_what_changed(
+        self, scored: Scored, bundles: dict[str, Path], folder: Path, tmp_path: Path
+    ) -> None:
+        run = json.loads((scored[0] / "out" / "run.json").read_text())
+        assert run["changes"] is None
+        (model,) = run["models"]
+        assert sum(model["scores"]) == sum(model["labels"].values()) + model["abstained"] == 24
+        assert run["embeddings"]["count"] in (23, 24)  # the twins may be in one shard or in two
+        page = (scored[0] / "out" / "report.html").read_text(encoding="utf-8")
+        assert "food/3" in page
+        assert "dangling.jpg" in page
+        store = str(scored[0] / "store")
+        given = settings(folder, bundles["food"], tmp_path, embedding_store=store, run_id="first")
+        pipeline.score(replace(given, no_report=True))
+        assert not (tmp_path / "out" / "report.html").exists()
+        pipeline.score(replace(given, run_id="second", metrics_textfile=str(tmp_path / "score.prom")))
+        changed = json.loads((tmp_path / "out" / "run.json").read_text())["changes"]
+        assert changed["since"] == "first"
+        assert {found["value"] for found in changed["models"]["food/3"].values()} == {0}
+        assert "Compared with run first." in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+        prom = (tmp_path / "score.prom").read_text()
+        assert 'hubhead_score_rejected_photos{model="food",reason="too_large",version="3"} 1.0' in prom
 
     def test_a_row_says_what_the_graph_says_of_the_same_bytes(
         self, scored: Scored, bundles: dict[str, Path], folder: Path
@@ -398,6 +422,7 @@ class TestEmbedding:
         pipeline.embed(photos.find(str(tmp_path / "a.jpg")), bundles["headless"], store)
         code = f"""
 import sys
+from dataclasses import replace
 from pathlib import Path
 from batch import photos, pipeline
 from batch.embeddings import EmbeddingStore

@@ -83,6 +83,17 @@ def test_photos_known_from_earlier_runs_are_done_and_no_speed() -> None:
     assert str(pace) == "5.0 photos/s, 10 s left"
 
 
+def test_loading_the_model_tells_nothing_of_the_rate() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    pace.hear(Progress(0, 1000, 0))
+    clock.now += 20
+    for done in range(10, 60, 10):
+        pace.hear(Progress(done, 1000, 0))
+        clock.now += 1
+    assert pace.rate == pytest.approx(8)
+
+
 def test_another_run_begins_anew() -> None:
     clock = Clock()
     pace = Pace(clock)

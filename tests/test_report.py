@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import io
-import json
 import re
-import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +15,7 @@ from PIL import Image
 
 from serving import contract
 from serving.errors import OutputError
+from tests.looking import CHROMIUM, HOSTILE, Page, check_self_contained, look
 from tests.test_live import FINGERPRINT, sha, written
 from trainer import duplicates, evaluate, export, head, live, report, thumbnails
 from trainer.cross_validation import cross_validate
@@ -32,60 +28,6 @@ if TYPE_CHECKING:
     from tests.conftest import Trained
 
 pytestmark = pytest.mark.tf
-
-HOSTILE = "<script>alert('x')</script>\" onload=\"x"
-VOID = {"meta", "img", "br", "link", "input", "hr"}
-CHROMIUM = "chromium|chromium-browser|google-chrome"
-
-
-class Page(HTMLParser):
-    """What a browser would make of a page, as far as the tests ask."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self._open, "elements left open"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self._open:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-def check_self_contained(text: str) -> None:
-    """Nothing is fetched, nothing runs, and no reference leads out."""
-    page = Page(text)
-    names = {tag for tag, _ in page.tags}
-    assert not names & {"script", "link", "iframe", "object", "embed", "base", "a", "use", "image"}
-    for tag, attributes in page.tags:
-        for name, value in attributes.items():
-            assert not name.startswith("on"), (tag, name)
-            assert name not in {"href", "srcset", "xlink:href", "action", "data"}, (tag, name)
-            if name == "src":
-                assert value is not None
-                assert value.startswith("data:image/jpeg;base64,"), value[:80]
-    style = text[text.index("<style>") : text.index("</style>")]
-    assert "url(" not in style
-    assert "@import" not in style
-    assert not re.search(r"https?:", text)
 
 
 @dataclass(frozen=True)
@@ -414,50 +356,7 @@ def test_a_place_that_cannot_be_written_is_said(cache: Path, tmp_path: Path) -> 
         report.write(tmp_path / "file" / "report.html", made(tmp_path, ("a", "b")).report, cache=cache)
 
 
-# --- In a real browser ------------------------------------------------------------------------------------
-
-MEASURE = """<script>
-addEventListener("load", () => {
-  const page = document.documentElement, outer = parent.document.documentElement;
-  const shown = [...document.images].filter(image => image.complete && image.naturalWidth > 0);
-  const tops = [...document.querySelectorAll("h2")].map(title => title.getBoundingClientRect().top);
-  const tall = [...document.querySelectorAll(".chart, .matrix, .interval")]
-    .filter(part => part.getBoundingClientRect().height < 5);
-  outer.dataset.measured = JSON.stringify({
-    inner: innerWidth, width: page.scrollWidth, height: page.scrollHeight,
-    images: document.images.length, shown: shown.length, flat: tall.length,
-    ordered: tops.every((top, i) => i === 0 || top > tops[i - 1]),
-  });
-});
-</script>"""
-
-
-def browse(page: Path, profile: Path, *options: str) -> str:
-    """Open a page in headless Chromium and return what it prints."""
-    program = next(found for name in CHROMIUM.split("|") if (found := shutil.which(name)))
-    done = subprocess.run(
-        [
-            program,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--hide-scrollbars",
-            f"--user-data-dir={profile}",
-            "--window-size=1280,2000",
-            *options,
-            page.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+# --- In a real browser --------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -475,35 +374,10 @@ def test_a_browser_shows_it_whole(
         judged = kind == "long words"
         example = made(tmp_path, labels, photos=8, noise=0.5, judged=judged).report
     report.write(tmp_path / "report.html", example, cache=cache)
-    text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    inner = text.replace("</body>", f"{MEASURE}</body>").replace('loading="lazy"', "")
-    # A window has a least width, larger than a phone's; a frame has none.
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        f'<!doctype html><body style="margin:0"><iframe srcdoc="{html.escape(inner)}" '
-        f'style="border:0;width:{width}px;height:2000px"></iframe></body>',
-        encoding="utf-8",
-    )
-    dumped = browse(frame, tmp_path / "profile", "--dump-dom")
-    attribute = re.search(r'<html data-measured="([^"]*)"', dumped)
-    assert attribute, dumped[:200]
-    found = json.loads(html.unescape(attribute[1]))
+    found = look(tmp_path / "report.html", tmp_path, width)
     assert found["inner"] == width
     assert found["width"] <= width, "the page can be scrolled sideways"
     assert found["height"] > 2000
     assert found["images"] == found["shown"] >= 8
     assert found["flat"] == 0
     assert found["ordered"]
-
-    picture = tmp_path / "screenshot.png"
-    tall = min(found["height"], 14000)
-    frame.write_text(frame.read_text("utf-8").replace("height:2000px", f"height:{tall}px"), encoding="utf-8")
-    browse(frame, tmp_path / "other", f"--window-size=1280,{tall}", f"--screenshot={picture}")
-    with Image.open(picture) as shot:
-        assert shot.size == (1280, tall)
-        pixels = np.asarray(shot.convert("RGB")).astype(int)[:, :width]
-    paper = pixels[5, 5]
-    drawn = np.abs(pixels - paper).max(axis=2) > 40
-    assert 0.01 < drawn.mean() < 0.7
-    assert all(band.any() for band in np.array_split(drawn, 8)), "a part of the page is blank"
-    assert (pixels.max(axis=2) - pixels.min(axis=2) > 60).sum() > 2000, "no photo and no colour"
