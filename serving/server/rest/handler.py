@@ -1,4 +1,4 @@
-"""The routes on the HTTP port: the API and the metrics. Models are asked in threads."""
+"""The routes on the HTTP port: the API, the metrics, the demo page. Models are asked in threads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from serving.server.manager import Manager
 from serving.server.metrics import CONTENT_TYPE, Metrics
 from serving.server.refusal import Refusal, invalid
-from serving.server.rest import messages, paths
+from serving.server.rest import messages, page, paths
 from serving.server.rest.answers import Answer, answer, late
 from serving.server.rest.limits import Held, Limits, TooLargeError
 from serving.server.settings import ServerSettings
@@ -75,8 +75,13 @@ def application(
     async def show_metrics(_: web.Request) -> web.Response:
         return web.Response(body=metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
+    async def show_page(_: web.Request) -> web.Response:
+        names = [model.name for model in manager.settings]
+        return web.Response(body=page.render(names), headers=page.headers())
+
     if settings.metrics_path:
         app.router.add_get(settings.metrics_path, show_metrics)
+    app.router.add_get("/", show_page)
     app.router.add_route("*", r"/{path:[\s\S]*}", api.handle)
     return app
 
@@ -93,7 +98,7 @@ class _Api:
         self._limits = Limits()
 
     async def handle(self, request: web.Request) -> web.Response:
-        """Answer any request that is not for the metrics."""
+        """Answer any request that is neither for the metrics nor for the page."""
         path = request.rel_url.raw_path
         if not paths.PREFIX.fullmatch(path):
             return web.Response(status=HTTPStatus.NOT_FOUND)
