@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from serving.server.settings import ModelSettings
 from tests.browser import PROGRAMS, Browser
 from tests.colours import Colours, draw, write_colours
 from tests.doubler import Doublers, eventually, write_doubler
+from tests.test_docs import code_blocks
 from tests.test_report import Page
 
 if TYPE_CHECKING:
@@ -249,3 +251,28 @@ def test_a_real_model_labels_a_real_photo(trained: Trained, sample: SampleSummar
         assert len(names) == 5
         assert "fruits" in names
         check_quiet(browser, server)
+
+
+@pytest.mark.needs("curl")
+def test_the_readmes_commands_for_rest_are_answered(server: RunningServer, tmp_path: Path) -> None:
+    draw(tmp_path / "photo.jpg", (190, 20, 25), (400, 300))
+    (commands,) = [block for block in code_blocks("README.md", "sh") if ":predict" in block]
+    commands = commands.replace("localhost:8501", f"localhost:{server.rest_port}")
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands.replace("food_images", "colours")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    answers = []
+    while done.stdout[sum(end for _, end in answers) :].strip():
+        rest = done.stdout[sum(end for _, end in answers) :]
+        answers.append(json.JSONDecoder().raw_decode(rest))
+    assert [set(answer) for answer, _ in answers] == [
+        {"predictions"},
+        {"model_version_status"},
+        {"model_spec", "metadata"},
+    ]
+    assert answers[0][0]["predictions"][0]["label"] == "red fruit"
