@@ -35,11 +35,12 @@ def free_port() -> int:
 
 @dataclass
 class Doubler:
-    """y = 2x, after `gate` is open; counts the calls, and those that run at once."""
+    """y = 2x, after `gate` is open; counts calls and rows, and the calls that run at once."""
 
     threads: int = 2
     gate: threading.Event = field(default_factory=threading.Event)
     calls: int = 0
+    rows: int = 0
     running: int = 0
     most: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -47,6 +48,7 @@ class Doubler:
     def run(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         with self.lock:
             self.calls += 1
+            self.rows += len(inputs["x"])
             self.running += 1
             self.most = max(self.most, self.running)
         try:

@@ -143,7 +143,7 @@ def test_no_more_calls_than_threads_run_in_the_model_and_late_ones_never_do(base
         for future in waiting:
             future.result(LIMIT)
         assert loader.models[1].most == 2
-        assert loader.models[1].calls == 6
+        assert loader.models[1].rows == 6
 
 
 def test_stopping_finishes_what_is_in_flight_and_takes_nothing_new(base: Path) -> None:

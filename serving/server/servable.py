@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from serving import contract, protos, runtime, tensors
 from serving.errors import BundleError
-from serving.server import inference
+from serving.server import config, inference
+from serving.server.batching import Batcher
 from serving.server.metrics import Metrics
+from serving.server.queues import rules
 from serving.server.refusal import Refusal
-from serving.server.settings import ServerSettings
+from serving.server.settings import BATCHING_FILE, Batching, ServerSettings
 
 SERVE_TAG = "serve"
 
@@ -75,6 +77,7 @@ class Servable:
         model: Model,
         signatures: Mapping[str, Any],
         *,
+        batching: Batching | None = None,
         tensor_content: bool = False,
         metrics: Metrics | None = None,
     ) -> None:
@@ -85,6 +88,7 @@ class Servable:
             version: its number.
             model: what runs it.
             signatures: SignatureDef by name.
+            batching: how requests are merged; None: as is fastest.
             tensor_content: whether answers hold the raw bytes of tensors in place of their values.
             metrics: where to count.
         """
@@ -94,7 +98,9 @@ class Servable:
         self._signatures = signatures
         self._tensor_content = tensor_content
         self._metrics = metrics
-        self._turns = threading.Semaphore(model.threads)
+        self._batcher = Batcher(
+            name, rules(model.threads, batching), self._call, self._mergeable, metrics=metrics
+        )
         self._users = 0
         self.pulse = Pulse()
         self.probe: protos.Message | None = None
@@ -121,11 +127,15 @@ class Servable:
         if self.probe is None:
             self.pulse.beat()
             return
-        with suppress(Refusal):
+        try:
             self.predict(self.probe, seconds)
+        except Refusal as refusal:
+            if refusal.code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED):
+                self.pulse.beat(answering=False)
 
     def close(self) -> None:
-        """Free the model; only where the version is idle and nobody can ask for it any more."""
+        """Free the model and its threads; only where it is idle and nobody can ask for it any more."""
+        self._batcher.close()
         del self._model
 
     @property
@@ -204,22 +214,29 @@ class Servable:
             api: for the metrics, such as "Predict".
 
         Raises:
-            Refusal: the deadline passed before, or the model failed.
+            Refusal: too many wait already, the deadline passed, or the model failed.
         """
         start = time.perf_counter()
-        if not self._turns.acquire(timeout=seconds):
-            raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline passed while waiting for the model.")
+        outputs = self._batcher.run(key, inputs, wanted, seconds)
+        if self._metrics:
+            self._metrics.runtime(self.name, api, time.perf_counter() - start)
+        return outputs
+
+    def _call(self, key: str, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         try:
             outputs = self._model.run(key, inputs)
-            self.pulse.beat()
         except runtime.RunError as error:
             self.pulse.beat(answering=error.code not in _FAULTS)
             raise Refusal(grpc.StatusCode[error.code], error.what) from error
-        finally:
-            self._turns.release()
-        if self._metrics:
-            self._metrics.runtime(self.name, api, time.perf_counter() - start)
-        return {alias: outputs[alias] for alias in wanted}
+        self.pulse.beat()
+        return outputs
+
+    def _mergeable(self, key: str, wanted: Sequence[str]) -> bool:
+        """Whether a signature declares a batch of any size as the first dimension of all its tensors."""
+        signature = self._signatures[key]
+        shapes = [info.tensor_shape for info in signature.inputs.values()]
+        shapes += [signature.outputs[alias].tensor_shape for alias in wanted]
+        return all(shape.dim and shape.dim[0].size == -1 for shape in shapes)
 
     def spec(self, signature: str = "") -> protos.Message:
         """The ModelSpec of a response: name, version and the signature that answered."""
@@ -240,14 +257,19 @@ def load(
 
     Raises:
         BundleError: its saved_model.pb is missing, torn, or holds no graph for serving.
+        InputError: its batching file cannot be used.
     """
     settings = settings or ServerSettings()
-    signatures = read_signatures(directory)
+    signatures, batching = read_signatures(directory), settings.batching
+    own = directory / BATCHING_FILE
+    if settings.enable_per_model_batching_parameters and own.is_file():
+        batching = config.read_batching(own)
     return Servable(
         name,
         version,
         loader(directory),
         signatures,
+        batching=batching,
         tensor_content=settings.enable_serialization_as_tensor_content,
         metrics=metrics,
     )
