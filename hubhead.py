@@ -10,7 +10,9 @@ from batch.query.cli import query
 from batch.rescore_cli import rescore
 from serving.command import run
 from serving.commands.loadtest import loadtest
+from serving.commands.models import models
 from serving.commands.predict import predict
+from serving.commands.promote import promote, rollback
 from serving.commands.serve import serve
 from serving.commands.status import status
 from trainer.backbone.cli import backbone
@@ -35,6 +37,9 @@ class InOrder(click.Group):
         rescore,
         query,
         embeddings,
+        models,
+        promote,
+        rollback,
         serve,
         predict,
         status,

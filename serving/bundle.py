@@ -22,6 +22,9 @@ from serving.errors import BundleError, OutputError
 
 SCHEMA = 1
 
+WITHDRAWN = ".withdrawn"
+"""Below a base path: versions that were taken out of service. Their numbers are not used again."""
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -189,17 +192,23 @@ def staging(base: Path) -> Iterator[Path]:
                 made.rmdir()
 
 
-def publish(staged: Path, base: Path) -> Path:
+def publish(staged: Path, base: Path, *, at_least: int = 1) -> Path:
     """Rename a finished directory to the next free version number of `base`.
 
     A rename onto a directory with content fails on every system, so two publishers at
     once get two numbers.
 
+    Args:
+        staged: the directory, on the same filesystem.
+        base: `<models>/<name>`.
+        at_least: the number to take where it is above all that are or were there.
+
     Raises:
         OutputError: the rename failed for another reason than a taken number.
     """
     while True:
-        target = base / str(max(versions(base), default=0) + 1)
+        newest = max([*versions(base), *versions(base / WITHDRAWN)], default=0)
+        target = base / str(max(newest + 1, at_least))
         try:
             staged.rename(target)
         except OSError as error:

@@ -50,6 +50,7 @@ MANIFEST_FILE = "assets.extra/hubhead.json"
 REPORT_FILE = "assets.extra/report.html"
 HEAD_FILE = "assets.extra/head.npz"
 TRAINED_ON_FILE = "assets.extra/trained_on.npy"
+VERDICT_FILE = "assets.extra/verdict.json"
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 SAVED_MODEL_FILE = "saved_model.pb"
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import grpc
 from numpy.typing import NDArray
 
+from serving import protos
 from serving.client.channel import Headers, Tls, metadata, open_async_channel
 from serving.client.core import Core, Rows, kept, kept_of
 from serving.client.flow import MAX_CONCURRENCY, AsyncGate, Limit
@@ -154,6 +155,10 @@ class AsyncClient:
     async def status(self) -> list[VersionStatus]:
         """The versions that the server knows; see `Client.status`."""
         return await self._run(self._core.status())
+
+    async def reload(self, config: protos.Message) -> None:
+        """Have the server serve what a configuration says; see `Client.reload`."""
+        await self._run(self._core.reload(config))
 
     async def wait_until_ready(self, timeout: float) -> None:
         """Return as soon as the model is AVAILABLE; see `Client.wait_until_ready`."""

@@ -194,6 +194,19 @@ class Core:
         response = yield from self._ask(call)
         return answers.statuses(response)
 
+    def reload(self, config: protos.Message) -> Script[None]:
+        """Serve what a ModelServerConfig says, and nothing else."""
+        request = protos.ReloadConfigRequest(config=config)
+        call = Call(protos.RELOAD_CONFIG, request, protos.ReloadConfigResponse, self.timeout)
+        response = yield from self._ask(call)
+        if response.status.error_code:
+            raise ServerError(
+                f"The server at {self.target} does not take the configuration: "
+                f"{response.status.error_message}.",
+                code=_code_name(response.status.error_code),
+                details=response.status.error_message,
+            )
+
     def wait_until_ready(self, timeout: float) -> Script[None]:
         """Until a version is AVAILABLE, and the label, where one is pinned, is on a version that is."""
         deadline = time.monotonic() + timeout
@@ -341,3 +354,7 @@ _PROBE = png_of(np.full((_PROBE_SIDE, _PROBE_SIDE, 3), 128, np.uint8))
 def _blamed(failure: ServerError) -> Refusal:
     status = Status.TOO_LARGE if isinstance(failure, TooLarge) else Status.FAILED
     return Refusal(status, failure.details or failure.what)
+
+
+def _code_name(number: int) -> str:
+    return next((code.name for code in grpc.StatusCode if code.value[0] == number), "UNKNOWN")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import grpc
 from numpy.typing import NDArray
 
+from serving import protos
 from serving.client.channel import Headers, Tls, metadata, open_channel
 from serving.client.core import Core, Rows, kept, kept_of
 from serving.client.flow import MAX_CONCURRENCY, Gate, Limit
@@ -216,6 +217,20 @@ class Client:
             ServerError: or one of its classes.
         """
         return run_inline(self._core.status(), self._perform)
+
+    def reload(self, config: protos.Message) -> None:
+        """Have the server serve what a configuration says, and no other model (HandleReloadConfigRequest).
+
+        TensorFlow Serving waits for new models, not for new versions of a model that it has: a label may
+        be moved only once `status` says that its version is AVAILABLE.
+
+        Args:
+            config: a protos.ModelServerConfig with all models that are to be served.
+
+        Raises:
+            ServerError: or one of its classes.
+        """
+        run_inline(self._core.reload(config), self._perform)
 
     def wait_until_ready(self, timeout: float) -> None:
         """Return as soon as the server answers and the model is AVAILABLE.

@@ -37,8 +37,8 @@ class Server:
 
     @classmethod
     def taken_from(cls, flags: dict[str, Any]) -> Server:
-        """Take the flags that it is made of out of a command's own."""
-        return cls(**{field.name: flags.pop(field.name) for field in fields(cls)})
+        """Take the flags that it is made of out of a command's own; those that it has not are None."""
+        return cls(**{field.name: flags.pop(field.name, None) for field in fields(cls)})
 
     def client(self, **settings: Any) -> Client:
         """A blocking client.
@@ -91,7 +91,7 @@ class Server:
         return Tls(self.tls_ca, self.tls_cert, self.tls_key)
 
 
-_FLAGS = (
+_CONNECTION = (
     click.option(
         "--server",
         metavar="HOST:PORT",
@@ -103,12 +103,6 @@ _FLAGS = (
         show_envvar=True,
         help="With --server: the model's name there.",
     ),
-    click.option(
-        "--model_version",
-        type=click.IntRange(min=0),
-        help="With --server: this version, not the one it chooses.",
-    ),
-    click.option("--label", help="With --server: the version with this label, such as stable or canary."),
     click.option(
         "--timeout",
         type=click.FloatRange(min=0, min_open=True),
@@ -125,11 +119,27 @@ _FLAGS = (
     click.option("--tls_key", type=_FILE, help="Its private key."),
 )
 
+_VERSION = (
+    click.option(
+        "--model_version",
+        type=click.IntRange(min=0),
+        help="With --server: this version, not the one it chooses.",
+    ),
+    click.option("--label", help="With --server: the version with this label, such as stable or canary."),
+)
+
 FLAGS = tuple(field.name for field in fields(Server))
 
 
 def server_flags(command: F) -> F:
     """Add the flags of `Server` to a command."""
-    for flag in reversed(_FLAGS):
+    for flag in reversed((*_CONNECTION[:2], *_VERSION, *_CONNECTION[2:])):
+        command = flag(command)
+    return command
+
+
+def connection_flags(command: F) -> F:
+    """Add those of them that say how a server is reached, and no version."""
+    for flag in reversed(_CONNECTION):
         command = flag(command)
     return command

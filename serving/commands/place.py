@@ -1,0 +1,91 @@
+"""Flags that say where a model's versions are, what configures their server, and how it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from serving.commands.options import Server, connection_flags
+from serving.errors import InputError
+
+if TYPE_CHECKING:
+    from serving.lifecycle.place import Place
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_BASE = click.option(
+    "--model_base_path",
+    required=True,
+    metavar="DIR",
+    help="The directory that the server reads: its numbered children are the versions.",
+)
+_CONFIG = click.option(
+    "--model_config_file",
+    metavar="FILE",
+    help="The server's model.config, as this machine sees it. Without it the newest version is live.",
+)
+_RELOAD = click.option(
+    "--reload",
+    is_flag=True,
+    help="With --server: send it the configuration (HandleReloadConfigRequest). Needed where it does not "
+    "read the file again by itself.",
+)
+_WAIT = click.option(
+    "--wait",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --server: how long each step may take until the server follows.",
+)
+
+
+def place_flags(command: F) -> F:
+    """Add the flags of a place that is looked at."""
+    return _BASE(_CONFIG(connection_flags(command)))
+
+
+def change_flags(command: F) -> F:
+    """Add the flags of a place that is changed."""
+    return _BASE(_CONFIG(_RELOAD(_WAIT(connection_flags(command)))))
+
+
+@contextmanager
+def place_from(flags: dict[str, Any]) -> Iterator[Place]:
+    """The place that the flags name; they are taken out of a command's own.
+
+    Raises:
+        click.UsageError: flags that do not go together.
+        InputError: an address in place of a local path.
+    """
+    from serving.lifecycle.place import Place, local
+
+    base = local(flags.pop("model_base_path"))
+    given = flags.pop("model_config_file")
+    config = local(given) if given else None
+    if config and not config.is_file():
+        raise InputError(
+            f"{config} does not exist.",
+            remedy="Give the file that the server was started with (--model_config_file).",
+        )
+    reload, wait = flags.pop("reload", False), flags.pop("wait", 300.0)
+    server = Server.taken_from(flags)
+    if reload and not (server.server and config):
+        raise click.UsageError("--reload needs --server and --model_config_file.")
+    place = Place(
+        base, server.model_name or base.resolve().name, config, reload=reload, timeout=wait, say=_say
+    )
+    if not server.server:
+        yield place
+        return
+    server = replace(server, model_name=place.model)
+    with server.client() as client:
+        yield replace(place, client=client, labelled=lambda label: replace(server, label=label).client())
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

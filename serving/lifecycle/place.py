@@ -1,0 +1,195 @@
+"""Where a model's versions, its configuration and its server are; one change at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serving import bundle
+from serving.errors import (
+    BundleError,
+    DeadlineExceeded,
+    InputError,
+    ModelNotFound,
+    OutputBusy,
+    OutputError,
+    ServerUnavailable,
+)
+from serving.lifecycle import model_config
+from serving.lifecycle.model_config import NEWEST, ModelConfig
+
+if TYPE_CHECKING:
+    from serving.client import Client
+
+_POLL_SECONDS = 0.1
+
+Say = Callable[[str], None]
+"""Takes one line of progress."""
+
+
+def silent(line: str) -> None:
+    """Say nothing."""
+    del line
+
+
+@dataclass(frozen=True)
+class Place:
+    """One model in production.
+
+    Attributes:
+        base: the directory whose numbered children are the versions.
+        model: the model's name for the server.
+        config: the server's model.config; None where the server follows the newest version of `base`.
+        client: asks the server; None where nobody waits for it.
+        labelled: makes a client that asks for a label; with `client`.
+        reload: whether the server is told of the configuration by the RPC; else it reads the file itself.
+        timeout: seconds that the server may take for each step.
+        say: told of each step.
+    """
+
+    base: Path
+    model: str
+    config: Path | None = None
+    client: Client | None = None
+    labelled: Callable[[str], Client] | None = None
+    reload: bool = False
+    timeout: float = 300.0
+    say: Say = silent
+
+    @property
+    def versions(self) -> list[int]:
+        """The versions in the directory, ascending."""
+        return bundle.versions(self.base)
+
+    def configured(self) -> ModelConfig:
+        """What the server is told to serve.
+
+        Raises:
+            InputError: the configuration cannot be used.
+        """
+        return model_config.read(self.config, self.model) if self.config else NEWEST
+
+    def configure(self, versions: set[int] | None, labels: Mapping[str, int]) -> None:
+        """Write the configuration, and tell the server where it does not read it itself.
+
+        Raises:
+            InputError, OutputError: the file cannot be used, or not be written.
+            ServerError: the server does not take it.
+        """
+        assert self.config is not None
+        model_config.write(self.config, self.model, versions=versions, labels=labels)
+        if self.reload and self.client:
+            self.client.reload(model_config.parse(self.config))
+
+    def wait_available(self, version: int) -> None:
+        """Return once the server has loaded a version; at once where there is no server to ask.
+
+        Raises:
+            BundleError: it does not load; with the server's words.
+            DeadlineExceeded: not in time.
+        """
+
+        def loaded(client: Client) -> str:
+            states = {status.version: status for status in client.status()}
+            if version not in states:
+                return f"the server does not know version {version}"
+            state = states[version]
+            if state.state == "END" and state.error:
+                raise BundleError(f"Version {version} does not load in the server: {state.error}.")
+            return "" if state.state == "AVAILABLE" else f"version {version} is {state.state}"
+
+        self._wait(f"version {version} is available", loaded)
+
+    def wait_label(self, label: str, version: int) -> None:
+        """Return once the server answers a label with a version; at once where there is no server to ask.
+
+        Raises:
+            DeadlineExceeded: not in time.
+        """
+        if self.labelled is None:
+            return
+        with self.labelled(label) as labelled:
+
+            def moved(_: Client) -> str:
+                found = labelled.metadata().version
+                return "" if found == version else f"label {label} is on version {found}"
+
+            self._wait(f"label {label} is on version {version}", moved)
+
+    def _wait(self, what: str, missing: Callable[[Client], str]) -> None:
+        """Until `missing` says nothing."""
+        if self.client is None:
+            return
+        self.say(f"waiting until {what} at {self.client.target}")
+        deadline = time.monotonic() + self.timeout
+        while True:
+            try:
+                seen = missing(self.client)
+            except (ModelNotFound, ServerUnavailable) as error:
+                seen = error.details or error.what
+            if not seen:
+                return
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(_POLL_SECONDS)
+        remedy = "See the server's log."
+        if self.config and not self.reload:
+            remedy = (
+                "Does the server read that file again (--model_config_file_poll_wait_seconds)? "
+                "If not, give --reload."
+            )
+        raise DeadlineExceeded(
+            f"Not within {self.timeout:g} s at {self.client.target}: {what}; last seen: {seen}.",
+            remedy=remedy,
+            code="DEADLINE_EXCEEDED",
+        )
+
+
+def local(path: str) -> Path:
+    """A path of this machine.
+
+    Raises:
+        InputError: it is an address of an object store.
+    """
+    if "://" in path:
+        raise InputError(
+            f"{path} is not a local path, and only those can be published to by a rename.",
+            remedy="Mount the bucket, or work on a local directory and copy it there with the versions' "
+            "numbered directories last.",
+        )
+    return Path(path)
+
+
+@contextmanager
+def changing(place: Place) -> Iterator[None]:
+    """Keep others from changing the same versions or the same configuration meanwhile.
+
+    Raises:
+        OutputBusy: somebody else is at it.
+        OutputError: the directory cannot be written.
+    """
+    locks = [place.base / ".lock"]
+    if place.config:
+        config = place.config.resolve()
+        locks.append(config.with_name(f".{config.name}.lock"))
+    with ExitStack() as stack:
+        for path in locks:
+            try:
+                file = stack.enter_context(path.open("a"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputBusy(
+                    f"Another promotion or rollback is at work in {path.parent}.",
+                    remedy="Run the command again when it is done.",
+                ) from error
+            except OSError as error:
+                raise OutputError(
+                    f"{path.parent} cannot be written: {error.strerror}.",
+                    remedy="Give --model_base_path the directory above the versions, one that you may write.",
+                ) from error
+        yield

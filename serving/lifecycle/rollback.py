@@ -1,0 +1,87 @@
+"""Back to the version that answered before, in one step."""
+
+from __future__ import annotations
+
+from serving import bundle
+from serving.errors import InputError
+from serving.lifecycle import audit, inventory, rollout
+from serving.lifecycle.audit import Action, Event
+from serving.lifecycle.place import Place, changing
+from serving.lifecycle.promote import STABLE, Change, withdraw
+
+
+def rollback(place: Place, *, label: str = STABLE, to: int | None = None, reason: str = "") -> Change:
+    """Bring a label back to where it was; without a configuration, withdraw the newest version.
+
+    Other labels on the version that is left behind go back with it: nobody should meet it any more.
+
+    Args:
+        place: where.
+        label: which one, where there is a configuration.
+        to: the version to go back to; None: that of before, by the audit log.
+        reason: for the audit log.
+
+    Raises:
+        InputError: there is nothing to go back to.
+        BundleError: the version does not load; all is as before.
+        ServerError: the server does not follow.
+    """
+    if not place.base.is_dir():
+        raise InputError(f"{place.base} does not exist.", remedy="Give the directory above the versions.")
+    with changing(place):
+        if place.config:
+            return _by_label(place, label, to, reason)
+        return _by_withdrawal(place, to, reason)
+
+
+def _by_label(place: Place, label: str, to: int | None, reason: str) -> Change:
+    labels = place.configured().labels
+    current = labels.get(label)
+    if to is None and label != STABLE and labels.get(STABLE) != current:
+        to = labels.get(STABLE)  # callers of a canary then get what all others get
+    if to is None:
+        to = audit.previous(audit.read(place.base), label, current, place.versions)
+    new = _checked(place, to, current, f"label {label}")
+    along = tuple(other for other, on in labels.items() if on == current and other != label)
+    if label != STABLE:
+        along = ()  # a canary's end is not that of stable
+    rollout.move(place, dict.fromkeys((label, *along), new))
+    for name in (label, *along):
+        _append(place, name, current, new, reason)
+    return Change(place.model, current, new, label, waited=place.client is not None, also=along)
+
+
+def _by_withdrawal(place: Place, to: int | None, reason: str) -> Change:
+    there = place.versions
+    current = max(there, default=None)
+    if to is None:
+        to = max(there[:-1], default=None)
+    new = _checked(place, to, current, "the newest version")
+    if current is not None and new > current:
+        raise InputError(f"Version {new} is above {current}.", remedy="hubhead promote goes forward.")
+    for version in [version for version in there if version > new]:  # the newest last: it serves
+        withdraw(place, version, Event(Action.WITHDRAW, place.model, version, None, reason=reason))
+    place.wait_available(new)
+    _append(place, None, current, new, reason)
+    return Change(place.model, current, new, None, waited=place.client is not None)
+
+
+def _checked(place: Place, to: int | None, current: int | None, what: str) -> int:
+    if to is None:
+        raise InputError(
+            f"There is no earlier version that {what} could go back to in {place.base}.",
+            remedy=f"Versions there: {', '.join(map(str, place.versions)) or 'none'}; choose with --to.",
+        )
+    bundle.version_directory(place.base, to)
+    if to == current:
+        raise InputError(f"Version {to} is where {what} is.", remedy="Choose another with --to.")
+    return to
+
+
+def _append(place: Place, label: str | None, old: int | None, new: int, reason: str) -> None:
+    word, failed = inventory.judged(bundle.version_directory(place.base, new))
+    blessed = {"blessed": True, "forced": True, "not blessed": False}.get(word)
+    event = Event(
+        Action.ROLLBACK, place.model, old, new, label=label, blessed=blessed, failed=failed, reason=reason
+    )
+    audit.append(place.base, event)
