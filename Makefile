@@ -14,8 +14,9 @@ help: ## What there is to make
 demo: $(VENV)/demo.stamp ## Train, export, score, serve and predict on real photos
 	$(BIN)/hubhead demo
 
-test: $(VENV)/dev.stamp ## All tests
-	$(BIN)/python -m pytest
+JOBS ?= 2
+test: $(VENV)/dev.stamp ## All tests, JOBS=2 files of them at once (a process takes up to 4 GB)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/dev.stamp ## Style, types and layers
 	$(BIN)/ruff check .
