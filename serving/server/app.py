@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -15,27 +14,21 @@ from typing import Self
 
 import grpc
 
-from serving import protos, runtime
-from serving.errors import BundleError, HubheadError, InputError, OutputError
+from serving import runtime
+from serving.errors import BundleError, HubheadError, InputError
 from serving.server import config, servable
+from serving.server.grpc_port import GrpcPort
 from serving.server.health import Health
 from serving.server.manager import Manager
 from serving.server.metrics import Metrics
 from serving.server.refusal import Refusal
 from serving.server.rest import GRACE_SECONDS, Rest
 from serving.server.servable import Loader, Servable
-from serving.server.services import handlers
 from serving.server.settings import ModelSettings, ServerSettings
 from serving.server.versions import Load
 from serving.server.warmup import warm_up
 
 _HEALTH_SECONDS = 0.5
-
-_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.so_reuseport", 0),  # else a second server shares the port and takes half of the requests
-)
 
 _log = logging.getLogger(__name__)
 
@@ -54,21 +47,18 @@ class RunningServer:
         self.manager, self.metrics = manager, metrics
         self._settings = settings
         self._stopping = threading.Event()
-        self._pool = futures.ThreadPoolExecutor(settings.grpc_max_threads, thread_name_prefix="hubhead-serve")
-        self._server = grpc.server(
-            self._pool,
-            handlers=handlers(manager, metrics),
-            options=(*_OPTIONS, *settings.grpc_channel_arguments),
-        )
         self._health = Health(manager)
-        self._health.add_to(self._server)
-        _add_reflection(self._server)
-        self.port = _bind(self._server, settings)
-        rest = Rest(settings, manager, metrics) if settings.rest_api_port is not None else None
+        self._grpc = GrpcPort(settings, manager, metrics, self._health)
+        self.port = self._grpc.port
+        try:
+            rest = Rest(settings, manager, metrics) if settings.rest_api_port is not None else None
+        except HubheadError:
+            self._grpc.stop(0)
+            raise
         self._rest = rest
         self.rest_port = rest.port if rest else None
         self._health.check()
-        self._server.start()
+        self._grpc.start()
         self._threads = [
             threading.Thread(target=self._poll, name="hubhead-poll", daemon=True),
             threading.Thread(target=self._watch, name="hubhead-health", daemon=True),
@@ -92,13 +82,16 @@ class RunningServer:
         """Take no more requests, give those in flight 5 seconds, close the ports."""
         self._stopping.set()
         self._health.drain()
-        stopped = self._server.stop(GRACE_SECONDS)
+        ports = [threading.Thread(target=self._grpc.stop, args=(GRACE_SECONDS,))]
         if self._rest:
-            self._rest.stop()
-        stopped.wait()
+            ports.append(threading.Thread(target=self._rest.stop))
+        for port in ports:
+            port.start()
+        for port in ports:
+            port.join()
         for thread in self._threads:
             thread.join(GRACE_SECONDS)  # one may be in the middle of loading a version
-        self._pool.shutdown(wait=False)
+        self.manager.close()
 
     def __enter__(self) -> Self:
         return self
@@ -262,50 +255,6 @@ def _text(path: Path | None) -> str | None:
         return path.read_text("utf-8") if path else None
     except (OSError, UnicodeDecodeError):
         return None
-
-
-def _add_reflection(server: grpc.Server) -> None:
-    from grpc_reflection.v1alpha import reflection
-
-    names = (protos.PREDICTION_SERVICE, protos.MODEL_SERVICE, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server, protos.pool())
-
-
-def _bind(server: grpc.Server, settings: ServerSettings) -> int:
-    address = f"[::]:{settings.port}"
-    certificates = settings.certificates
-    try:
-        if certificates is None:
-            bound = server.add_insecure_port(address)
-        else:
-            bound = server.add_secure_port(
-                address,
-                grpc.ssl_server_credentials(
-                    [(certificates.server_key.encode(), certificates.server_cert.encode())],
-                    certificates.custom_ca.encode() or None,
-                    certificates.client_verify,
-                ),
-            )
-    except RuntimeError as error:
-        raise _taken(settings.port) from error
-    if bound == 0:  # how older releases of grpcio say the same
-        raise _taken(settings.port)
-    if settings.grpc_socket_path:
-        try:
-            server.add_insecure_port(f"unix:{settings.grpc_socket_path}")
-        except RuntimeError as error:
-            raise OutputError(
-                f"The socket {settings.grpc_socket_path} cannot be opened: {error}.",
-                remedy="Give --grpc_socket_path a place that you may write.",
-            ) from error
-    return bound
-
-
-def _taken(port: int) -> OutputError:
-    return OutputError(
-        f"Port {port} cannot be opened: another program has it, or you may not use it.",
-        remedy="Choose another with --port, or a free one with --port 0.",
-    )
 
 
 @contextmanager

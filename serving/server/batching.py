@@ -25,7 +25,7 @@ import grpc
 
 from serving.server.metrics import Metrics
 from serving.server.queues import Piece, Queue, Request, Rules, Tensors, merged, padded_rows, rows_of
-from serving.server.refusal import Refusal, invalid
+from serving.server.refusal import Refusal, invalid, queue_full
 
 MAX_BYTES = 1 << 29
 """Inputs that one version holds at most; a larger request is taken where it is the only one."""
@@ -161,10 +161,10 @@ class Batcher:
         if self._closed:
             raise Refusal(grpc.StatusCode.UNAVAILABLE, f"Model {self._name} is being unloaded.")
         if self._bytes and self._bytes + size > self._max_bytes:
-            raise _full(len(queue), len(queue))
+            raise queue_full(len(queue), len(queue))
         if rules.batches is not None:
             if queue.batches_with(request.rows) > rules.batches:
-                raise _full(len(queue), rules.batches)
+                raise queue_full(len(queue), rules.batches)
             return
         if not self._waiting:
             return
@@ -173,7 +173,7 @@ class Batcher:
             in_time = (request.deadline - now) * _SURE * rules.threads / self._pace
             room = min(room, int(in_time) - self._running)
         if self._waiting + request.rows > room:
-            raise _full(math.ceil(self._waiting / rules.rows), max(room, 0) // rules.rows)
+            raise queue_full(math.ceil(self._waiting / rules.rows), max(room, 0) // rules.rows)
 
     def _given_up(self, key: Any, request: Request) -> Refusal:
         """Forget a request whose caller waits no longer."""
@@ -327,14 +327,6 @@ def _answer(request: Request, outputs: Tensors) -> None:
 def _fail(request: Request, error: Exception) -> None:
     with suppress(InvalidStateError):
         request.answer.set_exception(error)
-
-
-def _full(waiting: int, limit: int) -> Refusal:
-    return Refusal(
-        grpc.StatusCode.UNAVAILABLE,
-        "The batch scheduling queue to which this task was submitted is full; "
-        f"currently {waiting} batches enqueued and max_enqueued_batches is {limit}",
-    )
 
 
 def _late() -> Refusal:

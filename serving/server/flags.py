@@ -66,7 +66,9 @@ FLAGS: dict[str, Flag] = {
     "grpc_channel_arguments": Flag(
         str, "", "Options of the gRPC server, such as grpc.max_connection_age_ms=2000,..."
     ),
-    "grpc_max_threads": Flag(int, 64, "Calls that are received at once."),
+    "grpc_max_threads": Flag(
+        int, 256, "Calls of models that run or wait at once; beyond them callers get UNAVAILABLE."
+    ),
     "ssl_config_file": Flag(Path, None, "TLS of the gRPC port: an SSLConfig as text, with the PEM texts."),
     "rest_api_timeout_in_ms": Flag(int, 30_000, "Milliseconds that a REST request may take."),
     "rest_api_enable_cors_support": Flag(bool, False, "Let pages of other origins ask the REST port."),

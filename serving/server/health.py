@@ -8,12 +8,13 @@ does. While the server drains it is NOT_SERVING too, so that callers go elsewher
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import protos
 from serving.server.manager import Manager
@@ -31,13 +32,14 @@ class Health:
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
         self._quiet = QUIET_SECONDS
-        self._servicer = health.HealthServicer()
+        self._servicer = _Servicer()
         self._asking: dict[str, threading.Thread] = {}
         self._draining = False
         self._set(serving=False)
 
-    def add_to(self, server: grpc.Server) -> None:
-        """Register the service."""
+    def add_to(self, server: Any) -> None:
+        """Register the service with a server of grpc.aio, on its event loop."""
+        self._servicer.loop = asyncio.get_running_loop()
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
     def check(self) -> None:
@@ -48,8 +50,9 @@ class Health:
         self._set(serving=serving and not self._draining)
 
     def drain(self) -> None:
-        """Say NOT_SERVING from now on."""
+        """Say NOT_SERVING from now on, and end the streams of those who watch."""
         self._draining = True
+        self._servicer.ends = True
         self._set(serving=False)
 
     def _answers(self, name: str) -> bool:
@@ -76,7 +79,56 @@ class Health:
             servable.ask_itself(self._quiet)
 
     def _set(self, *, serving: bool) -> None:
-        states: Sequence[Any] = health_pb2.HealthCheckResponse.ServingStatus.items()
-        state = dict(states)["SERVING" if serving else "NOT_SERVING"]
-        for service in SERVICES:
-            self._servicer.set(service, state)
+        self._servicer.set(_Status.Value("SERVING" if serving else "NOT_SERVING"))
+
+
+_Status: Any = health_pb2.HealthCheckResponse.ServingStatus
+
+
+class _Servicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """Health.Check and Health.Watch for grpc.aio.
+
+    That of grpc_health forgets a service's other watchers once one of them leaves.
+
+    Attributes:
+        loop: where it is asked; None before that.
+        ends: whether watchers are let go after the next word.
+    """
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.ends = False
+        self._status = _Status.Value("NOT_SERVING")
+        self._changed = asyncio.Event()
+
+    def set(self, status: int) -> None:
+        """The status of all services from now on; from any thread."""
+        if status == self._status and not self.ends:
+            return
+        self._status = status
+        if self.loop is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self.loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - the method's name in gRPC
+        """The status now."""
+        if request.service not in SERVICES:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"There is no service {request.service!r}.")
+        return health_pb2.HealthCheckResponse(status=self._status)
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802
+        """The status now, and whenever it changes."""
+        said = None
+        while True:
+            changed, known = self._changed, request.service in SERVICES
+            status = self._status if known else _Status.Value("SERVICE_UNKNOWN")
+            if status != said:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                said = status
+            if self.ends:
+                return
+            await changed.wait()

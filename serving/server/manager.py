@@ -124,6 +124,11 @@ class Manager:
             self._wait(self._take_over(wanted), given_up)
             self._labels = self._checked_labels(wanted)
 
+    def close(self) -> None:
+        """Let go of all models: the server has stopped."""
+        for model in self.models.values():
+            model.close()
+
     def _take_over(self, wanted: Sequence[ModelSettings]) -> list[Versions]:
         """Change what is configured, and look at every base path once."""
         models: dict[str, Versions] = {}

@@ -27,3 +27,12 @@ class Refusal(Exception):
 def invalid(details: str) -> Refusal:
     """INVALID_ARGUMENT, the most frequent of them."""
     return Refusal(grpc.StatusCode.INVALID_ARGUMENT, details)
+
+
+def queue_full(waiting: int, limit: int) -> Refusal:
+    """There is no room for a request; callers know it by these words (shared_batch_scheduler.h)."""
+    return Refusal(
+        grpc.StatusCode.UNAVAILABLE,
+        "The batch scheduling queue to which this task was submitted is full; "
+        f"currently {waiting} batches enqueued and max_enqueued_batches is {limit}",
+    )

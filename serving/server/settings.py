@@ -96,7 +96,7 @@ class ServerSettings:
         port: gRPC port; 0 takes a free one.
         grpc_socket_path: a Unix socket that also takes gRPC calls; "": none.
         grpc_channel_arguments: options of the gRPC server, such as `grpc.max_connection_age_ms`.
-        grpc_max_threads: calls that are received at once.
+        grpc_max_threads: calls of models that run or wait at once; beyond them callers get UNAVAILABLE.
         rest_api_port: port of REST and the demo page; None: none; 0 takes a free one.
         rest_api_timeout_in_ms: how long a REST request may take, in milliseconds.
         rest_api_enable_cors_support: whether pages of other origins may ask.
@@ -120,7 +120,7 @@ class ServerSettings:
     port: int = 8500
     grpc_socket_path: str = ""
     grpc_channel_arguments: tuple[tuple[str, int | str], ...] = ()
-    grpc_max_threads: int = 64
+    grpc_max_threads: int = 256
     rest_api_port: int | None = None
     rest_api_timeout_in_ms: int = 30_000
     rest_api_enable_cors_support: bool = False
