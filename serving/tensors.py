@@ -45,8 +45,8 @@ bfloat16 has no numpy dtype; its bits are the upper half of a float32's.
 
 _NUMBERS = {dtype: number for number, (dtype, _) in _NUMERIC.items() if number != DT_BFLOAT16}
 
-_MAX_BYTES = 2**31 - 1
-"""What a message may hold at most; a few bytes that claim a larger tensor are refused."""
+_MAX_FILLED = 1 << 26
+"""Bytes of a tensor whose values are not all there; a few bytes may claim any shape."""
 
 
 def dtype_name(number: int) -> str:
@@ -180,12 +180,10 @@ def _fill(values: NDArray[Any], name: str, count: int) -> NDArray[Any]:
     """`count` values: those given, then the last of them again."""
     if len(values) > count:
         raise _mismatch(name, (count,), f"{len(values)} values")
-    if count * values.itemsize > _MAX_BYTES:
-        raise _mismatch(
-            name, (count,), f"{len(values)} values, and a tensor holds {_MAX_BYTES} bytes at most"
-        )
     if len(values) == count:
         return values
+    if count * values.itemsize > _MAX_FILLED:
+        raise _mismatch(name, (count,), f"{len(values)} values, which are filled up to {_MAX_FILLED} bytes")
     nothing: Any = b"" if values.dtype == object else 0
     filled = np.full(count, values[-1] if len(values) else nothing, dtype=values.dtype)
     filled[: len(values)] = values

@@ -48,14 +48,14 @@ class Doubler:
     def run(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         with self.lock:
             self.calls += 1
-            self.rows += len(inputs["x"])
+            self.rows += len(np.atleast_1d(inputs["x"]))
             self.running += 1
             self.most = max(self.most, self.running)
         try:
             assert self.gate.wait(LIMIT)
             if np.any(inputs["x"] < 0):
                 raise runtime.RunError("x is negative" + "!" * 2000, "OUT_OF_RANGE")
-            return {"y": inputs["x"] * 2}
+            return {"y": np.asarray(inputs["x"] * 2)}
         finally:
             with self.lock:
                 self.running -= 1

@@ -94,9 +94,12 @@ class Calls:
             request_class: of its request.
         """
 
-        async def handle(body: bytes, context: Any) -> bytes:
+        async def handle(_: Any, context: Any) -> bytes:
             start, left = time.monotonic(), context.time_remaining()
             caller = Caller(None if left is None or left > _ENDLESS_SECONDS else start + left)
+            body = await context.read()
+            if body is grpc.aio.EOF:
+                await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Exactly one request message is expected.")
             try:
                 return await asyncio.wrap_future(self._submit(api, answer, request_class, body, caller))
             except Refusal as refusal:
@@ -106,7 +109,8 @@ class Calls:
                 caller.gone.set()
                 raise
 
-        return grpc.unary_unary_rpc_method_handler(handle)
+        # As a stream: of a unary call whose message never comes grpc.aio forgets to tell the caller.
+        return grpc.stream_unary_rpc_method_handler(handle)
 
     def _submit(
         self, api: str, answer: Answer, request_class: protos.Message, body: bytes, caller: Caller
