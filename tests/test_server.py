@@ -137,7 +137,8 @@ def test_no_more_calls_than_threads_run_in_the_model_and_late_ones_never_do(base
         eventually(lambda: loader.models[1].running == 2)
         with pytest.raises(grpc.RpcError) as caught:
             double(channel, 1.0, timeout=0.3)
-        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        # The caller's own clock, or the server's, which may be a moment ahead.
+        assert caught.value.code().name in ("DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
         time.sleep(0.3)  # the server's clock runs out a little after the caller's
         loader.models[1].gate.set()
         for future in waiting:

@@ -98,7 +98,7 @@ class Calls:
             start, left = time.monotonic(), context.time_remaining()
             caller = Caller(None if left is None or left > _ENDLESS_SECONDS else start + left)
             body = await context.read()
-            if body is grpc.aio.EOF:
+            if not isinstance(body, bytes):  # the stream ended
                 await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Exactly one request message is expected.")
             try:
                 return await asyncio.wrap_future(self._submit(api, answer, request_class, body, caller))
