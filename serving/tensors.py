@@ -118,7 +118,7 @@ def decode(proto: protos.Message, name: str) -> NDArray[Any]:
         raise InputError(f"Tensor {name!r} has no complete shape.")
     count = math.prod(shape)
     if proto.dtype == DT_STRING:
-        return _strings(proto, name, count).reshape(shape)
+        return _shaped(_strings(proto, name, count), name, shape)
     if proto.dtype not in _NUMERIC:
         raise InputError(f"Tensor {name!r} is of dtype {dtype_name(proto.dtype)}, which cannot be sent.")
     dtype, field = _NUMERIC[proto.dtype]
@@ -134,7 +134,14 @@ def decode(proto: protos.Message, name: str) -> NDArray[Any]:
     if proto.dtype == DT_BFLOAT16:
         flat = (flat.astype("<u4") << 16).view("<f4")
     native = flat.astype(flat.dtype.newbyteorder("="))  # a copy: frombuffer's array cannot be written
-    return native.reshape(shape)
+    return _shaped(native, name, shape)
+
+
+def _shaped(flat: NDArray[Any], name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    try:
+        return flat.reshape(shape)
+    except ValueError as error:  # the count is right, so it is the number of dimensions
+        raise InputError(f"Tensor {name!r} has {len(shape)} dimensions, more than numpy takes.") from error
 
 
 def _typed(values: Any, dtype: np.dtype[Any], field: str) -> NDArray[Any]:

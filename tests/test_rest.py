@@ -158,6 +158,7 @@ def test_an_unknown_signature_is_refused_in_rests_words(server: RunningServer) -
     assert "'signature_name' key must be a string value." in answer.json["error"]
 
 
+@pytest.mark.protocol("error.cut")
 def test_rest_sends_the_whole_text_of_an_error(server: RunningServer) -> None:
     answer = predict(server, {"instances": [-1]})
     assert answer.status == 400
@@ -225,6 +226,7 @@ def test_pages_of_other_origins_may_ask_with_the_flag_alone(server: RunningServe
         assert preflight.headers["Access-Control-Allow-Headers"] == "Content-Type"
 
 
+@pytest.mark.protocol("rest.timeout")
 def test_a_request_whose_time_is_over_is_a_504(base: Path) -> None:
     loader = Doublers(gated=True)
     with start(settings_of(base, rest_api_timeout_in_ms=200), loader=loader) as server:

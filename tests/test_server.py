@@ -46,6 +46,7 @@ def states(client: Client) -> dict[int, State]:
     return {status.version: status.state for status in client.status()}
 
 
+@pytest.mark.protocol("versions.preserving")
 def test_the_newest_version_takes_over_without_a_failed_request(base: Path) -> None:
     with start(settings_of(base), loader=Doublers()) as server:
         channel = grpc.insecure_channel(f"localhost:{server.port}")
@@ -75,6 +76,7 @@ def test_the_newest_version_takes_over_without_a_failed_request(base: Path) -> N
         channel.close()
 
 
+@pytest.mark.protocol("versions.preserving")
 def test_a_request_in_flight_finishes_on_the_version_it_began_with(base: Path) -> None:
     loader = Doublers(gated=True)
     with (
@@ -94,6 +96,7 @@ def test_a_request_in_flight_finishes_on_the_version_it_began_with(base: Path) -
         eventually(lambda: states(client)[1] is State.END)
 
 
+@pytest.mark.protocol("versions.failed-load")
 def test_a_version_that_fails_to_load_changes_nothing_and_is_tried_again_when_it_changes(base: Path) -> None:
     loader = Doublers()
     with start(settings_of(base), loader=loader) as server:
@@ -114,6 +117,7 @@ def test_a_version_that_fails_to_load_changes_nothing_and_is_tried_again_when_it
         client.close()
 
 
+@pytest.mark.protocol("versions.emptied")
 def test_removing_the_newest_version_rolls_back_and_an_emptied_base_path_keeps_serving(base: Path) -> None:
     write_doubler(base / "2")
     with start(settings_of(base), loader=Doublers()) as server:
@@ -169,6 +173,7 @@ def test_stopping_finishes_what_is_in_flight_and_takes_nothing_new(base: Path) -
         stopping.result(LIMIT)
 
 
+@pytest.mark.protocol("error.cut")
 def test_an_error_of_the_model_keeps_its_code_and_is_cut_as_a_header_must_be(base: Path) -> None:
     with (
         start(settings_of(base), loader=Doublers()) as server,
@@ -199,6 +204,7 @@ def test_a_base_path_that_is_not_there_is_an_error_with_the_remedy(tmp_path: Pat
         start(settings_of(file), loader=Doublers())
 
 
+@pytest.mark.protocol("versions.ports")
 def test_versions_of_which_none_loads_are_an_error_with_the_reasons(base: Path) -> None:
     (base / "1" / "broken").touch()
     (base / "2").mkdir()
@@ -228,6 +234,7 @@ def test_a_base_path_that_cannot_be_read_for_a_while_does_not_end_the_polling(
         eventually(lambda: server.version == 2)
 
 
+@pytest.mark.protocol("versions.ports")
 def test_an_empty_base_path_is_waited_for_and_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -592,6 +599,7 @@ def test_metadata_and_status_refuse_in_tensorflow_servings_words(
         ([b""] * 1001, "more than 1000"),
     ],
 )
+@pytest.mark.protocol("warmup.fails")
 def test_a_version_whose_warmup_fails_does_not_load(
     linear: Path, tmp_path: Path, records: list[bytes], text: str
 ) -> None:
@@ -707,6 +715,7 @@ def serve_command(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.tf
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.protocol("process.sigterm")
 def test_the_command_says_where_it_serves_and_ends_well_on_a_signal(
     linear: Path, number: signal.Signals
 ) -> None:

@@ -112,6 +112,7 @@ def serving(models: Sequence[ModelSettings] = (), **more: Any) -> Any:
         (Policy(specific=(1, 9)), {1}),
     ],
 )
+@pytest.mark.protocol("versions.policy")
 def test_a_policy_says_which_versions_serve(base: Path, policy: Policy, expected: set[int]) -> None:
     with (
         serving([ModelSettings("a", base, policy)]) as server,
@@ -126,6 +127,7 @@ def test_a_policy_says_which_versions_serve(base: Path, policy: Policy, expected
         assert answered_by(channel) == max(expected)
 
 
+@pytest.mark.protocol("versions.missing-base")
 def test_of_several_models_one_that_loses_its_directory_does_not_hold_up_the_other(
     base: Path, tmp_path: Path
 ) -> None:
@@ -138,6 +140,7 @@ def test_of_several_models_one_that_loses_its_directory_does_not_hold_up_the_oth
         assert answered_by(channel, name="a") == 3
 
 
+@pytest.mark.protocol("versions.partial")
 def test_a_directory_that_is_still_being_copied_is_left_alone(base: Path) -> None:
     loader = Doublers()
     settings = ServerSettings(base, port=0, file_system_poll_wait_seconds=0.1)
@@ -156,6 +159,7 @@ def test_a_directory_that_is_still_being_copied_is_left_alone(base: Path) -> Non
         eventually(lambda: server.version == 4)
 
 
+@pytest.mark.protocol("error.label-unloaded", "labels.available")
 def test_labels_choose_versions_and_move_by_a_reload(base: Path) -> None:
     model = ModelSettings("a", base, Policy(specific=(1, 2)), {"stable": 1})
     flag = {"allow_version_labels_for_unavailable_models": True}
@@ -178,11 +182,13 @@ def test_labels_choose_versions_and_move_by_a_reload(base: Path) -> None:
         assert answered_by(channel, label="stable") == 1
 
 
+@pytest.mark.protocol("labels.available")
 def test_labels_at_the_start_need_the_flag_as_in_tensorflow_serving(base: Path) -> None:
     with pytest.raises(InputError, match=r"assign label to version 3 .*--allow_version_labels"):
         serving([ModelSettings("a", base, labels={"stable": 3})])
 
 
+@pytest.mark.protocol("reload.replaces")
 def test_a_reload_replaces_the_list_and_waits_for_what_is_new(base: Path, tmp_path: Path) -> None:
     write_doubler(tmp_path / "b" / "7")
     with (
@@ -195,6 +201,7 @@ def test_a_reload_replaces_the_list_and_waits_for_what_is_new(base: Path, tmp_pa
         assert refused(channel, name="a") == ("NOT_FOUND", "Servable not found for request: Latest(a)")
 
 
+@pytest.mark.protocol("error.reload", "reload.list-alone")
 def test_a_reload_that_is_not_allowed_changes_nothing(base: Path) -> None:
     with (
         serving([ModelSettings("a", base)]) as server,
@@ -253,6 +260,7 @@ def test_a_configuration_file_is_read_again_where_it_changes(base: Path, tmp_pat
         eventually(lambda: server.manager.models["a"].available(1))
 
 
+@pytest.mark.protocol("batching.sizes")
 def test_what_is_wrong_in_a_file_is_said_with_its_place(tmp_path: Path) -> None:
     file = tmp_path / "some.config"
     with pytest.raises(InputError, match="cannot be read"):
@@ -313,9 +321,12 @@ def certificates(directory: Path) -> Certificates:
 
 
 @pytest.mark.needs("openssl")
+@pytest.mark.protocol("process.tls")
 def test_tls_answers_those_who_know_its_certificate_and_nobody_else(base: Path, tmp_path: Path) -> None:
     own = certificates(tmp_path)
-    with serving([ModelSettings("a", base)], certificates=own) as server:
+    with serving([ModelSettings("a", base)], certificates=own, rest_api_port=0) as server:
+        with urllib.request.urlopen(f"http://localhost:{server.rest_port}/v1/models/a") as response:
+            assert response.status == 200  # REST is never TLS
         address = f"localhost:{server.port}"
         with grpc.secure_channel(address, grpc.ssl_channel_credentials(own.server_cert.encode())) as channel:
             assert answered_by(channel) == 3
@@ -323,6 +334,7 @@ def test_tls_answers_those_who_know_its_certificate_and_nobody_else(base: Path, 
             assert refused(channel)[0] == "UNAVAILABLE"
 
 
+@pytest.mark.protocol("process.socket")
 def test_a_unix_socket_answers_too(base: Path, tmp_path: Path) -> None:
     path = tmp_path / "s"
     with serving([ModelSettings("a", base)], grpc_socket_path=str(path)) as server:
@@ -331,6 +343,7 @@ def test_a_unix_socket_answers_too(base: Path, tmp_path: Path) -> None:
             assert answered_by(channel) == 3
 
 
+@pytest.mark.protocol("process.reflection")
 def test_reflection_lists_the_services(base: Path) -> None:
     with (
         serving([ModelSettings("a", base)]) as server,
@@ -353,6 +366,7 @@ def health_of(channel: grpc.Channel, service: str = "") -> str:
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
 
+@pytest.mark.protocol("process.health")
 def test_health_follows_what_the_model_answers(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.server.health.QUIET_SECONDS", 0.2)
     loader = Doublers()
@@ -407,6 +421,7 @@ def test_metrics_have_tensorflow_servings_names(base: Path) -> None:
         assert re.search(r":tensorflow:serving:request_latency_count\{.*\} 2\.0", text)
 
 
+@pytest.mark.protocol("process.flags")
 def test_all_flags_of_tensorflow_model_server_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.test_k8s import SERVER_SETTINGS, SERVER_SWITCHES
 
@@ -430,6 +445,7 @@ def test_all_flags_of_tensorflow_model_server_are_taken(monkeypatch: pytest.Monk
         (["--ssl_config_file", "/none/such"], "cannot be read"),
     ],
 )
+@pytest.mark.protocol("batching.needs-flag")
 def test_flags_that_do_not_go_together_are_one_clear_error(flags: list[str], message: str) -> None:
     result = CliRunner().invoke(serve, flags)
     assert isinstance(result.exception, InputError)

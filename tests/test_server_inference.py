@@ -459,6 +459,7 @@ def test_bfloat16_travels_as_such(loaded: Servable) -> None:
 
 
 @pytest.mark.tf
+@pytest.mark.protocol("warmup.records")
 def test_warm_up_records_of_every_rpc_run(loaded: Servable, tmp_path: Path) -> None:
     import tensorflow as tf
 
