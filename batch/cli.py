@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving.command import TOO_MANY_REJECTED
+from serving.commands.options import Server, refuse_without_server, server_flags
 from serving.contract import Status
 
 if TYPE_CHECKING:
     from batch.results import Summary
+
+
+SERVER_TIMEOUT = 300.0
+"""Seconds that a request of `--server` may take with its retries: a server may restart in between."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,11 @@ def allowance(_context: click.Context, _option: click.Parameter, text: str | Non
 
 
 @click.command(
-    context_settings={"show_default": True, "max_content_width": 100},
+    context_settings={
+        "show_default": True,
+        "max_content_width": 100,
+        "default_map": {"timeout": SERVER_TIMEOUT},
+    },
     short_help="Score any number of photos into Parquet.",
 )
 @click.option(
@@ -141,6 +150,7 @@ def allowance(_context: click.Context, _option: click.Parameter, text: str | Non
     metavar="URL",
     help="Push them to a Pushgateway; one that does not answer is a warning. Both need hubhead[metrics].",
 )
+@server_flags
 @click.option("--json", "as_json", is_flag=True, help="Print run.json on stdout instead of the summary.")
 @click.argument("beam_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM OPTIONS]")
 @click.pass_context
@@ -159,6 +169,11 @@ def score(
     The exit code is 0 when all is done, 1 on an error, 2 on wrong usage, 3 when more photos were
     rejected than --max_rejected allows, 5 when another run is at work in the output.
 
+    With --server the photos are embedded by TensorFlow Serving or hubhead serve, which has to serve the
+    --model (or one of them) under --model_name, by default the bundle's name and version; the head
+    runs here, and the rows are the same. An overloaded server slows the job down; one that is away for
+    longer than --timeout ends it, and the same command does the rest.
+
     Options of Apache Beam go after `--`, such as `-- --runner=FlinkRunner`. Without them
     the job runs in this process, on all cores.
     """
@@ -166,11 +181,15 @@ def score(
         raise click.UsageError("Give one of --photos and --manifest.", ctx)
     if settings["uri_column"] and not settings["manifest"]:
         raise click.UsageError("--uri_column is of a --manifest.", ctx)
+    server = Server.taken_from(settings)
+    if server.server is None:
+        refuse_without_server(ctx)
     from batch import pipeline
     from batch.progress import progress_bar
 
+    given = pipeline.ScoreSettings(**settings, server=server if server.server else None)
     with progress_bar() as report:
-        summary = pipeline.score(pipeline.ScoreSettings(**settings), report)
+        summary = pipeline.score(given, report)
     finish(ctx, summary, max_rejected, as_json=as_json)
 
 

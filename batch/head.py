@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,32 @@ last bit; with one number for all a photo's scores do not depend on what it is s
 
 
 Run = Callable[[Mapping[str, Any]], Mapping[str, NDArray[Any]]]
+
+
+class Head:
+    """The head of a bundle, loaded without its backbone when it is first needed.
+
+    Args:
+        bundle: of it.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+
+    @cached_property
+    def run(self) -> Run:
+        """Signature `classify_embedding`: inputs by name to outputs by name.
+
+        Raises:
+            BundleError: the directory is no SavedModel, or has no such signature.
+        """
+        from serving import runtime, signature
+
+        # Before the session, since TensorFlow's pools are made once a process, and the backbone needs them.
+        runtime.one_thread_an_op(runtime.cores())
+        run = signature.load(self.bundle.path, contract.CLASSIFY_EMBEDDING)
+        run({contract.EMBEDDING: np.zeros((BLOCK, self.bundle.manifest.dimension), np.float32)})
+        return run
 
 
 def decide(run: Run, about: Bundle, vectors: NDArray[np.float16], usable: NDArray[np.bool_]) -> Decisions:

@@ -13,7 +13,20 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from batch import changes, engine, files, lock, metrics, output, report, results, scoring, shards, table
+from batch import (
+    changes,
+    engine,
+    files,
+    lock,
+    metrics,
+    output,
+    remote,
+    report,
+    results,
+    scoring,
+    shards,
+    table,
+)
 from batch.columns import Columns
 from batch.embeddings import EmbeddingStore, default_root
 from batch.engine import check_beam_args
@@ -27,6 +40,7 @@ from batch.stats import Meter, Progress, Stats
 from batch.task import Scores, Task
 from serving import bundle, contract
 from serving.bundle import Bundle
+from serving.commands.options import Server
 from serving.contract import Status
 from serving.errors import BundleError, InputError
 
@@ -66,6 +80,7 @@ class ScoreSettings:
         no_report: write no report.html.
         metrics_textfile: file for the node exporter, or "".
         metrics_push: address of a Pushgateway, or "".
+        server: of a model server that embeds the photos; None does it here.
         beam_args: Beam's own options, such as `--runner=FlinkRunner`.
     """
 
@@ -84,6 +99,7 @@ class ScoreSettings:
     no_report: bool = False
     metrics_textfile: str = ""
     metrics_push: str = ""
+    server: Server | None = None
     beam_args: tuple[str, ...] = ()
 
     @property
@@ -102,9 +118,10 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
 
     Raises:
         InputError: no photos, a line of a manifest, a runner or a Beam option that cannot be used.
-        BundleError: a model cannot be used, or two do not go together.
+        BundleError: a model cannot be used, two do not go together, or a server has another one.
         OutputBusy: another run is at work in the output.
         OutputError: the output or the store cannot be written, or the output holds something else.
+        ServerError: a model server does not answer, at the start or for as long as its `timeout`.
     """
     started, start = datetime.now(UTC), perf_counter()
     beam_args = check_beam_args(settings.beam_args)
@@ -120,12 +137,20 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
     job = Job(place, run_id, source, models, only_new=settings.only_new, overwrite=settings.overwrite)
     job.check()
     files.check_writable(settings.store_root)
+    if settings.server:
+        remote.find(settings.server, bundles)
     with lock.held(place.work):
         job.check()  # again, now that nobody else changes it
         open_shards = job.plan(settings.shard_size, progress)
         digests = tuple(model["digest"] for model in models)
         scores = Scores(place, run_id, started, digests)
-        task = Task(tuple(str(model.path) for model in bundles), settings.store_root, place.plan, scores)
+        task = Task(
+            tuple(str(model.path) for model in bundles),
+            settings.store_root,
+            place.plan,
+            scores,
+            settings.server,
+        )
         meter = Meter(job.total.photos + open_shards.photos, progress)
         meter.add(job.total.photos, job.total.rejected, known=True)
         if open_shards.shards:
@@ -291,6 +316,10 @@ def _reserved(partition_by: str) -> dict[str, str]:
 
 
 def _described(settings: ScoreSettings) -> dict[str, Any]:
-    """The settings as JSON values."""
+    """The settings as JSON values; of a server where it is and what it was asked for, no credentials."""
     models = [str(model) for model in settings.model]
-    return {**asdict(settings), "model": models, "embedding_store": settings.store_root}
+    described = {**asdict(settings), "model": models, "embedding_store": settings.store_root}
+    if settings.server:
+        public = ("server", "model_name", "model_version", "label", "timeout")
+        described["server"] = {name: getattr(settings.server, name) for name in public}
+    return described

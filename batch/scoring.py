@@ -1,51 +1,58 @@
 """What happens to one shard, without Beam: photos read, embedded where they are new, scored.
 
 Reading, decoding and the model overlap: reader threads stay a little ahead of the
-micro-batches that the model takes on all cores (`serving.runtime`). What the graph does not
-decode is converted in these threads (`serving.convert`).
+micro-batches that the model takes on all cores (`serving.runtime`), or of the requests that a
+model server works on (`batch.remote`). What the graph does not decode is converted in these
+threads (`serving.convert`).
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from batch import examples, head, photos, table
+from batch import examples, head, table
 from batch.drift import Moments
-from batch.embeddings import Embeddings, EmbeddingStore, photo_sha
+from batch.embeddings import Embeddings, EmbeddingStore
+from batch.head import Head
 from batch.photos import Photo
+from batch.reading import Read, Reader
 from batch.shards import Shard
 from batch.stats import Meter, Stats
 from batch.table import About
-from serving import bundle, contract
+from serving import contract
 from serving.bundle import Bundle
 from serving.contract import Decisions, Refusal, Status
-from serving.convert import Converted, Converter, Limits
 from serving.errors import OutputError
+from serving.machine import cores
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from serving.runtime import Model
-
-READERS = 8
-"""Threads that wait for the storage, so that an object store's latency is not the model's."""
-
 START = "start"
 """The stage of loading and warming the model, which is left out of a shard's elapsed time."""
 
-_SHOWN_BYTES = 8
-_UNLIMITED = 1 << 62
+UNANSWERED = "unanswered"
+"""An output beside those of `embed`: why there is no answer about a photo that may have one another
+time, and None for the others; object [N]. `batch.remote` has it."""
+
+
+class Backbone(Protocol):
+    """What embeds photos: a `serving.runtime.Model`, or one on a server."""
+
+    def imap(
+        self, signature: str, input_name: str, items: Iterable[bytes]
+    ) -> Iterator[dict[str, NDArray[Any]]]:
+        """The outputs for any number of items, some at a time, in their order."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -77,45 +84,34 @@ class Embedded:
 
 
 class Worker:
-    """What the shards of a process share: a model, loaded when first needed, and the store.
+    """What the shards of a process share for one model: its head, the backbone and the store.
 
     Args:
-        model_path: the bundle's version directory.
-        store: of the bundle's backbone.
+        head: of the model.
+        store: of the backbone.
         meter: what is told of progress.
+        connect: gives the backbone, ready to run, when it is first needed: a shard that is all known
+            needs none.
     """
 
-    def __init__(self, model_path: Path, store: EmbeddingStore, meter: Meter) -> None:
-        self.bundle: Bundle = bundle.read(model_path)
-        manifest = self.bundle.manifest
+    def __init__(
+        self, head: Head, store: EmbeddingStore, meter: Meter, connect: Callable[[], Backbone]
+    ) -> None:
+        self.head = head
         self.store = store
         self.meter = meter
-        limits = manifest.preprocessing
-        self.max_bytes = int(limits.get("max_bytes", _UNLIMITED))
-        most = int(limits.get("max_whole_pixels", Limits.max_pixels))
-        self.converter = Converter(Limits(max_bytes=self.max_bytes, max_pixels=most))
-        self._warm: set[str] = set()
+        self.reader = Reader(self.bundle.manifest.preprocessing, store)
+        self._connect = connect
+
+    @property
+    def bundle(self) -> Bundle:
+        """The model's directory."""
+        return self.head.bundle
 
     @cached_property
-    def model(self) -> Model:
-        """The model, loaded when first asked for: a shard that is all known may not need it."""
-        from serving import runtime
-
-        return runtime.load(self.bundle.path)
-
-    def warm(self, signature: str, stats: Stats) -> Model:
-        """The model with a signature ready to run; what that takes is start-up, not work on photos."""
-        if signature not in self._warm:
-            with stats.timed(START):
-                blank: dict[str, Any] = {
-                    contract.EMBED: {contract.IMAGE_BYTES: [b""]},
-                    contract.CLASSIFY_EMBEDDING: {
-                        contract.EMBEDDING: np.zeros((1, self.store.dimension), np.float32)
-                    },
-                }
-                self.model.run(signature, blank[signature])
-            self._warm.add(signature)
-        return self.model
+    def backbone(self) -> Backbone:
+        """What embeds photos."""
+        return self._connect()
 
 
 def embed_shard(shard: Shard, worker: Worker) -> Stats:
@@ -154,7 +150,8 @@ def score_shard(shard: Shard, workers: Sequence[Worker], scored_at: datetime) ->
     usable = table.USABLE[table.codes(embedded.rows.statuses)]
     tables: dict[str, pa.Table] = {}
     for number, worker in enumerate(workers):
-        run = partial(worker.warm(contract.CLASSIFY_EMBEDDING, stats).run, contract.CLASSIFY_EMBEDDING)
+        with stats.timed(START):  # what loading takes is no work on photos
+            run = worker.head.run
         with stats.timed("classify"):
             said = head.decide(run, worker.bundle, embedded.rows.vectors, usable)
         with stats.timed("rows"):
@@ -196,17 +193,18 @@ def _embed(shard: Shard, worker: Worker, stats: Stats) -> Embedded:
 
 
 def _finish(stats: Stats, elapsed: float) -> None:
-    from serving import runtime
-
     stats.elapsed = elapsed - stats.seconds.get(START, 0.0)
-    stats.core_seconds = stats.elapsed * runtime.cores()
+    stats.core_seconds = stats.elapsed * cores()
 
 
 def embed_photos(wanted: Sequence[Photo], worker: Worker, stats: Stats) -> Embedded:
     """Embed what the store does not have, keep it there, and give everything back.
 
+    What was answered is kept also where the model, or its server, fails in the middle.
+
     Raises:
         OutputError: the store cannot be written, or does not give back what was written.
+        ServerError: a model server does not answer.
     """
     store = worker.store
     shas: dict[Photo, bytes] = {}
@@ -221,12 +219,16 @@ def embed_photos(wanted: Sequence[Photo], worker: Worker, stats: Stats) -> Embed
         shas.update({photo: sha for photo, sha in known.items() if sha in there})
         todo = [photo for photo in wanted if known.get(photo) not in there and photo not in refusals]
         if todo:
-            fresh_shas, fresh_refusals, fresh = _run(todo, worker, stats, count=attempt == 0)
+            fresh = _Fresh(worker, worker.meter if attempt == 0 else Meter())
+            try:
+                fresh.embed(todo, stats)
+            finally:
+                fresh_shas, rows = fresh.shas(), fresh.rows()
+                with stats.timed("store"):
+                    store.append(fresh_shas, rows)
             shas.update(fresh_shas)
-            refusals.update(fresh_refusals)
-            stats.embedded += len(fresh.shas)
-            with stats.timed("store"):
-                store.append(fresh_shas, fresh)
+            refusals.update(fresh.refusals)
+            stats.embedded += len(rows.shas)
         with stats.timed("store"):
             # In the order of the digests: the head sees the same batch however the store is laid out.
             rows = store.get(shas.values()).sorted()
@@ -239,138 +241,107 @@ def embed_photos(wanted: Sequence[Photo], worker: Worker, stats: Stats) -> Embed
     )
 
 
-def _run(
-    todo: Sequence[Photo], worker: Worker, stats: Stats, *, count: bool
-) -> tuple[dict[Photo, bytes], dict[Photo, Refused], Embeddings]:
-    """Read photos and run the model on each content that is new, reading ahead of it."""
-    shas: dict[Photo, bytes] = {}
-    refusals: dict[Photo, Refused] = {}
-    fresh: list[_Read] = []
-    hopeless: list[_Read] = []
-    seen: set[bytes] = set()
-    add = worker.meter.add if count else Meter().add
+@dataclass
+class _Fresh:
+    """Photos that the store does not know, on their way through the model.
 
-    def contents() -> Iterator[bytes]:
-        for photo, read in _read_ahead(todo, worker):
+    Attributes:
+        worker: of the process.
+        meter: what is told of progress.
+        refusals: photos with a reason that is not kept.
+    """
+
+    worker: Worker
+    meter: Meter
+    refusals: dict[Photo, Refused] = field(default_factory=dict)
+    _shas: dict[Photo, bytes] = field(default_factory=dict)
+    _sent: list[Read] = field(default_factory=list)
+    _hopeless: list[Read] = field(default_factory=list)
+    _outputs: list[Mapping[str, NDArray[Any]]] = field(default_factory=list)
+    _statuses: list[Status] = field(default_factory=list)
+    _unanswered: dict[bytes, Refused] = field(default_factory=dict)
+
+    def embed(self, todo: Sequence[Photo], stats: Stats) -> None:
+        """Read photos and run the model on each content that is new, reading ahead of it."""
+        stream = self._contents(todo, stats)
+        for first in stream:  # no content that is new: no backbone is loaded
+            with stats.timed(START):
+                backbone = self.worker.backbone
+            with stats.timed("embed"):
+                for output in backbone.imap(contract.EMBED, contract.IMAGE_BYTES, chain([first], stream)):
+                    self._take(output)
+        for photo, sha in self._shas.items():
+            if sha in self._unanswered:
+                self.refusals[photo] = self._unanswered[sha]
+
+    def _contents(self, todo: Sequence[Photo], stats: Stats) -> Iterator[bytes]:
+        seen: set[bytes] = set()
+        for photo, read in self.worker.reader.ahead(todo):
             stats.read_bytes += read.size
             for stage, seconds in read.seconds.items():
                 stats.add_seconds(stage, seconds)
             if isinstance(read.image, Refusal) and (read.sha is None or not read.image.lasting):
-                refusals[photo] = Refused(read.image, read.sha)
-                add(1, 1)
+                self.refusals[photo] = Refused(read.image, read.sha)
+                self.meter.add(1, 1)
                 continue
             assert read.sha is not None
-            shas[photo] = read.sha
-            if read.sha in seen or worker.store.have([read.sha]):
-                add(1)
+            self._shas[photo] = read.sha
+            if read.sha in seen or self.worker.store.have([read.sha]):
+                self.meter.add(1)
                 continue
             seen.add(read.sha)
             if isinstance(read.image, Refusal):
-                hopeless.append(read)
-                add(1, 1)
+                self._hopeless.append(read)
+                self.meter.add(1, 1)
                 continue
-            fresh.append(replace(read, image=b""))  # what is kept until the end is small
+            self._sent.append(replace(read, image=b""))  # what is kept until the end is small
             yield read.image
 
-    outputs = []
-    stream = contents()
-    for first in stream:  # no content that is new: no backbone is loaded
-        model = worker.warm(contract.EMBED, stats)
-        with stats.timed("embed"):
-            for output in model.imap(contract.EMBED, contract.IMAGE_BYTES, chain([first], stream)):
-                outputs.append(output)
-                statuses = [Status(raw.decode()) for raw in output[contract.STATUS]]
-                add(len(statuses), sum(not status.usable for status in statuses))
-    return shas, refusals, _collect(fresh, hopeless, outputs, worker.store.dimension)
+    def _take(self, output: Mapping[str, NDArray[Any]]) -> None:
+        statuses = [Status(raw.decode()) for raw in output[contract.STATUS]]
+        answered = self._sent[len(self._statuses) :]
+        for read, status, why in zip(answered, statuses, output.get(UNANSWERED, ()), strict=False):
+            if why is not None and read.sha is not None:
+                self._unanswered[read.sha] = Refused(Refusal(status, why), read.sha)
+        self._outputs.append(output)
+        self._statuses += statuses
+        self.meter.add(len(statuses), sum(not status.usable for status in statuses))
 
+    def shas(self) -> dict[Photo, bytes]:
+        """Of the photos whose content has an answer, here or in the store."""
+        open_ones = {read.sha for read in self._sent[len(self._statuses) :]} | self._unanswered.keys()
+        return {photo: sha for photo, sha in self._shas.items() if sha not in open_ones}
 
-def _collect(
-    fresh: Sequence[_Read], hopeless: Sequence[_Read], outputs: Sequence[Mapping[str, Any]], dimension: int
-) -> Embeddings:
-    """The outputs of the micro-batches as one record, and behind them what never reached the model."""
+    def rows(self) -> Embeddings:
+        """The answers as one record, and behind them what never reached the model."""
+        chosen = [
+            row
+            for row, read in enumerate(self._sent[: len(self._statuses)])
+            if read.sha not in self._unanswered
+        ]
+        sent = [self._sent[row] for row in chosen]
 
-    def joined(name: str, shape: tuple[int, ...], dtype: type) -> Any:
-        blank: Any = np.zeros((len(hopeless), *shape), dtype)
-        return np.concatenate([*(output[name] for output in outputs), blank]).astype(dtype)
+        def joined(name: str, shape: tuple[int, ...], dtype: type) -> Any:
+            blank: Any = np.zeros((len(self._hopeless), *shape), dtype)
+            told = [blank[:0], *(output[name] for output in self._outputs)]
+            answers: Any = np.concatenate(told, dtype=dtype, casting="unsafe")
+            return np.concatenate([answers[chosen], blank])
 
-    statuses = [Status(raw.decode()) for output in outputs for raw in output[contract.STATUS]]
-    details = [None if s.usable else read.about for s, read in zip(statuses, fresh, strict=True)]
-    heights, widths = joined(contract.HEIGHT, (), np.int32), joined(contract.WIDTH, (), np.int32)
-    for row, (status, read) in enumerate(zip(statuses, fresh, strict=True)):
-        if read.sides and status.usable:  # of the photo, not of its PNG
-            heights[row], widths[row] = read.sides
-    return Embeddings(
-        shas=[read.sha for read in (*fresh, *hopeless) if read.sha is not None],
-        vectors=joined(contract.EMBEDDING, (dimension,), np.float16),
-        statuses=statuses + [read.image.status for read in hopeless if isinstance(read.image, Refusal)],
-        details=details + [read.about for read in hopeless],
-        heights=heights,
-        widths=widths,
-    )
-
-
-@dataclass(frozen=True)
-class _Read:
-    """A photo as it came from the storage.
-
-    Attributes:
-        image: what the model gets: its bytes, or the PNG it was converted to; or why there is neither.
-        about: what can be said of it where it is refused.
-        seconds: by stage.
-        sha: sha256 of the bytes as they are stored; None where they were not read.
-        size: bytes that were read.
-        sides: height and width of a photo that was converted.
-    """
-
-    image: bytes | Refusal
-    about: str
-    seconds: Mapping[str, float]
-    sha: bytes | None = None
-    size: int = 0
-    sides: tuple[int, int] | None = None
-
-
-def _read(photo: Photo, worker: Worker) -> _Read:
-    """Read a photo, and convert it where the graph does not decode it and the store does not know it."""
-    start = time.perf_counter()
-    if photo.size > worker.max_bytes:  # a film among the photos is not worth its memory
-        detail = f"{photo.size} bytes, more than the {worker.max_bytes} allowed"
-        return _Read(Refusal(Status.TOO_LARGE, detail), detail, {})
-    try:
-        content = photos.read(photo)
-    except OSError as error:
-        seconds = {"read": time.perf_counter() - start}
-        return _Read(Refusal(Status.UNREADABLE, str(error)), str(error), seconds)
-    sha = photo_sha(content)
-    plain = _Read(content, describe(content), {}, sha, len(content))
-    seconds = {"read": time.perf_counter() - start}
-    result = None if worker.store.have([sha]) else worker.converter.convert(content)
-    if result is None:
-        return replace(plain, seconds=seconds)
-    seconds["convert"] = time.perf_counter() - start - seconds["read"]
-    if isinstance(result, Converted):
-        sides = result.height, result.width
-        return replace(plain, image=result.content, seconds=seconds, sides=sides)
-    return replace(plain, image=result, about=result.detail, seconds=seconds)
-
-
-def describe(content: bytes) -> str:
-    """What can be said of a refused photo by its bytes alone, so that every run says the same."""
-    return f"{len(content)} bytes" + (f", beginning {content[:_SHOWN_BYTES].hex(' ')}" if content else "")
-
-
-def _read_ahead(todo: Sequence[Photo], worker: Worker) -> Iterator[tuple[Photo, _Read]]:
-    """Each photo with its bytes, in order; a bounded number of them is in memory at any time."""
-    waiting: deque[tuple[Photo, Future[_Read]]] = deque()
-    with ThreadPoolExecutor(READERS, "read") as pool:
-        for photo in todo:
-            waiting.append((photo, pool.submit(_read, photo, worker)))
-            if len(waiting) > 2 * READERS:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
+        statuses = [self._statuses[row] for row in chosen]
+        details = [None if s.usable else read.about for s, read in zip(statuses, sent, strict=True)]
+        heights, widths = joined(contract.HEIGHT, (), np.int32), joined(contract.WIDTH, (), np.int32)
+        for row, (status, read) in enumerate(zip(statuses, sent, strict=True)):
+            if read.sides and status.usable:  # of the photo, not of its PNG
+                heights[row], widths[row] = read.sides
+        refused = [read.image.status for read in self._hopeless if isinstance(read.image, Refusal)]
+        return Embeddings(
+            shas=[read.sha for read in (*sent, *self._hopeless) if read.sha is not None],
+            vectors=joined(contract.EMBEDDING, (self.worker.store.dimension,), np.float16),
+            statuses=statuses + refused,
+            details=details + [read.about for read in self._hopeless],
+            heights=heights,
+            widths=widths,
+        )
 
 
 def _about(

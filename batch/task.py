@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batch import files, scoring
+from batch import files, remote, scoring
 from batch.embeddings import EmbeddingStore
+from batch.head import Head
 from batch.output import Output, Scored
-from batch.scoring import Worker
+from batch.scoring import Backbone, Worker
 from batch.shards import Planned, Shard
 from batch.stats import Meter, Stats
-from serving import bundle
+from serving import bundle, contract
+from serving.commands.options import Server
 from serving.contract import Status
 
 if TYPE_CHECKING:
@@ -47,18 +50,29 @@ class Task:
         store: root of the embedding store.
         plan: directory of the run's plan, which also takes the stats of an embedded shard.
         scores: where rows go; None where only embeddings are wanted.
+        server: of a model server that has the backbone; None where it runs in the worker.
     """
 
     models: tuple[str, ...]
     store: str
     plan: str
     scores: Scores | None = None
+    server: Server | None = None
 
     def workers(self, meter: Meter) -> list[Worker]:
-        """The models of this process, one store between them."""
-        manifest = bundle.read(Path(self.models[0])).manifest
+        """The models of this process, one store and one backbone between them."""
+        heads = [Head(bundle.read(Path(model))) for model in self.models]
+        manifest = heads[0].bundle.manifest
         store = EmbeddingStore(self.store, manifest.fingerprint, manifest.dimension)
-        return [Worker(Path(model), store, meter) for model in self.models]
+        connect = partial(remote.connect, self.server, heads) if self.server else self._load
+        return [Worker(head, store, meter, connect) for head in heads]
+
+    def _load(self) -> Backbone:
+        from serving import runtime
+
+        model = runtime.load(self.models[0])
+        model.run(contract.EMBED, {contract.IMAGE_BYTES: [b""]})  # so that the first photo does not wait
+        return model
 
     def run(self, planned: Planned, workers: Sequence[Worker]) -> Stats:
         """Do it; a shard that is finished, as after a retry of its element, is not done again."""
@@ -96,9 +110,9 @@ class Task:
 
 
 def _scored(shard: Shard, table: pa.Table, models: Iterable[str]) -> dict[str, Scored]:
-    """The photos that a shard's rows are about, by model; apart those whose bytes were not to be had."""
+    """The photos that a shard's rows are about, by model; apart those whose fate another run may change."""
     statuses = zip(table["uri"].to_pylist(), table["status"].to_pylist(), strict=True)
-    lost = {uri for uri, status in statuses if status == Status.UNREADABLE}
+    lost = {uri for uri, status in statuses if status in (Status.UNREADABLE, Status.FAILED)}
     found = {}
     for number, model in enumerate(models):
         photos, _ = scoring.of_model(shard, number)

@@ -23,6 +23,7 @@ from batch.embeddings import EmbeddingStore
 from batch.pipeline import EmbedSettings, ScoreSettings
 from batch.stats import Progress
 from serving.bundle import Manifest
+from serving.commands.options import FLAGS
 from serving.errors import BundleError, InputError, OutputError
 
 DIMENSION = 4
@@ -555,7 +556,9 @@ class TestCommand:
     def test_every_flag_reaches_a_field_of_the_settings(self) -> None:
         of_the_command = {"max_rejected", "as_json"}
         flags = {parameter.name for parameter in cli.score.params} - of_the_command
-        assert flags == ScoreSettings.__dataclass_fields__.keys()
+        of_the_server = set(FLAGS)
+        assert of_the_server < flags
+        assert flags - of_the_server | {"server"} == ScoreSettings.__dataclass_fields__.keys()
 
     @pytest.mark.tf
     @pytest.mark.beam

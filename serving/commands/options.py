@@ -24,16 +24,16 @@ class Server:
     Attributes: those of `serving.client.Client`, under the flags' names.
     """
 
-    server: str | None
-    model_name: str | None
-    model_version: int | None
-    label: str | None
-    timeout: float
-    header: tuple[str, ...]
-    tls: bool
-    tls_ca: Path | None
-    tls_cert: Path | None
-    tls_key: Path | None
+    server: str | None = None
+    model_name: str | None = None
+    model_version: int | None = None
+    label: str | None = None
+    timeout: float = 10.0
+    header: tuple[str, ...] = ()
+    tls: bool = False
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
     @classmethod
     def taken_from(cls, flags: dict[str, Any]) -> Server:
@@ -143,3 +143,14 @@ def connection_flags(command: F) -> F:
     for flag in reversed(_CONNECTION):
         command = flag(command)
     return command
+
+
+def refuse_without_server(context: click.Context, *others: str) -> None:
+    """Make sure that no flag of `Server` stands on the command line, nor one of the others.
+
+    Raises:
+        click.UsageError: one does.
+    """
+    for flag in (*FLAGS, *others):
+        if context.get_parameter_source(flag) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{flag} goes with --server.", context)

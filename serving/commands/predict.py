@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from serving.commands.options import FLAGS, Server, server_flags
+from serving.commands.options import Server, refuse_without_server, server_flags
 from serving.errors import InputError
 from serving.tensorflow_import import require_tensorflow
 
@@ -88,9 +88,7 @@ def predict(
     if STDIN in photos and (photos.count(STDIN) > 1 or (from_file and from_file is sys.stdin)):
         raise click.UsageError("stdin can be read once: as one photo or as the list of photos.")
     if model is not None:
-        for flag in (*FLAGS, "downscale"):
-            if context.get_parameter_source(flag) is click.core.ParameterSource.COMMANDLINE:
-                raise click.UsageError(f"--{flag} goes with --server, not with --model.")
+        refuse_without_server(context, "downscale")
     listed = (line.rstrip("\r\n") for line in from_file or ())
     names = [*paths(photos), *(name for name in listed if name.strip())]
     answers = _by_bundle(model, names, top_k) if model else _by_server(given, names, top_k, downscale)
