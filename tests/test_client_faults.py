@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from serving import contract, protos, tensors
-from serving.client import AsyncClient, Client, Photo, Retry
+from serving.client import AsyncClient, Client, Photo, Retry, steps
 from serving.client.flow import ALPHA, BETA, Limit
 from serving.client.photos import png_of
 from serving.contract import Prediction, Status
@@ -800,3 +800,40 @@ def test_settings_that_make_no_sense_are_an_input_error(settings: dict[str, Any]
 def test_too_large_is_an_invalid_request_and_overloaded_is_unavailable() -> None:
     assert issubclass(TooLarge, InvalidRequest)
     assert issubclass(Overloaded, ServerUnavailable)
+
+
+class Failure(grpc.RpcError):  # type: ignore[misc]
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__()
+        self._told = code, details
+
+    def code(self) -> grpc.StatusCode:
+        return self._told[0]
+
+    def details(self) -> str:
+        return self._told[1]
+
+
+@pytest.mark.parametrize(
+    ("away_seconds", "expected"), [(8.0, ServerUnavailable), (1.0, DeadlineExceeded)], ids=["most", "little"]
+)
+def test_an_attempt_without_time_left_does_not_hide_why_the_others_failed(
+    monkeypatch: pytest.MonkeyPatch, away_seconds: float, expected: type[ServerError]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def perform(step: steps.Step) -> None:
+        if isinstance(step, steps.Pause):
+            return
+        if now[0] < away_seconds:
+            now[0] += 1
+            raise Failure(grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses")
+        now[0] += step.timeout  # type: ignore[union-attr, operator]
+        raise Failure(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+
+    request = protos.PredictRequest()
+    call = steps.Call(protos.PREDICT, request, protos.PredictResponse, 10.0)
+    with pytest.raises(ServerError) as raised:
+        steps.run_inline(steps.with_retries(call, Retry(100, 0.0), "there:1", "food"), perform)
+    assert type(raised.value) is expected

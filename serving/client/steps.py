@@ -17,7 +17,7 @@ import grpc
 from serving import protos
 from serving.client.failures import Cure, cure, error_from
 from serving.client.retry import Retry
-from serving.errors import ServerError
+from serving.errors import DeadlineExceeded, ServerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +71,25 @@ def with_retries(call: Call, retry: Retry, target: str, model: str) -> Script[pr
     All calls of the protocol that the client makes are: they change nothing.
 
     Raises:
-        ServerError: or one of its classes: the failure of the last attempt.
+        ServerError: or one of its classes: the failure of the last attempt that had its time.
     """
     deadline = None if call.timeout is None else time.monotonic() + call.timeout
     attempt = 1
+    before: ServerError | None = None
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
             return (yield replace(call, timeout=left, attempt=attempt))
         except grpc.RpcError as error:
             failure = error_from(error, target, model)
+            if (
+                isinstance(failure, DeadlineExceeded)
+                and before
+                and left is not None
+                and 2 * left < (call.timeout or 0)
+            ):
+                raise before from error  # what was left was too short to tell anything
+            before = failure
             wait = retry.wait(attempt)
             in_time = deadline is None or time.monotonic() + wait < deadline
             if cure(failure) is not Cure.RETRY or attempt >= retry.attempts or not in_time:
