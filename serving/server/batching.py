@@ -4,8 +4,9 @@ Requests wait in bounded queues, are merged and cut into batches, and run on thr
 What came in one request is answered in one, in its order. Where a merged or cut batch fails, each request
 in it runs again alone and as it came, so that no caller pays for another.
 
-Without a batching file batches are those that are fastest on CPUs (serving.runtime): small, on one thread a
-core, without waiting for more; and who could not be answered before his deadline is refused at once. With
+Without a batching file batches of hubhead's bundles, whose rows are known to be apart, are those that are
+fastest on CPUs (serving.runtime): small, on one thread a core, without waiting for more; requests to other
+models run one by one, as they came. Who could not be answered before his deadline is refused at once. With
 a file it is as in TensorFlow Serving (batching/batching_session.cc and shared_batch_scheduler.h of
 TensorFlow), but for four things: the rerun above, a request whose deadline has passed never runs, callers
 whose shapes differ do not meet in a batch, and requests with no rows run alone.

@@ -78,6 +78,7 @@ class Servable:
         signatures: Mapping[str, Any],
         *,
         batching: Batching | None = None,
+        rows_apart: bool = False,
         tensor_content: bool = False,
         metrics: Metrics | None = None,
     ) -> None:
@@ -88,7 +89,8 @@ class Servable:
             version: its number.
             model: what runs it.
             signatures: SignatureDef by name.
-            batching: how requests are merged; None: as is fastest.
+            batching: how requests are merged; None: as is fastest, where rows are apart.
+            rows_apart: whether an answer's row depends on nothing but the request's row.
             tensor_content: whether answers hold the raw bytes of tensors in place of their values.
             metrics: where to count.
         """
@@ -96,6 +98,7 @@ class Servable:
         self.version = version
         self._model = model
         self._signatures = signatures
+        self._rows_apart = rows_apart
         self._tensor_content = tensor_content
         self._metrics = metrics
         self._batcher = Batcher(
@@ -232,7 +235,13 @@ class Servable:
         return outputs
 
     def _mergeable(self, key: str, wanted: Sequence[str]) -> bool:
-        """Whether a signature declares a batch of any size as the first dimension of all its tensors."""
+        """Whether a signature's requests may be merged and cut without a file that says so.
+
+        Not where rows may depend on each other (x / sum(x) would be another answer), and not where its
+        tensors do not all declare a batch of any size as their first dimension.
+        """
+        if not self._rows_apart:
+            return False
         signature = self._signatures[key]
         shapes = [info.tensor_shape for info in signature.inputs.values()]
         shapes += [signature.outputs[alias].tensor_shape for alias in wanted]
@@ -270,6 +279,7 @@ def load(
         loader(directory),
         signatures,
         batching=batching,
+        rows_apart=(directory / contract.MANIFEST_FILE).is_file(),  # of hubhead's bundles they are
         tensor_content=settings.enable_serialization_as_tensor_content,
         metrics=metrics,
     )

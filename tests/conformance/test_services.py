@@ -310,6 +310,32 @@ def test_a_bad_row_fails_its_own_caller_alone(toy_base: Path) -> None:
                 futures[1].result(LIMIT)
 
 
+@pytest.mark.protocol("batching.off")
+def test_without_batching_a_request_runs_as_it_came(toy_base: Path) -> None:
+    with world(("toy", toy_base)) as served:
+        with (
+            held(served),
+            queued(served, *[predict(toy("shares"), x=[3.0] * rows) for rows in (12, 4)]) as futures,
+        ):
+            served.toys.only.gate.set()
+            assert [values(future.result(LIMIT)) for future in futures] == [
+                pytest.approx([1 / rows] * rows) for rows in (12, 4)
+            ]
+        assert sorted(len(inputs["x"]) for _, inputs in served.toys.only.calls) == [1, 4, 12]
+
+
+@pytest.mark.protocol("batching.off")
+def test_rows_of_hubheads_own_bundles_are_merged_without_a_flag(own: Path) -> None:
+    manifest = own / "1" / contract.MANIFEST_FILE
+    manifest.parent.mkdir()
+    manifest.write_text("{}")
+    with world(("toy", own)) as served:
+        with held(served), queued(served, *[predict(toy(), x=[number]) for number in (1.0, 2.0)]) as futures:
+            served.toys.only.gate.set()
+            assert [values(future.result(LIMIT)) for future in futures] == [[2.0], [4.0]]
+        assert [len(inputs["x"]) for _, inputs in served.toys.only.calls] == [1, 2]
+
+
 @pytest.mark.protocol("batching.defaults")
 def test_the_defaults_of_a_batching_file() -> None:
     default = Batching()
