@@ -101,13 +101,26 @@ def versions(base: Path) -> list[int]:
 
 
 def version_directory(base: Path, version: int) -> Path:
-    """The directory of a version, however many zeros its name begins with."""
-    for child in base.iterdir():
-        if child.name.isdecimal() and int(child.name) == version and child.is_dir():
-            return child
-    raise BundleError(
-        f"{base} holds no version {version}.",
-        remedy=f"Versions there: {', '.join(map(str, versions(base))) or 'none'}.",
+    """The directory of a version, however many zeros its name begins with; the first by name of several.
+
+    Raises:
+        BundleError: there is none.
+    """
+    found = version_directories(base, version)
+    if not found:
+        raise BundleError(
+            f"{base} holds no version {version}.",
+            remedy=f"Versions there: {', '.join(map(str, versions(base))) or 'none'}.",
+        )
+    return found[0]
+
+
+def version_directories(base: Path, version: int) -> list[Path]:
+    """All directories whose names are one version's number, such as 1 and 001."""
+    return sorted(
+        child
+        for child in base.iterdir()
+        if child.name.isdecimal() and int(child.name) == version and child.is_dir()
     )
 
 

@@ -230,13 +230,15 @@ def test_pages_of_other_origins_may_ask_with_the_flag_alone(server: RunningServe
 def test_a_request_whose_time_is_over_is_a_504(base: Path) -> None:
     loader = Doublers(gated=True)
     with start(settings_of(base, rest_api_timeout_in_ms=200), loader=loader) as server:
-        answer = predict(server)
-        assert answer.status == 504
-        assert "--rest_api_timeout_in_ms" in answer.json["error"]
+        assert predict(server).status == 504
         # A body that never comes is no different.
         with socket.create_connection(("localhost", server.rest_port), LIMIT) as slow:
             slow.sendall(b"POST /v1/models/double:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
-            assert slow.recv(100).startswith(b"HTTP/1.1 504 ")
+            said = b""
+            while b"is over" not in said:
+                said += slow.recv(1000)
+            assert said.startswith(b"HTTP/1.1 504 ")
+            assert b"--rest_api_timeout_in_ms" in said
         for model in loader.models.values():
             model.gate.set()
         eventually(lambda: predict(server).status == 200)

@@ -300,6 +300,7 @@ def file(**fields: Any) -> Rules:
     return rules(1, Batching(**fields))
 
 
+@pytest.mark.protocol("batching.timeout")
 def test_a_batch_waits_for_more_until_it_is_full_or_its_time_is_up(callers: Any) -> None:
     patient = callers(file(max_batch_size=3, batch_timeout_micros=int(LIMIT * 2e6)))
     patient.model.gate.set()
@@ -329,6 +330,7 @@ def test_a_batch_is_padded_with_the_first_row_of_its_last_task(callers: Any) -> 
     assert ':tensorflow:serving:batching_session:queuing_latency_count{model_name="m"} 3.0' in text
 
 
+@pytest.mark.protocol("batching.splitting")
 def test_tasks_are_not_cut_unless_the_file_says_so(callers: Any) -> None:
     whole = callers(file(max_batch_size=4))
     whole.block()
@@ -394,6 +396,7 @@ def test_outputs_without_a_batch_are_an_error_as_with_tensorflow_serving(
     assert refused(found.ask(1)) == ("FAILED_PRECONDITION", text)
 
 
+@pytest.mark.protocol("batching.pad-variable")
 def test_unequal_shapes_are_padded_where_the_file_says_so_and_run_apart_where_it_does_not(
     callers: Any,
 ) -> None:

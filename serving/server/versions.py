@@ -146,6 +146,9 @@ class Versions:
             return False  # it went away since it was listed
         if self._failed.get(version) == stamp or not self._settled(version, stamp):
             return False
+        others = [path.name for path in bundle.version_directories(self.base, version) if path != directory]
+        if others:
+            _log.warning("%s is taken for version %d, and not %s", directory, version, ", ".join(others))
         self._note(version, VersionState("LOADING"))
         try:
             servable = self._load_version(self.name, version, directory)

@@ -50,6 +50,9 @@ _HTTP: Mapping[grpc.StatusCode, int] = {
 _API = {"predict": "Predict", "classify": "Classify", "regress": "Regress"}
 """What is counted, under the names of gRPC's methods."""
 
+_GRACE_SECONDS = 0.5
+"""What a thread may take to say that it is late."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -129,12 +132,14 @@ class _Api:
     async def _answer(self, request: web.Request, asked: paths.Asked, start: float) -> Answer:
         held = Held(self._limits)
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(self._seconds) as clock:
                 body = await _read(request, held)
                 work = asyncio.get_running_loop().run_in_executor(
                     self._threads, answer, self._manager, asked, body, start + self._seconds
                 )
                 held.until(work)
+                # The thread has the same deadline, and better words for what became late.
+                clock.reschedule((clock.when() or 0) + _GRACE_SECONDS)
                 return await asyncio.shield(work)
         except TimeoutError as error:
             raise late() from error
