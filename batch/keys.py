@@ -18,7 +18,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ _BLOCK = 1 << 13
 """Photos of the run that are looked up together."""
 
 _KEY = np.dtype(f"S{KEY_BYTES}")
+_HASH = np.dtype(f"S{_HASH_BYTES}")
 
 
 def key(photo: Photo) -> bytes:
@@ -52,9 +53,29 @@ def _key(name: str, size: int, modified: int) -> bytes:
     return bytes.fromhex(name) + version.digest()
 
 
-def write(directory: str, name: str, scored: Iterable[Photo]) -> None:
+def hashes(uris: Iterable[str]) -> NDArray[np.bytes_]:
+    """What the keys of photos begin with, dtype S16, in order."""
+    return np.frombuffer(b"".join(bytes.fromhex(uri_hash(uri)) for uri in uris), _HASH)
+
+
+def of_uris(sorted_keys: NDArray[np.bytes_], uris: NDArray[np.bytes_]) -> Iterator[bytes]:
+    """Those of sorted keys that are of photos with these hashes, as long as they were written."""
+    begins = _hashes_of(sorted_keys)
+    first, end = np.searchsorted(begins, uris, "left"), np.searchsorted(begins, uris, "right")
+    for start, stop in zip(first.tolist(), end.tolist(), strict=True):
+        for row in range(start, stop):  # one key, but for photos that have changed
+            yield sorted_keys[row].ljust(KEY_BYTES, b"\0")
+
+
+def _hashes_of(keys: NDArray[np.bytes_]) -> Any:
+    return np.ascontiguousarray(keys).view([("uri", _HASH), ("version", f"S{KEY_BYTES - _HASH_BYTES}")])[
+        "uri"
+    ]
+
+
+def write(directory: str, name: str, scored: Iterable[bytes]) -> None:
     """Keep the keys of photos under a name, which says when they count."""
-    if content := b"".join(sorted(map(key, scored))):
+    if content := b"".join(sorted(scored)):
         files.write(files.join(directory, name + _SUFFIX), content)
 
 
@@ -104,6 +125,16 @@ class Known:
                         file.write(block)
             for name in few:
                 files.remove(files.join(self._directory, name))
+
+    def of(self, uris: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
+        """The keys of photos with these hashes, dtype S24; some twice where files have them twice."""
+        found = [np.empty(0, _KEY)]
+        with ExitStack() as stack:
+            for name in self._names(self._stays):
+                file = self._open(stack, name)
+                while len(some := _read(file)):
+                    found.append(some[np.isin(_hashes_of(some), uris)])
+        return np.concatenate(found)
 
     def _open(self, stack: ExitStack, name: str) -> IO[bytes]:
         return stack.enter_context(files.opened(files.join(self._directory, name)))

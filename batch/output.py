@@ -23,12 +23,13 @@ from urllib.parse import quote
 
 from batch import files, keys
 from batch.embeddings import to_parquet
-from batch.photos import Photo
 from batch.stats import Stats
 from serving.errors import InputError, OutputError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 RUN_FILE = "run.json"
 WORK_DIRECTORY = "_hubhead"
@@ -61,15 +62,15 @@ def check_run_id(run_id: str) -> str:
 
 @dataclass(frozen=True)
 class Scored:
-    """The photos that a shard has rows about.
+    """The keys (batch.keys) of the photos that a shard has rows about.
 
     Attributes:
-        photos: those whose fate is known.
-        unreadable: those whose bytes were not to be had; another run tries again.
+        keys: of those whose fate is known.
+        open: of those that another run tries again, such as those whose bytes were not to be had.
     """
 
-    photos: Sequence[Photo]
-    unreadable: Sequence[Photo]
+    keys: Sequence[bytes]
+    open: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,7 @@ class Output:
             run_id: of the run.
             table: its rows.
             stats: what was counted and timed.
-            scored: the photos that the rows are about, by the digest of the model.
+            scored: keys of the photos that the rows are about, by the digest of the model.
             date: the day of the run, as 2026-05-31.
 
         Raises:
@@ -259,8 +260,8 @@ class Output:
             files.write(files.join(self.scores, path), content)
             written[path] = len(content)
         for model, photos in scored.items():
-            keys.write(self.key_directory(model), f"{shard_id}.{run_id}", photos.photos)
-            keys.write(self.key_directory(model), f"{shard_id}.{run_id}{_UNREADABLE}", photos.unreadable)
+            keys.write(self.key_directory(model), f"{shard_id}.{run_id}", photos.keys)
+            keys.write(self.key_directory(model), f"{shard_id}.{run_id}{_UNREADABLE}", photos.open)
         record = Record(written, stats)
         files.write(self._record(shard_id, run_id), record.to_json())
         return record
@@ -332,6 +333,18 @@ class Output:
             )
 
         return keys.Known(self.key_directory(model), counts, stays)
+
+    def keys_of(self, uris: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
+        """The keys of photos with these hashes (batch.keys), whichever model scored them; sorted, dtype S24.
+
+        Without those of photos that another run would try again.
+        """
+        import numpy as np
+
+        models = files.names(files.join(self.work, "keys")) if len(uris) else []
+        return np.unique(
+            np.concatenate([uris[:0].astype("S24"), *(self.known(m, "").of(uris) for m in models)])
+        )
 
 
 def read_json(uri: str) -> Any:

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch import files, head, lock, output, results, scoring
+from batch import files, head, keys, lock, output, results, scoring
 from batch.earlier import Earlier, Piece
 from batch.embeddings import EmbeddingStore, default_root, layout
 from batch.head import Run
-from batch.output import Output
+from batch.output import Output, Scored
 from batch.pipeline import about_model, read_models
 from batch.results import Summary
 from batch.stats import Meter, Progress, Stats
@@ -107,10 +107,12 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
         place.claim(identity, [list(column) for column in earlier.columns], append=False)
         manifest = bundles[0].manifest
         store = EmbeddingStore(settings.store_root, manifest.fingerprint, manifest.dimension)
-        run = _Run(place, run_id, started, bundles, store, Meter(earlier.rows, progress))
+        digests = [model["digest"] for model in models]
+        known = _output_of(earlier).keys_of
+        run = _Run(place, run_id, started, bundles, digests, store, Meter(earlier.rows, progress), known)
         for group in _groups(run.open(earlier.pieces({"models": models, "of": "rescore"}))):
             run.score(group)
-        run.clean(models)
+        run.clean()
         run.check_complete()
         summary = Summary(
             path=place.directory,
@@ -131,6 +133,13 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
     return summary
 
 
+def _output_of(earlier: Earlier) -> Output:
+    """Where the keys of the earlier scores are: `Earlier` takes the directory of the rows as well."""
+    top, _, name = earlier.directory.rstrip("/").rpartition("/")
+    inside = name == "scores" and output.WORK_DIRECTORY in files.names(top)
+    return Output(top if inside else earlier.directory)
+
+
 def _groups(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     held: list[Piece] = []
     for piece in pieces:
@@ -147,6 +156,8 @@ class _Run:
     """A rescoring, group by group.
 
     Attributes:
+        digests: of the models, in the order of the bundles.
+        known: the keys of photos (batch.keys) in the earlier output, by their hashes.
         total: figures of all finished shards.
         worked: of those of this call.
         of_id: of those of this run id.
@@ -157,8 +168,10 @@ class _Run:
     run_id: str
     started: datetime
     bundles: Sequence[Bundle]
+    digests: Sequence[str]
     store: EmbeddingStore
     meter: Meter
+    known: Callable[[NDArray[np.bytes_]], NDArray[np.bytes_]]
     total: Stats = field(default_factory=Stats)
     worked: Stats = field(default_factory=Stats)
     of_id: Stats = field(default_factory=Stats)
@@ -205,8 +218,12 @@ class _Run:
         with stats.timed("classify"):
             answers.fill(self.store, self._heads)
         begun, rows = perf_counter() - start - stats.seconds[scoring.START], sum(map(len, shas))
-        for piece, digests, codes in zip(group, shas, before, strict=True):
-            self._write(piece, np.searchsorted(wanted, digests), codes, answers, stats, begun / rows)
+        uris = [keys.hashes(piece.table["uri"].to_pylist()) for piece in group]
+        known = self.known(np.concatenate(uris))
+        for piece, digests, codes, of_piece in zip(group, shas, before, uris, strict=True):
+            at = np.searchsorted(wanted, digests)
+            scored = Scored(list(keys.of_uris(known, of_piece)))
+            self._write(piece, at, codes, answers, stats, begun / rows, scored)
             stats = Stats()
 
     def _write(
@@ -217,6 +234,7 @@ class _Run:
         answers: _Answers,
         stats: Stats,
         seconds_a_photo: float,
+        scored: Scored,
     ) -> None:
         import pyarrow as pa
 
@@ -251,7 +269,12 @@ class _Run:
         stats.elapsed = seconds_a_photo * len(at) + perf_counter() - start
         stats.core_seconds = stats.elapsed * cores()
         record = self.output.commit(
-            piece.id, self.run_id, table, stats, {}, date=self.started.date().isoformat()
+            piece.id,
+            self.run_id,
+            table,
+            stats,
+            dict.fromkeys(self.digests, scored),
+            date=self.started.date().isoformat(),
         )
         self._kept.update(record.files)
         self._count(stats, self.run_id)
@@ -264,12 +287,12 @@ class _Run:
         if run_id == self.run_id:
             self.of_id += stats
 
-    def clean(self, models: Sequence[Any]) -> None:
+    def clean(self) -> None:
         """Remove the rows of photos that are not among the earlier scores any more, and leftovers."""
         for shard_id, runs in self.output.records().items():
             if shard_id not in self._seen:
                 for run_id in runs:
-                    self.output.remove_shard(shard_id, run_id, [model["digest"] for model in models])
+                    self.output.remove_shard(shard_id, run_id, self.digests)
         self.output.sweep(self.output.sizes(), lambda _, path: path in self._kept)
 
     def check_complete(self) -> None:

@@ -80,7 +80,8 @@ def rescore(
 
     No photo is read, and they may be gone: a million takes less than a minute. The rows are those
     that hubhead score would write. Run the same command again after a crash, or after more
-    photos were scored: only what is new or open is done.
+    photos were scored: only what is new or open is done. Later `hubhead score --only_new` may go on
+    in the same --output.
 
     The exit code is 0 when all is done, 1 on an error, 2 on wrong usage, 3 when there are more
     rejected photos than --max_rejected allows, 5 when another run is at work in the output. Photos

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batch import files, remote, scoring
+from batch import files, keys, remote, scoring
 from batch.embeddings import EmbeddingStore
 from batch.head import Head
 from batch.output import Output, Scored
@@ -110,13 +110,14 @@ class Task:
 
 
 def _scored(shard: Shard, table: pa.Table, models: Iterable[str]) -> dict[str, Scored]:
-    """The photos that a shard's rows are about, by model; apart those whose fate another run may change."""
+    """The keys of the photos that a shard's rows are about, by model; apart those that are tried again."""
     statuses = zip(table["uri"].to_pylist(), table["status"].to_pylist(), strict=True)
     lost = {uri for uri, status in statuses if status in (Status.UNREADABLE, Status.FAILED)}
     found = {}
     for number, model in enumerate(models):
         photos, _ = scoring.of_model(shard, number)
         found[model] = Scored(
-            [photo for photo in photos if photo.uri not in lost], [p for p in photos if p.uri in lost]
+            [keys.key(photo) for photo in photos if photo.uri not in lost],
+            [keys.key(photo) for photo in photos if photo.uri in lost],
         )
     return found

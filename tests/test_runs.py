@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from batch import cli, files, keys, lock, photos, pipeline, shards
+from batch import cli, files, keys, lock, photos, pipeline, rescore, shards
 from batch.columns import Columns
 from batch.keys import Known, without_known
 from batch.output import Output
 from batch.photos import Photo
 from batch.pipeline import ScoreSettings
+from batch.rescore import RescoreSettings
 from batch.shards import Entry, PlanWriter, ordered
 from batch.stats import Stats
 from batch.task import Scores, Task
@@ -111,6 +112,33 @@ class TestOnlyNew:
             (name, version) for name in [f"{n}.jpg" for n in range(12)] + ["new.jpg"] for version in (1, 2)
         )
         assert pipeline.score(both).worked_shards == 0
+
+    def test_rescored_photos_are_known_to_the_nights_that_follow(
+        self, models: dict[str, Path], folder: Path, tmp_path: Path
+    ) -> None:
+        pipeline.score(settings(tmp_path, models["one"], only_new=True, run_id="monday"))
+        (folder / "late.jpg").write_bytes(GOOD + b"late")
+        (folder / "lost.jpg").symlink_to(folder / "nowhere")
+        pipeline.score(settings(tmp_path, models["one"], only_new=True, run_id="tuesday"))
+        again = RescoreSettings(
+            str(tmp_path / "out"),
+            (models["two"],),
+            str(tmp_path / "again" / "out"),
+            embedding_store=str(tmp_path / "store"),
+            run_id="new-head",
+        )
+        assert rescore.rescore(again).total.photos == 14
+        assert rescore.rescore(again).this_run.photos == 0
+        (folder / "1.jpg").write_bytes(GOOD + b"changed")
+        (folder / "new.jpg").write_bytes(GOOD + b"new")
+        night = settings(tmp_path, models["two"], output=again.output, only_new=True, run_id="wednesday")
+        summary = pipeline.score(night)
+        assert (summary.total.photos, summary.known) == (3, 12), "the changed, the new, and the lost one"
+        found = names(tmp_path / "again", "version")
+        assert found == Counter(
+            {(f"{n}.jpg", 2): 1 for n in range(12)} | {("late.jpg", 2): 1, ("lost.jpg", 2): 2}
+        ) + Counter([("1.jpg", 2), ("new.jpg", 2)])
+        assert pipeline.score(night).worked_shards == 0
 
     def test_columns_must_be_those_of_the_rows_that_are_there(
         self, models: dict[str, Path], folder: Path, tmp_path: Path
@@ -226,7 +254,7 @@ class TestTakingOver:
         task = Task(("nowhere",), str(tmp_path / "store"), output.plan, scores)
         table = pa.table({"uri": ["/a.jpg"]})
         output.commit(planned.id, "night", table, Stats(photos=1, rows=1), {}, date="2026-05-31")
-        assert task.run(planned, workers=[]) == Stats(photos=1, rows=1)
+        assert task.run(planned, workers=[]).to_json() == Stats(photos=1, rows=1).to_json()
 
 
 @pytest.mark.parametrize("wrong", ["", "a/b", ".hidden", "x" * 65, "a~b"])
@@ -307,11 +335,26 @@ class TestKeys:
     def photo(self, number: int) -> Photo:
         return Photo(f"/{number}.jpg", number, 1)
 
+    def key(self, number: int) -> bytes:
+        return keys.key(self.photo(number))
+
+    def test_the_keys_of_some_photos_are_found_in_all_files(self, tmp_path: Path) -> None:
+        changed = Photo("/7.jpg", 70, 2)
+        keys.write(str(tmp_path), "a", map(self.key, range(100)))
+        keys.write(str(tmp_path), "b", [keys.key(changed), self.key(200)])
+        keys.write(str(tmp_path), "unfinished", [self.key(300)])
+        known = Known(str(tmp_path), lambda _: False, lambda name: name != "unfinished")
+        wanted = keys.hashes(f"/{number}.jpg" for number in (7, 40, 200, 300, 1000))
+        found = np.unique(known.of(wanted))
+        expected = {self.key(7), keys.key(changed), self.key(40), self.key(200)}
+        assert set(keys.of_uris(found, wanted)) == expected
+        assert list(keys.of_uris(found, wanted[1:2])) == [self.key(40)]
+
     def test_photos_that_every_model_knows_are_left_out(self, tmp_path: Path) -> None:
         one, two = str(tmp_path / "one"), str(tmp_path / "two")
-        keys.write(one, "a", map(self.photo, range(0, 100)))
-        keys.write(one, "unfinished", map(self.photo, range(100, 200)))
-        keys.write(two, "a", map(self.photo, range(50, 60)))
+        keys.write(one, "a", map(self.key, range(0, 100)))
+        keys.write(one, "unfinished", map(self.key, range(100, 200)))
+        keys.write(two, "a", map(self.key, range(50, 60)))
         known = [Known(place, lambda name: name == "a", lambda name: name == "a") for place in (one, two)]
         left: list[int] = []
         found = {
@@ -322,15 +365,15 @@ class TestKeys:
         assert sum(left) == 10
 
     def test_a_photo_that_changed_is_not_known(self, tmp_path: Path) -> None:
-        keys.write(str(tmp_path), "a", [self.photo(1)])
+        keys.write(str(tmp_path), "a", [self.key(1)])
         known = Known(str(tmp_path), lambda _: True, lambda _: True)
         changed = ordered([(Photo("/1.jpg", 1, 2), [])])
         assert len(list(without_known(changed, [known], lambda _: None))) == 1
 
     def test_many_files_are_merged_and_say_the_same(self, tmp_path: Path) -> None:
         for number in range(150):
-            keys.write(str(tmp_path), f"s{number}", map(self.photo, range(number * 3, number * 3 + 3)))
-        keys.write(str(tmp_path), "unfinished", [self.photo(1000)])
+            keys.write(str(tmp_path), f"s{number}", map(self.key, range(number * 3, number * 3 + 3)))
+        keys.write(str(tmp_path), "unfinished", [self.key(1000)])
         known = Known(str(tmp_path), lambda name: name != "unfinished", lambda name: name != "unfinished")
         left = list(without_known(self.entries(*range(460), 1000), [known], lambda _: None))
         assert {json.loads(entry.line)[1] for entry in left} == {*range(450, 460), 1000}
