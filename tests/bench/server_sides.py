@@ -1,0 +1,135 @@
+"""What tests.bench.server asks, each in a process of its own: `python -m tests.bench.server_sides ROLE BASE`.
+
+bundle   writes a bundle of the default backbone to BASE
+direct   serving.runtime on it, told what to run over stdin
+fastapi  the server that a user would write instead: FastAPI around the bundle as TensorFlow loads it,
+requests merged by asyncio
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from serving import contract
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+_LARGEST_BATCH = 32
+_WAIT_SECONDS = 0.002
+
+
+def bundle(base: Path) -> None:
+    from tests.bench.job import _bundle
+
+    _bundle(base)
+    print("ready", flush=True)
+
+
+def direct(base: Path) -> None:
+    """Answer `many N` with photos/s and `one N` with the median seconds of a photo."""
+    from serving import bundle, runtime
+
+    contents = read_photos()
+    model = runtime.load(bundle.resolve(base))
+
+    def one(photo: bytes) -> float:
+        start = time.perf_counter()
+        model.run(contract.SERVING_DEFAULT, {contract.IMAGE_BYTES: [photo]})
+        return time.perf_counter() - start
+
+    def many(count: int) -> float:
+        start = time.perf_counter()
+        items = (contents[number % len(contents)] for number in range(count))
+        for _ in model.imap(contract.SERVING_DEFAULT, contract.IMAGE_BYTES, items):
+            pass
+        return count / (time.perf_counter() - start)
+
+    many(64)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        what, _, count = line.partition(" ")
+        if what == "many":
+            print(many(int(count)), flush=True)
+        else:
+            print(statistics.median(one(contents[n % len(contents)]) for n in range(int(count))), flush=True)
+
+
+def fastapi(base: Path) -> None:
+    """POST / with a photo; what waits is merged, up to 32, while one batch runs."""
+    import tensorflow as tf
+    import uvicorn
+    from fastapi import FastAPI, Request
+
+    from serving import bundle
+
+    loaded = tf.saved_model.load(str(bundle.resolve(base)))
+    signature = loaded.signatures[contract.SERVING_DEFAULT]
+
+    def run(photos: list[bytes]) -> list[dict[str, Any]]:
+        outputs = {
+            name: values.numpy() for name, values in signature(image_bytes=tf.constant(photos)).items()
+        }
+        return [
+            {
+                "label": outputs[contract.LABEL][row].decode(),
+                "scores": outputs[contract.SCORES][row].tolist(),
+                "status": outputs[contract.STATUS][row].decode(),
+            }
+            for row in range(len(photos))
+        ]
+
+    for size in (1, 2, 4, 8, 16, 32):
+        run(read_photos()[:size])
+    waiting: asyncio.Queue[tuple[bytes, asyncio.Future[dict[str, Any]]]] = asyncio.Queue(256)
+
+    async def merge() -> None:
+        while True:
+            batch = [await waiting.get()]
+            until = time.monotonic() + _WAIT_SECONDS
+            while len(batch) < _LARGEST_BATCH and (left := until - time.monotonic()) > 0:
+                try:
+                    batch.append(await asyncio.wait_for(waiting.get(), left))
+                except TimeoutError:
+                    break
+            answers = await asyncio.to_thread(run, [photo for photo, _ in batch])
+            for (_, future), answer in zip(batch, answers, strict=True):
+                future.set_result(answer)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(merge())
+        print(f"ready {port}", flush=True)
+        yield
+        task.cancel()
+
+    app = FastAPI(lifespan=lifespan)
+
+    async def predict(request: Request) -> dict[str, Any]:
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        await waiting.put((await request.body(), future))
+        return await future
+
+    predict.__annotations__["request"] = Request  # FastAPI looks for the name in this module
+    app.post("/")(predict)
+    port = int(sys.argv[3])
+    uvicorn.run(
+        app, host="localhost", port=port, log_level="warning", access_log=False, timeout_keep_alive=3600
+    )
+
+
+def read_photos() -> list[bytes]:
+    """The photos that all sides are asked about, as their paths come in the environment."""
+    return [Path(path).read_bytes() for path in json.loads(os.environ["BENCH_PHOTOS"])]
+
+
+if __name__ == "__main__":
+    {"bundle": bundle, "direct": direct, "fastapi": fastapi}[sys.argv[1]](Path(sys.argv[2]))
