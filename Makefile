@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint bench bench-planning bench-job bench-decoding bench-head fuzz old-tensorflow lock check-resolve clean help bench-training
+.PHONY: demo test lint bench bench-planning bench-job bench-decoding bench-head fuzz old-tensorflow lock check-resolve clean help bench-training bench-server
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
@@ -29,6 +29,9 @@ bench: $(VENV)/dev.stamp ## The figures that the README quotes
 
 bench-planning: $(VENV)/dev.stamp ## Planning of 10,000 to 1,000,000 photos: seconds and memory
 	$(BIN)/python -m tests.bench.planning
+
+bench-server: $(VENV)/dev.stamp ## The local server beside serving.runtime and a FastAPI server, and under twice its load
+	$(BIN)/python -m tests.bench.server
 
 bench-job: $(VENV)/dev.stamp ## The batch job from files to Parquet, beside a bare loop, tf.data and RunInference
 	$(BIN)/python -m tests.bench.job

@@ -436,6 +436,14 @@ def test_all_flags_of_tensorflow_model_server_are_taken(monkeypatch: pytest.Monk
         assert (f"--{name} is without effect: " in result.output) == bool(flag.without_effect), name
 
 
+def test_batching_without_a_file_has_tensorflow_servings_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[ServerSettings] = []
+    monkeypatch.setattr("serving.server.serve_until_signalled", lambda settings, ready: seen.append(settings))
+    for flags in ([], ["--enable_batching"]):
+        assert CliRunner().invoke(serve, ["--model_base_path", "m", *flags]).exit_code == 0
+    assert [settings.batching for settings in seen] == [None, Batching()]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

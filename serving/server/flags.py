@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from serving.errors import InputError
-from serving.server.settings import BATCHING_FILE, ServerSettings
+from serving.server.settings import BATCHING_FILE, Batching, ServerSettings
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,10 @@ FLAGS: dict[str, Flag] = {
     ),
     "file_system_poll_wait_seconds": Flag(float, 1.0, "Seconds between two looks for new versions."),
     "enable_batching": Flag(
-        bool, False, "Merge requests by --batching_parameters_file; without it the server does as is fastest."
+        bool,
+        False,
+        "Merge requests of all models, by --batching_parameters_file or TensorFlow Serving's defaults. "
+        "Without it those of hubhead's bundles are merged as is fastest, and no others.",
     ),
     "batching_parameters_file": Flag(Path, None, "BatchingParameters as text; needs --enable_batching."),
     "enable_per_model_batching_parameters": Flag(
@@ -180,6 +183,6 @@ def settings_from(values: Mapping[str, Any]) -> ServerSettings:
         "rest_api_port": None if rest_port == 0 else max(rest_port, 0),
         "certificates": config.read_certificates(certificates) if certificates else None,
         "metrics_path": config.read_monitoring(monitoring) if monitoring else "",
-        "batching": config.read_batching(file) if file else None,
+        "batching": config.read_batching(file) if file else Batching() if values["enable_batching"] else None,
     }
     return ServerSettings(**taken)
