@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from trainer import TrainResult, TrainSettings
     from trainer.samples import SampleSummary
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# How long an example takes says something of the machine, and nothing of the code.
+settings.register_profile("hubhead", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("hubhead")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

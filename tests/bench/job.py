@@ -24,7 +24,7 @@ from tests.bench import camera
 from tests.bench.turns import DEFAULT_THREADS, ONE_THREAD_AN_OP, Variant, measure, show
 from tests.bench.variants import as_loaded, photos, template, threads
 
-SIZES = {"small": 2048, "camera": 192}
+SIZES = {"small": 1024, "camera": 128}
 """Photos a round: some seconds on two cores."""
 
 KINDS = {
