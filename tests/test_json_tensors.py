@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from typing import Any
 
@@ -345,3 +346,33 @@ def test_classifications_and_regressions_as_json() -> None:
     ):
         with pytest.raises(Refusal, match="Cannot convert empty"):
             answer(empty)
+
+
+# --- Any body ---------------------------------------------------------------------------------------------
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.just({"b64": "YQ=="}),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["a", "b", "x", "b64"]) | st.text(max_size=2), inner, max_size=3)
+    ),
+)
+bodies = st.dictionaries(
+    st.sampled_from(["instances", "inputs", "examples", "context", "signature_name"]), anything
+)
+
+
+@given(st.binary(max_size=60) | bodies.map(lambda body: json.dumps(body).encode()))
+def test_any_body_is_a_request_or_refused_in_words(content: bytes) -> None:
+    try:
+        body = messages.document(content)
+    except Refusal:
+        return
+    for read in (
+        messages.signature_name,
+        messages.examples,
+        lambda body: messages.predict_inputs(body, infos(x=FLOAT)),
+        lambda body: messages.predict_inputs(body, infos(a=STRING, b=INT32)),
+    ):
+        with contextlib.suppress(Refusal):
+            read(body)

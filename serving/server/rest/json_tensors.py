@@ -188,9 +188,14 @@ def _quick(leaves: list[Any], dtype: int) -> list[Any] | None:
     if dtype in _INTEGERS and types == {int}:
         limits = np.iinfo(_INTEGERS[dtype])
         return leaves if limits.min <= min(leaves) and max(leaves) <= limits.max else None
-    if dtype in _FLOATS and types == {float}:
-        values = np.abs(np.array(leaves))
-        return leaves if np.all((values <= np.finfo(_FLOATS[dtype]).max) | ~np.isfinite(values)) else None
+    if dtype in _FLOATS and types and types <= {int, float}:
+        floats = np.finfo(_FLOATS[dtype])
+        limit = floats.max if types == {float} else 2.0**floats.nmant  # whole numbers below are exact
+        try:
+            values = np.abs(np.array(leaves, np.float64))
+        except OverflowError:
+            return None
+        return leaves if np.all((values <= limit) | ~np.isfinite(values)) else None
     return leaves if dtype == _BOOL and types == {bool} else None
 
 
