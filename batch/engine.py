@@ -39,6 +39,7 @@ def run(plan: str, task: Task, meter: Meter, beam_args: Sequence[str]) -> None:
     """
     with _without_remarks():
         import apache_beam as beam
+        import grpc
         from apache_beam.options.pipeline_options import PipelineOptions
         from apache_beam.utils.shared import Shared
 
@@ -57,12 +58,34 @@ def run(plan: str, task: Task, meter: Meter, beam_args: Sequence[str]) -> None:
             )
     except RuntimeError as error:
         # Beam keeps of an exception its text alone, and has logged the rest.
-        raise HubheadError(
-            f"The Beam job failed: {str(error).strip().splitlines()[-1]}",
-            remedy="Run the same command again: finished shards are kept.",
-        ) from error
+        raise _failed(error) from error
+    except (ValueError, OSError, grpc.RpcError, grpc.FutureTimeoutError) as error:
+        if _in_process(options):
+            raise  # a bug
+        raise _failed(error) from error
     if local.failure:
         raise local.failure
+
+
+def _failed(error: Exception) -> HubheadError:
+    text = str(error).strip() or type(error).__name__
+    said, remedy = text.splitlines()[-1], "Run the same command again: finished shards are kept."
+    if "jar URL" in text:
+        # Its own advice is for those who build Beam.
+        said = text.partition(". ")[0]
+        remedy = "Check the path of the job server's jar; without the option Beam fetches one that fits."
+    elif isinstance(error, FileNotFoundError) and str(error.filename).endswith("java"):
+        said = f"there is no {error.filename}, which Beam's job server runs on"
+        remedy = "Install Java 11 or later, or give the address of a running job server: --job_endpoint."
+    elif not isinstance(error, RuntimeError):
+        remedy = f"Check Beam's options, and that the engine can be reached. {remedy}"
+    return HubheadError(f"The Beam job failed: {said.rstrip('.')}.", remedy=remedy)
+
+
+def _in_process(options: Any) -> bool:
+    from apache_beam.options.pipeline_options import StandardOptions
+
+    return str(options.view_as(StandardOptions).runner).endswith(DEFAULT_RUNNER)
 
 
 @contextmanager
@@ -166,9 +189,7 @@ def check_beam_args(arguments: Sequence[str]) -> list[str]:
 
 def _check_known(options: Any) -> None:
     """Refuse options that Beam would ignore; a job server may know more than Beam, so only in process."""
-    from apache_beam.options.pipeline_options import StandardOptions
-
-    if not str(options.view_as(StandardOptions).runner).endswith(DEFAULT_RUNNER):
+    if not _in_process(options):
         return
     known = options.get_all_options()
     unknown = options.get_all_options(retain_unknown_options=True).keys() - known.keys()
