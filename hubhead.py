@@ -9,12 +9,14 @@ from batch.embeddings_cli import embeddings
 from batch.query.cli import query
 from batch.rescore_cli import rescore
 from serving.command import run
+from serving.commands.compare import compare
 from serving.commands.loadtest import loadtest
 from serving.commands.models import models
 from serving.commands.predict import predict
 from serving.commands.promote import promote, rollback
 from serving.commands.serve import serve
 from serving.commands.status import status
+from serving.commands.validate import validate
 from trainer.backbone.cli import backbone
 from trainer.cli import export, train
 from trainer.demo import demo
@@ -37,9 +39,11 @@ class InOrder(click.Group):
         rescore,
         query,
         embeddings,
+        validate,
         models,
         promote,
         rollback,
+        compare,
         serve,
         predict,
         status,

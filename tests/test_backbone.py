@@ -28,6 +28,7 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
+from serving.classic import sample_jpeg
 from serving.errors import FetchError, InputError
 from trainer.backbone import (
     ALIASES,
@@ -545,7 +546,7 @@ def test_a_module_of_another_kind_becomes_the_graph_of_a_bundle(kind: str, tmp_p
         module = small_module(tmp_path / "module", dtype="uint8")
     base = export.template(module, tmp_path / "cache")
     embed = tf.saved_model.load(str(base.path)).signatures["embed"]
-    first, second = embed(image_bytes=tf.constant([export.sample_jpeg()]))["embedding"].numpy()[0]
+    first, second = embed(image_bytes=tf.constant([sample_jpeg()]))["embedding"].numpy()[0]
     assert first > 0
     assert second == pytest.approx(2 * first, rel=1e-3)
 

@@ -19,6 +19,7 @@ from batch import pipeline
 from batch.pipeline import ScoreSettings
 from serving import contract, runtime
 from serving.bundle import Bundle
+from serving.classic import ClassicSession
 from serving.client import Client
 from serving.contract import Status
 from serving.convert import foreign_format
@@ -27,7 +28,7 @@ from tests import corpus
 from tests.corpus import Case
 from tests.decoding import Decode, decoder
 from trainer import export
-from trainer.export import ClassicSession, HeadExport
+from trainer.export import HeadExport
 from trainer.graph import STATUSES
 from trainer.head import Head, Scaling
 

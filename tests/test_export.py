@@ -14,11 +14,12 @@ import pytest
 
 from serving import bundle, contract, protos, runtime, tensors
 from serving.bundle import Bundle
+from serving.classic import PARITY_TOLERANCE, ClassicSession
 from serving.contract import Status
 from serving.errors import BundleError
 from trainer import export, graph, signatures
 from trainer.abstain import Novelty
-from trainer.export import PARITY_TOLERANCE, ClassicSession, HeadExport
+from trainer.export import HeadExport
 from trainer.graph import Preprocessing
 from trainer.head import HiddenLayer, Selection
 

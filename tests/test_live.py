@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from serving import bundle, contract
+from serving import bundle, contract, trained_on
 from serving.bundle import Bundle, Manifest
+from serving.classic import PARITY_TOLERANCE
 from serving.errors import BundleError, InputError, NotBlessed
-from trainer import export, head, live, trained_on
+from trainer import export, head, live
 from trainer.cli import train as command
 from trainer.comparison import compare
 from trainer.dataset import Example
@@ -280,7 +281,7 @@ def test_a_live_version_on_another_backbone_is_asked_about_the_bytes_and_says_th
     assert (same.difference.n, other.difference.n) == (len(examples), len(examples) - 1)
     assert (same.difference.gained, same.difference.lost) == (0, 0)
     assert (other.difference.gained, other.difference.lost) == (0, 0)
-    assert abs(other.difference.log_loss.value) < export.PARITY_TOLERANCE
+    assert abs(other.difference.log_loss.value) < PARITY_TOLERANCE
 
 
 @pytest.mark.tf

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from serving import contract
+from serving.classic import PARITY_TOLERANCE, ClassicSession
 from serving.contract import Status
 from tests import corpus
-from trainer.export import PARITY_TOLERANCE, ClassicSession
 
 if TYPE_CHECKING:
     from tests.conftest import Trained

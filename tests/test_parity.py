@@ -22,12 +22,12 @@ from batch.embeddings import EmbeddingStore
 from batch.pipeline import ScoreSettings
 from serving import contract, runtime
 from serving.bundle import Bundle
+from serving.classic import PARITY_TOLERANCE, ClassicSession
 from serving.client import Client, predictions
 from serving.commands.predict import predict
 from serving.contract import Prediction, Status
 from serving.server import ServerSettings, start
 from trainer import export
-from trainer.export import PARITY_TOLERANCE, ClassicSession
 
 if TYPE_CHECKING:
     from tests.conftest import Trained

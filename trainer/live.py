@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch import files
-from serving import bundle, contract
+from serving import bundle, contract, trained_on
 from serving.bundle import Bundle
 from serving.contract import Status
 from serving.convert import Converter, Limits
 from serving.errors import BundleError, InputError, NotBlessed
-from trainer import export, trained_on
+from trainer import export
 from trainer.comparison import Comparison, aligned, compare, matched_difference
 from trainer.dataset import Example
 from trainer.evaluate import Estimate, Evaluation, Proportion, evaluate, finite

@@ -18,7 +18,7 @@ from batch import files, pipeline
 from batch.embeddings import EmbeddingStore, default_root
 from batch.manifest import is_manifest
 from batch.stats import Progress
-from serving import bundle
+from serving import bundle, trained_on
 from serving.bundle import Bundle
 from serving.convert import Converter
 from serving.errors import BundleError, HubheadError, NotBlessed, OutputError
@@ -35,7 +35,6 @@ from trainer import (
     report,
     summaries,
     tflite,
-    trained_on,
 )
 from trainer.abstain import Novelty, Threshold
 from trainer.backbone import DEFAULT as DEFAULT_BACKBONE

@@ -48,6 +48,7 @@ class AsyncClient:
         model: str,
         version: int | None = None,
         label: str | None = None,
+        canary: float = 0.0,
         timeout: float | None = 10.0,
         retry: Retry | None = None,
         tls: Tls | None = None,
@@ -67,6 +68,7 @@ class AsyncClient:
             model=model,
             version=version,
             label=label,
+            canary=canary,
             timeout=timeout,
             retry=retry,
             convert=convert,
@@ -109,10 +111,14 @@ class AsyncClient:
             await self._channel.close(None)
 
     async def classify(
-        self, photos: Iterable[Photo] | AsyncIterable[Photo], top_k: int | None = None
+        self,
+        photos: Iterable[Photo] | AsyncIterable[Photo],
+        top_k: int | None = None,
+        *,
+        user: str | None = None,
     ) -> list[Prediction]:
         """One prediction a photo, in order; see `Client.classify`."""
-        return kept(await self._all(photos, self._core.classify), top_k)
+        return kept(await self._all(photos, lambda items: self._core.classify(items, user)), top_k)
 
     async def embed(self, photos: Iterable[Photo] | AsyncIterable[Photo]) -> list[Embedding]:
         """One embedding a photo, in order; see `Client.embed`."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from serving import contract, protos, tensors
 from serving.client import answers
+from serving.client.canary import STABLE, Canary
 from serving.client.failures import Cure, cure, stated_batch_size
 from serving.client.photos import MAX_BYTES, MAX_PHOTOS, REDUCED_SIDE, Item, Pixels, Reader, png_of
 from serving.client.records import Embedding, Metadata, State, VersionStatus
@@ -52,6 +53,7 @@ class Core:
         model: str,
         version: int | None = None,
         label: str | None = None,
+        canary: float = 0.0,
         timeout: float | None = 10.0,
         retry: Retry | None = None,
         convert: bool = True,
@@ -64,6 +66,10 @@ class Core:
             raise InputError(
                 f"Both version {version} and label {label!r} were given.", remedy="Ask for one of the two."
             )
+        if canary and version is not None:
+            raise InputError(
+                f"Version {version} was given, and a share for the canary.", remedy="Ask for one of the two."
+            )
         if max_photos < 1 or max_bytes < 1 or (timeout is not None and timeout <= 0):
             raise InputError(
                 f"max_photos {max_photos}, max_bytes {max_bytes} and timeout {timeout} have to be above 0."
@@ -71,7 +77,9 @@ class Core:
         self.target = target
         self.model = model
         self.version = version
-        self.label = label
+        self.canary = Canary(canary)
+        # Who names no label gets the newest version that serves, which is the canary.
+        self.label = STABLE if canary and label is None else label
         self.timeout = timeout
         self.max_photos = max_photos
         self.max_bytes = max_bytes
@@ -105,11 +113,12 @@ class Core:
 
     # --- What can be asked -------------------------------------------------------------------------------
 
-    def classify(self, items: Sequence[Item]) -> Script[list[Prediction]]:
+    def classify(self, items: Sequence[Item], user: str | None = None) -> Script[list[Prediction]]:
         """One prediction an item: decoded pixels of the model's own size by `classify_pixels`.
 
         Pixels of another size go as PNGs, without loss, and are resized as every photo is.
         """
+        canary = self.canary.takes(user)
         size = None
         if any(isinstance(item, np.ndarray) for item in items):
             size = yield from self._pixel_size()
@@ -131,7 +140,7 @@ class Core:
         ):
             if places:
                 rows = [ready[place] for place in places]
-                asked = yield from self._rows(signature, name, rows, answers.predictions)
+                asked = yield from self._rows(signature, name, rows, answers.predictions, canary)
                 for place, piece in zip(places, asked, strict=True):
                     results[place] = Prediction.refused(piece) if isinstance(piece, Refusal) else piece
         found = [result for result in results if result is not None]
@@ -148,7 +157,9 @@ class Core:
                 rows.append(item)
         asked: list[Embedding | Refusal] = []
         if rows:
-            asked = yield from self._rows(contract.EMBED, contract.IMAGE_BYTES, rows, answers.embeddings)
+            asked = yield from self._rows(
+                contract.EMBED, contract.IMAGE_BYTES, rows, answers.embeddings, self.canary.takes(None)
+            )
         given = iter(asked)
         results = (item if isinstance(item, Refusal) else next(given) for item in items)
         found = [Embedding.refused(item) if isinstance(item, Refusal) else item for item in results]
@@ -166,7 +177,7 @@ class Core:
                 f"The inputs {sorted(rows)} of signature {signature} have {sorted(counts)} rows.",
                 remedy="Give each input as many rows, one at least.",
             )
-        pieces = yield from self._pieces(signature, rows, None)
+        pieces = yield from self._pieces(signature, rows, None, self.canary.takes(None))
         outputs = [piece.outputs for piece in pieces if piece.outputs is not None]
         if len(outputs) == 1:
             return outputs[0]
@@ -239,6 +250,7 @@ class Core:
         name: str,
         rows: list[Any],
         read: Callable[[answers.Outputs, int, int | None], list[R]],
+        canary: bool,
     ) -> Script[list[R | Refusal]]:
         """One answer a row; a row that the server fails on, alone too, is a Refusal with its words."""
         batch: Rows = rows
@@ -246,7 +258,7 @@ class Core:
         if isinstance(rows[0], np.ndarray):
             batch = np.stack(rows)
             probe = np.zeros_like(batch[:1])
-        pieces = yield from self._pieces(signature, {name: batch}, {name: probe})
+        pieces = yield from self._pieces(signature, {name: batch}, {name: probe}, canary)
         found: list[R | Refusal] = []
         for piece in pieces:
             if piece.outputs is not None:
@@ -257,7 +269,7 @@ class Core:
         return found
 
     def _pieces(
-        self, signature: str, rows: Mapping[str, Rows], probe: Mapping[str, Rows] | None
+        self, signature: str, rows: Mapping[str, Rows], probe: Mapping[str, Rows] | None, canary: bool
     ) -> Script[list[Piece]]:
         """Answer all rows, in requests as small as it takes.
 
@@ -270,15 +282,15 @@ class Core:
             pieces: list[Piece] = []
             for begin in range(0, count, self.max_photos):
                 part = {name: value[begin : begin + self.max_photos] for name, value in rows.items()}
-                pieces += yield from self._pieces(signature, part, probe)
+                pieces += yield from self._pieces(signature, part, probe, canary)
             return pieces
         try:
-            return [(yield from self._predict(signature, rows, count))]
+            return [(yield from self._predict(signature, rows, count, canary))]
         except ServerError as error:
             failure = error
         if (allowed := stated_batch_size(failure)) and allowed < count:
             self.max_photos = allowed
-            return (yield from self._pieces(signature, rows, probe))
+            return (yield from self._pieces(signature, rows, probe, canary))
         helps = cure(failure)
         if helps not in (Cure.SPLIT, Cure.SEARCH) or (helps is Cure.SEARCH and probe is None):
             raise failure
@@ -288,25 +300,35 @@ class Core:
             pieces = []
             for half in halves:
                 part = {name: value[half] for name, value in rows.items()}
-                pieces += yield from self._pieces(signature, part, probe)
+                pieces += yield from self._pieces(signature, part, probe, canary)
             return pieces
         if probe is None:
             raise failure
         if helps is Cure.SEARCH:
             try:
-                yield from self._predict(signature, probe, 1)
+                yield from self._predict(signature, probe, 1, canary)
             except ServerError:
                 raise failure from failure.__cause__
         return [Piece(1, failure=failure)]
 
-    def _predict(self, signature: str, rows: Mapping[str, Rows], count: int) -> Script[Piece]:
+    def _predict(
+        self, signature: str, rows: Mapping[str, Rows], count: int, canary: bool = False
+    ) -> Script[Piece]:
+        """Ask about all rows in one request; where there is no canary (any more), as all others ask."""
         request = protos.PredictRequest(model_spec=self._spec())
+        if canary:
+            request.model_spec.version_label = self.canary.label
         request.model_spec.signature_name = signature
         for name, value in rows.items():
             request.inputs[name].CopyFrom(tensors.encode(value))
-        response = yield from self._ask(
-            Call(protos.PREDICT, request, protos.PredictResponse, self.timeout, rows=count)
-        )
+        try:
+            response = yield from self._ask(
+                Call(protos.PREDICT, request, protos.PredictResponse, self.timeout, rows=count)
+            )
+        except ModelNotFound:
+            if not canary:
+                raise
+            return (yield from self._predict(signature, rows, count))
         version = response.model_spec.version
         number = version.value if response.model_spec.HasField("version") else None
         return Piece(count, answers.outputs_of(response, self.target), number)

@@ -47,6 +47,8 @@ class Client:
         model: the name that the server knows the model by.
         version: ask for this version; default: the one the server chooses (its newest).
         label: ask for the version that carries this label, such as "canary".
+        canary: the share of requests, 0 to 1, for the version with the label "canary"; the others go to
+            `label`, "stable" where none is given. Where there is no such label, all do.
         timeout: seconds each request may take, its retries included; None waits for ever.
         retry: how often and after how long a request is sent again where nothing answers or the server
             is overloaded; Retry(attempts=1) never does.
@@ -73,6 +75,7 @@ class Client:
         model: str,
         version: int | None = None,
         label: str | None = None,
+        canary: float = 0.0,
         timeout: float | None = 10.0,
         retry: Retry | None = None,
         tls: Tls | None = None,
@@ -92,6 +95,7 @@ class Client:
             model=model,
             version=version,
             label=label,
+            canary=canary,
             timeout=timeout,
             retry=retry,
             convert=convert,
@@ -137,7 +141,9 @@ class Client:
         if self._owns_channel:
             self._channel.close()
 
-    def classify(self, photos: Iterable[Photo], top_k: int | None = None) -> list[Prediction]:
+    def classify(
+        self, photos: Iterable[Photo], top_k: int | None = None, *, user: str | None = None
+    ) -> list[Prediction]:
         """One prediction a photo, in order.
 
         Args:
@@ -145,6 +151,8 @@ class Client:
                 upright. Pixels of the model's own size go to `classify_pixels` as they are; those of
                 another size are sent as PNGs, without loss, and resized by the model like every photo.
             top_k: how many labels to keep; None keeps all that the model gives.
+            user: whoever asks, by any id: whether the canary answers is then settled by a hash of it, and
+                the same at every request; None: at random, by request.
 
         Returns:
             A file that cannot be read is Status.UNREADABLE, a photo that the server fails on, alone too,
@@ -154,7 +162,7 @@ class Client:
             InputError: something that is no photo at all, such as an array of another dtype.
             ServerError: or one of its classes, see serving/errors.py.
         """
-        return kept(self._all(photos, self._core.classify), top_k)
+        return kept(self._all(photos, lambda items: self._core.classify(items, user)), top_k)
 
     def embed(self, photos: Iterable[Photo]) -> list[Embedding]:
         """One embedding a photo, in order; otherwise as `classify`."""

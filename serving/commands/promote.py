@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,7 +25,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on
     "  hubhead promote --model_version 4 --label stable --model_base_path /srv/models/food \\\n"
     "      --model_config_file /srv/models/model.config --server localhost:8500 --keep 3",
 )
-@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@click.argument("bundle", required=False)
 @click.option(
     "--model_version", type=click.IntRange(min=1), help="A version that is there, in place of BUNDLE."
 )
@@ -42,7 +41,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on
 @_JSON
 @change_flags
 def promote(
-    bundle: Path | None,
+    bundle: str | None,
     model_version: int | None,
     label: str | None,
     force: bool,
@@ -68,6 +67,7 @@ def promote(
 
     Every change is a line of DIR/audit.jsonl. Local paths only.
     """
+    from serving.client.canary import STABLE
     from serving.lifecycle import promote as lifecycle
 
     if (bundle is None) == (model_version is None):
@@ -79,9 +79,9 @@ def promote(
 
         change = lifecycle.promote(
             place,
-            source=local(str(bundle)) if bundle else None,
+            source=local(bundle) if bundle else None,
             version=model_version,
-            label=label or lifecycle.STABLE,
+            label=label or STABLE,
             force=force,
             reason=reason,
             keep=keep,
@@ -117,8 +117,8 @@ def rollback(label: str | None, to: int | None, reason: str, as_json: bool, **fl
 
     No verdict is asked for: what is gone back to was live. A second rollback goes further back.
     """
+    from serving.client.canary import STABLE
     from serving.lifecycle import rollback as lifecycle
-    from serving.lifecycle.promote import STABLE
 
     if label and not flags["model_config_file"]:
         raise click.UsageError("--label needs --model_config_file: labels are part of it.")

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from serving import bundle
+from serving.client.canary import CANARY, STABLE
 from serving.errors import BundleError, InputError
 from serving.lifecycle import audit, rollout, verdict
 from serving.lifecycle.audit import Action, Event
 from serving.lifecycle.place import Place, changing
-
-CANARY = "canary"
-STABLE = "stable"
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from serving import bundle
+from serving.client.canary import STABLE
 from serving.errors import InputError
 from serving.lifecycle import audit, inventory, rollout
 from serving.lifecycle.audit import Action, Event
 from serving.lifecycle.place import Place, changing
-from serving.lifecycle.promote import STABLE, Change, withdraw
+from serving.lifecycle.promote import Change, withdraw
 
 
 def rollback(place: Place, *, label: str = STABLE, to: int | None = None, reason: str = "") -> Change:

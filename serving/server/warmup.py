@@ -44,7 +44,7 @@ def warm_up(servable: Servable, directory: Path, times: int = 1) -> None:
         "regress_log": servable.regress,
         "multi_inference_log": partial(inference.multi_inference, servable),
     }
-    for number, record in enumerate(_records(path), 1):
+    for number, record in enumerate(records(path), 1):
         if number > MAX_RECORDS:
             raise BundleError(f"{path} holds more than {MAX_RECORDS} warm-up requests.")
         try:
@@ -64,7 +64,12 @@ def warm_up(servable: Servable, directory: Path, times: int = 1) -> None:
             ) from error
 
 
-def _records(path: Path) -> Iterator[bytes]:
+def records(path: Path) -> Iterator[bytes]:
+    """The serialized PredictionLogs of a warm-up file.
+
+    Raises:
+        BundleError: it is no TFRecord file, or a broken one.
+    """
     import tensorflow as tf
 
     try:

@@ -1,0 +1,162 @@
+"""`hubhead validate`: whether a bundle may go live."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from serving.errors import NotBlessed
+from serving.lifecycle.limits import Limits
+from serving.tensorflow_import import require_tensorflow
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from serving.lifecycle.evaluation import Photo
+    from serving.lifecycle.verdict import Check, Verdict
+
+_HELP = {
+    "accuracy": "How far the accuracy may fall; 0.02 is two points of a hundred.",
+    "label": "How far the recall of a label may fall.",
+    "label_photos": "Labels with fewer test photos are shown, not judged.",
+    "log_loss": "How far the log-loss may rise, in nats.",
+    "calibration": "How far the calibration error may rise.",
+    "latency": "How many times the live version's time for a photo.",
+    "size": "How many times the live version's bytes on disk.",
+}
+
+
+def _limit_flags(command: Any) -> Any:
+    for limit in reversed(fields(Limits)):
+        whole = isinstance(limit.default, int)
+        command = click.option(
+            f"--max_{limit.name}_ratio"
+            if limit.name in ("latency", "size")
+            else f"--min_{limit.name}"
+            if whole
+            else f"--{limit.name}_tolerance",
+            limit.name,
+            type=click.IntRange(min=0) if whole else click.FloatRange(min=0),
+            default=limit.default,
+            show_default=True,
+            help=_HELP[limit.name],
+        )(command)
+    return command
+
+
+@click.command(
+    short_help="Judge a bundle against the live version; the verdict is written into it.",
+    epilog="\b\nExamples:\n"
+    "  hubhead validate --bundle models/food/4 --live models/food/3 --photos held_out\n"
+    "  hubhead validate --bundle models/food/1",
+)
+@click.option(
+    "--bundle",
+    "candidate",
+    required=True,
+    metavar="DIR",
+    help="The candidate: models/food/4, or models/food for its newest version.",
+)
+@click.option(
+    "--live",
+    metavar="DIR",
+    help="The version that it would replace; without it the candidate is judged by itself.",
+)
+@click.option(
+    "--photos",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Photos to ask both about; a folder for each label makes them a test, which should stay the same.",
+)
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="In place of --photos: a .csv with the columns uri and label, or a path a line.",
+)
+@_limit_flags
+@click.option("--force", is_flag=True, help="Bless it whatever is found; the verdict says so.")
+@click.option("--json", "as_json", is_flag=True, help="The verdict on stdout.")
+def validate(
+    candidate: str,
+    live: str | None,
+    photos: Path | None,
+    manifest: Path | None,
+    force: bool,
+    as_json: bool,
+    **limits: Any,
+) -> None:
+    """Judge whether a bundle may go live.
+
+    It must load as TensorFlow Serving loads it and in the local server, have all signatures, warm up,
+    refuse what is no photo, and say the same by every path. Against --live: accuracy, recall of each
+    label, log-loss and calibration by the records of both, and again on labelled photos that neither
+    was trained on; time for a photo, size; labels that came and went are named.
+
+    The verdict, with every check, its figure and its limit, is written to assets.extra/verdict.json of
+    the bundle, a yes or a no; hubhead promote asks for it. It holds for this content alone.
+
+    Ends with 0 where the bundle is blessed, with 4 where it is not.
+    """
+    if photos and manifest:
+        raise click.UsageError("--photos and --manifest both name the photos: give one of them.")
+    require_tensorflow()
+    from serving.lifecycle import gate
+    from serving.lifecycle.place import local
+
+    path = local(candidate)
+    found = gate.validate(
+        path,
+        live=local(live) if live else None,
+        photos=_photos(path, photos, manifest),
+        allowed=Limits(**limits),
+        force=force,
+        say=lambda line: click.echo(line, err=True),
+    )
+    if as_json:
+        click.echo(json.dumps(found.record(), ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        Console().print(_table(found))
+        click.echo(f"{'Blessed' if found.blessed else 'Not blessed'}{', by force' if found.forced else ''}.")
+    if not found.blessed:
+        from serving.lifecycle.verdict import told
+
+        raise NotBlessed(f"{candidate} is not blessed: {told(found.failed)}.")
+
+
+def _photos(candidate: Path, directory: Path | None, manifest: Path | None) -> list[Photo]:
+    from serving import bundle
+    from serving.lifecycle import evaluation
+
+    if manifest:
+        return evaluation.read(evaluation.from_manifest(manifest))
+    if directory:
+        labels = bundle.read(candidate).manifest.labels
+        return evaluation.read(evaluation.from_directory(directory, labels))
+    return []
+
+
+def _table(found: Verdict) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("check", "", "found", "limit", "")
+    for check in found.checks:
+        table.add_row(
+            Text(check.name), _mark(check), _number(check.figure), _number(check.limit), Text(check.detail)
+        )
+    return table
+
+
+def _mark(check: Check) -> str:
+    return {True: "[green]yes[/green]", False: "[red]no[/red]", None: "-"}[check.passed]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
