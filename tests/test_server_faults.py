@@ -6,9 +6,11 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -294,6 +296,36 @@ def test_a_caller_that_leaves_makes_room_once_his_call_is_done(base: Path) -> No
         loader.models[1].gate.set()
         eventually(lambda: server._grpc._calls._held == 0)
         assert still_answers(channel)
+
+
+class Slow:
+    """y = 2x, 5 ms a row."""
+
+    threads = 2
+
+    def run(self, signature: str, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        time.sleep(0.005 * len(inputs["x"]))
+        return {"y": inputs["x"] * 2}
+
+
+def test_more_than_it_can_bear_is_refused_and_nothing_is_left_of_it(base: Path) -> None:
+    with (
+        start(ServerSettings(base, port=0), loader=lambda _: Slow()) as server,
+        grpc.insecure_channel(f"localhost:{server.port}") as channel,
+    ):
+        call = channel.unary_unary(protos.PREDICT)
+        futures = [call.future(valid(), timeout=0.5) for _ in range(1500)]  # of five rows: some 19 s of work
+        codes = Counter(future.code().name for future in futures)
+        # The caller's clock, the queue's, or that of the server's transport, whichever is a moment ahead.
+        late = {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED"}
+        assert codes.keys() <= late | {"OK", "UNAVAILABLE"}
+        assert codes["OK"] > 0
+        assert codes["UNAVAILABLE"] > 0
+        eventually(lambda: server._grpc._calls._held == server._grpc._calls._bytes == 0)
+        assert still_answers(channel)
+        with server.manager.use(protos.ModelSpec(name="double")) as servable:
+            eventually(lambda: servable._batcher.waiting == servable._batcher._running == 0)
+            assert servable._batcher._bytes == 0
 
 
 def batch_threads() -> set[threading.Thread]:

@@ -34,8 +34,9 @@ MAX_BYTES = 1 << 29
 _GRACE_SECONDS = 5.0
 """For a model that does not come back: its threads are left alone then."""
 
-_SURE = 0.8
-"""The share of a caller's time within which an answer has to be expected, since speed varies."""
+_SURE = 0.5
+"""The share of a caller's time within which an answer has to be expected: speed varies, and the way here and
+back takes time too. Under steady load a shorter queue costs nothing."""
 
 _SMOOTHING = 0.2
 """Weight of the last batch in the mean time a row."""

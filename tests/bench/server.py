@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import itertools
 import json
 import os
 import statistics
@@ -33,6 +32,7 @@ from tests.doubler import free_port
 
 CALLERS = 16
 MODEL = "bench"
+SIDES = "tests.bench.server_sides"
 
 
 @contextmanager
@@ -176,6 +176,12 @@ def at(values: list[float], share: float) -> float:
     return values[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
 
 
+def cpu_seconds(pid: int) -> float:
+    """What a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def resident_mib(pid: int) -> float:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
@@ -184,11 +190,10 @@ def resident_mib(pid: int) -> float:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="of the comparison; 0: none (default 5)")
     parser.add_argument("--photos", type=int, default=384, help="photos a round (default 384)")
     parser.add_argument("--seconds", type=float, default=60, help="of overload; 0: none (default 60)")
     parser.add_argument("--deadline", type=float, default=1.0, help="of a call in the overload (default 1)")
-    parser.add_argument("--no_fastapi", action="store_true", help="leave FastAPI out")
     options = parser.parse_args()
 
     from trainer.fetch import cache_directory
@@ -204,35 +209,61 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, photos: list[bytes], base: Path) -> None:
-    sides = "tests.bench.server_sides"
-    with process("-m", sides, "bundle", str(base)) as made:
+    with process("-m", SIDES, "bundle", str(base)) as made:
         first_line(made)
         made.wait()
+    arguments = ("-m", "serving", "serve", "--model_base_path", str(base), "--port", "0")
+    with process(*arguments) as server, ThreadPoolExecutor(CALLERS) as pool:
+        port = int(first_line(server).partition("localhost:")[2].split()[0])
+        ours = grpc_caller(port, photos)
+        if options.rounds:
+            compare(options, photos, base, server.pid, ours, pool)
+        if options.seconds:
+            throughput(ours, options.photos // 4, pool)
+            capacity = throughput(ours, options.photos, pool)
+            print(f"overload, at twice {capacity:.0f}/s:", flush=True)
+            overload(port, server.pid, photos, 2 * capacity, options.seconds, options.deadline)
+
+
+def compare(
+    options: argparse.Namespace,
+    photos: list[bytes],
+    base: Path,
+    pid: int,
+    ours: Callable[[int], None],
+    pool: ThreadPoolExecutor,
+) -> None:
+    """The sides take turns."""
     fastapi_port = str(free_port())
     with (
-        process("-m", sides, "direct", str(base)) as direct,
-        process("-m", "serving", "serve", "--model_base_path", str(base), "--port", "0") as server,
-        process("-m", sides, "fastapi", str(base), fastapi_port) as fastapi,
-        ThreadPoolExecutor(CALLERS) as pool,
+        process("-m", SIDES, "direct", str(base)) as direct,
+        process("-m", SIDES, "fastapi", str(base), fastapi_port) as fastapi,
     ):
         first_line(direct)
-        port = int(first_line(server).partition("localhost:")[2].split()[0])
         first_line(fastapi)
-        ours, theirs = grpc_caller(port, photos), http_caller(int(fastapi_port), photos)
+        theirs = http_caller(int(fastapi_port), photos)
         time.sleep(1)
         rates: dict[str, list[float]] = {"direct": [], "server": [], "FastAPI": []}
         latencies: dict[str, list[float]] = {"direct": [], "server": []}
-        for turn in itertools.count():
-            found = {
-                "direct": told(direct, f"many {options.photos}"),
-                "server": throughput(ours, options.photos, pool),
-            }
-            if not options.no_fastapi:
-                found["FastAPI"] = throughput(theirs, options.photos, pool)
+        runs: dict[str, tuple[int, Callable[[], float]]] = {
+            "direct": (direct.pid, lambda: told(direct, f"many {options.photos}")),
+            "server": (pid, lambda: throughput(ours, options.photos, pool)),
+            "FastAPI": (fastapi.pid, lambda: throughput(theirs, options.photos, pool)),
+        }
+        costs: dict[str, list[float]] = {name: [] for name in runs}
+        for turn in range(options.rounds + 1):
+            found, spent = {}, {}
+            for name, (side, run) in runs.items():
+                before = cpu_seconds(side)
+                found[name] = run()
+                spent[name] = (cpu_seconds(side) - before) / options.photos
             single = {"direct": told(direct, "one 64"), "server": median_seconds(ours, 64)}
             print(
                 f"round {turn}: "
-                + ", ".join(f"{name} {rate:.0f} photos/s" for name, rate in found.items())
+                + ", ".join(
+                    f"{name} {rate:.0f} photos/s at {spent[name] * 1000:.1f} ms of CPU"
+                    for name, rate in found.items()
+                )
                 + "; one caller "
                 + ", ".join(f"{name} {seconds * 1000:.1f} ms" for name, seconds in single.items()),
                 flush=True,
@@ -240,28 +271,26 @@ def measure(options: argparse.Namespace, photos: list[bytes], base: Path) -> Non
             if turn:  # the first warms up
                 for name, rate in found.items():
                     rates[name].append(rate)
+                    costs[name].append(spent[name])
                 for name, seconds in single.items():
                     latencies[name].append(seconds)
-            if turn == options.rounds:
-                break
-        show(rates, latencies)
-        if options.seconds:
-            fastapi.terminate()
-            direct.terminate()
-            capacity = throughput(ours, options.photos, pool)
-            print(f"overload, at twice {capacity:.0f}/s:", flush=True)
-            overload(port, server.pid, photos, 2 * capacity, options.seconds, options.deadline)
+    show(rates, costs, latencies)
 
 
-def show(rates: dict[str, list[float]], latencies: dict[str, list[float]]) -> None:
-    """Medians, and medians of the ratios of each round."""
+def show(
+    rates: dict[str, list[float]], costs: dict[str, list[float]], latencies: dict[str, list[float]]
+) -> None:
+    """Medians, and medians of the ratios of each round.
+
+    On a machine that others use, CPU seconds say more than seconds.
+    """
     for name, found in rates.items():
-        if found:
-            ratio = statistics.median(a / b for a, b in zip(rates["server"], found, strict=True))
-            print(
-                f"{name:8} {statistics.median(found):7.1f} photos/s ({min(found):.0f} to {max(found):.0f}), "
-                f"server over it {ratio:.2f}"
-            )
+        ratio = statistics.median(a / b for a, b in zip(rates["server"], found, strict=True))
+        print(
+            f"{name:8} {statistics.median(found):7.1f} photos/s ({min(found):.0f} to {max(found):.0f}), "
+            f"server over it {ratio:.2f}; per CPU second "
+            f"{statistics.median(b / a for a, b in zip(costs['server'], costs[name], strict=True)):.2f}"
+        )
     more = statistics.median(a - b for a, b in zip(latencies["server"], latencies["direct"], strict=True))
     for name, found in latencies.items():
         print(f"{name:8} {statistics.median(found) * 1000:7.1f} ms for a single caller's photo")
