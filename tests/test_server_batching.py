@@ -253,11 +253,9 @@ def test_who_would_come_too_late_is_refused_at_once(callers: Any) -> None:
     one.model.gate.clear()
     one.block()
     one.ask(1)
-    start = time.monotonic()
     code, text = refused(one.ask(2, seconds=0.1))
-    assert code == "UNAVAILABLE"
+    assert code == "UNAVAILABLE"  # and not RESOURCE_EXHAUSTED, as after a wait
     assert text.startswith("The batch scheduling queue to which this task was submitted is full")
-    assert time.monotonic() - start < 0.1
     patient = one.ask(3, seconds=LIMIT)
     one.model.gate.set()
     assert y(patient) == [6]
@@ -419,6 +417,7 @@ def test_unequal_shapes_are_padded_where_the_file_says_so_and_run_apart_where_it
 # --- Any traffic -----------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 30), min_size=1, max_size=20),
     rows=st.integers(1, 9),
@@ -449,6 +448,7 @@ def test_no_row_is_lost_or_doubled_whatever_is_merged_and_cut(
     assert seen == [(number, row) for number, size in enumerate(sizes) for row in range(size)]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 20), st.integers(0, 25))
 def test_a_cut_keeps_all_rows_in_order(rows: int, at: int) -> None:
     piece = Piece(Request("s", {}, (), rows, None, 0.0), 0, rows)
