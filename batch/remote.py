@@ -41,7 +41,7 @@ ROWS = 32
 
 PROBES = 64
 _ACTIVE = 8
-_TOLERANCE = 5e-3
+_TOLERANCE = 2e-3
 """Between probabilities of one head on processors of two kinds; a GPU multiplies with 11 bits."""
 
 
