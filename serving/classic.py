@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from serving import contract
 from serving.contract import Status
 from serving.errors import BundleError
+from serving.tensorflow_import import import_tensorflow
 
 PARITY_TOLERANCE = 2e-3
 """Largest difference of a probability between two paths to it.
@@ -31,7 +32,7 @@ class ClassicSession:
     """
 
     def __init__(self, directory: Path) -> None:
-        import tensorflow as tf
+        tf = import_tensorflow()
 
         self._session = tf.compat.v1.Session(graph=tf.Graph())
         try:
@@ -110,7 +111,7 @@ def check_answers(
 
 def sample_jpeg() -> bytes:
     """A small generated photo, for warm-up and checks."""
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     ramp = tf.range(256, dtype=tf.int32)
     pixels = tf.stack([ramp[None, :] + 0 * ramp[:, None], ramp[:, None] + 0 * ramp[None, :]], axis=-1)

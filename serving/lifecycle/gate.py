@@ -172,7 +172,13 @@ def _against(
         timed = [photo.content for photo in spread(photos, LATENCY_PHOTOS)] or [classic.sample_jpeg()]
         mine, theirs = (1e3 * seconds for seconds in paths.seconds_a_photo((model, other), timed))
         checks.found.append(limits.ratio("latency", mine, theirs, allowed.latency, "ms a photo"))
-        judged, left_out = _unseen(new, old, photos)
+        judged, left_out, unknown = _unseen(new, old, photos)
+        if not judged and not left_out:
+            return
+        why = "trained on by one of the two"
+        if unknown:
+            why += f"; it is not known which photos {', '.join(unknown)} was trained on: some may flatter it"
+        checks.found.append(Check("photos left out", None, left_out, None, why))
         if not judged:
             return
         images = [photo.content for photo in judged]
@@ -186,19 +192,25 @@ def _against(
         checks.found += limits.on_photos(
             (rows[both], new.manifest.labels), (live_rows[both], old.manifest.labels), truth, allowed
         )
-        checks.found.append(Check("photos left out", None, left_out, None, "trained on by one of the two"))
 
 
-def _unseen(new: Bundle, old: Bundle, photos: Sequence[Photo]) -> tuple[list[Photo], int]:
-    """The photos of labels that both know and that neither was trained on, and how many others of them."""
+def _unseen(new: Bundle, old: Bundle, photos: Sequence[Photo]) -> tuple[list[Photo], int, list[str]]:
+    """The photos of labels that both know and that neither was trained on.
+
+    Also how many of those labels are left out, and the bundles whose photos are not known.
+    """
     shared = set(new.manifest.labels) & set(old.manifest.labels)
     labelled = [photo for photo in photos if photo.label in shared]
     if not labelled:
-        return [], 0
+        return [], 0, []
     marks = trained_on.marks(photo.sha256 for photo in labelled)
     seen = np.zeros(len(labelled), bool)
+    unknown: list[str] = []
     for one in (new, old):
         known = trained_on.read(one.path)
-        if known is not None:
+        if known is None:
+            unknown.append(str(one.path))
+        else:
             seen |= np.isin(marks, known)
-    return [photo for photo, out in zip(labelled, seen, strict=True) if not out], int(seen.sum())
+    unseen = [photo for photo, out in zip(labelled, seen, strict=True) if not out]
+    return unseen, int(seen.sum()), unknown
