@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -48,6 +48,7 @@ numbers = st.sampled_from(list(DTYPES)).flatmap(
 
 
 @given(numbers)
+@example(np.array(np.finfo(np.float32).max))
 def test_numbers_come_back_as_they_went(array: Any) -> None:
     dtype = DTYPES[array.dtype.type]
     text = json_tensors.columns({"x": tensors.encode(array)})

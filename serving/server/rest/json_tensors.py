@@ -157,7 +157,8 @@ def check_decimal(value: float, single: bool) -> None:
     """
     limits, bits = (np.finfo(np.float32), 24) if single else (np.finfo(np.float64), 53)
     if isinstance(value, float):
-        fits = not math.isfinite(value) or abs(value) <= float(limits.max)
+        with np.errstate(over="ignore"):  # the largest float itself is written a little above it
+            fits = not math.isfinite(value) or bool(np.isfinite(limits.dtype.type(value)))
     elif -(2**63) <= value < 2**64:
         fits = abs(value) < 2**bits
     else:  # what no integer holds is a float to a JSON parser
