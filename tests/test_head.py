@@ -315,7 +315,7 @@ def sample_features(trained: Trained) -> tuple[head.Floats, head.Ints, int]:
     folder = dataset.scan(Path(trained.settings.image_dir))
     found = gather(folder, store)
     targets = np.array([example.label for example in found.examples], np.int64)
-    return found.embeddings, targets, len(folder.labels)
+    return found.embeddings.astype(np.float32), targets, len(folder.labels)
 
 
 def test_views_count_as_their_photos_and_held_out_ones_are_not_seen() -> None:

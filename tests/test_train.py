@@ -237,13 +237,13 @@ def test_the_outcome_is_told_with_n_and_interval(trained: Trained) -> None:
 def test_a_second_training_runs_no_backbone_and_gives_the_same_head(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from batch import pipeline
+    from batch import engine
     from serving import runtime
 
     def forbidden(*arguments: object, **options: object) -> None:
         raise AssertionError("the backbone was run again")
 
-    monkeypatch.setattr(pipeline, "_run", forbidden)
+    monkeypatch.setattr(engine, "run", forbidden)
     monkeypatch.setattr(runtime, "load", forbidden)
     seen: list[Progress] = []
     again = train(replace(trained.settings, saved_model_dir=tmp_path / "again"), progress=seen.append)

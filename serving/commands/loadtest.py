@@ -46,7 +46,13 @@ MAX_BYTES = 512 << 20
     show_default=True,
     help="How long requests come, at each rate.",
 )
-@click.option("--photos_per_request", type=click.IntRange(1, 32), default=1, show_default=True)
+@click.option(
+    "--photos_per_request",
+    type=click.IntRange(1, 32),
+    default=1,
+    show_default=True,
+    help="Photos that each request carries.",
+)
 @click.option(
     "--max_under_way",
     type=click.IntRange(min=1),

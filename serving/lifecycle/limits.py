@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from serving.bundle import Manifest
 from serving.lifecycle.verdict import Check
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ def on_photos(
         truth: N labels that both know.
         limits: what is allowed.
     """
+    import numpy as np
+
     right, was_right = (
         np.array([labels[column] for column in rows.argmax(axis=1)], object) == np.array(truth, object)
         for rows, labels in (new, live)
@@ -124,6 +127,8 @@ def _share(right: NDArray[Any]) -> dict[str, float]:
 
 
 def _log_loss(rows: NDArray[np.float32], labels: Sequence[str], truth: Sequence[str]) -> float:
+    import numpy as np
+
     columns = [list(labels).index(label) for label in truth]
     chosen = rows[np.arange(len(truth)), columns].astype(np.float64)
     return float(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)).mean())
