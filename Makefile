@@ -15,7 +15,7 @@ demo: $(VENV)/demo.stamp ## Train, export, score, serve and predict on real phot
 	$(BIN)/hubhead demo
 
 JOBS ?= 2
-test: $(VENV)/dev.stamp ## All tests, JOBS=2 files of them at once (a process takes up to 4 GB)
+test: $(VENV)/dev.stamp ## All tests, JOBS=2 files of them at once (each takes up to 7 GB)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/dev.stamp ## Style, types and layers
