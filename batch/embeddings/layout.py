@@ -201,3 +201,10 @@ def vectors(content: pa.Table, dimension: int) -> NDArray[np.float16]:
     """The embeddings of a table as float16 [N,D]."""
     flat: Any = content[VECTOR].combine_chunks()
     return flat.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension)
+
+
+def torn_errors() -> tuple[type[Exception], ...]:
+    """What reading raises of a file that is torn or of another layout."""
+    import pyarrow as pa
+
+    return OSError, KeyError, pa.ArrowException

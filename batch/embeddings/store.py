@@ -212,8 +212,8 @@ class EmbeddingStore:
         except FileNotFoundError:  # merged since it was listed: the next look finds where it went
             self._seen.discard(name)
             return None
-        except Exception as error:
-            self._check(name, error)
+        except layout.torn_errors() as error:
+            self._leave_out(name, error)
             return None
 
     def _read(self, name: str, columns: Sequence[str], rows: NDArray[np.int64]) -> Iterator[pa.Table]:
@@ -234,15 +234,11 @@ class EmbeddingStore:
                     yield content if len(at) == len(content) else content.take(at)
         except FileNotFoundError:
             return
-        except Exception as error:
-            self._check(name, error)
+        except layout.torn_errors() as error:
+            self._leave_out(name, error)
 
-    def _check(self, name: str, error: Exception) -> None:
-        """Say that a file is torn or of another layout; raise what is no such error."""
-        import pyarrow as pa
-
-        if not isinstance(error, (OSError, KeyError, pa.ArrowException)):
-            raise error
+    def _leave_out(self, name: str, error: Exception) -> None:
+        """Say that a file is torn or of another layout."""
         _log.warning(
             "%s in the embedding store %s is unreadable and left out; its photos are embedded again (%s)",
             name,

@@ -118,8 +118,7 @@ def look(root: str, fingerprint: str) -> Holdings:
                 layout.check_types(found, layout.schema(dimension), layout.COLUMNS)
                 dimensions.setdefault(dimension, []).append(name)
                 rows[name] = count
-        except Exception as error:
-            _check(error)
+        except layout.torn_errors():
             holdings.torn.append(name)
     for names in dimensions.values():
         holdings.files += len(names)
@@ -142,8 +141,7 @@ def check(root: str, fingerprint: str) -> Holdings:
         try:
             for content in _blocks(directory, name):
                 parts.append(layout.fixed(content[SHA]))
-        except Exception as error:
-            _check(error)
+        except layout.torn_errors():
             holdings.torn.append(name)
             continue
         shas = np.concatenate([np.empty(0, f"S{SHA_BYTES}"), *parts])
@@ -371,8 +369,7 @@ def _whole(directory: str, name: str, columns: list[str] | None = None) -> Any:
     try:
         with layout.opened(uri) as parquet:
             return parquet.read(columns)
-    except Exception as error:
-        _check(error)
+    except layout.torn_errors() as error:
         raise OutputError(
             f"{uri} is torn: {error}.", remedy="Remove it with: hubhead embeddings check --repair"
         ) from error
@@ -382,14 +379,6 @@ def _blocks(directory: str, name: str) -> Iterator[Any]:
     with layout.opened(files.join(directory, name)) as parquet:
         for number in range(parquet.num_row_groups):
             yield parquet.read_row_group(number)
-
-
-def _check(error: Exception) -> None:
-    """Raise what does not tell of a torn file."""
-    import pyarrow as pa
-
-    if not isinstance(error, (OSError, KeyError, pa.ArrowException)):
-        raise error
 
 
 def _is_there(uri: str) -> bool:

@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import protos
 from serving.server.manager import Manager
+from serving.server.refusal import Refusal
 
 SERVICES = ("", "ModelService", "PredictionService", protos.MODEL_SERVICE, protos.PREDICTION_SERVICE)
 """TensorFlow Serving's, without their package, and the names that gRPC's own clients use."""
@@ -63,7 +64,7 @@ class Health:
         try:
             with self._manager.use(protos.ModelSpec(name=name)) as servable:
                 pulse = servable.pulse
-        except Exception:
+        except Refusal:  # no version of it serves
             return False
         if pulse.quiet_seconds() > self._quiet:
             thread = threading.Thread(target=self._ask, args=(name,), name="hubhead-pulse", daemon=True)
