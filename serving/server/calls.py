@@ -153,7 +153,7 @@ class Calls:
         except Refusal as refusal:
             status = refusal.code
             raise
-        except Exception as error:
+        except Exception as error:  # a fault of ours is this caller's INTERNAL, and in the log
             status = grpc.StatusCode.INTERNAL
             _log.exception("%s of model %s failed", api, model or "?")
             raise Refusal(status, f"{type(error).__name__}: {error}") from error

@@ -57,14 +57,14 @@ def make(path: Path, count: int) -> None:
     np.save(path.with_suffix(".labels.npy"), embeddings(count, 1, rows))
 
 
-def fit(path: str, count: int, kind: str, streamed: bool) -> None:
+def fit(path: str, count: int, kind: Any, streamed: bool) -> None:
     """Print, as JSON, what a fit takes; in a process of its own."""
     from trainer import head
 
     targets = np.load(Path(path).with_suffix(".labels.npy"))[:count]
     mapped = np.load(path, mmap_mode="r")[:count]
     rows: Any = mapped if streamed else mapped.astype(np.float32)
-    settings = head.HeadSettings(kind=kind, memory=0 if streamed else head.HeadSettings().memory)  # type: ignore[arg-type]
+    settings = head.HeadSettings(kind=kind, memory=0 if streamed else head.HeadSettings().memory)
     with _Peak() as peak:
         start, spent = time.perf_counter(), time.process_time()
         fitted, selection = head.fit(rows, targets, LABELS, settings=settings)

@@ -145,7 +145,7 @@ class _Api:
             raise late() from error
         except (Refusal, TooLargeError):
             raise
-        except Exception as error:
+        except Exception as error:  # a fault of ours is this caller's INTERNAL, and in the log
             _log.exception("a REST request failed")
             raise Refusal(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}") from error
         finally:
