@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from hubhead import hubhead
 from serving import bundle, contract
 from serving.bundle import Manifest
+from serving.commands.validate import _live
 from serving.errors import BundleError, InputError, NotBlessed
 from serving.lifecycle import evaluation, limits, verdict
 from serving.lifecycle.limits import Limits
@@ -225,3 +226,13 @@ def test_a_bundle_is_not_held_against_itself(tmp_path: Path) -> None:
     replace(manifest(), labels=[]).write(directory)
     with pytest.raises(InputError, match="headless"):
         gate.validate(directory)
+
+
+def test_a_directory_that_has_no_version_yet_is_no_live_version(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _live(tmp_path) is None
+    assert "no version yet" in capsys.readouterr().err
+    (tmp_path / "1").mkdir()
+    assert _live(tmp_path) == tmp_path
+    assert _live(tmp_path / "mistyped") == tmp_path / "mistyped"  # which cannot be read, an error

@@ -64,7 +64,8 @@ def _limit_flags(command: Any) -> Any:
 @click.option(
     "--live",
     metavar="DIR",
-    help="The version that it would replace; without it the candidate is judged by itself.",
+    help="The version that it would replace, or the directory above the versions for its newest. Without "
+    "it, and where that directory has no version yet, the candidate is judged by itself.",
 )
 @click.option(
     "--photos",
@@ -111,7 +112,7 @@ def validate(
     path = local(candidate)
     found = gate.validate(
         path,
-        live=local(live) if live else None,
+        live=_live(local(live)) if live else None,
         photos=_photos(path, photos, manifest),
         allowed=Limits(**limits),
         force=force,
@@ -128,6 +129,16 @@ def validate(
         from serving.lifecycle.verdict import told
 
         raise NotBlessed(f"{candidate} is not blessed: {told(found.failed)}.")
+
+
+def _live(path: Path) -> Path | None:
+    """None where it is the directory above the versions, and the first of them is still to come."""
+    from serving import bundle, contract
+
+    if path.is_dir() and not (path / contract.SAVED_MODEL_FILE).exists() and not bundle.versions(path):
+        click.echo(f"{path} has no version yet: the candidate is judged by itself.", err=True)
+        return None
+    return path
 
 
 def _photos(candidate: Path, directory: Path | None, manifest: Path | None) -> list[Photo]:
