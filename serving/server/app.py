@@ -225,7 +225,12 @@ def _load(settings: ServerSettings, loader: Loader, metrics: Metrics) -> Load:
     """How a version is loaded and warmed."""
 
     def load(name: str, version: int, directory: Path) -> Servable:
-        loaded = servable.load(name, version, directory, loader, settings, metrics)
+        try:
+            loaded = servable.load(name, version, directory, loader, settings, metrics)
+        except Exception:  # whatever a model makes TensorFlow raise
+            metrics.load(str(directory), loaded=False)
+            raise
+        metrics.load(str(directory), loaded=True)
         if settings.enable_model_warmup:
             start, status = time.perf_counter(), "OK"
             try:

@@ -1,7 +1,8 @@
 """The server's figures for Prometheus, under the names of TensorFlow Serving.
 
 Its "/" are ":" (util/prometheus_exporter.cc), its times microseconds, and the counters have no
-`_total` behind them, so that dashboards and alerts written for it show this server too.
+`_total` behind them, so that dashboards and alerts written for it show this server too. Where its
+batching session's figures are by thread pool, these are by model.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _TIMES = tuple(10 * 1.8**power for power in range(33))
 _ROWS = tuple(2.0**power for power in range(15))
 
 _PREFIX = ":tensorflow:serving:"
+_LOADER = ":tensorflow:cc:saved_model:"
 
 
 class Metrics:
@@ -66,6 +68,12 @@ class Metrics:
             _PREFIX + "batching_session:wrapped_run_count", "Batches that ran.", ("model_name",)
         )
         self._registry.register(self._batches)
+        self._loads = _Counts(
+            _LOADER + "load_attempt_count",
+            "Versions that were loaded, or were not.",
+            ("model_path", "status"),
+        )
+        self._registry.register(self._loads)
 
     def request(self, model: str, api: str, entrypoint: str, status: str, seconds: float) -> None:
         """A request was answered.
@@ -83,6 +91,10 @@ class Metrics:
     def runtime(self, model: str, api: str, seconds: float) -> None:
         """The model ran for a request, its wait in the queue included."""
         self._runtime.labels(model, api, "TF2").observe(seconds * 1e6)
+
+    def load(self, path: str, *, loaded: bool) -> None:
+        """A version's directory was loaded, or does not load (cc/saved_model/loader.cc of TensorFlow)."""
+        self._loads.add(path, "success" if loaded else "fail")
 
     def warmup(self, path: str, status: str, seconds: float) -> None:
         """A version was warmed, or was not."""

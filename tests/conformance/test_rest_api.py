@@ -244,3 +244,7 @@ def test_metrics_are_there_where_they_are_asked_for(plain: World, toy_base: Path
         assert f"{prefix}{name}_bucket{{" in text
     assert f"{prefix}batching_session:wrapped_run_count{{" in text
     assert f"{prefix}model_warmup_latency_count{{" in text
+    loads = (
+        f':tensorflow:cc:saved_model:load_attempt_count{{model_path="{toy_base / "3"}",status="success"}} 1.0'
+    )
+    assert loads in text
