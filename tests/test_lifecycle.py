@@ -25,7 +25,7 @@ from serving.lifecycle.promote import promote
 from serving.lifecycle.rollback import rollback
 from serving.lifecycle.verdict import Check, Verdict
 from serving.server import RunningServer, ServerSettings, start
-from tests.doubler import LIMIT, Doublers, write_doubler
+from tests.doubler import LIMIT, Doublers, eventually, write_doubler
 
 CONFIG = """# Kept by hand.
 model_config_list {
@@ -321,6 +321,37 @@ def test_without_a_server_nothing_is_published_under_the_newest_policy(place: Pl
     with Client(place.client.target if place.client else "", model="double", label="canary") as canary:
         canary.wait_until_ready(LIMIT)  # the server moves the label itself, once it has loaded
         assert canary.metadata().version == 2
+
+
+def test_a_label_given_while_a_server_loads_its_first_version_is_taken_over(
+    base: Path, config: Path, models: Path
+) -> None:
+    base.mkdir()
+    loads, loader = threading.Event(), Doublers()
+
+    def load(path: Path) -> Any:
+        assert path.parent != base or loads.wait(LIMIT)
+        return loader(path)
+
+    settings = ServerSettings(
+        port=0,
+        file_system_poll_wait_seconds=0.05,
+        model_config_file=config,
+        model_config_file_poll_wait_seconds=0.05,
+    )
+    started: list[RunningServer] = []
+    starting = threading.Thread(target=lambda: started.append(start(settings, loader=load)))
+    starting.start()
+    eventually(lambda: loader.attempts == 1)  # that of the other model: it has read the configuration
+    promote(Place(base, "double", config), source=models / "1")
+    loads.set()
+    starting.join(LIMIT)
+    with (
+        started[0] as server,
+        Client(f"localhost:{server.port}", model="double", label="stable", timeout=LIMIT) as client,
+    ):
+        client.wait_until_ready(LIMIT)
+        assert client.metadata().version == 1
 
 
 def test_old_versions_go_but_none_that_is_needed(place: Place, models: Path, tmp_path: Path) -> None:

@@ -43,9 +43,12 @@ class RunningServer:
         metrics: what is counted.
     """
 
-    def __init__(self, settings: ServerSettings, manager: Manager, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: ServerSettings, manager: Manager, metrics: Metrics, configuration: str | None
+    ) -> None:
+        """With the text of the model_config_file that is taken over."""
         self.manager, self.metrics = manager, metrics
-        self._settings = settings
+        self._settings, self._configuration = settings, configuration
         self._stopping = threading.Event()
         self._health = Health(manager)
         self._grpc = GrpcPort(settings, manager, metrics, self._health)
@@ -102,8 +105,7 @@ class RunningServer:
         self.stop()
 
     def _poll(self) -> None:
-        settings, read_at = self._settings, time.monotonic()
-        text = _text(settings.model_config_file)
+        settings, read_at, text = self._settings, time.monotonic(), self._configuration
         while not self._stopping.wait(settings.file_system_poll_wait_seconds):
             self.manager.poll()
             every = settings.model_config_file_poll_wait_seconds
@@ -152,6 +154,8 @@ def start(
         _load(settings, loader, metrics),
         labels_of_unavailable=settings.allow_version_labels_for_unavailable_models,
     )
+    # Before it is used: it may change while a first version is waited for.
+    configuration = _text(settings.model_config_file)
     models = _models(settings)
     for model in models:
         _check_base(model)
@@ -161,7 +165,7 @@ def start(
         if stopped():
             raise StoppedError from refusal
         raise _as_error(refusal) from refusal
-    return RunningServer(settings, manager, metrics)
+    return RunningServer(settings, manager, metrics, configuration)
 
 
 class StoppedError(Exception):
