@@ -87,6 +87,13 @@ def allowance(_context: click.Context, _option: click.Parameter, text: str | Non
     " Given several times, all of one backbone, each photo has a row for each.",
 )
 @click.option(
+    "--model_config_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The servers' model.config: of a --model that is the directory above its versions the one with"
+    " --label there (stable) is taken, in place of the newest, which may be a canary.",
+)
+@click.option(
     "--output",
     required=True,
     help="Directory of the result: scores/*.parquet, and run.json as soon as all rows are there."
@@ -157,6 +164,7 @@ def allowance(_context: click.Context, _option: click.Parameter, text: str | Non
 def score(
     ctx: click.Context,
     /,
+    model_config_file: Path | None,
     max_rejected: Allowance | None,
     as_json: bool,
     **settings: Any,
@@ -184,6 +192,13 @@ def score(
     server = Server.taken_from(settings)
     if server.server is None:
         refuse_without_server(ctx)
+    if model_config_file:
+        from serving.client.canary import STABLE
+        from serving.lifecycle.labels import labelled
+
+        settings["model"] = tuple(
+            labelled(model, model_config_file, server.label or STABLE) for model in settings["model"]
+        )
     from batch import pipeline
     from batch.progress import progress_bar
 

@@ -40,13 +40,13 @@ class Cluster:
         manifests: what was applied.
         top: where the volumes are.
         environment: for every container, beside its own.
-        took: seconds of each container that ran to its end, by pod and name.
+        took: each container that ran to its end, and its seconds.
     """
 
     manifests: list[Manifest]
     top: Path
     environment: Mapping[str, str]
-    took: dict[str, float] = field(default_factory=dict)
+    took: list[tuple[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.ports = {8500: free_port(), 8501: free_port()}
@@ -103,7 +103,7 @@ class Cluster:
         own = {one["name"]: self.local(pod, one["value"], container) for one in container.get("env", [])}
         return processes.environment({"HOSTNAME": "pod-1", **own, **self.environment})
 
-    def run(self, pod: Manifest, container: Manifest, what: str, seconds: float = 240.0) -> str:
+    def run(self, pod: Manifest, container: Manifest, what: str, seconds: float = 600.0) -> str:
         """Run a container to its end, which has to be a good one. What it said."""
         start = time.monotonic()
         done = subprocess.run(
@@ -114,7 +114,7 @@ class Cluster:
             timeout=seconds,
             check=False,
         )
-        self.took[f"{what}: {container['name']}"] = time.monotonic() - start
+        self.took.append((f"{what}: {container['name']}", time.monotonic() - start))
         assert done.returncode == 0, f"{what}: {container['name']}: {done.stdout}\n{done.stderr}"
         return done.stdout
 

@@ -20,6 +20,7 @@ from serving.client import Client
 from serving.errors import BundleError, DeadlineExceeded, InputError, NotBlessed, OutputBusy, ServerError
 from serving.lifecycle import audit, inventory, model_config, verdict
 from serving.lifecycle.audit import Action, Event
+from serving.lifecycle.labels import labelled
 from serving.lifecycle.place import Place, changing, local
 from serving.lifecycle.promote import promote
 from serving.lifecycle.rollback import rollback
@@ -385,6 +386,31 @@ def test_the_inventory_says_what_serves(place: Place, models: Path, tmp_path: Pa
     assert (first.labels, first.live, first.verdict) == (("stable",), False, "blessed")
     assert first.accuracy == {"value": 0.51, "n": 50, "low": 0.4, "high": 0.7}
     assert first.size == sum(path.stat().st_size for path in first.path.rglob("*") if path.is_file())
+
+
+def test_a_job_takes_the_version_that_callers_get_and_not_the_canary(
+    place: Place, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(place, version=1)
+    promote(place, source=models / "2", label="canary")
+    seen: list[Any] = []
+
+    def score(settings: Any, _report: Any) -> Any:
+        seen.append(settings.model)
+        raise InputError("enough")
+
+    monkeypatch.setattr("batch.pipeline.score", score)
+    command = ["score", "--photos", "p", "--output", "o", "--model"]
+    for more in (
+        [str(place.base), "--model_config_file", str(place.config)],
+        [str(place.base / "2"), "--model_config_file", str(place.config)],
+        [str(place.base)],
+    ):
+        assert isinstance(CliRunner().invoke(hubhead, [*command, *more]).exception, InputError)
+    assert seen == [(place.base / "1",), (place.base / "2",), (place.base,)]
+    assert place.config
+    with pytest.raises(InputError, match="No version of double is next"):
+        labelled(place.base, place.config, "next")
 
 
 # --- Files -------------------------------------------------------------------------------------------
