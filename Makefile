@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint bench bench-planning bench-job bench-decoding bench-head fuzz old-tensorflow lock check-resolve clean help bench-training bench-server
+.PHONY: demo test k8s-check lint bench bench-planning bench-job bench-decoding bench-head fuzz old-tensorflow lock check-resolve clean help bench-training bench-server
 
 help: ## What there is to make
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
 
 demo: $(VENV)/demo.stamp ## Train, export, score, serve and predict on real photos
 	$(BIN)/hubhead demo
@@ -17,6 +17,9 @@ demo: $(VENV)/demo.stamp ## Train, export, score, serve and predict on real phot
 JOBS ?= 2
 test: $(VENV)/dev.stamp ## All tests, JOBS=2 files of them at once (each takes up to 7 GB)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+k8s-check: $(VENV)/dev.stamp ## Build every overlay of k8s/ with kubectl and check it, without a cluster
+	HUBHEAD_REQUIRE_PROGRAMS=1 $(BIN)/python -m pytest tests/k8s
 
 lint: $(VENV)/dev.stamp ## Style, types and layers
 	$(BIN)/ruff check .

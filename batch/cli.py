@@ -15,6 +15,7 @@ from serving.contract import Status
 
 if TYPE_CHECKING:
     from batch.results import Summary
+    from batch.share import Share
 
 
 SERVER_TIMEOUT = 300.0
@@ -39,6 +40,16 @@ class Allowance:
 
     def __str__(self) -> str:
         return f"{self.limit:g}{'%' if self.percent else ''}"
+
+
+def share(_context: click.Context, _option: click.Parameter, text: str) -> Share:
+    """Read `2/8`."""
+    from batch.share import Share
+
+    try:
+        return Share.parse(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def allowance(_context: click.Context, _option: click.Parameter, text: str | None) -> Allowance | None:
@@ -130,6 +141,14 @@ def allowance(_context: click.Context, _option: click.Parameter, text: str | Non
     default=8192,
     type=click.IntRange(min=1),
     help="Photos a shard at most. A run that is cut off loses the open one; more machines need more.",
+)
+@click.option(
+    "--share",
+    default="0/1",
+    callback=share,
+    metavar="I/N",
+    help="Only this of N shares of the photos, by a hash of their address: 0/8 to 7/8 on eight machines, each"
+    " with an --output of its own and all with one --embedding_store.",
 )
 @click.option(
     "--max_rejected",

@@ -12,6 +12,7 @@ from batch.columns import Columns
 from batch.keys import without_known
 from batch.output import Output
 from batch.shards import Entry, Piece, Planned, PlanWriter
+from batch.share import EVERY, Share
 from batch.sources import Source
 from batch.stats import Progress, Stats
 from serving.errors import OutputError
@@ -45,6 +46,7 @@ class Job:
         models: name, version and digest of each model.
         only_new: keep all rows that are there, and add those of photos that no run has scored.
         overwrite: take the output over from another job.
+        share: of the photos; the others are not looked at.
         total: figures of the shards that are finished: of all of the input, or with `only_new` of
             those that this run id has made.
         of_id: of these, figures of the shards that this run id has made.
@@ -59,6 +61,7 @@ class Job:
     models: Sequence[Mapping[str, Any]]
     only_new: bool = False
     overwrite: bool = False
+    share: Share = EVERY
     total: Stats = field(default_factory=Stats)
     of_id: Stats = field(default_factory=Stats)
     skipped: int = 0
@@ -74,6 +77,7 @@ class Job:
             "photos": self.source.place,
             "models": list(self.models),
             "partition_by": self.output.partition_by,
+            **({"share": str(self.share)} if self.share.of > 1 else {}),
         }
 
     def check(self) -> None:
@@ -134,7 +138,8 @@ class Job:
             if progress:
                 progress(Progress(0, lines, 0, listing=True))
 
-        entries = shards.ordered(self.source.lines(), read)
+        mine = (line for line in self.source.lines() if self.share.has(line[0].uri))
+        entries = shards.ordered(mine, read)
         if not self.only_new:
             return entries
         known = [self.output.known(model["digest"], self.run_id) for model in self.models]

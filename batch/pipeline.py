@@ -35,6 +35,7 @@ from batch.output import Output
 from batch.photos import Photo
 from batch.results import Summary
 from batch.shards import Entry, PlanWriter
+from batch.share import EVERY, Share
 from batch.sources import Source
 from batch.stats import Meter, Progress, Stats
 from batch.task import Scores, Task
@@ -72,6 +73,7 @@ class ScoreSettings:
         uri_column: of the manifest; "" for the usual names.
         embedding_store: root of the embedding store; "" for the shared one.
         shard_size: photos a shard at most.
+        share: of the photos, where several runs divide them, each with an output of its own.
         run_id: of the run; "" for the date (UTC) on which it starts.
         only_new: add rows of photos that no run in this output has scored, and leave the others.
         partition_by: one of output.PARTITIONS, or "".
@@ -91,6 +93,7 @@ class ScoreSettings:
     uri_column: str = ""
     embedding_store: str = ""
     shard_size: int = shards.DEFAULT_SIZE
+    share: Share = EVERY
     run_id: str = ""
     only_new: bool = False
     partition_by: str = ""
@@ -134,7 +137,15 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
     models = [about_model(model) for model in bundles]
     place = Output(files.absolute(settings.output), settings.partition_by)
     source = Source(settings.photos, settings.manifest, settings.uri_column, _reserved(settings.partition_by))
-    job = Job(place, run_id, source, models, only_new=settings.only_new, overwrite=settings.overwrite)
+    job = Job(
+        place,
+        run_id,
+        source,
+        models,
+        only_new=settings.only_new,
+        overwrite=settings.overwrite,
+        share=settings.share,
+    )
     job.check()
     files.check_writable(settings.store_root)
     if settings.server:

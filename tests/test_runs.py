@@ -25,6 +25,7 @@ from batch.photos import Photo
 from batch.pipeline import ScoreSettings
 from batch.rescore import RescoreSettings
 from batch.shards import Entry, PlanWriter, ordered
+from batch.share import Share
 from batch.stats import Stats
 from batch.task import Scores, Task
 from serving import bundle
@@ -408,3 +409,31 @@ class TestStorageThatRefuses:
         with pytest.raises(PermissionError, match="number 7"):
             files.patiently(refuse, first=0.5, attempts=8)
         assert pauses == [0.5, 1, 2, 4, 8, 8, 8]
+
+
+@pytest.mark.beam
+@pytest.mark.tf
+def test_shares_have_each_photo_once_between_them(
+    tmp_path: Path, folder: Path, models: dict[str, Path]
+) -> None:
+    whole = pipeline.score(settings(tmp_path, models["one"]))
+    rows = [
+        pq.read_table(f"{pipeline.score(part).path}/scores").to_pylist()
+        for number in (0, 1)
+        for part in [
+            settings(tmp_path, models["one"], output=str(tmp_path / str(number)), share=Share(number, 2))
+        ]
+    ]
+    assert all(rows)
+    uris = [row["uri"] for part in rows for row in part]
+    assert sorted(uris) == sorted(str(path) for path in folder.iterdir())
+    assert whole.total.photos == len(uris)
+    with pytest.raises(OutputError, match="share"):
+        pipeline.score(settings(tmp_path, models["one"], output=str(tmp_path / "0"), share=Share(1, 2)))
+
+
+@pytest.mark.parametrize("text", ["8/8", "1", "0/0", "-1/2", "a/b"])
+def test_a_share_that_is_none_is_wrong_usage(text: str) -> None:
+    done = CliRunner().invoke(cli.score, ["--photos=x", "--model=m", "--output=o", f"--share={text}"])
+    assert done.exit_code == 2
+    assert "0/8 to 7/8" in done.output

@@ -423,7 +423,7 @@ def test_metrics_have_tensorflow_servings_names(base: Path) -> None:
 
 @pytest.mark.protocol("process.flags")
 def test_all_flags_of_tensorflow_model_server_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.test_k8s import SERVER_SETTINGS, SERVER_SWITCHES
+    from tests.k8s.checks_serving import SERVER_SETTINGS, SERVER_SWITCHES
 
     assert FLAGS.keys() == (SERVER_SETTINGS | SERVER_SWITCHES) - {"version"}
     seen: list[ServerSettings] = []

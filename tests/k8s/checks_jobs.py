@@ -1,0 +1,273 @@
+"""What holds for the jobs: their commands, ends, schedules and places; and for custom resources."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import click
+from croniter import croniter
+
+from tests.k8s.reading import (
+    Check,
+    Manifest,
+    arguments,
+    beam_arguments,
+    containers,
+    flags,
+    job_specs,
+    location,
+    of_kind,
+    pods,
+)
+
+_HOPELESS = {
+    ("hubhead-train", "train"): {2, 4},
+    ("hubhead-train", "validate"): {2, 4},
+    ("hubhead-promote", "promote"): {2, 4},
+    ("hubhead-canary", "promote"): {2, 4},
+    ("hubhead-rollback", "rollback"): {2},
+    ("hubhead-score", "score"): {2, 3},
+}
+"""Exit codes after which once more gives the same again."""
+
+
+@functools.cache
+def command_of(name: str) -> click.Command:
+    """A sub-command of hubhead.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    from hubhead import hubhead
+
+    return hubhead.commands[name]
+
+
+def refused(name: str, args: Sequence[str]) -> str:
+    """Why a sub-command's own parser refuses the arguments, or "".
+
+    Values are read too, but for paths, since they exist in the cluster alone.
+    """
+    try:
+        command = command_of(name)
+    except KeyError:
+        return f"hubhead has no command {name}"
+    context = click.Context(command)
+    try:
+        given, surplus, _ = command.make_parser(context).parse_args(list(args))
+        for parameter in command.params:
+            value = given.get(parameter.name or "")
+            paths = isinstance(parameter.type, click.Path | click.File)
+            if isinstance(value, str | tuple | list) and not paths:
+                parameter.process_value(context, value)
+    except click.UsageError as error:
+        return error.format_message()
+    missing = [p.opts[0] for p in command.params if p.required and not given.get(p.name or "")]
+    return f"surplus {surplus}, missing {missing}" if surplus or missing else ""
+
+
+def arguments_are_taken(manifests: list[Manifest]) -> list[str]:
+    findings = []
+    for owner, _, container in containers(manifests):
+        if container.get("command", [""])[0] != "hubhead":
+            continue
+        name, *more = container["command"][1:]
+        why = "arguments belong into args" if more else refused(name, arguments(container))
+        if why:
+            findings.append(f"{owner}: hubhead {name}: {why}")
+    return findings
+
+
+def jobs_end(manifests: list[Manifest]) -> list[str]:
+    """Jobs have an end, are cleaned up, and are not tried again where that cannot help."""
+    findings = []
+    for name, spec in job_specs(manifests).items():
+        pod = spec["template"]["spec"]
+        if pod["restartPolicy"] != "Never":
+            findings.append(f"{name}: podFailurePolicy demands restartPolicy Never")
+        for setting in ("activeDeadlineSeconds", "ttlSecondsAfterFinished"):
+            if spec.get(setting, 0) <= 0:
+                findings.append(f"{name}: no {setting}")
+        if not {"backoffLimit", "backoffLimitPerIndex"} & spec.keys():
+            findings.append(f"{name}: tried again for ever")
+        rules = spec["podFailurePolicy"]["rules"]
+        if {
+            "action": "Ignore",
+            "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+        } not in rules:
+            findings.append(f"{name}: a drained node counts as a failure")
+        failing = {
+            (name, rule["onExitCodes"].get("containerName")): set(rule["onExitCodes"]["values"])
+            for rule in rules
+            if rule["action"] in ("FailJob", "FailIndex") and rule["onExitCodes"]["operator"] == "In"
+        }
+        if failing != {at: codes for at, codes in _HOPELESS.items() if at[0] == name}:
+            findings.append(f"{name}: fails at once at {failing}")
+        every = [c["name"] for c in pod.get("initContainers", []) + pod["containers"]]
+        findings += [f"{name}: has no container {at}" for _, at in failing if at not in every]
+        if any(rule["action"] == "FailIndex" for rule in rules) and "backoffLimitPerIndex" not in spec:
+            findings.append(f"{name}: FailIndex needs backoffLimitPerIndex")
+    return findings
+
+
+def schedules_are_sound(manifests: list[Manifest]) -> list[str]:
+    """Only scoring runs by itself; all have a time zone and one run at a time."""
+    findings = []
+    for cron in of_kind(manifests, "CronJob"):
+        name, spec = cron["metadata"]["name"], cron["spec"]
+        if len(spec["schedule"].split()) != 5 or not croniter.is_valid(spec["schedule"]):
+            findings.append(f"{name}: {spec['schedule']!r} is no schedule")
+        if "timeZone" not in spec or spec["concurrencyPolicy"] != "Forbid":
+            findings.append(f"{name}: needs a time zone, and one run at a time")
+        if spec.get("startingDeadlineSeconds", 0) < 10:  # the controller looks every ten seconds
+            findings.append(f"{name}: would miss its start")
+        if spec.get("suspend", False) is (name == "hubhead-score"):
+            findings.append(f"{name}: runs by itself, or never does")
+    return findings
+
+
+def paths_agree(manifests: list[Manifest]) -> list[str]:
+    """What one command writes is what the next one reads; outputs are writable, one store for all."""
+    findings = []
+    places: dict[str, set[tuple[str, str]]] = {"candidate": set(), "store": set()}
+    roles = {"saved_model_dir": "candidate", "bundle": "candidate", "embedding_store": "store"}
+    for owner, pod, container in containers(manifests):
+        given = flags(arguments(container))
+        named = dict(given)
+        if container.get("command", [""])[-1] == "promote":
+            named["bundle"] = next((arg for arg in arguments(container) if not arg.startswith("--")), "")
+        for flag in roles.keys() & named.keys():
+            try:
+                volume, below, _ = location(pod, container, named[flag])
+            except LookupError:
+                findings.append(f"{owner}: --{flag}={named[flag]} lies on no volume")
+                continue
+            places[roles[flag]].add((str(volume.get("persistentVolumeClaim")), below))
+        for flag in {
+            "model_base_path",
+            "saved_model_dir",
+            "output",
+            "embedding_store",
+            "bundle",
+        } & given.keys():
+            if not location(pod, container, given[flag])[2]:
+                findings.append(f"{owner}: --{flag}={given[flag]} is mounted read-only")
+    return findings + [f"not one {what}: {where}" for what, where in places.items() if len(where) != 1]
+
+
+def steps_are_in_order(manifests: list[Manifest]) -> list[str]:
+    """Of a job's pod: first what changes something, then what looks at it."""
+    wanted = {
+        "hubhead-train": ["train", "validate"],
+        "hubhead-promote": ["promote", "predict"],
+        "hubhead-canary": ["promote", "compare"],
+        "hubhead-rollback": ["rollback"],
+        "hubhead-score": ["score"],
+    }
+    found = {
+        owner: [
+            c["command"][1]
+            for c in pod["spec"].get("initContainers", []) + pod["spec"]["containers"]
+            if c.get("command", [""])[0] == "hubhead"
+        ]
+        for owner, pod in pods(manifests).items()
+        if owner in wanted
+    }
+    findings = [] if found == wanted else [f"the jobs do {found}"]
+    labels = {
+        owner: flags(arguments(c)).get("label")
+        for owner, _, c in containers(manifests)
+        if c["name"] == "promote"
+    }
+    if labels != {"hubhead-promote": "stable", "hubhead-canary": "canary"}:
+        findings.append(f"promotions move {labels}")
+    return findings
+
+
+def shares_are_all(manifests: list[Manifest]) -> list[str]:
+    """An indexed job has a pod for each share, with an output of its own."""
+    findings = []
+    for name, spec in job_specs(manifests).items():
+        args = [arg for c in spec["template"]["spec"]["containers"] for arg in c.get("args", [])]
+        share = flags(args).get("share", "")
+        if spec.get("completionMode") != "Indexed":
+            if "$(" in " ".join(args):
+                findings.append(f"{name}: there is no index")
+            continue
+        if share != f"$(JOB_COMPLETION_INDEX)/{spec.get('completions')}":
+            findings.append(f"{name}: {spec.get('completions')} pods do the shares {share}")
+        if "$(JOB_COMPLETION_INDEX)" not in flags(args).get("output", ""):
+            findings.append(f"{name}: all shares go into one output")
+    return findings
+
+
+def flink_is_sound(manifests: list[Manifest]) -> list[str]:
+    """The cluster, the job server and the workers are of one version and see the same volumes."""
+    findings = []
+    for cluster in of_kind(manifests, "FlinkDeployment"):
+        spec, name = cluster["spec"], cluster["metadata"]["name"]
+        version = spec["flinkVersion"].removeprefix("v").replace("_", ".")
+        score = job_specs(manifests)["hubhead-score"]["template"]
+        job = score["spec"]["containers"][0]
+        options = flags(beam_arguments(job))
+        sidecar = next(c for c in score["spec"].get("initContainers", []) if c["name"] == "job-server")
+        images = {
+            spec["image"].rpartition(":")[2],
+            sidecar["image"].partition("beam_flink")[2].partition("_")[0],
+        }
+        if images != {version}:
+            findings.append(f"Flink {version}, and images of {images}")
+        if sidecar.get("restartPolicy") != "Always":
+            findings.append("the job waits for ever until the job server ends")
+        task = spec["taskManager"]["podTemplate"]["spec"]
+        pool = next(c for c in task["containers"] if c["name"] == "beam-worker-pool")
+        if pool["image"] != job["image"]:
+            findings.append(f"workers of {pool['image']}, a job of {job['image']}")
+        if options.get("runner") != "FlinkRunner" or options.get("environment_type") != "EXTERNAL":
+            findings.append(f"runs by {options}")
+        if options.get("environment_config") != f"localhost:{flags(pool['args']).get('service_port')}":
+            findings.append(f"asks for workers at {options.get('environment_config')}")
+        masters = {options.get("flink_master"), flags(sidecar["args"]).get("flink-master")}
+        if masters != {f"{name}-rest:8081"}:
+            findings.append(f"submits to {masters}")
+        slots = int(spec["flinkConfiguration"]["taskmanager.numberOfTaskSlots"])
+        if slots != 1:
+            findings.append(f"{slots} slots load {slots} models into one worker's memory")
+        seen = [
+            {m["mountPath"]: (volumes[m["name"]], m.get("readOnly", False)) for m in c["volumeMounts"]}
+            for c, volumes in (
+                (pool, {v["name"]: v for v in task["volumes"]}),
+                (job, {v["name"]: v for v in score["spec"]["volumes"]}),
+            )
+        ]
+        if seen[0] != seen[1]:
+            findings.append("workers see other volumes than the job")
+    return findings
+
+
+def monitors_find_the_port(manifests: list[Manifest]) -> list[str]:
+    findings = []
+    for monitor in of_kind(manifests, "ServiceMonitor"):
+        wanted = monitor["spec"]["selector"]["matchLabels"].items()
+        services = [m for m in of_kind(manifests, "Service") if wanted <= m["metadata"]["labels"].items()]
+        for endpoint in monitor["spec"]["endpoints"]:
+            ports = [p for m in services for p in m["spec"]["ports"] if p["name"] == endpoint["port"]]
+            if len(ports) != 1:
+                findings.append(f"{len(ports)} services have a port {endpoint['port']}")
+            config = next(m for m in of_kind(manifests, "ConfigMap") if "monitoring.config" in m["data"])
+            if f'"{endpoint["path"]}"' not in config["data"]["monitoring.config"]:
+                findings.append(f"there are no metrics at {endpoint['path']}")
+    return findings
+
+
+CHECKS: list[Check] = [
+    arguments_are_taken,
+    jobs_end,
+    schedules_are_sound,
+    paths_agree,
+    steps_are_in_order,
+    shares_are_all,
+    flink_is_sound,
+    monitors_find_the_port,
+]

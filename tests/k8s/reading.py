@@ -1,0 +1,164 @@
+"""What kustomize makes of k8s/, and how to find one's way in it."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+K8S = ROOT / "k8s"
+
+Manifest = dict[str, Any]
+Check = Callable[[list[Manifest]], list[str]]
+"""From the manifests of one overlay to what is wrong with them."""
+
+needs_builder = pytest.mark.needs("kubectl|kustomize")
+
+OVERLAYS = ("cpu", "flink", "gpu", "gpu-scarce", "local")
+
+COMPONENTS = {
+    "../monitoring": "cpu",
+    "autoscaling": "gpu",
+    "keda": "gpu",
+    "servicemonitor": "cpu",
+    "storage-gs": "gpu",
+    "storage-s3": "cpu",
+    "score-indexed": "cpu",
+}
+"""Each component, and an overlay that it is tried on."""
+
+VARIANTS = (*OVERLAYS, *COMPONENTS)
+"""Everything that is built and checked."""
+
+
+def kustomize(directory: Path) -> subprocess.CompletedProcess[str]:
+    """Build a directory."""
+    builder = ["kubectl", "kustomize"] if shutil.which("kubectl") else ["kustomize", "build"]
+    return subprocess.run(
+        [*builder, str(directory)], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@functools.cache
+def built(variant: str) -> str:
+    """The YAML of an overlay, or of an overlay with a component; the loader's pod is with each.
+
+    Raises:
+        AssertionError: it does not build, or not without a word.
+    """
+    if variant in OVERLAYS:
+        done = kustomize(K8S / "overlays" / variant)
+    else:
+        with tempfile.TemporaryDirectory() as top:  # kustomize wants relative paths
+            shutil.copytree(K8S, Path(top) / "k8s")
+            directory = Path(top) / "with"
+            directory.mkdir()
+            directory.joinpath("kustomization.yaml").write_text(
+                f"resources: [../k8s/overlays/{COMPONENTS[variant]}]\n"
+                f"components: [../k8s/components/{variant}]\n"
+            )
+            done = kustomize(directory)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return f"{done.stdout}\n---\n{(K8S / 'loader.yaml').read_text()}"
+
+
+def manifests_of(variant: str) -> list[Manifest]:
+    """A variant's manifests, to be changed at will."""
+    return list(yaml.load_all(built(variant), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+
+
+def find(manifests: list[Manifest], kind: str, name: str) -> Manifest:
+    return next(m for m in manifests if m["kind"] == kind and m["metadata"]["name"] == name)
+
+
+def of_kind(manifests: list[Manifest], *kinds: str) -> list[Manifest]:
+    return [m for m in manifests if m["kind"] in kinds]
+
+
+def names(manifests: list[Manifest], kind: str) -> set[str]:
+    return {m["metadata"]["name"] for m in of_kind(manifests, kind)}
+
+
+def job_specs(manifests: list[Manifest]) -> dict[str, Manifest]:
+    """The spec of the Job of every CronJob, by its name."""
+    return {m["metadata"]["name"]: m["spec"]["jobTemplate"]["spec"] for m in of_kind(manifests, "CronJob")}
+
+
+def pods(manifests: list[Manifest]) -> dict[str, Manifest]:
+    """Every pod or pod template that hubhead states in full, by the name of its owner."""
+    templates = {m["metadata"]["name"]: m["spec"]["template"] for m in of_kind(manifests, "Deployment")}
+    templates |= {name: spec["template"] for name, spec in job_specs(manifests).items()}
+    return templates | {m["metadata"]["name"]: m for m in of_kind(manifests, "Pod")}
+
+
+def containers(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest, Manifest]]:
+    """Owner's name, pod and container, for every container."""
+    for owner, pod in pods(manifests).items():
+        for container in pod["spec"].get("initContainers", []) + pod["spec"]["containers"]:
+            yield owner, pod, container
+
+
+def container(manifests: list[Manifest], owner: str, name: str) -> Manifest:
+    return next(c for o, _, c in containers(manifests) if (o, c["name"]) == (owner, name))
+
+
+def arguments(a_container: Manifest) -> list[str]:
+    """Of a command, those of Beam left out; Kubernetes' variables with a value."""
+    args = a_container.get("args", [])
+    args = args[: args.index("--")] if "--" in args else args
+    return [arg.replace("$(JOB_COMPLETION_INDEX)", "0") for arg in args]
+
+
+def beam_arguments(a_container: Manifest) -> list[str]:
+    args = a_container.get("args", [])
+    return args[args.index("--") + 1 :] if "--" in args else []
+
+
+def flags(args: list[str]) -> dict[str, str]:
+    """Flags by name; "" where a flag has no value."""
+    parts = (arg.removeprefix("--").partition("=") for arg in args if arg.startswith("--"))
+    return {name: value for name, _, value in parts}
+
+
+def server(manifests: list[Manifest]) -> tuple[Manifest, Manifest]:
+    """Pod template and container of the model server."""
+    pod = find(manifests, "Deployment", "hubhead-serving")["spec"]["template"]
+    return pod, container(manifests, "hubhead-serving", "serve")
+
+
+def server_flags(manifests: list[Manifest]) -> dict[str, str]:
+    return flags(arguments(server(manifests)[1]))
+
+
+def is_local(manifests: list[Manifest]) -> bool:
+    """Whether hubhead's server serves, and not TensorFlow Serving."""
+    return bool(server(manifests)[1]["command"][0] == "hubhead")
+
+
+def location(pod: Manifest, a_container: Manifest, path: str) -> tuple[Manifest, str, bool]:
+    """Where a path inside a container lies: its volume, the path below, and whether it is writable.
+
+    Raises:
+        LookupError: it lies on no volume.
+    """
+    mounts = sorted(a_container.get("volumeMounts", []), key=lambda mount: -len(mount["mountPath"]))
+    for mount in mounts:
+        if path == mount["mountPath"] or path.startswith(mount["mountPath"] + "/"):
+            volume = {v["name"]: v for v in pod["spec"]["volumes"]}[mount["name"]]
+            return volume, path.removeprefix(mount["mountPath"]), not mount.get("readOnly", False)
+    raise LookupError(path)
+
+
+def settings_of(manifests: list[Manifest]) -> dict[str, str]:
+    """The files of the server's ConfigMap."""
+    volumes = server(manifests)[0]["spec"]["volumes"]
+    (name,) = (volume["configMap"]["name"] for volume in volumes if "configMap" in volume)
+    return dict(find(manifests, "ConfigMap", name)["data"])

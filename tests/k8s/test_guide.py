@@ -1,0 +1,78 @@
+"""k8s/README.md: its commands are few and parse, and what it names is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+
+from tests.k8s.checks_jobs import refused
+from tests.k8s.reading import K8S, Manifest, find, manifests_of, needs_builder
+
+README = (K8S / "README.md").read_text()
+
+
+def commands(section: str) -> list[list[str]]:
+    """The command lines of a section, as words."""
+    text = README.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)
+    return [shlex.split(line) for block in blocks for line in block.splitlines()]
+
+
+GUIDE = commands("From an empty cluster to the first prediction")
+EVERY = [
+    words for section in re.findall(r"^## (.*)$", README, flags=re.MULTILINE) for words in commands(section)
+]
+
+
+@pytest.fixture(scope="module")
+def manifests() -> list[Manifest]:
+    return manifests_of("local")
+
+
+def test_the_guide_takes_ten_commands_at_most() -> None:
+    assert 5 < len(GUIDE) <= 10
+    assert GUIDE[-1] == shlex.split("kubectl -n hubhead logs job/promote-1")
+
+
+@needs_builder
+def test_the_guide_ends_with_a_prediction(manifests: list[Manifest]) -> None:
+    pod = find(manifests, "CronJob", "hubhead-promote")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert [c["command"] for c in pod["containers"]] == [["hubhead", "predict"]]  # whose log it is
+
+
+@needs_builder
+def test_the_guide_names_what_the_manifests_make(manifests: list[Manifest]) -> None:
+    made = {f"{m['kind'].lower()}/{m['metadata']['name']}" for m in manifests}
+    created = set()
+    for words in EVERY:
+        if words[:5] == ["kubectl", "-n", "hubhead", "create", "job"]:
+            assert words[5].removeprefix("--from=") in made
+            created.add(f"job/{words[6]}")
+        elif words[0] == "kubectl":
+            named = [word for word in words if re.match(r"(job|cronjob|deployment|pod)/", word)]
+            assert set(named) <= made | created, words
+            assert "-n" in words or words[1] == "apply"
+    hosts = re.findall(r"([a-z-]+)\.hubhead:(\d+)", README)
+    assert len(hosts) == 2
+    for name, port in hosts:
+        assert find(manifests, "Service", name)["spec"]["ports"][0]["port"] == int(port)
+
+
+def test_the_guide_names_files_that_exist() -> None:
+    files = re.findall(r"`((?:base|overlays|components)/[\w./-]+)`", README)
+    files += re.findall(r"(?:-k|-f|--file) k8s/(\S+)", README)
+    assert len(files) > 15
+    for file in files:
+        assert (K8S / file).exists(), file
+
+
+def test_commands_of_ours_parse() -> None:
+    ours = [words for words in EVERY if words[0] == "hubhead"]
+    assert ours
+    for _, name, *args in ours:
+        assert refused(name, args) == ""
+    assert "no_such" in refused("predict", ["--no_such"])
+    assert refused("promote", ["--wait=soon", "--model_base_path=/x"])
+    assert "missing" in refused("score", [])
