@@ -186,7 +186,7 @@ def names_exist(manifests: list[Manifest]) -> list[str]:
     findings = []
     for owner, pod in pods(manifests).items():
         wanted = pod["spec"].get("priorityClassName")
-        if owner != "hubhead-loader" and wanted not in names(manifests, "PriorityClass"):
+        if owner not in names(manifests, "Pod") and wanted not in names(manifests, "PriorityClass"):
             findings.append(f"{owner}: no priority class {wanted}")
         account = pod["spec"].get("serviceAccountName")
         if account and account not in names(manifests, "ServiceAccount"):

@@ -49,7 +49,7 @@ def kustomize(directory: Path) -> subprocess.CompletedProcess[str]:
 
 @functools.cache
 def built(variant: str) -> str:
-    """The YAML of an overlay, or of an overlay with a component; the loader's pod is with each.
+    """The YAML of an overlay, or of an overlay with a component; the pods beside them are with each.
 
     Raises:
         AssertionError: it does not build, or not without a word.
@@ -67,7 +67,8 @@ def built(variant: str) -> str:
             )
             done = kustomize(directory)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    return f"{done.stdout}\n---\n{(K8S / 'loader.yaml').read_text()}"
+    beside = ((K8S / name).read_text() for name in ("loader.yaml", "toolbox.yaml"))
+    return "\n---\n".join([done.stdout, *beside])
 
 
 def manifests_of(variant: str) -> list[Manifest]:

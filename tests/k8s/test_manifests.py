@@ -106,6 +106,7 @@ def test_an_overlay_has_all_that_a_classifier_needs() -> None:
         ("PersistentVolumeClaim", "hubhead-embeddings"),
         ("PersistentVolumeClaim", "hubhead-scores"),
         ("Pod", "hubhead-loader"),
+        ("Pod", "hubhead-toolbox"),
     }
 
 
