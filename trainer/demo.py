@@ -162,7 +162,8 @@ def _server(base_path: Path) -> Iterator[tuple[str, float]]:
 
     start = time.perf_counter()
     command = [sys.executable, "-m", "serving", "serve", "--model_base_path", str(base_path), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # In a group of its own, a terminal's Ctrl-C reaches it through us alone, in good order.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0)
     too_long = threading.Timer(START_SECONDS, process.kill)
     too_long.start()
     try:

@@ -13,6 +13,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -214,10 +215,13 @@ def export(
         if part.trained_on is not None:
             trained_on.write(staged, part.trained_on)
         write_warmup(staged, base.name)
-        if part.report:
-            part.report(staged / contract.REPORT_FILE)
-        with ClassicSession(staged) as session:
-            check_answers(session, part.labels, photos, probabilities)
+        with ThreadPoolExecutor(1) as beside:
+            # Both take seconds of one core, mostly TensorFlow's work on a graph.
+            report = beside.submit(part.report, staged / contract.REPORT_FILE) if part.report else None
+            with ClassicSession(staged) as session:
+                check_answers(session, part.labels, photos, probabilities)
+            if report:
+                report.result()
         if part.tflite:
             made = tflite.make(staged, manifest, part.tflite)
             (staged / tflite.FILE).write_bytes(made.content)

@@ -13,6 +13,7 @@ Start-up (imports, loading the model) counts for none of them.
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,7 +65,8 @@ def _directory(size: str) -> Path:
 
 def _write_photos(size: str, contents: Sequence[bytes]) -> None:
     top = _directory(size)
-    top.mkdir(exist_ok=True)
+    shutil.rmtree(top, ignore_errors=True)  # an earlier version of this file may have left other names
+    top.mkdir()
     for number in range(SIZES[size]):
         # Bytes behind the end of a JPEG do not change it, and make it a photo of its own.
         content = contents[number % len(contents)] + number.to_bytes(2, "big")
