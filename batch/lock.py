@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-import platform
 import secrets
 import threading
 import time
@@ -22,6 +20,7 @@ from typing import Any
 
 from batch import files
 from serving.errors import HubheadError, OutputBusy, OutputError
+from serving.machine import process_is_gone, this_process
 
 LOCK_FILE = "lock"
 
@@ -46,7 +45,7 @@ def held(directory: str) -> Iterator[None]:
 
 
 def _about() -> dict[str, Any]:
-    return {"host": platform.node(), "pid": os.getpid(), "since": time.time()}
+    return {**this_process(), "since": time.time()}
 
 
 def _busy(uri: str, about: Any) -> OutputBusy:
@@ -101,25 +100,12 @@ def _leased(uri: str) -> Iterator[None]:
 
 def _take(uri: str, token: str) -> None:
     lease = _lease(uri)
-    if lease and time.time() - float(lease.get("beat", 0)) < LEASE_SECONDS and not _dead(lease):
+    if lease and time.time() - float(lease.get("beat", 0)) < LEASE_SECONDS and not process_is_gone(lease):
         raise _busy(uri, lease)
     _write(uri, token)
     time.sleep(_SETTLE_SECONDS)
     if (lease := _lease(uri)) is None or lease.get("token") != token:
         raise _busy(uri, lease)
-
-
-def _dead(lease: dict[str, Any]) -> bool:
-    """Whether the lease is of a process of this machine that is gone, so that a restart need not wait."""
-    if lease.get("host") != platform.node():
-        return False
-    try:
-        os.kill(int(lease.get("pid", 0)), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, ValueError):
-        return False
-    return False
 
 
 def _beat(uri: str, token: str, done: threading.Event) -> None:

@@ -65,6 +65,27 @@ class Manifest:
     def dimension(self) -> int:
         return int(self.backbone["dimension"])
 
+    @staticmethod
+    def parsed(content: bytes, where: str | Path) -> Manifest:
+        """The manifest in hubhead.json's content; `where` it stands is told.
+
+        Raises:
+            BundleError: it is torn, or of a newer layout.
+        """
+        try:
+            found = json.loads(content)
+        except ValueError as error:
+            raise BundleError(
+                f"{where} cannot be read: {error}.", remedy="Export the bundle again."
+            ) from error
+        known = {f.name for f in fields(Manifest)}
+        if not isinstance(found, dict) or found.get("schema") != SCHEMA or not known >= found.keys():
+            raise BundleError(
+                f"{where} is not of layout {SCHEMA}, the one this hubhead reads.",
+                remedy="Export the bundle again with this hubhead, or use the hubhead that wrote it.",
+            )
+        return Manifest(**found)
+
     def write(self, directory: Path) -> None:
         """Write hubhead.json and labels.txt into a SavedModel directory."""
         for name, text in (
@@ -155,28 +176,22 @@ def read(path: str | os.PathLike[str]) -> Bundle:
     directory = resolve(Path(path))
     manifest_path = directory / contract.MANIFEST_FILE
     try:
-        content = json.loads(manifest_path.read_text(encoding="utf-8"))
+        content = manifest_path.read_bytes()
     except FileNotFoundError as error:
         raise BundleError(
             f"{directory} is a SavedModel without {contract.MANIFEST_FILE}, so not a hubhead bundle.",
             remedy="Make one with hubhead train or hubhead export.",
         ) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise BundleError(
             f"{manifest_path} cannot be read: {error}.", remedy="Export the bundle again."
         ) from error
-    known = {f.name for f in fields(Manifest)}
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA or not known >= content.keys():
-        raise BundleError(
-            f"{manifest_path} is not of layout {SCHEMA}, the one this hubhead reads.",
-            remedy="Export the bundle again with this hubhead, or use the hubhead that wrote it.",
-        )
     numbered = directory.name.isdecimal()
     return Bundle(
         path=directory,
         name=directory.resolve().parent.name if numbered else directory.name,
         version=int(directory.name) if numbered else 0,
-        manifest=Manifest(**content),
+        manifest=Manifest.parsed(content, manifest_path),
     )
 
 

@@ -21,9 +21,11 @@ from serving.errors import BundleError, DeadlineExceeded, InputError, NotBlessed
 from serving.lifecycle import audit, inventory, model_config, verdict
 from serving.lifecycle.audit import Action, Event
 from serving.lifecycle.labels import labelled
-from serving.lifecycle.place import Place, changing, local
+from serving.lifecycle.place import Place, changing
 from serving.lifecycle.promote import promote
 from serving.lifecycle.rollback import rollback
+from serving.lifecycle.storage.address import parsed
+from serving.lifecycle.storage.local import LOG, LocalStore
 from serving.lifecycle.verdict import Check, Verdict
 from serving.server import RunningServer, ServerSettings, start
 from tests.doubler import LIMIT, Doublers, eventually, write_doubler
@@ -135,11 +137,11 @@ def test_a_promotion_without_a_configuration_publishes_the_whole_bundle(base: Pa
 def test_a_bundle_that_is_there_is_not_published_again(base: Path, models: Path) -> None:
     place = Place(base, "double")
     promote(place, source=models / "1")
-    before = (base / audit.FILE).read_text()
+    before = (base / LOG).read_text()
     again = promote(place, source=models / "1")
     assert (again.new, again.published) == (1, False)
     assert bundle.versions(base) == [1]
-    assert (base / audit.FILE).read_text() == before
+    assert (base / LOG).read_text() == before
 
 
 def test_a_lower_number_than_is_there_becomes_the_next_free_one(base: Path, models: Path) -> None:
@@ -157,7 +159,7 @@ def test_a_bundle_without_a_blessed_verdict_is_refused(
     assert refused.value.exit_code == 4
     assert not bundle.versions(base)
     promote(Place(base, "double"), source=directory, force=True, reason="the demo")
-    event = audit.read(base)[-1]
+    event = audit.read(LocalStore(base))[-1]
     assert (event.forced, event.blessed, event.reason) == (True, blessed, "the demo")
     assert event.failed == (("accuracy",) if blessed is False else ())
 
@@ -171,7 +173,7 @@ def test_a_verdict_on_other_content_is_none(base: Path, models: Path) -> None:
 
 def test_what_needs_no_force_is_not_recorded_as_forced(base: Path, models: Path) -> None:
     promote(Place(base, "double"), source=models / "1", force=True)
-    assert [event.forced for event in audit.read(base)] == [False, False]
+    assert [event.forced for event in audit.read(LocalStore(base))] == [False, False]
 
 
 # --- The newest version is live --------------------------------------------------------------------
@@ -194,7 +196,7 @@ def test_rollback_without_a_configuration_withdraws_the_newest(base: Path, model
         again = promote(place, source=models / "2")
         assert again.new == 4  # numbers that were seen once are not used again
     assert {child.name for child in (base / bundle.WITHDRAWN).iterdir()} == {"2", "3"}
-    assert [event.action.value for event in audit.read(base)[-4:]] == [
+    assert [event.action.value for event in audit.read(LocalStore(base))[-4:]] == [
         "withdraw",
         "rollback",
         "publish",
@@ -266,7 +268,7 @@ def test_a_canary_a_promotion_and_a_rollback_lose_no_request(
     text = config.read_text()
     assert "# Kept by hand." in text
     assert "# of another team" in text
-    moves = [(e.action.value, e.label, e.old, e.new) for e in audit.read(place.base) if e.label]
+    moves = [(e.action.value, e.label, e.old, e.new) for e in audit.read(place.store) if e.label]
     assert moves == [
         ("promote", "stable", None, 1),
         ("promote", "canary", None, 2),
@@ -294,7 +296,7 @@ def test_publishing_does_not_go_live_before_its_label(place: Place, models: Path
         promote(place, source=broken)
     assert place.configured() == before
     assert answers(place, "stable") == 1
-    assert [event.new for event in audit.read(place.base) if event.label] == [1]
+    assert [event.new for event in audit.read(place.store) if event.label] == [1]
 
 
 def test_a_server_that_does_not_follow_is_told_in_time(place: Place, models: Path, tmp_path: Path) -> None:
@@ -365,7 +367,7 @@ def test_old_versions_go_but_none_that_is_needed(place: Place, models: Path, tmp
     # 6 is the newest, 5 is stable, 4 is where stable was.
     assert bundle.versions(place.base) == [4, 5, 6]
     assert change.removed == (1, 2, 3)
-    assert [e.old for e in audit.read(place.base) if e.action is Action.REMOVE] == [1, 2, 3]
+    assert [e.old for e in audit.read(place.store) if e.action is Action.REMOVE] == [1, 2, 3]
     assert not list(place.base.glob(".removing*"))
 
 
@@ -470,15 +472,15 @@ def test_history_goes_back_and_not_forth_again() -> None:
 
 
 def test_a_torn_last_line_of_the_log_is_left_out_and_another_is_told(tmp_path: Path) -> None:
-    audit.append(tmp_path, Event(Action.PROMOTE, "m", None, 1))
-    whole = audit.read(tmp_path)
-    with (tmp_path / audit.FILE).open("a") as file:
+    audit.append(LocalStore(tmp_path), Event(Action.PROMOTE, "m", None, 1))
+    whole = audit.read(LocalStore(tmp_path))
+    with (tmp_path / LOG).open("a") as file:
         file.write('{"action": "pro')
-    assert audit.read(tmp_path) == whole
-    with (tmp_path / audit.FILE).open("a") as file:
+    assert audit.read(LocalStore(tmp_path)) == whole
+    with (tmp_path / LOG).open("a") as file:
         file.write("\n")
     with pytest.raises(InputError, match="line 2"):
-        audit.read(tmp_path)
+        audit.read(LocalStore(tmp_path))
 
 
 def test_two_changes_at_once_are_one_too_many(base: Path, models: Path) -> None:
@@ -488,9 +490,12 @@ def test_two_changes_at_once_are_one_too_many(base: Path, models: Path) -> None:
     assert bundle.versions(base) == [1]
 
 
-def test_only_local_paths_are_taken() -> None:
-    with pytest.raises(InputError, match="not a local path"):
-        local("gs://bucket/models/food")
+def test_addresses_that_nothing_can_be_kept_at_are_refused() -> None:
+    assert parsed("models/food") == Path("models/food")
+    assert parsed("gs://bucket/models/food/") == "gs://bucket/models/food"
+    for text in ("https://host/models", "gs://", "hdfs://a/b"):
+        with pytest.raises(InputError):
+            parsed(text)
 
 
 # --- Commands ----------------------------------------------------------------------------------------
@@ -524,5 +529,5 @@ def test_flags_that_do_not_go_together_are_refused(base: Path, models: Path) -> 
         ("rollback", "--model_base_path", base, "--label", "canary"),
     ):
         assert command(*arguments).exit_code == 2, arguments
-    refused = command("promote", models / "1", "--model_base_path", "s3://bucket/food")
+    refused = command("promote", models / "1", "--model_base_path", "ftp://bucket/food")
     assert isinstance(refused.exception, InputError)

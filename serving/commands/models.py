@@ -35,15 +35,19 @@ def models(as_json: bool, **flags: Any) -> None:
 
     with place_from(flags) as place:
         found = inventory.look(place)
+        unfinished = place.store.unfinished()
     if as_json:
         record = {
             "model": place.model,
             "base_path": str(place.base),
             "live": next((version.version for version in found if version.live), None),
             "versions": [version.record() for version in found],
+            "unfinished": unfinished,
         }
         click.echo(json.dumps(record, ensure_ascii=False))
         return
+    for number, why in unfinished.items():
+        click.echo(f"{place.base}/{number} is no version here: {why}.", err=True)
     if not found:
         click.echo(f"{place.base} holds no version.")
         return

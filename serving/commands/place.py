@@ -21,7 +21,7 @@ _BASE = click.option(
     "--model_base_path",
     required=True,
     metavar="DIR",
-    help="The directory that the server reads: its numbered children are the versions.",
+    help="The directory that the server reads: its numbered children are the versions. Or s3://..., gs://...",
 )
 _CONFIG = click.option(
     "--model_config_file",
@@ -60,14 +60,17 @@ def place_from(flags: dict[str, Any]) -> Iterator[Place]:
 
     Raises:
         click.UsageError: flags that do not go together.
-        InputError: an address in place of a local path.
+        InputError: an address that cannot be used, or no such configuration.
     """
-    from serving.lifecycle.place import Place, local
+    from serving.lifecycle.place import Place
+    from serving.lifecycle.storage import text
+    from serving.lifecycle.storage.address import parsed
+    from serving.lifecycle.storage.fetch import store_at
 
-    base = local(flags.pop("model_base_path"))
+    base = parsed(flags.pop("model_base_path"))
     given = flags.pop("model_config_file")
-    config = local(given) if given else None
-    if config and not config.is_file():
+    config = parsed(given) if given else None
+    if config and not text.exists(config):
         raise InputError(
             f"{config} does not exist.",
             remedy="Give the file that the server was started with (--model_config_file).",
@@ -76,9 +79,8 @@ def place_from(flags: dict[str, Any]) -> Iterator[Place]:
     server = Server.taken_from(flags)
     if reload and not (server.server and config):
         raise click.UsageError("--reload needs --server and --model_config_file.")
-    place = Place(
-        base, server.model_name or base.resolve().name, config, reload=reload, timeout=wait, say=_say
-    )
+    name = server.model_name or store_at(base).name
+    place = Place(base, name, config, reload=reload, timeout=wait, say=_say)
     if not server.server:
         yield place
         return

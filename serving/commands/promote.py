@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -65,21 +66,26 @@ def promote(
     --model_config_file_poll_wait_seconds; else give --reload. Without --server all is written at once:
     a server that polls the file moves the label when the version is loaded.
 
-    Every change is a line of DIR/audit.jsonl. Local paths only.
+    Every change is a line of DIR/audit.jsonl.
+
+    DIR, BUNDLE and FILE may be addresses of an object store, s3://... (extra s3) or gs://... (extra gs).
+    There BUNDLE is uploaded aside, then copied to its number, saved_model.pb last, and counts once a record
+    in DIR/.hubhead says that it is whole. What was cut off is gone on with by the same command.
     """
     from serving.client.canary import STABLE
     from serving.lifecycle import promote as lifecycle
+    from serving.lifecycle.storage.address import parsed
+    from serving.lifecycle.storage.fetch import fetched
 
     if (bundle is None) == (model_version is None):
         raise click.UsageError("Give exactly one of BUNDLE and --model_version N.")
     if label and not flags["model_config_file"]:
         raise click.UsageError("--label needs --model_config_file: labels are part of it.")
-    with place_from(flags) as place:
-        from serving.lifecycle.place import local
-
+    with place_from(flags) as place, fetched(parsed(bundle)) if bundle else nullcontext() as found:
         change = lifecycle.promote(
             place,
-            source=local(bundle) if bundle else None,
+            source=found.path if found else None,
+            origin=found.origin if found else None,
             version=model_version,
             label=label or STABLE,
             force=force,

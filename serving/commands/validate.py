@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving import contract
 from serving.errors import NotBlessed
 from serving.lifecycle.limits import Limits
 from serving.tensorflow_import import require_tensorflow
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from serving.lifecycle.evaluation import Photo
+    from serving.lifecycle.storage.address import Address
     from serving.lifecycle.verdict import Check, Verdict
 
 _HELP = {
@@ -59,7 +62,7 @@ def _limit_flags(command: Any) -> Any:
     "candidate",
     required=True,
     metavar="DIR",
-    help="The candidate: models/food/4, or models/food for its newest version.",
+    help="The candidate: models/food/4, or models/food for its newest version; also s3:// and gs://.",
 )
 @click.option(
     "--live",
@@ -107,17 +110,24 @@ def validate(
         raise click.UsageError("--photos and --manifest both name the photos: give one of them.")
     require_tensorflow()
     from serving.lifecycle import gate
-    from serving.lifecycle.place import local
+    from serving.lifecycle.storage.address import parsed
+    from serving.lifecycle.storage.fetch import fetched
 
-    path = local(candidate)
-    found = gate.validate(
-        path,
-        live=_live(local(live)) if live else None,
-        photos=_photos(path, photos, manifest),
-        allowed=Limits(**limits),
-        force=force,
-        say=lambda line: click.echo(line, err=True),
-    )
+    served = _live(parsed(live)) if live else None
+    with (
+        fetched(parsed(candidate), _say) as new,
+        fetched(served, _say) if served else nullcontext() as old,
+    ):
+        found = gate.validate(
+            new.path,
+            live=old.path if old else None,
+            live_origin=old.origin if old else None,
+            photos=_photos(new.path, photos, manifest),
+            allowed=Limits(**limits),
+            force=force,
+            say=_say,
+        )
+        new.write_back(contract.VERDICT_FILE)
     if as_json:
         click.echo(json.dumps(found.record(), ensure_ascii=False))
     else:
@@ -131,14 +141,18 @@ def validate(
         raise NotBlessed(f"{candidate} is not blessed: {told(found.failed)}.")
 
 
-def _live(path: Path) -> Path | None:
-    """None where it is the directory above the versions, and the first of them is still to come."""
-    from serving import bundle, contract
+def _say(line: str) -> None:
+    click.echo(line, err=True)
 
-    if path.is_dir() and not (path / contract.SAVED_MODEL_FILE).exists() and not bundle.versions(path):
-        click.echo(f"{path} has no version yet: the candidate is judged by itself.", err=True)
+
+def _live(address: Address) -> Address | None:
+    """None where it is the directory above the versions, and the first of them is still to come."""
+    from serving.lifecycle.storage.fetch import waits_for_a_version
+
+    if waits_for_a_version(address):
+        _say(f"{address} has no version yet: the candidate is judged by itself.")
         return None
-    return path
+    return address
 
 
 def _photos(candidate: Path, directory: Path | None, manifest: Path | None) -> list[Photo]:

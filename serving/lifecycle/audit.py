@@ -1,4 +1,7 @@
-"""Who changed what, and when: `<base>/audit.jsonl`, one line a change, only ever appended to."""
+"""Who changed what, and when: one line a change, only ever appended to.
+
+`<base>/audit.jsonl`, or the objects of `<base>/.hubhead/audit/`.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,9 @@ import socket
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
-from pathlib import Path
 
-from serving.errors import InputError, OutputError
-
-FILE = "audit.jsonl"
+from serving.errors import InputError
+from serving.lifecycle.storage.store import Store
 
 
 class Action(StrEnum):
@@ -75,50 +76,33 @@ class Event:
 _NAMES = {"old": "from", "new": "to"}
 
 
-def append(base: Path, event: Event) -> None:
-    """Add a line, in one write, so that lines of two writers never mix.
+def append(store: Store, event: Event) -> None:
+    """Add a line.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: it cannot be written.
     """
     record = {_NAMES.get(name, name): value for name, value in asdict(event).items()}
-    path = base / FILE
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, (json.dumps(record, ensure_ascii=False) + "\n").encode())
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
+    store.append(json.dumps(record, ensure_ascii=False))
 
 
-def read(base: Path) -> list[Event]:
-    """All events, oldest first; a torn last line is left out.
+def read(store: Store) -> list[Event]:
+    """All events, oldest first.
 
     Raises:
-        InputError: the file cannot be read, or a line is no event.
+        InputError: the log cannot be read, or a line is no event.
     """
-    path = base / FILE
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from error
-    whole = [line for line in lines if line.endswith("\n")]
-    return [_event(path, number, line) for number, line in enumerate(whole, 1) if line.strip()]
+    return [_event(where, line) for where, line in store.log()]
 
 
-def _event(path: Path, number: int, line: str) -> Event:
+def _event(where: str, line: str) -> Event:
     try:
         record = json.loads(line)
         own = {f.name: record[_NAMES.get(f.name, f.name)] for f in fields(Event)}
         return Event(**own | {"action": Action(own["action"]), "failed": tuple(own["failed"])})
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path}, line {number} is no event of hubhead: {error}.", remedy="Mend or remove that line."
+            f"{where} is no event of hubhead: {error}.", remedy="Mend or remove that."
         ) from error
 
 

@@ -13,10 +13,12 @@ import numpy as np
 from serving import bundle, contract, trained_on
 from serving.bundle import Bundle
 from serving.errors import HubheadError, InputError
-from serving.lifecycle import audit, inventory, limits, paths, verdict
+from serving.lifecycle import audit, limits, paths, verdict
 from serving.lifecycle.evaluation import Photo, spread
 from serving.lifecycle.limits import Limits
-from serving.lifecycle.place import Say, silent
+from serving.lifecycle.storage.address import Address
+from serving.lifecycle.storage.local import file_sizes
+from serving.lifecycle.storage.store import Say, silent
 from serving.lifecycle.verdict import Check, Verdict
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ def validate(
     candidate: Path,
     *,
     live: Path | None = None,
+    live_origin: Address | None = None,
     photos: Sequence[Photo] = (),
     allowed: Limits | None = None,
     force: bool = False,
@@ -62,6 +65,7 @@ def validate(
     Args:
         candidate: the bundle; its own directory or the base path above its versions.
         live: the version that it would replace; None: it is judged by itself.
+        live_origin: where that one is kept, for the verdict; None: at its path.
         photos: to ask all paths about, and where they have labels to compare both versions by; none: a
             generated photo.
         allowed: how much worse than the live version it may be.
@@ -87,14 +91,14 @@ def validate(
     if old:
         checks.found += limits.recorded(new.manifest, old.manifest, allowed)
         checks.found += limits.labels_changed(new.manifest.labels, old.manifest.labels)
-        sizes = [inventory.size_of(one.path) / 1e6 for one in (new, old)]
+        sizes = [sum(file_sizes(one.path).values()) / 1e6 for one in (new, old)]
         checks.found.append(limits.ratio("size", sizes[0], sizes[1], allowed.size, "MB"))
         if model:
             _against(new, model, old, photos, allowed, checks)
     found = Verdict(
         content,
         tuple(checks.found),
-        str(old.path) if old else None,
+        str(live_origin or old.path) if old else None,
         audit.now(),
         forced=force and any(check.passed is False for check in checks.found),
     )

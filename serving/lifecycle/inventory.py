@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from serving import bundle
 from serving.errors import BundleError
-from serving.lifecycle import verdict
 from serving.lifecycle.place import Place
+from serving.lifecycle.storage.address import Address
+from serving.lifecycle.storage.store import Store
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Version:
 
     Attributes:
         version: its number.
-        path: its directory.
+        path: its directory or address.
         labels: version labels on it.
         live: whether it is what callers get who ask for no version: the newest of those that serve.
         serves: whether the configuration has it served.
@@ -34,7 +33,7 @@ class Version:
     """
 
     version: int
-    path: Path
+    path: Address
     labels: tuple[str, ...]
     live: bool
     serves: bool
@@ -67,7 +66,7 @@ def look(place: Place) -> list[Version]:
     live = max(answering, default=None)
     return [
         _version(
-            bundle.version_directory(place.base, number),
+            place.store,
             number,
             labels=tuple(label for label, on in config.labels.items() if on == number),
             live=number == live,
@@ -78,50 +77,40 @@ def look(place: Place) -> list[Version]:
     ]
 
 
-def judged(directory: Path, content: str | None = None) -> tuple[str, tuple[str, ...]]:
-    """(verdict in a word, the checks that failed) of a bundle, as in `Version`.
-
-    Args:
-        directory: the bundle.
-        content: its digest, where it is known.
-    """
-    found = verdict.read(directory)
+def judged(store: Store, version: int) -> tuple[str, tuple[str, ...]]:
+    """(verdict in a word, the checks that failed) of a version, as in `Version`."""
+    found = store.verdict(version)
     if found is None:
         return "none", ()
     failed = tuple(check.name for check in found.failed)
-    if found.content != (content or verdict.digest(directory)):
+    if found.content != store.content(version):
         return "void", failed
     if found.forced:
         return "forced", failed
     return ("blessed" if found.blessed else "not blessed"), failed
 
 
-def size_of(directory: Path) -> int:
-    """Bytes of all files."""
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-
-
-def _version(directory: Path, number: int, **known: Any) -> Version:
+def _version(store: Store, number: int, **known: Any) -> Version:
     problem, word = "", "none"
     failed: tuple[str, ...] = ()
     metrics: Mapping[str, Any] = {}
     label_count, created = 0, None
     try:
-        manifest = bundle.read(directory).manifest
+        manifest = store.manifest(number)
         metrics, label_count = manifest.metrics, len(manifest.labels)
         created = manifest.provenance.get("created")
-        word, failed = judged(directory)
+        word, failed = judged(store, number)
     except BundleError as error:
         problem = error.what
     return Version(
         number,
-        directory,
+        store.path(number),
         verdict=word,
         failed=failed,
         accuracy=metrics.get("test", {}).get("accuracy"),
         label_count=label_count,
         created=created,
-        size=size_of(directory),
+        size=sum(store.sizes(number).values()),
         problem=problem,
         **known,
     )

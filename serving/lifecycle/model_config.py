@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from serving import protos
 from serving.errors import InputError
-from serving.lifecycle.verdict import replace_text
+from serving.lifecycle.storage.address import Address
+from serving.lifecycle.storage.text import read_text, replace_text
 
 _TOKEN = re.compile(
     r"""\#[^\n]* | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' | [{}<>\[\]:,;] | [^\s{}<>\[\]:,;\#"']+""",
@@ -51,18 +51,18 @@ NEWEST = ModelConfig({}, latest=1)
 """How a server without a model.config serves a base path."""
 
 
-def parse(path: Path) -> protos.Message:
+def parse(path: Address) -> protos.Message:
     """The whole file.
 
     Raises:
         InputError: it cannot be read, or is no ModelServerConfig.
     """
-    from serving.server.config import read_text
+    from serving.server.config import parse_text
 
-    return read_text(path, protos.ModelServerConfig())
+    return parse_text(read_text(path), protos.ModelServerConfig(), path)
 
 
-def read(path: Path, model: str) -> ModelConfig:
+def read(path: Address, model: str) -> ModelConfig:
     """What the file says of one model.
 
     Raises:
@@ -80,7 +80,7 @@ def read(path: Path, model: str) -> ModelConfig:
             return ModelConfig(labels, latest=policy.latest.num_versions or 1)
 
 
-def write(path: Path, model: str, *, versions: Collection[int] | None, labels: Mapping[str, int]) -> None:
+def write(path: Address, model: str, *, versions: Collection[int] | None, labels: Mapping[str, int]) -> None:
     """State the versions that serve and their labels.
 
     Args:
@@ -101,10 +101,10 @@ def write(path: Path, model: str, *, versions: Collection[int] | None, labels: M
         entry.model_version_policy.specific.versions.extend(sorted(versions))
     entry.version_labels.clear()
     entry.version_labels.update(labels)
-    replace_text(path, _text(path.read_text("utf-8"), changed, number))
+    replace_text(path, _text(read_text(path), changed, number))
 
 
-def _entry(path: Path, config: protos.Message, model: str) -> protos.Message:
+def _entry(path: Address, config: protos.Message, model: str) -> protos.Message:
     names = [entry.name for entry in config.model_config_list.config]
     if model not in names:
         raise InputError(

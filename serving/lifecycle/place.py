@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving import bundle
-from serving.errors import (
-    BundleError,
-    DeadlineExceeded,
-    InputError,
-    ModelNotFound,
-    OutputBusy,
-    OutputError,
-    ServerUnavailable,
-)
+from serving.errors import BundleError, DeadlineExceeded, ModelNotFound, ServerUnavailable
 from serving.lifecycle import model_config
 from serving.lifecycle.model_config import NEWEST, ModelConfig
+from serving.lifecycle.storage.address import Address, name, parent
+from serving.lifecycle.storage.fetch import store_at
+from serving.lifecycle.storage.lease import leased, locked
+from serving.lifecycle.storage.objects import Objects
+from serving.lifecycle.storage.store import Say, Store, silent
 
 if TYPE_CHECKING:
     from serving.client import Client
 
 _POLL_SECONDS = 0.1
-
-Say = Callable[[str], None]
-"""Takes one line of progress."""
-
-
-def silent(line: str) -> None:
-    """Say nothing."""
-    del line
 
 
 @dataclass(frozen=True)
@@ -42,7 +30,7 @@ class Place:
     """One model in production.
 
     Attributes:
-        base: the directory whose numbered children are the versions.
+        base: the directory or address whose numbered children are the versions.
         model: the model's name for the server.
         config: the server's model.config; None where the server follows the newest version of `base`.
         client: asks the server; None where nobody waits for it.
@@ -52,19 +40,24 @@ class Place:
         say: told of each step.
     """
 
-    base: Path
+    base: Address
     model: str
-    config: Path | None = None
+    config: Address | None = None
     client: Client | None = None
     labelled: Callable[[str], Client] | None = None
     reload: bool = False
     timeout: float = 300.0
     say: Say = silent
 
+    @cached_property
+    def store(self) -> Store:
+        """What the versions are kept in."""
+        return store_at(self.base)
+
     @property
     def versions(self) -> list[int]:
-        """The versions in the directory, ascending."""
-        return bundle.versions(self.base)
+        """The versions that are there as a whole, ascending."""
+        return self.store.versions()
 
     def configured(self) -> ModelConfig:
         """What the server is told to serve.
@@ -150,21 +143,6 @@ class Place:
         )
 
 
-def local(path: str) -> Path:
-    """A path of this machine.
-
-    Raises:
-        InputError: it is an address of an object store.
-    """
-    if "://" in path:
-        raise InputError(
-            f"{path} is not a local path, and only those can be published to by a rename.",
-            remedy="Mount the bucket, or work on a local directory and copy it there with the versions' "
-            "numbered directories last.",
-        )
-    return Path(path)
-
-
 @contextmanager
 def changing(place: Place) -> Iterator[None]:
     """Keep others from changing the same versions or the same configuration meanwhile.
@@ -173,23 +151,14 @@ def changing(place: Place) -> Iterator[None]:
         OutputBusy: somebody else is at it.
         OutputError: the directory cannot be written.
     """
-    locks = [place.base / ".lock"]
-    if place.config:
-        config = place.config.resolve()
-        locks.append(config.with_name(f".{config.name}.lock"))
-    with ExitStack() as stack:
-        for path in locks:
-            try:
-                file = stack.enter_context(path.open("a"))
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise OutputBusy(
-                    f"Another promotion or rollback is at work in {path.parent}.",
-                    remedy="Run the command again when it is done.",
-                ) from error
-            except OSError as error:
-                raise OutputError(
-                    f"{path.parent} cannot be written: {error.strerror}.",
-                    remedy="Give --model_base_path the directory above the versions, one that you may write.",
-                ) from error
+    with place.store.changing(), _configuring(place.config):
         yield
+
+
+def _configuring(config: Address | None) -> AbstractContextManager[None]:
+    if config is None:
+        return nullcontext()
+    if isinstance(config, Path):
+        config = config.resolve()
+        return locked(config.with_name(f".{config.name}.lock"))
+    return leased(Objects.at(parent(config)), f".{name(config)}.lease")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from serving.errors import BundleError, InputError
 from serving.lifecycle import audit, rollout, verdict
 from serving.lifecycle.audit import Action, Event
 from serving.lifecycle.place import Place, changing
+from serving.lifecycle.storage.address import Address
+from serving.lifecycle.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def promote(
     place: Place,
     *,
     source: Path | None = None,
+    origin: Address | None = None,
     version: int | None = None,
     label: str = STABLE,
     force: bool = False,
@@ -61,7 +63,8 @@ def promote(
 
     Args:
         place: where.
-        source: a bundle anywhere on this machine; in place of it:
+        source: a bundle anywhere on this machine; in place of it `version`.
+        origin: where that one is kept, for the audit log; None: at its path.
         version: one that is in the directory.
         label: what moves, where there is a configuration.
         force: whether a bundle that is not blessed may go live.
@@ -75,11 +78,11 @@ def promote(
         OutputError: something cannot be written.
         ServerError: the server does not follow.
     """
-    directory = bundle.read(source if source else bundle.version_directory(place.base, version or 0)).path
-    content = verdict.digest(directory)
-    found = verdict.read(directory)
+    source = bundle.resolve(source) if source else None  # a base path means its newest version
+    judged = _judged_source(source, origin) if source else _judged_version(place, version or 0)
+    content, found = judged.content, judged.verdict
     if not force:
-        verdict.require_blessed(directory, found, content)
+        verdict.require_blessed(judged.origin, found, content)
     true = found is not None and found.content == content
     event = Event(
         Action.PROMOTE,
@@ -92,16 +95,19 @@ def promote(
         forced=force and not (found and true and found.blessed and not found.forced),
         reason=reason,
     )
-    make_base(place)
+    place.store.make()
     with changing(place):
+        for withdrawn in place.store.finish(place.say):
+            record_withdrawal(place, withdrawn, event)
         before = place.configured()
         old = before.labels.get(label) if place.config else max(place.versions, default=None)
-        number = _there(place, directory, content)
+        number = place.store.find(source, content) if source else version
         if place.config:
             _check_order(place, label, number)
         published = number is None
-        if number is None:
-            number = _publish(place, directory, event)
+        if number is None and source:
+            number = _publish(place, source, judged, event)
+        assert number is not None
         if place.config:
             rollout.move(place, {label: number})
         else:
@@ -112,8 +118,8 @@ def promote(
                 if published:
                     withdraw(place, number, event)
                 raise
-        if old != number or published:
-            audit.append(place.base, replace(event, old=old, new=number))
+        if old != number or published or not _logged(place, event.label, number):
+            audit.append(place.store, replace(event, old=old if old != number else None, new=number))
         removed = prune(place, keep, event) if keep else ()
     return Change(
         place.model,
@@ -126,32 +132,25 @@ def promote(
     )
 
 
-def make_base(place: Place) -> None:
-    """Make the directory above the versions, for the first of them."""
-    if not place.base.is_dir():
-        with bundle.staging(place.base):
-            place.base.joinpath(".lock").touch()
-
-
 def withdraw(place: Place, version: int, event: Event) -> None:
     """Take a version out of the server's sight; its files stay, its number is not used again."""
-    directory = bundle.version_directory(place.base, version)
-    aside = place.base / bundle.WITHDRAWN
-    aside.mkdir(exist_ok=True)
-    place.say(f"moving version {version} to {aside}")
-    directory.rename(aside / directory.name)
-    audit.append(place.base, replace(event, action=Action.WITHDRAW, old=version, new=None))
+    place.say(f"withdrawing version {version}")
+    aside = place.store.withdraw(version)
+    place.say(f"version {version} is in {aside}")
+    record_withdrawal(place, version, event)
+
+
+def record_withdrawal(place: Place, version: int, event: Event) -> None:
+    """Say so in the audit log."""
+    audit.append(place.store, replace(event, action=Action.WITHDRAW, label=None, old=version, new=None))
 
 
 def prune(place: Place, keep: int, event: Event) -> tuple[int, ...]:
-    """Delete all but the newest so many versions; never one that serves, has a label, or is the way back.
-
-    A version is renamed first, so that no server ever sees half of one.
-    """
+    """Delete all but the newest so many versions; never one that serves, has a label, or is the way back."""
     there = place.versions
     config = place.configured()
     needed = {*there[-keep:], *config.serves(there), *config.labels.values()}
-    events = audit.read(place.base)
+    events = audit.read(place.store)
     for label in config.labels if place.config else [None]:
         current = config.labels.get(label) if label else max(there, default=None)
         back = audit.previous(events, label, current, there)
@@ -161,33 +160,42 @@ def prune(place: Place, keep: int, event: Event) -> tuple[int, ...]:
         needed |= {status.version for status in place.client.status() if status.state in alive}
     removed = tuple(version for version in there if version not in needed)
     for version in removed:
-        directory = bundle.version_directory(place.base, version)
-        doomed = place.base / f".removing-{directory.name}"
         place.say(f"removing version {version}")
-        directory.rename(doomed)
-        audit.append(place.base, replace(event, action=Action.REMOVE, old=version, new=None))
-        shutil.rmtree(doomed, ignore_errors=True)
+        place.store.remove(version)
+        audit.append(place.store, replace(event, action=Action.REMOVE, old=version, new=None))
     return removed
 
 
-def _there(place: Place, directory: Path, content: str) -> int | None:
-    """The version with this content; None where there is none."""
-    size = None
-    for version in reversed(place.versions):
-        other = bundle.version_directory(place.base, version)
-        if other.resolve() == directory.resolve():
-            return version
-        size = size or _size(directory)
-        if _size(other) == size and verdict.digest(other) == content:
-            return version
-    return None
+def _logged(place: Place, label: str | None, version: int) -> bool:
+    """Whether the log knows of a version's promotion; not so where that was cut off just before."""
+    events = audit.read(place.store)
+    return any(e.action is Action.PROMOTE and (e.label, e.new) == (label, version) for e in events)
 
 
-def _size(directory: Path) -> int:
-    return sum(path.stat().st_size for path in verdict.files(directory))
+@dataclass(frozen=True)
+class _Judged:
+    """A bundle and what is said of it: where it is kept, its digest, its verdict, its own number."""
+
+    origin: Address
+    content: str
+    verdict: Verdict | None
+    number: int
 
 
-def _publish(place: Place, directory: Path, event: Event) -> int:
+def _judged_source(source: Path, origin: Address | None) -> _Judged:
+    found = bundle.read(source)
+    at = origin or found.path.resolve()
+    return _Judged(at, verdict.digest(found.path), verdict.read(found.path), found.version)
+
+
+def _judged_version(place: Place, version: int) -> _Judged:
+    place.store.require(version)
+    place.store.manifest(version)  # that it can be read
+    path = place.store.path(version)
+    return _Judged(path, place.store.content(version), place.store.verdict(version), version)
+
+
+def _publish(place: Place, source: Path, judged: _Judged, event: Event) -> int:
     if place.config and place.configured().latest and place.versions:
         if place.client is None:
             raise InputError(
@@ -197,18 +205,9 @@ def _publish(place: Place, directory: Path, event: Event) -> int:
                 f"{place.versions[-1]}, with the same --model_config_file.",
             )
         rollout.pin(place)
-    place.say(f"copying {directory}")
-    with bundle.staging(place.base) as staged:
-        try:
-            shutil.copytree(directory, staged, dirs_exist_ok=True)
-        except (OSError, shutil.Error) as error:
-            raise BundleError(f"{directory} cannot be copied to {place.base}: {error}.") from error
-        if verdict.digest(staged) != verdict.digest(directory):
-            raise BundleError(f"{directory} changed while it was copied.", remedy="Promote it again.")
-        published = bundle.publish(staged, place.base, at_least=bundle.read(directory).version or 1)
-    number = int(published.name)
-    source = str(directory.resolve())
-    audit.append(place.base, replace(event, action=Action.PUBLISH, label=None, new=number, source=source))
+    number = place.store.publish(source, judged.content, at_least=judged.number or 1, say=place.say)
+    told = str(judged.origin)
+    audit.append(place.store, replace(event, action=Action.PUBLISH, label=None, new=number, source=told))
     return number
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from serving import bundle
+from collections.abc import Sequence
+
 from serving.client.canary import STABLE
 from serving.errors import InputError
 from serving.lifecycle import audit, inventory, rollout
 from serving.lifecycle.audit import Action, Event
 from serving.lifecycle.place import Place, changing
-from serving.lifecycle.promote import Change, withdraw
+from serving.lifecycle.promote import Change, record_withdrawal, withdraw
 
 
 def rollback(place: Place, *, label: str = STABLE, to: int | None = None, reason: str = "") -> Change:
@@ -27,12 +28,15 @@ def rollback(place: Place, *, label: str = STABLE, to: int | None = None, reason
         BundleError: the version does not load; all is as before.
         ServerError: the server does not follow.
     """
-    if not place.base.is_dir():
+    if not place.store.exists():
         raise InputError(f"{place.base} does not exist.", remedy="Give the directory above the versions.")
     with changing(place):
+        withdrawn = place.store.finish(place.say)
+        for version in withdrawn:
+            record_withdrawal(place, version, Event(Action.WITHDRAW, place.model, None, None, reason=reason))
         if place.config:
             return _by_label(place, label, to, reason)
-        return _by_withdrawal(place, to, reason)
+        return _by_withdrawal(place, to, reason, withdrawn)
 
 
 def _by_label(place: Place, label: str, to: int | None, reason: str) -> Change:
@@ -41,7 +45,7 @@ def _by_label(place: Place, label: str, to: int | None, reason: str) -> Change:
     if to is None and label != STABLE and labels.get(STABLE) != current:
         to = labels.get(STABLE)  # callers of a canary then get what all others get
     if to is None:
-        to = audit.previous(audit.read(place.base), label, current, place.versions)
+        to = audit.previous(audit.read(place.store), label, current, place.versions)
     new = _checked(place, to, current, f"label {label}")
     along = tuple(other for other, on in labels.items() if on == current and other != label)
     if label != STABLE:
@@ -52,11 +56,12 @@ def _by_label(place: Place, label: str, to: int | None, reason: str) -> Change:
     return Change(place.model, current, new, label, waited=place.client is not None, also=along)
 
 
-def _by_withdrawal(place: Place, to: int | None, reason: str) -> Change:
+def _by_withdrawal(place: Place, to: int | None, reason: str, withdrawn: Sequence[int]) -> Change:
+    """Args: `withdrawn`: by a rollback that was cut off, and that this one goes on with."""
     there = place.versions
-    current = max(there, default=None)
+    current = max([*there, *withdrawn], default=None)
     if to is None:
-        to = max(there[:-1], default=None)
+        to = max((version for version in there if version != current), default=None)
     new = _checked(place, to, current, "the newest version")
     if current is not None and new > current:
         raise InputError(f"Version {new} is above {current}.", remedy="hubhead promote goes forward.")
@@ -73,16 +78,16 @@ def _checked(place: Place, to: int | None, current: int | None, what: str) -> in
             f"There is no earlier version that {what} could go back to in {place.base}.",
             remedy=f"Versions there: {', '.join(map(str, place.versions)) or 'none'}; choose with --to.",
         )
-    bundle.version_directory(place.base, to)
+    place.store.require(to)
     if to == current:
         raise InputError(f"Version {to} is where {what} is.", remedy="Choose another with --to.")
     return to
 
 
 def _append(place: Place, label: str | None, old: int | None, new: int, reason: str) -> None:
-    word, failed = inventory.judged(bundle.version_directory(place.base, new))
+    word, failed = inventory.judged(place.store, new)
     blessed = {"blessed": True, "forced": True, "not blessed": False}.get(word)
     event = Event(
         Action.ROLLBACK, place.model, old, new, label=label, blessed=blessed, failed=failed, reason=reason
     )
-    audit.append(place.base, event)
+    audit.append(place.store, event)

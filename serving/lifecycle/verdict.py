@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from serving import contract
-from serving.errors import BundleError, NotBlessed, OutputError
+from serving.errors import BundleError, NotBlessed
+from serving.lifecycle.storage.address import Address
+from serving.lifecycle.storage.text import replace_text
 
 SCHEMA = 1
 
@@ -114,20 +113,34 @@ def read(directory: Path) -> Verdict | None:
     """
     path = directory / contract.VERDICT_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content = {key: value for key, value in content.items() if key not in ("blessed", "failed")}
-        checks = tuple(Check(**check) for check in content.pop("checks"))
-        found = Verdict(checks=checks, **content)
+        return parsed(path.read_bytes(), directory)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
         raise BundleError(f"{path} cannot be read: {error}.", remedy=_remedy(directory)) from error
+
+
+def parsed(content: bytes, bundle: Address) -> Verdict:
+    """The verdict in the content of its file.
+
+    Raises:
+        BundleError: it is torn, or of another layout.
+    """
+    path = f"{bundle}/{contract.VERDICT_FILE}"
+    try:
+        record = {
+            key: value for key, value in json.loads(content).items() if key not in ("blessed", "failed")
+        }
+        checks = tuple(Check(**check) for check in record.pop("checks"))
+        found = Verdict(checks=checks, **record)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path} cannot be read: {error}.", remedy=_remedy(bundle)) from error
     if found.schema != SCHEMA:
-        raise BundleError(f"{path} is not of layout {SCHEMA}.", remedy=_remedy(directory))
+        raise BundleError(f"{path} is not of layout {SCHEMA}.", remedy=_remedy(bundle))
     return found
 
 
-def require_blessed(directory: Path, found: Verdict | None, content: str) -> None:
+def require_blessed(directory: Address, found: Verdict | None, content: str) -> None:
     """Refuse a bundle that the gate did not let through.
 
     Args:
@@ -154,32 +167,5 @@ def told(checks: Sequence[Check]) -> str:
     return "; ".join(f"{check.name}: {check.detail or 'failed'}" for check in checks)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file as a whole or not at all; its permissions stay.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    target = path.resolve()  # a link, as in a mounted ConfigMap, stays one
-    try:
-        mode = target.stat().st_mode & 0o777 if target.exists() else 0o644
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(mode)
-            Path(name).replace(target)
-        except BaseException:
-            with suppress(OSError):
-                Path(name).unlink()
-            raise
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror}.", remedy="Make its directory writable to you."
-        ) from error
-
-
-def _remedy(directory: Path) -> str:
+def _remedy(directory: Address) -> str:
     return f"Judge it first: hubhead validate --bundle {directory}"

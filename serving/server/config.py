@@ -31,12 +31,22 @@ def read_text(path: Path, message: protos.Message) -> protos.Message:
         InputError: the file cannot be read, or is no such message; with line and column.
     """
     try:
-        return text_format.Parse(path.read_text("utf-8"), message)
+        return parse_text(path.read_text("utf-8"), message, path)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
+
+
+def parse_text(text: str, message: protos.Message, where: Path | str) -> protos.Message:
+    """A text proto into a message; `where` it stands is told.
+
+    Raises:
+        InputError: it is no such message; with line and column.
+    """
+    try:
+        return text_format.Parse(text, message)
     except text_format.ParseError as error:
         kind = message.DESCRIPTOR.name
-        raise InputError(f"{path} is no {kind} in text format: {error}", remedy="Mend that line.") from error
+        raise InputError(f"{where} is no {kind} in text format: {error}", remedy="Mend that line.") from error
 
 
 def read_models(path: Path) -> tuple[ModelSettings, ...]:
