@@ -58,7 +58,9 @@ def selectors_match(manifests: list[Manifest]) -> list[str]:
             selectors[f"NetworkPolicy {m['metadata']['name']}"] = m["spec"]["podSelector"]["matchLabels"]
     for owner, pod in pods(manifests).items():
         for constraint in pod["spec"].get("topologySpreadConstraints", []):
-            selectors[f"the spread of {owner}"] = constraint["labelSelector"]["matchLabels"]
+            selectors[f"the spread of {owner} by {constraint['topologyKey']}"] = constraint["labelSelector"][
+                "matchLabels"
+            ]
     picked = {
         name: [owner for owner in labels if selector.items() <= labels[owner].items()]
         for name, selector in selectors.items()

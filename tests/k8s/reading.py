@@ -43,7 +43,7 @@ def kustomize(directory: Path) -> subprocess.CompletedProcess[str]:
     """Build a directory."""
     builder = ["kubectl", "kustomize"] if shutil.which("kubectl") else ["kustomize", "build"]
     return subprocess.run(
-        [*builder, str(directory)], capture_output=True, text=True, timeout=120, check=False
+        [*builder, str(directory)], capture_output=True, text=True, timeout=600, check=False
     )
 
 

@@ -1,0 +1,142 @@
+"""Mistakes in the jobs."""
+
+from __future__ import annotations
+
+from tests.k8s.mutations import Mutation, fail_rule, job, spec_of, swap
+from tests.k8s.reading import container
+
+JOBS = [
+    Mutation(
+        "a command that is none",
+        lambda m: container(m, "hubhead-score", "score").update(command=["hubhead", "scores"]),
+    ),
+    Mutation(
+        "a flag of ours is mistyped",
+        lambda m: swap(container(m, "hubhead-score", "score"), "--overwrite", "--overwite"),
+    ),
+    Mutation(
+        "a share of rejected photos that is none",
+        lambda m: swap(container(m, "hubhead-score", "score"), "--max_rejected=5%", "--max_rejected=five"),
+    ),
+    Mutation(
+        "a flag that is required is missing",
+        lambda m: swap(container(m, "hubhead-score", "score"), "--output=/scores/food", None),
+    ),
+    Mutation(
+        "an output outside of every volume",
+        lambda m: swap(container(m, "hubhead-score", "score"), "--output=/scores/food", "--output=/results"),
+    ),
+    Mutation(
+        "scores onto a read-only mount",
+        lambda m: next(
+            v for v in container(m, "hubhead-score", "score")["volumeMounts"] if v["name"] == "scores"
+        ).update(readOnly=True),
+    ),
+    Mutation(
+        "a verdict on something else",
+        lambda m: swap(
+            container(m, "hubhead-train", "validate"),
+            "--bundle=/models/candidates/food",
+            "--bundle=/models/candidates/birds",
+        ),
+    ),
+    Mutation(
+        "two embedding stores",
+        lambda m: swap(
+            container(m, "hubhead-score", "score"),
+            "--embedding_store=/embeddings",
+            "--embedding_store=/embeddings/scoring",
+        ),
+    ),
+    Mutation(
+        "promotion goes past the gate",
+        lambda m: job(m, "promote")["template"]["spec"].update(initContainers=[]),
+    ),
+    Mutation(
+        "the canary becomes stable",
+        lambda m: swap(container(m, "hubhead-canary", "promote"), "--label=canary", "--label=stable"),
+    ),
+    Mutation(
+        "a promotion asks nobody",
+        lambda m: swap(
+            container(m, "hubhead-promote", "promote"),
+            "--server=dns:///hubhead-serving-control:8500",
+            "--server=dns:///hubhead-serving:8500",
+        ),
+    ),
+    Mutation(
+        "a promotion of another model",
+        lambda m: swap(container(m, "hubhead-promote", "promote"), "--model_name=food", "--model_name=birds"),
+    ),
+    Mutation("tried again after wrong usage", lambda m: fail_rule(m, "score").update(values=[3])),
+    Mutation(
+        "a failure policy for another container",
+        lambda m: fail_rule(m, "train").update(containerName="trainer"),
+    ),
+    Mutation("a drained node is a failure", lambda m: job(m, "score")["podFailurePolicy"]["rules"].pop(0)),
+    Mutation(
+        "restarted in its pod",
+        lambda m: job(m, "score")["template"]["spec"].update(restartPolicy="OnFailure"),
+    ),
+    Mutation("a job without an end", lambda m: job(m, "score").pop("activeDeadlineSeconds")),
+    Mutation("jobs that are never cleaned up", lambda m: job(m, "score").pop("ttlSecondsAfterFinished")),
+    Mutation(
+        "a schedule at the 25th hour",
+        lambda m: spec_of(m, "CronJob", "hubhead-score").update(schedule="15 25 * * *"),
+    ),
+    Mutation(
+        "two runs at once", lambda m: spec_of(m, "CronJob", "hubhead-score").update(concurrencyPolicy="Allow")
+    ),
+    Mutation("no time zone", lambda m: spec_of(m, "CronJob", "hubhead-score").pop("timeZone")),
+    Mutation(
+        "a rollback every Sunday", lambda m: spec_of(m, "CronJob", "hubhead-rollback").update(suspend=False)
+    ),
+    Mutation("fewer pods than shares", lambda m: job(m, "score").update(completions=4), "score-indexed"),
+    Mutation(
+        "all shares into one output",
+        lambda m: swap(
+            container(m, "hubhead-score", "score"),
+            "--output=/scores/food/$(JOB_COMPLETION_INDEX)",
+            "--output=/scores/food",
+        ),
+        "score-indexed",
+    ),
+    Mutation(
+        "an index without an indexed job", lambda m: job(m, "score").pop("completionMode"), "score-indexed"
+    ),
+    Mutation(
+        "Flink of another version than its job server",
+        lambda m: spec_of(m, "FlinkDeployment", "hubhead-flink").update(
+            image="flink:1.19", flinkVersion="v1_19"
+        ),
+        "flink",
+    ),
+    Mutation(
+        "a job server of another Beam",
+        lambda m: container(m, "hubhead-score", "job-server").update(
+            image="apache/beam_flink1.20_job_server:2.60.0"
+        ),
+        "flink",
+    ),
+    Mutation(
+        "a job server that ends with nobody",
+        lambda m: container(m, "hubhead-score", "job-server").pop("restartPolicy"),
+        "flink",
+    ),
+    Mutation(
+        "workers at another port",
+        lambda m: swap(
+            container(m, "hubhead-score", "score"),
+            "--environment_config=localhost:50000",
+            "--environment_config=localhost:5000",
+        ),
+        "flink",
+    ),
+    Mutation(
+        "workers that see no photos",
+        lambda m: spec_of(m, "FlinkDeployment", "hubhead-flink")["taskManager"]["podTemplate"]["spec"][
+            "containers"
+        ][0]["volumeMounts"].pop(0),
+        "flink",
+    ),
+]

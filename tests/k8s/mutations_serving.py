@@ -1,0 +1,207 @@
+"""Mistakes in what serves."""
+
+from __future__ import annotations
+
+from tests.k8s.mutations import Mutation, edit, pod_of_server, serve, spec_of, swap
+from tests.k8s.reading import find
+
+AGE = "--grpc_channel_arguments=grpc.max_connection_age_ms=30000"
+
+SERVING = [
+    Mutation(
+        "a service selects no pod",
+        lambda m: spec_of(m, "Service", "hubhead-serving-grpc")["selector"].update(
+            {"app.kubernetes.io/component": "server"}
+        ),
+    ),
+    Mutation(
+        "a budget selects the jobs too",
+        lambda m: spec_of(m, "PodDisruptionBudget").update(
+            selector={"matchLabels": {"app.kubernetes.io/part-of": "hubhead"}}
+        ),
+    ),
+    Mutation(
+        "a budget that lets no node drain",
+        lambda m: spec_of(m, "PodDisruptionBudget").update(maxUnavailable=0),
+    ),
+    Mutation(
+        "a service targets an unknown port",
+        lambda m: spec_of(m, "Service", "hubhead-serving-rest")["ports"][0].update(targetPort="http"),
+    ),
+    Mutation(
+        "the gRPC service has one address",
+        lambda m: spec_of(m, "Service", "hubhead-serving-grpc").pop("clusterIP"),
+    ),
+    Mutation(
+        "callers are sent to servers that are not ready",
+        lambda m: spec_of(m, "Service", "hubhead-serving-grpc").update(publishNotReadyAddresses=True),
+    ),
+    Mutation(
+        "the first promotion finds no server",
+        lambda m: spec_of(m, "Service", "hubhead-serving-control").pop("publishNotReadyAddresses"),
+    ),
+    Mutation(
+        "a probe asks a port where nobody listens",
+        lambda m: serve(m)["livenessProbe"]["grpc"].update(port=8502),
+    ),
+    Mutation(
+        "a busy server is killed",
+        lambda m: serve(m)["livenessProbe"].update(failureThreshold=1, periodSeconds=5),
+    ),
+    Mutation("no time to load the models", lambda m: serve(m)["startupProbe"].update(failureThreshold=3)),
+    Mutation(
+        "ready without a stable version",
+        lambda m: serve(m)["readinessProbe"]["httpGet"].update(path="/v1/models/food"),
+    ),
+    Mutation("ready whatever happens", lambda m: serve(m).pop("readinessProbe")),
+    Mutation("the server listens elsewhere", lambda m: swap(serve(m), "--port=8500", "--port=9000")),
+    Mutation(
+        "the server answers no probe", lambda m: swap(serve(m), "--enable_grpc_healthcheck_service", None)
+    ),
+    Mutation("a flag is mistyped", lambda m: swap(serve(m), "--enable_batching", "--enable_batch")),
+    Mutation(
+        "a flag of the local server is mistyped",
+        lambda m: swap(serve(m), "--port=8500", "--prot=8500"),
+        "local",
+    ),
+    Mutation(
+        "a flag of the local server has no such value",
+        lambda m: swap(serve(m), "--port=8500", "--port=grpc"),
+        "local",
+    ),
+    Mutation("a batching file without batching", lambda m: swap(serve(m), "--enable_batching", None)),
+    Mutation(
+        "the entrypoint in place of the binary",
+        lambda m: serve(m).update(command=["/usr/bin/tf_serving_entrypoint.sh"]),
+    ),
+    Mutation(
+        "the server does not read promotions",
+        lambda m: swap(serve(m), "--model_config_file_poll_wait_seconds=5", None),
+    ),
+    Mutation(
+        "the server cannot start with labels",
+        lambda m: swap(serve(m), "--allow_version_labels_for_unavailable_models", None),
+    ),
+    Mutation(
+        "the server reads the first model.config for ever",
+        lambda m: swap(
+            serve(m),
+            "--model_config_file=/models/model.config",
+            "--model_config_file=/etc/tensorflow-serving/model.config",
+        ),
+    ),
+    Mutation("connections never end", lambda m: swap(serve(m), AGE, None)),
+    Mutation("connections outlive preStop", lambda m: swap(serve(m), AGE, AGE + "0")),
+    Mutation(
+        "the kill comes before preStop is over",
+        lambda m: pod_of_server(m).update(terminationGracePeriodSeconds=30),
+    ),
+    Mutation("no preStop", lambda m: serve(m).pop("lifecycle")),
+    Mutation(
+        "grace in a mistyped field",
+        lambda m: pod_of_server(m).update(
+            terminationGracePeriod=pod_of_server(m).pop("terminationGracePeriodSeconds")
+        ),
+    ),
+    Mutation(
+        "a rollout that cannot move",
+        lambda m: spec_of(m, "Deployment")["strategy"]["rollingUpdate"].update(maxSurge=0),
+    ),
+    Mutation(
+        "all servers away in a rollout",
+        lambda m: spec_of(m, "Deployment")["strategy"]["rollingUpdate"].update(maxUnavailable=2),
+    ),
+    Mutation("all servers on one node", lambda m: pod_of_server(m).pop("topologySpreadConstraints")),
+    Mutation(
+        "a spread over other pods",
+        lambda m: pod_of_server(m)["topologySpreadConstraints"][0].update(
+            labelSelector={"matchLabels": {"app": "hubhead"}}
+        ),
+    ),
+    Mutation(
+        "a batch size that no bundle is warmed for",
+        lambda m: edit(
+            m, "batching_parameters.txt", "allowed_batch_sizes: 16\n", "allowed_batch_sizes: 24\n"
+        ),
+    ),
+    Mutation(
+        "batches larger than the allowed sizes",
+        lambda m: edit(
+            m, "batching_parameters.txt", "max_batch_size { value: 32 }", "max_batch_size { value: 64 }"
+        ),
+    ),
+    Mutation(
+        "too few threads to fill a batch",
+        lambda m: swap(serve(m), "--grpc_max_threads=384", "--grpc_max_threads=16"),
+    ),
+    Mutation(
+        "a batching parameter is mistyped",
+        lambda m: edit(m, "batching_parameters.txt", "batch_timeout_micros", "batch_timeout_ms"),
+    ),
+    Mutation(
+        "model.config is torn", lambda m: edit(m, "model.config", "model_config_list {", "model_config_list")
+    ),
+    Mutation(
+        "the servers look elsewhere than promotions",
+        lambda m: edit(m, "model.config", "/models/food", "/models/birds"),
+    ),
+    Mutation("another name of the model", lambda m: edit(m, "model.config", '"food"', '"foods"')),
+    Mutation("metrics are off", lambda m: edit(m, "monitoring.config", "enable: true", "enable: false")),
+    Mutation(
+        "a GPU limited but not requested",
+        lambda m: serve(m)["resources"]["requests"].pop("nvidia.com/gpu"),
+        "gpu",
+    ),
+    Mutation(
+        "the image for GPUs without one",
+        lambda m: [part.pop("nvidia.com/gpu") for part in serve(m)["resources"].values()],
+        "gpu",
+    ),
+    Mutation(
+        "a server takes the whole GPU",
+        lambda m: edit(m, "session.config", "allow_growth: true", "allow_growth: false"),
+        "gpu",
+    ),
+    Mutation(
+        "a cache of kernels that cannot be written",
+        lambda m: next(v for v in serve(m)["volumeMounts"] if v["name"] == "cuda-cache").update(
+            readOnly=True
+        ),
+        "gpu",
+    ),
+    Mutation(
+        "a surge where no GPU is to spare",
+        lambda m: spec_of(m, "Deployment")["strategy"]["rollingUpdate"].update(maxSurge=1, maxUnavailable=0),
+        "gpu-scarce",
+        caught=False,
+    ),
+    Mutation(
+        "half the memory that two versions need",
+        lambda m: [part.update(memory="512Mi") for part in serve(m)["resources"].values()],
+        caught=False,
+    ),
+    Mutation("servers open to everybody", lambda m: m.remove(find(m, "NetworkPolicy", "hubhead-closed"))),
+    Mutation(
+        "a policy for a port that is none",
+        lambda m: spec_of(m, "NetworkPolicy")["ingress"][0]["ports"][0].update(port="http"),
+    ),
+    Mutation("servers may call anybody", lambda m: spec_of(m, "NetworkPolicy").update(egress=[{}])),
+    Mutation(
+        "an autoscaler of nothing",
+        lambda m: spec_of(m, "HorizontalPodAutoscaler")["scaleTargetRef"].update(name="serving"),
+        "autoscaling",
+    ),
+    Mutation(
+        "an autoscaler and a fixed number", lambda m: spec_of(m, "Deployment").update(replicas=2), "keda"
+    ),
+    Mutation(
+        "a monitor of a port that no service has",
+        lambda m: spec_of(m, "ServiceMonitor")["endpoints"][0].update(port="http"),
+        "servicemonitor",
+    ),
+    Mutation(
+        "a bucket listed every second",
+        lambda m: swap(serve(m), "--file_system_poll_wait_seconds=60", None),
+        "storage-gs",
+    ),
+]
