@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from batch.run_flags import Allowance, run_flags
 from serving.command import TOO_MANY_REJECTED
 from serving.commands.options import Server, refuse_without_server, server_flags
 from serving.contract import Status
@@ -22,26 +21,6 @@ SERVER_TIMEOUT = 300.0
 """Seconds that a request of `--server` may take with its retries: a server may restart in between."""
 
 
-@dataclass(frozen=True)
-class Allowance:
-    """How many photos may be rejected before the command ends with exit code 3.
-
-    Attributes:
-        limit: a count, or percent of all photos.
-        percent: which of the two.
-    """
-
-    limit: float
-    percent: bool
-
-    def exceeded(self, rejected: int, photos: int) -> bool:
-        """Whether that many rejected ones are too many."""
-        return rejected > (self.limit * photos / 100 if self.percent else self.limit)
-
-    def __str__(self) -> str:
-        return f"{self.limit:g}{'%' if self.percent else ''}"
-
-
 def share(_context: click.Context, _option: click.Parameter, text: str) -> Share:
     """Read `2/8`."""
     from batch.share import Share
@@ -50,20 +29,6 @@ def share(_context: click.Context, _option: click.Parameter, text: str) -> Share
         return Share.parse(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
-
-
-def allowance(_context: click.Context, _option: click.Parameter, text: str | None) -> Allowance | None:
-    """Read `20` or `5%`."""
-    if text is None:
-        return None
-    percent = text.endswith("%")
-    try:
-        limit = float(text[:-1]) if percent else int(text)
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} is neither a count such as 20 nor a share such as 5%.") from error
-    if not 0 <= limit <= (100 if percent else sys.maxsize):
-        raise click.BadParameter(f"{text} is out of range: a count from 0, or 0% to 100%.")
-    return Allowance(limit, percent)
 
 
 @click.command(
@@ -116,25 +81,12 @@ def allowance(_context: click.Context, _option: click.Parameter, text: str | Non
     show_default="embeddings below the cache directory",
     help="Where embeddings are kept. Photos in it are not read again, whatever head scores them.",
 )
-@click.option(
-    "--run_id",
-    default="",
-    show_default="the date, in UTC",
-    help="Name of the run. Under the name of one that was cut off, run.json tells of both together.",
-)
+@run_flags
 @click.option(
     "--only_new",
     is_flag=True,
     help="Add rows of photos that no run in this output has scored with this model, or that changed since;"
     " all rows that are there stay. Without it the rows follow --photos: what is gone from there goes.",
-)
-@click.option(
-    "--partition_by",
-    default="",
-    type=click.Choice(["", "date", "label"]),
-    show_default="no partitions",
-    metavar="date|label",
-    help="Divide the rows into scores/date=2026-05-31/ by the day of the run, or scores/label=.../.",
 )
 @click.option(
     "--shard_size",
@@ -150,19 +102,6 @@ def allowance(_context: click.Context, _option: click.Parameter, text: str | Non
     help="Only this of N shares of the photos, by a hash of their address: 0/8 to 7/8 on eight machines, each"
     " with an --output of its own and all with one --embedding_store.",
 )
-@click.option(
-    "--max_rejected",
-    callback=allowance,
-    metavar="COUNT|PERCENT",
-    help="Exit with code 3 if more photos than this were rejected: a count or, as in 5%, a share."
-    " Everything is written all the same.",
-)
-@click.option(
-    "--price_per_hour",
-    type=click.FloatRange(min=0),
-    help="What one machine costs an hour: run.json then says what a million photos cost.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace the scores of another model or of other photos.")
 @click.option("--no_report", is_flag=True, help="Write no report.html beside run.json.")
 @click.option(
     "--metrics_textfile",
@@ -177,7 +116,6 @@ def allowance(_context: click.Context, _option: click.Parameter, text: str | Non
     help="Push them to a Pushgateway; one that does not answer is a warning. Both need hubhead[metrics].",
 )
 @server_flags
-@click.option("--json", "as_json", is_flag=True, help="Print run.json on stdout instead of the summary.")
 @click.argument("beam_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM OPTIONS]")
 @click.pass_context
 def score(

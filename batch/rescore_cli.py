@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from batch.cli import Allowance, allowance, finish
+from batch.cli import finish
+from batch.run_flags import Allowance, run_flags
 
 
 @click.command(
@@ -41,33 +42,7 @@ from batch.cli import Allowance, allowance, finish
     show_default="embeddings below the cache directory",
     help="Where the embeddings of the earlier scoring are kept.",
 )
-@click.option(
-    "--run_id",
-    default="",
-    show_default="the date, in UTC",
-    help="Name of the run. Under the name of one that was cut off, run.json tells of both together.",
-)
-@click.option(
-    "--partition_by",
-    default="",
-    type=click.Choice(["", "date", "label"]),
-    show_default="no partitions",
-    metavar="date|label",
-    help="Divide the rows into scores/date=2026-05-31/ by the day of the run, or scores/label=.../.",
-)
-@click.option(
-    "--max_rejected",
-    callback=allowance,
-    metavar="COUNT|PERCENT",
-    help="Exit with code 3 if more photos than this are rejected ones: a count or, as in 5%, a share.",
-)
-@click.option(
-    "--price_per_hour",
-    type=click.FloatRange(min=0),
-    help="What the machine costs an hour: run.json then says what a million photos cost.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace the scores of another model or of other photos.")
-@click.option("--json", "as_json", is_flag=True, help="Print run.json on stdout instead of the summary.")
+@run_flags
 @click.pass_context
 def rescore(
     ctx: click.Context,

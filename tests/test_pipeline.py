@@ -21,6 +21,7 @@ from PIL import Image
 from batch import cli, photos, pipeline
 from batch.embeddings import EmbeddingStore
 from batch.pipeline import EmbedSettings, ScoreSettings
+from batch.run_flags import Allowance
 from batch.stats import Progress
 from serving.bundle import Manifest
 from serving.commands.options import FLAGS
@@ -548,13 +549,13 @@ class TestCommand:
         assert result.exit_code == 2
 
     def test_an_allowance_is_a_count_or_a_share(self) -> None:
-        assert cli.Allowance(2, percent=False).exceeded(3, 1000)
-        assert not cli.Allowance(2, percent=False).exceeded(2, 1000)
-        assert cli.Allowance(5, percent=True).exceeded(51, 1000)
-        assert not cli.Allowance(5, percent=True).exceeded(50, 1000)
+        assert Allowance(2, percent=False).exceeded(3, 1000)
+        assert not Allowance(2, percent=False).exceeded(2, 1000)
+        assert Allowance(5, percent=True).exceeded(51, 1000)
+        assert not Allowance(5, percent=True).exceeded(50, 1000)
 
     def test_every_flag_reaches_a_field_of_the_settings(self) -> None:
-        of_the_command = {"max_rejected", "as_json"}
+        of_the_command = {"max_rejected", "as_json", "model_config_file"}
         flags = {parameter.name for parameter in cli.score.params} - of_the_command
         of_the_server = set(FLAGS)
         assert of_the_server < flags
