@@ -45,7 +45,13 @@ _NO_PILLOW = 69
 """What the child ends with where Pillow does not load; the same number stands there."""
 
 _DECODED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")
-_READERS = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"RIFF", "WEBP"))
+_READERS = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"RIFF", "WEBP"),
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+)
 """What `reduced` makes smaller of that which the graph decodes."""
 
 _SIGNATURES = (

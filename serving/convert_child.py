@@ -213,6 +213,7 @@ def _load_pillow() -> bool:
         from PIL import (  # noqa: F401
             AvifImagePlugin,
             BmpImagePlugin,
+            GifImagePlugin,
             Image,
             Jpeg2KImagePlugin,
             JpegImagePlugin,

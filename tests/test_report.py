@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from serving import contract
 from serving.errors import OutputError
 from tests.looking import CHROMIUM, HOSTILE, Page, check_self_contained, look
 from tests.test_live import FINGERPRINT, sha, written
-from trainer import duplicates, evaluate, export, head, live, report, thumbnails
+from trainer import duplicates, evaluate, export, head, live, report
 from trainer.cross_validation import cross_validate
 from trainer.dataset import Example, Subset
 from trainer.duplicates import Duplicates, Group, Picture
@@ -143,9 +142,9 @@ def real(trained: Trained) -> report.Report:
 
 @pytest.mark.slow
 def test_the_report_of_a_real_training_tells_what_it_found(
-    real: report.Report, trained: Trained, cache: Path, tmp_path: Path
+    real: report.Report, trained: Trained, tmp_path: Path
 ) -> None:
-    report.write(tmp_path / "report.html", real, cache=cache)
+    report.write(tmp_path / "report.html", real)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     check_self_contained(text)
     assert len(text.encode()) < 2_000_000
@@ -168,33 +167,12 @@ def test_the_report_of_a_real_training_tells_what_it_found(
     assert all(image["alt"] for image in images)
 
 
-@pytest.mark.slow
-def test_pictures_are_small_upright_and_square(real: report.Report, cache: Path) -> None:
-    found = thumbnails.jpegs(real.pictured[:5], 192, cache)
-    assert list(found) == list(real.pictured[:5])
-    for content in found.values():
-        with Image.open(io.BytesIO(content)) as picture:
-            assert (picture.format, picture.size) == ("JPEG", (192, 192))
-        assert len(content) < 25_000
-
-
-def test_the_graph_of_pictures_is_traced_once_for_all_processes(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    photos = made(tmp_path, ("a", "b"), noise=1.5).report.pictured[:2]
-    first = thumbnails.jpegs(photos, 192, cache)
-    assert list(first) == list(photos)
-    thumbnails._decoder.cache_clear()  # as in another process
-    monkeypatch.delattr(thumbnails, "_traced")
-    assert thumbnails.jpegs(photos, 192, cache) == first
-
-
-def test_a_photo_that_is_gone_or_broken_is_told_in_words(cache: Path, tmp_path: Path) -> None:
+def test_a_photo_that_is_gone_or_broken_is_told_in_words(tmp_path: Path) -> None:
     example = made(tmp_path, ("a", "b"), noise=1.5)
     gone, broken = example.report.pictured[:2]
     Path(gone).unlink()
     Path(broken).write_bytes(b"no photo")
-    report.write(tmp_path / "report.html", example.report, cache=cache)
+    report.write(tmp_path / "report.html", example.report)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.text.count("no picture") == 2
 
@@ -227,11 +205,11 @@ def test_labels_and_paths_are_text_wherever_they_stand(tmp_path: Path) -> None:
     assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]", text)
 
 
-def test_with_a_hundred_labels_the_pairs_confused_stand_for_the_matrix(cache: Path, tmp_path: Path) -> None:
+def test_with_a_hundred_labels_the_pairs_confused_stand_for_the_matrix(tmp_path: Path) -> None:
     labels = [f"label {number}" for number in range(101)]
     example = made(tmp_path, labels, photos=8, noise=0.5).report
     assert len(example.pictured) == PICTURES
-    report.write(tmp_path / "report.html", example, cache=cache)
+    report.write(tmp_path / "report.html", example)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     check_self_contained(text)
     assert len(text.encode()) < 2_000_000
@@ -269,14 +247,14 @@ def test_without_test_photos_the_held_out_ones_head_the_page(tmp_path: Path) -> 
     assert "Misclassified" not in page.text
 
 
-def test_what_changed_against_the_live_version_is_shown_with_its_photos(cache: Path, tmp_path: Path) -> None:
+def test_what_changed_against_the_live_version_is_shown_with_its_photos(tmp_path: Path) -> None:
     labels = (HOSTILE, "b", "c", "d")
     example = made(tmp_path, labels, photos=20, noise=0.6, judged=True).report
     found, validated = example.comparison, example.cross_validation
     assert found is not None
     assert validated is not None
     assert found.newly_right
-    report.write(tmp_path / "report.html", example, cache=cache)
+    report.write(tmp_path / "report.html", example)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     check_self_contained(text)
     page = Page(text)
@@ -350,10 +328,10 @@ def test_the_sample_of_a_label_is_the_training_photo_it_is_surest_of(tmp_path: P
     check_self_contained(report.render(composed, {}))
 
 
-def test_a_place_that_cannot_be_written_is_said(cache: Path, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputError):
-        report.write(tmp_path / "file" / "report.html", made(tmp_path, ("a", "b")).report, cache=cache)
+        report.write(tmp_path / "file" / "report.html", made(tmp_path, ("a", "b")).report)
 
 
 # --- In a real browser --------------------------------------------------------------------------------
@@ -364,7 +342,7 @@ def test_a_place_that_cannot_be_written_is_said(cache: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
 @pytest.mark.parametrize("kind", ["real", "many labels", "long words"])
 def test_a_browser_shows_it_whole(
-    kind: str, width: int, cache: Path, tmp_path: Path, request: pytest.FixtureRequest
+    kind: str, width: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     if kind == "real":
         example: report.Report = request.getfixturevalue("real")
@@ -373,7 +351,7 @@ def test_a_browser_shows_it_whole(
         labels = long if kind == "long words" else [f"label {number}" for number in range(101)]
         judged = kind == "long words"
         example = made(tmp_path, labels, photos=8, noise=0.5, judged=judged).report
-    report.write(tmp_path / "report.html", example, cache=cache)
+    report.write(tmp_path / "report.html", example)
     found = look(tmp_path / "report.html", tmp_path, width)
     assert found["inner"] == width
     assert found["width"] <= width, "the page can be scrolled sideways"

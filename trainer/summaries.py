@@ -23,6 +23,7 @@ next lies in `run-2/`, then `run-3/`, which TensorBoard shows beside it.
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,8 +34,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from batch.thumbnails import thumbnails
 from serving.errors import OutputError
-from trainer import head, thumbnails
+from trainer import head
 from trainer.dataset import Example, Subset
 from trainer.evaluate import Evaluation
 from trainer.head import Floats, Head, Ints, Scaling, Selection, Vectors
@@ -63,7 +65,6 @@ def write(
     selection: Selection,
     held_out: Evaluation,
     test: Evaluation | None,
-    cache: Path,
 ) -> Path:
     """Write one run, and return its directory: `directory`, or one in it where it holds a run already.
 
@@ -77,7 +78,6 @@ def write(
         selection: how its settings were chosen.
         held_out: on the photos that they were chosen by.
         test: on the test photos, None where there are none.
-        cache: the cache directory, for what makes the small pictures.
 
     Raises:
         OutputError: the directory cannot be written.
@@ -95,9 +95,7 @@ def write(
                 step = steps_of(selection)[selection.strength]
                 figures = {"accuracy_1": test.accuracy.value, "cross_entropy_1": test.log_loss}
                 events.add(step, figures | _label_figures(test))
-        write_projector(
-            run / DIRECTORIES[Subset.TRAINING], embeddings, examples, subsets, labels, cache=cache
-        )
+        write_projector(run / DIRECTORIES[Subset.TRAINING], embeddings, examples, subsets, labels)
     except OSError as error:
         raise OutputError(
             f"The summaries cannot be written to {directory}: {error.strerror or error}.",
@@ -334,8 +332,6 @@ def write_projector(
     examples: Sequence[Example],
     subsets: Sequence[Subset],
     labels: Sequence[str],
-    *,
-    cache: Path,
 ) -> None:
     """Write the embeddings, what each is of, and, where they are not too many, small pictures.
 
@@ -358,20 +354,24 @@ def write_projector(
         '  metadata_path: "metadata.tsv"',
     ]
     if len(rows) <= SPRITES:
-        (directory / "sprite.png").write_bytes(_sprite([examples[row].uri for row in rows.tolist()], cache))
+        (directory / "sprite.png").write_bytes(_sprite([examples[row].uri for row in rows.tolist()]))
         side = f"single_image_dim: {SPRITE_SIDE}"
         config += ["  sprite {", '    image_path: "sprite.png"', f"    {side}", f"    {side}", "  }"]
     (directory / "projector_config.pbtxt").write_text("\n".join([*config, "}", ""]), encoding="utf-8")
 
 
-def _sprite(uris: Sequence[str], cache: Path) -> bytes:
+def _sprite(uris: Sequence[str]) -> bytes:
     """One PNG of all pictures, row by row in a square; grey where a photo gives none."""
-    import tensorflow as tf
+    from PIL import Image, ImageOps  # noqa: TID251  # decodes our own pictures, no photo
 
     across, side = math.ceil(math.sqrt(len(uris))), SPRITE_SIDE
-    sheet = np.full((across * side, across * side, 3), 128, np.uint8)
-    place = {uri: number for number, uri in enumerate(uris)}
-    for uri, pixels in thumbnails.pictures(uris, side, cache):
-        down, right = divmod(place[uri], across)
-        sheet[down * side : (down + 1) * side, right * side : (right + 1) * side] = pixels
-    return bytes(tf.io.encode_png(sheet).numpy())
+    sheet = Image.new("RGB", (across * side, across * side), (128, 128, 128))
+    small = thumbnails(uris, side)
+    for number, uri in enumerate(uris):
+        if uri in small:
+            down, right = divmod(number, across)
+            with Image.open(io.BytesIO(small[uri])) as picture:
+                sheet.paste(ImageOps.fit(picture, (side, side)), (right * side, down * side))
+    png = io.BytesIO()
+    sheet.save(png, "PNG")
+    return png.getvalue()

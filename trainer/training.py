@@ -296,7 +296,6 @@ def train(
                 selection=selection,
                 held_out=held_out,
                 test=test,
-                cache=settings.cache,
             )
     page = report.compose(
         settings.saved_model_dir.name,
@@ -325,7 +324,7 @@ def train(
             novelty=novelty,
             top_k=settings.top_k,
             settings=selection.settings,
-            report=(lambda path: report.write(path, page, cache=settings.cache)) if settings.report else None,
+            report=(lambda path: report.write(path, page)) if settings.report else None,
             tflite=_tflite(features.examples, rows, settings),
             metrics={
                 "test": test.record() if test else None,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from batch import files
+from batch.thumbnails import thumbnails
 from serving.contract import Status
 from serving.page.markup import Element, element
 from serving.page.parts import (
@@ -23,7 +24,6 @@ from serving.page.parts import (
     table_of,
 )
 from serving.page.plot import interval
-from trainer import thumbnails
 from trainer.dataset import Subset
 from trainer.duplicates import Group
 from trainer.evaluate import Calibration, Estimate, Evaluation, Proportion, proportion
@@ -41,18 +41,17 @@ LISTED = 100
 """Rows of a list that may be long."""
 
 
-def write(path: Path, report: Report, *, cache: Path) -> None:
+def write(path: Path, report: Report) -> None:
     """Read and shrink the photos that are to be shown, and write the page; `path`'s directory exists.
 
     Args:
         path: of the page.
         report: what is told.
-        cache: the cache directory, for what shrinks the photos.
 
     Raises:
         OutputError: the place cannot be written.
     """
-    page = render(report, thumbnails.jpegs(report.pictured, SIDE, cache))
+    page = render(report, thumbnails(report.pictured, SIDE))
     files.write(str(path), page.encode())
 
 
