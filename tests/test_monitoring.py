@@ -184,7 +184,16 @@ def _filled(expression: str) -> str:
     return expression
 
 
-EXPRESSIONS = {name: rule["expr"] for name, rule in ALERTS.items()} | dashboard_expressions()
+def autoscaler_expressions() -> dict[str, str]:
+    """What KEDA asks Prometheus."""
+    path = processes.REPO / "k8s" / "components" / "keda" / "scaledobject.yaml"
+    triggers = yaml.safe_load(path.read_text("utf-8"))["spec"]["triggers"]
+    return {f"keda {number}": one["metadata"]["query"] for number, one in enumerate(triggers)}
+
+
+EXPRESSIONS = (
+    {name: rule["expr"] for name, rule in ALERTS.items()} | dashboard_expressions() | autoscaler_expressions()
+)
 
 
 @pytest.mark.tf
