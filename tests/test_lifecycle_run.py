@@ -20,6 +20,7 @@ from serving import bundle
 from serving.client import Client, Retry
 from serving.errors import HubheadError
 from serving.lifecycle import audit
+from serving.lifecycle.storage.fetch import store_at
 from tests import processes
 from tests.cluster import Cluster, rendered
 
@@ -95,7 +96,7 @@ def copy_photos(sample: Path, to: Path, odd: bool | None = None) -> None:
 
 @pytest.mark.tf
 @pytest.mark.slow
-@pytest.mark.needs("kubectl")
+@pytest.mark.needs("kubectl|kustomize")
 def test_the_whole_life_of_a_model_costs_no_request(
     sample: SampleSummary, cache: Path, tmp_path: Path
 ) -> None:
@@ -167,7 +168,11 @@ def test_the_whole_life_of_a_model_costs_no_request(
     assert canary.versions(canary_there, rollback).keys() == {2}
     assert canary.versions(back, end).keys() == {1}  # it does not stay on what was gone back from
 
-    moved = [(event.action, event.label, event.old, event.new) for event in audit.read(base) if event.label]
+    moved = [
+        (event.action, event.label, event.old, event.new)
+        for event in audit.read(store_at(base))
+        if event.label
+    ]
     assert moved == [
         (audit.Action.PROMOTE, "stable", None, 1),
         (audit.Action.PROMOTE, "canary", None, 2),
