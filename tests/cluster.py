@@ -21,13 +21,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests import processes
 from tests.doubler import free_port
+from tests.k8s.reading import kustomize
 
 Manifest = dict[str, Any]
 
 
 def rendered(overlay: Path) -> list[Manifest]:
     """What `kubectl apply -k` would apply."""
-    done = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, check=False)
+    done = kustomize(overlay)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
 

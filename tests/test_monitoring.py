@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from hubhead import hubhead
 from serving.client import Client
 from serving.errors import HubheadError
 from tests import processes
+from tests.k8s.reading import kustomize, needs_builder
 from tests.promql import Checker, SyntaxFault, parse, selectors
 
 if TYPE_CHECKING:
@@ -294,14 +294,14 @@ def test_the_dashboard_is_one_that_grafana_takes() -> None:
     assert set(re.findall(r"\$\{?(\w+)", text)) <= names | {"__rate_interval"}
 
 
-@pytest.mark.needs("kubectl")
+@needs_builder
 def test_the_component_adds_rules_dashboard_and_push(tmp_path: Path) -> None:
     relative = {
         name: os.path.relpath(processes.REPO / "k8s" / name, tmp_path) for name in ("base", "monitoring")
     }
     kustomization = {"resources": [relative["base"]], "components": [relative["monitoring"]]}
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    done = subprocess.run(["kubectl", "kustomize", str(tmp_path)], capture_output=True, text=True)
+    done = kustomize(tmp_path)
     assert done.returncode == 0, done.stderr
     built = {(found["kind"], found["metadata"]["name"]): found for found in yaml.safe_load_all(done.stdout)}
     rules = [

@@ -136,7 +136,7 @@ def test_every_hubhead_command_is_accepted_by_its_parser(line: str) -> None:
         command.make_context(command.name, arguments)
 
 
-@pytest.mark.needs("kubectl")
+@pytest.mark.needs("kubectl|kustomize")
 @pytest.mark.parametrize("line", KUBECTL)
 def test_every_resource_named_is_in_the_manifests(line: str, manifests: list[Manifest]) -> None:
     words = shlex.split(line)
@@ -163,7 +163,7 @@ def test_every_resource_named_is_in_the_manifests(line: str, manifests: list[Man
         assert words[1:3] == ["-n", "hubhead"], "in another namespace"
 
 
-@pytest.mark.needs("kubectl")
+@pytest.mark.needs("kubectl|kustomize")
 def test_jobs_are_made_of_the_template_that_their_name_says(manifests: list[Manifest]) -> None:
     made = [shlex.split(line) for line in KUBECTL if " create job " in line]
     assert {words[-2].rpartition("/")[2] for words in made} >= {"hubhead-rollback", "hubhead-promote"}
@@ -172,7 +172,7 @@ def test_jobs_are_made_of_the_template_that_their_name_says(manifests: list[Mani
         assert words[-1].startswith(f"{template}-")
 
 
-@pytest.mark.needs("kubectl")
+@pytest.mark.needs("kubectl|kustomize")
 def test_addresses_claims_and_paths_exist(manifests: list[Manifest]) -> None:
     for service, port in re.findall(r"dns:///([\w-]+):(\d+)", TEXT):
         (found,) = (m for m in manifests if (m["kind"], m["metadata"]["name"]) == ("Service", service))
@@ -185,7 +185,7 @@ def test_addresses_claims_and_paths_exist(manifests: list[Manifest]) -> None:
             assert path in mounted, line
 
 
-@pytest.mark.needs("kubectl")
+@pytest.mark.needs("kubectl|kustomize")
 def test_the_toolbox_has_the_image_and_every_volume(manifests: list[Manifest]) -> None:
     spec: dict[str, Any] = toolbox()["spec"]
     (score,) = (m for m in manifests if (m["kind"], m["metadata"]["name"]) == ("CronJob", "hubhead-score"))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -236,3 +237,22 @@ def test_a_directory_that_has_no_version_yet_is_no_live_version(
     (tmp_path / "1").mkdir()
     assert _live(tmp_path) == tmp_path
     assert _live(tmp_path / "mistyped") == tmp_path / "mistyped"  # which cannot be read, an error
+
+
+def test_of_the_versions_the_stable_one_is_live(tmp_path: Path) -> None:
+    config = tmp_path / "model.config"
+    config.write_text(
+        'model_config_list { config { name: "food" base_path: "/models/food" model_platform: "tensorflow"\n'
+        'version_labels { key: "stable" value: 1 } version_labels { key: "canary" value: 2 } } }\n'
+    )
+    assert _live(tmp_path / "food", config) == tmp_path / "food"  # which is not there, an error
+    for number in ("1", "2"):
+        (tmp_path / "food" / number).mkdir(parents=True)
+        (tmp_path / "food" / number / contract.SAVED_MODEL_FILE).touch()
+    assert _live(tmp_path / "food", config) == tmp_path / "food" / "1"
+    assert _live(tmp_path / "food" / "2", config) == tmp_path / "food" / "2"
+    config.write_text(config.read_text().replace("stable", "old"))
+    with pytest.raises(InputError, match="No version of food is stable"):
+        _live(tmp_path / "food", config)
+    with pytest.raises(click.UsageError, match="own address"):
+        _live("s3://models/food", config)

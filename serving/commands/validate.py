@@ -71,6 +71,12 @@ def _limit_flags(command: Any) -> Any:
     "it, and where that directory has no version yet, the candidate is judged by itself.",
 )
 @click.option(
+    "--model_config_file",
+    type=click.Path(path_type=Path),
+    help="The servers' model.config: of the versions below --live the one labelled stable there counts, not "
+    "the newest, which may be a canary or one that was rolled back.",
+)
+@click.option(
     "--photos",
     type=click.Path(path_type=Path),
     metavar="DIR",
@@ -88,6 +94,7 @@ def _limit_flags(command: Any) -> Any:
 def validate(
     candidate: str,
     live: str | None,
+    model_config_file: Path | None,
     photos: Path | None,
     manifest: Path | None,
     force: bool,
@@ -108,12 +115,14 @@ def validate(
     """
     if photos and manifest:
         raise click.UsageError("--photos and --manifest both name the photos: give one of them.")
+    if model_config_file and not live:
+        raise click.UsageError("--model_config_file is of a --live.")
     require_tensorflow()
     from serving.lifecycle import gate
     from serving.lifecycle.storage.address import parsed
     from serving.lifecycle.storage.fetch import fetched
 
-    served = _live(parsed(live)) if live else None
+    served = _live(parsed(live), model_config_file) if live else None
     with (
         fetched(parsed(candidate), _say) as new,
         fetched(served, _say) if served else nullcontext() as old,
@@ -145,14 +154,18 @@ def _say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def _live(address: Address) -> Address | None:
+def _live(address: Address, config: Path | None = None) -> Address | None:
     """None where it is the directory above the versions, and the first of them is still to come."""
+    from serving.client.canary import STABLE
+    from serving.lifecycle.labels import labelled
     from serving.lifecycle.storage.fetch import waits_for_a_version
 
+    if config and not isinstance(address, Path):
+        raise click.UsageError(f"Of {address}, give the version's own address, not --model_config_file.")
     if waits_for_a_version(address):
         _say(f"{address} has no version yet: the candidate is judged by itself.")
         return None
-    return address
+    return labelled(address, config, STABLE) if config and isinstance(address, Path) else address
 
 
 def _photos(candidate: Path, directory: Path | None, manifest: Path | None) -> list[Photo]:

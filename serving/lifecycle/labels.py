@@ -13,7 +13,8 @@ def labelled(model: Path, config: Path, label: str) -> Path:
     """The version's directory.
 
     Args:
-        model: the directory above the versions, named like the model; a version's own stays what it is.
+        model: the directory above the versions, named like the model; a version's own stays what it is, and
+            so does what is not there, for its reader to say.
         config: the servers' model.config.
         label: such as stable.
 
@@ -21,7 +22,7 @@ def labelled(model: Path, config: Path, label: str) -> Path:
         InputError: the file cannot be used, or no version has the label.
         BundleError: the version is not there.
     """
-    if (model / contract.SAVED_MODEL_FILE).exists():
+    if (model / contract.SAVED_MODEL_FILE).exists() or not model.is_dir():
         return model
     labels = model_config.read(config, model.resolve().name).labels
     if label not in labels:

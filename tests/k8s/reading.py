@@ -41,7 +41,7 @@ VARIANTS = (*OVERLAYS, *COMPONENTS)
 
 def kustomize(directory: Path) -> subprocess.CompletedProcess[str]:
     """Build a directory."""
-    builder = ["kubectl", "kustomize"] if shutil.which("kubectl") else ["kustomize", "build"]
+    builder = ["kustomize", "build"] if shutil.which("kustomize") else ["kubectl", "kustomize"]
     return subprocess.run(
         [*builder, str(directory)], capture_output=True, text=True, timeout=600, check=False
     )
