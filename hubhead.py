@@ -18,8 +18,9 @@ from serving.commands.serve import serve
 from serving.commands.status import status
 from serving.commands.validate import validate
 from trainer.backbone.cli import backbone
-from trainer.cli import export, train
+from trainer.cli import train
 from trainer.demo import demo
+from trainer.export_cli import export
 
 
 class InOrder(click.Group):

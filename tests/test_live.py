@@ -289,7 +289,7 @@ def test_a_live_version_on_another_backbone_is_asked_about_the_bytes_and_says_th
 def test_the_same_training_again_is_neither_better_nor_worse_and_all_of_it_is_told(
     trained: Trained, tmp_path: Path
 ) -> None:
-    from trainer.cli import describe
+    from trainer.told import describe
     from trainer.training import train
 
     settings = replace(

@@ -19,9 +19,9 @@ from serving import bundle, contract, runtime
 from serving.bundle import Bundle, Manifest
 from serving.errors import BundleError, InputError, NotBlessed, OutputError
 from trainer import export, tflite, training
-from trainer.cli import export as export_command
 from trainer.cli import train as train_command
 from trainer.evaluate import proportion
+from trainer.export_cli import export as export_command
 from trainer.graph import Preprocessing
 from trainer.tflite import Quantize, Tflite, TfliteOption
 from trainer.tflite_metadata import description

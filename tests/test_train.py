@@ -24,9 +24,9 @@ from serving import bundle, contract
 from serving.contract import Status
 from serving.errors import InputError, NotBlessed, OutputError
 from trainer import export, head
-from trainer.cli import describe
 from trainer.graph import Augmentation
 from trainer.head import HeadSettings
+from trainer.told import describe
 from trainer.training import check_places, train, write_labels
 
 if TYPE_CHECKING:

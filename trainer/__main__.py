@@ -4,8 +4,9 @@ import click
 
 from serving.command import run
 from trainer.backbone.cli import backbone
-from trainer.cli import export, train
+from trainer.cli import train
 from trainer.demo import demo
+from trainer.export_cli import export
 
 if __name__ == "__main__":
     group = click.Group(commands=[train, export, backbone, demo], help="Train a head and export the bundle.")

@@ -1,53 +1,21 @@
-"""`hubhead train` and `hubhead export`."""
+"""`hubhead train`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
-from serving import contract
 from trainer import flags
 from trainer.backbone.cli import input_options
+from trainer.options import SETTINGS, preprocessing_options, refuse, require_extra, tflite_quantize
+from trainer.told import describe, record
 
 if TYPE_CHECKING:
     from trainer.head.settings import ClassWeight, Kind
-    from trainer.tflite import Tflite
-    from trainer.training import TrainResult, TrainSettings
-
-_SETTINGS = {"show_default": True, "max_content_width": 100}
-
-
-def _preprocessing_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The settings of the graph that people change; trainer.graph.Preprocessing has them all."""
-    for option in (
-        click.option(
-            "--max_bytes",
-            type=click.IntRange(min=1),
-            default=64 << 20,
-            help="Photos of more bytes get the status too_large; part of the bundle.",
-        ),
-        click.option(
-            "--max_pixels",
-            type=click.IntRange(min=1),
-            default=120_000_000,
-            help="Photos of more pixels get the status too_large, from their header; part of the bundle. "
-            "PNG, BMP, WebP and progressive JPEG stop at 50, GIF at 16 million all the same.",
-        ),
-        click.option(
-            "--aspect",
-            type=click.Choice(["stretch", "crop", "pad"]),
-            default="stretch",
-            help="What becomes of photos that are not square: scale each side by itself, as in retrain.py, "
-            "take the middle, or add grey bars. Part of the bundle.",
-        ),
-    ):
-        command = option(command)
-    return command
+    from trainer.training import TrainSettings
 
 
 def _tolerance(
@@ -59,18 +27,9 @@ def _tolerance(
     return "surely" if value == "surely" else float(click.FloatRange(0, 100)(value, parameter, context))
 
 
-tflite_quantize = click.option(
-    "--tflite_quantize",
-    type=click.Choice(["none", "float16", "dynamic"]),
-    default="none",
-    help="Of the TensorFlow Lite file: weights as they are, of half the size (float16), or of a quarter "
-    "(dynamic: int8 weights, float32 between the layers). Arithmetic in int8 throughout is left out.",
-)
-
-
 @click.command(
     cls=flags.RetrainCommand,
-    context_settings=_SETTINGS,
+    context_settings=SETTINGS,
     short_help="Retrain a head on a folder of labelled photos.",
     epilog="\b\nExamples:\n"
     "  hubhead train --image_dir food_images\n"
@@ -275,7 +234,7 @@ tflite_quantize = click.option(
     type=click.Path(path_type=Path),
     help="A second place for that file; asks for it too.",
 )
-@_preprocessing_options
+@preprocessing_options
 @click.option(
     "--print_misclassified_test_images", is_flag=True, help="List the test photos that get a wrong label."
 )
@@ -302,7 +261,7 @@ def train(
     if given["compare_with"] == "none" and given["assert_not_worse_than_live"] is not None:
         raise click.UsageError("--assert_not_worse_than_live needs something to compare with.", context)
     if not given["add_tflite"] and not given["tflite_output_file"]:
-        _refuse(context, ["tflite_quantize"], "needs --tflite or --tflite_output_file")
+        refuse(context, ["tflite_quantize"], "needs --tflite or --tflite_output_file")
     from batch.progress import progress_bar
     from trainer.training import train as run
 
@@ -315,7 +274,7 @@ def train(
     with progress_bar() as report:
         result = run(settings, say=lambda line: click.echo(line, err=True), progress=report)
     if as_json:
-        click.echo(json.dumps(_record(result), ensure_ascii=False))
+        click.echo(json.dumps(record(result), ensure_ascii=False))
         return
     click.echo(describe(result))
     if print_misclassified_test_images:
@@ -324,136 +283,6 @@ def train(
         )
         for path, label, found, score in result.misclassified:
             click.echo(f"  {path}: {label}, taken for {found} ({score:.0%})")
-
-
-@click.command(
-    context_settings=_SETTINGS,
-    short_help="Export a head again, or a backbone without one.",
-    epilog="\b\nExamples:\n"
-    "  hubhead export --bundle models/food/3 --saved_model_dir models/food --threshold 0.5\n"
-    "  hubhead export --headless --saved_model_dir models/backbone\n"
-    "  hubhead export --bundle models/food/3 --tflite food.tflite --photos food_images",
-)
-@click.option(
-    "--bundle",
-    "source",
-    type=click.Path(path_type=Path),
-    help="Take the head, labels and backbone of this bundle.",
-)
-@click.option("--headless", is_flag=True, help="Export a backbone without a head: signature embed alone.")
-@click.option(
-    "--tfhub_module",
-    default="efficientnet_lite0",
-    help="With --headless: the backbone. With --bundle it is the one that the head was trained on.",
-)
-@click.option(
-    "--saved_model_dir",
-    type=click.Path(path_type=Path),
-    help="Where the versions of the model stand; the next one is added. Needed but with --tflite.",
-)
-@click.option(
-    "--tflite",
-    "tflite_file",
-    type=click.Path(path_type=Path),
-    help="Write this TensorFlow Lite file of the bundle, labels inside, in place of a new version.",
-)
-@tflite_quantize
-@click.option(
-    "--photos",
-    help="With --tflite: a directory or glob of photos to check the file on; quantised files need it. "
-    "Without it, generated pictures check it.",
-)
-@click.option(
-    "--top_k", type=click.IntRange(min=1), help="Labels that an answer names.  [default: as before]"
-)
-@click.option(
-    "--threshold",
-    type=click.FloatRange(0, 1),
-    help="Below this probability of the best label the model says none of these.  [default: as before]",
-)
-@click.option(
-    "--keep_known",
-    type=click.FloatRange(0, 1, min_open=True),
-    help="Refuse photos unlike the known ones, so that this share of those passes; of a bundle trained with "
-    "--keep_known.  [default: as before]",
-)
-@_preprocessing_options
-@input_options
-@click.pass_context
-def export(
-    context: click.Context,
-    source: Path | None,
-    headless: bool,
-    tfhub_module: str,
-    saved_model_dir: Path | None,
-    tflite_file: Path | None,
-    tflite_quantize: str,
-    photos: str | None,
-    top_k: int | None,
-    threshold: float | None,
-    keep_known: float | None,
-    aspect: str,
-    max_pixels: int,
-    max_bytes: int,
-    image_size: int | None,
-    value_range: tuple[float, float] | None,
-) -> None:
-    """Export a trained head again with other settings, or a backbone without a head.
-
-    Nothing is trained: the new version answers as the old one did but for the settings given.
-    """
-    if (source is None) != headless:
-        raise click.UsageError("Give exactly one of --bundle BUNDLE and --headless.")
-    if (saved_model_dir is None) == (tflite_file is None):
-        raise click.UsageError("Give exactly one of --saved_model_dir DIRECTORY and --tflite FILE.")
-    of_graph = ["tfhub_module", "aspect", "max_pixels", "max_bytes", "image_size", "value_range"]
-    of_head = ["top_k", "threshold", "keep_known"]
-    of_tflite = ["tflite_quantize", "photos"]
-    _refuse(
-        context, of_graph if source else of_head, f"does not go with {'--bundle' if source else '--headless'}"
-    )
-    if tflite_file:
-        _refuse(context, [*of_head, "headless"], "does not go with --tflite")
-    else:
-        _refuse(context, of_tflite, "does not go with --saved_model_dir")
-    require_extra("train", "tensorflow", "tensorflow_hub")
-    if tflite_file and source:
-        click.echo(f"{tflite_file}: {_write_tflite(source, tflite_file, tflite_quantize, photos)}")
-        return
-    assert saved_model_dir is not None
-    from trainer import export as exporter
-    from trainer.backbone import InputOptions
-    from trainer.fetch import cache_directory
-    from trainer.graph import Preprocessing
-
-    if source:
-        published = exporter.export_again(
-            source, saved_model_dir, top_k=top_k, threshold=threshold, keep_known=keep_known
-        )
-    else:
-        settings = Preprocessing.limited(aspect, max_pixels, max_bytes)
-        options = InputOptions((image_size, image_size) if image_size else None, value_range)
-        published = exporter.export_headless(
-            tfhub_module, saved_model_dir, cache_directory(), settings, options=options, say=_say
-        )
-    click.echo(f"Bundle: {published.path}")
-
-
-def _refuse(context: click.Context, names: list[str], why: str) -> None:
-    """Say of which option given why it is wrong."""
-    for name in names:
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name} {why}.")
-
-
-def _write_tflite(source: Path, file: Path, quantize: str, photos: str | None) -> Tflite:
-    from serving import bundle
-    from trainer import tflite
-
-    how = tflite.Quantize(quantize)
-    if how is not tflite.Quantize.NONE and not photos:
-        raise click.UsageError(f"--tflite_quantize {how} needs --photos: it is measured what it costs.")
-    return tflite.write(bundle.read(source), file, how, photos or "")
 
 
 def _train_settings(
@@ -517,81 +346,3 @@ def _train_settings(
         tflite_output_file=tflite_output_file,
         **same,
     )
-
-
-def describe(result: TrainResult) -> str:
-    """The outcome in a few lines."""
-    counts = ", ".join(f"{count} {name}" for name, count in result.subsets.items())
-    lines = [f"{sum(result.subsets.values())} photos with {len(result.labels)} labels: {counts}"]
-    if result.left_out:
-        lines.append(f"{len(result.left_out)} files cannot be used:")
-        lines += [f"  {path}: {reason}" for path, reason in result.left_out]
-    if result.test:
-        lines.append(f"Final test accuracy: {result.test.accuracy}")
-    lines.append(
-        f"Accuracy by {result.method}: {result.held_out.accuracy}, log-loss {result.held_out.log_loss:.3f}"
-    )
-    if result.cross_validation:
-        lines.append(f"Accuracy by {result.cross_validation}")
-    if result.comparison:
-        lines += result.comparison.sentences()
-    if result.answering:
-        lines.append(f"Answers from a probability of {result.answering}")
-    if result.known_kept:
-        lines.append(f"Photos of known labels that are not refused as unlike them: {result.known_kept}")
-    lines.append(f"Seconds: {', '.join(f'{name} {value:.1f}' for name, value in result.seconds.items())}")
-    lines.append(f"Bundle: {result.bundle.path}")
-    if made := result.bundle.manifest.metrics.get("tflite"):
-        share, of = made["label_agreement"]["value"], made["label_agreement"]["n"]
-        lines.append(
-            f"TensorFlow Lite: {made['bytes'] / 1e6:.1f} MB, the bundle's label on {share:.1%} of {of} photos"
-        )
-    if (page := result.bundle.path / contract.REPORT_FILE).is_file():
-        lines.append(f"Report: {page}")
-    return "\n".join(lines)
-
-
-def require_extra(extra: str, *modules: str) -> None:
-    """Say which extra is missing before anything is done.
-
-    Raises:
-        HubheadError: one of the modules is not installed.
-    """
-    import importlib.util
-
-    from serving.errors import HubheadError
-
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    if missing:
-        raise HubheadError(
-            f"This needs {', '.join(missing)}, not installed.",
-            remedy=f"Install it with: pip install 'hubhead[{extra}]'",
-        )
-
-
-def _record(result: TrainResult) -> dict[str, Any]:
-    return {
-        "bundle": str(result.bundle.path),
-        "version": result.bundle.version,
-        "metrics": result.bundle.manifest.metrics,
-        "data": result.bundle.manifest.data,
-        "left_out": [{"photo": path, "reason": reason} for path, reason in result.left_out],
-        "misclassified": [
-            {"photo": path, "label": label, "predicted": found, "score": score}
-            for path, label, found, score in result.misclassified
-        ],
-        "changed": {
-            kind: [asdict(photo) for photo in photos]
-            for kind, photos in (
-                ("newly_right", result.comparison.newly_right),
-                ("newly_wrong", result.comparison.newly_wrong),
-            )
-        }
-        if result.comparison
-        else None,
-        "seconds": result.seconds,
-    }
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

@@ -49,7 +49,7 @@ def demo(output_dir: Path) -> None:
     """
     from rich.console import Console
 
-    from trainer.cli import require_extra
+    from trainer.options import require_extra
 
     require_extra("train", "tensorflow", "tensorflow_hub", "apache_beam", "pyarrow", "scipy")
     run_demo(output_dir, Console(highlight=False))
