@@ -1,7 +1,8 @@
-"""The local server beside serving.runtime called directly and beside a FastAPI server: `make bench-server`.
+"""The local server beside serving.runtime called directly, bare gRPC and FastAPI: `make bench-server`.
 
-ratio     photos/s of 16 callers with one photo each, over both; the sides take turns
-latency   median of a single caller, beside the direct call
+ratio     photos/s of 16 callers with one photo each, over each of them; the sides take turns
+latency   median of a single caller, beside the direct call and beside grpc.aio around it with nothing
+else: on machines where memory that rests grows cold that alone takes many milliseconds
 overload  twice the capacity for a minute, each call with a deadline: who is answered, who is refused
 and how fast, the server's memory, and how soon it is itself again
 """
@@ -78,6 +79,12 @@ def grpc_caller(port: int, photos: list[bytes]) -> Callable[[int], None]:
     call = grpc.insecure_channel(f"localhost:{port}").unary_unary(protos.PREDICT)
     sent = bodies(photos)
     return lambda number: call(sent[number % len(sent)], timeout=60)
+
+
+def bare_caller(port: int, photos: list[bytes]) -> Callable[[int], None]:
+    """As `grpc_caller`, of the bare server."""
+    call = grpc.insecure_channel(f"localhost:{port}").unary_unary("/bench.Bare/Label")
+    return lambda number: call(photos[number % len(photos)], timeout=60)
 
 
 def http_caller(port: int, photos: list[bytes]) -> Callable[[int], None]:
@@ -237,19 +244,22 @@ def compare(
     fastapi_port = str(free_port())
     with (
         process("-m", SIDES, "direct", str(base)) as direct,
+        process("-m", SIDES, "bare", str(base)) as plain,
         process("-m", SIDES, "fastapi", str(base), fastapi_port) as fastapi,
     ):
         first_line(direct)
         first_line(fastapi)
+        bare = bare_caller(int(first_line(plain).split()[1]), photos)
         theirs = http_caller(int(fastapi_port), photos)
         time.sleep(1)
-        rates: dict[str, list[float]] = {"direct": [], "server": [], "FastAPI": []}
-        latencies: dict[str, list[float]] = {"direct": [], "server": []}
+        latencies: dict[str, list[float]] = {"direct": [], "bare gRPC": [], "server": []}
         runs: dict[str, tuple[int, Callable[[], float]]] = {
             "direct": (direct.pid, lambda: told(direct, f"many {options.photos}")),
+            "bare gRPC": (plain.pid, lambda: throughput(bare, options.photos, pool)),
             "server": (pid, lambda: throughput(ours, options.photos, pool)),
             "FastAPI": (fastapi.pid, lambda: throughput(theirs, options.photos, pool)),
         }
+        rates: dict[str, list[float]] = {name: [] for name in runs}
         costs: dict[str, list[float]] = {name: [] for name in runs}
         for turn in range(options.rounds + 1):
             found, spent = {}, {}
@@ -257,7 +267,11 @@ def compare(
                 before = cpu_seconds(side)
                 found[name] = run()
                 spent[name] = (cpu_seconds(side) - before) / options.photos
-            single = {"direct": told(direct, "one 64"), "server": median_seconds(ours, 64)}
+            single = {
+                "direct": told(direct, "one 64"),
+                "bare gRPC": median_seconds(bare, 64),
+                "server": median_seconds(ours, 64),
+            }
             print(
                 f"round {turn}: "
                 + ", ".join(
@@ -287,14 +301,15 @@ def show(
     for name, found in rates.items():
         ratio = statistics.median(a / b for a, b in zip(rates["server"], found, strict=True))
         print(
-            f"{name:8} {statistics.median(found):7.1f} photos/s ({min(found):.0f} to {max(found):.0f}), "
+            f"{name:9} {statistics.median(found):7.1f} photos/s ({min(found):.0f} to {max(found):.0f}), "
             f"server over it {ratio:.2f}; per CPU second "
             f"{statistics.median(b / a for a, b in zip(costs['server'], costs[name], strict=True)):.2f}"
         )
-    more = statistics.median(a - b for a, b in zip(latencies["server"], latencies["direct"], strict=True))
     for name, found in latencies.items():
-        print(f"{name:8} {statistics.median(found) * 1000:7.1f} ms for a single caller's photo")
-    print(f"server over direct: {more * 1000:+.1f} ms")
+        print(f"{name:9} {statistics.median(found) * 1000:7.1f} ms for a single caller's photo")
+    for name in ("direct", "bare gRPC"):
+        more = statistics.median(a - b for a, b in zip(latencies["server"], latencies[name], strict=True))
+        print(f"server over {name}: {more * 1000:+.1f} ms")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 bundle   writes a bundle of the default backbone to BASE
 direct   serving.runtime on it, told what to run over stdin
+bare     grpc.aio around serving.runtime and nothing else: what gRPC itself costs on this machine
 fastapi  the server that a user would write instead: FastAPI around the bundle as TensorFlow loads it,
 requests merged by asyncio
 """
@@ -15,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,36 @@ def direct(base: Path) -> None:
             print(many(int(count)), flush=True)
         else:
             print(statistics.median(one(contents[n % len(contents)]) for n in range(int(count))), flush=True)
+
+
+def bare(base: Path) -> None:
+    """Answer the bytes of a photo with those of its label, on a thread a core."""
+    import grpc
+
+    from serving import bundle, runtime
+
+    model = runtime.load(bundle.resolve(base))
+
+    def label(photo: bytes) -> bytes:
+        outputs = model.run(contract.SERVING_DEFAULT, {contract.IMAGE_BYTES: [photo]})
+        return bytes(outputs[contract.LABEL][0])
+
+    async def answer() -> None:
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(model.threads) as pool:
+
+            async def handle(photo: bytes, _: Any) -> bytes:
+                return await loop.run_in_executor(pool, label, photo)
+
+            handlers = {"Label": grpc.unary_unary_rpc_method_handler(handle)}
+            server = grpc.aio.server()
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Bare", handlers),))
+            port = server.add_insecure_port("localhost:0")
+            await server.start()
+            print(f"ready {port}", flush=True)
+            await server.wait_for_termination()
+
+    asyncio.run(answer())
 
 
 def fastapi(base: Path) -> None:
@@ -132,4 +164,4 @@ def read_photos() -> list[bytes]:
 
 
 if __name__ == "__main__":
-    {"bundle": bundle, "direct": direct, "fastapi": fastapi}[sys.argv[1]](Path(sys.argv[2]))
+    {"bundle": bundle, "direct": direct, "bare": bare, "fastapi": fastapi}[sys.argv[1]](Path(sys.argv[2]))
