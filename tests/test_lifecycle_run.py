@@ -137,7 +137,10 @@ def test_the_whole_life_of_a_model_costs_no_request(
             assert re.search(r"agree", compared), compared
             canary_there = time.monotonic()
             with calling([canary]):
-                time.sleep(2)
+                processes.eventually(
+                    lambda: shared.versions(canary_there, time.monotonic()).keys() == {1, 2},
+                    "both versions answer those who may meet the canary",
+                )
                 promotion = time.monotonic()
                 cluster.job("hubhead-promote")
                 promoted = time.monotonic()
