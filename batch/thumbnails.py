@@ -17,7 +17,7 @@ SECONDS = 30.0
 def thumbnails(uris: Sequence[str], side: int) -> dict[str, bytes]:
     """A JPEG of each photo that can be read and decoded in time; its shorter side is `side` pixels at most.
 
-    Decoding is done by `serving.convert`'s processes, with their limits; it needs the extra `formats`.
+    Decoding is done by `serving.convert`'s processes, with their limits.
     """
     end = time.monotonic() + SECONDS
 

@@ -7,8 +7,11 @@ histograms. Nothing is evaluated.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _DURATION = r"(?:\d+(?:ms|[smhdwy]))+"
 _TOKEN = re.compile(
@@ -241,21 +244,18 @@ class _Parser:
         return self.label_names(), kept
 
     def arguments(self) -> tuple[Node, ...]:
-        self.need("(")
-        found: list[Node] = []
-        while not self.take(")"):
-            if found:
-                self.need(",")
-            found.append(self.expression())
-        return tuple(found)
+        return self.listed(self.expression)
 
     def label_names(self) -> tuple[str, ...]:
+        return self.listed(lambda: self.one("name"))
+
+    def listed(self, item: Callable[[], T]) -> tuple[T, ...]:
         self.need("(")
-        found: list[str] = []
+        found: list[T] = []
         while not self.take(")"):
             if found:
                 self.need(",")
-            found.append(self.one("name"))
+            found.append(item())
         return tuple(found)
 
     def matchers(self) -> tuple[Matcher, ...]:
