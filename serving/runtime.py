@@ -28,8 +28,8 @@ from serving.errors import BundleError, HubheadError
 from serving.machine import cores as cores
 from serving.tensorflow_import import import_tensorflow
 
-MICRO_BATCH = 4
-"""Photos a call. One to eight are about equally fast on a core; 32 lose a quarter (tests/bench)."""
+MICRO_BATCH = 8
+"""Photos a call: from the bytes of small photos 9 % faster than 4, and 5 % than 16 (tests/bench)."""
 
 _SMALL = 1 << 20
 """Bytes of variables that are not worth the seconds that inlining takes."""
@@ -136,7 +136,7 @@ class Model:
     ) -> Iterator[dict[str, NDArray[Any]]]:
         """Run any number of items through a one-input signature on all cores.
 
-        Yields one dict a micro-batch, in the order of the items. At most four micro-batches
+        Yields one dict a micro-batch, in the order of the items. At most two micro-batches
         a thread are read ahead, so memory does not grow with the number of items.
         """
         iterator = iter(items)
@@ -144,7 +144,7 @@ class Model:
             waiting: list[Future[dict[str, NDArray[Any]]]] = []
             while chunk := list(islice(iterator, micro_batch)):
                 waiting.append(pool.submit(self.run, signature, {input_name: chunk}))
-                if len(waiting) >= 4 * self.threads:
+                if len(waiting) >= 2 * self.threads:
                     yield waiting.pop(0).result()
             for future in waiting:
                 yield future.result()

@@ -1,8 +1,9 @@
 """Dynamic batching across callers.
 
 Requests wait in bounded queues, are merged and cut into batches, and run on threads of the model's own.
-What came in one request is answered in one, in its order. Where a merged or cut batch fails, each request
-in it runs again alone and as it came, so that no caller pays for another.
+Where none waits and a core is free, a request runs in its caller's thread, which spares handing it over
+and back. What came in one request is answered in one, in its order. Where a merged or cut batch fails, each
+request in it runs again alone and as it came, so that no caller pays for another.
 
 Without a batching file batches of hubhead's bundles, whose rows are known to be apart, are those that are
 fastest on CPUs (serving.runtime): small, on one thread a core, without waiting for more; requests to other
@@ -78,7 +79,8 @@ class Batcher:
         self._queues: dict[Any, Queue] = {}
         self._threads: list[threading.Thread] = []
         self._alone: set[tuple[str, tuple[str, ...]]] = set()
-        self._waiting = self._running = self._bytes = self._idle = 0
+        self._waiting = self._running = self._bytes = 0
+        self._free = rules.threads  # batches that may begin at once
         self._pace = 0.0  # seconds a row, on one thread
         self._closed = False
 
@@ -111,13 +113,18 @@ class Batcher:
                 raise _late()
             queue = self._queues.get(key) or Queue(self._rules, merges=key[2] is not None)
             self._admit(request, queue, size, now)
-            queue.put(request, now)
-            self._queues[key] = queue
-            self._waiting += rows
             self._bytes += size
-            self._start()
-            self._ready.notify_all()
+            if at_once := self._may_run_at_once(rows):
+                self._begin(rows)
+            else:
+                queue.put(request, now)
+                self._queues[key] = queue
+                self._waiting += rows
+                self._start()
+                self._ready.notify_all()
         try:
+            if at_once:
+                self._run_begun(key, [Piece(request, 0, rows)])
             return request.answer.result(seconds)
         except TimeoutError:
             if request.answer.cancel():
@@ -132,6 +139,7 @@ class Batcher:
         with self._ready:
             self._closed = True
             self._ready.notify_all()
+            self._ready.wait_for(lambda: self._free == self._rules.threads, _GRACE_SECONDS)
         for thread in self._threads:
             thread.join(_GRACE_SECONDS)
 
@@ -177,6 +185,15 @@ class Batcher:
         if self._waiting + request.rows > room:
             raise queue_full(math.ceil(self._waiting / rules.rows), max(room, 0) // rules.rows)
 
+    def _may_run_at_once(self, rows: int) -> bool:
+        """Whether a request may run in its caller's own thread, which spares handing it over and back.
+
+        It is not where others wait, or where another thread would share its rows.
+        """
+        if self._rules.as_tensorflow_serving or self._waiting or not self._free:
+            return False
+        return rows <= self._rules.rows and math.ceil(rows / self._free) == rows
+
     def _given_up(self, key: Any, request: Request) -> Refusal:
         """Forget a request whose caller waits no longer."""
         with self._ready:
@@ -204,38 +221,44 @@ class Batcher:
 
     def _work(self) -> None:
         while taken := self._take():
-            key, batch = taken
-            rows = rows_of(batch)
-            try:
-                self._run(key, batch)
-            finally:
-                with self._ready:
-                    self._running -= rows
-            del taken, batch  # or an idle thread would keep the last photos
+            self._run_begun(*taken)
+            del taken  # or an idle thread would keep the last photos
+
+    def _begin(self, rows: int) -> None:
+        self._free -= 1
+        self._running += rows
+
+    def _run_begun(self, key: Any, batch: list[Piece]) -> None:
+        rows = rows_of(batch)
+        try:
+            self._run(key, batch)
+        finally:
+            with self._ready:
+                self._free += 1
+                self._running -= rows
+                if self._waiting or self._closed:
+                    self._ready.notify_all()
 
     def _take(self) -> tuple[Any, list[Piece]] | None:
         """Wait for the next batch, one queue after the other; None: there will be none."""
         with self._ready:
-            self._idle += 1
-            try:
-                while True:
-                    now = time.monotonic()
-                    key = next((key for key, queue in self._queues.items() if queue.due() <= now), None)
-                    if key is not None:
-                        if batch := self._batch_of(key, now):
-                            return key, batch
-                    elif self._closed and not self._queues:
-                        return None
-                    else:
-                        due = min((queue.due() for queue in self._queues.values()), default=None)
-                        self._ready.wait(None if due is None else due - now)
-            finally:
-                self._idle -= 1
+            while True:
+                now = time.monotonic()
+                key = next((key for key, queue in self._queues.items() if queue.due() <= now), None)
+                if key is not None and self._free:
+                    if batch := self._batch_of(key, now):
+                        self._begin(rows_of(batch))
+                        return key, batch
+                elif self._closed and not self._queues:
+                    return None
+                else:
+                    due = min((queue.due() for queue in self._queues.values()), default=None)
+                    self._ready.wait(None if due is None or not self._free else due - now)
 
     def _batch_of(self, key: Any, now: float) -> list[Piece]:
         """The next batch of a queue, without those that nobody waits for."""
         queue = self._queues.pop(key)
-        share = None if self._rules.as_tensorflow_serving else max(1, math.ceil(queue.rows / self._idle))
+        share = None if self._rules.as_tensorflow_serving else max(1, math.ceil(queue.rows / self._free))
         batch = queue.take(share)
         if len(queue):
             self._queues[key] = queue  # behind the others
@@ -246,7 +269,6 @@ class Batcher:
                 _fail(piece.request, _late())
             elif not piece.request.answer.done():
                 live.append(piece)
-        self._running += rows_of(live)
         return live
 
     def _run(self, key: Any, batch: list[Piece]) -> None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer import backbone, evaluate, head
 from trainer.backbone import Backbone
@@ -67,7 +69,7 @@ def main() -> None:
     network = backbone.load(backbone.DEFAULT, cache_directory())
     height, width = network.image_size
     print(f"{len(photos)} photos, {FOLDS} folds, {options.seeds} seeds")
-    base: Floats | None = None
+    base: NDArray[Any] | None = None
     for aspect in Aspect:
         embeddings = embed(photos, network, Preprocessing(height=height, width=width, aspect=aspect))
         right = np.zeros(len(targets))

@@ -83,11 +83,12 @@ def finish(manifest: str, output: str, model: str) -> int:
     import pyarrow as pa
 
     from batch import shards
+    from batch.drift import Counts
     from batch.job import Job
     from batch.output import Output
     from batch.pipeline import about_model, read_models
     from batch.sources import Source
-    from batch.stats import Decisions, Stats
+    from batch.stats import Stats
 
     [bundle] = read_models([Path(model)])
     job = Job(Output(output), "before", Source(manifest=manifest), [about_model(bundle)])
@@ -97,7 +98,7 @@ def finish(manifest: str, output: str, model: str) -> int:
         shard = line.shard()
         stats = Stats(photos=len(shard.photos), rows=len(shard.photos))
         stats.statuses["ok"] = stats.photos
-        stats.models["food/1"] = Decisions(abstained=stats.photos)
+        stats.models["food/1"] = Counts(abstained=stats.photos)
         table = pa.table({"uri": [photo.uri for photo in shard.photos]})
         job.output.commit(shard.id, "before", table, stats, {}, date="2026-05-31")
     shards.remove_plan(job.output.plan)
