@@ -102,19 +102,6 @@ def share(_context: click.Context, _option: click.Parameter, text: str) -> Share
     help="Only this of N shares of the photos, by a hash of their address: 0/8 to 7/8 on eight machines, each"
     " with an --output of its own and all with one --embedding_store.",
 )
-@click.option("--no_report", is_flag=True, help="Write no report.html beside run.json.")
-@click.option(
-    "--metrics_textfile",
-    default="",
-    metavar="FILE",
-    help="Write the run's figures for Prometheus' node exporter (its textfile collector reads *.prom).",
-)
-@click.option(
-    "--metrics_push",
-    default="",
-    metavar="URL",
-    help="Push them to a Pushgateway; one that does not answer is a warning. Both need hubhead[metrics].",
-)
 @server_flags
 @click.argument("beam_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM OPTIONS]")
 @click.pass_context

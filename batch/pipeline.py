@@ -18,14 +18,13 @@ from batch import (
     engine,
     files,
     lock,
-    metrics,
     output,
     remote,
-    report,
     results,
     scoring,
     shards,
     table,
+    telling,
 )
 from batch.columns import Columns
 from batch.embeddings import EmbeddingStore, default_root
@@ -106,11 +105,6 @@ class ScoreSettings:
     beam_args: tuple[str, ...] = ()
 
     @property
-    def measured(self) -> bool:
-        """Whether the run's figures are wanted as metrics."""
-        return bool(self.metrics_textfile or self.metrics_push)
-
-    @property
     def store_root(self) -> str:
         """The embedding store, the shared one where none is given."""
         return files.absolute(self.embedding_store or default_root())
@@ -130,8 +124,7 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
     beam_args = check_beam_args(settings.beam_args)
     if settings.only_new and settings.overwrite:
         raise InputError("--only_new keeps what --overwrite removes.", remedy="Give one of the two.")
-    if settings.measured:
-        metrics.check()
+    telling.check(settings)
     run_id = output.check_run_id(settings.run_id or started.date().isoformat())
     bundles = read_models(settings.model)
     models = [about_model(model) for model in bundles]
@@ -181,25 +174,9 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
             price_per_hour=settings.price_per_hour,
         )
         run = results.describe(summary, started=started, models=models, settings=_described(settings))
-        _tell(run, summary, place, settings)
+        telling.tell(run, summary, place, settings, changes.previous(place, run_id))
         shards.remove_plan(place.plan)
     return summary
-
-
-def _tell(run: dict[str, Any], summary: Summary, place: Output, settings: ScoreSettings) -> None:
-    """Hold a run against the one before it, and write the report, and run.json last."""
-    before = changes.previous(place, summary.run_id)
-    found = changes.between(run, before) if before else None
-    run["changes"] = found and found.to_json()
-    if not settings.no_report:
-        report.write(place.report_file, run, summary.total.examples, found)
-    results.write_run(run, place)
-    if settings.measured:
-        made = metrics.registry(run, found)
-        if settings.metrics_textfile:
-            metrics.write_textfile(settings.metrics_textfile, made)
-        if settings.metrics_push:
-            metrics.push(settings.metrics_push, made)
 
 
 def embed(

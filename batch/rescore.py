@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch import files, head, keys, lock, output, results, scoring
+from batch import changes, examples, files, head, keys, lock, output, results, scoring, telling
 from batch.earlier import Earlier, Piece
 from batch.embeddings import EmbeddingStore, default_root, layout
 from batch.head import Run
@@ -61,6 +61,9 @@ class RescoreSettings:
         partition_by: one of output.PARTITIONS, or "".
         price_per_hour: of one machine, for the cost in run.json; None leaves it out.
         overwrite: replace the scores of another model or other photos.
+        no_report: write no report.html.
+        metrics_textfile: file for the node exporter, or "".
+        metrics_push: address of a Pushgateway, or "".
     """
 
     scores: str
@@ -71,6 +74,9 @@ class RescoreSettings:
     partition_by: str = ""
     price_per_hour: float | None = None
     overwrite: bool = False
+    no_report: bool = False
+    metrics_textfile: str = ""
+    metrics_push: str = ""
 
     @property
     def store_root(self) -> str:
@@ -89,6 +95,7 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
         OutputError: the output cannot be written, or holds something else.
     """
     started, start = datetime.now(UTC), perf_counter()
+    telling.check(settings)
     run_id = output.check_run_id(settings.run_id or started.date().isoformat())
     bundles = read_models(settings.model)
     models = [about_model(model) for model in bundles]
@@ -108,8 +115,10 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
         manifest = bundles[0].manifest
         store = EmbeddingStore(settings.store_root, manifest.fingerprint, manifest.dimension)
         digests = [model["digest"] for model in models]
-        known = _output_of(earlier).keys_of
-        run = _Run(place, run_id, started, bundles, digests, store, Meter(earlier.rows, progress), known)
+        scores = _output_of(earlier)
+        run = _Run(
+            place, run_id, started, bundles, digests, store, Meter(earlier.rows, progress), scores.keys_of
+        )
         for group in _groups(run.open(earlier.pieces({"models": models, "of": "rescore"}))):
             run.score(group)
         run.clean()
@@ -129,7 +138,8 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
         described = {**asdict(settings), "model": [str(path) for path in settings.model]}
         described["embedding_store"] = settings.store_root
         about = results.describe(summary, started=started, models=models, settings=described)
-        results.write_run(about, place)
+        before = changes.previous(place, run_id) or _of_scores(scores)
+        telling.tell(about, summary, place, settings, before)
     return summary
 
 
@@ -138,6 +148,12 @@ def _output_of(earlier: Earlier) -> Output:
     top, _, name = earlier.directory.rstrip("/").rpartition("/")
     inside = name == "scores" and output.WORK_DIRECTORY in files.names(top)
     return Output(top if inside else earlier.directory)
+
+
+def _of_scores(earlier: Output) -> changes.Run | None:
+    """The newest run of the scores that are scored again, under a name that tells it from those here."""
+    run = changes.previous(earlier, "")
+    return run and {**run, "run_id": f"{run.get('run_id')} of {earlier.directory}"}
 
 
 def _groups(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
@@ -255,12 +271,13 @@ class _Run:
             widths=np.where(there, answers.widths[at], 0),
             columns=piece.columns,
         )
-        tables = []
+        tables: dict[str, pa.Table] = {}
         for number, model in enumerate(self.bundles):
-            decisions = answers.of(number, at)
-            tables.append(scores_table(about, decisions, model, self.started))
-            stats.models[scoring.model_key(model)] = counted(about, decisions, model)
-        table: pa.Table = pa.concat_tables(tables)
+            decisions, name = answers.of(number, at), scoring.model_key(model)
+            tables[name] = scores_table(about, decisions, model, self.started)
+            stats.models[name] = counted(about, decisions, model)
+        stats.examples = examples.choose(tables)
+        table = pa.concat_tables(tables.values())
         stats.photos, stats.rows, stats.reused = len(at), table.num_rows, int(there.sum())
         counts = np.bincount(status, minlength=len(STATUSES))
         stats.statuses = Counter(

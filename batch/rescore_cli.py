@@ -33,8 +33,8 @@ from batch.run_flags import Allowance, run_flags
 @click.option(
     "--output",
     required=True,
-    help="Directory of the result, another one than --scores: scores/*.parquet, and run.json as soon as all"
-    " rows are there. One run at a time.",
+    help="Directory of the result, another one than --scores: scores/*.parquet, and report.html and"
+    " run.json as soon as all rows are there. One run at a time.",
 )
 @click.option(
     "--embedding_store",
@@ -53,10 +53,11 @@ def rescore(
 ) -> None:
     """Score the photos of an earlier scoring with a new head, from their stored embeddings.
 
-    No photo is read, and they may be gone: a million takes less than a minute. The rows are those
-    that hubhead score would write. Run the same command again after a crash, or after more
-    photos were scored: only what is new or open is done. Later `hubhead score --only_new` may go on
-    in the same --output.
+    No photo is read but the few that report.html shows, and they may be gone: a million takes less
+    than a minute. The rows are those that hubhead score would write, and the report and run.json say
+    what is different from the last run here, or else from the --scores. Run the same command again
+    after a crash, or after more photos were scored: only what is new or open is done. Later
+    `hubhead score --only_new` may go on in the same --output.
 
     The exit code is 0 when all is done, 1 on an error, 2 on wrong usage, 3 when there are more
     rejected photos than --max_rejected allows, 5 when another run is at work in the output. Photos

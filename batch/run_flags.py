@@ -73,6 +73,19 @@ _FLAGS = (
         type=click.FloatRange(min=0),
         help="What one machine costs an hour: run.json then says what a million photos cost.",
     ),
+    click.option("--no_report", is_flag=True, help="Write no report.html beside run.json."),
+    click.option(
+        "--metrics_textfile",
+        default="",
+        metavar="FILE",
+        help="Write the run's figures for Prometheus' node exporter (its textfile collector reads *.prom).",
+    ),
+    click.option(
+        "--metrics_push",
+        default="",
+        metavar="URL",
+        help="Push them to a Pushgateway; one that does not answer is a warning. Both need hubhead[metrics].",
+    ),
     click.option("--overwrite", is_flag=True, help="Replace the scores of another model or of other photos."),
     click.option("--json", "as_json", is_flag=True, help="Print run.json on stdout instead of the summary."),
 )

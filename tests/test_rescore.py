@@ -115,6 +115,26 @@ class TestRescoring:
         assert run["this_run"]["bytes_read"] == 0
         assert summary.this_run.reused == summary.total.photos - 2, "all but those that were never read"
 
+    def test_the_report_holds_it_against_the_scores_it_is_of_and_then_against_the_run_before(
+        self, scored: Path, again: Callable[..., RescoreSettings], tmp_path: Path
+    ) -> None:
+        given = again("new", run_id="first", metrics_textfile=str(tmp_path / "rescore.prom"))
+        rescore.rescore(given)
+        run = json.loads((tmp_path / "out" / "run.json").read_text())
+        page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+        before = json.loads((scored / "old" / "run.json").read_text())["run_id"]
+        assert run["changes"]["since"] == f"{before} of {scored / 'old'}"
+        assert run["changes"]["models"]["food/4"]["labels"]["value"] >= 0
+        assert f"Compared with run {run['changes']['since']}." in page
+        assert "nowhere.jpg" in page  # among the rejected ones, with its reason
+        assert "photos/0.jpg" in page  # in words, since the file is gone
+        figures = (tmp_path / "rescore.prom").read_text()
+        assert f'hubhead_score_photos{{model="food",version="4"}} {PHOTOS + 5}.0' in figures
+        rescore.rescore(replace(given, run_id="second", no_report=True))
+        again_run = json.loads((tmp_path / "out" / "run.json").read_text())
+        assert again_run["changes"]["since"] == "first"
+        assert (tmp_path / "out" / "report.html").read_text(encoding="utf-8") == page  # not written anew
+
     def test_the_second_call_leaves_every_file_as_it_is(
         self, again: Callable[..., RescoreSettings], tmp_path: Path
     ) -> None:
