@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from batch import shards
 from batch.shards import Planned
 from batch.stats import Meter, Stats
 from batch.task import Task
@@ -20,6 +22,11 @@ from serving.contract import Status
 from serving.errors import HubheadError, InputError
 
 DEFAULT_RUNNER = "FnApiRunner"
+
+LOOK_SECONDS = 5.0
+"""Between two looks at what the workers of a cluster have finished."""
+
+_log = logging.getLogger(__name__)
 
 _METRICS = "hubhead"
 _REFUSED_RUNNERS = {
@@ -48,8 +55,9 @@ def run(plan: str, task: Task, meter: Meter, beam_args: Sequence[str]) -> None:
     handle = Shared()
     # Shards that run in this process share this worker and with it the meter; others make their own.
     local = handle.acquire(lambda: _Local(task, meter))
+    watched = nullcontext() if _works_here(options) else _watched(plan, task, meter)
     try:
-        with beam.Pipeline(options=options) as pipeline:
+        with watched, beam.Pipeline(options=options) as pipeline:
             _ = (
                 pipeline
                 | "photos" >> beam.io.ReadFromText(plan)
@@ -86,6 +94,44 @@ def _in_process(options: Any) -> bool:
     from apache_beam.options.pipeline_options import StandardOptions
 
     return str(options.view_as(StandardOptions).runner).endswith(DEFAULT_RUNNER)
+
+
+def _works_here(options: Any) -> bool:
+    """Whether the shards run in this process, and so tell its meter."""
+    from apache_beam.options.pipeline_options import DirectOptions, PortableOptions
+
+    if _in_process(options):
+        return str(options.view_as(DirectOptions).direct_running_mode) != "multi_processing"
+    return str(options.view_as(PortableOptions).environment_type) == "LOOPBACK"
+
+
+@contextmanager
+def _watched(plan: str, task: Task, meter: Meter) -> Iterator[None]:
+    """Tell of the shards that other processes finish, by what they leave behind."""
+    left = {planned.id for planned in shards.planned(plan)}
+    ended = threading.Event()
+
+    def look() -> None:
+        for shard_id in task.finished_shards() & left:
+            if stats := task.finished(shard_id):
+                left.remove(shard_id)
+                meter.add(stats.photos, stats.rejected)
+
+    def watch() -> None:
+        while not ended.wait(LOOK_SECONDS):
+            try:
+                look()
+            except OSError as error:  # of a storage that is away for a moment: progress alone waits for it
+                _log.warning("Cannot see what is finished: %s", error)
+
+    thread = threading.Thread(target=watch, name="hubhead-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    look()
 
 
 @contextmanager

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+_STATS = ".stats.json"
+
+
 @dataclass(frozen=True)
 class Scores:
     """Where rows go, and what they say of their run.
@@ -105,8 +108,16 @@ class Task:
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
+    def finished_shards(self) -> set[str]:
+        """The ids of those that this run has done, by the names of what they leave behind."""
+        if self.scores is not None:
+            run_id, records = self.scores.run_id, self.scores.output.records()
+            return {shard_id for shard_id, runs in records.items() if run_id in runs}
+        names = files.names(self.plan)
+        return {name.removesuffix(_STATS) for name in names if name.endswith(_STATS)}
+
     def _stats_file(self, shard_id: str) -> str:
-        return files.join(self.plan, f"{shard_id}.stats.json")
+        return files.join(self.plan, f"{shard_id}{_STATS}")
 
 
 def _scored(shard: Shard, table: pa.Table, models: Iterable[str]) -> dict[str, Scored]:

@@ -1,0 +1,141 @@
+"""The job on an engine of other processes: a job server, and workers that may be killed.
+
+The job server is Beam's own in Python, which speaks the protocol of Flink's; the workers are the
+pool of the Python SDK (`--environment_type=EXTERNAL`), as in k8s/overlays/flink.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batch import pipeline
+from batch.pipeline import ScoreSettings
+from tests import processes
+from tests.doubler import eventually, free_port
+from tests.test_pipeline import GOOD, make_bundle
+from tests.test_rescore import rows_of
+
+PHOTOS = 120
+SECONDS = 180.0
+
+pytestmark = [pytest.mark.tf, pytest.mark.beam]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Photos, a model, and the rows of a run in one process."""
+    top = tmp_path_factory.mktemp("portable")
+    photos = top / "photos"
+    photos.mkdir()
+    for number in range(PHOTOS):
+        (photos / f"{number}.jpg").write_bytes(GOOD + bytes([number]) * number)
+    (photos / "text.jpg").write_bytes(b"text")
+    model = make_bundle(top / "models" / "food" / "1")
+    settings = ScoreSettings(
+        (model,), str(top / "out"), str(photos), embedding_store=str(top / "store"), shard_size=2
+    )
+    pipeline.score(settings)
+    return {"photos": photos, "model": model, "rows": rows_of(top / "out")}
+
+
+@contextmanager
+def group(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with all that it starts; nothing of it is left."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # Beam starts `python`
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        env=processes.environment({"PATH": path}),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        kill(process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait()
+
+
+@contextmanager
+def job_server(tmp_path: Path) -> Iterator[int]:
+    said = tmp_path / "port"
+    module = "apache_beam.runners.portability.local_job_service_main"
+    with group(module, "--port_file", str(said), "--staging_dir", str(tmp_path)):
+        eventually(said.exists)
+        yield int(said.read_text())
+
+
+@contextmanager
+def workers() -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    port = free_port()
+    with group("apache_beam.runners.worker.worker_pool_main", "--service_port", str(port)) as pool:
+        yield port, pool
+
+
+def score(job: dict[str, Any], tmp_path: Path, server: int, pool: int) -> subprocess.Popen[str]:
+    arguments = ["score", "--photos", str(job["photos"]), "--model", str(job["model"])]
+    arguments += ["--output", str(tmp_path / "out"), "--embedding_store", str(tmp_path / "store")]
+    arguments += ["--shard_size", "2", "--run_id", "night", "--", "--runner=PortableRunner"]
+    arguments += [f"--job_endpoint=localhost:{server}", "--environment_type=EXTERNAL"]
+    arguments += [f"--environment_config=localhost:{pool}"]
+    return processes.start(arguments, tmp_path / "log")
+
+
+def finished(tmp_path: Path) -> dict[str, int]:
+    """The records of finished shards, and when they were written."""
+    records = (tmp_path / "out" / "_hubhead" / "shards").glob("*.json")
+    return {record.name: record.stat().st_mtime_ns for record in records}
+
+
+def test_other_processes_give_the_same_rows_and_are_watched(job: dict[str, Any], tmp_path: Path) -> None:
+    with job_server(tmp_path) as server, workers() as (pool, _):
+        process = score(job, tmp_path, server, pool)
+        out, _ = process.communicate(timeout=SECONDS)
+    log = (tmp_path / "log").read_text()
+    assert process.returncode == 0, log
+    assert f"{PHOTOS + 1} rows in" in out
+    assert f"{PHOTOS + 1} of {PHOTOS + 1} photos (100 %)" in log
+    assert rows_of(tmp_path / "out") == job["rows"]
+
+
+def test_workers_killed_in_the_middle_cost_the_shards_they_were_at(
+    job: dict[str, Any], tmp_path: Path
+) -> None:
+    with job_server(tmp_path) as server, workers() as (pool, process):
+        first = score(job, tmp_path, server, pool)
+        end = time.monotonic() + SECONDS
+        while len(finished(tmp_path)) < 3:
+            assert time.monotonic() < end, (tmp_path / "log").read_text()
+            time.sleep(0.002)
+        kill(process)
+        time.sleep(1)
+        first.kill()  # some engines wait for ever for a worker that is gone
+        first.communicate()
+    before = finished(tmp_path)
+    assert 3 <= len(before) < PHOTOS // 2, "it was not killed in the middle"
+    assert not (tmp_path / "out" / "run.json").exists()
+    with job_server(tmp_path) as server, workers() as (pool, _):
+        second = score(job, tmp_path, server, pool)
+        out, _ = second.communicate(timeout=SECONDS)
+    assert second.returncode == 0, (tmp_path / "log").read_text()
+    assert "of them were there already" in out
+    assert rows_of(tmp_path / "out") == job["rows"]
+    after = finished(tmp_path)
+    assert {name: after[name] for name in before} == before, "a finished shard was done again"
