@@ -837,3 +837,20 @@ def test_an_attempt_without_time_left_does_not_hide_why_the_others_failed(
     with pytest.raises(ServerError) as raised:
         steps.run_inline(steps.with_retries(call, Retry(100, 0.0), "there:1", "food"), perform)
     assert type(raised.value) is expected
+
+
+@pytest.mark.parametrize(("took", "expected"), [(9.99, DeadlineExceeded), (5.0, Cancelled)])
+def test_a_server_that_cancels_at_the_deadline_took_too_long(
+    monkeypatch: pytest.MonkeyPatch, took: float, expected: type[ServerError]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def perform(step: steps.Step) -> None:
+        now[0] += took
+        raise Failure(grpc.StatusCode.CANCELLED, "CANCELLED")
+
+    call = steps.Call(protos.PREDICT, protos.PredictRequest(), protos.PredictResponse, 10.0)
+    with pytest.raises(ServerError) as raised:
+        steps.run_inline(steps.with_retries(call, Retry(), "there:1", "food"), perform)
+    assert type(raised.value) is expected

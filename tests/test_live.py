@@ -27,7 +27,7 @@ from trainer.head import Floats, Head
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
-    from trainer.training import TrainSettings
+    from trainer.settings import TrainSettings
 
 FINGERPRINT = "f" * 64
 
@@ -177,7 +177,7 @@ def test_a_torn_record_of_the_photos_is_an_error(tmp_path: Path) -> None:
 
 
 def settings_of(tmp_path: Path, **changes: Any) -> TrainSettings:
-    from trainer.training import TrainSettings
+    from trainer.settings import TrainSettings
 
     given: dict[str, Any] = {"image_dir": tmp_path / "photos", "saved_model_dir": tmp_path / "food"}
     return TrainSettings(**{**given, **changes})

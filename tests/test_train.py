@@ -32,7 +32,7 @@ from trainer.training import check_places, train, write_labels
 if TYPE_CHECKING:
     from tests.conftest import Trained
     from trainer.samples import SampleSummary
-    from trainer.training import TrainResult
+    from trainer.settings import TrainResult
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -323,7 +323,7 @@ def test_a_look_at_the_places_leaves_nothing(trained_settings: Any, tmp_path: Pa
 
 @pytest.fixture
 def trained_settings(tmp_path: Path) -> Callable[..., Any]:
-    from trainer.training import TrainSettings
+    from trainer.settings import TrainSettings
 
     def make(**changes: Any) -> TrainSettings:
         given = {

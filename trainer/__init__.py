@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from trainer.fine_tune import FineTuneSettings
     from trainer.graph import Augmentation, Preprocessing
     from trainer.head import HeadSettings
-    from trainer.training import NearDuplicatesOption, TrainResult, TrainSettings, train
+    from trainer.settings import NearDuplicatesOption, TrainResult, TrainSettings
+    from trainer.training import train
 
 __all__ = [
     "Augmentation",
@@ -41,7 +42,8 @@ _HOMES = {
     "trainer.fine_tune": {"FineTuneSettings"},
     "trainer.graph": {"Augmentation", "Preprocessing"},
     "trainer.head": {"HeadSettings"},
-    "trainer.training": {"NearDuplicatesOption", "TrainResult", "TrainSettings", "train"},
+    "trainer.settings": {"NearDuplicatesOption", "TrainResult", "TrainSettings"},
+    "trainer.training": {"train"},
 }
 
 if not TYPE_CHECKING:  # to mypy it would make every name one of the package's

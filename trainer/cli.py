@@ -15,7 +15,7 @@ from trainer.told import describe, record
 
 if TYPE_CHECKING:
     from trainer.head.settings import ClassWeight, Kind
-    from trainer.training import TrainSettings
+    from trainer.settings import TrainSettings
 
 
 def _tolerance(
@@ -325,8 +325,8 @@ def _train_settings(
     from trainer.fine_tune import FineTuneSettings
     from trainer.graph import Augmentation, Preprocessing
     from trainer.head import HeadSettings
+    from trainer.settings import NearDuplicatesOption, TrainSettings
     from trainer.tflite import Quantize
-    from trainer.training import NearDuplicatesOption, TrainSettings
 
     return TrainSettings(
         image_dir=source,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from batch.results import Summary
     from serving.bundle import Bundle
     from serving.client import Client
-    from trainer.training import TrainResult
+    from trainer.settings import TrainResult
 
 MODEL = "food"
 
@@ -107,7 +107,8 @@ def _photos(console: Console) -> tuple[Path, Path]:
 def _train(photos: Path, output: Path, console: Console) -> TrainResult:
     from batch.progress import progress_bar
     from trainer.fetch import cache_directory
-    from trainer.training import TrainSettings, train
+    from trainer.settings import TrainSettings
+    from trainer.training import train
 
     _title(console, 2, "Train", "a head on EfficientNet-Lite0, each photo through the backbone once")
     settings = TrainSettings(

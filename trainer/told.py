@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from serving import contract
 
 if TYPE_CHECKING:
-    from trainer.training import TrainResult
+    from trainer.settings import TrainResult
 
 
 def describe(result: TrainResult) -> str:

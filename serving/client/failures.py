@@ -89,10 +89,19 @@ def says_overloaded(error: grpc.RpcError) -> bool:
     return kind in (Overloaded, DeadlineExceeded)
 
 
-def error_from(error: grpc.RpcError, target: str, model: str) -> ServerError:
-    """The class of serving/errors.py that a failed call means; the one place that decides it."""
+def error_from(error: grpc.RpcError, target: str, model: str, *, late: bool = False) -> ServerError:
+    """The class of serving/errors.py that a failed call means; the one place that decides it.
+
+    Args:
+        error: of the call.
+        target: of the server.
+        model: that was asked.
+        late: whether the deadline has passed: a server whose clock is a moment ahead cancels the call then.
+    """
     code: grpc.StatusCode = error.code()
     details: str = error.details() or ""
+    if late and code is Code.CANCELLED:
+        code, details = Code.DEADLINE_EXCEEDED, "Deadline Exceeded"
     kind, what, remedy = _reading(code, details, target, model)
     where = f"asked for model {model!r} at {target}"
     return kind(f"{what} ({where}): {details or code.name}.", remedy=remedy, code=code.name, details=details)

@@ -61,6 +61,9 @@ Step: TypeAlias = Call | Pause | Work
 
 T = TypeVar("T")
 
+_MOMENT = 0.02
+"""Seconds by which a server's clock may be ahead of ours."""
+
 Script: TypeAlias = Generator[Step, Any, T]
 """Yields steps, is sent their outcomes, returns a T."""
 
@@ -81,7 +84,8 @@ def with_retries(call: Call, retry: Retry, target: str, model: str) -> Script[pr
         try:
             return (yield replace(call, timeout=left, attempt=attempt))
         except grpc.RpcError as error:
-            failure = error_from(error, target, model)
+            late = deadline is not None and time.monotonic() > deadline - _MOMENT
+            failure = error_from(error, target, model, late=late)
             if (
                 isinstance(failure, DeadlineExceeded)
                 and before
