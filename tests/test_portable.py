@@ -76,6 +76,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def job_server(tmp_path: Path) -> Iterator[int]:
     said = tmp_path / "port"
+    said.unlink(missing_ok=True)
     module = "apache_beam.runners.portability.local_job_service_main"
     with group(module, "--port_file", str(said), "--staging_dir", str(tmp_path)):
         eventually(said.exists)

@@ -127,11 +127,12 @@ def full(waiting: int, limit: int) -> tuple[str, str]:
 def test_callers_that_wait_are_merged_into_small_batches_and_each_gets_its_own_rows(callers: Any) -> None:
     one = callers(rules(1))
     blocker = one.block()
-    asked = [one.ask(i, i + 0.5) for i in range(3)]
+    asked = [one.ask(i, i + 0.5) for i in range(5)]
     one.model.gate.set()
-    assert [y(future) for future in asked] == [[0, 1], [2, 3], [4, 5]]
+    assert [y(future) for future in asked] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
     assert y(blocker) == [0]
-    assert one.model.batches == [[0], [0, 0.5, 1, 1.5], [2, 2.5]]
+    assert one.model.batches == [[0], [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5], [4, 4.5]]
+    assert len(one.model.batches[1]) == MICRO_BATCH
 
 
 def test_a_large_request_is_cut_and_comes_back_in_its_order(callers: Any) -> None:
@@ -149,12 +150,34 @@ def test_threads_that_are_idle_share_what_there_is(callers: Any) -> None:
     y(two.ask(0))
     two.model.gate.clear()
     two.model.batches.clear()
-    eventually(lambda: two.batcher._idle == 2)
+    eventually(lambda: two.batcher._free == 2)
     asked = two.ask(1, 2, 3, 4)
     eventually(lambda: len(two.model.batches) == 2)
     two.model.gate.set()
     assert y(asked) == [2, 4, 6, 8]
     assert sorted(two.model.batches) == [[1, 2], [3, 4]]
+
+
+def test_a_lone_request_runs_in_its_callers_thread_while_a_core_is_free(callers: Any) -> None:
+    two = callers(rules(2))
+    first, second = two.block(), two.block()
+    assert not two.batcher._threads
+    third = two.ask(3)  # beyond the cores: it waits for a thread of the model
+    eventually(lambda: len(two.batcher._threads) == 2)
+    assert (len(two.model.batches), two.batcher.waiting) == (2, 1)
+    two.model.gate.set()
+    assert [y(future) for future in (first, second, third)] == [[0], [0], [6]]
+
+
+def test_a_model_is_not_given_up_while_a_caller_runs_it(callers: Any) -> None:
+    one = callers(rules(1))
+    running = one.block()
+    closing = one.pool.submit(one.batcher.close)
+    time.sleep(0.2)
+    assert not closing.done()
+    one.model.gate.set()
+    closing.result(LIMIT)
+    assert y(running) == [0]
 
 
 def test_one_callers_bad_row_costs_the_others_nothing(callers: Any) -> None:
@@ -218,7 +241,7 @@ def test_a_full_queue_refuses_at_once_and_takes_more_when_there_is_room(callers:
     blocker = one.block()
     asked = [one.ask(*range(64)) for _ in range(2)]
     assert one.batcher.waiting == ROWS_A_THREAD
-    assert refused(one.ask(1)) == full(32, 32)
+    assert refused(one.ask(1)) == full(limit := ROWS_A_THREAD // MICRO_BATCH, limit)
     one.model.gate.set()
     for future in [blocker, *asked]:
         future.result(LIMIT)
@@ -274,11 +297,18 @@ def test_a_request_whose_deadline_passed_in_the_queue_never_runs(callers: Any) -
 
 
 def test_a_request_that_runs_when_its_deadline_passes_is_given_up(callers: Any) -> None:
-    one = callers(rules(1))
-    asked = one.pool.submit(one.batcher.run, "s", {"x": np.ones(1, np.float32)}, ("y",), 0.05)
-    assert refused(asked) == ("DEADLINE_EXCEEDED", "Timed out waiting for notification")
-    one.model.gate.set()
-    assert y(one.ask(1)) == [2]
+    two = callers(rules(2))
+    cut = two.pool.submit(two.batcher.run, "s", {"x": np.ones(2, np.float32)}, ("y",), 0.05)
+    assert refused(cut) == ("DEADLINE_EXCEEDED", "Timed out waiting for notification")
+    two.model.gate.set()
+    eventually(lambda: two.batcher._free == 2)
+    two.model.gate.clear()
+    alone = two.pool.submit(two.batcher.run, "s", {"x": np.ones(1, np.float32)}, ("y",), 0.05)
+    time.sleep(0.1)
+    assert not alone.done(), "it runs in its caller's thread"
+    two.model.gate.set()
+    assert refused(alone) == ("DEADLINE_EXCEEDED", "Timed out waiting for notification")
+    assert y(two.ask(1)) == [2]
 
 
 def test_closing_ends_the_threads(callers: Any) -> None:

@@ -125,6 +125,8 @@ class Batcher:
         try:
             if at_once:
                 self._run_begun(key, [Piece(request, 0, rows)])
+                if request.late(time.monotonic()):
+                    raise _too_slow()
             return request.answer.result(seconds)
         except TimeoutError:
             if request.answer.cancel():
@@ -200,7 +202,7 @@ class Batcher:
             removed = self._remove(key, request)
         if removed:
             return _late()
-        return Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "Timed out waiting for notification")
+        return _too_slow()
 
     def _remove(self, key: Any, request: Request) -> int:
         queue = self._queues.get(key)
@@ -357,3 +359,7 @@ def _late() -> Refusal:
     return Refusal(
         grpc.StatusCode.RESOURCE_EXHAUSTED, "Run() timeout exceeded while waiting in batching queue"
     )
+
+
+def _too_slow() -> Refusal:
+    return Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "Timed out waiting for notification")
