@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from trainer import TrainResult, TrainSettings
+    from trainer.backbone import Backbone
     from trainer.samples import SampleSummary
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -48,6 +49,14 @@ def cache() -> Path:
     from trainer.fetch import cache_directory
 
     return cache_directory()
+
+
+@pytest.fixture(scope="module")
+def default(cache: Path) -> Backbone:
+    """The default backbone."""
+    from trainer.backbone import DEFAULT, load
+
+    return load(DEFAULT, cache)
 
 
 @pytest.fixture(scope="session")
