@@ -52,7 +52,7 @@ def cache() -> Path:
 
 
 @pytest.fixture(scope="module")
-def default(cache: Path) -> Backbone:
+def default_backbone(cache: Path) -> Backbone:
     """The default backbone."""
     from trainer.backbone import DEFAULT, load
 

@@ -72,31 +72,31 @@ def test_every_weight_of_the_checkpoint_is_used() -> None:
     }
 
 
-def test_the_default_is_a_feature_vector_of_tf_hub(default: Backbone) -> None:
+def test_the_default_is_a_feature_vector_of_tf_hub(default_backbone: Backbone) -> None:
     import tensorflow_hub
 
-    assert (default.image_size, default.dimension) == ((224, 224), 1280)
+    assert (default_backbone.image_size, default_backbone.dimension) == ((224, 224), 1280)
     alias = ALIASES[DEFAULT]
-    assert (alias.image_size, alias.dimension) == (default.image_size, default.dimension)
+    assert (alias.image_size, alias.dimension) == (default_backbone.image_size, default_backbone.dimension)
     photos = pixels(list(FRUITS))
-    features = default.apply(photos).numpy()
+    features = default_backbone.apply(photos).numpy()
     assert features.shape == (4, 1280)
     assert features.dtype == np.float32
     # ReLU6, then a mean.
     assert features.min() >= 0
     assert features.max() <= 6
-    again = tensorflow_hub.load(default.path)
+    again = tensorflow_hub.load(default_backbone.path)
     np.testing.assert_array_equal(again(photos), features)
     signature = again.signatures["serving_default"](inputs=photos)
     np.testing.assert_array_equal(signature["feature_vector"], features)
 
 
-def test_a_backbone_applies_inside_a_graph_too(default: Backbone) -> None:
+def test_a_backbone_applies_inside_a_graph_too(default_backbone: Backbone) -> None:
     import tensorflow as tf
 
     photos = pixels(["E016"])
     np.testing.assert_allclose(
-        tf.function(default.apply)(photos), default.apply(photos), rtol=1e-4, atol=1e-4
+        tf.function(default_backbone.apply)(photos), default_backbone.apply(photos), rtol=1e-4, atol=1e-4
     )
 
 
@@ -125,12 +125,12 @@ def test_training_follows_the_batch_and_moves_the_statistics_and_inference_does_
 
 
 def test_building_again_needs_no_download_and_changes_nothing(
-    default: Backbone, monkeypatch: pytest.MonkeyPatch
+    default_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-    before = Path(default.path).stat().st_mtime_ns
-    assert str(build(cache_directory())) == default.path
-    assert Path(default.path).stat().st_mtime_ns == before
+    before = Path(default_backbone.path).stat().st_mtime_ns
+    assert str(build(cache_directory())) == default_backbone.path
+    assert Path(default_backbone.path).stat().st_mtime_ns == before
 
 
 def test_without_network_the_default_is_an_error_and_nothing_is_left(
@@ -144,13 +144,13 @@ def test_without_network_the_default_is_an_error_and_nothing_is_left(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_the_default_at_another_size_has_the_same_weights(default: Backbone) -> None:
+def test_the_default_at_another_size_has_the_same_weights(default_backbone: Backbone) -> None:
     larger = load("efficientnet_lite0_260", cache_directory())
     assert (larger.image_size, larger.dimension) == ((260, 260), 1280)
-    assert larger.fingerprint != default.fingerprint
+    assert larger.fingerprint != default_backbone.fingerprint
     photos = pixels(list(FRUITS))
     near = np.pad(photos, [(0, 0), (18, 18), (18, 18), (0, 0)], mode="edge")
-    found, known = larger.apply(near).numpy(), default.apply(photos).numpy()
+    found, known = larger.apply(near).numpy(), default_backbone.apply(photos).numpy()
     cosine = (found * known).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(known, axis=1)
     assert (cosine > 0.7).all()
 
@@ -158,9 +158,9 @@ def test_the_default_at_another_size_has_the_same_weights(default: Backbone) -> 
 # Fingerprints
 
 
-def test_a_copy_has_the_same_fingerprint(default: Backbone, tmp_path: Path) -> None:
-    shutil.copytree(default.path, tmp_path / "elsewhere")
-    assert fingerprint(str(tmp_path / "elsewhere")) == default.fingerprint
+def test_a_copy_has_the_same_fingerprint(default_backbone: Backbone, tmp_path: Path) -> None:
+    shutil.copytree(default_backbone.path, tmp_path / "elsewhere")
+    assert fingerprint(str(tmp_path / "elsewhere")) == default_backbone.fingerprint
 
 
 def test_another_export_of_the_same_model_has_the_same_fingerprint(tmp_path: Path) -> None:

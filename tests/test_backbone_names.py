@@ -164,11 +164,11 @@ def test_the_list_can_be_narrowed_and_read_by_programs() -> None:
     assert " is " not in table
 
 
-def test_the_command_builds_the_default_and_prints_its_directory(default: Backbone) -> None:
+def test_the_command_builds_the_default_and_prints_its_directory(default_backbone: Backbone) -> None:
     result = CliRunner().invoke(
         command, ["build", "--cache_dir", str(cache_directory())], catch_exceptions=False
     )
-    assert (result.exit_code, result.stdout) == (0, f"{default.path}\n")
+    assert (result.exit_code, result.stdout) == (0, f"{default_backbone.path}\n")
 
 
 def test_the_command_shows_a_backbone(tmp_path: Path) -> None:

