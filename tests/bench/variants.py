@@ -28,7 +28,7 @@ VARIANTS = (
     Variant("bare: frozen, a thread a core, batch 4", ONE_THREAD_AN_OP),
     Variant("bare: frozen, a thread a core, batch 1", ONE_THREAD_AN_OP),
     Variant("bytes: tf.data pipeline, antialiased, as loaded, batch 32", DEFAULT_THREADS),
-    Variant("bytes: a plain decoder in the graph, no guard, batch 4", ONE_THREAD_AN_OP),
+    Variant("bytes: a plain decoder in the graph, no guard, batch 8", ONE_THREAD_AN_OP),
     Variant("bytes: serving.runtime on the bundle", ONE_THREAD_AN_OP),
 )
 
@@ -73,7 +73,7 @@ def _work(name: str) -> tuple[Callable[[Sequence[bytes]], Any], int]:
         return _tf_data, PHOTOS
     if "plain decoder" in rest:
         plain = _plain_graph()
-        return lambda contents: plain(tf.constant(contents)), 4
+        return lambda contents: plain(tf.constant(contents)), 8
     from serving import contract, runtime
 
     model = runtime.load(template().path)
@@ -89,9 +89,7 @@ def _tf_data(contents: Sequence[bytes]) -> None:
 
     signature = as_loaded()
     dataset = tf.data.Dataset.from_tensor_slices(list(contents))
-    for pixels in (
-        dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE).batch(32).prefetch(tf.data.AUTOTUNE)
-    ):
+    for pixels in dataset.map(decode, num_parallel_calls=threads()).batch(32).prefetch(2):
         signature(pixels)
 
 
