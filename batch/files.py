@@ -283,8 +283,16 @@ def _publish(uri: str, content: IO[bytes]) -> None:
     with _remote_errors(uri):
         from apache_beam.io.filesystem import CompressionTypes
 
-        with _filesystems().create(uri, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        file = _filesystems().create(uri, compression_type=CompressionTypes.UNCOMPRESSED)
+        try:
             shutil.copyfileobj(content, file, 1 << 20)
+            file.close()
+        except BaseException:
+            # Google's writer would send its content once more when it is garbage, over what is newer by then.
+            if terminate := getattr(file, "terminate", None):
+                with suppress(Exception):
+                    terminate()
+            raise
 
 
 def _filesystems() -> Any:

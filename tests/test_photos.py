@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from pathlib import Path
@@ -191,8 +192,45 @@ def test_files_on_another_storage_are_written_listed_and_removed(bucket: dict[st
 
 
 @pytest.mark.beam
-def test_a_storage_without_its_extra_says_which_one(bucket: dict[str, bytes]) -> None:
+def test_a_storage_without_its_extra_says_which_one(
+    bucket: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.suppress(ImportError):  # with the extra Beam knows gs://, and would ask the network
+        from apache_beam.io.gcp.gcsfilesystem import GCSFileSystem
+
+        monkeypatch.setattr(GCSFileSystem, "scheme", classmethod(lambda _: "not-gs"))
     with pytest.raises(InputError, match="apache-beam"):
         photos.find("gs://bucket/photos")
     with pytest.raises(OutputError, match="gs://bucket/out"):
         files.write("gs://bucket/out", b"")
+
+
+@pytest.mark.beam
+def test_a_writer_that_failed_is_ended_so_that_it_sends_nothing_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Writer(io.BytesIO):
+        """As google.cloud.storage.fileio.BlobWriter: close sends, and so would its finalizer."""
+
+        ended = False
+
+        def close(self) -> None:
+            if not self.ended:
+                raise OSError("503 Service Unavailable")
+
+        def terminate(self) -> None:
+            self.ended = True
+
+    writers: list[Writer] = []
+
+    class Storage:
+        @staticmethod
+        def create(_: str, **__: Any) -> Writer:
+            writers.append(Writer())
+            return writers[-1]
+
+    monkeypatch.setattr(files, "_filesystems", lambda: Storage)
+    monkeypatch.setattr(files, "FIRST_PAUSE", 0.0)
+    with pytest.raises(OutputError, match="503 Service Unavailable"):
+        files.write("gs://bucket/out", b"content")
+    assert [writer.ended for writer in writers] == [True] * files.ATTEMPTS

@@ -90,12 +90,20 @@ def workers() -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
         yield port, pool
 
 
+def engine_of(server: int, pool: int) -> list[str]:
+    """Beam's options."""
+    return [
+        "--runner=PortableRunner",
+        f"--job_endpoint=localhost:{server}",
+        "--environment_type=EXTERNAL",
+        f"--environment_config=localhost:{pool}",
+    ]
+
+
 def score(job: dict[str, Any], tmp_path: Path, server: int, pool: int) -> subprocess.Popen[str]:
     arguments = ["score", "--photos", str(job["photos"]), "--model", str(job["model"])]
     arguments += ["--output", str(tmp_path / "out"), "--embedding_store", str(tmp_path / "store")]
-    arguments += ["--shard_size", "2", "--run_id", "night", "--", "--runner=PortableRunner"]
-    arguments += [f"--job_endpoint=localhost:{server}", "--environment_type=EXTERNAL"]
-    arguments += [f"--environment_config=localhost:{pool}"]
+    arguments += ["--shard_size", "2", "--run_id", "night", "--", *engine_of(server, pool)]
     return processes.start(arguments, tmp_path / "log")
 
 
@@ -106,13 +114,20 @@ def finished(tmp_path: Path) -> dict[str, int]:
 
 
 def test_other_processes_give_the_same_rows_and_are_watched(job: dict[str, Any], tmp_path: Path) -> None:
+    seen: list[tuple[int, int, int]] = []
     with job_server(tmp_path) as server, workers() as (pool, _):
-        process = score(job, tmp_path, server, pool)
-        out, _ = process.communicate(timeout=SECONDS)
-    log = (tmp_path / "log").read_text()
-    assert process.returncode == 0, log
-    assert f"{PHOTOS + 1} rows in" in out
-    assert f"{PHOTOS + 1} of {PHOTOS + 1} photos (100 %)" in log
+        settings = ScoreSettings(
+            (job["model"],),
+            str(tmp_path / "out"),
+            str(job["photos"]),
+            embedding_store=str(tmp_path / "store"),
+            shard_size=2,
+            beam_args=tuple(engine_of(server, pool)),
+        )
+        summary = pipeline.score(settings, lambda now: seen.append((now.done, now.total, now.rejected)))
+    assert summary.this_run.photos == PHOTOS + 1
+    assert seen[-1] == (PHOTOS + 1, PHOTOS + 1, 1)
+    assert len(seen) > PHOTOS // 2, "each shard is told by itself"
     assert rows_of(tmp_path / "out") == job["rows"]
 
 

@@ -57,6 +57,7 @@ def demo(output_dir: Path) -> None:
 
 def run_demo(output: Path, console: Console) -> None:
     """The steps of the demo, told on `console`; what it starts is stopped at its end, however it ends."""
+    from batch.output import Output
     from serving.client import Client
     from serving.contract import MANIFEST_FILE, REPORT_FILE
 
@@ -80,6 +81,7 @@ def run_demo(output: Path, console: Console) -> None:
         ("what it is made of", result.bundle.path / MANIFEST_FILE),
         ("scores, Parquet", Path(scores.path) / "scores"),
         ("figures of the scoring run", Path(scores.run_file)),
+        ("its report", Path(Output(scores.path).report_file)),
     ):
         console.print(f"  {what:32}{path}", soft_wrap=True)
     console.print("\n  Go on with your own photos:")
