@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -165,11 +166,14 @@ def _server(base_path: Path) -> Iterator[tuple[str, float]]:
 
     start = time.perf_counter()
     command = [sys.executable, "-m", "serving", "serve", "--model_base_path", str(base_path), "--port", "0"]
-    # In a group of its own, a terminal's Ctrl-C reaches it through us alone, in good order.
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0)
-    too_long = threading.Timer(START_SECONDS, process.kill)
-    too_long.start()
-    try:
+    with ExitStack() as ending:
+        with _interrupts_held():  # or one that comes right now would leave the server behind
+            # In a group of its own, a terminal's Ctrl-C reaches it through us alone, in good order.
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0)
+            ending.callback(_end, process)
+            too_long = threading.Timer(START_SECONDS, process.kill)
+            ending.callback(too_long.cancel)
+            too_long.start()
         assert process.stdout is not None
         ready = process.stdout.readline()
         if not ready:
@@ -180,16 +184,30 @@ def _server(base_path: Path) -> Iterator[tuple[str, float]]:
         too_long.cancel()
         address = next(word for word in ready.split() if word.startswith("localhost:"))
         yield address, time.perf_counter() - start
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C counts once the block is through."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
     finally:
-        too_long.cancel()
-        process.terminate()
-        try:
-            process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stdout:
-            process.stdout.close()
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdout:
+        process.stdout.close()
 
 
 def _predict(client: Client, result: TrainResult, output: Path, console: Console) -> None:
