@@ -108,25 +108,29 @@ def read(uri: str) -> bytes:
         return file.read()
 
 
-def write(uri: str, content: bytes) -> None:
-    """Write a file whole or not at all, replacing the one that is there.
+def write(uri: str, content: bytes, *, attempts: int = ATTEMPTS) -> None:
+    """Write a file whole or not at all, replacing the one that is there; `attempts` as in `created`.
 
     Raises:
         OutputError: the storage does not take it.
     """
-    with created(uri) as file:
+    with created(uri, attempts=attempts) as file:
         file.write(content)
 
 
 @contextmanager
-def created(uri: str) -> Iterator[IO[bytes]]:
+def created(uri: str, *, attempts: int = ATTEMPTS) -> Iterator[IO[bytes]]:
     """A file to write, which is there as soon as the block is left without an error, and whole.
+
+    Args:
+        uri: of it.
+        attempts: how often another storage is asked to take it.
 
     Raises:
         OutputError: the storage does not take it.
     """
     try:
-        with _created_remote(uri) if is_remote(uri) else _created_local(Path(uri)) as file:
+        with _created_remote(uri, attempts) if is_remote(uri) else _created_local(Path(uri)) as file:
             yield file
     except OSError as error:
         raise OutputError(
@@ -230,11 +234,13 @@ def remove_directory(directory: str) -> None:
 def check_writable(directory: str) -> None:
     """Make the directory and prove by a file that it can be written, before any work is done.
 
+    Another storage is asked once: its client tries for minutes by itself, and nothing is lost yet.
+
     Raises:
         OutputError: it cannot.
     """
     probe = join(directory, f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
-    write(probe, b"")
+    write(probe, b"", attempts=1)
     remove(probe)
 
 
@@ -271,11 +277,11 @@ def _keep_names(directory: Path) -> None:
 
 
 @contextmanager
-def _created_remote(uri: str) -> Iterator[IO[bytes]]:
+def _created_remote(uri: str, attempts: int) -> Iterator[IO[bytes]]:
     """Object stores publish at close, at once; a rename there would be a copy and a delete."""
     with tempfile.SpooledTemporaryFile(_HELD_BYTES) as content:
         yield content  # nothing is published where the block fails
-        patiently(lambda: _publish(uri, content), first=FIRST_PAUSE, attempts=ATTEMPTS)
+        patiently(lambda: _publish(uri, content), first=FIRST_PAUSE, attempts=attempts)
 
 
 def _publish(uri: str, content: IO[bytes]) -> None:

@@ -234,3 +234,7 @@ def test_a_writer_that_failed_is_ended_so_that_it_sends_nothing_later(
     with pytest.raises(OutputError, match="503 Service Unavailable"):
         files.write("gs://bucket/out", b"content")
     assert [writer.ended for writer in writers] == [True] * files.ATTEMPTS
+    writers.clear()
+    with pytest.raises(OutputError, match="503 Service Unavailable"):
+        files.check_writable("gs://bucket/out")
+    assert len(writers) == 1, "the user waits for this one"

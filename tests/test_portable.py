@@ -6,8 +6,10 @@ pool of the Python SDK (`--environment_type=EXTERNAL`), as in k8s/overlays/flink
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -87,7 +89,14 @@ def job_server(tmp_path: Path) -> Iterator[int]:
 def workers() -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     port = free_port()
     with group("apache_beam.runners.worker.worker_pool_main", "--service_port", str(port)) as pool:
+        eventually(lambda: answers(port))
         yield port, pool
+
+
+def answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("localhost", port), timeout=1):
+        return True
+    return False
 
 
 def engine_of(server: int, pool: int) -> list[str]:

@@ -487,13 +487,19 @@ def test_a_cut_keeps_all_rows_in_order(rows: int, at: int) -> None:
     assert sum(one.rows for one in first) == min(at, rows)
 
 
+PADDED = Batching(
+    max_batch_size=12,
+    batch_timeout_micros=500,
+    allowed_batch_sizes=(1, 5, 12),
+    max_enqueued_batches=30,  # one for each request below, however slow the threads are
+)
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     asked=st.lists(st.lists(st.integers(-3, 99), min_size=1, max_size=12), min_size=1, max_size=30),
     threads=st.integers(1, 3),
-    batching=st.sampled_from(
-        [None, Batching(max_batch_size=12, batch_timeout_micros=500, allowed_batch_sizes=(1, 5, 12))]
-    ),
+    batching=st.sampled_from([None, PADDED]),
 )
 def test_every_caller_gets_his_own_answer_from_any_traffic(
     asked: list[list[int]], threads: int, batching: Batching | None

@@ -30,6 +30,8 @@ VARIANTS = (
     Variant("bytes: tf.data pipeline, antialiased, as loaded, batch 32", DEFAULT_THREADS),
     Variant("bytes: a plain decoder in the graph, no guard, batch 8", ONE_THREAD_AN_OP),
     Variant("bytes: serving.runtime on the bundle", ONE_THREAD_AN_OP),
+    Variant("bytes: serving.runtime on the bundle, micro-batch 4", ONE_THREAD_AN_OP),
+    Variant("bytes: serving.runtime on the bundle, micro-batch 16", ONE_THREAD_AN_OP),
 )
 
 
@@ -77,7 +79,13 @@ def _work(name: str) -> tuple[Callable[[Sequence[bytes]], Any], int]:
     from serving import contract, runtime
 
     model = runtime.load(template().path)
-    return lambda contents: list(model.imap(contract.EMBED, contract.IMAGE_BYTES, contents)), PHOTOS
+    size = int(rest.rpartition(" ")[2]) if "micro-batch" in rest else runtime.MICRO_BATCH
+
+    def embed(contents: Sequence[bytes]) -> None:
+        for _ in model.imap(contract.EMBED, contract.IMAGE_BYTES, contents, micro_batch=size):
+            pass
+
+    return embed, PHOTOS
 
 
 def _tf_data(contents: Sequence[bytes]) -> None:
