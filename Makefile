@@ -73,7 +73,7 @@ check-resolve: ## Install the ranges of pyproject.toml afresh, without the lock,
 	rm -rf build/resolve build/client
 	$(PYTHON) -m venv build/resolve && $(PYTHON) -m venv build/client
 	build/resolve/bin/python -m pip install --quiet '.[train,formats,metrics,query,s3,gs]'
-	cd build && resolve/bin/python -c "import hubhead, trainer.training, trainer.demo, batch.pipeline, serving.server, \
+	cd build && resolve/bin/python -c "import hubhead, trainer.training.run, trainer.commands.demo, batch.jobs.score, serving.server, \
 	  serving.runtime, tensorflow, tensorflow_hub, apache_beam, pyarrow, scipy, threadpoolctl, PIL, pi_heif, aiohttp, \
 	  duckdb, fsspec, s3fs, gcsfs, prometheus_client, opentelemetry.trace, grpc_health.v1.health, grpc_reflection.v1alpha.reflection; print('all imported')"
 	build/client/bin/python -m pip install --quiet .

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import click
 
-from batch.cli import score
-from batch.embeddings_cli import embeddings
-from batch.query.cli import query
-from batch.rescore_cli import rescore
-from serving.command import run
-from serving.commands.compare import compare
+from batch.commands.embeddings import embeddings
+from batch.commands.query import query
+from batch.commands.rescore import rescore
+from batch.commands.score import score
 from serving.commands.loadtest import loadtest
+from serving.commands.main import run
 from serving.commands.models import models
 from serving.commands.predict import predict
 from serving.commands.promote import promote, rollback
 from serving.commands.serve import serve
 from serving.commands.status import status
-from serving.commands.validate import validate
-from trainer.backbone.cli import backbone
-from trainer.cli import train
-from trainer.demo import demo
-from trainer.export_cli import export
+from trainer.commands.backbone import backbone
+from trainer.commands.compare import compare
+from trainer.commands.demo import demo
+from trainer.commands.export import export
+from trainer.commands.train import train
+from trainer.commands.validate import validate
 
 
 class InOrder(click.Group):

@@ -1,7 +1,7 @@
 """`python -m batch` is `hubhead score`."""
 
-from batch.cli import score
-from serving.command import run
+from batch.commands.score import score
+from serving.commands.main import run
 
 if __name__ == "__main__":
     run(score, "python -m batch")

@@ -2,8 +2,8 @@
 
 import click
 
-from serving.command import run
 from serving.commands.loadtest import loadtest
+from serving.commands.main import run
 from serving.commands.predict import predict
 from serving.commands.serve import serve
 from serving.commands.status import status

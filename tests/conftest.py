@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from trainer import TrainResult, TrainSettings
-    from trainer.backbone import Backbone
-    from trainer.samples import SampleSummary
+    from trainer.backbones import Backbone
+    from trainer.dataset.samples import SampleSummary
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -46,7 +46,7 @@ class Trained:
 @pytest.fixture(scope="session")
 def cache() -> Path:
     """The user's own cache, so that downloads happen once a machine."""
-    from trainer.fetch import cache_directory
+    from trainer.dataset.download import cache_directory
 
     return cache_directory()
 
@@ -54,7 +54,7 @@ def cache() -> Path:
 @pytest.fixture(scope="module")
 def default_backbone(cache: Path) -> Backbone:
     """The default backbone."""
-    from trainer.backbone import DEFAULT, load
+    from trainer.backbones import DEFAULT, load
 
     return load(DEFAULT, cache)
 
@@ -62,7 +62,7 @@ def default_backbone(cache: Path) -> Backbone:
 @pytest.fixture(scope="session")
 def sample(cache: Path) -> SampleSummary:
     """The 406 distinct sample photos, in 10 directories."""
-    from trainer.samples import sample_photos
+    from trainer.dataset.samples import sample_photos
 
     return sample_photos(cache)
 

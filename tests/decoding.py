@@ -30,7 +30,7 @@ def decoder() -> Decode:
     """decode_photos at its default settings, traced once."""
     import tensorflow as tf
 
-    from trainer.graph import STATUSES, Preprocessing, decode_photos
+    from trainer.preprocessing import STATUSES, Preprocessing, decode_photos
 
     settings = Preprocessing()
     traced = tf.function(

@@ -13,8 +13,9 @@ from typing import Any
 import grpc
 import numpy as np
 
-from serving import contract, protos, runtime, tensors
+from serving import contract, protos, runtime
 from serving.errors import BundleError
+from serving.protos import tensors
 
 LIMIT = 30.0
 """Seconds that any wait in these tests may take."""

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batch import pipeline
-from batch.pipeline import ScoreSettings
+from batch.jobs import score
+from batch.jobs.score import ScoreSettings
 from serving.errors import OutputError
 
 VARIANTS: tuple[dict[str, Any], ...] = (
@@ -132,7 +132,7 @@ def _forked(settings: ScoreSettings, prepare: Callable[[], Any], kill_after: flo
         with contextlib.suppress(BaseException):
             after = prepare()
             try:
-                pipeline.score(settings)
+                score.score(settings)
                 code = _CAME_THROUGH
                 if after:
                     after()

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.fetch import cache_directory
-from trainer.samples import all_photos
+from trainer.dataset.download import cache_directory
+from trainer.dataset.samples import all_photos
 
 
 def small_module(

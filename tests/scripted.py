@@ -11,7 +11,8 @@ from typing import Any
 import grpc
 import numpy as np
 
-from serving import protos, tensors
+from serving import protos
+from serving.protos import tensors
 
 Answer = Callable[[Any, grpc.ServicerContext], Any]
 

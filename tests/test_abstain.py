@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from serving.errors import InputError
 from tests.test_evaluate import random_answers
 from tests.test_head import blobs, of_length_one, sample_features
-from trainer import abstain, head
-from trainer.abstain import Novelty, auroc, leave_labels_out, threshold_for_precision
-from trainer.head import Floats, Ints
+from trainer import heads
+from trainer.evaluation import abstention
+from trainer.evaluation.abstention import Novelty, auroc, leave_labels_out, threshold_for_precision
+from trainer.heads import Floats, Ints
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
@@ -143,13 +144,13 @@ def test_a_threshold_needs_photos() -> None:
 # --- Novelty --------------------------------------------------------------------------------------------
 
 
-def of_all(embeddings: Floats) -> head.Blocks:
-    return head.Blocks.of(embeddings, np.zeros(len(embeddings), np.int64))
+def of_all(embeddings: Floats) -> heads.Blocks:
+    return heads.Blocks.of(embeddings, np.zeros(len(embeddings), np.int64))
 
 
 def fit_novelty(embeddings: Floats, targets: Ints, kept: float = 0.95) -> Novelty:
     classes = int(targets.max()) + 1
-    fitted, selection = head.fit(embeddings, targets, classes)
+    fitted, selection = heads.fit(embeddings, targets, classes)
     return Novelty.fit(fitted, selection, embeddings, targets, kept=kept)
 
 
@@ -201,7 +202,7 @@ def test_the_graph_repeats_the_score(novelty: Novelty, clouds: tuple[Floats, Int
 def test_directions_are_the_principal_ones_by_either_way() -> None:
     for count in (300, 60):  # more photos than dimensions, and fewer
         embeddings, _ = blobs(count, 80, 4)
-        centre, directions = abstain._principal(of_all(embeddings), 4)
+        centre, directions = abstention._principal(of_all(embeddings), 4)
         points = of_length_one(embeddings)
         assert directions.shape == (80, min(32, count // 4))
         np.testing.assert_allclose(centre, points.mean(axis=0), atol=1e-6)
@@ -219,7 +220,7 @@ def test_photos_in_a_file_give_the_score_of_photos_in_memory(
     path = tmp_path / "embeddings.npy"
     np.save(path, embeddings.astype(np.float16))
     mapped = np.load(path, mmap_mode="r")
-    fitted, selection = head.fit(mapped[rows], targets[rows], 5)
+    fitted, selection = heads.fit(mapped[rows], targets[rows], 5)
     alone = Novelty.fit(fitted, selection, mapped[rows].astype(np.float32), targets[rows])
     chosen = Novelty.fit(fitted, selection, mapped, targets, rows=rows)
     np.testing.assert_array_equal(chosen.score(unknown), alone.score(unknown))
@@ -229,8 +230,8 @@ def test_photos_in_a_file_give_the_score_of_photos_in_memory(
 def test_the_energy_is_that_of_the_whole_head_whatever_its_kind(clouds: tuple[Floats, Ints, Floats]) -> None:
     embeddings, targets, unknown = clouds
     for kind in ("hidden", "cosine"):
-        settings = head.HeadSettings(kind=kind, width=8)  # type: ignore[arg-type]
-        fitted, selection = head.fit(embeddings, targets, 5, settings=settings)
+        settings = heads.HeadSettings(kind=kind, width=8)  # type: ignore[arg-type]
+        fitted, selection = heads.fit(embeddings, targets, 5, settings=settings)
         found = Novelty.fit(fitted, selection, embeddings, targets)
         logits = fitted.logits(unknown).astype(np.float64)
         np.testing.assert_allclose(
@@ -256,7 +257,7 @@ def test_a_share_to_keep_must_be_one(novelty: Novelty, kept: float) -> None:
 
 
 def test_folds_end_when_enough_photos_were_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(abstain, "ENOUGH_HELD_OUT", 100)
+    monkeypatch.setattr(abstention, "ENOUGH_HELD_OUT", 100)
     embeddings, targets = blobs(400, 20, 4)
     assert len(fit_novelty(embeddings, targets).known) == 120  # three folds of ten
 
@@ -270,8 +271,8 @@ def test_a_fit_of_the_score_is_repeatable_to_the_bit(
 
 
 def test_terms_that_never_change_have_no_weight() -> None:
-    assert abstain._one_over_deviation(np.full(10, 0.7, np.float32)) == 0
-    assert abstain._one_over_deviation(np.array([0, 2], np.float32)) == 1
+    assert abstention._one_over_deviation(np.full(10, 0.7, np.float32)) == 0
+    assert abstention._one_over_deviation(np.array([0, 2], np.float32)) == 1
 
 
 def test_the_area_is_the_one_scikit_learn_finds() -> None:
@@ -287,7 +288,7 @@ def test_the_area_is_the_one_scikit_learn_finds() -> None:
 @settings(deadline=None, max_examples=40)
 def test_labels_are_hidden_about_equally_often(classes: int, size: int, draws: int, seed: int) -> None:
     assume(size <= classes - 2)
-    drawn = list(abstain._hidden(classes, size, draws, seed))
+    drawn = list(abstention._hidden(classes, size, draws, seed))
     assert all(len(set(chosen.tolist())) == size for chosen in drawn)
     times = np.bincount(np.concatenate(drawn), minlength=classes)
     assert times.max() - times.min() <= 1
@@ -324,11 +325,11 @@ def best_probability(novelty: Novelty, embeddings: Floats, targets: Ints, rows: 
 
 
 def energy(novelty: Novelty, embeddings: Floats, targets: Ints, rows: Floats) -> Floats:
-    return -abstain._terms(novelty.head, novelty.centre, novelty.directions, of_all(rows))[1]
+    return -abstention._terms(novelty.head, novelty.centre, novelty.directions, of_all(rows))[1]
 
 
 def residual(novelty: Novelty, embeddings: Floats, targets: Ints, rows: Floats) -> Floats:
-    return abstain._terms(novelty.head, novelty.centre, novelty.directions, of_all(rows))[0]
+    return abstention._terms(novelty.head, novelty.centre, novelty.directions, of_all(rows))[0]
 
 
 def mahalanobis(novelty: Novelty, embeddings: Floats, targets: Ints, rows: Floats) -> Floats:
@@ -411,11 +412,11 @@ def test_the_score_taken_tells_them_better_than_the_others(
 ) -> None:
     embeddings, targets, classes = sample_features(trained)
     areas: dict[str, list[float]] = {name: [] for name in SCORES}
-    for draw, hidden in enumerate(abstain._hidden(classes, 3, 10, seed=1)):
+    for draw, hidden in enumerate(abstention._hidden(classes, 3, 10, seed=1)):
         is_hidden = np.isin(targets, hidden)
         rows = np.flatnonzero(~is_hidden)
         _, known = np.unique(targets[rows], return_inverse=True)
-        rest, held = list(head.stratified_folds(known, 5, draw))[draw % 5]
+        rest, held = list(heads.stratified_folds(known, 5, draw))[draw % 5]
         novelty = fit_novelty(embeddings[rows[rest]], known[rest])
         for name, score in SCORES.items():
             of_known, of_hidden = (

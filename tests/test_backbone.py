@@ -13,7 +13,7 @@ import pytest
 
 from serving.errors import FetchError, InputError
 from tests.modules import in_hub_cache, pixels, small_module
-from trainer.backbone import (
+from trainer.backbones import (
     ALIASES,
     DEFAULT,
     Backbone,
@@ -23,9 +23,9 @@ from trainer.backbone import (
     input_key,
     load,
 )
-from trainer.backbone.fingerprint import fingerprint
-from trainer.backbone.hub import default_weights
-from trainer.fetch import cache_directory
+from trainer.backbones.fingerprint import fingerprint
+from trainer.backbones.hub import default_weights
+from trainer.dataset.download import cache_directory
 
 pytestmark = pytest.mark.tf
 

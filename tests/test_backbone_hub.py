@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.classic import sample_jpeg
 from serving.errors import FetchError, InputError
+from serving.runtime.session import sample_jpeg
 from tests.modules import in_hub_cache, small_module, tf1_module
-from trainer.backbone import InputOptions, load, resolve
-from trainer.backbone import address as addresses
-from trainer.backbone.fingerprint import fingerprint
+from trainer.backbones import InputOptions, load, resolve
+from trainer.backbones import address as addresses
+from trainer.backbones.fingerprint import fingerprint
 
 pytestmark = pytest.mark.tf
 
@@ -250,13 +250,13 @@ def test_a_tf1_module_of_any_size_has_one_attached(tmp_path: Path) -> None:
 def test_a_module_of_another_kind_becomes_the_graph_of_a_bundle(kind: str, tmp_path: Path) -> None:
     import tensorflow as tf
 
-    from trainer import export
+    from trainer.export import bundle
 
     if kind == "tf1":
         module = tf1_module(tmp_path / "module")
     else:
         module = small_module(tmp_path / "module", dtype="uint8")
-    base = export.template(module, tmp_path / "cache")
+    base = bundle.template(module, tmp_path / "cache")
     embed = tf.saved_model.load(str(base.path)).signatures["embed"]
     first, second = embed(image_bytes=tf.constant([sample_jpeg()]))["embedding"].numpy()[0]
     assert first > 0

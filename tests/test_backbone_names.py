@@ -13,11 +13,11 @@ from click.testing import CliRunner
 
 from serving.errors import InputError
 from tests.modules import small_module
-from trainer.backbone import ALIASES, Backbone, alias_of, architecture, resolve
-from trainer.backbone.aliases import ARCHITECTURES, BUILT, NAMES, SHORT
-from trainer.backbone.cli import backbone as command
-from trainer.backbone.fingerprint import fingerprint
-from trainer.fetch import cache_directory
+from trainer.backbones import ALIASES, Backbone, alias_of, architecture, resolve
+from trainer.backbones.aliases import ARCHITECTURES, BUILT, NAMES, SHORT
+from trainer.backbones.fingerprint import fingerprint
+from trainer.commands.backbone import backbone as command
+from trainer.dataset.download import cache_directory
 
 pytestmark = pytest.mark.tf
 
@@ -206,7 +206,7 @@ def test_a_range_is_two_numbers(wrong: str) -> None:
 
 def test_the_command_loads_nothing_heavy_until_it_is_used() -> None:
     script = (
-        "import sys, trainer.backbone.cli\n"
+        "import sys, trainer.commands.backbone\n"
         "print(sorted({'tensorflow', 'tensorflow_hub', 'numpy', 'rich'} & sys.modules.keys()))"
     )
     done = subprocess.run(

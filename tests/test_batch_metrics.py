@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from batch import metrics
-from batch.changes import between
-from batch.drift import Counts, Moments
-from batch.results import Summary, describe
-from batch.stats import Stats
+from batch.jobs import metrics
+from batch.monitoring.drift import Counts, Moments
+from batch.monitoring.stats import Stats
+from batch.output.run_diff import between
+from batch.output.run_record import Summary, describe
 from serving.errors import InputError, OutputError
 
 
@@ -158,7 +158,7 @@ def test_a_place_that_cannot_be_written_and_a_missing_extra_are_said(
 def test_beam_is_told_of_every_stage() -> None:
     import apache_beam as beam
 
-    from batch import engine
+    from batch.beam import runner
 
     stages = ("start", "store", "read", "convert", "embed", "classify", "rows", "sketch", "write")
     stats = Stats(
@@ -172,7 +172,7 @@ def test_beam_is_told_of_every_stage() -> None:
         elapsed=12.0,
     )
     pipeline = beam.Pipeline(runner="FnApiRunner")
-    _ = pipeline | beam.Create([0, 1]) | beam.Map(lambda _: engine._record(stats))
+    _ = pipeline | beam.Create([0, 1]) | beam.Map(lambda _: runner._record(stats))
     result = pipeline.run()
     result.wait_until_finish()
     told = result.metrics().query(beam.metrics.MetricsFilter().with_namespace("hubhead"))

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from batch import changes, report
-from batch.changes import between
-from batch.drift import BINS, Counts, Moments
-from batch.examples import Example, Examples
-from batch.output import Output
+from batch import report
+from batch.monitoring.drift import BINS, Counts, Moments
+from batch.monitoring.sample_photos import Example, Examples
+from batch.monitoring.stats import Stats
+from batch.output import run_diff
+from batch.output.dataset import Output
+from batch.output.run_diff import between
+from batch.output.run_record import Summary, describe, write_run
 from batch.report.page import LISTED, PICTURES, pictured
-from batch.results import Summary, describe, write_run
-from batch.stats import Stats
 from serving.errors import OutputError
 from tests.looking import CHROMIUM, HOSTILE, Page, check_self_contained, look
 
@@ -148,12 +149,12 @@ def test_another_version_is_compared_and_another_backbone_only_by_its_answers() 
 
 def test_the_newest_other_run_is_the_one_to_compare_with(tmp_path: Path) -> None:
     output = Output(str(tmp_path))
-    assert changes.previous(output, "a") is None
+    assert run_diff.previous(output, "a") is None
     for run_id, hour in (("b", "03"), ("z", "01"), ("a", "04")):
         run = run_of(figures(COUNTS), run_id)
         write_run({**run, "finished": f"2026-05-31T{hour}:00:00+00:00"}, output)
     (tmp_path / "_hubhead" / "runs" / "torn.json").write_text('{"fini')
-    found = changes.previous(output, "a")
+    found = run_diff.previous(output, "a")
     assert found is not None
     assert found["run_id"] == "b"
 

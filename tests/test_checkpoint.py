@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.errors import InputError
-from trainer.backbone import checkpoint
+from trainer.backbones import checkpoint
 
 pytestmark = pytest.mark.tf
 

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from serving import contract, protos, tensors
+from serving import contract, protos
 from serving.client import Client, Retry, Signature, State, TensorInfo, VersionStatus, predictions
 from serving.client.photos import grouped
 from serving.commands.predict import predict
@@ -34,6 +34,7 @@ from serving.errors import (
     ServerError,
     ServerUnavailable,
 )
+from serving.protos import tensors
 from tests.scripted import answer_for, free_port, scripted
 
 TOP = (("apple", 0.75), ("pear", 0.25))

@@ -15,7 +15,7 @@ import grpc
 import pytest
 from click.testing import CliRunner, Result
 
-from serving import protos, tensors
+from serving import protos
 from serving.commands.loadtest import loadtest
 from serving.commands.predict import predict
 from serving.commands.status import status
@@ -23,6 +23,7 @@ from serving.loadtest.figures import Result as Figures
 from serving.loadtest.figures import Sample, percentile
 from serving.loadtest.generator import Load, arrivals
 from serving.loadtest.report import page
+from serving.protos import tensors
 from tests.scripted import Answer, answer_for, free_port, scripted
 
 

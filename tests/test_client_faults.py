@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving import contract, protos, tensors
-from serving.client import AsyncClient, Client, Photo, Retry, steps
-from serving.client.flow import ALPHA, BETA, Limit
+from serving import contract, protos
+from serving.client import AsyncClient, Client, Photo, Retry, sans_io
+from serving.client.concurrency_limit import ALPHA, BETA, Limit
 from serving.client.photos import png_of
 from serving.contract import Prediction, Status
 from serving.errors import (
@@ -37,6 +37,7 @@ from serving.errors import (
     ServerUnavailable,
     TooLarge,
 )
+from serving.protos import tensors
 from tests.scripted import Answer, answer_for, free_port, scripted
 
 QUEUE_FULL = "The batch scheduling queue to which this task was submitted is full; currently 9 batches"
@@ -823,8 +824,8 @@ def test_an_attempt_without_time_left_does_not_hide_why_the_others_failed(
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
-    def perform(step: steps.Step) -> None:
-        if isinstance(step, steps.Pause):
+    def perform(step: sans_io.Step) -> None:
+        if isinstance(step, sans_io.Pause):
             return
         if now[0] < away_seconds:
             now[0] += 1
@@ -833,9 +834,9 @@ def test_an_attempt_without_time_left_does_not_hide_why_the_others_failed(
         raise Failure(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     request = protos.PredictRequest()
-    call = steps.Call(protos.PREDICT, request, protos.PredictResponse, 10.0)
+    call = sans_io.Call(protos.PREDICT, request, protos.PredictResponse, 10.0)
     with pytest.raises(ServerError) as raised:
-        steps.run_inline(steps.with_retries(call, Retry(100, 0.0), "there:1", "food"), perform)
+        sans_io.run_inline(sans_io.with_retries(call, Retry(100, 0.0), "there:1", "food"), perform)
     assert type(raised.value) is expected
 
 
@@ -846,11 +847,11 @@ def test_a_server_that_cancels_at_the_deadline_took_too_long(
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
-    def perform(step: steps.Step) -> None:
+    def perform(step: sans_io.Step) -> None:
         now[0] += took
         raise Failure(grpc.StatusCode.CANCELLED, "CANCELLED")
 
-    call = steps.Call(protos.PREDICT, protos.PredictRequest(), protos.PredictResponse, 10.0)
+    call = sans_io.Call(protos.PREDICT, protos.PredictRequest(), protos.PredictResponse, 10.0)
     with pytest.raises(ServerError) as raised:
-        steps.run_inline(steps.with_retries(call, Retry(), "there:1", "food"), perform)
+        sans_io.run_inline(sans_io.with_retries(call, Retry(), "there:1", "food"), perform)
     assert type(raised.value) is expected

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import click
 import pytest
 
-from serving.command import run
+from serving.commands.main import run
 from serving.errors import BundleError, HubheadError, ModelNotFound
 
 Ending = tuple[int | str | None, str, str]
@@ -89,7 +89,7 @@ def test_a_reader_that_goes_away_ends_the_command_quietly() -> None:
     body = "import click\nfor number in range(100_000): click.echo(number)"
     call = f"""
 import click
-from serving.command import run
+from serving.commands.main import run
 @click.command()
 def command():
     {body.replace(chr(10), chr(10) + "    ")}

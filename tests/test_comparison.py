@@ -10,7 +10,7 @@ import pytest
 
 from serving.errors import InputError
 from tests.test_evaluate import LABELS, PROBABILITIES, TARGETS
-from trainer.comparison import Comparison, aligned, compare
+from trainer.evaluation.paired import Comparison, aligned, compare
 
 
 def test_two_models_are_compared_photo_by_photo() -> None:

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from serving.contract import Refusal, Status
-from serving.convert import Converted, Converter, Limits, foreign_format
+from serving.photos.converter import Converted, Converter, Limits, foreign_format
 
 HEIGHT, WIDTH = 40, 60
 
@@ -179,14 +179,14 @@ def test_what_the_graph_decodes_is_left_as_it_is_and_starts_no_process(
 def test_the_graph_refuses_as_unsupported_what_is_foreign_here_and_nothing_else(converter: Converter) -> None:
     import tensorflow as tf
 
-    from trainer import graph
+    from trainer import preprocessing
 
     photos = [make() for make in (*FOREIGN.values(), *ODD_BMPS.values())]
     photos += [b"8BPS\0\1", b"\xff\x0a\0", b"\0\0\0\x0cJXL ", iso(b"isom"), b"MM\0*", b"BM"]
     photos += [encoded(scene(), kind) for kind in ("JPEG", "PNG", "GIF", "BMP", "WEBP")]
     photos += [b"", b"text", b"\xff\xd8\xff\xe0ftypheic", b"GIF8ftypheic", b"BM" + bytes(60)]
-    statuses = graph.decode_photos(tf.constant(photos), graph.Preprocessing())[1]
-    unsupported = [graph.STATUSES[number] is Status.UNSUPPORTED_FORMAT for number in statuses.numpy()]
+    statuses = preprocessing.decode_photos(tf.constant(photos), preprocessing.Preprocessing())[1]
+    unsupported = [preprocessing.STATUSES[number] is Status.UNSUPPORTED_FORMAT for number in statuses.numpy()]
     assert [foreign_format(photo) is not None for photo in photos] == unsupported
 
 
@@ -578,7 +578,7 @@ def test_a_process_ends_with_its_parent_and_inherits_nothing(tmp_path: Path) -> 
     code = f"""
 import os, sys
 from pathlib import Path
-from serving.convert import Converter, Converted
+from serving.photos.converter import Converter, Converted
 held = open({str(tmp_path / "held")!r}, "w")
 os.set_inheritable(held.fileno(), True)
 converter = Converter()
@@ -617,7 +617,7 @@ def _alive(process: Path) -> bool:
 
 
 def test_the_process_imports_nothing_heavy() -> None:
-    child = Path(__file__).parents[1] / "serving" / "convert_child.py"
+    child = Path(__file__).parents[1] / "serving" / "photos" / "converter_process.py"
     packages = Path(Image.__file__).parents[1]
     code = (
         f"import runpy, sys; sys.path.append({str(packages)!r}); about = runpy.run_path({str(child)!r});"

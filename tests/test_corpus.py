@@ -15,22 +15,22 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from batch import pipeline
-from batch.pipeline import ScoreSettings
+from batch.jobs import score
+from batch.jobs.score import ScoreSettings
 from serving import contract, runtime
 from serving.bundle import Bundle
-from serving.classic import ClassicSession
 from serving.client import Client
 from serving.contract import Status
-from serving.convert import foreign_format
+from serving.photos.converter import foreign_format
+from serving.runtime.session import ClassicSession
 from serving.server import ServerSettings, start
 from tests import corpus
 from tests.corpus import Case
 from tests.decoding import Decode, decoder
-from trainer import export
-from trainer.export import HeadExport
-from trainer.graph import STATUSES
-from trainer.head import Head, Scaling
+from trainer.export import bundle
+from trainer.export.bundle import HeadExport
+from trainer.heads import Head, Scaling
+from trainer.preprocessing import STATUSES
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
@@ -206,8 +206,8 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     tf.saved_model.save(root, str(top / "backbone"))
     zeros, ones = np.zeros(3, np.float32), np.ones(3, np.float32)
     head = Head(Scaling(zeros, ones), np.eye(3, 2, dtype=np.float32), zeros[:2], 1.0)
-    template = export.template(str(top / "backbone"), top / "cache")
-    return export.export(template, HeadExport(head, ["this", "that"]), top / "models" / "light")
+    template = bundle.template(str(top / "backbone"), top / "cache")
+    return bundle.export(template, HeadExport(head, ["this", "that"]), top / "models" / "light")
 
 
 def by_runtime(model: Bundle, cases: Sequence[Case], work: Path) -> Answers:
@@ -270,7 +270,7 @@ def by_beam_job(model: Bundle, cases: Sequence[Case], work: Path) -> Answers:
         output=str(work / "output"),
         embedding_store=str(work / "store"),
     )
-    assert pipeline.score(settings).total.photos == len(cases)
+    assert score.score(settings).total.photos == len(cases)
     table = pq.read_table(work / "output" / "scores", columns=["uri", "status"])
     return {paths[row["uri"]].name: Status(row["status"]) for row in table.to_pylist()}
 

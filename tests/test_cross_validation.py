@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from serving.errors import InputError
 from tests.test_evaluate import LABELS
 from tests.test_head import blobs, sample_features
-from trainer import head
-from trainer.cross_validation import CrossValidation, _folds, cross_validate
-from trainer.head import HeadSettings
+from trainer import heads
+from trainer.evaluation.cross_validation import CrossValidation, _folds, cross_validate
+from trainer.heads import HeadSettings
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
@@ -39,7 +39,7 @@ def test_cross_validation_tells_the_mean_and_spread_over_its_repeats() -> None:
     accuracies = [(run.argmax(axis=1) == targets).mean() for run in found.probabilities]
     assert found.figures["accuracy"].mean == pytest.approx(np.mean(accuracies))
     assert found.figures["accuracy"].deviation == pytest.approx(np.std(accuracies, ddof=1))
-    losses = [head.log_loss(run, targets) for run in found.probabilities]
+    losses = [heads.log_loss(run, targets) for run in found.probabilities]
     assert found.log_loss == pytest.approx(np.mean(losses))
     assert found.accuracy.value == pytest.approx(np.mean(accuracies), abs=1 / 180)
     assert found.recall["apple"].n == 30

@@ -15,7 +15,7 @@ from hubhead import hubhead
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
-    from trainer.samples import SampleSummary
+    from trainer.dataset.samples import SampleSummary
 
 REPO = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "k8s/README.md")

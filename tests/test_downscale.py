@@ -14,8 +14,8 @@ from PIL import Image
 
 from serving import contract, protos
 from serving.client import AsyncClient, Client, Prediction
-from serving.convert import Converter
 from serving.errors import InputError
+from serving.photos.converter import Converter
 from tests.scripted import Answer, answer_for, scripted
 
 

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batch import drift, examples
-from batch.drift import Change, Counts, Moments
-from batch.examples import A_LABEL, A_REASON, LABELS, Examples
-from batch.stats import Stats
+from batch.monitoring import drift, sample_photos
+from batch.monitoring.drift import Change, Counts, Moments
+from batch.monitoring.sample_photos import A_LABEL, A_REASON, LABELS, Examples
+from batch.monitoring.stats import Stats
 
 LABEL_NAMES = ["apple", "bread", "cheese", None]
 
@@ -63,7 +63,7 @@ def counted(table: pa.Table) -> Counts:
 
 def seen(table: pa.Table, vectors: Any) -> Stats:
     """What a shard keeps of its rows."""
-    chosen = examples.choose({"food/1": table})
+    chosen = sample_photos.choose({"food/1": table})
     return Stats(models={"food/1": counted(table)}, embeddings=Moments.of(vectors), examples=chosen)
 
 
@@ -106,7 +106,7 @@ def test_they_survive_json_and_are_small() -> None:
     assert back.models == stats.models
     assert back.examples == stats.examples
     np.testing.assert_allclose(back.embeddings.mean, stats.embeddings.mean, rtol=1e-6)
-    two = examples.choose({"food/1": table, "food/2": table})
+    two = sample_photos.choose({"food/1": table, "food/2": table})
     assert list(two.models) == ["food/1", "food/2"]
     assert Examples.from_json(json.loads(json.dumps(two.to_json()))) == two
 
@@ -126,7 +126,7 @@ def test_the_histogram_is_of_equal_bins() -> None:
 
 def test_no_picture_stands_twice_for_a_label() -> None:
     table = rows([*range(0, 440, 11), 4, 8, 12, 16, 1, 5])  # forty copies of photo 0
-    chosen = examples.choose({"food/1": table}).models["food/1"]
+    chosen = sample_photos.choose({"food/1": table}).models["food/1"]
     assert len(chosen["apple"]) == A_LABEL
     assert len({example.key for example in chosen["apple"]}) == A_LABEL
     assert len(chosen["bread"]) == 2
@@ -136,7 +136,7 @@ def test_the_most_frequent_labels_have_examples_and_rejected_photos_a_few() -> N
     table = rows(range(3000))
     many = [f"label {min(row % 100, 60)}" if row % 3 else None for row in range(3000)]
     table = table.set_column(table.schema.get_field_index("label"), "label", pa.array(many, pa.string()))
-    found = examples.choose({"food/1": table})
+    found = sample_photos.choose({"food/1": table})
     chosen = found.models["food/1"]
     assert len(chosen) == LABELS
     assert "label 60" in chosen

@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from batch import photos, pipeline
 from batch.embeddings import EmbeddingStore
-from batch.stats import Progress
+from batch.inputs import listing
+from batch.jobs import score
+from batch.monitoring.stats import Progress
 from serving.errors import InputError
-from trainer import dataset, duplicates
+from trainer import dataset
 from trainer.dataset import Example, SplitSettings, Subset
-from trainer.duplicates import near_duplicates
-from trainer.samples import SampleSummary
+from trainer.dataset import near_duplicates as duplicates
+from trainer.dataset.near_duplicates import near_duplicates
+from trainer.dataset.samples import SampleSummary
 
 TRAINING, VALIDATION, TESTING = Subset.TRAINING, Subset.VALIDATION, Subset.TESTING
 
@@ -226,8 +228,8 @@ def test_near_duplicates_kept_together_are_never_across_sets(numbers: list[int],
 def test_the_threshold_finds_copies_of_the_sample_photos_and_nothing_else(
     cache: Path, sample: SampleSummary, tmp_path: Path
 ) -> None:
-    from trainer import export
-    from trainer.graph import Preprocessing
+    from trainer.export import bundle
+    from trainer.preprocessing import Preprocessing
 
     for number, path in enumerate(sorted(sample.directory.rglob("*.jpeg"))):
         (tmp_path / f"{number:03d}.jpeg").write_bytes(path.read_bytes())
@@ -243,10 +245,10 @@ def test_the_threshold_finds_copies_of_the_sample_photos_and_nothing_else(
                 content = io.BytesIO()
                 copy.save(content, "JPEG", quality=85)
                 (tmp_path / f"{number:03d}-{name}.jpeg").write_bytes(content.getvalue())
-    base = export.template("efficientnet_lite0", cache, Preprocessing())
+    base = bundle.template("efficientnet_lite0", cache, Preprocessing())
     store = EmbeddingStore(str(tmp_path / "store"), base.manifest.fingerprint, base.manifest.dimension)
-    found = photos.find(f"{tmp_path}/*.jpeg")
-    pipeline.embed(found, base.path, store)
+    found = listing.find(f"{tmp_path}/*.jpeg")
+    score.embed(found, base.path, store)
     shas = store.known(found)
     rows = store.get(shas.values())
     names = [Path(photo.uri).stem for photo in found]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from batch.embeddings import Embeddings, EmbeddingStore, layout, photo_sha
 from batch.embeddings.lookup import Lookup
-from batch.photos import Photo
+from batch.inputs.listing import Photo
 from serving.contract import Status
 from serving.errors import OutputError
 

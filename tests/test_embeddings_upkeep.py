@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from batch import files
-from batch.embeddings import EmbeddingStore, upkeep
-from batch.embeddings_cli import embeddings
-from batch.photos import Photo
-from batch.shards import uri_hash
+from batch.commands.embeddings import embeddings
+from batch.embeddings import EmbeddingStore, maintenance
+from batch.inputs.listing import Photo
+from batch.shards.shard import uri_hash
 from serving.errors import OutputError
+from serving.storage import files
 from tests.test_embeddings import D, fill, photo, reopened, rows, sha
 from tests.test_embeddings import files as files_of
 
@@ -52,7 +52,7 @@ def age(store: EmbeddingStore) -> None:
 
 
 def test_small_files_become_one_sorted_as_photos_are_cut_into_shards(store: EmbeddingStore) -> None:
-    changed = upkeep.compact(store.root, "f1")
+    changed = maintenance.compact(store.root, "f1")
     assert (changed.rows, changed.files[1]) == (2, 2)
     assert len(files_of(store, "embeddings")) == len(files_of(store, "index")) == 1
     assert_whole(store)
@@ -61,19 +61,19 @@ def test_small_files_become_one_sorted_as_photos_are_cut_into_shards(store: Embe
     wanted = np.frombuffer(b"".join(sha(n) for n in order), "S32")
     assert [p for positions, _ in reader.blocks(wanted) for p in positions.tolist()] == NUMBERS
     before = files_of(store, "embeddings")
-    upkeep.compact(store.root, "f1")
+    maintenance.compact(store.root, "f1")
     assert files_of(store, "embeddings") == before
 
 
 def test_large_files_stay_and_small_ones_are_merged_to_size(store: EmbeddingStore) -> None:
-    upkeep.compact(store.root, "f1", rows=16)
+    maintenance.compact(store.root, "f1", rows=16)
     large = {path for path in files_of(store, "embeddings") if pq.read_metadata(path).num_rows >= 8}
     assert 2 <= len(large) <= 4
     assert_whole(store)
     fill(store, [3, 100])
-    upkeep.compact(store.root, "f1", rows=16)
+    maintenance.compact(store.root, "f1", rows=16)
     assert large <= set(files_of(store, "embeddings"))
-    assert upkeep.check(store.root, "f1").duplicates == 0
+    assert maintenance.check(store.root, "f1").duplicates == 0
     assert_whole(store, [*NUMBERS, 100])
 
 
@@ -82,9 +82,9 @@ class Killed(BaseException):
 
 
 WORK: dict[str, Any] = {
-    "compact": lambda root: upkeep.compact(root, "f1", rows=16),
-    "prune": lambda root: upkeep.prune(root, "f1"),
-    "repair": lambda root: upkeep.repair(root, upkeep.check(root, "f1")),
+    "compact": lambda root: maintenance.compact(root, "f1", rows=16),
+    "prune": lambda root: maintenance.prune(root, "f1"),
+    "repair": lambda root: maintenance.repair(root, maintenance.check(root, "f1")),
 }
 
 
@@ -137,7 +137,7 @@ def test_a_reader_and_a_writer_go_on_while_files_are_merged(store: EmbeddingStor
     seen = next(blocks)[0].tolist()
     assert writer.have([sha(1)]) == set()
     fill(writer, [50])
-    upkeep.compact(store.root, "f1")
+    maintenance.compact(store.root, "f1")
     fill(writer, [51])
     seen += [position for positions, _ in blocks for position in positions.tolist()]
     assert sorted(seen) == NUMBERS
@@ -145,21 +145,21 @@ def test_a_reader_and_a_writer_go_on_while_files_are_merged(store: EmbeddingStor
 
 
 def test_check_finds_what_is_wrong_and_repair_mends_it(store: EmbeddingStore) -> None:
-    assert upkeep.check(store.root, "f1").duplicates == 2
-    upkeep.repair(store.root, upkeep.check(store.root, "f1"))
-    assert not upkeep.check(store.root, "f1").wrong
+    assert maintenance.check(store.root, "f1").duplicates == 2
+    maintenance.repair(store.root, maintenance.check(store.root, "f1"))
+    assert not maintenance.check(store.root, "f1").wrong
     torn = files_of(store, "embeddings")[0]
     store.append({photo(300): sha(300)}, rows([]))
     EmbeddingStore(store.root, "f1", D + 1).append({}, _of_width(D + 1))
     with torn.open("r+b") as file:
         file.seek(100)
         file.write(b"rotten")
-    found = upkeep.check(store.root, "f1")
+    found = maintenance.check(store.root, "f1")
     assert found.torn == [torn.name]
     assert len(found.other_dimension) == 1
     assert found.without_rows >= 1
     with pytest.raises(OutputError, match="torn"):
-        upkeep.compact(store.root, "f1")
+        maintenance.compact(store.root, "f1")
     command = ["check", "--embedding_store", store.root]
     assert CliRunner().invoke(embeddings, command).exit_code == 1
     assert CliRunner().invoke(embeddings, [*command, "--repair"]).exit_code == 0
@@ -177,11 +177,11 @@ def _of_width(width: int) -> Any:
 
 def test_prune_removes_what_no_photo_refers_to_once_it_is_old(store: EmbeddingStore) -> None:
     store.append({}, rows([200, 201]))
-    assert upkeep.prune(store.root, "f1").rows == 0, "its writer may still say which photo it is of"
+    assert maintenance.prune(store.root, "f1").rows == 0, "its writer may still say which photo it is of"
     age(store)
-    assert upkeep.prune(store.root, "f1", dry_run=True).rows == 2
+    assert maintenance.prune(store.root, "f1", dry_run=True).rows == 2
     assert reopened(store).get([sha(200)]).shas
-    assert upkeep.prune(store.root, "f1").rows == 2
+    assert maintenance.prune(store.root, "f1").rows == 2
     assert not reopened(store).get([sha(200), sha(201)]).shas
     assert_whole(store)
 
@@ -194,12 +194,12 @@ def test_prune_forgets_photos_that_are_gone_or_old(tmp_path: Path) -> None:
     old = Photo(str(there), 0, now - 10 * 86_400 * 10**9)
     store.append({old: sha(1), Photo(str(tmp_path / "gone.jpg"), 0, now): sha(2)}, rows([1, 2]))
     age(store)
-    assert (upkeep.prune(store.root, "f1", gone=True, dry_run=True)).photos == 1
-    upkeep.prune(store.root, "f1", gone=True)
+    assert (maintenance.prune(store.root, "f1", gone=True, dry_run=True)).photos == 1
+    maintenance.prune(store.root, "f1", gone=True)
     assert reopened(store).get([sha(1), sha(2)]).shas == [sha(1)]
-    assert upkeep.prune(store.root, "f1", older_than=11).photos == 0
+    assert maintenance.prune(store.root, "f1", older_than=11).photos == 0
     age(store)
-    assert upkeep.prune(store.root, "f1", older_than=9).rows == 1
+    assert maintenance.prune(store.root, "f1", older_than=9).rows == 1
 
 
 def test_backbones_are_listed_and_those_not_kept_go(store: EmbeddingStore) -> None:
@@ -213,5 +213,5 @@ def test_backbones_are_listed_and_those_not_kept_go(store: EmbeddingStore) -> No
     assert "42 embeddings of 8" in CliRunner().invoke(embeddings, ["list", *given]).stdout
     result = CliRunner().invoke(embeddings, ["prune", *given, "--keep", "f"])
     assert result.exit_code == 0, result.output
-    assert upkeep.fingerprints(store.root) == ["f1"]
+    assert maintenance.fingerprints(store.root) == ["f1"]
     assert_whole(store)

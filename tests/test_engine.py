@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from batch import engine
-from batch.output import Output
-from batch.stats import Meter
-from batch.task import Scores, Task
+from batch.beam import runner
+from batch.monitoring.stats import Meter
+from batch.output.dataset import Output
+from batch.scoring.worker import Scores, Task
 from serving import contract
 from serving.bundle import Manifest
 from serving.errors import HubheadError
@@ -34,7 +34,7 @@ def task(tmp_path: Path) -> Task:
 
 def failure(task: Task, *beam_args: str) -> HubheadError:
     with pytest.raises(HubheadError) as raised:
-        engine.run(str(Path(task.plan) / "plan.txt"), task, Meter(), [*FLINK, *beam_args])
+        runner.run(str(Path(task.plan) / "plan.txt"), task, Meter(), [*FLINK, *beam_args])
     return raised.value
 
 

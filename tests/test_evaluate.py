@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from trainer import evaluate as evaluation
-from trainer import head
-from trainer.evaluate import calibrate, evaluate, mean_interval, proportion
+from trainer import heads
+from trainer.evaluation import metrics as evaluation
+from trainer.evaluation.metrics import calibrate, evaluate, mean_interval, proportion
 
 
 @pytest.mark.parametrize(
@@ -57,10 +57,10 @@ LABELS = ["apple", "bread", "cheese", "dates"]
 
 def random_answers(
     count: int, classes: int, seed: int = 0, *, scale: float = 2.0
-) -> tuple[head.Floats, head.Ints]:
+) -> tuple[heads.Floats, heads.Ints]:
     """Probabilities and classes drawn from them: a perfectly calibrated model."""
     random = np.random.default_rng(seed)
-    probabilities = head.softmax(random.normal(scale=scale, size=(count, classes)).astype(np.float32))
+    probabilities = heads.softmax(random.normal(scale=scale, size=(count, classes)).astype(np.float32))
     sums = probabilities.astype(np.float64).cumsum(axis=1)
     targets = (sums < random.random((count, 1)) * sums[:, -1:]).sum(axis=1)
     return probabilities, targets
@@ -212,7 +212,7 @@ def shares_inside(count: int, sharpen: float, trials: int = 300) -> float:
     inside = 0
     for seed in range(trials):
         probabilities, targets = random_answers(count, 5, seed)
-        answered = head.softmax(np.log(probabilities) * np.float32(sharpen))
+        answered = heads.softmax(np.log(probabilities) * np.float32(sharpen))
         inside += calibrate(answered.max(axis=1), answered.argmax(axis=1) == targets).inside
     return inside / trials
 
@@ -249,7 +249,7 @@ def test_the_band_is_that_of_labels_drawn_from_all_probabilities() -> None:
     assert found.p_value == pytest.approx(float((np.array(errors) >= found.error).mean()), abs=0.06)
 
 
-def calibration_error(confidence: head.Floats, right: NDArray[np.bool_], bins: int) -> float:
+def calibration_error(confidence: heads.Floats, right: NDArray[np.bool_], bins: int) -> float:
     """The same error, written as its definition reads; for photos that divide evenly."""
     order = np.argsort(confidence)
     parts = zip(np.split(confidence[order], bins), np.split(right[order], bins), strict=True)

@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from serving import bundle, contract, protos, runtime, tensors
+from serving import bundle, contract, protos, runtime
 from serving.bundle import Bundle
-from serving.classic import PARITY_TOLERANCE, ClassicSession
 from serving.contract import Status
 from serving.errors import BundleError
-from trainer import export, graph, signatures
-from trainer.abstain import Novelty
-from trainer.export import HeadExport
-from trainer.graph import Preprocessing
-from trainer.head import HiddenLayer, Selection
+from serving.protos import tensors
+from serving.runtime.session import PARITY_TOLERANCE, ClassicSession
+from trainer import preprocessing
+from trainer.evaluation.abstention import Novelty
+from trainer.export import bundle as export
+from trainer.export import signatures
+from trainer.export.bundle import HeadExport
+from trainer.heads import HiddenLayer, Selection
+from trainer.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
@@ -141,8 +144,8 @@ def test_the_warm_up_has_a_request_for_every_batch_size_and_a_broken_photo(food:
         assert (request.model_spec.name, request.model_spec.signature_name) == ("food", "serving_default")
         batches.append(list(tensors.decode(request.inputs[contract.IMAGE_BYTES], contract.IMAGE_BYTES)))
     assert [len(batch) for batch in batches] == [*contract.WARMUP_BATCH_SIZES, 1]
-    decoded = graph.decode_photos(tf.constant([batch[0] for batch in batches]), Preprocessing())
-    statuses = [graph.STATUSES[number] for number in decoded[1]]
+    decoded = preprocessing.decode_photos(tf.constant([batch[0] for batch in batches]), Preprocessing())
+    statuses = [preprocessing.STATUSES[number] for number in decoded[1]]
     assert statuses == [Status.OK] * len(contract.WARMUP_BATCH_SIZES) + [Status.TRUNCATED]
 
 
@@ -160,7 +163,7 @@ def inputs_of(signature: str, photos: list[bytes], session: ClassicSession) -> d
     import tensorflow as tf
 
     if signature == contract.CLASSIFY_PIXELS:
-        pixels = graph.decode_photos(tf.constant(photos, tf.string), Preprocessing())[0]
+        pixels = preprocessing.decode_photos(tf.constant(photos, tf.string), Preprocessing())[0]
         return {contract.PIXELS: pixels.numpy()}
     if signature == contract.CLASSIFY_EMBEDDING:
         embedded = session.run(contract.EMBED, {contract.IMAGE_BYTES: photos})

@@ -13,10 +13,11 @@ import pytest
 from batch.embeddings import Embeddings, EmbeddingStore
 from serving.contract import Status
 from serving.errors import InputError, OutputError
-from trainer import features, head
+from trainer import heads
 from trainer.dataset import Example
-from trainer.features import Verdicts, embeddings_of, probabilities_of
-from trainer.head import HeadSettings
+from trainer.evaluation import features
+from trainer.evaluation.features import Verdicts, embeddings_of, probabilities_of
+from trainer.heads import HeadSettings
 
 DIMENSION, COUNT = 6, 50
 
@@ -88,7 +89,7 @@ def test_verdicts_in_blocks_are_those_of_all_probabilities() -> None:
     random = np.random.default_rng(0)
     embeddings = random.normal(size=(5000, 8)).astype(np.float16)
     targets = random.integers(0, 3, 5000)
-    fitted, _ = head.fit(embeddings[:300], targets[:300], 3)
+    fitted, _ = heads.fit(embeddings[:300], targets[:300], 3)
     told = fitted.probabilities(embeddings)
     found = Verdicts.of(fitted, embeddings, targets)
     np.testing.assert_array_equal(found.best, told.argmax(axis=1))

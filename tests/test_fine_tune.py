@@ -15,13 +15,20 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.errors import InputError, OutputError
-from trainer import fine_tune as module
-from trainer import graph
-from trainer.backbone import DEFAULT, Backbone, InputOptions, load
-from trainer.fetch import cache_directory
-from trainer.fine_tune import Epoch, FineTuned, FineTuneSettings, fine_tune, schedule, trained_variables
-from trainer.graph import Aspect, Augmentation, Preprocessing
-from trainer.head import Floats, Head, Ints, fit, log_loss
+from trainer import preprocessing
+from trainer.backbones import DEFAULT, Backbone, InputOptions, load
+from trainer.dataset.download import cache_directory
+from trainer.heads import Floats, Head, Ints, fit, log_loss
+from trainer.preprocessing import Aspect, Augmentation, Preprocessing
+from trainer.training import fine_tuning as module
+from trainer.training.fine_tuning import (
+    Epoch,
+    FineTuned,
+    FineTuneSettings,
+    fine_tune,
+    schedule,
+    trained_variables,
+)
 
 pytestmark = pytest.mark.tf
 
@@ -90,7 +97,7 @@ def embed(backbone: Backbone, contents: list[bytes]) -> Floats:
     import tensorflow as tf
 
     height, width = backbone.image_size
-    pixels = graph.decode_photos(tf.constant(contents), Preprocessing(height=height, width=width))[0]
+    pixels = preprocessing.decode_photos(tf.constant(contents), Preprocessing(height=height, width=width))[0]
     return np.asarray(backbone.apply(tf.cast(pixels, tf.float32) / 255.0))
 
 
@@ -181,7 +188,7 @@ def test_the_result_is_a_backbone_that_gives_the_tuned_features(
 
     first, scale, mean, second = (variable.numpy() for variable in tuned.module.variables)
     size = Preprocessing(height=SIZE, width=SIZE)
-    pixels = tf.cast(graph.decode_photos(tf.constant(held[0]), size)[0], tf.float32) / 255.0
+    pixels = tf.cast(preprocessing.decode_photos(tf.constant(held[0]), size)[0], tf.float32) / 255.0
     x = tf.nn.relu((tf.nn.conv2d(pixels, first, 2, "SAME") - mean) * scale)
     expected = tf.reduce_mean(tf.nn.relu(tf.nn.conv2d(x, second, 2, "SAME")), [1, 2])
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
@@ -303,7 +310,7 @@ def test_a_stop_in_the_middle_of_an_epoch_loses_that_epoch_alone(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original, calls = graph.random_views, itertools.count(1)
+    original, calls = preprocessing.random_views, itertools.count(1)
 
     def views(*arguments: Any) -> Any:
         if next(calls) == 9:  # six batches an epoch
@@ -311,10 +318,10 @@ def test_a_stop_in_the_middle_of_an_epoch_loses_that_epoch_alone(
         return original(*arguments)
 
     before = [variable.numpy() for variable in backbone.module.variables]
-    monkeypatch.setattr(graph, "random_views", views)
+    monkeypatch.setattr(preprocessing, "random_views", views)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, validation=held)
-    monkeypatch.setattr(graph, "random_views", original)
+    monkeypatch.setattr(preprocessing, "random_views", original)
     for variable, value in zip(backbone.module.variables, before, strict=True):
         np.testing.assert_array_equal(variable, value)
     assert [path.name for path in tmp_path.glob("*/*")] == ["epoch-00001"]
@@ -328,7 +335,7 @@ def test_a_stop_before_the_first_epoch_ends_says_that_nothing_is_kept(
         raise KeyboardInterrupt
 
     said: list[str] = []
-    monkeypatch.setattr(graph, "random_views", views)
+    monkeypatch.setattr(preprocessing, "random_views", views)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, say=said.append)
     assert "nothing is kept yet" in said[-1]
@@ -481,7 +488,7 @@ def test_an_open_input_size_is_handed_on(training: tuple[list[bytes], Ints], tmp
 @pytest.mark.slow
 def test_the_default_is_tuned_and_a_stop_changes_nothing(tmp_path: Path) -> None:
     from tests.bench.accuracy import labelled
-    from trainer.samples import sample_photos
+    from trainer.dataset.samples import sample_photos
 
     given = load(DEFAULT, cache_directory())
     contents, targets = labelled(sample_photos(cache_directory()).directory)

@@ -13,8 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from serving.errors import InputError
-from trainer.cli import train
-from trainer.flags import (
+from trainer.commands.retrain_flags import (
     ABSENT,
     FLAGS,
     Flag,
@@ -25,6 +24,7 @@ from trainer.flags import (
     retrain_options,
     translate,
 )
+from trainer.commands.train import train
 
 RETRAIN = """
 image_dir output_graph intermediate_output_graphs_dir intermediate_store_frequency output_labels
@@ -257,7 +257,10 @@ def test_the_table_is_printed_without_the_required_options() -> None:
 
 
 def test_the_flags_cost_no_start_up_time() -> None:
-    script = "import sys, trainer.flags; print(sorted({'tensorflow', 'numpy', 'rich'} & sys.modules.keys()))"
+    script = (
+        "import sys, trainer.commands.retrain_flags; "
+        "print(sorted({'tensorflow', 'numpy', 'rich'} & sys.modules.keys()))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
     )

@@ -26,8 +26,8 @@ from tests.corpus.images import saved, scene, translucent
 from tests.corpus.jpeg import SCAN, XMP, frame, jpeg, segment, until_scan, with_segments
 from tests.corpus.png import deep_png, interlaced_png, png, shallow_png
 from tests.decoding import Decode, Pixels, Row, decoder
-from trainer import graph
-from trainer.graph import STATUSES, Preprocessing
+from trainer import preprocessing
+from trainer.preprocessing import STATUSES, Preprocessing
 
 pytestmark = pytest.mark.tf
 
@@ -395,9 +395,9 @@ def test_no_bytes_raise(decode: Decode, contents: list[bytes]) -> None:
 
 def test_a_status_has_its_name_and_is_usable_or_not() -> None:
     indices = list(range(len(STATUSES)))
-    names = [name.decode() for name in graph.status_names(indices).numpy()]
+    names = [name.decode() for name in preprocessing.status_names(indices).numpy()]
     assert names == [str(status) for status in STATUSES]
-    assert graph.usable(np.array(indices, np.int32)).numpy().tolist() == [s.usable for s in STATUSES]
+    assert preprocessing.usable(np.array(indices, np.int32)).numpy().tolist() == [s.usable for s in STATUSES]
 
 
 # --- What must never be called ------------------------------------------------------------------------
@@ -411,11 +411,11 @@ IMAGE_OPS = {
     "decode_png",
     "decode_webp",
 }
-HOME = "trainer/graph"
+HOME = "trainer/preprocessing"
 
 
 def dangers(source: str, path: str) -> Iterator[str]:
-    """What the docstring of trainer/graph bans, wherever it is called."""
+    """What the docstring of trainer/preprocessing bans, wherever it is called."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue
@@ -455,7 +455,7 @@ def test_no_dangerous_decoder_is_called_anywhere() -> None:
         ("tf.io.decode_image(x)", HOME),
         ("tf.io.decode_image(x, channels=0)", HOME),
         ("tf.io.decode_webp(x, channels=3)", HOME),
-        ("decode_jpeg(x, channels=3)", "batch/photos.py"),
+        ("decode_jpeg(x, channels=3)", "batch/inputs/listing.py"),
     ],
 )
 def test_the_lint_sees_what_it_bans(source: str, path: str) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.contract import Status
-from trainer.graph import STATUSES, Aspect, Augmentation, Preprocessing, decode_photos, random_views
+from trainer.preprocessing import STATUSES, Aspect, Augmentation, Preprocessing, decode_photos, random_views
 
 pytestmark = pytest.mark.tf
 

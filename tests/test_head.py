@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from trainer import dataset, head
-from trainer.evaluate import proportion
-from trainer.head.blocks import Blocks
-from trainer.head.linear import loss
+from trainer import dataset, heads
+from trainer.evaluation.metrics import proportion
+from trainer.heads.linear import loss
+from trainer.heads.streaming import Blocks
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
 
-Data = tuple[head.Floats, head.Ints]
+Data = tuple[heads.Floats, heads.Ints]
 
 
 def blobs(count: int, dimensions: int, classes: int, *, noise: float = 1.5, seed: int = 0) -> Data:
@@ -30,7 +30,7 @@ def blobs(count: int, dimensions: int, classes: int, *, noise: float = 1.5, seed
 
 
 def yardstick(
-    features: head.Floats, targets: head.Ints, strength: float, tolerance: float = 1e-4
+    features: heads.Floats, targets: heads.Ints, strength: float, tolerance: float = 1e-4
 ) -> NDArray[np.float64]:
     """scikit-learn's kernel and bias for the same objective, as one matrix [D+1,K]."""
     from sklearn.linear_model import LogisticRegression
@@ -42,12 +42,12 @@ def yardstick(
     return np.vstack([model.coef_.T, model.intercept_])
 
 
-def predict(features: head.Floats, weights: NDArray[np.float64]) -> head.Floats:
-    return head.softmax((features @ weights[:-1] + weights[-1]).astype(np.float32))
+def predict(features: heads.Floats, weights: NDArray[np.float64]) -> heads.Floats:
+    return heads.softmax((features @ weights[:-1] + weights[-1]).astype(np.float32))
 
 
 def objective(
-    features: head.Floats, targets: head.Ints, weights: NDArray[np.float64], strength: float
+    features: heads.Floats, targets: heads.Ints, weights: NDArray[np.float64], strength: float
 ) -> float:
     """What logistic regression minimises, of kernel and bias as one matrix [D+1,K]."""
     halves = weights.astype(np.float32)
@@ -56,14 +56,14 @@ def objective(
     return value + float((weights[:-1] ** 2).sum()) / (2 * strength * len(targets))
 
 
-def of_length_one(rows: head.Floats) -> head.Floats:
+def of_length_one(rows: heads.Floats) -> heads.Floats:
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
 
 def test_features_are_standardised_and_of_length_one() -> None:
     embeddings, _ = blobs(500, 6, 2)
     embeddings = embeddings * np.float32([1, 2, 3, 4, 5, 0]) + 7
-    scaling = head.Scaling.of(embeddings)
+    scaling = heads.Scaling.of(embeddings)
     features = scaling.features(embeddings)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)
     standardised = (embeddings - scaling.mean) * scaling.scale
@@ -75,7 +75,7 @@ def test_features_are_standardised_and_of_length_one() -> None:
 
 
 def test_probabilities_add_up_to_one_however_large_the_logits() -> None:
-    found = head.softmax(np.array([[1e4, 0, -1e4], [0, 0, 0]], np.float32))
+    found = heads.softmax(np.array([[1e4, 0, -1e4], [0, 0, 0]], np.float32))
     np.testing.assert_allclose(found, [[1, 0, 0], [1 / 3] * 3], atol=1e-6)
 
 
@@ -108,14 +108,14 @@ def test_the_minimum_is_the_one_scikit_learn_finds(count: int, dimensions: int) 
     features = of_length_one(features)
     unseen = of_length_one(blobs(100, dimensions, 4, seed=7)[0])
     strengths = [1.0, 10.0, 100.0]
-    fits = head.minimise(features, targets, 4, strengths)
+    fits = heads.minimise(features, targets, 4, strengths)
     for strength, (kernel, bias) in zip(strengths, fits, strict=True):
         assert (kernel.shape, bias.shape) == ((dimensions, 4), (4,))
         assert kernel.dtype == bias.dtype == np.float32
         wanted = yardstick(features, targets, strength, tolerance=1e-8)
         # The kernel alone: a constant added to all biases changes nothing.
         np.testing.assert_allclose(kernel, wanted[:-1], atol=1e-2 * np.abs(wanted).max())
-        found = head.softmax(unseen @ kernel + bias)
+        found = heads.softmax(unseen @ kernel + bias)
         np.testing.assert_allclose(found, predict(unseen, wanted), atol=2e-2)
         ours = objective(features, targets, np.vstack([kernel, bias]).astype(np.float64), strength)
         assert ours <= objective(features, targets, wanted, strength) + 1e-5
@@ -123,8 +123,8 @@ def test_the_minimum_is_the_one_scikit_learn_finds(count: int, dimensions: int) 
 
 def test_the_bias_is_not_regularised() -> None:
     targets = np.array([0] * 90 + [1] * 10)
-    [(kernel, bias)] = head.minimise(np.zeros((100, 3), np.float32), targets, 2, [1e-3])
-    np.testing.assert_allclose(head.softmax(bias[None])[0], [0.9, 0.1], atol=1e-3)
+    [(kernel, bias)] = heads.minimise(np.zeros((100, 3), np.float32), targets, 2, [1e-3])
+    np.testing.assert_allclose(heads.softmax(bias[None])[0], [0.9, 0.1], atol=1e-3)
     np.testing.assert_array_equal(kernel, 0)
 
 
@@ -132,8 +132,8 @@ def test_the_bias_is_not_regularised() -> None:
 def test_the_temperature_undoes_logits_that_are_too_sure_or_not_sure_enough(wrong: float) -> None:
     random = np.random.default_rng(3)
     logits = random.normal(size=(20_000, 4)).astype(np.float32) * 2
-    targets = np.array([random.choice(4, p=row / row.sum()) for row in head.softmax(logits).astype(float)])
-    temperature = head.fit_temperature(logits * np.float32(wrong), targets)
+    targets = np.array([random.choice(4, p=row / row.sum()) for row in heads.softmax(logits).astype(float)])
+    temperature = heads.fit_temperature(logits * np.float32(wrong), targets)
     assert temperature == pytest.approx(wrong, rel=0.05)
 
 
@@ -142,14 +142,14 @@ def test_tempering_never_makes_the_log_loss_worse() -> None:
         random = np.random.default_rng(seed)
         logits = (random.normal(size=(200, 5)) * 10**seed / 100).astype(np.float32)
         targets = random.integers(0, 5, 200)
-        tempered = head.softmax(logits / np.float32(head.fit_temperature(logits, targets)))
-        assert head.log_loss(tempered, targets) <= head.log_loss(head.softmax(logits), targets) + 1e-4
+        tempered = heads.softmax(logits / np.float32(heads.fit_temperature(logits, targets)))
+        assert heads.log_loss(tempered, targets) <= heads.log_loss(heads.softmax(logits), targets) + 1e-4
 
 
 def test_folds_hold_out_every_photo_once_and_spread_every_label_evenly() -> None:
     targets = np.repeat([0, 1, 2], [23, 50, 7])
     seen = np.zeros(80, int)
-    for fitted, held_out in head.stratified_folds(targets, 5, seed=1):
+    for fitted, held_out in heads.stratified_folds(targets, 5, seed=1):
         seen[held_out] += 1
         assert sorted([*fitted, *held_out]) == list(range(80))
         for label, count in ((0, 23), (1, 50), (2, 7)):
@@ -160,7 +160,7 @@ def test_folds_hold_out_every_photo_once_and_spread_every_label_evenly() -> None
 
 def test_a_fit_is_repeatable_to_the_bit() -> None:
     features, targets = blobs(120, 40, 3)
-    (one, selection), (other, again) = (head.fit(features, targets, 3, seed=4) for _ in range(2))
+    (one, selection), (other, again) = (heads.fit(features, targets, 3, seed=4) for _ in range(2))
     np.testing.assert_array_equal(one.kernel, other.kernel)
     np.testing.assert_array_equal(one.bias, other.bias)
     assert one.temperature == other.temperature
@@ -169,13 +169,13 @@ def test_a_fit_is_repeatable_to_the_bit() -> None:
 
 def test_the_strength_with_the_least_held_out_loss_is_taken() -> None:
     features, targets = blobs(150, 30, 3)
-    _, selection = head.fit(features, targets, 3)
+    _, selection = heads.fit(features, targets, 3)
     assert selection.method == "cross-validation"
-    assert selection.losses.keys() >= set(head.STRENGTHS)
+    assert selection.losses.keys() >= set(heads.STRENGTHS)
     # Beyond the first candidates only a real gain counts.
     assert selection.losses[selection.strength] <= min(selection.losses.values()) + 1e-3
-    assert selection.losses[selection.strength] <= min(map(selection.losses.__getitem__, head.STRENGTHS))
-    loss = head.log_loss(selection.probabilities, selection.targets)
+    assert selection.losses[selection.strength] <= min(map(selection.losses.__getitem__, heads.STRENGTHS))
+    loss = heads.log_loss(selection.probabilities, selection.targets)
     assert loss == pytest.approx(selection.losses[selection.strength])
     np.testing.assert_array_equal(selection.targets, targets)
 
@@ -185,7 +185,7 @@ def test_held_out_probabilities_come_from_heads_that_have_not_seen_the_photo() -
     random = np.random.default_rng(0)
     features = random.normal(size=(100, 300)).astype(np.float32)
     targets = random.permutation(np.arange(100) % 4)
-    _, selection = head.fit(features, targets, 4)
+    _, selection = heads.fit(features, targets, 4)
     assert (selection.probabilities.argmax(axis=1) == targets).mean() < 0.45
     assert selection.losses[selection.strength] > 1.3
 
@@ -193,11 +193,11 @@ def test_held_out_probabilities_come_from_heads_that_have_not_seen_the_photo() -
 def test_few_validation_photos_join_the_others_and_many_are_held_out() -> None:
     features, targets = blobs(200, 10, 2)
     few = blobs(50, 10, 2, seed=1)
-    _, selection = head.fit(features, targets, 2, validation=few)
+    _, selection = heads.fit(features, targets, 2, validation=few)
     assert (selection.method, len(selection.targets)) == ("cross-validation", 250)
-    many = blobs(head.ENOUGH_VALIDATION, 10, 2, seed=1)
-    fitted, selection = head.fit(features, targets, 2, validation=many)
-    assert (selection.method, len(selection.targets)) == ("validation", head.ENOUGH_VALIDATION)
+    many = blobs(heads.ENOUGH_VALIDATION, 10, 2, seed=1)
+    fitted, selection = heads.fit(features, targets, 2, validation=many)
+    assert (selection.method, len(selection.targets)) == ("validation", heads.ENOUGH_VALIDATION)
     # Once C is chosen, all photos count.
     np.testing.assert_allclose(fitted.scaling.mean, np.vstack([features, many[0]]).mean(axis=0), atol=1e-5)
 
@@ -207,21 +207,21 @@ def test_the_discriminant_is_the_one_scikit_learn_finds() -> None:
 
     for count, dimensions in ((300, 20), (60, 200)):
         features, targets = blobs(count, dimensions, 4)
-        kernel, bias = head.discriminate(features, targets, 4)
-        theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=head.SHRINKAGE)
+        kernel, bias = heads.discriminate(features, targets, 4)
+        theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=heads.SHRINKAGE)
         theirs.fit(features.astype(np.float64), targets)
         unseen = blobs(100, dimensions, 4, seed=7)[0]
         np.testing.assert_allclose(
-            head.softmax(unseen @ kernel + bias), theirs.predict_proba(unseen), atol=1e-3
+            heads.softmax(unseen @ kernel + bias), theirs.predict_proba(unseen), atol=1e-3
         )
 
 
 def test_the_head_is_the_mean_of_both_classifiers() -> None:
     features, targets = blobs(150, 30, 3)
-    fitted, selection = head.fit(features, targets, 3)
+    fitted, selection = heads.fit(features, targets, 3)
     scaled = fitted.scaling.features(features)
-    [(logistic, _)] = head.minimise(scaled, targets, 3, [selection.strength])
-    discriminant, _ = head.discriminate(scaled, targets, 3)
+    [(logistic, _)] = heads.minimise(scaled, targets, 3, [selection.strength])
+    discriminant, _ = heads.discriminate(scaled, targets, 3)
     columns = np.stack([logistic.ravel(), discriminant.ravel()], axis=1).astype(np.float64)
     weights, residual, _, _ = np.linalg.lstsq(columns, fitted.kernel.ravel().astype(np.float64))
     assert residual[0] < 1e-6 * (fitted.kernel**2).sum()
@@ -235,7 +235,7 @@ LOG_LOSS = 0.77
 REPEATS = 4
 
 
-def retrain_head(features: head.Floats, targets: head.Ints, classes: int, seed: int) -> NDArray[np.float64]:
+def retrain_head(features: heads.Floats, targets: heads.Ints, classes: int, seed: int) -> NDArray[np.float64]:
     """retrain.py's head: 4,000 steps of plain gradient descent, each on 100 photos drawn evenly by label.
 
     Its steps never leave the span of the features, so they are taken in that smaller space.
@@ -251,7 +251,7 @@ def retrain_head(features: head.Floats, targets: head.Ints, classes: int, seed: 
     expected = np.eye(classes, dtype=np.float32)
     for labels, rows in zip(drawn, by_label[places], strict=True):
         batch = photos[rows]
-        error = (head.softmax(batch @ weights + bias) - expected[labels]) / np.float32(100)
+        error = (heads.softmax(batch @ weights + bias) - expected[labels]) / np.float32(100)
         weights -= np.float32(0.01) * (batch.T @ error)
         bias -= np.float32(0.01) * error.sum(axis=0)
     return np.vstack([basis @ weights, bias])
@@ -265,14 +265,14 @@ def figures(trained: Trained) -> dict[str, tuple[float, float]]:
     features, targets, classes = sample_features(trained)
     assert features.shape == (406, 1280)
     normalised = of_length_one(features)
-    runs: dict[str, list[head.Floats]] = {"hubhead": [], "scikit-learn, C=30": [], "retrain.py": []}
+    runs: dict[str, list[heads.Floats]] = {"hubhead": [], "scikit-learn, C=30": [], "retrain.py": []}
     with threadpool_limits(1, user_api="blas"):
         for seed in range(REPEATS):
             for found in runs.values():
                 found.append(np.zeros((406, classes), np.float32))
-            for rows, held_out in head.stratified_folds(targets, 5, seed=100 + seed):
+            for rows, held_out in heads.stratified_folds(targets, 5, seed=100 + seed):
                 # C and the temperature are chosen inside, from the training folds alone.
-                ours, _ = head.fit(features[rows], targets[rows], classes, seed=seed)
+                ours, _ = heads.fit(features[rows], targets[rows], classes, seed=seed)
                 theirs = yardstick(normalised[rows], targets[rows], 30.0)
                 old = retrain_head(features[rows], targets[rows], classes, seed)
                 runs["hubhead"][-1][held_out] = ours.probabilities(features[held_out])
@@ -281,7 +281,7 @@ def figures(trained: Trained) -> dict[str, tuple[float, float]]:
     return {
         name: (
             float(np.mean([(run.argmax(axis=1) == targets).mean() for run in found])),
-            float(np.mean([head.log_loss(run, targets) for run in found])),
+            float(np.mean([heads.log_loss(run, targets) for run in found])),
         )
         for name, found in runs.items()
     }
@@ -305,10 +305,10 @@ def test_the_sample_photos_are_told_apart_as_well_as_by_retrain_with_better_prob
     assert loss <= retrain[1] - 0.02
 
 
-def sample_features(trained: Trained) -> tuple[head.Floats, head.Ints, int]:
+def sample_features(trained: Trained) -> tuple[heads.Floats, heads.Ints, int]:
     """Embeddings float32 [406,1280] and classes of the sample photos, as the training had them."""
     from batch.embeddings import EmbeddingStore
-    from trainer.features import gather
+    from trainer.evaluation.features import gather
 
     manifest = trained.result.bundle.manifest
     store = EmbeddingStore(trained.settings.embedding_store, manifest.fingerprint, manifest.dimension)
@@ -320,11 +320,11 @@ def sample_features(trained: Trained) -> tuple[head.Floats, head.Ints, int]:
 
 def test_views_count_as_their_photos_and_held_out_ones_are_not_seen() -> None:
     embeddings, targets = blobs(150, 12, 3)
-    same, _ = head.fit(embeddings, targets, 3)
-    doubled, selection = head.fit(embeddings, targets, 3, views=[embeddings])
+    same, _ = heads.fit(embeddings, targets, 3)
+    doubled, selection = heads.fit(embeddings, targets, 3, views=[embeddings])
     # The same photo twice is the same photo: C means the same, and so does the covariance.
     np.testing.assert_allclose(doubled.probabilities(embeddings), same.probabilities(embeddings), atol=2e-2)
     assert len(selection.probabilities) == 150
     noise = np.random.default_rng(0).normal(size=embeddings.shape).astype(np.float32)
-    other, _ = head.fit(embeddings, targets, 3, views=[embeddings + noise, embeddings - noise])
+    other, _ = heads.fit(embeddings, targets, 3, views=[embeddings + noise, embeddings - noise])
     assert np.abs(other.kernel - same.kernel).max() > 1e-2

@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.test_head import blobs, sample_features
-from trainer import head
-from trainer.evaluate import proportion
-from trainer.head import HeadSettings
-from trainer.head.calibrate import mix
-from trainer.head.linear import Blocks, Cosine, Moments
+from trainer import heads
+from trainer.evaluation.metrics import proportion
+from trainer.heads import HeadSettings
+from trainer.heads.calibration import mix
+from trainer.heads.linear import Blocks, Cosine, Moments
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
 
-Data = tuple[head.Floats, head.Ints]
+Data = tuple[heads.Floats, heads.Ints]
 KINDS = ("linear", "hidden", "cosine")
 
 
@@ -38,33 +38,33 @@ def checks(count: int, seed: int = 0) -> Data:
     return points, ((points[:, 0] > 0) ^ (points[:, 1] > 0)).astype(np.int64)
 
 
-def fitted(data: Data, classes: int, **chosen: object) -> tuple[head.Head, head.Selection]:
-    return head.fit(*data, classes, settings=HeadSettings(**chosen))  # type: ignore[arg-type]
+def fitted(data: Data, classes: int, **chosen: object) -> tuple[heads.Head, heads.Selection]:
+    return heads.fit(*data, classes, settings=HeadSettings(**chosen))  # type: ignore[arg-type]
 
 
 @given(counts=st.lists(st.integers(0, 1000), min_size=1, max_size=6).filter(any))
 def test_balanced_weights_make_every_label_count_alike(counts: list[int]) -> None:
-    weights = head.class_weights(np.array(counts), "balanced")
+    weights = heads.class_weights(np.array(counts), "balanced")
     total = weights * counts
     present = np.array(counts) > 0
     np.testing.assert_allclose(total[present], sum(counts) / present.sum(), rtol=1e-5)
-    np.testing.assert_array_equal(head.class_weights(np.array(counts), "none"), 1)
+    np.testing.assert_array_equal(heads.class_weights(np.array(counts), "none"), 1)
 
 
 @settings(max_examples=10, deadline=None)
 @given(times=st.lists(st.integers(1, 4), min_size=3, max_size=3), seed=st.integers(0, 50))
 def test_a_weight_does_what_as_many_copies_of_the_photo_do(times: list[int], seed: int) -> None:
     rows, targets = blobs(90, 6, 3, seed=seed)
-    features = head.Scaling.of(rows).features(rows)
+    features = heads.Scaling.of(rows).features(rows)
     copies = np.repeat(np.arange(90), np.array(times)[targets])
     # Weights are a mean, so that C goes with their sum.
     weights = np.array(times, np.float32)
     strength = 10.0
-    [(kernel, _)] = head.minimise(features, targets, 3, [strength * len(copies) / 90], weights)
-    [(wanted, _)] = head.minimise(features[copies], targets[copies], 3, [strength])
+    [(kernel, _)] = heads.minimise(features, targets, 3, [strength * len(copies) / 90], weights)
+    [(wanted, _)] = heads.minimise(features[copies], targets[copies], 3, [strength])
     np.testing.assert_allclose(kernel, wanted, atol=2e-2 * np.abs(wanted).max())
-    kernel, bias = head.discriminate(features, targets, 3, weights)
-    wanted, wanted_bias = head.discriminate(features[copies], targets[copies], 3)
+    kernel, bias = heads.discriminate(features, targets, 3, weights)
+    wanted, wanted_bias = heads.discriminate(features[copies], targets[copies], 3)
     np.testing.assert_allclose(kernel, wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
     np.testing.assert_allclose(bias, wanted_bias, rtol=1e-3, atol=1e-2)
 
@@ -93,9 +93,9 @@ def test_balanced_heads_find_more_of_the_rare_label(kind: str, more: int) -> Non
 @pytest.mark.parametrize("kind", KINDS)
 def test_balanced_probabilities_are_calibrated_where_labels_are_equally_frequent(kind: str) -> None:
     model, selection = fitted(rare(), 3, kind=kind, class_weight="balanced", width=16)
-    weights = head.class_weights(np.bincount(selection.targets), "balanced")[selection.targets]
+    weights = heads.class_weights(np.bincount(selection.targets), "balanced")[selection.targets]
     logits = np.log(np.maximum(selection.probabilities, 1e-12))
-    assert head.fit_temperature(logits, selection.targets, weights) == pytest.approx(1, abs=0.02)
+    assert heads.fit_temperature(logits, selection.targets, weights) == pytest.approx(1, abs=0.02)
     assert model.temperature > 0
 
 
@@ -108,20 +108,20 @@ def test_a_hidden_layer_learns_what_no_linear_head_can() -> None:
     assert hidden.hidden is not None
     assert hidden.hidden.kernel.shape == (6, 64)
     assert selection.settings["epochs"] > 0
-    out_of_fold = head.log_loss(selection.probabilities, selection.targets)
-    assert head.log_loss(hidden.probabilities(unseen), of_unseen) == pytest.approx(out_of_fold, abs=0.1)
+    out_of_fold = heads.log_loss(selection.probabilities, selection.targets)
+    assert heads.log_loss(hidden.probabilities(unseen), of_unseen) == pytest.approx(out_of_fold, abs=0.1)
 
 
 def test_a_hidden_layer_that_helps_nothing_is_left_out_or_does_no_harm() -> None:
     data, (unseen, of_unseen) = blobs(400, 20, 3, noise=4), blobs(2000, 20, 3, noise=4, seed=0)
     unseen = unseen + np.random.default_rng(3).normal(size=unseen.shape).astype(np.float32)
     linear, hidden = (fitted(data, 3, kind=kind)[0].probabilities(unseen) for kind in ("linear", "hidden"))
-    assert head.log_loss(hidden, of_unseen) <= head.log_loss(linear, of_unseen) + 0.02
+    assert heads.log_loss(hidden, of_unseen) <= heads.log_loss(linear, of_unseen) + 0.02
 
 
 def test_the_width_with_the_least_held_out_loss_is_taken() -> None:
     _, selection = fitted(checks(600), 2, kind="hidden")
-    assert selection.settings["width"] in head.hidden.WIDTHS
+    assert selection.settings["width"] in heads.hidden.WIDTHS
     _, selection = fitted(checks(600), 2, kind="hidden", width=8)
     assert selection.settings["width"] == 8
 
@@ -137,7 +137,7 @@ def test_a_fit_of_each_kind_is_repeatable_to_the_bit(kind: str) -> None:
 
 def test_the_seed_is_that_of_a_hidden_layer_too() -> None:
     one, other = (
-        head.fit(*checks(300), 2, settings=HeadSettings(kind="hidden", width=16), seed=seed)[0]
+        heads.fit(*checks(300), 2, settings=HeadSettings(kind="hidden", width=16), seed=seed)[0]
         for seed in (0, 1)
     )
     assert one.hidden is not None
@@ -155,19 +155,19 @@ def test_the_logits_of_a_cosine_head_are_cosines_times_a_scale(count: int) -> No
     logits = np.log(model.probabilities(rows))
     wanted = (lengths[0] * features @ (model.kernel / lengths) + model.bias) / model.temperature
     np.testing.assert_allclose(logits - logits[:, :1], wanted - wanted[:, :1], atol=1e-2)
-    assert selection.strength in head.choose.SCALE_LADDER
+    assert selection.strength in heads.choose.SCALE_LADDER
     assert (model.probabilities(rows).argmax(axis=1) == targets).mean() > 0.9
 
 
 def test_the_directions_of_a_cosine_head_are_a_minimum() -> None:
     rows, targets = blobs(200, 8, 3, noise=3)
-    features = Blocks.of(head.Scaling.of(rows).features(rows), targets)
+    features = Blocks.of(heads.Scaling.of(rows).features(rows), targets)
     weights = np.ones(3, np.float32)
     kernel, bias = Cosine(features, Moments.of(features, weights), weights).at(8.0)
 
-    def value(kernel: head.Floats) -> float:
+    def value(kernel: heads.Floats) -> float:
         kernel = 8 * kernel / np.linalg.norm(kernel, axis=0)
-        return head.linear.loss(features, (kernel.astype(np.float32), bias), weights)[0]
+        return heads.linear.loss(features, (kernel.astype(np.float32), bias), weights)[0]
 
     random = np.random.default_rng(0)
     for _ in range(20):
@@ -219,8 +219,8 @@ def test_on_the_sample_photos_no_kind_is_better_than_linear(
         runs = []
         for seed in range(REPEATS):
             run = np.zeros((len(targets), classes), np.float32)
-            for rows, held_out in head.stratified_folds(targets, 5, seed=100 + seed):
-                model, _ = head.fit(
+            for rows, held_out in heads.stratified_folds(targets, 5, seed=100 + seed):
+                model, _ = heads.fit(
                     features[rows],
                     targets[rows],
                     classes,
@@ -230,7 +230,7 @@ def test_on_the_sample_photos_no_kind_is_better_than_linear(
                 run[held_out] = model.probabilities(features[held_out])
             runs.append(run)
         accuracy = float(np.mean([(run.argmax(axis=1) == targets).mean() for run in runs]))
-        figures[kind] = accuracy, float(np.mean([head.log_loss(run, targets) for run in runs]))
+        figures[kind] = accuracy, float(np.mean([heads.log_loss(run, targets) for run in runs]))
     with capsys.disabled():
         print()
         for kind, (accuracy, loss) in figures.items():

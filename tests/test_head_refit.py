@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer import head
-from trainer.head import Blocks, HeadSettings
-from trainer.head.blocks import Block
+from trainer import heads
+from trainer.heads import Blocks, HeadSettings
+from trainer.heads.streaming import Block
 
 
 def points(count: int, seed: int = 0) -> Block:
@@ -26,8 +26,8 @@ def points(count: int, seed: int = 0) -> Block:
 def test_on_the_same_few_photos_it_is_the_same_head(kind: Any, class_weight: Any) -> None:
     data, unseen = points(400), points(200, seed=1)[0]
     settings = HeadSettings(kind, class_weight, width=16)
-    fitted, selection = head.fit(*data, 4, settings=settings, seed=3)
-    again = head.refit(Blocks.of(*data), 4, selection)
+    fitted, selection = heads.fit(*data, 4, settings=settings, seed=3)
+    again = heads.refit(Blocks.of(*data), 4, selection)
     assert (again.hidden is not None) == bool(selection.settings.get("epochs"))
     if kind == "hidden":
         assert again.hidden is not None  # two clouds a label: a layer pays
@@ -38,29 +38,29 @@ def test_on_the_same_few_photos_it_is_the_same_head(kind: Any, class_weight: Any
 @pytest.mark.parametrize("kind", ["linear", "hidden", "cosine"])
 def test_of_many_photos_it_is_as_good_streamed_or_not(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     data, (unseen, of_unseen) = points(6000), points(2000, seed=1)
-    fitted, selection = head.fit(*data, 4, settings=HeadSettings(kind, width=16))
+    fitted, selection = heads.fit(*data, 4, settings=HeadSettings(kind, width=16))
     blocks = Blocks.of(*data, chosen=np.arange(0, 6000))
-    memory = head.refit(blocks, 4, selection)
-    streamed = head.refit(blocks, 4, selection, settings=HeadSettings(memory=0))
-    wanted = head.log_loss(fitted.probabilities(unseen), of_unseen)
+    memory = heads.refit(blocks, 4, selection)
+    streamed = heads.refit(blocks, 4, selection, settings=HeadSettings(memory=0))
+    wanted = heads.log_loss(fitted.probabilities(unseen), of_unseen)
     for again in (memory, streamed):
-        assert head.log_loss(again.probabilities(unseen), of_unseen) == pytest.approx(wanted, abs=0.02)
+        assert heads.log_loss(again.probabilities(unseen), of_unseen) == pytest.approx(wanted, abs=0.02)
     if kind != "hidden":
         np.testing.assert_allclose(streamed.probabilities(unseen), memory.probabilities(unseen), atol=1e-4)
 
 
 def test_the_shrinkage_that_many_photos_chose_holds_on_few() -> None:
-    _, selection = head.fit(*points(6000), 4)
+    _, selection = heads.fit(*points(6000), 4)
     few = points(300, seed=2)
-    fitted = head.refit(Blocks.of(*few), 4, selection)
+    fitted = heads.refit(Blocks.of(*few), 4, selection)
     other = selection.settings | {"shrinkage": 0.99}
-    blunt = head.refit(Blocks.of(*few), 4, head.Selection(**{**vars(selection), "settings": other}))
+    blunt = heads.refit(Blocks.of(*few), 4, heads.Selection(**{**vars(selection), "settings": other}))
     assert np.abs(fitted.kernel - blunt.kernel).max() > 0.01
 
 
 def test_a_label_without_photos_gets_next_to_no_probability() -> None:
     embeddings, targets = points(400)
-    _, selection = head.fit(embeddings, targets, 4)
+    _, selection = heads.fit(embeddings, targets, 4)
     rest = np.flatnonzero(targets != 2)
-    fitted = head.refit(Blocks.of(embeddings, targets, chosen=rest), 4, selection)
+    fitted = heads.refit(Blocks.of(embeddings, targets, chosen=rest), 4, selection)
     assert fitted.probabilities(embeddings[rest])[:, 2].mean() < 0.01

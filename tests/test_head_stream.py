@@ -13,17 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import head
-from trainer.head import Blocks, HeadSettings, choose, fitter, settings
-from trainer.head.blocks import ROWS, Shuffled
-from trainer.head.linear import Moments
+from trainer import heads
+from trainer.heads import Blocks, HeadSettings, fitter, settings
+from trainer.heads import selection as choose
+from trainer.heads.linear import Moments
+from trainer.heads.streaming import ROWS, Shuffled
 
 STREAMED = HeadSettings(memory=0)
 
 
 def clouds(
     count: int, dimensions: int, classes: int, *, noise: float = 1.5, seed: int = 0
-) -> head.blocks.Block:
+) -> heads.blocks.Block:
     """Overlapping clouds of points, some labels rarer than others, in random order; float16 as stored."""
     random = np.random.default_rng(seed)
     shares = np.linspace(1, 3, classes)
@@ -35,15 +36,15 @@ def clouds(
 
 
 @pytest.fixture(scope="module")
-def many() -> head.blocks.Block:
+def many() -> heads.blocks.Block:
     """Enough photos to hold a part out instead of folds."""
     return clouds(6000, 24, 5)
 
 
-def test_a_streamed_head_is_the_one_fitted_in_memory(many: head.blocks.Block) -> None:
+def test_a_streamed_head_is_the_one_fitted_in_memory(many: heads.blocks.Block) -> None:
     rows, targets = many
-    memory, chosen = head.fit(rows, targets, 5)
-    streamed, again = head.fit(rows, targets, 5, settings=STREAMED)
+    memory, chosen = heads.fit(rows, targets, 5)
+    streamed, again = heads.fit(rows, targets, 5, settings=STREAMED)
     assert (chosen.settings["streamed"], again.settings["streamed"]) == (False, True)
     assert again.strength == chosen.strength
     unseen = clouds(500, 24, 5, seed=7)[0]
@@ -52,20 +53,20 @@ def test_a_streamed_head_is_the_one_fitted_in_memory(many: head.blocks.Block) ->
     np.testing.assert_array_equal(again.targets, chosen.targets)
 
 
-def test_it_makes_no_difference_how_blocks_are_cut(many: head.blocks.Block) -> None:
+def test_it_makes_no_difference_how_blocks_are_cut(many: heads.blocks.Block) -> None:
     rows, targets = many
     unseen = clouds(500, 24, 5, seed=7)[0]
     found = [
-        head.fit_blocks(Blocks.of(rows, targets, size), 5, settings=STREAMED)[0].probabilities(unseen)
+        heads.fit_blocks(Blocks.of(rows, targets, size), 5, settings=STREAMED)[0].probabilities(unseen)
         for size in (ROWS, 777)
     ]
     np.testing.assert_allclose(found[0], found[1], atol=2e-3)
 
 
 @pytest.mark.parametrize("kind", ["linear", "hidden", "cosine"])
-def test_a_streamed_fit_is_repeatable_to_the_bit(many: head.blocks.Block, kind: settings.Kind) -> None:
+def test_a_streamed_fit_is_repeatable_to_the_bit(many: heads.blocks.Block, kind: settings.Kind) -> None:
     settings = HeadSettings(kind=kind, memory=0, width=16)
-    (one, selection), (other, again) = (head.fit(*many, 5, settings=settings, seed=3) for _ in range(2))
+    (one, selection), (other, again) = (heads.fit(*many, 5, settings=settings, seed=3) for _ in range(2))
     np.testing.assert_array_equal(one.kernel, other.kernel)
     np.testing.assert_array_equal(one.bias, other.bias)
     assert one.temperature == other.temperature
@@ -75,18 +76,18 @@ def test_a_streamed_fit_is_repeatable_to_the_bit(many: head.blocks.Block, kind: 
 
 
 def test_the_number_of_threads_makes_no_difference(
-    many: head.blocks.Block, monkeypatch: pytest.MonkeyPatch
+    many: heads.blocks.Block, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    several, _ = head.fit(*many, 5)
-    monkeypatch.setattr("trainer.head.blocks._WORKERS", 1)
-    single, _ = head.fit(*many, 5)
+    several, _ = heads.fit(*many, 5)
+    monkeypatch.setattr("trainer.heads.streaming._WORKERS", 1)
+    single, _ = heads.fit(*many, 5)
     np.testing.assert_array_equal(several.kernel, single.kernel)
 
 
 def test_many_photos_are_told_apart_better_than_few() -> None:
     unseen, of_unseen = clouds(3000, 24, 5, noise=3, seed=7)
     losses = [
-        head.log_loss(head.fit(*clouds(count, 24, 5, noise=3), 5)[0].probabilities(unseen), of_unseen)
+        heads.log_loss(heads.fit(*clouds(count, 24, 5, noise=3), 5)[0].probabilities(unseen), of_unseen)
         for count in (200, 4000, 12_000)
     ]
     assert losses[0] > losses[1] > losses[2] - 0.005
@@ -94,11 +95,11 @@ def test_many_photos_are_told_apart_better_than_few() -> None:
 
 def test_candidates_are_fitted_on_a_sample_and_the_best_one_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, targets = clouds(12_000, 24, 5, noise=3)
-    whole, _ = head.fit(rows, targets, 5)
+    whole, _ = heads.fit(rows, targets, 5)
     monkeypatch.setattr(choose, "CHOOSING", 2000)
-    sampled, selection = head.fit(rows, targets, 5)
+    sampled, selection = heads.fit(rows, targets, 5)
     unseen, of_unseen = clouds(3000, 24, 5, noise=3, seed=7)
-    ours, all_photos = (head.log_loss(model.probabilities(unseen), of_unseen) for model in (sampled, whole))
+    ours, all_photos = (heads.log_loss(model.probabilities(unseen), of_unseen) for model in (sampled, whole))
     assert ours == pytest.approx(all_photos, abs=0.005)
     assert selection.method == "validation"
 
@@ -106,19 +107,19 @@ def test_candidates_are_fitted_on_a_sample_and_the_best_one_on_all(monkeypatch: 
 def test_validation_photos_are_what_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, targets = clouds(6000, 12, 3)
     few, enough = clouds(100, 12, 3, seed=1), clouds(700, 12, 3, seed=1)
-    _, selection = head.fit(rows, targets, 3, validation=enough)
+    _, selection = heads.fit(rows, targets, 3, validation=enough)
     np.testing.assert_array_equal(selection.targets, enough[1])
-    _, selection = head.fit(rows, targets, 3, validation=few)
+    _, selection = heads.fit(rows, targets, 3, validation=few)
     assert len(selection.targets) == pytest.approx(6100 / choose.FOLDS, rel=0.01)
     monkeypatch.setattr(choose, "HELD_OUT", 300)
-    _, selection = head.fit(rows, targets, 3, validation=enough)
+    _, selection = heads.fit(rows, targets, 3, validation=enough)
     assert len(selection.targets) == pytest.approx(233, abs=3)
 
 
 def test_few_photos_in_blocks_are_fitted_as_in_memory() -> None:
     rows, targets = clouds(300, 12, 3)
-    one, selection = head.fit_blocks(Blocks.of(rows, targets, 50), 3, settings=STREAMED)
-    other, _ = head.fit(rows, targets, 3)
+    one, selection = heads.fit_blocks(Blocks.of(rows, targets, 50), 3, settings=STREAMED)
+    other, _ = heads.fit(rows, targets, 3)
     assert selection.method == "cross-validation"
     np.testing.assert_array_equal(one.kernel, other.kernel)
 
@@ -128,7 +129,7 @@ def test_a_label_of_one_photo_and_photos_sorted_by_label_are_no_trouble() -> Non
     order = np.argsort(targets, kind="stable")
     rows, targets = np.vstack([rows[order], rows[:1] + 5]), np.append(targets[order], 3)
     for kind in ("linear", "hidden", "cosine"):
-        model, _ = head.fit(rows, targets, 4, settings=HeadSettings(kind=kind, memory=0, width=8))  # type: ignore[arg-type]
+        model, _ = heads.fit(rows, targets, 4, settings=HeadSettings(kind=kind, memory=0, width=8))  # type: ignore[arg-type]
         probabilities = model.probabilities(rows)
         assert np.isfinite(probabilities).all()
         assert (probabilities.argmax(axis=1) == targets).mean() > 0.8
@@ -176,7 +177,7 @@ def test_moments_of_two_sets_add_up(cut: int, seed: int) -> None:
 def test_the_scaling_of_blocks_is_that_of_the_whole() -> None:
     rows = (np.random.default_rng(0).normal(size=(5000, 6)) * [1, 2, 3, 4, 5, 0] + 7).astype(np.float32)
     found = fitter.scaling_of(Blocks.of(rows, np.zeros(5000, np.int64), 300))
-    wanted = head.Scaling.of(rows)
+    wanted = heads.Scaling.of(rows)
     np.testing.assert_allclose(found.mean, wanted.mean, rtol=1e-5)
     np.testing.assert_allclose(found.scale, wanted.scale, rtol=1e-4)
 
@@ -199,12 +200,12 @@ def test_an_error_while_reading_ends_the_fit_and_leaves_no_thread() -> None:
     rows, targets = clouds(20_000, 8, 2)
     before = threading.active_count()
 
-    def torn() -> Iterator[head.blocks.Block]:
+    def torn() -> Iterator[heads.blocks.Block]:
         yield rows[:10_000], targets[:10_000]
         raise OSError("torn")
 
     with pytest.raises(OSError, match="torn"):
-        head.fit_blocks(Blocks(torn, 20_000, 8), 2)
+        heads.fit_blocks(Blocks(torn, 20_000, 8), 2)
     assert threading.active_count() == before
 
 
@@ -215,8 +216,8 @@ def test_views_of_many_photos_count_as_their_photos(memory: int, held: int) -> N
     validation = (rows[6000:], targets[6000:]) if held else None
     settings = HeadSettings(memory=memory)
     of = rows[:6000], targets[:6000], 5
-    alone, _ = head.fit(*of, validation=validation, settings=settings)
-    doubled, selection = head.fit(*of, validation=validation, views=[rows], settings=settings)
+    alone, _ = heads.fit(*of, validation=validation, settings=settings)
+    doubled, selection = heads.fit(*of, validation=validation, views=[rows], settings=settings)
     unseen = clouds(500, 24, 5, seed=7)[0]
     # Not to the last digit: photos held out count once in the final fit, the others twice.
     difference = np.abs(doubled.probabilities(unseen) - alone.probabilities(unseen))
@@ -224,7 +225,7 @@ def test_views_of_many_photos_count_as_their_photos(memory: int, held: int) -> N
     assert difference.max() < 0.1
     assert selection.settings["streamed"] == (memory == 0)
     noise = np.random.default_rng(0).normal(size=rows.shape).astype(np.float16)
-    other, again = head.fit(*of, validation=validation, views=[rows + noise], settings=settings)
+    other, again = heads.fit(*of, validation=validation, views=[rows + noise], settings=settings)
     assert np.abs(other.kernel - alone.kernel).max() > 1e-2
     np.testing.assert_array_equal(again.targets, selection.targets)
 
@@ -234,7 +235,7 @@ import sys, resource
 import numpy as np
 from pathlib import Path
 from trainer import head
-from trainer.head import choose
+from trainer.heads import choose
 
 choose.CHOOSING, choose.HELD_OUT = 4096, 1024
 count = int(sys.argv[1])

@@ -47,7 +47,7 @@ def tiff(order: str, entries: list[tuple[int, int, int, int]], directory: int = 
 
 
 def orientation_of(data: bytes) -> int:
-    """What trainer.graph.exif.orientation computes."""
+    """What trainer.preprocessing.exif.orientation computes."""
     if data[:2] not in (b"II", b"MM"):
         return 1
 
@@ -88,7 +88,7 @@ def tiffs(draw: st.DrawFn) -> bytes:
 
 @pytest.fixture(scope="module")
 def orientation() -> Scalar:
-    from trainer.graph import exif
+    from trainer.preprocessing import exif
 
     return traced(exif.orientation)
 
@@ -143,7 +143,7 @@ def scanned(draw: st.DrawFn) -> tuple[bytes, int]:
 def scans() -> Scalar:
     import tensorflow as tf
 
-    from trainer.graph import jpeg
+    from trainer.preprocessing import jpeg
 
     return traced(lambda content: jpeg._scans(content, tf.constant(1000, tf.int64)))
 
@@ -172,7 +172,7 @@ def test_more_segments_than_any_photo_has_count_as_scans_without_end(scans: Scal
 def behind_blocks() -> Scalar:
     import tensorflow as tf
 
-    from trainer.graph import gif
+    from trainer.preprocessing import gif
 
     return traced(lambda content: gif._behind_blocks(content, 0, tf.constant(0))[0])
 
@@ -210,7 +210,7 @@ def sides() -> Scalar:
     """Status, height and width by decode_photos."""
     import tensorflow as tf
 
-    from trainer.graph import Preprocessing, decode_photos
+    from trainer.preprocessing import Preprocessing, decode_photos
 
     def look(content: Any) -> Any:
         _, status, heights, widths = decode_photos(content[None], Preprocessing(height=32, width=32))

@@ -13,9 +13,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from serving import protos, tensors
-from serving.server.refusal import Refusal
+from serving import protos
+from serving.protos import tensors
 from serving.server.rest import json_tensors, messages
+from serving.server.status_error import Refusal
 
 FLOAT, DOUBLE, INT32, UINT8, INT16, STRING, INT64, BOOL, HALF, UINT16 = 1, 2, 3, 4, 5, 7, 9, 10, 19, 17
 DTYPES = {

@@ -18,16 +18,16 @@ from serving import bundle, contract, protos
 from serving.bundle import Manifest
 from serving.client import Client
 from serving.errors import BundleError, DeadlineExceeded, InputError, NotBlessed, OutputBusy, ServerError
-from serving.lifecycle import audit, inventory, model_config, verdict
-from serving.lifecycle.audit import Action, Event
-from serving.lifecycle.labels import labelled
-from serving.lifecycle.place import Place, changing
-from serving.lifecycle.promote import promote
-from serving.lifecycle.rollback import rollback
-from serving.lifecycle.storage.address import parsed
-from serving.lifecycle.storage.local import LOG, LocalStore
-from serving.lifecycle.verdict import Check, Verdict
+from serving.registry import audit, inventory, model_config, verdict
+from serving.registry.audit import Action, Event
+from serving.registry.labels import labelled
+from serving.registry.promote import promote
+from serving.registry.rollback import rollback
+from serving.registry.stores.local import LOG, LocalStore
+from serving.registry.target import Place, changing
+from serving.registry.verdict import Check, Verdict
 from serving.server import RunningServer, ServerSettings, start
+from serving.storage.address import parsed
 from tests.doubler import LIMIT, Doublers, eventually, write_doubler
 
 CONFIG = """# Kept by hand.
@@ -401,7 +401,7 @@ def test_a_job_takes_the_version_that_callers_get_and_not_the_canary(
         seen.append(settings.model)
         raise InputError("enough")
 
-    monkeypatch.setattr("batch.pipeline.score", score)
+    monkeypatch.setattr("batch.jobs.score.score", score)
     command = ["score", "--photos", "p", "--output", "o", "--model"]
     for more in (
         [str(place.base), "--model_config_file", str(place.config)],

@@ -19,13 +19,13 @@ import pytest
 from serving import bundle
 from serving.client import Client, Retry
 from serving.errors import HubheadError
-from serving.lifecycle import audit
-from serving.lifecycle.storage.fetch import store_at
+from serving.registry import audit
+from serving.registry.stores.download import store_at
 from tests import processes
 from tests.cluster import Cluster, rendered
 
 if TYPE_CHECKING:
-    from trainer.samples import SampleSummary
+    from trainer.dataset.samples import SampleSummary
 
 LOCAL = processes.REPO / "k8s" / "overlays" / "local"
 MODEL = "food"

@@ -14,20 +14,21 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from serving import bundle, contract, trained_on
-from serving.bundle import Bundle, Manifest
-from serving.classic import PARITY_TOLERANCE
+from serving import bundle, contract
+from serving.bundle import Bundle, Manifest, training_digests
 from serving.errors import BundleError, InputError, NotBlessed
-from trainer import export, head, live
-from trainer.cli import train as command
-from trainer.comparison import compare
+from serving.runtime.session import PARITY_TOLERANCE
+from trainer import heads
+from trainer.commands.train import train as command
 from trainer.dataset import Example
-from trainer.export import HeadExport
-from trainer.head import Floats, Head
+from trainer.evaluation.paired import compare
+from trainer.export.bundle import HeadExport, export_again, load_head, save_head
+from trainer.heads import Floats, Head
+from trainer.training import live_comparison
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
-    from trainer.settings import TrainSettings
+    from trainer.training.config import TrainSettings
 
 FINGERPRINT = "f" * 64
 
@@ -42,7 +43,7 @@ def straight(classes: int, *, wrong: dict[int, int] | None = None) -> Head:
     for label, other in (wrong or {}).items():
         kernel[label] = kernel[other]
     zeros, ones = np.zeros(classes, np.float32), np.ones(classes, np.float32)
-    return Head(head.Scaling(zeros, ones), kernel, zeros, 1.0)
+    return Head(heads.Scaling(zeros, ones), kernel, zeros, 1.0)
 
 
 def written(
@@ -53,9 +54,9 @@ def written(
     directory.mkdir(parents=True)
     (directory / contract.SAVED_MODEL_FILE).write_bytes(b"")
     Manifest(labels, {"fingerprint": FINGERPRINT, "dimension": len(fitted.kernel)}, {}).write(directory)
-    export.save_head(HeadExport(fitted, labels), directory / contract.HEAD_FILE)
+    save_head(HeadExport(fitted, labels), directory / contract.HEAD_FILE)
     if seen is not None:
-        trained_on.write(directory, trained_on.marks(map(sha, seen)))
+        training_digests.write(directory, training_digests.marks(map(sha, seen)))
     return bundle.read(directory)
 
 
@@ -64,9 +65,11 @@ EMBEDDINGS = np.tile(np.eye(3, dtype=np.float32), (4, 1))
 EXAMPLES = [Example(f"{number}.jpg", sha(number), number % 3) for number in range(12)]
 
 
-def judged(other: Bundle, fitted: Head, labels: list[str] | None = None) -> live.LiveComparison:
+def judged(other: Bundle, fitted: Head, labels: list[str] | None = None) -> live_comparison.LiveComparison:
     labels = labels or LABELS
-    return live.judge(other, FINGERPRINT, labels, EXAMPLES, EMBEDDINGS, fitted.probabilities(EMBEDDINGS))
+    return live_comparison.judge(
+        other, FINGERPRINT, labels, EXAMPLES, EMBEDDINGS, fitted.probabilities(EMBEDDINGS)
+    )
 
 
 def test_photos_that_the_live_version_was_trained_on_take_no_part(tmp_path: Path) -> None:
@@ -119,53 +122,53 @@ def test_without_a_photo_to_judge_by_there_is_no_comparison(tmp_path: Path) -> N
     with pytest.raises(InputError, match="12 that it was trained on"):
         judged(other, straight(3))
     with pytest.raises(InputError, match="there are none"):
-        live.judge(other, FINGERPRINT, LABELS, [], EMBEDDINGS[:0], EMBEDDINGS[:0])
+        live_comparison.judge(other, FINGERPRINT, LABELS, [], EMBEDDINGS[:0], EMBEDDINGS[:0])
 
 
 def test_a_fall_is_allowed_up_to_the_tolerance(tmp_path: Path) -> None:
     other = written(tmp_path / "food", straight(3), LABELS, seen=[])
     found = judged(other, straight(3, wrong={2: 0}))  # 4 of 12 lost
-    live.check(found, 33.4)
+    live_comparison.check(found, 33.4)
     with pytest.raises(NotBlessed, match=r"Worse than version 1 of food by more than 33 points: .* 4 lost"):
-        live.check(found, 33.0)
-    live.check(judged(other, straight(3)), 0.0)
+        live_comparison.check(found, 33.0)
+    live_comparison.check(judged(other, straight(3)), 0.0)
 
 
 def test_by_itself_the_flag_refuses_what_chance_does_not_explain(tmp_path: Path) -> None:
     found = judged(written(tmp_path / "food", straight(3), LABELS, seen=[]), straight(3))
 
-    def of(gained: int, lost: int) -> live.LiveComparison:
+    def of(gained: int, lost: int) -> live_comparison.LiveComparison:
         right = np.zeros((100, 2), np.float32)
         right[:] = [0.6, 0.4]
         new, old = right.copy(), right.copy()
         new[:lost], old[lost : lost + gained] = [0.4, 0.6], [0.4, 0.6]
         return replace(found, difference=compare(new, old, np.zeros(100, np.int64)))
 
-    live.check(of(0, 0), "surely")
-    live.check(of(3, 5), "surely")
-    live.check(of(20, 0), "surely")
+    live_comparison.check(of(0, 0), "surely")
+    live_comparison.check(of(3, 5), "surely")
+    live_comparison.check(of(20, 0), "surely")
     with pytest.raises(NotBlessed) as refusal:
-        live.check(of(1, 20), "surely")
+        live_comparison.check(of(1, 20), "surely")
     assert refusal.value.exit_code == 4
     assert refusal.value.remedy
 
 
 def test_the_live_version_is_the_newest_or_the_one_given(tmp_path: Path) -> None:
     base = tmp_path / "food"
-    assert live.find("", base) is None
+    assert live_comparison.find("", base) is None
     written(base, straight(3), LABELS, version=2)
     newest = written(base, straight(3), LABELS, version=10)
-    assert live.find("", base) == newest
-    given = live.find(base / "2", tmp_path / "elsewhere")
+    assert live_comparison.find("", base) == newest
+    given = live_comparison.find(base / "2", tmp_path / "elsewhere")
     assert given is not None
     assert given.version == 2
-    assert live.find(str(base), tmp_path / "elsewhere") == newest
-    assert live.find("none", base) is None
+    assert live_comparison.find(str(base), tmp_path / "elsewhere") == newest
+    assert live_comparison.find("none", base) is None
     with pytest.raises(BundleError, match="does not exist"):
-        live.find(tmp_path / "nothing", base)
+        live_comparison.find(tmp_path / "nothing", base)
     written(base, straight(3), [], version=11)
     with pytest.raises(BundleError, match="headless"):
-        live.find("", base)
+        live_comparison.find("", base)
 
 
 def test_a_torn_record_of_the_photos_is_an_error(tmp_path: Path) -> None:
@@ -177,14 +180,14 @@ def test_a_torn_record_of_the_photos_is_an_error(tmp_path: Path) -> None:
 
 
 def settings_of(tmp_path: Path, **changes: Any) -> TrainSettings:
-    from trainer.settings import TrainSettings
+    from trainer.training.config import TrainSettings
 
     given: dict[str, Any] = {"image_dir": tmp_path / "photos", "saved_model_dir": tmp_path / "food"}
     return TrainSettings(**{**given, **changes})
 
 
 def test_an_unreadable_live_version_stops_only_who_relies_on_it(tmp_path: Path) -> None:
-    from trainer.training import _find_live
+    from trainer.training.run import _find_live
 
     (tmp_path / "food" / "1").mkdir(parents=True)
     (tmp_path / "food" / "1" / contract.SAVED_MODEL_FILE).write_bytes(b"")
@@ -207,7 +210,7 @@ def test_an_unreadable_live_version_stops_only_who_relies_on_it(tmp_path: Path) 
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """The settings that a command line comes to."""
-    from trainer import training
+    from trainer.training import run as training
 
     def run(*arguments: str) -> TrainSettings:
         seen: list[TrainSettings] = []
@@ -252,7 +255,7 @@ def features_of(trained: Trained) -> tuple[list[Example], Floats]:
     """The test photos of the shared training, and their embeddings."""
     from batch.embeddings import EmbeddingStore
     from trainer import dataset
-    from trainer.training import gather
+    from trainer.training.run import gather
 
     manifest = trained.result.bundle.manifest
     store = EmbeddingStore(trained.settings.embedding_store, manifest.fingerprint, manifest.dimension)
@@ -272,10 +275,12 @@ def test_a_live_version_on_another_backbone_is_asked_about_the_bytes_and_says_th
     gone = Example(str(tmp_path / "gone.jpg"), sha(1), examples[0].label)
     examples, embeddings = [gone, *examples], np.vstack([embeddings[:1], embeddings])
     labels = published.manifest.labels
-    fitted, _ = export.load_head(published.path / contract.HEAD_FILE)
+    fitted, _ = load_head(published.path / contract.HEAD_FILE)
     probabilities = fitted.probabilities(embeddings)
-    same = live.judge(published, published.manifest.fingerprint, labels, examples, embeddings, probabilities)
-    other = live.judge(published, "0" * 64, labels, examples, embeddings, probabilities)
+    same = live_comparison.judge(
+        published, published.manifest.fingerprint, labels, examples, embeddings, probabilities
+    )
+    other = live_comparison.judge(published, "0" * 64, labels, examples, embeddings, probabilities)
     assert (same.same_backbone, other.same_backbone) == (True, False)
     assert other.left_out == {"that it refuses": 1}
     assert (same.difference.n, other.difference.n) == (len(examples), len(examples) - 1)
@@ -289,8 +294,8 @@ def test_a_live_version_on_another_backbone_is_asked_about_the_bytes_and_says_th
 def test_the_same_training_again_is_neither_better_nor_worse_and_all_of_it_is_told(
     trained: Trained, tmp_path: Path
 ) -> None:
-    from trainer.told import describe
-    from trainer.training import train
+    from trainer.training.run import train
+    from trainer.training.summary import describe
 
     settings = replace(
         trained.settings,
@@ -321,8 +326,8 @@ def test_the_same_training_again_is_neither_better_nor_worse_and_all_of_it_is_to
     page = (result.bundle.path / contract.REPORT_FILE).read_text(encoding="utf-8")
     assert "Against version 1 of food" in page
     assert "2-fold cross-validation" in page
-    again = export.export_again(result.bundle.path, tmp_path / "again", threshold=0.5)
-    marks = [trained_on.read(path) for path in (result.bundle.path, again.path)]
+    again = export_again(result.bundle.path, tmp_path / "again", threshold=0.5)
+    marks = [training_digests.read(path) for path in (result.bundle.path, again.path)]
     assert marks[0] is not None
     assert len(marks[0]) == sum(result.subsets.values()) - result.subsets["testing"]
     np.testing.assert_array_equal(marks[0], marks[1])
@@ -331,7 +336,7 @@ def test_the_same_training_again_is_neither_better_nor_worse_and_all_of_it_is_to
 @pytest.mark.tf
 @pytest.mark.beam
 def test_a_worse_version_is_not_published(trained: Trained, tmp_path: Path) -> None:
-    from trainer.training import train
+    from trainer.training.run import train
 
     # A live version that knows the test photos by heart, and does not say so.
     base = tmp_path / "models" / "food"
@@ -339,13 +344,13 @@ def test_a_worse_version_is_not_published(trained: Trained, tmp_path: Path) -> N
     examples, embeddings = features_of(trained)
     labels = trained.result.bundle.manifest.labels
     targets = np.array([example.label for example in examples])
-    by_heart, _ = head.fit(embeddings, targets, len(labels))
-    export.save_head(HeadExport(by_heart, labels), base / "7" / contract.HEAD_FILE)
+    by_heart, _ = heads.fit(embeddings, targets, len(labels))
+    save_head(HeadExport(by_heart, labels), base / "7" / contract.HEAD_FILE)
     settings = replace(trained.settings, saved_model_dir=base, output_labels=None)
     with pytest.raises(NotBlessed, match="Worse than version 7 of food"):
         train(replace(settings, assert_not_worse_than_live="surely"))
     assert bundle.versions(base) == [7]
-    trained_on.write(base / "7", trained_on.marks(example.sha256 for example in examples))
+    training_digests.write(base / "7", training_digests.marks(example.sha256 for example in examples))
     with pytest.raises(NotBlessed, match="cannot be told whether this is worse"):
         train(replace(settings, assert_not_worse_than_live=5.0))
     assert bundle.versions(base) == [7]

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batch.stats import Progress
+from batch.monitoring.stats import Progress
 from serving.errors import InputError
 from trainer import dataset
 from trainer.dataset import Columns, Folder, SplitSettings, Subset, scan_manifest

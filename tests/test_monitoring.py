@@ -30,7 +30,7 @@ from tests.promql import Checker, SyntaxFault, parse, selectors
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
-    from trainer.samples import SampleSummary
+    from trainer.dataset.samples import SampleSummary
 
 MONITORING = processes.REPO / "k8s" / "monitoring"
 RULES: dict[str, Any] = yaml.safe_load((MONITORING / "alerts.yaml").read_text("utf-8"))

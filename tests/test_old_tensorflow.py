@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from serving import contract
-from serving.classic import PARITY_TOLERANCE, ClassicSession
 from serving.contract import Status
+from serving.runtime.session import PARITY_TOLERANCE, ClassicSession
 from tests import corpus
 
 if TYPE_CHECKING:

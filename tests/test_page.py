@@ -16,8 +16,8 @@ from PIL import Image
 from serving import contract
 from serving.errors import BundleError
 from serving.server import RunningServer, ServerSettings, start
+from serving.server.config.settings import ModelSettings
 from serving.server.rest import page
-from serving.server.settings import ModelSettings
 from tests.browser import PROGRAMS, Browser
 from tests.colours import Colours, draw, write_colours
 from tests.doubler import Doublers, eventually, write_doubler
@@ -26,7 +26,7 @@ from tests.test_report import Page
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
-    from trainer.samples import SampleSummary
+    from trainer.dataset.samples import SampleSummary
 
 HOSTILE = "</script><script>alert(1)</script>"
 DONE = "document.getElementById('result').getAttribute('aria-busy') === 'false'"

@@ -16,18 +16,18 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from batch import photos as sources
-from batch import pipeline
 from batch.embeddings import EmbeddingStore
-from batch.pipeline import ScoreSettings
+from batch.inputs.listing import find
+from batch.jobs import score as pipeline
+from batch.jobs.score import ScoreSettings
 from serving import contract, runtime
 from serving.bundle import Bundle
-from serving.classic import PARITY_TOLERANCE, ClassicSession
 from serving.client import Client, predictions
 from serving.commands.predict import predict
 from serving.contract import Prediction, Status
+from serving.runtime.session import PARITY_TOLERANCE, ClassicSession
 from serving.server import ServerSettings, start
-from trainer import export
+from trainer.export import bundle
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
@@ -74,22 +74,22 @@ KINDS = ("linear", "hidden", "cosine")
 @pytest.fixture(scope="module")
 def models(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     """A bundle of each kind of head, of one graph."""
-    from trainer import dataset, head
-    from trainer.features import gather
+    from trainer import dataset, heads
+    from trainer.evaluation.features import gather
 
     result, settings = trained.result, trained.settings
-    base = export.template(settings.tfhub_module, settings.cache)
+    base = bundle.template(settings.tfhub_module, settings.cache)
     store = EmbeddingStore(settings.embedding_store, base.manifest.fingerprint, base.manifest.dimension)
     features = gather(dataset.scan(settings.image_dir), store)
     targets = np.array([example.label for example in features.examples], np.int64)
-    blocks, labels = head.Blocks.of(features.embeddings, targets), result.bundle.manifest.labels
+    blocks, labels = heads.Blocks.of(features.embeddings, targets), result.bundle.manifest.labels
     nothing = np.zeros((0, len(labels)), np.float32), np.zeros(0, np.int64)
 
     def model(kind: str, strength: float, **more: object) -> Bundle:
         chosen = result.bundle.manifest.head | {"kind": kind} | more
-        selection = head.Selection("validation", strength, {}, *nothing, settings=chosen)
-        part = export.HeadExport(head.refit(blocks, len(labels), selection), labels, settings=chosen)
-        return export.export(base, part, tmp_path_factory.mktemp(kind) / "models" / "food")
+        selection = heads.Selection("validation", strength, {}, *nothing, settings=chosen)
+        part = bundle.HeadExport(heads.refit(blocks, len(labels), selection), labels, settings=chosen)
+        return bundle.export(base, part, tmp_path_factory.mktemp(kind) / "models" / "food")
 
     layer = {"width": 24, "epochs": 4, "seed": 0, "layer_temperature": 0.8}
     return {
@@ -107,8 +107,8 @@ def reference(trained: Trained, models: dict[str, Bundle], photos: list[Path]) -
     """By the training path, for each kind: the status of each photo, and the probability of every label."""
     manifest = trained.result.bundle.manifest
     store = EmbeddingStore(trained.settings.embedding_store, manifest.fingerprint, manifest.dimension)
-    base = export.template(trained.settings.tfhub_module, trained.settings.cache)
-    listed = sources.find(str(photos[0].parent))
+    base = bundle.template(trained.settings.tfhub_module, trained.settings.cache)
+    listed = find(str(photos[0].parent))
     pipeline.embed(listed, base.path, store)
     shas = store.known(listed)
     rows = store.get(shas.values())
@@ -116,7 +116,7 @@ def reference(trained: Trained, models: dict[str, Bundle], photos: list[Path]) -
     chosen = [row_of[shas[photo]] for photo in listed]
 
     def of(model: Bundle) -> Reference:
-        head, _ = export.load_head(model.path / contract.HEAD_FILE)
+        head, _ = bundle.load_head(model.path / contract.HEAD_FILE)
         probabilities = head.probabilities(rows.vectors.astype(np.float32))
         return [
             (rows.statuses[row], dict(zip(manifest.labels, probabilities[row].tolist(), strict=True)))

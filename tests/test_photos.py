@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from batch import files, photos
-from batch.photos import Photo
+from batch.inputs import listing
+from batch.inputs.listing import Photo
 from serving.errors import InputError, OutputError
+from serving.storage import files
 
 
 def names(found: list[Photo], top: Path) -> list[str]:
@@ -29,23 +30,23 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_a_directory_means_every_file_below_it_but_hidden_ones(tree: Path) -> None:
-    assert names(photos.find(str(tree)), tree) == ["a/1.jpg", "a/deep/3.png", "a/note.txt", "b/2.jpg"]
+    assert names(listing.find(str(tree)), tree) == ["a/1.jpg", "a/deep/3.png", "a/note.txt", "b/2.jpg"]
 
 
 def test_a_glob_goes_through_directories(tree: Path) -> None:
-    assert names(photos.find(f"{tree}/**/*.jpg"), tree) == ["a/1.jpg", "b/2.jpg"]
+    assert names(listing.find(f"{tree}/**/*.jpg"), tree) == ["a/1.jpg", "b/2.jpg"]
 
 
 def test_a_photo_has_its_size_and_time(tree: Path) -> None:
     os.utime(tree / "a/1.jpg", ns=(0, 1_600_000_000_123_456_789))
-    [found] = photos.find(str(tree / "a/1.jpg"))
+    [found] = listing.find(str(tree / "a/1.jpg"))
     assert found == Photo(str(tree / "a/1.jpg"), len(b"a/1.jpg"), 1_600_000_000_123_456_789)
-    assert photos.read(found) == b"a/1.jpg"
+    assert listing.read(found) == b"a/1.jpg"
 
 
 def test_a_relative_path_becomes_absolute(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree / "a")
-    assert photos.find("1.jpg") == photos.find(str(tree / "a" / "1.jpg"))
+    assert listing.find("1.jpg") == listing.find(str(tree / "a" / "1.jpg"))
 
 
 @pytest.mark.parametrize(
@@ -54,58 +55,58 @@ def test_a_relative_path_becomes_absolute(tree: Path, monkeypatch: pytest.Monkey
 def test_a_path_that_exists_is_taken_as_it_is(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
     (tmp_path / "what else.jpg").write_bytes(b"y")
-    [found] = photos.find(str(tmp_path / name))
+    [found] = listing.find(str(tmp_path / name))
     assert found.uri == str(tmp_path / name)
-    assert photos.read(found) == b"x"
+    assert listing.read(found) == b"x"
 
 
 def test_a_directory_with_magic_characters_is_taken_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "set [1]*").mkdir()
     (tmp_path / "set [1]*" / "x.jpg").write_bytes(b"x")
-    assert len(photos.find(str(tmp_path / "set [1]*"))) == 1
+    assert len(listing.find(str(tmp_path / "set [1]*"))) == 1
 
 
 def test_a_name_that_is_not_utf8_is_an_address_that_can_be_written_down_and_read(tmp_path: Path) -> None:
     raw = os.fsencode(tmp_path) + b"/caf\xe9 %41.jpg"
     Path(os.fsdecode(raw)).write_bytes(b"x")
-    [found] = photos.find(str(tmp_path))
+    [found] = listing.find(str(tmp_path))
     assert found.uri.encode().endswith(b"/caf%E9%20%2541.jpg")
-    assert photos.read(found) == b"x"
-    assert photos.find(found.uri) == [found]
+    assert listing.read(found) == b"x"
+    assert listing.find(found.uri) == [found]
 
 
 def test_a_dangling_link_is_a_photo_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
-    [found] = photos.find(str(tmp_path))
+    [found] = listing.find(str(tmp_path))
     with pytest.raises(FileNotFoundError):
-        photos.read(found)
+        listing.read(found)
 
 
 def test_a_photo_that_became_a_directory_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
-    [found] = photos.find(str(tmp_path))
+    [found] = listing.find(str(tmp_path))
     (tmp_path / "a.jpg").unlink()
     (tmp_path / "a.jpg").mkdir()
     with pytest.raises(IsADirectoryError):
-        photos.read(found)
+        listing.read(found)
 
 
 def test_links_in_a_circle_end(tree: Path) -> None:
     (tree / "a" / "up").symlink_to(tree)
-    assert len(photos.find(str(tree))) == 4
+    assert len(listing.find(str(tree))) == 4
 
 
 def test_a_pipe_is_no_photo(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "a.jpg").write_bytes(b"x")
-    assert names(photos.find(str(tmp_path)), tmp_path) == ["a.jpg"]
+    assert names(listing.find(str(tmp_path)), tmp_path) == ["a.jpg"]
 
 
 @pytest.mark.parametrize("pattern", ["nowhere", "nowhere/*.jpg", "empty"])
 def test_nothing_found_is_an_error_that_says_what_to_do(tmp_path: Path, pattern: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=pattern.split("/")[0]) as caught:
-        photos.find(str(tmp_path / pattern))
+        listing.find(str(tmp_path / pattern))
     assert caught.value.remedy
 
 
@@ -164,18 +165,18 @@ def test_another_storage_goes_through_beam(bucket: dict[str, bytes]) -> None:
     bucket["hubheadtest://bucket/a/2.jpg.gz"] = b"\x1f\x8bnot unpacked"
     bucket["hubheadtest://bucket/a/.hidden"] = bucket["hubheadtest://bucket/a/"] = b""
     for pattern in ("hubheadtest://bucket/a", "hubheadtest://bucket/a/", "hubheadtest://bucket/**"):
-        found = photos.find(pattern)
+        found = listing.find(pattern)
         assert [photo.uri for photo in found] == [
             "hubheadtest://bucket/a/1.jpg",
             "hubheadtest://bucket/a/2.jpg.gz",
         ]
-    assert photos.find("hubheadtest://bucket/a/1.jpg") == found[:1]
+    assert listing.find("hubheadtest://bucket/a/1.jpg") == found[:1]
     assert found[0].modified == 12_500_000_000
-    assert [photos.read(photo) for photo in found] == [b"one", b"\x1f\x8bnot unpacked"]
+    assert [listing.read(photo) for photo in found] == [b"one", b"\x1f\x8bnot unpacked"]
     with pytest.raises(OSError, match="KeyError"):
-        photos.read(Photo("hubheadtest://bucket/a/3.jpg", 1, 1))
+        listing.read(Photo("hubheadtest://bucket/a/3.jpg", 1, 1))
     with pytest.raises(InputError, match="No photos"):
-        photos.find("hubheadtest://bucket/b")
+        listing.find("hubheadtest://bucket/b")
 
 
 @pytest.mark.beam
@@ -200,7 +201,7 @@ def test_a_storage_without_its_extra_says_which_one(
 
         monkeypatch.setattr(GCSFileSystem, "scheme", classmethod(lambda _: "not-gs"))
     with pytest.raises(InputError, match="apache-beam"):
-        photos.find("gs://bucket/photos")
+        listing.find("gs://bucket/photos")
     with pytest.raises(OutputError, match="gs://bucket/out"):
         files.write("gs://bucket/out", b"")
 

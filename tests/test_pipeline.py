@@ -18,13 +18,15 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from batch import cli, photos, pipeline
+from batch.commands.options import Allowance
+from batch.commands.score import score as score_command
 from batch.embeddings import EmbeddingStore
-from batch.pipeline import EmbedSettings, ScoreSettings
-from batch.run_flags import Allowance
-from batch.stats import Progress
+from batch.inputs import listing
+from batch.jobs import score
+from batch.jobs.score import EmbedSettings, ScoreSettings
+from batch.monitoring.stats import Progress
 from serving.bundle import Manifest
-from serving.commands.options import FLAGS
+from serving.commands.server_options import FLAGS
 from serving.errors import BundleError, InputError, OutputError
 
 DIMENSION = 4
@@ -33,7 +35,7 @@ FINGERPRINT = "f1"
 GOOD = b"PHOTO"
 PNG = b"\x89PNG\r"
 
-Scored = tuple[Path, pipeline.Summary, list[Progress]]
+Scored = tuple[Path, score.Summary, list[Progress]]
 
 
 def make_bundle(
@@ -143,7 +145,7 @@ def scored(bundles: dict[str, Path], folder: Path, tmp_path_factory: pytest.Temp
     """One undisturbed run that most tests look at."""
     top = tmp_path_factory.mktemp("scored")
     seen: list[Progress] = []
-    summary = pipeline.score(settings(folder, bundles["food"], top, price_per_hour=2.0), seen.append)
+    summary = score.score(settings(folder, bundles["food"], top, price_per_hour=2.0), seen.append)
     return top, summary, seen
 
 
@@ -184,9 +186,9 @@ class TestScoring:
         assert "dangling.jpg" in page
         store = str(scored[0] / "store")
         given = settings(folder, bundles["food"], tmp_path, embedding_store=store, run_id="first")
-        pipeline.score(replace(given, no_report=True))
+        score.score(replace(given, no_report=True))
         assert not (tmp_path / "out" / "report.html").exists()
-        pipeline.score(replace(given, run_id="second", metrics_textfile=str(tmp_path / "score.prom")))
+        score.score(replace(given, run_id="second", metrics_textfile=str(tmp_path / "score.prom")))
         changed = json.loads((tmp_path / "out" / "run.json").read_text())["changes"]
         assert changed["since"] == "first"
         assert {found["value"] for found in changed["models"]["food/3"].values()} == {0}
@@ -252,7 +254,7 @@ class TestScoring:
     ) -> None:
         top, _, _ = scored
         before = {path: path.stat().st_mtime_ns for path in (top / "out" / "scores").iterdir()}
-        summary = pipeline.score(settings(folder, bundles["food"], top, run_id="again"))
+        summary = score.score(settings(folder, bundles["food"], top, run_id="again"))
         assert {path: path.stat().st_mtime_ns for path in (top / "out" / "scores").iterdir()} == before
         assert summary.worked_shards == 0
         assert summary.total.photos == 28
@@ -266,7 +268,7 @@ class TestScoring:
         store = str(scored[0] / "store")
         new = settings(folder, bundles["new_head"], tmp_path, embedding_store=store)
         # The embed of this model fails when it is called.
-        summary = pipeline.score(new)
+        summary = score.score(new)
         assert summary.this_run.embedded == 0
         assert summary.this_run.read_bytes == 0
         assert {row["version"] for row in rows_of(tmp_path / "out")} == {4}
@@ -279,10 +281,10 @@ class TestScoring:
         for number in range(60):
             (folder / f"{number}.jpg").write_bytes(GOOD + bytes([number]))
         first = settings(folder, bundles["food"], tmp_path, shard_size=4)
-        assert pipeline.score(first).worked_shards >= 15
+        assert score.score(first).worked_shards >= 15
         (folder / "7.jpg").unlink()
         (folder / "new.jpg").write_bytes(GOOD + b"new")
-        again = pipeline.score(first)
+        again = score.score(first)
         assert {Path(row["uri"]).name for row in rows_of(tmp_path / "out")} == {
             path.name for path in folder.iterdir()
         }
@@ -293,11 +295,11 @@ class TestScoring:
         self, bundles: dict[str, Path], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         given = settings(folder, bundles["food"], tmp_path)
-        pipeline.score(given)
+        score.score(given)
         expected = rows_of(tmp_path / "out")
         victim = next((tmp_path / "out" / "scores").iterdir())
         victim.write_bytes(victim.read_bytes()[:100])
-        summary = pipeline.score(given)
+        summary = score.score(given)
         assert "torn" in caplog.text
         assert summary.worked_shards == 1
         assert rows_of(tmp_path / "out") == expected
@@ -323,9 +325,9 @@ class TestScoring:
         assert process.returncode == -signal.SIGKILL, errors.decode()
         assert 3 <= len(finished) < 28
         assert not (tmp_path / "out" / "run.json").exists()
-        summary = pipeline.score(settings(folder, bundles["food"], tmp_path, shard_size=1))
+        summary = score.score(settings(folder, bundles["food"], tmp_path, shard_size=1))
         undisturbed = tmp_path / "undisturbed"
-        pipeline.score(settings(folder, bundles["food"], undisturbed, shard_size=1))
+        score.score(settings(folder, bundles["food"], undisturbed, shard_size=1))
         assert rows_of(tmp_path / "out") == rows_of(undisturbed / "out")
         assert summary.skipped_shards >= len(finished)
         assert all(path.stat().st_ino == inode for path, inode in finished.items())
@@ -353,7 +355,7 @@ class TestConversion:
     def test_a_row_of_a_converted_photo_is_about_the_original(
         self, bundles: dict[str, Path], odd_folder: Path, tmp_path: Path
     ) -> None:
-        summary = pipeline.score(settings(odd_folder, bundles["roomy"], tmp_path))
+        summary = score.score(settings(odd_folder, bundles["roomy"], tmp_path))
         rows = {Path(row["uri"]).name: row for row in rows_of(tmp_path / "out")}
         assert {name: row["status"] for name, row in rows.items()} == {
             "large.heic": "ok",
@@ -369,7 +371,7 @@ class TestConversion:
         assert rows["layers.psd"]["detail"] == "Photoshop, which is not converted"
         assert "HEIC that does not decode" in rows["cut.heic"]["detail"]
         assert summary.this_run.seconds["convert"] > 0
-        again = pipeline.score(
+        again = score.score(
             settings(
                 odd_folder, bundles["roomy"], tmp_path / "again", embedding_store=str(tmp_path / "store")
             )
@@ -382,14 +384,14 @@ class TestConversion:
     ) -> None:
         with monkeypatch.context() as without:
             without.setitem(sys.modules, "pi_heif", None)
-            pipeline.score(settings(odd_folder / "large.heic", bundles["roomy"], tmp_path))
+            score.score(settings(odd_folder / "large.heic", bundles["roomy"], tmp_path))
         [row] = rows_of(tmp_path / "out")
         content = (odd_folder / "large.heic").read_bytes()
         assert row["status"] == "unsupported_format"
         assert row["detail"] == "HEIC; install hubhead[formats] to convert it"
         assert row["sha256"] == hashlib.sha256(content).hexdigest()
         store = str(tmp_path / "store")
-        pipeline.score(
+        score.score(
             settings(odd_folder / "large.heic", bundles["roomy"], tmp_path / "again", embedding_store=store)
         )
         assert [row["status"] for row in rows_of(tmp_path / "again" / "out")] == ["ok"]
@@ -401,9 +403,9 @@ class TestEmbedding:
     def test_photos_are_embedded_once_and_then_found(
         self, bundles: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
-        found = photos.find(str(folder))
+        found = listing.find(str(folder))
         store = EmbeddingStore(str(tmp_path), FINGERPRINT, DIMENSION)
-        first = pipeline.embed(found, bundles["headless"], store)
+        first = score.embed(found, bundles["headless"], store)
         assert first.this_run.embedded == 25  # 23 good with a pair of twins, cut, empty, text
         assert first.total.statuses["unreadable"] == 1
         known = store.known(found)
@@ -412,7 +414,7 @@ class TestEmbedding:
         assert len(rows.shas) == 25
         assert list(tmp_path.glob("*/_plan*")) == []
         good = [photo for photo in found if photo in known]
-        again = pipeline.embed(good, bundles["headless"], store)
+        again = score.embed(good, bundles["headless"], store)
         assert again.worked_shards == 0
         assert again.total.photos == 26
 
@@ -421,7 +423,7 @@ class TestEmbedding:
     ) -> None:
         (tmp_path / "a.jpg").write_bytes(GOOD)
         store = EmbeddingStore(str(tmp_path / "store"), FINGERPRINT, DIMENSION)
-        pipeline.embed(photos.find(str(tmp_path / "a.jpg")), bundles["headless"], store)
+        score.embed(listing.find(str(tmp_path / "a.jpg")), bundles["headless"], store)
         code = f"""
 import sys
 from dataclasses import replace
@@ -440,14 +442,14 @@ assert not {{"apache_beam", "tensorflow"}} & sys.modules.keys()
     ) -> None:
         store = EmbeddingStore(str(tmp_path), "other", DIMENSION)
         with pytest.raises(BundleError, match="another backbone"):
-            pipeline.embed(photos.find(str(folder)), bundles["headless"], store)
+            score.embed(listing.find(str(folder)), bundles["headless"], store)
 
     def test_a_failing_model_is_reported_as_it_is(
         self, bundles: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         store = EmbeddingStore(str(tmp_path), FINGERPRINT, DIMENSION)
         with pytest.raises(Exception, match="embed was called") as caught:
-            pipeline.embed(photos.find(str(folder / "twin.jpg")), bundles["new_head"], store)
+            score.embed(listing.find(str(folder / "twin.jpg")), bundles["new_head"], store)
         assert type(caught.value).__name__ == "RunError", "not Beam's RuntimeError"
 
     def test_an_option_that_beam_does_not_know_is_refused(
@@ -455,8 +457,8 @@ assert not {{"apache_beam", "tensorflow"}} & sys.modules.keys()
     ) -> None:
         store = EmbeddingStore(str(tmp_path), FINGERPRINT, DIMENSION)
         with pytest.raises(InputError, match="--no_such_option"):
-            pipeline.embed(
-                photos.find(str(folder)),
+            score.embed(
+                listing.find(str(folder)),
                 bundles["headless"],
                 store,
                 EmbedSettings(beam_args=("--no_such_option=1",)),
@@ -470,14 +472,14 @@ class TestRefusals:
     ) -> None:
         other = settings(folder, bundles["new_head"], scored[0])
         with pytest.raises(OutputError, match="--overwrite"):
-            pipeline.score(other)
+            score.score(other)
         assert (scored[0] / "out" / "run.json").exists(), "nothing was touched"
 
     def test_an_output_with_scores_of_other_photos_needs_overwrite(
         self, scored: Scored, bundles: dict[str, Path], folder: Path
     ) -> None:
         with pytest.raises(OutputError, match="photos was"):
-            pipeline.score(settings(folder / "twin.jpg", bundles["food"], scored[0]))
+            score.score(settings(folder / "twin.jpg", bundles["food"], scored[0]))
 
     @pytest.mark.parametrize("overwrite", [False, True])
     def test_a_directory_with_something_else_is_never_taken_over(
@@ -486,7 +488,7 @@ class TestRefusals:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.doc").write_text("precious")
         with pytest.raises(OutputError, match="not empty"):
-            pipeline.score(settings(folder, bundles["food"], tmp_path, overwrite=overwrite))
+            score.score(settings(folder, bundles["food"], tmp_path, overwrite=overwrite))
 
     @pytest.mark.parametrize("name", ["out", "store"])
     def test_a_place_that_cannot_be_written_is_said_before_any_work(
@@ -494,13 +496,13 @@ class TestRefusals:
     ) -> None:
         (tmp_path / name).write_text("a file in the directory's place")
         with pytest.raises(OutputError, match=name):
-            pipeline.score(settings(folder, bundles["food"], tmp_path))
+            score.score(settings(folder, bundles["food"], tmp_path))
 
     def test_a_headless_bundle_cannot_score(
         self, bundles: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         with pytest.raises(BundleError, match="headless"):
-            pipeline.score(settings(folder, bundles["headless"], tmp_path))
+            score.score(settings(folder, bundles["headless"], tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -517,12 +519,12 @@ class TestRefusals:
 @pytest.mark.parametrize("spelling", ["--runner={}", "--runner {}"])
 def test_runners_that_lose_data_or_hang_are_refused(runner: str, spelling: str) -> None:
     with pytest.raises(InputError, match="is not used here"):
-        pipeline.check_beam_args(spelling.format(runner).split())
+        score.check_beam_args(spelling.format(runner).split())
 
 
 def test_the_runner_is_named_unless_another_is_given() -> None:
-    assert pipeline.check_beam_args(["--x=1"]) == ["--x=1", "--runner=FnApiRunner"]
-    assert pipeline.check_beam_args(["--runner=FlinkRunner"]) == ["--runner=FlinkRunner"]
+    assert score.check_beam_args(["--x=1"]) == ["--x=1", "--runner=FnApiRunner"]
+    assert score.check_beam_args(["--runner=FlinkRunner"]) == ["--runner=FlinkRunner"]
 
 
 class TestCommand:
@@ -540,12 +542,12 @@ class TestCommand:
         ],
     )
     def test_a_wrong_flag_ends_with_2(self, wrong: list[str]) -> None:
-        assert CliRunner().invoke(cli.score, [*self.NEEDED, *wrong]).exit_code == 2
+        assert CliRunner().invoke(score_command, [*self.NEEDED, *wrong]).exit_code == 2
 
     @pytest.mark.parametrize("left_out", ["--photos", "--model", "--output"])
     def test_a_missing_flag_ends_with_2(self, left_out: str) -> None:
         at = self.NEEDED.index(left_out)
-        result = CliRunner().invoke(cli.score, [*self.NEEDED[:at], *self.NEEDED[at + 2 :]])
+        result = CliRunner().invoke(score_command, [*self.NEEDED[:at], *self.NEEDED[at + 2 :]])
         assert result.exit_code == 2
 
     def test_an_allowance_is_a_count_or_a_share(self) -> None:
@@ -556,7 +558,7 @@ class TestCommand:
 
     def test_every_flag_reaches_a_field_of_the_settings(self) -> None:
         of_the_command = {"max_rejected", "as_json", "model_config_file"}
-        flags = {parameter.name for parameter in cli.score.params} - of_the_command
+        flags = {parameter.name for parameter in score_command.params} - of_the_command
         of_the_server = set(FLAGS)
         assert of_the_server < flags
         assert flags - of_the_server | {"server"} == ScoreSettings.__dataclass_fields__.keys()
@@ -568,19 +570,19 @@ class TestCommand:
     ) -> None:
         arguments = ["--photos", str(folder), "--model", str(bundles["food"].parent.parent / "food" / "3")]
         arguments += ["--output", str(tmp_path / "out"), "--embedding_store", str(tmp_path / "store")]
-        result = CliRunner().invoke(cli.score, [*arguments, "--max_rejected", "5%", "--json"])
+        result = CliRunner().invoke(score_command, [*arguments, "--max_rejected", "5%", "--json"])
         assert result.exit_code == 3, result.output
         assert json.loads(result.stdout)["photos"] == 28
         assert "more than 5%" in result.stderr
         assert pq.read_table(tmp_path / "out" / "scores").num_rows == 28
-        again = CliRunner().invoke(cli.score, [*arguments, "--max_rejected", "4"])
+        again = CliRunner().invoke(score_command, [*arguments, "--max_rejected", "4"])
         assert again.exit_code == 0, again.output
         assert "1 unreadable" in again.stdout
 
     def test_help_imports_neither_beam_nor_tensorflow_nor_pyarrow(self) -> None:
         code = (
-            "import sys; from batch import cli; from click.testing import CliRunner;"
-            "assert CliRunner().invoke(cli.score, ['--help']).exit_code == 0;"
+            "import sys; from batch.commands.score import score; from click.testing import CliRunner;"
+            "assert CliRunner().invoke(score, ['--help']).exit_code == 0;"
             "assert not {'apache_beam', 'tensorflow', 'pyarrow'} & sys.modules.keys()"
         )
         subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent, timeout=60)

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from batch import pipeline
-from batch.pipeline import ScoreSettings
+from batch.jobs import score as pipeline
+from batch.jobs.score import ScoreSettings
 from tests import processes
 from tests.doubler import eventually, free_port
 from tests.test_pipeline import GOOD, make_bundle

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from batch.progress import WINDOW, Lines, Pace, duration
-from batch.stats import Meter, Progress
+from batch.monitoring.progress import WINDOW, Lines, Pace, duration
+from batch.monitoring.stats import Meter, Progress
 
 
 class Clock:
@@ -151,8 +151,8 @@ def test_a_short_run_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
 
 SHOW = """
 import time
-from batch.progress import progress_bar
-from batch.stats import Progress
+from batch.monitoring.progress import progress_bar
+from batch.monitoring.stats import Progress
 with progress_bar() as report:
     for done in range(0, 2600, 100):
         report(Progress(done, 2500, done // 500))

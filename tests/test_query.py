@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
+from batch.commands.query import query
 from batch.query import sql
-from batch.query.cli import query
 from hubhead import hubhead
 from serving.errors import InputError
 

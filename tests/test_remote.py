@@ -20,20 +20,23 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from batch import cli, pipeline, remote, scoring
+from batch.commands.score import score as score_command
 from batch.embeddings import EmbeddingStore
-from batch.head import Head
-from batch.photos import Photo
-from batch.pipeline import ScoreSettings
-from batch.scoring import Worker
-from batch.shards import Shard
-from batch.stats import Meter, Stats
-from serving import bundle, contract, protos, tensors
+from batch.inputs.listing import Photo
+from batch.jobs import score
+from batch.jobs.score import ScoreSettings
+from batch.monitoring.stats import Meter, Stats
+from batch.scoring import remote_backbone
+from batch.scoring.head_runner import Head
+from batch.scoring.shard import Embedded, Worker, embed_photos
+from batch.shards.shard import Shard
+from serving import bundle, contract, protos
 from serving.bundle import Manifest
 from serving.client import Retry
-from serving.commands.options import Server
+from serving.commands.server_options import Server
 from serving.contract import Status
 from serving.errors import BundleError, DeadlineExceeded, ModelNotFound, ServerError, ServerUnavailable
+from serving.protos import tensors
 from serving.server import ServerSettings, start
 from tests.scripted import free_port, scripted
 from tests.test_pipeline import GOOD, make_bundle, rows_of
@@ -142,22 +145,22 @@ def worker(model: Path, tmp_path: Path) -> Callable[..., Worker]:
         head = head_of(model)
         server = Server(server=address, **{"timeout": 20.0, **settings})
         store = EmbeddingStore(str(tmp_path / "store"), "f", DIMENSION)
-        return Worker(head, store, Meter(), partial(remote.connect, server, [head]))
+        return Worker(head, store, Meter(), partial(remote_backbone.connect, server, [head]))
 
     return made
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "PATIENT", Retry(attempts=1 << 30, first=0.01, most=0.05))
+    monkeypatch.setattr(remote_backbone, "PATIENT", Retry(attempts=1 << 30, first=0.01, most=0.05))
 
 
-def embedded(shard: Shard, worker: Worker) -> tuple[scoring.Embedded, Stats]:
+def embedded(shard: Shard, worker: Worker) -> tuple[Embedded, Stats]:
     stats = Stats(photos=len(shard.photos))
-    return scoring.embed_photos(shard.photos, worker, stats), stats
+    return embed_photos(shard.photos, worker, stats), stats
 
 
-def check(found: scoring.Embedded, shard: Shard) -> None:
+def check(found: Embedded, shard: Shard) -> None:
     """Every photo has its own embedding."""
     rows = found.rows.rows()
     for photo in shard.photos:
@@ -295,13 +298,13 @@ class TestTheServerHasToServeTheModel:
         server = Server(server=f"localhost:{free_port()}", timeout=300)
         begun = time.monotonic()
         with pytest.raises(ServerUnavailable, match="No model server answers"):
-            remote.find(server, [bundle.read(model)])
-        assert time.monotonic() - begun < remote.START_SECONDS + 5
+            remote_backbone.find(server, [bundle.read(model)])
+        assert time.monotonic() - begun < remote_backbone.START_SECONDS + 5
 
     def test_a_server_that_says_nothing_is_not_waited_for_long(
         self, model: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(remote, "START_SECONDS", 0.5)
+        monkeypatch.setattr(remote_backbone, "START_SECONDS", 0.5)
         hang = threading.Event()
 
         def metadata(request: Any, context: grpc.ServicerContext) -> Any:
@@ -310,24 +313,24 @@ class TestTheServerHasToServeTheModel:
 
         with serving(metadata=metadata) as address:
             with pytest.raises(DeadlineExceeded):
-                remote.find(Server(server=address, timeout=300), [bundle.read(model)])
+                remote_backbone.find(Server(server=address, timeout=300), [bundle.read(model)])
             hang.set()
 
     def test_the_bundles_own_version_is_asked_for(self, model: Path) -> None:
         with serving() as address:
-            found = remote.find(Server(server=address), [bundle.read(model)])
+            found = remote_backbone.find(Server(server=address), [bundle.read(model)])
             assert (found.model_name, found.model_version) == ("food", 3)
             model.rename(model.with_name("9"))
             about = bundle.read(model.with_name("9"))
             with pytest.raises(ModelNotFound, match="food/9 there, or say what it is called"):
-                remote.find(Server(server=address), [about])
-            labelled = remote.find(Server(server=address, label="stable"), [about])
+                remote_backbone.find(Server(server=address), [about])
+            labelled = remote_backbone.find(Server(server=address, label="stable"), [about])
             assert (labelled.model_version, labelled.label) == (3, None), "by number from here on"
 
     def test_embeddings_of_another_size(self, model: Path) -> None:
         expected = pytest.raises(BundleError, match=r"embeddings of 8 numbers; those of .*food/3 have 16")
         with serving(metadata=partial(describe, dimension=8)) as address, expected:
-            remote.find(Server(server=address), [bundle.read(model)])
+            remote_backbone.find(Server(server=address), [bundle.read(model)])
 
     def test_no_model_of_hubhead(self, model: Path) -> None:
         def metadata(request: Any, context: grpc.ServicerContext) -> Any:
@@ -339,7 +342,7 @@ class TestTheServerHasToServeTheModel:
 
         expected = pytest.raises(BundleError, match="has no signature 'embed'")
         with serving(metadata=metadata) as address, expected:
-            remote.find(Server(server=address), [bundle.read(model)])
+            remote_backbone.find(Server(server=address), [bundle.read(model)])
 
     def test_another_head_is_another_model_and_no_photo_is_sent(
         self, model: Path, shard: Shard, worker: Callable[..., Worker]
@@ -354,33 +357,33 @@ class TestTheServerHasToServeTheModel:
         kernel[3, 1] += 0.2  # one weight
         with serving(predict) as address:
             with pytest.raises(BundleError, match="its head gives other probabilities"):
-                remote.connect(Server(server=address), [head_of(model, kernel)])
+                remote_backbone.connect(Server(server=address), [head_of(model, kernel)])
             assert set(asked) == {contract.CLASSIFY_EMBEDDING}
-            either = remote.connect(Server(server=address), [head_of(model, kernel), head_of(model)])
-            assert isinstance(either, remote.RemoteBackbone), "one of several models is enough"
+            either = remote_backbone.connect(Server(server=address), [head_of(model, kernel), head_of(model)])
+            assert isinstance(either, remote_backbone.RemoteBackbone), "one of several models is enough"
 
     def test_noise_of_another_processor_is_no_other_model(self, model: Path) -> None:
         with serving() as address:
             kernel = KERNEL * (1 + 2e-4)
-            assert remote.connect(Server(server=address), [head_of(model, kernel)])
+            assert remote_backbone.connect(Server(server=address), [head_of(model, kernel)])
 
 
 class TestCommand:
     GIVEN = ("--photos", "p", "--model", "m", "--output", "o")
 
     def test_flags_of_the_server_need_one(self) -> None:
-        result = CliRunner().invoke(cli.score, [*self.GIVEN, "--model_version", "3"])
+        result = CliRunner().invoke(score_command, [*self.GIVEN, "--model_version", "3"])
         assert (result.exit_code, "--model_version goes with --server" in result.output) == (2, True)
 
     def test_help_tells_how_long_a_server_is_waited_for(self) -> None:
-        text = " ".join(CliRunner().invoke(cli.score, ["--help"]).output.split())
+        text = " ".join(CliRunner().invoke(score_command, ["--help"]).output.split())
         assert "its retries included. [default: 300.0;" in text
 
     def test_both_ways_to_name_a_version(self, model: Path, tmp_path: Path) -> None:
         (tmp_path / "one.jpg").write_bytes(GOOD)
         given = ["--photos", str(tmp_path / "one.jpg"), "--model", str(model), "--server", "x:1"]
         given += ["--output", str(tmp_path / "out"), "--embedding_store", str(tmp_path / "store")]
-        result = CliRunner().invoke(cli.score, [*given, "--model_version", "3", "--label", "stable"])
+        result = CliRunner().invoke(score_command, [*given, "--model_version", "3", "--label", "stable"])
         assert (result.exit_code, "give one of them" in result.output) == (2, True)
 
     def test_a_server_that_is_away_is_said_before_any_work(self, model: Path, tmp_path: Path) -> None:
@@ -393,7 +396,7 @@ class TestCommand:
             server=Server(server=f"localhost:{free_port()}"),
         )
         with pytest.raises(ServerError, match="No model server answers"):
-            pipeline.score(given)
+            score.score(given)
         assert not (tmp_path / "out" / "_hubhead" / "input.json").exists()
 
 
@@ -420,16 +423,16 @@ def test_the_rows_are_those_of_a_run_without_a_server(tmp_path: Path) -> None:
         )
 
     here = settings("here")
-    pipeline.score(here)
+    score.score(here)
     with start(ServerSettings(model_base_path=model.parent, port=0)) as server:
         address = Server(server=f"localhost:{server.port}", header=("authorization=secret",), timeout=30)
         there = settings("there", server=address)
-        summary = pipeline.score(there)
+        summary = score.score(there)
     assert summary.this_run.embedded == 62
     assert rows_of(tmp_path / "there") == rows_of(tmp_path / "here")
     run = (tmp_path / "there" / "run.json").read_text()
     assert json.loads(run)["settings"]["server"]["server"] == address.server
     assert "secret" not in run
     # What it left is done without it: the output and the store are the same.
-    assert pipeline.score(replace(there, server=None)).worked_shards == 0
+    assert score.score(replace(there, server=None)).worked_shards == 0
     assert pq.read_table(tmp_path / "there" / "scores").num_rows == 62

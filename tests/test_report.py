@@ -16,12 +16,15 @@ from serving import contract
 from serving.errors import OutputError
 from tests.looking import CHROMIUM, HOSTILE, Page, check_self_contained, look
 from tests.test_live import FINGERPRINT, sha, written
-from trainer import duplicates, evaluate, export, head, live, report
-from trainer.cross_validation import cross_validate
-from trainer.dataset import Example, Subset
-from trainer.duplicates import Duplicates, Group, Picture
-from trainer.features import Verdicts
+from trainer import heads, report
+from trainer.dataset import Example, Subset, near_duplicates
+from trainer.dataset.near_duplicates import Duplicates, Group, Picture
+from trainer.evaluation import metrics
+from trainer.evaluation.cross_validation import cross_validate
+from trainer.evaluation.features import Verdicts
+from trainer.export import bundle
 from trainer.report.contents import CHANGED, PICTURES
+from trainer.training import live_comparison
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
@@ -67,15 +70,15 @@ def made(
             Image.new("RGB", (60, 40), ((37 * target) % 256, (11 * number) % 256, 90)).save(path)
         examples.append(Example(str(path), sha(number), target))
     is_tested = np.array([subset is Subset.TESTING for subset in subsets])
-    fitted, selection = head.fit(features[~is_tested], targets[~is_tested], classes)
+    fitted, selection = heads.fit(features[~is_tested], targets[~is_tested], classes)
     probabilities = fitted.probabilities(features)
     comparison, validated = None, None
     if judged:
         noisy = features + random.normal(0, noise, features.shape).astype(np.float32)
-        other, _ = head.fit(noisy[~is_tested], targets[~is_tested], classes)
+        other, _ = heads.fit(noisy[~is_tested], targets[~is_tested], classes)
         bundled = written(top / "live", other, [*labels[1:], "gone"], seen=[0])
         tested_rows = np.flatnonzero(is_tested)
-        comparison = live.judge(
+        comparison = live_comparison.judge(
             bundled,
             FINGERPRINT,
             labels,
@@ -91,9 +94,9 @@ def made(
         subsets,
         Verdicts.of_probabilities(probabilities, targets),
         selection=selection,
-        held_out=evaluate.evaluate(selection.probabilities, selection.targets, labels),
-        test=evaluate.evaluate(probabilities[is_tested], targets[is_tested], labels) if tested else None,
-        duplicates=found or Duplicates((), (), duplicates.THRESHOLD, len(targets), len(targets)),
+        held_out=metrics.evaluate(selection.probabilities, selection.targets, labels),
+        test=metrics.evaluate(probabilities[is_tested], targets[is_tested], labels) if tested else None,
+        duplicates=found or Duplicates((), (), near_duplicates.THRESHOLD, len(targets), len(targets)),
         comparison=comparison,
         cross_validation=validated,
         top=str(top),
@@ -106,7 +109,7 @@ def real(trained: Trained) -> report.Report:
     """The report of a real training."""
     from batch.embeddings import EmbeddingStore
     from trainer import dataset
-    from trainer.features import gather
+    from trainer.evaluation.features import gather
 
     settings, result = trained.settings, trained.result
     folder = dataset.scan(settings.image_dir)
@@ -120,7 +123,7 @@ def real(trained: Trained) -> report.Report:
     subsets = dataset.split(features.examples, settings.split, settings.image_dir, ())
     targets = np.array([example.label for example in features.examples], np.int64)
     chosen = np.array([subset is not Subset.TESTING for subset in subsets])
-    fitted, selection = head.fit(features.embeddings[chosen], targets[chosen], len(folder.labels))
+    fitted, selection = heads.fit(features.embeddings[chosen], targets[chosen], len(folder.labels))
     return report.compose(
         "food",
         folder.labels,
@@ -135,7 +138,7 @@ def real(trained: Trained) -> report.Report:
         top=str(settings.image_dir),
         settings=asdict(settings),
         seconds=result.seconds,
-        versions=export.package_versions(),
+        versions=bundle.package_versions(),
         created="24 November 2026",
     )
 
@@ -310,14 +313,14 @@ def test_the_sample_of_a_label_is_the_training_photo_it_is_surest_of(tmp_path: P
     probabilities[1::2] = probabilities[1::2, ::-1]
     subsets = [Subset.TRAINING] * 4 + [Subset.TESTING] * 2
     targets = np.array([0, 1, 0, 1])
-    evaluation = evaluate.evaluate(probabilities[:4], targets, ("a", "b"))
+    evaluation = metrics.evaluate(probabilities[:4], targets, ("a", "b"))
     composed = report.compose(
         "x",
         ("a", "b"),
         examples,
         subsets,
         Verdicts.of_probabilities(probabilities, np.array([example.label for example in examples])),
-        selection=head.Selection("validation", 3.0, {3.0: 0.5}, probabilities[:4], targets),
+        selection=heads.Selection("validation", 3.0, {3.0: 0.5}, probabilities[:4], targets),
         held_out=evaluation,
         test=evaluation,
         duplicates=Duplicates((), (), 0.93, 6, 6),

@@ -16,11 +16,13 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch import pipeline, rescore, table
-from batch.output import Output
-from batch.pipeline import ScoreSettings
-from batch.rescore import RescoreSettings
-from batch.rescore_cli import rescore as command
+from batch.commands.rescore import rescore as command
+from batch.jobs import rescore
+from batch.jobs import score as pipeline
+from batch.jobs.rescore import RescoreSettings
+from batch.jobs.score import ScoreSettings
+from batch.output import schema
+from batch.output.dataset import Output
 from serving import contract
 from serving.errors import InputError, OutputError
 from tests.test_pipeline import GOOD, make_bundle
@@ -257,7 +259,7 @@ class TestRescoring:
 
 
 def test_what_is_no_finished_scoring_is_refused(tmp_path: Path) -> None:
-    from batch.earlier import Earlier
+    from batch.output.previous_scores import Earlier
 
     with pytest.raises(InputError, match="no scores"):
         Earlier(str(tmp_path))
@@ -295,10 +297,10 @@ def test_digests_are_read_from_their_hexadecimal_digits() -> None:
     import pyarrow as pa
 
     values = [bytes(range(16)).hex(), None, "FF" * 16]
-    found = table.digests(pa.chunked_array([values[:1], values[1:]], pa.string()), 16)
+    found = schema.digests(pa.chunked_array([values[:1], values[1:]], pa.string()), 16)
     assert found.view("V16").tolist() == [bytes(range(16)), bytes(16), b"\xff" * 16]
     sliced = pa.array([*values, values[0]])[2:]
-    assert table.digests(sliced, 16).view("V16").tolist() == [b"\xff" * 16, bytes(range(16))]
+    assert schema.digests(sliced, 16).view("V16").tolist() == [b"\xff" * 16, bytes(range(16))]
     for wrong in ("00", "zz" * 16):
         with pytest.raises(ValueError, match="hexadecimal"):
-            table.digests(pa.array([wrong]), 16)
+            schema.digests(pa.array([wrong]), 16)

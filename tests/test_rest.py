@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from serving.server import RunningServer, ServerSettings, start
-from serving.server.rest import limits
-from serving.server.settings import ModelSettings
+from serving.server.config.settings import ModelSettings
+from serving.server.rest import admission
 from tests.doubler import LIMIT, Doublers, eventually, write_doubler
 
 JSON = {"Content-Type": "application/json"}
@@ -206,7 +206,7 @@ def test_a_photo_of_64_mib_passes_and_larger_bodies_are_refused_early(
     answer = predict(server, {"instances": [{"b64": photo}]})
     assert answer.status == 400  # it came whole, and is no float
     assert "is not of expected type: float" in answer.json["error"]
-    monkeypatch.setattr(limits, "MAX_BODY_BYTES", 1000)
+    monkeypatch.setattr(admission, "MAX_BODY_BYTES", 1000)
     large = predict(server, {"instances": [1] * 1000})
     assert (large.status, large.json) == (413, {"error": "The body is larger than 1000 bytes."})
     bomb = gzip.compress(b" " * 10**7)
@@ -247,7 +247,7 @@ def test_a_request_whose_time_is_over_is_a_504(base: Path) -> None:
 def test_more_requests_than_may_be_in_flight_are_told_to_come_again(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "MAX_REQUESTS", 3)
+    monkeypatch.setattr(admission, "MAX_REQUESTS", 3)
     loader = Doublers(gated=True)
     with start(settings_of(base), loader=loader) as server, ThreadPoolExecutor(3) as pool:
 

@@ -17,19 +17,23 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from batch import cli, files, keys, lock, photos, pipeline, rescore, shards
-from batch.columns import Columns
-from batch.keys import Known, without_known
-from batch.output import Output
-from batch.photos import Photo
-from batch.pipeline import ScoreSettings
-from batch.rescore import RescoreSettings
-from batch.shards import Entry, PlanWriter, ordered
-from batch.share import Share
-from batch.stats import Stats
-from batch.task import Scores, Task
+from batch.commands.score import score as score_command
+from batch.inputs import listing
+from batch.inputs.listing import Photo
+from batch.inputs.passthrough import Columns
+from batch.jobs import rescore, score
+from batch.jobs.rescore import RescoreSettings
+from batch.jobs.score import ScoreSettings
+from batch.monitoring.stats import Stats
+from batch.output.dataset import Output
+from batch.scoring.worker import Scores, Task
+from batch.shards import scored_index, shard
+from batch.shards.partition import Share
+from batch.shards.scored_index import Known, without_known
+from batch.shards.shard import Entry, PlanWriter, ordered
 from serving import bundle
 from serving.errors import BundleError, InputError, OutputBusy, OutputError
+from serving.storage import files, lock
 from tests.test_pipeline import GOOD, LABELS, make_bundle
 
 
@@ -71,7 +75,7 @@ class TestOnlyNew:
     def test_each_night_adds_what_came_and_what_changed(
         self, models: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
-        pipeline.score(settings(tmp_path, models["one"], run_id="monday"))
+        score.score(settings(tmp_path, models["one"], run_id="monday"))
         before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "scores").iterdir()}
         (folder / "0.jpg").unlink()
         (folder / "1.jpg").write_bytes(GOOD + b"changed")
@@ -79,48 +83,48 @@ class TestOnlyNew:
         lost = folder / "lost.jpg"
         lost.symlink_to(folder / "nowhere")
         night = settings(tmp_path, models["one"], run_id="tuesday", only_new=True)
-        summary = pipeline.score(night)
+        summary = score.score(night)
         assert (summary.total.photos, summary.known, summary.lines) == (3, 10, 13)
         assert {p: p.stat().st_mtime_ns for p in before} == before
         expected = Counter({(f"{n}.jpg",): 1 for n in range(12)})
         expected += Counter([("1.jpg",), ("new.jpg",), ("lost.jpg",)])
         assert names(tmp_path) == expected
 
-        again = pipeline.score(night)
+        again = score.score(night)
         assert (again.worked_shards, again.total.photos, again.known) == (0, 3, 13)
         run = json.loads((tmp_path / "out" / "run.json").read_text())
         assert (run["run_id"], run["photos"], run["known_photos"]) == ("tuesday", 3, 13)
         assert run["this_run"]["rows_written"] == 3, "of both times together"
 
-        next_night = pipeline.score(replace(night, run_id="wednesday"))
+        next_night = score.score(replace(night, run_id="wednesday"))
         assert next_night.total.statuses == {"unreadable": 1}, "tried again in another run"
         assert sorted(p.name for p in (tmp_path / "out" / "_hubhead" / "runs").iterdir()) == [
             "monday.json", "tuesday.json", "wednesday.json",
         ]  # fmt: skip
         with pytest.raises(OutputError, match="only_new was True, now False"):
-            pipeline.score(settings(tmp_path, models["one"]))
+            score.score(settings(tmp_path, models["one"]))
 
     def test_a_new_model_beside_the_old_one_has_all_photos_to_score(
         self, models: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
-        pipeline.score(settings(tmp_path, models["one"], only_new=True))
+        score.score(settings(tmp_path, models["one"], only_new=True))
         (folder / "new.jpg").write_bytes(GOOD + b"new")
         both = settings(tmp_path, models["one"], models["two"], only_new=True, run_id="both")
-        summary = pipeline.score(both)
+        summary = score.score(both)
         assert summary.this_run.rows == 14, "13 for the new one, and one for the old one"
         assert summary.this_run.embedded == 1
         assert names(tmp_path, "version") == Counter(
             (name, version) for name in [f"{n}.jpg" for n in range(12)] + ["new.jpg"] for version in (1, 2)
         )
-        assert pipeline.score(both).worked_shards == 0
+        assert score.score(both).worked_shards == 0
 
     def test_rescored_photos_are_known_to_the_nights_that_follow(
         self, models: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
-        pipeline.score(settings(tmp_path, models["one"], only_new=True, run_id="monday"))
+        score.score(settings(tmp_path, models["one"], only_new=True, run_id="monday"))
         (folder / "late.jpg").write_bytes(GOOD + b"late")
         (folder / "lost.jpg").symlink_to(folder / "nowhere")
-        pipeline.score(settings(tmp_path, models["one"], only_new=True, run_id="tuesday"))
+        score.score(settings(tmp_path, models["one"], only_new=True, run_id="tuesday"))
         again = RescoreSettings(
             str(tmp_path / "out"),
             (models["two"],),
@@ -133,13 +137,13 @@ class TestOnlyNew:
         (folder / "1.jpg").write_bytes(GOOD + b"changed")
         (folder / "new.jpg").write_bytes(GOOD + b"new")
         night = settings(tmp_path, models["two"], output=again.output, only_new=True, run_id="wednesday")
-        summary = pipeline.score(night)
+        summary = score.score(night)
         assert (summary.total.photos, summary.known) == (3, 12), "the changed, the new, and the lost one"
         found = names(tmp_path / "again", "version")
         assert found == Counter(
             {(f"{n}.jpg", 2): 1 for n in range(12)} | {("late.jpg", 2): 1, ("lost.jpg", 2): 2}
         ) + Counter([("1.jpg", 2), ("new.jpg", 2)])
-        assert pipeline.score(night).worked_shards == 0
+        assert score.score(night).worked_shards == 0
 
     def test_columns_must_be_those_of_the_rows_that_are_there(
         self, models: dict[str, Path], folder: Path, tmp_path: Path
@@ -147,18 +151,18 @@ class TestOnlyNew:
         manifest = folder / "m.csv"
         given = settings(tmp_path, models["one"], manifest=str(manifest), only_new=True)
         manifest.write_text("uri,code\n0.jpg,x\n")
-        pipeline.score(given)
+        score.score(given)
         manifest.write_text("uri,code\n1.jpg,7\n")
-        pipeline.score(given)
+        score.score(given)
         rows = pq.read_table(tmp_path / "out" / "scores")
         assert sorted(rows["code"].to_pylist()) == ["7", "x"]
         manifest.write_text("uri,other\n2.jpg,7\n")
         with pytest.raises(OutputError, match=r"code \(string\)"):
-            pipeline.score(given)
+            score.score(given)
 
     def test_it_and_overwrite_exclude_each_other(self, models: dict[str, Path], tmp_path: Path) -> None:
         with pytest.raises(InputError, match="only_new"):
-            pipeline.score(settings(tmp_path, models["one"], only_new=True, overwrite=True))
+            score.score(settings(tmp_path, models["one"], only_new=True, overwrite=True))
 
 
 @pytest.mark.tf
@@ -170,7 +174,7 @@ class TestSeveralModels:
         manifest = folder / "m.csv"
         manifest.write_text("uri,shop\n" + "".join(f"{n}.jpg,{n}\n" for n in range(12)))
         both = settings(tmp_path, models["two"], models["one"], manifest=str(manifest))
-        summary = pipeline.score(both)
+        summary = score.score(both)
         assert (summary.total.photos, summary.total.rows, summary.total.embedded) == (12, 24, 12)
         table = pq.read_table(tmp_path / "out" / "scores")
         assert all(Path(row["uri"]).stem == str(row["shop"]) for row in table.to_pylist())
@@ -181,7 +185,7 @@ class TestSeveralModels:
         alone = tmp_path / "alone"
         for model, version in (("one", 1), ("two", 2)):
             single = replace(both, model=(models[model],), output=str(alone / model))
-            pipeline.score(single)
+            score.score(single)
             expected = pq.read_table(alone / model / "scores").drop_columns(["scored_at"]).sort_by("uri")
             ours = table.filter(np.array(table["version"]) == version).drop_columns(["scored_at"])
             assert ours.sort_by("uri").equals(expected)
@@ -190,9 +194,9 @@ class TestSeveralModels:
         self, models: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         with pytest.raises(BundleError, match=r"different backbones.*f1 and f2"):
-            pipeline.score(settings(tmp_path, models["one"], models["other"]))
+            score.score(settings(tmp_path, models["one"], models["other"]))
         with pytest.raises(BundleError, match="would both be called food, version 1"):
-            pipeline.score(settings(tmp_path, models["one"], models["one"]))
+            score.score(settings(tmp_path, models["one"], models["one"]))
         assert not (tmp_path / "out").exists()
 
 
@@ -203,21 +207,21 @@ class TestPartitions:
         self, models: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         plain = settings(tmp_path, models["one"])
-        pipeline.score(plain)
+        score.score(plain)
         expected = names(tmp_path, "label", "score")
         by_label = replace(plain, partition_by="label")
         with pytest.raises(OutputError, match="partition_by was , now label"):
-            pipeline.score(by_label)
-        pipeline.score(replace(by_label, overwrite=True))
+            score.score(by_label)
+        score.score(replace(by_label, overwrite=True))
         assert names(tmp_path, "label", "score") == expected
         directories = {path.name for path in (tmp_path / "out" / "scores").iterdir()}
         assert directories <= {f"label={label}" for label in [*LABELS, "__HIVE_DEFAULT_PARTITION__"]}
-        assert pipeline.score(by_label).worked_shards == 0
+        assert score.score(by_label).worked_shards == 0
 
     def test_by_date_rows_stand_under_the_day_of_their_run(
         self, models: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
-        pipeline.score(settings(tmp_path, models["one"], partition_by="date"))
+        score.score(settings(tmp_path, models["one"], partition_by="date"))
         day = json.loads((tmp_path / "out" / "run.json").read_text())["started"][:10]
         assert [path.name for path in (tmp_path / "out" / "scores").iterdir()] == [f"date={day}"]
         assert sum(names(tmp_path).values()) == 12
@@ -228,7 +232,7 @@ class TestPartitions:
         (folder / "m.csv").write_text("uri,date\n0.jpg,monday\n")
         given = settings(tmp_path, models["one"], manifest=str(folder / "m.csv"), partition_by="date")
         with pytest.raises(InputError, match="'date' passes through to the scores, which are partitioned"):
-            pipeline.score(given)
+            score.score(given)
         assert not (tmp_path / "out" / "_hubhead" / "input.json").exists(), "nothing was begun"
 
 
@@ -247,10 +251,10 @@ class TestTakingOver:
     def test_a_finished_shard_is_not_done_again_when_its_element_is_retried(self, tmp_path: Path) -> None:
         output = Output(str(tmp_path / "out"))
         entries = ordered([(Photo("/a.jpg", 1, 1), [])])
-        [piece] = shards.plan(entries, 5, {})
+        [piece] = shard.plan(entries, 5, {})
         with PlanWriter(output.plan) as writer:
             writer.add(piece.shard(Columns()))
-        [planned] = shards.planned(writer.path)
+        [planned] = shard.planned(writer.path)
         scores = Scores(output, "night", datetime.now(UTC), ("digest",))
         task = Task(("nowhere",), str(tmp_path / "store"), output.plan, scores)
         table = pa.table({"uri": ["/a.jpg"]})
@@ -260,7 +264,7 @@ class TestTakingOver:
 
 @pytest.mark.parametrize("wrong", ["", "a/b", ".hidden", "x" * 65, "a~b"])
 def test_an_id_of_a_run_is_a_name(wrong: str) -> None:
-    from batch.output import check_run_id
+    from batch.output.dataset import check_run_id
 
     with pytest.raises(InputError, match="no id of a run"):
         check_run_id(wrong)
@@ -318,9 +322,9 @@ class TestLock:
 
     def test_the_command_ends_with_5(self, tmp_path: Path) -> None:
         assert OutputBusy("x").exit_code == 5
-        assert "5 when another run is at work" in CliRunner().invoke(cli.score, ["--help"]).output.replace(
-            "\n  ", " "
-        )
+        assert "5 when another run is at work" in CliRunner().invoke(
+            score_command, ["--help"]
+        ).output.replace("\n  ", " ")
 
 
 def _hold(directory: str, ready: Any) -> None:
@@ -337,25 +341,25 @@ class TestKeys:
         return Photo(f"/{number}.jpg", number, 1)
 
     def key(self, number: int) -> bytes:
-        return keys.key(self.photo(number))
+        return scored_index.key(self.photo(number))
 
     def test_the_keys_of_some_photos_are_found_in_all_files(self, tmp_path: Path) -> None:
         changed = Photo("/7.jpg", 70, 2)
-        keys.write(str(tmp_path), "a", map(self.key, range(100)))
-        keys.write(str(tmp_path), "b", [keys.key(changed), self.key(200)])
-        keys.write(str(tmp_path), "unfinished", [self.key(300)])
+        scored_index.write(str(tmp_path), "a", map(self.key, range(100)))
+        scored_index.write(str(tmp_path), "b", [scored_index.key(changed), self.key(200)])
+        scored_index.write(str(tmp_path), "unfinished", [self.key(300)])
         known = Known(str(tmp_path), lambda _: False, lambda name: name != "unfinished")
-        wanted = keys.hashes(f"/{number}.jpg" for number in (7, 40, 200, 300, 1000))
+        wanted = scored_index.hashes(f"/{number}.jpg" for number in (7, 40, 200, 300, 1000))
         found = np.unique(known.of(wanted))
-        expected = {self.key(7), keys.key(changed), self.key(40), self.key(200)}
-        assert set(keys.of_uris(found, wanted)) == expected
-        assert list(keys.of_uris(found, wanted[1:2])) == [self.key(40)]
+        expected = {self.key(7), scored_index.key(changed), self.key(40), self.key(200)}
+        assert set(scored_index.of_uris(found, wanted)) == expected
+        assert list(scored_index.of_uris(found, wanted[1:2])) == [self.key(40)]
 
     def test_photos_that_every_model_knows_are_left_out(self, tmp_path: Path) -> None:
         one, two = str(tmp_path / "one"), str(tmp_path / "two")
-        keys.write(one, "a", map(self.key, range(0, 100)))
-        keys.write(one, "unfinished", map(self.key, range(100, 200)))
-        keys.write(two, "a", map(self.key, range(50, 60)))
+        scored_index.write(one, "a", map(self.key, range(0, 100)))
+        scored_index.write(one, "unfinished", map(self.key, range(100, 200)))
+        scored_index.write(two, "a", map(self.key, range(50, 60)))
         known = [Known(place, lambda name: name == "a", lambda name: name == "a") for place in (one, two)]
         left: list[int] = []
         found = {
@@ -366,15 +370,15 @@ class TestKeys:
         assert sum(left) == 10
 
     def test_a_photo_that_changed_is_not_known(self, tmp_path: Path) -> None:
-        keys.write(str(tmp_path), "a", [self.key(1)])
+        scored_index.write(str(tmp_path), "a", [self.key(1)])
         known = Known(str(tmp_path), lambda _: True, lambda _: True)
         changed = ordered([(Photo("/1.jpg", 1, 2), [])])
         assert len(list(without_known(changed, [known], lambda _: None))) == 1
 
     def test_many_files_are_merged_and_say_the_same(self, tmp_path: Path) -> None:
         for number in range(150):
-            keys.write(str(tmp_path), f"s{number}", map(self.key, range(number * 3, number * 3 + 3)))
-        keys.write(str(tmp_path), "unfinished", [self.key(1000)])
+            scored_index.write(str(tmp_path), f"s{number}", map(self.key, range(number * 3, number * 3 + 3)))
+        scored_index.write(str(tmp_path), "unfinished", [self.key(1000)])
         known = Known(str(tmp_path), lambda name: name != "unfinished", lambda name: name != "unfinished")
         left = list(without_known(self.entries(*range(460), 1000), [known], lambda _: None))
         assert {json.loads(entry.line)[1] for entry in left} == {*range(450, 460), 1000}
@@ -395,7 +399,7 @@ class TestStorageThatRefuses:
 
         monkeypatch.setattr(files, "read", read)
         monkeypatch.setattr(files.time, "sleep", lambda _: None)
-        assert photos.read(Photo("/a.jpg", 1, 1)) == b"content"
+        assert listing.read(Photo("/a.jpg", 1, 1)) == b"content"
 
     def test_pauses_grow_to_a_bound_and_the_last_error_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pauses: list[float] = []
@@ -416,9 +420,9 @@ class TestStorageThatRefuses:
 def test_shares_have_each_photo_once_between_them(
     tmp_path: Path, folder: Path, models: dict[str, Path]
 ) -> None:
-    whole = pipeline.score(settings(tmp_path, models["one"]))
+    whole = score.score(settings(tmp_path, models["one"]))
     rows = [
-        pq.read_table(f"{pipeline.score(part).path}/scores").to_pylist()
+        pq.read_table(f"{score.score(part).path}/scores").to_pylist()
         for number in (0, 1)
         for part in [
             settings(tmp_path, models["one"], output=str(tmp_path / str(number)), share=Share(number, 2))
@@ -429,11 +433,11 @@ def test_shares_have_each_photo_once_between_them(
     assert sorted(uris) == sorted(str(path) for path in folder.iterdir())
     assert whole.total.photos == len(uris)
     with pytest.raises(OutputError, match="share"):
-        pipeline.score(settings(tmp_path, models["one"], output=str(tmp_path / "0"), share=Share(1, 2)))
+        score.score(settings(tmp_path, models["one"], output=str(tmp_path / "0"), share=Share(1, 2)))
 
 
 @pytest.mark.parametrize("text", ["8/8", "1", "0/0", "-1/2", "a/b"])
 def test_a_share_that_is_none_is_wrong_usage(text: str) -> None:
-    done = CliRunner().invoke(cli.score, ["--photos=x", "--model=m", "--output=o", f"--share={text}"])
+    done = CliRunner().invoke(score_command, ["--photos=x", "--model=m", "--output=o", f"--share={text}"])
     assert done.exit_code == 2
     assert "0/8 to 7/8" in done.output

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from serving.errors import FetchError, OutputError
-from trainer import samples
-from trainer.fetch import NODE_WHEEL, Artifact, cache_directory, fetch, made_once, sha256
+from trainer.dataset import samples
+from trainer.dataset.download import NODE_WHEEL, Artifact, cache_directory, fetch, made_once, sha256
 
 REPOSITORY = Path(samples.__file__).parents[1]
 DEAD_ADDRESS = "http://127.0.0.1:9"
@@ -202,7 +202,7 @@ def test_a_file_put_into_the_cache_by_hand_is_taken(
 def test_a_python_without_pip_is_told_how_to_get_it(artifact: Artifact, tmp_path: Path) -> None:
     venv.create(tmp_path / "bare", with_pip=False)
     script = (
-        "import sys; from pathlib import Path; from trainer.fetch import Artifact, fetch\n"
+        "import sys; from pathlib import Path; from trainer.dataset.download import Artifact, fetch\n"
         f"try: fetch({artifact!r}, Path(sys.argv[1]))\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
@@ -222,7 +222,7 @@ def test_a_python_without_pip_is_told_how_to_get_it(artifact: Artifact, tmp_path
 
 def test_processes_that_fetch_at_once_all_get_the_whole_file(artifact: Artifact, tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from trainer.fetch import Artifact, fetch, sha256\n"
+        "import sys; from pathlib import Path; from trainer.dataset.download import Artifact, fetch, sha256\n"
         f"print(sha256(fetch({artifact!r}, Path(sys.argv[1]))))"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "cache")]

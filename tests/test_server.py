@@ -21,11 +21,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from serving import contract, protos, tensors
+from serving import contract, protos
 from serving.client import Client, State
 from serving.commands.predict import predict
 from serving.commands.serve import serve
 from serving.errors import BundleError, HubheadError, ModelNotFound, OutputError
+from serving.protos import tensors
 from serving.runtime import own_words
 from serving.server import ServerSettings, start
 from tests.doubler import LIMIT, Doublers, double, eventually, write_doubler

@@ -15,9 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.server.batching import Batcher
-from serving.server.metrics import Metrics
-from serving.server.queues import (
+from serving.server.batching.batcher import Batcher
+from serving.server.batching.queue import (
     MICRO_BATCH,
     ROWS_A_THREAD,
     Piece,
@@ -28,8 +27,9 @@ from serving.server.queues import (
     padded_rows,
     rules,
 )
-from serving.server.refusal import Refusal
-from serving.server.settings import Batching
+from serving.server.config.settings import Batching
+from serving.server.metrics import Metrics
+from serving.server.status_error import Refusal
 from tests.doubler import LIMIT, eventually
 
 LATE = "Run() timeout exceeded while waiting in batching queue"

@@ -22,15 +22,15 @@ from serving import protos
 from serving.commands.serve import serve
 from serving.errors import InputError, OutputError
 from serving.server import ServerSettings, start
-from serving.server.config import (
+from serving.server.config.files import (
     parse_channel_arguments,
     read_batching,
     read_certificates,
     read_models,
     read_monitoring,
 )
-from serving.server.flags import FLAGS
-from serving.server.settings import Batching, Certificates, ModelSettings, Policy
+from serving.server.config.flags import FLAGS
+from serving.server.config.settings import Batching, Certificates, ModelSettings, Policy
 from tests.doubler import LIMIT, Doublers, eventually, free_port, write_doubler
 
 

@@ -18,7 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving import protos, tensors
+from serving import protos
+from serving.protos import tensors
 from serving.server import RunningServer, ServerSettings, start
 from tests.doubler import LIMIT, Doublers, double, eventually, write_doubler
 

@@ -10,11 +10,13 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import contract, protos, runtime, tensors
-from serving.server import ServerSettings, inference, start
-from serving.server.refusal import Refusal
-from serving.server.servable import Servable, read_signatures
-from serving.server.warmup import warm_up
+from serving import contract, protos, runtime
+from serving.protos import tensors
+from serving.server import ServerSettings, start
+from serving.server.models import inference
+from serving.server.models.servable import Servable, read_signatures
+from serving.server.models.warmup import warm_up
+from serving.server.status_error import Refusal
 from tests.doubler import LIMIT
 
 FLOAT, INT, STRING = 1, 9, 7

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch import shards
-from batch.columns import Columns
-from batch.photos import Photo
-from batch.shards import Entry, PlanWriter, Shard
+from batch.inputs.listing import Photo
+from batch.inputs.passthrough import Columns
+from batch.shards import shard as shards
+from batch.shards.shard import Entry, PlanWriter, Shard
 
 PHOTOS = st.lists(
     st.builds(Photo, st.text(st.characters(exclude_categories=["Cs"])), st.integers(0), st.integers(0)),

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving import runtime, signature
+from serving import runtime
 from serving.errors import BundleError
+from serving.runtime import single_signature
 from tests.conftest import Trained
 
 pytestmark = pytest.mark.tf
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.tf
 
 def test_it_answers_as_the_whole_model_does_to_the_last_bit(trained: Trained) -> None:
     path = trained.result.bundle.path
-    whole, one = runtime.load(path), signature.load(path, "classify_embedding")
+    whole, one = runtime.load(path), single_signature.load(path, "classify_embedding")
     embeddings = np.abs(np.random.default_rng(0).standard_normal((64, 1280))).astype(np.float32)
     expected = whole.run("classify_embedding", {"embedding": embeddings})
     found = one({"embedding": embeddings})
@@ -31,7 +32,7 @@ def test_what_cannot_be_loaded_is_said(trained: Trained, tmp_path: Path) -> None
 
     def error(place: Any, name: str = "classify_embedding") -> str:
         with pytest.raises(BundleError) as raised:
-            signature.load(place, name)
+            single_signature.load(place, name)
         return str(raised.value)
 
     assert "has no signature 'nothing'" in error(path, "nothing")

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batch import sorting
-from batch.columns import Columns
-from batch.sorting import Sorter
-from batch.sources import Source
+from batch.inputs.passthrough import Columns
+from batch.inputs.sources import Source
 from serving.errors import InputError, OutputError
+from serving.storage import external_sort
+from serving.storage.external_sort import Sorter
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ class TestSorting:
         def full(**_: Any) -> Any:
             return Path("/dev/full").open("w+b")
 
-        monkeypatch.setattr(sorting.tempfile, "TemporaryFile", full)
+        monkeypatch.setattr(external_sort.tempfile, "TemporaryFile", full)
         with Sorter(memory=10) as sorter, pytest.raises(OutputError, match="Cannot sort") as caught:
             sorter.add(b"x" * (1 << 20) + b"\n")
         assert "TMPDIR" in caught.value.remedy

@@ -19,16 +19,16 @@ import pytest
 
 from serving import contract
 from serving.errors import BundleError, InputError, NotBlessed, OutputBusy, OutputError
-from serving.lifecycle import audit, inventory, verdict
-from serving.lifecycle.audit import Action
-from serving.lifecycle.place import Place, changing
-from serving.lifecycle.promote import promote
-from serving.lifecycle.rollback import rollback
-from serving.lifecycle.storage import lease
-from serving.lifecycle.storage.bucket import ARRIVING, AUDIT, LEASE, ObjectStore
-from serving.lifecycle.storage.fetch import fetched, waits_for_a_version
-from serving.lifecycle.storage.objects import Objects
-from serving.lifecycle.storage.text import replace_text
+from serving.registry import audit, inventory, verdict
+from serving.registry.audit import Action
+from serving.registry.promote import promote
+from serving.registry.rollback import rollback
+from serving.registry.stores.download import fetched, waits_for_a_version
+from serving.registry.stores.object_store import ARRIVING, AUDIT, LEASE, ObjectStore
+from serving.registry.target import Place, changing
+from serving.storage import lease
+from serving.storage.objects import Objects
+from serving.storage.text import replace_text
 from tests import object_stores
 from tests.test_lifecycle import CONFIG, command, write_bundle
 
@@ -277,9 +277,9 @@ def test_a_process_that_is_killed_in_the_middle_leaves_nothing_to_be_seen(on_s3:
     program = """
 import os, signal, sys
 from pathlib import Path
-from serving.lifecycle.place import Place
-from serving.lifecycle.promote import promote
-from serving.lifecycle.storage.objects import Objects
+from serving.registry.target import Place
+from serving.registry.promote import promote
+from serving.storage.objects import Objects
 copied = 0
 copy = Objects.copy
 def killed(self, name, other):

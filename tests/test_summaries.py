@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from serving.errors import OutputError
-from trainer import evaluate, head, summaries
+from trainer import heads as head
 from trainer.dataset import Example, Subset
-from trainer.head import Floats, Ints
+from trainer.evaluation import metrics
+from trainer.heads import Floats, Ints
+from trainer.training import tensorboard
 
 pytestmark = pytest.mark.tf
 
@@ -33,14 +35,14 @@ class Run:
     subsets: tuple[Subset, ...]
     fitted: head.Head
     selection: head.Selection
-    held_out: evaluate.Evaluation
-    test: evaluate.Evaluation
+    held_out: metrics.Evaluation
+    test: metrics.Evaluation
 
     def rows(self, subset: Subset) -> Ints:
         return np.flatnonzero([found is subset for found in self.subsets])
 
-    def write(self, directory: Path, test: evaluate.Evaluation | None) -> Path:
-        return summaries.write(
+    def write(self, directory: Path, test: metrics.Evaluation | None) -> Path:
+        return tensorboard.write(
             directory,
             self.embeddings,
             self.examples,
@@ -76,8 +78,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         subsets,
         fitted,
         selection,
-        evaluate.evaluate(selection.probabilities, selection.targets, LABELS),
-        evaluate.evaluate(fitted.probabilities(features[tested]), targets[tested], LABELS),
+        metrics.evaluate(selection.probabilities, selection.targets, LABELS),
+        metrics.evaluate(fitted.probabilities(features[tested]), targets[tested], LABELS),
     )
 
 
@@ -121,10 +123,10 @@ def test_a_run_has_the_tags_of_retrain_with_the_values_of_each_candidate(run: Ru
     assert validation["selection/cross_entropy"] == pytest.approx(run.selection.losses)
 
     training, held = run.rows(Subset.TRAINING), run.rows(Subset.VALIDATION)
-    heads = summaries.candidates(run.embeddings, run.targets, training, held, run.selection)
+    heads = tensorboard.candidates(run.embeddings, run.targets, training, held, run.selection)
     for strength, candidate in heads.items():
         for rows, found in ((training, train), (held, validation)):
-            told = evaluate.evaluate(candidate.probabilities(run.embeddings[rows]), run.targets[rows], LABELS)
+            told = metrics.evaluate(candidate.probabilities(run.embeddings[rows]), run.targets[rows], LABELS)
             assert found["accuracy_1"][strength] == pytest.approx(told.accuracy.value)
             assert found["cross_entropy_1"][strength] == pytest.approx(told.log_loss, abs=1e-5)
         assert train["weights/summaries/mean"][strength] == pytest.approx(candidate.kernel.mean(), abs=1e-6)
@@ -144,7 +146,7 @@ def test_a_candidate_is_the_head_that_is_chosen_where_there_are_validation_photo
         validation=(np.tile(run.embeddings[held], (30, 1)), np.tile(run.targets[held], 30)),
     )
     assert selection.method == "validation"
-    heads = summaries.candidates(run.embeddings, run.targets, training, held, selection)
+    heads = tensorboard.candidates(run.embeddings, run.targets, training, held, selection)
     for (strength, loss), candidate in zip(selection.losses.items(), heads.values(), strict=True):
         told = head.log_loss(candidate.probabilities(run.embeddings[held]), run.targets[held])
         assert told == pytest.approx(loss, abs=2e-4), strength
@@ -156,13 +158,13 @@ def test_a_candidate_is_the_head_that_is_chosen_where_there_are_validation_photo
 def test_each_candidate_has_a_step_of_its_own(
     run: Run, strengths: tuple[float, ...], steps: list[int]
 ) -> None:
-    found = summaries.steps_of(replace(run.selection, losses=dict.fromkeys(strengths, 1.0)))
+    found = tensorboard.steps_of(replace(run.selection, losses=dict.fromkeys(strengths, 1.0)))
     assert found == dict(zip(sorted(strengths), steps, strict=True))
 
 
 def test_figures_of_each_label_are_told_and_unknown_ones_are_not(run: Run, tmp_path: Path) -> None:
     run.write(tmp_path, run.test)
-    step = summaries.steps_of(run.selection)[run.selection.strength]
+    step = tensorboard.steps_of(run.selection)[run.selection.strength]
     for name, told in (("validation", run.held_out), ("test", run.test)):
         found = events(tmp_path / name)
         for label in LABELS:
@@ -181,12 +183,12 @@ def test_a_head_that_is_not_tried_again_has_one_step_its_own(
     if why == "many":
         monkeypatch.setattr(head, "MANY", 50)
     other = {"kind": {"kind": "cosine"}, "class_weight": {"class_weight": "balanced"}, "many": {}}[why]
-    monkeypatch.setattr(summaries, "POINTS", 40)
+    monkeypatch.setattr(tensorboard, "POINTS", 40)
     settings = run.selection.settings | other
     told = replace(run, selection=replace(run.selection, settings=settings))
     told.write(tmp_path, run.test)
     train, validation = events(tmp_path / "train"), events(tmp_path / "validation")
-    step = summaries.steps_of(run.selection)[run.selection.strength]
+    step = tensorboard.steps_of(run.selection)[run.selection.strength]
     assert all(list(steps) == [step] for steps in train.values())
     assert train["activations"][step].num == 40 * 3
     assert train["weights/summaries/mean"][step] == pytest.approx(run.fitted.kernel.mean(), abs=1e-6)
@@ -223,7 +225,7 @@ def test_the_projectors_files_agree_with_each_other(run: Run, tmp_path: Path) ->
         for example, subset in zip(run.examples, run.subsets, strict=True)
     ]
     with Image.open(directory / "sprite.png") as sheet:
-        across, side = 10, summaries.SPRITE_SIDE
+        across, side = 10, tensorboard.SPRITE_SIDE
         assert sheet.size == (across * side, across * side)
         for number in (0, 9, 10, 47, 89):
             middle = (number % across * side + side // 2, number // across * side + side // 2)
@@ -234,9 +236,9 @@ def test_the_projectors_files_agree_with_each_other(run: Run, tmp_path: Path) ->
 def test_of_many_photos_the_projector_shows_some_and_no_pictures(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(summaries, "POINTS", 40)
-    monkeypatch.setattr(summaries, "SPRITES", 39)
-    summaries.write_projector(tmp_path, run.embeddings, run.examples, run.subsets, LABELS)
+    monkeypatch.setattr(tensorboard, "POINTS", 40)
+    monkeypatch.setattr(tensorboard, "SPRITES", 39)
+    tensorboard.write_projector(tmp_path, run.embeddings, run.examples, run.subsets, LABELS)
     vectors = np.loadtxt(tmp_path / "embeddings.tsv", delimiter="\t")
     shown = [line.split("\t")[2] for line in (tmp_path / "metadata.tsv").read_text().splitlines()[1:]]
     assert len(vectors) == len(set(shown)) == 40

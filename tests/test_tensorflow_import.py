@@ -7,7 +7,10 @@ import sys
 
 import pytest
 
-IMPORT = "import gc, sys; from serving.tensorflow_import import import_tensorflow; tf = import_tensorflow(); "
+IMPORT = (
+    "import gc, sys; from serving.runtime.tensorflow_import import import_tensorflow; "
+    "tf = import_tensorflow(); "
+)
 
 
 def printed(code: str) -> str:

@@ -18,13 +18,15 @@ from click.testing import CliRunner
 from serving import bundle, contract, runtime
 from serving.bundle import Bundle, Manifest
 from serving.errors import BundleError, InputError, NotBlessed, OutputError
-from trainer import export, tflite, training
-from trainer.cli import train as train_command
-from trainer.evaluate import proportion
-from trainer.export_cli import export as export_command
-from trainer.graph import Preprocessing
-from trainer.tflite import Quantize, Tflite, TfliteOption
-from trainer.tflite_metadata import description
+from trainer.commands.export import export as export_command
+from trainer.commands.train import train as train_command
+from trainer.evaluation.metrics import proportion
+from trainer.export import bundle as export
+from trainer.export import tflite
+from trainer.export.tflite import Quantize, Tflite, TfliteOption
+from trainer.export.tflite_metadata import description
+from trainer.preprocessing import Preprocessing
+from trainer.training import run
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
@@ -211,7 +213,7 @@ def test_what_is_no_tensorflow_lite_file_does_not_load() -> None:
 def test_a_place_that_cannot_be_written_is_found_before_any_work(trained: Trained, tmp_path: Path) -> None:
     settings = replace(trained.settings, tflite_output_file=tmp_path / "no" / "food.tflite")
     with pytest.raises(OutputError, match="--tflite_output_file"):
-        training.check_places(settings)
+        run.check_places(settings)
 
 
 def test_generated_pictures_are_many_and_always_the_same() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from batch.thumbnails import thumbnails
+from serving.photos.thumbnails import thumbnails
 
 SIDE = 64
 

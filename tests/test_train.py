@@ -19,20 +19,21 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from batch.stats import Progress
+from batch.monitoring.stats import Progress
 from serving import bundle, contract
 from serving.contract import Status
 from serving.errors import InputError, NotBlessed, OutputError
-from trainer import export, head
-from trainer.graph import Augmentation
-from trainer.head import HeadSettings
-from trainer.told import describe
-from trainer.training import check_places, train, write_labels
+from trainer import heads
+from trainer.export.bundle import load_head
+from trainer.heads import HeadSettings
+from trainer.preprocessing import Augmentation
+from trainer.training.run import check_places, train, write_labels
+from trainer.training.summary import describe
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
-    from trainer.samples import SampleSummary
-    from trainer.settings import TrainResult
+    from trainer.dataset.samples import SampleSummary
+    from trainer.training.config import TrainResult
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -237,13 +238,13 @@ def test_the_outcome_is_told_with_n_and_interval(trained: Trained) -> None:
 def test_a_second_training_runs_no_backbone_and_gives_the_same_head(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from batch import engine
+    from batch.beam import runner
     from serving import runtime
 
     def forbidden(*arguments: object, **options: object) -> None:
         raise AssertionError("the backbone was run again")
 
-    monkeypatch.setattr(engine, "run", forbidden)
+    monkeypatch.setattr(runner, "run", forbidden)
     monkeypatch.setattr(runtime, "load", forbidden)
     seen: list[Progress] = []
     again = train(replace(trained.settings, saved_model_dir=tmp_path / "again"), progress=seen.append)
@@ -323,7 +324,7 @@ def test_a_look_at_the_places_leaves_nothing(trained_settings: Any, tmp_path: Pa
 
 @pytest.fixture
 def trained_settings(tmp_path: Path) -> Callable[..., Any]:
-    from trainer.settings import TrainSettings
+    from trainer.training.config import TrainSettings
 
     def make(**changes: Any) -> TrainSettings:
         given = {
@@ -414,8 +415,7 @@ def test_random_views_are_embedded_once_and_change_the_head(
     stores = {path.name for path in (tmp_path / "store").iterdir()}
     assert len(stores) == 3  # of the photos, and of each view
     kernels = [
-        export.load_head(result.bundle.path / contract.HEAD_FILE)[0].kernel
-        for result in (first, again, without)
+        load_head(result.bundle.path / contract.HEAD_FILE)[0].kernel for result in (first, again, without)
     ]
     np.testing.assert_array_equal(kernels[0], kernels[1])
     assert np.abs(kernels[0] - kernels[2]).max() > 1e-3
@@ -465,8 +465,8 @@ def test_photos_that_do_not_fit_in_memory_are_streamed_to_the_same_figures(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("choose", "known", "settings"):  # so that these are many
-        monkeypatch.setattr(f"trainer.head.{name}.MANY", 300)
-    monkeypatch.setattr(head, "MANY", 300)
+        monkeypatch.setattr(f"trainer.heads.{name}.MANY", 300)
+    monkeypatch.setattr(heads, "MANY", 300)
     said: list[str] = []
     found = {}
     for memory in (0, 1 << 30):
@@ -518,9 +518,9 @@ def test_a_head_that_is_not_accurate_enough_is_not_published(trained: Trained, t
 def test_a_tuned_backbone_is_taken_where_it_is_better(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: bool
 ) -> None:
-    from trainer import fine_tune
+    from trainer.training import fine_tuning
 
-    real = fine_tune.fine_tune
+    real = fine_tuning.fine_tune
 
     def tune(*given: Any, **named: Any) -> Any:
         """The real thing, with a verdict that does not depend on the machine."""
@@ -528,14 +528,14 @@ def test_a_tuned_backbone_is_taken_where_it_is_better(
         assert tuned.after is not None
         return replace(tuned, before=tuned.after + (0.1 if better else -0.1))
 
-    monkeypatch.setattr(fine_tune, "fine_tune", tune)
+    monkeypatch.setattr(fine_tuning, "fine_tune", tune)
     said: list[str] = []
     settings = replace(
         trained.settings,
         saved_model_dir=tmp_path / "models" / "food",
         output_labels=None,
         report=False,
-        fine_tune=fine_tune.FineTuneSettings(epochs=1, depth=0.1),
+        fine_tune=fine_tuning.FineTuneSettings(epochs=1, depth=0.1),
     )
     result = train(settings, say=said.append)
     assert any("Fine-tuned: log-loss" in line for line in said)

@@ -16,17 +16,19 @@ from click.testing import CliRunner
 from hubhead import hubhead
 from serving import bundle, contract
 from serving.bundle import Manifest
-from serving.commands.validate import _live
 from serving.errors import BundleError, InputError, NotBlessed
-from serving.lifecycle import evaluation, limits, verdict
-from serving.lifecycle.limits import Limits
-from serving.lifecycle.place import Place
-from serving.lifecycle.promote import promote
-from serving.lifecycle.verdict import Check, Verdict
+from serving.registry import verdict
+from serving.registry.promote import promote
+from serving.registry.target import Place
+from serving.registry.verdict import Check, Verdict
+from trainer.commands.validate import _live
+from trainer.dataset import labelled_photos
+from trainer.gate import thresholds
+from trainer.gate.thresholds import Limits
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
-    from trainer.samples import SampleSummary
+    from trainer.dataset.samples import SampleSummary
 
 
 def manifest(accuracy: float = 0.8, recall: float = 0.8, n: int = 50, **test: Any) -> Manifest:
@@ -59,16 +61,16 @@ def failed(checks: list[Check]) -> list[str]:
     ],
 )
 def test_records_are_held_against_those_of_the_live_version(new: Manifest, expected: list[str]) -> None:
-    assert failed(limits.recorded(new, manifest(), Limits())) == expected
+    assert failed(thresholds.recorded(new, manifest(), Limits())) == expected
 
 
 def test_what_the_live_version_does_not_state_is_told_and_not_judged() -> None:
-    checks = limits.recorded(manifest(), replace(manifest(), metrics={}), Limits())
+    checks = thresholds.recorded(manifest(), replace(manifest(), metrics={}), Limits())
     assert {check.passed for check in checks} == {None}
 
 
 def test_labels_that_come_and_go_are_named() -> None:
-    added, removed = limits.labels_changed(["a", "c"], ["a", "b"])
+    added, removed = thresholds.labels_changed(["a", "c"], ["a", "b"])
     assert (added.detail, removed.detail) == ("c", "b")
     assert added.passed is removed.passed is None
 
@@ -77,53 +79,53 @@ def test_both_versions_are_judged_on_the_same_photos_by_their_own_labels() -> No
     live = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]], np.float32)
     new = live[:, ::-1]  # the same answers, its labels in another order
     truth = ["a", "b", "a", "a"]
-    checks = limits.on_photos((new, ["b", "a"]), (live, ["a", "b"]), truth, Limits(label_photos=1))
+    checks = thresholds.on_photos((new, ["b", "a"]), (live, ["a", "b"]), truth, Limits(label_photos=1))
     assert failed(checks) == []
     accuracy, loss, recall_a, recall_b = checks
     assert (accuracy.figure, recall_a.figure, recall_b.figure) == (1.0, 1.0, 1.0)
     assert loss.figure == pytest.approx(-np.log([0.9, 0.8, 0.6, 0.7]).mean())
-    worse = limits.on_photos((live, ["b", "a"]), (live, ["a", "b"]), truth, Limits(label_photos=1))
+    worse = thresholds.on_photos((live, ["b", "a"]), (live, ["a", "b"]), truth, Limits(label_photos=1))
     assert failed(worse) == [check.name for check in worse]
 
 
 def test_a_ratio_is_held_against_its_limit() -> None:
-    assert limits.ratio("latency", 15.0, 10.0, 1.5, "ms").passed
-    assert limits.ratio("latency", 15.1, 10.0, 1.5, "ms").passed is False
+    assert thresholds.ratio("latency", 15.0, 10.0, 1.5, "ms").passed
+    assert thresholds.ratio("latency", 15.1, 10.0, 1.5, "ms").passed is False
 
 
 def test_photos_have_the_label_of_their_folder_where_it_is_one(tmp_path: Path) -> None:
     for name in ("a/1.jpg", "a/deep/2.PNG", "b/3.jpeg", "4.jpg", "a/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"\xff\xd8\xff" + name.encode())
-    found = evaluation.from_directory(tmp_path, ["a", "b"])
+    found = labelled_photos.from_directory(tmp_path, ["a", "b"])
     assert [(path.name, label) for path, label in found] == [
         ("4.jpg", None),
         ("1.jpg", "a"),
         ("2.PNG", None),
         ("3.jpeg", "b"),
     ]
-    assert [photo.label for photo in evaluation.spread(evaluation.read(found), 2)] == [None, None]
+    assert [photo.label for photo in labelled_photos.spread(labelled_photos.read(found), 2)] == [None, None]
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no photo"):
-        evaluation.from_directory(tmp_path / "empty", ["a"])
+        labelled_photos.from_directory(tmp_path / "empty", ["a"])
 
 
 def test_a_manifest_names_photos_and_labels(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("uri,label\nx/1.jpg,a\n/abs/2.jpg,\n")
-    assert evaluation.from_manifest(tmp_path / "list.csv") == [
+    assert labelled_photos.from_manifest(tmp_path / "list.csv") == [
         (tmp_path / "x/1.jpg", "a"),
         (Path("/abs/2.jpg"), None),
     ]
     (tmp_path / "list.txt").write_text("1.jpg\n\n2.jpg\n")
-    assert evaluation.from_manifest(tmp_path / "list.txt") == [
+    assert labelled_photos.from_manifest(tmp_path / "list.txt") == [
         (tmp_path / "1.jpg", None),
         (tmp_path / "2.jpg", None),
     ]
     (tmp_path / "list.csv").write_text("path,label\n1.jpg,a\n")
     with pytest.raises(InputError, match="no column 'uri', only 'path', 'label'"):
-        evaluation.from_manifest(tmp_path / "list.csv")
+        labelled_photos.from_manifest(tmp_path / "list.csv")
     with pytest.raises(InputError, match="cannot be read"):
-        evaluation.read([(tmp_path / "gone.jpg", None)])
+        labelled_photos.read([(tmp_path / "gone.jpg", None)])
 
 
 def test_a_verdict_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -216,7 +218,7 @@ def test_a_bundle_that_does_not_load_has_a_verdict_too(pair: tuple[Path, Path]) 
 
 
 def test_a_bundle_is_not_held_against_itself(tmp_path: Path) -> None:
-    from serving.lifecycle import gate
+    from trainer.gate import gate
 
     directory = tmp_path / "1"
     (directory / "assets.extra").mkdir(parents=True)

@@ -14,13 +14,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trainer.backbone import InputOptions
+    from trainer.backbones import InputOptions
     from trainer.dataset import Columns, SplitSettings
-    from trainer.fine_tune import FineTuneSettings
-    from trainer.graph import Augmentation, Preprocessing
-    from trainer.head import HeadSettings
-    from trainer.settings import NearDuplicatesOption, TrainResult, TrainSettings
-    from trainer.training import train
+    from trainer.heads import HeadSettings
+    from trainer.preprocessing import Augmentation, Preprocessing
+    from trainer.training.config import NearDuplicatesOption, TrainResult, TrainSettings
+    from trainer.training.fine_tuning import FineTuneSettings
+    from trainer.training.run import train
 
 __all__ = [
     "Augmentation",
@@ -37,13 +37,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "trainer.backbone": {"InputOptions"},
+    "trainer.backbones": {"InputOptions"},
     "trainer.dataset": {"Columns", "SplitSettings"},
-    "trainer.fine_tune": {"FineTuneSettings"},
-    "trainer.graph": {"Augmentation", "Preprocessing"},
-    "trainer.head": {"HeadSettings"},
-    "trainer.settings": {"NearDuplicatesOption", "TrainResult", "TrainSettings"},
-    "trainer.training": {"train"},
+    "trainer.training.fine_tuning": {"FineTuneSettings"},
+    "trainer.preprocessing": {"Augmentation", "Preprocessing"},
+    "trainer.heads": {"HeadSettings"},
+    "trainer.training.config": {"NearDuplicatesOption", "TrainResult", "TrainSettings"},
+    "trainer.training.run": {"train"},
 }
 
 if not TYPE_CHECKING:  # to mypy it would make every name one of the package's

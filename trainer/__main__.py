@@ -2,11 +2,11 @@
 
 import click
 
-from serving.command import run
-from trainer.backbone.cli import backbone
-from trainer.cli import train
-from trainer.demo import demo
-from trainer.export_cli import export
+from serving.commands.main import run
+from trainer.commands.backbone import backbone
+from trainer.commands.demo import demo
+from trainer.commands.export import export
+from trainer.commands.train import train
 
 if __name__ == "__main__":
     group = click.Group(commands=[train, export, backbone, demo], help="Train a head and export the bundle.")

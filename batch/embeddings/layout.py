@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from batch import files
 from batch.embeddings.rows import Embeddings
-from batch.photos import Photo
+from batch.inputs.listing import Photo
+from serving.storage import files
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch import files
 from batch.embeddings import layout
 from batch.embeddings.layout import COLUMNS, EMBEDDINGS, INDEX, KEY_BYTES, SHA, SHA_BYTES, STATUS, VECTOR
 from batch.embeddings.lookup import SPILL, Lookup
 from batch.embeddings.rows import Embeddings
-from batch.photos import Photo
+from batch.inputs.listing import Photo
 from serving.contract import Status
+from serving.storage import files
 
 if TYPE_CHECKING:
     import pyarrow as pa

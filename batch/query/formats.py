@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from batch import files
 from serving.errors import OutputError
+from serving.storage import files
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from batch import files
 from serving.errors import InputError
+from serving.storage import files
 
 if TYPE_CHECKING:
     import pyarrow as pa

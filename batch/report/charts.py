@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serving.page.markup import Element, element
-from serving.page.plot import across, chart, line, shares, up
+from serving.html.markup import Element, element
+from serving.html.plot import across, chart, line, shares, up
 
 
 def scores(now: Sequence[int], before: Sequence[int] | None = None) -> Element:

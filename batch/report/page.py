@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from batch import drift
-from batch.changes import Changes, Run, model_key
-from batch.drift import Change, Counts
-from batch.examples import A_LABEL, Example, Examples
-from batch.progress import duration
+from batch.monitoring import drift
+from batch.monitoring.drift import Change, Counts
+from batch.monitoring.progress import duration
+from batch.monitoring.sample_photos import A_LABEL, Example, Examples
+from batch.output.run_diff import Changes, Run, model_key
 from batch.report import charts
 from serving.contract import Status
-from serving.page.markup import Child, Element, element
-from serving.page.parts import (
+from serving.html.markup import Child, Element, element
+from serving.html.parts import (
     diagram,
     document,
     image,

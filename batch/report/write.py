@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from batch import files
-from batch.changes import Changes, Run
-from batch.examples import Examples
+from batch.monitoring.sample_photos import Examples
+from batch.output.run_diff import Changes, Run
 from batch.report.page import SIDE, pictured, render
-from batch.thumbnails import thumbnails
+from serving.photos.thumbnails import thumbnails
+from serving.storage import files
 
 
 def write(uri: str, run: Run, examples: Examples, changes: Changes | None = None) -> None:

@@ -14,20 +14,20 @@ What to ask and what to make of failures are scripts (`steps`, `core`) that both
 `photos` and `answers` are pure functions from what callers hold to requests and from responses to records.
 """
 
-from serving.client.aio import AsyncClient as AsyncClient
-from serving.client.answers import predictions as predictions
+from serving.client.async_client import AsyncClient as AsyncClient
 from serving.client.channel import Tls as Tls
+from serving.client.client import Client as Client
+from serving.client.decode import predictions as predictions
 from serving.client.photos import MAX_BYTES as MAX_BYTES
 from serving.client.photos import MAX_PHOTOS as MAX_PHOTOS
 from serving.client.photos import Photo as Photo
 from serving.client.photos import classify as classify
-from serving.client.records import Embedding as Embedding
-from serving.client.records import Metadata as Metadata
-from serving.client.records import Signature as Signature
-from serving.client.records import State as State
-from serving.client.records import TensorInfo as TensorInfo
-from serving.client.records import VersionStatus as VersionStatus
 from serving.client.retry import Retry as Retry
-from serving.client.sync import Client as Client
 from serving.client.telemetry import Metrics as Metrics
+from serving.client.types import Embedding as Embedding
+from serving.client.types import Metadata as Metadata
+from serving.client.types import Signature as Signature
+from serving.client.types import State as State
+from serving.client.types import TensorInfo as TensorInfo
+from serving.client.types import VersionStatus as VersionStatus
 from serving.contract import Prediction as Prediction

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from serving import contract
 from serving.contract import Prediction, Refusal, Status
-from serving.convert import foreign_format
 from serving.errors import InputError
+from serving.photos.converter import foreign_format
 
 if TYPE_CHECKING:
-    from serving.convert import Converter
+    from serving.photos.converter import Converter
 
 MAX_PHOTOS = contract.WARMUP_BATCH_SIZES[-1]
 """Photos a request: the largest batch that the server was warmed for."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from serving.client.steps import Call
+from serving.client.sans_io import Call
 from serving.errors import InputError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.options import Server, server_flags
 from serving.commands.predict import paths
+from serving.commands.server_options import Server, server_flags
 from serving.errors import InputError, OutputError
 
 if TYPE_CHECKING:

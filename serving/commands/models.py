@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.place import place_flags, place_from
+from serving.commands.target_options import place_flags, place_from
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from serving.lifecycle.inventory import Version
+    from serving.registry.inventory import Version
 
 
 @click.command(
@@ -31,7 +31,7 @@ def models(as_json: bool, **flags: Any) -> None:
     With --server the states are the server's own; else they follow from the configuration, or, without
     one, from the rule of a server that is given the directory alone: the newest version serves.
     """
-    from serving.lifecycle import inventory
+    from serving.registry import inventory
 
     with place_from(flags) as place:
         found = inventory.look(place)

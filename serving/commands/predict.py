@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from serving.commands.options import Server, refuse_without_server, server_flags
+from serving.commands.server_options import Server, refuse_without_server, server_flags
 from serving.errors import InputError
-from serving.tensorflow_import import require_tensorflow
+from serving.runtime.tensorflow_import import require_tensorflow
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.place import change_flags, place_from
+from serving.commands.target_options import change_flags, place_from
 
 if TYPE_CHECKING:
-    from serving.lifecycle.promote import Change
+    from serving.registry.promote import Change
 
 _REASON = click.option("--reason", default="", help="Kept in the audit log.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -73,9 +73,9 @@ def promote(
     in DIR/.hubhead says that it is whole. What was cut off is gone on with by the same command.
     """
     from serving.client.canary import STABLE
-    from serving.lifecycle import promote as lifecycle
-    from serving.lifecycle.storage.address import parsed
-    from serving.lifecycle.storage.fetch import fetched
+    from serving.registry import promote as lifecycle
+    from serving.registry.stores.download import fetched
+    from serving.storage.address import parsed
 
     if (bundle is None) == (model_version is None):
         raise click.UsageError("Give exactly one of BUNDLE and --model_version N.")
@@ -124,7 +124,7 @@ def rollback(label: str | None, to: int | None, reason: str, as_json: bool, **fl
     No verdict is asked for: what is gone back to was live. A second rollback goes further back.
     """
     from serving.client.canary import STABLE
-    from serving.lifecycle import rollback as lifecycle
+    from serving.registry import rollback as lifecycle
 
     if label and not flags["model_config_file"]:
         raise click.UsageError("--label needs --model_config_file: labels are part of it.")

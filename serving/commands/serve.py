@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.server.flags import server_options, settings_from, without_effect
-from serving.tensorflow_import import require_tensorflow
+from serving.runtime.tensorflow_import import require_tensorflow
+from serving.server.config.flags import server_options, settings_from, without_effect
 
 if TYPE_CHECKING:
     from serving.server import RunningServer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.options import Server, server_flags
+from serving.commands.server_options import Server, server_flags
 from serving.errors import ServerError
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from serving.html import parts, plot
+from serving.html.markup import Element, element
 from serving.loadtest.figures import PERCENTILES, Result, percentile
-from serving.page import parts, plot
-from serving.page.markup import Element, element
 
 _SHOWN = 400
 """Points of a chart: enough for its width."""

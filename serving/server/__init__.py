@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from serving.server.app import RunningServer, serve_until_signalled, start
-    from serving.server.settings import ServerSettings
+    from serving.server.config.settings import ServerSettings
 
 __all__ = ["RunningServer", "ServerSettings", "serve_until_signalled", "start"]
 
@@ -29,5 +29,5 @@ if not TYPE_CHECKING:  # to mypy it would make every name one of the package's
     def __getattr__(name: str) -> object:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        home = "settings" if name == "ServerSettings" else "app"
+        home = "config.settings" if name == "ServerSettings" else "app"
         return getattr(importlib.import_module(f"{__name__}.{home}"), name)

@@ -16,17 +16,18 @@ import grpc
 
 from serving import runtime
 from serving.errors import BundleError, HubheadError, InputError
-from serving.server import config, servable
-from serving.server.grpc_port import GrpcPort
+from serving.server.config import files
+from serving.server.config.settings import ModelSettings, ServerSettings
+from serving.server.grpc.server import GrpcPort
 from serving.server.health import Health
-from serving.server.manager import Manager
 from serving.server.metrics import Metrics
-from serving.server.refusal import Refusal
+from serving.server.models import servable
+from serving.server.models.manager import Manager
+from serving.server.models.servable import Loader, Servable
+from serving.server.models.versions import Load
+from serving.server.models.warmup import warm_up
 from serving.server.rest import GRACE_SECONDS, Rest
-from serving.server.servable import Loader, Servable
-from serving.server.settings import ModelSettings, ServerSettings
-from serving.server.versions import Load
-from serving.server.warmup import warm_up
+from serving.server.status_error import Refusal
 
 _HEALTH_SECONDS = 0.5
 
@@ -118,7 +119,7 @@ class RunningServer:
     def _read_again(self, path: Path) -> bool:
         """Take over a changed configuration; False, and one line in the log, where it cannot be used yet."""
         try:
-            self.manager.configure(config.read_models(path), self._stopping.is_set)
+            self.manager.configure(files.read_models(path), self._stopping.is_set)
         except (HubheadError, Refusal) as error:
             _log.warning("%s is not taken over, and tried again: %s", path, error)
             return False
@@ -202,7 +203,7 @@ def _models(settings: ServerSettings) -> tuple[ModelSettings, ...]:
         InputError: in none of them.
     """
     if settings.model_config_file:
-        return config.read_models(settings.model_config_file)
+        return files.read_models(settings.model_config_file)
     if settings.models:
         return settings.models
     if settings.model_base_path is None:

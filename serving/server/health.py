@@ -17,8 +17,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import protos
-from serving.server.manager import Manager
-from serving.server.refusal import Refusal
+from serving.server.models.manager import Manager
+from serving.server.status_error import Refusal
 
 SERVICES = ("", "ModelService", "PredictionService", protos.MODEL_SERVICE, protos.PREDICTION_SERVICE)
 """TensorFlow Serving's, without their package, and the names that gRPC's own clients use."""

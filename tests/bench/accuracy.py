@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer import backbone, evaluate, head
-from trainer.backbone import Backbone
-from trainer.fetch import cache_directory
-from trainer.graph import Aspect, Preprocessing, decode_photos
-from trainer.head import Floats, Ints
+from trainer import backbones, heads
+from trainer.backbones import Backbone
+from trainer.dataset.download import cache_directory
+from trainer.evaluation import metrics
+from trainer.heads import Floats, Ints
+from trainer.preprocessing import Aspect, Preprocessing, decode_photos
 
 FOLDS = 5
 BATCH = 8
@@ -50,8 +51,8 @@ def embed(photos: Sequence[bytes], network: Backbone, settings: Preprocessing) -
 def folds(embeddings: Floats, targets: Ints, seed: int) -> Iterator[tuple[Ints, Floats]]:
     """For each fold the rows that were held out, and what is said of them."""
     classes = int(targets.max()) + 1
-    for fitted, held_out in head.stratified_folds(targets, FOLDS, seed):
-        model, _ = head.fit(embeddings[fitted], targets[fitted], classes, seed=seed)
+    for fitted, held_out in heads.stratified_folds(targets, FOLDS, seed):
+        model, _ = heads.fit(embeddings[fitted], targets[fitted], classes, seed=seed)
         yield held_out, model.probabilities(embeddings[held_out])
 
 
@@ -63,10 +64,10 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="a folder of labels (default: the sample photos)")
     parser.add_argument("--seeds", type=int, default=4, help="repeats (default 4)")
     options = parser.parse_args()
-    from trainer.samples import sample_photos
+    from trainer.dataset.samples import sample_photos
 
     photos, targets = labelled(options.photos or sample_photos(cache_directory()).directory)
-    network = backbone.load(backbone.DEFAULT, cache_directory())
+    network = backbones.load(backbones.DEFAULT, cache_directory())
     height, width = network.image_size
     print(f"{len(photos)} photos, {FOLDS} folds, {options.seeds} seeds")
     base: NDArray[Any] | None = None
@@ -77,9 +78,9 @@ def main() -> None:
         for seed in range(options.seeds):
             for rows, probabilities in folds(embeddings, targets, seed):
                 right[rows] += probabilities.argmax(1) == targets[rows]
-                losses.append(head.log_loss(probabilities, targets[rows]) * len(rows) / len(targets))
+                losses.append(heads.log_loss(probabilities, targets[rows]) * len(rows) / len(targets))
         right /= options.seeds
-        found = evaluate.proportion(round(right.sum()), len(targets))
+        found = metrics.proportion(round(right.sum()), len(targets))
         base = right if base is None else base
         # Paired: the standard error of the mean difference over photos.
         difference, error = (right - base).mean(), (right - base).std() / len(targets) ** 0.5

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from serving.errors import FetchError
-from trainer.fetch import cache_directory, made_once
+from trainer.dataset.download import cache_directory, made_once
 
 PACKAGES = ("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "mate-backgrounds")
 DRAWN = ("analogpattern", "abstract", "desktop", "2004default", "warty")

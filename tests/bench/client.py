@@ -25,8 +25,8 @@ from PIL import Image
 
 from serving import contract
 from serving.client.photos import REDUCED_SIDE, Reader
-from serving.convert import Converter
-from trainer.fetch import cache_directory
+from serving.photos.converter import Converter
+from trainer.dataset.download import cache_directory
 
 WIDTH, HEIGHT = 4000, 3000
 NOISE = 6.0
@@ -93,7 +93,7 @@ def enlarged(content: bytes, draw: np.random.Generator) -> bytes:
 def downscale(model: Path, samples: int, large: int) -> None:
     """Print how the answers agree."""
     from serving import bundle, runtime
-    from trainer.samples import sample_photos
+    from trainer.dataset.samples import sample_photos
 
     loaded = runtime.load(bundle.resolve(model))
     shape = loaded.signatures[contract.CLASSIFY_PIXELS].inputs[contract.PIXELS].shape

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from tests.bench import camera
-from trainer import graph
-from trainer.fetch import cache_directory
-from trainer.graph import Preprocessing
+from trainer import preprocessing
+from trainer.dataset.download import cache_directory
+from trainer.preprocessing import Preprocessing
 
 SIZE = [224, 224]
 BATCH = 4
@@ -64,7 +64,7 @@ def _ways() -> dict[str, Callable[[Any], Any]]:
         "decode_jpeg, bicubic, antialiased": _mapped(
             lambda content: _resize(tf.io.decode_jpeg(content, channels=3), "bicubic")
         ),
-        "hubhead's graph": lambda contents: graph.decode_photos(contents, settings)[0],
+        "hubhead's graph": lambda contents: preprocessing.decode_photos(contents, settings)[0],
     }
 
 
@@ -72,7 +72,7 @@ def speed(place: Path, rounds: int) -> None:
     """Print the table of milliseconds."""
     import tensorflow as tf
 
-    from trainer.samples import sample_photos
+    from trainer.dataset.samples import sample_photos
 
     samples = sorted(sample_photos(cache_directory()).directory.glob("*/*"))[:64]
     sets = {
@@ -106,12 +106,12 @@ def agreement(place: Path) -> None:
     """Print how close embeddings come to those of a full decode, area-resized."""
     import tensorflow as tf
 
-    from trainer import backbone
+    from trainer import backbones
 
-    network = backbone.load(backbone.DEFAULT, cache_directory())
+    network = backbones.load(backbones.DEFAULT, cache_directory())
     contents = camera.photos(place)
     decode = tf.function(
-        lambda batch: graph.decode_photos(batch, Preprocessing())[0],
+        lambda batch: preprocessing.decode_photos(batch, Preprocessing())[0],
         input_signature=[tf.TensorSpec([None], tf.string)],
         autograph=False,
     )
@@ -154,7 +154,7 @@ def memory(calls: int) -> None:
 
     cases = corpus.cases()
     traced = tf.function(
-        lambda contents: graph.decode_photos(contents, Preprocessing())[1],
+        lambda contents: preprocessing.decode_photos(contents, Preprocessing())[1],
         input_signature=[tf.TensorSpec([None], tf.string)],
         autograph=False,
     )
@@ -206,7 +206,7 @@ def peak(name: str) -> None:
     import tensorflow as tf
 
     traced = tf.function(
-        lambda contents: graph.decode_photos(contents, Preprocessing())[1],
+        lambda contents: preprocessing.decode_photos(contents, Preprocessing())[1],
         input_signature=[tf.TensorSpec([None], tf.string)],
         autograph=False,
     )

@@ -21,13 +21,15 @@ from numpy.typing import NDArray
 
 from serving import contract, runtime
 from tests.bench.accuracy import BATCH, FOLDS, embed, labelled
-from trainer import backbone, evaluate, export, graph, head
-from trainer.backbone import Backbone, efficientnet_lite0
-from trainer.backbone.hub import default_weights
-from trainer.fetch import cache_directory
-from trainer.fine_tune import FineTuneSettings, fine_tune
-from trainer.graph import Augmentation, Preprocessing
-from trainer.head import Floats, Ints
+from trainer import backbones, heads, preprocessing
+from trainer.backbones import Backbone, efficientnet_lite0
+from trainer.backbones.hub import default_weights
+from trainer.dataset.download import cache_directory
+from trainer.evaluation import metrics
+from trainer.export import bundle
+from trainer.heads import Floats, Ints
+from trainer.preprocessing import Augmentation, Preprocessing
+from trainer.training.fine_tuning import FineTuneSettings, fine_tune
 
 SIZES = (224, 240, 260, 300, 380)
 VIEWS = 4
@@ -101,7 +103,7 @@ class Figure:
     def row(self, name: str, base: Figure) -> str:
         """A line of the table; the difference to the base is paired by photo, over the same seeds."""
         seeds, count = self.right.shape
-        share = evaluate.proportion(round(self.right.mean(0).sum()), count)
+        share = metrics.proportion(round(self.right.mean(0).sum()), count)
         more = _difference(100.0 * self.right, 100.0 * base.right[:seeds])
         loss = _difference(self.losses, base.losses[:seeds])
         return (
@@ -122,12 +124,12 @@ def crossed(embedded: Embedded, targets: Ints, seeds: int) -> Folds:
 
     def one(fitted: Ints, held_out: Ints, seed: int) -> Fold:
         views = [view[fitted] for view in embedded.views]
-        model, held = head.fit(embedded.values[fitted], targets[fitted], classes, views=views, seed=seed)
-        inner = head.log_loss(held.probabilities, held.targets)
+        model, held = heads.fit(embedded.values[fitted], targets[fitted], classes, views=views, seed=seed)
+        inner = heads.log_loss(held.probabilities, held.targets)
         return Fold(held_out, model.probabilities(embedded.values[held_out]), inner)
 
     return [
-        [one(*rows, seed) for rows in head.stratified_folds(targets, FOLDS, seed)] for seed in range(seeds)
+        [one(*rows, seed) for rows in heads.stratified_folds(targets, FOLDS, seed)] for seed in range(seeds)
     ]
 
 
@@ -143,7 +145,7 @@ def viewed(photos: Sequence[bytes], alias: str, augmentation: Augmentation) -> l
     """Embeddings of VIEWS random views of each photo, as `hubhead train` makes them."""
     found = []
     for number in range(VIEWS):
-        template = export.view_template(alias, cache_directory(), Preprocessing(), augmentation, number)
+        template = bundle.view_template(alias, cache_directory(), Preprocessing(), augmentation, number)
         model = runtime.load(template.path)
         answers = model.imap(contract.EMBED, contract.IMAGE_BYTES, photos)
         found.append(np.concatenate([answer[contract.EMBEDDING] for answer in answers]))
@@ -158,7 +160,7 @@ def mirrored(photos: Sequence[bytes], network: Backbone) -> Floats:
     settings = Preprocessing(height=height, width=width)
 
     def run(contents: Any) -> Any:
-        pixels = tf.cast(graph.decode_photos(contents, settings)[0], tf.float32) / 255.0
+        pixels = tf.cast(preprocessing.decode_photos(contents, settings)[0], tf.float32) / 255.0
         return (network.apply(pixels) + network.apply(tf.reverse(pixels, [2]))) / 2.0
 
     return _in_batches(run, photos)
@@ -172,7 +174,7 @@ def layers(photos: Sequence[bytes], network: Backbone, weights: dict[str, Any]) 
     settings = Preprocessing(height=height, width=width)
 
     def run(contents: Any) -> Any:
-        pixels = tf.cast(graph.decode_photos(contents, settings)[0], tf.float32) / 255.0
+        pixels = tf.cast(preprocessing.decode_photos(contents, settings)[0], tf.float32) / 255.0
         # The stem's map comes first, the last block's is the last but one.
         found = efficientnet_lite0.maps(weights, pixels, training=False)
         return tf.concat([tf.reduce_mean(found[index], [1, 2]) for index in (MIDDLE + 1, -2)], 1)
@@ -193,7 +195,7 @@ def at_size(size: int, directory: Path) -> Backbone:
     """The default backbone for photos of another size."""
     path = directory / f"{size}"
     efficientnet_lite0.export(default_weights(cache_directory()), path, image_size=size)
-    return backbone.load(str(path), cache_directory())
+    return backbones.load(str(path), cache_directory())
 
 
 def tuned(
@@ -207,8 +209,8 @@ def tuned(
     """With a backbone tuned in each training fold, and a head fitted on its embeddings."""
     classes = int(targets.max()) + 1
     height, width = network.image_size
-    for fitted, held_out in head.stratified_folds(targets, FOLDS, seed):
-        start, _ = head.fit(embeddings[fitted], targets[fitted], classes, seed=seed)
+    for fitted, held_out in heads.stratified_folds(targets, FOLDS, seed):
+        start, _ = heads.fit(embeddings[fitted], targets[fitted], classes, seed=seed)
         with tempfile.TemporaryDirectory() as directory:
             result = fine_tune(
                 network,
@@ -218,9 +220,9 @@ def tuned(
                 settings,
                 checkpoint_directory=Path(directory),
             )
-            better = backbone.load(str(result.path), cache_directory(), options=result.options)
+            better = backbones.load(str(result.path), cache_directory(), options=result.options)
         new = embed(photos, better, Preprocessing(height=height, width=width))
-        model, _ = head.fit(new[fitted], targets[fitted], classes, seed=seed)
+        model, _ = heads.fit(new[fitted], targets[fitted], classes, seed=seed)
         yield Fold(held_out, model.probabilities(new[held_out]))
 
 
@@ -239,7 +241,7 @@ def main() -> None:
     parser.add_argument("--depth", type=float, default=FineTuneSettings.depth)
     parser.add_argument("--tune_alone", action="store_true", help="leave the settings without it out")
     options = parser.parse_args()
-    from trainer.samples import sample_photos
+    from trainer.dataset.samples import sample_photos
 
     photos, targets = labelled(options.photos or sample_photos(cache_directory()).directory)
     print(f"{len(photos)} photos, {FOLDS} folds; ± and brackets are 95 % intervals\n")

@@ -59,15 +59,15 @@ def make(path: Path, count: int) -> None:
 
 def fit(path: str, count: int, kind: Any, streamed: bool) -> None:
     """Print, as JSON, what a fit takes; in a process of its own."""
-    from trainer import head
+    from trainer import heads
 
     targets = np.load(Path(path).with_suffix(".labels.npy"))[:count]
     mapped = np.load(path, mmap_mode="r")[:count]
     rows: Any = mapped if streamed else mapped.astype(np.float32)
-    settings = head.HeadSettings(kind=kind, memory=0 if streamed else head.HeadSettings().memory)
+    settings = heads.HeadSettings(kind=kind, memory=0 if streamed else heads.HeadSettings().memory)
     with _Peak() as peak:
         start, spent = time.perf_counter(), time.process_time()
-        fitted, selection = head.fit(rows, targets, LABELS, settings=settings)
+        fitted, selection = heads.fit(rows, targets, LABELS, settings=settings)
         wall, processor = time.perf_counter() - start, time.process_time() - spent
     test = np.empty((TEST, DIMENSION), np.float16)
     of_test = embeddings(TEST, 2, test)
@@ -77,7 +77,7 @@ def fit(path: str, count: int, kind: Any, streamed: bool) -> None:
         "wall": wall,
         "peak": peak.bytes,
         "accuracy": float((probabilities.argmax(1) == of_test).mean()),
-        "loss": head.log_loss(probabilities, of_test),
+        "loss": heads.log_loss(probabilities, of_test),
         "chosen": selection.settings | {"method": selection.method},
     }
     print(json.dumps(found))

@@ -97,7 +97,7 @@ def _loop(top: Path) -> Callable[[], None]:
 
 def _job(top: Path) -> Callable[[], float]:
     """`hubhead score` of files that no store knows; gives the seconds that its start-up took."""
-    from batch.pipeline import ScoreSettings, score
+    from batch.jobs.score import ScoreSettings, score
 
     place = Path(tempfile.mkdtemp(prefix="hubhead-bench-job-"))
     model = _bundle(place / "models" / "bench")
@@ -117,14 +117,14 @@ def _bundle(base: Path) -> Path:
     """A bundle of the default backbone with a head of two labels that knows nothing."""
     import numpy as np
 
-    from trainer import export
-    from trainer.head import Head, Scaling
+    from trainer.export import bundle
+    from trainer.heads import Head, Scaling
 
     source = template()
     dimension = source.manifest.dimension
     scaling = Scaling(np.zeros(dimension, np.float32), np.ones(dimension, np.float32))
     head = Head(scaling, np.zeros((dimension, 2), np.float32), np.zeros(2, np.float32), 1.0)
-    return export.export(source, export.HeadExport(head, ["a", "b"]), base).path
+    return bundle.export(source, bundle.HeadExport(head, ["a", "b"]), base).path
 
 
 def _decode(content: Any) -> Any:

@@ -62,9 +62,9 @@ def plan(manifest: str, output: str, shard_size: int) -> int:
 
 
 def _job(manifest: str, output: str, digest: str) -> Any:
-    from batch.job import Job
-    from batch.output import Output
-    from batch.sources import Source
+    from batch.inputs.sources import Source
+    from batch.jobs.planner import Job
+    from batch.output.dataset import Output
 
     models = [{"name": "food", "version": 1, "digest": digest, "fingerprint": "f"}]
     return Job(Output(output), "bench", Source(manifest=manifest), models)
@@ -82,13 +82,13 @@ def finish(manifest: str, output: str, model: str) -> int:
     """Make an output in which every shard is finished, with rows of nothing but addresses; their number."""
     import pyarrow as pa
 
-    from batch import shards
-    from batch.drift import Counts
-    from batch.job import Job
-    from batch.output import Output
-    from batch.pipeline import about_model, read_models
-    from batch.sources import Source
-    from batch.stats import Stats
+    from batch.inputs.sources import Source
+    from batch.jobs.planner import Job
+    from batch.jobs.score import about_model, read_models
+    from batch.monitoring.drift import Counts
+    from batch.monitoring.stats import Stats
+    from batch.output.dataset import Output
+    from batch.shards import shard as shards
 
     [bundle] = read_models([Path(model)])
     job = Job(Output(output), "before", Source(manifest=manifest), [about_model(bundle)])

@@ -35,8 +35,8 @@ REPO = Path(__file__).parents[2]
 
 def bundle(base: Path) -> Any:
     """The default backbone with a head of ten labels that knows nothing."""
-    from trainer import export
-    from trainer.head import Head, Scaling
+    from trainer.export import bundle as export
+    from trainer.heads import Head, Scaling
 
     source, draw = template(), np.random.default_rng(0)
     dimension = source.manifest.dimension
@@ -51,10 +51,10 @@ def earlier_scoring(top: Path, model: Any, number: int, *, shuffled: bool) -> No
     import pyarrow as pa
 
     from batch.embeddings import layout
-    from batch.output import Output
-    from batch.shards import DEFAULT_SIZE, uri_hash
-    from batch.stats import Stats
-    from batch.table import About, scores_table
+    from batch.monitoring.stats import Stats
+    from batch.output.dataset import Output
+    from batch.output.schema import About, scores_table
+    from batch.shards.shard import DEFAULT_SIZE, uri_hash
     from serving.contract import Decisions
 
     uris = sorted((f"/photos/uploads/2026/05/{i:08d}.jpg" for i in range(number)), key=uri_hash)
@@ -134,23 +134,24 @@ def scoring(top: Path, model: Any) -> float:
 
 def head_alone(model: Any, rows: int = 32768) -> tuple[float, float, float]:
     """Seconds to load the model, and for a million rows through its signature and through numpy."""
-    from batch import head
-    from serving import contract, signature
-    from trainer import export
+    from batch.scoring import head_runner
+    from serving import contract
+    from serving.runtime import single_signature
+    from trainer.export import bundle
 
     vectors = np.abs(np.random.default_rng(2).standard_normal((rows, model.manifest.dimension)))
     vectors, usable = vectors.astype(np.float16), np.ones(rows, bool)
     start = time.perf_counter()
-    run = signature.load(model.path, contract.CLASSIFY_EMBEDDING, threads=1)
-    head.decide(run, model, vectors[:1], usable[:1])
+    run = single_signature.load(model.path, contract.CLASSIFY_EMBEDDING, threads=1)
+    head_runner.decide(run, model, vectors[:1], usable[:1])
     load = time.perf_counter() - start
     start = time.perf_counter()
-    head.decide(run, model, vectors, usable)
+    head_runner.decide(run, model, vectors, usable)
     served = time.perf_counter() - start
-    weights, _ = export.load_head(model.path / contract.HEAD_FILE)
+    weights, _ = bundle.load_head(model.path / contract.HEAD_FILE)
     start = time.perf_counter()
-    for first in range(0, rows, head.BLOCK):
-        weights.probabilities(vectors[first : first + head.BLOCK].astype(np.float32))
+    for first in range(0, rows, head_runner.BLOCK):
+        weights.probabilities(vectors[first : first + head_runner.BLOCK].astype(np.float32))
     return load, served / rows * 1e6, (time.perf_counter() - start) / rows * 1e6
 
 

@@ -28,7 +28,8 @@ from typing import Any
 
 import grpc
 
-from serving import contract, protos, tensors
+from serving import contract, protos
+from serving.protos import tensors
 from tests.doubler import free_port
 
 CALLERS = 16
@@ -203,8 +204,8 @@ def main() -> None:
     parser.add_argument("--deadline", type=float, default=1.0, help="of a call in the overload (default 1)")
     options = parser.parse_args()
 
-    from trainer.fetch import cache_directory
-    from trainer.samples import sample_photos
+    from trainer.dataset.download import cache_directory
+    from trainer.dataset.samples import sample_photos
 
     paths = sorted(sample_photos(cache_directory()).directory.glob("*/*"))[:128]
     os.environ["BENCH_PHOTOS"] = json.dumps([str(path) for path in paths])

@@ -26,9 +26,9 @@ from pathlib import Path
 
 from tests.bench import retrain_way
 from tests.bench.retrain_way import STEPS, Took
-from trainer import backbone
-from trainer.fetch import cache_directory
-from trainer.samples import sample_photos
+from trainer import backbones
+from trainer.dataset.download import cache_directory
+from trainer.dataset.samples import sample_photos
 
 ORIGINAL = 258.0, 231.0
 """Seconds of the original retrain.py, first and from its text files: measured once, on a machine of 2 cores
@@ -73,7 +73,7 @@ def run(photos: Path, top: Path, cache: Path) -> Run:
 
 def retrain(photos: Path, steps: int) -> Took:
     """The other way, in a process of its own."""
-    module = backbone.load(backbone.DEFAULT, cache_directory()).path
+    module = backbones.load(backbones.DEFAULT, cache_directory()).path
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(retrain_way.run, photos, Path(module), steps).result()
 

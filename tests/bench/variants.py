@@ -123,18 +123,19 @@ def _plain_graph() -> Any:
 
 @cache
 def _backbone() -> Any:
-    from trainer import backbone
-    from trainer.fetch import cache_directory
+    from trainer import backbones
+    from trainer.dataset.download import cache_directory
 
-    return backbone.load(backbone.DEFAULT, cache_directory())
+    return backbones.load(backbones.DEFAULT, cache_directory())
 
 
 @cache
 def template() -> Any:
-    from trainer import backbone, export
-    from trainer.fetch import cache_directory
+    from trainer import backbones
+    from trainer.dataset.download import cache_directory
+    from trainer.export import bundle
 
-    return export.template(backbone.DEFAULT, cache_directory())
+    return bundle.template(backbones.DEFAULT, cache_directory())
 
 
 @cache
@@ -156,8 +157,8 @@ def _frozen() -> Any:
 
 @cache
 def photos() -> list[bytes]:
-    from trainer.fetch import cache_directory
-    from trainer.samples import sample_photos
+    from trainer.dataset.download import cache_directory
+    from trainer.dataset.samples import sample_photos
 
     directory = sample_photos(cache_directory()).directory
     return [path.read_bytes() for path in sorted(directory.glob("*/*"))]

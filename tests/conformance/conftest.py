@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serving.server.settings import Batching
+from serving.server.config.settings import Batching
 from tests.conformance.toy import write_toy
 from tests.conformance.world import World, world
 

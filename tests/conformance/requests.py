@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from serving import protos, tensors
+from serving import protos
+from serving.protos import tensors
 from tests.conformance.toy import METHODS
 
 CLASSIFY_METHOD, REGRESS_METHOD = METHODS["classify"], METHODS["regress"]

@@ -13,10 +13,11 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import contract, protos, tensors
+from serving import contract, protos
+from serving.protos import tensors
 from serving.server import ServerSettings
-from serving.server.manager import Manager
-from serving.server.settings import BATCHING_FILE, Batching
+from serving.server.config.settings import BATCHING_FILE, Batching
+from serving.server.models.manager import Manager
 from tests.conformance.requests import (
     CLASSIFY_METHOD,
     REGRESS_METHOD,
@@ -207,8 +208,8 @@ def world_of_first(base: Path) -> Iterator[World]:
 
 @pytest.mark.protocol("error.labels-not-yet")
 def test_labels_are_not_there_before_the_first_configuration() -> None:
-    from serving.server.refusal import Refusal
     from serving.server.rest.handler import http_status
+    from serving.server.status_error import Refusal
 
     manager = Manager(lambda *_: pytest.fail("nothing is to be loaded"))
     with pytest.raises(Refusal) as caught, manager.use(protos.ModelSpec(name="toy", version_label="L")):
@@ -275,7 +276,7 @@ def test_no_room_in_the_queue_is_unavailable(toy_base: Path) -> None:
 def test_a_deadline_that_passes_in_the_queue(toy_base: Path) -> None:
     assert ServerSettings().rest_api_timeout_in_ms == 30_000
     text = "Run() timeout exceeded while waiting in batching queue"
-    from serving.server.refusal import Refusal
+    from serving.server.status_error import Refusal
 
     with world(("toy", toy_base), batching=batching(), rest_api_timeout_in_ms=300) as served:
         with held(served), served.server.manager.use(protos.ModelSpec(name="toy")) as servable:

@@ -14,8 +14,8 @@ import grpc
 
 from serving import protos, runtime
 from serving.server import RunningServer, ServerSettings, start
-from serving.server.servable import Loader
-from serving.server.settings import ModelSettings
+from serving.server.config.settings import ModelSettings
+from serving.server.models.servable import Loader
 from tests.conformance.requests import Rpc
 from tests.conformance.toy import Toys
 from tests.doubler import LIMIT

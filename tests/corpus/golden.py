@@ -12,13 +12,13 @@ from tests.corpus.case import Case
 
 
 def answers(found: Iterable[Case], batch: int = 16) -> dict[str, list[Any]]:
-    """[status, height, width] of each, by trainer.graph at its default settings."""
+    """[status, height, width] of each, by trainer.preprocessing at its default settings."""
     import tensorflow as tf
 
-    from trainer import graph
+    from trainer import preprocessing
 
     decode = tf.function(
-        lambda contents: graph.decode_photos(contents, graph.Preprocessing())[1:],
+        lambda contents: preprocessing.decode_photos(contents, preprocessing.Preprocessing())[1:],
         input_signature=[tf.TensorSpec([None], tf.string)],
         autograph=False,
     )
@@ -27,7 +27,7 @@ def answers(found: Iterable[Case], batch: int = 16) -> dict[str, list[Any]]:
         some = waiting[start : start + batch]
         columns = (column.numpy().tolist() for column in decode(tf.constant([case.content for case in some])))
         for case, status, height, width in zip(some, *columns, strict=True):
-            told[case.name] = [str(graph.STATUSES[status]), height, width]
+            told[case.name] = [str(preprocessing.STATUSES[status]), height, width]
     return told
 
 

@@ -152,7 +152,7 @@ def test_the_session_config_is_one() -> None:
 def test_beam_knows_its_options() -> None:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    from batch.engine import check_beam_args
+    from batch.beam.runner import check_beam_args
 
     given = beam_arguments(container(manifests_of("flink"), "hubhead-score", "score"))
     args = check_beam_args(tuple(given))

@@ -9,7 +9,7 @@ together. Unlike there, the split hashes the photo's content and not the path as
 identical photos count once, and every label has a photo in every set.
 """
 
-from trainer.dataset.contents import (
+from trainer.dataset.dataset import (
     FEW_PHOTOS,
     Example,
     Folder,

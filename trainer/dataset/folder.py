@@ -7,10 +7,10 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from batch import files
-from batch.photos import Photo, find
+from batch.inputs.listing import Photo, find
 from serving.errors import InputError
-from trainer.dataset.contents import SET_NAMES, Folder, Labelled, Subset, assemble
+from serving.storage import files
+from trainer.dataset.dataset import SET_NAMES, Folder, Labelled, Subset, assemble
 
 
 def scan(image_dir: str | os.PathLike[str]) -> Folder:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from batch import files, manifest
-from batch.photos import Photo, listed_in
-from batch.stats import Progress
+from batch.inputs import manifest
+from batch.inputs.listing import Photo, listed_in
+from batch.monitoring.stats import Progress
 from serving.errors import InputError
-from trainer.dataset.contents import SET_NAMES, Folder, Labelled, Subset, assemble
+from serving.storage import files
+from trainer.dataset.dataset import SET_NAMES, Folder, Labelled, Subset, assemble
 
 NAMES = {
     "photo": manifest.URI_NAMES,

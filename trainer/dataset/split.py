@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from batch.files import local_path
 from serving.errors import InputError
-from trainer.dataset.contents import Example, Folder, Subset
+from serving.storage.files import local_path
+from trainer.dataset.dataset import Example, Folder, Subset
 
 _RETRAIN_BUCKETS = 2**27 - 1
 """MAX_NUM_IMAGES_PER_CLASS of retrain.py: part of how it hashes."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from serving.page.markup import Element, element
-from serving.page.plot import across, chart, dot, line, shares, up
-from trainer.evaluate import Calibration
+from serving.html.markup import Element, element
+from serving.html.plot import across, chart, dot, line, shares, up
+from trainer.evaluation.metrics import Calibration
 from trainer.report.contents import Coverage
 
 

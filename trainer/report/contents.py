@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from serving.errors import InputError
-from trainer.abstain import Threshold, threshold_for_precision
-from trainer.cross_validation import CrossValidation
 from trainer.dataset import Example, Subset
-from trainer.duplicates import Duplicates, Group
-from trainer.evaluate import Evaluation
-from trainer.features import Verdicts
-from trainer.head import Floats, Ints, Selection
-from trainer.live import LiveComparison
+from trainer.dataset.near_duplicates import Duplicates, Group
+from trainer.evaluation.abstention import Threshold, threshold_for_precision
+from trainer.evaluation.cross_validation import CrossValidation
+from trainer.evaluation.features import Verdicts
+from trainer.evaluation.metrics import Evaluation
+from trainer.heads import Floats, Ints, Selection
+from trainer.training.live_comparison import LiveComparison
 
 PICTURES = 60
 """Photos shown, so that the page stays below 2 MB; each takes some 12 KB."""
@@ -221,7 +221,7 @@ def compose(
         selection: how the head's settings were chosen.
         held_out: on the photos that they were chosen by.
         test: on the test photos, None where there are none.
-        duplicates: see trainer.duplicates.
+        duplicates: see trainer.dataset.near_duplicates.
         comparison: with the live version.
         cross_validation: of K folds.
         left_out: (path, reason).

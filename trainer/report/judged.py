@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from serving.page.markup import Child, Element, element
-from serving.page.parts import SPACE, decimals, isolated, key_figure, many, percent, section, table_of
-from trainer.comparison import Comparison
-from trainer.cross_validation import CrossValidation, Spread
-from trainer.evaluate import Estimate, Evaluation, Proportion
-from trainer.live import LabelChange, LiveComparison, PhotoChange
+from serving.html.markup import Child, Element, element
+from serving.html.parts import SPACE, decimals, isolated, key_figure, many, percent, section, table_of
+from trainer.evaluation.cross_validation import CrossValidation, Spread
+from trainer.evaluation.metrics import Estimate, Evaluation, Proportion
+from trainer.evaluation.paired import Comparison
 from trainer.report.contents import CHANGED, Report
+from trainer.training.live_comparison import LabelChange, LiveComparison, PhotoChange
 
 LABELS = 30
 """Labels of the comparison that are listed, those that changed most first."""

@@ -6,11 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from batch import files
-from batch.thumbnails import thumbnails
 from serving.contract import Status
-from serving.page.markup import Element, element
-from serving.page.parts import (
+from serving.html.markup import Element, element
+from serving.html.parts import (
     SPACE,
     decimals,
     diagram,
@@ -23,10 +21,12 @@ from serving.page.parts import (
     section,
     table_of,
 )
-from serving.page.plot import interval
+from serving.html.plot import interval
+from serving.photos.thumbnails import thumbnails
+from serving.storage import files
 from trainer.dataset import Subset
-from trainer.duplicates import Group
-from trainer.evaluate import Calibration, Estimate, Evaluation, Proportion, proportion
+from trainer.dataset.near_duplicates import Group
+from trainer.evaluation.metrics import Calibration, Estimate, Evaluation, Proportion, proportion
 from trainer.report import charts, judged
 from trainer.report.contents import Answers, LabelRow, Report, shown_of
 from trainer.report.judged import between, estimate

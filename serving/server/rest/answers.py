@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import grpc
 
 from serving import contract, protos
-from serving.server.manager import Manager
-from serving.server.refusal import Refusal, invalid
+from serving.server.models.manager import Manager
 from serving.server.rest import messages
 from serving.server.rest.json_tensors import Json
 from serving.server.rest.paths import Asked
+from serving.server.status_error import Refusal, invalid
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ import grpc
 from aiohttp import ClientError, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from serving.server.manager import Manager
+from serving.server.config.settings import ServerSettings
 from serving.server.metrics import CONTENT_TYPE, Metrics
-from serving.server.refusal import Refusal, invalid
+from serving.server.models.manager import Manager
 from serving.server.rest import messages, page, paths
+from serving.server.rest.admission import Held, Limits, TooLargeError
 from serving.server.rest.answers import Answer, answer, late
-from serving.server.rest.limits import Held, Limits, TooLargeError
-from serving.server.settings import ServerSettings
+from serving.server.status_error import Refusal, invalid
 
 VERSION_HEADER = "X-Model-Version"
 """The version that answered: the bodies of this API have no place for it."""

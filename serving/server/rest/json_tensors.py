@@ -23,8 +23,9 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from serving import protos, tensors
-from serving.server.refusal import Refusal, invalid
+from serving import protos
+from serving.protos import tensors
+from serving.server.status_error import Refusal, invalid
 
 Json: TypeAlias = Any
 """What json.loads gives."""

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from serving import protos
-from serving.server.inference import SIGNATURE_DEF
-from serving.server.refusal import Refusal, invalid
+from serving.server.models.inference import SIGNATURE_DEF
 from serving.server.rest import json_tensors
 from serving.server.rest.json_tensors import Json, is_base64, kind, quoted, shown
+from serving.server.status_error import Refusal, invalid
 
 Infos = Mapping[str, Any]
 """Alias to TensorInfo: the inputs of a signature."""

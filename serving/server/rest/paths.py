@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from serving import protos
-from serving.server.refusal import invalid
+from serving.server.status_error import invalid
 
 PREFIX = re.compile(r"/v1/.*", re.IGNORECASE | re.DOTALL)
 """Other paths are none of the API's."""

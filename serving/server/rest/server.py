@@ -11,10 +11,10 @@ from typing import Any
 from aiohttp import web
 
 from serving.errors import OutputError
-from serving.server.manager import Manager
+from serving.server.config.settings import ServerSettings
 from serving.server.metrics import Metrics
+from serving.server.models.manager import Manager
 from serving.server.rest.handler import application
-from serving.server.settings import ServerSettings
 
 GRACE_SECONDS = 5.0
 """How long requests in flight may still take once the server stops."""

@@ -1,0 +1,1 @@
+"""The Beam pipeline and the runners that it is known to work on."""

@@ -1,0 +1,1 @@
+"""The commands of batch: score, rescore, embeddings and query."""

@@ -1,0 +1,1 @@
+"""Statistics of a run: counts, progress, drift and sample photos."""

@@ -1,0 +1,1 @@
+"""Scoring of one shard: prefetch, embed, apply the head, write rows."""

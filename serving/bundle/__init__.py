@@ -1,0 +1,29 @@
+"""The bundle: a versioned SavedModel directory, its metadata and the digests of its training photos."""
+
+from serving.bundle.directory import (
+    SCHEMA,
+    WITHDRAWN,
+    Bundle,
+    Manifest,
+    publish,
+    read,
+    resolve,
+    staging,
+    version_directories,
+    version_directory,
+    versions,
+)
+
+__all__ = [
+    "SCHEMA",
+    "WITHDRAWN",
+    "Bundle",
+    "Manifest",
+    "publish",
+    "read",
+    "resolve",
+    "staging",
+    "version_directories",
+    "version_directory",
+    "versions",
+]

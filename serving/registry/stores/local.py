@@ -1,0 +1,140 @@
+"""Versions in a directory: written beside the others, checked, and renamed to their number."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from serving import bundle, contract
+from serving.errors import BundleError, InputError, OutputError
+from serving.registry import verdict
+from serving.registry.stores.store import Say, Store
+from serving.storage.lease import locked
+
+LOG = "audit.jsonl"
+
+
+class LocalStore(Store):
+    """A base path on a file system.
+
+    Args:
+        base: the directory whose numbered children are the versions.
+    """
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+
+    def __str__(self) -> str:
+        return str(self.base)
+
+    @property
+    def name(self) -> str:
+        return self.base.resolve().name
+
+    def exists(self) -> bool:
+        return self.base.is_dir()
+
+    def make(self) -> None:
+        if not self.base.is_dir():
+            with bundle.staging(self.base):
+                self.base.joinpath(".lock").touch()
+
+    def changing(self) -> AbstractContextManager[None]:
+        return locked(self.base / ".lock")
+
+    def versions(self) -> list[int]:
+        return bundle.versions(self.base)
+
+    def path(self, version: int) -> Path:
+        return bundle.version_directory(self.base, version)
+
+    def read(self, version: int, name: str) -> bytes:
+        path = self.path(version) / name
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read: {error.strerror}.") from error
+
+    def sizes(self, version: int) -> dict[str, int]:
+        return file_sizes(self.path(version))
+
+    def content(self, version: int) -> str:
+        return verdict.digest(self.path(version))
+
+    def find(self, source: Path, content: str) -> int | None:
+        size = judged_size(source)
+        for version in reversed(self.versions()):
+            other = self.path(version)
+            if other.resolve() == source.resolve():
+                return version
+            if judged_size(other) == size and verdict.digest(other) == content:
+                return version
+        return None
+
+    def publish(self, source: Path, content: str, *, at_least: int, say: Say) -> int:
+        say(f"copying {source}")
+        with bundle.staging(self.base) as staged:
+            try:
+                shutil.copytree(source, staged, dirs_exist_ok=True)
+            except (OSError, shutil.Error) as error:
+                raise BundleError(f"{source} cannot be copied to {self.base}: {error}.") from error
+            if verdict.digest(staged) != content:
+                raise BundleError(f"{source} changed while it was copied.", remedy="Promote it again.")
+            return int(bundle.publish(staged, self.base, at_least=at_least).name)
+
+    def withdraw(self, version: int) -> str:
+        directory = self.path(version)
+        aside = self.base / bundle.WITHDRAWN
+        aside.mkdir(exist_ok=True)
+        directory.rename(aside / directory.name)
+        return str(aside)
+
+    def remove(self, version: int) -> None:
+        directory = self.path(version)
+        doomed = self.base / f".removing-{directory.name}"
+        directory.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def append(self, line: str) -> None:
+        path = self.base / LOG
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(descriptor, f"{line}\n".encode())  # in one write, so that lines never mix
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
+
+    def log(self) -> Iterator[tuple[str, str]]:
+        path = self.base / LOG
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        except FileNotFoundError:
+            return
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} cannot be read: {error}.") from error
+        whole = [line for line in lines if line.endswith("\n")]  # a torn last one was never told as done
+        for number, line in enumerate(whole, 1):
+            if line.strip():
+                yield f"{path}, line {number}", line
+
+
+def file_sizes(directory: Path) -> dict[str, int]:
+    """Bytes of each file below a directory, by its name from there."""
+    return {
+        path.relative_to(directory).as_posix(): path.stat().st_size
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def judged_size(directory: Path) -> int:
+    """Bytes of what a verdict is about."""
+    return sum(size for name, size in file_sizes(directory).items() if name != contract.VERDICT_FILE)

@@ -1,0 +1,1 @@
+"""Configuration of the server: flags, settings and the configuration files of TensorFlow Serving."""

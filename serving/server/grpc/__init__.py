@@ -1,0 +1,1 @@
+"""The gRPC port: server, dispatcher and handlers."""

@@ -1,0 +1,1 @@
+"""Models of the server: loading, versions, warmup and inference."""

@@ -1,0 +1,1 @@
+"""Files on local disks and object stores: read, list, create, publish, lock."""

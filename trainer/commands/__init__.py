@@ -1,0 +1,1 @@
+"""The commands of trainer: train, export, backbone, validate, compare and demo."""

@@ -1,0 +1,117 @@
+"""`hubhead compare`: two versions on a server, on the same photos."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from serving.commands.predict import paths
+from serving.commands.server_options import Server, connection_flags
+
+if TYPE_CHECKING:
+    from serving.client import Client
+    from serving.contract import Prediction
+    from serving.registry.agreement import Agreement
+
+_SHOWN = 20
+
+
+@click.command(
+    short_help="Ask two versions on a server about the same photos.",
+    epilog="\b\nExamples:\n"
+    "  hubhead compare stable canary --server localhost:8500 --model_name food --photos uploads\n"
+    "  hubhead compare 3 4 --server localhost:8500 --model_name food --photos 'uploads/*.jpg' --json",
+)
+@click.argument("first")
+@click.argument("second")
+@click.option(
+    "--photos",
+    multiple=True,
+    required=True,
+    metavar="DIR|FILE|PATTERN",
+    help="Photos: a directory, files, patterns such as 'uploads/**/*.jpg'; repeat.",
+)
+@click.option(
+    "--min_agreement",
+    type=click.FloatRange(0, 1),
+    help="End with 4 where the versions agree on a smaller share of the photos.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@connection_flags
+def compare(
+    first: str,
+    second: str,
+    photos: tuple[str, ...],
+    min_agreement: float | None,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Ask FIRST and SECOND, labels or version numbers, about the same photos.
+
+    Shows on how many they agree, which labels become which, and the photos on which they disagree.
+    """
+    from serving.errors import NotBlessed
+    from serving.registry import agreement
+
+    server = Server.taken_from(flags)
+    names = _files(photos)
+    with _of(server, first) as one, _of(server, second) as two:
+        found = agreement.agreement(agreement.ask(one, two, names))
+    if as_json:
+        click.echo(json.dumps(found.record(), ensure_ascii=False))
+    else:
+        _show(found, first, second)
+    if min_agreement is not None and found.share < min_agreement:
+        raise NotBlessed(f"{first} and {second} agree on {found.share:.1%}, less than {min_agreement:.1%}.")
+
+
+def _of(server: Server, name: str) -> Client:
+    if name.isdecimal():
+        return replace(server, model_version=int(name)).client()
+    return replace(server, label=name).client()
+
+
+def _files(photos: tuple[str, ...]) -> list[str]:
+    from trainer.dataset import labelled_photos
+
+    found: list[str] = []
+    for photo in photos:
+        if Path(photo).is_dir():
+            found += [str(path) for path, _ in labelled_photos.from_directory(Path(photo), ())]
+        else:
+            found += paths([photo])
+    return found
+
+
+def _show(found: Agreement, first: str, second: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    versions = [", ".join(map(str, numbers)) or "?" for numbers in found.versions]
+    click.echo(f"{first}: version {versions[0]}; {second}: version {versions[1]}.")
+    click.echo(
+        f"They agree on {found.agreeing} of {found.judged} photos ({found.share:.1%}); the best probability "
+        f"changes by {found.score_change:+.3f} on average."
+    )
+    refused = found.photos - found.judged - found.statuses_differ
+    if refused or found.statuses_differ:
+        click.echo(f"Refused by both: {refused}; by one alone: {found.statuses_differ}.")
+    if not found.disagreements:
+        return
+    table = Table("photo", first, second)
+    for photo, one, two in found.disagreements[:_SHOWN]:
+        table.add_row(Text(photo), Text(_told(one)), Text(_told(two)))
+    Console().print(table)
+    if len(found.disagreements) > _SHOWN:
+        click.echo(f"And {len(found.disagreements) - _SHOWN} more; --json lists all.")
+
+
+def _told(prediction: Prediction) -> str:
+    if not prediction.status.usable:
+        return prediction.status.value
+    return f"{prediction.label or 'none of these'} {prediction.score or 0:.2f}"

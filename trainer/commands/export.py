@@ -1,0 +1,144 @@
+"""`hubhead export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from trainer.commands.backbone import input_options
+from trainer.commands.options import (
+    SETTINGS,
+    preprocessing_options,
+    refuse,
+    require_extra,
+    say,
+    tflite_quantize,
+)
+
+if TYPE_CHECKING:
+    from trainer.export.tflite import Tflite
+
+
+@click.command(
+    context_settings=SETTINGS,
+    short_help="Export a head again, or a backbone without one.",
+    epilog="\b\nExamples:\n"
+    "  hubhead export --bundle models/food/3 --saved_model_dir models/food --threshold 0.5\n"
+    "  hubhead export --headless --saved_model_dir models/backbone\n"
+    "  hubhead export --bundle models/food/3 --tflite food.tflite --photos food_images",
+)
+@click.option(
+    "--bundle",
+    "source",
+    type=click.Path(path_type=Path),
+    help="Take the head, labels and backbone of this bundle.",
+)
+@click.option("--headless", is_flag=True, help="Export a backbone without a head: signature embed alone.")
+@click.option(
+    "--tfhub_module",
+    default="efficientnet_lite0",
+    help="With --headless: the backbone. With --bundle it is the one that the head was trained on.",
+)
+@click.option(
+    "--saved_model_dir",
+    type=click.Path(path_type=Path),
+    help="Where the versions of the model stand; the next one is added. Needed but with --tflite.",
+)
+@click.option(
+    "--tflite",
+    "tflite_file",
+    type=click.Path(path_type=Path),
+    help="Write this TensorFlow Lite file of the bundle, labels inside, in place of a new version.",
+)
+@tflite_quantize
+@click.option(
+    "--photos",
+    help="With --tflite: a directory or glob of photos to check the file on; quantised files need it. "
+    "Without it, generated pictures check it.",
+)
+@click.option(
+    "--top_k", type=click.IntRange(min=1), help="Labels that an answer names.  [default: as before]"
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="Below this probability of the best label the model says none of these.  [default: as before]",
+)
+@click.option(
+    "--keep_known",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Refuse photos unlike the known ones, so that this share of those passes; of a bundle trained with "
+    "--keep_known.  [default: as before]",
+)
+@preprocessing_options
+@input_options
+@click.pass_context
+def export(
+    context: click.Context,
+    source: Path | None,
+    headless: bool,
+    tfhub_module: str,
+    saved_model_dir: Path | None,
+    tflite_file: Path | None,
+    tflite_quantize: str,
+    photos: str | None,
+    top_k: int | None,
+    threshold: float | None,
+    keep_known: float | None,
+    aspect: str,
+    max_pixels: int,
+    max_bytes: int,
+    image_size: int | None,
+    value_range: tuple[float, float] | None,
+) -> None:
+    """Export a trained head again with other settings, or a backbone without a head.
+
+    Nothing is trained: the new version answers as the old one did but for the settings given.
+    """
+    if (source is None) != headless:
+        raise click.UsageError("Give exactly one of --bundle BUNDLE and --headless.")
+    if (saved_model_dir is None) == (tflite_file is None):
+        raise click.UsageError("Give exactly one of --saved_model_dir DIRECTORY and --tflite FILE.")
+    of_graph = ["tfhub_module", "aspect", "max_pixels", "max_bytes", "image_size", "value_range"]
+    of_head = ["top_k", "threshold", "keep_known"]
+    of_tflite = ["tflite_quantize", "photos"]
+    refuse(
+        context, of_graph if source else of_head, f"does not go with {'--bundle' if source else '--headless'}"
+    )
+    if tflite_file:
+        refuse(context, [*of_head, "headless"], "does not go with --tflite")
+    else:
+        refuse(context, of_tflite, "does not go with --saved_model_dir")
+    require_extra("train", "tensorflow", "tensorflow_hub")
+    if tflite_file and source:
+        click.echo(f"{tflite_file}: {_write_tflite(source, tflite_file, tflite_quantize, photos)}")
+        return
+    assert saved_model_dir is not None
+    from trainer.backbones import InputOptions
+    from trainer.dataset.download import cache_directory
+    from trainer.export.bundle import export_again, export_headless
+    from trainer.preprocessing import Preprocessing
+
+    if source:
+        published = export_again(
+            source, saved_model_dir, top_k=top_k, threshold=threshold, keep_known=keep_known
+        )
+    else:
+        settings = Preprocessing.limited(aspect, max_pixels, max_bytes)
+        options = InputOptions((image_size, image_size) if image_size else None, value_range)
+        published = export_headless(
+            tfhub_module, saved_model_dir, cache_directory(), settings, options=options, say=say
+        )
+    click.echo(f"Bundle: {published.path}")
+
+
+def _write_tflite(source: Path, file: Path, quantize: str, photos: str | None) -> Tflite:
+    from serving import bundle
+    from trainer.export import tflite
+
+    how = tflite.Quantize(quantize)
+    if how is not tflite.Quantize.NONE and not photos:
+        raise click.UsageError(f"--tflite_quantize {how} needs --photos: it is measured what it costs.")
+    return tflite.write(bundle.read(source), file, how, photos or "")

@@ -1,0 +1,1 @@
+"""Export: signatures, the SavedModel in its bundle, TensorFlow Lite."""

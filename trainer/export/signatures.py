@@ -1,0 +1,329 @@
+"""What the SavedModel computes: photo bytes to embedding, embedding to labels, as the contract's signatures.
+
+Nothing in the graph depends on the head. Its weights, labels and settings are variables of open
+shape, so one trace serves every head of a backbone, and a new head is a new checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving import contract
+from serving.errors import BundleError
+from trainer import preprocessing as graph
+from trainer.backbones import Backbone, interface
+from trainer.evaluation.abstention import Novelty
+from trainer.heads import Head, HiddenLayer
+from trainer.preprocessing import Augmentation, Preprocessing
+
+_LARGEST_HALF = 65504.0
+_LARGEST_CONSTANTS = 1 << 30
+_SEEDS = 2**31 - 1
+
+
+def recipe() -> str:
+    """Hex sha256 over the sources of the graph, so that a template is traced anew when they change."""
+    digest = hashlib.sha256()
+    for source in (
+        Path(__file__),
+        Path(interface.__file__),
+        *sorted(Path(graph.__file__).parent.glob("*.py")),
+    ):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def save(
+    backbone: Backbone,
+    preprocessing: Preprocessing,
+    directory: Path,
+    *,
+    with_head: bool = True,
+    augmentation: Augmentation | None = None,
+) -> None:
+    """Trace the signatures and write the SavedModel; its head, of two labels, stands for any.
+
+    Args:
+        backbone: the network.
+        preprocessing: its settings.
+        directory: of the SavedModel.
+        with_head: False leaves signature `embed` alone.
+        augmentation: for training alone: `embed` then is of a random view of each photo, the one
+            that variable `view` and the photo's bytes draw.
+    """
+    import tensorflow as tf
+
+    root = tf.train.Checkpoint()
+    root.view = tf.Variable(0, dtype=tf.int32, trainable=False)
+    root.kernel = tf.Variable(
+        tf.zeros([backbone.dimension, 2]), shape=[backbone.dimension, None], trainable=False
+    )
+    root.mean = tf.Variable(tf.zeros([backbone.dimension]), trainable=False)
+    root.scale = tf.Variable(tf.ones([backbone.dimension]), trainable=False)
+    root.bias = tf.Variable(tf.zeros([2]), shape=[None], trainable=False)
+    # Without a hidden layer a unit of zeros stands for one: oneDNN aborts on products of width 0.
+    root.hidden_kernel = tf.Variable(
+        tf.zeros([backbone.dimension, 1]), shape=[backbone.dimension, None], trainable=False
+    )
+    root.hidden_bias = tf.Variable(tf.zeros([1]), shape=[None], trainable=False)
+    root.hidden_output = tf.Variable(tf.zeros([1, 2]), shape=[None, None], trainable=False)
+    root.temperature = tf.Variable(1.0, trainable=False)
+    root.threshold = tf.Variable(0.0, trainable=False)
+    root.novelty_centre = tf.Variable(tf.zeros([backbone.dimension]), trainable=False)
+    root.novelty_directions = tf.Variable(
+        tf.zeros([backbone.dimension, 1]), shape=[backbone.dimension, None], trainable=False
+    )
+    root.novelty_weights = tf.Variable([0.0, 0.0], trainable=False)
+    root.novelty_threshold = tf.Variable(float("inf"), trainable=False)
+    root.labels = tf.Variable(["", ""], shape=[None], trainable=False)
+    root.top_k = tf.Variable(1, dtype=tf.int64, trainable=False)
+    network = _network(backbone, root)
+    embed = _embedder(network, backbone, preprocessing, augmentation, root)
+    served = {contract.EMBED: _embed_signature(embed)}
+    if with_head:
+        served |= _head_signatures(embed, network, backbone, preprocessing, root)
+    tf.saved_model.save(root, str(directory), signatures=served)
+
+
+def _network(backbone: Backbone, root: Any) -> Callable[[Any], Any]:
+    """The backbone with its weights as constants, in one function that all signatures call.
+
+    With constants TensorFlow folds the normalisations into the convolutions, here and in
+    TensorFlow Serving on CPUs. A SavedModel's graph may not be larger than 2 GB, so the largest
+    backbones keep variables.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    spec = tf.TensorSpec([None, *backbone.image_size, 3], tf.float32)
+    concrete = tf.function(backbone.apply, autograph=False).get_concrete_function(spec)
+    size = sum(variable.shape.num_elements() * variable.dtype.size for variable in concrete.variables)
+    if size > _LARGEST_CONSTANTS:
+        root.backbone = backbone.module
+        return backbone.apply
+    constant = convert_variables_to_constants_v2(concrete)
+    return lambda pixels: constant(pixels)[0]
+
+
+def _embedder(
+    network: Callable[[Any], Any],
+    backbone: Backbone,
+    preprocessing: Preprocessing,
+    augmentation: Augmentation | None,
+    root: Any,
+) -> Callable[[Any], tuple[Any, ...]]:
+    """image_bytes string [N] -> embedding float32 [N,D], status, height, width int32 [N].
+
+    One function, traced once, that the signatures call.
+    """
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+    def embed(image_bytes: Any) -> tuple[Any, ...]:
+        with tf.device("CPU"):
+            views = None
+            if augmentation:
+                drawn = tf.cast(tf.strings.to_hash_bucket_fast(image_bytes, _SEEDS), tf.int32)
+                views = graph.random_views(
+                    tf.stack([drawn, tf.fill(tf.shape(drawn), root.view)], 1), augmentation
+                )
+            pixels, status, height, width = graph.decode_photos(image_bytes, preprocessing, views=views)
+        return _features(network, pixels, backbone.dimension), status, height, width
+
+    return embed
+
+
+def _features(network: Callable[[Any], Any], pixels: Any, dimension: int) -> Any:
+    """Pixels uint8 [N,H,W,3] -> embedding float32 [N,D], at the precision of the embedding store.
+
+    Rounding to float16 here, in the graph, is what makes a stored embedding equal to a fresh one
+    in every path. An empty batch takes a blank photo along, since the oneDNN kernels refuse it.
+    """
+    import tensorflow as tf
+
+    count = tf.shape(pixels)[0]
+    missing = tf.maximum(1 - count, 0)
+    padded = tf.pad(pixels, [[0, missing], [0, 0], [0, 0], [0, 0]])
+    padded.set_shape([None, *pixels.shape[1:]])
+    embedding = network(tf.cast(padded, tf.float32) / 255.0)[:count]
+    half = tf.cast(tf.clip_by_value(embedding, -_LARGEST_HALF, _LARGEST_HALF), tf.float16)
+    return tf.ensure_shape(tf.cast(half, tf.float32), [None, dimension])
+
+
+def _embed_signature(embed: Callable[[Any], tuple[Any, ...]]) -> Any:
+    import tensorflow as tf
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.string, name=contract.IMAGE_BYTES)], autograph=False
+    )
+    def serve(image_bytes: Any) -> dict[str, Any]:
+        embedding, status, height, width = embed(image_bytes)
+        return {
+            contract.EMBEDDING: embedding,
+            contract.STATUS: graph.status_names(status),
+            contract.HEIGHT: height,
+            contract.WIDTH: width,
+        }
+
+    return serve
+
+
+def _head_signatures(
+    embed: Callable[[Any], tuple[Any, ...]],
+    network: Callable[[Any], Any],
+    backbone: Backbone,
+    preprocessing: Preprocessing,
+    root: Any,
+) -> dict[str, Any]:
+    import tensorflow as tf
+
+    strings = tf.TensorSpec([None], tf.string, name=contract.IMAGE_BYTES)
+    size = [None, preprocessing.height, preprocessing.width, 3]
+
+    def classify(embedding: Any) -> tuple[Any, Any]:
+        """Probabilities, and whether the photo is like the known ones."""
+        # As trainer.heads: standardised, of length one, affine and the hidden layer, tempered softmax.
+        with tf.device("CPU"):
+            standardised = (embedding - root.mean) * root.scale
+            features = tf.math.l2_normalize(standardised, axis=1, epsilon=1e-24)
+            hidden = tf.nn.relu(features @ root.hidden_kernel + root.hidden_bias)
+            logits = features @ root.kernel + hidden @ root.hidden_output + root.bias
+            logits = logits / root.temperature
+            return tf.nn.softmax(logits), novelty(embedding, logits) <= root.novelty_threshold
+
+    def novelty(embedding: Any, logits: Any) -> Any:
+        # As trainer.evaluation.abstention.Novelty.
+        off = tf.math.l2_normalize(embedding, axis=1, epsilon=1e-24) - root.novelty_centre
+        inside = tf.reduce_sum(tf.square(off @ root.novelty_directions), axis=1)
+        outside = tf.reduce_sum(tf.square(off), axis=1) - inside
+        residual = tf.sqrt(tf.maximum(outside, 0.0))
+        energy = tf.reduce_logsumexp(logits, axis=1)
+        return root.novelty_weights[0] * residual - root.novelty_weights[1] * energy
+
+    def answer(classified: tuple[Any, Any], status: Any) -> dict[str, Any]:
+        probabilities, known = classified
+        with tf.device("CPU"):
+            scores, best = tf.math.top_k(probabilities, tf.cast(root.top_k, tf.int32))
+            classes = tf.gather(root.labels, best)
+            usable = graph.usable(status)
+            decided = usable & known & (scores[:, 0] >= root.threshold)
+            return {
+                contract.LABEL: tf.where(decided, classes[:, 0], ""),
+                contract.CLASSES: tf.where(usable[:, None], classes, ""),
+                contract.SCORES: tf.where(usable[:, None], scores, 0.0),
+                contract.STATUS: graph.status_names(status),
+            }
+
+    @tf.function(input_signature=[strings], autograph=False)
+    def serving_default(image_bytes: Any) -> dict[str, Any]:
+        embedding, status, _, _ = embed(image_bytes)
+        return answer(classify(embedding), status)
+
+    @tf.function(input_signature=[strings], autograph=False)
+    def probabilities(image_bytes: Any) -> dict[str, Any]:
+        embedding, status, _, _ = embed(image_bytes)
+        return {
+            contract.PROBABILITIES: classify(embedding)[0],
+            contract.STATUS: graph.status_names(status),
+        }
+
+    @tf.function(input_signature=[tf.TensorSpec(size, tf.uint8, name=contract.PIXELS)], autograph=False)
+    def classify_pixels(pixels: Any) -> dict[str, Any]:
+        embedding = _features(network, pixels, backbone.dimension)
+        return answer(classify(embedding), tf.zeros(tf.shape(pixels)[:1], tf.int32))
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, backbone.dimension], tf.float32, name=contract.EMBEDDING)],
+        autograph=False,
+    )
+    def classify_embedding(embedding: Any) -> dict[str, Any]:
+        probabilities, known = classify(embedding)
+        return {contract.PROBABILITIES: probabilities, contract.KNOWN: known}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name=contract.EXAMPLES)], autograph=False)
+    def classify_examples(inputs: Any) -> dict[str, Any]:
+        feature = tf.io.FixedLenFeature([], tf.string)
+        parsed = tf.io.parse_example(inputs, {contract.EXAMPLE_IMAGE_FEATURE: feature})
+        embedding, status, _, _ = embed(parsed[contract.EXAMPLE_IMAGE_FEATURE])
+        result = answer(classify(embedding), status)
+        return {name: result[name] for name in (contract.CLASSES, contract.SCORES)}
+
+    return {
+        contract.SERVING_DEFAULT: serving_default,
+        contract.PROBABILITIES: probabilities,
+        contract.CLASSIFY_PIXELS: classify_pixels,
+        contract.CLASSIFY_EMBEDDING: classify_embedding,
+        contract.CLASSIFY: classify_examples,
+    }
+
+
+def head_variables(
+    head: Head, labels: Sequence[str], *, threshold: float, top_k: int, novelty: Novelty | None
+) -> dict[str, Any]:
+    """What `write_variables` is to write for a head."""
+    dimension, classes = head.kernel.shape
+    hidden = head.hidden or HiddenLayer(
+        np.zeros((dimension, 1), np.float32), np.zeros(1, np.float32), np.zeros((1, classes), np.float32)
+    )
+    if novelty:
+        refusing = {
+            "novelty_centre": novelty.centre,
+            "novelty_directions": novelty.directions,
+            "novelty_weights": np.array([novelty.residual_weight, novelty.energy_weight], np.float32),
+            "novelty_threshold": np.float32(novelty.threshold),
+        }
+    else:
+        refusing = {
+            "novelty_centre": np.zeros(dimension, np.float32),
+            "novelty_directions": np.zeros((dimension, 1), np.float32),
+            "novelty_weights": np.zeros(2, np.float32),
+            "novelty_threshold": np.float32(np.inf),
+        }
+    return refusing | {
+        "mean": head.scaling.mean,
+        "scale": head.scaling.scale,
+        "kernel": head.kernel,
+        "bias": head.bias,
+        "hidden_kernel": hidden.kernel,
+        "hidden_bias": hidden.bias,
+        "hidden_output": hidden.output,
+        "temperature": np.float32(head.temperature),
+        "threshold": np.float32(threshold),
+        "labels": np.array([label.encode() for label in labels], object),
+        "top_k": np.int64(top_k),
+    }
+
+
+def write_variables(source: Path, directory: Path, values: Mapping[str, Any]) -> None:
+    """Write the checkpoint of `source` into `directory`, with some variables of `save` replaced.
+
+    Graphs of earlier versions have no hidden layer, and take every head that has none.
+
+    Raises:
+        BundleError: the graph lacks a variable that the head needs.
+    """
+    import tensorflow as tf
+
+    reader = tf.train.load_checkpoint(str(source / "variables" / "variables"))
+    tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    for name, value in values.items():
+        key = f"{name}/.ATTRIBUTES/VARIABLE_VALUE"
+        if key in tensors:
+            tensors[key] = value
+        elif not name.startswith("hidden_") or np.any(value):
+            raise BundleError(
+                f"The graph of {source} has no variable {name!r}, which this head needs.",
+                remedy="It was made by an earlier version of hubhead: train again with hubhead train.",
+            )
+    (directory / "variables").mkdir()
+    tf.raw_ops.SaveV2(
+        prefix=str(directory / "variables" / "variables"),
+        tensor_names=list(tensors),
+        shape_and_slices=[""] * len(tensors),
+        tensors=[tf.constant(value) for value in tensors.values()],
+    )

@@ -1,0 +1,1 @@
+"""A training run: configuration, steps, fine-tuning, summary and TensorBoard logs."""

@@ -1,0 +1,343 @@
+"""The live version held against the new one, on test photos that neither was trained on.
+
+What is judged are the best labels and the probabilities; thresholds for "none of these" play no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving import bundle, contract
+from serving.bundle import Bundle, training_digests
+from serving.contract import Status
+from serving.errors import BundleError, InputError, NotBlessed
+from serving.photos.converter import Converter, Limits
+from serving.storage import files
+from trainer.dataset import Example
+from trainer.evaluation.features import probabilities_of
+from trainer.evaluation.metrics import Estimate, Evaluation, Proportion, evaluate, finite
+from trainer.evaluation.paired import Comparison, aligned, compare, matched_difference
+from trainer.export.bundle import load_head
+from trainer.heads import Floats, Ints, Vectors
+
+NONE = "none"
+"""In place of a bundle: compare with none."""
+
+Flags = NDArray[np.bool_]
+
+Tolerance = float | Literal["surely"]
+"""How much worse the new version may be: percent points of accuracy; or not beyond what chance explains."""
+
+
+@dataclass(frozen=True)
+class LabelChange:
+    """What became of the photos of a label.
+
+    Attributes:
+        label: its name.
+        new, live: the share found (recall) by each version.
+        difference: of the two, with its interval for matched pairs.
+        gained: photos that the new version alone gets right.
+        lost: photos that the live version alone gets right.
+    """
+
+    label: str
+    new: Proportion
+    live: Proportion
+    difference: Estimate
+    gained: int
+    lost: int
+
+
+@dataclass(frozen=True)
+class PhotoChange:
+    """A photo that one version gets right and the other does not.
+
+    Attributes:
+        uri: its path.
+        label: its own.
+        new, live: the best label of each version, and its probability.
+    """
+
+    uri: str
+    label: str
+    new: tuple[str, float]
+    live: tuple[str, float]
+
+
+@dataclass(frozen=True)
+class LiveComparison:
+    """Two versions on the same N photos, of the labels that both know.
+
+    Attributes:
+        name, version: of the live bundle.
+        same_backbone: whether the live head could be asked about the stored embeddings.
+        added: labels that the live version does not know.
+        removed: labels that only the live version knows.
+        left_out: test photos that take no part, by the reason.
+        trained_on_known: whether it is known which photos the live version was trained on; where not,
+            they may be among the N and flatter it.
+        new, live: figures of each, over the labels of both. A label that a version does not know has
+            probability 0 there; it is the own label of none of the photos.
+        difference: new against live.
+        labels: of the labels that both know and that have photos.
+        newly_right, newly_wrong: the photos that make the difference, those that the new version is
+            surest of first.
+    """
+
+    name: str
+    version: int
+    same_backbone: bool
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    left_out: dict[str, int]
+    trained_on_known: bool
+    new: Evaluation
+    live: Evaluation
+    difference: Comparison
+    labels: tuple[LabelChange, ...]
+    newly_right: tuple[PhotoChange, ...]
+    newly_wrong: tuple[PhotoChange, ...]
+
+    def record(self) -> dict[str, Any]:
+        """For hubhead.json."""
+        told = {
+            "with": {"name": self.name, "version": self.version, "same_backbone": self.same_backbone},
+            "labels_added": self.added,
+            "labels_removed": self.removed,
+            "photos": self.difference.n,
+            "photos_left_out": self.left_out,
+            "trained_on_known": self.trained_on_known,
+            **{
+                name: {"accuracy": asdict(found.accuracy), "log_loss": found.log_loss}
+                for name, found in (("new", self.new), ("live", self.live))
+            },
+            "difference": self.difference.record(),
+            "recall": {
+                change.label: {
+                    "new": change.new.value,
+                    "live": change.live.value,
+                    "n": change.new.n,
+                    "difference": asdict(change.difference),
+                }
+                for change in self.labels
+            },
+        }
+        return dict(finite(told))
+
+    def sentences(self) -> list[str]:
+        """What people should know, a sentence each."""
+        told = [f"Against version {self.version} of {self.name}: {self.difference}."]
+        for what, labels in (("new", self.added), ("gone", self.removed)):
+            if labels:
+                told.append(f"Labels that are {what}: {', '.join(map(repr, labels))}.")
+        if self.left_out:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items())
+            told.append(f"Test photos left out of the comparison: {reasons}.")
+        if not self.trained_on_known:
+            told.append(
+                f"It is not known which photos version {self.version} was trained on: some of these may be "
+                "among them and flatter it."
+            )
+        return told
+
+
+def find(given: str | Path, base: Path) -> Bundle | None:
+    """The version to compare with, None where there is none.
+
+    Args:
+        given: a version directory, or the base path above it; "" for the newest version of `base`; or
+            NONE.
+        base: where the new version will be published.
+
+    Raises:
+        BundleError: it cannot be read, or has no head.
+    """
+    if str(given) == NONE or (not str(given) and not bundle.versions(base)):
+        return None
+    found = bundle.read(Path(given) if str(given) else base)
+    if not found.manifest.labels:
+        raise BundleError(
+            f"{found.path} is a headless bundle: it has no answers to compare with.",
+            remedy="Give one that hubhead train made with --compare_with, or --compare_with none.",
+        )
+    return found
+
+
+def judge(
+    live: Bundle,
+    fingerprint: str,
+    labels: Sequence[str],
+    examples: Sequence[Example],
+    embeddings: Vectors,
+    probabilities: Floats,
+) -> LiveComparison:
+    """Compare on test photos that the live version was not trained on, of labels that both know.
+
+    Where the backbone is the same, the live head is asked about the embeddings; else the live bundle is
+    asked about the photos' bytes, as any client would ask it.
+
+    Args:
+        live: the other version.
+        fingerprint: of the new version's backbone.
+        labels: K of the new version.
+        examples: the N test photos.
+        embeddings: float32 or float16 [N,D].
+        probabilities: float32 [N,K] of the new version.
+
+    Raises:
+        InputError: no test photo is left to compare by.
+        BundleError, RunError: the live version cannot be loaded, or does not answer.
+    """
+    own, known = live.manifest.labels, training_digests.read(live.path)
+    seen = np.zeros(len(examples), bool)
+    if known is not None:
+        seen = np.isin(training_digests.marks(example.sha256 for example in examples), known)
+    foreign = np.array([labels[example.label] not in own for example in examples], bool)
+    rows = np.flatnonzero(~seen & ~foreign)
+    same = live.manifest.fingerprint == fingerprint
+    if same:
+        fitted = load_head(live.path / contract.HEAD_FILE)[0]
+        answers, answered = probabilities_of(fitted, embeddings, rows), np.ones(len(rows), bool)
+    else:
+        answers, answered = _ask(live, [examples[row].uri for row in rows.tolist()])
+    counted = {
+        "that it was trained on": int(seen.sum()),
+        "of labels that it does not know": int((foreign & ~seen).sum()),
+        "that it refuses": int((~answered).sum()),
+    }
+    left_out = {reason: count for reason, count in counted.items() if count}
+    rows, answers = rows[answered], answers[answered]
+    if not len(rows):
+        why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "there are none"
+        raise InputError(
+            f"No test photo can be used to compare with {live.path}: {why}.",
+            remedy="Keep photos for the test that it was not trained on, or give --compare_with none.",
+        )
+    removed = tuple(label for label in own if label not in labels)
+    both = (*labels, *removed)
+    new, old = aligned(probabilities[rows], labels, both), aligned(answers, own, both)
+    judged = [examples[row] for row in rows.tolist()]
+    targets = np.array([example.label for example in judged], np.int64)
+    figures = evaluate(new, targets, both), evaluate(old, targets, both)
+    gained, lost = _differing(new, old, targets)
+    return LiveComparison(
+        name=live.name,
+        version=live.version,
+        same_backbone=same,
+        added=tuple(label for label in labels if label not in own),
+        removed=removed,
+        left_out=left_out,
+        trained_on_known=known is not None,
+        new=figures[0],
+        live=figures[1],
+        difference=compare(new, old, targets),
+        labels=_label_changes(*figures, targets, gained, lost),
+        newly_right=_photo_changes(judged, new, old, both, gained),
+        newly_wrong=_photo_changes(judged, new, old, both, lost),
+    )
+
+
+def check(found: LiveComparison, tolerance: Tolerance) -> None:
+    """Refuse a new version that is worse than the live one.
+
+    Args:
+        found: the comparison.
+        tolerance: "surely" refuses where the 95 % interval says that it is worse (`Comparison.worse`);
+            percent points refuse where the accuracy falls by more, whatever the interval.
+
+    Raises:
+        NotBlessed: with the figures.
+    """
+    fall = -100 * found.difference.accuracy.value
+    if found.difference.worse if tolerance == "surely" else fall > tolerance + 1e-9:
+        allowed = "" if tolerance == "surely" else f" by more than {tolerance:g} points"
+        raise NotBlessed(
+            f"Worse than version {found.version} of {found.name}{allowed}: {found.difference}; "
+            "nothing was published (--assert_not_worse_than_live).",
+            remedy="Look at what changed in the photos, or allow a larger fall.",
+        )
+
+
+def _differing(new: Floats, old: Floats, targets: Ints) -> tuple[Flags, Flags]:
+    """The photos, bool [N], that the first alone gets right, and those that the second alone does."""
+    right, was_right = (found.argmax(axis=1) == targets for found in (new, old))
+    return right & ~was_right, was_right & ~right
+
+
+def _label_changes(
+    new: Evaluation, old: Evaluation, targets: Ints, gained: Flags, lost: Flags
+) -> tuple[LabelChange, ...]:
+    changes = []
+    for index, label in enumerate(new.labels):
+        mine = targets == index
+        if mine.any():
+            more, fewer = int((mine & gained).sum()), int((mine & lost).sum())
+            difference = matched_difference(more, fewer, int(mine.sum()))
+            changes.append(LabelChange(label, new.recall[label], old.recall[label], difference, more, fewer))
+    return tuple(changes)
+
+
+def _photo_changes(
+    examples: Sequence[Example], new: Floats, old: Floats, labels: Sequence[str], chosen: Flags
+) -> tuple[PhotoChange, ...]:
+    """The chosen photos, those that the new version is surest of first."""
+    places = np.flatnonzero(chosen)
+    places = places[np.argsort(-new[places].max(axis=1), kind="stable")]
+    return tuple(
+        PhotoChange(
+            examples[place].uri,
+            labels[examples[place].label],
+            _best(new[place], labels),
+            _best(old[place], labels),
+        )
+        for place in places.tolist()
+    )
+
+
+def _best(row: Floats, labels: Sequence[str]) -> tuple[str, float]:
+    index = int(row.argmax())
+    return labels[index], float(row[index])
+
+
+def _ask(live: Bundle, uris: Sequence[str]) -> tuple[Floats, Flags]:
+    """Probabilities float32 [N,K] of photos, and which of them the bundle answers, bool [N]."""
+    from serving import runtime
+
+    probabilities = np.zeros((len(uris), len(live.manifest.labels)), np.float32)
+    answered = np.zeros(len(uris), bool)
+    if not uris:
+        return probabilities, answered
+    model = runtime.load(live.path)
+    settings = live.manifest.preprocessing
+    limits = Limits(
+        max_bytes=int(settings.get("max_bytes", Limits.max_bytes)),
+        max_pixels=int(settings.get("max_whole_pixels", Limits.max_pixels)),
+    )
+    asked: list[int] = []
+    with Converter(limits) as converter:
+
+        def photos() -> Iterator[bytes]:
+            for row, uri in enumerate(uris):
+                try:
+                    image = converter.for_graph(files.read(uri))
+                except OSError:
+                    continue
+                if isinstance(image, bytes):
+                    asked.append(row)
+                    yield image
+
+        done = 0
+        for outputs in model.imap(contract.PROBABILITIES, contract.IMAGE_BYTES, photos()):
+            count = len(outputs[contract.STATUS])
+            rows = asked[done : done + count]
+            probabilities[rows] = outputs[contract.PROBABILITIES]
+            answered[rows] = [Status(status.decode()).usable for status in outputs[contract.STATUS]]
+            done += count
+    return probabilities, answered
