@@ -26,6 +26,7 @@ from serving import contract, protos
 from serving.client import AsyncClient, Client, Photo, Retry, sans_io
 from serving.client.concurrency_limit import ALPHA, BETA, Limit
 from serving.client.photos import png_of
+from serving.client.retry import with_retries
 from serving.contract import Prediction, Status
 from serving.errors import (
     Cancelled,
@@ -836,7 +837,7 @@ def test_an_attempt_without_time_left_does_not_hide_why_the_others_failed(
     request = protos.PredictRequest()
     call = sans_io.Call(protos.PREDICT, request, protos.PredictResponse, 10.0)
     with pytest.raises(ServerError) as raised:
-        sans_io.run_inline(sans_io.with_retries(call, Retry(100, 0.0), "there:1", "food"), perform)
+        sans_io.run_inline(with_retries(call, Retry(100, 0.0), "there:1", "food"), perform)
     assert type(raised.value) is expected
 
 
@@ -853,5 +854,5 @@ def test_a_server_that_cancels_at_the_deadline_took_too_long(
 
     call = sans_io.Call(protos.PREDICT, protos.PredictRequest(), protos.PredictResponse, 10.0)
     with pytest.raises(ServerError) as raised:
-        sans_io.run_inline(sans_io.with_retries(call, Retry(), "there:1", "food"), perform)
+        sans_io.run_inline(with_retries(call, Retry(), "there:1", "food"), perform)
     assert type(raised.value) is expected

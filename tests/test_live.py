@@ -22,6 +22,7 @@ from trainer import heads
 from trainer.commands.train import train as command
 from trainer.dataset import Example
 from trainer.evaluation.paired import compare
+from trainer.evaluation.version_changes import LiveComparison
 from trainer.export.bundle import HeadExport, export_again, load_head, save_head
 from trainer.heads import Floats, Head
 from trainer.training import live_comparison
@@ -65,7 +66,7 @@ EMBEDDINGS = np.tile(np.eye(3, dtype=np.float32), (4, 1))
 EXAMPLES = [Example(f"{number}.jpg", sha(number), number % 3) for number in range(12)]
 
 
-def judged(other: Bundle, fitted: Head, labels: list[str] | None = None) -> live_comparison.LiveComparison:
+def judged(other: Bundle, fitted: Head, labels: list[str] | None = None) -> LiveComparison:
     labels = labels or LABELS
     return live_comparison.judge(
         other, FINGERPRINT, labels, EXAMPLES, EMBEDDINGS, fitted.probabilities(EMBEDDINGS)
@@ -137,7 +138,7 @@ def test_a_fall_is_allowed_up_to_the_tolerance(tmp_path: Path) -> None:
 def test_by_itself_the_flag_refuses_what_chance_does_not_explain(tmp_path: Path) -> None:
     found = judged(written(tmp_path / "food", straight(3), LABELS, seen=[]), straight(3))
 
-    def of(gained: int, lost: int) -> live_comparison.LiveComparison:
+    def of(gained: int, lost: int) -> LiveComparison:
         right = np.zeros((100, 2), np.float32)
         right[:] = [0.6, 0.4]
         new, old = right.copy(), right.copy()

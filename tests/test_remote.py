@@ -32,8 +32,7 @@ from batch.scoring.shard import Embedded, Worker, embed_photos
 from batch.shards.shard import Shard
 from serving import bundle, contract, protos
 from serving.bundle import Manifest
-from serving.client import Retry
-from serving.commands.server_options import Server
+from serving.client import ClientConfig, Retry
 from serving.contract import Status
 from serving.errors import BundleError, DeadlineExceeded, ModelNotFound, ServerError, ServerUnavailable
 from serving.protos import tensors
@@ -143,7 +142,7 @@ def shard(tmp_path: Path) -> Shard:
 def worker(model: Path, tmp_path: Path) -> Callable[..., Worker]:
     def made(address: str, **settings: Any) -> Worker:
         head = head_of(model)
-        server = Server(server=address, **{"timeout": 20.0, **settings})
+        server = ClientConfig(address, **{"timeout": 20.0, **settings})
         store = EmbeddingStore(str(tmp_path / "store"), "f", DIMENSION)
         return Worker(head, store, Meter(), partial(remote_backbone.connect, server, [head]))
 
@@ -295,7 +294,7 @@ def test_a_photo_that_the_server_fails_on_is_a_row_and_tried_another_time(
 
 class TestTheServerHasToServeTheModel:
     def test_nothing_answers(self, model: Path) -> None:
-        server = Server(server=f"localhost:{free_port()}", timeout=300)
+        server = ClientConfig(f"localhost:{free_port()}", timeout=300)
         begun = time.monotonic()
         with pytest.raises(ServerUnavailable, match="No model server answers"):
             remote_backbone.find(server, [bundle.read(model)])
@@ -313,24 +312,24 @@ class TestTheServerHasToServeTheModel:
 
         with serving(metadata=metadata) as address:
             with pytest.raises(DeadlineExceeded):
-                remote_backbone.find(Server(server=address, timeout=300), [bundle.read(model)])
+                remote_backbone.find(ClientConfig(address, timeout=300), [bundle.read(model)])
             hang.set()
 
     def test_the_bundles_own_version_is_asked_for(self, model: Path) -> None:
         with serving() as address:
-            found = remote_backbone.find(Server(server=address), [bundle.read(model)])
-            assert (found.model_name, found.model_version) == ("food", 3)
+            found = remote_backbone.find(ClientConfig(address), [bundle.read(model)])
+            assert (found.model, found.version) == ("food", 3)
             model.rename(model.with_name("9"))
             about = bundle.read(model.with_name("9"))
             with pytest.raises(ModelNotFound, match="food/9 there, or say what it is called"):
-                remote_backbone.find(Server(server=address), [about])
-            labelled = remote_backbone.find(Server(server=address, label="stable"), [about])
-            assert (labelled.model_version, labelled.label) == (3, None), "by number from here on"
+                remote_backbone.find(ClientConfig(address), [about])
+            labelled = remote_backbone.find(ClientConfig(address, label="stable"), [about])
+            assert (labelled.version, labelled.label) == (3, None), "by number from here on"
 
     def test_embeddings_of_another_size(self, model: Path) -> None:
         expected = pytest.raises(BundleError, match=r"embeddings of 8 numbers; those of .*food/3 have 16")
         with serving(metadata=partial(describe, dimension=8)) as address, expected:
-            remote_backbone.find(Server(server=address), [bundle.read(model)])
+            remote_backbone.find(ClientConfig(address), [bundle.read(model)])
 
     def test_no_model_of_hubhead(self, model: Path) -> None:
         def metadata(request: Any, context: grpc.ServicerContext) -> Any:
@@ -342,7 +341,7 @@ class TestTheServerHasToServeTheModel:
 
         expected = pytest.raises(BundleError, match="has no signature 'embed'")
         with serving(metadata=metadata) as address, expected:
-            remote_backbone.find(Server(server=address), [bundle.read(model)])
+            remote_backbone.find(ClientConfig(address), [bundle.read(model)])
 
     def test_another_head_is_another_model_and_no_photo_is_sent(
         self, model: Path, shard: Shard, worker: Callable[..., Worker]
@@ -357,15 +356,15 @@ class TestTheServerHasToServeTheModel:
         kernel[3, 1] += 0.2  # one weight
         with serving(predict) as address:
             with pytest.raises(BundleError, match="its head gives other probabilities"):
-                remote_backbone.connect(Server(server=address), [head_of(model, kernel)])
+                remote_backbone.connect(ClientConfig(address), [head_of(model, kernel)])
             assert set(asked) == {contract.CLASSIFY_EMBEDDING}
-            either = remote_backbone.connect(Server(server=address), [head_of(model, kernel), head_of(model)])
+            either = remote_backbone.connect(ClientConfig(address), [head_of(model, kernel), head_of(model)])
             assert isinstance(either, remote_backbone.RemoteBackbone), "one of several models is enough"
 
     def test_noise_of_another_processor_is_no_other_model(self, model: Path) -> None:
         with serving() as address:
             kernel = KERNEL * (1 + 2e-4)
-            assert remote_backbone.connect(Server(server=address), [head_of(model, kernel)])
+            assert remote_backbone.connect(ClientConfig(address), [head_of(model, kernel)])
 
 
 class TestCommand:
@@ -393,7 +392,7 @@ class TestCommand:
             str(tmp_path / "out"),
             photos=str(tmp_path / "one.jpg"),
             embedding_store=str(tmp_path / "store"),
-            server=Server(server=f"localhost:{free_port()}"),
+            server=ClientConfig(f"localhost:{free_port()}"),
         )
         with pytest.raises(ServerError, match="No model server answers"):
             score.score(given)
@@ -425,13 +424,13 @@ def test_the_rows_are_those_of_a_run_without_a_server(tmp_path: Path) -> None:
     here = settings("here")
     score.score(here)
     with start(ServerSettings(model_base_path=model.parent, port=0)) as server:
-        address = Server(server=f"localhost:{server.port}", header=("authorization=secret",), timeout=30)
+        address = ClientConfig(f"localhost:{server.port}", headers={"authorization": "secret"}, timeout=30)
         there = settings("there", server=address)
         summary = score.score(there)
     assert summary.this_run.embedded == 62
     assert rows_of(tmp_path / "there") == rows_of(tmp_path / "here")
     run = (tmp_path / "there" / "run.json").read_text()
-    assert json.loads(run)["settings"]["server"]["server"] == address.server
+    assert json.loads(run)["settings"]["server"]["server"] == address.target
     assert "secret" not in run
     # What it left is done without it: the output and the store are the same.
     assert score.score(replace(there, server=None)).worked_shards == 0

@@ -257,7 +257,7 @@ def test_multi_inference_answers_each_task_in_its_order() -> None:
         outputs=np.ones(2, np.float32), scores=np.ones((2, 1), np.float32), classes=labels([b"a"], [b"b"])
     )
     found = servable(model, r=REGRESSOR, c=CLASSIFIER)
-    response = inference.multi_inference(found, tasks(("m", "r", REGRESS), ("m", "c", CLASSIFY)))
+    response = found.multi_inference(tasks(("m", "r", REGRESS), ("m", "c", CLASSIFY)))
     assert [result.WhichOneof("result") for result in response.results] == [
         "regression_result",
         "classification_result",
@@ -298,7 +298,7 @@ def test_multi_inference_answers_each_task_in_its_order() -> None:
 def test_tasks_that_do_not_go_together_are_refused(wanted: Any, expected: tuple[str, str]) -> None:
     far = declared({"inputs": STRING}, {"scores": FLOAT}, "elsewhere")
     found = servable(Fixed(), r=REGRESSOR, c=CLASSIFIER, far=far)
-    assert refusal(inference.multi_inference, found, tasks(*wanted)) == expected
+    assert refusal(found.multi_inference, tasks(*wanted)) == expected
 
 
 def test_a_missing_input_takes_the_signatures_default() -> None:

@@ -9,7 +9,7 @@ import click
 
 from batch.commands.options import Allowance, run_flags
 from serving.commands.main import TOO_MANY_REJECTED
-from serving.commands.server_options import Server, refuse_without_server, server_flags
+from serving.commands.server_options import pop_client_config, refuse_without_server, server_flags
 from serving.contract import Status
 
 if TYPE_CHECKING:
@@ -133,20 +133,19 @@ def score(
         raise click.UsageError("Give one of --photos and --manifest.", ctx)
     if settings["uri_column"] and not settings["manifest"]:
         raise click.UsageError("--uri_column is of a --manifest.", ctx)
-    server = Server.taken_from(settings)
-    if server.server is None:
+    server = pop_client_config(settings)
+    if server is None:
         refuse_without_server(ctx)
     if model_config_file:
         from serving.client.canary import STABLE
         from serving.registry.labels import labelled
 
-        settings["model"] = tuple(
-            labelled(model, model_config_file, server.label or STABLE) for model in settings["model"]
-        )
+        label = (server.label if server else None) or STABLE
+        settings["model"] = tuple(labelled(model, model_config_file, label) for model in settings["model"])
     from batch.jobs import score as pipeline
     from batch.monitoring.progress import progress_bar
 
-    given = pipeline.ScoreSettings(**settings, server=server if server.server else None)
+    given = pipeline.ScoreSettings(**settings, server=server)
     with progress_bar() as report:
         summary = pipeline.score(given, report)
     finish(ctx, summary, max_rejected, as_json=as_json)

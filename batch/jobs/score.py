@@ -34,7 +34,7 @@ from batch.shards.partition import EVERY, Share
 from batch.shards.shard import Entry, PlanWriter
 from serving import bundle, contract
 from serving.bundle import Bundle
-from serving.commands.server_options import Server
+from serving.client import ClientConfig
 from serving.contract import Status
 from serving.errors import BundleError, InputError
 from serving.storage import files, lock
@@ -96,7 +96,7 @@ class ScoreSettings:
     no_report: bool = False
     metrics_textfile: str = ""
     metrics_push: str = ""
-    server: Server | None = None
+    server: ClientConfig | None = None
     beam_args: tuple[str, ...] = ()
 
     @property
@@ -303,6 +303,11 @@ def _described(settings: ScoreSettings) -> dict[str, Any]:
     models = [str(model) for model in settings.model]
     described = {**asdict(settings), "model": models, "embedding_store": settings.store_root}
     if settings.server:
-        public = ("server", "model_name", "model_version", "label", "timeout")
-        described["server"] = {name: getattr(settings.server, name) for name in public}
+        described["server"] = {
+            "server": settings.server.target,
+            "model_name": settings.server.model or None,
+            "model_version": settings.server.version,
+            "label": settings.server.label,
+            "timeout": settings.server.timeout,
+        }
     return described

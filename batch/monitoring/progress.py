@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import click
-
 from batch.monitoring.stats import Progress
 
 WINDOW = 30.0
@@ -149,7 +147,7 @@ class Lines:
         share = f" ({100 * progress.done / progress.total:.0f} %)" if progress.total else ""
         words = [_far(progress) + (share if not progress.listing else ""), str(self._pace)]
         line = ", ".join(word for word in words if word) + _rejected(progress.rejected)
-        click.echo(line, err=True)
+        print(line, file=sys.stderr, flush=True)
         self._said = not ended
         self._wait = _FIRST_LINE if ended else min(2 * self._wait, _LONGEST_BETWEEN_LINES)
         self._due = self._clock() + self._wait

@@ -26,8 +26,7 @@ from batch.scoring.head_runner import Head
 from batch.scoring.shard import UNANSWERED
 from serving import contract
 from serving.bundle import Bundle
-from serving.client import Client, Embedding, Retry
-from serving.commands.server_options import Server
+from serving.client import Client, ClientConfig, Embedding, Retry
 from serving.errors import BundleError, ModelNotFound, ServerError
 
 PATIENT = Retry(attempts=1 << 30, first=0.2, most=10.0)
@@ -87,7 +86,7 @@ class RemoteBackbone:
         }
 
 
-def find(server: Server, bundles: Sequence[Bundle]) -> Server:
+def find(server: ClientConfig, bundles: Sequence[Bundle]) -> ClientConfig:
     """The same server with the name and the number of the version that is to be asked; no TensorFlow.
 
     Args:
@@ -101,12 +100,12 @@ def find(server: Server, bundles: Sequence[Bundle]) -> Server:
     newest = max(bundles, key=lambda model: model.version)
     asked = replace(
         server,
-        model_name=server.model_name or newest.name,
+        model=server.model or newest.name,
         timeout=min(server.timeout, START_SECONDS),
     )
-    by_bundle = server.model_version is None and server.label is None and newest.version > 0
+    by_bundle = server.version is None and server.label is None and newest.version > 0
     if by_bundle:
-        asked = replace(asked, model_version=newest.version)
+        asked = replace(asked, version=newest.version)
     with asked.client(convert=False) as client:
         try:
             about = client.metadata()
@@ -117,10 +116,8 @@ def find(server: Server, bundles: Sequence[Bundle]) -> Server:
                     " and --model_version or --label."
                 )
             raise
-    _check_signatures(about.signatures, newest, f"{asked.model_name} at {asked.server}")
-    return replace(
-        asked, model_version=about.version or asked.model_version, label=None, timeout=server.timeout
-    )
+    _check_signatures(about.signatures, newest, f"{asked.model} at {asked.target}")
+    return replace(asked, version=about.version or asked.version, label=None, timeout=server.timeout)
 
 
 def _check_signatures(signatures: Any, model: Bundle, where: str) -> None:
@@ -144,7 +141,7 @@ def _check_signatures(signatures: Any, model: Bundle, where: str) -> None:
             )
 
 
-def connect(server: Server, heads: Sequence[Head]) -> RemoteBackbone:
+def connect(server: ClientConfig, heads: Sequence[Head]) -> RemoteBackbone:
     """The backbone there, after a look at whether it is that of the heads.
 
     Raises:

@@ -18,7 +18,7 @@ from batch.scoring.shard import Backbone, Worker, embed_shard, of_model, score_s
 from batch.shards import scored_index
 from batch.shards.shard import Planned, Shard
 from serving import bundle, contract
-from serving.commands.server_options import Server
+from serving.client import ClientConfig
 from serving.contract import Status
 from serving.storage import files
 
@@ -62,7 +62,7 @@ class Task:
     store: str
     plan: str
     scores: Scores | None = None
-    server: Server | None = None
+    server: ClientConfig | None = None
 
     def workers(self, meter: Meter) -> list[Worker]:
         """The models of this process, one store and one backbone between them."""

@@ -15,19 +15,20 @@ What to ask and what to make of failures are scripts (`steps`, `core`) that both
 """
 
 from serving.client.async_client import AsyncClient as AsyncClient
+from serving.client.channel import ClientConfig as ClientConfig
 from serving.client.channel import Tls as Tls
 from serving.client.client import Client as Client
-from serving.client.decode import predictions as predictions
 from serving.client.photos import MAX_BYTES as MAX_BYTES
 from serving.client.photos import MAX_PHOTOS as MAX_PHOTOS
 from serving.client.photos import Photo as Photo
 from serving.client.photos import classify as classify
+from serving.client.responses import Embedding as Embedding
+from serving.client.responses import Metadata as Metadata
+from serving.client.responses import Signature as Signature
+from serving.client.responses import State as State
+from serving.client.responses import TensorInfo as TensorInfo
+from serving.client.responses import VersionStatus as VersionStatus
+from serving.client.responses import predictions as predictions
 from serving.client.retry import Retry as Retry
 from serving.client.telemetry import Metrics as Metrics
-from serving.client.types import Embedding as Embedding
-from serving.client.types import Metadata as Metadata
-from serving.client.types import Signature as Signature
-from serving.client.types import State as State
-from serving.client.types import TensorInfo as TensorInfo
-from serving.client.types import VersionStatus as VersionStatus
 from serving.contract import Prediction as Prediction

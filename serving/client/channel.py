@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
 from serving.errors import InputError
+
+if TYPE_CHECKING:
+    from serving.client.async_client import AsyncClient
+    from serving.client.client import Client
 
 Headers: TypeAlias = Mapping[str, str] | Callable[[], Mapping[str, str]]
 """Metadata sent with every call, or a function asked for it before each, as tokens expire."""
@@ -65,6 +69,44 @@ class Tls:
             InputError: a file cannot be read.
         """
         return grpc.ssl_channel_credentials(_pem(self.ca), _pem(self.key), _pem(self.certificate))
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """The server, the model and the version that a client asks, and how it reaches them; can be pickled.
+
+    Attributes:
+        target: the server's gRPC target, such as host:port.
+        model: the name that the server knows the model by; "" until it is known.
+        version: ask for this version; None: the one that the server chooses.
+        label: ask for the version with this version label.
+        timeout: seconds that each request may take, its retries included.
+        headers: metadata of every call.
+        tls: an encrypted connection; None: plain text.
+    """
+
+    target: str
+    model: str = ""
+    version: int | None = None
+    label: str | None = None
+    timeout: float = 10.0
+    headers: Mapping[str, str] = field(default_factory=dict)
+    tls: Tls | None = None
+
+    def client(self, **settings: Any) -> Client:
+        """Open a blocking client; `settings` are further arguments of `Client`."""
+        from serving.client.client import Client
+
+        return Client(**self._arguments(), **settings)
+
+    def async_client(self, **settings: Any) -> AsyncClient:
+        """Open a client for asyncio; `settings` are further arguments of `AsyncClient`."""
+        from serving.client.async_client import AsyncClient
+
+        return AsyncClient(**self._arguments(), **settings)
+
+    def _arguments(self) -> dict[str, Any]:
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
 
 def options(tls: Tls | None) -> list[tuple[str, Any]]:

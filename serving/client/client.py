@@ -20,10 +20,10 @@ from serving.client.channel import Headers, Tls, metadata, open_channel
 from serving.client.concurrency_limit import MAX_CONCURRENCY, Gate, Limit
 from serving.client.operations import Core, Rows, kept, kept_of
 from serving.client.photos import MAX_BYTES, MAX_PHOTOS, Item, Photo, grouped
+from serving.client.responses import Embedding, Metadata, VersionStatus
 from serving.client.retry import Retry
 from serving.client.sans_io import Call, Pause, Script, Step, run_inline
 from serving.client.telemetry import Metrics, Telemetry
-from serving.client.types import Embedding, Metadata, VersionStatus
 from serving.contract import Prediction
 from serving.errors import Cancelled
 

@@ -7,7 +7,6 @@ as nothing else tells the cases apart.
 from __future__ import annotations
 
 import re
-from enum import Enum
 
 import grpc
 
@@ -30,51 +29,6 @@ _QUEUE_TIMEOUT = "Run() timeout exceeded while waiting in batching queue"
 _MESSAGE_TOO_LARGE = re.compile(r"message larger than max|exceeds.* maximum size", re.IGNORECASE)
 _OUT_OF_MEMORY = re.compile(r"\bOOM\b|out of memory|failed to allocate", re.IGNORECASE)
 _BATCH_SIZE = re.compile(r"Task size \d+ is larger than maximum input batch size (\d+)")
-
-_ABOUT_THE_REQUEST = (
-    "Missing ModelSpec",
-    "ModelSpec has no name",
-    "Unrecognized servable version label",
-    "Serving signature",
-    "No signature was found",
-    "input size does not match",
-    "Signature input alias",
-    "Inputs contains invalid name",
-    "Inputs expected to be",
-    "output tensor alias",
-    "duplicate output tensor alias",
-    "Expects arg[",
-    "tensor parsing error",
-    "Batching Run() input tensors",
-)
-"""How a refusal begins that any photo would have met, so that looking for the guilty one is vain."""
-
-
-class Cure(Enum):
-    """What helps against a failure of a Predict request, which may always be sent twice."""
-
-    RETRY = "the same request later"
-    SPLIT = "smaller requests"
-    SEARCH = "the photo that is the cause left out"
-    NONE = "nothing that the client can do"
-
-
-def cure(error: ServerError) -> Cure:
-    """What to try before the caller is told."""
-    match error:
-        case TooLarge():
-            return Cure.SPLIT
-        case ServerUnavailable():
-            return Cure.RETRY
-        case ServerError(code="RESOURCE_EXHAUSTED"):  # memory: fewer rows take less
-            return Cure.SEARCH
-        case ServerError(code="INVALID_ARGUMENT" | "INTERNAL" | "UNKNOWN" | "OUT_OF_RANGE" | "DATA_LOSS"):
-            return Cure.NONE if error.details.startswith(_ABOUT_THE_REQUEST) else Cure.SEARCH
-        case ServerError(code="FAILED_PRECONDITION" | "ABORTED"):
-            # Shapes that do not match those of other callers in a merged batch, among others.
-            return Cure.NONE if error.details.startswith(_ABOUT_THE_REQUEST) else Cure.SEARCH
-        case _:
-            return Cure.NONE
 
 
 def stated_batch_size(error: ServerError) -> int | None:

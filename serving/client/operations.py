@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import contract, protos
-from serving.client import decode
+from serving.client import responses
 from serving.client.canary import STABLE, Canary
-from serving.client.grpc_errors import Cure, cure, stated_batch_size
+from serving.client.grpc_errors import stated_batch_size
 from serving.client.photos import MAX_BYTES, MAX_PHOTOS, REDUCED_SIDE, Item, Pixels, Reader, png_of
-from serving.client.retry import Retry
-from serving.client.sans_io import Call, Pause, Piece, Script, Work, with_retries
-from serving.client.types import Embedding, Metadata, State, VersionStatus
+from serving.client.responses import Embedding, Metadata, State, VersionStatus
+from serving.client.retry import Cure, Retry, cure, with_retries
+from serving.client.sans_io import Call, Pause, Piece, Script, Work
 from serving.contract import Prediction, Refusal, Status
 from serving.errors import (
     DeadlineExceeded,
@@ -141,7 +141,7 @@ class Core:
         ):
             if places:
                 rows = [ready[place] for place in places]
-                asked = yield from self._rows(signature, name, rows, decode.predictions, canary)
+                asked = yield from self._rows(signature, name, rows, responses.predictions, canary)
                 for place, piece in zip(places, asked, strict=True):
                     results[place] = Prediction.refused(piece) if isinstance(piece, Refusal) else piece
         found = [result for result in results if result is not None]
@@ -159,7 +159,7 @@ class Core:
         asked: list[Embedding | Refusal] = []
         if rows:
             asked = yield from self._rows(
-                contract.EMBED, contract.IMAGE_BYTES, rows, decode.embeddings, self.canary.takes(None)
+                contract.EMBED, contract.IMAGE_BYTES, rows, responses.embeddings, self.canary.takes(None)
             )
         given = iter(asked)
         results = (item if isinstance(item, Refusal) else next(given) for item in items)
@@ -189,7 +189,7 @@ class Core:
         request = protos.GetModelMetadataRequest(model_spec=self._spec(), metadata_field=["signature_def"])
         call = Call(protos.GET_MODEL_METADATA, request, protos.GetModelMetadataResponse, self.timeout)
         response = yield from self._ask(call)
-        return decode.metadata(response, self.target)
+        return responses.metadata(response, self.target)
 
     def status(
         self, timeout: float | None = None, *, wait_for_ready: bool = False
@@ -204,7 +204,7 @@ class Core:
             wait_for_ready=wait_for_ready,
         )
         response = yield from self._ask(call)
-        return decode.statuses(response)
+        return responses.statuses(response)
 
     def reload(self, config: protos.Message) -> Script[None]:
         """Serve what a ModelServerConfig says, and nothing else."""
@@ -250,7 +250,7 @@ class Core:
         signature: str,
         name: str,
         rows: list[Any],
-        read: Callable[[decode.Outputs, int, int | None], list[R]],
+        read: Callable[[responses.Outputs, int, int | None], list[R]],
         canary: bool,
     ) -> Script[list[R | Refusal]]:
         """One answer a row; a row that the server fails on, alone too, is a Refusal with its words."""
@@ -332,7 +332,7 @@ class Core:
             return (yield from self._predict(signature, rows, count))
         version = response.model_spec.version
         number = version.value if response.model_spec.HasField("version") else None
-        return Piece(count, decode.outputs_of(response, self.target), number)
+        return Piece(count, responses.outputs_of(response, self.target), number)
 
     def _ask(self, call: Call) -> Script[protos.Message]:
         return (yield from with_retries(call, self.retry, self.target, self.model))

@@ -1,11 +1,39 @@
-"""When a failed request is sent again, and after how long."""
+"""Retries of failed gRPC calls: which failures are retried, after which pauses, and until when."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
+from enum import Enum
 
-from serving.errors import InputError
+import grpc
+
+from serving import protos
+from serving.client.grpc_errors import error_from
+from serving.client.sans_io import Call, Pause, Script
+from serving.errors import DeadlineExceeded, InputError, ServerError, ServerUnavailable, TooLarge
+
+_ABOUT_THE_REQUEST = (
+    "Missing ModelSpec",
+    "ModelSpec has no name",
+    "Unrecognized servable version label",
+    "Serving signature",
+    "No signature was found",
+    "input size does not match",
+    "Signature input alias",
+    "Inputs contains invalid name",
+    "Inputs expected to be",
+    "output tensor alias",
+    "duplicate output tensor alias",
+    "Expects arg[",
+    "tensor parsing error",
+    "Batching Run() input tensors",
+)
+"""How a refusal begins that any photo would have met, so that looking for the guilty one is vain."""
+
+_MOMENT = 0.02
+"""Seconds by which a server's clock may be ahead of ours."""
 
 
 @dataclass(frozen=True)
@@ -37,3 +65,64 @@ class Retry:
     def wait(self, failures: int) -> float:
         """Seconds to wait after so many failed attempts."""
         return random.uniform(0, min(self.most, self.first * 2.0 ** min(failures - 1, 60)))
+
+
+class Cure(Enum):
+    """What helps against a failure of a Predict request, which may always be sent twice."""
+
+    RETRY = "the same request later"
+    SPLIT = "smaller requests"
+    SEARCH = "the photo that is the cause left out"
+    NONE = "nothing that the client can do"
+
+
+def cure(error: ServerError) -> Cure:
+    """What to try before the caller is told."""
+    match error:
+        case TooLarge():
+            return Cure.SPLIT
+        case ServerUnavailable():
+            return Cure.RETRY
+        case ServerError(code="RESOURCE_EXHAUSTED"):  # memory: fewer rows take less
+            return Cure.SEARCH
+        case ServerError(code="INVALID_ARGUMENT" | "INTERNAL" | "UNKNOWN" | "OUT_OF_RANGE" | "DATA_LOSS"):
+            return Cure.NONE if error.details.startswith(_ABOUT_THE_REQUEST) else Cure.SEARCH
+        case ServerError(code="FAILED_PRECONDITION" | "ABORTED"):
+            # Shapes that do not match those of other callers in a merged batch, among others.
+            return Cure.NONE if error.details.startswith(_ABOUT_THE_REQUEST) else Cure.SEARCH
+        case _:
+            return Cure.NONE
+
+
+def with_retries(call: Call, retry: Retry, target: str, model: str) -> Script[protos.Message]:
+    """The answer to a call that may be sent again where that is safe and of use.
+
+    All calls of the protocol that the client makes are: they change nothing.
+
+    Raises:
+        ServerError: or one of its classes: the failure of the last attempt that had its time.
+    """
+    deadline = None if call.timeout is None else time.monotonic() + call.timeout
+    attempt = 1
+    before: ServerError | None = None
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            return (yield replace(call, timeout=left, attempt=attempt))
+        except grpc.RpcError as error:
+            late = deadline is not None and time.monotonic() > deadline - _MOMENT
+            failure = error_from(error, target, model, late=late)
+            if (
+                isinstance(failure, DeadlineExceeded)
+                and before
+                and left is not None
+                and 2 * left < (call.timeout or 0)
+            ):
+                raise before from error  # what was left was too short to tell anything
+            before = failure
+            wait = retry.wait(attempt)
+            in_time = deadline is None or time.monotonic() + wait < deadline
+            if cure(failure) is not Cure.RETRY or attempt >= retry.attempts or not in_time:
+                raise failure from error
+        yield Pause(wait)
+        attempt += 1

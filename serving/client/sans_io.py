@@ -7,17 +7,14 @@ splitting and the search for a guilty photo are written and tested once.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
 from serving import protos
-from serving.client.grpc_errors import Cure, cure, error_from
-from serving.client.retry import Retry
-from serving.errors import DeadlineExceeded, ServerError
+from serving.errors import ServerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,45 +58,8 @@ Step: TypeAlias = Call | Pause | Work
 
 T = TypeVar("T")
 
-_MOMENT = 0.02
-"""Seconds by which a server's clock may be ahead of ours."""
-
 Script: TypeAlias = Generator[Step, Any, T]
 """Yields steps, is sent their outcomes, returns a T."""
-
-
-def with_retries(call: Call, retry: Retry, target: str, model: str) -> Script[protos.Message]:
-    """The answer to a call that may be sent again where that is safe and of use.
-
-    All calls of the protocol that the client makes are: they change nothing.
-
-    Raises:
-        ServerError: or one of its classes: the failure of the last attempt that had its time.
-    """
-    deadline = None if call.timeout is None else time.monotonic() + call.timeout
-    attempt = 1
-    before: ServerError | None = None
-    while True:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        try:
-            return (yield replace(call, timeout=left, attempt=attempt))
-        except grpc.RpcError as error:
-            late = deadline is not None and time.monotonic() > deadline - _MOMENT
-            failure = error_from(error, target, model, late=late)
-            if (
-                isinstance(failure, DeadlineExceeded)
-                and before
-                and left is not None
-                and 2 * left < (call.timeout or 0)
-            ):
-                raise before from error  # what was left was too short to tell anything
-            before = failure
-            wait = retry.wait(attempt)
-            in_time = deadline is None or time.monotonic() + wait < deadline
-            if cure(failure) is not Cure.RETRY or attempt >= retry.attempts or not in_time:
-                raise failure from error
-        yield Pause(wait)
-        attempt += 1
 
 
 def run_inline(script: Script[T], perform: Callable[[Step], Any]) -> T:

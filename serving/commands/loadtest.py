@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving.commands.predict import paths
-from serving.commands.server_options import Server, server_flags
+from serving.commands.server_options import pop_required_client_config, server_flags
 from serving.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from serving.client import ClientConfig
     from serving.loadtest import Load, Result
 
 MAX_BYTES = 512 << 20
@@ -82,13 +83,13 @@ def loadtest(
     """
     from serving.loadtest import Load, page
 
-    given = Server.taken_from(flags)
+    given = pop_required_client_config(flags)
     loads = [Load(rate, seconds, photos_per_request, max_under_way, seed) for rate in sorted(set(rates))]
     contents = _read(paths(photos))
     results = asyncio.run(_run(given, contents, loads))
     if output is not None:
         try:
-            output.write_text(page(results, str(given.model_name), str(given.server)), encoding="utf-8")
+            output.write_text(page(results, given.model, given.target), encoding="utf-8")
         except OSError as error:
             raise OutputError(f"The page {output} cannot be written: {error.strerror}.") from error
     for result in results:
@@ -120,7 +121,7 @@ def _read(names: Sequence[str]) -> list[bytes]:
     return contents
 
 
-async def _run(server: Server, contents: Sequence[bytes], loads: Sequence[Load]) -> list[Result]:
+async def _run(server: ClientConfig, contents: Sequence[bytes], loads: Sequence[Load]) -> list[Result]:
     from rich.console import Console
     from rich.progress import Progress
 

@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 import click
@@ -15,6 +16,11 @@ from serving.errors import HubheadError
 FAILED = 1
 TOO_MANY_REJECTED = 3
 INTERRUPTED = 130
+
+
+def run_group(commands: Sequence[click.Command], name: str, help_text: str) -> NoReturn:
+    """Run a package's own commands as the process's main, such as `python -m serving`."""
+    run(click.Group(commands=commands, help=help_text), name)
 
 
 def run(command: click.Command, name: str) -> NoReturn:

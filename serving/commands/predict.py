@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from serving.commands.server_options import Server, refuse_without_server, server_flags
+from serving.commands.server_options import (
+    pop_client_config,
+    refuse_without_server,
+    require_model_name,
+    server_flags,
+)
 from serving.errors import InputError
 from serving.runtime.tensorflow_import import require_tensorflow
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from serving.client import Photo
+    from serving.client import ClientConfig, Photo
     from serving.contract import Prediction
 
 BAR_WIDTH = 10
@@ -80,8 +85,8 @@ def predict(
     cannot be used is a row with the reason, not a failure. "none of these" (null in JSON) means that
     the model finds none of its labels likely enough.
     """
-    given = Server.taken_from(flags)
-    if (given.server is None) == (model is None):
+    given = pop_client_config(flags)
+    if (given is None) == (model is None):
         raise click.UsageError("Give exactly one of --server HOST:PORT and --model BUNDLE.")
     if not photos and from_file is None:
         raise click.UsageError("Give photos, or a list of them with --from_file.")
@@ -91,7 +96,11 @@ def predict(
         refuse_without_server(context, "downscale")
     listed = (line.rstrip("\r\n") for line in from_file or ())
     names = [*paths(photos), *(name for name in listed if name.strip())]
-    answers = _by_bundle(model, names, top_k) if model else _by_server(given, names, top_k, downscale)
+    answers = (
+        _by_bundle(model, names, top_k)
+        if model
+        else _by_server(require_model_name(given), names, top_k, downscale)
+    )
     if as_json:
         for name, prediction in answers:
             click.echo(json.dumps(_as_record(name, prediction), ensure_ascii=False))
@@ -126,7 +135,7 @@ def _photo(name: str) -> Photo:
 
 
 def _by_server(
-    server: Server, names: Sequence[str], top_k: int, downscale: bool
+    server: ClientConfig, names: Sequence[str], top_k: int, downscale: bool
 ) -> Iterator[tuple[str, Prediction]]:
     with server.client(downscale=downscale) as client:
         if len(names) <= client.max_photos:  # one request, in this thread

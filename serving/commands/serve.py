@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from serving.runtime.tensorflow_import import require_tensorflow
-from serving.server.config.flags import server_options, settings_from, without_effect
+from serving.server.config.flags import FLAGS, settings_from, without_effect
 
 if TYPE_CHECKING:
     from serving.server import RunningServer
+
+
+def _model_server_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add every flag of tensorflow_model_server; those without effect are hidden from --help."""
+    for name, flag in reversed(FLAGS.items()):
+        attributes: dict[str, Any] = {"default": flag.default, "hidden": bool(flag.without_effect)}
+        attributes["help"] = flag.help
+        if flag.kind is bool:
+            attributes |= {"type": bool, "is_flag": False, "flag_value": "true", "metavar": "[BOOLEAN]"}
+        elif flag.kind is Path:
+            attributes["type"] = click.Path(path_type=Path)
+        elif name.endswith("port"):
+            attributes["type"] = click.IntRange(-1 if name == "rest_api_port" else 0, 65535)
+        elif name.endswith("wait_seconds"):
+            attributes["type"] = click.FloatRange(min=0, min_open=name.startswith("file_system"))
+        elif flag.kind is int and not flag.without_effect:
+            attributes["type"] = click.IntRange(min=1)
+        else:
+            attributes["type"] = flag.kind
+        attributes["show_default"] = flag.default not in (None, "")
+        command = click.option(f"--{name}", **attributes)(command)
+    return command
 
 
 @click.command(
@@ -21,7 +45,7 @@ if TYPE_CHECKING:
     "  hubhead serve --model_base_path models/food --rest_api_port 8501\n"
     "  hubhead predict photo.jpg --server localhost:8500 --model_name food",
 )
-@server_options
+@_model_server_flags
 @click.option("--version", is_flag=True, help="Print hubhead's version and end.")
 @click.pass_context
 def serve(context: click.Context, /, version: bool, **values: Any) -> None:

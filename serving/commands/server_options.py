@@ -2,93 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
-    from serving.client import AsyncClient, Client, Tls
+    from serving.client import ClientConfig, Tls
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@dataclass(frozen=True)
-class Server:
-    """Where to ask, and for what: the flags of `server_flags`.
+FLAGS = (
+    "server",
+    "model_name",
+    "model_version",
+    "label",
+    "timeout",
+    "header",
+    "tls",
+    "tls_ca",
+    "tls_cert",
+    "tls_key",
+)
+"""The flags of `server_flags`."""
 
-    Attributes: those of `serving.client.Client`, under the flags' names.
+
+def pop_client_config(flags: dict[str, Any]) -> ClientConfig | None:
+    """Take the flags of `server_flags` out of a command's own; None without --server.
+
+    The model is "" where no --model_name was given.
+
+    Raises:
+        click.UsageError: flags that exclude each other, or that need each other.
     """
+    from serving.client import ClientConfig
 
-    server: str | None = None
-    model_name: str | None = None
-    model_version: int | None = None
-    label: str | None = None
-    timeout: float = 10.0
-    header: tuple[str, ...] = ()
-    tls: bool = False
-    tls_ca: Path | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
+    given = {name: flags.pop(name, None) for name in FLAGS}
+    if given["model_version"] is not None and given["label"] is not None:
+        raise click.UsageError("--model_version and --label both name a version: give one of them.")
+    headers = dict(map(_parse_header, given["header"] or ()))
+    tls = _tls(given)
+    if given["server"] is None:
+        return None
+    return ClientConfig(
+        given["server"],
+        model=given["model_name"] or "",
+        version=given["model_version"],
+        label=given["label"],
+        timeout=given["timeout"],
+        headers=headers,
+        tls=tls,
+    )
 
-    @classmethod
-    def taken_from(cls, flags: dict[str, Any]) -> Server:
-        """Take the flags that it is made of out of a command's own; those that it has not are None."""
-        return cls(**{field.name: flags.pop(field.name, None) for field in fields(cls)})
 
-    def client(self, **settings: Any) -> Client:
-        """A blocking client.
+def pop_required_client_config(flags: dict[str, Any]) -> ClientConfig:
+    """Take the flags of `server_flags` out of a command's own; the server and the model are required.
 
-        Raises:
-            click.UsageError: flags that do not go together.
-        """
-        from serving.client import Client
+    Raises:
+        click.UsageError: one of the two is missing, or see `pop_client_config`.
+    """
+    return require_model_name(pop_client_config(flags))
 
-        return Client(self._target(), **self._settings(), **settings)
 
-    def async_client(self, **settings: Any) -> AsyncClient:
-        """A client for asyncio."""
-        from serving.client import AsyncClient
+def require_model_name(config: ClientConfig | None) -> ClientConfig:
+    """Return the configuration as it is.
 
-        return AsyncClient(self._target(), **self._settings(), **settings)
+    Raises:
+        click.UsageError: there is no server, or it names no model.
+    """
+    if config is None:
+        raise click.UsageError("Give --server HOST:PORT.")
+    if not config.model:
+        raise click.UsageError("--server needs --model_name NAME (or HUBHEAD_MODEL in the environment).")
+    return config
 
-    def _target(self) -> str:
-        if self.server is None:
-            raise click.UsageError("Give --server HOST:PORT.")
-        if not self.model_name:
-            raise click.UsageError("--server needs --model_name NAME (or HUBHEAD_MODEL in the environment).")
-        return self.server
 
-    def _settings(self) -> dict[str, Any]:
-        if self.model_version is not None and self.label is not None:
-            raise click.UsageError("--model_version and --label both name a version: give one of them.")
-        headers = {}
-        for header in self.header:
-            name, equals, value = header.partition("=")
-            if not equals:
-                raise click.UsageError(f"--header {header!r} is not NAME=VALUE.")
-            headers[name] = value
-        return {
-            "model": self.model_name,
-            "version": self.model_version,
-            "label": self.label,
-            "timeout": self.timeout,
-            "headers": headers,
-            "tls": self._tls(),
-        }
+def _parse_header(header: str) -> tuple[str, str]:
+    name, equals, value = header.partition("=")
+    if not equals:
+        raise click.UsageError(f"--header {header!r} is not NAME=VALUE.")
+    return name, value
 
-    def _tls(self) -> Tls | None:
-        from serving.client import Tls
 
-        if not (self.tls or self.tls_ca or self.tls_cert or self.tls_key):
-            return None
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise click.UsageError("--tls_cert and --tls_key go together.")
-        return Tls(self.tls_ca, self.tls_cert, self.tls_key)
+def _tls(given: Mapping[str, Any]) -> Tls | None:
+    from serving.client import Tls
+
+    ca, certificate, key = given["tls_ca"], given["tls_cert"], given["tls_key"]
+    if (certificate is None) != (key is None):
+        raise click.UsageError("--tls_cert and --tls_key go together.")
+    return Tls(ca, certificate, key) if given["tls"] or ca or certificate else None
 
 
 _CONNECTION = (
@@ -128,11 +134,9 @@ _VERSION = (
     click.option("--label", help="With --server: the version with this label, such as stable or canary."),
 )
 
-FLAGS = tuple(field.name for field in fields(Server))
-
 
 def server_flags(command: F) -> F:
-    """Add the flags of `Server` to a command."""
+    """Add the flags that name a server, a model and a version of it."""
     for flag in reversed((*_CONNECTION[:2], *_VERSION, *_CONNECTION[2:])):
         command = flag(command)
     return command
@@ -146,7 +150,7 @@ def connection_flags(command: F) -> F:
 
 
 def refuse_without_server(context: click.Context, *others: str) -> None:
-    """Make sure that no flag of `Server` stands on the command line, nor one of the others.
+    """Make sure that no flag of `server_flags` is on the command line, nor one of the others.
 
     Raises:
         click.UsageError: one does.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.server_options import Server, server_flags
+from serving.commands.server_options import pop_required_client_config, server_flags
 from serving.errors import ServerError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def status(wait: float | None, as_json: bool, **flags: Any) -> int:
 
     Ends with 0 where a version is available, else with 1.
     """
-    with Server.taken_from(flags).client() as client:
+    with pop_required_client_config(flags).client() as client:
         if wait is not None:
             client.wait_until_ready(wait)
         versions = client.status()

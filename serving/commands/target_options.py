@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from serving.commands.server_options import Server, connection_flags
+from serving.commands.server_options import connection_flags, pop_client_config
 from serving.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,15 +76,15 @@ def place_from(flags: dict[str, Any]) -> Iterator[Place]:
             remedy="Give the file that the server was started with (--model_config_file).",
         )
     reload, wait = flags.pop("reload", False), flags.pop("wait", 300.0)
-    server = Server.taken_from(flags)
-    if reload and not (server.server and config):
+    server = pop_client_config(flags)
+    if reload and not (server and config):
         raise click.UsageError("--reload needs --server and --model_config_file.")
-    name = server.model_name or store_at(base).name
+    name = (server.model if server else "") or store_at(base).name
     place = Place(base, name, config, reload=reload, timeout=wait, say=_say)
-    if not server.server:
+    if server is None:
         yield place
         return
-    server = replace(server, model_name=place.model)
+    server = replace(server, model=place.model)
     with server.client() as client:
         yield replace(place, client=client, labelled=lambda label: replace(server, label=label).client())
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving.commands.predict import paths
-from serving.commands.server_options import Server, connection_flags
+from serving.commands.server_options import connection_flags, pop_required_client_config
 
 if TYPE_CHECKING:
-    from serving.client import Client
+    from serving.client import Client, ClientConfig
     from serving.contract import Prediction
     from serving.registry.agreement import Agreement
 
@@ -57,7 +57,7 @@ def compare(
     from serving.errors import NotBlessed
     from serving.registry import agreement
 
-    server = Server.taken_from(flags)
+    server = pop_required_client_config(flags)
     names = _files(photos)
     with _of(server, first) as one, _of(server, second) as two:
         found = agreement.agreement(agreement.ask(one, two, names))
@@ -69,9 +69,9 @@ def compare(
         raise NotBlessed(f"{first} and {second} agree on {found.share:.1%}, less than {min_agreement:.1%}.")
 
 
-def _of(server: Server, name: str) -> Client:
+def _of(server: ClientConfig, name: str) -> Client:
     if name.isdecimal():
-        return replace(server, model_version=int(name)).client()
+        return replace(server, version=int(name)).client()
     return replace(server, label=name).client()
 
 

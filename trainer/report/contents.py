@@ -16,8 +16,8 @@ from trainer.evaluation.abstention import Threshold, threshold_for_precision
 from trainer.evaluation.cross_validation import CrossValidation
 from trainer.evaluation.features import Verdicts
 from trainer.evaluation.metrics import Evaluation
+from trainer.evaluation.version_changes import LiveComparison
 from trainer.heads import Floats, Ints, Selection
-from trainer.training.live_comparison import LiveComparison
 
 PICTURES = 60
 """Photos shown, so that the page stays below 2 MB; each takes some 12 KB."""

@@ -10,8 +10,8 @@ from serving.html.parts import SPACE, decimals, isolated, key_figure, many, perc
 from trainer.evaluation.cross_validation import CrossValidation, Spread
 from trainer.evaluation.metrics import Estimate, Evaluation, Proportion
 from trainer.evaluation.paired import Comparison
+from trainer.evaluation.version_changes import LabelChange, LiveComparison, PhotoChange
 from trainer.report.contents import CHANGED, Report
-from trainer.training.live_comparison import LabelChange, LiveComparison, PhotoChange
 
 LABELS = 30
 """Labels of the comparison that are listed, those that changed most first."""

@@ -17,11 +17,12 @@ from trainer.dataset.near_duplicates import Duplicates
 from trainer.evaluation.abstention import Threshold
 from trainer.evaluation.cross_validation import CrossValidation
 from trainer.evaluation.metrics import Evaluation, Proportion
+from trainer.evaluation.version_changes import LiveComparison
 from trainer.export.tflite import Quantize
 from trainer.heads import HeadSettings
 from trainer.preprocessing import Augmentation, Preprocessing
 from trainer.training.fine_tuning import FineTuneSettings
-from trainer.training.live_comparison import LiveComparison, Tolerance
+from trainer.training.live_comparison import Tolerance
 
 
 class NearDuplicatesOption(StrEnum):

@@ -32,6 +32,7 @@ from trainer.evaluation.abstention import Novelty, Threshold
 from trainer.evaluation.cross_validation import cross_validate
 from trainer.evaluation.features import Features, Verdicts, embeddings_of, gather, probabilities_of
 from trainer.evaluation.metrics import Evaluation
+from trainer.evaluation.version_changes import LiveComparison
 from trainer.export import bundle as export
 from trainer.export import tflite
 from trainer.export.tflite import TfliteOption
@@ -39,7 +40,6 @@ from trainer.heads import Blocks, Floats, HeadSettings, Ints, Vectors
 from trainer.preprocessing import Augmentation
 from trainer.training import fine_tuning, live_comparison, tensorboard
 from trainer.training.config import NearDuplicatesOption, TrainResult, TrainSettings
-from trainer.training.live_comparison import LiveComparison
 
 PARITY_PHOTOS = 8
 """Test photos that the exported bundle is held against the training path on."""

@@ -6,12 +6,10 @@ works as it is, and one line says that they are without effect and why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import click
 
 from serving.errors import InputError
 from serving.server.config.settings import BATCHING_FILE, Batching, ServerSettings
@@ -120,28 +118,6 @@ FLAGS: dict[str, Flag] = {
     "num_tflite_interpreters_per_pool": Flag(int, 1, without_effect=_BUILD),
     "remove_unused_fields_from_bundle_metagraph": Flag(bool, True, without_effect=_BUILD),
 }
-
-
-def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """All of them as options of a command; those without effect are left out of its --help."""
-    for name, flag in reversed(FLAGS.items()):
-        attributes: dict[str, Any] = {"default": flag.default, "hidden": bool(flag.without_effect)}
-        attributes["help"] = flag.help
-        if flag.kind is bool:
-            attributes |= {"type": bool, "is_flag": False, "flag_value": "true", "metavar": "[BOOLEAN]"}
-        elif flag.kind is Path:
-            attributes["type"] = click.Path(path_type=Path)
-        elif name.endswith("port"):
-            attributes["type"] = click.IntRange(-1 if name == "rest_api_port" else 0, 65535)
-        elif name.endswith("wait_seconds"):
-            attributes["type"] = click.FloatRange(min=0, min_open=name.startswith("file_system"))
-        elif flag.kind is int and not flag.without_effect:
-            attributes["type"] = click.IntRange(min=1)
-        else:
-            attributes["type"] = flag.kind
-        attributes["show_default"] = flag.default not in (None, "")
-        command = click.option(f"--{name}", **attributes)(command)
-    return command
 
 
 def without_effect(given: Iterable[str]) -> list[str]:

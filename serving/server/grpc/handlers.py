@@ -38,7 +38,7 @@ def answers(manager: Manager) -> dict[str, tuple[Answer, protos.Message]]:
     def multi_inference(request: protos.Message, caller: Caller) -> protos.Message:
         spec = request.tasks[0].model_spec if request.tasks else protos.ModelSpec()
         with manager.use(spec) as servable:
-            return inference.multi_inference(servable, request, caller.seconds)
+            return servable.multi_inference(request, caller.seconds)
 
     def metadata(request: protos.Message, _: Caller) -> protos.Message:
         _check_spec(request)

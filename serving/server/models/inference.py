@@ -8,7 +8,7 @@ TensorFlow), since clients match on them. A method's name is not checked, as in 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 import numpy as np
@@ -18,9 +18,6 @@ from serving import contract, protos
 from serving.errors import InputError
 from serving.protos import tensors
 from serving.server.status_error import Refusal, invalid
-
-if TYPE_CHECKING:
-    from serving.server.models.servable import Servable
 
 SIGNATURE_DEF = "signature_def"
 CLASSIFY_METHOD = "tensorflow/serving/classify"
@@ -248,36 +245,14 @@ def regression(outputs: Tensors, count: int) -> protos.Message:
     return result
 
 
-def multi_inference(
-    servable: Servable, request: protos.Message, seconds: float | None = None
-) -> protos.Message:
-    """Answer a MultiInferenceRequest: several signatures of one model on the same examples.
-
-    Args:
-        servable: what the first task's ModelSpec asks for.
-        request: the request.
-        seconds: how long the caller still waits; None: for ever.
+def multi_inference_outputs(
+    signatures: Signatures, tasks: Iterable[protos.Message]
+) -> dict[str, tuple[str, ...]]:
+    """Return the output aliases to compute for each signature, in the order of the InferenceTasks.
 
     Raises:
-        Refusal: the tasks do not go together, or the model failed.
+        Refusal: the tasks do not go together.
     """
-    tasks = _tasks(servable.signatures, request.tasks)
-    feed = examples(request.input)
-    count = len(feed[EXAMPLES])
-    response = protos.MultiInferenceResponse()
-    for name, wanted in tasks.items():
-        outputs = servable.run(name, feed, wanted, seconds, "MultiInference")
-        if wanted == (OUTPUTS,):
-            result = protos.InferenceResult(regression_result=regression(outputs, count))
-        else:
-            result = protos.InferenceResult(classification_result=classification(outputs, count))
-        result.model_spec.CopyFrom(servable.spec(name))
-        response.results.append(result)
-    return response
-
-
-def _tasks(signatures: Signatures, tasks: Iterable[protos.Message]) -> dict[str, tuple[str, ...]]:
-    """The outputs that are wanted of each signature, in the order of the tasks."""
     found: dict[str, tuple[str, ...]] = {}
     model, feed = "", ""
     for task in tasks:

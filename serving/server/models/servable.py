@@ -192,6 +192,23 @@ class Servable:
         result = inference.regression(outputs, len(feed[inference.EXAMPLES]))
         return protos.RegressionResponse(model_spec=self.spec(key), result=result)
 
+    def multi_inference(self, request: protos.Message, seconds: float | None = None) -> protos.Message:
+        """Answer a MultiInferenceRequest: several signatures on the same examples; as `predict`."""
+        tasks = inference.multi_inference_outputs(self._signatures, request.tasks)
+        feed = inference.examples(request.input)
+        count = len(feed[inference.EXAMPLES])
+        response = protos.MultiInferenceResponse()
+        for name, wanted in tasks.items():
+            outputs = self.run(name, feed, wanted, seconds, "MultiInference")
+            if wanted == (inference.OUTPUTS,):
+                result = protos.InferenceResult(regression_result=inference.regression(outputs, count))
+            else:
+                classified = inference.classification(outputs, count)
+                result = protos.InferenceResult(classification_result=classified)
+            result.model_spec.CopyFrom(self.spec(name))
+            response.results.append(result)
+        return response
+
     def metadata(self) -> protos.Message:
         """The answer to a GetModelMetadataRequest that `inference.check_metadata_fields` let through."""
         declared = protos.SignatureDefMap()

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
 from serving import contract, protos
 from serving.errors import BundleError
-from serving.server.models import inference
 from serving.server.models.servable import Servable
 from serving.server.status_error import Refusal
 
@@ -42,7 +40,7 @@ def warm_up(servable: Servable, directory: Path, times: int = 1) -> None:
         "predict_log": servable.predict,
         "classify_log": servable.classify,
         "regress_log": servable.regress,
-        "multi_inference_log": partial(inference.multi_inference, servable),
+        "multi_inference_log": servable.multi_inference,
     }
     for number, record in enumerate(records(path), 1):
         if number > MAX_RECORDS:
