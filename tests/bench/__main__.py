@@ -8,7 +8,7 @@ import os
 import platform
 from pathlib import Path
 
-from tests.bench.turns import measure, show
+from tests.bench.interleave import measure, show
 from tests.bench.variants import BASE, VARIANTS, prepare
 
 

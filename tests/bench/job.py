@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench import camera
-from tests.bench.turns import DEFAULT_THREADS, ONE_THREAD_AN_OP, Variant, measure, show
+from tests.bench.interleave import DEFAULT_THREADS, ONE_THREAD_AN_OP, Variant, measure, show
 from tests.bench.variants import as_loaded, photos, template, threads
 
 SIZES = {"small": 4000, "camera": 2000}

@@ -72,7 +72,7 @@ def _job(manifest: str, output: str, digest: str) -> Any:
 
 def bundle(path: str) -> int:
     """Make the model; it is never asked."""
-    from tests.test_pipeline import make_bundle
+    from tests.support.score_job import make_bundle
 
     make_bundle(Path(path))
     return 0

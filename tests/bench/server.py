@@ -30,7 +30,7 @@ import grpc
 
 from serving import contract, protos
 from serving.protos import tensors
-from tests.doubler import free_port
+from tests.support.fake_model import free_port
 
 CALLERS = 16
 MODEL = "bench"

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
-from tests.bench.turns import DEFAULT_THREADS, ONE_THREAD_AN_OP, Variant
+from tests.bench.interleave import DEFAULT_THREADS, ONE_THREAD_AN_OP, Variant
 
 PHOTOS = 256
 """Photos a round: some seconds on two cores."""

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from serving.server.config.settings import Batching
-from tests.conformance.toy import write_toy
-from tests.conformance.world import World, world
+from tests.conformance.conformance_model import write_toy
+from tests.conformance.conformance_server import World, world
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import numpy as np
 
 from serving import protos
 from serving.protos import tensors
-from tests.conformance.toy import METHODS
+from tests.conformance.conformance_model import METHODS
 
 CLASSIFY_METHOD, REGRESS_METHOD = METHODS["classify"], METHODS["regress"]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from tests.conformance.conformance_server import World
 from tests.conformance.protocol import ERRORS
 from tests.conformance.requests import GRPC, REST
-from tests.conformance.world import World
 
 
 def rows(key: str) -> list[Any]:

@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from serving.server.rest.handler import http_status
+from tests.conformance.conformance_server import World, world
 from tests.conformance.requests import (
     CLASSIFY_METHOD,
     classify,
@@ -22,7 +23,6 @@ from tests.conformance.requests import (
     status,
     toy,
 )
-from tests.conformance.world import World, world
 
 HTTP = {
     "INVALID_ARGUMENT": 400,

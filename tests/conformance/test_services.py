@@ -18,6 +18,8 @@ from serving.protos import tensors
 from serving.server import ServerSettings
 from serving.server.config.settings import BATCHING_FILE, Batching
 from serving.server.models.manager import Manager
+from tests.conformance.conformance_model import write_toy
+from tests.conformance.conformance_server import World, world
 from tests.conformance.requests import (
     CLASSIFY_METHOD,
     REGRESS_METHOD,
@@ -31,9 +33,7 @@ from tests.conformance.requests import (
     status,
     toy,
 )
-from tests.conformance.toy import write_toy
-from tests.conformance.world import World, world
-from tests.doubler import LIMIT, eventually
+from tests.support.fake_model import LIMIT, eventually
 
 
 def values(response: Any, alias: str = "y") -> Any:
@@ -196,7 +196,7 @@ def test_of_two_names_for_one_number_one_is_taken_with_a_warning(
 @contextmanager
 def world_of_first(base: Path) -> Iterator[World]:
     from serving.server import start
-    from tests.conformance.toy import Toys
+    from tests.conformance.conformance_model import Toys
 
     toys = Toys()
     with (

@@ -1,0 +1,106 @@
+"""A run's figures as Prometheus reads them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from batch.jobs import metrics
+from batch.monitoring.stats import Stats
+from tests.support.metrics import run_of, values
+
+
+class Gateway(HTTPServer):
+    """Keeps what is pushed, and answers with a code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.code = code
+        self.got: list[tuple[str, str, str]] = []
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Gateway
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.server.got.append((self.command, self.path, body))
+        self.send_response(self.server.code)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(params=[200, 503])
+def gateway(request: pytest.FixtureRequest) -> Iterator[Gateway]:
+    with Gateway(request.param) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_a_push_replaces_the_last_and_its_failure_is_a_warning(
+    gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"http://127.0.0.1:{gateway.server_port}"
+    with caplog.at_level(logging.WARNING):
+        metrics.push(url, metrics.registry(run_of({"apple": 5})))
+    ((command, path, body),) = gateway.got
+    assert (command, path) == ("PUT", "/metrics/job/hubhead_score")
+    assert values(body)[("photos",)] == 12
+    assert [record.getMessage() for record in caplog.records if url in record.getMessage()] == [
+        record.getMessage() for record in caplog.records
+    ]
+    assert bool(caplog.records) == (gateway.code != 200)
+
+
+def test_nobody_there_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        metrics.push("http://127.0.0.1:9", metrics.registry(run_of({"apple": 5})))
+        metrics.push("no address", metrics.registry(run_of({"apple": 5})))
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.beam
+def test_beam_is_told_of_every_stage() -> None:
+    import apache_beam as beam
+
+    from batch.beam import runner
+
+    stages = ("start", "store", "read", "convert", "embed", "classify", "rows", "sketch", "write")
+    stats = Stats(
+        photos=10,
+        rows=20,
+        embedded=7,
+        reused=2,
+        read_bytes=5000,
+        statuses=Counter({"ok": 9, "corrupt": 1}),
+        seconds={stage: 0.5 + number for number, stage in enumerate(stages)},
+        elapsed=12.0,
+    )
+    pipeline = beam.Pipeline(runner="FnApiRunner")
+    _ = pipeline | beam.Create([0, 1]) | beam.Map(lambda _: runner._record(stats))
+    result = pipeline.run()
+    result.wait_until_finish()
+    told = result.metrics().query(beam.metrics.MetricsFilter().with_namespace("hubhead"))
+    counts = {found.key.metric.name: found.committed for found in told["counters"]}
+    assert counts == {
+        "shards": 2,
+        "photos": 20,
+        "rows": 40,
+        "bytes_read": 10_000,
+        "photos_embedded": 14,
+        "embeddings_reused": 4,
+        "rejected_corrupt": 2,
+    }
+    spread = {found.key.metric.name: found.committed for found in told["distributions"]}
+    assert spread.keys() == {"shard_photos", "shard_milliseconds", *(f"{s}_milliseconds" for s in stages)}
+    assert (spread["write_milliseconds"].count, spread["write_milliseconds"].sum) == (2, 17_000)

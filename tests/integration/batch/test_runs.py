@@ -1,0 +1,443 @@
+"""Runs that follow one another in an output: what is new, several models, partitions, ids, the lock."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from batch.commands.score import score as score_command
+from batch.inputs import listing
+from batch.inputs.listing import Photo
+from batch.inputs.passthrough import Columns
+from batch.jobs import rescore, score
+from batch.jobs.rescore import RescoreSettings
+from batch.jobs.score import ScoreSettings
+from batch.monitoring.stats import Stats
+from batch.output.dataset import Output
+from batch.scoring.worker import Scores, Task
+from batch.shards import scored_index, shard
+from batch.shards.partition import Share
+from batch.shards.scored_index import Known, without_known
+from batch.shards.shard import Entry, PlanWriter, ordered
+from serving import bundle
+from serving.errors import BundleError, InputError, OutputBusy, OutputError
+from serving.storage import files, lock
+from tests.support.score_job import GOOD, LABELS, make_bundle
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    top = tmp_path_factory.mktemp("models")
+    one = make_bundle(top / "food" / "1")
+    two = make_bundle(top / "food" / "2", scale=2.0)
+    other = make_bundle(top / "other" / "1")
+    about = bundle.read(other).manifest
+    replace(about, backbone={**about.backbone, "fingerprint": "f2"}).write(other)
+    return {"one": one, "two": two, "other": other}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    top = tmp_path / "photos"
+    top.mkdir()
+    for number in range(12):
+        (top / f"{number}.jpg").write_bytes(GOOD + bytes([number]))
+    return top
+
+
+def settings(top: Path, *models: Path, **changes: Any) -> ScoreSettings:
+    given = {"photos": str(top / "photos"), "output": str(top / "out"), "shard_size": 5}
+    if "manifest" in changes:
+        given["photos"] = ""
+    return ScoreSettings(models, **{**given, "embedding_store": str(top / "store"), **changes})
+
+
+def names(top: Path, *columns: str) -> Counter[Any]:
+    rows = pq.read_table(top / "out" / "scores").to_pylist()
+    return Counter((Path(row["uri"]).name, *(row[column] for column in columns)) for row in rows)
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+class TestOnlyNew:
+    def test_each_night_adds_what_came_and_what_changed(
+        self, models: dict[str, Path], folder: Path, tmp_path: Path
+    ) -> None:
+        score.score(settings(tmp_path, models["one"], run_id="monday"))
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "scores").iterdir()}
+        (folder / "0.jpg").unlink()
+        (folder / "1.jpg").write_bytes(GOOD + b"changed")
+        (folder / "new.jpg").write_bytes(GOOD + b"new")
+        lost = folder / "lost.jpg"
+        lost.symlink_to(folder / "nowhere")
+        night = settings(tmp_path, models["one"], run_id="tuesday", only_new=True)
+        summary = score.score(night)
+        assert (summary.total.photos, summary.known, summary.lines) == (3, 10, 13)
+        assert {p: p.stat().st_mtime_ns for p in before} == before
+        expected = Counter({(f"{n}.jpg",): 1 for n in range(12)})
+        expected += Counter([("1.jpg",), ("new.jpg",), ("lost.jpg",)])
+        assert names(tmp_path) == expected
+
+        again = score.score(night)
+        assert (again.worked_shards, again.total.photos, again.known) == (0, 3, 13)
+        run = json.loads((tmp_path / "out" / "run.json").read_text())
+        assert (run["run_id"], run["photos"], run["known_photos"]) == ("tuesday", 3, 13)
+        assert run["this_run"]["rows_written"] == 3, "of both times together"
+
+        next_night = score.score(replace(night, run_id="wednesday"))
+        assert next_night.total.statuses == {"unreadable": 1}, "tried again in another run"
+        assert sorted(p.name for p in (tmp_path / "out" / "_hubhead" / "runs").iterdir()) == [
+            "monday.json", "tuesday.json", "wednesday.json",
+        ]  # fmt: skip
+        with pytest.raises(OutputError, match="only_new was True, now False"):
+            score.score(settings(tmp_path, models["one"]))
+
+    def test_a_new_model_beside_the_old_one_has_all_photos_to_score(
+        self, models: dict[str, Path], folder: Path, tmp_path: Path
+    ) -> None:
+        score.score(settings(tmp_path, models["one"], only_new=True))
+        (folder / "new.jpg").write_bytes(GOOD + b"new")
+        both = settings(tmp_path, models["one"], models["two"], only_new=True, run_id="both")
+        summary = score.score(both)
+        assert summary.this_run.rows == 14, "13 for the new one, and one for the old one"
+        assert summary.this_run.embedded == 1
+        assert names(tmp_path, "version") == Counter(
+            (name, version) for name in [f"{n}.jpg" for n in range(12)] + ["new.jpg"] for version in (1, 2)
+        )
+        assert score.score(both).worked_shards == 0
+
+    def test_rescored_photos_are_known_to_the_nights_that_follow(
+        self, models: dict[str, Path], folder: Path, tmp_path: Path
+    ) -> None:
+        score.score(settings(tmp_path, models["one"], only_new=True, run_id="monday"))
+        (folder / "late.jpg").write_bytes(GOOD + b"late")
+        (folder / "lost.jpg").symlink_to(folder / "nowhere")
+        score.score(settings(tmp_path, models["one"], only_new=True, run_id="tuesday"))
+        again = RescoreSettings(
+            str(tmp_path / "out"),
+            (models["two"],),
+            str(tmp_path / "again" / "out"),
+            embedding_store=str(tmp_path / "store"),
+            run_id="new-head",
+        )
+        assert rescore.rescore(again).total.photos == 14
+        assert rescore.rescore(again).this_run.photos == 0
+        (folder / "1.jpg").write_bytes(GOOD + b"changed")
+        (folder / "new.jpg").write_bytes(GOOD + b"new")
+        night = settings(tmp_path, models["two"], output=again.output, only_new=True, run_id="wednesday")
+        summary = score.score(night)
+        assert (summary.total.photos, summary.known) == (3, 12), "the changed, the new, and the lost one"
+        found = names(tmp_path / "again", "version")
+        assert found == Counter(
+            {(f"{n}.jpg", 2): 1 for n in range(12)} | {("late.jpg", 2): 1, ("lost.jpg", 2): 2}
+        ) + Counter([("1.jpg", 2), ("new.jpg", 2)])
+        assert score.score(night).worked_shards == 0
+
+    def test_columns_must_be_those_of_the_rows_that_are_there(
+        self, models: dict[str, Path], folder: Path, tmp_path: Path
+    ) -> None:
+        manifest = folder / "m.csv"
+        given = settings(tmp_path, models["one"], manifest=str(manifest), only_new=True)
+        manifest.write_text("uri,code\n0.jpg,x\n")
+        score.score(given)
+        manifest.write_text("uri,code\n1.jpg,7\n")
+        score.score(given)
+        rows = pq.read_table(tmp_path / "out" / "scores")
+        assert sorted(rows["code"].to_pylist()) == ["7", "x"]
+        manifest.write_text("uri,other\n2.jpg,7\n")
+        with pytest.raises(OutputError, match=r"code \(string\)"):
+            score.score(given)
+
+    def test_it_and_overwrite_exclude_each_other(self, models: dict[str, Path], tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="only_new"):
+            score.score(settings(tmp_path, models["one"], only_new=True, overwrite=True))
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+class TestSeveralModels:
+    def test_a_photo_has_a_row_for_each_and_is_embedded_once(
+        self, models: dict[str, Path], folder: Path, tmp_path: Path
+    ) -> None:
+        manifest = folder / "m.csv"
+        manifest.write_text("uri,shop\n" + "".join(f"{n}.jpg,{n}\n" for n in range(12)))
+        both = settings(tmp_path, models["two"], models["one"], manifest=str(manifest))
+        summary = score.score(both)
+        assert (summary.total.photos, summary.total.rows, summary.total.embedded) == (12, 24, 12)
+        table = pq.read_table(tmp_path / "out" / "scores")
+        assert all(Path(row["uri"]).stem == str(row["shop"]) for row in table.to_pylist())
+        run = json.loads((tmp_path / "out" / "run.json").read_text())
+        assert [(m["name"], m["version"]) for m in run["models"]] == [("food", 1), ("food", 2)]
+        for model in run["models"]:
+            assert sum(model["labels"].values()) + model["abstained"] == 12
+        alone = tmp_path / "alone"
+        for model, version in (("one", 1), ("two", 2)):
+            single = replace(both, model=(models[model],), output=str(alone / model))
+            score.score(single)
+            expected = pq.read_table(alone / model / "scores").drop_columns(["scored_at"]).sort_by("uri")
+            ours = table.filter(np.array(table["version"]) == version).drop_columns(["scored_at"])
+            assert ours.sort_by("uri").equals(expected)
+
+    def test_models_that_do_not_go_together_are_refused(
+        self, models: dict[str, Path], folder: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(BundleError, match=r"different backbones.*f1 and f2"):
+            score.score(settings(tmp_path, models["one"], models["other"]))
+        with pytest.raises(BundleError, match="would both be called food, version 1"):
+            score.score(settings(tmp_path, models["one"], models["one"]))
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+class TestPartitions:
+    def test_by_label_each_row_stands_in_its_directory(
+        self, models: dict[str, Path], folder: Path, tmp_path: Path
+    ) -> None:
+        plain = settings(tmp_path, models["one"])
+        score.score(plain)
+        expected = names(tmp_path, "label", "score")
+        by_label = replace(plain, partition_by="label")
+        with pytest.raises(OutputError, match="partition_by was , now label"):
+            score.score(by_label)
+        score.score(replace(by_label, overwrite=True))
+        assert names(tmp_path, "label", "score") == expected
+        directories = {path.name for path in (tmp_path / "out" / "scores").iterdir()}
+        assert directories <= {f"label={label}" for label in [*LABELS, "__HIVE_DEFAULT_PARTITION__"]}
+        assert score.score(by_label).worked_shards == 0
+
+    def test_by_date_rows_stand_under_the_day_of_their_run(
+        self, models: dict[str, Path], folder: Path, tmp_path: Path
+    ) -> None:
+        score.score(settings(tmp_path, models["one"], partition_by="date"))
+        day = json.loads((tmp_path / "out" / "run.json").read_text())["started"][:10]
+        assert [path.name for path in (tmp_path / "out" / "scores").iterdir()] == [f"date={day}"]
+        assert sum(names(tmp_path).values()) == 12
+
+    def test_a_column_of_that_name_is_refused(
+        self, models: dict[str, Path], folder: Path, tmp_path: Path
+    ) -> None:
+        (folder / "m.csv").write_text("uri,date\n0.jpg,monday\n")
+        given = settings(tmp_path, models["one"], manifest=str(folder / "m.csv"), partition_by="date")
+        with pytest.raises(InputError, match="'date' passes through to the scores, which are partitioned"):
+            score.score(given)
+        assert not (tmp_path / "out" / "_hubhead" / "input.json").exists(), "nothing was begun"
+
+
+class TestTakingOver:
+    def test_a_run_cut_off_while_it_forgets_must_take_over_again(self, tmp_path: Path) -> None:
+        output = Output(str(tmp_path))
+        mine = {"photos": "p", "models": [], "partition_by": ""}
+        assert not output.check(mine, append=True, overwrite=False)
+        output.claim(mine, [], append=True)
+        output.forget()
+        for append in (True, False):
+            with pytest.raises(OutputError, match="--overwrite"):
+                output.check(mine, append=append, overwrite=False)
+        assert output.check(mine, append=False, overwrite=True)
+
+    def test_a_finished_shard_is_not_done_again_when_its_element_is_retried(self, tmp_path: Path) -> None:
+        output = Output(str(tmp_path / "out"))
+        entries = ordered([(Photo("/a.jpg", 1, 1), [])])
+        [piece] = shard.plan(entries, 5, {})
+        with PlanWriter(output.plan) as writer:
+            writer.add(piece.shard(Columns()))
+        [planned] = shard.planned(writer.path)
+        scores = Scores(output, "night", datetime.now(UTC), ("digest",))
+        task = Task(("nowhere",), str(tmp_path / "store"), output.plan, scores)
+        table = pa.table({"uri": ["/a.jpg"]})
+        output.commit(planned.id, "night", table, Stats(photos=1, rows=1), {}, date="2026-05-31")
+        assert task.run(planned, workers=[]).to_json() == Stats(photos=1, rows=1).to_json()
+
+
+@pytest.mark.parametrize("wrong", ["", "a/b", ".hidden", "x" * 65, "a~b"])
+def test_an_id_of_a_run_is_a_name(wrong: str) -> None:
+    from batch.output.dataset import check_run_id
+
+    with pytest.raises(InputError, match="no id of a run"):
+        check_run_id(wrong)
+    assert check_run_id("2026-05-31.night_2") == "2026-05-31.night_2"
+
+
+class TestLock:
+    def test_a_second_run_is_refused_until_the_first_is_done(self, tmp_path: Path) -> None:
+        directory = str(tmp_path / "_hubhead")
+        busy = pytest.raises(OutputBusy, match=f"process {os.getpid()} on")
+        with lock.held(directory), busy as caught, lock.held(directory):
+            pass
+        assert caught.value.exit_code == 5
+        with lock.held(directory):
+            pass
+
+    def test_a_killed_run_lets_go(self, tmp_path: Path) -> None:
+        directory = str(tmp_path / "_hubhead")
+        context = multiprocessing.get_context("spawn")
+        ready = context.Event()
+        process = context.Process(target=_hold, args=(directory, ready))
+        process.start()
+        assert ready.wait(60)
+        with pytest.raises(OutputBusy), lock.held(directory):
+            pass
+        process.kill()
+        process.join(60)
+        with lock.held(directory):
+            pass
+
+    def test_a_lease_counts_while_it_is_fresh(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        stored: dict[str, bytes] = {}
+        monkeypatch.setattr(files, "write", stored.__setitem__)
+        monkeypatch.setattr(files, "remove", lambda uri: stored.pop(uri, None))
+        monkeypatch.setattr(lock, "_SETTLE_SECONDS", 0.0)
+
+        def read(uri: str) -> bytes:
+            if uri not in stored:
+                raise FileNotFoundError(uri)
+            return stored[uri]
+
+        monkeypatch.setattr(files, "read", read)
+        where = "gs://bucket/out/_hubhead"
+        with lock.held(where), pytest.raises(OutputBusy), lock.held(where):
+            pass
+        assert not stored
+        lease = {"host": "elsewhere", "pid": 1, "token": "t", "beat": lock.time.time() - 60}
+        stored["gs://bucket/out/_hubhead/lock"] = json.dumps(lease).encode()
+        with pytest.raises(OutputBusy, match="process 1 on elsewhere"), lock.held("gs://bucket/out/_hubhead"):
+            pass
+        lease["beat"] -= lock.LEASE_SECONDS
+        stored["gs://bucket/out/_hubhead/lock"] = json.dumps(lease).encode()
+        with lock.held("gs://bucket/out/_hubhead"):
+            pass
+
+    def test_the_command_ends_with_5(self, tmp_path: Path) -> None:
+        assert OutputBusy("x").exit_code == 5
+        assert "5 when another run is at work" in CliRunner().invoke(
+            score_command, ["--help"]
+        ).output.replace("\n  ", " ")
+
+
+def _hold(directory: str, ready: Any) -> None:
+    with lock.held(directory):
+        ready.set()
+        multiprocessing.Event().wait(600)
+
+
+class TestKeys:
+    def entries(self, *numbers: int) -> list[Entry]:
+        return list(ordered((self.photo(number), []) for number in numbers))
+
+    def photo(self, number: int) -> Photo:
+        return Photo(f"/{number}.jpg", number, 1)
+
+    def key(self, number: int) -> bytes:
+        return scored_index.key(self.photo(number))
+
+    def test_the_keys_of_some_photos_are_found_in_all_files(self, tmp_path: Path) -> None:
+        changed = Photo("/7.jpg", 70, 2)
+        scored_index.write(str(tmp_path), "a", map(self.key, range(100)))
+        scored_index.write(str(tmp_path), "b", [scored_index.key(changed), self.key(200)])
+        scored_index.write(str(tmp_path), "unfinished", [self.key(300)])
+        known = Known(str(tmp_path), lambda _: False, lambda name: name != "unfinished")
+        wanted = scored_index.hashes(f"/{number}.jpg" for number in (7, 40, 200, 300, 1000))
+        found = np.unique(known.of(wanted))
+        expected = {self.key(7), scored_index.key(changed), self.key(40), self.key(200)}
+        assert set(scored_index.of_uris(found, wanted)) == expected
+        assert list(scored_index.of_uris(found, wanted[1:2])) == [self.key(40)]
+
+    def test_photos_that_every_model_knows_are_left_out(self, tmp_path: Path) -> None:
+        one, two = str(tmp_path / "one"), str(tmp_path / "two")
+        scored_index.write(one, "a", map(self.key, range(0, 100)))
+        scored_index.write(one, "unfinished", map(self.key, range(100, 200)))
+        scored_index.write(two, "a", map(self.key, range(50, 60)))
+        known = [Known(place, lambda name: name == "a", lambda name: name == "a") for place in (one, two)]
+        left: list[int] = []
+        found = {
+            json.loads(entry.line)[1]: entry.wanted
+            for entry in without_known(self.entries(*range(120)), known, left.append)
+        }
+        assert found == {n: 3 if n >= 100 else 2 for n in range(120) if not 50 <= n < 60}
+        assert sum(left) == 10
+
+    def test_a_photo_that_changed_is_not_known(self, tmp_path: Path) -> None:
+        scored_index.write(str(tmp_path), "a", [self.key(1)])
+        known = Known(str(tmp_path), lambda _: True, lambda _: True)
+        changed = ordered([(Photo("/1.jpg", 1, 2), [])])
+        assert len(list(without_known(changed, [known], lambda _: None))) == 1
+
+    def test_many_files_are_merged_and_say_the_same(self, tmp_path: Path) -> None:
+        for number in range(150):
+            scored_index.write(str(tmp_path), f"s{number}", map(self.key, range(number * 3, number * 3 + 3)))
+        scored_index.write(str(tmp_path), "unfinished", [self.key(1000)])
+        known = Known(str(tmp_path), lambda name: name != "unfinished", lambda name: name != "unfinished")
+        left = list(without_known(self.entries(*range(460), 1000), [known], lambda _: None))
+        assert {json.loads(entry.line)[1] for entry in left} == {*range(450, 460), 1000}
+        assert len(list(tmp_path.iterdir())) <= 33
+
+
+class TestStorageThatRefuses:
+    def test_a_photo_that_comes_at_the_third_time_is_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        attempts = []
+
+        def read(uri: str) -> bytes:
+            attempts.append(uri)
+            if len(attempts) < 3:
+                raise TimeoutError("the storage is busy")
+            return b"content"
+
+        monkeypatch.setattr(files, "read", read)
+        monkeypatch.setattr(files.time, "sleep", lambda _: None)
+        assert listing.read(Photo("/a.jpg", 1, 1)) == b"content"
+
+    def test_pauses_grow_to_a_bound_and_the_last_error_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pauses: list[float] = []
+        monkeypatch.setattr(files.time, "sleep", pauses.append)
+        monkeypatch.setattr(files.random, "uniform", lambda _, most: most)
+        attempts = iter(range(20))
+
+        def refuse() -> None:
+            raise PermissionError(f"number {next(attempts)}")
+
+        with pytest.raises(PermissionError, match="number 7"):
+            files.patiently(refuse, first=0.5, attempts=8)
+        assert pauses == [0.5, 1, 2, 4, 8, 8, 8]
+
+
+@pytest.mark.beam
+@pytest.mark.tf
+def test_shares_have_each_photo_once_between_them(
+    tmp_path: Path, folder: Path, models: dict[str, Path]
+) -> None:
+    whole = score.score(settings(tmp_path, models["one"]))
+    rows = [
+        pq.read_table(f"{score.score(part).path}/scores").to_pylist()
+        for number in (0, 1)
+        for part in [
+            settings(tmp_path, models["one"], output=str(tmp_path / str(number)), share=Share(number, 2))
+        ]
+    ]
+    assert all(rows)
+    uris = [row["uri"] for part in rows for row in part]
+    assert sorted(uris) == sorted(str(path) for path in folder.iterdir())
+    assert whole.total.photos == len(uris)
+    with pytest.raises(OutputError, match="share"):
+        score.score(settings(tmp_path, models["one"], output=str(tmp_path / "0"), share=Share(1, 2)))
+
+
+@pytest.mark.parametrize("text", ["8/8", "1", "0/0", "-1/2", "a/b"])
+def test_a_share_that_is_none_is_wrong_usage(text: str) -> None:
+    done = CliRunner().invoke(score_command, ["--photos=x", "--model=m", "--output=o", f"--share={text}"])
+    assert done.exit_code == 2
+    assert "0/8 to 7/8" in done.output

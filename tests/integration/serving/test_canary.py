@@ -1,0 +1,130 @@
+"""The canary's share of the requests, and what it says beside the stable version."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from click.testing import CliRunner
+
+from hubhead import hubhead
+from serving import protos
+from serving.client import AsyncClient, Client, Prediction
+from serving.client.canary import share_of
+from serving.errors import InvalidRequest, NotBlessed
+from tests.support.fake_grpc_server import answer_for, scripted
+
+Classify = Callable[..., list[Prediction]]
+
+
+class Server:
+    """Notes the label of each request; without a canary it says so, as TensorFlow Serving does."""
+
+    def __init__(self, *, canary: bool = True, fails: bool = False) -> None:
+        self.labels: list[str] = []
+        self.canary, self.fails = canary, fails
+        self.lock = threading.Lock()
+
+    def __call__(self, request: Any, context: grpc.ServicerContext) -> Any:
+        label = request.model_spec.version_label
+        with self.lock:
+            self.labels.append(label)
+        if label == "canary" and not self.canary:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"Unrecognized servable version label: {label}")
+        if label == "canary" and self.fails:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "Serving signature name: x not found")
+        images = list(request.inputs["image_bytes"].string_val)
+        if label == "canary":  # it abstains where the other does not
+            images = [b"odd" if image == b"plum" else image for image in images]
+        response = answer_for(images)
+        response.model_spec.version.value = 2 if label == "canary" else 1
+        return response
+
+
+@contextmanager
+def blocking(address: str, **settings: Any) -> Iterator[Classify]:
+    with Client(address, model="food", **settings) as client:
+        yield client.classify
+
+
+@contextmanager
+def awaited(address: str, **settings: Any) -> Iterator[Classify]:
+    async def ask(*photos: Any, **options: Any) -> list[Prediction]:
+        async with AsyncClient(address, model="food", **settings) as client:
+            return await client.classify(*photos, **options)
+
+    yield lambda *photos, **options: asyncio.run(ask(*photos, **options))
+
+
+@pytest.fixture(params=[blocking, awaited], ids=["Client", "AsyncClient"])
+def connect(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def test_a_user_always_meets_the_same_version(connect: Any) -> None:
+    server = Server()
+    users = [f"user {number}" for number in range(20)]
+    with scripted({protos.PREDICT: server}) as address, connect(address, canary=0.5) as classify:
+        met = [[classify([b"x"], user=user)[0].version for _ in range(3)] for user in users]
+    assert all(len(set(versions)) == 1 for versions in met)
+    assert [versions[0] for versions in met] == [2 if share_of(user) < 0.5 else 1 for user in users]
+    assert set(server.labels) == {"stable", "canary"}
+
+
+@pytest.mark.parametrize(("share", "label"), [(0.0, ""), (1.0, "canary")])
+def test_without_a_user_a_share_of_the_requests_goes_there(connect: Any, share: float, label: str) -> None:
+    server = Server()
+    with scripted({protos.PREDICT: server}) as address, connect(address, canary=share) as classify:
+        for _ in range(3):
+            classify([b"x"])
+    assert server.labels == [label] * 3
+
+
+def test_where_no_version_is_canary_the_others_answer(connect: Any) -> None:
+    server = Server(canary=False)
+    with (
+        scripted({protos.PREDICT: server}) as address,
+        connect(address, canary=1.0, label="live") as classify,
+    ):
+        assert [prediction.version for prediction in classify([b"x", b"bad"])] == [1, 1]
+    assert server.labels == ["canary", "live"]
+
+
+def test_a_canary_that_fails_is_not_hidden(connect: Any) -> None:
+    server = Server(fails=True)
+    with (
+        scripted({protos.PREDICT: server}) as address,
+        connect(address, canary=1.0) as classify,
+        pytest.raises(InvalidRequest),
+    ):
+        classify([b"x"])
+    assert server.labels == ["canary"]
+
+
+# --- hubhead compare ---------------------------------------------------------------------------------
+
+
+def test_compare_shows_where_two_versions_disagree(tmp_path: Path) -> None:
+    for name, content in (("1.jpg", b"apple"), ("2.jpg", b"plum"), ("3.jpg", b"bad"), ("4.jpg", b"pear")):
+        (tmp_path / name).write_bytes(content)
+    with scripted({protos.PREDICT: Server()}) as address:
+        common = ("--server", address, "--model_name", "food", "--photos", str(tmp_path))
+        told = CliRunner().invoke(hubhead, ["compare", "stable", "canary", *common, "--json"])
+        shown = CliRunner().invoke(hubhead, ["compare", "stable", "canary", *common])
+        low = CliRunner().invoke(hubhead, ["compare", "1", "canary", *common, "--min_agreement", "0.9"])
+    assert told.exit_code == 0, told.output
+    record = json.loads(told.stdout)
+    assert (record["photos"], record["judged"], record["agreeing"]) == (4, 3, 2)
+    assert record["versions"] == [[1], [2]]
+    assert record["moves"] == [{"first": "apple", "second": None, "photos": 1}]
+    assert [entry["photo"] for entry in record["disagreements"]] == [str(tmp_path / "2.jpg")]
+    assert "agree on 2 of 3 photos (66.7%)" in shown.stdout
+    assert "Refused by both: 1" in shown.stdout
+    assert isinstance(low.exception, NotBlessed)

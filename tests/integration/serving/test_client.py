@@ -1,0 +1,463 @@
+"""The client against a scripted server: what it sends, how it reads answers, which errors it raises."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from serving import contract, protos
+from serving.client import Client, Retry, Signature, State, TensorInfo, VersionStatus, predictions
+from serving.client.photos import grouped
+from serving.commands.predict import predict
+from serving.contract import Prediction, Status
+from serving.errors import (
+    DeadlineExceeded,
+    InputError,
+    InvalidRequest,
+    ModelNotFound,
+    NotAllowed,
+    Overloaded,
+    ServerError,
+    ServerUnavailable,
+)
+from serving.protos import tensors
+from tests.support.fake_grpc_server import answer_for, free_port, scripted
+
+TOP = (("apple", 0.75), ("pear", 0.25))
+
+
+def test_photos_come_back_in_order_each_with_its_own_status(tmp_path: Path) -> None:
+    good = tmp_path / "good.jpg"
+    good.write_bytes(b"good")
+    seen: list[Any] = []
+
+    def answer(request: Any, _: grpc.ServicerContext) -> Any:
+        seen.append(request)
+        return answer_for(list(request.inputs["image_bytes"].string_val))
+
+    with scripted({protos.PREDICT: answer}) as address, Client(address, model="food", version=3) as client:
+        result = client.classify([str(good), tmp_path / "missing.jpg", b"bad", b"odd", tmp_path, "a\0b"])
+    assert [replace(prediction, detail=None) for prediction in result] == [
+        Prediction(Status.OK, "apple", TOP),
+        Prediction(Status.UNREADABLE, None, ()),
+        Prediction(Status.CORRUPT, None, ()),
+        Prediction(Status.OK, None, TOP),
+        Prediction(Status.UNREADABLE, None, ()),
+        Prediction(Status.UNREADABLE, None, ()),
+    ]
+    assert result[1].detail == "No such file or directory"
+    assert result[2].detail is None, "what the server refuses it does not explain"
+    assert all(result[place].detail for place in (4, 5))
+    assert len(seen) == 1
+    assert seen[0].model_spec.name == "food"
+    assert seen[0].model_spec.version.value == 3
+    assert seen[0].model_spec.signature_name == contract.SERVING_DEFAULT
+    assert list(seen[0].inputs["image_bytes"].string_val) == [b"good", b"bad", b"odd"]
+
+
+def test_many_photos_go_in_requests_of_at_most_32_and_top_k_cuts() -> None:
+    sizes: list[int] = []
+
+    def answer(request: Any, _: grpc.ServicerContext) -> Any:
+        images = list(request.inputs["image_bytes"].string_val)
+        sizes.append(len(images))
+        return answer_for(images)
+
+    with (
+        scripted({protos.PREDICT: answer}) as address,
+        Client(address, model="food", label="canary") as client,
+    ):
+        result = client.classify((b"photo" for _ in range(70)), top_k=1)
+    assert sorted(sizes) == [6, 32, 32]
+    assert result == [Prediction(Status.OK, "apple", TOP[:1])] * 70
+
+
+def test_no_readable_photo_means_no_call() -> None:
+    with Client(f"localhost:{free_port()}", model="food") as client:
+        assert client.classify([]) == []
+        [missing] = client.classify(["/no/such/file"])
+    assert missing.status is Status.UNREADABLE
+
+
+def test_answers_and_photos_beyond_grpcs_default_of_four_megabytes_pass() -> None:
+    def answer(request: Any, _: grpc.ServicerContext) -> Any:
+        response = answer_for(list(request.inputs["image_bytes"].string_val))
+        response.outputs["padding"].string_val.append(b"x" * 5_000_000)
+        response.outputs["padding"].dtype = tensors.DT_STRING
+        return response
+
+    with scripted({protos.PREDICT: answer}) as address, Client(address, model="food") as client:
+        assert client.classify([b"x" * 6_000_000])[0].label == "apple"
+
+
+@pytest.fixture(scope="module")
+def heic() -> bytes:
+    """48 pixels wide, 32 high."""
+    import pillow_heif
+
+    file = io.BytesIO()
+    pillow_heif.from_pillow(Image.new("RGB", (48, 32), (200, 100, 50))).save(file)
+    return file.getvalue()
+
+
+def test_what_the_server_cannot_decode_is_sent_as_a_png_and_the_rest_as_it_is(heic: bytes) -> None:
+    seen: list[bytes] = []
+
+    def answer(request: Any, _: grpc.ServicerContext) -> Any:
+        seen.extend(request.inputs["image_bytes"].string_val)
+        return answer_for(list(request.inputs["image_bytes"].string_val))
+
+    broken = heic[: len(heic) // 2]
+    photos = [b"good", heic, broken, b"8BPS", b"odd"]
+    with scripted({protos.PREDICT: answer}) as address:
+        with Client(address, model="food") as client:
+            result = client.classify(photos)
+        good, png, odd = seen
+        with Client(address, model="food", convert=False) as client:
+            unconverted = client.classify(photos)
+    assert (good, odd) == (b"good", b"odd")
+    with Image.open(io.BytesIO(png)) as image:
+        assert (image.format, image.size) == ("PNG", (48, 32))
+    assert [prediction.status for prediction in result] == ["ok", "ok", "corrupt", "unsupported_format", "ok"]
+    assert [prediction.label for prediction in result] == ["apple", "apple", None, None, None]
+    assert "HEIC that does not decode" in (result[2].detail or "")
+    assert result[3].detail == "Photoshop, which is not converted"
+    assert seen[3:] == photos, "with convert=False the server has the say"
+    assert all(prediction.detail is None for prediction in unconverted)
+
+
+def test_no_process_is_started_before_the_first_photo_that_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with scripted(ECHO) as address, Client(address, model="food") as client:
+        assert client.classify([b"good", b"\xff\xd8\xff"])[0].label == "apple"
+
+
+@given(st.lists(st.binary(max_size=30), max_size=40), st.integers(1, 8), st.integers(1, 60))
+def test_batches_keep_every_photo_in_order_within_both_bounds(
+    photos: list[bytes], max_photos: int, max_bytes: int
+) -> None:
+    groups = list(grouped(photos, max_photos=max_photos, max_bytes=max_bytes))
+    assert [image for group in groups for image in group] == photos
+    for group in groups:
+        assert 1 <= len(group) <= max_photos
+        assert len(group) == 1 or sum(len(image) for image in group if isinstance(image, bytes)) <= max_bytes
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "kind", "remedy"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, "gone", ServerUnavailable, "hubhead serve"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "queue", Overloaded, "Try again"),
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            "The batch scheduling queue to which this task was submitted is full",
+            Overloaded,
+            "Try again",
+        ),
+        (grpc.StatusCode.UNAUTHENTICATED, "who?", NotAllowed, "--header"),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "late", DeadlineExceeded, "--timeout"),
+        (grpc.StatusCode.NOT_FOUND, "Servable not found", ModelNotFound, "--model_name"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "input size", InvalidRequest, "hubhead"),
+        (grpc.StatusCode.FAILED_PRECONDITION, "Serving signature", InvalidRequest, "hubhead"),
+        (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "Unrecognized servable version label: x",
+            ModelNotFound,
+            "label",
+        ),
+        (grpc.StatusCode.INTERNAL, "oops", ServerError, "log"),
+    ],
+)
+def test_each_grpc_code_is_one_class_of_error(
+    code: grpc.StatusCode, details: str, kind: type[ServerError], remedy: str
+) -> None:
+    def answer(_: Any, context: grpc.ServicerContext) -> Any:
+        context.abort(code, details)
+
+    with scripted({protos.PREDICT: answer}) as address:
+        with (
+            Client(address, model="food", retry=Retry(attempts=1)) as client,
+            pytest.raises(ServerError) as caught,
+        ):
+            client.classify([b"photo"])
+        message = str(caught.value)
+        assert type(caught.value) is kind
+        assert caught.value.code == code.name
+        assert isinstance(caught.value.__cause__, grpc.RpcError)
+        assert address in message
+        assert "'food'" in message
+        assert remedy in caught.value.remedy
+
+
+def test_a_server_that_is_not_there_is_named_with_the_remedy() -> None:
+    address = f"localhost:{free_port()}"
+    with (
+        Client(address, model="food", timeout=5) as client,
+        pytest.raises(ServerUnavailable, match=rf"{address}.*hubhead serve"),
+    ):
+        client.classify([b"photo"])
+
+
+def test_a_server_of_another_kind_is_told_apart() -> None:
+    with (
+        scripted({protos.PREDICT: lambda request, context: request}) as address,
+        Client(address, model="food") as client,
+        pytest.raises(ServerError, match="gRPC port") as caught,
+    ):
+        client.status()
+    assert caught.value.code == "UNIMPLEMENTED"
+
+
+def test_the_timeout_bounds_a_call() -> None:
+    def answer(request: Any, _: grpc.ServicerContext) -> Any:
+        time.sleep(1)
+        return answer_for([b"photo"])
+
+    with (
+        scripted({protos.PREDICT: answer}) as address,
+        Client(address, model="food", timeout=0.2) as client,
+        pytest.raises(DeadlineExceeded),
+    ):
+        client.classify([b"photo"])
+
+
+def test_version_and_label_together_are_refused() -> None:
+    with pytest.raises(InputError, match="one of the two"):
+        Client("localhost:1", model="food", version=1, label="stable")
+
+
+def test_a_given_channel_is_used_and_left_open() -> None:
+    answers = {protos.PREDICT: lambda request, context: answer_for([b"photo"])}
+    with scripted(answers) as address, grpc.insecure_channel(address) as channel:
+        for _ in range(2):
+            with Client("by hand", model="food", channel=channel) as client:
+                assert client.classify([b"photo"])[0].label == "apple"
+
+
+def outputs_of(**changes: Any) -> dict[str, Any]:
+    response = answer_for([b"a", b"b"])
+    outputs = {name: tensors.decode(proto, name) for name, proto in response.outputs.items()}
+    return {name: value for name, value in (outputs | changes).items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"status": None}, "'status'.*none"),
+        ({"scores": np.zeros((1, 2), np.float32)}, r"'scores'.*\[1, 2\]"),
+        ({"label": np.zeros(2, np.float32)}, "'label': strings.*float32"),
+        ({"status": np.array([b"ok", b"brand_new"], dtype=object)}, "brand_new.*Update hubhead"),
+    ],
+)
+def test_an_answer_that_breaks_the_contract_is_an_error(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(ServerError, match=text):
+        predictions(outputs_of(**changes), 2)
+
+
+def test_a_broken_tensor_in_an_answer_is_an_error() -> None:
+    def answer(request: Any, _: grpc.ServicerContext) -> Any:
+        response = answer_for([b"photo"])
+        response.outputs["scores"].float_val.extend([1.0] * 9)
+        return response
+
+    with (
+        scripted({protos.PREDICT: answer}) as address,
+        Client(address, model="food") as client,
+        pytest.raises(ServerError, match=r"broken answer.*'scores'"),
+    ):
+        client.classify([b"photo"])
+
+
+def status_of(*rows: tuple[int, str, str]) -> protos.Message:
+    response = protos.GetModelStatusResponse()
+    for version, state, message in rows:
+        entry = response.model_version_status.add(version=version, state=state)
+        entry.status.error_message = message
+    return response
+
+
+def test_status_lists_versions_newest_first_with_their_errors() -> None:
+    response = status_of((1, "AVAILABLE", ""), (2, "END", "does not load"))
+    with (
+        scripted({protos.GET_MODEL_STATUS: lambda request, context: response}) as address,
+        Client(address, model="food") as client,
+    ):
+        assert client.status() == [
+            VersionStatus(2, State.END, "does not load"),
+            VersionStatus(1, State.AVAILABLE, ""),
+        ]
+
+
+def test_waiting_ends_when_the_model_becomes_available() -> None:
+    states = iter(["START", "LOADING", "AVAILABLE"])
+    answers = {protos.GET_MODEL_STATUS: lambda request, context: status_of((1, next(states), ""))}
+    with scripted(answers) as address, Client(address, model="food") as client:
+        client.wait_until_ready(20)
+    assert next(states, None) is None
+
+
+def test_waiting_in_vain_says_what_was_seen_last() -> None:
+    answers = {protos.GET_MODEL_STATUS: lambda request, context: status_of((7, "LOADING", ""))}
+    with (
+        scripted(answers) as address,
+        Client(address, model="food") as client,
+        pytest.raises(DeadlineExceeded, match="version 7 is LOADING"),
+    ):
+        client.wait_until_ready(0.5)
+
+
+def test_waiting_for_a_server_that_never_comes_ends_in_time() -> None:
+    begin = time.monotonic()
+    with (
+        Client(f"localhost:{free_port()}", model="food") as client,
+        pytest.raises(DeadlineExceeded, match="no server answered"),
+    ):
+        client.wait_until_ready(0.5)
+    assert time.monotonic() - begin < 10
+
+
+def test_metadata_shows_signatures_without_tensorflows_own() -> None:
+    declared = protos.SignatureDefMap()
+    declared.signature_def["__saved_model_init_op"].SetInParent()
+    info = declared.signature_def["serving_default"].inputs["image_bytes"]
+    info.dtype = tensors.DT_STRING
+    info.tensor_shape.dim.add(size=-1)
+    declared.signature_def["serving_default"].outputs["any"].tensor_shape.unknown_rank = True
+
+    def answer(request: Any, _: grpc.ServicerContext) -> Any:
+        assert list(request.metadata_field) == ["signature_def"]
+        response = protos.GetModelMetadataResponse()
+        response.model_spec.name = "food"
+        response.model_spec.version.value = 4
+        response.metadata["signature_def"].Pack(declared)
+        return response
+
+    with scripted({protos.GET_MODEL_METADATA: answer}) as address, Client(address, model="food") as client:
+        metadata = client.metadata()
+    assert (metadata.name, metadata.version) == ("food", 4)
+    assert metadata.signatures == {
+        "serving_default": Signature(
+            {"image_bytes": TensorInfo("string", (None,))}, {"any": TensorInfo("invalid", None)}
+        )
+    }
+
+
+# --- The command `predict` ------------------------------------------------------------------------------
+
+ECHO = {protos.PREDICT: lambda request, _: answer_for(list(request.inputs["image_bytes"].string_val))}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[str]:
+    """One that is classified, one that is refused, one that is abstained on, one that is not there."""
+    for name in ("good", "bad", "odd"):
+        (tmp_path / f"{name}[red].jpg").write_bytes(name.encode())
+    return [str(tmp_path / f"{name}[red].jpg") for name in ("good", "bad", "odd", "missing")]
+
+
+def test_predict_prints_a_row_for_every_photo_and_ends_well(photos: list[str]) -> None:
+    with scripted(ECHO) as address:
+        result = CliRunner(env={"COLUMNS": "250"}).invoke(
+            predict, [*photos, "--server", address, "--model_name", "food"]
+        )
+    assert result.exit_code == 0, result.output
+    good, bad, odd, missing = (line for line in result.stdout.splitlines() if "[red].jpg" in line)
+    assert "apple" in good
+    assert "0.75 ████████" in good
+    assert "pear 0.25" in good
+    assert "corrupt: looks like an image but does not decode" in bad
+    assert "apple" not in bad
+    assert "none of these" in odd
+    assert "apple 0.75, pear 0.25" in odd
+    assert "unreadable: the storage did not give the bytes (No such file or directory)" in missing
+
+
+def test_predict_says_why_a_photo_was_not_sent(tmp_path: Path) -> None:
+    (tmp_path / "layers.psd").write_bytes(b"8BPS")
+    given = [str(tmp_path / "layers.psd"), "--model_name", "food"]
+    with scripted(ECHO) as address:
+        table = CliRunner(env={"COLUMNS": "250"}).invoke(predict, [*given, "--server", address])
+        record = CliRunner().invoke(predict, [*given, "--server", address, "--json"])
+    assert "not decoded here (Photoshop, which is not converted)" in table.stdout
+    assert json.loads(record.stdout)["detail"] == "Photoshop, which is not converted"
+
+
+def test_predict_as_json_is_one_object_a_line(photos: list[str]) -> None:
+    with scripted(ECHO) as address:
+        flags = ["--server", address, "--json", "--top_k", "1"]
+        result = CliRunner(env={"HUBHEAD_MODEL": "food"}).invoke(predict, [*photos[:2], *flags])
+    assert result.exit_code == 0, result.output
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [
+        {
+            "photo": photos[0],
+            "status": "ok",
+            "detail": None,
+            "label": "apple",
+            "score": 0.75,
+            "top": [{"label": "apple", "score": 0.75}],
+            "version": None,
+        },
+        {
+            "photo": photos[1],
+            "status": "corrupt",
+            "detail": None,
+            "label": None,
+            "score": None,
+            "top": [],
+            "version": None,
+        },
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ([], "exactly one of --server"),
+        (["--server", "localhost:1", "--model", "m"], "exactly one of --server"),
+        (["--server", "localhost:1"], "--model_name"),
+        (["--model", "m", "--timeout", "3"], "--timeout goes with --server"),
+        (["--model", "m", "--model_name", "x"], "--model_name goes with --server"),
+        (["--server", "localhost:1", "--top_k", "0"], "--top_k"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_a_usage_error(flags: list[str], text: str) -> None:
+    result = CliRunner(env={"HUBHEAD_MODEL": None}).invoke(predict, ["a.jpg", *flags])
+    assert result.exit_code == 2
+    assert text in result.stderr
+
+
+def test_without_a_server_the_command_says_so_in_one_line_and_fails(photos: list[str]) -> None:
+    address = f"localhost:{free_port()}"
+    done = subprocess.run(
+        [sys.executable, "-m", "serving", "predict", photos[0], "--server", address, "--model_name", "food"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert address in done.stderr
+    assert "hubhead serve" in done.stderr
+
+
+def test_the_commands_import_nothing_heavy_until_they_run() -> None:
+    code = "import sys, serving.commands.predict; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert loaded.isdisjoint({"grpc", "numpy", "google", "rich", "tensorflow"})

@@ -1,0 +1,351 @@
+"""The commands that ask a server, against a scripted one: predict, status, loadtest."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from click.testing import CliRunner, Result
+
+from serving import protos
+from serving.commands.loadtest import loadtest
+from serving.commands.predict import predict
+from serving.commands.status import status
+from serving.loadtest.figures import Result as Figures
+from serving.loadtest.figures import Sample, percentile
+from serving.loadtest.generator import Load, arrivals
+from serving.loadtest.report import page
+from serving.protos import tensors
+from tests.support.fake_grpc_server import Answer, answer_for, free_port, scripted
+
+
+def images_of(request: Any) -> list[bytes]:
+    return list(request.inputs["image_bytes"].string_val)
+
+
+def answered(request: Any, _: grpc.ServicerContext) -> Any:
+    response = answer_for(images_of(request))
+    response.model_spec.version.value = 7
+    return response
+
+
+ECHO: dict[str, Answer] = {protos.PREDICT: answered}
+
+
+def run(command: Any, *arguments: str, address: str = "localhost:1", **settings: Any) -> Result:
+    runner = CliRunner(env={"COLUMNS": "250", "HUBHEAD_MODEL": "food"})
+    return runner.invoke(command, [*arguments, "--server", address], **settings)
+
+
+def records(result: Result) -> list[Any]:
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+# --- predict ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a.jpg", "deep/er/b.jpg", "deep/c.jpg", "deep/notes.txt", "wh?t.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    return tmp_path
+
+
+def test_predict_takes_patterns_lists_and_names_the_version(folder: Path) -> None:
+    (folder / "list").write_text(f"{folder / 'a.jpg'}\n\n{folder / 'gone.jpg'}\n")
+    with scripted(ECHO) as address:
+        result = run(
+            predict, f"{folder}/deep/**/*.jpg", "--from_file", str(folder / "list"), "--json", address=address
+        )
+    found = records(result)
+    names = [str(Path(record["photo"]).relative_to(folder)) for record in found]
+    assert names == ["deep/c.jpg", "deep/er/b.jpg", "a.jpg", "gone.jpg"]
+    assert [record["status"] for record in found] == ["ok", "ok", "ok", "unreadable"]
+    assert [record["version"] for record in found] == [7, 7, 7, None]
+
+
+def test_a_name_that_looks_like_a_pattern_is_the_file_where_there_is_one(folder: Path) -> None:
+    (folder / "what.jpg").write_bytes(b"other")
+    with scripted(ECHO) as address:
+        found = records(run(predict, str(folder / "wh?t.jpg"), "--json", address=address))
+    assert [record["photo"] for record in found] == [str(folder / "wh?t.jpg")]
+
+
+def test_a_pattern_without_a_match_is_an_error(folder: Path) -> None:
+    result = run(predict, f"{folder}/*.png")
+    assert "No file matches" in str(result.exception)
+
+
+def test_predict_reads_one_photo_or_a_list_from_stdin(folder: Path) -> None:
+    with scripted(ECHO) as address:
+        [photo] = records(run(predict, "-", "--json", address=address, input=b"odd bytes"))
+        listed = records(
+            run(predict, "--from_file", "-", "--json", address=address, input=f"{folder / 'a.jpg'}\n")
+        )
+    assert (photo["photo"], photo["label"], photo["score"]) == ("-", None, 0.75)
+    assert [record["photo"] for record in listed] == [str(folder / "a.jpg")]
+
+
+def test_many_photos_are_told_as_they_are_answered(tmp_path: Path) -> None:
+    names = []
+    for number in range(100):
+        names.append(str(tmp_path / f"{number:03}.jpg"))
+        Path(names[-1]).write_bytes(b"bad" if number == 50 else b"good")
+    (tmp_path / "list").write_text("\n".join(names))
+    with scripted(ECHO) as address:
+        found = records(run(predict, "--from_file", str(tmp_path / "list"), "--json", address=address))
+    assert [record["photo"] for record in found] == names
+    assert [record["status"] for record in found].index("corrupt") == 50
+
+
+@pytest.mark.parametrize(
+    ("flags", "label", "version"),
+    [(["--label", "stable"], "stable", None), (["--model_version", "4"], "", 4)],
+)
+def test_a_label_or_a_version_is_asked_for(
+    folder: Path, flags: list[str], label: str, version: int | None
+) -> None:
+    seen: list[Any] = []
+
+    def answer(request: Any, context: grpc.ServicerContext) -> Any:
+        seen.append((request.model_spec, dict(context.invocation_metadata())))
+        return answered(request, context)
+
+    with scripted({protos.PREDICT: answer}) as address:
+        result = run(predict, str(folder / "a.jpg"), *flags, "--header", "x-team=red", address=address)
+    assert result.exit_code == 0, result.output
+    [(spec, headers)] = seen
+    assert spec.version_label == label
+    assert (spec.version.value if spec.HasField("version") else None) == version
+    assert headers["x-team"] == "red"
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ([], "Give photos"),
+        (["-", "-"], "read once"),
+        (["a.jpg", "--label", "x", "--model_version", "1"], "give one of them"),
+        (["a.jpg", "--header", "x"], "NAME=VALUE"),
+        (["a.jpg", "--tls_cert", __file__], "go together"),
+    ],
+)
+def test_flags_of_the_server_that_make_no_sense_are_a_usage_error(flags: list[str], text: str) -> None:
+    result = run(predict, *flags)
+    assert result.exit_code == 2, result.output
+    assert text in result.stderr
+
+
+@pytest.mark.needs("openssl")
+def test_a_server_that_wants_certificates_gets_them(folder: Path, tmp_path: Path) -> None:
+    def make(name: str, *more: str) -> tuple[Path, Path]:
+        key, certificate = tmp_path / f"{name}.key", tmp_path / f"{name}.pem"
+        command = (
+            f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN={name}"
+        )
+        subprocess.run(
+            [*command.split(), *more, "-keyout", str(key), "-out", str(certificate)],
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+        return key, certificate
+
+    server_key, server_certificate = make("localhost", "-addext", "subjectAltName=DNS:localhost")
+    client_key, client_certificate = make("caller")
+    credentials = grpc.ssl_server_credentials(
+        [(server_key.read_bytes(), server_certificate.read_bytes())],
+        root_certificates=client_certificate.read_bytes(),
+        require_client_auth=True,
+    )
+    with scripted(ECHO, credentials=credentials) as address:
+        photo = str(folder / "a.jpg")
+        ca = ["--tls_ca", str(server_certificate)]
+        mine = ["--tls_cert", str(client_certificate), "--tls_key", str(client_key)]
+        let_in = run(predict, photo, "--json", *ca, *mine, address=address)
+        unknown = run(predict, photo, *ca, "--timeout", "5", address=address)
+        unencrypted = run(predict, photo, "--timeout", "5", address=address)
+    assert records(let_in)[0]["label"] == "apple"
+    assert unknown.exit_code == 1
+    assert unencrypted.exit_code == 1
+
+
+# --- status ----------------------------------------------------------------------------------------------
+
+
+def versions_of(*rows: tuple[int, str, str]) -> Answer:
+    def answer(request: Any, _: grpc.ServicerContext) -> Any:
+        response = protos.GetModelStatusResponse()
+        for version, state, message in rows:
+            entry = response.model_version_status.add(version=version, state=state)
+            entry.status.error_message = message
+        return response
+
+    return answer
+
+
+def signatures(request: Any, _: grpc.ServicerContext) -> Any:
+    declared = protos.SignatureDefMap()
+    info = declared.signature_def["serving_default"].inputs["image_bytes"]
+    info.dtype = tensors.DT_STRING
+    info.tensor_shape.dim.add(size=-1)
+    response = protos.GetModelMetadataResponse()
+    response.model_spec.version.value = 3
+    response.metadata["signature_def"].Pack(declared)
+    return response
+
+
+def test_status_shows_versions_and_signatures() -> None:
+    answers = {
+        protos.GET_MODEL_STATUS: versions_of((3, "AVAILABLE", ""), (2, "END", "[torn]")),
+        protos.GET_MODEL_METADATA: signatures,
+    }
+    with scripted(answers) as address:
+        table = run(status, address=address, standalone_mode=False)
+        [record] = records(run(status, "--json", address=address))
+    assert table.return_value == 0
+    assert "AVAILABLE" in table.stdout
+    assert "[torn]" in table.stdout
+    assert "image_bytes string [?]" in table.stdout
+    assert record["answering"] == 3
+    assert record["versions"][1] == {"version": 2, "state": "END", "error": "[torn]"}
+    assert record["signatures"]["serving_default"]["inputs"] == {
+        "image_bytes": {"dtype": "string", "shape": [None]}
+    }
+
+
+def test_status_of_a_model_that_does_not_load_says_why_and_ends_with_1() -> None:
+    def refuse(request: Any, context: grpc.ServicerContext) -> Any:
+        context.abort(grpc.StatusCode.NOT_FOUND, "Servable not found for request: Latest(food)")
+
+    answers: dict[str, Answer] = {
+        protos.GET_MODEL_STATUS: versions_of((3, "END", "does not load")),
+        protos.GET_MODEL_METADATA: refuse,
+    }
+    with scripted(answers) as address:
+        result = run(status, address=address, standalone_mode=False)
+    assert result.return_value == 1
+    assert "does not load" in result.stdout
+    assert "No version answers" in result.stdout
+
+
+def test_status_waits_for_a_server_that_is_not_there_yet() -> None:
+    port = free_port()
+    answers = {
+        protos.GET_MODEL_STATUS: versions_of((3, "AVAILABLE", "")),
+        protos.GET_MODEL_METADATA: signatures,
+    }
+    done = threading.Event()
+
+    def later() -> None:
+        time.sleep(0.7)
+        with scripted(answers, port):
+            done.wait(30)
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    try:
+        [record] = records(run(status, "--wait", "30", "--json", address=f"localhost:{port}"))
+    finally:
+        done.set()
+        thread.join(30)
+    assert record["answering"] == 3
+
+
+# --- loadtest --------------------------------------------------------------------------------------------
+
+
+def test_a_loadtest_tells_latencies_by_rate_and_draws_them(folder: Path) -> None:
+    out = folder / "load.html"
+    flags = ["--rate", "30", "--rate", "60", "--seconds", "1", "--output", str(out), "--json"]
+    with scripted(ECHO, threads=8) as address:
+        found = records(run(loadtest, f"{folder}/*.jpg", *flags, address=address))
+    assert [record["rate"] for record in found] == [30, 60]
+    for record in found:
+        assert record["sent"] == record["answered"] > 10
+        assert record["statuses"] == {"ok": record["answered"]}
+        assert record["errors"] == {}
+        latency = record["latency_ms"]
+        assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"]
+    text = out.read_text(encoding="utf-8")
+    assert "Load on food" in text
+    assert text.count("<svg") == 3
+    assert "<script" not in text
+
+
+def test_a_server_that_stalls_cannot_hide_it_and_refusals_are_counted(folder: Path) -> None:
+    begin = time.monotonic()
+
+    def answer(request: Any, context: grpc.ServicerContext) -> Any:
+        if time.monotonic() - begin > 1.0:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "The batch scheduling queue is full")
+        with turn:
+            time.sleep(0.05)
+        return answered(request, context)
+
+    turn = threading.Lock()
+    with scripted({protos.PREDICT: answer}, threads=64) as address:
+        begin = time.monotonic()
+        flags = ["--rate", "60", "--seconds", "2", "--json", "--timeout", "30"]
+        [record] = records(run(loadtest, str(folder / "a.jpg"), *flags, address=address))
+    # It works on 20 a second where 60 come: after a second it is a second behind, whoever waits.
+    assert record["latency_ms"]["max"] > 700
+    assert record["errors"]["UNAVAILABLE"] > 10
+    assert record["answered"] + record["errors"]["UNAVAILABLE"] == record["sent"]
+
+
+def test_more_requests_than_may_be_under_way_are_not_sent_and_told(folder: Path) -> None:
+    release = threading.Event()
+    first = threading.Event()
+
+    def answer(request: Any, context: grpc.ServicerContext) -> Any:
+        if first.is_set():
+            release.wait(1.5)
+        first.set()
+        return answered(request, context)
+
+    flags = ["--rate", "50", "--seconds", "1", "--max_under_way", "2", "--json"]
+    with scripted({protos.PREDICT: answer}) as address:
+        [record] = records(run(loadtest, str(folder / "a.jpg"), *flags, address=address))
+    assert record["errors"]["NOT_SENT"] > 20
+
+
+def test_a_loadtest_without_a_server_ends_before_the_load(folder: Path) -> None:
+    begin = time.monotonic()
+    result = run(loadtest, str(folder / "a.jpg"), "--rate", "1", "--seconds", "600")
+    assert "No model server answers" in str(result.exception)
+    assert time.monotonic() - begin < 60
+
+
+def test_arrivals_are_those_of_a_poisson_process() -> None:
+    times = list(arrivals(Load(rate=1000, seconds=20, seed=5)))
+    gaps = [after - before for before, after in zip([0.0, *times], times, strict=False)]
+    mean = sum(gaps) / len(gaps)
+    deviation = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / len(gaps))
+    assert len(times) == pytest.approx(20_000, rel=0.03)
+    assert deviation == pytest.approx(mean, rel=0.05), "as an exponential distribution has it"
+    assert list(arrivals(Load(1000, 20, seed=5))) == times
+
+
+def test_percentiles_are_values_that_occurred() -> None:
+    values = [float(number) for number in range(1, 101)]
+    assert [percentile(values, p) for p in (0, 50, 99, 99.9, 100)] == [1, 50, 99, 100, 100]
+    assert math.isnan(percentile([], 50))
+
+
+def test_a_page_of_failures_alone_is_a_page() -> None:
+    failed = [Sample(0.1 * number, 0.0, 2.0, "UNAVAILABLE") for number in range(10)]
+    text = page([Figures(10, 1.0, 1, failed)], "<food>", "localhost:1")
+    assert "10 UNAVAILABLE" in text
+    assert "&lt;food&gt;" in text
+    assert io.StringIO(text).readline() == "<!doctype html>\n"

@@ -1,0 +1,278 @@
+"""The demo page in a browser: a photo chosen, its labels, what it says when there are none."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from PIL import Image
+
+from serving import contract
+from serving.errors import BundleError
+from serving.server import RunningServer, ServerSettings, start
+from serving.server.config.settings import ModelSettings
+from serving.server.rest import page
+from tests.support.browser import PROGRAMS, Browser
+from tests.support.colour_model import Colours, draw, write_colours
+from tests.support.docs import code_blocks
+from tests.support.fake_model import Doublers, eventually, write_doubler
+from tests.support.html_assertions import Page
+
+if TYPE_CHECKING:
+    from tests.conftest import Trained
+    from trainer.dataset.samples import SampleSummary
+
+HOSTILE = "</script><script>alert(1)</script>"
+DONE = "document.getElementById('result').getAttribute('aria-busy') === 'false'"
+
+
+def load(path: Path) -> Any:
+    if (path / "broken").exists():
+        raise BundleError("broken on purpose")
+    return Doublers()(path) if path.parent.name == "double" else Colours()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    top = tmp_path_factory.mktemp("models")
+    write_doubler(top / "double" / "3")
+    write_colours(top / "colours" / "7")
+    return top
+
+
+def serve(models: Path, *named: tuple[str, str]) -> RunningServer:
+    configured = tuple(ModelSettings(name, models / directory) for name, directory in named)
+    settings = ServerSettings(models=configured, port=0, rest_api_port=0, file_system_poll_wait_seconds=0.05)
+    return start(settings, loader=load)
+
+
+@pytest.fixture(scope="module")
+def server(models: Path) -> Iterator[RunningServer]:
+    with serve(models, ("double", "double"), ("colours", "colours"), ("colours & more", "colours")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("browser") / "profile") as browser:
+        yield browser
+
+
+def open_page(browser: Browser, server: RunningServer) -> None:
+    browser.said.clear()
+    browser.fetched.clear()
+    browser.open(f"http://localhost:{server.rest_port}/")
+    browser.until("!document.getElementById('about').textContent.startsWith('Asking')")
+
+
+def text(browser: Browser, name: str) -> str:
+    return str(browser.value(f"document.getElementById({name!r}).innerText"))
+
+
+def classify(browser: Browser, photo: Path, selector: str = "#file") -> str:
+    browser.value("document.getElementById('result').removeAttribute('aria-busy')")
+    browser.choose(selector, photo)
+    browser.until(DONE)
+    return text(browser, "said")
+
+
+def check_quiet(browser: Browser, server: RunningServer) -> None:
+    """Nothing was refused or fetched from elsewhere, and no script failed."""
+    assert browser.said == []
+    origins = {url.split("/")[2] for url in browser.fetched if url.startswith("http")}
+    assert origins == {f"localhost:{server.rest_port}"}
+
+
+def test_the_page_holds_everything_and_lets_nothing_else_in() -> None:
+    sent = page.render(["food", HOSTILE]).decode()
+    parsed = Page(sent)
+    assert not {tag for tag, _ in parsed.tags} & {"iframe", "object", "embed", "base", "a", "img"}
+    assert [link["href"] for link in parsed.all("link")] == ["data:,"]
+    for tag, attributes in parsed.tags:
+        for name in attributes:
+            assert not name.startswith("on"), (tag, name)
+            assert name not in {"src", "srcset", "style"}, (tag, name)
+    assert not re.search(r"https?:|url\(|@import", sent)
+    assert sent.count("<script") == 2
+    facts = json.loads(sent.split('id="facts">')[1].split("</script>")[0])
+    assert facts["models"] == ["food", HOSTILE]
+    assert set(facts["statuses"]) == {str(status) for status in contract.Status}
+
+
+def test_every_control_of_the_page_has_a_name() -> None:
+    parsed = Page(page.render(["food"]).decode())
+    named = {label["for"] for label in parsed.all("label")}
+    controls = [*parsed.all("input"), *parsed.all("select")]
+    assert {control["id"] for control in controls} == named == {"model", "file", "shot"}
+    assert len(parsed.all("h1")) == 1
+    assert any(attributes.get("aria-live") == "polite" for attributes in parsed.all("div"))
+
+
+def test_the_page_comes_with_a_policy_and_is_not_kept(server: RunningServer) -> None:
+    with urllib.request.urlopen(f"http://localhost:{server.rest_port}/") as answer:
+        assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+        assert "unsafe" not in answer.headers["Content-Security-Policy"]
+        assert answer.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.needs(PROGRAMS)
+def test_a_photo_that_is_chosen_gets_its_labels(
+    server: RunningServer, browser: Browser, tmp_path: Path
+) -> None:
+    open_page(browser, server)
+    assert text(browser, "about") == "Model colours, version 7."
+    assert classify(browser, draw(tmp_path / "apple.jpg", (190, 20, 25))) == "red fruit"
+    shares = browser.value("[...document.querySelectorAll('.share')].map((share) => share.textContent)")
+    widths = browser.value("[...document.querySelectorAll('.bars i')].map((bar) => bar.style.width)")
+    names = browser.value("[...document.querySelectorAll('.bars bdi')].map((name) => name.textContent)")
+    assert names == ["red fruit", "green leaf", "blue sky <b>"]
+    assert sum(float(share.split()[0]) for share in shares) == pytest.approx(100, abs=0.2)
+    assert [float(width[:-1]) for width in widths] == pytest.approx(
+        [float(share.split()[0]) for share in shares], abs=0.06
+    )
+    assert re.fullmatch(r"colours, version 7: answered in \d+ ms, .*", text(browser, "cost"))
+    size = browser.value(
+        "[document.getElementById('preview').width, document.getElementById('preview').height]"
+    )
+    assert size == [720, 540]
+    check_quiet(browser, server)
+    # The camera's button, and another model: the same photo is asked about again.
+    assert classify(browser, draw(tmp_path / "sky.png", (20, 30, 250), (300, 200)), "#shot") == "blue sky <b>"
+    browser.value(
+        "{const model = document.getElementById('model'); model.value = 'colours & more';"
+        "model.dispatchEvent(new Event('change'));}"
+    )
+    browser.until("document.getElementById('cost').textContent.startsWith('colours & more, version 7')")
+    check_quiet(browser, server)
+
+
+@pytest.mark.needs(PROGRAMS)
+def test_a_photo_that_is_dropped_gets_its_labels(
+    server: RunningServer, browser: Browser, tmp_path: Path
+) -> None:
+    open_page(browser, server)
+    photo = draw(tmp_path / "leaf.jpg", (20, 120, 30), (400, 300))
+    data = {"items": [], "files": [str(photo)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        browser.call("Input.dispatchDragEvent", type=kind, x=200, y=200, data=data)
+    browser.until(DONE)
+    assert text(browser, "said") == "green leaf"
+    check_quiet(browser, server)
+
+
+@pytest.mark.needs(PROGRAMS)
+def test_what_gets_no_label_is_said_in_words(
+    server: RunningServer, browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_page(browser, server)
+    Image.new("RGB", (64, 48), (128, 128, 128)).save(tmp_path / "fog.png")
+    assert classify(browser, tmp_path / "fog.png") == "None of these"
+    assert "not sure enough" in text(browser, "why")
+    assert browser.value("document.querySelectorAll('.bars li').length") == 3
+    (tmp_path / "notes.txt").write_text("no photo")
+    assert classify(browser, tmp_path / "notes.txt") == "Not scored"
+    assert "the bytes are no known image format" in text(browser, "why")
+    assert "cannot show it" in text(browser, "caption")
+    assert browser.value("document.querySelectorAll('.bars li').length") == 0
+    monkeypatch.setattr(Colours, "run", lambda *_: 1 / 0)
+    assert classify(browser, tmp_path / "fog.png") == "No answer"
+    assert "division by zero" in text(browser, "why")
+
+
+@pytest.mark.needs(PROGRAMS)
+def test_a_server_without_such_models_says_how_to_ask(models: Path, browser: Browser) -> None:
+    with serve(models, ("double", "double")) as server:
+        open_page(browser, server)
+        assert "No model of this server takes photos" in text(browser, "about")
+        assert browser.value("document.getElementById('ask').hidden")
+        command = text(browser, "curl")
+        assert text(browser, "rows").split("\t") == ["double", "3 available", "serving_default: x float [?]"]
+        found = re.fullmatch(r"curl -d '(.*)' \\\n  (http:\S+)", command)
+        assert found, command
+        with urllib.request.urlopen(found[2], found[1].encode()) as answer:
+            assert json.load(answer) == {"predictions": [3.0]}
+        check_quiet(browser, server)
+
+
+@pytest.mark.needs(PROGRAMS)
+def test_versions_that_failed_are_in_the_list(models: Path, browser: Browser, tmp_path: Path) -> None:
+    write_colours(tmp_path / "colours" / "1")
+    with serve(tmp_path, (HOSTILE, "colours")) as server:
+        staged = write_colours(tmp_path / "staged")
+        (staged / "broken").touch()
+        staged.rename(tmp_path / "colours" / "2")
+        eventually(
+            lambda: (
+                2 in server.manager.models[HOSTILE].states() and not server.manager.models[HOSTILE].pending
+            )
+        )
+        eventually(lambda: server.manager.models[HOSTILE].states()[2].error != "")
+        open_page(browser, server)
+        assert HOSTILE in text(browser, "rows")
+        assert "2 end (broken on purpose), 1 available" in text(browser, "rows")
+        check_quiet(browser, server)
+
+
+@pytest.mark.needs(PROGRAMS)
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_it_fits_phones_and_desks(
+    server: RunningServer, browser: Browser, tmp_path: Path, width: int, dark: bool
+) -> None:
+    browser.screen(width, 900, phone=width < 1000, dark=dark)
+    try:
+        open_page(browser, server)
+        classify(browser, draw(tmp_path / "apple.jpg", (190, 20, 25), (400, 300)))
+        assert browser.value("document.documentElement.scrollWidth") <= width
+        camera = browser.value("getComputedStyle(document.querySelector('.camera')).display")
+        assert (camera == "none") == (width > 1000)
+        paper = browser.value("getComputedStyle(document.body).backgroundColor")
+        assert paper == ("rgb(20, 23, 26)" if dark else "rgb(250, 249, 246)")
+    finally:
+        browser.call("Emulation.clearDeviceMetricsOverride")
+
+
+@pytest.mark.tf
+@pytest.mark.needs(PROGRAMS)
+def test_a_real_model_labels_a_real_photo(trained: Trained, sample: SampleSummary, browser: Browser) -> None:
+    photo = min((sample.directory / "fruits").iterdir())
+    with start(ServerSettings(trained.settings.saved_model_dir, port=0, rest_api_port=0)) as server:
+        open_page(browser, server)
+        classify(browser, photo)
+        assert re.fullmatch(r"food, version \d+: answered in \d+ ms, .*", text(browser, "cost"))
+        names = browser.value("[...document.querySelectorAll('.bars bdi')].map((name) => name.textContent)")
+        assert len(names) == 5
+        assert "fruits" in names
+        check_quiet(browser, server)
+
+
+@pytest.mark.needs("curl")
+def test_the_readmes_commands_for_rest_are_answered(server: RunningServer, tmp_path: Path) -> None:
+    draw(tmp_path / "photo.jpg", (190, 20, 25), (400, 300))
+    (commands,) = [block for block in code_blocks("README.md", "sh") if ":predict" in block]
+    commands = commands.replace("localhost:8501", f"localhost:{server.rest_port}")
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands.replace("food_images", "colours")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    answers = []
+    while done.stdout[sum(end for _, end in answers) :].strip():
+        rest = done.stdout[sum(end for _, end in answers) :]
+        answers.append(json.JSONDecoder().raw_decode(rest))
+    assert [set(answer) for answer, _ in answers] == [
+        {"predictions"},
+        {"model_version_status"},
+        {"model_spec", "metadata"},
+    ]
+    assert answers[0][0]["predictions"][0]["label"] == "red fruit"

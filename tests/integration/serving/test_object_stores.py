@@ -1,0 +1,524 @@
+"""Versions on object stores: whole or not there, whatever is cut off and wherever."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving import contract
+from serving.errors import BundleError, InputError, NotBlessed, OutputBusy, OutputError
+from serving.registry import audit, inventory, verdict
+from serving.registry.audit import Action
+from serving.registry.promote import promote
+from serving.registry.rollback import rollback
+from serving.registry.stores.download import fetched, waits_for_a_version
+from serving.registry.stores.object_store import ARRIVING, AUDIT, LEASE, ObjectStore
+from serving.registry.target import Place, changing
+from serving.storage import lease
+from serving.storage.objects import Objects
+from serving.storage.text import replace_text
+from tests.support import object_stores
+from tests.support.registry import CONFIG, command, write_bundle
+from tests.support.repository import REPO
+
+pytestmark = pytest.mark.filterwarnings(
+    # gcsfs sends what is small in one piece, which aiohttp finds large.
+    "ignore:Sending a large body directly:ResourceWarning"
+)
+
+CHANGES = ("write", "create", "upload", "copy", "remove")
+
+
+class CutOff(BaseException):
+    """What a kill looks like from inside."""
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[dict[str, str]]:
+    with ExitStack() as stack:
+        yield {
+            "s3": stack.enter_context(object_stores.s3()),
+            "gs": stack.enter_context(object_stores.gs()),
+        }
+
+
+@pytest.fixture(params=object_stores.KINDS)
+def base(request: pytest.FixtureRequest, servers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """A base path on each store."""
+    return object_stores.bucket(request.param, monkeypatch, servers)
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> str:
+    return object_stores.bucket("memory", monkeypatch, {})
+
+
+@pytest.fixture
+def on_s3(servers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    return object_stores.bucket("s3", monkeypatch, servers)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """Bundles 1 to 3 with variables, which sort behind saved_model.pb."""
+    for number in (1, 2, 3):
+        directory = write_bundle(tmp_path / "trained", number, blessed=None)
+        variables = directory / "variables"
+        variables.mkdir()
+        (variables / "variables.data-00000-of-00001").write_bytes(bytes([number]) * 3000)
+        (variables / "variables.index").write_bytes(b"index")
+        bless(directory)
+    return tmp_path / "trained"
+
+
+def bless(directory: Path, *, passed: bool = True) -> None:
+    check = verdict.Check("accuracy", passed)
+    verdict.write(directory, verdict.Verdict(verdict.digest(directory), (check,), None, audit.now()))
+
+
+def place_at(base: str) -> Place:
+    return Place(base, "double")
+
+
+def cut_off_before(number: int, patch: pytest.MonkeyPatch, look: Callable[[], None] = lambda: None) -> None:
+    """Have the n-th change of a store and all later ones not happen; look at it before each."""
+    done = 0
+
+    def wrapped(original: Any) -> Any:
+        def change(*arguments: Any, **named: Any) -> Any:
+            nonlocal done
+            look()
+            done += 1
+            if done >= number:
+                raise CutOff
+            return original(*arguments, **named)
+
+        return change
+
+    for name in CHANGES:
+        patch.setattr(Objects, name, wrapped(getattr(Objects, name)))
+
+
+def end_lease(base: str) -> None:
+    """As if its holder were gone; a process that is killed need not wait for that, and this one lives."""
+    objects = Objects.at(base)
+    for name in objects.children(LEASE):
+        objects.write(f"{LEASE}/{name}", b'{"beat": 0}')
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {p.relative_to(directory).as_posix(): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def objects_of(base: str, prefix: str) -> dict[str, bytes]:
+    objects = Objects.at(base)
+    return {name: objects.read(f"{prefix}/{name}") for name in objects.sizes(prefix)}
+
+
+# --- Whole or not there -------------------------------------------------------------------------------
+
+
+def test_a_promotion_uploads_the_whole_bundle(base: str, models: Path) -> None:
+    place = place_at(base)
+    assert waits_for_a_version(base)
+    change = promote(place, source=models / "2", reason="the first")
+    assert (change.old, change.new, change.published) == (None, 2, True)
+    assert objects_of(base, "2") == files_of(models / "2")
+    assert place.versions == [2]
+    assert not Objects.at(base).sizes(ARRIVING)
+    assert not waits_for_a_version(base)
+    again = promote(place, source=models / "2")
+    assert (again.new, again.published) == (2, False)
+    published, promoted = audit.read(place.store)
+    assert (published.action, published.source) == (Action.PUBLISH, str(models / "2"))
+    assert (promoted.action, promoted.new, promoted.reason, promoted.blessed) == (
+        Action.PROMOTE,
+        2,
+        "the first",
+        True,
+    )
+    (seen,) = inventory.look(place)
+    assert (seen.verdict, seen.live, seen.path) == ("blessed", True, f"{base}/2")
+    assert seen.size == sum(map(len, files_of(models / "2").values()))
+
+
+def test_a_server_never_sees_a_model_without_its_weights(
+    memory: str, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the directory of a number holds before each change, while versions come and go."""
+    seen: list[set[str]] = []
+    numbered: list[bool] = []
+
+    def look() -> None:
+        for number in ("1", "2", "3"):
+            seen.append(set(Objects.at(memory).sizes(number)))
+        numbered.append(any(name.isdecimal() for name in Objects.at(memory).children()))
+
+    cut_off_before(1 << 30, monkeypatch, look)
+    place = place_at(memory)
+    for number in (1, 2, 3):
+        promote(place, source=models / str(number), keep=2)
+    rollback(place)
+    assert place.versions == [2]
+    every = set(files_of(models / "1"))
+    with_model = [names for names in seen if contract.SAVED_MODEL_FILE in names]
+    assert with_model
+    assert all(names == every for names in with_model)
+    assert any(names and names != every for names in seen)
+    assert numbered.count(False) > len(every)  # all was uploaded before a number was there
+
+
+def every_cut(base: str, run: Callable[[str, int], bool]) -> None:
+    """Each time in a new place, cut off one change later, until nothing was."""
+    cut = 1
+    while run(f"{base}-{cut}", cut):
+        cut += 1
+    assert cut > 10
+
+
+def test_a_promotion_that_was_cut_off_anywhere_is_not_there_and_is_gone_on_with(
+    memory: str, models: Path
+) -> None:
+    every_cut(memory, lambda base, cut: promoted_after(base, cut, models))
+
+
+def promoted_after(memory: str, cut: int, models: Path) -> bool:
+    place = place_at(memory)
+    promote(place, source=models / "1")
+    with pytest.MonkeyPatch.context() as patch:
+        cut_off_before(cut, patch)
+        try:
+            promote(place, source=models / "2")
+        except CutOff:
+            pass
+        else:
+            return False
+    end_lease(memory)
+    there = place.versions
+    assert there in ([1], [1, 2])
+    if there == [1, 2]:
+        assert objects_of(memory, "2") == files_of(models / "2")
+    uploads: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        upload = Objects.upload
+        patch.setattr(Objects, "upload", lambda *a: uploads.append(a[2]) or upload(*a))
+        arrived = Objects.at(memory).sizes(ARRIVING)
+        assert promote(place, source=models / "2").new == 2
+    assert {name.partition("/")[2] for name in arrived} & {
+        name.removeprefix(f"{ARRIVING}/").partition("/")[2] for name in uploads
+    } <= {contract.VERDICT_FILE}
+    assert place.versions == [1, 2]
+    assert objects_of(memory, "2") == files_of(models / "2")
+    assert not place.store.unfinished()
+    assert not Objects.at(memory).sizes(ARRIVING)
+    assert [e.new for e in audit.read(place.store) if e.action is Action.PROMOTE] == [1, 2]
+    return True
+
+
+def test_a_rollback_that_was_cut_off_anywhere_goes_back_by_one(memory: str, models: Path) -> None:
+    every_cut(memory, lambda base, cut: rolled_back_after(base, cut, models))
+
+
+def rolled_back_after(memory: str, cut: int, models: Path) -> bool:
+    place = place_at(memory)
+    for number in (1, 2, 3):
+        promote(place, source=models / str(number))
+    with pytest.MonkeyPatch.context() as patch:
+        cut_off_before(cut, patch)
+        try:
+            rollback(place)
+        except CutOff:
+            pass
+        else:
+            return False
+    end_lease(memory)
+    if Objects.at(memory).sizes("3"):
+        change = rollback(place)
+        assert (change.old, change.new) == (3, 2)
+    assert place.versions == [1, 2]
+    assert objects_of(memory, ".withdrawn/3") == files_of(models / "3")
+    again = promote(place, source=models / "3")
+    assert again.new == 4  # numbers that were seen once are not used again
+    return True
+
+
+def test_another_bundle_takes_the_place_of_one_that_was_cut_off(
+    memory: str, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = place_at(memory)
+    copied = len(files_of(models / "1")) + 4
+    with pytest.MonkeyPatch.context() as patch:
+        cut_off_before(copied, patch)  # in the middle of the copying
+        with pytest.raises(CutOff):
+            promote(place, source=models / "1")
+    end_lease(memory)
+    assert list(place.store.unfinished()) == [1]
+    listed = command("models", "--model_base_path", memory)
+    assert "1 is no version here: hubhead was cut off while arriving it" in listed.stderr
+    assert promote(place, source=models / "2").new == 2
+    assert place.versions == [2]
+    assert not Objects.at(memory).sizes("1")
+    assert not Objects.at(memory).sizes(ARRIVING)
+
+
+def test_a_process_that_is_killed_in_the_middle_leaves_nothing_to_be_seen(on_s3: str, models: Path) -> None:
+    """SIGKILL, in a process of its own, over the network; the next one need not wait for the lease."""
+    program = """
+import os, signal, sys
+from pathlib import Path
+from serving.registry.target import Place
+from serving.registry.promote import promote
+from serving.storage.objects import Objects
+copied = 0
+copy = Objects.copy
+def killed(self, name, other):
+    global copied
+    copied += 1
+    if copied == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    copy(self, name, other)
+Objects.copy = killed
+promote(Place(sys.argv[1], "double"), source=Path(sys.argv[2]))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    ran = subprocess.run(
+        [sys.executable, "-c", program, on_s3, models / "1"], env=environment, timeout=60, check=False
+    )
+    assert ran.returncode == -signal.SIGKILL
+    place = place_at(on_s3)
+    assert place.versions == []
+    assert len(place.store.sizes(1)) == 2
+    assert list(place.store.unfinished()) == [1]
+    with pytest.raises(BundleError, match="holds no version 1"), fetched(f"{on_s3}/1"):
+        pass
+    done = command("promote", models / "1", "--model_base_path", on_s3)
+    assert done.exit_code == 0, done.output
+    assert place.versions == [1]
+    assert objects_of(on_s3, "1") == files_of(models / "1")
+
+
+def test_a_bundle_that_changes_while_it_is_uploaded_is_not_published(
+    memory: str, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = Objects.upload
+
+    def changing_upload(self: Objects, path: Path, name: str) -> None:
+        upload(self, path, name)
+        (models / "1" / contract.LABELS_FILE).write_text("c\n")
+
+    monkeypatch.setattr(Objects, "upload", changing_upload)
+    with pytest.raises(BundleError, match="changed while"):
+        promote(place_at(memory), source=models / "1")
+    assert place_at(memory).versions == []
+    assert not Objects.at(memory).sizes(ARRIVING)
+
+
+def test_what_others_put_there_is_told_and_left_alone(memory: str, models: Path) -> None:
+    Objects.at(memory).write("7/saved_model.pb", b"theirs")
+    place = place_at(memory)
+    assert promote(place, source=models / "1").new == 8  # above what a server of the newest would take
+    assert place.store.unfinished() == {7: "foreign"}
+    assert Objects.at(memory).read("7/saved_model.pb") == b"theirs"
+
+
+def test_a_version_that_lost_an_object_has_no_verdict(memory: str, models: Path) -> None:
+    place = place_at(memory)
+    promote(place, source=models / "1")
+    Objects.at(memory).remove("1/variables/variables.index")
+    (seen,) = inventory.look(place)
+    assert seen.verdict == "void"
+    with pytest.raises(NotBlessed, match="changed since"):
+        promote(place, version=1)
+
+
+# --- One at a time, and the log -----------------------------------------------------------------------
+
+
+def test_two_changes_at_once_are_one_too_many(base: str, models: Path) -> None:
+    promote(place_at(base), source=models / "1")
+    with changing(place_at(base)), pytest.raises(OutputBusy, match="at work"):
+        promote(place_at(base), source=models / "2")
+    assert promote(place_at(base), source=models / "2").new == 2
+
+
+@pytest.mark.parametrize("kind", ["memory", "s3"])  # the emulator of gs:// knows no preconditions
+def test_of_many_that_find_a_lease_abandoned_one_gets_it(
+    kind: str, servers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = Objects.at(object_stores.bucket(kind, monkeypatch, servers))
+    objects.write(f"{LEASE}/00000003", b'{"beat": 0}')
+    start, hold = threading.Barrier(6), threading.Event()
+    got: list[str] = []
+
+    def take() -> None:
+        start.wait()
+        try:
+            with lease.leased(objects, LEASE):
+                got.append("held")
+                hold.wait(20)
+        except OutputBusy:
+            got.append("busy")
+
+    takers = [threading.Thread(target=take) for _ in range(6)]
+    for taker in takers:
+        taker.start()
+    deadline = time.monotonic() + 20
+    while len(got) < 6 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    hold.set()
+    for taker in takers:
+        taker.join(20)
+    assert sorted(got) == ["busy"] * 5 + ["held"]
+    with lease.leased(objects, LEASE):
+        assert objects.children(LEASE) == ["00000005"]
+
+
+def test_a_lease_is_kept_fresh_while_its_holder_lives(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.5)
+    objects = Objects.at(memory)
+    with lease.leased(objects, LEASE):
+        first = json.loads(objects.read(f"{LEASE}/00000001"))["beat"]
+        deadline = time.monotonic() + 20
+        while json.loads(objects.read(f"{LEASE}/00000001"))["beat"] < first + 0.6:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with pytest.raises(OutputBusy), lease.leased(objects, LEASE):
+            pass
+
+
+def test_the_log_keeps_its_order_and_loses_no_line(on_s3: str) -> None:
+    store = ObjectStore(Objects.at(on_s3))
+    for number in range(11):
+        store.append(f"{number}")
+    writers = [threading.Thread(target=store.append, args=(f"w{number}",)) for number in range(5)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(20)
+    lines = [line for _, line in store.log()]
+    assert lines[:11] == [str(number) for number in range(11)]
+    assert sorted(lines[11:]) == [f"w{number}" for number in range(5)]
+
+
+def test_a_line_of_the_log_that_is_none_is_named(memory: str, models: Path) -> None:
+    place = place_at(memory)
+    promote(place, source=models / "1")
+    Objects.at(memory).write(f"{AUDIT}/00000003", b"torn {")
+    with pytest.raises(InputError, match="00000003 is no event"):
+        audit.read(place.store)
+
+
+# --- Labels, keeping, fetching ------------------------------------------------------------------------
+
+
+def test_labels_move_in_a_configuration_beside_the_versions(memory: str, models: Path) -> None:
+    config = f"{memory.rpartition('/')[0]}/model.config"
+    replace_text(config, CONFIG % ("/o", memory))
+    promote(place_at(memory), source=models / "1")
+    place = replace(place_at(memory), config=config)
+    promote(place, version=1)
+    promote(place, source=models / "2", label="canary")
+    promote(place, version=2)
+    assert place.configured().labels == {"stable": 2, "canary": 2}
+    back = rollback(place, reason="worse")
+    assert (back.old, back.new, back.also) == (2, 1, ("canary",))
+    promote(place, source=models / "3", keep=1)
+    assert place.versions == [1, 2, 3]  # no server was asked, so what served may serve still
+    objects = Objects.at(memory.rpartition("/")[0])
+    assert b"# Kept by hand." in objects.read("model.config")
+    with changing(place), pytest.raises(OutputBusy):
+        promote(Place(f"{memory}-other", "double", config), source=models / "1")
+
+
+def test_old_versions_go_and_their_numbers_stay_used(memory: str, models: Path) -> None:
+    place = place_at(memory)
+    for number in (1, 2, 3):
+        change = promote(place, source=models / str(number), keep=2)
+    assert change.removed == (1,)
+    assert place.versions == [2, 3]
+    assert not Objects.at(memory).sizes("1")
+    assert [event.old for event in audit.read(place.store) if event.action is Action.REMOVE] == [1]
+
+
+def test_a_bundle_is_fetched_by_its_address_or_the_one_above(base: str, models: Path) -> None:
+    for number in (1, 2):
+        promote(place_at(base), source=models / str(number))
+    for address, expected in ((f"{base}/1", 1), (base, 2)):
+        with fetched(address) as found:
+            assert files_of(found.path) == files_of(models / str(expected))
+            assert (found.path.parent.name, found.path.name) == ("double", str(expected))
+            assert found.origin == f"{base}/{expected}"
+            bless(found.path, passed=False)
+            found.write_back(contract.VERDICT_FILE)
+        assert not found.path.exists()
+    assert [version.verdict for version in inventory.look(place_at(base))] == ["not blessed"] * 2
+    other = f"{base}-copy"
+    refused = command("promote", f"{base}/1", "--model_base_path", other)
+    assert isinstance(refused.exception, NotBlessed)
+    assert f"validate --bundle {base}/1" in refused.exception.remedy or f"{base}/1" in str(refused.exception)
+    done = command("promote", f"{base}/1", "--model_base_path", other, "--force", "--json")
+    assert done.exit_code == 0, done.output
+    assert audit.read(place_at(other).store)[0].source == f"{base}/1"
+    with pytest.raises(BundleError, match="is no bundle"), fetched(f"{base}-none"):
+        pass
+
+
+def test_the_commands_take_addresses(base: str, models: Path) -> None:
+    for number in (1, 2):
+        done = command("promote", models / str(number), "--model_base_path", base)
+        assert done.exit_code == 0, done.output
+    listed = json.loads(command("models", "--model_base_path", base, "--json").stdout)
+    assert (listed["model"], listed["base_path"], listed["live"]) == ("double", base, 2)
+    assert [version["path"] for version in listed["versions"]] == [f"{base}/2", f"{base}/1"]
+    assert command("rollback", "--model_base_path", base).exit_code == 0
+    listed = json.loads(command("models", "--model_base_path", base, "--json").stdout)
+    assert (listed["live"], listed["unfinished"]) == (1, {})
+
+
+# --- What is missing is named -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("scheme", "package"), [("s3", "s3fs"), ("gs", "gcsfs")])
+def test_a_missing_extra_is_named(
+    scheme: str, package: str, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.registry import _registry
+
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(_registry, scheme, raising=False)  # what was imported before
+    refused = command("promote", models / "1", "--model_base_path", f"{scheme}://bucket/models/food")
+    assert isinstance(refused.exception, InputError)
+    assert f"hubhead[{scheme}]" in refused.exception.remedy
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(InputError, match=rf"hubhead\[{scheme}\]"):
+        Objects.at(f"{scheme}://bucket/models/food")
+
+
+def test_a_bucket_that_is_missing_and_a_server_that_is_away_are_told(
+    on_s3: str, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OutputError, match=r"s3://nowhere-1/models/food.* cannot be written") as told:
+        promote(place_at("s3://nowhere-1/models/food"), source=models / "1")
+    assert "bucket" in told.value.remedy
+    objects = Objects.at(on_s3)
+
+    def away(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no credentials")
+
+    monkeypatch.setattr(objects.storage, "ls", away)
+    with pytest.raises(OutputError, match="no credentials") as told:
+        inventory.look(place_at(on_s3))
+    assert "AWS_PROFILE" in told.value.remedy

@@ -1,0 +1,482 @@
+"""Promotion and rollback, against a real server of models without TensorFlow."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from hubhead import hubhead
+from serving import bundle, contract, protos
+from serving.client import Client
+from serving.errors import BundleError, DeadlineExceeded, InputError, NotBlessed, OutputBusy, ServerError
+from serving.registry import audit, inventory, model_config, verdict
+from serving.registry.audit import Action, Event
+from serving.registry.labels import labelled
+from serving.registry.promote import promote
+from serving.registry.rollback import rollback
+from serving.registry.stores.local import LOG, LocalStore
+from serving.registry.target import Place, changing
+from serving.server import RunningServer, ServerSettings, start
+from serving.storage.address import parsed
+from tests.support.fake_model import LIMIT, Doublers, eventually, write_doubler
+from tests.support.registry import CONFIG, command, write_bundle
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """What the server reads."""
+    (tmp_path / "served" / "other").mkdir(parents=True)
+    write_doubler(tmp_path / "served" / "other" / "1")
+    return tmp_path / "served" / "double"
+
+
+@pytest.fixture
+def config(base: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "model.config"
+    path.write_text(CONFIG % (base.parent / "other", base))
+    return path
+
+
+def server_of(**settings: Any) -> RunningServer:
+    return start(ServerSettings(port=0, file_system_poll_wait_seconds=0.05, **settings), loader=Doublers())
+
+
+@pytest.fixture
+def place(base: Path, config: Path, models: Path) -> Iterator[Place]:
+    """A server of version 1 that polls its configuration, and a client of it."""
+    promote(Place(base, "double"), source=models / "1")
+    with (
+        server_of(model_config_file=config, model_config_file_poll_wait_seconds=0.05) as server,
+        Client(f"localhost:{server.port}", model="double", timeout=LIMIT) as client,
+    ):
+
+        def labelled(label: str) -> Client:
+            return Client(client.target, model="double", timeout=LIMIT, label=label)
+
+        yield Place(base, "double", config, client, labelled, timeout=LIMIT)
+
+
+def answers(place: Place, label: str | None = None) -> int:
+    """The version that answers."""
+    assert place.client
+    with Client(place.client.target, model="double", label=label, timeout=LIMIT) as client:
+        np.testing.assert_array_equal(
+            client.run(contract.SERVING_DEFAULT, {"x": np.ones(1, np.float32)})["y"], [2]
+        )
+        return client.metadata().version
+
+
+def available(place: Place) -> set[int]:
+    assert place.client
+    return {status.version for status in place.client.status() if status.state == "AVAILABLE"}
+
+
+# --- Publishing ----------------------------------------------------------------------------------------
+
+
+def test_a_promotion_without_a_configuration_publishes_the_whole_bundle(base: Path, models: Path) -> None:
+    change = promote(Place(base, "double"), source=models / "2")
+    assert (change.old, change.new, change.published) == (None, 2, True)
+    assert verdict.digest(base / "2") == verdict.digest(models / "2")
+    assert verdict.read(base / "2") == verdict.read(models / "2")
+    assert bundle.versions(base) == [2]
+
+
+def test_a_bundle_that_is_there_is_not_published_again(base: Path, models: Path) -> None:
+    place = Place(base, "double")
+    promote(place, source=models / "1")
+    before = (base / LOG).read_text()
+    again = promote(place, source=models / "1")
+    assert (again.new, again.published) == (1, False)
+    assert bundle.versions(base) == [1]
+    assert (base / LOG).read_text() == before
+
+
+def test_a_lower_number_than_is_there_becomes_the_next_free_one(base: Path, models: Path) -> None:
+    promote(Place(base, "double"), source=models / "2")
+    assert promote(Place(base, "double"), source=models / "1").new == 3
+
+
+@pytest.mark.parametrize("blessed", [None, False])
+def test_a_bundle_without_a_blessed_verdict_is_refused(
+    base: Path, tmp_path: Path, blessed: bool | None
+) -> None:
+    directory = write_bundle(tmp_path / "bad", 1, blessed=blessed)
+    with pytest.raises(NotBlessed) as refused:
+        promote(Place(base, "double"), source=directory)
+    assert refused.value.exit_code == 4
+    assert not bundle.versions(base)
+    promote(Place(base, "double"), source=directory, force=True, reason="the demo")
+    event = audit.read(LocalStore(base))[-1]
+    assert (event.forced, event.blessed, event.reason) == (True, blessed, "the demo")
+    assert event.failed == (("accuracy",) if blessed is False else ())
+
+
+def test_a_verdict_on_other_content_is_none(base: Path, models: Path) -> None:
+    labels = models / "1" / contract.LABELS_FILE
+    labels.write_text("c\nd\n")
+    with pytest.raises(NotBlessed, match="changed since"):
+        promote(Place(base, "double"), source=models / "1")
+
+
+def test_what_needs_no_force_is_not_recorded_as_forced(base: Path, models: Path) -> None:
+    promote(Place(base, "double"), source=models / "1", force=True)
+    assert [event.forced for event in audit.read(LocalStore(base))] == [False, False]
+
+
+# --- The newest version is live --------------------------------------------------------------------
+
+
+def test_rollback_without_a_configuration_withdraws_the_newest(base: Path, models: Path) -> None:
+    promote(Place(base, "double"), source=models / "1")
+    with (
+        server_of(model_base_path=base) as server,
+        Client(f"localhost:{server.port}", model="double") as client,
+    ):
+        place = Place(base, "double", client=client, timeout=LIMIT)
+        promote(place, source=models / "2")
+        assert answers(place) == 2
+        change = rollback(place, reason="worse")
+        assert (change.old, change.new, change.waited) == (2, 1, True)
+        assert answers(place) == 1
+        assert promote(place, source=models / "3").new == 3
+        rollback(place)
+        again = promote(place, source=models / "2")
+        assert again.new == 4  # numbers that were seen once are not used again
+    assert {child.name for child in (base / bundle.WITHDRAWN).iterdir()} == {"2", "3"}
+    assert [event.action.value for event in audit.read(LocalStore(base))[-4:]] == [
+        "withdraw",
+        "rollback",
+        "publish",
+        "promote",
+    ]
+
+
+def test_a_version_that_does_not_load_is_withdrawn(base: Path, models: Path, tmp_path: Path) -> None:
+    promote(Place(base, "double"), source=models / "1")
+    broken = write_bundle(tmp_path / "broken", 2, broken=True)
+    with (
+        server_of(model_base_path=base) as server,
+        Client(f"localhost:{server.port}", model="double") as client,
+    ):
+        place = Place(base, "double", client=client, timeout=LIMIT)
+        with pytest.raises(BundleError, match="broken on purpose"):
+            promote(place, source=broken)
+        assert answers(place) == 1
+    assert bundle.versions(base) == [1]
+
+
+def test_there_has_to_be_something_to_go_back_to(base: Path, models: Path) -> None:
+    promote(Place(base, "double"), source=models / "1")
+    with pytest.raises(InputError, match="no earlier version"):
+        rollback(Place(base, "double"))
+
+
+# --- Labels ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_rpc", [False, True])
+def test_a_canary_a_promotion_and_a_rollback_lose_no_request(
+    place: Place, models: Path, config: Path, by_rpc: bool
+) -> None:
+    place = replace(place, reload=by_rpc)
+    promote(place, version=1)
+    stop, failures, seen = threading.Event(), [], set()
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                seen.add(answers(place, "stable"))
+            except ServerError as error:
+                failures.append(error)
+
+    asking = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in asking:
+        thread.start()
+    try:
+        promote(place, source=models / "2", label="canary")
+        assert (answers(place, "stable"), answers(place, "canary")) == (1, 2)
+        assert available(place) == {1, 2}
+        change = promote(place, version=2)
+        assert (change.old, change.new) == (1, 2)
+        assert answers(place, "stable") == 2
+        promote(place, source=models / "3")
+        assert (answers(place, "stable"), answers(place, "canary")) == (3, 2)
+        back = rollback(place)
+        assert (back.old, back.new) == (3, 2)
+        back = rollback(place, reason="that one too")
+        assert (back.old, back.new, back.also) == (2, 1, ("canary",))
+        assert (answers(place, "stable"), answers(place, "canary")) == (1, 1)
+    finally:
+        stop.set()
+        for thread in asking:
+            thread.join(LIMIT)
+    assert not failures
+    assert seen == {1, 2, 3}
+    text = config.read_text()
+    assert "# Kept by hand." in text
+    assert "# of another team" in text
+    moves = [(e.action.value, e.label, e.old, e.new) for e in audit.read(place.store) if e.label]
+    assert moves == [
+        ("promote", "stable", None, 1),
+        ("promote", "canary", None, 2),
+        ("promote", "stable", 1, 2),
+        ("promote", "stable", 2, 3),
+        ("rollback", "stable", 3, 2),
+        ("rollback", "stable", 2, 1),
+        ("rollback", "canary", 2, 1),
+    ]
+
+
+def test_the_canary_alone_goes_back_to_stable(place: Place, models: Path) -> None:
+    promote(place, version=1)
+    promote(place, source=models / "2", label="canary")
+    change = rollback(place, label="canary")
+    assert (change.old, change.new) == (2, 1)
+    assert model_config.read(place.config or Path(), "double").labels == {"stable": 1, "canary": 1}
+
+
+def test_publishing_does_not_go_live_before_its_label(place: Place, models: Path, tmp_path: Path) -> None:
+    promote(place, version=1)
+    broken = write_bundle(tmp_path / "broken", 2, broken=True)
+    before = place.configured()
+    with pytest.raises(BundleError, match="broken on purpose"):
+        promote(place, source=broken)
+    assert place.configured() == before
+    assert answers(place, "stable") == 1
+    assert [event.new for event in audit.read(place.store) if event.label] == [1]
+
+
+def test_a_server_that_does_not_follow_is_told_in_time(place: Place, models: Path, tmp_path: Path) -> None:
+    other = tmp_path / "unread.config"
+    assert place.config
+    other.write_text(place.config.read_text())
+    write_bundle(place.base, 2)
+    with pytest.raises(DeadlineExceeded, match="--reload"):
+        # The server follows another file, of the newest version, and lets go of version 1.
+        promote(replace(place, config=other, timeout=0.5), version=1)
+
+
+def test_a_canary_needs_a_stable_version(place: Place, models: Path) -> None:
+    with pytest.raises(InputError, match="No version of double is stable"):
+        promote(place, source=models / "2", label="canary")
+    assert bundle.versions(place.base) == [1]
+
+
+def test_without_a_server_nothing_is_published_under_the_newest_policy(place: Place, models: Path) -> None:
+    unasked = replace(place, client=None, labelled=None)
+    with pytest.raises(InputError, match="live as soon"):
+        promote(unasked, source=models / "2")
+    promote(unasked, version=1)
+    promote(unasked, source=models / "2", label="canary")
+    with Client(place.client.target if place.client else "", model="double", label="canary") as canary:
+        canary.wait_until_ready(LIMIT)  # the server moves the label itself, once it has loaded
+        assert canary.metadata().version == 2
+
+
+def test_a_label_given_while_a_server_loads_its_first_version_is_taken_over(
+    base: Path, config: Path, models: Path
+) -> None:
+    base.mkdir()
+    loads, loader = threading.Event(), Doublers()
+
+    def load(path: Path) -> Any:
+        assert path.parent != base or loads.wait(LIMIT)
+        return loader(path)
+
+    settings = ServerSettings(
+        port=0,
+        file_system_poll_wait_seconds=0.05,
+        model_config_file=config,
+        model_config_file_poll_wait_seconds=0.05,
+    )
+    started: list[RunningServer] = []
+    starting = threading.Thread(target=lambda: started.append(start(settings, loader=load)))
+    starting.start()
+    eventually(lambda: loader.attempts == 1)  # that of the other model: it has read the configuration
+    promote(Place(base, "double", config), source=models / "1")
+    loads.set()
+    starting.join(LIMIT)
+    with (
+        started[0] as server,
+        Client(f"localhost:{server.port}", model="double", label="stable", timeout=LIMIT) as client,
+    ):
+        client.wait_until_ready(LIMIT)
+        assert client.metadata().version == 1
+
+
+def test_old_versions_go_but_none_that_is_needed(place: Place, models: Path, tmp_path: Path) -> None:
+    for number in (4, 5, 6):
+        write_bundle(models, number)
+    promote(place, version=1)
+    for number in (2, 3, 4, 5):
+        promote(place, source=models / str(number))
+    change = promote(place, source=models / "6", label="canary", keep=1)
+    # 6 is the newest, 5 is stable, 4 is where stable was.
+    assert bundle.versions(place.base) == [4, 5, 6]
+    assert change.removed == (1, 2, 3)
+    assert [e.old for e in audit.read(place.store) if e.action is Action.REMOVE] == [1, 2, 3]
+    assert not list(place.base.glob(".removing*"))
+
+
+def test_the_inventory_says_what_serves(place: Place, models: Path, tmp_path: Path) -> None:
+    promote(place, version=1)
+    promote(place, source=models / "2", label="canary")
+    write_bundle(place.base, 3, blessed=False)
+    (place.base / "4").mkdir()
+    unreadable, third, second, first = inventory.look(place)
+    assert unreadable.problem
+    assert (third.verdict, third.failed, third.serves, third.state) == (
+        "not blessed",
+        ("accuracy",),
+        False,
+        None,
+    )
+    assert (second.labels, second.live, second.state) == (("canary",), True, "AVAILABLE")
+    assert (first.labels, first.live, first.verdict) == (("stable",), False, "blessed")
+    assert first.accuracy == {"value": 0.51, "n": 50, "low": 0.4, "high": 0.7}
+    assert first.size == sum(path.stat().st_size for path in first.path.rglob("*") if path.is_file())
+
+
+def test_a_job_takes_the_version_that_callers_get_and_not_the_canary(
+    place: Place, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(place, version=1)
+    promote(place, source=models / "2", label="canary")
+    seen: list[Any] = []
+
+    def score(settings: Any, _report: Any) -> Any:
+        seen.append(settings.model)
+        raise InputError("enough")
+
+    monkeypatch.setattr("batch.jobs.score.score", score)
+    command = ["score", "--photos", "p", "--output", "o", "--model"]
+    for more in (
+        [str(place.base), "--model_config_file", str(place.config)],
+        [str(place.base / "2"), "--model_config_file", str(place.config)],
+        [str(place.base)],
+    ):
+        assert isinstance(CliRunner().invoke(hubhead, [*command, *more]).exception, InputError)
+    assert seen == [(place.base / "1",), (place.base / "2",), (place.base,)]
+    assert place.config
+    with pytest.raises(InputError, match="No version of double is next"):
+        labelled(place.base, place.config, "next")
+
+
+# --- Files -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CONFIG % ("/o", "/d"),
+        'model_config_list: { config: { name: "a" base_path: "/a" } config < name: "double" base_path: "/d"'
+        ' version_labels { key: "x}" value: 3 } > }',
+        'model_config_list { config { base_path: "/d" # }\n'
+        ' name: "dou" "ble" model_version_policy { all {} } } }',
+        'model_config_list { config: [{ name: "a" base_path: "/a" }, { name: "double" base_path: "/d" }] }',
+    ],
+)
+def test_a_configuration_says_the_same_but_for_the_model(text: str, tmp_path: Path) -> None:
+    from google.protobuf import text_format
+
+    path = tmp_path / "model.config"
+    path.write_text(text)
+    path.chmod(0o640)
+    expected = text_format.Parse(text, protos.ModelServerConfig())
+    for versions, labels in (({1}, {"stable": 1}), ({1, 2}, {"stable": 1, "canary": 2}), ({7}, {})):
+        model_config.write(path, "double", versions=versions, labels=labels)
+        entry = next(e for e in expected.model_config_list.config if e.name == "double")
+        entry.model_version_policy.Clear()
+        entry.model_version_policy.specific.versions.extend(sorted(versions))
+        entry.version_labels.clear()
+        entry.version_labels.update(labels)
+        assert model_config.parse(path) == expected
+        assert path.read_text().count("#") == (text.count("#") if "[" not in text else 0)
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert [child.name for child in tmp_path.iterdir()] == ["model.config"]
+
+
+def test_a_model_that_is_not_configured_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.config"
+    path.write_text(CONFIG % ("/o", "/d"))
+    with pytest.raises(InputError, match="no model 'food'; it has 'other', 'double'"):
+        model_config.read(path, "food")
+
+
+def test_history_goes_back_and_not_forth_again() -> None:
+    def event(action: Action, old: int | None, new: int) -> Event:
+        return Event(action, "m", old, new, label="stable")
+
+    events = [event(Action.PROMOTE, 1, 2), event(Action.PROMOTE, 2, 3)]
+    assert audit.previous(events, "stable", 3, {1, 2, 3}) == 2
+    assert audit.previous(events, "stable", 3, {1, 3}) == 1
+    assert audit.previous(events, "stable", 9, {1, 2, 3, 9}) == 3  # somebody moved it by hand
+    events.append(event(Action.ROLLBACK, 3, 2))
+    assert audit.previous(events, "stable", 2, {1, 2, 3}) == 1
+    events.append(event(Action.ROLLBACK, 2, 1))
+    assert audit.previous(events, "stable", 1, {1, 2, 3}) is None
+    assert audit.previous(events, "canary", 1, {1, 2, 3}) is None
+
+
+def test_a_torn_last_line_of_the_log_is_left_out_and_another_is_told(tmp_path: Path) -> None:
+    audit.append(LocalStore(tmp_path), Event(Action.PROMOTE, "m", None, 1))
+    whole = audit.read(LocalStore(tmp_path))
+    with (tmp_path / LOG).open("a") as file:
+        file.write('{"action": "pro')
+    assert audit.read(LocalStore(tmp_path)) == whole
+    with (tmp_path / LOG).open("a") as file:
+        file.write("\n")
+    with pytest.raises(InputError, match="line 2"):
+        audit.read(LocalStore(tmp_path))
+
+
+def test_two_changes_at_once_are_one_too_many(base: Path, models: Path) -> None:
+    promote(Place(base, "double"), source=models / "1")
+    with changing(Place(base, "double")), pytest.raises(OutputBusy):
+        promote(Place(base, "double"), source=models / "2")
+    assert bundle.versions(base) == [1]
+
+
+def test_addresses_that_nothing_can_be_kept_at_are_refused() -> None:
+    assert parsed("models/food") == Path("models/food")
+    assert parsed("gs://bucket/models/food/") == "gs://bucket/models/food"
+    for text in ("https://host/models", "gs://", "hdfs://a/b"):
+        with pytest.raises(InputError):
+            parsed(text)
+
+
+def test_the_commands_do_the_same(base: Path, config: Path, models: Path, place: Place) -> None:
+    assert place.client
+    where = ("--model_base_path", base, "--model_config_file", config, "--server", place.client.target)
+    done = command("promote", "--model_version", "1", *where, "--json")
+    assert done.exit_code == 0, done.output
+    done = command("promote", models / "2", "--label", "canary", *where, "--reason", "trial")
+    assert done.exit_code == 0, done.output
+    assert "double: canary = version 2." in done.stdout
+    listed = json.loads(command("models", *where, "--json").stdout)
+    assert [version["labels"] for version in listed["versions"]] == [["canary"], ["stable"]]
+    assert "canary" in command("models", *where).stdout
+    assert command("promote", "--model_version", "2", *where).exit_code == 0
+    back = json.loads(command("rollback", *where, "--json").stdout.splitlines()[-1])
+    assert (back["old"], back["new"], back["also"]) == (2, 1, ["canary"])
+
+
+def test_flags_that_do_not_go_together_are_refused(base: Path, models: Path) -> None:
+    for arguments in (
+        ("promote", "--model_base_path", base),
+        ("promote", models / "1", "--model_base_path", base, "--label", "canary"),
+        ("promote", models / "1", "--model_base_path", base, "--reload"),
+        ("rollback", "--model_base_path", base, "--label", "canary"),
+    ):
+        assert command(*arguments).exit_code == 2, arguments
+    refused = command("promote", models / "1", "--model_base_path", "ftp://bucket/food")
+    assert isinstance(refused.exception, InputError)

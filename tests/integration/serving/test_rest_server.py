@@ -1,0 +1,355 @@
+"""The REST port: paths, bodies, headers, limits, and what it says when it refuses."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import http.client
+import json
+import socket
+import threading
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.server import RunningServer, ServerSettings, start
+from serving.server.config.settings import ModelSettings
+from serving.server.rest import admission
+from tests.support.fake_model import LIMIT, Doublers, eventually, write_doubler
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "double"
+    write_doubler(directory / "1")
+    return directory
+
+
+def settings_of(base: Path, **more: Any) -> ServerSettings:
+    models = (ModelSettings("double", base, labels={"stable": 1}), ModelSettings("a/b c", base))
+    return replace(
+        ServerSettings(models=models, port=0, rest_api_port=0, metrics_path="/metrics"),
+        allow_version_labels_for_unavailable_models=True,
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def server(base: Path) -> Iterator[RunningServer]:
+    with start(settings_of(base), loader=Doublers()) as server:
+        yield server
+
+
+class Answer:
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        self.status, self.headers, self.body = response.status, response.headers, response.read()
+
+    @property
+    def json(self) -> Any:
+        assert self.headers["Content-Type"] == "application/json"
+        return json.loads(self.body)
+
+
+def ask(
+    server: RunningServer,
+    method: str,
+    path: str,
+    body: Any = None,
+    headers: Mapping[str, str] = JSON,
+) -> Answer:
+    connection = http.client.HTTPConnection("localhost", server.rest_port, timeout=LIMIT)
+    try:
+        content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        connection.request(method, path, content, dict(headers))
+        return Answer(connection.getresponse())
+    finally:
+        connection.close()
+
+
+def predict(server: RunningServer, body: Any = None, path: str = "/v1/models/double:predict") -> Answer:
+    return ask(server, "POST", path, {"instances": [1, 2.5]} if body is None else body)
+
+
+def test_predictions_in_rows_and_columns_with_the_version_that_answered(server: RunningServer) -> None:
+    rows = predict(server)
+    assert (rows.status, rows.json) == (200, {"predictions": [2.0, 5.0]})
+    assert rows.headers["X-Model-Version"] == "1"
+    assert b"2.0" in rows.body
+    assert predict(server, {"inputs": {"x": [1]}}).json == {"outputs": [2.0]}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models/double/versions/1:predict",
+        "/v1/models/double/versions/01:predict",
+        "/v1/models/double/labels/stable:predict",
+        "/V1/MODELS/double/Versions/1:PREDICT",
+        "/v1/models/d%6Fuble:predict",
+        "/v1/models/double:predict?key=1",
+        "/v1/models/a%2Fb%20c:predict",
+    ],
+)
+def test_paths_name_versions_and_labels_in_any_case_and_escaped(server: RunningServer, path: str) -> None:
+    assert predict(server, path=path).json == {"predictions": [2.0, 5.0]}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/models/double:guess"),
+        ("POST", "/v1/models/double"),
+        ("POST", "/v1/models/double/labels/a/b:predict"),
+        ("POST", "/v1/models/double/versions/x:predict"),
+        ("POST", "/v1/models/double/metadata"),
+        ("GET", "/v1/models/double:predict"),
+        ("GET", "/v1/nothing"),
+        ("PUT", "/v1/models/double"),
+        ("OPTIONS", "/v1/models/double:predict"),
+        ("GET", "/v1/models/%0A/x/y"),
+    ],
+)
+def test_what_matches_nothing_below_v1_is_malformed(server: RunningServer, method: str, path: str) -> None:
+    answer = ask(server, method, path, {})
+    assert (answer.status, answer.json) == (400, {"error": f"Malformed request: {method} {path}"})
+
+
+@pytest.mark.parametrize(
+    "path", ["/v2/models/double", "/nothing", "/v1", "/index.html", "//v1/models/double"]
+)
+def test_other_paths_are_a_bare_404(server: RunningServer, path: str) -> None:
+    answer = ask(server, "GET", path)
+    assert (answer.status, answer.body) == (404, b"")
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "text"),
+    [
+        ("/v1/models/none:predict", 404, "Servable not found for request: Latest(none)"),
+        ("/v1/models/double/versions/7:predict", 404, "Servable not found for request: Specific(double, 7)"),
+        (
+            "/v1/models/double/versions/99999999999999999999:predict",
+            400,
+            "Failed to convert version: 99999999999999999999 to numeric.",
+        ),
+        ("/v1/models/double/labels/new:predict", 400, "Unrecognized servable version label: new"),
+    ],
+)
+def test_models_that_are_not_there(server: RunningServer, path: str, status: int, text: str) -> None:
+    answer = predict(server, path=path)
+    assert (answer.status, answer.json) == (status, {"error": text})
+
+
+def test_an_unknown_signature_is_refused_in_rests_words(server: RunningServer) -> None:
+    answer = predict(server, {"signature_name": "S", "instances": [1]})
+    assert (answer.status, answer.json) == (
+        400,
+        {"error": 'Serving signature name: "S" not found in signature def'},
+    )
+    answer = predict(server, {"signature_name": 3, "instances": [1]})
+    assert "'signature_name' key must be a string value." in answer.json["error"]
+
+
+@pytest.mark.protocol("error.cut")
+def test_rest_sends_the_whole_text_of_an_error(server: RunningServer) -> None:
+    answer = predict(server, {"instances": [-1]})
+    assert answer.status == 400
+    assert answer.json == {"error": "x is negative" + "!" * 2000}
+
+
+def test_status_and_metadata_of_a_model(server: RunningServer) -> None:
+    available = {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+    for path in ("", "/versions/1", "/labels/whatever"):
+        answer = ask(server, "GET", f"/v1/models/double{path}")
+        assert answer.json == {"model_version_status": [available]}
+    assert ask(server, "GET", "/v1/models/double/versions/7").json == {
+        "error": "Could not find version 7 of model double"
+    }
+    missing = ask(server, "GET", "/v1/models/none")
+    assert (missing.status, missing.json) == (404, {"error": "Could not find any versions of model none"})
+    assert ask(server, "GET", "/v1/models").json == {"error": "Missing model name in request."}
+    metadata = ask(server, "GET", "/v1/models/double/metadata").json
+    assert metadata["model_spec"] == {"name": "double", "signature_name": "", "version": "1"}
+    signature = metadata["metadata"]["signature_def"]["signature_def"]["serving_default"]
+    assert signature["inputs"]["x"]["dtype"] == "DT_FLOAT"
+    assert signature["inputs"]["x"]["tensor_shape"] == {
+        "dim": [{"size": "-1", "name": ""}],
+        "unknown_rank": False,
+    }
+    assert ask(server, "GET", "/v1/models/double/versions/7/metadata").status == 404
+
+
+def test_bodies_may_come_as_gzip_or_in_chunks(server: RunningServer) -> None:
+    packed = gzip.compress(json.dumps({"instances": [3]}).encode())
+    answer = ask(server, "POST", "/v1/models/double:predict", packed, {"Content-Encoding": "gzip"})
+    assert answer.json == {"predictions": [6.0]}
+    torn = ask(server, "POST", "/v1/models/double:predict", packed[:-12], {"Content-Encoding": "gzip"})
+    assert torn.status == 400
+    connection = http.client.HTTPConnection("localhost", server.rest_port, timeout=LIMIT)
+    connection.request("POST", "/v1/models/double:predict", iter([b'{"instan', b'ces": [4]}']))
+    assert Answer(connection.getresponse()).json == {"predictions": [8.0]}
+    connection.close()
+
+
+def test_a_photo_of_64_mib_passes_and_larger_bodies_are_refused_early(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = base64.b64encode(bytes(64 << 20)).decode()
+    answer = predict(server, {"instances": [{"b64": photo}]})
+    assert answer.status == 400  # it came whole, and is no float
+    assert "is not of expected type: float" in answer.json["error"]
+    monkeypatch.setattr(admission, "MAX_BODY_BYTES", 1000)
+    large = predict(server, {"instances": [1] * 1000})
+    assert (large.status, large.json) == (413, {"error": "The body is larger than 1000 bytes."})
+    bomb = gzip.compress(b" " * 10**7)
+    answer = ask(server, "POST", "/v1/models/double:predict", bomb, {"Content-Encoding": "gzip"})
+    assert answer.status == 413
+    assert predict(server).status == 200
+
+
+def test_pages_of_other_origins_may_ask_with_the_flag_alone(server: RunningServer, base: Path) -> None:
+    assert "Access-Control-Allow-Origin" not in predict(server).headers
+    with start(settings_of(base, rest_api_enable_cors_support=True), loader=Doublers()) as open_to_all:
+        assert predict(open_to_all).headers["Access-Control-Allow-Origin"] == "*"
+        assert predict(open_to_all, b"").headers["Access-Control-Allow-Origin"] == "*"
+        preflight = ask(open_to_all, "OPTIONS", "/v1/models/double:predict")
+        assert preflight.status == 200
+        assert preflight.headers["Access-Control-Allow-Methods"] == "POST, GET"
+        assert preflight.headers["Access-Control-Allow-Headers"] == "Content-Type"
+
+
+@pytest.mark.protocol("rest.timeout")
+def test_a_request_whose_time_is_over_is_a_504(base: Path) -> None:
+    loader = Doublers(gated=True)
+    with start(settings_of(base, rest_api_timeout_in_ms=200), loader=loader) as server:
+        assert predict(server).status == 504
+        # A body that never comes is no different.
+        with socket.create_connection(("localhost", server.rest_port), LIMIT) as slow:
+            slow.sendall(b"POST /v1/models/double:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+            said = b""
+            while b"is over" not in said:
+                said += slow.recv(1000)
+            assert said.startswith(b"HTTP/1.1 504 ")
+            assert b"--rest_api_timeout_in_ms" in said
+        for model in loader.models.values():
+            model.gate.set()
+        eventually(lambda: predict(server).status == 200)
+
+
+def test_more_requests_than_may_be_in_flight_are_told_to_come_again(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "MAX_REQUESTS", 3)
+    loader = Doublers(gated=True)
+    with start(settings_of(base), loader=loader) as server, ThreadPoolExecutor(3) as pool:
+
+        def insist() -> Answer:
+            while (answer := predict(server)).status == 503:
+                pass  # the one that asks below had its place
+            return answer
+
+        waiting = [pool.submit(insist) for _ in range(3)]
+        eventually(lambda: predict(server, b"{").status == 503)
+        refused = predict(server)
+        assert "overloaded" in refused.json["error"]
+        for model in loader.models.values():
+            model.gate.set()
+        assert [future.result(LIMIT).status for future in waiting] == [200] * 3
+        assert predict(server).status == 200
+
+
+def test_a_model_never_runs_on_the_event_loop(base: Path) -> None:
+    loader = Doublers(gated=True)
+    with start(settings_of(base), loader=loader) as server, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(predict, server)
+        eventually(lambda: any(model.running for model in loader.models.values()))
+        assert ask(server, "GET", "/v1/models/double").status == 200
+        for model in loader.models.values():
+            model.gate.set()
+        assert waiting.result(LIMIT).status == 200
+
+
+def test_requests_are_counted_by_outcome_and_unknown_models_under_no_name(base: Path) -> None:
+    with start(settings_of(base), loader=Doublers()) as server:
+        predict(server)
+        predict(server, b"{")
+        predict(server, path="/v1/models/other:predict")
+        ask(server, "GET", "/v1/models/double")
+        text = ask(server, "GET", "/metrics").body.decode()
+    assert ':tensorflow:serving:request_count{model_name="double",status="OK"} 1.0' in text
+    assert ':tensorflow:serving:request_count{model_name="double",status="INVALID_ARGUMENT"} 1.0' in text
+    assert ':tensorflow:serving:request_count{model_name="",status="NOT_FOUND"} 1.0' in text
+    assert 'API="Predict",entrypoint="REST"' in text
+    assert "other" not in text
+
+
+def test_a_fault_of_the_server_is_an_error_of_its_own_and_the_next_request_is_answered(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with start(settings_of(base), loader=Doublers()) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr("serving.server.rest.messages.predicted", lambda *a, **b: 1 / 0)
+            answer = predict(server)
+        assert (answer.status, answer.json) == (500, {"error": "ZeroDivisionError: division by zero"})
+        assert predict(server).status == 200
+
+
+def test_callers_that_go_away_or_send_rubbish_do_no_harm(server: RunningServer) -> None:
+    beginnings = [
+        b"",
+        b"\x00\xff\xfe rubbish\r\n\r\n",
+        b"POST /v1/models/double:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{",
+        b"POST /v1/models/double:predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /v1/models/double:predict HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+        b"GET /v1/models/double HTTP/1.1\r\n" + b"A: b\r\n" * 10_000,
+    ]
+    for sent in beginnings:
+        with socket.create_connection(("localhost", server.rest_port), LIMIT) as connection:
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+    assert predict(server).status == 200
+
+
+def test_many_callers_at_once_all_get_their_own_answer(server: RunningServer) -> None:
+    def one(number: int) -> bool:
+        return predict(server, {"instances": [number]}).json == {"predictions": [2.0 * number]}
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(one, range(200)))
+
+
+def test_stopping_finishes_what_is_in_flight(base: Path) -> None:
+    loader = Doublers(gated=True)
+    server = start(settings_of(base), loader=loader)
+    with ThreadPoolExecutor(2) as pool:
+        flying = pool.submit(predict, server)
+        eventually(lambda: any(model.running for model in loader.models.values()))
+        stopping = pool.submit(server.stop)
+        threading.Timer(0.2, lambda: [model.gate.set() for model in loader.models.values()]).start()
+        assert flying.result(LIMIT).status == 200
+        stopping.result(LIMIT)
+
+
+def test_names_are_as_curl_escapes_them(server: RunningServer) -> None:
+    name = urllib.parse.quote("a/b c", safe="")
+    assert ask(server, "GET", f"/v1/models/{name}/metadata").json["model_spec"]["name"] == "a/b c"
+
+
+def test_an_output_of_half_precision_has_no_json(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Doublers(), "gated", False)
+    monkeypatch.setattr("tests.support.fake_model.Doubler.run", lambda *_: {"y": np.ones(1, np.float16)})
+    answer = predict(server)
+    assert (answer.status, answer.json) == (
+        400,
+        {"error": "Failed to write JSON value for tensor type: half"},
+    )

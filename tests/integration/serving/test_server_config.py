@@ -1,0 +1,469 @@
+"""Several models, policies, labels, configuration files, TLS, metrics and health of the local server."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from click.testing import CliRunner
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from serving import protos
+from serving.commands.serve import serve
+from serving.errors import InputError, OutputError
+from serving.server import ServerSettings, start
+from serving.server.config.files import (
+    parse_channel_arguments,
+    read_batching,
+    read_certificates,
+    read_models,
+    read_monitoring,
+)
+from serving.server.config.flags import FLAGS
+from serving.server.config.settings import Batching, Certificates, ModelSettings, Policy
+from tests.support.fake_model import LIMIT, Doublers, eventually, free_port, write_doubler
+
+
+def entry(name: str, base: Path, text: str = "") -> str:
+    return f'config {{ name: "{name}" base_path: "{base}" model_platform: "tensorflow" {text} }}'
+
+
+def write_config(path: Path, *entries: str) -> Path:
+    staged = path.with_suffix(".new")
+    staged.write_text(f"model_config_list {{ {' '.join(entries)} }}")
+    return staged.rename(path)
+
+
+def request(name: str = "a", *, version: int | None = None, label: str = "") -> Any:
+    message = protos.PredictRequest()
+    message.model_spec.name = name
+    if version is not None:
+        message.model_spec.version.value = version
+    if label:
+        message.model_spec.version_label = label
+    message.inputs["x"].dtype = 1
+    message.inputs["x"].tensor_shape.dim.add(size=1)
+    message.inputs["x"].float_val.append(1.0)
+    return message
+
+
+def answered_by(channel: grpc.Channel, **spec: Any) -> int:
+    call = channel.unary_unary(
+        protos.PREDICT, protos.PredictRequest.SerializeToString, protos.PredictResponse.FromString
+    )
+    return int(call(request(**spec), timeout=LIMIT).model_spec.version.value)
+
+
+def refused(channel: grpc.Channel, **spec: Any) -> tuple[str, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        answered_by(channel, **spec)
+    return caught.value.code().name, caught.value.details()
+
+
+def reload(channel: grpc.Channel, text: str) -> Any:
+    from google.protobuf import text_format
+
+    message = protos.ReloadConfigRequest()
+    text_format.Parse(text, message.config)
+    call = channel.unary_unary(
+        protos.RELOAD_CONFIG,
+        protos.ReloadConfigRequest.SerializeToString,
+        protos.ReloadConfigResponse.FromString,
+    )
+    return call(message, timeout=LIMIT)
+
+
+def reload_refused(channel: grpc.Channel, text: str) -> tuple[str, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        reload(channel, text)
+    return caught.value.code().name, caught.value.details()
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """Model a, with versions 1 to 3."""
+    for version in (1, 2, 3):
+        write_doubler(tmp_path / "a" / str(version))
+    return tmp_path / "a"
+
+
+def serving(models: Sequence[ModelSettings] = (), **more: Any) -> Any:
+    more.setdefault("file_system_poll_wait_seconds", 0.05)
+    return start(ServerSettings(models=tuple(models), port=0, **more), loader=Doublers())
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (Policy(), {3}),
+        (Policy(latest=2), {2, 3}),
+        (Policy(latest=0), {1, 2, 3}),
+        (Policy(specific=(1, 3)), {1, 3}),
+        (Policy(specific=(1, 9)), {1}),
+    ],
+)
+@pytest.mark.protocol("versions.policy")
+def test_a_policy_says_which_versions_serve(base: Path, policy: Policy, expected: set[int]) -> None:
+    with (
+        serving([ModelSettings("a", base, policy)]) as server,
+        grpc.insecure_channel(f"localhost:{server.port}") as channel,
+    ):
+        for version in (1, 2, 3):
+            if version in expected:
+                assert answered_by(channel, version=version) == version
+            else:
+                words = f"Servable not found for request: Specific(a, {version})"
+                assert refused(channel, version=version) == ("NOT_FOUND", words)
+        assert answered_by(channel) == max(expected)
+
+
+@pytest.mark.protocol("versions.missing-base")
+def test_of_several_models_one_that_loses_its_directory_does_not_hold_up_the_other(
+    base: Path, tmp_path: Path
+) -> None:
+    write_doubler(tmp_path / "b" / "1")
+    models = [ModelSettings("a", base), ModelSettings("b", tmp_path / "b")]
+    with serving(models) as server, grpc.insecure_channel(f"localhost:{server.port}") as channel:
+        shutil.rmtree(base)
+        write_doubler(tmp_path / "b" / "2")
+        eventually(lambda: answered_by(channel, name="b") == 2)
+        assert answered_by(channel, name="a") == 3
+
+
+@pytest.mark.protocol("versions.partial")
+def test_a_directory_that_is_still_being_copied_is_left_alone(base: Path) -> None:
+    loader = Doublers()
+    settings = ServerSettings(base, port=0, file_system_poll_wait_seconds=0.1)
+    with start(settings, loader=loader) as server:
+        (base / "4" / "variables").mkdir(parents=True)
+        attempts = loader.attempts
+        copied = base / "4" / "variables" / "variables.data-00000-of-00001"
+        for size in range(1, 12):
+            copied.write_bytes(b"x" * size)
+            time.sleep(0.05)
+        assert loader.attempts == attempts
+        assert server.manager.models["a"].states().get(4, None) is None or (
+            server.manager.models["a"].states()[4].state == "START"
+        )
+        shutil.copy(base / "3" / "saved_model.pb", base / "4" / "saved_model.pb")
+        eventually(lambda: server.version == 4)
+
+
+@pytest.mark.protocol("error.label-unloaded", "labels.available")
+def test_labels_choose_versions_and_move_by_a_reload(base: Path) -> None:
+    model = ModelSettings("a", base, Policy(specific=(1, 2)), {"stable": 1})
+    flag = {"allow_version_labels_for_unavailable_models": True}
+    with serving([model], **flag) as server, grpc.insecure_channel(f"localhost:{server.port}") as channel:
+        assert answered_by(channel, label="stable") == 1
+        assert refused(channel, label="canary") == (
+            "INVALID_ARGUMENT",
+            "Unrecognized servable version label: canary",
+        )
+        policy = "model_version_policy { specific { versions: 1 versions: 2 versions: 3 } }"
+        labels = 'version_labels { key: "stable" value: 1 } version_labels { key: "canary" value: 3 }'
+        reload(channel, f"model_config_list {{ {entry('a', base, policy + labels)} }}")
+        assert answered_by(channel, label="canary") == 3
+        assert answered_by(channel, label="stable") == 1
+        moved = 'version_labels { key: "stable" value: 9 }'
+        assert reload_refused(channel, f"model_config_list {{ {entry('a', base, policy + moved)} }}") == (
+            "FAILED_PRECONDITION",
+            "Request to assign label to version 9 of model a, which is not currently available for inference",
+        )
+        assert answered_by(channel, label="stable") == 1
+
+
+@pytest.mark.protocol("labels.available")
+def test_labels_at_the_start_need_the_flag_as_in_tensorflow_serving(base: Path) -> None:
+    with pytest.raises(InputError, match=r"assign label to version 3 .*--allow_version_labels"):
+        serving([ModelSettings("a", base, labels={"stable": 3})])
+
+
+@pytest.mark.protocol("reload.replaces")
+def test_a_reload_replaces_the_list_and_waits_for_what_is_new(base: Path, tmp_path: Path) -> None:
+    write_doubler(tmp_path / "b" / "7")
+    with (
+        serving([ModelSettings("a", base)]) as server,
+        grpc.insecure_channel(f"localhost:{server.port}") as channel,
+    ):
+        response = reload(channel, f"model_config_list {{ {entry('b', tmp_path / 'b')} }}")
+        assert response.status.error_code == 0
+        assert answered_by(channel, name="b") == 7
+        assert refused(channel, name="a") == ("NOT_FOUND", "Servable not found for request: Latest(a)")
+
+
+@pytest.mark.protocol("error.reload", "reload.list-alone")
+def test_a_reload_that_is_not_allowed_changes_nothing(base: Path) -> None:
+    with (
+        serving([ModelSettings("a", base)]) as server,
+        grpc.insecure_channel(f"localhost:{server.port}") as channel,
+    ):
+        lists = {
+            f"{entry('a', base)} {entry('a', base)}": (
+                "INVALID_ARGUMENT",
+                "Illegal to list model a multiple times in config list",
+            ),
+            'config { name: "a" base_path: "models/a" }': (
+                "INVALID_ARGUMENT",
+                "Expected model a to have an absolute path or URI; got base_path()=models/a",
+            ),
+            f'config {{ name: "a" base_path: "{base}" model_platform: "other" }}': (
+                "INVALID_ARGUMENT",
+                "Illegal to change a model's platform. For model a platform was tensorflow "
+                "and new platform requested is other",
+            ),
+        }
+        for text, expected in lists.items():
+            assert reload_refused(channel, f"model_config_list {{ {text} }}") == expected
+        code, details = reload_refused(channel, "")
+        assert code == "FAILED_PRECONDITION"
+        assert details.startswith("Cannot transition to requested config.")
+        assert answered_by(channel) == 3
+
+
+def test_a_reload_to_a_model_that_does_not_load_is_an_error_with_the_reason(
+    base: Path, tmp_path: Path
+) -> None:
+    (write_doubler(tmp_path / "b" / "1") / "broken").touch()
+    with (
+        serving([ModelSettings("a", base)]) as server,
+        grpc.insecure_channel(f"localhost:{server.port}") as channel,
+    ):
+        code, details = reload_refused(channel, f"model_config_list {{ {entry('b', tmp_path / 'b')} }}")
+        assert code == "UNKNOWN"
+        assert "broken on purpose" in details
+
+
+def test_a_configuration_file_is_read_again_where_it_changes(base: Path, tmp_path: Path) -> None:
+    write_doubler(tmp_path / "b" / "1")
+    file = write_config(tmp_path / "models.config", entry("a", base))
+    with (
+        serving(model_config_file=file, model_config_file_poll_wait_seconds=0.05) as server,
+        grpc.insecure_channel(f"localhost:{server.port}") as channel,
+    ):
+        assert answered_by(channel, name="a") == 3
+        file.write_text("no config {")
+        time.sleep(0.3)
+        assert answered_by(channel, name="a") == 3
+        write_config(file, entry("a", base, "model_version_policy { all {} }"), entry("b", tmp_path / "b"))
+        eventually(lambda: set(server.manager.models) == {"a", "b"})
+        assert answered_by(channel, name="b") == 1
+        eventually(lambda: server.manager.models["a"].available(1))
+
+
+@pytest.mark.protocol("batching.sizes")
+def test_what_is_wrong_in_a_file_is_said_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "some.config"
+    with pytest.raises(InputError, match="cannot be read"):
+        read_models(file)
+    for text, message in (
+        ("model_config_list {\n  confi {}\n}", r"no ModelServerConfig in text format: 2:"),
+        ('model_config_list { config { name: "a" base_path: "x" } }', "absolute path"),
+        ('model_config_list { config { base_path: "/x" } }', "needs a name"),
+        ('model_config_list { config { name: "a" base_path: "gs://x" } }', "not on this machine"),
+        ('model_config_list { config { name: "a" base_path: "/x" model_platform: "y" } }', "platform y"),
+    ):
+        file.write_text(text)
+        with pytest.raises(InputError, match=message):
+            read_models(file)
+    for text, message in (
+        ("allowed_batch_sizes: 4 allowed_batch_sizes: 1", "must increase"),
+        ("allowed_batch_sizes: 4", "they must be the same"),
+        ("max_batch_size { value: 0 }", "at least 1"),
+        ("max_batch_size { value: 4 } max_execution_batch_size { value: 8 }", "larger than"),
+    ):
+        file.write_text(text)
+        with pytest.raises(InputError, match=message):
+            read_batching(file)
+    file.write_text('server_key: "key.pem"')
+    with pytest.raises(InputError, match="PEM text itself"):
+        read_certificates(file)
+    with pytest.raises(InputError, match="no key=value"):
+        parse_channel_arguments("grpc.max_connection_age_ms")
+
+
+def test_files_are_read_whole(tmp_path: Path) -> None:
+    file = tmp_path / "some.config"
+    file.write_text(
+        "max_batch_size { value: 32 } batch_timeout_micros { value: 500 } max_enqueued_batches { value: 7 } "
+        "num_batch_threads { value: 2 } allowed_batch_sizes: [1, 8, 32] pad_variable_length_inputs: true "
+        "enable_large_batch_splitting { value: true } max_execution_batch_size { value: 16 }"
+    )
+    assert read_batching(file) == Batching(32, 500, 7, 2, (1, 8, 32), True, True, 16)
+    file.write_text("prometheus_config { enable: true }")
+    assert read_monitoring(file) == "/monitoring/prometheus/metrics"
+    file.write_text('prometheus_config { enable: true path: "/m" }')
+    assert read_monitoring(file) == "/m"
+    file.write_text("")
+    assert read_monitoring(file) == ""
+    assert parse_channel_arguments("grpc.a=1,grpc.b=x") == (("grpc.a", 1), ("grpc.b", "x"))
+    labels = 'version_labels { key: "stable" value: 2 } model_version_policy { latest { num_versions: 3 } }'
+    write_config(file, entry("a", Path("/a"), labels))
+    assert read_models(file) == (ModelSettings("a", Path("/a"), Policy(3), {"stable": 2}),)
+
+
+def certificates(directory: Path) -> Certificates:
+    """A self-signed certificate of localhost."""
+    key, cert = directory / "key.pem", directory / "cert.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost"
+    command += f" -addext subjectAltName=DNS:localhost -keyout {key} -out {cert}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    return Certificates(key.read_text(), cert.read_text())
+
+
+@pytest.mark.needs("openssl")
+@pytest.mark.protocol("process.tls")
+def test_tls_answers_those_who_know_its_certificate_and_nobody_else(base: Path, tmp_path: Path) -> None:
+    own = certificates(tmp_path)
+    with serving([ModelSettings("a", base)], certificates=own, rest_api_port=0) as server:
+        with urllib.request.urlopen(f"http://localhost:{server.rest_port}/v1/models/a") as response:
+            assert response.status == 200  # REST is never TLS
+        address = f"localhost:{server.port}"
+        with grpc.secure_channel(address, grpc.ssl_channel_credentials(own.server_cert.encode())) as channel:
+            assert answered_by(channel) == 3
+        with grpc.insecure_channel(address) as channel:
+            assert refused(channel)[0] == "UNAVAILABLE"
+
+
+@pytest.mark.protocol("process.socket")
+def test_a_unix_socket_answers_too(base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with serving([ModelSettings("a", base)], grpc_socket_path=str(path)) as server:
+        assert server.port
+        with grpc.insecure_channel(f"unix:{path}") as channel:
+            assert answered_by(channel) == 3
+
+
+@pytest.mark.protocol("process.reflection")
+def test_reflection_lists_the_services(base: Path) -> None:
+    with (
+        serving([ModelSettings("a", base)]) as server,
+        grpc.insecure_channel(f"localhost:{server.port}") as channel,
+    ):
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        asked = [
+            reflection_pb2.ServerReflectionRequest(list_services=""),
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol=protos.PREDICTION_SERVICE),
+        ]
+        listed, file = stub.ServerReflectionInfo(iter(asked), timeout=LIMIT)
+        names = {service.name for service in listed.list_services_response.service}
+        assert {protos.PREDICTION_SERVICE, protos.MODEL_SERVICE} <= names
+        assert b"Predict" in file.file_descriptor_response.file_descriptor_proto[0]
+
+
+def health_of(channel: grpc.Channel, service: str = "") -> str:
+    request = health_pb2.HealthCheckRequest(service=service)
+    response = health_pb2_grpc.HealthStub(channel).Check(request, timeout=LIMIT)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
+
+
+@pytest.mark.protocol("process.health")
+def test_health_follows_what_the_model_answers(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.server.health.QUIET_SECONDS", 0.2)
+    loader = Doublers()
+    settings = ServerSettings(base, port=0, file_system_poll_wait_seconds=0.05)
+    with (
+        start(settings, loader=loader) as server,
+        grpc.insecure_channel(f"localhost:{server.port}") as channel,
+    ):
+        for service in ("", "ModelService", "PredictionService", protos.PREDICTION_SERVICE):
+            assert health_of(channel, service) == "SERVING"
+        with server.manager.use(protos.ModelSpec(name="a")) as servable:
+            servable.probe = request("a")
+        loader.models[3].gate.clear()  # the model hangs from now on
+        eventually(lambda: health_of(channel) == "NOT_SERVING")
+        loader.models[3].gate.set()
+        eventually(lambda: health_of(channel) == "SERVING")
+
+
+def test_a_server_that_drains_says_so_while_it_finishes(base: Path) -> None:
+    loader = Doublers(gated=True)
+    server = start(ServerSettings(base, port=0), loader=loader)
+    with grpc.insecure_channel(f"localhost:{server.port}") as channel:
+        watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=LIMIT)
+        assert next(watching).status == 1
+        flying: list[Any] = []
+        caller = threading.Thread(target=lambda: flying.append(answered_by(channel)))
+        caller.start()
+        eventually(lambda: loader.models[3].running == 1)
+        stopper = threading.Thread(target=server.stop)
+        stopper.start()
+        assert next(watching).status == 2
+        loader.models[3].gate.set()
+        caller.join(LIMIT)
+        stopper.join(LIMIT)
+        assert flying == [3]
+
+
+def test_metrics_have_tensorflow_servings_names(base: Path) -> None:
+    path = "/monitoring/prometheus/metrics"
+    with (
+        serving([ModelSettings("a", base)], rest_api_port=0, metrics_path=path) as server,
+        grpc.insecure_channel(f"localhost:{server.port}") as channel,
+    ):
+        answered_by(channel)
+        refused(channel, version=9)
+        with urllib.request.urlopen(f"http://localhost:{server.rest_port}{path}") as response:
+            text = response.read().decode()
+        assert ':tensorflow:serving:request_count{model_name="a",status="OK"} 1.0' in text
+        assert ':tensorflow:serving:request_count{model_name="a",status="NOT_FOUND"} 1.0' in text
+        latency = ':tensorflow:serving:request_latency_bucket{API="Predict",entrypoint="GRPC",le="10.0"'
+        assert latency in text
+        assert re.search(r":tensorflow:serving:request_latency_count\{.*\} 2\.0", text)
+
+
+@pytest.mark.protocol("process.flags")
+def test_all_flags_of_tensorflow_model_server_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.k8s.checks_serving import SERVER_SETTINGS, SERVER_SWITCHES
+
+    assert FLAGS.keys() == (SERVER_SETTINGS | SERVER_SWITCHES) - {"version"}
+    seen: list[ServerSettings] = []
+    monkeypatch.setattr("serving.server.serve_until_signalled", lambda settings, ready: seen.append(settings))
+    text = {int: "3", float: "0.5", bool: "true", str: "", Path: "nowhere"}
+    for name, flag in FLAGS.items():
+        given = [f"--{name}={text[flag.kind]}"] if flag.kind is not bool else [f"--{name}"]
+        result = CliRunner().invoke(serve, given)
+        assert result.exit_code == 0 or isinstance(result.exception, InputError), (name, result.output)
+        assert (f"--{name} is without effect: " in result.output) == bool(flag.without_effect), name
+
+
+def test_batching_without_a_file_has_tensorflow_servings_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[ServerSettings] = []
+    monkeypatch.setattr("serving.server.serve_until_signalled", lambda settings, ready: seen.append(settings))
+    for flags in ([], ["--enable_batching"]):
+        assert CliRunner().invoke(serve, ["--model_base_path", "m", *flags]).exit_code == 0
+    assert [settings.batching for settings in seen] == [None, Batching()]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batching_parameters_file", "x"], "needs --enable_batching"),
+        (["--model_config_file", "x", "--model_name", "a"], "names the models itself"),
+        (["--port", "8500", "--rest_api_port", "8500"], "cannot be the same"),
+        (["--ssl_config_file", "/none/such"], "cannot be read"),
+    ],
+)
+@pytest.mark.protocol("batching.needs-flag")
+def test_flags_that_do_not_go_together_are_one_clear_error(flags: list[str], message: str) -> None:
+    result = CliRunner().invoke(serve, flags)
+    assert isinstance(result.exception, InputError)
+    assert message in str(result.exception)
+
+
+def test_a_rest_port_in_use_is_one_clear_error(base: Path) -> None:
+    port = free_port()
+    with (
+        serving([ModelSettings("a", base)], rest_api_port=port),
+        pytest.raises(OutputError, match=rf"Port {port} .*--rest_api_port"),
+    ):
+        serving([ModelSettings("a", base)], rest_api_port=port)

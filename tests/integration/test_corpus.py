@@ -1,0 +1,308 @@
+"""Hundreds of odd and broken files (tests/corpus), by every path: each gets the status that it must get."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import resource
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from batch.jobs import score
+from batch.jobs.score import ScoreSettings
+from serving import contract, runtime
+from serving.bundle import Bundle
+from serving.client import Client
+from serving.contract import Status
+from serving.photos.converter import foreign_format
+from serving.runtime.session import ClassicSession
+from serving.server import ServerSettings, start
+from tests import corpus
+from tests.corpus import Case
+from tests.support.decoding import Decode, decoder
+from trainer.export import bundle
+from trainer.export.bundle import HeadExport
+from trainer.heads import Head, Scaling
+from trainer.preprocessing import STATUSES
+
+if TYPE_CHECKING:
+    from tests.conftest import Trained
+
+pytestmark = [pytest.mark.tf, pytest.mark.beam]
+
+BATCH = 32
+SIZE = 224
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    return corpus.cases()
+
+
+def shuffled(cases: Iterable[Case], seed: int) -> list[Case]:
+    """So that formats, good ones and bad ones meet in every batch."""
+    order = list(cases)
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def contents_of(cases: Sequence[Case]) -> list[bytes]:
+    return [case.content for case in cases]
+
+
+def batches(cases: Sequence[Case]) -> Iterator[Sequence[Case]]:
+    for first in range(0, len(cases), BATCH):
+        yield cases[first : first + BATCH]
+
+
+def assert_answers(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Equal; if they are not, what differs is said, and nothing else."""
+    wrong = [
+        f"{name}: {answer} expected, {found.get(name)} found"
+        for name, answer in wanted.items()
+        if found.get(name) != answer
+    ]
+    assert not wrong, "\n".join([f"{len(wrong)} of {len(wanted)} cases:", *wrong])
+    assert len(found) == len(wanted)
+
+
+# --- The corpus itself --------------------------------------------------------------------------------
+
+
+def test_the_corpus_is_large_and_of_all_kinds(cases: list[Case]) -> None:
+    assert len(cases) >= 500
+    assert max(Counter(case.name for case in cases).values()) == 1
+    assert {case.status for case in cases} == set(STATUSES)
+    formats = Counter(case.format for case in cases)
+    assert formats.keys() == {"jpeg", "png", "gif", "bmp", "webp", "other"}
+    assert min(formats.values()) >= 50
+    assert sum(len(case.content) for case in cases) < 8 << 20
+
+
+def test_sides_stand_where_there_is_a_photo(cases: list[Case]) -> None:
+    for case in cases:
+        assert (case.height > 0 and case.width > 0) == case.status.usable, case.name
+        assert (case.height == case.width == 0) != case.status.usable, case.name
+
+
+def test_the_corpus_is_the_same_bytes_at_every_call(cases: list[Case]) -> None:
+    assert digest(corpus.cases()) == digest(cases)
+
+
+def digest(cases: Iterable[Case]) -> str:
+    return hashlib.sha256(repr(list(cases)).encode()).hexdigest()
+
+
+def test_rules_give_most_answers_and_the_golden_file_the_rest(cases: list[Case]) -> None:
+    by_file = [case.name for case in cases if case.golden]
+    assert len(by_file) < len(cases) / 5
+    assert sorted(by_file) == sorted(corpus.flips.golden()["answers"])
+
+
+def test_what_is_converted_is_what_the_graph_does_not_decode(cases: list[Case]) -> None:
+    # JPEGs of unusual processes are the exception: no reader that is at hand decodes them.
+    foreign = [case.name for case in cases if foreign_format(case.content)]
+    refused = [case.name for case in cases if case.status is Status.UNSUPPORTED_FORMAT]
+    assert set(foreign) ^ {name for name in refused if not name.startswith("jpeg/")} == set()
+
+
+# --- The graph ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def decode() -> Decode:
+    return decoder()
+
+
+def test_the_graph_gives_every_file_its_status_and_sides(cases: list[Case], decode: Decode) -> None:
+    found, wanted, painted = {}, {}, []
+    for batch in batches(shuffled(cases, 1)):
+        for case, row in zip(batch, decode(contents_of(batch)), strict=True):
+            found[case.name] = (str(row.status), row.height, row.width)
+            wanted[case.name] = (str(case.status), case.height, case.width)
+            if not row.status.usable and (row.pixels != 128).any():
+                painted.append(case.name)
+    assert_answers(found, wanted)
+    assert painted == []
+
+
+def test_a_good_photo_between_bad_ones_is_bit_identical_to_itself_alone(
+    cases: list[Case], decode: Decode
+) -> None:
+    good = shuffled((case for case in cases if case.status.usable), 3)[:150]
+    bad = shuffled((case for case in cases if not case.status.usable), 4)[:150]
+    for batch in batches([case for pair in zip(good, bad, strict=True) for case in pair]):
+        for case, row in list(zip(batch, decode(contents_of(batch)), strict=True))[::2]:
+            [alone] = decode([case.content])
+            np.testing.assert_array_equal(row.pixels, alone.pixels, err_msg=case.name)
+
+
+_ORIENTED = re.compile(r"(.+)/orientation (\d)/(.+)")
+_TURNS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    1: lambda stored: stored,
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: lambda stored: np.swapaxes(stored, 0, 1),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(np.swapaxes(stored, 0, 1), 2),
+    8: np.rot90,
+}
+"""What brings stored pixels upright (TIFF 6.0, Orientation)."""
+
+
+def test_every_orientation_of_every_format_comes_out_upright(cases: list[Case], decode: Decode) -> None:
+    named = [(case, match) for case in cases if (match := _ORIENTED.fullmatch(case.name))]
+    rows = decode([case.content for case, _ in named])
+    pixels = {match.groups(): row.pixels for (_, match), row in zip(named, rows, strict=True)}
+    assert len(pixels) == 8 * 2 * 4  # numbers, byte orders, formats
+    for (kind, number, order), found in pixels.items():
+        upright = _TURNS[int(number)](pixels[kind, "1", order])
+        np.testing.assert_array_equal(found, upright, err_msg=f"{kind}, {number}, {order}")
+
+
+def test_a_thin_photo_costs_what_its_pixels_cost(decode: Decode) -> None:
+    """A resize that goes over the rows first would hold 224 rows of a million pixels: 2.7 GB."""
+    content = corpus.png.png(1_000_000, 1, 1, corpus.png.GREY, 0, bytes(125_001))
+    decode([corpus.png.plain()])
+    before = peak_megabytes()
+    [row] = decode([content])
+    assert (row.status, row.height, row.width) == (Status.OK, 1, 1_000_000)
+    assert peak_megabytes() - before < 300
+
+
+def peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+# --- Every path ---------------------------------------------------------------------------------------
+
+Answers = dict[str, Status]
+Way = Callable[[Bundle, Sequence[Case], Path], Answers]
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A real bundle whose backbone is the mean of the pixels: what it costs is the decoding.
+
+    With it the whole corpus goes through every path in a third of the time.
+    """
+    import tensorflow as tf
+
+    top = tmp_path_factory.mktemp("light")
+    root = tf.train.Checkpoint()
+    root.__call__ = tf.function(
+        lambda photos: tf.reduce_mean(photos, [1, 2]) + 1.0,
+        input_signature=[tf.TensorSpec([None, SIZE, SIZE, 3], tf.float32)],
+        autograph=False,
+    )
+    tf.saved_model.save(root, str(top / "backbone"))
+    zeros, ones = np.zeros(3, np.float32), np.ones(3, np.float32)
+    head = Head(Scaling(zeros, ones), np.eye(3, 2, dtype=np.float32), zeros[:2], 1.0)
+    template = bundle.template(str(top / "backbone"), top / "cache")
+    return bundle.export(template, HeadExport(head, ["this", "that"]), top / "models" / "light")
+
+
+def by_runtime(model: Bundle, cases: Sequence[Case], work: Path) -> Answers:
+    """Signature `embed`, which also tells the sides."""
+    names = (contract.STATUS, contract.HEIGHT, contract.WIDTH)
+    contents = (case.content for case in cases)
+    outputs = list(runtime.load(model.path).imap(contract.EMBED, contract.IMAGE_BYTES, contents))
+    statuses, *sides = (np.concatenate([output[name] for output in outputs]) for name in names)
+    told = zip(cases, *(side.tolist() for side in sides), strict=True)
+    assert_answers(
+        {case.name: tuple(height_and_width) for case, *height_and_width in told},
+        {case.name: (case.height, case.width) for case in cases},
+    )
+    return answers(cases, statuses)
+
+
+def answers(cases: Sequence[Case], statuses: Iterable[bytes]) -> Answers:
+    return {case.name: Status(status.decode()) for case, status in zip(cases, statuses, strict=True)}
+
+
+def by_classic_session(model: Bundle, cases: Sequence[Case], work: Path) -> Answers:
+    found: Answers = {}
+    with ClassicSession(model.path) as session:
+        for batch in batches(cases):
+            asked = {contract.IMAGE_BYTES: [case.content for case in batch]}
+            found |= answers(batch, session.run(contract.SERVING_DEFAULT, asked)[contract.STATUS])
+    return found
+
+
+def by_server(model: Bundle, cases: Sequence[Case], work: Path) -> Answers:
+    return _ask_server(model, cases, convert=False)
+
+
+def by_converting_client(model: Bundle, cases: Sequence[Case], work: Path) -> Answers:
+    return _ask_server(model, cases, convert=True)
+
+
+def _ask_server(model: Bundle, cases: Sequence[Case], *, convert: bool) -> Answers:
+    settings = ServerSettings(model_base_path=model.path.parent, port=0)
+    with (
+        start(settings) as server,
+        Client(f"localhost:{server.port}", model=server.name, timeout=60, convert=convert) as client,
+    ):
+        found = client.classify(case.content for case in cases)
+    return {case.name: answer.status for case, answer in zip(cases, found, strict=True)}
+
+
+def by_beam_job(model: Bundle, cases: Sequence[Case], work: Path) -> Answers:
+    """With an embedding store of its own. All files are named as JPEGs: the name decides nothing."""
+    import pyarrow.parquet as pq
+
+    photos = work / "photos"
+    photos.mkdir()
+    paths = {str(photos / f"{number:04}.jpeg"): case for number, case in enumerate(cases)}
+    for path, case in paths.items():
+        Path(path).write_bytes(case.content)
+    settings = ScoreSettings(
+        photos=str(photos),
+        model=(model.path,),
+        output=str(work / "output"),
+        embedding_store=str(work / "store"),
+    )
+    assert score.score(settings).total.photos == len(cases)
+    table = pq.read_table(work / "output" / "scores", columns=["uri", "status"])
+    return {paths[row["uri"]].name: Status(row["status"]) for row in table.to_pylist()}
+
+
+AS_THEY_ARE: dict[str, Way] = {
+    "the reloaded bundle": by_runtime,
+    "a classic session, as in TensorFlow Serving": by_classic_session,
+    "the local server over gRPC": by_server,
+}
+CONVERTED: dict[str, Way] = {
+    "the Beam job": by_beam_job,
+    "the client, which converts": by_converting_client,
+}
+
+
+@pytest.mark.parametrize("path", AS_THEY_ARE)
+def test_every_path_gives_every_file_its_status(
+    light: Bundle, cases: list[Case], tmp_path: Path, path: str
+) -> None:
+    found = AS_THEY_ARE[path](light, shuffled(cases, 5), tmp_path)
+    assert_answers(found, {case.name: case.status for case in cases})
+
+
+@pytest.mark.parametrize("path", CONVERTED)
+def test_every_path_that_converts_gives_every_file_its_status(
+    light: Bundle, cases: list[Case], tmp_path: Path, path: str
+) -> None:
+    found = CONVERTED[path](light, shuffled(cases, 6), tmp_path)
+    assert_answers(found, {case.name: case.converted or case.status for case in cases})
+
+
+def test_a_trained_bundle_answers_alike(trained: Trained, cases: list[Case], tmp_path: Path) -> None:
+    some = shuffled(cases, 7)[:200]
+    found = by_classic_session(trained.result.bundle, some, tmp_path)
+    assert_answers(found, {case.name: case.status for case in some})

@@ -1,0 +1,34 @@
+"""What the documents tell people to type is what the commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.docs import code_blocks
+
+if TYPE_CHECKING:
+    from tests.conftest import Trained
+    from trainer.dataset.samples import SampleSummary
+
+
+@pytest.mark.tf
+def test_training_from_python_works_as_the_readme_has_it(
+    trained: Trained, sample: SampleSummary, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The user's cache, with the embeddings of the training that the tests share.
+    (tmp_path / "cache").mkdir()
+    for entry in cache.iterdir():
+        (tmp_path / "cache" / entry.name).symlink_to(entry)
+    (tmp_path / "cache" / "embeddings").unlink(missing_ok=True)
+    (tmp_path / "cache" / "embeddings").symlink_to(trained.settings.embedding_store)
+    (tmp_path / "food_images").symlink_to(sample.directory)
+    monkeypatch.setenv("HUBHEAD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    (shown,) = (block for block in code_blocks("README.md", "python") if "from trainer import" in block)
+    exec(shown, names)
+    assert names["result"].held_out == trained.result.held_out
+    assert names["result"].bundle.path == Path("models/food_images/1")

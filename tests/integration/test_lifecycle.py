@@ -1,0 +1,187 @@
+"""The containers of the local overlay, in the order of a cluster, under requests that never stop."""
+
+from __future__ import annotations
+
+import re
+import resource
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from serving import bundle
+from serving.client import Client, Retry
+from serving.errors import HubheadError
+from serving.registry import audit
+from serving.registry.stores.download import store_at
+from tests.support import processes
+from tests.support.cluster import Cluster, rendered
+
+if TYPE_CHECKING:
+    from trainer.dataset.samples import SampleSummary
+
+LOCAL = processes.REPO / "k8s" / "overlays" / "local"
+MODEL = "food"
+PAUSE = 0.2
+"""Seconds between two requests of one caller: enough of them, and processors left for the rest."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One request's: when it was sent and answered, and by which version; or what went wrong."""
+
+    sent: float
+    answered: float
+    version: int | None
+    error: str = ""
+
+
+@dataclass
+class Caller:
+    """Asks about one photo after the other, once each, without a second try."""
+
+    target: str
+    photos: list[Path]
+    settings: dict[str, Any]
+    answers: list[Answer] = field(default_factory=list)
+
+    def run(self, stop: threading.Event) -> None:
+        with Client(self.target, model=MODEL, timeout=60, retry=Retry(attempts=1), **self.settings) as client:
+            number = 0
+            while not stop.wait(PAUSE):
+                photo = self.photos[number % len(self.photos)]
+                number += 1
+                sent = time.monotonic()
+                try:
+                    (found,) = client.classify([photo])
+                    error = "" if found.label else f"{found.status}: {found.detail}"
+                    self.answers.append(Answer(sent, time.monotonic(), found.version, error))
+                except HubheadError as raised:
+                    self.answers.append(Answer(sent, time.monotonic(), None, str(raised)))
+
+    def versions(self, start: float, end: float) -> Counter[int | None]:
+        """Who answered the requests that were sent after `start` and answered before `end`."""
+        return Counter(a.version for a in self.answers if start < a.sent and a.answered < end)
+
+
+@contextmanager
+def calling(callers: list[Caller]) -> Iterator[None]:
+    stop = threading.Event()
+    threads = [threading.Thread(target=caller.run, args=(stop,)) for caller in callers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def copy_photos(sample: Path, to: Path, odd: bool | None = None) -> None:
+    """The sample photos by label: all, or every second one."""
+    for label in sorted(path for path in sample.iterdir() if path.is_dir()):
+        (to / label.name).mkdir(parents=True, exist_ok=True)
+        for number, photo in enumerate(sorted(label.iterdir())):
+            if odd is None or number % 2 == odd:
+                shutil.copy(photo, to / label.name / photo.name)
+
+
+@pytest.mark.tf
+@pytest.mark.slow
+@pytest.mark.needs("kubectl|kustomize")
+def test_the_whole_life_of_a_model_costs_no_request(
+    sample: SampleSummary, cache: Path, tmp_path: Path
+) -> None:
+    begun = time.monotonic()
+    cluster = Cluster(rendered(LOCAL), tmp_path, {"HUBHEAD_CACHE_DIR": str(cache)})
+    photos, models = tmp_path / "hubhead-photos", tmp_path / "hubhead-models"
+    copy_photos(sample.directory, photos / "labelled", odd=False)
+    some = sorted(path for path in (photos / "labelled").rglob("*") if path.is_file())[::8]
+    for directory in ("incoming", "smoke"):
+        (photos / directory).mkdir()
+        for photo in some[: 24 if directory == "incoming" else 6]:
+            shutil.copy(photo, photos / directory / f"{photo.parent.name} {photo.name}")
+
+    target = f"localhost:{cluster.ports[8500]}"
+    stable = Caller(target, some, {"label": "stable"})
+    shared = Caller(target, some, {"label": "stable", "canary": 0.5})
+    canary = Caller(target, some, {"label": "canary"})
+    base = models / MODEL
+
+    with cluster.deployment("hubhead-serving") as server:
+        cluster.job("hubhead-train")
+        assert bundle.versions(models / "candidates" / MODEL) == [1]
+        assert bundle.versions(base) == []
+        assert not server.passes("startupProbe")
+        said = cluster.job("hubhead-promote")
+        assert len(said["predict"].splitlines()) >= 6
+        processes.eventually(lambda: server.passes("startupProbe"), "the server has started")
+        processes.eventually(lambda: server.passes("readinessProbe"), "the server is ready")
+
+        with calling([stable, shared]):
+            first = time.monotonic()
+            cluster.job("hubhead-score")
+            copy_photos(sample.directory, photos / "labelled", odd=True)
+            cluster.job("hubhead-train")
+            assert bundle.versions(models / "candidates" / MODEL) == [1, 2]
+            canary_starts = time.monotonic()
+            compared = cluster.job("hubhead-canary")["compare"]
+            assert re.search(r"agree", compared), compared
+            canary_there = time.monotonic()
+            with calling([canary]):
+                processes.eventually(
+                    lambda: shared.versions(canary_there, time.monotonic()).keys() == {1, 2},
+                    "both versions answer those who may meet the canary",
+                )
+                promotion = time.monotonic()
+                cluster.job("hubhead-promote")
+                promoted = time.monotonic()
+                time.sleep(2)
+                rollback = time.monotonic()
+                cluster.job("hubhead-rollback")
+                back = time.monotonic()
+                time.sleep(2)
+                assert server.passes("readinessProbe")
+                assert server.passes("livenessProbe")
+            end = time.monotonic()
+
+    answers = [answer for caller in (stable, shared, canary) for answer in caller.answers]
+    failed = [answer for answer in answers if answer.error]
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"{len(answers)} requests, {len(failed)} failed, {end - begun:.0f} s in all")
+    print(f"{used.ru_utime + used.ru_stime:.0f} s of processor time in the containers")
+    for what, seconds in cluster.took:
+        print(f"{seconds:6.1f} s  {what}")
+    assert failed == []
+    assert len(answers) > 300
+
+    assert stable.versions(first, promotion).keys() == {1}
+    assert stable.versions(promoted, rollback).keys() == {2}
+    assert stable.versions(back, end).keys() == {1}
+    assert shared.versions(first, canary_starts).keys() == {1}  # without a canary as all others
+    assert shared.versions(canary_there, promotion).keys() == {1, 2}
+    assert canary.versions(canary_there, rollback).keys() == {2}
+    assert canary.versions(back, end).keys() == {1}  # it does not stay on what was gone back from
+
+    moved = [
+        (event.action, event.label, event.old, event.new)
+        for event in audit.read(store_at(base))
+        if event.label
+    ]
+    assert moved == [
+        (audit.Action.PROMOTE, "stable", None, 1),
+        (audit.Action.PROMOTE, "canary", None, 2),
+        (audit.Action.PROMOTE, "stable", 1, 2),
+        (audit.Action.ROLLBACK, "stable", 2, 1),
+        (audit.Action.ROLLBACK, "canary", 2, 1),
+    ]
+    scored = list((tmp_path / "hubhead-scores").rglob("*.parquet"))
+    assert scored

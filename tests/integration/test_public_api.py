@@ -1,0 +1,54 @@
+"""`import trainer`: the names of the Python API, found on first use."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trainer
+from tests.support.repository import REPO
+
+
+@pytest.mark.parametrize("name", trainer.__all__)
+def test_every_name_is_found_where_it_is_at_home(name: str) -> None:
+    found = getattr(trainer, name)
+    assert found.__name__ == name
+    assert found.__doc__
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        trainer.trian  # noqa: B018
+
+
+def test_the_package_imports_nothing_and_its_names_no_tensorflow() -> None:
+    look = (
+        "import sys, trainer; before = 'numpy' in sys.modules; from trainer import TrainSettings, train; "
+        "print(before, sorted({'tensorflow', 'apache_beam', 'pyarrow', 'scipy'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", look], cwd=REPO, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False []"
+
+
+def test_a_type_checker_sees_what_train_takes_and_gives(tmp_path: Path) -> None:
+    """mypy, strict, over a user's script: right uses pass, a misspelt field does not."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from trainer import TrainResult, TrainSettings, train\n"
+        'result: TrainResult = train(TrainSettings("photos", Path("models/food"), top_k=3))\n'
+        "accuracy: float = result.held_out.accuracy.value\n"
+        "result.acuracy\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", str(script)],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert '"TrainResult" has no attribute "acuracy"' in done.stdout
+    assert "Found 1 error" in done.stdout

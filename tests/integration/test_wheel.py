@@ -1,0 +1,92 @@
+"""The client as people install it: from the wheel, with the core's dependencies alone. Needs the registry."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from packaging.requirements import Requirement
+
+from serving import protos
+from tests.support.fake_grpc_server import answer_for, scripted
+from tests.support.repository import REPO
+
+
+def core_packages() -> set[str]:
+    """What the core needs, with what that needs, by the metadata of what is installed here."""
+    project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found: set[str] = set()
+    todo = list(project["dependencies"])
+    while todo:
+        requirement = Requirement(todo.pop())
+        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        found.add(name)
+        todo += metadata.requires(name) or []
+    return found
+
+
+def locked(names: set[str]) -> str:
+    """The lock's entries of these packages, with their hashes."""
+    text = (REPO / "requirements.txt").read_text(encoding="utf-8")
+    entries = re.findall(r"^[a-z0-9][^\n]*==.*?(?=^\S|\Z)", text, re.DOTALL | re.MULTILINE)
+    chosen = {entry.partition("==")[0]: entry for entry in entries}
+    assert names <= chosen.keys()
+    return "".join(chosen[name] for name in sorted(names))
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def answer(request: Any, _: grpc.ServicerContext) -> Any:
+    return answer_for(list(request.inputs["image_bytes"].string_val))
+
+
+@pytest.mark.slow
+def test_the_wheel_predicts_in_an_environment_without_tensorflow(tmp_path: Path) -> None:
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path, cwd=REPO)
+    [wheel] = tmp_path.glob("*.whl")
+    (tmp_path / "core.txt").write_text(locked(core_packages()))
+    python = tmp_path / "venv" / "bin" / "python"
+    run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    pip = (python, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check")
+    run(*pip, "--require-hashes", "-r", tmp_path / "core.txt", cwd=tmp_path)
+    run(*pip, wheel, cwd=tmp_path)
+    run(python, "-m", "pip", "check", cwd=tmp_path)
+
+    (tmp_path / "photo.jpg").write_bytes(b"good")
+    (tmp_path / "bad.jpg").write_bytes(b"bad")
+    hubhead = python.with_name("hubhead")
+    with scripted({protos.PREDICT: answer}) as address:
+        asked = ("--server", address, "--model_name", "food", "--json")
+        said = run(hubhead, "predict", "*.jpg", *asked, cwd=tmp_path)
+    found = [json.loads(line) for line in said.splitlines()]
+    assert [(record["photo"], record["status"], record["label"]) for record in found] == [
+        ("bad.jpg", "corrupt", None),
+        ("photo.jpg", "ok", "apple"),
+    ]
+    assert "Retrain a head" in run(hubhead, "--help", cwd=tmp_path)
+    there = run(python, "-c", "import importlib.util as u; print(u.find_spec('tensorflow'))", cwd=tmp_path)
+    assert there.strip() == "None"

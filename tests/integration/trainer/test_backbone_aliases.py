@@ -1,0 +1,63 @@
+"""Names of backbones: aliases, architectures of the old flag, and the command that lists and shows them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.support.hub_modules import small_module
+from trainer.backbones import Backbone
+from trainer.backbones.fingerprint import fingerprint
+from trainer.commands.backbone import backbone as command
+from trainer.dataset.download import cache_directory
+
+pytestmark = pytest.mark.tf
+
+
+def test_the_command_builds_the_default_and_prints_its_directory(default_backbone: Backbone) -> None:
+    result = CliRunner().invoke(
+        command, ["build", "--cache_dir", str(cache_directory())], catch_exceptions=False
+    )
+    assert (result.exit_code, result.stdout) == (0, f"{default_backbone.path}\n")
+
+
+def test_the_command_shows_a_backbone(tmp_path: Path) -> None:
+    path = small_module(tmp_path / "module")
+    result = CliRunner().invoke(command, ["show", path, "--cache_dir", str(tmp_path)], catch_exceptions=False)
+    assert result.exit_code == 0
+    for expected in ("float32 [N,16,12,3] in [0,1]", "float32 [N,2]", fingerprint(path), path):
+        assert expected in result.stdout
+
+
+def test_the_command_shows_a_backbone_as_it_is_stated_to_be(tmp_path: Path) -> None:
+    path = small_module(tmp_path / "module", shape=(None, None, None, 3))
+    arguments = ["show", path, "--cache_dir", str(tmp_path), "--image_size", "40", "--value_range", "-1,1"]
+    shown = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert "float32 [N,40,40,3] in [-1,1]" in shown.stdout
+    record = json.loads(CliRunner().invoke(command, [*arguments, "--json"], catch_exceptions=False).stdout)
+    assert record["fingerprint"] in shown.stdout
+    del record["fingerprint"]
+    assert record == {
+        "handle": path,
+        "image_size": [40, 40],
+        "value_range": [-1, 1],
+        "dtype": "float32",
+        "dimension": 2,
+        "path": path,
+    }
+
+
+def test_the_command_loads_nothing_heavy_until_it_is_used() -> None:
+    script = (
+        "import sys, trainer.commands.backbone\n"
+        "print(sorted({'tensorflow', 'tensorflow_hub', 'numpy', 'rich'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "[]\n"

@@ -1,0 +1,48 @@
+"""Photos in blocks: the head of many photos is the same in memory and streamed, and its memory is flat."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+_PEAK = """
+import sys, resource
+import numpy as np
+from pathlib import Path
+from trainer import head
+from trainer.heads import choose
+
+choose.CHOOSING, choose.HELD_OUT = 4096, 1024
+count = int(sys.argv[1])
+random = np.random.default_rng(0)
+piece = random.normal(size=(2048, 256)).astype(np.float16)
+piece += (np.arange(2048) % 4)[:, None] * piece[:1]
+
+def read():
+    for start in range(0, count, 2048):
+        size = min(2048, count - start)
+        yield piece[:size], (np.arange(2048) % 4)[:size]
+
+settings = head.HeadSettings(kind=sys.argv[2], memory=1 << 20, width=16)
+_, selection = head.fit_blocks(head.Blocks(read, count, 256), 4, settings=settings)
+assert selection.settings["streamed"]
+line = next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+print(int(line.split()[1]) * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kind", ["linear", "hidden"])
+def test_the_memory_of_a_streamed_fit_is_flat(kind: str) -> None:
+    def peak(count: int) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", _PEAK, str(count), kind], capture_output=True, text=True, check=True
+        )
+        return int(done.stdout)
+
+    small, large = peak(20_000), peak(200_000)
+    # The features alone would take 164 MB more.
+    assert large - small < 30e6

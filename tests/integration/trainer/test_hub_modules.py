@@ -1,0 +1,278 @@
+"""Modules from directories and addresses: downloads, caches, servers that refuse, damage, TF1's format."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.errors import FetchError, InputError
+from serving.runtime.session import sample_jpeg
+from tests.support.hub_modules import in_hub_cache, small_module, tf1_module
+from trainer.backbones import InputOptions, load, resolve
+from trainer.backbones import address as addresses
+from trainer.backbones.fingerprint import fingerprint
+
+pytestmark = pytest.mark.tf
+
+
+# Directories
+
+
+def test_a_directory_without_a_saved_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no saved_model\.pb in it\. Give the directory that holds it"):
+        load(str(tmp_path), tmp_path)
+    inside = small_module(tmp_path / "food" / "1")
+    for above in (tmp_path, tmp_path / "food"):
+        with pytest.raises(InputError, match=rf"There is one in {inside}: give that"):
+            resolve(str(above), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("module.tar.gz", "Unpack the archive"),
+        ("model.keras", r"model\.export\(directory\)"),
+        ("model.h5", r"model\.export\(directory\)"),
+        ("model.tflite", "give the SavedModel that it was made from"),
+        ("saved_model.pb", "Give the directory that holds it"),
+        ("notes.txt", "Give the directory that holds it"),
+    ],
+)
+def test_a_file_in_place_of_a_directory_is_refused_with_what_to_do(
+    name: str, hint: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError, match=rf"is no SavedModel.*{hint}"):
+        resolve(str(tmp_path / name), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "file", ["saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"]
+)
+def test_a_damaged_saved_model_is_refused(file: str, tmp_path: Path) -> None:
+    path = Path(small_module(tmp_path / "module"), file)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load(str(tmp_path / "module"), tmp_path)
+
+
+# Addresses
+
+
+@pytest.fixture
+def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An HTTP server of tmp_path/served, and an empty cache of TensorFlow Hub."""
+    (tmp_path / "served").mkdir()
+    monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "hub"))
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            kind, _, value = self.path.partition("?")[0].strip("/").partition("/")
+            if kind == "status":
+                self.send_error(int(value))
+            elif kind == "silent":
+                time.sleep(float(value))
+            else:
+                super().do_GET()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "served")))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_an_address_goes_through_tf_hub_and_a_cut_off_download_recovers(address: str, tmp_path: Path) -> None:
+    archive = tmp_path / "served" / "module.tar.gz"
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(small_module(tmp_path / "module"), arcname=".")
+    whole = archive.read_bytes()
+    handle = f"{address}/module.tar.gz"
+
+    for broken in (
+        whole[: len(whole) // 2],
+        whole[: len(whole) * 9 // 10],
+        b"",
+        b"<html>Sign in to the network</html>",
+    ):
+        archive.write_bytes(broken)
+        with pytest.raises(FetchError, match="cannot be fetched"):
+            load(handle, tmp_path)
+    with pytest.raises(FetchError, match="404"):
+        load(f"{address}/other.tar.gz", tmp_path)
+
+    archive.write_bytes(whole)
+    loaded = load(handle, tmp_path)
+    assert loaded.dimension == 2
+    assert Path(loaded.path).is_relative_to(tmp_path / "hub")
+    assert loaded.fingerprint == fingerprint(str(tmp_path / "module"))
+    archive.unlink()
+    assert load(handle, tmp_path).path == loaded.path
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (404, r"has no module there \(404 Not Found\)\. Spell it as on the module's page"),
+        (410, r"has no module there \(410 Gone\)"),
+        (403, r"does not give it to everyone \(403 Forbidden\)\. Download it with a browser"),
+        (503, r"answers 503 Service Unavailable\. Try again later"),
+    ],
+)
+def test_a_server_that_refuses_is_an_error_with_its_status(
+    status: int, said: str, address: str, tmp_path: Path
+) -> None:
+    with pytest.raises(FetchError, match=rf"127\.0\.0\.1:\d+ {said}"):
+        load(f"{address}/status/{status}", tmp_path)
+
+
+def test_a_silent_server_is_given_up(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "TIMEOUT", 0.2)
+    with pytest.raises(FetchError, match="does not answer"):
+        load(f"{address}/silent/1", tmp_path)
+    assert socket.getdefaulttimeout() is None
+
+
+def test_an_address_out_of_reach_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "hub"))
+    with pytest.raises(FetchError, match=r"127\.0\.0\.1:9 does not answer.*give its directory"):
+        load("http://127.0.0.1:9/module.tar.gz", tmp_path)
+    with pytest.raises(FetchError, match=r"does not answer.*not known|does not answer.*name resolution"):
+        load("https://tfhub.invalid/module/1", tmp_path)
+
+
+def test_an_address_that_tensorflow_cannot_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match="TensorFlow reads no nosuch:// addresses"):
+        load("nosuch://bucket/module", tmp_path)
+
+
+def test_a_web_page_is_no_module(address: str, tmp_path: Path) -> None:
+    (tmp_path / "served" / "page.html").write_text("<html>A page about a module</html>")
+    with pytest.raises(FetchError, match=r"sends is no tar archive.*not a web page's"):
+        load(f"{address}/page.html", tmp_path)
+
+
+def test_an_archive_without_a_module_at_its_top_is_refused(address: str, tmp_path: Path) -> None:
+    for name, content in (("deep", small_module(tmp_path / "module")), ("none", str(tmp_path / "served"))):
+        with tarfile.open(tmp_path / "served" / f"{name}.tar.gz", "w:gz") as file:
+            file.add(content, arcname="inside")
+    with pytest.raises(
+        FetchError, match=r"no saved_model\.pb in .*There is one in (.*): give that"
+    ) as refused:
+        load(f"{address}/deep.tar.gz", tmp_path)
+    inside = refused.value.remedy.removeprefix("There is one in ").removesuffix(": give that.")
+    assert load(inside, tmp_path).dimension == 2
+    with pytest.raises(FetchError, match="Delete that directory, and give the address of a module"):
+        load(f"{address}/none.tar.gz", tmp_path)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_modules_stay_in_the_cache_of_tensorflow_hub_or_in_ours(
+    named: bool, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not named:
+        monkeypatch.delenv("TFHUB_CACHE_DIR")
+    with tarfile.open(tmp_path / "served" / "module.tar.gz", "w:gz") as file:
+        file.add(small_module(tmp_path / "module"), arcname=".")
+    found = resolve(f"{address}/module.tar.gz", tmp_path / "ours")
+    assert Path(found).parent == (tmp_path / "hub" if named else tmp_path / "ours" / "tfhub")
+
+
+def test_the_progress_of_a_download_is_no_part_of_the_output(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TFHUB_DOWNLOAD_PROGRESS", "1")
+    with tarfile.open(tmp_path / "served" / "module.tar.gz", "w:gz") as file:
+        file.add(small_module(tmp_path / "module"), arcname=".")
+    resolve(f"{address}/module.tar.gz", tmp_path)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "Downloaded http" in printed.err
+
+
+def test_another_process_that_fetches_the_module_is_named(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = in_hub_cache(f"{address}/module.tar.gz", small_module(tmp_path / "module"), tmp_path / "hub")
+    lock = tmp_path / "hub" / f"{hashlib.sha1(handle.encode()).hexdigest()}.lock"
+    lock.touch()
+    lines: list[str] = []
+    resolve(handle, tmp_path, progress=lines.append)
+    assert f"If none is, delete {lock}" in lines[1]
+
+
+# Modules in the format of TF1 Hub
+
+
+@pytest.mark.parametrize("classes", [0, 1001])
+def test_a_tf1_module_gives_its_image_feature_vector(classes: int, tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    loaded = load(tf1_module(tmp_path / "module", classes=classes), tmp_path)
+    assert (loaded.image_size, loaded.dimension) == ((16, 12), 2)
+    photos = np.full([3, 16, 12, 3], 0.5, np.float32)
+    np.testing.assert_allclose(loaded.apply(photos), [[0.5, 1.0]] * 3)
+    np.testing.assert_allclose(tf.function(loaded.apply)(photos), [[0.5, 1.0]] * 3)
+
+
+def test_a_graph_with_reference_variables_is_refused_since_it_could_not_be_exported(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"reference variables.*enable_resource_variables"):
+        load(tf1_module(tmp_path / "module", resource=False), tmp_path)
+
+
+def test_a_tf1_module_of_any_size_has_one_attached(tmp_path: Path) -> None:
+    path = tf1_module(tmp_path / "module", shape=(None, None, None, 3), attached=(299, 160))
+    lines: list[str] = []
+    assert load(path, tmp_path, progress=lines.append).image_size == (299, 160)
+    assert load(path, tmp_path, options=InputOptions(image_size=(64, 64))).image_size == (64, 64)
+    assert lines == []
+    open_ = tf1_module(tmp_path / "open", shape=(None, None, None, 3))
+    assert load(open_, tmp_path).image_size == (224, 224)
+
+
+@pytest.mark.parametrize("kind", ["tf1", "bytes"])
+def test_a_module_of_another_kind_becomes_the_graph_of_a_bundle(kind: str, tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    from trainer.export import bundle
+
+    if kind == "tf1":
+        module = tf1_module(tmp_path / "module")
+    else:
+        module = small_module(tmp_path / "module", dtype="uint8")
+    base = bundle.template(module, tmp_path / "cache")
+    embed = tf.saved_model.load(str(base.path)).signatures["embed"]
+    first, second = embed(image_bytes=tf.constant([sample_jpeg()]))["embedding"].numpy()[0]
+    assert first > 0
+    assert second == pytest.approx(2 * first, rel=1e-3)
+
+
+def test_the_weights_of_a_tf1_module_are_part_of_its_fingerprint(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    first = fingerprint(tf1_module(tmp_path / "first"))
+    second = tf1_module(tmp_path / "second")
+    assert fingerprint(second) == first
+    tf.raw_ops.SaveV2(
+        prefix=f"{second}/variables/variables",
+        tensor_names=["weights"],
+        shape_and_slices=[""],
+        tensors=[tf.constant([1.0, 3.0])],
+    )
+    assert fingerprint(second) != first

@@ -1,0 +1,137 @@
+"""The live version is judged on photos that it never saw, and a worse one does not take its place."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from serving import bundle, contract
+from serving.bundle import training_digests
+from serving.errors import NotBlessed
+from serving.runtime.session import PARITY_TOLERANCE
+from tests.support.live_comparison import sha
+from trainer import heads
+from trainer.dataset import Example
+from trainer.export.bundle import HeadExport, export_again, load_head, save_head
+from trainer.heads import Floats
+from trainer.training import live_comparison
+
+if TYPE_CHECKING:
+    from tests.conftest import Trained
+
+
+# --- Real trainings ---------------------------------------------------------------------------------------
+
+
+def features_of(trained: Trained) -> tuple[list[Example], Floats]:
+    """The test photos of the shared training, and their embeddings."""
+    from batch.embeddings import EmbeddingStore
+    from trainer import dataset
+    from trainer.training.run import gather
+
+    manifest = trained.result.bundle.manifest
+    store = EmbeddingStore(trained.settings.embedding_store, manifest.fingerprint, manifest.dimension)
+    found = gather(dataset.scan(trained.settings.image_dir), store)
+    tested = {uri for uri, _ in trained.result.test_photos}
+    rows = [row for row, example in enumerate(found.examples) if example.uri in tested]
+    return [found.examples[row] for row in rows], found.embeddings[rows]
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+def test_a_live_version_on_another_backbone_is_asked_about_the_bytes_and_says_the_same(
+    trained: Trained, tmp_path: Path
+) -> None:
+    published = trained.result.bundle
+    examples, embeddings = features_of(trained)
+    gone = Example(str(tmp_path / "gone.jpg"), sha(1), examples[0].label)
+    examples, embeddings = [gone, *examples], np.vstack([embeddings[:1], embeddings])
+    labels = published.manifest.labels
+    fitted, _ = load_head(published.path / contract.HEAD_FILE)
+    probabilities = fitted.probabilities(embeddings)
+    same = live_comparison.judge(
+        published, published.manifest.fingerprint, labels, examples, embeddings, probabilities
+    )
+    other = live_comparison.judge(published, "0" * 64, labels, examples, embeddings, probabilities)
+    assert (same.same_backbone, other.same_backbone) == (True, False)
+    assert other.left_out == {"that it refuses": 1}
+    assert (same.difference.n, other.difference.n) == (len(examples), len(examples) - 1)
+    assert (same.difference.gained, same.difference.lost) == (0, 0)
+    assert (other.difference.gained, other.difference.lost) == (0, 0)
+    assert abs(other.difference.log_loss.value) < PARITY_TOLERANCE
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+def test_the_same_training_again_is_neither_better_nor_worse_and_all_of_it_is_told(
+    trained: Trained, tmp_path: Path
+) -> None:
+    from trainer.training.run import train
+    from trainer.training.summary import describe
+
+    settings = replace(
+        trained.settings,
+        saved_model_dir=tmp_path / "models" / "food",
+        output_labels=None,
+        compare_with=trained.result.bundle.path,
+        assert_not_worse_than_live="surely",
+        cross_validate=2,
+    )
+    result = train(settings)
+    found = result.comparison
+    assert found is not None
+    assert (found.difference.n, found.difference.gained, found.difference.lost) == (
+        len(result.test_photos),
+        0,
+        0,
+    )
+    assert found.trained_on_known
+    assert not found.left_out
+    assert result.cross_validation is not None
+    assert result.cross_validation.accuracy.n == sum(result.subsets.values())
+    metrics = result.bundle.manifest.metrics
+    assert metrics["comparison"]["difference"]["lost"] == 0
+    assert metrics["cross_validate"]["folds"] == 2
+    told = describe(result)
+    assert "Against version 1 of food: accuracy +0.0%" in told
+    assert "Accuracy by 2-fold cross-validation: " in told
+    page = (result.bundle.path / contract.REPORT_FILE).read_text(encoding="utf-8")
+    assert "Against version 1 of food" in page
+    assert "2-fold cross-validation" in page
+    again = export_again(result.bundle.path, tmp_path / "again", threshold=0.5)
+    marks = [training_digests.read(path) for path in (result.bundle.path, again.path)]
+    assert marks[0] is not None
+    assert len(marks[0]) == sum(result.subsets.values()) - result.subsets["testing"]
+    np.testing.assert_array_equal(marks[0], marks[1])
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+def test_a_worse_version_is_not_published(trained: Trained, tmp_path: Path) -> None:
+    from trainer.training.run import train
+
+    # A live version that knows the test photos by heart, and does not say so.
+    base = tmp_path / "models" / "food"
+    shutil.copytree(trained.result.bundle.path, base / "7")
+    examples, embeddings = features_of(trained)
+    labels = trained.result.bundle.manifest.labels
+    targets = np.array([example.label for example in examples])
+    by_heart, _ = heads.fit(embeddings, targets, len(labels))
+    save_head(HeadExport(by_heart, labels), base / "7" / contract.HEAD_FILE)
+    settings = replace(trained.settings, saved_model_dir=base, output_labels=None)
+    with pytest.raises(NotBlessed, match="Worse than version 7 of food"):
+        train(replace(settings, assert_not_worse_than_live="surely"))
+    assert bundle.versions(base) == [7]
+    training_digests.write(base / "7", training_digests.marks(example.sha256 for example in examples))
+    with pytest.raises(NotBlessed, match="cannot be told whether this is worse"):
+        train(replace(settings, assert_not_worse_than_live=5.0))
+    assert bundle.versions(base) == [7]
+    said: list[str] = []
+    result = train(settings, say=said.append)
+    assert (result.bundle.version, result.comparison) == (8, None)
+    assert any("There is no comparison with the live version." in line for line in said)

@@ -1,0 +1,187 @@
+"""The report: one file that needs no other, with everything in it escaped, and fit to be looked at."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from serving import contract
+from serving.errors import OutputError
+from tests.support.html_assertions import CHROMIUM, HOSTILE, Page, check_self_contained, look
+from tests.support.trainer_report import made
+from trainer import heads, report
+from trainer.dataset import Subset
+from trainer.evaluation.features import Verdicts
+from trainer.export import bundle
+from trainer.report.contents import CHANGED, PICTURES
+
+if TYPE_CHECKING:
+    from tests.conftest import Trained
+
+pytestmark = pytest.mark.tf
+
+
+@pytest.fixture(scope="module")
+def real(trained: Trained) -> report.Report:
+    """The report of a real training."""
+    from batch.embeddings import EmbeddingStore
+    from trainer import dataset
+    from trainer.evaluation.features import gather
+
+    settings, result = trained.settings, trained.result
+    folder = dataset.scan(settings.image_dir)
+    manifest = result.bundle.manifest
+    store = EmbeddingStore(
+        settings.embedding_store,
+        str(manifest.backbone["fingerprint"]),
+        int(str(manifest.backbone["dimension"])),
+    )
+    features = gather(folder, store)
+    subsets = dataset.split(features.examples, settings.split, settings.image_dir, ())
+    targets = np.array([example.label for example in features.examples], np.int64)
+    chosen = np.array([subset is not Subset.TESTING for subset in subsets])
+    fitted, selection = heads.fit(features.embeddings[chosen], targets[chosen], len(folder.labels))
+    return report.compose(
+        "food",
+        folder.labels,
+        features.examples,
+        subsets,
+        Verdicts.of(fitted, features.embeddings, targets),
+        selection=selection,
+        held_out=result.held_out,
+        test=result.test,
+        duplicates=result.duplicates,
+        left_out=[(f"{settings.image_dir}/fruits/notes.txt", str(contract.Status.NOT_AN_IMAGE))],
+        top=str(settings.image_dir),
+        settings=asdict(settings),
+        seconds=result.seconds,
+        versions=bundle.package_versions(),
+        created="24 November 2026",
+    )
+
+
+@pytest.mark.slow
+def test_the_report_of_a_real_training_tells_what_it_found(
+    real: report.Report, trained: Trained, tmp_path: Path
+) -> None:
+    report.write(tmp_path / "report.html", real)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    check_self_contained(text)
+    assert len(text.encode()) < 2_000_000
+    page = Page(text)
+    test = trained.result.test
+    assert test is not None
+    assert f"{100 * test.accuracy.value:.1f} %" in page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert f"of {test.accuracy.n} test photos" in page.text
+    assert f"{test.log_loss:.3f}" in page.text
+    assert sorted(answer.uri for answer in real.misclassified) == sorted(
+        uri for uri, *_ in trained.result.misclassified
+    )
+    for label in trained.result.labels:
+        assert label in page.text
+    assert "notes.txt" in page.text
+    assert "the bytes are no known image format" in page.text
+    assert "efficientnet_lite0" in page.text
+    images = page.all("img")
+    assert len(images) >= len(real.pictured) == len(set(real.pictured))
+    assert all(image["alt"] for image in images)
+
+
+def test_a_photo_that_is_gone_or_broken_is_told_in_words(tmp_path: Path) -> None:
+    example = made(tmp_path, ("a", "b"), noise=1.5)
+    gone, broken = example.report.pictured[:2]
+    Path(gone).unlink()
+    Path(broken).write_bytes(b"no photo")
+    report.write(tmp_path / "report.html", example.report)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.text.count("no picture") == 2
+
+
+def test_with_a_hundred_labels_the_pairs_confused_stand_for_the_matrix(tmp_path: Path) -> None:
+    labels = [f"label {number}" for number in range(101)]
+    example = made(tmp_path, labels, photos=8, noise=0.5).report
+    assert len(example.pictured) == PICTURES
+    report.write(tmp_path / "report.html", example)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    check_self_contained(text)
+    assert len(text.encode()) < 2_000_000
+    page = Page(text)
+    assert "of 101 labels" in page.text
+    assert not [table for table in page.all("table") if table.get("class") == "matrix"]
+    shown = example.by_label
+    highest = max(
+        count
+        for row, counts in enumerate(shown.confusion)
+        for column, count in enumerate(counts)
+        if row != column
+    )
+    pairs = page.text.split("Taken for", 1)[1]
+    assert pairs.split()[0] == str(highest)
+
+
+def test_what_changed_against_the_live_version_is_shown_with_its_photos(tmp_path: Path) -> None:
+    labels = (HOSTILE, "b", "c", "d")
+    example = made(tmp_path, labels, photos=20, noise=0.6, judged=True).report
+    found, validated = example.comparison, example.cross_validation
+    assert found is not None
+    assert validated is not None
+    assert found.newly_right
+    report.write(tmp_path / "report.html", example)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    check_self_contained(text)
+    page = Page(text)
+    words = page.text.replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-")
+    assert "Against version 1 of live" in words
+    assert f"On {found.difference.n} test photos that it was not trained on" in words
+    assert f"{100 * found.difference.accuracy.value:+z.1f} percent points" in words
+    assert f"p = {found.difference.p_value:.3f}" in words
+    assert "Labels that are gone: gone ." in words
+    assert f"{len(found.newly_right)} photos" in words
+    shown = {change.uri for change in (*found.newly_wrong[:CHANGED], *found.newly_right[:CHANGED])}
+    assert shown <= set(example.pictured)
+    alts = [image["alt"] or "" for image in page.all("img")]
+    assert sum("version 1 says" in alt for alt in alts) == len(shown)
+    assert f"photos of the {validated.folds}-fold cross-validation" in words
+    assert f"{100 * validated.accuracy.value:.1f} %" in words
+    assert "It was repeated 2 times" in words
+    assert example.by_label is validated.runs[0]
+    plain = Page(report.render(made(tmp_path, labels, photos=20, noise=0.6).report, {})).text
+    assert "Against" not in plain
+    assert "-fold" not in plain
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError):
+        report.write(tmp_path / "file" / "report.html", made(tmp_path, ("a", "b")).report)
+
+
+# --- In a real browser --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.needs(CHROMIUM)
+@pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
+@pytest.mark.parametrize("kind", ["real", "many labels", "long words"])
+def test_a_browser_shows_it_whole(
+    kind: str, width: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if kind == "real":
+        example: report.Report = request.getfixturevalue("real")
+    else:
+        long = ["Donaudampfschifffahrtsgesellschaftskapitän" * 2 + str(number) for number in range(12)]
+        labels = long if kind == "long words" else [f"label {number}" for number in range(101)]
+        judged = kind == "long words"
+        example = made(tmp_path, labels, photos=8, noise=0.5, judged=judged).report
+    report.write(tmp_path / "report.html", example)
+    found = look(tmp_path / "report.html", tmp_path, width)
+    assert found["inner"] == width
+    assert found["width"] <= width, "the page can be scrolled sideways"
+    assert found["height"] > 2000
+    assert found["images"] == found["shown"] >= 8
+    assert found["flat"] == 0
+    assert found["ordered"]

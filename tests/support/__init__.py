@@ -1,0 +1,1 @@
+"""What the tests share: models, servers and processes made for them, and assertions."""

@@ -1,0 +1,36 @@
+"""The picture of the demo page in the README: `python -m tests.support.demo_picture models/food_images`.
+
+The photo in it is drawn here; what is said of it is what the model says.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from serving.server import ServerSettings, start
+from tests.support.browser import Browser
+from tests.support.colour_model import draw
+
+OUTPUT = Path(__file__).with_name("demo_page.png")
+WIDTH, HEIGHT = 960, 850
+
+
+def main(base: Path) -> None:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        start(ServerSettings(base, port=0, rest_api_port=0)) as server,
+        Browser(Path(directory) / "profile") as browser,
+    ):
+        browser.screen(WIDTH, HEIGHT)
+        browser.open(f"http://localhost:{server.rest_port}/")
+        browser.until("!document.getElementById('ask').hidden")
+        browser.choose("#file", draw(Path(directory) / "apple.jpg", (190, 20, 25)))
+        browser.until("document.getElementById('result').getAttribute('aria-busy') === 'false'")
+        OUTPUT.write_bytes(browser.picture())
+    print(f"{OUTPUT}: {OUTPUT.stat().st_size / 1024:.0f} KiB")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

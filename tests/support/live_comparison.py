@@ -1,0 +1,34 @@
+"""Test data and helpers: live comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serving import bundle, contract
+from serving.bundle import Bundle, Manifest, training_digests
+from trainer.export.bundle import HeadExport, save_head
+from trainer.heads import Head
+
+if TYPE_CHECKING:
+    pass
+
+FINGERPRINT = "f" * 64
+
+
+def sha(number: int) -> str:
+    return f"{number:016x}{'0' * 48}"
+
+
+def written(
+    base: Path, fitted: Head, labels: list[str], *, version: int = 1, seen: list[int] | None = None
+) -> Bundle:
+    """A bundle as far as a comparison by embeddings reads it."""
+    directory = base / str(version)
+    directory.mkdir(parents=True)
+    (directory / contract.SAVED_MODEL_FILE).write_bytes(b"")
+    Manifest(labels, {"fingerprint": FINGERPRINT, "dimension": len(fitted.kernel)}, {}).write(directory)
+    save_head(HeadExport(fitted, labels), directory / contract.HEAD_FILE)
+    if seen is not None:
+        training_digests.write(directory, training_digests.marks(map(sha, seen)))
+    return bundle.read(directory)

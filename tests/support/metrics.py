@@ -1,0 +1,43 @@
+"""Test data and helpers: metrics."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
+
+from batch.monitoring.drift import Counts, Moments
+from batch.monitoring.stats import Stats
+from batch.output.run_record import Summary, describe
+
+
+def run_of(labels: dict[str, int]) -> dict[str, Any]:
+    count = sum(labels.values())
+    random = np.random.default_rng(0)
+    stats = Stats(
+        photos=count + 7,
+        rows=count + 7,
+        statuses=Counter({"ok": count + 2, "corrupt": 5}),
+        models={"food/3": Counts(Counter(labels), 2, [count + 2] + [0] * 19)},
+        embeddings=Moments.of(random.normal(size=(count, 16))),
+        elapsed=2.0,
+    )
+    summary = Summary("out", stats, stats, stats, 0, 1, 12.5, run_id="b", lines=count + 7)
+    model = {"name": "food", "version": 3, "digest": "d", "fingerprint": "f"}
+    return describe(summary, started=datetime.now(UTC), models=[model], settings={})
+
+
+def values(text: str) -> dict[tuple[str, ...], float]:
+    """Each sample by its name and what labels it has beside model and version, which are looked at here."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        assert family.type == "gauge"
+        assert family.documentation
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            assert (labels.pop("model"), labels.pop("version")) == ("food", "3")
+            found[(sample.name.removeprefix("hubhead_score_"), *labels.values())] = sample.value
+    return found

@@ -1,0 +1,65 @@
+"""Test data and helpers: registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from hubhead import hubhead
+from serving.bundle import Manifest
+from serving.registry import audit, verdict
+from serving.registry.verdict import Check, Verdict
+from tests.support.fake_model import write_doubler
+
+CONFIG = """# Kept by hand.
+model_config_list {
+  config {
+    name: "other"  # of another team
+    base_path: "%s"
+    model_platform: "tensorflow"
+  }
+  config {
+    name: "double"
+    base_path: "%s"
+    model_platform: "tensorflow"
+  }
+}
+"""
+
+
+def write_bundle(models: Path, number: int, *, blessed: bool | None = True, broken: bool = False) -> Path:
+    """A bundle as the trainer leaves it, with a verdict or without."""
+    directory = write_doubler(models / str(number))
+    backbone = {"handle": "h", "fingerprint": "f", "dimension": 1}
+    accuracy = {"value": 0.5 + number / 100, "n": 50, "low": 0.4, "high": 0.7}
+    Manifest(
+        ["a", "b"],
+        backbone,
+        {},
+        metrics={"test": {"accuracy": accuracy}},
+        provenance={"created": f"2026-01-0{number}T00:00:00+00:00"},
+    ).write(directory)
+    if broken:
+        (directory / "broken").touch()
+    if blessed is not None:
+        check = Check("accuracy", blessed, 0.5, 0.6, "0.5, and at least 0.6 was wanted")
+        verdict.write(directory, Verdict(verdict.digest(directory), (check,), None, audit.now()))
+    return directory
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """Where the trainer leaves bundles 1 to 3."""
+    for number in (1, 2, 3):
+        write_bundle(tmp_path / "trained", number)
+    return tmp_path / "trained"
+
+
+# --- Commands ----------------------------------------------------------------------------------------
+
+
+def command(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(hubhead, [str(argument) for argument in arguments])

@@ -1,0 +1,98 @@
+"""Test data and helpers: trainer report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.live_comparison import FINGERPRINT, sha, written
+from trainer import heads, report
+from trainer.dataset import Example, Subset, near_duplicates
+from trainer.dataset.near_duplicates import Duplicates
+from trainer.evaluation import metrics
+from trainer.evaluation.cross_validation import cross_validate
+from trainer.evaluation.features import Verdicts
+from trainer.training import live_comparison
+
+if TYPE_CHECKING:
+    pass
+
+pytestmark = pytest.mark.tf
+
+
+@dataclass(frozen=True)
+class Made:
+    """A report of made-up photos, and the folder of these."""
+
+    report: report.Report
+    top: Path
+
+
+def made(
+    top: Path,
+    labels: Sequence[str],
+    *,
+    photos: int = 12,
+    noise: float = 0.4,
+    tested: bool = True,
+    found: Duplicates | None = None,
+    judged: bool = False,
+) -> Made:
+    """A report of a head on random embeddings; the photos are there and small.
+
+    Judged: also by a cross-validation, and against a live version that learned from noisier photos.
+    """
+    random = np.random.default_rng(0)
+    classes = len(labels)
+    targets = np.tile(np.arange(classes), photos)
+    embeddings = np.eye(classes, classes + 4)[targets] + random.normal(0, noise, (len(targets), classes + 4))
+    features = embeddings.astype(np.float32)
+    subsets = [
+        (Subset.TESTING if tested else Subset.TRAINING) if number // classes % 4 == 0 else Subset.TRAINING
+        for number in range(len(targets))
+    ]
+    examples = []
+    for number, target in enumerate(targets.tolist()):
+        path = top / f"{number} <b>&amp;.jpg"
+        if not path.exists():
+            Image.new("RGB", (60, 40), ((37 * target) % 256, (11 * number) % 256, 90)).save(path)
+        examples.append(Example(str(path), sha(number), target))
+    is_tested = np.array([subset is Subset.TESTING for subset in subsets])
+    fitted, selection = heads.fit(features[~is_tested], targets[~is_tested], classes)
+    probabilities = fitted.probabilities(features)
+    comparison, validated = None, None
+    if judged:
+        noisy = features + random.normal(0, noise, features.shape).astype(np.float32)
+        other, _ = heads.fit(noisy[~is_tested], targets[~is_tested], classes)
+        bundled = written(top / "live", other, [*labels[1:], "gone"], seen=[0])
+        tested_rows = np.flatnonzero(is_tested)
+        comparison = live_comparison.judge(
+            bundled,
+            FINGERPRINT,
+            labels,
+            [examples[row] for row in tested_rows.tolist()],
+            features[tested_rows],
+            probabilities[tested_rows],
+        )
+        validated = cross_validate(features, targets, labels, folds=2, repeats=2)
+    composed = report.compose(
+        "made up",
+        labels,
+        examples,
+        subsets,
+        Verdicts.of_probabilities(probabilities, targets),
+        selection=selection,
+        held_out=metrics.evaluate(selection.probabilities, selection.targets, labels),
+        test=metrics.evaluate(probabilities[is_tested], targets[is_tested], labels) if tested else None,
+        duplicates=found or Duplicates((), (), near_duplicates.THRESHOLD, len(targets), len(targets)),
+        comparison=comparison,
+        cross_validation=validated,
+        top=str(top),
+    )
+    return Made(composed, top)

@@ -1,0 +1,217 @@
+"""Looking after a store: check, compact, prune, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from batch.commands.embeddings import embeddings
+from batch.embeddings import EmbeddingStore, maintenance
+from batch.inputs.listing import Photo
+from batch.shards.shard import uri_hash
+from serving.errors import OutputError
+from serving.storage import files
+from tests.support.embedding_store import D, fill, photo, reopened, rows, sha
+from tests.support.embedding_store import files as files_of
+
+NUMBERS = list(range(40))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EmbeddingStore:
+    """40 photos in 8 files, and two of their contents twice."""
+    store = EmbeddingStore(str(tmp_path / "store"), "f1", D)
+    for start in range(0, 40, 5):
+        fill(store, NUMBERS[start : start + 5], refused=(7,))
+    fill(store, [3, 33])
+    return store
+
+
+def assert_whole(store: EmbeddingStore, numbers: list[int] = NUMBERS) -> None:
+    reader = reopened(store)
+    assert reader.known([photo(n) for n in numbers]) == {photo(n): sha(n) for n in numbers}
+    got = reader.get([sha(n) for n in numbers])
+    assert set(got.shas) == {sha(n) for n in numbers}
+    for number in numbers:
+        expected = rows([number], refused=(7,)).vectors[0] * (number != 7)
+        assert np.array_equal(got.vectors[got.rows()[sha(number)]], expected)
+
+
+def age(store: EmbeddingStore) -> None:
+    """Make the files as old as those of yesterday."""
+    for path in Path(store.directory).iterdir():
+        os.utime(path, (time.time() - 86400,) * 2)
+
+
+def test_small_files_become_one_sorted_as_photos_are_cut_into_shards(store: EmbeddingStore) -> None:
+    changed = maintenance.compact(store.root, "f1")
+    assert (changed.rows, changed.files[1]) == (2, 2)
+    assert len(files_of(store, "embeddings")) == len(files_of(store, "index")) == 1
+    assert_whole(store)
+    reader = reopened(store)
+    order = sorted(NUMBERS, key=lambda n: uri_hash(photo(n).uri))
+    wanted = np.frombuffer(b"".join(sha(n) for n in order), "S32")
+    assert [p for positions, _ in reader.blocks(wanted) for p in positions.tolist()] == NUMBERS
+    before = files_of(store, "embeddings")
+    maintenance.compact(store.root, "f1")
+    assert files_of(store, "embeddings") == before
+
+
+def test_large_files_stay_and_small_ones_are_merged_to_size(store: EmbeddingStore) -> None:
+    maintenance.compact(store.root, "f1", rows=16)
+    large = {path for path in files_of(store, "embeddings") if pq.read_metadata(path).num_rows >= 8}
+    assert 2 <= len(large) <= 4
+    assert_whole(store)
+    fill(store, [3, 100])
+    maintenance.compact(store.root, "f1", rows=16)
+    assert large <= set(files_of(store, "embeddings"))
+    assert maintenance.check(store.root, "f1").duplicates == 0
+    assert_whole(store, [*NUMBERS, 100])
+
+
+class Killed(BaseException):
+    pass
+
+
+WORK: dict[str, Any] = {
+    "compact": lambda root: maintenance.compact(root, "f1", rows=16),
+    "prune": lambda root: maintenance.prune(root, "f1"),
+    "repair": lambda root: maintenance.repair(root, maintenance.check(root, "f1")),
+}
+
+
+@pytest.mark.parametrize("what", WORK)
+def test_killed_at_any_step_nothing_is_lost(
+    tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, remove = files.write, files.remove
+    for steps in range(100):
+        store = EmbeddingStore(str(tmp_path / f"{steps}"), "f1", D)
+        for start in range(0, 40, 5):
+            fill(store, NUMBERS[start : start + 5], refused=(7,))
+        fill(store, [3, 33])
+        for number in (1, 11, 21):
+            store.append({}, rows([number, 200 + number]))  # of no photo
+        age(store)
+        left = steps
+
+        def step(call: Any) -> Any:
+            def counted(*args: Any) -> Any:
+                nonlocal left
+                if "lock" not in str(args[0]):
+                    if not left:
+                        raise Killed
+                    left -= 1
+                return call(*args)
+
+            return counted
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "write", step(write))
+            patch.setattr(files, "remove", step(remove))
+            try:
+                WORK[what](store.root)
+                done = True
+            except Killed:
+                done = False
+        assert_whole(store)
+        WORK[what](store.root)  # it goes on where it was
+        assert_whole(store)
+        if done:
+            break
+    assert 2 < steps < 99
+
+
+def test_a_reader_and_a_writer_go_on_while_files_are_merged(store: EmbeddingStore) -> None:
+    reader, writer = reopened(store), reopened(store)
+    wanted = np.frombuffer(b"".join(sha(n) for n in NUMBERS), "S32")
+    blocks = reader.blocks(wanted)
+    seen = next(blocks)[0].tolist()
+    assert writer.have([sha(1)]) == set()
+    fill(writer, [50])
+    maintenance.compact(store.root, "f1")
+    fill(writer, [51])
+    seen += [position for positions, _ in blocks for position in positions.tolist()]
+    assert sorted(seen) == NUMBERS
+    assert_whole(store, [*NUMBERS, 50, 51])
+
+
+def test_check_finds_what_is_wrong_and_repair_mends_it(store: EmbeddingStore) -> None:
+    assert maintenance.check(store.root, "f1").duplicates == 2
+    maintenance.repair(store.root, maintenance.check(store.root, "f1"))
+    assert not maintenance.check(store.root, "f1").wrong
+    torn = files_of(store, "embeddings")[0]
+    store.append({photo(300): sha(300)}, rows([]))
+    EmbeddingStore(store.root, "f1", D + 1).append({}, _of_width(D + 1))
+    with torn.open("r+b") as file:
+        file.seek(100)
+        file.write(b"rotten")
+    found = maintenance.check(store.root, "f1")
+    assert found.torn == [torn.name]
+    assert len(found.other_dimension) == 1
+    assert found.without_rows >= 1
+    with pytest.raises(OutputError, match="torn"):
+        maintenance.compact(store.root, "f1")
+    command = ["check", "--embedding_store", store.root]
+    assert CliRunner().invoke(embeddings, command).exit_code == 1
+    assert CliRunner().invoke(embeddings, [*command, "--repair"]).exit_code == 0
+    assert CliRunner().invoke(embeddings, command).exit_code == 0
+    assert reopened(store).known([photo(300)]) == {}
+
+
+def _of_width(width: int) -> Any:
+    from batch.embeddings import Embeddings
+    from serving.contract import Status
+
+    zeros = np.zeros((1, width), np.float16)
+    return Embeddings([sha(999)], zeros, [Status.OK], [None], np.ones(1, np.int32), np.ones(1, np.int32))
+
+
+def test_prune_removes_what_no_photo_refers_to_once_it_is_old(store: EmbeddingStore) -> None:
+    store.append({}, rows([200, 201]))
+    assert maintenance.prune(store.root, "f1").rows == 0, "its writer may still say which photo it is of"
+    age(store)
+    assert maintenance.prune(store.root, "f1", dry_run=True).rows == 2
+    assert reopened(store).get([sha(200)]).shas
+    assert maintenance.prune(store.root, "f1").rows == 2
+    assert not reopened(store).get([sha(200), sha(201)]).shas
+    assert_whole(store)
+
+
+def test_prune_forgets_photos_that_are_gone_or_old(tmp_path: Path) -> None:
+    store = EmbeddingStore(str(tmp_path / "store"), "f1", D)
+    there = tmp_path / "there.jpg"
+    there.write_bytes(b"")
+    now = time.time_ns()
+    old = Photo(str(there), 0, now - 10 * 86_400 * 10**9)
+    store.append({old: sha(1), Photo(str(tmp_path / "gone.jpg"), 0, now): sha(2)}, rows([1, 2]))
+    age(store)
+    assert (maintenance.prune(store.root, "f1", gone=True, dry_run=True)).photos == 1
+    maintenance.prune(store.root, "f1", gone=True)
+    assert reopened(store).get([sha(1), sha(2)]).shas == [sha(1)]
+    assert maintenance.prune(store.root, "f1", older_than=11).photos == 0
+    age(store)
+    assert maintenance.prune(store.root, "f1", older_than=9).rows == 1
+
+
+def test_backbones_are_listed_and_those_not_kept_go(store: EmbeddingStore) -> None:
+    fill(EmbeddingStore(store.root, "g2", D), [1])
+    given = ["--embedding_store", store.root]
+    told = json.loads(CliRunner().invoke(embeddings, ["list", *given, "--json"]).stdout)
+    assert [(one["fingerprint"], one["rows"], one["photos"]) for one in told] == [
+        ("f1", 42, 42),
+        ("g2", 1, 1),
+    ]
+    assert "42 embeddings of 8" in CliRunner().invoke(embeddings, ["list", *given]).stdout
+    result = CliRunner().invoke(embeddings, ["prune", *given, "--keep", "f"])
+    assert result.exit_code == 0, result.output
+    assert maintenance.fingerprints(store.root) == ["f1"]
+    assert_whole(store)

@@ -1,0 +1,142 @@
+"""How a run gets on: the recent rate, the time left, and what a terminal and a log are told."""
+
+from __future__ import annotations
+
+import pytest
+
+from batch.monitoring.progress import WINDOW, Lines, Pace, duration
+from batch.monitoring.stats import Meter, Progress
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def heard(pace: Pace, clock: Clock, seconds: float, rate: float, total: int = 100_000) -> None:
+    """Some time at a constant rate, a report every tenth of a second."""
+    start = pace.progress.done
+    began = clock.now
+    for tick in range(round(seconds * 10)):
+        clock.now = began + (tick + 1) / 10
+        pace.hear(Progress(round(start + rate * (tick + 1) / 10), total, 0))
+
+
+def test_the_rate_is_that_of_the_last_half_minute() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    pace.hear(Progress(0, 100_000, 0))
+    heard(pace, clock, 100, rate=500)
+    assert pace.rate == pytest.approx(500, rel=0.02)
+    heard(pace, clock, 10, rate=50)
+    assert 300 < (pace.rate or 0) < 400
+    heard(pace, clock, WINDOW, rate=50)
+    assert pace.rate == pytest.approx(50, rel=0.05)
+    assert pace.seconds_left == pytest.approx((100_000 - 52_000) / 50, rel=0.05)
+
+
+def test_the_rate_falls_while_nothing_is_heard() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    pace.hear(Progress(0, 100_000, 0))
+    heard(pace, clock, 60, rate=100)
+    clock.now += 90
+    assert (pace.rate or 0) < 30
+
+
+def test_nothing_is_said_before_there_is_something_to_say() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    assert (pace.rate, pace.seconds_left, str(pace)) == (None, None, "")
+    pace.hear(Progress(10, 100, 0))
+    clock.now += 0.1
+    pace.hear(Progress(20, 100, 0))
+    assert pace.rate is None
+
+
+def test_photos_known_from_earlier_runs_are_done_and_no_speed() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    seen: list[Progress] = []
+    meter = Meter(1000, seen.append)
+    meter.add(900, 5, known=True)
+    pace.hear(seen[-1])
+    for _ in range(10):
+        clock.now += 1
+        meter.add(5)
+        pace.hear(seen[-1])
+    assert seen[-1] == Progress(950, 1000, 5, known=900)
+    assert pace.rate == pytest.approx(5)
+    assert pace.seconds_left == pytest.approx(10)
+    assert str(pace) == "5.0 photos/s, 10 s left"
+
+
+def test_loading_the_model_tells_nothing_of_the_rate() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    pace.hear(Progress(0, 1000, 0))
+    clock.now += 20
+    for done in range(10, 60, 10):
+        pace.hear(Progress(done, 1000, 0))
+        clock.now += 1
+    assert pace.rate == pytest.approx(8)
+
+
+def test_another_run_begins_anew() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    heard(pace, clock, 10, rate=1000, total=10_000)
+    pace.hear(Progress(0, 70, 0))
+    assert pace.rate is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.2, "0 s"),
+        (59, "59 s"),
+        (100, "2 min"),
+        (5_400, "90 min"),
+        (11_100, "3 h 05 min"),
+        (187_200, "2 d 4 h"),
+    ],
+)
+def test_a_duration_is_told_as_people_do(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_a_log_gets_a_line_soon_then_fewer_and_one_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    report = Lines(clock)
+    for second in range(601):
+        clock.now = 1000 + second
+        report(Progress(second * 100, 60_000, second // 100))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "500 of 60,000 photos (1 %), 100 photos/s, 10 min left"
+    assert lines[-1] == "60,000 of 60,000 photos (100 %), 100 photos/s, 6 rejected"
+    assert 10 <= len(lines) <= 16
+
+
+def test_a_log_says_how_many_photos_were_listed_while_their_number_is_unknown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clock = Clock()
+    report = Lines(clock)
+    for second in range(8):
+        clock.now = 1000 + second
+        report(Progress(0, second * 1000, 0, listing=True))
+    assert capsys.readouterr().err.splitlines()[0] == "5,000 photos listed"
+
+
+def test_a_short_run_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    report = Lines(clock)
+    for second in range(4):
+        clock.now += 1
+        report(Progress(second, 3, 0))
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,62 @@
+"""Scoring again from stored embeddings: the rows are those of scoring, and no photo is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batch.output import schema
+from serving import contract
+from serving.errors import InputError
+
+
+def test_what_is_no_finished_scoring_is_refused(tmp_path: Path) -> None:
+    from batch.output.previous_scores import Earlier
+
+    with pytest.raises(InputError, match="no scores"):
+        Earlier(str(tmp_path))
+    (tmp_path / "_hubhead").mkdir()
+    with pytest.raises(InputError, match="not complete"):
+        Earlier(str(tmp_path))
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / "scores-1.parquet").write_bytes(b"torn")
+    with pytest.raises(InputError, match="cannot be read"):
+        Earlier(str(tmp_path))
+
+
+@given(st.integers(1, 60), st.integers(0, 6), st.integers(1, 60), st.integers(0, 1 << 30))
+def test_decisions_of_many_are_those_of_each(labels: int, rows: int, k: int, seed: int) -> None:
+    k, draw = min(k, labels), np.random.default_rng(seed)
+    probabilities = draw.integers(0, 6, (rows, labels)).astype(np.float32) / 8  # with many ties
+    usable, known = draw.random(rows) < 0.7, draw.random(rows) < 0.7
+    said = contract.decide(probabilities, usable, threshold=0.5, top_k=k, known=known)
+    for row in range(rows):
+        order = sorted(range(labels), key=lambda label: (-probabilities[row, label], label))[:k]
+        assert said.top[row].tolist() == order
+        assert said.scores[row].tolist() == probabilities[row, order].tolist()
+        answered = usable[row] and known[row] and probabilities[row, order[0]] >= 0.5
+        assert said.label[row] == (order[0] if answered else -1)
+
+
+def test_a_threshold_is_taken_in_double_precision() -> None:
+    score = np.float32(0.7)  # a little less than 0.7
+    said = contract.decide(np.array([[score, 0.3]], np.float32), np.array([True]), threshold=0.7, top_k=1)
+    assert said.label.tolist() == [-1]
+
+
+def test_digests_are_read_from_their_hexadecimal_digits() -> None:
+    import pyarrow as pa
+
+    values = [bytes(range(16)).hex(), None, "FF" * 16]
+    found = schema.digests(pa.chunked_array([values[:1], values[1:]], pa.string()), 16)
+    assert found.view("V16").tolist() == [bytes(range(16)), bytes(16), b"\xff" * 16]
+    sliced = pa.array([*values, values[0]])[2:]
+    assert schema.digests(sliced, 16).view("V16").tolist() == [b"\xff" * 16, bytes(range(16))]
+    for wrong in ("00", "zz" * 16):
+        with pytest.raises(ValueError, match="hexadecimal"):
+            schema.digests(pa.array([wrong]), 16)

@@ -1,0 +1,203 @@
+"""The input of a scoring run: manifests, their columns, and what is told of their mistakes."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batch.inputs.passthrough import Columns
+from batch.inputs.sources import Source
+from serving.errors import InputError, OutputError
+from serving.storage import external_sort
+from serving.storage.external_sort import Sorter
+
+
+@pytest.fixture
+def top(tmp_path: Path) -> Path:
+    for name in ("a.jpg", "b.jpg", "c d.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+    return tmp_path
+
+
+def read(path: Path | str, **settings: Any) -> tuple[list[str], pa.Table]:
+    """The names of the photos and the table of the other columns."""
+    source = Source(manifest=str(path), **settings)
+    lines = list(source.lines())
+    return [Path(photo.uri).name for photo, _ in lines], source.columns.table([values for _, values in lines])
+
+
+def write(path: Path, content: str) -> Path:
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+class TestFormats:
+    def test_text_has_a_photo_a_line(self, top: Path) -> None:
+        names, table = read(write(top / "m.txt", "a.jpg\r\n\nc d.jpg\n"))
+        assert names == ["a.jpg", "c d.jpg"]
+        assert table.num_columns == 0
+
+    @pytest.mark.parametrize(("suffix", "separator"), [("csv", ","), ("csv", ";"), ("tsv", "\t")])
+    def test_csv_passes_its_other_columns_through(self, top: Path, suffix: str, separator: str) -> None:
+        rows = [("uri", "shop", "price"), ("a.jpg", "x1", "1.5"), ("b.jpg", "", "2")]
+        names, table = read(write(top / f"m.{suffix}", "".join(separator.join(row) + "\n" for row in rows)))
+        assert names == ["a.jpg", "b.jpg"]
+        assert table.to_pylist() == [{"shop": "x1", "price": 1.5}, {"shop": None, "price": 2.0}]
+
+    def test_json_lines_may_lack_columns_and_nest(self, top: Path) -> None:
+        rows = [{"uri": "a.jpg", "n": 1}, {"uri": "b.jpg", "tags": ["x"], "n": 2.5}, {"uri": "c d.jpg"}]
+        _, table = read(write(top / "m.jsonl", "\n".join(map(json.dumps, rows))))
+        assert table.to_pylist() == [
+            {"n": 1.0, "tags": None},
+            {"n": 2.5, "tags": '["x"]'},
+            {"n": None, "tags": None},
+        ]
+
+    def test_parquet_keeps_its_types(self, top: Path) -> None:
+        rows = pa.table(
+            {
+                "uri": ["a.jpg", "b.jpg"],
+                "taken": pa.array([1, None], pa.timestamp("ns", "UTC")),
+                "day": pa.array([datetime.date(2026, 5, 31), None]),
+                "price": pa.array([decimal.Decimal("1.20"), None], pa.decimal128(6, 2)),
+                "raw": pa.array([b"\xff\x00", None]),
+                "small": pa.array([7, None], pa.int8()),
+                "ratio": pa.array([0.1, None], pa.float32()),
+                "tags": pa.array([["x", None], None], pa.list_(pa.string())),
+                "box": pa.array([{"x": 1, "y": 2.5}, None]),
+                "kind": pa.array(["k", None]).dictionary_encode(),
+            }
+        )
+        pq.write_table(rows, top / "m.parquet")
+        names, table = read(top / "m.parquet")
+        assert names == ["a.jpg", "b.jpg"]
+        others = rows.drop_columns(["uri"])
+        kind = others.schema.get_field_index("kind")
+        expected = others.set_column(kind, "kind", others["kind"].cast(pa.string()))
+        assert table.schema == expected.schema
+        assert table.equals(expected.combine_chunks())
+
+    def test_a_glob_takes_several_manifests(self, top: Path) -> None:
+        write(top / "part-1.csv", "uri,n\na.jpg,1\n")
+        write(top / "part-2.csv", "uri,n\nb.jpg,2\n")
+        names, table = read(top / "part-*.csv")
+        assert names == ["a.jpg", "b.jpg"]
+        assert table["n"].to_pylist() == [1, 2]
+
+    def test_addresses_are_relative_to_the_manifest_and_what_is_missing_stays(self, top: Path) -> None:
+        (top / "lists").mkdir()
+        manifest = write(top / "lists" / "m.txt", f"../a.jpg\n{top / 'b.jpg'}\nnowhere.jpg\n")
+        found = [photo for photo, _ in Source(manifest=str(manifest)).lines()]
+        assert [photo.uri for photo in found] == [
+            str(top / "a.jpg"), str(top / "b.jpg"), str(top / "lists" / "nowhere.jpg"),
+        ]  # fmt: skip
+        assert [photo.size for photo in found] == [5, 5, 0]
+
+    def test_a_column_of_addresses_may_be_named(self, top: Path) -> None:
+        names, table = read(write(top / "m.csv", "where,path\na.jpg,x\n"), uri_column="where")
+        assert names == ["a.jpg"]
+        assert table.to_pylist() == [{"path": "x"}]
+
+
+class TestTypesOfCsv:
+    @pytest.mark.parametrize(
+        ("cells", "kind", "values"),
+        [
+            (["1", "-20", ""], "int64", [1, -20, None]),
+            (["1", "2.5", "1e3"], "double", [1.0, 2.5, 1000.0]),
+            (["true", "false"], "bool", [True, False]),
+            (["01234", "5"], "string", ["01234", "5"]),
+            (["1", "x"], "string", ["1", "x"]),
+            (["true", "1"], "string", ["true", "1"]),
+            (["9" * 30], "double", [1e30]),
+            (["nan"], "string", ["nan"]),
+            (["", ""], "string", [None, None]),
+        ],
+    )
+    def test_a_column_is_what_all_its_cells_are(self, cells: list[str], kind: str, values: list[Any]) -> None:
+        columns = Columns()
+        lines = [columns.take({"c": cell}, text=True) for cell in cells]
+        table = columns.table(lines)
+        assert str(table.schema.field("c").type) == kind
+        assert table["c"].to_pylist() == pytest.approx(values) if kind == "double" else values
+
+    def test_it_becomes_what_earlier_rows_have_where_its_cells_allow_it(self) -> None:
+        columns = Columns({"code": "string", "price": "double", "n": "int64"})
+        line = columns.take({"code": "7", "price": "3", "n": "x"}, text=True)
+        assert columns.table([line]).to_pylist() == [{"code": "7", "price": 3.0, "n": "x"}]
+
+
+REFUSED = {
+    "no address": ("m.csv", "uri,n\na.jpg,1\n,2\n", "line 3: there is no address"),
+    "no column": ("m.csv", "shop,n\na.jpg,1\n", "line 1: no column image or"),
+    "two columns": ("m.csv", "uri,path\na.jpg,b.jpg\n", "'uri' and 'path' could each be the address"),
+    "ours": ("m.csv", "uri,Score\na.jpg,1\n", "'Score' passes through to the scores, where score is one of"),
+    "twice": ("m.csv", "uri,n,N\na.jpg,1,2\n", "more than one column is called 'n'"),
+    "nameless": ("m.csv", "uri,\na.jpg,1\n", "a column has no name"),
+    "cells": ("m.csv", "uri,n\na.jpg\n", "line 2: 1 cells where the first line has 2"),
+    "types": (
+        "m.jsonl",
+        '{"uri": "a.jpg", "n": 1}\n{"uri": "b.jpg", "n": "x"}\n',
+        "line 2: 'n' is text here",
+    ),
+    "large": ("m.jsonl", '{"uri": "a.jpg", "n": 99999999999999999999}\n', "line 1: 9+ has more than 64 bits"),
+    "json": ("m.jsonl", '{"uri": "a.jpg"}\n{"uri"\n', "line 2: no JSON"),
+    "missing": ("elsewhere/m.csv", None, "Cannot read the manifest"),
+    "suffix": ("m.xlsx", "x", "a manifest's name ends in .txt, .csv"),
+    "parquet": ("m.parquet", "x", "as Parquet"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_mistake_says_where_it_is(name: str, top: Path) -> None:
+    file, content, message = REFUSED[name]
+    if content is not None:
+        write(top / file, content)
+    with pytest.raises(InputError, match=message) as caught:
+        read(top / file, reserved={"score": "where score is one of hubhead's columns"})
+    assert caught.value.remedy
+
+
+def test_a_parquet_type_that_cannot_pass_says_so(top: Path) -> None:
+    pq.write_table(pa.table({"uri": ["a.jpg"], "x": pa.array([{"b": b"x"}])}), top / "m.parquet")
+    with pytest.raises(InputError, match="cannot pass through"):
+        read(top / "m.parquet")
+
+
+def test_files_of_a_glob_whose_columns_differ_in_type_say_so(top: Path) -> None:
+    pq.write_table(pa.table({"uri": ["a.jpg"], "x": [1]}), top / "p1.parquet")
+    pq.write_table(pa.table({"uri": ["b.jpg"], "x": ["1"]}), top / "p2.parquet")
+    with pytest.raises(InputError, match=r"p2\.parquet: 'x' is string, and int64 in an earlier file"):
+        read(top / "p*.parquet")
+
+
+def test_a_manifest_given_as_a_photo_says_how_to_give_it(top: Path) -> None:
+    source = Source(photos=str(write(top / "m.csv", "uri\na.jpg\n")))
+    with pytest.raises(InputError, match="--manifest"):
+        list(source.lines())
+
+
+class TestSorting:
+    def test_lines_that_do_not_fit_come_sorted_all_the_same(self) -> None:
+        lines = [f"{random.Random(number).random()} {number}\n".encode() for number in range(5000)]
+        with Sorter(memory=400) as sorter:  # some 300 pieces, merged in two steps
+            for line in lines:
+                sorter.add(line)
+            assert list(sorter.lines()) == sorted(lines)
+
+    def test_a_full_temporary_directory_says_which(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(**_: Any) -> Any:
+            return Path("/dev/full").open("w+b")
+
+        monkeypatch.setattr(external_sort.tempfile, "TemporaryFile", full)
+        with Sorter(memory=10) as sorter, pytest.raises(OutputError, match="Cannot sort") as caught:
+            sorter.add(b"x" * (1 << 20) + b"\n")
+        assert "TMPDIR" in caught.value.remedy

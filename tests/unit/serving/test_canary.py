@@ -1,0 +1,30 @@
+"""The canary's share of the requests, and what it says beside the stable version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.client import Client
+from serving.client.canary import Canary
+from serving.errors import InputError
+
+
+@pytest.mark.parametrize("settings", [{"canary": 1.5}, {"canary": -0.1}, {"canary": 0.5, "version": 3}])
+def test_a_share_that_makes_no_sense_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        Client("localhost:1", model="food", **settings)
+
+
+@given(st.text(), st.floats(0, 1), st.floats(0, 1))
+def test_a_larger_share_keeps_its_users(user: str, one: float, other: float) -> None:
+    less, more = sorted((one, other))
+    assert Canary(more).takes(user) or not Canary(less).takes(user)
+
+
+def test_users_are_spread_evenly() -> None:
+    taken = sum(Canary(0.05).takes(f"user-{number}") for number in range(20_000))
+    assert 850 < taken < 1150  # 1000, and five standard deviations of 31

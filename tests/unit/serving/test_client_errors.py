@@ -1,0 +1,160 @@
+"""The clients against a server that misbehaves: retries, splitting, the guilty photo, cancellation, flow.
+
+Each test of a behaviour that both clients have runs once with each.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving import protos
+from serving.client import Client, Retry, sans_io
+from serving.client.concurrency_limit import ALPHA, BETA, Limit
+from serving.client.photos import png_of
+from serving.client.retry import with_retries
+from serving.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InputError,
+    InvalidRequest,
+    Overloaded,
+    ServerError,
+    ServerUnavailable,
+    TooLarge,
+)
+
+
+def test_waits_are_drawn_from_all_of_a_range_that_doubles_up_to_the_most() -> None:
+    retry = Retry(first=0.1, most=0.35)
+    for failures, longest in ((1, 0.1), (2, 0.2), (3, 0.35), (500, 0.35)):
+        waits = [retry.wait(failures) for _ in range(2000)]
+        assert 0 <= min(waits) < 0.05 * longest
+        assert 0.95 * longest < max(waits) <= longest
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (7, 5, 3), (64, 48, 3)])
+def test_a_png_holds_the_pixels_it_was_made_of(shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, shape, np.uint8)
+    with Image.open(io.BytesIO(png_of(pixels))) as image:
+        assert image.format == "PNG"
+        assert np.array_equal(np.asarray(image), pixels)
+
+
+@pytest.mark.parametrize("headers", [{"grpc-timeout": "1"}, {"a b": "c"}, {"a": "ü"}, {"x-bin": "c"}])
+def test_headers_that_cannot_be_sent_are_an_input_error(headers: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="header"):
+        Client("localhost:1", model="food", headers=headers)
+
+
+# --- Flow control ----------------------------------------------------------------------------------------
+
+
+def simulated(limit: Limit, capacity: float, answers: int, others: float = 0.0) -> list[float]:
+    """A server that works on `capacity` requests at once and queues the rest, `others` of somebody else's."""
+    values = []
+    for _ in range(answers):
+        under_way = int(limit.value)
+        limit.answered(32, max(1.0, (under_way + others) / capacity), under_way)
+        values.append(limit.value)
+    return values
+
+
+@pytest.mark.parametrize("capacity", [1.0, 4.0, 10.0])
+def test_the_limit_settles_a_little_above_what_the_server_works_on(capacity: float) -> None:
+    values = simulated(Limit(64), capacity, 900)[-300:]
+    assert capacity <= min(values)
+    assert max(values) <= capacity + BETA + 2
+
+
+def test_the_limit_gives_way_when_others_fill_the_queue() -> None:
+    limit = Limit(64)
+    alone = simulated(limit, 4.0, 400)[-1]
+    crowded = simulated(limit, 4.0, 400, others=12.0)[-1]
+    assert crowded <= alone - 1
+
+
+def test_the_limit_is_halved_once_by_a_burst_of_refusals_and_never_leaves_its_bounds() -> None:
+    limit = Limit(16)
+    simulated(limit, 100.0, 100)
+    assert limit.value == 16
+    for _ in range(5):
+        limit.overloaded(now=10.0, seconds=0.5)
+    assert limit.value == 8
+    for now in range(11, 40):
+        limit.overloaded(now=float(now), seconds=0.5)
+    assert limit.value == 1
+    assert ALPHA < BETA
+
+
+@pytest.mark.parametrize(
+    "settings", [{"max_photos": 0}, {"timeout": 0}, {"max_bytes": 0}, {"max_concurrency": 0}]
+)
+def test_settings_that_make_no_sense_are_an_input_error(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        Client("localhost:1", model="food", **settings)
+
+
+def test_too_large_is_an_invalid_request_and_overloaded_is_unavailable() -> None:
+    assert issubclass(TooLarge, InvalidRequest)
+    assert issubclass(Overloaded, ServerUnavailable)
+
+
+class Failure(grpc.RpcError):  # type: ignore[misc]
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__()
+        self._told = code, details
+
+    def code(self) -> grpc.StatusCode:
+        return self._told[0]
+
+    def details(self) -> str:
+        return self._told[1]
+
+
+@pytest.mark.parametrize(
+    ("away_seconds", "expected"), [(8.0, ServerUnavailable), (1.0, DeadlineExceeded)], ids=["most", "little"]
+)
+def test_an_attempt_without_time_left_does_not_hide_why_the_others_failed(
+    monkeypatch: pytest.MonkeyPatch, away_seconds: float, expected: type[ServerError]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def perform(step: sans_io.Step) -> None:
+        if isinstance(step, sans_io.Pause):
+            return
+        if now[0] < away_seconds:
+            now[0] += 1
+            raise Failure(grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses")
+        now[0] += step.timeout  # type: ignore[union-attr, operator]
+        raise Failure(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+
+    request = protos.PredictRequest()
+    call = sans_io.Call(protos.PREDICT, request, protos.PredictResponse, 10.0)
+    with pytest.raises(ServerError) as raised:
+        sans_io.run_inline(with_retries(call, Retry(100, 0.0), "there:1", "food"), perform)
+    assert type(raised.value) is expected
+
+
+@pytest.mark.parametrize(("took", "expected"), [(9.99, DeadlineExceeded), (5.0, Cancelled)])
+def test_a_server_that_cancels_at_the_deadline_took_too_long(
+    monkeypatch: pytest.MonkeyPatch, took: float, expected: type[ServerError]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def perform(step: sans_io.Step) -> None:
+        now[0] += took
+        raise Failure(grpc.StatusCode.CANCELLED, "CANCELLED")
+
+    call = sans_io.Call(protos.PREDICT, protos.PredictRequest(), protos.PredictResponse, 10.0)
+    with pytest.raises(ServerError) as raised:
+        sans_io.run_inline(with_retries(call, Retry(), "there:1", "food"), perform)
+    assert type(raised.value) is expected

@@ -1,0 +1,166 @@
+"""Names of backbones: aliases, architectures of the old flag, and the command that lists and shows them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from serving.errors import InputError
+from trainer.backbones import ALIASES, alias_of, architecture, resolve
+from trainer.backbones.aliases import ARCHITECTURES, BUILT, NAMES, SHORT
+from trainer.commands.backbone import backbone as command
+
+pytestmark = pytest.mark.tf
+
+
+# Aliases
+
+
+def test_an_alias_is_an_address_of_the_hub_with_a_size_of_its_own() -> None:
+    assert len({alias.handle for alias in NAMES.values()}) == len(NAMES) - len(BUILT) + 1
+    for name, alias in NAMES.items():
+        if name not in BUILT:
+            assert re.fullmatch(r"https://tfhub\.dev/\S+/feature[_-]vector/\d", alias.handle), name
+            assert alias_of(alias.handle) == alias
+            assert alias_of(f"{alias.handle.rpartition('/')[0]}/1") == alias
+        height, width = alias.image_size
+        assert height == width
+        stated = re.search(r"_(224|192|160|128|96)$", name)
+        assert stated is None or int(stated[1]) == height
+        assert alias.value_range == (0, 1)
+        assert alias.parameters is None or 0.4 < alias.parameters < 120
+    assert ALIASES.keys() == NAMES.keys() | SHORT.keys()
+
+
+@pytest.mark.parametrize(
+    ("address_", "name"),
+    [
+        (
+            "https://www.kaggle.com/models/google/mobilenet-v1/TensorFlow2/025-128-feature-vector/2",
+            "mobilenet_v1_025_128",
+        ),
+        (
+            "https://www.kaggle.com/models/tensorflow/efficientnet/frameworks/TensorFlow2/variations/"
+            "b4-feature-vector/versions/1",
+            "efficientnet_b4",
+        ),
+        ("https://tfhub.dev/google/imagenet/mobilenet_v2_100_224/feature_vector", "mobilenet_v2"),
+        ("https://tfhub.dev/google/imagenet/mobilenet_v2_100_224/classification/5", None),
+        ("https://www.kaggle.com/models/google/mobilenet-v2/TfJs/140-224-feature-vector/3", None),
+        ("https://example.com/google/imagenet/mobilenet_v2_100_224/feature_vector/5", None),
+        ("https://[tfhub.dev", None),
+        ("no_such_name", None),
+    ],
+)
+def test_an_address_is_the_alias_of_the_module_that_it_leads_to(address_: str, name: str | None) -> None:
+    assert alias_of(address_) == (ALIASES[name] if name else None)
+
+
+@pytest.mark.parametrize(
+    ("handle", "hint"),
+    [
+        ("mobilenetv2", "Did you mean mobilenet_v2"),
+        ("/no/such/directory", "hubhead backbone list"),
+        (
+            "google/imagenet/inception_v3/feature_vector/5",
+            r"Did you mean https://tfhub\.dev/google/imagenet/inception_v3/feature_vector/5\?",
+        ),
+        (
+            "tfhub.dev/google/imagenet/inception_v3/feature_vector/5",
+            r"Did you mean https://tfhub\.dev/google/imagenet/inception_v3/feature_vector/5\?",
+        ),
+    ],
+)
+def test_an_unknown_name_is_refused_with_a_hint(handle: str, hint: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=hint):
+        resolve(handle, tmp_path)
+
+
+# --architecture
+
+
+@pytest.mark.parametrize("quantized", ["", "_quantized"])
+@pytest.mark.parametrize(
+    ("width", "depth"), [("1.0", 100), ("0.75", 75), ("0.50", 50), ("0.5", 50), ("0.25", 25)]
+)
+@pytest.mark.parametrize("size", [224, 192, 160, 128])
+def test_every_mobilenet_of_the_old_flag_is_a_module(
+    width: str, depth: int, size: int, quantized: str
+) -> None:
+    found = architecture(f"MobileNet_{width}_{size}{quantized}")
+    alias = ALIASES[found.alias]
+    assert alias.handle.endswith(f"/mobilenet_v1_{depth:03}_{size}/feature_vector/5")
+    assert alias.image_size == (size, size)
+    assert ("float32" in found.note) == bool(quantized)
+
+
+def test_the_old_flag_knows_inception_too() -> None:
+    assert architecture("inception_v3").alias == "inception_v3"
+    assert len(ARCHITECTURES) == 17
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("mobilenet_1.0_225", r"Did you mean mobilenet_1\.0_224\?"),
+        ("mobilenet_2.0_224", "Did you mean mobilenet_"),
+        ("inception_v4", "Did you mean inception_v3"),
+        ("inception_v3_quantized", "Did you mean inception_v3"),
+        ("mobilenet_1.0", r"Did you mean mobilenet_1\.0_"),
+        ("resnet50", "Did you mean resnet_50"),
+        ("efficientnet_b0", "Did you mean efficientnet_b0.*is given by --tfhub_module"),
+        ("", r"mobilenet_<1\.0\|0\.75\|0\.50\|0\.25>_<224\|192\|160\|128>"),
+    ],
+)
+def test_an_unknown_architecture_is_refused_with_a_near_one(name: str, hint: str) -> None:
+    with pytest.raises(InputError, match=f"is no architecture.*{hint}"):
+        architecture(name)
+
+
+# The command
+
+
+def test_the_command_lists_the_aliases() -> None:
+    result = CliRunner().invoke(command, ["list"], catch_exceptions=False)
+    assert result.exit_code == 0
+    for name, alias in NAMES.items():
+        (line,) = (line for line in result.stdout.splitlines() if line.split()[:1] == [name])
+        height, width = alias.image_size
+        shown = [f"{height} x {width}", alias.handle, alias.origin]
+        shown += [str(alias.dimension)] if alias.dimension else []
+        shown += [f"{alias.parameters:g} M"] if alias.parameters else []
+        for expected in shown:
+            assert expected in line
+    for short, name in SHORT.items():
+        assert f"{short} is {name}" in result.stdout
+
+
+def test_the_list_can_be_narrowed_and_read_by_programs() -> None:
+    result = CliRunner().invoke(command, ["list", "v2", "100", "--json"], catch_exceptions=False)
+    records = json.loads(result.stdout)
+    assert [record["alias"] for record in records] == [
+        f"mobilenet_v2_100_{size}" for size in (224, 192, 160, 128, 96)
+    ]
+    assert records[0] == {
+        "alias": "mobilenet_v2_100_224",
+        "handle": "https://tfhub.dev/google/imagenet/mobilenet_v2_100_224/feature_vector/5",
+        "image_size": [224, 224],
+        "dimension": 1280,
+        "origin": "TensorFlow Hub, google/imagenet",
+        "parameters": 3.47,
+        "value_range": [0, 1],
+    }
+    table = CliRunner().invoke(command, ["list", "lite"], catch_exceptions=False).stdout
+    assert table.count("efficientnet_lite") == 6
+    assert " is " not in table
+
+
+@pytest.mark.parametrize("wrong", ["1", "a,b", "0,1,2", ""])
+def test_a_range_is_two_numbers(wrong: str) -> None:
+    result = CliRunner().invoke(command, ["show", "x", f"--value_range={wrong}"])
+    assert result.exit_code == 2
+    assert "Give two numbers, as in 0,255." in result.output

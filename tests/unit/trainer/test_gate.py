@@ -1,0 +1,181 @@
+"""The gate before a bundle goes live."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+import pytest
+
+from serving import contract
+from serving.bundle import Manifest
+from serving.errors import BundleError, InputError
+from serving.registry import verdict
+from serving.registry.verdict import Check, Verdict
+from trainer.commands.validate import _live
+from trainer.dataset import labelled_photos
+from trainer.gate import thresholds
+from trainer.gate.thresholds import Limits
+
+if TYPE_CHECKING:
+    pass
+
+
+def manifest(accuracy: float = 0.8, recall: float = 0.8, n: int = 50, **test: Any) -> Manifest:
+    figures = {
+        "accuracy": {"value": accuracy, "n": 100},
+        "log_loss": 0.5,
+        "calibration": {"error": 0.03},
+        "recall": {"a": {"value": recall, "n": n}, "b": {"value": 0.9, "n": 100}},
+    }
+    return Manifest(["a", "b"], {}, {}, metrics={"test": figures | test})
+
+
+def failed(checks: list[Check]) -> list[str]:
+    return [check.name for check in checks if check.passed is False]
+
+
+@pytest.mark.parametrize(
+    ("new", "expected"),
+    [
+        (manifest(), []),
+        (manifest(accuracy=0.78), []),
+        (manifest(accuracy=0.779), ["accuracy"]),
+        (manifest(recall=0.7), []),
+        (manifest(recall=0.69), ["recall of a"]),
+        (manifest(recall=0.1, n=19), []),
+        (manifest(log_loss=0.56), ["log-loss"]),
+        (manifest(calibration={"error": 0.09}), ["calibration error"]),
+        (manifest(calibration=None), ["calibration error"]),
+        (replace(manifest(), metrics={}), ["accuracy", "log-loss", "calibration error"]),
+    ],
+)
+def test_records_are_held_against_those_of_the_live_version(new: Manifest, expected: list[str]) -> None:
+    assert failed(thresholds.recorded(new, manifest(), Limits())) == expected
+
+
+def test_what_the_live_version_does_not_state_is_told_and_not_judged() -> None:
+    checks = thresholds.recorded(manifest(), replace(manifest(), metrics={}), Limits())
+    assert {check.passed for check in checks} == {None}
+
+
+def test_labels_that_come_and_go_are_named() -> None:
+    added, removed = thresholds.labels_changed(["a", "c"], ["a", "b"])
+    assert (added.detail, removed.detail) == ("c", "b")
+    assert added.passed is removed.passed is None
+
+
+def test_both_versions_are_judged_on_the_same_photos_by_their_own_labels() -> None:
+    live = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]], np.float32)
+    new = live[:, ::-1]  # the same answers, its labels in another order
+    truth = ["a", "b", "a", "a"]
+    checks = thresholds.on_photos((new, ["b", "a"]), (live, ["a", "b"]), truth, Limits(label_photos=1))
+    assert failed(checks) == []
+    accuracy, loss, recall_a, recall_b = checks
+    assert (accuracy.figure, recall_a.figure, recall_b.figure) == (1.0, 1.0, 1.0)
+    assert loss.figure == pytest.approx(-np.log([0.9, 0.8, 0.6, 0.7]).mean())
+    worse = thresholds.on_photos((live, ["b", "a"]), (live, ["a", "b"]), truth, Limits(label_photos=1))
+    assert failed(worse) == [check.name for check in worse]
+
+
+def test_a_ratio_is_held_against_its_limit() -> None:
+    assert thresholds.ratio("latency", 15.0, 10.0, 1.5, "ms").passed
+    assert thresholds.ratio("latency", 15.1, 10.0, 1.5, "ms").passed is False
+
+
+def test_photos_have_the_label_of_their_folder_where_it_is_one(tmp_path: Path) -> None:
+    for name in ("a/1.jpg", "a/deep/2.PNG", "b/3.jpeg", "4.jpg", "a/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"\xff\xd8\xff" + name.encode())
+    found = labelled_photos.from_directory(tmp_path, ["a", "b"])
+    assert [(path.name, label) for path, label in found] == [
+        ("4.jpg", None),
+        ("1.jpg", "a"),
+        ("2.PNG", None),
+        ("3.jpeg", "b"),
+    ]
+    assert [photo.label for photo in labelled_photos.spread(labelled_photos.read(found), 2)] == [None, None]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no photo"):
+        labelled_photos.from_directory(tmp_path / "empty", ["a"])
+
+
+def test_a_manifest_names_photos_and_labels(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("uri,label\nx/1.jpg,a\n/abs/2.jpg,\n")
+    assert labelled_photos.from_manifest(tmp_path / "list.csv") == [
+        (tmp_path / "x/1.jpg", "a"),
+        (Path("/abs/2.jpg"), None),
+    ]
+    (tmp_path / "list.txt").write_text("1.jpg\n\n2.jpg\n")
+    assert labelled_photos.from_manifest(tmp_path / "list.txt") == [
+        (tmp_path / "1.jpg", None),
+        (tmp_path / "2.jpg", None),
+    ]
+    (tmp_path / "list.csv").write_text("path,label\n1.jpg,a\n")
+    with pytest.raises(InputError, match="no column 'uri', only 'path', 'label'"):
+        labelled_photos.from_manifest(tmp_path / "list.csv")
+    with pytest.raises(InputError, match="cannot be read"):
+        labelled_photos.read([(tmp_path / "gone.jpg", None)])
+
+
+def test_a_verdict_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / "assets.extra").mkdir()
+    (tmp_path / "file").write_text("content")
+    before = verdict.digest(tmp_path)
+    written = Verdict(before, (Check("a", True, 1.0, 2.0, "x"), Check("b", False)), "live", "now")
+    verdict.write(tmp_path, written)
+    assert verdict.read(tmp_path) == written
+    assert not written.blessed
+    assert replace(written, forced=True).blessed
+    assert verdict.digest(tmp_path) == before  # the verdict is no part of what is judged
+    (tmp_path / "file").write_text("CONTENT")
+    assert verdict.digest(tmp_path) != before
+    (tmp_path / contract.VERDICT_FILE).write_text('{"checks": ')
+    with pytest.raises(BundleError, match="cannot be read"):
+        verdict.read(tmp_path)
+
+
+def test_a_bundle_is_not_held_against_itself(tmp_path: Path) -> None:
+    from trainer.gate import gate
+
+    directory = tmp_path / "1"
+    (directory / "assets.extra").mkdir(parents=True)
+    (directory / contract.SAVED_MODEL_FILE).touch()
+    manifest().write(directory)
+    with pytest.raises(InputError, match="both the candidate and the live"):
+        gate.validate(directory, live=tmp_path)
+    replace(manifest(), labels=[]).write(directory)
+    with pytest.raises(InputError, match="headless"):
+        gate.validate(directory)
+
+
+def test_a_directory_that_has_no_version_yet_is_no_live_version(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _live(tmp_path) is None
+    assert "no version yet" in capsys.readouterr().err
+    (tmp_path / "1").mkdir()
+    assert _live(tmp_path) == tmp_path
+    assert _live(tmp_path / "mistyped") == tmp_path / "mistyped"  # which cannot be read, an error
+
+
+def test_of_the_versions_the_stable_one_is_live(tmp_path: Path) -> None:
+    config = tmp_path / "model.config"
+    config.write_text(
+        'model_config_list { config { name: "food" base_path: "/models/food" model_platform: "tensorflow"\n'
+        'version_labels { key: "stable" value: 1 } version_labels { key: "canary" value: 2 } } }\n'
+    )
+    assert _live(tmp_path / "food", config) == tmp_path / "food"  # which is not there, an error
+    for number in ("1", "2"):
+        (tmp_path / "food" / number).mkdir(parents=True)
+        (tmp_path / "food" / number / contract.SAVED_MODEL_FILE).touch()
+    assert _live(tmp_path / "food", config) == tmp_path / "food" / "1"
+    assert _live(tmp_path / "food" / "2", config) == tmp_path / "food" / "2"
+    config.write_text(config.read_text().replace("stable", "old"))
+    with pytest.raises(InputError, match="No version of food is stable"):
+        _live(tmp_path / "food", config)
+    with pytest.raises(click.UsageError, match="own address"):
+        _live("s3://models/food", config)

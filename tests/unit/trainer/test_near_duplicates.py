@@ -1,0 +1,212 @@
+"""Photos that are there more than once: what counts as one, and what a report is told."""
+
+from __future__ import annotations
+
+import hashlib
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from batch.monitoring.stats import Progress
+from serving.errors import InputError
+from trainer import dataset
+from trainer.dataset import Example, SplitSettings, Subset
+from trainer.dataset import near_duplicates as duplicates
+from trainer.dataset.near_duplicates import near_duplicates
+
+TRAINING, VALIDATION, TESTING = Subset.TRAINING, Subset.VALIDATION, Subset.TESTING
+
+
+def vectors(
+    groups: list[int], seed: int = 0, dimension: int = 64, noise: float = 0.01
+) -> NDArray[np.float32]:
+    """One row for each number; rows of the same number are near-duplicates, others are far apart."""
+    random = np.random.default_rng(seed)
+    centres = random.standard_normal((max(groups, default=0) + 1, dimension))
+    rows = centres[groups] + noise * random.standard_normal((len(groups), dimension))
+    return (rows * random.uniform(0.1, 10, (len(groups), 1))).astype(np.float32)
+
+
+def rows_of(found: duplicates.NearDuplicates) -> list[tuple[int, ...]]:
+    return [group.rows for group in found.groups]
+
+
+def expected(numbers: list[int]) -> list[tuple[int, ...]]:
+    together: dict[int, list[int]] = {}
+    for row, number in enumerate(numbers):
+        together.setdefault(number, []).append(row)
+    return [tuple(rows) for rows in together.values() if len(rows) > 1]
+
+
+# --- Near-duplicates ------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(numbers=st.lists(st.integers(0, 12), max_size=40), block=st.sampled_from([1, 3, 7, 1024]))
+def test_near_duplicates_are_found_whatever_the_blocks(numbers: list[int], block: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "_BLOCK", block)
+        patch.setattr(duplicates, "_MAX_LINKS", 2)
+        assert rows_of(near_duplicates(vectors(numbers), 0.95)) == expected(numbers)
+
+
+def test_each_photo_has_its_cosine_with_the_one_most_like_it() -> None:
+    angles = np.radians([0, 5, 15, 90])
+    embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    [group] = near_duplicates(embeddings, 0.98).groups
+    assert group.rows == (0, 1, 2)  # 0 and 2 are joined by 1 alone: their own cosine is .966
+    assert group.similarities == pytest.approx(np.cos(np.radians([5, 5, 10])), abs=1e-5)
+
+
+def test_half_precision_and_blank_embeddings_are_fine() -> None:
+    embeddings = vectors([0, 1, 0, 2]).astype(np.float16)
+    embeddings[[1, 3]] = 0
+    assert rows_of(near_duplicates(embeddings)) == [(0, 2)]
+    assert rows_of(near_duplicates(np.empty((0, 8), np.float32))) == []
+
+
+def test_beyond_the_limit_the_first_rows_are_compared_with_all() -> None:
+    numbers = [*range(90), 5, *range(90, 98), 50]
+    found = near_duplicates(vectors(numbers), 0.95, limit=60, first=[99])
+    assert (found.compared, found.photos) == (18, 100)
+    assert rows_of(found) == [(5, 90), (50, 99)]
+    found = near_duplicates(vectors(numbers), 0.95, limit=60)
+    assert rows_of(found) == [(5, 90)]
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_memory_does_not_grow_with_the_pairs(same: bool) -> None:
+    embeddings = vectors([0] * 6000 if same else list(range(6000)), dimension=16)
+    near_duplicates(embeddings[:10])  # imports
+    tracemalloc.start()
+    try:
+        found = near_duplicates(embeddings, 0.99)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [len(group.rows) for group in found.groups] == ([6000] if same else [])
+    assert peak < 100 << 20  # all pairs would be 288 MB as float64, more as indices
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.3, 3.0])
+def test_a_bound_spares_products_and_leaves_no_pair_out(
+    noise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duplicates, "_BLOCK", 64)
+    monkeypatch.setattr(duplicates, "_SEEN", 200)
+    random = np.random.default_rng(0)
+    numbers = random.integers(0, 150, 400).tolist()
+    embeddings = np.maximum(vectors(numbers, dimension=300, noise=noise), 0).astype(np.float16)
+    unit = duplicates._unit(embeddings)
+    sketch = duplicates._sketch(embeddings)
+    assert sketch.shape == (400, 97)
+    assert (sketch @ sketch.T >= unit @ unit.T - 1e-4).all()
+    found = near_duplicates(embeddings, 0.93)
+    monkeypatch.setattr(duplicates, "_sketch", lambda rows: np.ones((len(rows), 1), np.float32))
+    assert rows_of(found) == rows_of(near_duplicates(embeddings, 0.93))
+    assert bool(found.groups) == (noise < 1)
+
+
+def test_progress_ends_at_all_photos() -> None:
+    seen: list[Progress] = []
+    near_duplicates(vectors(list(range(3000)), dimension=4), 1.0, progress=seen.append)
+    assert [step.done for step in seen] == sorted(step.done for step in seen)
+    assert seen[-1] == Progress(3000, 3000, 0)
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("threshold", [0, -0.5, 1.01, float("nan")])
+def test_a_threshold_that_is_no_cosine_is_an_error(threshold: float) -> None:
+    with pytest.raises(InputError, match="threshold of near-duplicates"):
+        near_duplicates(vectors([0, 1]), threshold)
+
+
+# --- The report -----------------------------------------------------------------------------------------
+
+
+def example(name: str, label: int = 0, content: str = "", subset: Subset | None = None) -> Example:
+    sha = hashlib.sha256((content or name).encode()).hexdigest()
+    return Example(f"/photos/{label}/{name}.jpg", sha, label, subset=subset)
+
+
+def test_a_report_names_copies_contradictions_and_near_duplicates_with_their_sets() -> None:
+    files = [
+        example("a"),
+        example("copy of a", content="a"),
+        example("b"),
+        example("b elsewhere", 1, content="b"),
+        example("c", 1),
+        example("nearly c", 0),
+        example("d", 1),
+    ]
+    rows = dataset.distinct(files)
+    examples = [files[row] for row in rows]
+    assert rows == [0, 2, 3, 4, 5, 6]
+    near = near_duplicates(vectors([0, 1, 1, 2, 2, 3]), 0.95)
+    subsets = [TRAINING, TRAINING, TRAINING, TESTING, TRAINING, VALIDATION]
+    found = duplicates.report(files, examples, subsets, near, ["pizza", "sushi"])
+    assert [[picture.uri for picture in group.pictures] for group in found.exact] == [
+        ["/photos/0/a.jpg", "/photos/0/copy of a.jpg"],
+        ["/photos/0/b.jpg", "/photos/1/b elsewhere.jpg"],
+    ]
+    assert found.contradictions == (found.exact[1],)
+    [group] = found.near  # the group of b is no near-duplicate: it is the same bytes
+    assert group == found.across_sets[0] == found.near_contradictions[0]
+    assert [picture.uri for picture in group.pictures] == ["/photos/1/c.jpg", "/photos/0/nearly c.jpg"]
+    assert group.labels == ("pizza", "sushi")
+    assert group.subsets == {TRAINING, TESTING}
+    assert all(0.95 < picture.similarity < 1 for picture in group.pictures)
+    assert [picture.uri for picture in found.seen()] == ["/photos/1/c.jpg"]
+    assert found.seen(VALIDATION) == ()
+    assert list(found.sentences()) == [
+        "4 files are identical to others: 2 distinct photos.",
+        "1 photos stand under more than one label.",
+        "2 photos are near-duplicates (cosine 0.95 or more), in 1 groups, 1 of them across labels.",
+        "1 test photos have a near-duplicate among the training photos: the test figures flatter.",
+    ]
+
+
+def test_a_copy_that_was_laid_out_for_another_set_is_told_with_that_set() -> None:
+    files = [example("a"), example("same", content="a", subset=TESTING), example("b")]
+    rows = dataset.distinct(files)
+    assert rows == [1, 2]
+    examples = [files[row] for row in rows]
+    near = near_duplicates(vectors([0, 1]))
+    found = duplicates.report(files, examples, [TESTING, TRAINING], near, ["pizza"])
+    [group] = found.exact
+    assert [picture.subset for picture in group.pictures] == [TRAINING, TESTING]
+    assert "1 photos are laid out for several sets; each counts for the held-out one alone." in list(
+        found.sentences()
+    )
+
+
+def test_nothing_twice_is_nothing_to_say() -> None:
+    examples = [example("a"), example("b")]
+    near = near_duplicates(vectors([0, 1]))
+    assert not list(duplicates.report(examples, examples, [TRAINING] * 2, near, ["pizza"]).sentences())
+
+
+def test_a_threshold_too_low_and_photos_not_compared_are_told() -> None:
+    examples = [example(str(number)) for number in range(20)]
+    near = near_duplicates(vectors([0] * 20), 0.9, limit=16)
+    told = list(duplicates.report(examples, examples, [TRAINING] * 20, near, ["pizza"]).sentences())
+    assert "0.9 is too low" in told[-2]
+    assert "of 6 photos among all 20" in told[-1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(numbers=st.lists(st.integers(0, 15), min_size=8, max_size=40), seed=st.integers(0, 10**6))
+def test_near_duplicates_kept_together_are_never_across_sets(numbers: list[int], seed: int) -> None:
+    examples = [example(f"{seed} {row}") for row in range(len(numbers))]
+    near = near_duplicates(vectors(numbers), 0.95)
+    subsets = dataset.split(examples, SplitSettings(20, 20), together=near.together)
+    found = duplicates.report(examples, examples, subsets, near, ["pizza"])
+    assert not found.across_sets
+    groups = dataset.count_groups(examples, ["pizza"], near.together)["pizza"]
+    assert groups == len(set(numbers))
+    if groups >= 3:
+        assert set(subsets) == set(Subset)
