@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from batch.embeddings import Embeddings, EmbeddingStore, photo_sha
 from batch.inputs.listing import Photo
@@ -38,11 +37,6 @@ def rows(numbers: list[int], *, refused: tuple[int, ...] = ()) -> Embeddings:
 
 def fill(store: EmbeddingStore, numbers: list[int], *, refused: tuple[int, ...] = ()) -> None:
     store.append({photo(n): sha(n) for n in numbers}, rows(numbers, refused=refused))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> EmbeddingStore:
-    return EmbeddingStore(str(tmp_path), "f1", D)
 
 
 def reopened(store: EmbeddingStore) -> EmbeddingStore:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 from click.testing import CliRunner
 
 from hubhead import hubhead
@@ -48,17 +47,6 @@ def write_bundle(models: Path, number: int, *, blessed: bool | None = True, brok
         check = Check("accuracy", blessed, 0.5, 0.6, "0.5, and at least 0.6 was wanted")
         verdict.write(directory, Verdict(verdict.digest(directory), (check,), None, audit.now()))
     return directory
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    """Where the trainer leaves bundles 1 to 3."""
-    for number in (1, 2, 3):
-        write_bundle(tmp_path / "trained", number)
-    return tmp_path / "trained"
-
-
-# --- Commands ----------------------------------------------------------------------------------------
 
 
 def command(*arguments: str | Path) -> Any:

@@ -31,6 +31,14 @@ from tests.support.registry import CONFIG, command, write_bundle
 
 
 @pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """Where the trainer leaves bundles 1 to 3."""
+    for number in (1, 2, 3):
+        write_bundle(tmp_path / "trained", number)
+    return tmp_path / "trained"
+
+
+@pytest.fixture
 def base(tmp_path: Path) -> Path:
     """What the server reads."""
     (tmp_path / "served" / "other").mkdir(parents=True)

@@ -19,6 +19,11 @@ from serving.errors import OutputError
 from tests.support.embedding_store import D, files, fill, photo, reopened, rows, sha
 
 
+@pytest.fixture
+def store(tmp_path: Path) -> EmbeddingStore:
+    return EmbeddingStore(str(tmp_path), "f1", D)
+
+
 def test_what_went_in_comes_out_bit_for_bit(store: EmbeddingStore) -> None:
     fill(store, [1, 2, 3], refused=(2,))
     for reader in (store, reopened(store)):
