@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
-    from trainer import TrainResult, TrainSettings
+    from tests.support.trained import Trained
     from trainer.backbones import Backbone
     from trainer.dataset.samples import SampleSummary
 
@@ -32,15 +32,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 if os.environ.get("HUBHEAD_REQUIRE_PROGRAMS"):
                     pytest.fail(f"{message}, and this run may not skip")
                 pytest.skip(message)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """One real training: what it was told, what it said on the way, and what came out."""
-
-    settings: TrainSettings
-    result: TrainResult
-    said: tuple[str, ...]
 
 
 @pytest.fixture(scope="session")
@@ -68,17 +59,11 @@ def sample(cache: Path) -> SampleSummary:
 
 
 @pytest.fixture(scope="session")
-def trained(cache: Path, sample: SampleSummary, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A head trained on the sample photos, with an embedding store of its own; takes some 25 s."""
-    from trainer import TrainSettings, train
+def trained(cache: Path, sample: SampleSummary) -> Iterator[Trained]:
+    """A head trained on the sample photos, with an embedding store of its own; shared and read only."""
+    from tests.support.trained import list_files, train_once
 
-    top = tmp_path_factory.mktemp("trained")
-    said: list[str] = []
-    settings = TrainSettings(
-        image_dir=sample.directory,
-        saved_model_dir=top / "models" / "food",
-        embedding_store=str(top / "store"),
-        cache=cache,
-        output_labels=top / "labels.txt",
-    )
-    return Trained(settings, train(settings, say=said.append), tuple(said))
+    trained = train_once(cache, sample)
+    before = list_files(trained)
+    yield trained
+    assert list_files(trained) == before, "a test wrote to the files of the shared training"

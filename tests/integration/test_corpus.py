@@ -33,7 +33,7 @@ from trainer.heads import Head, Scaling
 from trainer.preprocessing import STATUSES
 
 if TYPE_CHECKING:
-    from tests.conftest import Trained
+    from tests.support.trained import Trained
 
 pytestmark = [pytest.mark.tf, pytest.mark.beam]
 

@@ -10,7 +10,7 @@ import pytest
 from tests.support.docs import code_blocks
 
 if TYPE_CHECKING:
-    from tests.conftest import Trained
+    from tests.support.trained import Trained
     from trainer.dataset.samples import SampleSummary
 
 

@@ -22,7 +22,7 @@ from serving.runtime.session import PARITY_TOLERANCE, ClassicSession
 from tests import corpus
 
 if TYPE_CHECKING:
-    from tests.conftest import Trained
+    from tests.support.trained import Trained
 
 PYTHON = os.environ.get("HUBHEAD_OLD_TENSORFLOW", "")
 SCRIPT = Path(__file__).with_name("old_tensorflow.py")

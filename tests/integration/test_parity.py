@@ -30,7 +30,7 @@ from serving.server import ServerSettings, start
 from trainer.export import bundle
 
 if TYPE_CHECKING:
-    from tests.conftest import Trained
+    from tests.support.trained import Trained
 
 pytestmark = [pytest.mark.tf, pytest.mark.beam]
 

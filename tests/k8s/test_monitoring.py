@@ -29,7 +29,7 @@ from tests.support import processes
 from tests.support.promql import Checker, SyntaxFault, parse, selectors
 
 if TYPE_CHECKING:
-    from tests.conftest import Trained
+    from tests.support.trained import Trained
     from trainer.dataset.samples import SampleSummary
 
 MONITORING = processes.REPO / "k8s" / "monitoring"

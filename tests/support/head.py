@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from trainer import dataset, heads
 
 if TYPE_CHECKING:
-    from tests.conftest import Trained
+    from tests.support.trained import Trained
 
 Data = tuple[heads.Floats, heads.Ints]
 

@@ -25,7 +25,7 @@ from tests.support.fake_model import Doublers, eventually, write_doubler
 from tests.support.html_assertions import Page
 
 if TYPE_CHECKING:
-    from tests.conftest import Trained
+    from tests.support.trained import Trained
     from trainer.dataset.samples import SampleSummary
 
 HOSTILE = "</script><script>alert(1)</script>"

@@ -11,7 +11,7 @@ import pytest
 from serving import runtime
 from serving.errors import BundleError
 from serving.runtime import single_signature
-from tests.conftest import Trained
+from tests.support.trained import Trained
 
 pytestmark = pytest.mark.tf
 

@@ -16,7 +16,7 @@ from trainer.evaluation.abstention import Novelty, auroc, leave_labels_out
 from trainer.heads import Floats, Ints
 
 if TYPE_CHECKING:
-    from tests.conftest import Trained
+    from tests.support.trained import Trained
 
 
 @pytest.fixture(scope="module")

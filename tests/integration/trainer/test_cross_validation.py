@@ -10,7 +10,7 @@ from tests.support.head import sample_features
 from trainer.evaluation.cross_validation import CrossValidation, cross_validate
 
 if TYPE_CHECKING:
-    from tests.conftest import Trained
+    from tests.support.trained import Trained
 
 
 # --- The sample photos ----------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from trainer.heads import HiddenLayer, Selection
 from trainer.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
-    from tests.conftest import Trained
+    from tests.support.trained import Trained
 
 pytestmark = pytest.mark.tf
 

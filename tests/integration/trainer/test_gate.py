@@ -18,7 +18,7 @@ from serving.registry.promote import promote
 from serving.registry.target import Place
 
 if TYPE_CHECKING:
-    from tests.conftest import Trained
+    from tests.support.trained import Trained
     from trainer.dataset.samples import SampleSummary
 
 

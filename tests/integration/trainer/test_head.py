@@ -13,7 +13,7 @@ from trainer import heads
 from trainer.evaluation.metrics import proportion
 
 if TYPE_CHECKING:
-    from tests.conftest import Trained
+    from tests.support.trained import Trained
 
 
 # --- The sample photos, by this head and by others ------------------------------------------------------

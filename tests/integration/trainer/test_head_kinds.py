@@ -14,7 +14,7 @@ from trainer.evaluation.metrics import proportion
 from trainer.heads import HeadSettings
 
 if TYPE_CHECKING:
-    from tests.conftest import Trained
+    from tests.support.trained import Trained
 
 
 @pytest.mark.parametrize("count", [200, 6000])

@@ -22,7 +22,7 @@ from trainer.heads import Floats
 from trainer.training import live_comparison
 
 if TYPE_CHECKING:
-    from tests.conftest import Trained
+    from tests.support.trained import Trained
 
 
 # --- Real trainings ---------------------------------------------------------------------------------------

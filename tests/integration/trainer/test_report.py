@@ -20,7 +20,7 @@ from trainer.export import bundle
 from trainer.report.contents import CHANGED, PICTURES
 
 if TYPE_CHECKING:
-    from tests.conftest import Trained
+    from tests.support.trained import Trained
 
 pytestmark = pytest.mark.tf
 

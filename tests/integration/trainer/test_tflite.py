@@ -29,7 +29,7 @@ from trainer.preprocessing import Preprocessing
 from trainer.training import run
 
 if TYPE_CHECKING:
-    from tests.conftest import Trained
+    from tests.support.trained import Trained
 
 pytestmark = pytest.mark.tf
 

@@ -30,7 +30,7 @@ from trainer.training.run import train
 from trainer.training.summary import describe
 
 if TYPE_CHECKING:
-    from tests.conftest import Trained
+    from tests.support.trained import Trained
     from trainer.dataset.samples import SampleSummary
     from trainer.training.config import TrainResult
 
@@ -205,7 +205,7 @@ def test_the_sample_photos_are_split_trained_measured_and_published(trained: Tra
 def test_a_warning_names_each_label_with_few_photos(trained: Trained) -> None:
     few = [label for label, count in trained.result.labels.items() if count < 20]
     assert few
-    assert len([line for line in trained.said if "rarely train well" in line]) == len(few)
+    assert len([line for line in trained.messages if "rarely train well" in line]) == len(few)
 
 
 @pytest.mark.tf
