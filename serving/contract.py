@@ -99,7 +99,7 @@ _MEANING = {
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class PhotoRejection:
     """Why a photo does not go to the model.
 
     Attributes:
@@ -134,7 +134,7 @@ class Prediction:
     version: int | None = field(default=None, compare=False)
 
     @classmethod
-    def refused(cls, refusal: Refusal) -> Prediction:
+    def refused(cls, refusal: PhotoRejection) -> Prediction:
         """What stands in the place of an answer where the model is not asked."""
         return cls(refusal.status, None, (), refusal.detail)
 

@@ -5,7 +5,7 @@
     ├── InputError         photos, folders, files or settings that cannot be used
     ├── OutputError        a place that cannot be written, or holds something else
     │   └── OutputBusy          another run is writing there
-    ├── NotBlessed         a model that is not as good as it was asked to be
+    ├── GateRejected       a model that is not as good as it was asked to be
     ├── FetchError         a download failed or is not what was expected
     └── ServerError        a model server answered with an error, or not at all
         ├── ServerUnavailable   nothing answers at the address
@@ -61,7 +61,7 @@ class OutputBusy(OutputError):
     exit_code = 5
 
 
-class NotBlessed(HubheadError):
+class GateRejected(HubheadError):
     """A model that is not as good as it was asked to be; nothing was published."""
 
     exit_code = 4

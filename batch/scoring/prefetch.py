@@ -12,7 +12,7 @@ from typing import Any
 from batch.embeddings import EmbeddingStore, photo_sha
 from batch.inputs import listing
 from batch.inputs.listing import Photo
-from serving.contract import Refusal, Status
+from serving.contract import PhotoRejection, Status
 from serving.photos.converter import Converted, Converter, Limits
 
 READERS = 8
@@ -35,7 +35,7 @@ class Read:
         sides: height and width of a photo that was converted.
     """
 
-    image: bytes | Refusal
+    image: bytes | PhotoRejection
     about: str
     seconds: Mapping[str, float]
     sha: bytes | None = None
@@ -62,12 +62,12 @@ class Reader:
         start = time.perf_counter()
         if photo.size > self._max_bytes:  # a film among the photos is not worth its memory
             detail = f"{photo.size} bytes, more than the {self._max_bytes} allowed"
-            return Read(Refusal(Status.TOO_LARGE, detail), detail, {})
+            return Read(PhotoRejection(Status.TOO_LARGE, detail), detail, {})
         try:
             content = listing.read(photo)
         except OSError as error:
             seconds = {"read": time.perf_counter() - start}
-            return Read(Refusal(Status.UNREADABLE, str(error)), str(error), seconds)
+            return Read(PhotoRejection(Status.UNREADABLE, str(error)), str(error), seconds)
         sha = photo_sha(content)
         plain = Read(content, describe(content), {}, sha, len(content))
         seconds = {"read": time.perf_counter() - start}

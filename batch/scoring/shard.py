@@ -32,7 +32,7 @@ from batch.scoring.prefetch import Read, Reader
 from batch.shards.shard import Shard
 from serving import contract
 from serving.bundle import Bundle
-from serving.contract import Decisions, Refusal, Status
+from serving.contract import Decisions, PhotoRejection, Status
 from serving.errors import OutputError
 from serving.process import cores
 
@@ -66,7 +66,7 @@ class Refused:
         sha: sha256 of its bytes; None where they were not read.
     """
 
-    refusal: Refusal
+    refusal: PhotoRejection
     sha: bytes | None = None
 
 
@@ -282,7 +282,7 @@ class _Fresh:
             stats.read_bytes += read.size
             for stage, seconds in read.seconds.items():
                 stats.add_seconds(stage, seconds)
-            if isinstance(read.image, Refusal) and (read.sha is None or not read.image.lasting):
+            if isinstance(read.image, PhotoRejection) and (read.sha is None or not read.image.lasting):
                 self.refusals[photo] = Refused(read.image, read.sha)
                 self.meter.add(1, 1)
                 continue
@@ -292,7 +292,7 @@ class _Fresh:
                 self.meter.add(1)
                 continue
             seen.add(read.sha)
-            if isinstance(read.image, Refusal):
+            if isinstance(read.image, PhotoRejection):
                 self._hopeless.append(read)
                 self.meter.add(1, 1)
                 continue
@@ -304,7 +304,7 @@ class _Fresh:
         answered = self._sent[len(self._statuses) :]
         for read, status, why in zip(answered, statuses, output.get(UNANSWERED, ()), strict=False):
             if why is not None and read.sha is not None:
-                self._unanswered[read.sha] = Refused(Refusal(status, why), read.sha)
+                self._unanswered[read.sha] = Refused(PhotoRejection(status, why), read.sha)
         self._outputs.append(output)
         self._statuses += statuses
         self.meter.add(len(statuses), sum(not status.usable for status in statuses))
@@ -335,7 +335,7 @@ class _Fresh:
         for row, (status, read) in enumerate(zip(statuses, sent, strict=True)):
             if read.sides and status.usable:  # of the photo, not of its PNG
                 heights[row], widths[row] = read.sides
-        refused = [read.image.status for read in self._hopeless if isinstance(read.image, Refusal)]
+        refused = [read.image.status for read in self._hopeless if isinstance(read.image, PhotoRejection)]
         return Embeddings(
             shas=[read.sha for read in (*sent, *self._hopeless) if read.sha is not None],
             vectors=joined(contract.EMBEDDING, (self.worker.store.dimension,), np.float16),

@@ -19,7 +19,7 @@ from serving.client.photos import MAX_BYTES, MAX_PHOTOS, REDUCED_SIDE, Item, Pix
 from serving.client.responses import Embedding, Metadata, State, VersionStatus
 from serving.client.retry import Cure, Retry, cure, with_retries
 from serving.client.sans_io import Call, Pause, Piece, Script, Work
-from serving.contract import Prediction, Refusal, Status
+from serving.contract import PhotoRejection, Prediction, Status
 from serving.errors import (
     DeadlineExceeded,
     InputError,
@@ -132,9 +132,9 @@ class Core:
                     direct.append(place)
                     continue
                 ready[place] = yield Work(_png(item))
-            if not isinstance(item, Refusal):
+            if not isinstance(item, PhotoRejection):
                 encoded.append(place)
-        results = [Prediction.refused(item) if isinstance(item, Refusal) else None for item in items]
+        results = [Prediction.refused(item) if isinstance(item, PhotoRejection) else None for item in items]
         for signature, name, places in (
             (contract.SERVING_DEFAULT, contract.IMAGE_BYTES, encoded),
             (contract.CLASSIFY_PIXELS, contract.PIXELS, direct),
@@ -143,7 +143,7 @@ class Core:
                 rows = [ready[place] for place in places]
                 asked = yield from self._rows(signature, name, rows, responses.predictions, canary)
                 for place, piece in zip(places, asked, strict=True):
-                    results[place] = Prediction.refused(piece) if isinstance(piece, Refusal) else piece
+                    results[place] = Prediction.refused(piece) if isinstance(piece, PhotoRejection) else piece
         found = [result for result in results if result is not None]
         self._answered(result.status for result in found)
         return found
@@ -154,16 +154,16 @@ class Core:
         for item in items:
             if isinstance(item, np.ndarray):
                 rows.append((yield Work(_png(item))))
-            elif not isinstance(item, Refusal):
+            elif not isinstance(item, PhotoRejection):
                 rows.append(item)
-        asked: list[Embedding | Refusal] = []
+        asked: list[Embedding | PhotoRejection] = []
         if rows:
             asked = yield from self._rows(
                 contract.EMBED, contract.IMAGE_BYTES, rows, responses.embeddings, self.canary.takes(None)
             )
         given = iter(asked)
-        results = (item if isinstance(item, Refusal) else next(given) for item in items)
-        found = [Embedding.refused(item) if isinstance(item, Refusal) else item for item in results]
+        results = (item if isinstance(item, PhotoRejection) else next(given) for item in items)
+        found = [Embedding.refused(item) if isinstance(item, PhotoRejection) else item for item in results]
         self._answered(result.status for result in found)
         return found
 
@@ -252,15 +252,15 @@ class Core:
         rows: list[Any],
         read: Callable[[responses.Outputs, int, int | None], list[R]],
         canary: bool,
-    ) -> Script[list[R | Refusal]]:
-        """One answer a row; a row that the server fails on, alone too, is a Refusal with its words."""
+    ) -> Script[list[R | PhotoRejection]]:
+        """One answer a row; a row that the server fails on, alone too, is a PhotoRejection with its words."""
         batch: Rows = rows
         probe: Rows = [_PROBE]
         if isinstance(rows[0], np.ndarray):
             batch = np.stack(rows)
             probe = np.zeros_like(batch[:1])
         pieces = yield from self._pieces(signature, {name: batch}, {name: probe}, canary)
-        found: list[R | Refusal] = []
+        found: list[R | PhotoRejection] = []
         for piece in pieces:
             if piece.outputs is not None:
                 found.extend(read(piece.outputs, piece.count, piece.version))
@@ -374,9 +374,9 @@ _PROBE = png_of(np.full((_PROBE_SIDE, _PROBE_SIDE, 3), 128, np.uint8))
 """A photo that any model for photos can answer."""
 
 
-def _blamed(failure: ServerError) -> Refusal:
+def _blamed(failure: ServerError) -> PhotoRejection:
     status = Status.TOO_LARGE if isinstance(failure, TooLarge) else Status.FAILED
-    return Refusal(status, failure.details or failure.what)
+    return PhotoRejection(status, failure.details or failure.what)
 
 
 def _code_name(number: int) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import contract
-from serving.contract import Prediction, Refusal, Status
+from serving.contract import PhotoRejection, Prediction, Status
 from serving.errors import InputError
 from serving.photos.converter import foreign_format
 
@@ -49,7 +49,7 @@ Pixels: TypeAlias = NDArray[np.uint8]
 Photo: TypeAlias = bytes | bytearray | memoryview | str | os.PathLike[str] | Readable | Pixels
 """Encoded bytes, the path of a file, an open file, or decoded pixels: uint8 [H,W,3], RGB, upright."""
 
-Item: TypeAlias = bytes | Pixels | Refusal
+Item: TypeAlias = bytes | Pixels | PhotoRejection
 """A photo ready to be sent, or why it is not."""
 
 
@@ -83,7 +83,7 @@ class Reader:
         if isinstance(photo, np.ndarray):
             return _checked(photo)
         content = _content(photo)
-        if isinstance(content, Refusal) or self.converter is None:
+        if isinstance(content, PhotoRejection) or self.converter is None:
             return content
         if self.side is not None and len(content) > WORTH_REDUCING:
             reduced = self.converter.reduced(content, self.side)
@@ -93,7 +93,7 @@ class Reader:
         return self.converter.for_graph(content) if self.convert else content
 
 
-def _content(photo: Any) -> bytes | Refusal:
+def _content(photo: Any) -> bytes | PhotoRejection:
     if isinstance(photo, bytes | bytearray | memoryview):
         return bytes(photo)
     try:
@@ -108,9 +108,9 @@ def _content(photo: Any) -> bytes | Refusal:
                 remedy="Open it in binary mode.",
             )
     except OSError as error:
-        return Refusal(Status.UNREADABLE, error.strerror or str(error))
+        return PhotoRejection(Status.UNREADABLE, error.strerror or str(error))
     except ValueError as error:  # a path with a zero byte, a closed file
-        return Refusal(Status.UNREADABLE, str(error))
+        return PhotoRejection(Status.UNREADABLE, str(error))
     raise InputError(
         f"A photo may be bytes, a path, a file or an array, not {type(photo).__name__}.",
         remedy="Give a list of photos, also where there is but one.",
@@ -142,7 +142,7 @@ def png_of(pixels: Pixels) -> bytes:
 def size_of(item: Item) -> int:
     """Bytes that an item takes in a request."""
     match item:
-        case Refusal():
+        case PhotoRejection():
             return 0
         case bytes():
             return len(item)
@@ -188,6 +188,6 @@ def classify(
         images = [item for item in group if isinstance(item, bytes)]
         answers = iter(ask(images) if images else ())
         results.extend(
-            Prediction.refused(item) if isinstance(item, Refusal) else next(answers) for item in group
+            Prediction.refused(item) if isinstance(item, PhotoRejection) else next(answers) for item in group
         )
     return [replace(result, top=result.top[:top_k]) for result in results]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import contract, protos
-from serving.contract import Prediction, Refusal, Status
+from serving.contract import PhotoRejection, Prediction, Status
 from serving.errors import InputError, ServerError
 from serving.protos import tensors
 
@@ -94,7 +94,7 @@ class Embedding:
     version: int | None = None
 
     @classmethod
-    def refused(cls, refusal: Refusal) -> Embedding:
+    def refused(cls, refusal: PhotoRejection) -> Embedding:
         """What stands in the place of an answer where the model is not asked."""
         return cls(refusal.status, None, detail=refusal.detail)
 

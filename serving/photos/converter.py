@@ -1,7 +1,7 @@
 """Photos that the graph does not decode, made into PNGs that it does. No TensorFlow, no Pillow here.
 
     with Converter() as converter:
-        result = converter.convert(content)  # Converted, Refusal, or None: the graph decodes it
+        result = converter.convert(content)  # Converted, PhotoRejection, or None: the graph decodes it
 
 Decoders of rare formats are where hostile files do harm. So they run in processes of their own
 (serving/photos/converter_process.py), each with a cap on its memory and a time limit for every photo. Such a
@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Self
 
 from serving import process
-from serving.contract import Refusal, Status
+from serving.contract import PhotoRejection, Status
 
 EXTRA = "hubhead[formats]"
 
@@ -183,20 +183,20 @@ class Converter:
             self._closed = True
             _end(self._idle)
 
-    def convert(self, content: bytes) -> Converted | Refusal | None:
+    def convert(self, content: bytes) -> Converted | PhotoRejection | None:
         """The photo as a PNG, or why not; None where the graph decodes it as it is. Never fails."""
         found = _identify(content)
         if found is None:
             return None
         name, reader = found
         if len(content) > self.limits.max_bytes:
-            return Refusal(
+            return PhotoRejection(
                 Status.TOO_LARGE, f"{len(content)} bytes, more than the {self.limits.max_bytes} allowed"
             )
         if not reader:
-            return Refusal(Status.UNSUPPORTED_FORMAT, f"{name}, which is not converted", lasting=True)
+            return PhotoRejection(Status.UNSUPPORTED_FORMAT, f"{name}, which is not converted", lasting=True)
         if "PIL" not in self._packages or (reader == "HEIF" and "pi_heif" not in self._packages):
-            return Refusal(Status.UNSUPPORTED_FORMAT, f"{name}; install {EXTRA} to convert it")
+            return PhotoRejection(Status.UNSUPPORTED_FORMAT, f"{name}; install {EXTRA} to convert it")
         with self._turn:
             return self._ask(name, reader, content)
 
@@ -222,7 +222,7 @@ class Converter:
         """Whether Pillow is installed."""
         return "PIL" in self._packages
 
-    def for_graph(self, content: bytes) -> bytes | Refusal:
+    def for_graph(self, content: bytes) -> bytes | PhotoRejection:
         """What to send in a photo's place: its own bytes, its PNG, or nothing and why."""
         result = self.convert(content)
         if result is None:
@@ -239,11 +239,13 @@ class Converter:
                 found[name] = str(Path(spec.submodule_search_locations[0]).parent)
         return found
 
-    def _ask(self, name: str, reader: str, content: bytes, side: int = 0) -> Converted | Refusal:
+    def _ask(self, name: str, reader: str, content: bytes, side: int = 0) -> Converted | PhotoRejection:
         try:
             child = self._take()
         except OSError as error:
-            return Refusal(Status.UNSUPPORTED_FORMAT, f"{name}; no process for it starts: {error.strerror}")
+            return PhotoRejection(
+                Status.UNSUPPORTED_FORMAT, f"{name}; no process for it starts: {error.strerror}"
+            )
         try:
             answer = child.ask(reader, content, self.limits.seconds, side)
         finally:
@@ -251,14 +253,16 @@ class Converter:
         if answer is not None:
             return self._read(name, answer)
         if child.late:
-            return Refusal(
+            return PhotoRejection(
                 Status.TOO_LARGE, f"{name} that takes more than {self.limits.seconds:g} s to convert"
             )
         if child.exit_code == _NO_PILLOW:
-            return Refusal(Status.UNSUPPORTED_FORMAT, f"{name}; Pillow is installed and does not load")
-        return Refusal(Status.CORRUPT, f"{name} whose conversion ended with exit code {child.exit_code}")
+            return PhotoRejection(Status.UNSUPPORTED_FORMAT, f"{name}; Pillow is installed and does not load")
+        return PhotoRejection(
+            Status.CORRUPT, f"{name} whose conversion ended with exit code {child.exit_code}"
+        )
 
-    def _read(self, name: str, answer: bytes) -> Converted | Refusal:
+    def _read(self, name: str, answer: bytes) -> Converted | PhotoRejection:
         kind, height, width = _ANSWER.unpack_from(answer)
         body = answer[_ANSWER.size :]
         limits = self.limits
@@ -266,24 +270,24 @@ class Converter:
             case b"P":
                 return Converted(body, height, width)
             case b"L":
-                return Refusal(
+                return PhotoRejection(
                     Status.TOO_LARGE,
                     f"{name} of {width} x {height} pixels, more than the {limits.max_pixels} allowed",
                     lasting=True,
                 )
             case b"M":
-                return Refusal(
+                return PhotoRejection(
                     Status.TOO_LARGE,
                     f"{name} that takes more than {limits.memory_bytes >> 20} MiB of memory to convert",
                 )
             case b"N":
-                return Refusal(
+                return PhotoRejection(
                     Status.UNSUPPORTED_FORMAT, f"{name}, which this Pillow or pi-heif does not decode"
                 )
             case _:
                 words = body.decode(errors="replace")
                 why = f"{name} that does not decode: {words}" if words else f"{name} that does not decode"
-                return Refusal(Status.CORRUPT, why, lasting=True)
+                return PhotoRejection(Status.CORRUPT, why, lasting=True)
 
     def _take(self) -> _Child:
         """An idle child that still lives, or a new one."""

@@ -73,7 +73,7 @@ def promote(
 
     Raises:
         BundleError: the bundle cannot be read, or does not load in the server; all is as before.
-        NotBlessed: it has no verdict that lets it through.
+        GateRejected: it has no verdict that lets it through.
         InputError: the configuration cannot be used.
         OutputError: something cannot be written.
         ServerError: the server does not follow.

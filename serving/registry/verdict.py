@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serving import contract
-from serving.errors import BundleError, NotBlessed
+from serving.errors import BundleError, GateRejected
 from serving.storage.address import Address
 from serving.storage.text import replace_text
 
@@ -149,14 +149,14 @@ def require_blessed(directory: Address, found: Verdict | None, content: str) -> 
         content: its digest now.
 
     Raises:
-        NotBlessed: there is no verdict, it is a no, or it is about other content.
+        GateRejected: there is no verdict, it is a no, or it is about other content.
     """
     if found is None:
-        raise NotBlessed(f"{directory} has no verdict.", remedy=_remedy(directory))
+        raise GateRejected(f"{directory} has no verdict.", remedy=_remedy(directory))
     if found.content != content:
-        raise NotBlessed(f"{directory} was changed since its verdict.", remedy=_remedy(directory))
+        raise GateRejected(f"{directory} was changed since its verdict.", remedy=_remedy(directory))
     if not found.blessed:
-        raise NotBlessed(
+        raise GateRejected(
             f"{directory} is not blessed: {told(found.failed)}.",
             remedy="Mend the model, or promote it all the same with --force, which is recorded.",
         )

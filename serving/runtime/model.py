@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from serving import client, contract
 from serving.client import Signature, TensorInfo
-from serving.contract import Prediction, Refusal
+from serving.contract import PhotoRejection, Prediction
 from serving.errors import BundleError, HubheadError
 from serving.photos.converter import Converter
 from serving.process import cores as cores
@@ -157,13 +157,13 @@ class Model:
             photos: encoded bytes.
             convert: whether to convert formats that the graph does not decode (serving/photos/converter.py).
         """
-        refusals: list[Refusal | None] = []
+        refusals: list[PhotoRejection | None] = []
 
         def images() -> Iterator[bytes]:
             for photo in photos:
                 image = self._converter.for_graph(photo) if convert else photo
-                refusals.append(image if isinstance(image, Refusal) else None)
-                if not isinstance(image, Refusal):
+                refusals.append(image if isinstance(image, PhotoRejection) else None)
+                if not isinstance(image, PhotoRejection):
                     yield image
 
         answers: list[Prediction] = []

@@ -58,10 +58,10 @@ def test_an_error_of_ours_is_one_line_with_its_remedy(
 
 
 def test_an_error_brings_the_exit_code_of_its_class(ending: Callable[..., Ending]) -> None:
-    class NotBlessed(HubheadError):
+    class GateRejected(HubheadError):
         exit_code = 4
 
-    assert ending(raising(NotBlessed("worse than what is live.")))[0] == 4
+    assert ending(raising(GateRejected("worse than what is live.")))[0] == 4
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])

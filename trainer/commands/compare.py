@@ -54,7 +54,7 @@ def compare(
 
     Shows on how many they agree, which labels become which, and the photos on which they disagree.
     """
-    from serving.errors import NotBlessed
+    from serving.errors import GateRejected
     from serving.registry import agreement
 
     server = pop_required_client_config(flags)
@@ -66,7 +66,7 @@ def compare(
     else:
         _show(found, first, second)
     if min_agreement is not None and found.share < min_agreement:
-        raise NotBlessed(f"{first} and {second} agree on {found.share:.1%}, less than {min_agreement:.1%}.")
+        raise GateRejected(f"{first} and {second} agree on {found.share:.1%}, less than {min_agreement:.1%}.")
 
 
 def _of(server: ClientConfig, name: str) -> Client:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving import contract
-from serving.errors import NotBlessed
+from serving.errors import GateRejected
 from serving.runtime.tensorflow_import import require_tensorflow
 from trainer.gate.thresholds import Limits
 
@@ -147,7 +147,7 @@ def validate(
     if not found.blessed:
         from serving.registry.verdict import told
 
-        raise NotBlessed(f"{candidate} is not blessed: {told(found.failed)}.")
+        raise GateRejected(f"{candidate} is not blessed: {told(found.failed)}.")
 
 
 def _say(line: str) -> None:

@@ -194,7 +194,7 @@ def export(
     Raises:
         OutputError: `base` cannot be written.
         BundleError: the written SavedModel does not load or does not answer as it must.
-        NotBlessed: the TensorFlow Lite file does not answer as it does.
+        GateRejected: the TensorFlow Lite file does not answer as it does.
     """
     manifest = replace(
         source.manifest,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from batch.inputs.listing import find, read
 from serving import contract
 from serving.bundle import Bundle, Manifest
-from serving.errors import BundleError, InputError, NotBlessed, OutputError
+from serving.errors import BundleError, GateRejected, InputError, OutputError
 from serving.photos.converter import Converter
 from serving.process import cores
 from trainer.evaluation.metrics import Proportion, proportion
@@ -125,7 +125,7 @@ def make(directory: Path, manifest: Manifest, option: TfliteOption) -> Tflite:
     Raises:
         BundleError: the bundle has no head, or TensorFlow cannot convert its graph.
         InputError: none of the photos can be used.
-        NotBlessed: the file does not answer as the bundle does.
+        GateRejected: the file does not answer as the bundle does.
     """
     import tensorflow as tf
 
@@ -161,7 +161,7 @@ def write(source: Bundle, file: Path, quantize: Quantize, photos: str = "") -> T
     Raises:
         InputError: none of the photos can be used.
         OutputError: the file cannot be written.
-        BundleError, NotBlessed: as `make`.
+        BundleError, GateRejected: as `make`.
     """
     if file.is_dir() or not os.access(file.parent, os.W_OK):
         raise OutputError(f"{file} cannot be written.", remedy="Give a file in a directory that exists.")
@@ -186,11 +186,11 @@ def check(made: Tflite) -> None:
     """Hold a file to its quantisation's bars.
 
     Raises:
-        NotBlessed: it does not reach them.
+        GateRejected: it does not reach them.
     """
     wrong = made.agreement.value < made.quantize.agreement
     if wrong or made.largest_difference > made.quantize.tolerance:
-        raise NotBlessed(
+        raise GateRejected(
             f"The TensorFlow Lite file is not the model: {made}. Asked for are {made.quantize.agreement:.0%} "
             f"and {made.quantize.tolerance:g}.",
             remedy="Nothing was published. Choose another --tflite_quantize."

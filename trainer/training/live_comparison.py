@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from serving import bundle, contract
 from serving.bundle import Bundle, training_digests
 from serving.contract import Status
-from serving.errors import BundleError, InputError, NotBlessed
+from serving.errors import BundleError, GateRejected, InputError
 from serving.photos.converter import Converter, Limits
 from serving.storage import files
 from trainer.dataset import Example
@@ -140,12 +140,12 @@ def check(found: LiveComparison, tolerance: Tolerance) -> None:
             percent points refuse where the accuracy falls by more, whatever the interval.
 
     Raises:
-        NotBlessed: with the figures.
+        GateRejected: with the figures.
     """
     fall = -100 * found.difference.accuracy.value
     if found.difference.worse if tolerance == "surely" else fall > tolerance + 1e-9:
         allowed = "" if tolerance == "surely" else f" by more than {tolerance:g} points"
-        raise NotBlessed(
+        raise GateRejected(
             f"Worse than version {found.version} of {found.name}{allowed}: {found.difference}; "
             "nothing was published (--assert_not_worse_than_live).",
             remedy="Look at what changed in the photos, or allow a larger fall.",

@@ -19,7 +19,7 @@ from batch.jobs import score
 from batch.monitoring.stats import Progress
 from serving import bundle
 from serving.bundle import Bundle, training_digests
-from serving.errors import BundleError, HubheadError, NotBlessed, OutputError
+from serving.errors import BundleError, GateRejected, HubheadError, OutputError
 from serving.photos.converter import Converter
 from serving.storage import files
 from trainer import dataset, heads, report
@@ -300,10 +300,10 @@ def check_accuracy(found: Evaluation, least: float | None) -> None:
     """Refuse a head that is not accurate enough.
 
     Raises:
-        NotBlessed: with the figure and its interval.
+        GateRejected: with the figure and its interval.
     """
     if least is not None and found.accuracy.value < least:
-        raise NotBlessed(
+        raise GateRejected(
             f"The accuracy is {found.accuracy}, below the {least:.1%} of --assert_accuracy_at_least; "
             "nothing was published.",
             remedy="Add photos, look at the misclassified ones, or ask for less.",
@@ -338,13 +338,13 @@ def _compared(
     """`live.judge` and what follows of it.
 
     Raises:
-        NotBlessed: the new version is worse than it may be, or that cannot be told and was to be.
+        GateRejected: the new version is worse than it may be, or that cannot be told and was to be.
     """
     try:
         found = live_comparison.judge(other, fingerprint, labels, examples, embeddings, probabilities)
     except HubheadError as error:
         if settings.assert_not_worse_than_live is not None:
-            raise NotBlessed(
+            raise GateRejected(
                 f"It cannot be told whether this is worse than version {other.version} of {other.name}: "
                 f"{error.what} Nothing was published (--assert_not_worse_than_live).",
                 remedy=error.remedy,

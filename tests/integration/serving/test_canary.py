@@ -18,7 +18,7 @@ from hubhead import hubhead
 from serving import protos
 from serving.client import AsyncClient, Client, Prediction
 from serving.client.canary import share_of
-from serving.errors import InvalidRequest, NotBlessed
+from serving.errors import GateRejected, InvalidRequest
 from tests.support.fake_grpc_server import answer_for, scripted
 
 Classify = Callable[..., list[Prediction]]
@@ -127,4 +127,4 @@ def test_compare_shows_where_two_versions_disagree(tmp_path: Path) -> None:
     assert [entry["photo"] for entry in record["disagreements"]] == [str(tmp_path / "2.jpg")]
     assert "agree on 2 of 3 photos (66.7%)" in shown.stdout
     assert "Refused by both: 1" in shown.stdout
-    assert isinstance(low.exception, NotBlessed)
+    assert isinstance(low.exception, GateRejected)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from serving import contract
-from serving.errors import BundleError, InputError, NotBlessed, OutputBusy, OutputError
+from serving.errors import BundleError, GateRejected, InputError, OutputBusy, OutputError
 from serving.registry import audit, inventory, verdict
 from serving.registry.audit import Action
 from serving.registry.promote import promote
@@ -339,7 +339,7 @@ def test_a_version_that_lost_an_object_has_no_verdict(memory: str, models: Path)
     Objects.at(memory).remove("1/variables/variables.index")
     (seen,) = inventory.look(place)
     assert seen.verdict == "void"
-    with pytest.raises(NotBlessed, match="changed since"):
+    with pytest.raises(GateRejected, match="changed since"):
         promote(place, version=1)
 
 
@@ -467,7 +467,7 @@ def test_a_bundle_is_fetched_by_its_address_or_the_one_above(base: str, models: 
     assert [version.verdict for version in inventory.look(place_at(base))] == ["not blessed"] * 2
     other = f"{base}-copy"
     refused = command("promote", f"{base}/1", "--model_base_path", other)
-    assert isinstance(refused.exception, NotBlessed)
+    assert isinstance(refused.exception, GateRejected)
     assert f"validate --bundle {base}/1" in refused.exception.remedy or f"{base}/1" in str(refused.exception)
     done = command("promote", f"{base}/1", "--model_base_path", other, "--force", "--json")
     assert done.exit_code == 0, done.output

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from serving.contract import Refusal, Status
+from serving.contract import PhotoRejection, Status
 from serving.photos.converter import Converted, Converter, Limits, foreign_format
 from tests.support.repository import REPO
 
@@ -92,7 +92,7 @@ def converter() -> Iterator[Converter]:
         yield one
 
 
-def pixels_of(result: Converted | Refusal | None) -> np.ndarray:
+def pixels_of(result: Converted | PhotoRejection | None) -> np.ndarray:
     assert isinstance(result, Converted), result
     with Image.open(io.BytesIO(result.content)) as image:
         assert (image.format, image.mode) == ("PNG", "RGB")
@@ -106,8 +106,8 @@ def assert_close(found: np.ndarray, expected: Image.Image | np.ndarray, toleranc
     assert np.abs(found - wanted).mean() <= tolerance
 
 
-def refused(result: Converted | Refusal | None, status: Status, *, lasting: bool) -> str:
-    assert isinstance(result, Refusal), result
+def refused(result: Converted | PhotoRejection | None, status: Status, *, lasting: bool) -> str:
+    assert isinstance(result, PhotoRejection), result
     assert (result.status, result.lasting) == (status, lasting), result
     return result.detail
 
@@ -508,7 +508,7 @@ BEGINNINGS = [
 @given(st.sampled_from(BEGINNINGS), st.binary(max_size=300))
 def test_no_bytes_behind_a_signature_do_harm(begin: bytes, rest: bytes) -> None:
     result = SHARED.convert(begin + rest)
-    assert result is None or isinstance(result, Converted | Refusal)
+    assert result is None or isinstance(result, Converted | PhotoRejection)
 
 
 @settings(max_examples=150, deadline=None)
@@ -518,7 +518,7 @@ def test_no_cut_and_no_changed_byte_does_harm(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(0, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     result = SHARED.convert(bytes(content[: data.draw(st.integers(0, len(content)))]))
-    assert result is None or isinstance(result, Converted | Refusal)
+    assert result is None or isinstance(result, Converted | PhotoRejection)
 
 
 SHARED = Converter(Limits(processes=1, seconds=10))

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from hubhead import hubhead
 from serving import bundle, contract, protos
 from serving.client import Client
-from serving.errors import BundleError, DeadlineExceeded, InputError, NotBlessed, OutputBusy, ServerError
+from serving.errors import BundleError, DeadlineExceeded, GateRejected, InputError, OutputBusy, ServerError
 from serving.registry import audit, inventory, model_config, verdict
 from serving.registry.audit import Action, Event
 from serving.registry.labels import labelled
@@ -118,7 +118,7 @@ def test_a_bundle_without_a_blessed_verdict_is_refused(
     base: Path, tmp_path: Path, blessed: bool | None
 ) -> None:
     directory = write_bundle(tmp_path / "bad", 1, blessed=blessed)
-    with pytest.raises(NotBlessed) as refused:
+    with pytest.raises(GateRejected) as refused:
         promote(Place(base, "double"), source=directory)
     assert refused.value.exit_code == 4
     assert not bundle.versions(base)
@@ -131,7 +131,7 @@ def test_a_bundle_without_a_blessed_verdict_is_refused(
 def test_a_verdict_on_other_content_is_none(base: Path, models: Path) -> None:
     labels = models / "1" / contract.LABELS_FILE
     labels.write_text("c\nd\n")
-    with pytest.raises(NotBlessed, match="changed since"):
+    with pytest.raises(GateRejected, match="changed since"):
         promote(Place(base, "double"), source=models / "1")
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from hubhead import hubhead
 from serving import bundle, contract
-from serving.errors import NotBlessed
+from serving.errors import GateRejected
 from serving.registry import verdict
 from serving.registry.promote import promote
 from serving.registry.target import Place
@@ -71,9 +71,9 @@ def test_every_fault_is_named_and_the_verdict_is_a_no(pair: tuple[Path, Path], t
     content["metrics"]["test"]["accuracy"]["value"] = 0.1
     (candidate / contract.MANIFEST_FILE).write_text(json.dumps(content))
     done, record = validate("--bundle", candidate, "--live", live, "--max_latency_ratio", "100")
-    assert isinstance(done.exception, NotBlessed)
+    assert isinstance(done.exception, GateRejected)
     assert set(record["failed"]) == {"warm-up requests", "accuracy", "size"}
-    with pytest.raises(NotBlessed, match="warm-up requests"):
+    with pytest.raises(GateRejected, match="warm-up requests"):
         promote(Place(tmp_path / "served", "food"), source=candidate)
     done, record = validate("--bundle", candidate, "--live", live, "--max_latency_ratio", "100", "--force")
     assert done.exit_code == 0, done.output
@@ -89,6 +89,6 @@ def test_a_bundle_that_does_not_load_has_a_verdict_too(pair: tuple[Path, Path]) 
     for file in (candidate / "variables").iterdir():
         file.unlink()
     done, record = validate("--bundle", candidate)
-    assert isinstance(done.exception, NotBlessed)
+    assert isinstance(done.exception, GateRejected)
     assert set(record["failed"]) == {"loads as in TensorFlow Serving", "loads in the runtime"}
     assert verdict.read(candidate)

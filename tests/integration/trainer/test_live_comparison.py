@@ -12,7 +12,7 @@ import pytest
 
 from serving import bundle, contract
 from serving.bundle import training_digests
-from serving.errors import NotBlessed
+from serving.errors import GateRejected
 from serving.runtime.session import PARITY_TOLERANCE
 from tests.support.live_comparison import sha
 from trainer import heads
@@ -124,11 +124,11 @@ def test_a_worse_version_is_not_published(trained: Trained, tmp_path: Path) -> N
     by_heart, _ = heads.fit(embeddings, targets, len(labels))
     save_head(HeadExport(by_heart, labels), base / "7" / contract.HEAD_FILE)
     settings = replace(trained.settings, saved_model_dir=base, output_labels=None)
-    with pytest.raises(NotBlessed, match="Worse than version 7 of food"):
+    with pytest.raises(GateRejected, match="Worse than version 7 of food"):
         train(replace(settings, assert_not_worse_than_live="surely"))
     assert bundle.versions(base) == [7]
     training_digests.write(base / "7", training_digests.marks(example.sha256 for example in examples))
-    with pytest.raises(NotBlessed, match="cannot be told whether this is worse"):
+    with pytest.raises(GateRejected, match="cannot be told whether this is worse"):
         train(replace(settings, assert_not_worse_than_live=5.0))
     assert bundle.versions(base) == [7]
     said: list[str] = []

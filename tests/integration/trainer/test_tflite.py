@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from serving import bundle, contract, runtime
 from serving.bundle import Bundle, Manifest
-from serving.errors import BundleError, InputError, NotBlessed, OutputError
+from serving.errors import BundleError, GateRejected, InputError, OutputError
 from trainer.commands.export import export as export_command
 from trainer.commands.train import train as train_command
 from trainer.evaluation.metrics import proportion
@@ -169,7 +169,7 @@ def test_a_threshold_is_in_the_metadata() -> None:
 
 def test_a_file_whose_labels_are_not_the_bundles_is_refused(food: Bundle, photos: list[bytes]) -> None:
     wrong = replace(food.manifest, labels=food.manifest.labels[::-1])
-    with pytest.raises(NotBlessed, match=r"is not the model: .* 0\.0% \(N=12"):
+    with pytest.raises(GateRejected, match=r"is not the model: .* 0\.0% \(N=12"):
         tflite.make(food.path, wrong, TfliteOption(photos=photos))
 
 
@@ -192,7 +192,7 @@ def test_labels_and_probabilities_have_to_agree(
     if passes:
         tflite.check(made)
     else:
-        with pytest.raises(NotBlessed, match="Nothing was published"):
+        with pytest.raises(GateRejected, match="Nothing was published"):
             tflite.check(made)
 
 

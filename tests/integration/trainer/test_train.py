@@ -20,7 +20,7 @@ from PIL import Image
 from batch.monitoring.stats import Progress
 from serving import bundle, contract
 from serving.contract import Status
-from serving.errors import InputError, NotBlessed
+from serving.errors import GateRejected, InputError
 from tests.support.repository import REPO
 from trainer import heads
 from trainer.export.bundle import load_head
@@ -452,7 +452,7 @@ def test_a_head_that_is_not_accurate_enough_is_not_published(trained: Trained, t
     settings = replace(
         trained.settings, saved_model_dir=tmp_path / "models" / "food", assert_accuracy_at_least=0.99
     )
-    with pytest.raises(NotBlessed, match=r"below the 99\.0% of --assert_accuracy_at_least") as caught:
+    with pytest.raises(GateRejected, match=r"below the 99\.0% of --assert_accuracy_at_least") as caught:
         train(settings)
     assert caught.value.exit_code == 4
     assert not list((tmp_path / "models").glob("*/*"))

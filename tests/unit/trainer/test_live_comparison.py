@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from serving import contract
 from serving.bundle import Bundle
-from serving.errors import BundleError, InputError, NotBlessed
+from serving.errors import BundleError, GateRejected, InputError
 from tests.support.live_comparison import FINGERPRINT, sha, written
 from trainer import heads
 from trainer.commands.train import train as command
@@ -107,7 +107,7 @@ def test_a_fall_is_allowed_up_to_the_tolerance(tmp_path: Path) -> None:
     other = written(tmp_path / "food", straight(3), LABELS, seen=[])
     found = judged(other, straight(3, wrong={2: 0}))  # 4 of 12 lost
     live_comparison.check(found, 33.4)
-    with pytest.raises(NotBlessed, match=r"Worse than version 1 of food by more than 33 points: .* 4 lost"):
+    with pytest.raises(GateRejected, match=r"Worse than version 1 of food by more than 33 points: .* 4 lost"):
         live_comparison.check(found, 33.0)
     live_comparison.check(judged(other, straight(3)), 0.0)
 
@@ -125,7 +125,7 @@ def test_by_itself_the_flag_refuses_what_chance_does_not_explain(tmp_path: Path)
     live_comparison.check(of(0, 0), "surely")
     live_comparison.check(of(3, 5), "surely")
     live_comparison.check(of(20, 0), "surely")
-    with pytest.raises(NotBlessed) as refusal:
+    with pytest.raises(GateRejected) as refusal:
         live_comparison.check(of(1, 20), "surely")
     assert refusal.value.exit_code == 4
     assert refusal.value.remedy
