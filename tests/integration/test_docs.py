@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.docs import code_blocks
+from tests.support.trained import copy_store
 
 if TYPE_CHECKING:
     from tests.support.trained import Trained
@@ -23,7 +24,7 @@ def test_training_from_python_works_as_the_readme_has_it(
     for entry in cache.iterdir():
         (tmp_path / "cache" / entry.name).symlink_to(entry)
     (tmp_path / "cache" / "embeddings").unlink(missing_ok=True)
-    (tmp_path / "cache" / "embeddings").symlink_to(trained.settings.embedding_store)
+    copy_store(trained, tmp_path / "cache")
     (tmp_path / "food_images").symlink_to(sample.directory)
     monkeypatch.setenv("HUBHEAD_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

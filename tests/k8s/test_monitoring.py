@@ -27,6 +27,7 @@ from tests.k8s.checks_jobs import refused
 from tests.k8s.reading import kustomize, needs_builder
 from tests.support import processes
 from tests.support.promql import Checker, SyntaxFault, parse, selectors
+from tests.support.trained import copy_store
 
 if TYPE_CHECKING:
     from tests.support.trained import Trained
@@ -151,7 +152,7 @@ def _of_job(trained: Trained, photos: list[Path], top: Path) -> str:
                 f"--photos={incoming}",
                 f"--model={trained.result.bundle.path}",
                 f"--output={top / 'scores'}",
-                f"--embedding_store={trained.settings.embedding_store}",
+                f"--embedding_store={copy_store(trained, top)}",
                 f"--metrics_textfile={textfile}",
                 f"--run_id={len(copied)}-{copied[0].name}",
                 "--no_report",

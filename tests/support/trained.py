@@ -14,7 +14,7 @@ import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,6 +87,21 @@ def train_once(cache: Path, sample: SampleSummary) -> Trained:
         # Only what the lines above wrote is unpickled.
         loaded: Trained = pickle.loads(record.read_bytes())
     return loaded
+
+
+def copy_store(trained: Trained, directory: Path) -> Path:
+    """Copy the embedding store to `directory`, for a test that may add to it; returns the copy."""
+    return shutil.copytree(trained.settings.embedding_store, directory / "embeddings", dirs_exist_ok=True)
+
+
+def writable_settings(trained: Trained, directory: Path) -> TrainSettings:
+    """Return the training's configuration with all that it writes below `directory`."""
+    return replace(
+        trained.settings,
+        saved_model_dir=directory / "models" / "food",
+        embedding_store=str(copy_store(trained, directory)),
+        output_labels=directory / "labels.txt",
+    )
 
 
 def list_files(trained: Trained) -> dict[str, tuple[int, int]]:

@@ -15,6 +15,7 @@ from serving.bundle import training_digests
 from serving.errors import GateRejected
 from serving.runtime.session import PARITY_TOLERANCE
 from tests.support.live_comparison import sha
+from tests.support.trained import writable_settings
 from trainer import heads
 from trainer.dataset import Example
 from trainer.export.bundle import HeadExport, export_again, load_head, save_head
@@ -34,7 +35,7 @@ def features_of(trained: Trained) -> tuple[list[Example], Floats]:
     from trainer import dataset
     from trainer.training.run import gather
 
-    manifest = trained.result.bundle.manifest
+    manifest = trained.result.bundle.metadata
     store = EmbeddingStore(trained.settings.embedding_store, manifest.fingerprint, manifest.dimension)
     found = gather(dataset.scan(trained.settings.image_dir), store)
     tested = {uri for uri, _ in trained.result.test_photos}
@@ -51,11 +52,11 @@ def test_a_live_version_on_another_backbone_is_asked_about_the_bytes_and_says_th
     examples, embeddings = features_of(trained)
     gone = Example(str(tmp_path / "gone.jpg"), sha(1), examples[0].label)
     examples, embeddings = [gone, *examples], np.vstack([embeddings[:1], embeddings])
-    labels = published.manifest.labels
+    labels = published.metadata.labels
     fitted, _ = load_head(published.path / contract.HEAD_FILE)
     probabilities = fitted.probabilities(embeddings)
     same = live_comparison.judge(
-        published, published.manifest.fingerprint, labels, examples, embeddings, probabilities
+        published, published.metadata.fingerprint, labels, examples, embeddings, probabilities
     )
     other = live_comparison.judge(published, "0" * 64, labels, examples, embeddings, probabilities)
     assert (same.same_backbone, other.same_backbone) == (True, False)
@@ -75,7 +76,7 @@ def test_the_same_training_again_is_neither_better_nor_worse_and_all_of_it_is_to
     from trainer.training.summary import describe
 
     settings = replace(
-        trained.settings,
+        writable_settings(trained, tmp_path),
         saved_model_dir=tmp_path / "models" / "food",
         output_labels=None,
         compare_with=trained.result.bundle.path,
@@ -94,7 +95,7 @@ def test_the_same_training_again_is_neither_better_nor_worse_and_all_of_it_is_to
     assert not found.left_out
     assert result.cross_validation is not None
     assert result.cross_validation.accuracy.n == sum(result.subsets.values())
-    metrics = result.bundle.manifest.metrics
+    metrics = result.bundle.metadata.metrics
     assert metrics["comparison"]["difference"]["lost"] == 0
     assert metrics["cross_validate"]["folds"] == 2
     told = describe(result)
@@ -119,11 +120,11 @@ def test_a_worse_version_is_not_published(trained: Trained, tmp_path: Path) -> N
     base = tmp_path / "models" / "food"
     shutil.copytree(trained.result.bundle.path, base / "7")
     examples, embeddings = features_of(trained)
-    labels = trained.result.bundle.manifest.labels
+    labels = trained.result.bundle.metadata.labels
     targets = np.array([example.label for example in examples])
     by_heart, _ = heads.fit(embeddings, targets, len(labels))
     save_head(HeadExport(by_heart, labels), base / "7" / contract.HEAD_FILE)
-    settings = replace(trained.settings, saved_model_dir=base, output_labels=None)
+    settings = replace(writable_settings(trained, tmp_path), saved_model_dir=base, output_labels=None)
     with pytest.raises(GateRejected, match="Worse than version 7 of food"):
         train(replace(settings, assert_not_worse_than_live="surely"))
     assert bundle.versions(base) == [7]

@@ -16,8 +16,9 @@ import pytest
 from click.testing import CliRunner
 
 from serving import bundle, contract, runtime
-from serving.bundle import Bundle, Manifest
+from serving.bundle import Bundle, BundleMetadata
 from serving.errors import BundleError, GateRejected, InputError, OutputError
+from tests.support.trained import writable_settings
 from trainer.commands.export import export as export_command
 from trainer.commands.train import train as train_command
 from trainer.evaluation.metrics import proportion
@@ -44,7 +45,7 @@ def food(trained: Trained, photos: list[bytes], tmp_path_factory: pytest.TempPat
     """The head of the training, published with a file."""
     source = trained.result.bundle
     head, novelty = export.load_head(source.path / contract.HEAD_FILE)
-    labels, option = source.manifest.labels, TfliteOption(photos=photos)
+    labels, option = source.metadata.labels, TfliteOption(photos=photos)
     part = export.HeadExport(head, labels, novelty=novelty, tflite=option)
     return export.export(source, part, tmp_path_factory.mktemp("tflite") / "food")
 
@@ -58,7 +59,7 @@ def content(food: Bundle) -> bytes:
 
 
 def test_the_bundle_has_the_file_and_its_record(food: Bundle, photos: list[bytes], content: bytes) -> None:
-    record = food.manifest.metrics["tflite"]
+    record = food.metadata.metrics["tflite"]
     assert record["sha256"] == hashlib.sha256(content).hexdigest()
     assert record["bytes"] == len(content)
     assert (record["quantize"], record["checked_on"]) == ("none", "photos")
@@ -78,7 +79,7 @@ def test_the_file_answers_photos_as_the_bundle_answers_their_bytes(
         ]
     )
     found = tflite.probabilities(content, tflite.decoded(photos, Preprocessing()))
-    assert found.shape == (len(photos), len(food.manifest.labels))
+    assert found.shape == (len(photos), len(food.metadata.labels))
     np.testing.assert_allclose(found, expected, atol=Quantize.NONE.tolerance)
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
 
@@ -95,11 +96,11 @@ def test_photos_that_cannot_be_decoded_are_left_out_of_the_check(photos: list[by
 def test_labels_and_manifest_are_an_archive_behind_the_model(food: Bundle, content: bytes) -> None:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         assert archive.testzip() is None
-        assert archive.read("labels.txt").decode().splitlines() == food.manifest.labels
+        assert archive.read("labels.txt").decode().splitlines() == food.metadata.labels
         manifest = json.loads(archive.read("hubhead.json"))
         assert all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
-    assert manifest["labels"] == food.manifest.labels
-    assert manifest["preprocessing"] == food.manifest.preprocessing
+    assert manifest["labels"] == food.metadata.labels
+    assert manifest["preprocessing"] == food.metadata.preprocessing
 
 
 def described(content: bytes) -> bytes:
@@ -158,7 +159,7 @@ def test_the_metadata_says_rgb_in_and_labelled_probabilities_out(content: bytes)
 
 
 def test_a_threshold_is_in_the_metadata() -> None:
-    strict = Manifest(["a", "b"], {}, {}, calibration={"threshold": 0.625})
+    strict = BundleMetadata(["a", "b"], {}, {}, calibration={"threshold": 0.625})
     unit = Reader.root(description(strict)).only(3).only(3).only(4)
     assert unit.number(0, "Uint8") == 3
     assert unit.table(1).number(0, "Float32") == 0.625
@@ -168,7 +169,7 @@ def test_a_threshold_is_in_the_metadata() -> None:
 
 
 def test_a_file_whose_labels_are_not_the_bundles_is_refused(food: Bundle, photos: list[bytes]) -> None:
-    wrong = replace(food.manifest, labels=food.manifest.labels[::-1])
+    wrong = replace(food.metadata, labels=food.metadata.labels[::-1])
     with pytest.raises(GateRejected, match=r"is not the model: .* 0\.0% \(N=12"):
         tflite.make(food.path, wrong, TfliteOption(photos=photos))
 
@@ -199,7 +200,7 @@ def test_labels_and_probabilities_have_to_agree(
 def test_nothing_is_published_where_the_file_cannot_be_checked(food: Bundle, tmp_path: Path) -> None:
     head, novelty = export.load_head(food.path / contract.HEAD_FILE)
     option = TfliteOption(photos=[b"no photo"])
-    part = export.HeadExport(head, food.manifest.labels, novelty=novelty, tflite=option)
+    part = export.HeadExport(head, food.metadata.labels, novelty=novelty, tflite=option)
     with pytest.raises(InputError, match="None of the photos can be used"):
         export.export(food, part, tmp_path / "food")
     assert bundle.versions(tmp_path / "food") == []
@@ -211,7 +212,9 @@ def test_what_is_no_tensorflow_lite_file_does_not_load() -> None:
 
 
 def test_a_place_that_cannot_be_written_is_found_before_any_work(trained: Trained, tmp_path: Path) -> None:
-    settings = replace(trained.settings, tflite_output_file=tmp_path / "no" / "food.tflite")
+    settings = replace(
+        writable_settings(trained, tmp_path), tflite_output_file=tmp_path / "no" / "food.tflite"
+    )
     with pytest.raises(OutputError, match="--tflite_output_file"):
         run.check_places(settings)
 

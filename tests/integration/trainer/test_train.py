@@ -22,6 +22,7 @@ from serving import bundle, contract
 from serving.contract import Status
 from serving.errors import GateRejected, InputError
 from tests.support.repository import REPO
+from tests.support.trained import writable_settings
 from trainer import heads
 from trainer.export.bundle import load_head
 from trainer.heads import HeadSettings
@@ -230,12 +231,15 @@ def test_a_second_training_runs_no_backbone_and_gives_the_same_head(
     monkeypatch.setattr(runner, "run", forbidden)
     monkeypatch.setattr(runtime, "load", forbidden)
     seen: list[Progress] = []
-    again = train(replace(trained.settings, saved_model_dir=tmp_path / "again"), progress=seen.append)
+    again = train(
+        replace(writable_settings(trained, tmp_path), saved_model_dir=tmp_path / "again"),
+        progress=seen.append,
+    )
     assert seen[-1].done == 406
     first = trained.result
     assert (again.test, again.held_out) == (first.test, first.held_out)
     assert (again.subsets, again.test_photos) == (first.subsets, first.test_photos)
-    assert again.bundle.manifest.calibration == first.bundle.manifest.calibration
+    assert again.bundle.metadata.calibration == first.bundle.metadata.calibration
 
 
 @pytest.mark.tf
@@ -257,7 +261,10 @@ def test_bad_files_are_left_out_with_their_reasons_and_twins_count_once(
     shutil.copy(label / "1.jpg", top / "rouge grenat 赤" / "stray.jpg")
     said: list[str] = []
     settings = replace(
-        trained.settings, image_dir=top, saved_model_dir=tmp_path / "models" / "sky", output_labels=None
+        writable_settings(trained, tmp_path),
+        image_dir=top,
+        saved_model_dir=tmp_path / "models" / "sky",
+        output_labels=None,
     )
     result = train(settings, say=said.append)
     reasons = {Path(path).name: Status(reason) for path, reason in result.left_out}
@@ -274,9 +281,9 @@ def test_bad_files_are_left_out_with_their_reasons_and_twins_count_once(
     told = describe(result)
     assert all(f"{label / name}: {reason}" in told for name, reason in reasons.items())
     assert (result.bundle.path / "assets" / "labels.txt").read_text("utf-8") == "blue sky\nrouge grenat 赤\n"
-    data = result.bundle.manifest.data
+    data = result.bundle.metadata.data
     assert (data["left_out"], data["duplicates"]) == (4, 1)
-    json.dumps(result.bundle.manifest.metrics, allow_nan=False)
+    json.dumps(result.bundle.metadata.metrics, allow_nan=False)
 
 
 @pytest.mark.tf
@@ -284,7 +291,9 @@ def test_bad_files_are_left_out_with_their_reasons_and_twins_count_once(
 def test_a_folder_without_a_single_photo_publishes_nothing(trained: Trained, tmp_path: Path) -> None:
     texts(tmp_path)
     settings = replace(
-        trained.settings, image_dir=tmp_path / "photos", saved_model_dir=tmp_path / "models" / "texts"
+        writable_settings(trained, tmp_path),
+        image_dir=tmp_path / "photos",
+        saved_model_dir=tmp_path / "models" / "texts",
     )
     with pytest.raises(InputError, match=r"None of the 6 files can be used; .*not_an_image"):
         train(settings)
@@ -307,7 +316,7 @@ def test_a_manifest_is_trained_on_and_its_sets_and_groups_are_obeyed(
     manifest.write_text("\n".join([*lines, f"{tmp_path / 'gone.jpg'},fruits,,train"]) + "\n")
     said: list[str] = []
     settings = replace(
-        trained.settings,
+        writable_settings(trained, tmp_path),
         image_dir=str(manifest),
         saved_model_dir=tmp_path / "models" / "two",
         output_labels=None,
@@ -351,14 +360,17 @@ def test_random_views_are_embedded_once_and_change_the_head(
         for path in sorted((sample.directory / label).iterdir())[:12]:
             shutil.copy(path, top / label)
     plain = replace(
-        trained.settings, image_dir=top, saved_model_dir=tmp_path / "models" / "two", output_labels=None
+        writable_settings(trained, tmp_path),
+        image_dir=top,
+        saved_model_dir=tmp_path / "models" / "two",
+        output_labels=None,
     )
     settings = replace(
         plain, augmentation=Augmentation(True, 10, 10, 10), views=2, embedding_store=str(tmp_path / "store")
     )
     first, again, without = train(settings), train(settings), train(plain)
-    data = first.bundle.manifest.data
-    assert (data["views"], without.bundle.manifest.data["views"]) == (2, 0)
+    data = first.bundle.metadata.data
+    assert (data["views"], without.bundle.metadata.data["views"]) == (2, 0)
     stores = {path.name for path in (tmp_path / "store").iterdir()}
     assert len(stores) == 3  # of the photos, and of each view
     kernels = [
@@ -373,7 +385,7 @@ def test_random_views_are_embedded_once_and_change_the_head(
 @pytest.mark.beam
 def test_thresholds_reach_the_bundle_and_leave_labels_out(trained: Trained, tmp_path: Path) -> None:
     settings = replace(
-        trained.settings,
+        writable_settings(trained, tmp_path),
         saved_model_dir=tmp_path / "models" / "food",
         output_labels=None,
         precision=0.85,
@@ -384,7 +396,7 @@ def test_thresholds_reach_the_bundle_and_leave_labels_out(trained: Trained, tmp_
     result = train(settings)
     assert result.answering is not None
     assert result.known_kept is not None
-    calibration = result.bundle.manifest.calibration
+    calibration = result.bundle.metadata.calibration
     assert calibration["threshold"] == pytest.approx(result.answering.value)
     assert calibration["keep_known"] == pytest.approx(result.known_kept.value)
     assert result.known_kept.value == pytest.approx(0.9, abs=0.01)
@@ -418,7 +430,7 @@ def test_photos_that_do_not_fit_in_memory_are_streamed_to_the_same_figures(
     found = {}
     for memory in (0, 1 << 30):
         settings = replace(
-            trained.settings,
+            writable_settings(trained, tmp_path),
             saved_model_dir=tmp_path / f"{memory}",
             output_labels=None,
             summaries_dir=tmp_path / f"logs {memory}",
@@ -432,12 +444,12 @@ def test_photos_that_do_not_fit_in_memory_are_streamed_to_the_same_figures(
         "The features of 406 photos take more than the 0.0 GB that they may: they are read from a file."
     ]
     for result in found.values():
-        told = result.bundle.manifest.head
+        told = result.bundle.metadata.head
         assert (told["kind"], told["class_weight"], told["width"]) == ("hidden", "balanced", 8)
         assert result.method == "validation"
         assert result.known_kept is not None
-    assert streamed.bundle.manifest.head["streamed"]
-    assert not whole.bundle.manifest.head["streamed"]
+    assert streamed.bundle.metadata.head["streamed"]
+    assert not whole.bundle.metadata.head["streamed"]
     assert streamed.held_out.log_loss == pytest.approx(whole.held_out.log_loss, abs=0.1)
     assert streamed.test is not None
     assert streamed.test.accuracy.value > 0.5
@@ -450,7 +462,9 @@ def test_photos_that_do_not_fit_in_memory_are_streamed_to_the_same_figures(
 @pytest.mark.beam
 def test_a_head_that_is_not_accurate_enough_is_not_published(trained: Trained, tmp_path: Path) -> None:
     settings = replace(
-        trained.settings, saved_model_dir=tmp_path / "models" / "food", assert_accuracy_at_least=0.99
+        writable_settings(trained, tmp_path),
+        saved_model_dir=tmp_path / "models" / "food",
+        assert_accuracy_at_least=0.99,
     )
     with pytest.raises(GateRejected, match=r"below the 99\.0% of --assert_accuracy_at_least") as caught:
         train(settings)
@@ -478,7 +492,7 @@ def test_a_tuned_backbone_is_taken_where_it_is_better(
     monkeypatch.setattr(fine_tuning, "fine_tune", tune)
     said: list[str] = []
     settings = replace(
-        trained.settings,
+        writable_settings(trained, tmp_path),
         saved_model_dir=tmp_path / "models" / "food",
         output_labels=None,
         report=False,
@@ -486,7 +500,7 @@ def test_a_tuned_backbone_is_taken_where_it_is_better(
     )
     result = train(settings, say=said.append)
     assert any("Fine-tuned: log-loss" in line for line in said)
-    known = trained.result.bundle.manifest.backbone["fingerprint"]
-    assert (result.bundle.manifest.backbone["fingerprint"] != known) is better
+    known = trained.result.bundle.metadata.backbone["fingerprint"]
+    assert (result.bundle.metadata.backbone["fingerprint"] != known) is better
     assert any("no gain" in line for line in said) is not better
     assert result.subsets == trained.result.subsets
