@@ -46,7 +46,7 @@ HEIGHT = "height"
 WIDTH = "width"
 
 LABELS_FILE = "assets/labels.txt"
-MANIFEST_FILE = "assets.extra/hubhead.json"
+METADATA_FILE = "assets.extra/hubhead.json"
 REPORT_FILE = "assets.extra/report.html"
 HEAD_FILE = "assets.extra/head.npz"
 TRAINED_ON_FILE = "assets.extra/trained_on.npy"

@@ -195,10 +195,10 @@ def _users(models: tuple[Path, ...]) -> dict[str, list[str]]:
     for top in models:
         for path in sorted(top.rglob(contract.SAVED_MODEL_FILE)):
             try:
-                manifest = bundle.read(path.parent).manifest
+                metadata = bundle.read(path.parent).metadata
             except BundleError:
                 continue
-            found.setdefault(manifest.fingerprint, []).append(str(path.parent))
+            found.setdefault(metadata.fingerprint, []).append(str(path.parent))
     return found
 
 

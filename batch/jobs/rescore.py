@@ -118,8 +118,8 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
         if place.check(identity, append=False, overwrite=settings.overwrite):
             place.forget()
         place.claim(identity, [list(column) for column in earlier.columns], append=False)
-        manifest = bundles[0].manifest
-        store = EmbeddingStore(settings.store_root, manifest.fingerprint, manifest.dimension)
+        metadata = bundles[0].metadata
+        store = EmbeddingStore(settings.store_root, metadata.fingerprint, metadata.dimension)
         digests = [model["digest"] for model in models]
         scores = _output_of(earlier)
         run = _Run(
@@ -355,7 +355,7 @@ class _Answers:
         self.status = np.full(len(wanted), _UNKNOWN, np.int8)
         self.heights, self.widths = np.zeros(len(wanted), np.int32), np.zeros(len(wanted), np.int32)
         self._details: dict[int, str] = {}  # of refused photos alone
-        sizes = [min(model.manifest.top_k, len(model.manifest.labels)) for model in bundles]
+        sizes = [min(model.metadata.top_k, len(model.metadata.labels)) for model in bundles]
         self._top = [np.zeros((len(wanted), k), np.int32) for k in sizes]
         self._scores = [np.zeros((len(wanted), k), np.float32) for k in sizes]
         self._label = [np.full(len(wanted), -1, np.int32) for _ in sizes]

@@ -193,10 +193,10 @@ def embed(
     settings, start = settings or EmbedSettings(), perf_counter()
     beam_args = check_beam_args(settings.beam_args)
     model = bundle.read(bundle_path)
-    if store.fingerprint != model.manifest.fingerprint:
+    if store.fingerprint != model.metadata.fingerprint:
         raise BundleError(
             f"{model.path} is of another backbone than the store {store.directory}.",
-            remedy=f"Its fingerprint is {model.manifest.fingerprint}.",
+            remedy=f"Its fingerprint is {model.metadata.fingerprint}.",
         )
     known = store.known(found)
     there = store.statuses(known.values())
@@ -255,17 +255,17 @@ def read_models(paths: Sequence[Path]) -> list[Bundle]:
     """
     bundles = sorted((bundle.read(path) for path in paths), key=lambda model: (model.name, model.version))
     for model in bundles:
-        if not model.manifest.labels:
+        if not model.metadata.labels:
             raise BundleError(
                 f"{model.path} is a headless bundle: it embeds photos and knows no labels.",
                 remedy="Give --model the bundle that hubhead train made.",
             )
     first = bundles[0]
     for before, model in pairwise(bundles):
-        if model.manifest.fingerprint != first.manifest.fingerprint:
+        if model.metadata.fingerprint != first.metadata.fingerprint:
             raise BundleError(
                 f"{first.path} and {model.path} have different backbones or preprocessing"
-                f" (fingerprints {first.manifest.fingerprint} and {model.manifest.fingerprint}).",
+                f" (fingerprints {first.metadata.fingerprint} and {model.metadata.fingerprint}).",
                 remedy="Score them in runs of their own, each with another --output.",
             )
         if model_key(before) == model_key(model):
@@ -279,8 +279,8 @@ def read_models(paths: Sequence[Path]) -> list[Bundle]:
 
 def about_model(model: Bundle) -> dict[str, Any]:
     """Name and version of a model, and a digest of what its answers depend on."""
-    manifest = model.manifest
-    rules = [manifest.fingerprint, manifest.labels, manifest.calibration, manifest.top_k]
+    metadata = model.metadata
+    rules = [metadata.fingerprint, metadata.labels, metadata.calibration, metadata.top_k]
     digest = hashlib.sha256(json.dumps(rules, sort_keys=True).encode())
     for path in [model.path / contract.SAVED_MODEL_FILE, *sorted((model.path / "variables").glob("*"))]:
         digest.update(path.read_bytes())
@@ -288,7 +288,7 @@ def about_model(model: Bundle) -> dict[str, Any]:
         "name": model.name,
         "version": model.version,
         "digest": digest.hexdigest()[:32],
-        "fingerprint": manifest.fingerprint,
+        "fingerprint": metadata.fingerprint,
     }
 
 

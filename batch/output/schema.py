@@ -81,7 +81,7 @@ def scores_table(about: About, decisions: Decisions, model: Bundle, scored_at: d
 
     rows = len(about.status)
     usable = USABLE[about.status]
-    names = _strings(model.manifest.labels)
+    names = _strings(model.metadata.labels)
     k = decisions.top.shape[1]
     offsets: Any = pa.array(np.concatenate([[0], np.cumsum(np.where(usable, k, 0))]).astype(np.int32))
 
@@ -112,7 +112,7 @@ def scores_table(about: About, decisions: Decisions, model: Bundle, scored_at: d
 
 def counted(about: About, decisions: Decisions, model: Bundle) -> Counts:
     """How often each label was given, how often none to a photo with an embedding, and the best scores."""
-    labels = model.manifest.labels
+    labels = model.metadata.labels
     numbers = np.bincount(decisions.label[decisions.label >= 0], minlength=len(labels))
     given = Counter({label: int(number) for label, number in zip(labels, numbers, strict=True) if number})
     usable = USABLE[about.status]

@@ -44,7 +44,7 @@ class Head:
         # Before the session, since TensorFlow's pools are made once a process, and the backbone needs them.
         runtime.one_thread_an_op(runtime.cores())
         run = single_signature.load(self.bundle.path, contract.CLASSIFY_EMBEDDING)
-        run({contract.EMBEDDING: np.zeros((BLOCK, self.bundle.manifest.dimension), np.float32)})
+        run({contract.EMBEDDING: np.zeros((BLOCK, self.bundle.metadata.dimension), np.float32)})
         return run
 
 
@@ -57,9 +57,9 @@ def decide(run: Run, about: Bundle, vectors: NDArray[np.float16], usable: NDArra
         vectors: float16 [N,D].
         usable: bool [N]; where False there is no embedding, and no label comes out.
     """
-    manifest = about.manifest
+    metadata = about.metadata
     rows = np.flatnonzero(usable)
-    probabilities = np.zeros((len(usable), len(manifest.labels)), np.float32)
+    probabilities = np.zeros((len(usable), len(metadata.labels)), np.float32)
     known = np.ones(len(usable), bool)
     for start in range(0, len(rows), BLOCK):
         chosen = rows[start : start + BLOCK]
@@ -72,7 +72,7 @@ def decide(run: Run, about: Bundle, vectors: NDArray[np.float16], usable: NDArra
     return contract.decide(
         probabilities,
         usable,
-        threshold=manifest.calibration["threshold"],
-        top_k=manifest.top_k,
+        threshold=metadata.calibration["threshold"],
+        top_k=metadata.top_k,
         known=known,
     )

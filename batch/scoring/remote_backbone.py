@@ -121,7 +121,7 @@ def find(server: ClientConfig, bundles: Sequence[Bundle]) -> ClientConfig:
 
 
 def _check_signatures(signatures: Any, model: Bundle, where: str) -> None:
-    dimension = model.manifest.dimension
+    dimension = model.metadata.dimension
     for name, tensors in (
         (contract.EMBED, "outputs"),
         (contract.CLASSIFY_EMBEDDING, "inputs"),
@@ -155,7 +155,7 @@ def connect(server: ClientConfig, heads: Sequence[Head]) -> RemoteBackbone:
     except BaseException:
         client.close()
         raise
-    return RemoteBackbone(client, heads[0].bundle.manifest.dimension)
+    return RemoteBackbone(client, heads[0].bundle.metadata.dimension)
 
 
 def check_same(client: Client, heads: Sequence[Head]) -> None:
@@ -165,7 +165,7 @@ def check_same(client: Client, heads: Sequence[Head]) -> None:
         ServerError: nothing answers.
         BundleError: it is another model.
     """
-    embeddings = probes(heads[0].bundle.manifest.dimension)
+    embeddings = probes(heads[0].bundle.metadata.dimension)
     inputs = {contract.EMBEDDING: embeddings}
     there = client.run(contract.CLASSIFY_EMBEDDING, inputs).get(contract.PROBABILITIES)
     for one in heads:

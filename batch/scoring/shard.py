@@ -102,7 +102,7 @@ class Worker:
         self.head = head
         self.store = store
         self.meter = meter
-        self.reader = Reader(self.bundle.manifest.preprocessing, store)
+        self.reader = Reader(self.bundle.metadata.preprocessing, store)
         self._connect = connect
 
     @property

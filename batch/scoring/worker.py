@@ -67,8 +67,8 @@ class Task:
     def workers(self, meter: Meter) -> list[Worker]:
         """The models of this process, one store and one backbone between them."""
         heads = [Head(bundle.read(Path(model))) for model in self.models]
-        manifest = heads[0].bundle.manifest
-        store = EmbeddingStore(self.store, manifest.fingerprint, manifest.dimension)
+        metadata = heads[0].bundle.metadata
+        store = EmbeddingStore(self.store, metadata.fingerprint, metadata.dimension)
         connect = partial(remote_backbone.connect, self.server, heads) if self.server else self._load
         return [Worker(head, store, meter, connect) for head in heads]
 

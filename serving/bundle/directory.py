@@ -27,7 +27,7 @@ WITHDRAWN = ".withdrawn"
 
 
 @dataclass(frozen=True)
-class Manifest:
+class BundleMetadata:
     """What hubhead.json says of a bundle.
 
     Attributes:
@@ -66,8 +66,8 @@ class Manifest:
         return int(self.backbone["dimension"])
 
     @staticmethod
-    def parsed(content: bytes, where: str | Path) -> Manifest:
-        """The manifest in hubhead.json's content; `where` it stands is told.
+    def parse(content: bytes, where: str | Path) -> BundleMetadata:
+        """The metadata in hubhead.json's content; `where` it stands is told.
 
         Raises:
             BundleError: it is torn, or of a newer layout.
@@ -78,18 +78,18 @@ class Manifest:
             raise BundleError(
                 f"{where} cannot be read: {error}.", remedy="Export the bundle again."
             ) from error
-        known = {f.name for f in fields(Manifest)}
+        known = {f.name for f in fields(BundleMetadata)}
         if not isinstance(found, dict) or found.get("schema") != SCHEMA or not known >= found.keys():
             raise BundleError(
                 f"{where} is not of layout {SCHEMA}, the one this hubhead reads.",
                 remedy="Export the bundle again with this hubhead, or use the hubhead that wrote it.",
             )
-        return Manifest(**found)
+        return BundleMetadata(**found)
 
     def write(self, directory: Path) -> None:
         """Write hubhead.json and labels.txt into a SavedModel directory."""
         for name, text in (
-            (contract.MANIFEST_FILE, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"),
+            (contract.METADATA_FILE, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"),
             (contract.LABELS_FILE, "".join(f"{label}\n" for label in self.labels)),
         ):
             path = directory / name
@@ -105,13 +105,13 @@ class Bundle:
         path: the version's directory.
         name: the model's name (its parent directory).
         version: the number in its path; 0 where the directory is not numbered.
-        manifest: what hubhead.json says.
+        metadata: what hubhead.json says.
     """
 
     path: Path
     name: str
     version: int
-    manifest: Manifest
+    metadata: BundleMetadata
 
 
 def versions(base: Path) -> list[int]:
@@ -174,24 +174,24 @@ def read(path: str | os.PathLike[str]) -> Bundle:
         BundleError: no SavedModel there, or hubhead.json missing, torn or of a newer layout.
     """
     directory = resolve(Path(path))
-    manifest_path = directory / contract.MANIFEST_FILE
+    metadata_path = directory / contract.METADATA_FILE
     try:
-        content = manifest_path.read_bytes()
+        content = metadata_path.read_bytes()
     except FileNotFoundError as error:
         raise BundleError(
-            f"{directory} is a SavedModel without {contract.MANIFEST_FILE}, so not a hubhead bundle.",
+            f"{directory} is a SavedModel without {contract.METADATA_FILE}, so not a hubhead bundle.",
             remedy="Make one with hubhead train or hubhead export.",
         ) from error
     except OSError as error:
         raise BundleError(
-            f"{manifest_path} cannot be read: {error}.", remedy="Export the bundle again."
+            f"{metadata_path} cannot be read: {error}.", remedy="Export the bundle again."
         ) from error
     numbered = directory.name.isdecimal()
     return Bundle(
         path=directory,
         name=directory.resolve().parent.name if numbered else directory.name,
         version=int(directory.name) if numbered else 0,
-        manifest=Manifest.parsed(content, manifest_path),
+        metadata=BundleMetadata.parse(content, metadata_path),
     )
 
 

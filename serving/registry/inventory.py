@@ -96,9 +96,9 @@ def _version(store: Store, number: int, **known: Any) -> Version:
     metrics: Mapping[str, Any] = {}
     label_count, created = 0, None
     try:
-        manifest = store.manifest(number)
-        metrics, label_count = manifest.metrics, len(manifest.labels)
-        created = manifest.provenance.get("created")
+        metadata = store.read_metadata(number)
+        metrics, label_count = metadata.metrics, len(metadata.labels)
+        created = metadata.provenance.get("created")
         word, failed = judged(store, number)
     except BundleError as error:
         problem = error.what

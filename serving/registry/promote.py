@@ -190,7 +190,7 @@ def _judged_source(source: Path, origin: Address | None) -> _Judged:
 
 def _judged_version(place: Place, version: int) -> _Judged:
     place.store.require(version)
-    place.store.manifest(version)  # that it can be read
+    place.store.read_metadata(version)  # that it can be read
     path = place.store.path(version)
     return _Judged(path, place.store.content(version), place.store.verdict(version), version)
 

@@ -121,7 +121,7 @@ def _bundle(base: Path) -> Path:
     from trainer.heads import Head, Scaling
 
     source = template()
-    dimension = source.manifest.dimension
+    dimension = source.metadata.dimension
     scaling = Scaling(np.zeros(dimension, np.float32), np.ones(dimension, np.float32))
     head = Head(scaling, np.zeros((dimension, 2), np.float32), np.zeros(2, np.float32), 1.0)
     return bundle.export(source, bundle.HeadExport(head, ["a", "b"]), base).path

@@ -39,7 +39,7 @@ def bundle(base: Path) -> Any:
     from trainer.heads import Head, Scaling
 
     source, draw = template(), np.random.default_rng(0)
-    dimension = source.manifest.dimension
+    dimension = source.metadata.dimension
     scaling = Scaling(np.zeros(dimension, np.float32), np.ones(dimension, np.float32))
     kernel = draw.standard_normal((dimension, len(LABELS))).astype(np.float32)
     head = Head(scaling, kernel, np.zeros(len(LABELS), np.float32), 1.0)
@@ -62,7 +62,7 @@ def earlier_scoring(top: Path, model: Any, number: int, *, shuffled: bool) -> No
     order, draw = np.arange(number), np.random.default_rng(1)
     if shuffled:
         draw.shuffle(order)
-    dimension = model.manifest.dimension
+    dimension = model.metadata.dimension
     base = np.abs(draw.standard_normal((DEFAULT_SIZE, dimension))).astype(np.float16)
     output, started = Output(str(top / "scores")), datetime.now(UTC)
     for shard, start in enumerate(range(0, number, DEFAULT_SIZE)):
@@ -81,7 +81,7 @@ def earlier_scoring(top: Path, model: Any, number: int, *, shuffled: bool) -> No
         }
         kept |= {"height": pa.array(ones), "width": pa.array(ones)}
         layout.write(
-            str(top / "store" / model.manifest.fingerprint),
+            str(top / "store" / model.metadata.fingerprint),
             layout.EMBEDDINGS,
             pa.table(kept, schema=layout.schema(dimension)),
         )
@@ -139,7 +139,7 @@ def head_alone(model: Any, rows: int = 32768) -> tuple[float, float, float]:
     from serving.runtime import single_signature
     from trainer.export import bundle
 
-    vectors = np.abs(np.random.default_rng(2).standard_normal((rows, model.manifest.dimension)))
+    vectors = np.abs(np.random.default_rng(2).standard_normal((rows, model.metadata.dimension)))
     vectors, usable = vectors.astype(np.float16), np.ones(rows, bool)
     start = time.perf_counter()
     run = single_signature.load(model.path, contract.CLASSIFY_EMBEDDING, threads=1)
@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run = json.loads((top / "rescored" / "run.json").read_text())
         assert run["rows"] == options.photos
         rate = scoring(top, model)
-        print(f"\n{os.cpu_count()} cores, {options.photos} embeddings of {model.manifest.dimension}")
+        print(f"\n{os.cpu_count()} cores, {options.photos} embeddings of {model.metadata.dimension}")
         print(f"{seconds:9.1f} s       hubhead rescore, the whole command")
         print(f"{peak:9.0f} MiB     resident at its peak")
         for stage, spent in run["this_run"]["seconds_by_stage"].items():

@@ -347,9 +347,9 @@ def test_without_batching_a_request_runs_as_it_came(toy_base: Path) -> None:
 
 @pytest.mark.protocol("batching.off")
 def test_rows_of_hubheads_own_bundles_are_merged_without_a_flag(own: Path) -> None:
-    manifest = own / "1" / contract.MANIFEST_FILE
-    manifest.parent.mkdir()
-    manifest.write_text("{}")
+    metadata_file = own / "1" / contract.METADATA_FILE
+    metadata_file.parent.mkdir()
+    metadata_file.write_text("{}")
     with world(("toy", own)) as served:
         with held(served), queued(served, *[predict(toy(), x=[number]) for number in (1.0, 2.0)]) as futures:
             served.toys.only.gate.set()

@@ -79,14 +79,14 @@ def models(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
     result, settings = trained.result, trained.settings
     base = bundle.template(settings.tfhub_module, settings.cache)
-    store = EmbeddingStore(settings.embedding_store, base.manifest.fingerprint, base.manifest.dimension)
+    store = EmbeddingStore(settings.embedding_store, base.metadata.fingerprint, base.metadata.dimension)
     features = gather(dataset.scan(settings.image_dir), store)
     targets = np.array([example.label for example in features.examples], np.int64)
-    blocks, labels = heads.Blocks.of(features.embeddings, targets), result.bundle.manifest.labels
+    blocks, labels = heads.Blocks.of(features.embeddings, targets), result.bundle.metadata.labels
     nothing = np.zeros((0, len(labels)), np.float32), np.zeros(0, np.int64)
 
     def model(kind: str, strength: float, **more: object) -> Bundle:
-        chosen = result.bundle.manifest.head | {"kind": kind} | more
+        chosen = result.bundle.metadata.head | {"kind": kind} | more
         selection = heads.Selection("validation", strength, {}, *nothing, settings=chosen)
         part = bundle.HeadExport(heads.refit(blocks, len(labels), selection), labels, settings=chosen)
         return bundle.export(base, part, tmp_path_factory.mktemp(kind) / "models" / "food")
@@ -105,8 +105,8 @@ Reference = list[tuple[Status, dict[str, float]]]
 @pytest.fixture(scope="module")
 def reference(trained: Trained, models: dict[str, Bundle], photos: list[Path]) -> dict[str, Reference]:
     """By the training path, for each kind: the status of each photo, and the probability of every label."""
-    manifest = trained.result.bundle.manifest
-    store = EmbeddingStore(trained.settings.embedding_store, manifest.fingerprint, manifest.dimension)
+    metadata = trained.result.bundle.metadata
+    store = EmbeddingStore(trained.settings.embedding_store, metadata.fingerprint, metadata.dimension)
     base = bundle.template(trained.settings.tfhub_module, trained.settings.cache)
     listed = find(str(photos[0].parent))
     pipeline.embed(listed, base.path, store)
@@ -119,7 +119,7 @@ def reference(trained: Trained, models: dict[str, Bundle], photos: list[Path]) -
         head, _ = bundle.load_head(model.path / contract.HEAD_FILE)
         probabilities = head.probabilities(rows.vectors.astype(np.float32))
         return [
-            (rows.statuses[row], dict(zip(manifest.labels, probabilities[row].tolist(), strict=True)))
+            (rows.statuses[row], dict(zip(metadata.labels, probabilities[row].tolist(), strict=True)))
             for row in chosen
         ]
 
@@ -210,7 +210,7 @@ def test_every_path_answers_as_the_training_path(
         if not status.usable:
             assert (prediction.label, prediction.top) == (None, ())
             continue
-        assert len(prediction.top) == models[kind].manifest.top_k
+        assert len(prediction.top) == models[kind].metadata.top_k
         for label, score in prediction.top:
             assert score == pytest.approx(probabilities[label], abs=PARITY_TOLERANCE)
         # Another label may win only where the training path has the two as good as equal.

@@ -51,8 +51,8 @@ def sample_features(trained: Trained) -> tuple[heads.Floats, heads.Ints, int]:
     from batch.embeddings import EmbeddingStore
     from trainer.evaluation.features import gather
 
-    manifest = trained.result.bundle.manifest
-    store = EmbeddingStore(trained.settings.embedding_store, manifest.fingerprint, manifest.dimension)
+    metadata = trained.result.bundle.metadata
+    store = EmbeddingStore(trained.settings.embedding_store, metadata.fingerprint, metadata.dimension)
     folder = dataset.scan(Path(trained.settings.image_dir))
     found = gather(folder, store)
     targets = np.array([example.label for example in found.examples], np.int64)

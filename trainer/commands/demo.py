@@ -60,7 +60,7 @@ def run_demo(output: Path, console: Console) -> None:
     """The steps of the demo, told on `console`; what it starts is stopped at its end, however it ends."""
     from batch.output.dataset import Output
     from serving.client import Client
-    from serving.contract import MANIFEST_FILE, REPORT_FILE
+    from serving.contract import METADATA_FILE, REPORT_FILE
 
     start = time.perf_counter()
     photos, everything = _photos(console)
@@ -79,7 +79,7 @@ def run_demo(output: Path, console: Console) -> None:
         ("photos, a directory a label", photos),
         ("bundle for TensorFlow Serving", result.bundle.path),
         ("report of the training", result.bundle.path / REPORT_FILE),
-        ("what it is made of", result.bundle.path / MANIFEST_FILE),
+        ("what it is made of", result.bundle.path / METADATA_FILE),
         ("scores, Parquet", Path(scores.path) / "scores"),
         ("figures of the scoring run", Path(scores.run_file)),
         ("its report", Path(Output(scores.path).report_file)),

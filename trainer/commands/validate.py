@@ -175,7 +175,7 @@ def _photos(candidate: Path, directory: Path | None, manifest: Path | None) -> l
     if manifest:
         return labelled_photos.read(labelled_photos.from_manifest(manifest))
     if directory:
-        labels = bundle.read(candidate).manifest.labels
+        labels = bundle.read(candidate).metadata.labels
         return labelled_photos.read(labelled_photos.from_directory(directory, labels))
     return []
 

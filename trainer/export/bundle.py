@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from serving import bundle, contract, protos
-from serving.bundle import Bundle, Manifest
+from serving.bundle import Bundle, BundleMetadata
 from serving.bundle import training_digests as trained_on
 from serving.errors import BundleError
 from serving.protos import tensors
@@ -114,7 +114,7 @@ def template(
         preprocessing = _sized(preprocessing, backbone)
         with made_once(directory) as staged:
             signatures.save(backbone, preprocessing, staged)
-            _manifest(backbone, preprocessing).write(staged)
+            _metadata(backbone, preprocessing).write(staged)
     return bundle.read(directory)
 
 
@@ -153,22 +153,22 @@ def view_template(
         sized = _sized(preprocessing, backbone)
         with made_once(first) as staged:
             signatures.save(backbone, sized, staged, with_head=False, augmentation=augmentation)
-            _view_manifest(_manifest(backbone, sized), described, 0).write(staged)
+            _view_metadata(_metadata(backbone, sized), described, 0).write(staged)
     directory = cache / "templates" / _digest([*key, number])
     if not directory.is_dir():
         with made_once(directory) as staged:
             _copy_graph(first, staged)
             signatures.write_variables(first, staged, {"view": np.int32(number)})
-            base = bundle.read(first).manifest
-            _view_manifest(base, described, number).write(staged)
+            base = bundle.read(first).metadata
+            _view_metadata(base, described, number).write(staged)
     return bundle.read(directory)
 
 
-def _view_manifest(manifest: Manifest, described: Sequence[Any], number: int) -> Manifest:
+def _view_metadata(metadata: BundleMetadata, described: Sequence[Any], number: int) -> BundleMetadata:
     """With a fingerprint of its own for each view, so that stores keep them apart."""
-    of_photos = manifest.backbone.get("of_photos", manifest.fingerprint)
+    of_photos = metadata.backbone.get("of_photos", metadata.fingerprint)
     identity = _digest([of_photos, *described, "view", number])
-    return replace(manifest, backbone=manifest.backbone | {"fingerprint": identity, "of_photos": of_photos})
+    return replace(metadata, backbone=metadata.backbone | {"fingerprint": identity, "of_photos": of_photos})
 
 
 def export(
@@ -196,8 +196,8 @@ def export(
         BundleError: the written SavedModel does not load or does not answer as it must.
         GateRejected: the TensorFlow Lite file does not answer as it does.
     """
-    manifest = replace(
-        source.manifest,
+    metadata = replace(
+        source.metadata,
         labels=list(part.labels),
         calibration=_calibration(part),
         head=dict(part.settings),
@@ -209,10 +209,10 @@ def export(
     with bundle.staging(base) as staged:
         _copy_graph(source.path, staged)
         values = signatures.head_variables(
-            part.head, part.labels, threshold=part.threshold, top_k=manifest.top_k, novelty=part.novelty
+            part.head, part.labels, threshold=part.threshold, top_k=metadata.top_k, novelty=part.novelty
         )
         signatures.write_variables(source.path, staged, values)
-        manifest.write(staged)
+        metadata.write(staged)
         save_head(part, staged / contract.HEAD_FILE)
         if part.trained_on is not None:
             trained_on.write(staged, part.trained_on)
@@ -225,9 +225,9 @@ def export(
             if report:
                 report.result()
         if part.tflite:
-            made = tflite.make(staged, manifest, part.tflite)
+            made = tflite.make(staged, metadata, part.tflite)
             (staged / tflite.FILE).write_bytes(made.content)
-            replace(manifest, metrics=manifest.metrics | {"tflite": made.record()}).write(staged)
+            replace(metadata, metrics=metadata.metrics | {"tflite": made.record()}).write(staged)
         published = bundle.publish(staged, base)
     return bundle.read(published)
 
@@ -252,7 +252,7 @@ def export_headless(
         backbone = load(handle, cache, options=options, progress=say)
         preprocessing = _sized(preprocessing or Preprocessing(), backbone)
         signatures.save(backbone, preprocessing, staged, with_head=False)
-        _manifest(backbone, preprocessing).write(staged)
+        _metadata(backbone, preprocessing).write(staged)
         published = bundle.publish(staged, base)
     return bundle.read(published)
 
@@ -272,8 +272,8 @@ def export_again(
         OutputError: `base` cannot be written.
     """
     source = bundle.read(path)
-    manifest = source.manifest
-    if not manifest.labels:
+    metadata = source.metadata
+    if not metadata.labels:
         raise BundleError(f"{source.path} is a headless bundle.", remedy="Give one that hubhead train made.")
     head, novelty = load_head(source.path / contract.HEAD_FILE)
     if keep_known is not None:
@@ -285,13 +285,13 @@ def export_again(
         novelty = novelty.at(keep_known)
     part = HeadExport(
         head,
-        manifest.labels,
+        metadata.labels,
         novelty=novelty,
-        threshold=manifest.calibration["threshold"] if threshold is None else threshold,
-        top_k=top_k or manifest.top_k,
-        settings=manifest.head,
-        metrics={name: figures for name, figures in manifest.metrics.items() if name != "tflite"},
-        data=manifest.data,
+        threshold=metadata.calibration["threshold"] if threshold is None else threshold,
+        top_k=top_k or metadata.top_k,
+        settings=metadata.head,
+        metrics={name: figures for name, figures in metadata.metrics.items() if name != "tflite"},
+        data=metadata.data,
         trained_on=trained_on.read(source.path),
     )
     return export(source, part, base)
@@ -387,9 +387,9 @@ def _sized(preprocessing: Preprocessing, backbone: Backbone) -> Preprocessing:
     return replace(preprocessing, height=height, width=width)
 
 
-def _manifest(backbone: Backbone, preprocessing: Preprocessing) -> Manifest:
+def _metadata(backbone: Backbone, preprocessing: Preprocessing) -> BundleMetadata:
     """hubhead.json of a bundle without labels."""
-    return Manifest(
+    return BundleMetadata(
         labels=[],
         backbone={
             "handle": backbone.handle,

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from batch.inputs.listing import find, read
 from serving import contract
-from serving.bundle import Bundle, Manifest
+from serving.bundle import Bundle, BundleMetadata
 from serving.errors import BundleError, GateRejected, InputError, OutputError
 from serving.photos.converter import Converter
 from serving.process import cores
@@ -114,12 +114,12 @@ class Tflite:
         )
 
 
-def make(directory: Path, manifest: Manifest, option: TfliteOption) -> Tflite:
+def make(directory: Path, metadata: BundleMetadata, option: TfliteOption) -> Tflite:
     """Convert a bundle's SavedModel, load the file again, and hold it against the bundle.
 
     Args:
         directory: of the SavedModel.
-        manifest: its hubhead.json.
+        metadata: its hubhead.json.
         option: how.
 
     Raises:
@@ -129,18 +129,18 @@ def make(directory: Path, manifest: Manifest, option: TfliteOption) -> Tflite:
     """
     import tensorflow as tf
 
-    if not manifest.labels:
+    if not metadata.labels:
         raise BundleError(f"{directory} is a headless bundle.", remedy="Give one that hubhead train made.")
     loaded = tf.saved_model.load(str(directory))
-    preprocessing = _preprocessing(manifest)
+    preprocessing = _preprocessing(metadata)
     signature = loaded.signatures[contract.CLASSIFY_PIXELS]
-    content = add_metadata(_converted(signature, option.quantize), manifest)
+    content = add_metadata(_converted(signature, option.quantize), metadata)
     pixels = decoded(option.photos, preprocessing) if option.photos else generated(preprocessing)
     if not len(pixels):
         raise InputError("None of the photos can be used.", remedy="Give others to check the file on.")
     found = probabilities(content, pixels)
     classes, scores = _asked(signature, pixels)
-    column = {label.encode(): index for index, label in enumerate(manifest.labels)}
+    column = {label.encode(): index for index, label in enumerate(metadata.labels)}
     columns = np.vectorize(column.__getitem__, otypes=[np.int64])(classes)
     difference = float(np.abs(np.take_along_axis(found, columns, axis=1) - scores).max(initial=0.0))
     same = int((found.argmax(axis=1) == columns[:, 0]).sum())
@@ -166,7 +166,7 @@ def write(source: Bundle, file: Path, quantize: Quantize, photos: str = "") -> T
     if file.is_dir() or not os.access(file.parent, os.W_OK):
         raise OutputError(f"{file} cannot be written.", remedy="Give a file in a directory that exists.")
     encoded = _photos(photos) if photos else []
-    made = make(source.path, source.manifest, TfliteOption(quantize, encoded))
+    made = make(source.path, source.metadata, TfliteOption(quantize, encoded))
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     partial.write_bytes(made.content)
     partial.replace(file)
@@ -259,8 +259,8 @@ def _asked(signature: Any, pixels: NDArray[np.uint8]) -> tuple[NDArray[Any], Flo
     return classes, np.concatenate([answer[contract.SCORES].numpy() for answer in answers])
 
 
-def _preprocessing(manifest: Manifest) -> Preprocessing:
-    settings = {name: value for name, value in manifest.preprocessing.items() if name != "version"}
+def _preprocessing(metadata: BundleMetadata) -> Preprocessing:
+    settings = {name: value for name, value in metadata.preprocessing.items() if name != "version"}
     return Preprocessing(**settings | {"aspect": Aspect(settings["aspect"])})
 
 

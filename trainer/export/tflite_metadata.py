@@ -15,10 +15,10 @@ from dataclasses import asdict
 from typing import Any
 
 from serving import contract
-from serving.bundle import Manifest
+from serving.bundle import BundleMetadata
 
 LABELS_FILE = "labels.txt"
-MANIFEST_FILE = "hubhead.json"
+METADATA_FILE = "hubhead.json"
 
 _NAME = "TFLITE_METADATA"
 _SCHEMA = b"M001"
@@ -34,14 +34,14 @@ _Table = Mapping[int, Any]
 """A table of the schema by the numbers of its fields. An int is one byte, a float is float32."""
 
 
-def add_metadata(model: bytes, manifest: Manifest) -> bytes:
+def add_metadata(model: bytes, metadata: BundleMetadata) -> bytes:
     """The file of a TensorFlow Lite model with labels, threshold and hubhead.json inside."""
     from tensorflow.lite.tools import flatbuffer_utils
 
     content = flatbuffer_utils.convert_bytearray_to_object(bytearray(model))
     schema = flatbuffer_utils.schema_fb
     described = schema.BufferT()
-    described.data = list(description(manifest))
+    described.data = list(description(metadata))
     entry = schema.MetadataT()
     entry.name, entry.buffer = _NAME.encode(), len(content.buffers)
     content.buffers.append(described)
@@ -49,12 +49,12 @@ def add_metadata(model: bytes, manifest: Manifest) -> bytes:
     file = io.BytesIO()
     file.write(bytes(flatbuffer_utils.convert_object_to_bytearray(content)))
     with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:  # as readers map it into memory
-        archive.writestr(LABELS_FILE, "".join(f"{label}\n" for label in manifest.labels))
-        archive.writestr(MANIFEST_FILE, json.dumps(asdict(manifest), ensure_ascii=False))
+        archive.writestr(LABELS_FILE, "".join(f"{label}\n" for label in metadata.labels))
+        archive.writestr(METADATA_FILE, json.dumps(asdict(metadata), ensure_ascii=False))
     return file.getvalue()
 
 
-def description(manifest: Manifest) -> bytes:
+def description(metadata: BundleMetadata) -> bytes:
     """The flatbuffer that describes the tensors of a bundle's file: table ModelMetadata."""
     import flatbuffers
 
@@ -68,7 +68,7 @@ def description(manifest: Manifest) -> bytes:
         1: "Calibrated probabilities of the labels.",
         6: [{0: LABELS_FILE, 1: "One label a line.", 2: _TENSOR_AXIS_LABELS}],
     }
-    if threshold := float(manifest.calibration.get("threshold", 0.0)):
+    if threshold := float(metadata.calibration.get("threshold", 0.0)):
         output[4] = [{0: _SCORE_THRESHOLDING, 1: {0: threshold}}]
     root: _Table = {
         0: "hubhead",

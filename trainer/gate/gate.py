@@ -90,8 +90,8 @@ def validate(
     checks = _Checks(say)
     model = _by_itself(new, [photo.content for photo in spread(photos, PARITY_PHOTOS)], checks)
     if old:
-        checks.found += thresholds.recorded(new.manifest, old.manifest, allowed)
-        checks.found += thresholds.labels_changed(new.manifest.labels, old.manifest.labels)
+        checks.found += thresholds.recorded(new.metadata, old.metadata, allowed)
+        checks.found += thresholds.labels_changed(new.metadata.labels, old.metadata.labels)
         sizes = [sum(file_sizes(one.path).values()) / 1e6 for one in (new, old)]
         checks.found.append(thresholds.ratio("size", sizes[0], sizes[1], allowed.size, "MB"))
         if model:
@@ -109,7 +109,7 @@ def validate(
 
 def _with_head(path: Path) -> Bundle:
     found = bundle.read(path)
-    if not found.manifest.labels:
+    if not found.metadata.labels:
         raise InputError(
             f"{found.path} is a headless bundle: it has no answers to judge.",
             remedy="Give one that hubhead train made.",
@@ -122,13 +122,13 @@ def _by_itself(new: Bundle, images: Sequence[bytes], checks: _Checks) -> Model |
     from serving import runtime
     from serving.runtime.session import PARITY_TOLERANCE, ClassicSession, check_answers, sample_jpeg
 
-    labels = len(new.manifest.labels)
+    labels = len(new.metadata.labels)
     answers = {}
     with checks.step("loads as in TensorFlow Serving"), ClassicSession(new.path) as session:
         checks.passed("loads as in TensorFlow Serving", "the v1 loader, tag serve")
         images = images or [sample_jpeg()]
         with checks.step("refuses what is no photo"):
-            check_answers(session, new.manifest.labels)
+            check_answers(session, new.metadata.labels)
             checks.passed("refuses what is no photo", "a text, an empty file, an empty batch")
         with checks.step("answers in a classic session"):
             answers["a classic session"] = parity.run_all(session.run, images, labels)
@@ -197,7 +197,7 @@ def _against(
             return
         truth = [photo.label or "" for photo, taken in zip(judged, both, strict=True) if taken]
         checks.found += thresholds.on_photos(
-            (rows[both], new.manifest.labels), (live_rows[both], old.manifest.labels), truth, allowed
+            (rows[both], new.metadata.labels), (live_rows[both], old.metadata.labels), truth, allowed
         )
 
 
@@ -206,7 +206,7 @@ def _unseen(new: Bundle, old: Bundle, photos: Sequence[Photo]) -> tuple[list[Pho
 
     Also how many of those labels are left out, and the bundles whose photos are not known.
     """
-    shared = set(new.manifest.labels) & set(old.manifest.labels)
+    shared = set(new.metadata.labels) & set(old.metadata.labels)
     labelled = [photo for photo in photos if photo.label in shared]
     if not labelled:
         return [], 0, []

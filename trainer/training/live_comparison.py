@@ -49,7 +49,7 @@ def find(given: str | Path, base: Path) -> Bundle | None:
     if str(given) == NONE or (not str(given) and not bundle.versions(base)):
         return None
     found = bundle.read(Path(given) if str(given) else base)
-    if not found.manifest.labels:
+    if not found.metadata.labels:
         raise BundleError(
             f"{found.path} is a headless bundle: it has no answers to compare with.",
             remedy="Give one that hubhead train made with --compare_with, or --compare_with none.",
@@ -82,13 +82,13 @@ def judge(
         InputError: no test photo is left to compare by.
         BundleError, RunError: the live version cannot be loaded, or does not answer.
     """
-    own, known = live.manifest.labels, training_digests.read(live.path)
+    own, known = live.metadata.labels, training_digests.read(live.path)
     seen = np.zeros(len(examples), bool)
     if known is not None:
         seen = np.isin(training_digests.marks(example.sha256 for example in examples), known)
     foreign = np.array([labels[example.label] not in own for example in examples], bool)
     rows = np.flatnonzero(~seen & ~foreign)
-    same = live.manifest.fingerprint == fingerprint
+    same = live.metadata.fingerprint == fingerprint
     if same:
         fitted = load_head(live.path / contract.HEAD_FILE)[0]
         answers, answered = probabilities_of(fitted, embeddings, rows), np.ones(len(rows), bool)
@@ -197,12 +197,12 @@ def _ask(live: Bundle, uris: Sequence[str]) -> tuple[Floats, Flags]:
     """Probabilities float32 [N,K] of photos, and which of them the bundle answers, bool [N]."""
     from serving import runtime
 
-    probabilities = np.zeros((len(uris), len(live.manifest.labels)), np.float32)
+    probabilities = np.zeros((len(uris), len(live.metadata.labels)), np.float32)
     answered = np.zeros(len(uris), bool)
     if not uris:
         return probabilities, answered
     model = runtime.load(live.path)
-    settings = live.manifest.preprocessing
+    settings = live.metadata.preprocessing
     limits = Limits(
         max_bytes=int(settings.get("max_bytes", Limits.max_bytes)),
         max_pixels=int(settings.get("max_whole_pixels", Limits.max_pixels)),

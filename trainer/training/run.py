@@ -82,7 +82,7 @@ def train(
             say=say,
         )
     with clock.step("embed"):
-        store = EmbeddingStore(settings.embedding_store, base.manifest.fingerprint, base.manifest.dimension)
+        store = EmbeddingStore(settings.embedding_store, base.metadata.fingerprint, base.metadata.dimension)
         score.embed(list(folder.photos), base.path, store, progress=progress)
         features = gather(folder, store, settings.head_settings)
         if isinstance(features.embeddings, np.memmap):
@@ -130,7 +130,7 @@ def train(
         with clock.step("compare"):
             comparison = _compared(
                 live_bundle,
-                base.manifest.fingerprint,
+                base.metadata.fingerprint,
                 folder.labels,
                 [features.examples[row] for row in test_rows.tolist()],
                 features.embeddings[test_rows],
@@ -502,7 +502,7 @@ def _views(
             options=settings.backbone_input,
             say=say,
         )
-        store = EmbeddingStore(settings.embedding_store, base.manifest.fingerprint, base.manifest.dimension)
+        store = EmbeddingStore(settings.embedding_store, base.metadata.fingerprint, base.metadata.dimension)
         say(f"View {number + 1} of {settings.views} of {len(photos)} photos")
         score.embed(photos, base.path, store, progress=progress)
         store.known(photos)

@@ -33,7 +33,7 @@ def describe(result: TrainResult) -> str:
         lines.append(f"Photos of known labels that are not refused as unlike them: {result.known_kept}")
     lines.append(f"Seconds: {', '.join(f'{name} {value:.1f}' for name, value in result.seconds.items())}")
     lines.append(f"Bundle: {result.bundle.path}")
-    if made := result.bundle.manifest.metrics.get("tflite"):
+    if made := result.bundle.metadata.metrics.get("tflite"):
         share, of = made["label_agreement"]["value"], made["label_agreement"]["n"]
         lines.append(
             f"TensorFlow Lite: {made['bytes'] / 1e6:.1f} MB, the bundle's label on {share:.1%} of {of} photos"
@@ -48,8 +48,8 @@ def record(result: TrainResult) -> dict[str, Any]:
     return {
         "bundle": str(result.bundle.path),
         "version": result.bundle.version,
-        "metrics": result.bundle.manifest.metrics,
-        "data": result.bundle.manifest.data,
+        "metrics": result.bundle.metadata.metrics,
+        "data": result.bundle.metadata.data,
         "left_out": [{"photo": path, "reason": reason} for path, reason in result.left_out],
         "misclassified": [
             {"photo": path, "label": label, "predicted": found, "score": score}

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from serving import contract
-from serving.bundle import Manifest
+from serving.bundle import BundleMetadata
 from serving.errors import BundleError
 from serving.registry import verdict
 from serving.registry.verdict import Verdict
@@ -128,14 +128,14 @@ class Store(ABC):
                 remedy=f"Versions there: {', '.join(map(str, there)) or 'none'}.",
             )
 
-    def manifest(self, version: int) -> Manifest:
+    def read_metadata(self, version: int) -> BundleMetadata:
         """What its hubhead.json says."""
-        where = f"{self.path(version)}/{contract.MANIFEST_FILE}"
+        where = f"{self.path(version)}/{contract.METADATA_FILE}"
         try:
-            return Manifest.parsed(self.read(version, contract.MANIFEST_FILE), where)
+            return BundleMetadata.parse(self.read(version, contract.METADATA_FILE), where)
         except FileNotFoundError as error:
             raise BundleError(
-                f"{self.path(version)} has no {contract.MANIFEST_FILE}, so it is not a hubhead bundle.",
+                f"{self.path(version)} has no {contract.METADATA_FILE}, so it is not a hubhead bundle.",
                 remedy="Make one with hubhead train or hubhead export.",
             ) from error
 

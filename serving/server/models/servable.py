@@ -298,7 +298,7 @@ def load(
         loader(directory),
         signatures,
         batching=batching,
-        rows_apart=(directory / contract.MANIFEST_FILE).is_file(),  # of hubhead's bundles they are
+        rows_apart=(directory / contract.METADATA_FILE).is_file(),  # of hubhead's bundles they are
         tensor_content=settings.enable_serialization_as_tensor_content,
         metrics=metrics,
     )

@@ -31,7 +31,7 @@ from batch.scoring.head_runner import Head
 from batch.scoring.shard import Embedded, Worker, embed_photos
 from batch.shards.shard import Shard
 from serving import bundle, contract, protos
-from serving.bundle import Manifest
+from serving.bundle import BundleMetadata
 from serving.client import ClientConfig, Retry
 from serving.contract import Status
 from serving.errors import BundleError, DeadlineExceeded, ModelNotFound, ServerError, ServerUnavailable
@@ -108,7 +108,7 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "models" / "food" / "3"
     path.mkdir(parents=True)
     (path / contract.SAVED_MODEL_FILE).write_bytes(b"")
-    Manifest(
+    BundleMetadata(
         labels=LABELS,
         backbone={"fingerprint": "f", "dimension": DIMENSION},
         preprocessing={},

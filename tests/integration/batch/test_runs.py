@@ -43,7 +43,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     one = make_bundle(top / "food" / "1")
     two = make_bundle(top / "food" / "2", scale=2.0)
     other = make_bundle(top / "other" / "1")
-    about = bundle.read(other).manifest
+    about = bundle.read(other).metadata
     replace(about, backbone={**about.backbone, "fingerprint": "f2"}).write(other)
     return {"one": one, "two": two, "other": other}
 

@@ -108,7 +108,7 @@ def test_foods_that_were_not_trained_on_are_told_from_those_that_were(
     trained: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
     embeddings, targets, classes = sample_features(trained)
-    labels = trained.result.bundle.manifest.labels
+    labels = trained.result.bundle.metadata.labels
     assert len(labels) == classes
     found = {
         hidden: leave_labels_out(embeddings, targets, labels, hidden=hidden, draws=20) for hidden in (2, 3)

@@ -21,7 +21,7 @@ REPEATS = 4
 @pytest.fixture(scope="module")
 def validated(trained: Trained) -> CrossValidation:
     embeddings, targets, classes = sample_features(trained)
-    labels = trained.result.bundle.manifest.labels
+    labels = trained.result.bundle.metadata.labels
     assert len(labels) == classes
     return cross_validate(embeddings, targets, labels, repeats=REPEATS, seed=100)
 

@@ -108,8 +108,8 @@ def test_a_headless_bundle_has_embed_alone(trained: Trained, tmp_path: Path, pho
     published = export.export_headless(handle, tmp_path / "backbone", cache)
     template = export.template(handle, cache)
     assert published.version == 1
-    assert published.manifest.labels == template.manifest.labels == []
-    assert published.manifest.fingerprint == template.manifest.fingerprint
+    assert published.metadata.labels == template.metadata.labels == []
+    assert published.metadata.fingerprint == template.metadata.fingerprint
     assert list(runtime.load(published.path).signatures) == [contract.EMBED]
     with ClassicSession(published.path) as opened, ClassicSession(template.path) as other:
         asked = {contract.IMAGE_BYTES: photos}
@@ -122,17 +122,17 @@ def test_the_records_stand_beside_the_graph(trained: Trained, food: Bundle) -> N
     labels = [path.name for path in sorted(trained.settings.image_dir.iterdir())]
     text = "".join(f"{label}\n" for label in labels)
     assert (food.path / contract.LABELS_FILE).read_text("utf-8") == text
-    manifest = json.loads((food.path / contract.MANIFEST_FILE).read_text("utf-8"))
-    assert manifest["labels"] == labels
-    assert manifest["backbone"]["handle"] == "efficientnet_lite0"
-    assert manifest["backbone"]["dimension"] == 1280
-    assert manifest["preprocessing"] == Preprocessing().settings()
-    assert manifest["top_k"] == 5
-    assert {"kind": "linear", "class_weight": "none"}.items() <= manifest["head"].items()
-    assert {"strength", "shrinkage", "temperature"} <= manifest["head"].keys()
-    assert manifest["metrics"]["test"]["accuracy"]["n"] == trained.result.subsets["testing"]
-    assert sum(manifest["data"]["photos"].values()) == sum(manifest["data"]["labels"].values()) == 406
-    assert {"tensorflow", "numpy"} <= manifest["provenance"]["packages"].keys()
+    metadata = json.loads((food.path / contract.METADATA_FILE).read_text("utf-8"))
+    assert metadata["labels"] == labels
+    assert metadata["backbone"]["handle"] == "efficientnet_lite0"
+    assert metadata["backbone"]["dimension"] == 1280
+    assert metadata["preprocessing"] == Preprocessing().settings()
+    assert metadata["top_k"] == 5
+    assert {"kind": "linear", "class_weight": "none"}.items() <= metadata["head"].items()
+    assert {"strength", "shrinkage", "temperature"} <= metadata["head"].keys()
+    assert metadata["metrics"]["test"]["accuracy"]["n"] == trained.result.subsets["testing"]
+    assert sum(metadata["data"]["photos"].values()) == sum(metadata["data"]["labels"].values()) == 406
+    assert {"tensorflow", "numpy"} <= metadata["provenance"]["packages"].keys()
 
 
 def test_the_warm_up_has_a_request_for_every_batch_size_and_a_broken_photo(food: Bundle) -> None:
@@ -229,13 +229,13 @@ def test_an_export_again_changes_what_it_is_told_to_and_nothing_else(
     for again in (same, strict):
         assert digest(again.path / contract.SAVED_MODEL_FILE) == digest(food.path / contract.SAVED_MODEL_FILE)
         for name in ("labels", "backbone", "preprocessing", "head", "metrics", "data"):
-            assert getattr(again.manifest, name) == getattr(food.manifest, name)
-    assert (same.manifest.top_k, same.manifest.calibration) == (
-        food.manifest.top_k,
-        food.manifest.calibration,
+            assert getattr(again.metadata, name) == getattr(food.metadata, name)
+    assert (same.metadata.top_k, same.metadata.calibration) == (
+        food.metadata.top_k,
+        food.metadata.calibration,
     )
-    assert strict.manifest.top_k == 2
-    assert strict.manifest.calibration == {**food.manifest.calibration, "threshold": 1.0}
+    assert strict.metadata.top_k == 2
+    assert strict.metadata.calibration == {**food.metadata.calibration, "threshold": 1.0}
 
     answers = []
     for path in (food.path, same.path, strict.path):
@@ -260,7 +260,7 @@ def test_a_headless_bundle_cannot_be_exported_again(trained: Trained, tmp_path: 
 
 def part_of(food: Bundle) -> HeadExport:
     head, _ = export.load_head(food.path / contract.HEAD_FILE)
-    return HeadExport(head, food.manifest.labels)
+    return HeadExport(head, food.metadata.labels)
 
 
 def test_what_differs_from_the_training_path_is_not_published(
@@ -287,7 +287,7 @@ def test_photos_unlike_the_known_ones_get_no_label_in_the_graph_as_in_numpy(
     known = np.repeat(embedded, 12, axis=0) * random.uniform(0.7, 1.3, (12 * len(photos), 1280))
     targets = np.arange(len(known)) % len(part.labels)
     nothing = np.zeros((0, len(part.labels)), np.float32), np.zeros(0, np.int64)
-    selection = Selection("validation", 10.0, {}, *nothing, settings=dict(food.manifest.head))
+    selection = Selection("validation", 10.0, {}, *nothing, settings=dict(food.metadata.head))
     novelty = Novelty.fit(part.head, selection, known.astype(np.float32), targets, kept=0.5)
     published = export.export(food, replace(part, novelty=novelty), tmp_path / "models" / "food")
     unlike = np.abs(random.normal(size=(20, 1280))).astype(np.float32)
@@ -308,7 +308,7 @@ def test_photos_unlike_the_known_ones_get_no_label_in_the_graph_as_in_numpy(
     with ClassicSession(again.path) as session:
         lenient = session.run(contract.CLASSIFY_EMBEDDING, {contract.EMBEDDING: asked})[contract.KNOWN]
     assert (lenient | ~told).all()
-    assert again.manifest.calibration["keep_known"] == 1.0
+    assert again.metadata.calibration["keep_known"] == 1.0
 
 
 def test_a_bundle_without_a_novelty_score_cannot_be_told_what_to_keep(food: Bundle, tmp_path: Path) -> None:

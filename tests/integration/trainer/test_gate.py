@@ -53,7 +53,7 @@ def test_a_bundle_as_good_as_the_live_one_is_blessed_and_may_be_promoted(
     assert record["blessed"]
     assert record == json.loads((candidate / contract.VERDICT_FILE).read_text())
     checks = {check["name"]: check for check in record["checks"]}
-    n = bundle.read(candidate).manifest.metrics["test"]["accuracy"]["n"]
+    n = bundle.read(candidate).metadata.metrics["test"]["accuracy"]["n"]
     assert f"N={n}" in checks["accuracy on the photos"]["detail"]  # those that it was trained on are left out
     assert checks["photos left out"]["figure"] == 406 - n
     for name in ("the runtime", "the local server"):
@@ -67,9 +67,9 @@ def test_every_fault_is_named_and_the_verdict_is_a_no(pair: tuple[Path, Path], t
     candidate, live = pair
     (candidate / contract.WARMUP_FILE).unlink()
     (candidate / "ballast").write_bytes(bytes(20 << 20))
-    content = json.loads((candidate / contract.MANIFEST_FILE).read_text())
+    content = json.loads((candidate / contract.METADATA_FILE).read_text())
     content["metrics"]["test"]["accuracy"]["value"] = 0.1
-    (candidate / contract.MANIFEST_FILE).write_text(json.dumps(content))
+    (candidate / contract.METADATA_FILE).write_text(json.dumps(content))
     done, record = validate("--bundle", candidate, "--live", live, "--max_latency_ratio", "100")
     assert isinstance(done.exception, GateRejected)
     assert set(record["failed"]) == {"warm-up requests", "accuracy", "size"}

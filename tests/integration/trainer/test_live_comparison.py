@@ -35,8 +35,8 @@ def features_of(trained: Trained) -> tuple[list[Example], Floats]:
     from trainer import dataset
     from trainer.training.run import gather
 
-    manifest = trained.result.bundle.metadata
-    store = EmbeddingStore(trained.settings.embedding_store, manifest.fingerprint, manifest.dimension)
+    metadata = trained.result.bundle.metadata
+    store = EmbeddingStore(trained.settings.embedding_store, metadata.fingerprint, metadata.dimension)
     found = gather(dataset.scan(trained.settings.image_dir), store)
     tested = {uri for uri, _ in trained.result.test_photos}
     rows = [row for row, example in enumerate(found.examples) if example.uri in tested]

@@ -42,7 +42,7 @@ def test_the_threshold_finds_copies_of_the_sample_photos_and_nothing_else(
                 copy.save(content, "JPEG", quality=85)
                 (tmp_path / f"{number:03d}-{name}.jpeg").write_bytes(content.getvalue())
     base = bundle.template("efficientnet_lite0", cache, Preprocessing())
-    store = EmbeddingStore(str(tmp_path / "store"), base.manifest.fingerprint, base.manifest.dimension)
+    store = EmbeddingStore(str(tmp_path / "store"), base.metadata.fingerprint, base.metadata.dimension)
     found = listing.find(f"{tmp_path}/*.jpeg")
     score.embed(found, base.path, store)
     shas = store.known(found)

@@ -34,11 +34,11 @@ def real(trained: Trained) -> report.Report:
 
     settings, result = trained.settings, trained.result
     folder = dataset.scan(settings.image_dir)
-    manifest = result.bundle.manifest
+    metadata = result.bundle.metadata
     store = EmbeddingStore(
         settings.embedding_store,
-        str(manifest.backbone["fingerprint"]),
-        int(str(manifest.backbone["dimension"])),
+        str(metadata.backbone["fingerprint"]),
+        int(str(metadata.backbone["dimension"])),
     )
     features = gather(folder, store)
     subsets = dataset.split(features.examples, settings.split, settings.image_dir, ())

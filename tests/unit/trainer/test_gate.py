@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from serving import contract
-from serving.bundle import Manifest
+from serving.bundle import BundleMetadata
 from serving.errors import BundleError, InputError
 from serving.registry import verdict
 from serving.registry.verdict import Check, Verdict
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     pass
 
 
-def manifest(accuracy: float = 0.8, recall: float = 0.8, n: int = 50, **test: Any) -> Manifest:
+def metadata(accuracy: float = 0.8, recall: float = 0.8, n: int = 50, **test: Any) -> BundleMetadata:
     figures = {
         "accuracy": {"value": accuracy, "n": 100},
         "log_loss": 0.5,
         "calibration": {"error": 0.03},
         "recall": {"a": {"value": recall, "n": n}, "b": {"value": 0.9, "n": 100}},
     }
-    return Manifest(["a", "b"], {}, {}, metrics={"test": figures | test})
+    return BundleMetadata(["a", "b"], {}, {}, metrics={"test": figures | test})
 
 
 def failed(checks: list[Check]) -> list[str]:
@@ -41,24 +41,24 @@ def failed(checks: list[Check]) -> list[str]:
 @pytest.mark.parametrize(
     ("new", "expected"),
     [
-        (manifest(), []),
-        (manifest(accuracy=0.78), []),
-        (manifest(accuracy=0.779), ["accuracy"]),
-        (manifest(recall=0.7), []),
-        (manifest(recall=0.69), ["recall of a"]),
-        (manifest(recall=0.1, n=19), []),
-        (manifest(log_loss=0.56), ["log-loss"]),
-        (manifest(calibration={"error": 0.09}), ["calibration error"]),
-        (manifest(calibration=None), ["calibration error"]),
-        (replace(manifest(), metrics={}), ["accuracy", "log-loss", "calibration error"]),
+        (metadata(), []),
+        (metadata(accuracy=0.78), []),
+        (metadata(accuracy=0.779), ["accuracy"]),
+        (metadata(recall=0.7), []),
+        (metadata(recall=0.69), ["recall of a"]),
+        (metadata(recall=0.1, n=19), []),
+        (metadata(log_loss=0.56), ["log-loss"]),
+        (metadata(calibration={"error": 0.09}), ["calibration error"]),
+        (metadata(calibration=None), ["calibration error"]),
+        (replace(metadata(), metrics={}), ["accuracy", "log-loss", "calibration error"]),
     ],
 )
-def test_records_are_held_against_those_of_the_live_version(new: Manifest, expected: list[str]) -> None:
-    assert failed(thresholds.recorded(new, manifest(), Limits())) == expected
+def test_records_are_held_against_those_of_the_live_version(new: BundleMetadata, expected: list[str]) -> None:
+    assert failed(thresholds.recorded(new, metadata(), Limits())) == expected
 
 
 def test_what_the_live_version_does_not_state_is_told_and_not_judged() -> None:
-    checks = thresholds.recorded(manifest(), replace(manifest(), metrics={}), Limits())
+    checks = thresholds.recorded(metadata(), replace(metadata(), metrics={}), Limits())
     assert {check.passed for check in checks} == {None}
 
 
@@ -144,10 +144,10 @@ def test_a_bundle_is_not_held_against_itself(tmp_path: Path) -> None:
     directory = tmp_path / "1"
     (directory / "assets.extra").mkdir(parents=True)
     (directory / contract.SAVED_MODEL_FILE).touch()
-    manifest().write(directory)
+    metadata().write(directory)
     with pytest.raises(InputError, match="both the candidate and the live"):
         gate.validate(directory, live=tmp_path)
-    replace(manifest(), labels=[]).write(directory)
+    replace(metadata(), labels=[]).write(directory)
     with pytest.raises(InputError, match="headless"):
         gate.validate(directory)
 
