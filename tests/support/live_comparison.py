@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving import bundle, contract
-from serving.bundle import Bundle, Manifest, training_digests
+from serving.bundle import Bundle, BundleMetadata, training_digests
 from trainer.export.bundle import HeadExport, save_head
 from trainer.heads import Head
 
@@ -27,7 +27,7 @@ def written(
     directory = base / str(version)
     directory.mkdir(parents=True)
     (directory / contract.SAVED_MODEL_FILE).write_bytes(b"")
-    Manifest(labels, {"fingerprint": FINGERPRINT, "dimension": len(fitted.kernel)}, {}).write(directory)
+    BundleMetadata(labels, {"fingerprint": FINGERPRINT, "dimension": len(fitted.kernel)}, {}).write(directory)
     save_head(HeadExport(fitted, labels), directory / contract.HEAD_FILE)
     if seen is not None:
         training_digests.write(directory, training_digests.marks(map(sha, seen)))

@@ -8,7 +8,7 @@ from typing import Any
 from click.testing import CliRunner
 
 from hubhead import hubhead
-from serving.bundle import Manifest
+from serving.bundle import BundleMetadata
 from serving.registry import audit, verdict
 from serving.registry.verdict import Check, Verdict
 from tests.support.fake_model import write_doubler
@@ -34,7 +34,7 @@ def write_bundle(models: Path, number: int, *, blessed: bool | None = True, brok
     directory = write_doubler(models / str(number))
     backbone = {"handle": "h", "fingerprint": "f", "dimension": 1}
     accuracy = {"value": 0.5 + number / 100, "n": 50, "low": 0.4, "high": 0.7}
-    Manifest(
+    BundleMetadata(
         ["a", "b"],
         backbone,
         {},

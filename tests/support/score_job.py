@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from serving.bundle import Manifest
+from serving.bundle import BundleMetadata
 
 DIMENSION = 4
 LABELS = ["apple", "bread", "cheese"]
@@ -70,7 +70,7 @@ def make_bundle(
             classify_embedding, input_signature=[tf.TensorSpec([None, DIMENSION], tf.float32, "embedding")]
         )
     tf.saved_model.save(module, str(path), signatures=signatures)
-    Manifest(
+    BundleMetadata(
         labels=[] if headless else LABELS,
         backbone={"fingerprint": FINGERPRINT, "dimension": DIMENSION},
         preprocessing={"max_bytes": max_bytes},

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from serving.bundle import Manifest
+from serving.bundle import BundleMetadata
 from serving.registry.verdict import Check
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Limits:
 _EPSILON = 1e-9
 
 
-def recorded(new: Manifest, live: Manifest, limits: Limits) -> list[Check]:
+def recorded(new: BundleMetadata, live: BundleMetadata, limits: Limits) -> list[Check]:
     """The figures that each version's training wrote into hubhead.json, each on its own test photos."""
     mine, other = new.metrics.get("test") or {}, live.metrics.get("test") or {}
     checks = [

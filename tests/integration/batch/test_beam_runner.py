@@ -12,7 +12,7 @@ from batch.monitoring.stats import Meter
 from batch.output.dataset import Output
 from batch.scoring.worker import Scores, Task
 from serving import contract
-from serving.bundle import Manifest
+from serving.bundle import BundleMetadata
 from serving.errors import HubheadError
 
 FLINK = ("--runner=FlinkRunner", "--flink_master=localhost:1")
@@ -26,7 +26,7 @@ def task(tmp_path: Path) -> Task:
     model = tmp_path / "models" / "food" / "1"
     model.mkdir(parents=True)
     (model / contract.SAVED_MODEL_FILE).write_bytes(b"")
-    Manifest(["apple"], {"fingerprint": "f", "dimension": 4}, {}).write(model)
+    BundleMetadata(["apple"], {"fingerprint": "f", "dimension": 4}, {}).write(model)
     (tmp_path / "plan.txt").write_text("")
     scores = Scores(Output(str(tmp_path / "out")), "night", datetime.now(UTC), ("digest",))
     return Task((str(model),), str(tmp_path / "store"), str(tmp_path), scores)
