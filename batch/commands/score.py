@@ -9,7 +9,7 @@ import click
 
 from batch.commands.options import Allowance, run_flags
 from serving.commands.main import TOO_MANY_REJECTED
-from serving.commands.server_options import pop_client_config, refuse_without_server, server_flags
+from serving.commands.server_options import forbid_server_flags, pop_client_config, server_flags
 from serving.contract import Status
 
 if TYPE_CHECKING:
@@ -135,13 +135,13 @@ def score(
         raise click.UsageError("--uri_column is of a --manifest.", ctx)
     server = pop_client_config(settings)
     if server is None:
-        refuse_without_server(ctx)
+        forbid_server_flags(ctx)
     if model_config_file:
         from serving.client.canary import STABLE
-        from serving.registry.labels import labelled
+        from serving.registry.labels import resolve_label
 
         label = (server.label if server else None) or STABLE
-        settings["model"] = tuple(labelled(model, model_config_file, label) for model in settings["model"])
+        settings["model"] = tuple(resolve_label(model, model_config_file, label) for model in settings["model"])
     from batch.jobs import score as pipeline
     from batch.monitoring.progress import progress_bar
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from serving import protos
 from serving.client.channel import Headers, Tls, metadata, open_async_channel
-from serving.client.concurrency_limit import MAX_CONCURRENCY, AsyncGate, Limit
-from serving.client.operations import Core, Rows, kept, kept_of
-from serving.client.photos import MAX_BYTES, MAX_PHOTOS, Item, Photo, grouped
+from serving.client.concurrency import MAX_CONCURRENCY, AdaptiveLimit, AsyncConcurrencyLimiter
+from serving.client.operations import Core, Rows, truncate_top_k, with_top_k
+from serving.client.photos import MAX_BYTES, MAX_PHOTOS, Item, Photo, batch_items
 from serving.client.responses import Embedding, Metadata, VersionStatus
 from serving.client.retry import Retry
-from serving.client.sans_io import Call, Pause, Script, Step
+from serving.client.sans_io import Call, Operation, Pause, Step
 from serving.client.telemetry import Metrics, Telemetry
 from serving.contract import Prediction
 from serving.errors import Cancelled
@@ -79,7 +79,7 @@ class AsyncClient:
         )
         self._headers = headers or {}
         metadata({} if callable(self._headers) else self._headers)  # an error here, not at the first call
-        self._gate = AsyncGate(Limit(max_concurrency))
+        self._limiter = AsyncConcurrencyLimiter(AdaptiveLimit(max_concurrency))
         self._tls = tls
         self._closed = False
         self._owns_channel = channel is None
@@ -118,11 +118,13 @@ class AsyncClient:
         user: str | None = None,
     ) -> list[Prediction]:
         """One prediction a photo, in order; see `Client.classify`."""
-        return kept(await self._all(photos, lambda items: self._core.classify(items, user)), top_k)
+        return truncate_top_k(
+            await self._collect(photos, lambda items: self._core.classify(items, user)), top_k
+        )
 
     async def embed(self, photos: Iterable[Photo] | AsyncIterable[Photo]) -> list[Embedding]:
         """One embedding a photo, in order; see `Client.embed`."""
-        return await self._all(photos, self._core.embed)
+        return await self._collect(photos, self._core.embed)
 
     def iclassify(
         self,
@@ -132,7 +134,7 @@ class AsyncClient:
         ordered: bool = True,
     ) -> AsyncGenerator[tuple[Photo, Prediction]]:
         """Any number of photos, as (photo, prediction), in bounded memory; see `Client.iclassify`."""
-        return self._stream(photos, lambda items: kept_of(self._core.classify(items), top_k), ordered)
+        return self._stream(photos, lambda items: with_top_k(self._core.classify(items), top_k), ordered)
 
     def iembed(
         self, photos: Iterable[Photo] | AsyncIterable[Photo], *, ordered: bool = True
@@ -152,7 +154,7 @@ class AsyncClient:
         ordered: bool = True,
     ) -> AsyncGenerator[dict[str, NDArray[Any]]]:
         """`run` over any number of batches; see `Client.imap`."""
-        return self._concurrently(batches, lambda batch: self._core.run(signature, batch), ordered)
+        return self._run_concurrently(batches, lambda batch: self._core.run(signature, batch), ordered)
 
     async def metadata(self) -> Metadata:
         """The signatures of the model; see `Client.metadata`."""
@@ -172,10 +174,10 @@ class AsyncClient:
 
     # --- Photos to requests ------------------------------------------------------------------------------
 
-    async def _all(
+    async def _collect(
         self,
         photos: Iterable[Photo] | AsyncIterable[Photo],
-        ask: Callable[[list[Item]], Script[list[T]]],
+        ask: Callable[[list[Item]], Operation[list[T]]],
     ) -> list[T]:
         """One request in this task where one is enough; else a stream."""
         await self._run(self._core.prepare())
@@ -184,20 +186,20 @@ class AsyncClient:
             first = list(islice(iterator, self._core.max_photos + 1))
             if len(first) <= self._core.max_photos:
                 items = await asyncio.gather(*map(self._read, first))
-                groups = list(grouped(items, max_bytes=self._core.max_bytes))
+                groups = list(batch_items(items, max_bytes=self._core.max_bytes))
                 answered = [await self._run(ask(group), many=len(groups) > 1) for group in groups]
                 return [result for results in answered for result in results]
             photos = _chained(first, iterator)
         return [result async for _, result in self._stream(photos, ask, ordered=True)]
 
     async def _read(self, photo: Photo) -> Item:
-        reader = self._core.reader
-        return reader(photo) if reader.at_once(photo) else await asyncio.to_thread(reader, photo)
+        reader = self._core.loader
+        return reader(photo) if reader.is_ready(photo) else await asyncio.to_thread(reader, photo)
 
     async def _stream(
         self,
         photos: Iterable[Photo] | AsyncIterable[Photo],
-        ask: Callable[[list[Item]], Script[list[T]]],
+        ask: Callable[[list[Item]], Operation[list[T]]],
         ordered: bool,
     ) -> AsyncGenerator[tuple[Photo, T]]:
         core = self._core
@@ -209,11 +211,11 @@ class AsyncClient:
         async def groups() -> AsyncGenerator[tuple[list[Photo], list[Item]]]:
             given: list[Photo] = []
             items: list[Item] = []
-            async with aclosing(_mapped(read, photos, lambda: _READ_AHEAD)) as pairs:
+            async with aclosing(_map_concurrently(read, photos, lambda: _READ_AHEAD)) as pairs:
                 async for photo, item in pairs:
                     given.append(photo)
                     items.append(item)
-                    whole = list(grouped(items, max_photos=core.max_photos, max_bytes=core.max_bytes))
+                    whole = list(batch_items(items, max_photos=core.max_photos, max_bytes=core.max_bytes))
                     if len(whole) > 1:
                         size = len(whole[0])
                         yield given[:size], whole[0]
@@ -221,32 +223,34 @@ class AsyncClient:
             if items:
                 yield given, items
 
-        def script(group: tuple[list[Photo], list[Item]]) -> Script[list[tuple[Photo, T]]]:
+        def script(group: tuple[list[Photo], list[Item]]) -> Operation[list[tuple[Photo, T]]]:
             results = yield from ask(group[1])
             return list(zip(group[0], results, strict=True))
 
         async with (
             aclosing(groups()) as made,
-            aclosing(self._concurrently(made, script, ordered)) as answered,
+            aclosing(self._run_concurrently(made, script, ordered)) as answered,
         ):
             async for pairs in answered:
                 for pair in pairs:
                     yield pair
 
-    async def _concurrently(
-        self, batches: Iterable[A] | AsyncIterable[A], script: Callable[[A], Script[T]], ordered: bool
+    async def _run_concurrently(
+        self, batches: Iterable[A] | AsyncIterable[A], script: Callable[[A], Operation[T]], ordered: bool
     ) -> AsyncGenerator[T]:
         """Run a script a batch, in as many tasks as the flow control lets through."""
-        limit = self._gate.limit
+        limit = self._limiter.limit
 
         async def run(batch: A) -> T:
             return await self._run(script(batch), many=True)
 
-        async with aclosing(_mapped(run, batches, lambda: int(limit.value) + 1, ordered)) as results:
+        async with aclosing(
+            _map_concurrently(run, batches, lambda: int(limit.value) + 1, ordered)
+        ) as results:
             async for result in results:
                 yield result
 
-    async def _run(self, script: Script[T], *, many: bool = False) -> T:
+    async def _run(self, script: Operation[T], *, many: bool = False) -> T:
         try:
             step = next(script)
             while True:
@@ -279,7 +283,7 @@ class AsyncClient:
             response_deserializer=step.answer.FromString,
         )
         sent = metadata(self._headers)
-        async with self._gate(step.rows) if many else nullcontext() as passage:
+        async with self._limiter(step.rows) if many else nullcontext() as permit:
             with self._telemetry.call(step) as traced:
                 try:
                     return await method(
@@ -289,8 +293,8 @@ class AsyncClient:
                         metadata=sent + traced,
                     )
                 except BaseException as error:
-                    if passage:
-                        passage.failed_with(error)
+                    if permit:
+                        permit.record_failure(error)
                     raise
 
 
@@ -309,7 +313,7 @@ async def _each(items: Iterable[A] | AsyncIterable[A]) -> AsyncGenerator[A]:
             yield item
 
 
-async def _mapped(
+async def _map_concurrently(
     function: Callable[[A], Awaitable[T]],
     items: Iterable[A] | AsyncIterable[A],
     window: Callable[[], int],

@@ -12,7 +12,7 @@ CANARY = "canary"
 STABLE = "stable"
 
 
-def share_of(user: str) -> float:
+def hash_user(user: str) -> float:
     """Where a user stands among all, from 0 to below 1: the first 8 bytes of the sha256 of the id.
 
     A user who has the canary at a share has it at every larger one, on every machine.
@@ -36,9 +36,9 @@ class Canary:
         if not 0 <= self.share <= 1:
             raise InputError(f"The canary's share is {self.share}.", remedy="Give 0 to 1, such as 0.05.")
 
-    def takes(self, user: str | None) -> bool:
+    def selects(self, user: str | None) -> bool:
         """Whether a request is the canary's: by its user, or at random where none is named."""
         if not self.share:
             return False
         # No secret: which requests are a sample need not be hard to guess.
-        return (random.random() if user is None else share_of(user)) < self.share
+        return (random.random() if user is None else hash_user(user)) < self.share

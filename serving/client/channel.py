@@ -68,7 +68,9 @@ class Tls:
         Raises:
             InputError: a file cannot be read.
         """
-        return grpc.ssl_channel_credentials(_pem(self.ca), _pem(self.key), _pem(self.certificate))
+        return grpc.ssl_channel_credentials(
+            _read_pem(self.ca), _read_pem(self.key), _read_pem(self.certificate)
+        )
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def metadata(headers: Headers) -> tuple[tuple[str, str], ...]:
     return tuple((name.lower(), value) for name, value in found.items())
 
 
-def _pem(given: Pem | None) -> bytes | None:
+def _read_pem(given: Pem | None) -> bytes | None:
     if given is None or isinstance(given, bytes):
         return given
     if isinstance(given, str) and given.lstrip().startswith("-----BEGIN"):

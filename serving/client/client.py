@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from serving import protos
 from serving.client.channel import Headers, Tls, metadata, open_channel
-from serving.client.concurrency_limit import MAX_CONCURRENCY, Gate, Limit
-from serving.client.operations import Core, Rows, kept, kept_of
-from serving.client.photos import MAX_BYTES, MAX_PHOTOS, Item, Photo, grouped
+from serving.client.concurrency import MAX_CONCURRENCY, AdaptiveLimit, ConcurrencyLimiter
+from serving.client.operations import Core, Rows, truncate_top_k, with_top_k
+from serving.client.photos import MAX_BYTES, MAX_PHOTOS, Item, Photo, batch_items
 from serving.client.responses import Embedding, Metadata, VersionStatus
 from serving.client.retry import Retry
-from serving.client.sans_io import Call, Pause, Script, Step, run_inline
+from serving.client.sans_io import Call, Operation, Pause, Step, run_operation
 from serving.client.telemetry import Metrics, Telemetry
 from serving.contract import Prediction
 from serving.errors import Cancelled
@@ -106,7 +106,7 @@ class Client:
         )
         self._headers = headers or {}
         metadata({} if callable(self._headers) else self._headers)  # an error here, not at the first call
-        self._gate = Gate(Limit(max_concurrency))
+        self._limiter = ConcurrencyLimiter(AdaptiveLimit(max_concurrency))
         self._closed = False
         self._owns_channel = channel is None
         self._channel = channel or open_channel(target, tls)
@@ -162,11 +162,11 @@ class Client:
             InputError: something that is no photo at all, such as an array of another dtype.
             ServerError: or one of its classes, see serving/errors.py.
         """
-        return kept(self._all(photos, lambda items: self._core.classify(items, user)), top_k)
+        return truncate_top_k(self._collect(photos, lambda items: self._core.classify(items, user)), top_k)
 
     def embed(self, photos: Iterable[Photo]) -> list[Embedding]:
         """One embedding a photo, in order; otherwise as `classify`."""
-        return self._all(photos, self._core.embed)
+        return self._collect(photos, self._core.embed)
 
     def iclassify(
         self, photos: Iterable[Photo], top_k: int | None = None, *, ordered: bool = True
@@ -184,7 +184,7 @@ class Client:
         Raises:
             ServerError: as `classify`, at the photo that it concerns.
         """
-        return self._stream(photos, lambda items: kept_of(self._core.classify(items), top_k), ordered)
+        return self._stream(photos, lambda items: with_top_k(self._core.classify(items), top_k), ordered)
 
     def iembed(self, photos: Iterable[Photo], *, ordered: bool = True) -> Generator[tuple[Photo, Embedding]]:
         """Any number of photos, as (photo, embedding); otherwise as `iclassify`."""
@@ -202,13 +202,13 @@ class Client:
             InputError: the inputs have no rows, or not equally many.
             ServerError: or one of its classes.
         """
-        return run_inline(self._core.run(signature, inputs), self._perform)
+        return run_operation(self._core.run(signature, inputs), self._perform)
 
     def imap(
         self, signature: str, batches: Iterable[Mapping[str, Rows]], *, ordered: bool = True
     ) -> Generator[dict[str, NDArray[Any]]]:
         """`run` over any number of batches, several at once as in `iclassify`, in bounded memory."""
-        return self._concurrently(batches, lambda batch: self._core.run(signature, batch), ordered)
+        return self._run_concurrently(batches, lambda batch: self._core.run(signature, batch), ordered)
 
     def metadata(self) -> Metadata:
         """The signatures of the model, as `saved_model.pb` declares them.
@@ -216,7 +216,7 @@ class Client:
         Raises:
             ServerError: or one of its classes.
         """
-        return run_inline(self._core.metadata(), self._perform)
+        return run_operation(self._core.metadata(), self._perform)
 
     def status(self) -> list[VersionStatus]:
         """All versions of the model that the server knows, or the one asked for; newest first.
@@ -224,7 +224,7 @@ class Client:
         Raises:
             ServerError: or one of its classes.
         """
-        return run_inline(self._core.status(), self._perform)
+        return run_operation(self._core.status(), self._perform)
 
     def reload(self, config: protos.Message) -> None:
         """Have the server serve what a configuration says, and no other model (HandleReloadConfigRequest).
@@ -238,7 +238,7 @@ class Client:
         Raises:
             ServerError: or one of its classes.
         """
-        run_inline(self._core.reload(config), self._perform)
+        run_operation(self._core.reload(config), self._perform)
 
     def wait_until_ready(self, timeout: float) -> None:
         """Return as soon as the server answers and the model is AVAILABLE.
@@ -249,34 +249,36 @@ class Client:
         Raises:
             DeadlineExceeded: it was not in time; the message says what was seen last.
         """
-        run_inline(self._core.wait_until_ready(timeout), self._perform)
+        run_operation(self._core.wait_until_ready(timeout), self._perform)
 
     # --- Photos to requests ------------------------------------------------------------------------------
 
-    def _all(self, photos: Iterable[Photo], ask: Callable[[list[Item]], Script[list[T]]]) -> list[T]:
+    def _collect(self, photos: Iterable[Photo], ask: Callable[[list[Item]], Operation[list[T]]]) -> list[T]:
         """One request in this thread where one is enough; else a stream."""
-        run_inline(self._core.prepare(), self._perform)
+        run_operation(self._core.prepare(), self._perform)
         iterator = iter(photos)
         first = list(islice(iterator, self._core.max_photos))
         rest = list(islice(iterator, 1))
         if not rest:
-            items = [self._core.reader(photo) for photo in first]
-            groups = list(grouped(items, max_bytes=self._core.max_bytes))
+            items = [self._core.loader(photo) for photo in first]
+            groups = list(batch_items(items, max_bytes=self._core.max_bytes))
             if len(groups) <= 1:
-                return [result for group in groups for result in run_inline(ask(group), self._perform)]
-            return [result for results in self._concurrently(groups, ask, True) for result in results]
+                return [result for group in groups for result in run_operation(ask(group), self._perform)]
+            return [result for results in self._run_concurrently(groups, ask, True) for result in results]
         return [result for _, result in self._stream(chain(first, rest, iterator), ask, ordered=True)]
 
     def _stream(
-        self, photos: Iterable[Photo], ask: Callable[[list[Item]], Script[list[T]]], ordered: bool
+        self, photos: Iterable[Photo], ask: Callable[[list[Item]], Operation[list[T]]], ordered: bool
     ) -> Generator[tuple[Photo, T]]:
         core = self._core
-        run_inline(core.prepare(), self._perform)
+        run_operation(core.prepare(), self._perform)
         given: list[Photo] = []  # photos read and not yet in a group
 
         def read() -> Generator[Item]:
             with ThreadPoolExecutor(_READERS, thread_name_prefix="hubhead-read") as pool:
-                pairs = _mapped(pool, lambda photo: (photo, core.reader(photo)), photos, lambda: _READ_AHEAD)
+                pairs = _map_concurrently(
+                    pool, lambda photo: (photo, core.loader(photo)), photos, lambda: _READ_AHEAD
+                )
                 with closing(pairs):
                     for photo, item in pairs:
                         given.append(photo)
@@ -284,37 +286,37 @@ class Client:
 
         def groups() -> Generator[tuple[list[Photo], list[Item]]]:
             with closing(read()) as items:
-                for group in grouped(items, max_photos=core.max_photos, max_bytes=core.max_bytes):
+                for group in batch_items(items, max_photos=core.max_photos, max_bytes=core.max_bytes):
                     mine, given[: len(group)] = given[: len(group)], []
                     yield mine, group
 
-        def script(group: tuple[list[Photo], list[Item]]) -> Script[list[tuple[Photo, T]]]:
+        def script(group: tuple[list[Photo], list[Item]]) -> Operation[list[tuple[Photo, T]]]:
             results = yield from ask(group[1])
             return list(zip(group[0], results, strict=True))
 
-        with closing(groups()) as made, closing(self._concurrently(made, script, ordered)) as answered:
+        with closing(groups()) as made, closing(self._run_concurrently(made, script, ordered)) as answered:
             for pairs in answered:
                 yield from pairs
 
-    def _concurrently(
-        self, batches: Iterable[A], script: Callable[[A], Script[T]], ordered: bool
+    def _run_concurrently(
+        self, batches: Iterable[A], script: Callable[[A], Operation[T]], ordered: bool
     ) -> Generator[T]:
         """Run a script a batch, in as many threads as the flow control lets through."""
-        stop = _Stop()
-        limit = self._gate.limit
+        stop = _Cancellation()
+        limit = self._limiter.limit
 
         def run(batch: A) -> T:
-            return run_inline(script(batch), lambda step: self._perform(step, stop))
+            return run_operation(script(batch), lambda step: self._perform(step, stop))
 
         with ThreadPoolExecutor(limit.most, thread_name_prefix="hubhead-ask") as pool:
-            results = _mapped(pool, run, batches, lambda: int(limit.value) + 1, ordered)
+            results = _map_concurrently(pool, run, batches, lambda: int(limit.value) + 1, ordered)
             try:
                 yield from results
             finally:
                 stop.set()
                 results.close()
 
-    def _perform(self, step: Step, stop: _Stop | None = None) -> Any:
+    def _perform(self, step: Step, stop: _Cancellation | None = None) -> Any:
         match step:
             case Call():
                 return self._call(step, stop)
@@ -323,7 +325,7 @@ class Client:
             case _:
                 return step.function()
 
-    def _call(self, step: Call, stop: _Stop | None) -> Any:
+    def _call(self, step: Call, stop: _Cancellation | None) -> Any:
         method = self._channel.unary_unary(
             step.method,
             request_serializer=type(step.request).SerializeToString,
@@ -336,15 +338,15 @@ class Client:
         if stop is None:
             with self._telemetry.call(step) as traced:
                 return method(step.request, metadata=sent + traced, **options)
-        with self._gate(step.rows) as passage, self._telemetry.call(step) as traced:
+        with self._limiter(step.rows) as permit, self._telemetry.call(step) as traced:
             try:
                 return stop.result(lambda: method.future(step.request, metadata=sent + traced, **options))
             except BaseException as error:
-                passage.failed_with(error)
+                permit.record_failure(error)
                 raise
 
 
-class _Stop:
+class _Cancellation:
     """Gives up the calls and pauses of one stream."""
 
     def __init__(self) -> None:
@@ -374,7 +376,7 @@ class _Stop:
                 self._calls.discard(call)
 
 
-def _mapped(
+def _map_concurrently(
     pool: ThreadPoolExecutor,
     function: Callable[[A], T],
     items: Iterable[A],

@@ -31,19 +31,19 @@ _OUT_OF_MEMORY = re.compile(r"\bOOM\b|out of memory|failed to allocate", re.IGNO
 _BATCH_SIZE = re.compile(r"Task size \d+ is larger than maximum input batch size (\d+)")
 
 
-def stated_batch_size(error: ServerError) -> int | None:
+def parse_max_batch_size(error: ServerError) -> int | None:
     """The largest batch that the server takes, where its refusal names it."""
     found = _BATCH_SIZE.search(error.details)
     return int(found[1]) if found else None
 
 
-def says_overloaded(error: grpc.RpcError) -> bool:
+def is_overload(error: grpc.RpcError) -> bool:
     """Whether the server had too much to do, or took too long."""
     kind = _reading(error.code(), error.details() or "", "", "")[0]
     return kind in (Overloaded, DeadlineExceeded)
 
 
-def error_from(error: grpc.RpcError, target: str, model: str, *, late: bool = False) -> ServerError:
+def to_server_error(error: grpc.RpcError, target: str, model: str, *, late: bool = False) -> ServerError:
     """The class of serving/errors.py that a failed call means; the one place that decides it.
 
     Args:

@@ -14,11 +14,19 @@ from numpy.typing import NDArray
 from serving import contract, protos
 from serving.client import responses
 from serving.client.canary import STABLE, Canary
-from serving.client.grpc_errors import stated_batch_size
-from serving.client.photos import MAX_BYTES, MAX_PHOTOS, REDUCED_SIDE, Item, Pixels, Reader, png_of
+from serving.client.grpc_errors import parse_max_batch_size
+from serving.client.photos import (
+    DOWNSCALE_FACTOR,
+    MAX_BYTES,
+    MAX_PHOTOS,
+    Item,
+    PhotoLoader,
+    Pixels,
+    encode_png,
+)
 from serving.client.responses import Embedding, Metadata, State, VersionStatus
-from serving.client.retry import Cure, Retry, cure, with_retries
-from serving.client.sans_io import Call, Pause, Piece, Script, Work
+from serving.client.retry import Retry, RetryDecision, classify_error, with_retries
+from serving.client.sans_io import Call, Compute, Operation, PartialResult, Pause
 from serving.contract import PhotoRejection, Prediction, Status
 from serving.errors import (
     DeadlineExceeded,
@@ -92,7 +100,7 @@ class Core:
                 remedy=f"Install it with: pip install '{EXTRA}'",
             )
         self.downscale = downscale
-        self.reader = Reader(self.converter, convert)
+        self.loader = PhotoLoader(self.converter, convert)
         self._answered = answered
         self._pixels: tuple[int, int] | None = None
 
@@ -101,28 +109,28 @@ class Core:
         if self.converter:
             self.converter.close()
 
-    def prepare(self) -> Script[None]:
+    def prepare(self) -> Operation[None]:
         """Learn the model's input size, where photos are to be reduced to twice that."""
-        if self.downscale and self.reader.side is None:
-            size = yield from self._pixel_size()
+        if self.downscale and self.loader.target_side is None:
+            size = yield from self._input_size()
             if size is None:
                 raise InputError(
                     f"Model {self.model!r} does not state its input size, which downscaling needs.",
                     remedy="Send the photos whole, or ask for a model that hubhead made.",
                 )
-            self.reader = replace(self.reader, side=REDUCED_SIDE * max(size))
+            self.loader = replace(self.loader, target_side=DOWNSCALE_FACTOR * max(size))
 
     # --- What can be asked -------------------------------------------------------------------------------
 
-    def classify(self, items: Sequence[Item], user: str | None = None) -> Script[list[Prediction]]:
+    def classify(self, items: Sequence[Item], user: str | None = None) -> Operation[list[Prediction]]:
         """One prediction an item: decoded pixels of the model's own size by `classify_pixels`.
 
         Pixels of another size go as PNGs, without loss, and are resized as every photo is.
         """
-        canary = self.canary.takes(user)
+        canary = self.canary.selects(user)
         size = None
         if any(isinstance(item, np.ndarray) for item in items):
-            size = yield from self._pixel_size()
+            size = yield from self._input_size()
         ready = list(items)
         direct: list[int] = []
         encoded: list[int] = []
@@ -131,7 +139,7 @@ class Core:
                 if item.shape[:2] == size:
                     direct.append(place)
                     continue
-                ready[place] = yield Work(_png(item))
+                ready[place] = yield Compute(_png_encoder(item))
             if not isinstance(item, PhotoRejection):
                 encoded.append(place)
         results = [Prediction.refused(item) if isinstance(item, PhotoRejection) else None for item in items]
@@ -141,25 +149,25 @@ class Core:
         ):
             if places:
                 rows = [ready[place] for place in places]
-                asked = yield from self._rows(signature, name, rows, responses.predictions, canary)
+                asked = yield from self._predict_each(signature, name, rows, responses.predictions, canary)
                 for place, piece in zip(places, asked, strict=True):
                     results[place] = Prediction.refused(piece) if isinstance(piece, PhotoRejection) else piece
         found = [result for result in results if result is not None]
         self._answered(result.status for result in found)
         return found
 
-    def embed(self, items: Sequence[Item]) -> Script[list[Embedding]]:
+    def embed(self, items: Sequence[Item]) -> Operation[list[Embedding]]:
         """One embedding an item; decoded pixels go as PNGs."""
         rows: list[Any] = []
         for item in items:
             if isinstance(item, np.ndarray):
-                rows.append((yield Work(_png(item))))
+                rows.append((yield Compute(_png_encoder(item))))
             elif not isinstance(item, PhotoRejection):
                 rows.append(item)
         asked: list[Embedding | PhotoRejection] = []
         if rows:
-            asked = yield from self._rows(
-                contract.EMBED, contract.IMAGE_BYTES, rows, responses.embeddings, self.canary.takes(None)
+            asked = yield from self._predict_each(
+                contract.EMBED, contract.IMAGE_BYTES, rows, responses.embeddings, self.canary.selects(None)
             )
         given = iter(asked)
         results = (item if isinstance(item, PhotoRejection) else next(given) for item in items)
@@ -167,7 +175,7 @@ class Core:
         self._answered(result.status for result in found)
         return found
 
-    def run(self, signature: str, inputs: Mapping[str, Rows]) -> Script[dict[str, NDArray[Any]]]:
+    def run(self, signature: str, inputs: Mapping[str, Rows]) -> Operation[dict[str, NDArray[Any]]]:
         """The outputs of any signature; more rows than the server takes at once go in several requests."""
         rows = {
             name: value if isinstance(value, np.ndarray) else list(value) for name, value in inputs.items()
@@ -178,24 +186,26 @@ class Core:
                 f"The inputs {sorted(rows)} of signature {signature} have {sorted(counts)} rows.",
                 remedy="Give each input as many rows, one at least.",
             )
-        pieces = yield from self._pieces(signature, rows, None, self.canary.takes(None))
+        pieces = yield from self._predict_all(signature, rows, None, self.canary.selects(None))
         outputs = [piece.outputs for piece in pieces if piece.outputs is not None]
         if len(outputs) == 1:
             return outputs[0]
         return {name: np.concatenate([part[name] for part in outputs]) for name in outputs[0]}
 
-    def metadata(self) -> Script[Metadata]:
+    def metadata(self) -> Operation[Metadata]:
         """The signatures of the model."""
-        request = protos.GetModelMetadataRequest(model_spec=self._spec(), metadata_field=["signature_def"])
+        request = protos.GetModelMetadataRequest(
+            model_spec=self._model_spec(), metadata_field=["signature_def"]
+        )
         call = Call(protos.GET_MODEL_METADATA, request, protos.GetModelMetadataResponse, self.timeout)
-        response = yield from self._ask(call)
+        response = yield from self._call(call)
         return responses.metadata(response, self.target)
 
     def status(
         self, timeout: float | None = None, *, wait_for_ready: bool = False
-    ) -> Script[list[VersionStatus]]:
+    ) -> Operation[list[VersionStatus]]:
         """The versions that the server knows."""
-        request = protos.GetModelStatusRequest(model_spec=self._spec())
+        request = protos.GetModelStatusRequest(model_spec=self._model_spec())
         call = Call(
             protos.GET_MODEL_STATUS,
             request,
@@ -203,23 +213,23 @@ class Core:
             timeout or self.timeout,
             wait_for_ready=wait_for_ready,
         )
-        response = yield from self._ask(call)
+        response = yield from self._call(call)
         return responses.statuses(response)
 
-    def reload(self, config: protos.Message) -> Script[None]:
+    def reload(self, config: protos.Message) -> Operation[None]:
         """Serve what a ModelServerConfig says, and nothing else."""
         request = protos.ReloadConfigRequest(config=config)
         call = Call(protos.RELOAD_CONFIG, request, protos.ReloadConfigResponse, self.timeout)
-        response = yield from self._ask(call)
+        response = yield from self._call(call)
         if response.status.error_code:
             raise ServerError(
                 f"The server at {self.target} does not take the configuration: "
                 f"{response.status.error_message}.",
-                code=_code_name(response.status.error_code),
+                code=_grpc_code_name(response.status.error_code),
                 details=response.status.error_message,
             )
 
-    def wait_until_ready(self, timeout: float) -> Script[None]:
+    def wait_until_ready(self, timeout: float) -> Operation[None]:
         """Until a version is AVAILABLE, and the label, where one is pinned, is on a version that is."""
         deadline = time.monotonic() + timeout
         seen = "no server answered"
@@ -245,33 +255,33 @@ class Core:
 
     # --- How it is asked ---------------------------------------------------------------------------------
 
-    def _rows(
+    def _predict_each(
         self,
         signature: str,
         name: str,
         rows: list[Any],
         read: Callable[[responses.Outputs, int, int | None], list[R]],
         canary: bool,
-    ) -> Script[list[R | PhotoRejection]]:
+    ) -> Operation[list[R | PhotoRejection]]:
         """One answer a row; a row that the server fails on, alone too, is a PhotoRejection with its words."""
         batch: Rows = rows
         probe: Rows = [_PROBE]
         if isinstance(rows[0], np.ndarray):
             batch = np.stack(rows)
             probe = np.zeros_like(batch[:1])
-        pieces = yield from self._pieces(signature, {name: batch}, {name: probe}, canary)
+        pieces = yield from self._predict_all(signature, {name: batch}, {name: probe}, canary)
         found: list[R | PhotoRejection] = []
         for piece in pieces:
             if piece.outputs is not None:
                 found.extend(read(piece.outputs, piece.count, piece.version))
             else:
                 assert piece.failure is not None
-                found.append(_blamed(piece.failure))
+                found.append(_to_rejection(piece.failure))
         return found
 
-    def _pieces(
+    def _predict_all(
         self, signature: str, rows: Mapping[str, Rows], probe: Mapping[str, Rows] | None, canary: bool
-    ) -> Script[list[Piece]]:
+    ) -> Operation[list[PartialResult]]:
         """Answer all rows, in requests as small as it takes.
 
         A request that is too large is halved. One that fails for what may be one photo is halved until
@@ -280,20 +290,22 @@ class Core:
         """
         count = len(next(iter(rows.values())))
         if count > self.max_photos:
-            pieces: list[Piece] = []
+            pieces: list[PartialResult] = []
             for begin in range(0, count, self.max_photos):
                 part = {name: value[begin : begin + self.max_photos] for name, value in rows.items()}
-                pieces += yield from self._pieces(signature, part, probe, canary)
+                pieces += yield from self._predict_all(signature, part, probe, canary)
             return pieces
         try:
             return [(yield from self._predict(signature, rows, count, canary))]
         except ServerError as error:
             failure = error
-        if (allowed := stated_batch_size(failure)) and allowed < count:
+        if (allowed := parse_max_batch_size(failure)) and allowed < count:
             self.max_photos = allowed
-            return (yield from self._pieces(signature, rows, probe, canary))
-        helps = cure(failure)
-        if helps not in (Cure.SPLIT, Cure.SEARCH) or (helps is Cure.SEARCH and probe is None):
+            return (yield from self._predict_all(signature, rows, probe, canary))
+        helps = classify_error(failure)
+        if helps not in (RetryDecision.SPLIT, RetryDecision.ISOLATE) or (
+            helps is RetryDecision.ISOLATE and probe is None
+        ):
             raise failure
         if count > 1:
             middle = count // 2
@@ -301,29 +313,29 @@ class Core:
             pieces = []
             for half in halves:
                 part = {name: value[half] for name, value in rows.items()}
-                pieces += yield from self._pieces(signature, part, probe, canary)
+                pieces += yield from self._predict_all(signature, part, probe, canary)
             return pieces
         if probe is None:
             raise failure
-        if helps is Cure.SEARCH:
+        if helps is RetryDecision.ISOLATE:
             try:
                 yield from self._predict(signature, probe, 1, canary)
             except ServerError:
                 raise failure from failure.__cause__
-        return [Piece(1, failure=failure)]
+        return [PartialResult(1, failure=failure)]
 
     def _predict(
         self, signature: str, rows: Mapping[str, Rows], count: int, canary: bool = False
-    ) -> Script[Piece]:
+    ) -> Operation[PartialResult]:
         """Ask about all rows in one request; where there is no canary (any more), as all others ask."""
-        request = protos.PredictRequest(model_spec=self._spec())
+        request = protos.PredictRequest(model_spec=self._model_spec())
         if canary:
             request.model_spec.version_label = self.canary.label
         request.model_spec.signature_name = signature
         for name, value in rows.items():
             request.inputs[name].CopyFrom(tensors.encode(value))
         try:
-            response = yield from self._ask(
+            response = yield from self._call(
                 Call(protos.PREDICT, request, protos.PredictResponse, self.timeout, rows=count)
             )
         except ModelNotFound:
@@ -332,12 +344,12 @@ class Core:
             return (yield from self._predict(signature, rows, count))
         version = response.model_spec.version
         number = version.value if response.model_spec.HasField("version") else None
-        return Piece(count, responses.outputs_of(response, self.target), number)
+        return PartialResult(count, responses.decode_outputs(response, self.target), number)
 
-    def _ask(self, call: Call) -> Script[protos.Message]:
+    def _call(self, call: Call) -> Operation[protos.Message]:
         return (yield from with_retries(call, self.retry, self.target, self.model))
 
-    def _pixel_size(self) -> Script[tuple[int, int] | None]:
+    def _input_size(self) -> Operation[tuple[int, int] | None]:
         """(height, width) of `classify_pixels`; None where the model has no such signature."""
         if self._pixels is None:
             declared = (yield from self.metadata()).signatures.get(contract.CLASSIFY_PIXELS)
@@ -345,7 +357,7 @@ class Core:
             self._pixels = (shape[1] or 0, shape[2] or 0) if shape and len(shape) == 4 else (0, 0)
         return self._pixels if all(self._pixels) else None
 
-    def _spec(self) -> protos.Message:
+    def _model_spec(self) -> protos.Message:
         spec = protos.ModelSpec(name=self.model)
         if self.version is not None:
             spec.version.value = self.version
@@ -354,30 +366,30 @@ class Core:
         return spec
 
 
-def kept(predictions: Sequence[Prediction], top_k: int | None) -> list[Prediction]:
+def truncate_top_k(predictions: Sequence[Prediction], top_k: int | None) -> list[Prediction]:
     """The same with at most so many labels each."""
     if top_k is None:
         return list(predictions)
     return [replace(prediction, top=prediction.top[:top_k]) for prediction in predictions]
 
 
-def kept_of(script: Script[list[Prediction]], top_k: int | None) -> Script[list[Prediction]]:
+def with_top_k(script: Operation[list[Prediction]], top_k: int | None) -> Operation[list[Prediction]]:
     """The same for what a script comes back with."""
-    return kept((yield from script), top_k)
+    return truncate_top_k((yield from script), top_k)
 
 
-def _png(pixels: Pixels) -> Callable[[], bytes]:
-    return lambda: png_of(pixels)
+def _png_encoder(pixels: Pixels) -> Callable[[], bytes]:
+    return lambda: encode_png(pixels)
 
 
-_PROBE = png_of(np.full((_PROBE_SIDE, _PROBE_SIDE, 3), 128, np.uint8))
+_PROBE = encode_png(np.full((_PROBE_SIDE, _PROBE_SIDE, 3), 128, np.uint8))
 """A photo that any model for photos can answer."""
 
 
-def _blamed(failure: ServerError) -> PhotoRejection:
+def _to_rejection(failure: ServerError) -> PhotoRejection:
     status = Status.TOO_LARGE if isinstance(failure, TooLarge) else Status.FAILED
     return PhotoRejection(status, failure.details or failure.what)
 
 
-def _code_name(number: int) -> str:
+def _grpc_code_name(number: int) -> str:
     return next((code.name for code in grpc.StatusCode if code.value[0] == number), "UNKNOWN")

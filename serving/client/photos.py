@@ -1,4 +1,4 @@
-"""From what callers hold to what is sent: photos read, converted, and grouped into requests."""
+"""From what callers hold to what is sent: photos read, converted, and batch_items into requests."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ MAX_BYTES = 16 << 20
 """Bytes of photos a request; a single larger photo goes alone."""
 
 
-WORTH_REDUCING = 64 << 10
+MIN_DOWNSCALE_BYTES = 64 << 10
 """Bytes of a photo; a smaller one is sent as it is."""
 
-REDUCED_SIDE = 2
+DOWNSCALE_FACTOR = 2
 """How many times the model's input the shorter side of a reduced photo is: what parity is measured at."""
 
 
@@ -54,7 +54,7 @@ Item: TypeAlias = bytes | Pixels | PhotoRejection
 
 
 @dataclass(frozen=True)
-class Reader:
+class PhotoLoader:
     """Makes photos ready.
 
     Attributes:
@@ -65,12 +65,12 @@ class Reader:
 
     converter: Converter | None = None
     convert: bool = True
-    side: int | None = None
+    target_side: int | None = None
 
-    def at_once(self, photo: Photo) -> bool:
+    def is_ready(self, photo: Photo) -> bool:
         """Whether it takes neither reading nor converting, so that a thread for it would be a waste."""
         if isinstance(photo, bytes):
-            wanted = self.side is not None or (self.convert and foreign_format(photo) is not None)
+            wanted = self.target_side is not None or (self.convert and foreign_format(photo) is not None)
             return self.converter is None or not wanted
         return isinstance(photo, np.ndarray)
 
@@ -85,8 +85,8 @@ class Reader:
         content = _content(photo)
         if isinstance(content, PhotoRejection) or self.converter is None:
             return content
-        if self.side is not None and len(content) > WORTH_REDUCING:
-            reduced = self.converter.reduced(content, self.side)
+        if self.target_side is not None and len(content) > MIN_DOWNSCALE_BYTES:
+            reduced = self.converter.reduced(content, self.target_side)
             if reduced is not None and 2 * len(reduced.content) < len(content):
                 return reduced.content
         # What cannot be reduced is judged as it would be without.
@@ -126,7 +126,7 @@ def _checked(pixels: NDArray[Any]) -> Pixels:
     return pixels
 
 
-def png_of(pixels: Pixels) -> bytes:
+def encode_png(pixels: Pixels) -> bytes:
     """The pixels as a PNG, without loss (PNG specification, 8 bits, truecolour, no filter)."""
     height, width = pixels.shape[:2]
     rows = np.zeros((height, 1 + 3 * width), np.uint8)  # each row behind the number of its filter: 0, none
@@ -139,7 +139,7 @@ def png_of(pixels: Pixels) -> bytes:
     )
 
 
-def size_of(item: Item) -> int:
+def count_bytes(item: Item) -> int:
     """Bytes that an item takes in a request."""
     match item:
         case PhotoRejection():
@@ -150,7 +150,7 @@ def size_of(item: Item) -> int:
             return int(item.nbytes)
 
 
-def grouped(
+def batch_items(
     items: Iterable[Item],
     *,
     max_photos: int = MAX_PHOTOS,
@@ -160,7 +160,7 @@ def grouped(
     group: list[Item] = []
     size = 0
     for item in items:
-        length = size_of(item)
+        length = count_bytes(item)
         if group and (len(group) == max_photos or size + length > max_bytes):
             yield group
             group, size = [], 0
@@ -184,7 +184,7 @@ def classify(
         top_k: how many labels to keep; None keeps all that the model gives.
     """
     results: list[Prediction] = []
-    for group in grouped(map(Reader(), photos)):
+    for group in batch_items(map(PhotoLoader(), photos)):
         images = [item for item in group if isinstance(item, bytes)]
         answers = iter(ask(images) if images else ())
         results.extend(

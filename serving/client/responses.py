@@ -118,7 +118,7 @@ _EMBEDDING = (
 _KINDS = {"O": "strings", "f": "floats", "i": "integers"}
 
 
-def outputs_of(response: protos.Message, target: str) -> dict[str, NDArray[Any]]:
+def decode_outputs(response: protos.Message, target: str) -> dict[str, NDArray[Any]]:
     """The tensors of a PredictResponse, whichever of the two encodings they have.
 
     Raises:

@@ -10,8 +10,8 @@ from enum import Enum
 import grpc
 
 from serving import protos
-from serving.client.grpc_errors import error_from
-from serving.client.sans_io import Call, Pause, Script
+from serving.client.grpc_errors import to_server_error
+from serving.client.sans_io import Call, Operation, Pause
 from serving.errors import DeadlineExceeded, InputError, ServerError, ServerUnavailable, TooLarge
 
 _ABOUT_THE_REQUEST = (
@@ -62,39 +62,43 @@ class Retry:
                 remedy="Give at least one attempt, and no negative seconds.",
             )
 
-    def wait(self, failures: int) -> float:
+    def backoff_seconds(self, failures: int) -> float:
         """Seconds to wait after so many failed attempts."""
         return random.uniform(0, min(self.most, self.first * 2.0 ** min(failures - 1, 60)))
 
 
-class Cure(Enum):
+class RetryDecision(Enum):
     """What helps against a failure of a Predict request, which may always be sent twice."""
 
     RETRY = "the same request later"
     SPLIT = "smaller requests"
-    SEARCH = "the photo that is the cause left out"
-    NONE = "nothing that the client can do"
+    ISOLATE = "ISO"
+    RAISE = "RAISE"
 
 
-def cure(error: ServerError) -> Cure:
+def classify_error(error: ServerError) -> RetryDecision:
     """What to try before the caller is told."""
     match error:
         case TooLarge():
-            return Cure.SPLIT
+            return RetryDecision.SPLIT
         case ServerUnavailable():
-            return Cure.RETRY
+            return RetryDecision.RETRY
         case ServerError(code="RESOURCE_EXHAUSTED"):  # memory: fewer rows take less
-            return Cure.SEARCH
+            return RetryDecision.ISOLATE
         case ServerError(code="INVALID_ARGUMENT" | "INTERNAL" | "UNKNOWN" | "OUT_OF_RANGE" | "DATA_LOSS"):
-            return Cure.NONE if error.details.startswith(_ABOUT_THE_REQUEST) else Cure.SEARCH
+            return (
+                RetryDecision.RAISE if error.details.startswith(_ABOUT_THE_REQUEST) else RetryDecision.ISOLATE
+            )
         case ServerError(code="FAILED_PRECONDITION" | "ABORTED"):
             # Shapes that do not match those of other callers in a merged batch, among others.
-            return Cure.NONE if error.details.startswith(_ABOUT_THE_REQUEST) else Cure.SEARCH
+            return (
+                RetryDecision.RAISE if error.details.startswith(_ABOUT_THE_REQUEST) else RetryDecision.ISOLATE
+            )
         case _:
-            return Cure.NONE
+            return RetryDecision.RAISE
 
 
-def with_retries(call: Call, retry: Retry, target: str, model: str) -> Script[protos.Message]:
+def with_retries(call: Call, retry: Retry, target: str, model: str) -> Operation[protos.Message]:
     """The answer to a call that may be sent again where that is safe and of use.
 
     All calls of the protocol that the client makes are: they change nothing.
@@ -111,7 +115,7 @@ def with_retries(call: Call, retry: Retry, target: str, model: str) -> Script[pr
             return (yield replace(call, timeout=left, attempt=attempt))
         except grpc.RpcError as error:
             late = deadline is not None and time.monotonic() > deadline - _MOMENT
-            failure = error_from(error, target, model, late=late)
+            failure = to_server_error(error, target, model, late=late)
             if (
                 isinstance(failure, DeadlineExceeded)
                 and before
@@ -120,9 +124,9 @@ def with_retries(call: Call, retry: Retry, target: str, model: str) -> Script[pr
             ):
                 raise before from error  # what was left was too short to tell anything
             before = failure
-            wait = retry.wait(attempt)
+            wait = retry.backoff_seconds(attempt)
             in_time = deadline is None or time.monotonic() + wait < deadline
-            if cure(failure) is not Cure.RETRY or attempt >= retry.attempts or not in_time:
+            if classify_error(failure) is not RetryDecision.RETRY or attempt >= retry.attempts or not in_time:
                 raise failure from error
         yield Pause(wait)
         attempt += 1

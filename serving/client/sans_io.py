@@ -48,21 +48,21 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Compute:
     """Come back with what `function` returns; it keeps a processor busy, which no event loop should."""
 
     function: Callable[[], Any]
 
 
-Step: TypeAlias = Call | Pause | Work
+Step: TypeAlias = Call | Pause | Compute
 
 T = TypeVar("T")
 
-Script: TypeAlias = Generator[Step, Any, T]
+Operation: TypeAlias = Generator[Step, Any, T]
 """Yields steps, is sent their outcomes, returns a T."""
 
 
-def run_inline(script: Script[T], perform: Callable[[Step], Any]) -> T:
+def run_operation(script: Operation[T], perform: Callable[[Step], Any]) -> T:
     """Run a script to its end, each step by `perform`, in this thread."""
     try:
         step = next(script)
@@ -78,7 +78,7 @@ def run_inline(script: Script[T], perform: Callable[[Step], Any]) -> T:
 
 
 @dataclass(frozen=True)
-class Piece:
+class PartialResult:
     """The part of a request that was answered, or failed, by itself.
 
     Attributes:

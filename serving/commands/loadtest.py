@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.predict import paths
+from serving.commands.predict import resolve_paths
 from serving.commands.server_options import pop_required_client_config, server_flags
 from serving.errors import InputError, OutputError
 
@@ -85,7 +85,7 @@ def loadtest(
 
     given = pop_required_client_config(flags)
     loads = [Load(rate, seconds, photos_per_request, max_under_way, seed) for rate in sorted(set(rates))]
-    contents = _read(paths(photos))
+    contents = _read(resolve_paths(photos))
     results = asyncio.run(_run(given, contents, loads))
     if output is not None:
         try:

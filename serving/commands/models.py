@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.target_options import place_flags, place_from
+from serving.commands.target_options import open_target, target_flags
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     "  hubhead models --model_base_path /srv/models/food --server localhost:8500 --json",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@place_flags
+@target_flags
 def models(as_json: bool, **flags: Any) -> None:
     """List the versions of a model, newest first.
 
@@ -33,15 +33,15 @@ def models(as_json: bool, **flags: Any) -> None:
     """
     from serving.registry import inventory
 
-    with place_from(flags) as place:
-        found = inventory.look(place)
-        unfinished = place.store.unfinished()
+    with open_target(flags) as place:
+        found = inventory.list_versions(place)
+        unfinished = place.store.list_unfinished()
     if as_json:
         record = {
             "model": place.model,
             "base_path": str(place.base),
             "live": next((version.version for version in found if version.live), None),
-            "versions": [version.record() for version in found],
+            "versions": [version.to_dict() for version in found],
             "unfinished": unfinished,
         }
         click.echo(json.dumps(record, ensure_ascii=False))

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from serving.commands.server_options import (
+    forbid_server_flags,
     pop_client_config,
-    refuse_without_server,
     require_model_name,
     server_flags,
 )
@@ -93,9 +93,9 @@ def predict(
     if STDIN in photos and (photos.count(STDIN) > 1 or (from_file and from_file is sys.stdin)):
         raise click.UsageError("stdin can be read once: as one photo or as the list of photos.")
     if model is not None:
-        refuse_without_server(context, "downscale")
+        forbid_server_flags(context, "downscale")
     listed = (line.rstrip("\r\n") for line in from_file or ())
-    names = [*paths(photos), *(name for name in listed if name.strip())]
+    names = [*resolve_paths(photos), *(name for name in listed if name.strip())]
     answers = (
         _by_bundle(model, names, top_k)
         if model
@@ -110,7 +110,7 @@ def predict(
     Console().print(_as_table(answers))
 
 
-def paths(photos: Sequence[str]) -> list[str]:
+def resolve_paths(photos: Sequence[str]) -> list[str]:
     """The paths that arguments and patterns name, in their order.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.target_options import change_flags, place_from
+from serving.commands.target_options import open_target, target_change_flags
 
 if TYPE_CHECKING:
     from serving.registry.promote import Change
@@ -40,7 +40,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on
 )
 @_REASON
 @_JSON
-@change_flags
+@target_change_flags
 def promote(
     bundle: str | None,
     model_version: int | None,
@@ -74,14 +74,14 @@ def promote(
     """
     from serving.client.canary import STABLE
     from serving.registry import promote as lifecycle
-    from serving.registry.stores.download import fetched
+    from serving.registry.stores.download import fetch_bundle
     from serving.storage.address import parsed
 
     if (bundle is None) == (model_version is None):
         raise click.UsageError("Give exactly one of BUNDLE and --model_version N.")
     if label and not flags["model_config_file"]:
         raise click.UsageError("--label needs --model_config_file: labels are part of it.")
-    with place_from(flags) as place, fetched(parsed(bundle)) if bundle else nullcontext() as found:
+    with open_target(flags) as place, fetch_bundle(parsed(bundle)) if bundle else nullcontext() as found:
         change = lifecycle.promote(
             place,
             source=found.path if found else None,
@@ -109,7 +109,7 @@ def promote(
 @click.option("--to", type=click.IntRange(min=1), metavar="N", help="This version, not the one before.")
 @_REASON
 @_JSON
-@change_flags
+@target_change_flags
 def rollback(label: str | None, to: int | None, reason: str, as_json: bool, **flags: Any) -> None:
     """Go back to the version that answered before.
 
@@ -128,14 +128,14 @@ def rollback(label: str | None, to: int | None, reason: str, as_json: bool, **fl
 
     if label and not flags["model_config_file"]:
         raise click.UsageError("--label needs --model_config_file: labels are part of it.")
-    with place_from(flags) as place:
+    with open_target(flags) as place:
         change = lifecycle.rollback(place, label=label or STABLE, to=to, reason=reason)
     _tell(change, as_json, polled=bool(place.config))
 
 
 def _tell(change: Change, as_json: bool, *, polled: bool) -> None:
     if as_json:
-        click.echo(json.dumps(change.record(), ensure_ascii=False))
+        click.echo(json.dumps(change.to_dict(), ensure_ascii=False))
         return
     what = f"{change.model}: {', '.join((change.label or 'live', *change.also))}"
     before = "" if change.old in (None, change.new) else f" (before: {change.old})"

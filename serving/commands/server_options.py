@@ -149,7 +149,7 @@ def connection_flags(command: F) -> F:
     return command
 
 
-def refuse_without_server(context: click.Context, *others: str) -> None:
+def forbid_server_flags(context: click.Context, *others: str) -> None:
     """Make sure that no flag of `server_flags` is on the command line, nor one of the others.
 
     Raises:

@@ -13,7 +13,7 @@ from serving.commands.server_options import connection_flags, pop_client_config
 from serving.errors import InputError
 
 if TYPE_CHECKING:
-    from serving.registry.target import Place
+    from serving.registry.target import DeploymentTarget
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,26 +44,26 @@ _WAIT = click.option(
 )
 
 
-def place_flags(command: F) -> F:
+def target_flags(command: F) -> F:
     """Add the flags of a place that is looked at."""
     return _BASE(_CONFIG(connection_flags(command)))
 
 
-def change_flags(command: F) -> F:
+def target_change_flags(command: F) -> F:
     """Add the flags of a place that is changed."""
     return _BASE(_CONFIG(_RELOAD(_WAIT(connection_flags(command)))))
 
 
 @contextmanager
-def place_from(flags: dict[str, Any]) -> Iterator[Place]:
+def open_target(flags: dict[str, Any]) -> Iterator[DeploymentTarget]:
     """The place that the flags name; they are taken out of a command's own.
 
     Raises:
         click.UsageError: flags that do not go together.
         InputError: an address that cannot be used, or no such configuration.
     """
-    from serving.registry.stores.download import store_at
-    from serving.registry.target import Place
+    from serving.registry.stores.download import open_store
+    from serving.registry.target import DeploymentTarget
     from serving.storage import text
     from serving.storage.address import parsed
 
@@ -79,14 +79,14 @@ def place_from(flags: dict[str, Any]) -> Iterator[Place]:
     server = pop_client_config(flags)
     if reload and not (server and config):
         raise click.UsageError("--reload needs --server and --model_config_file.")
-    name = (server.model if server else "") or store_at(base).name
-    place = Place(base, name, config, reload=reload, timeout=wait, say=_say)
+    name = (server.model if server else "") or open_store(base).name
+    place = DeploymentTarget(base, name, config, reload=reload, timeout=wait, say=_say)
     if server is None:
         yield place
         return
     server = replace(server, model=place.model)
     with server.client() as client:
-        yield replace(place, client=client, labelled=lambda label: replace(server, label=label).client())
+        yield replace(place, client=client, label_client=lambda label: replace(server, label=label).client())
 
 
 def _say(line: str) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from serving import contract
-from serving.client.photos import REDUCED_SIDE, Reader
+from serving.client.photos import DOWNSCALE_FACTOR, PhotoLoader
 from serving.photos.converter import Converter
 from trainer.dataset.download import cache_directory
 
@@ -98,7 +98,7 @@ def downscale(model: Path, samples: int, large: int) -> None:
     loaded = runtime.load(bundle.resolve(model))
     shape = loaded.signatures[contract.CLASSIFY_PIXELS].inputs[contract.PIXELS].shape
     assert shape is not None
-    side = REDUCED_SIDE * max(size for size in shape[1:3] if size)
+    side = DOWNSCALE_FACTOR * max(size for size in shape[1:3] if size)
     paths = sorted(sample_photos(cache_directory()).directory.glob("*/*"))
     draw = np.random.default_rng(1)
     step = max(1, len(paths) // samples)
@@ -110,9 +110,9 @@ def downscale(model: Path, samples: int, large: int) -> None:
     }
     print(f"\nshorter side at most {side} pixels")
     with Converter() as converter:
-        reader = Reader(converter, side=side)
+        loader = PhotoLoader(converter, target_side=side)
         for title, contents in sets.items():
-            ready = [reader(content) for content in contents]
+            ready = [loader(content) for content in contents]
             _compare(loaded, title, contents, [content for content in ready if isinstance(content, bytes)])
 
 

@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from serving import protos
-from tests.support.fake_grpc_server import answer_for, scripted
+from tests.support.fake_grpc_server import answer_for, fake_grpc_server
 from tests.support.repository import REPO
 
 
@@ -79,7 +79,7 @@ def test_the_wheel_predicts_in_an_environment_without_tensorflow(tmp_path: Path)
     (tmp_path / "photo.jpg").write_bytes(b"good")
     (tmp_path / "bad.jpg").write_bytes(b"bad")
     hubhead = python.with_name("hubhead")
-    with scripted({protos.PREDICT: answer}) as address:
+    with fake_grpc_server({protos.PREDICT: answer}) as address:
         asked = ("--server", address, "--model_name", "food", "--json")
         said = run(hubhead, "predict", "*.jpg", *asked, cwd=tmp_path)
     found = [json.loads(line) for line in said.splitlines()]

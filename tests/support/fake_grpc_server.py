@@ -18,7 +18,7 @@ Answer = Callable[[Any, grpc.ServicerContext], Any]
 
 
 @contextmanager
-def scripted(
+def fake_grpc_server(
     answers: Mapping[str, Answer],
     port: int = 0,
     *,

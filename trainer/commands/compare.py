@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.predict import paths
+from serving.commands.predict import resolve_paths
 from serving.commands.server_options import connection_flags, pop_required_client_config
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def compare(
     with _of(server, first) as one, _of(server, second) as two:
         found = agreement.agreement(agreement.ask(one, two, names))
     if as_json:
-        click.echo(json.dumps(found.record(), ensure_ascii=False))
+        click.echo(json.dumps(found.to_dict(), ensure_ascii=False))
     else:
         _show(found, first, second)
     if min_agreement is not None and found.share < min_agreement:
@@ -83,7 +83,7 @@ def _files(photos: tuple[str, ...]) -> list[str]:
         if Path(photo).is_dir():
             found += [str(path) for path, _ in labelled_photos.from_directory(Path(photo), ())]
         else:
-            found += paths([photo])
+            found += resolve_paths([photo])
     return found
 
 

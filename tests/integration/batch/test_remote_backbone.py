@@ -27,8 +27,8 @@ from batch.jobs import score
 from batch.jobs.score import ScoreSettings
 from batch.monitoring.stats import Meter, Stats
 from batch.scoring import remote_backbone
-from batch.scoring.head_runner import Head
-from batch.scoring.shard import Embedded, Worker, embed_photos
+from batch.scoring.head_runner import HeadRunner
+from batch.scoring.shard import EmbeddedPhotos, ModelResources, embed_photos
 from batch.shards.shard import Shard
 from serving import bundle, contract, protos
 from serving.bundle import BundleMetadata
@@ -37,7 +37,7 @@ from serving.contract import Status
 from serving.errors import BundleError, DeadlineExceeded, ModelNotFound, ServerError, ServerUnavailable
 from serving.protos import tensors
 from serving.server import ServerSettings, start
-from tests.support.fake_grpc_server import free_port, scripted
+from tests.support.fake_grpc_server import fake_grpc_server, free_port
 from tests.support.score_job import GOOD, make_bundle, rows_of
 
 DIMENSION = 16
@@ -98,7 +98,7 @@ def describe(request: Any, context: grpc.ServicerContext, *, dimension: int = DI
 
 @contextmanager
 def serving(predict: Predict = answer, metadata: Predict = describe, port: int = 0) -> Iterator[str]:
-    with scripted({protos.PREDICT: predict, protos.GET_MODEL_METADATA: metadata}, port) as address:
+    with fake_grpc_server({protos.PREDICT: predict, protos.GET_MODEL_METADATA: metadata}, port) as address:
         yield address
 
 
@@ -118,8 +118,8 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def head_of(path: Path, kernel: NDArray[np.float32] = KERNEL) -> Head:
-    head = Head(bundle.read(path))
+def head_of(path: Path, kernel: NDArray[np.float32] = KERNEL) -> HeadRunner:
+    head = HeadRunner(bundle.read(path))
     head.__dict__["run"] = lambda inputs: {
         contract.PROBABILITIES: probabilities(inputs[contract.EMBEDDING], kernel)
     }
@@ -139,27 +139,27 @@ def shard(tmp_path: Path) -> Shard:
 
 
 @pytest.fixture
-def worker(model: Path, tmp_path: Path) -> Callable[..., Worker]:
-    def made(address: str, **settings: Any) -> Worker:
+def worker(model: Path, tmp_path: Path) -> Callable[..., ModelResources]:
+    def made(address: str, **settings: Any) -> ModelResources:
         head = head_of(model)
         server = ClientConfig(address, **{"timeout": 20.0, **settings})
         store = EmbeddingStore(str(tmp_path / "store"), "f", DIMENSION)
-        return Worker(head, store, Meter(), partial(remote_backbone.connect, server, [head]))
+        return ModelResources(head, store, Meter(), partial(remote_backbone.connect, server, [head]))
 
     return made
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_backbone, "PATIENT", Retry(attempts=1 << 30, first=0.01, most=0.05))
+    monkeypatch.setattr(remote_backbone, "RETRY_UNTIL_TIMEOUT", Retry(attempts=1 << 30, first=0.01, most=0.05))
 
 
-def embedded(shard: Shard, worker: Worker) -> tuple[Embedded, Stats]:
+def embedded(shard: Shard, worker: ModelResources) -> tuple[EmbeddedPhotos, Stats]:
     stats = Stats(photos=len(shard.photos))
     return embed_photos(shard.photos, worker, stats), stats
 
 
-def check(found: Embedded, shard: Shard) -> None:
+def check(found: EmbeddedPhotos, shard: Shard) -> None:
     """Every photo has its own embedding."""
     rows = found.rows.rows()
     for photo in shard.photos:
@@ -172,7 +172,7 @@ def check(found: Embedded, shard: Shard) -> None:
 
 
 def test_every_photo_has_the_embedding_that_the_server_gave(
-    shard: Shard, worker: Callable[..., Worker]
+    shard: Shard, worker: Callable[..., ModelResources]
 ) -> None:
     asked: list[tuple[int, int]] = []
 
@@ -194,7 +194,7 @@ def test_every_photo_has_the_embedding_that_the_server_gave(
         assert len(asked) == before, "all are in the store"
 
 
-def test_an_overloaded_server_slows_the_job_down(shard: Shard, worker: Callable[..., Worker]) -> None:
+def test_an_overloaded_server_slows_the_job_down(shard: Shard, worker: Callable[..., ModelResources]) -> None:
     lock, refused, calls = threading.Lock(), [0], [0]
 
     def predict(request: Any, context: grpc.ServicerContext) -> Any:
@@ -213,7 +213,7 @@ def test_an_overloaded_server_slows_the_job_down(shard: Shard, worker: Callable[
     assert refused[0] > 10
 
 
-def test_a_server_that_comes_back_is_waited_for(shard: Shard, worker: Callable[..., Worker]) -> None:
+def test_a_server_that_comes_back_is_waited_for(shard: Shard, worker: Callable[..., ModelResources]) -> None:
     port, done, results = free_port(), threading.Event(), []
 
     def predict(request: Any, context: grpc.ServicerContext) -> Any:
@@ -238,7 +238,7 @@ def test_a_server_that_comes_back_is_waited_for(shard: Shard, worker: Callable[.
 
 
 def test_a_server_that_stays_away_ends_the_run_and_what_it_said_is_kept(
-    shard: Shard, worker: Callable[..., Worker]
+    shard: Shard, worker: Callable[..., ModelResources]
 ) -> None:
     given: list[bytes] = []
 
@@ -269,7 +269,7 @@ def test_a_server_that_stays_away_ends_the_run_and_what_it_said_is_kept(
 
 
 def test_a_photo_that_the_server_fails_on_is_a_row_and_tried_another_time(
-    shard: Shard, worker: Callable[..., Worker]
+    shard: Shard, worker: Callable[..., ModelResources]
 ) -> None:
     guilty, heals = shard.photos[17], threading.Event()
     poison = Path(guilty.uri).read_bytes()
@@ -297,13 +297,13 @@ class TestTheServerHasToServeTheModel:
         server = ClientConfig(f"localhost:{free_port()}", timeout=300)
         begun = time.monotonic()
         with pytest.raises(ServerUnavailable, match="No model server answers"):
-            remote_backbone.find(server, [bundle.read(model)])
-        assert time.monotonic() - begun < remote_backbone.START_SECONDS + 5
+            remote_backbone.resolve_version(server, [bundle.read(model)])
+        assert time.monotonic() - begun < remote_backbone.FIRST_RESPONSE_SECONDS + 5
 
     def test_a_server_that_says_nothing_is_not_waited_for_long(
         self, model: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(remote_backbone, "START_SECONDS", 0.5)
+        monkeypatch.setattr(remote_backbone, "FIRST_RESPONSE_SECONDS", 0.5)
         hang = threading.Event()
 
         def metadata(request: Any, context: grpc.ServicerContext) -> Any:
@@ -312,24 +312,24 @@ class TestTheServerHasToServeTheModel:
 
         with serving(metadata=metadata) as address:
             with pytest.raises(DeadlineExceeded):
-                remote_backbone.find(ClientConfig(address, timeout=300), [bundle.read(model)])
+                remote_backbone.resolve_version(ClientConfig(address, timeout=300), [bundle.read(model)])
             hang.set()
 
     def test_the_bundles_own_version_is_asked_for(self, model: Path) -> None:
         with serving() as address:
-            found = remote_backbone.find(ClientConfig(address), [bundle.read(model)])
+            found = remote_backbone.resolve_version(ClientConfig(address), [bundle.read(model)])
             assert (found.model, found.version) == ("food", 3)
             model.rename(model.with_name("9"))
             about = bundle.read(model.with_name("9"))
             with pytest.raises(ModelNotFound, match="food/9 there, or say what it is called"):
-                remote_backbone.find(ClientConfig(address), [about])
-            labelled = remote_backbone.find(ClientConfig(address, label="stable"), [about])
+                remote_backbone.resolve_version(ClientConfig(address), [about])
+            labelled = remote_backbone.resolve_version(ClientConfig(address, label="stable"), [about])
             assert (labelled.version, labelled.label) == (3, None), "by number from here on"
 
     def test_embeddings_of_another_size(self, model: Path) -> None:
         expected = pytest.raises(BundleError, match=r"embeddings of 8 numbers; those of .*food/3 have 16")
         with serving(metadata=partial(describe, dimension=8)) as address, expected:
-            remote_backbone.find(ClientConfig(address), [bundle.read(model)])
+            remote_backbone.resolve_version(ClientConfig(address), [bundle.read(model)])
 
     def test_no_model_of_hubhead(self, model: Path) -> None:
         def metadata(request: Any, context: grpc.ServicerContext) -> Any:
@@ -341,10 +341,10 @@ class TestTheServerHasToServeTheModel:
 
         expected = pytest.raises(BundleError, match="has no signature 'embed'")
         with serving(metadata=metadata) as address, expected:
-            remote_backbone.find(ClientConfig(address), [bundle.read(model)])
+            remote_backbone.resolve_version(ClientConfig(address), [bundle.read(model)])
 
     def test_another_head_is_another_model_and_no_photo_is_sent(
-        self, model: Path, shard: Shard, worker: Callable[..., Worker]
+        self, model: Path, shard: Shard, worker: Callable[..., ModelResources]
     ) -> None:
         asked = []
 

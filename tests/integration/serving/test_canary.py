@@ -17,9 +17,9 @@ from click.testing import CliRunner
 from hubhead import hubhead
 from serving import protos
 from serving.client import AsyncClient, Client, Prediction
-from serving.client.canary import share_of
+from serving.client.canary import hash_user
 from serving.errors import GateRejected, InvalidRequest
-from tests.support.fake_grpc_server import answer_for, scripted
+from tests.support.fake_grpc_server import answer_for, fake_grpc_server
 
 Classify = Callable[..., list[Prediction]]
 
@@ -71,17 +71,17 @@ def connect(request: pytest.FixtureRequest) -> Any:
 def test_a_user_always_meets_the_same_version(connect: Any) -> None:
     server = Server()
     users = [f"user {number}" for number in range(20)]
-    with scripted({protos.PREDICT: server}) as address, connect(address, canary=0.5) as classify:
+    with fake_grpc_server({protos.PREDICT: server}) as address, connect(address, canary=0.5) as classify:
         met = [[classify([b"x"], user=user)[0].version for _ in range(3)] for user in users]
     assert all(len(set(versions)) == 1 for versions in met)
-    assert [versions[0] for versions in met] == [2 if share_of(user) < 0.5 else 1 for user in users]
+    assert [versions[0] for versions in met] == [2 if hash_user(user) < 0.5 else 1 for user in users]
     assert set(server.labels) == {"stable", "canary"}
 
 
 @pytest.mark.parametrize(("share", "label"), [(0.0, ""), (1.0, "canary")])
 def test_without_a_user_a_share_of_the_requests_goes_there(connect: Any, share: float, label: str) -> None:
     server = Server()
-    with scripted({protos.PREDICT: server}) as address, connect(address, canary=share) as classify:
+    with fake_grpc_server({protos.PREDICT: server}) as address, connect(address, canary=share) as classify:
         for _ in range(3):
             classify([b"x"])
     assert server.labels == [label] * 3
@@ -90,7 +90,7 @@ def test_without_a_user_a_share_of_the_requests_goes_there(connect: Any, share: 
 def test_where_no_version_is_canary_the_others_answer(connect: Any) -> None:
     server = Server(canary=False)
     with (
-        scripted({protos.PREDICT: server}) as address,
+        fake_grpc_server({protos.PREDICT: server}) as address,
         connect(address, canary=1.0, label="live") as classify,
     ):
         assert [prediction.version for prediction in classify([b"x", b"bad"])] == [1, 1]
@@ -100,7 +100,7 @@ def test_where_no_version_is_canary_the_others_answer(connect: Any) -> None:
 def test_a_canary_that_fails_is_not_hidden(connect: Any) -> None:
     server = Server(fails=True)
     with (
-        scripted({protos.PREDICT: server}) as address,
+        fake_grpc_server({protos.PREDICT: server}) as address,
         connect(address, canary=1.0) as classify,
         pytest.raises(InvalidRequest),
     ):
@@ -114,7 +114,7 @@ def test_a_canary_that_fails_is_not_hidden(connect: Any) -> None:
 def test_compare_shows_where_two_versions_disagree(tmp_path: Path) -> None:
     for name, content in (("1.jpg", b"apple"), ("2.jpg", b"plum"), ("3.jpg", b"bad"), ("4.jpg", b"pear")):
         (tmp_path / name).write_bytes(content)
-    with scripted({protos.PREDICT: Server()}) as address:
+    with fake_grpc_server({protos.PREDICT: Server()}) as address:
         common = ("--server", address, "--model_name", "food", "--photos", str(tmp_path))
         told = CliRunner().invoke(hubhead, ["compare", "stable", "canary", *common, "--json"])
         shown = CliRunner().invoke(hubhead, ["compare", "stable", "canary", *common])

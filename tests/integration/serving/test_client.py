@@ -1,4 +1,4 @@
-"""The client against a scripted server: what it sends, how it reads answers, which errors it raises."""
+"""The client against a fake_grpc_server server: what it sends, how it reads answers, which errors it raises."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from PIL import Image
 
 from serving import contract, protos
 from serving.client import Client, Retry, Signature, State, TensorInfo, VersionStatus, predictions
-from serving.client.photos import grouped
+from serving.client.photos import batch_items
 from serving.commands.predict import predict
 from serving.contract import Prediction, Status
 from serving.errors import (
@@ -35,7 +35,7 @@ from serving.errors import (
     ServerUnavailable,
 )
 from serving.protos import tensors
-from tests.support.fake_grpc_server import answer_for, free_port, scripted
+from tests.support.fake_grpc_server import answer_for, fake_grpc_server, free_port
 
 TOP = (("apple", 0.75), ("pear", 0.25))
 
@@ -49,7 +49,10 @@ def test_photos_come_back_in_order_each_with_its_own_status(tmp_path: Path) -> N
         seen.append(request)
         return answer_for(list(request.inputs["image_bytes"].string_val))
 
-    with scripted({protos.PREDICT: answer}) as address, Client(address, model="food", version=3) as client:
+    with (
+        fake_grpc_server({protos.PREDICT: answer}) as address,
+        Client(address, model="food", version=3) as client,
+    ):
         result = client.classify([str(good), tmp_path / "missing.jpg", b"bad", b"odd", tmp_path, "a\0b"])
     assert [replace(prediction, detail=None) for prediction in result] == [
         Prediction(Status.OK, "apple", TOP),
@@ -78,7 +81,7 @@ def test_many_photos_go_in_requests_of_at_most_32_and_top_k_cuts() -> None:
         return answer_for(images)
 
     with (
-        scripted({protos.PREDICT: answer}) as address,
+        fake_grpc_server({protos.PREDICT: answer}) as address,
         Client(address, model="food", label="canary") as client,
     ):
         result = client.classify((b"photo" for _ in range(70)), top_k=1)
@@ -100,7 +103,7 @@ def test_answers_and_photos_beyond_grpcs_default_of_four_megabytes_pass() -> Non
         response.outputs["padding"].dtype = tensors.DT_STRING
         return response
 
-    with scripted({protos.PREDICT: answer}) as address, Client(address, model="food") as client:
+    with fake_grpc_server({protos.PREDICT: answer}) as address, Client(address, model="food") as client:
         assert client.classify([b"x" * 6_000_000])[0].label == "apple"
 
 
@@ -123,7 +126,7 @@ def test_what_the_server_cannot_decode_is_sent_as_a_png_and_the_rest_as_it_is(he
 
     broken = heic[: len(heic) // 2]
     photos = [b"good", heic, broken, b"8BPS", b"odd"]
-    with scripted({protos.PREDICT: answer}) as address:
+    with fake_grpc_server({protos.PREDICT: answer}) as address:
         with Client(address, model="food") as client:
             result = client.classify(photos)
         good, png, odd = seen
@@ -142,7 +145,7 @@ def test_what_the_server_cannot_decode_is_sent_as_a_png_and_the_rest_as_it_is(he
 
 def test_no_process_is_started_before_the_first_photo_that_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", None)
-    with scripted(ECHO) as address, Client(address, model="food") as client:
+    with fake_grpc_server(ECHO) as address, Client(address, model="food") as client:
         assert client.classify([b"good", b"\xff\xd8\xff"])[0].label == "apple"
 
 
@@ -150,7 +153,7 @@ def test_no_process_is_started_before_the_first_photo_that_needs_one(monkeypatch
 def test_batches_keep_every_photo_in_order_within_both_bounds(
     photos: list[bytes], max_photos: int, max_bytes: int
 ) -> None:
-    groups = list(grouped(photos, max_photos=max_photos, max_bytes=max_bytes))
+    groups = list(batch_items(photos, max_photos=max_photos, max_bytes=max_bytes))
     assert [image for group in groups for image in group] == photos
     for group in groups:
         assert 1 <= len(group) <= max_photos
@@ -188,7 +191,7 @@ def test_each_grpc_code_is_one_class_of_error(
     def answer(_: Any, context: grpc.ServicerContext) -> Any:
         context.abort(code, details)
 
-    with scripted({protos.PREDICT: answer}) as address:
+    with fake_grpc_server({protos.PREDICT: answer}) as address:
         with (
             Client(address, model="food", retry=Retry(attempts=1)) as client,
             pytest.raises(ServerError) as caught,
@@ -214,7 +217,7 @@ def test_a_server_that_is_not_there_is_named_with_the_remedy() -> None:
 
 def test_a_server_of_another_kind_is_told_apart() -> None:
     with (
-        scripted({protos.PREDICT: lambda request, context: request}) as address,
+        fake_grpc_server({protos.PREDICT: lambda request, context: request}) as address,
         Client(address, model="food") as client,
         pytest.raises(ServerError, match="gRPC port") as caught,
     ):
@@ -228,7 +231,7 @@ def test_the_timeout_bounds_a_call() -> None:
         return answer_for([b"photo"])
 
     with (
-        scripted({protos.PREDICT: answer}) as address,
+        fake_grpc_server({protos.PREDICT: answer}) as address,
         Client(address, model="food", timeout=0.2) as client,
         pytest.raises(DeadlineExceeded),
     ):
@@ -242,7 +245,7 @@ def test_version_and_label_together_are_refused() -> None:
 
 def test_a_given_channel_is_used_and_left_open() -> None:
     answers = {protos.PREDICT: lambda request, context: answer_for([b"photo"])}
-    with scripted(answers) as address, grpc.insecure_channel(address) as channel:
+    with fake_grpc_server(answers) as address, grpc.insecure_channel(address) as channel:
         for _ in range(2):
             with Client("by hand", model="food", channel=channel) as client:
                 assert client.classify([b"photo"])[0].label == "apple"
@@ -275,7 +278,7 @@ def test_a_broken_tensor_in_an_answer_is_an_error() -> None:
         return response
 
     with (
-        scripted({protos.PREDICT: answer}) as address,
+        fake_grpc_server({protos.PREDICT: answer}) as address,
         Client(address, model="food") as client,
         pytest.raises(ServerError, match=r"broken answer.*'scores'"),
     ):
@@ -293,7 +296,7 @@ def status_of(*rows: tuple[int, str, str]) -> protos.Message:
 def test_status_lists_versions_newest_first_with_their_errors() -> None:
     response = status_of((1, "AVAILABLE", ""), (2, "END", "does not load"))
     with (
-        scripted({protos.GET_MODEL_STATUS: lambda request, context: response}) as address,
+        fake_grpc_server({protos.GET_MODEL_STATUS: lambda request, context: response}) as address,
         Client(address, model="food") as client,
     ):
         assert client.status() == [
@@ -305,7 +308,7 @@ def test_status_lists_versions_newest_first_with_their_errors() -> None:
 def test_waiting_ends_when_the_model_becomes_available() -> None:
     states = iter(["START", "LOADING", "AVAILABLE"])
     answers = {protos.GET_MODEL_STATUS: lambda request, context: status_of((1, next(states), ""))}
-    with scripted(answers) as address, Client(address, model="food") as client:
+    with fake_grpc_server(answers) as address, Client(address, model="food") as client:
         client.wait_until_ready(20)
     assert next(states, None) is None
 
@@ -313,7 +316,7 @@ def test_waiting_ends_when_the_model_becomes_available() -> None:
 def test_waiting_in_vain_says_what_was_seen_last() -> None:
     answers = {protos.GET_MODEL_STATUS: lambda request, context: status_of((7, "LOADING", ""))}
     with (
-        scripted(answers) as address,
+        fake_grpc_server(answers) as address,
         Client(address, model="food") as client,
         pytest.raises(DeadlineExceeded, match="version 7 is LOADING"),
     ):
@@ -346,7 +349,10 @@ def test_metadata_shows_signatures_without_tensorflows_own() -> None:
         response.metadata["signature_def"].Pack(declared)
         return response
 
-    with scripted({protos.GET_MODEL_METADATA: answer}) as address, Client(address, model="food") as client:
+    with (
+        fake_grpc_server({protos.GET_MODEL_METADATA: answer}) as address,
+        Client(address, model="food") as client,
+    ):
         metadata = client.metadata()
     assert (metadata.name, metadata.version) == ("food", 4)
     assert metadata.signatures == {
@@ -370,7 +376,7 @@ def photos(tmp_path: Path) -> list[str]:
 
 
 def test_predict_prints_a_row_for_every_photo_and_ends_well(photos: list[str]) -> None:
-    with scripted(ECHO) as address:
+    with fake_grpc_server(ECHO) as address:
         result = CliRunner(env={"COLUMNS": "250"}).invoke(
             predict, [*photos, "--server", address, "--model_name", "food"]
         )
@@ -389,7 +395,7 @@ def test_predict_prints_a_row_for_every_photo_and_ends_well(photos: list[str]) -
 def test_predict_says_why_a_photo_was_not_sent(tmp_path: Path) -> None:
     (tmp_path / "layers.psd").write_bytes(b"8BPS")
     given = [str(tmp_path / "layers.psd"), "--model_name", "food"]
-    with scripted(ECHO) as address:
+    with fake_grpc_server(ECHO) as address:
         table = CliRunner(env={"COLUMNS": "250"}).invoke(predict, [*given, "--server", address])
         record = CliRunner().invoke(predict, [*given, "--server", address, "--json"])
     assert "not decoded here (Photoshop, which is not converted)" in table.stdout
@@ -397,7 +403,7 @@ def test_predict_says_why_a_photo_was_not_sent(tmp_path: Path) -> None:
 
 
 def test_predict_as_json_is_one_object_a_line(photos: list[str]) -> None:
-    with scripted(ECHO) as address:
+    with fake_grpc_server(ECHO) as address:
         flags = ["--server", address, "--json", "--top_k", "1"]
         result = CliRunner(env={"HUBHEAD_MODEL": "food"}).invoke(predict, [*photos[:2], *flags])
     assert result.exit_code == 0, result.output

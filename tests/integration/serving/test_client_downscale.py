@@ -16,7 +16,7 @@ from serving import contract, protos
 from serving.client import AsyncClient, Client, Prediction
 from serving.errors import InputError
 from serving.photos.converter import Converter
-from tests.support.fake_grpc_server import Answer, answer_for, scripted
+from tests.support.fake_grpc_server import Answer, answer_for, fake_grpc_server
 
 
 def encoded(width: int, height: int, form: str = "JPEG", **settings: Any) -> bytes:
@@ -122,7 +122,7 @@ def test_a_client_sends_large_photos_at_twice_the_models_input_and_others_as_the
         async with AsyncClient(address, model="food", downscale=True, max_photos=9) as client:
             return await client.classify(photos)
 
-    with scripted(answers) as address:
+    with fake_grpc_server(answers) as address:
         if asynchronous:
             found = asyncio.run(ask(address))
         else:

@@ -24,7 +24,7 @@ from PIL import Image
 
 from serving import contract, protos
 from serving.client import AsyncClient, Client, Photo, Retry
-from serving.client.concurrency_limit import BETA
+from serving.client.concurrency import BETA
 from serving.contract import Prediction, Status
 from serving.errors import (
     Cancelled,
@@ -35,7 +35,7 @@ from serving.errors import (
     ServerError,
 )
 from serving.protos import tensors
-from tests.support.fake_grpc_server import Answer, answer_for, free_port, scripted
+from tests.support.fake_grpc_server import Answer, answer_for, fake_grpc_server, free_port
 
 QUEUE_FULL = "The batch scheduling queue to which this task was submitted is full; currently 9 batches"
 QUEUE_TIMEOUT = "Run() timeout exceeded while waiting in batching queue"
@@ -93,7 +93,7 @@ def test_what_passes_by_itself_is_tried_again(
     classify: Classify, code: grpc.StatusCode, details: str
 ) -> None:
     seen: list[float] = []
-    with scripted({protos.PREDICT: failing(2, code, details, seen)}) as address:
+    with fake_grpc_server({protos.PREDICT: failing(2, code, details, seen)}) as address:
         [prediction] = classify(address, [b"photo"])
     assert prediction.label == "apple"
     assert len(seen) == 3
@@ -113,7 +113,7 @@ def test_what_passes_by_itself_is_tried_again(
 def test_what_would_fail_again_is_asked_once(classify: Classify, code: grpc.StatusCode, details: str) -> None:
     seen: list[float] = []
     with (
-        scripted({protos.PREDICT: failing(99, code, details, seen)}) as address,
+        fake_grpc_server({protos.PREDICT: failing(99, code, details, seen)}) as address,
         pytest.raises(ServerError) as caught,
     ):
         classify(address, [b"a", b"b", b"c"])
@@ -124,7 +124,7 @@ def test_what_would_fail_again_is_asked_once(classify: Classify, code: grpc.Stat
 def test_retries_end_with_the_attempts_and_the_last_failure(classify: Classify) -> None:
     seen: list[float] = []
     answer = failing(99, grpc.StatusCode.UNAVAILABLE, QUEUE_FULL, seen)
-    with scripted({protos.PREDICT: answer}) as address, pytest.raises(Overloaded):
+    with fake_grpc_server({protos.PREDICT: answer}) as address, pytest.raises(Overloaded):
         classify(address, [b"photo"])
     assert len(seen) == FAST.attempts
 
@@ -133,7 +133,7 @@ def test_retries_end_with_the_deadline(classify: Classify) -> None:
     patient = Retry(attempts=1000, first=0.2, most=0.2)
     seen: list[float] = []
     answer = failing(9999, grpc.StatusCode.UNAVAILABLE, QUEUE_FULL, seen)
-    with scripted({protos.PREDICT: answer}) as address, pytest.raises(Overloaded):
+    with fake_grpc_server({protos.PREDICT: answer}) as address, pytest.raises(Overloaded):
         classify(address, [b"photo"], retry=patient, timeout=1.0)
     assert 2 <= len(seen) < 1000
     assert seen[-1] - seen[0] <= 1.0
@@ -148,7 +148,7 @@ def test_a_server_that_starts_late_is_waited_for_by_retries() -> None:
     def start() -> None:
         begun.wait(20)
         time.sleep(0.5)
-        with scripted(answer, port):
+        with fake_grpc_server(answer, port):
             done.wait(20)
 
     done = threading.Event()
@@ -167,7 +167,10 @@ def test_a_server_that_sends_its_clients_away_loses_no_request() -> None:
     # max_connection_age: GOAWAY after 100 ms, again and again, as behind a load balancer.
     ageing = [("grpc.max_connection_age_ms", 100), ("grpc.max_connection_age_grace_ms", 2000)]
     answer: dict[str, Answer] = {protos.PREDICT: lambda request, _: answer_for(images_of(request))}
-    with scripted(answer, options=ageing) as address, Client(address, model="food", retry=FAST) as client:
+    with (
+        fake_grpc_server(answer, options=ageing) as address,
+        Client(address, model="food", retry=FAST) as client,
+    ):
         end = time.monotonic() + 2
         count = 0
         while time.monotonic() < end:
@@ -206,7 +209,7 @@ def test_a_photo_that_fails_its_request_is_found_and_the_others_are_answered(
     photos = [b"photo"] * 32
     photos[13] = b"poison"
     sizes: list[int] = []
-    with scripted({protos.PREDICT: guilty(code, details, sizes)}) as address:
+    with fake_grpc_server({protos.PREDICT: guilty(code, details, sizes)}) as address:
         found = classify(address, photos)
     assert found[13].status is Status.FAILED
     assert found[13].detail == details
@@ -220,7 +223,7 @@ def test_several_bad_photos_also_in_a_request_of_their_own(classify: Classify) -
     bad = {0, 5, 6, 31, 40}
     photos = [b"poison" if place in bad else b"photo" for place in range(41)]
     answer = guilty(grpc.StatusCode.INVALID_ARGUMENT, "broken", [])
-    with scripted({protos.PREDICT: answer}) as address:
+    with fake_grpc_server({protos.PREDICT: answer}) as address:
         found = classify(address, photos)
     assert {place for place, prediction in enumerate(found) if prediction.status is Status.FAILED} == bad
     assert Counter(prediction.status for prediction in found)[Status.OK] == 36
@@ -229,7 +232,10 @@ def test_several_bad_photos_also_in_a_request_of_their_own(classify: Classify) -
 def test_a_server_that_fails_on_everything_is_an_error_not_many_bad_photos(classify: Classify) -> None:
     seen: list[float] = []
     answer = failing(999, grpc.StatusCode.INTERNAL, "no memory left", seen)
-    with scripted({protos.PREDICT: answer}) as address, pytest.raises(ServerError, match="no memory left"):
+    with (
+        fake_grpc_server({protos.PREDICT: answer}) as address,
+        pytest.raises(ServerError, match="no memory left"),
+    ):
         classify(address, [b"photo"] * 32)
     assert len(seen) == 7, "32, 16, 8, 4, 2, 1, and a photo without fault"
 
@@ -247,7 +253,7 @@ def test_the_servers_batch_size_is_learned_from_its_refusal(classify: Classify) 
             )
         return answer_for(images)
 
-    with scripted({protos.PREDICT: answer}) as address:
+    with fake_grpc_server({protos.PREDICT: answer}) as address:
         found = classify(address, [b"photo"] * 12)
     assert [prediction.label for prediction in found] == ["apple"] * 12
     assert sizes == [12, 5, 5, 2]
@@ -256,7 +262,7 @@ def test_the_servers_batch_size_is_learned_from_its_refusal(classify: Classify) 
 def test_a_server_that_takes_four_megabytes_gets_smaller_requests(classify: Classify) -> None:
     photos = [bytes(1_500_000)] * 4 + [bytes(5_000_000)]
     answer: dict[str, Answer] = {protos.PREDICT: lambda request, _: answer_for(images_of(request))}
-    with scripted(answer, options=[("grpc.max_receive_message_length", 4 << 20)]) as address:
+    with fake_grpc_server(answer, options=[("grpc.max_receive_message_length", 4 << 20)]) as address:
         found = classify(address, photos)
     assert [prediction.status for prediction in found] == [Status.OK] * 4 + [Status.TOO_LARGE]
     assert "larger than max" in (found[4].detail or "")
@@ -295,7 +301,7 @@ def test_bytes_paths_files_and_pixels_are_photos(classify: Classify, tmp_path: P
         return answer_for(images_of(request))
 
     photos = [b"bytes", right, str(tmp_path / "b.jpg"), other, io.BytesIO(b"bad"), memoryview(b"odd"), right]
-    with scripted({protos.PREDICT: answer, protos.GET_MODEL_METADATA: metadata_of(4, 6)}) as address:
+    with fake_grpc_server({protos.PREDICT: answer, protos.GET_MODEL_METADATA: metadata_of(4, 6)}) as address:
         found = classify(address, photos)
     assert [p.status for p in found] == ["ok", "ok", "ok", "ok", "corrupt", "ok", "ok"]
     assert found[5].label is None
@@ -315,7 +321,7 @@ def test_files_of_more_than_a_request_holds_are_read_once_each(classify: Classif
         seen.append(images_of(request))
         return answer_for(images_of(request))
 
-    with scripted({protos.PREDICT: answer}) as address:
+    with fake_grpc_server({protos.PREDICT: answer}) as address:
         found = classify(address, [io.BytesIO(content) for content in contents], max_bytes=100)
     assert [prediction.status for prediction in found] == [Status.OK] * 7
     assert sorted(itertools.chain(*seen)) == contents
@@ -345,7 +351,7 @@ def test_an_answer_names_the_version_that_gave_it(classify: Classify) -> None:
         response.model_spec.version.value = 12
         return response
 
-    with scripted({protos.PREDICT: answer}) as address:
+    with fake_grpc_server({protos.PREDICT: answer}) as address:
         known, unread = classify(address, [b"photo", "/no/such/file"])
     assert (known.version, unread.version) == (12, None)
 
@@ -359,7 +365,7 @@ def test_an_answer_in_either_tensor_encoding_is_read(classify: Classify) -> None
         assert bool(response.outputs["scores"].float_val) is typed
         return response
 
-    with scripted({protos.PREDICT: answer}) as address:
+    with fake_grpc_server({protos.PREDICT: answer}) as address:
         assert classify(address, [b"a"], version=1) == classify(address, [b"a"], version=2)
 
 
@@ -371,7 +377,7 @@ def test_headers_go_with_every_call_also_from_a_function(classify: Classify) -> 
         seen.append({key: value for key, value in context.invocation_metadata() if isinstance(value, str)})
         return answer_for(images_of(request))
 
-    with scripted({protos.PREDICT: answer}) as address:
+    with fake_grpc_server({protos.PREDICT: answer}) as address:
         classify(address, [b"a"], headers={"X-Tenant": "blue"})
         classify(address, [b"a"], headers=lambda: {"authorization": next(tokens)})
     assert seen[0]["x-tenant"] == "blue"
@@ -407,7 +413,7 @@ def stream(address: str, photos: Any, *, ordered: bool, asynchronous: bool, **se
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_stream_answers_every_photo_in_order_or_as_it_comes(asynchronous: bool) -> None:
     photos = numbered(300)
-    with scripted({protos.PREDICT: slowly}) as address:
+    with fake_grpc_server({protos.PREDICT: slowly}) as address:
         ordered = stream(address, photos, ordered=True, asynchronous=asynchronous)
         loose = stream(address, photos, ordered=False, asynchronous=asynchronous)
     assert [photo for photo, _ in ordered] == photos
@@ -430,7 +436,7 @@ def test_a_stream_reads_no_further_ahead_than_it_must(ordered: bool, asynchronou
     answer: dict[str, Answer] = {protos.PREDICT: lambda request, _: answer_for(images_of(request))}
     settings: dict[str, Any] = {"model": "food", "max_photos": 4, "max_concurrency": 3}
     furthest = 0
-    with scripted(answer) as address:
+    with fake_grpc_server(answer) as address:
         if asynchronous:
 
             async def take() -> None:
@@ -461,7 +467,7 @@ def test_an_asynchronous_source_of_photos_is_streamed() -> None:
             yield photo
 
     answer: dict[str, Answer] = {protos.PREDICT: lambda request, _: answer_for(images_of(request))}
-    with scripted(answer) as address:
+    with fake_grpc_server(answer) as address:
         found = stream(address, uploads(), ordered=True, asynchronous=True)
     assert [photo for photo, _ in found] == numbered(40)
 
@@ -483,7 +489,7 @@ def test_leaving_a_stream_gives_up_its_calls(asynchronous: bool) -> None:
         return answer_for(images_of(request))
 
     begin = time.monotonic()
-    with scripted({protos.PREDICT: answer}) as address:
+    with fake_grpc_server({protos.PREDICT: answer}) as address:
         if asynchronous:
 
             async def leave() -> None:
@@ -510,7 +516,7 @@ def test_a_failure_in_a_stream_is_raised_at_its_place_and_ends_it() -> None:
             context.abort(grpc.StatusCode.NOT_FOUND, "Servable not found")
         return answer_for(images_of(request))
 
-    with scripted({protos.PREDICT: answer}) as address, Client(address, model="food") as client:
+    with fake_grpc_server({protos.PREDICT: answer}) as address, Client(address, model="food") as client:
         answers = client.iclassify(numbered(200))
         assert [photo for photo, _ in itertools.islice(answers, 64)] == numbered(64)
         with pytest.raises(ServerError, match="Servable not found"):
@@ -535,7 +541,7 @@ def test_a_cancelled_task_gives_up_its_call() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
 
-    with scripted({protos.PREDICT: answer}) as address:
+    with fake_grpc_server({protos.PREDICT: answer}) as address:
         asyncio.run(cancel())
         assert given_up.wait(20)
 
@@ -557,7 +563,7 @@ def test_a_client_that_is_closed_ends_its_calls_and_takes_no_more() -> None:
         except ServerError as error:
             caught.append(error)
 
-    with scripted({protos.PREDICT: answer}) as address:
+    with fake_grpc_server({protos.PREDICT: answer}) as address:
         client = Client(address, model="food", timeout=60)
         thread = threading.Thread(target=ask)
         thread.start()
@@ -582,7 +588,7 @@ def test_batches_of_any_signature_go_through_in_order_and_in_parts_where_they_ar
         return response
 
     batches = [{"x": np.full((rows, 2), rows, np.float32)} for rows in (3, 70, 1)]
-    with scripted({protos.PREDICT: answer}) as address, Client(address, model="food") as client:
+    with fake_grpc_server({protos.PREDICT: answer}) as address, Client(address, model="food") as client:
         found = list(client.imap("double", batches))
         with pytest.raises(InputError, match=r"\[2, 3\] rows"):
             client.run("double", {"x": np.zeros(3), "z": np.zeros(2)})
@@ -595,7 +601,7 @@ def test_a_bad_row_of_a_batch_of_any_signature_is_an_error() -> None:
     seen: list[float] = []
     answer = failing(99, grpc.StatusCode.INVALID_ARGUMENT, "Matrix size-incompatible", seen)
     with (
-        scripted({protos.PREDICT: answer}) as address,
+        fake_grpc_server({protos.PREDICT: answer}) as address,
         Client(address, model="food") as client,
         pytest.raises(InvalidRequest, match="Matrix size"),
     ):
@@ -620,7 +626,7 @@ def embedded(request: Any, _: grpc.ServicerContext) -> Any:
 
 
 def test_embeddings_come_with_status_size_and_version() -> None:
-    with scripted({protos.PREDICT: embedded}) as address, Client(address, model="food") as client:
+    with fake_grpc_server({protos.PREDICT: embedded}) as address, Client(address, model="food") as client:
         good, bad, gone, pixels = client.embed([b"a", b"bad", "/no/file", np.zeros((2, 2, 3), np.uint8)])
         [(photo, streamed)] = client.iembed([b"a"])
     assert good.vector is not None
@@ -651,7 +657,7 @@ print(*{name.partition(".")[0] for name in sys.modules})
 
 def test_a_client_at_work_never_imports_tensorflow() -> None:
     answer: dict[str, Answer] = {protos.PREDICT: lambda request, _: answer_for(images_of(request))}
-    with scripted(answer) as address:
+    with fake_grpc_server(answer) as address:
         done = subprocess.run(
             [sys.executable, "-c", EVERYTHING, address],
             capture_output=True,
@@ -682,7 +688,7 @@ def test_a_bulk_caller_keeps_few_requests_at_a_server_that_works_on_one(asynchro
             under_way -= 1
         return answer_for(images_of(request))
 
-    with scripted({protos.PREDICT: answer}, threads=32) as address:
+    with fake_grpc_server({protos.PREDICT: answer}, threads=32) as address:
         found = stream(
             address, numbered(120), ordered=True, asynchronous=asynchronous, max_photos=1, max_concurrency=32
         )
@@ -704,7 +710,7 @@ def test_a_refused_bulk_caller_slows_down_and_loses_nothing() -> None:
             running.release()
 
     patient = Retry(attempts=50, first=0.01, most=0.1)
-    with scripted({protos.PREDICT: answer}, threads=32) as address:
+    with fake_grpc_server({protos.PREDICT: answer}, threads=32) as address:
         client = Client(address, model="food", retry=patient, max_photos=1, timeout=30)
         with client:
             found = list(client.iclassify(numbered(200)))
@@ -718,7 +724,7 @@ def test_a_slow_server_meets_the_deadline_in_a_stream() -> None:
         return answer_for(images_of(request))
 
     with (
-        scripted({protos.PREDICT: answer}) as address,
+        fake_grpc_server({protos.PREDICT: answer}) as address,
         Client(address, model="food", timeout=0.2) as client,
         pytest.raises(DeadlineExceeded),
     ):

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from serving import protos
 from serving.client import AsyncClient, Client, Metrics, Prediction, Retry
 from serving.errors import ModelNotFound
-from tests.support.fake_grpc_server import answer_for, scripted
+from tests.support.fake_grpc_server import answer_for, fake_grpc_server
 
 FAST = Retry(attempts=3, first=0.001, most=0.01)
 
@@ -52,7 +52,7 @@ class Shaky:
 def test_metrics_count_calls_retries_and_photos(asynchronous: bool) -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    with scripted({protos.PREDICT: Shaky()}) as address:
+    with fake_grpc_server({protos.PREDICT: Shaky()}) as address:
         classify(asynchronous, address, [b"a", b"bad", b"b", b"/no/file"], metrics=metrics)
 
     def value(name: str, **labels: str) -> float | None:
@@ -77,7 +77,10 @@ def test_each_attempt_is_a_span_under_the_callers_and_is_carried_to_the_server(
     provider.add_span_processor(SimpleSpanProcessor(spans))
     tracer = provider.get_tracer("test")
     server = Shaky()
-    with scripted({protos.PREDICT: server}) as address, tracer.start_as_current_span("caller") as caller:
+    with (
+        fake_grpc_server({protos.PREDICT: server}) as address,
+        tracer.start_as_current_span("caller") as caller,
+    ):
         classify(asynchronous, address, [b"a"] * count, tracer=tracer)
     found = [span for span in spans.get_finished_spans() if span.name != "caller"]
     assert len(found) == len(server.headers) == (2 if count == 2 else 4)
@@ -97,7 +100,7 @@ def test_a_failure_is_counted_under_its_code() -> None:
         context.abort(grpc.StatusCode.NOT_FOUND, "no such model")
 
     registry = CollectorRegistry()
-    with scripted({protos.PREDICT: answer}) as address, pytest.raises(ModelNotFound):
+    with fake_grpc_server({protos.PREDICT: answer}) as address, pytest.raises(ModelNotFound):
         classify(False, address, [b"a"], metrics=Metrics(registry))
     labels = {"model": "food", "method": "Predict", "code": "NOT_FOUND"}
     assert registry.get_sample_value("hubhead_client_requests_total", labels) == 1

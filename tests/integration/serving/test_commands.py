@@ -1,4 +1,4 @@
-"""The commands that ask a server, against a scripted one: predict, status, loadtest."""
+"""The commands that ask a server, against a fake_grpc_server one: predict, status, loadtest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from serving.loadtest.figures import Sample, percentile
 from serving.loadtest.generator import Load, arrivals
 from serving.loadtest.report import page
 from serving.protos import tensors
-from tests.support.fake_grpc_server import Answer, answer_for, free_port, scripted
+from tests.support.fake_grpc_server import Answer, answer_for, fake_grpc_server, free_port
 
 
 def images_of(request: Any) -> list[bytes]:
@@ -63,7 +63,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_predict_takes_patterns_lists_and_names_the_version(folder: Path) -> None:
     (folder / "list").write_text(f"{folder / 'a.jpg'}\n\n{folder / 'gone.jpg'}\n")
-    with scripted(ECHO) as address:
+    with fake_grpc_server(ECHO) as address:
         result = run(
             predict, f"{folder}/deep/**/*.jpg", "--from_file", str(folder / "list"), "--json", address=address
         )
@@ -76,7 +76,7 @@ def test_predict_takes_patterns_lists_and_names_the_version(folder: Path) -> Non
 
 def test_a_name_that_looks_like_a_pattern_is_the_file_where_there_is_one(folder: Path) -> None:
     (folder / "what.jpg").write_bytes(b"other")
-    with scripted(ECHO) as address:
+    with fake_grpc_server(ECHO) as address:
         found = records(run(predict, str(folder / "wh?t.jpg"), "--json", address=address))
     assert [record["photo"] for record in found] == [str(folder / "wh?t.jpg")]
 
@@ -87,7 +87,7 @@ def test_a_pattern_without_a_match_is_an_error(folder: Path) -> None:
 
 
 def test_predict_reads_one_photo_or_a_list_from_stdin(folder: Path) -> None:
-    with scripted(ECHO) as address:
+    with fake_grpc_server(ECHO) as address:
         [photo] = records(run(predict, "-", "--json", address=address, input=b"odd bytes"))
         listed = records(
             run(predict, "--from_file", "-", "--json", address=address, input=f"{folder / 'a.jpg'}\n")
@@ -102,7 +102,7 @@ def test_many_photos_are_told_as_they_are_answered(tmp_path: Path) -> None:
         names.append(str(tmp_path / f"{number:03}.jpg"))
         Path(names[-1]).write_bytes(b"bad" if number == 50 else b"good")
     (tmp_path / "list").write_text("\n".join(names))
-    with scripted(ECHO) as address:
+    with fake_grpc_server(ECHO) as address:
         found = records(run(predict, "--from_file", str(tmp_path / "list"), "--json", address=address))
     assert [record["photo"] for record in found] == names
     assert [record["status"] for record in found].index("corrupt") == 50
@@ -121,7 +121,7 @@ def test_a_label_or_a_version_is_asked_for(
         seen.append((request.model_spec, dict(context.invocation_metadata())))
         return answered(request, context)
 
-    with scripted({protos.PREDICT: answer}) as address:
+    with fake_grpc_server({protos.PREDICT: answer}) as address:
         result = run(predict, str(folder / "a.jpg"), *flags, "--header", "x-team=red", address=address)
     assert result.exit_code == 0, result.output
     [(spec, headers)] = seen
@@ -168,7 +168,7 @@ def test_a_server_that_wants_certificates_gets_them(folder: Path, tmp_path: Path
         root_certificates=client_certificate.read_bytes(),
         require_client_auth=True,
     )
-    with scripted(ECHO, credentials=credentials) as address:
+    with fake_grpc_server(ECHO, credentials=credentials) as address:
         photo = str(folder / "a.jpg")
         ca = ["--tls_ca", str(server_certificate)]
         mine = ["--tls_cert", str(client_certificate), "--tls_key", str(client_key)]
@@ -210,7 +210,7 @@ def test_status_shows_versions_and_signatures() -> None:
         protos.GET_MODEL_STATUS: versions_of((3, "AVAILABLE", ""), (2, "END", "[torn]")),
         protos.GET_MODEL_METADATA: signatures,
     }
-    with scripted(answers) as address:
+    with fake_grpc_server(answers) as address:
         table = run(status, address=address, standalone_mode=False)
         [record] = records(run(status, "--json", address=address))
     assert table.return_value == 0
@@ -232,7 +232,7 @@ def test_status_of_a_model_that_does_not_load_says_why_and_ends_with_1() -> None
         protos.GET_MODEL_STATUS: versions_of((3, "END", "does not load")),
         protos.GET_MODEL_METADATA: refuse,
     }
-    with scripted(answers) as address:
+    with fake_grpc_server(answers) as address:
         result = run(status, address=address, standalone_mode=False)
     assert result.return_value == 1
     assert "does not load" in result.stdout
@@ -249,7 +249,7 @@ def test_status_waits_for_a_server_that_is_not_there_yet() -> None:
 
     def later() -> None:
         time.sleep(0.7)
-        with scripted(answers, port):
+        with fake_grpc_server(answers, port):
             done.wait(30)
 
     thread = threading.Thread(target=later)
@@ -268,7 +268,7 @@ def test_status_waits_for_a_server_that_is_not_there_yet() -> None:
 def test_a_loadtest_tells_latencies_by_rate_and_draws_them(folder: Path) -> None:
     out = folder / "load.html"
     flags = ["--rate", "30", "--rate", "60", "--seconds", "1", "--output", str(out), "--json"]
-    with scripted(ECHO, threads=8) as address:
+    with fake_grpc_server(ECHO, threads=8) as address:
         found = records(run(loadtest, f"{folder}/*.jpg", *flags, address=address))
     assert [record["rate"] for record in found] == [30, 60]
     for record in found:
@@ -294,7 +294,7 @@ def test_a_server_that_stalls_cannot_hide_it_and_refusals_are_counted(folder: Pa
         return answered(request, context)
 
     turn = threading.Lock()
-    with scripted({protos.PREDICT: answer}, threads=64) as address:
+    with fake_grpc_server({protos.PREDICT: answer}, threads=64) as address:
         begin = time.monotonic()
         flags = ["--rate", "60", "--seconds", "2", "--json", "--timeout", "30"]
         [record] = records(run(loadtest, str(folder / "a.jpg"), *flags, address=address))
@@ -315,7 +315,7 @@ def test_more_requests_than_may_be_under_way_are_not_sent_and_told(folder: Path)
         return answered(request, context)
 
     flags = ["--rate", "50", "--seconds", "1", "--max_under_way", "2", "--json"]
-    with scripted({protos.PREDICT: answer}) as address:
+    with fake_grpc_server({protos.PREDICT: answer}) as address:
         [record] = records(run(loadtest, str(folder / "a.jpg"), *flags, address=address))
     assert record["errors"]["NOT_SENT"] > 20
 

@@ -22,9 +22,9 @@ def test_a_share_that_makes_no_sense_is_refused(settings: dict[str, Any]) -> Non
 @given(st.text(), st.floats(0, 1), st.floats(0, 1))
 def test_a_larger_share_keeps_its_users(user: str, one: float, other: float) -> None:
     less, more = sorted((one, other))
-    assert Canary(more).takes(user) or not Canary(less).takes(user)
+    assert Canary(more).selects(user) or not Canary(less).selects(user)
 
 
 def test_users_are_spread_evenly() -> None:
-    taken = sum(Canary(0.05).takes(f"user-{number}") for number in range(20_000))
+    taken = sum(Canary(0.05).selects(f"user-{number}") for number in range(20_000))
     assert 850 < taken < 1150  # 1000, and five standard deviations of 31

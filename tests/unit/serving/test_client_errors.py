@@ -16,8 +16,8 @@ from PIL import Image
 
 from serving import protos
 from serving.client import Client, Retry, sans_io
-from serving.client.concurrency_limit import ALPHA, BETA, Limit
-from serving.client.photos import png_of
+from serving.client.concurrency import ALPHA, BETA, AdaptiveLimit
+from serving.client.photos import encode_png
 from serving.client.retry import with_retries
 from serving.errors import (
     Cancelled,
@@ -34,7 +34,7 @@ from serving.errors import (
 def test_waits_are_drawn_from_all_of_a_range_that_doubles_up_to_the_most() -> None:
     retry = Retry(first=0.1, most=0.35)
     for failures, longest in ((1, 0.1), (2, 0.2), (3, 0.35), (500, 0.35)):
-        waits = [retry.wait(failures) for _ in range(2000)]
+        waits = [retry.backoff_seconds(failures) for _ in range(2000)]
         assert 0 <= min(waits) < 0.05 * longest
         assert 0.95 * longest < max(waits) <= longest
 
@@ -42,7 +42,7 @@ def test_waits_are_drawn_from_all_of_a_range_that_doubles_up_to_the_most() -> No
 @pytest.mark.parametrize("shape", [(1, 1, 3), (7, 5, 3), (64, 48, 3)])
 def test_a_png_holds_the_pixels_it_was_made_of(shape: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, shape, np.uint8)
-    with Image.open(io.BytesIO(png_of(pixels))) as image:
+    with Image.open(io.BytesIO(encode_png(pixels))) as image:
         assert image.format == "PNG"
         assert np.array_equal(np.asarray(image), pixels)
 
@@ -56,39 +56,39 @@ def test_headers_that_cannot_be_sent_are_an_input_error(headers: dict[str, str])
 # --- Flow control ----------------------------------------------------------------------------------------
 
 
-def simulated(limit: Limit, capacity: float, answers: int, others: float = 0.0) -> list[float]:
+def simulated(limit: AdaptiveLimit, capacity: float, answers: int, others: float = 0.0) -> list[float]:
     """A server that works on `capacity` requests at once and queues the rest, `others` of somebody else's."""
     values = []
     for _ in range(answers):
         under_way = int(limit.value)
-        limit.answered(32, max(1.0, (under_way + others) / capacity), under_way)
+        limit.record_response(32, max(1.0, (under_way + others) / capacity), under_way)
         values.append(limit.value)
     return values
 
 
 @pytest.mark.parametrize("capacity", [1.0, 4.0, 10.0])
 def test_the_limit_settles_a_little_above_what_the_server_works_on(capacity: float) -> None:
-    values = simulated(Limit(64), capacity, 900)[-300:]
+    values = simulated(AdaptiveLimit(64), capacity, 900)[-300:]
     assert capacity <= min(values)
     assert max(values) <= capacity + BETA + 2
 
 
 def test_the_limit_gives_way_when_others_fill_the_queue() -> None:
-    limit = Limit(64)
+    limit = AdaptiveLimit(64)
     alone = simulated(limit, 4.0, 400)[-1]
     crowded = simulated(limit, 4.0, 400, others=12.0)[-1]
     assert crowded <= alone - 1
 
 
 def test_the_limit_is_halved_once_by_a_burst_of_refusals_and_never_leaves_its_bounds() -> None:
-    limit = Limit(16)
+    limit = AdaptiveLimit(16)
     simulated(limit, 100.0, 100)
     assert limit.value == 16
     for _ in range(5):
-        limit.overloaded(now=10.0, seconds=0.5)
+        limit.record_overload(now=10.0, seconds=0.5)
     assert limit.value == 8
     for now in range(11, 40):
-        limit.overloaded(now=float(now), seconds=0.5)
+        limit.record_overload(now=float(now), seconds=0.5)
     assert limit.value == 1
     assert ALPHA < BETA
 
@@ -139,7 +139,7 @@ def test_an_attempt_without_time_left_does_not_hide_why_the_others_failed(
     request = protos.PredictRequest()
     call = sans_io.Call(protos.PREDICT, request, protos.PredictResponse, 10.0)
     with pytest.raises(ServerError) as raised:
-        sans_io.run_inline(with_retries(call, Retry(100, 0.0), "there:1", "food"), perform)
+        sans_io.run_operation(with_retries(call, Retry(100, 0.0), "there:1", "food"), perform)
     assert type(raised.value) is expected
 
 
@@ -156,5 +156,5 @@ def test_a_server_that_cancels_at_the_deadline_took_too_long(
 
     call = sans_io.Call(protos.PREDICT, protos.PredictRequest(), protos.PredictResponse, 10.0)
     with pytest.raises(ServerError) as raised:
-        sans_io.run_inline(with_retries(call, Retry(), "there:1", "food"), perform)
+        sans_io.run_operation(with_retries(call, Retry(), "there:1", "food"), perform)
     assert type(raised.value) is expected

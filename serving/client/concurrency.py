@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import grpc
 
-from serving.client.grpc_errors import says_overloaded
+from serving.client.grpc_errors import is_overload
 from serving.errors import InputError
 
 ALPHA = 1.0
@@ -34,7 +34,7 @@ REMEMBERED = 1000
 """Answers after which the time without a queue is measured anew, as it may have changed."""
 
 
-class Limit:
+class AdaptiveLimit:
     """The limit itself, without a clock and without waiting.
 
     Attributes:
@@ -52,7 +52,7 @@ class Limit:
         self._answers = 0
         self._held_until = 0.0
 
-    def answered(self, rows: int, seconds: float, under_way: int) -> None:
+    def record_response(self, rows: int, seconds: float, under_way: int) -> None:
         """Take note of an answer.
 
         Args:
@@ -75,7 +75,7 @@ class Limit:
         else:
             self._starting = self._starting and waiting < ALPHA
 
-    def overloaded(self, now: float, seconds: float) -> None:
+    def record_overload(self, now: float, seconds: float) -> None:
         """Take note of a refusal for overload, or of a deadline that passed.
 
         Args:
@@ -88,40 +88,40 @@ class Limit:
             self._held_until = now + seconds
 
 
-class Gate:
+class ConcurrencyLimiter:
     """Lets as many threads through as the limit says."""
 
-    def __init__(self, limit: Limit) -> None:
+    def __init__(self, limit: AdaptiveLimit) -> None:
         self.limit = limit
         self._changed = threading.Condition()
         self._under_way = 0
 
     @contextmanager
-    def __call__(self, rows: int) -> Iterator[Passage]:
+    def __call__(self, rows: int) -> Iterator[Permit]:
         """Wait for a turn, and measure what is done in it."""
         with self._changed:
             self._changed.wait_for(lambda: self._under_way < int(self.limit.value))
             self._under_way += 1
-            passage = Passage(self._under_way)
+            permit = Permit(self._under_way)
         try:
-            yield passage
+            yield permit
         finally:
             with self._changed:
-                passage.tell(self.limit, rows)
+                permit.report_to(self.limit, rows)
                 self._under_way -= 1
                 self._changed.notify_all()
 
 
-class AsyncGate:
+class AsyncConcurrencyLimiter:
     """The same for the tasks of one event loop."""
 
-    def __init__(self, limit: Limit) -> None:
+    def __init__(self, limit: AdaptiveLimit) -> None:
         self.limit = limit
         self._under_way = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @asynccontextmanager
-    async def __call__(self, rows: int) -> AsyncIterator[Passage]:
+    async def __call__(self, rows: int) -> AsyncIterator[Permit]:
         """Wait for a turn, and measure what is done in it."""
         while self._under_way >= int(self.limit.value):
             turn = asyncio.get_running_loop().create_future()
@@ -132,11 +132,11 @@ class AsyncGate:
                 self._wake()  # the turn may have been this one's
                 raise
         self._under_way += 1
-        passage = Passage(self._under_way)
+        permit = Permit(self._under_way)
         try:
-            yield passage
+            yield permit
         finally:
-            passage.tell(self.limit, rows)
+            permit.report_to(self.limit, rows)
             self._under_way -= 1
             self._wake()
 
@@ -149,7 +149,7 @@ class AsyncGate:
                 free -= 1
 
 
-class Passage:
+class Permit:
     """One request between its sending and its answer."""
 
     def __init__(self, under_way: int) -> None:
@@ -157,15 +157,15 @@ class Passage:
         self._under_way = under_way
         self._begin = time.monotonic()
 
-    def failed_with(self, error: BaseException) -> None:
+    def record_failure(self, error: BaseException) -> None:
         """There is no answer: for want of time, or for what says nothing of the load."""
         self._failed = True
-        self._overloaded = isinstance(error, grpc.RpcError) and says_overloaded(error)
+        self._overloaded = isinstance(error, grpc.RpcError) and is_overload(error)
 
-    def tell(self, limit: Limit, rows: int) -> None:
+    def report_to(self, limit: AdaptiveLimit, rows: int) -> None:
         """Tell the limit how it went."""
         now = time.monotonic()
         if self._overloaded:
-            limit.overloaded(now, now - self._begin)
+            limit.record_overload(now, now - self._begin)
         elif not self._failed:
-            limit.answered(rows, now - self._begin, self._under_way)
+            limit.record_response(rows, now - self._begin, self._under_way)
