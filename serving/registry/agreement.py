@@ -45,7 +45,7 @@ class Agreement:
         """Agreeing of the judged; 1 where there are none."""
         return self.agreeing / self.judged if self.judged else 1.0
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "photos": self.photos,

@@ -83,7 +83,7 @@ def append(store: Store, event: Event) -> None:
         OutputError: it cannot be written.
     """
     record = {_NAMES.get(name, name): value for name, value in asdict(event).items()}
-    store.append(json.dumps(record, ensure_ascii=False))
+    store.append_to_log(json.dumps(record, ensure_ascii=False))
 
 
 def read(store: Store) -> list[Event]:
@@ -92,7 +92,7 @@ def read(store: Store) -> list[Event]:
     Raises:
         InputError: the log cannot be read, or a line is no event.
     """
-    return [_event(where, line) for where, line in store.log()]
+    return [_event(where, line) for where, line in store.read_log()]
 
 
 def _event(where: str, line: str) -> Event:
@@ -106,7 +106,7 @@ def _event(where: str, line: str) -> Event:
         ) from error
 
 
-def previous(
+def previous_version(
     events: Iterable[Event], label: str | None, current: int | None, there: Collection[int]
 ) -> int | None:
     """The version that a label was on before the one it is on now, of those that are still there.

@@ -8,7 +8,7 @@ from typing import Any
 
 from serving.errors import BundleError
 from serving.registry.stores.store import Store
-from serving.registry.target import Place
+from serving.registry.target import DeploymentTarget
 from serving.storage.address import Address
 
 
@@ -46,12 +46,12 @@ class Version:
     size: int
     problem: str = ""
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {**vars(self), "path": str(self.path)}
 
 
-def look(place: Place) -> list[Version]:
+def list_versions(place: DeploymentTarget) -> list[Version]:
     """All versions, newest first.
 
     Raises:
@@ -59,7 +59,7 @@ def look(place: Place) -> list[Version]:
         ServerError: the server does not answer.
     """
     there = place.versions
-    config = place.configured()
+    config = place.read_config()
     serving = config.serves(there)
     states = {s.version: s.state.value for s in place.client.status()} if place.client else {}
     answering = [v for v in there if states.get(v) == "AVAILABLE"] if place.client else list(serving)
@@ -77,13 +77,13 @@ def look(place: Place) -> list[Version]:
     ]
 
 
-def judged(store: Store, version: int) -> tuple[str, tuple[str, ...]]:
+def verdict_of(store: Store, version: int) -> tuple[str, tuple[str, ...]]:
     """(verdict in a word, the checks that failed) of a version, as in `Version`."""
     found = store.verdict(version)
     if found is None:
         return "none", ()
     failed = tuple(check.name for check in found.failed)
-    if found.content != store.content(version):
+    if found.content != store.digest(version):
         return "void", failed
     if found.forced:
         return "forced", failed
@@ -99,7 +99,7 @@ def _version(store: Store, number: int, **known: Any) -> Version:
         metadata = store.read_metadata(number)
         metrics, label_count = metadata.metrics, len(metadata.labels)
         created = metadata.provenance.get("created")
-        word, failed = judged(store, number)
+        word, failed = verdict_of(store, number)
     except BundleError as error:
         problem = error.what
     return Version(

@@ -9,7 +9,7 @@ from serving.errors import InputError
 from serving.registry import model_config
 
 
-def labelled(model: Path, config: Path, label: str) -> Path:
+def resolve_label(model: Path, config: Path, label: str) -> Path:
     """The version's directory.
 
     Args:

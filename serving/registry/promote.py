@@ -11,7 +11,7 @@ from serving.client.canary import CANARY, STABLE
 from serving.errors import BundleError, InputError
 from serving.registry import audit, rollout, verdict
 from serving.registry.audit import Action, Event
-from serving.registry.target import Place, changing
+from serving.registry.target import DeploymentTarget, lock_target
 from serving.registry.verdict import Verdict
 from serving.storage.address import Address
 
@@ -40,13 +40,13 @@ class Change:
     also: tuple[str, ...] = ()
     removed: tuple[int, ...] = ()
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return dict(vars(self))
 
 
 def promote(
-    place: Place,
+    place: DeploymentTarget,
     *,
     source: Path | None = None,
     origin: Address | None = None,
@@ -95,11 +95,11 @@ def promote(
         forced=force and not (found and true and found.blessed and not found.forced),
         reason=reason,
     )
-    place.store.make()
-    with changing(place):
-        for withdrawn in place.store.finish(place.say):
+    place.store.create()
+    with lock_target(place):
+        for withdrawn in place.store.finish_interrupted(place.say):
             record_withdrawal(place, withdrawn, event)
-        before = place.configured()
+        before = place.read_config()
         old = before.labels.get(label) if place.config else max(place.versions, default=None)
         number = place.store.find(source, content) if source else version
         if place.config:
@@ -109,7 +109,7 @@ def promote(
             number = _publish(place, source, judged, event)
         assert number is not None
         if place.config:
-            rollout.move(place, {label: number})
+            rollout.move_labels(place, {label: number})
         else:
             _check_newest(place, number)
             try:
@@ -132,7 +132,7 @@ def promote(
     )
 
 
-def withdraw(place: Place, version: int, event: Event) -> None:
+def withdraw(place: DeploymentTarget, version: int, event: Event) -> None:
     """Take a version out of the server's sight; its files stay, its number is not used again."""
     place.say(f"withdrawing version {version}")
     aside = place.store.withdraw(version)
@@ -140,20 +140,20 @@ def withdraw(place: Place, version: int, event: Event) -> None:
     record_withdrawal(place, version, event)
 
 
-def record_withdrawal(place: Place, version: int, event: Event) -> None:
+def record_withdrawal(place: DeploymentTarget, version: int, event: Event) -> None:
     """Say so in the audit log."""
     audit.append(place.store, replace(event, action=Action.WITHDRAW, label=None, old=version, new=None))
 
 
-def prune(place: Place, keep: int, event: Event) -> tuple[int, ...]:
+def prune(place: DeploymentTarget, keep: int, event: Event) -> tuple[int, ...]:
     """Delete all but the newest so many versions; never one that serves, has a label, or is the way back."""
     there = place.versions
-    config = place.configured()
+    config = place.read_config()
     needed = {*there[-keep:], *config.serves(there), *config.labels.values()}
     events = audit.read(place.store)
     for label in config.labels if place.config else [None]:
         current = config.labels.get(label) if label else max(there, default=None)
-        back = audit.previous(events, label, current, there)
+        back = audit.previous_version(events, label, current, there)
         needed |= {back} if back is not None else set()
     if place.client:
         alive = ("AVAILABLE", "LOADING", "START")
@@ -166,7 +166,7 @@ def prune(place: Place, keep: int, event: Event) -> tuple[int, ...]:
     return removed
 
 
-def _logged(place: Place, label: str | None, version: int) -> bool:
+def _logged(place: DeploymentTarget, label: str | None, version: int) -> bool:
     """Whether the log knows of a version's promotion; not so where that was cut off just before."""
     events = audit.read(place.store)
     return any(e.action is Action.PROMOTE and (e.label, e.new) == (label, version) for e in events)
@@ -188,15 +188,15 @@ def _judged_source(source: Path, origin: Address | None) -> _Judged:
     return _Judged(at, verdict.digest(found.path), verdict.read(found.path), found.version)
 
 
-def _judged_version(place: Place, version: int) -> _Judged:
+def _judged_version(place: DeploymentTarget, version: int) -> _Judged:
     place.store.require(version)
     place.store.read_metadata(version)  # that it can be read
     path = place.store.path(version)
-    return _Judged(path, place.store.content(version), place.store.verdict(version), version)
+    return _Judged(path, place.store.digest(version), place.store.verdict(version), version)
 
 
-def _publish(place: Place, source: Path, judged: _Judged, event: Event) -> int:
-    if place.config and place.configured().latest and place.versions:
+def _publish(place: DeploymentTarget, source: Path, judged: _Judged, event: Event) -> int:
+    if place.config and place.read_config().latest and place.versions:
         if place.client is None:
             raise InputError(
                 f"By {place.config} the server follows the newest version, so that this one would be live "
@@ -204,16 +204,16 @@ def _publish(place: Place, source: Path, judged: _Judged, event: Event) -> int:
                 remedy="Give --server, or state first what is live: hubhead promote --model_version "
                 f"{place.versions[-1]}, with the same --model_config_file.",
             )
-        rollout.pin(place)
+        rollout.pin_current(place)
     number = place.store.publish(source, judged.content, at_least=judged.number or 1, say=place.say)
     told = str(judged.origin)
     audit.append(place.store, replace(event, action=Action.PUBLISH, label=None, new=number, source=told))
     return number
 
 
-def _check_order(place: Place, label: str, version: int | None) -> None:
+def _check_order(place: DeploymentTarget, label: str, version: int | None) -> None:
     """A canary needs something to be the canary of."""
-    labels = place.configured().labels
+    labels = place.read_config().labels
     if label == CANARY and STABLE not in labels:
         others = [there for there in place.versions if there != version] or [version or 1]
         raise InputError(
@@ -223,7 +223,7 @@ def _check_order(place: Place, label: str, version: int | None) -> None:
         )
 
 
-def _check_newest(place: Place, version: int) -> None:
+def _check_newest(place: DeploymentTarget, version: int) -> None:
     newest = max(place.versions)
     if version != newest:
         raise InputError(

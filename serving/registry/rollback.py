@@ -9,10 +9,12 @@ from serving.errors import InputError
 from serving.registry import audit, inventory, rollout
 from serving.registry.audit import Action, Event
 from serving.registry.promote import Change, record_withdrawal, withdraw
-from serving.registry.target import Place, changing
+from serving.registry.target import DeploymentTarget, lock_target
 
 
-def rollback(place: Place, *, label: str = STABLE, to: int | None = None, reason: str = "") -> Change:
+def rollback(
+    place: DeploymentTarget, *, label: str = STABLE, to: int | None = None, reason: str = ""
+) -> Change:
     """Bring a label back to where it was; without a configuration, withdraw the newest version.
 
     Other labels on the version that is left behind go back with it: nobody should meet it any more.
@@ -30,8 +32,8 @@ def rollback(place: Place, *, label: str = STABLE, to: int | None = None, reason
     """
     if not place.store.exists():
         raise InputError(f"{place.base} does not exist.", remedy="Give the directory above the versions.")
-    with changing(place):
-        withdrawn = place.store.finish(place.say)
+    with lock_target(place):
+        withdrawn = place.store.finish_interrupted(place.say)
         for version in withdrawn:
             record_withdrawal(place, version, Event(Action.WITHDRAW, place.model, None, None, reason=reason))
         if place.config:
@@ -39,24 +41,24 @@ def rollback(place: Place, *, label: str = STABLE, to: int | None = None, reason
         return _by_withdrawal(place, to, reason, withdrawn)
 
 
-def _by_label(place: Place, label: str, to: int | None, reason: str) -> Change:
-    labels = place.configured().labels
+def _by_label(place: DeploymentTarget, label: str, to: int | None, reason: str) -> Change:
+    labels = place.read_config().labels
     current = labels.get(label)
     if to is None and label != STABLE and labels.get(STABLE) != current:
         to = labels.get(STABLE)  # callers of a canary then get what all others get
     if to is None:
-        to = audit.previous(audit.read(place.store), label, current, place.versions)
+        to = audit.previous_version(audit.read(place.store), label, current, place.versions)
     new = _checked(place, to, current, f"label {label}")
     along = tuple(other for other, on in labels.items() if on == current and other != label)
     if label != STABLE:
         along = ()  # a canary's end is not that of stable
-    rollout.move(place, dict.fromkeys((label, *along), new))
+    rollout.move_labels(place, dict.fromkeys((label, *along), new))
     for name in (label, *along):
         _append(place, name, current, new, reason)
     return Change(place.model, current, new, label, waited=place.client is not None, also=along)
 
 
-def _by_withdrawal(place: Place, to: int | None, reason: str, withdrawn: Sequence[int]) -> Change:
+def _by_withdrawal(place: DeploymentTarget, to: int | None, reason: str, withdrawn: Sequence[int]) -> Change:
     """Args: `withdrawn`: by a rollback that was cut off, and that this one goes on with."""
     there = place.versions
     current = max([*there, *withdrawn], default=None)
@@ -72,7 +74,7 @@ def _by_withdrawal(place: Place, to: int | None, reason: str, withdrawn: Sequenc
     return Change(place.model, current, new, None, waited=place.client is not None)
 
 
-def _checked(place: Place, to: int | None, current: int | None, what: str) -> int:
+def _checked(place: DeploymentTarget, to: int | None, current: int | None, what: str) -> int:
     if to is None:
         raise InputError(
             f"There is no earlier version that {what} could go back to in {place.base}.",
@@ -84,8 +86,8 @@ def _checked(place: Place, to: int | None, current: int | None, what: str) -> in
     return to
 
 
-def _append(place: Place, label: str | None, old: int | None, new: int, reason: str) -> None:
-    word, failed = inventory.judged(place.store, new)
+def _append(place: DeploymentTarget, label: str | None, old: int | None, new: int, reason: str) -> None:
+    word, failed = inventory.verdict_of(place.store, new)
     blessed = {"blessed": True, "forced": True, "not blessed": False}.get(word)
     event = Event(
         Action.ROLLBACK, place.model, old, new, label=label, blessed=blessed, failed=failed, reason=reason

@@ -12,10 +12,10 @@ from contextlib import suppress
 
 from serving.errors import BundleError, HubheadError
 from serving.registry.model_config import ModelConfig
-from serving.registry.target import Place
+from serving.registry.target import DeploymentTarget
 
 
-def move(place: Place, labels: Mapping[str, int]) -> ModelConfig:
+def move_labels(place: DeploymentTarget, labels: Mapping[str, int]) -> ModelConfig:
     """Give each of these labels to a version, in a configuration that a server reads.
 
     Where no server is asked, the versions of before stay in the policy: the server moves a label
@@ -32,7 +32,7 @@ def move(place: Place, labels: Mapping[str, int]) -> ModelConfig:
         BundleError: a version does not load; the configuration is as before.
         ServerError: the server does not follow; what was written before the failed step stays.
     """
-    before = place.configured()
+    before = place.read_config()
     there = place.versions
     after = {**before.labels, **labels}
     wanted = set(after.values())
@@ -40,42 +40,42 @@ def move(place: Place, labels: Mapping[str, int]) -> ModelConfig:
     told = f"labels {', '.join(f'{label} = {version}' for label, version in labels.items())}"
     if place.client is None:
         place.say(f"writing {place.config}: {told}")
-        place.configure(held, after)
-        return place.configured()
+        place.write_config(held, after)
+        return place.read_config()
     place.say(f"loading version {', '.join(map(str, sorted(set(labels.values()))))}")
     try:
-        place.configure(held, before.labels)
+        place.write_config(held, before.labels)
         for version in sorted(set(labels.values())):
             place.wait_available(version)
     except BundleError:
-        put_back(place, before)
+        restore(place, before)
         raise
     place.say(f"moving {told}")
-    place.configure(held, after)
+    place.write_config(held, after)
     for label, version in labels.items():
         place.wait_label(label, version)
     if held is not None and held != wanted:
-        place.configure(wanted, after)
-    return place.configured()
+        place.write_config(wanted, after)
+    return place.read_config()
 
 
-def pin(place: Place) -> None:
+def pin_current(place: DeploymentTarget) -> None:
     """State by number what a server of the newest version serves now, so that a newer one changes nothing.
 
     Raises:
         ServerError: the server does not follow.
     """
-    before = place.configured()
+    before = place.read_config()
     if place.config is None or not before.latest:
         return
     serving = set(before.serves(place.versions))
     if serving:
         place.say(f"pinning version {', '.join(map(str, sorted(serving)))}, which serves now")
-        place.configure(serving, before.labels)
+        place.write_config(serving, before.labels)
 
 
-def put_back(place: Place, before: ModelConfig) -> None:
+def restore(place: DeploymentTarget, before: ModelConfig) -> None:
     """Write the configuration of before again, whatever the server says to it."""
     with suppress(HubheadError):
         versions = None if before.everything else set(before.serves(place.versions))
-        place.configure(versions, before.labels)
+        place.write_config(versions, before.labels)

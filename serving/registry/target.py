@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from serving.errors import BundleError, DeadlineExceeded, ModelNotFound, ServerUnavailable
 from serving.registry import model_config
 from serving.registry.model_config import NEWEST, ModelConfig
-from serving.registry.stores.download import store_at
+from serving.registry.stores.download import open_store
 from serving.registry.stores.store import Say, Store, silent
 from serving.storage.address import Address, name, parent
 from serving.storage.lease import leased, locked
@@ -26,7 +26,7 @@ _POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
-class Place:
+class DeploymentTarget:
     """One model in production.
 
     Attributes:
@@ -34,7 +34,7 @@ class Place:
         model: the model's name for the server.
         config: the server's model.config; None where the server follows the newest version of `base`.
         client: asks the server; None where nobody waits for it.
-        labelled: makes a client that asks for a label; with `client`.
+        label_client: makes a client that asks for a label; with `client`.
         reload: whether the server is told of the configuration by the RPC; else it reads the file itself.
         timeout: seconds that the server may take for each step.
         say: told of each step.
@@ -44,7 +44,7 @@ class Place:
     model: str
     config: Address | None = None
     client: Client | None = None
-    labelled: Callable[[str], Client] | None = None
+    label_client: Callable[[str], Client] | None = None
     reload: bool = False
     timeout: float = 300.0
     say: Say = silent
@@ -52,14 +52,14 @@ class Place:
     @cached_property
     def store(self) -> Store:
         """What the versions are kept in."""
-        return store_at(self.base)
+        return open_store(self.base)
 
     @property
     def versions(self) -> list[int]:
         """The versions that are there as a whole, ascending."""
         return self.store.versions()
 
-    def configured(self) -> ModelConfig:
+    def read_config(self) -> ModelConfig:
         """What the server is told to serve.
 
         Raises:
@@ -67,7 +67,7 @@ class Place:
         """
         return model_config.read(self.config, self.model) if self.config else NEWEST
 
-    def configure(self, versions: set[int] | None, labels: Mapping[str, int]) -> None:
+    def write_config(self, versions: set[int] | None, labels: Mapping[str, int]) -> None:
         """Write the configuration, and tell the server where it does not read it itself.
 
         Raises:
@@ -104,9 +104,9 @@ class Place:
         Raises:
             DeadlineExceeded: not in time.
         """
-        if self.labelled is None:
+        if self.label_client is None:
             return
-        with self.labelled(label) as labelled:
+        with self.label_client(label) as labelled:
 
             def moved(_: Client) -> str:
                 found = labelled.metadata().version
@@ -144,14 +144,14 @@ class Place:
 
 
 @contextmanager
-def changing(place: Place) -> Iterator[None]:
+def lock_target(place: DeploymentTarget) -> Iterator[None]:
     """Keep others from changing the same versions or the same configuration meanwhile.
 
     Raises:
         OutputBusy: somebody else is at it.
         OutputError: the directory cannot be written.
     """
-    with place.store.changing(), _configuring(place.config):
+    with place.store.lock(), _configuring(place.config):
         yield
 
 

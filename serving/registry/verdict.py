@@ -66,7 +66,7 @@ class Verdict:
         """Whether it may go live."""
         return self.forced or not self.failed
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As it is written."""
         return {"blessed": self.blessed, "failed": [check.name for check in self.failed], **asdict(self)}
 
@@ -101,7 +101,7 @@ def write(directory: Path, verdict: Verdict) -> Path:
         OutputError: it cannot be written.
     """
     path = directory / contract.VERDICT_FILE
-    replace_text(path, json.dumps(verdict.record(), indent=2, ensure_ascii=False) + "\n")
+    replace_text(path, json.dumps(verdict.to_dict(), indent=2, ensure_ascii=False) + "\n")
     return path
 
 
@@ -113,14 +113,14 @@ def read(directory: Path) -> Verdict | None:
     """
     path = directory / contract.VERDICT_FILE
     try:
-        return parsed(path.read_bytes(), directory)
+        return parse(path.read_bytes(), directory)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error}.", remedy=_remedy(directory)) from error
 
 
-def parsed(content: bytes, bundle: Address) -> Verdict:
+def parse(content: bytes, bundle: Address) -> Verdict:
     """The verdict in the content of its file.
 
     Raises:
@@ -157,12 +157,12 @@ def require_blessed(directory: Address, found: Verdict | None, content: str) -> 
         raise GateRejected(f"{directory} was changed since its verdict.", remedy=_remedy(directory))
     if not found.blessed:
         raise GateRejected(
-            f"{directory} is not blessed: {told(found.failed)}.",
+            f"{directory} is not blessed: {format_checks(found.failed)}.",
             remedy="Mend the model, or promote it all the same with --force, which is recorded.",
         )
 
 
-def told(checks: Sequence[Check]) -> str:
+def format_checks(checks: Sequence[Check]) -> str:
     """Checks in one line."""
     return "; ".join(f"{check.name}: {check.detail or 'failed'}" for check in checks)
 

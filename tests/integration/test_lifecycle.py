@@ -20,7 +20,7 @@ from serving import bundle
 from serving.client import Client, Retry
 from serving.errors import HubheadError
 from serving.registry import audit
-from serving.registry.stores.download import store_at
+from serving.registry.stores.download import open_store
 from tests.support import processes
 from tests.support.cluster import Cluster, rendered
 
@@ -173,7 +173,7 @@ def test_the_whole_life_of_a_model_costs_no_request(
 
     moved = [
         (event.action, event.label, event.old, event.new)
-        for event in audit.read(store_at(base))
+        for event in audit.read(open_store(base))
         if event.label
     ]
     assert moved == [

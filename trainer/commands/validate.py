@@ -118,14 +118,14 @@ def validate(
     if model_config_file and not live:
         raise click.UsageError("--model_config_file is of a --live.")
     require_tensorflow()
-    from serving.registry.stores.download import fetched
+    from serving.registry.stores.download import fetch_bundle
     from serving.storage.address import parsed
     from trainer.gate import gate
 
     served = _live(parsed(live), model_config_file) if live else None
     with (
-        fetched(parsed(candidate), _say) as new,
-        fetched(served, _say) if served else nullcontext() as old,
+        fetch_bundle(parsed(candidate), _say) as new,
+        fetch_bundle(served, _say) if served else nullcontext() as old,
     ):
         found = gate.validate(
             new.path,
@@ -138,16 +138,16 @@ def validate(
         )
         new.write_back(contract.VERDICT_FILE)
     if as_json:
-        click.echo(json.dumps(found.record(), ensure_ascii=False))
+        click.echo(json.dumps(found.to_dict(), ensure_ascii=False))
     else:
         from rich.console import Console
 
         Console().print(_table(found))
         click.echo(f"{'Blessed' if found.blessed else 'Not blessed'}{', by force' if found.forced else ''}.")
     if not found.blessed:
-        from serving.registry.verdict import told
+        from serving.registry.verdict import format_checks
 
-        raise GateRejected(f"{candidate} is not blessed: {told(found.failed)}.")
+        raise GateRejected(f"{candidate} is not blessed: {format_checks(found.failed)}.")
 
 
 def _say(line: str) -> None:
@@ -157,15 +157,15 @@ def _say(line: str) -> None:
 def _live(address: Address, config: Path | None = None) -> Address | None:
     """None where it is the directory above the versions, and the first of them is still to come."""
     from serving.client.canary import STABLE
-    from serving.registry.labels import labelled
-    from serving.registry.stores.download import waits_for_a_version
+    from serving.registry.labels import resolve_label
+    from serving.registry.stores.download import has_no_version
 
     if config and not isinstance(address, Path):
         raise click.UsageError(f"Of {address}, give the version's own address, not --model_config_file.")
-    if waits_for_a_version(address):
+    if has_no_version(address):
         _say(f"{address} has no version yet: the candidate is judged by itself.")
         return None
-    return labelled(address, config, STABLE) if config and isinstance(address, Path) else address
+    return resolve_label(address, config, STABLE) if config and isinstance(address, Path) else address
 
 
 def _photos(candidate: Path, directory: Path | None, manifest: Path | None) -> list[Photo]:

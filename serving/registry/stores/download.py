@@ -11,13 +11,13 @@ from pathlib import Path
 from serving import bundle, contract
 from serving.errors import BundleError
 from serving.registry.stores.local import LocalStore
-from serving.registry.stores.object_store import RECORDS, ObjectStore
+from serving.registry.stores.object_store import RECORDS_PREFIX, ObjectStore
 from serving.registry.stores.store import Say, Store, silent
 from serving.storage.address import Address, name, parent
 from serving.storage.objects import Objects
 
 
-def store_at(base: Address) -> Store:
+def open_store(base: Address) -> Store:
     """The versions below a base path.
 
     Raises:
@@ -27,7 +27,7 @@ def store_at(base: Address) -> Store:
 
 
 @dataclass(frozen=True)
-class Fetched:
+class FetchedBundle:
     """A bundle of this machine.
 
     Attributes:
@@ -49,7 +49,7 @@ class Fetched:
 
 
 @contextmanager
-def fetched(address: Address, say: Say = silent) -> Iterator[Fetched]:
+def fetch_bundle(address: Address, say: Say = silent) -> Iterator[FetchedBundle]:
     """A bundle, given its own directory or the base path above; from an object store as a copy for now.
 
     Raises:
@@ -58,7 +58,7 @@ def fetched(address: Address, say: Say = silent) -> Iterator[Fetched]:
     """
     if isinstance(address, Path):
         path = bundle.resolve(address)
-        yield Fetched(path, path)
+        yield FetchedBundle(path, path)
         return
     origin = _resolved(address)
     objects = Objects.at(origin)
@@ -69,10 +69,10 @@ def fetched(address: Address, say: Say = silent) -> Iterator[Fetched]:
             target = path / file
             target.parent.mkdir(parents=True, exist_ok=True)
             objects.download(file, target)
-        yield Fetched(path, origin)
+        yield FetchedBundle(path, origin)
 
 
-def waits_for_a_version(base: Address) -> bool:
+def has_no_version(base: Address) -> bool:
     """Whether it holds no bundle yet; an address with nothing below it does so too.
 
     Raises:
@@ -81,7 +81,7 @@ def waits_for_a_version(base: Address) -> bool:
     if isinstance(base, Path):
         return base.is_dir() and not (base / contract.SAVED_MODEL_FILE).exists() and not bundle.versions(base)
     store = ObjectStore(Objects.at(base))
-    whole = store.versions() or "foreign" in store.unfinished().values()
+    whole = store.versions() or "foreign" in store.list_unfinished().values()
     return not whole and contract.SAVED_MODEL_FILE not in store.objects.children()
 
 
@@ -92,7 +92,7 @@ def _resolved(address: str) -> str:
     there only saved_model.pb can be asked for.
     """
     above = Objects.at(parent(address))
-    if name(address).isdecimal() and name(address) in above.children(RECORDS):
+    if name(address).isdecimal() and name(address) in above.children(RECORDS_PREFIX):
         ObjectStore(above).require(int(name(address)))
         return address
     if contract.SAVED_MODEL_FILE in Objects.at(address).children():
@@ -100,7 +100,7 @@ def _resolved(address: str) -> str:
     below = ObjectStore(Objects.at(address))
     if whole := below.versions():
         return str(below.path(whole[-1]))
-    for number, why in sorted(below.unfinished().items(), reverse=True):
+    for number, why in sorted(below.list_unfinished().items(), reverse=True):
         if why == "foreign" and contract.SAVED_MODEL_FILE in below.sizes(number):
             return str(below.path(number))
     raise BundleError(

@@ -14,7 +14,7 @@ from serving.registry import verdict
 from serving.registry.stores.store import Say, Store
 from serving.storage.lease import locked
 
-LOG = "audit.jsonl"
+AUDIT_LOG = "audit.jsonl"
 
 
 class LocalStore(Store):
@@ -37,12 +37,12 @@ class LocalStore(Store):
     def exists(self) -> bool:
         return self.base.is_dir()
 
-    def make(self) -> None:
+    def create(self) -> None:
         if not self.base.is_dir():
             with bundle.staging(self.base):
                 self.base.joinpath(".lock").touch()
 
-    def changing(self) -> AbstractContextManager[None]:
+    def lock(self) -> AbstractContextManager[None]:
         return locked(self.base / ".lock")
 
     def versions(self) -> list[int]:
@@ -63,7 +63,7 @@ class LocalStore(Store):
     def sizes(self, version: int) -> dict[str, int]:
         return file_sizes(self.path(version))
 
-    def content(self, version: int) -> str:
+    def digest(self, version: int) -> str:
         return verdict.digest(self.path(version))
 
     def find(self, source: Path, content: str) -> int | None:
@@ -100,8 +100,8 @@ class LocalStore(Store):
         directory.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
-    def append(self, line: str) -> None:
-        path = self.base / LOG
+    def append_to_log(self, line: str) -> None:
+        path = self.base / AUDIT_LOG
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
@@ -112,8 +112,8 @@ class LocalStore(Store):
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
 
-    def log(self) -> Iterator[tuple[str, str]]:
-        path = self.base / LOG
+    def read_log(self) -> Iterator[tuple[str, str]]:
+        path = self.base / AUDIT_LOG
         try:
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         except FileNotFoundError:

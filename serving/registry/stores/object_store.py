@@ -35,13 +35,13 @@ from serving.storage.address import name as last_part
 from serving.storage.lease import leased
 from serving.storage.objects import Objects
 
-OWN = ".hubhead"
+STATE_PREFIX = ".hubhead"
 """Below the base path: what is kept of the versions. No server takes it for one."""
 
-ARRIVING = f"{OWN}/arriving"
-AUDIT = f"{OWN}/audit"
-LEASE = f"{OWN}/lease"
-RECORDS = f"{OWN}/versions"
+STAGING_PREFIX = f"{STATE_PREFIX}/arriving"
+AUDIT_PREFIX = f"{STATE_PREFIX}/audit"
+LEASE_PREFIX = f"{STATE_PREFIX}/lease"
+RECORDS_PREFIX = f"{STATE_PREFIX}/versions"
 
 
 class State(StrEnum):
@@ -108,11 +108,11 @@ class ObjectStore(Store):
     def exists(self) -> bool:
         return bool(self.objects.children())
 
-    def make(self) -> None:
+    def create(self) -> None:
         """An object store has no directories."""
 
-    def changing(self) -> AbstractContextManager[None]:
-        return leased(self.objects, LEASE)
+    def lock(self) -> AbstractContextManager[None]:
+        return leased(self.objects, LEASE_PREFIX)
 
     def versions(self) -> list[int]:
         return [number for number, record in self._records().items() if record.state is State.WHOLE]
@@ -126,7 +126,7 @@ class ObjectStore(Store):
     def sizes(self, version: int) -> dict[str, int]:
         return self.objects.sizes(str(version))
 
-    def content(self, version: int) -> str:
+    def digest(self, version: int) -> str:
         record = self._record(version)
         return record.content if _judged(self.sizes(version)) == record.files else ""
 
@@ -139,7 +139,7 @@ class ObjectStore(Store):
         self._abandon(content, say)
         sizes = file_sizes(source)
         names = sorted(sizes, key=lambda name: (name == contract.SAVED_MODEL_FILE, name))
-        staging = f"{ARRIVING}/{content}"
+        staging = f"{STAGING_PREFIX}/{content}"
         self._upload(source, staging, sizes, say)
         if verdict.digest(source) != content:
             self._delete(staging)
@@ -164,21 +164,27 @@ class ObjectStore(Store):
     def remove(self, version: int) -> None:
         self._leave(version, State.REMOVING)
 
-    def append(self, line: str) -> None:
+    def append_to_log(self, line: str) -> None:
         """One object a line: nothing is read and nothing is rewritten, so no line of before can be lost.
 
         Its number is the next; of two writers only one can create it, and the other takes the one after.
         """
-        number = max((int(name) for name in self.objects.children(AUDIT) if name.isdecimal()), default=0)
-        while not self.objects.create(f"{AUDIT}/{(number := number + 1):08d}", line.encode()):
+        number = max(
+            (int(name) for name in self.objects.children(AUDIT_PREFIX) if name.isdecimal()), default=0
+        )
+        while not self.objects.create(f"{AUDIT_PREFIX}/{(number := number + 1):08d}", line.encode()):
             pass
 
-    def log(self) -> Iterator[tuple[str, str]]:
-        names = [f"{AUDIT}/{name}" for name in sorted(self.objects.children(AUDIT)) if name.isdecimal()]
+    def read_log(self) -> Iterator[tuple[str, str]]:
+        names = [
+            f"{AUDIT_PREFIX}/{name}"
+            for name in sorted(self.objects.children(AUDIT_PREFIX))
+            if name.isdecimal()
+        ]
         for name, line in zip(names, self.objects.read_all(names), strict=True):
             yield self.objects.at_name(name), line.decode(errors="replace")
 
-    def finish(self, say: Say) -> list[int]:
+    def finish_interrupted(self, say: Say) -> list[int]:
         leaving = {
             number: record
             for number, record in self._records().items()
@@ -187,13 +193,13 @@ class ObjectStore(Store):
         for number, record in leaving.items():
             say(f"{record.state} version {number}, which was cut off")
             self._leave(number, record.state)
-        uploads = self.objects.children(ARRIVING)
+        uploads = self.objects.children(STAGING_PREFIX)
         whole = {record.content for record in self._records().values() if record.state is State.WHOLE}
         for content in whole.intersection(uploads):
-            self._delete(f"{ARRIVING}/{content}")
+            self._delete(f"{STAGING_PREFIX}/{content}")
         return [number for number, record in leaving.items() if record.state is State.WITHDRAWING]
 
-    def unfinished(self) -> dict[int, str]:
+    def list_unfinished(self) -> dict[int, str]:
         records = self._records()
         return {
             number: f"hubhead was cut off while {records[number].state} it"
@@ -209,22 +215,22 @@ class ObjectStore(Store):
 
     def _records(self) -> dict[int, Record]:
         """The records of the numbers that have objects, ascending."""
-        known = {name for name in self.objects.children(RECORDS) if name.isdecimal()}
+        known = {name for name in self.objects.children(RECORDS_PREFIX) if name.isdecimal()}
         numbers = [number for number in self._numbers() if str(number) in known]
-        names = [f"{RECORDS}/{number}" for number in numbers]
+        names = [f"{RECORDS_PREFIX}/{number}" for number in numbers]
         found = zip(names, self.objects.read_all(names), strict=True)
         records = (Record.parsed(content, self.objects.at_name(name)) for name, content in found)
         return dict(zip(numbers, records, strict=True))
 
     def _record(self, version: int) -> Record:
-        name = f"{RECORDS}/{version}"
+        name = f"{RECORDS_PREFIX}/{version}"
         try:
             return Record.parsed(self.objects.read(name), self.objects.at_name(name))
         except FileNotFoundError as error:
             raise BundleError(f"{self} holds no version {version}.") from error
 
     def _keep(self, version: int, record: Record) -> None:
-        self.objects.write(f"{RECORDS}/{version}", record.written())
+        self.objects.write(f"{RECORDS_PREFIX}/{version}", record.written())
 
     def _upload(self, source: Path, staging: str, sizes: Mapping[str, int], say: Say) -> None:
         """What is not there yet. The verdict always: it is no part of the digest that names the place."""
@@ -237,23 +243,23 @@ class ObjectStore(Store):
     def _claim(self, content: str, files: Mapping[str, int], at_least: int) -> tuple[int, Record]:
         """A number for this content: the one that it had when it was cut off, else the next."""
         record = Record(State.ARRIVING, content, dict(files), secrets.token_hex(8))
-        known = {int(name) for name in self.objects.children(RECORDS) if name.isdecimal()}
+        known = {int(name) for name in self.objects.children(RECORDS_PREFIX) if name.isdecimal()}
         newest = max(known | set(self._numbers()), default=0)
         if newest in known:
             last = self._record(newest)
             if (last.state, last.content) == (State.ARRIVING, content):
                 return newest, last
         number = max(newest + 1, at_least)
-        while not self.objects.create(f"{RECORDS}/{number}", record.written()):
+        while not self.objects.create(f"{RECORDS_PREFIX}/{number}", record.written()):
             number += 1
         return number, record
 
     def _abandon(self, content: str, say: Say) -> None:
         """Delete what was uploaded in part of another content."""
-        for other in self.objects.children(ARRIVING):
+        for other in self.objects.children(STAGING_PREFIX):
             if other != content:
                 say(f"removing an upload that was cut off, of content {other[:12]}")
-                self._delete(f"{ARRIVING}/{other}")
+                self._delete(f"{STAGING_PREFIX}/{other}")
         newest = max(self._numbers(), default=0)
         for number, record in self._records().items():
             if record.state is State.ARRIVING and (record.content != content or number != newest):

@@ -40,11 +40,11 @@ class Store(ABC):
         """Whether anything is there."""
 
     @abstractmethod
-    def make(self) -> None:
+    def create(self) -> None:
         """Make what has to be there before the first version."""
 
     @abstractmethod
-    def changing(self) -> AbstractContextManager[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Keep others from changing the versions meanwhile.
 
         Raises:
@@ -72,7 +72,7 @@ class Store(ABC):
         """Bytes of each file of a version, by its name."""
 
     @abstractmethod
-    def content(self, version: int) -> str:
+    def digest(self, version: int) -> str:
         """Its digest, as `verdict.digest`; "" where it is known to have changed since it was published."""
 
     @abstractmethod
@@ -99,19 +99,19 @@ class Store(ABC):
         """Delete a version; no server ever loads half of one."""
 
     @abstractmethod
-    def append(self, line: str) -> None:
+    def append_to_log(self, line: str) -> None:
         """Add a line to the log of changes."""
 
     @abstractmethod
-    def log(self) -> Iterator[tuple[str, str]]:
+    def read_log(self) -> Iterator[tuple[str, str]]:
         """The lines of the log, oldest first, each with where it stands."""
 
-    def finish(self, say: Say) -> list[int]:
+    def finish_interrupted(self, say: Say) -> list[int]:
         """Go on with withdrawals and removals that were cut off; returns the versions withdrawn."""
         del say
         return []
 
-    def unfinished(self) -> Mapping[int, str]:
+    def list_unfinished(self) -> Mapping[int, str]:
         """Numbers that are there and are not versions, and why not."""
         return {}
 
@@ -142,6 +142,6 @@ class Store(ABC):
     def verdict(self, version: int) -> Verdict | None:
         """The verdict in it; None where there is none."""
         try:
-            return verdict.parsed(self.read(version, contract.VERDICT_FILE), self.path(version))
+            return verdict.parse(self.read(version, contract.VERDICT_FILE), self.path(version))
         except FileNotFoundError:
             return None

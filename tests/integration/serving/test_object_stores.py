@@ -23,9 +23,9 @@ from serving.registry import audit, inventory, verdict
 from serving.registry.audit import Action
 from serving.registry.promote import promote
 from serving.registry.rollback import rollback
-from serving.registry.stores.download import fetched, waits_for_a_version
-from serving.registry.stores.object_store import ARRIVING, AUDIT, LEASE, ObjectStore
-from serving.registry.target import Place, changing
+from serving.registry.stores.download import fetch_bundle, has_no_version
+from serving.registry.stores.object_store import STAGING_PREFIX, AUDIT_PREFIX, LEASE_PREFIX, ObjectStore
+from serving.registry.target import DeploymentTarget, lock_target
 from serving.storage import lease
 from serving.storage.objects import Objects
 from serving.storage.text import replace_text
@@ -88,8 +88,8 @@ def bless(directory: Path, *, passed: bool = True) -> None:
     verdict.write(directory, verdict.Verdict(verdict.digest(directory), (check,), None, audit.now()))
 
 
-def place_at(base: str) -> Place:
-    return Place(base, "double")
+def place_at(base: str) -> DeploymentTarget:
+    return DeploymentTarget(base, "double")
 
 
 def cut_off_before(number: int, patch: pytest.MonkeyPatch, look: Callable[[], None] = lambda: None) -> None:
@@ -114,8 +114,8 @@ def cut_off_before(number: int, patch: pytest.MonkeyPatch, look: Callable[[], No
 def end_lease(base: str) -> None:
     """As if its holder were gone; a process that is killed need not wait for that, and this one lives."""
     objects = Objects.at(base)
-    for name in objects.children(LEASE):
-        objects.write(f"{LEASE}/{name}", b'{"beat": 0}')
+    for name in objects.children(LEASE_PREFIX):
+        objects.write(f"{LEASE_PREFIX}/{name}", b'{"beat": 0}')
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
@@ -132,13 +132,13 @@ def objects_of(base: str, prefix: str) -> dict[str, bytes]:
 
 def test_a_promotion_uploads_the_whole_bundle(base: str, models: Path) -> None:
     place = place_at(base)
-    assert waits_for_a_version(base)
+    assert has_no_version(base)
     change = promote(place, source=models / "2", reason="the first")
     assert (change.old, change.new, change.published) == (None, 2, True)
     assert objects_of(base, "2") == files_of(models / "2")
     assert place.versions == [2]
-    assert not Objects.at(base).sizes(ARRIVING)
-    assert not waits_for_a_version(base)
+    assert not Objects.at(base).sizes(STAGING_PREFIX)
+    assert not has_no_version(base)
     again = promote(place, source=models / "2")
     assert (again.new, again.published) == (2, False)
     published, promoted = audit.read(place.store)
@@ -149,7 +149,7 @@ def test_a_promotion_uploads_the_whole_bundle(base: str, models: Path) -> None:
         "the first",
         True,
     )
-    (seen,) = inventory.look(place)
+    (seen,) = inventory.list_versions(place)
     assert (seen.verdict, seen.live, seen.path) == ("blessed", True, f"{base}/2")
     assert seen.size == sum(map(len, files_of(models / "2").values()))
 
@@ -214,15 +214,15 @@ def promoted_after(memory: str, cut: int, models: Path) -> bool:
     with pytest.MonkeyPatch.context() as patch:
         upload = Objects.upload
         patch.setattr(Objects, "upload", lambda *a: uploads.append(a[2]) or upload(*a))
-        arrived = Objects.at(memory).sizes(ARRIVING)
+        arrived = Objects.at(memory).sizes(STAGING_PREFIX)
         assert promote(place, source=models / "2").new == 2
     assert {name.partition("/")[2] for name in arrived} & {
-        name.removeprefix(f"{ARRIVING}/").partition("/")[2] for name in uploads
+        name.removeprefix(f"{STAGING_PREFIX}/").partition("/")[2] for name in uploads
     } <= {contract.VERDICT_FILE}
     assert place.versions == [1, 2]
     assert objects_of(memory, "2") == files_of(models / "2")
-    assert not place.store.unfinished()
-    assert not Objects.at(memory).sizes(ARRIVING)
+    assert not place.store.list_unfinished()
+    assert not Objects.at(memory).sizes(STAGING_PREFIX)
     assert [e.new for e in audit.read(place.store) if e.action is Action.PROMOTE] == [1, 2]
     return True
 
@@ -264,13 +264,13 @@ def test_another_bundle_takes_the_place_of_one_that_was_cut_off(
         with pytest.raises(CutOff):
             promote(place, source=models / "1")
     end_lease(memory)
-    assert list(place.store.unfinished()) == [1]
+    assert list(place.store.list_unfinished()) == [1]
     listed = command("models", "--model_base_path", memory)
     assert "1 is no version here: hubhead was cut off while arriving it" in listed.stderr
     assert promote(place, source=models / "2").new == 2
     assert place.versions == [2]
     assert not Objects.at(memory).sizes("1")
-    assert not Objects.at(memory).sizes(ARRIVING)
+    assert not Objects.at(memory).sizes(STAGING_PREFIX)
 
 
 def test_a_process_that_is_killed_in_the_middle_leaves_nothing_to_be_seen(on_s3: str, models: Path) -> None:
@@ -278,7 +278,7 @@ def test_a_process_that_is_killed_in_the_middle_leaves_nothing_to_be_seen(on_s3:
     program = """
 import os, signal, sys
 from pathlib import Path
-from serving.registry.target import Place
+from serving.registry.target import DeploymentTarget
 from serving.registry.promote import promote
 from serving.storage.objects import Objects
 copied = 0
@@ -290,7 +290,7 @@ def killed(self, name, other):
         os.kill(os.getpid(), signal.SIGKILL)
     copy(self, name, other)
 Objects.copy = killed
-promote(Place(sys.argv[1], "double"), source=Path(sys.argv[2]))
+promote(DeploymentTarget(sys.argv[1], "double"), source=Path(sys.argv[2]))
 """
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     ran = subprocess.run(
@@ -300,8 +300,8 @@ promote(Place(sys.argv[1], "double"), source=Path(sys.argv[2]))
     place = place_at(on_s3)
     assert place.versions == []
     assert len(place.store.sizes(1)) == 2
-    assert list(place.store.unfinished()) == [1]
-    with pytest.raises(BundleError, match="holds no version 1"), fetched(f"{on_s3}/1"):
+    assert list(place.store.list_unfinished()) == [1]
+    with pytest.raises(BundleError, match="holds no version 1"), fetch_bundle(f"{on_s3}/1"):
         pass
     done = command("promote", models / "1", "--model_base_path", on_s3)
     assert done.exit_code == 0, done.output
@@ -322,14 +322,14 @@ def test_a_bundle_that_changes_while_it_is_uploaded_is_not_published(
     with pytest.raises(BundleError, match="changed while"):
         promote(place_at(memory), source=models / "1")
     assert place_at(memory).versions == []
-    assert not Objects.at(memory).sizes(ARRIVING)
+    assert not Objects.at(memory).sizes(STAGING_PREFIX)
 
 
 def test_what_others_put_there_is_told_and_left_alone(memory: str, models: Path) -> None:
     Objects.at(memory).write("7/saved_model.pb", b"theirs")
     place = place_at(memory)
     assert promote(place, source=models / "1").new == 8  # above what a server of the newest would take
-    assert place.store.unfinished() == {7: "foreign"}
+    assert place.store.list_unfinished() == {7: "foreign"}
     assert Objects.at(memory).read("7/saved_model.pb") == b"theirs"
 
 
@@ -337,7 +337,7 @@ def test_a_version_that_lost_an_object_has_no_verdict(memory: str, models: Path)
     place = place_at(memory)
     promote(place, source=models / "1")
     Objects.at(memory).remove("1/variables/variables.index")
-    (seen,) = inventory.look(place)
+    (seen,) = inventory.list_versions(place)
     assert seen.verdict == "void"
     with pytest.raises(GateRejected, match="changed since"):
         promote(place, version=1)
@@ -348,7 +348,7 @@ def test_a_version_that_lost_an_object_has_no_verdict(memory: str, models: Path)
 
 def test_two_changes_at_once_are_one_too_many(base: str, models: Path) -> None:
     promote(place_at(base), source=models / "1")
-    with changing(place_at(base)), pytest.raises(OutputBusy, match="at work"):
+    with lock_target(place_at(base)), pytest.raises(OutputBusy, match="at work"):
         promote(place_at(base), source=models / "2")
     assert promote(place_at(base), source=models / "2").new == 2
 
@@ -358,14 +358,14 @@ def test_of_many_that_find_a_lease_abandoned_one_gets_it(
     kind: str, servers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objects = Objects.at(object_stores.bucket(kind, monkeypatch, servers))
-    objects.write(f"{LEASE}/00000003", b'{"beat": 0}')
+    objects.write(f"{LEASE_PREFIX}/00000003", b'{"beat": 0}')
     start, hold = threading.Barrier(6), threading.Event()
     got: list[str] = []
 
     def take() -> None:
         start.wait()
         try:
-            with lease.leased(objects, LEASE):
+            with lease.leased(objects, LEASE_PREFIX):
                 got.append("held")
                 hold.wait(20)
         except OutputBusy:
@@ -381,34 +381,34 @@ def test_of_many_that_find_a_lease_abandoned_one_gets_it(
     for taker in takers:
         taker.join(20)
     assert sorted(got) == ["busy"] * 5 + ["held"]
-    with lease.leased(objects, LEASE):
-        assert objects.children(LEASE) == ["00000005"]
+    with lease.leased(objects, LEASE_PREFIX):
+        assert objects.children(LEASE_PREFIX) == ["00000005"]
 
 
 def test_a_lease_is_kept_fresh_while_its_holder_lives(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.01)
     monkeypatch.setattr(lease, "LEASE_SECONDS", 0.5)
     objects = Objects.at(memory)
-    with lease.leased(objects, LEASE):
-        first = json.loads(objects.read(f"{LEASE}/00000001"))["beat"]
+    with lease.leased(objects, LEASE_PREFIX):
+        first = json.loads(objects.read(f"{LEASE_PREFIX}/00000001"))["beat"]
         deadline = time.monotonic() + 20
-        while json.loads(objects.read(f"{LEASE}/00000001"))["beat"] < first + 0.6:
+        while json.loads(objects.read(f"{LEASE_PREFIX}/00000001"))["beat"] < first + 0.6:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        with pytest.raises(OutputBusy), lease.leased(objects, LEASE):
+        with pytest.raises(OutputBusy), lease.leased(objects, LEASE_PREFIX):
             pass
 
 
 def test_the_log_keeps_its_order_and_loses_no_line(on_s3: str) -> None:
     store = ObjectStore(Objects.at(on_s3))
     for number in range(11):
-        store.append(f"{number}")
-    writers = [threading.Thread(target=store.append, args=(f"w{number}",)) for number in range(5)]
+        store.append_to_log(f"{number}")
+    writers = [threading.Thread(target=store.append_to_log, args=(f"w{number}",)) for number in range(5)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join(20)
-    lines = [line for _, line in store.log()]
+    lines = [line for _, line in store.read_log()]
     assert lines[:11] == [str(number) for number in range(11)]
     assert sorted(lines[11:]) == [f"w{number}" for number in range(5)]
 
@@ -416,7 +416,7 @@ def test_the_log_keeps_its_order_and_loses_no_line(on_s3: str) -> None:
 def test_a_line_of_the_log_that_is_none_is_named(memory: str, models: Path) -> None:
     place = place_at(memory)
     promote(place, source=models / "1")
-    Objects.at(memory).write(f"{AUDIT}/00000003", b"torn {")
+    Objects.at(memory).write(f"{AUDIT_PREFIX}/00000003", b"torn {")
     with pytest.raises(InputError, match="00000003 is no event"):
         audit.read(place.store)
 
@@ -432,15 +432,15 @@ def test_labels_move_in_a_configuration_beside_the_versions(memory: str, models:
     promote(place, version=1)
     promote(place, source=models / "2", label="canary")
     promote(place, version=2)
-    assert place.configured().labels == {"stable": 2, "canary": 2}
+    assert place.read_config().labels == {"stable": 2, "canary": 2}
     back = rollback(place, reason="worse")
     assert (back.old, back.new, back.also) == (2, 1, ("canary",))
     promote(place, source=models / "3", keep=1)
     assert place.versions == [1, 2, 3]  # no server was asked, so what served may serve still
     objects = Objects.at(memory.rpartition("/")[0])
     assert b"# Kept by hand." in objects.read("model.config")
-    with changing(place), pytest.raises(OutputBusy):
-        promote(Place(f"{memory}-other", "double", config), source=models / "1")
+    with lock_target(place), pytest.raises(OutputBusy):
+        promote(DeploymentTarget(f"{memory}-other", "double", config), source=models / "1")
 
 
 def test_old_versions_go_and_their_numbers_stay_used(memory: str, models: Path) -> None:
@@ -457,14 +457,14 @@ def test_a_bundle_is_fetched_by_its_address_or_the_one_above(base: str, models: 
     for number in (1, 2):
         promote(place_at(base), source=models / str(number))
     for address, expected in ((f"{base}/1", 1), (base, 2)):
-        with fetched(address) as found:
+        with fetch_bundle(address) as found:
             assert files_of(found.path) == files_of(models / str(expected))
             assert (found.path.parent.name, found.path.name) == ("double", str(expected))
             assert found.origin == f"{base}/{expected}"
             bless(found.path, passed=False)
             found.write_back(contract.VERDICT_FILE)
         assert not found.path.exists()
-    assert [version.verdict for version in inventory.look(place_at(base))] == ["not blessed"] * 2
+    assert [version.verdict for version in inventory.list_versions(place_at(base))] == ["not blessed"] * 2
     other = f"{base}-copy"
     refused = command("promote", f"{base}/1", "--model_base_path", other)
     assert isinstance(refused.exception, GateRejected)
@@ -472,7 +472,7 @@ def test_a_bundle_is_fetched_by_its_address_or_the_one_above(base: str, models: 
     done = command("promote", f"{base}/1", "--model_base_path", other, "--force", "--json")
     assert done.exit_code == 0, done.output
     assert audit.read(place_at(other).store)[0].source == f"{base}/1"
-    with pytest.raises(BundleError, match="is no bundle"), fetched(f"{base}-none"):
+    with pytest.raises(BundleError, match="is no bundle"), fetch_bundle(f"{base}-none"):
         pass
 
 
@@ -520,5 +520,5 @@ def test_a_bucket_that_is_missing_and_a_server_that_is_away_are_told(
 
     monkeypatch.setattr(objects.storage, "ls", away)
     with pytest.raises(OutputError, match="no credentials") as told:
-        inventory.look(place_at(on_s3))
+        inventory.list_versions(place_at(on_s3))
     assert "AWS_PROFILE" in told.value.remedy

@@ -19,11 +19,11 @@ from serving.client import Client
 from serving.errors import BundleError, DeadlineExceeded, GateRejected, InputError, OutputBusy, ServerError
 from serving.registry import audit, inventory, model_config, verdict
 from serving.registry.audit import Action, Event
-from serving.registry.labels import labelled
+from serving.registry.labels import resolve_label
 from serving.registry.promote import promote
 from serving.registry.rollback import rollback
-from serving.registry.stores.local import LOG, LocalStore
-from serving.registry.target import Place, changing
+from serving.registry.stores.local import AUDIT_LOG, LocalStore
+from serving.registry.target import DeploymentTarget, lock_target
 from serving.server import RunningServer, ServerSettings, start
 from serving.storage.address import parsed
 from tests.support.fake_model import LIMIT, Doublers, eventually, write_doubler
@@ -58,9 +58,9 @@ def server_of(**settings: Any) -> RunningServer:
 
 
 @pytest.fixture
-def place(base: Path, config: Path, models: Path) -> Iterator[Place]:
+def place(base: Path, config: Path, models: Path) -> Iterator[DeploymentTarget]:
     """A server of version 1 that polls its configuration, and a client of it."""
-    promote(Place(base, "double"), source=models / "1")
+    promote(DeploymentTarget(base, "double"), source=models / "1")
     with (
         server_of(model_config_file=config, model_config_file_poll_wait_seconds=0.05) as server,
         Client(f"localhost:{server.port}", model="double", timeout=LIMIT) as client,
@@ -69,10 +69,10 @@ def place(base: Path, config: Path, models: Path) -> Iterator[Place]:
         def labelled(label: str) -> Client:
             return Client(client.target, model="double", timeout=LIMIT, label=label)
 
-        yield Place(base, "double", config, client, labelled, timeout=LIMIT)
+        yield DeploymentTarget(base, "double", config, client, labelled, timeout=LIMIT)
 
 
-def answers(place: Place, label: str | None = None) -> int:
+def answers(place: DeploymentTarget, label: str | None = None) -> int:
     """The version that answers."""
     assert place.client
     with Client(place.client.target, model="double", label=label, timeout=LIMIT) as client:
@@ -82,7 +82,7 @@ def answers(place: Place, label: str | None = None) -> int:
         return client.metadata().version
 
 
-def available(place: Place) -> set[int]:
+def available(place: DeploymentTarget) -> set[int]:
     assert place.client
     return {status.version for status in place.client.status() if status.state == "AVAILABLE"}
 
@@ -91,7 +91,7 @@ def available(place: Place) -> set[int]:
 
 
 def test_a_promotion_without_a_configuration_publishes_the_whole_bundle(base: Path, models: Path) -> None:
-    change = promote(Place(base, "double"), source=models / "2")
+    change = promote(DeploymentTarget(base, "double"), source=models / "2")
     assert (change.old, change.new, change.published) == (None, 2, True)
     assert verdict.digest(base / "2") == verdict.digest(models / "2")
     assert verdict.read(base / "2") == verdict.read(models / "2")
@@ -99,18 +99,18 @@ def test_a_promotion_without_a_configuration_publishes_the_whole_bundle(base: Pa
 
 
 def test_a_bundle_that_is_there_is_not_published_again(base: Path, models: Path) -> None:
-    place = Place(base, "double")
+    place = DeploymentTarget(base, "double")
     promote(place, source=models / "1")
-    before = (base / LOG).read_text()
+    before = (base / AUDIT_LOG).read_text()
     again = promote(place, source=models / "1")
     assert (again.new, again.published) == (1, False)
     assert bundle.versions(base) == [1]
-    assert (base / LOG).read_text() == before
+    assert (base / AUDIT_LOG).read_text() == before
 
 
 def test_a_lower_number_than_is_there_becomes_the_next_free_one(base: Path, models: Path) -> None:
-    promote(Place(base, "double"), source=models / "2")
-    assert promote(Place(base, "double"), source=models / "1").new == 3
+    promote(DeploymentTarget(base, "double"), source=models / "2")
+    assert promote(DeploymentTarget(base, "double"), source=models / "1").new == 3
 
 
 @pytest.mark.parametrize("blessed", [None, False])
@@ -119,10 +119,10 @@ def test_a_bundle_without_a_blessed_verdict_is_refused(
 ) -> None:
     directory = write_bundle(tmp_path / "bad", 1, blessed=blessed)
     with pytest.raises(GateRejected) as refused:
-        promote(Place(base, "double"), source=directory)
+        promote(DeploymentTarget(base, "double"), source=directory)
     assert refused.value.exit_code == 4
     assert not bundle.versions(base)
-    promote(Place(base, "double"), source=directory, force=True, reason="the demo")
+    promote(DeploymentTarget(base, "double"), source=directory, force=True, reason="the demo")
     event = audit.read(LocalStore(base))[-1]
     assert (event.forced, event.blessed, event.reason) == (True, blessed, "the demo")
     assert event.failed == (("accuracy",) if blessed is False else ())
@@ -132,11 +132,11 @@ def test_a_verdict_on_other_content_is_none(base: Path, models: Path) -> None:
     labels = models / "1" / contract.LABELS_FILE
     labels.write_text("c\nd\n")
     with pytest.raises(GateRejected, match="changed since"):
-        promote(Place(base, "double"), source=models / "1")
+        promote(DeploymentTarget(base, "double"), source=models / "1")
 
 
 def test_what_needs_no_force_is_not_recorded_as_forced(base: Path, models: Path) -> None:
-    promote(Place(base, "double"), source=models / "1", force=True)
+    promote(DeploymentTarget(base, "double"), source=models / "1", force=True)
     assert [event.forced for event in audit.read(LocalStore(base))] == [False, False]
 
 
@@ -144,12 +144,12 @@ def test_what_needs_no_force_is_not_recorded_as_forced(base: Path, models: Path)
 
 
 def test_rollback_without_a_configuration_withdraws_the_newest(base: Path, models: Path) -> None:
-    promote(Place(base, "double"), source=models / "1")
+    promote(DeploymentTarget(base, "double"), source=models / "1")
     with (
         server_of(model_base_path=base) as server,
         Client(f"localhost:{server.port}", model="double") as client,
     ):
-        place = Place(base, "double", client=client, timeout=LIMIT)
+        place = DeploymentTarget(base, "double", client=client, timeout=LIMIT)
         promote(place, source=models / "2")
         assert answers(place) == 2
         change = rollback(place, reason="worse")
@@ -169,13 +169,13 @@ def test_rollback_without_a_configuration_withdraws_the_newest(base: Path, model
 
 
 def test_a_version_that_does_not_load_is_withdrawn(base: Path, models: Path, tmp_path: Path) -> None:
-    promote(Place(base, "double"), source=models / "1")
+    promote(DeploymentTarget(base, "double"), source=models / "1")
     broken = write_bundle(tmp_path / "broken", 2, broken=True)
     with (
         server_of(model_base_path=base) as server,
         Client(f"localhost:{server.port}", model="double") as client,
     ):
-        place = Place(base, "double", client=client, timeout=LIMIT)
+        place = DeploymentTarget(base, "double", client=client, timeout=LIMIT)
         with pytest.raises(BundleError, match="broken on purpose"):
             promote(place, source=broken)
         assert answers(place) == 1
@@ -183,9 +183,9 @@ def test_a_version_that_does_not_load_is_withdrawn(base: Path, models: Path, tmp
 
 
 def test_there_has_to_be_something_to_go_back_to(base: Path, models: Path) -> None:
-    promote(Place(base, "double"), source=models / "1")
+    promote(DeploymentTarget(base, "double"), source=models / "1")
     with pytest.raises(InputError, match="no earlier version"):
-        rollback(Place(base, "double"))
+        rollback(DeploymentTarget(base, "double"))
 
 
 # --- Labels ------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def test_there_has_to_be_something_to_go_back_to(base: Path, models: Path) -> No
 
 @pytest.mark.parametrize("by_rpc", [False, True])
 def test_a_canary_a_promotion_and_a_rollback_lose_no_request(
-    place: Place, models: Path, config: Path, by_rpc: bool
+    place: DeploymentTarget, models: Path, config: Path, by_rpc: bool
 ) -> None:
     place = replace(place, reload=by_rpc)
     promote(place, version=1)
@@ -244,7 +244,7 @@ def test_a_canary_a_promotion_and_a_rollback_lose_no_request(
     ]
 
 
-def test_the_canary_alone_goes_back_to_stable(place: Place, models: Path) -> None:
+def test_the_canary_alone_goes_back_to_stable(place: DeploymentTarget, models: Path) -> None:
     promote(place, version=1)
     promote(place, source=models / "2", label="canary")
     change = rollback(place, label="canary")
@@ -252,18 +252,22 @@ def test_the_canary_alone_goes_back_to_stable(place: Place, models: Path) -> Non
     assert model_config.read(place.config or Path(), "double").labels == {"stable": 1, "canary": 1}
 
 
-def test_publishing_does_not_go_live_before_its_label(place: Place, models: Path, tmp_path: Path) -> None:
+def test_publishing_does_not_go_live_before_its_label(
+    place: DeploymentTarget, models: Path, tmp_path: Path
+) -> None:
     promote(place, version=1)
     broken = write_bundle(tmp_path / "broken", 2, broken=True)
-    before = place.configured()
+    before = place.read_config()
     with pytest.raises(BundleError, match="broken on purpose"):
         promote(place, source=broken)
-    assert place.configured() == before
+    assert place.read_config() == before
     assert answers(place, "stable") == 1
     assert [event.new for event in audit.read(place.store) if event.label] == [1]
 
 
-def test_a_server_that_does_not_follow_is_told_in_time(place: Place, models: Path, tmp_path: Path) -> None:
+def test_a_server_that_does_not_follow_is_told_in_time(
+    place: DeploymentTarget, models: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "unread.config"
     assert place.config
     other.write_text(place.config.read_text())
@@ -273,13 +277,15 @@ def test_a_server_that_does_not_follow_is_told_in_time(place: Place, models: Pat
         promote(replace(place, config=other, timeout=0.5), version=1)
 
 
-def test_a_canary_needs_a_stable_version(place: Place, models: Path) -> None:
+def test_a_canary_needs_a_stable_version(place: DeploymentTarget, models: Path) -> None:
     with pytest.raises(InputError, match="No version of double is stable"):
         promote(place, source=models / "2", label="canary")
     assert bundle.versions(place.base) == [1]
 
 
-def test_without_a_server_nothing_is_published_under_the_newest_policy(place: Place, models: Path) -> None:
+def test_without_a_server_nothing_is_published_under_the_newest_policy(
+    place: DeploymentTarget, models: Path
+) -> None:
     unasked = replace(place, client=None, labelled=None)
     with pytest.raises(InputError, match="live as soon"):
         promote(unasked, source=models / "2")
@@ -310,7 +316,7 @@ def test_a_label_given_while_a_server_loads_its_first_version_is_taken_over(
     starting = threading.Thread(target=lambda: started.append(start(settings, loader=load)))
     starting.start()
     eventually(lambda: loader.attempts == 1)  # that of the other model: it has read the configuration
-    promote(Place(base, "double", config), source=models / "1")
+    promote(DeploymentTarget(base, "double", config), source=models / "1")
     loads.set()
     starting.join(LIMIT)
     with (
@@ -321,7 +327,9 @@ def test_a_label_given_while_a_server_loads_its_first_version_is_taken_over(
         assert client.metadata().version == 1
 
 
-def test_old_versions_go_but_none_that_is_needed(place: Place, models: Path, tmp_path: Path) -> None:
+def test_old_versions_go_but_none_that_is_needed(
+    place: DeploymentTarget, models: Path, tmp_path: Path
+) -> None:
     for number in (4, 5, 6):
         write_bundle(models, number)
     promote(place, version=1)
@@ -335,12 +343,12 @@ def test_old_versions_go_but_none_that_is_needed(place: Place, models: Path, tmp
     assert not list(place.base.glob(".removing*"))
 
 
-def test_the_inventory_says_what_serves(place: Place, models: Path, tmp_path: Path) -> None:
+def test_the_inventory_says_what_serves(place: DeploymentTarget, models: Path, tmp_path: Path) -> None:
     promote(place, version=1)
     promote(place, source=models / "2", label="canary")
     write_bundle(place.base, 3, blessed=False)
     (place.base / "4").mkdir()
-    unreadable, third, second, first = inventory.look(place)
+    unreadable, third, second, first = inventory.list_versions(place)
     assert unreadable.problem
     assert (third.verdict, third.failed, third.serves, third.state) == (
         "not blessed",
@@ -355,7 +363,7 @@ def test_the_inventory_says_what_serves(place: Place, models: Path, tmp_path: Pa
 
 
 def test_a_job_takes_the_version_that_callers_get_and_not_the_canary(
-    place: Place, models: Path, monkeypatch: pytest.MonkeyPatch
+    place: DeploymentTarget, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     promote(place, version=1)
     promote(place, source=models / "2", label="canary")
@@ -376,7 +384,7 @@ def test_a_job_takes_the_version_that_callers_get_and_not_the_canary(
     assert seen == [(place.base / "1",), (place.base / "2",), (place.base,)]
     assert place.config
     with pytest.raises(InputError, match="No version of double is next"):
-        labelled(place.base, place.config, "next")
+        resolve_label(place.base, place.config, "next")
 
 
 # --- Files -------------------------------------------------------------------------------------------
@@ -425,32 +433,32 @@ def test_history_goes_back_and_not_forth_again() -> None:
         return Event(action, "m", old, new, label="stable")
 
     events = [event(Action.PROMOTE, 1, 2), event(Action.PROMOTE, 2, 3)]
-    assert audit.previous(events, "stable", 3, {1, 2, 3}) == 2
-    assert audit.previous(events, "stable", 3, {1, 3}) == 1
-    assert audit.previous(events, "stable", 9, {1, 2, 3, 9}) == 3  # somebody moved it by hand
+    assert audit.previous_version(events, "stable", 3, {1, 2, 3}) == 2
+    assert audit.previous_version(events, "stable", 3, {1, 3}) == 1
+    assert audit.previous_version(events, "stable", 9, {1, 2, 3, 9}) == 3  # somebody moved it by hand
     events.append(event(Action.ROLLBACK, 3, 2))
-    assert audit.previous(events, "stable", 2, {1, 2, 3}) == 1
+    assert audit.previous_version(events, "stable", 2, {1, 2, 3}) == 1
     events.append(event(Action.ROLLBACK, 2, 1))
-    assert audit.previous(events, "stable", 1, {1, 2, 3}) is None
-    assert audit.previous(events, "canary", 1, {1, 2, 3}) is None
+    assert audit.previous_version(events, "stable", 1, {1, 2, 3}) is None
+    assert audit.previous_version(events, "canary", 1, {1, 2, 3}) is None
 
 
 def test_a_torn_last_line_of_the_log_is_left_out_and_another_is_told(tmp_path: Path) -> None:
     audit.append(LocalStore(tmp_path), Event(Action.PROMOTE, "m", None, 1))
     whole = audit.read(LocalStore(tmp_path))
-    with (tmp_path / LOG).open("a") as file:
+    with (tmp_path / AUDIT_LOG).open("a") as file:
         file.write('{"action": "pro')
     assert audit.read(LocalStore(tmp_path)) == whole
-    with (tmp_path / LOG).open("a") as file:
+    with (tmp_path / AUDIT_LOG).open("a") as file:
         file.write("\n")
     with pytest.raises(InputError, match="line 2"):
         audit.read(LocalStore(tmp_path))
 
 
 def test_two_changes_at_once_are_one_too_many(base: Path, models: Path) -> None:
-    promote(Place(base, "double"), source=models / "1")
-    with changing(Place(base, "double")), pytest.raises(OutputBusy):
-        promote(Place(base, "double"), source=models / "2")
+    promote(DeploymentTarget(base, "double"), source=models / "1")
+    with lock_target(DeploymentTarget(base, "double")), pytest.raises(OutputBusy):
+        promote(DeploymentTarget(base, "double"), source=models / "2")
     assert bundle.versions(base) == [1]
 
 
@@ -462,7 +470,7 @@ def test_addresses_that_nothing_can_be_kept_at_are_refused() -> None:
             parsed(text)
 
 
-def test_the_commands_do_the_same(base: Path, config: Path, models: Path, place: Place) -> None:
+def test_the_commands_do_the_same(base: Path, config: Path, models: Path, place: DeploymentTarget) -> None:
     assert place.client
     where = ("--model_base_path", base, "--model_config_file", config, "--server", place.client.target)
     done = command("promote", "--model_version", "1", *where, "--json")

@@ -15,7 +15,7 @@ from serving import bundle, contract
 from serving.errors import GateRejected
 from serving.registry import verdict
 from serving.registry.promote import promote
-from serving.registry.target import Place
+from serving.registry.target import DeploymentTarget
 
 if TYPE_CHECKING:
     from tests.support.trained import Trained
@@ -58,7 +58,7 @@ def test_a_bundle_as_good_as_the_live_one_is_blessed_and_may_be_promoted(
     assert checks["photos left out"]["figure"] == 406 - n
     for name in ("the runtime", "the local server"):
         assert checks[f"{name} answers as a classic session"]["passed"]
-    assert promote(Place(tmp_path / "served", "food"), source=candidate).new == 2
+    assert promote(DeploymentTarget(tmp_path / "served", "food"), source=candidate).new == 2
 
 
 @pytest.mark.slow
@@ -74,12 +74,12 @@ def test_every_fault_is_named_and_the_verdict_is_a_no(pair: tuple[Path, Path], t
     assert isinstance(done.exception, GateRejected)
     assert set(record["failed"]) == {"warm-up requests", "accuracy", "size"}
     with pytest.raises(GateRejected, match="warm-up requests"):
-        promote(Place(tmp_path / "served", "food"), source=candidate)
+        promote(DeploymentTarget(tmp_path / "served", "food"), source=candidate)
     done, record = validate("--bundle", candidate, "--live", live, "--max_latency_ratio", "100", "--force")
     assert done.exit_code == 0, done.output
     assert record["forced"]
     assert record["failed"]
-    promote(Place(tmp_path / "served", "food"), source=candidate)
+    promote(DeploymentTarget(tmp_path / "served", "food"), source=candidate)
 
 
 @pytest.mark.slow
