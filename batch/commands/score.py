@@ -141,7 +141,9 @@ def score(
         from serving.registry.labels import resolve_label
 
         label = (server.label if server else None) or STABLE
-        settings["model"] = tuple(resolve_label(model, model_config_file, label) for model in settings["model"])
+        settings["model"] = tuple(
+            resolve_label(model, model_config_file, label) for model in settings["model"]
+        )
     from batch.jobs import score as pipeline
     from batch.monitoring.progress import progress_bar
 
