@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from serving.html.markup import Element, element
-from serving.html.plot import across, chart, line, shares, up
+from serving.html.plot import chart, line, percent_ticks, x_axis, y_axis
 
 
 def scores(now: Sequence[int], before: Sequence[int] | None = None) -> Element:
     """The shares of rows by best score as columns, and those of another run as a line."""
     parts = [_shares(now)] + ([_shares(before)] if before else [])
     most = max(max(part) for part in parts) or 1.0
-    x = across(0, 1, shares(0.25), "best score")
-    y = up(
+    x = x_axis(0, 1, percent_ticks(0.25), "best score")
+    y = y_axis(
         0,
         1.08 * most,
         [(most * step, f"{100 * most * step:.0f} %") for step in (0, 0.5, 1)],

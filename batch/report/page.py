@@ -16,24 +16,24 @@ from batch.report import charts
 from serving.contract import Status
 from serving.html.markup import Child, Element, element
 from serving.html.parts import (
+    bidi_isolate,
     diagram,
     document,
     image,
-    isolated,
     key_figure,
-    many,
     percent,
+    pluralize,
     section,
     table_of,
 )
 
-SIDE = 160
+THUMBNAIL_PIXELS = 160
 """Pixels of a picture."""
 
-PICTURES = 60
+MAX_PHOTOS = 60
 """Photos shown of all models together; each takes some 8 KB."""
 
-LISTED = 50
+MAX_LABELS = 50
 """Labels in the table, the most frequent first."""
 
 _LEVELS = {"none": "as before", "moderate": "worth a look", "large": "another population"}
@@ -58,16 +58,16 @@ def render(
     return document(f"{names}: {run['run_id']}", *page.parts(names))
 
 
-def pictured(run: Run, examples: Examples) -> list[str]:
-    """The photos that the page shows, at most PICTURES."""
+def select_photos(run: Run, examples: Examples) -> list[str]:
+    """The photos that the page shows, at most MAX_PHOTOS."""
     galleries = _gallery(run, examples)
     found = [example.uri for _, labels in galleries for _, photos in labels for example in photos]
-    return list(dict.fromkeys(found))[:PICTURES]
+    return list(dict.fromkeys(found))[:MAX_PHOTOS]
 
 
 def _gallery(run: Run, examples: Examples) -> Iterator[tuple[str, list[tuple[str, Sequence[Example]]]]]:
     """Of each model the most frequent labels, with the photos that stand for them."""
-    most = max(1, PICTURES // A_LABEL // max(1, len(run["models"])))
+    most = max(1, MAX_PHOTOS // A_LABEL // max(1, len(run["models"])))
     for model in run["models"]:
         chosen = examples.models.get(model_key(model), {})
         labels = sorted(chosen, key=lambda label: (-model["labels"].get(label, 0), label))[:most]
@@ -105,17 +105,19 @@ class _Page:
         run, speed = self._run, self._run["this_run"]
         rows, rejected, photos = run["rows"], run["rejected"], run["photos"]
         abstained = sum(decisions.abstained for decisions in self._decisions.values())
-        known = f"{many(run['known_photos'], 'photo')} known before" if run.get("known_photos") else ""
+        known = f"{pluralize(run['known_photos'], 'photo')} known before" if run.get("known_photos") else ""
         embedded = f"{speed['photos_embedded']:,} embedded, {speed['reused_embeddings']:,} known or identical"
         return element(
             "header",
             element("h1", names, dir="auto"),
             element(
-                "p", f"Scores of {many(photos, 'photo')}, run {run['run_id']}, {self._when()}", class_="soft"
+                "p",
+                f"Scores of {pluralize(photos, 'photo')}, run {run['run_id']}, {self._when()}",
+                class_="soft",
             ),
             element(
                 "dl",
-                key_figure("Photos", f"{photos:,}", known or many(rows, "row")),
+                key_figure("Photos", f"{photos:,}", known or pluralize(rows, "row")),
                 key_figure("Rejected", f"{rejected:,}", f"{_part(rejected, photos)} of all photos"),
                 key_figure("Without a label", f"{abstained:,}", f"{_part(abstained, rows)} of all rows"),
                 key_figure("Photos a second", _plain(speed["photos_per_second"]), embedded),
@@ -173,10 +175,10 @@ class _Page:
         then = max(1, sum(earlier for *_, earlier in counts))
         most = max((count / now for _, count, _ in counts), default=1) or 1
         rows: list[Sequence[Child]] = []
-        for label, count, earlier in counts[:LISTED]:
+        for label, count, earlier in counts[:MAX_LABELS]:
             share = count / now
             cells: list[Child] = [
-                isolated(label) if label != drift.ABSTAINED else element("i", "no label"),
+                bidi_isolate(label) if label != drift.ABSTAINED else element("i", "no label"),
                 f"{count:,}",
                 percent(share),
                 element("div", class_="meter", style=f"width:{100 * share / most:.1f}%"),
@@ -184,7 +186,7 @@ class _Page:
             if before:
                 cells += [percent(earlier / then), f"{100 * (share - earlier / then):+.1f}"]
             rows.append(cells)
-        more = f"The {LISTED} most frequent of {len(counts)}." if len(counts) > LISTED else ""
+        more = f"The {MAX_LABELS} most frequent of {len(counts)}." if len(counts) > MAX_LABELS else ""
         heads = ("Label", "Photos", "Share", "", *(("Last run", "Points") if before else ()))
         scores = charts.scores(decisions.scores, before.scores if before else None)
         told = "Best score of each photo, after calibration" + (
@@ -206,7 +208,7 @@ class _Page:
             *(
                 element(
                     "section",
-                    element("h3", isolated(label)),
+                    element("h3", bidi_isolate(label)),
                     element("ul", *(self._sample(label, example) for example in examples), class_="gallery"),
                 )
                 for label, examples in chosen
@@ -217,7 +219,7 @@ class _Page:
         score = math.nan if example.score is None else example.score
         return element(
             "li",
-            image(self._pictures.get(example.uri), f"A photo taken for {label}", SIDE),
+            image(self._pictures.get(example.uri), f"A photo taken for {label}", THUMBNAIL_PIXELS),
             element("p", element("span", percent(score, 0), class_="score")),
             element("p", example.uri, class_="path"),
         )
@@ -261,7 +263,7 @@ class _Page:
             for stage, seconds in sorted(stages.items(), key=lambda item: -item[1])
         ]
         words = (
-            f"Of {many(photos, 'photo')} of this run. Reading and converting are sums over threads, "
+            f"Of {pluralize(photos, 'photo')} of this run. Reading and converting are sums over threads, "
             "and overlap with embedding."
         )
         table = table_of(("Stage", "Time", "A photo", ""), rows)

@@ -1,7 +1,7 @@
-"""Pages for people to look at: one HTML file each, with its style, diagrams and pictures in it.
+"""Self-contained HTML pages: one file each, with its style, charts and pictures embedded.
 
-`markup` makes elements, `plot` diagrams, `parts` what several pages have in common and the page itself.
-What a page tells is the business of who makes it.
+`markup` builds elements, `plot` charts, `parts` the components that several pages share and the page
+itself. What a page says is up to its caller.
 """
 
 from serving.html.markup import Child, Element, element

@@ -1,4 +1,4 @@
-"""Elements of HTML and SVG. Text and attributes are escaped by the serialiser, all of them, always."""
+"""HTML and SVG elements. The serialiser escapes all text and all attribute values."""
 
 from __future__ import annotations
 
@@ -8,43 +8,49 @@ from xml.etree import ElementTree
 
 Element = ElementTree.Element
 Child = Element | str | None
-"""None is left out."""
+"""A child of an element: another element, text, or None, which is skipped."""
 
-_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 def element(tag: str, /, *children: Child | Iterable[Child], **attributes: str | float | None) -> Element:
-    """An element with text and elements in it.
+    """Return an element with the given children and attributes.
 
-    Of attributes, None is left out; a trailing underscore is dropped and others become hyphens, so
-    that `class_` and `aria_label` can be said.
+    Args:
+        tag: name of the element.
+        children: elements and text, also in nested iterables; None is skipped.
+        attributes: values by name; None is skipped. A trailing underscore of a name is dropped and the
+            others become hyphens, so `class_` gives `class` and `aria_label` gives `aria-label`.
     """
-    made = Element(
+    built = Element(
         tag,
         {
-            name.rstrip("_").replace("_", "-"): _printable(value if isinstance(value, str) else f"{value:g}")
+            name.rstrip("_").replace("_", "-"): _replace_unprintable(
+                value if isinstance(value, str) else f"{value:g}"
+            )
             for name, value in attributes.items()
             if value is not None
         },
     )
-    for child in _flat(children):
+    for child in _flatten(children):
         if isinstance(child, Element):
-            made.append(child)
-        elif len(made):
-            made[-1].tail = (made[-1].tail or "") + _printable(child)
+            built.append(child)
+        elif len(built):
+            # ElementTree keeps the text that follows a child in the child's tail.
+            built[-1].tail = (built[-1].tail or "") + _replace_unprintable(child)
         else:
-            made.text = (made.text or "") + _printable(child)
-    return made
+            built.text = (built.text or "") + _replace_unprintable(child)
+    return built
 
 
-def _flat(children: Iterable[Child | Iterable[Child]]) -> Iterable[Element | str]:
+def _flatten(children: Iterable[Child | Iterable[Child]]) -> Iterable[Element | str]:
     for child in children:
         if isinstance(child, (Element, str)):
             yield child
         elif child is not None:
-            yield from _flat(child)
+            yield from _flatten(child)
 
 
-def _printable(text: str) -> str:
-    """The same without what no page can hold: control characters, halves of characters."""
-    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+def _replace_unprintable(text: str) -> str:
+    """Replace what HTML cannot contain: control characters and unpaired surrogates."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)

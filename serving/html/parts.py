@@ -1,4 +1,4 @@
-"""Parts of a page, and the page of them."""
+"""Components that several pages share, and the page itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPACE = "\N{NO-BREAK SPACE}"
 
 
 def document(title: str, *parts: Element | None) -> str:
-    """The text of a page: one HTML file with its style in it, no script, and nothing that is fetched."""
+    """Return a page as one HTML file: its style is inline, it has no script and loads nothing."""
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     root = element(
         "html",
@@ -31,57 +31,60 @@ def document(title: str, *parts: Element | None) -> str:
     return "<!doctype html>\n" + ElementTree.tostring(root, encoding="unicode", method="html") + "\n"
 
 
-# --- Figures in words -------------------------------------------------------------------------------------
+# --- Numbers as text --------------------------------------------------------------------------------------
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """A share as percent; a dash where it is not known."""
+    """Format a proportion as a percentage, or as a dash if it is NaN."""
     return "–" if math.isnan(value) else f"{100 * value:.{digits}f}{SPACE}%"
 
 
 def decimals(value: float) -> str:
-    """Three decimals; a dash where it is not known."""
+    """Format a number with three decimals, or as a dash if it is NaN."""
     return "–" if math.isnan(value) else f"{value:.3f}"
 
 
-def many(count: int, thing: str) -> str:
-    """`1 photo`, `2 photos`."""
-    return f"{count:,} {thing}" + ("" if count == 1 else "s")
+def pluralize(count: int, noun: str) -> str:
+    """Return the count and its noun: `1 photo`, `2 photos`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
-def isolated(label: str) -> Element:
-    """A label among other words, whichever way it is written."""
+def bidi_isolate(label: str) -> Element:
+    """Return a class label isolated from the surrounding text, as right-to-left scripts need it (`bdi`)."""
     return element("bdi", label)
 
 
-# --- Parts ------------------------------------------------------------------------------------------------
+# --- Components -------------------------------------------------------------------------------------------
 
 
-def section(title: str, words: str, *parts: Element | None) -> Element:
-    """A part of the page under its title."""
+def section(title: str, introduction: str, *parts: Element | None) -> Element:
+    """Return a section of the page: its heading, an introduction ("" for none) and its parts."""
     return element(
-        "section", element("h2", title), element("p", words, class_="soft") if words else None, *parts
+        "section",
+        element("h2", title),
+        element("p", introduction, class_="soft") if introduction else None,
+        *parts,
     )
 
 
-def key_figure(name: str, value: str, more: str) -> Element:
-    """One figure in large; of those in a `dl` of class `figures`."""
+def key_figure(name: str, value: str, note: str) -> Element:
+    """Return a card with one number in large type. It belongs in a `dl` of class `figures`."""
     return element(
         "div",
         element("dt", name),
         element("dd", value, class_="big"),
-        element("dd", more, class_="soft small"),
+        element("dd", note, class_="soft small"),
         class_="card",
     )
 
 
-def diagram(title: str, chart: Element, words: str) -> Element:
-    """A chart with its title and what is to be seen in it."""
-    return element("figure", element("h3", title), chart, element("figcaption", words), class_="card")
+def diagram(title: str, chart: Element, caption: str) -> Element:
+    """Return a card with a chart, its title and a caption that explains it."""
+    return element("figure", element("h3", title), chart, element("figcaption", caption), class_="card")
 
 
 def table_of(heads: Sequence[str], rows: Iterable[Sequence[Child]], caption: str = "") -> Element:
-    """A table whose first column names the rows."""
+    """Return a table whose first column holds the row headers."""
     return element(
         "table",
         element("caption", caption) if caption else None,
@@ -102,15 +105,15 @@ def table_of(heads: Sequence[str], rows: Iterable[Sequence[Child]], caption: str
     )
 
 
-def image(content: bytes | None, words: str, side: int) -> Element:
-    """A JPEG of `side` pixels, told by `words`; a gap where there is none."""
+def image(content: bytes | None, description: str, side: int) -> Element:
+    """Return a square image of `side` pixels with inline JPEG data, or a placeholder if `content` is None."""
     if content is None:
         return element("div", "no picture", class_="missing")
     data = base64.b64encode(content).decode()
     return element(
         "img",
         src=f"data:image/jpeg;base64,{data}",
-        alt=words,
+        alt=description,
         width=side,
         height=side,
         loading="lazy",

@@ -97,7 +97,7 @@ def _ms(seconds: float) -> str:
 def _by_percentile(result: Result) -> Element:
     count = len(result.latencies)
     shown = [percent for percent in _TAIL if percent == 0 or count >= 100 / (100 - percent)]
-    x = plot.across(0, max(1.0, _tail(shown[-1])), [(_tail(p), f"{p:g}") for p in shown], "percentile")
+    x = plot.x_axis(0, max(1.0, _tail(shown[-1])), [(_tail(p), f"{p:g}") for p in shown], "percentile")
     y = _milliseconds(result.latencies[-1:])
     wanted = [x.high * step / _SHOWN for step in range(_SHOWN + 1)]
     points = [(x(at), y(1000 * percentile(result.latencies, 100 * (1 - 10**-at)))) for at in wanted if count]
@@ -110,16 +110,16 @@ def _tail(percent: float) -> float:
 
 
 def _over_time(result: Result) -> Element:
-    x = plot.across(0, result.seconds, _ticks(result.seconds), "seconds")
+    x = plot.x_axis(0, result.seconds, _ticks(result.seconds), "seconds")
     y = _milliseconds([sample.seconds for sample in result.samples])
     slowest = sorted(result.samples, key=lambda sample: sample.seconds)[-_SHOWN // 4 :]
     thinned = result.samples[:: max(1, len(result.samples) // _SHOWN)]
     dots = [
-        plot.dot(
+        plot.point(
             x(sample.intended),
             y(1000 * sample.seconds),
             f"{sample.error or 'answered'} after {_ms(sample.seconds)}",
-            "taken" if sample.error else "dot",
+            highlighted=bool(sample.error),
         )
         for sample in sorted({*thinned, *slowest}, key=lambda sample: sample.intended)
     ]
@@ -128,7 +128,7 @@ def _over_time(result: Result) -> Element:
 
 def _by_rate(results: Sequence[Result]) -> Element:
     most = max(result.rate for result in results)
-    x = plot.across(0, most, [(result.rate, f"{result.rate:g}") for result in results], "requests a second")
+    x = plot.x_axis(0, most, [(result.rate, f"{result.rate:g}") for result in results], "requests a second")
     y = _milliseconds([percentile(result.latencies, 99.0) for result in results if result.latencies])
     lines = [
         plot.line(
@@ -145,7 +145,7 @@ def _by_rate(results: Sequence[Result]) -> Element:
 
 def _milliseconds(seconds: Sequence[float]) -> plot.Axis:
     most = 1000 * max(seconds, default=0.001) or 1.0
-    return plot.up(0, most, _ticks(most), "ms")
+    return plot.y_axis(0, most, _ticks(most), "ms")
 
 
 def _ticks(most: float) -> list[tuple[float, str]]:

@@ -6,7 +6,16 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from serving.html.markup import Child, Element, element
-from serving.html.parts import SPACE, decimals, isolated, key_figure, many, percent, section, table_of
+from serving.html.parts import (
+    SPACE,
+    bidi_isolate,
+    decimals,
+    key_figure,
+    percent,
+    pluralize,
+    section,
+    table_of,
+)
 from trainer.evaluation.cross_validation import CrossValidation, Spread
 from trainer.evaluation.metrics import Estimate, Evaluation, Proportion
 from trainer.evaluation.paired import Comparison
@@ -87,7 +96,7 @@ def against_live(found: LiveComparison, picture: Picture, path: Callable[[str], 
     """
     live, difference = f"Version {found.version}", found.difference
     judged = (
-        f"On {many(difference.n, 'test photo')} "
+        f"On {pluralize(difference.n, 'test photo')} "
         + (
             "that it was not trained on"
             if found.trained_on_known
@@ -144,7 +153,7 @@ def _labels_that_changed(found: LiveComparison) -> Element | None:
         if labels:
             told.append(element("li", what, *_listed(labels), "."))
     for reason, count in found.left_out.items():
-        told.append(element("li", f"{many(count, 'test photo')} left out, {reason}."))
+        told.append(element("li", f"{pluralize(count, 'test photo')} left out, {reason}."))
     return element("ul", *told) if told else None
 
 
@@ -152,7 +161,7 @@ def _listed(labels: Sequence[str]) -> Iterable[Child]:
     for number, label in enumerate(labels):
         if number:
             yield ", "
-        yield isolated(label)
+        yield bidi_isolate(label)
 
 
 def _by_label(labels: Sequence[LabelChange], live: str) -> Element:
@@ -172,7 +181,7 @@ def _by_label(labels: Sequence[LabelChange], live: str) -> Element:
         ),
         [
             (
-                isolated(change.label),
+                bidi_isolate(change.label),
                 f"{change.new.n:,}",
                 percent(change.new.value),
                 percent(change.live.value),
@@ -201,7 +210,7 @@ def _photo(photo: PhotoChange, live: str, picture: Picture, path: Callable[[str]
     def told(who: str, answer: tuple[str, float]) -> Element:
         kind = "good" if answer[0] == photo.label else "bad"
         score = element("span", " ", percent(answer[1], 0), class_="score")
-        return element("p", who, ": ", element("b", isolated(answer[0]), class_=kind), score)
+        return element("p", who, ": ", element("b", bidi_isolate(answer[0]), class_=kind), score)
 
     return element(
         "li",

@@ -10,18 +10,18 @@ from serving.contract import Status
 from serving.html.markup import Element, element
 from serving.html.parts import (
     SPACE,
+    bidi_isolate,
     decimals,
     diagram,
     document,
     image,
-    isolated,
     key_figure,
-    many,
     percent,
+    pluralize,
     section,
     table_of,
 )
-from serving.html.plot import interval
+from serving.html.plot import interval_bar
 from serving.photos.thumbnails import thumbnails
 from serving.storage import files
 from trainer.dataset import Subset
@@ -115,7 +115,9 @@ class _Page:
             element(
                 "dl",
                 key_figure(
-                    f"Accuracy, {how}", percent(cross.value), f"{between(cross)}, {many(cross.n, 'photo')}"
+                    f"Accuracy, {how}",
+                    percent(cross.value),
+                    f"{between(cross)}, {pluralize(cross.n, 'photo')}",
                 ),
                 key_figure("Log-loss", decimals(shown.log_loss), _log_loss_words(shown)),
                 _calibration(shown.calibration),
@@ -251,7 +253,7 @@ class _Page:
         )
         return section(
             "Probabilities",
-            f"On {many(report.coverage.photos, 'held-out photo')}, {origin}.",
+            f"On {pluralize(report.coverage.photos, 'held-out photo')}, {origin}.",
             element("div", *figures, self._thresholds(), class_="charts"),
         )
 
@@ -323,14 +325,14 @@ class _Page:
 
     @staticmethod
     def _mistake(answer: Answers) -> Iterable[Element]:
-        yield element("p", "is ", element("b", isolated(answer.label), class_="good"))
+        yield element("p", "is ", element("b", bidi_isolate(answer.label), class_="good"))
         score = element("span", " ", percent(answer.score, 0), class_="score")
-        yield element("p", "taken for ", element("b", isolated(answer.predicted), class_="bad"), score)
+        yield element("p", "taken for ", element("b", bidi_isolate(answer.predicted), class_="bad"), score)
 
     @staticmethod
     def _barely(answer: Answers) -> Iterable[Element]:
         score = element("span", " ", percent(answer.score, 0), class_="score")
-        yield element("p", element("b", isolated(answer.label), class_="good"), score)
+        yield element("p", element("b", bidi_isolate(answer.label), class_="good"), score)
 
     def duplicates(self) -> Element | None:
         found = self._report.duplicates
@@ -363,7 +365,7 @@ class _Page:
                 *(
                     element(
                         "li",
-                        isolated(picture.label),
+                        bidi_isolate(picture.label),
                         f", {picture.subset}",
                         "" if same else f", cosine {picture.similarity:.3f}",
                         element("div", self._path(picture.uri), class_="path"),
@@ -382,7 +384,9 @@ class _Page:
             return None
         more = f" The first {LISTED} are listed." if len(left_out) > LISTED else ""
         rows = [(self._path(uri), _reason(reason)) for uri, reason in left_out[:LISTED]]
-        table = table_of(("File", "Why"), rows, f"{many(len(left_out), 'file')} could not be used.{more}")
+        table = table_of(
+            ("File", "Why"), rows, f"{pluralize(len(left_out), 'file')} could not be used.{more}"
+        )
         return section("Left out", "", element("div", table, class_="card wide"))
 
     def run(self) -> Element:
@@ -455,7 +459,7 @@ def _bar(figure: Proportion | Estimate, name: str) -> Element:
     said = (
         f"{name} {percent(figure.value)}, 95{SPACE}% interval {percent(figure.low)} to {percent(figure.high)}"
     )
-    return interval(figure.value, figure.low, figure.high, said)
+    return interval_bar(figure.value, figure.low, figure.high, said)
 
 
 def _matrix(shown: Evaluation) -> Element:
