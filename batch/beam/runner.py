@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from batch.monitoring.stats import Meter, Stats
-from batch.scoring.worker import Task
+from batch.scoring.worker import ShardWorker
 from batch.shards import shard
 from batch.shards.shard import Planned
 from serving.contract import Status
@@ -38,7 +38,7 @@ _REFUSED_RUNNERS = {
 }
 
 
-def run(plan: str, task: Task, meter: Meter, beam_args: Sequence[str]) -> None:
+def run(plan: str, task: ShardWorker, meter: Meter, beam_args: Sequence[str]) -> None:
     """Work on the shards of a plan with Beam.
 
     Raises:
@@ -106,14 +106,14 @@ def _works_here(options: Any) -> bool:
 
 
 @contextmanager
-def _watched(plan: str, task: Task, meter: Meter) -> Iterator[None]:
+def _watched(plan: str, task: ShardWorker, meter: Meter) -> Iterator[None]:
     """Tell of the shards that other processes finish, by what they leave behind."""
     left = {planned.id for planned in shard.planned(plan)}
     ended = threading.Event()
 
     def look() -> None:
-        for shard_id in task.finished_shards() & left:
-            if stats := task.finished(shard_id):
+        for shard_id in task.list_finished() & left:
+            if stats := task.finished_stats(shard_id):
                 left.remove(shard_id)
                 meter.add(stats.photos, stats.rejected)
 
@@ -158,30 +158,30 @@ class _Local:
         failure: why a shard failed or was stopped; kept beside Beam, which would pass on its text alone.
     """
 
-    def __init__(self, task: Task, meter: Meter | None = None) -> None:
-        self.workers = task.workers(meter or Meter())
+    def __init__(self, task: ShardWorker, meter: Meter | None = None) -> None:
+        self.workers = task.load_models(meter or Meter())
         self.reports = meter is not None
         self.failure: HubheadError | KeyboardInterrupt | None = None
 
 
-def _work(line: str, task: Task, handle: Any) -> str:
+def _work(line: str, task: ShardWorker, handle: Any) -> str:
     """Work on one shard of the plan; the worker is made once a process."""
     local: _Local = handle.acquire(lambda: _Local(task))
     if local.failure:
         return ""
     planned = Planned.parse(line)
     try:
-        stats = task.run(planned, local.workers)
+        stats = task.process(planned, local.workers)
     except (HubheadError, KeyboardInterrupt) as error:
         if not local.reports:
             raise
         local.failure = error
         return ""
-    _record(stats)
+    _record_metrics(stats)
     return planned.id
 
 
-def _record(stats: Stats) -> None:
+def _record_metrics(stats: Stats) -> None:
     """A shard's figures as Beam metrics, for the runner's own pages: counts, and a distribution a stage."""
     _count("shards", 1)
     _count("photos", stats.photos)

@@ -35,7 +35,7 @@ JOB = "hubhead_score"
 PUSH_SECONDS = 10.0
 
 
-def check() -> None:
+def check_installed() -> None:
     """See that the extra is there, before any work is done.
 
     Raises:
@@ -49,7 +49,7 @@ def check() -> None:
         ) from error
 
 
-def registry(run: Run, changes: Changes | None = None) -> Any:
+def build_registry(run: Run, changes: Changes | None = None) -> Any:
     """A registry of prometheus_client with the figures of a run.
 
     Args:
@@ -74,7 +74,7 @@ def registry(run: Run, changes: Changes | None = None) -> Any:
     if (rate := run["this_run"]["photos_per_second"]) is not None:
         gauge("photos_per_second", "Photos of the newest run by the time of its shards.").set(rate)
     gauge("duration_seconds", "The newest run, from the command to the last file.").set(run["seconds"])
-    _of_models(run, changes, made)
+    _add_model_gauges(run, changes, made)
     if changes and changes.embeddings:
         shift = gauge("embedding_shift", "Distance of the mean embeddings since the run before.")
         shift.set(changes.embeddings.value)
@@ -82,7 +82,7 @@ def registry(run: Run, changes: Changes | None = None) -> Any:
     return made
 
 
-def _of_models(run: Run, changes: Changes | None, made: Any) -> None:
+def _add_model_gauges(run: Run, changes: Changes | None, made: Any) -> None:
     from prometheus_client import Gauge
 
     labels = ("model", "version")

@@ -37,7 +37,7 @@ class Plan:
 
 
 @dataclass
-class Job:
+class RunPlanner:
     """What a run does with its output, from planning to the last check; nothing of it grows with the photos.
 
     Attributes:

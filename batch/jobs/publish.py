@@ -12,7 +12,7 @@ from batch.output.run_diff import Run
 from batch.output.run_record import Summary
 
 
-class Told(Protocol):
+class RunArtifacts(Protocol):
     """What the user wants to be told, of the settings of a run."""
 
     @property
@@ -28,17 +28,19 @@ class Told(Protocol):
         """Address of a Pushgateway, or ""."""
 
 
-def check(settings: Told) -> None:
+def check_dependencies(settings: RunArtifacts) -> None:
     """See that what is wanted can be had, before any work is done.
 
     Raises:
         InputError: it needs an extra.
     """
     if settings.metrics_textfile or settings.metrics_push:
-        metrics.check()
+        metrics.check_installed()
 
 
-def tell(run: dict[str, Any], summary: Summary, place: Output, settings: Told, before: Run | None) -> None:
+def publish_run(
+    run: dict[str, Any], summary: Summary, place: Output, settings: RunArtifacts, before: Run | None
+) -> None:
     """Hold a run against the one before it, and write everything.
 
     Args:
@@ -57,7 +59,7 @@ def tell(run: dict[str, Any], summary: Summary, place: Output, settings: Told, b
         report.write(place.report_file, run, summary.total.examples, found)
     run_record.write_run(run, place)
     if settings.metrics_textfile or settings.metrics_push:
-        made = metrics.registry(run, found)
+        made = metrics.build_registry(run, found)
         if settings.metrics_textfile:
             metrics.write_textfile(settings.metrics_textfile, made)
         if settings.metrics_push:

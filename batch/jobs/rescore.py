@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from batch.embeddings import EmbeddingStore, default_root, layout
 from batch.jobs import publish
-from batch.jobs.score import about_model, read_models
+from batch.jobs.score import describe_model, read_models
 from batch.monitoring import sample_photos
 from batch.monitoring.stats import Meter, Progress, Stats
 from batch.output import dataset as output
@@ -31,7 +31,7 @@ from batch.output.previous_scores import Earlier, Piece
 from batch.output.run_record import Summary
 from batch.output.schema import STATUSES, USABLE, About, codes_of, counted, scores_table
 from batch.scoring import head_runner, shard
-from batch.scoring.head_runner import Run
+from batch.scoring.head_runner import SignatureFunction
 from batch.shards import scored_index
 from serving import contract
 from serving.bundle import Bundle
@@ -101,10 +101,10 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
         OutputError: the output cannot be written, or holds something else.
     """
     started, start = datetime.now(UTC), perf_counter()
-    publish.check(settings)
+    publish.check_dependencies(settings)
     run_id = output.check_run_id(settings.run_id or started.date().isoformat())
     bundles = read_models(settings.model)
-    models = [about_model(model) for model in bundles]
+    models = [describe_model(model) for model in bundles]
     place = Output(files.absolute(settings.output), settings.partition_by)
     earlier = Earlier(settings.scores)
     if earlier.directory in (place.directory, place.scores):
@@ -145,7 +145,7 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
         described["embedding_store"] = settings.store_root
         about = run_record.describe(summary, started=started, models=models, settings=described)
         before = run_diff.previous(place, run_id) or _of_scores(scores)
-        publish.tell(about, summary, place, settings, before)
+        publish.publish_run(about, summary, place, settings, before)
     return summary
 
 
@@ -203,7 +203,7 @@ class _Run:
     _missing: list[str] = field(default_factory=list)
     _kept: set[str] = field(default_factory=set)
     _seen: set[str] = field(default_factory=set)
-    _heads: list[Run] = field(default_factory=list)
+    _heads: list[SignatureFunction] = field(default_factory=list)
 
     def open(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
         """The pieces that are not finished; the others are counted."""
@@ -360,7 +360,7 @@ class _Answers:
         self._scores = [np.zeros((len(wanted), k), np.float32) for k in sizes]
         self._label = [np.full(len(wanted), -1, np.int32) for _ in sizes]
 
-    def fill(self, store: EmbeddingStore, heads: Sequence[Run]) -> None:
+    def fill(self, store: EmbeddingStore, heads: Sequence[SignatureFunction]) -> None:
         """Have the heads look at every row that the store has, on all cores."""
         waiting: deque[Future[None]] = deque()
         with ThreadPoolExecutor(cores(), "head") as pool:
@@ -372,7 +372,11 @@ class _Answers:
                 waiting.popleft().result()
 
     def _take(
-        self, positions: NDArray[np.int64], content: pa.Table, dimension: int, heads: Sequence[Run]
+        self,
+        positions: NDArray[np.int64],
+        content: pa.Table,
+        dimension: int,
+        heads: Sequence[SignatureFunction],
     ) -> None:
         import pyarrow.compute as pc
 
@@ -388,7 +392,7 @@ class _Answers:
             self._details.update(zip(positions[rows].tolist(), said.take(rows).to_pylist(), strict=True))
         vectors = layout.vectors(content, dimension)
         for number, (run, about) in enumerate(zip(heads, self._bundles, strict=True)):
-            decisions = head_runner.decide(run, about, vectors, USABLE[codes])
+            decisions = head_runner.classify_embeddings(run, about, vectors, USABLE[codes])
             self._top[number][positions] = decisions.top
             self._scores[number][positions] = decisions.scores
             self._label[number][positions] = decisions.label

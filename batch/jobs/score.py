@@ -20,7 +20,7 @@ from batch.inputs.listing import Photo
 from batch.inputs.passthrough import Columns
 from batch.inputs.sources import Source
 from batch.jobs import publish
-from batch.jobs.planner import Job, complete, incomplete
+from batch.jobs.planner import RunPlanner, complete, incomplete
 from batch.monitoring.stats import Meter, Progress, Stats
 from batch.output import dataset as output
 from batch.output import run_diff, run_record, schema
@@ -28,7 +28,7 @@ from batch.output.dataset import Output
 from batch.output.run_record import Summary
 from batch.scoring import remote_backbone
 from batch.scoring.shard import model_key
-from batch.scoring.worker import Scores, Task
+from batch.scoring.worker import ScoresTarget, ShardWorker
 from batch.shards import shard
 from batch.shards.partition import EVERY, Share
 from batch.shards.shard import Entry, PlanWriter
@@ -119,13 +119,13 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
     beam_args = check_beam_args(settings.beam_args)
     if settings.only_new and settings.overwrite:
         raise InputError("--only_new keeps what --overwrite removes.", remedy="Give one of the two.")
-    publish.check(settings)
+    publish.check_dependencies(settings)
     run_id = output.check_run_id(settings.run_id or started.date().isoformat())
     bundles = read_models(settings.model)
-    models = [about_model(model) for model in bundles]
+    models = [describe_model(model) for model in bundles]
     place = Output(files.absolute(settings.output), settings.partition_by)
     source = Source(settings.photos, settings.manifest, settings.uri_column, _reserved(settings.partition_by))
-    job = Job(
+    job = RunPlanner(
         place,
         run_id,
         source,
@@ -137,13 +137,13 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
     job.check()
     files.check_writable(settings.store_root)
     if settings.server:
-        remote_backbone.find(settings.server, bundles)
+        remote_backbone.resolve_version(settings.server, bundles)
     with lock.held(place.work):
         job.check()  # again, now that nobody else changes it
         open_shards = job.plan(settings.shard_size, progress)
         digests = tuple(model["digest"] for model in models)
-        scores = Scores(place, run_id, started, digests)
-        task = Task(
+        scores = ScoresTarget(place, run_id, started, digests)
+        task = ShardWorker(
             tuple(str(model.path) for model in bundles),
             settings.store_root,
             place.plan,
@@ -169,7 +169,7 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
             price_per_hour=settings.price_per_hour,
         )
         run = run_record.describe(summary, started=started, models=models, settings=_described(settings))
-        publish.tell(run, summary, place, settings, run_diff.previous(place, run_id))
+        publish.publish_run(run, summary, place, settings, run_diff.previous(place, run_id))
         shard.remove_plan(place.plan)
     return summary
 
@@ -224,7 +224,7 @@ def _embed_open(
     files.check_writable(store.directory)
     # A name of its own, since two runs may embed the same photos at once.
     plan = files.join(store.directory, f"_plan-{secrets.token_hex(8)}")
-    task = Task((str(model.path),), store.root, plan)
+    task = ShardWorker((str(model.path),), store.root, plan)
     try:
         with PlanWriter(plan) as writer:
             for piece in shard.plan(entries, shard_size, {}):
@@ -232,7 +232,7 @@ def _embed_open(
         runner.run(writer.path, task, meter, beam_args)
         total = Stats()
         for planned in shard.planned(writer.path):
-            stats = task.finished(planned.id)
+            stats = task.finished_stats(planned.id)
             if stats is None or not complete(planned, stats):
                 raise incomplete(planned)
             total += stats
@@ -277,7 +277,7 @@ def read_models(paths: Sequence[Path]) -> list[Bundle]:
     return bundles
 
 
-def about_model(model: Bundle) -> dict[str, Any]:
+def describe_model(model: Bundle) -> dict[str, Any]:
     """Name and version of a model, and a digest of what its answers depend on."""
     metadata = model.metadata
     rules = [metadata.fingerprint, metadata.labels, metadata.calibration, metadata.top_k]

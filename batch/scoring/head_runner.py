@@ -13,15 +13,15 @@ from serving import contract
 from serving.bundle import Bundle
 from serving.contract import Decisions
 
-BLOCK = 1024
+BLOCK_ROWS = 1024
 """Embeddings a call. Products of another number of rows are summed in another order, and differ in the
 last bit; with one number for all a photo's scores do not depend on what it is scored together with."""
 
 
-Run = Callable[[Mapping[str, Any]], Mapping[str, NDArray[Any]]]
+SignatureFunction = Callable[[Mapping[str, Any]], Mapping[str, NDArray[Any]]]
 
 
-class Head:
+class HeadRunner:
     """The head of a bundle, loaded without its backbone when it is first needed.
 
     Args:
@@ -32,7 +32,7 @@ class Head:
         self.bundle = bundle
 
     @cached_property
-    def run(self) -> Run:
+    def run(self) -> SignatureFunction:
         """Signature `classify_embedding`: inputs by name to outputs by name.
 
         Raises:
@@ -44,11 +44,13 @@ class Head:
         # Before the session, since TensorFlow's pools are made once a process, and the backbone needs them.
         runtime.one_thread_an_op(runtime.cores())
         run = single_signature.load(self.bundle.path, contract.CLASSIFY_EMBEDDING)
-        run({contract.EMBEDDING: np.zeros((BLOCK, self.bundle.metadata.dimension), np.float32)})
+        run({contract.EMBEDDING: np.zeros((BLOCK_ROWS, self.bundle.metadata.dimension), np.float32)})
         return run
 
 
-def decide(run: Run, about: Bundle, vectors: NDArray[np.float16], usable: NDArray[np.bool_]) -> Decisions:
+def classify_embeddings(
+    run: SignatureFunction, about: Bundle, vectors: NDArray[np.float16], usable: NDArray[np.bool_]
+) -> Decisions:
     """What the model says of stored embeddings, from any number of threads.
 
     Args:
@@ -61,9 +63,9 @@ def decide(run: Run, about: Bundle, vectors: NDArray[np.float16], usable: NDArra
     rows = np.flatnonzero(usable)
     probabilities = np.zeros((len(usable), len(metadata.labels)), np.float32)
     known = np.ones(len(usable), bool)
-    for start in range(0, len(rows), BLOCK):
-        chosen = rows[start : start + BLOCK]
-        block = np.zeros((BLOCK, vectors.shape[1]), np.float32)
+    for start in range(0, len(rows), BLOCK_ROWS):
+        chosen = rows[start : start + BLOCK_ROWS]
+        block = np.zeros((BLOCK_ROWS, vectors.shape[1]), np.float32)
         block[: len(chosen)] = vectors[chosen]
         outputs = run({contract.EMBEDDING: block})
         probabilities[chosen] = outputs[contract.PROBABILITIES][: len(chosen)]

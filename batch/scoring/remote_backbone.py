@@ -22,24 +22,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch.scoring import head_runner
-from batch.scoring.head_runner import Head
+from batch.scoring.head_runner import HeadRunner
 from batch.scoring.shard import UNANSWERED
 from serving import contract
 from serving.bundle import Bundle
 from serving.client import Client, ClientConfig, Embedding, Retry
 from serving.errors import BundleError, ModelNotFound, ServerError
 
-PATIENT = Retry(attempts=1 << 30, first=0.2, most=10.0)
+RETRY_UNTIL_TIMEOUT = Retry(attempts=1 << 30, first=0.2, most=10.0)
 """For as long as the timeout of a request allows; some six times a minute at last."""
 
-START_SECONDS = 10.0
+FIRST_RESPONSE_SECONDS = 10.0
 """For the first answer of a server, at most: nobody is to wait for an address that is wrong."""
 
-ROWS = 32
+ROWS_PER_OUTPUT = 32
 """Photos in one output."""
 
 PROBES = 64
-_ACTIVE = 8
+_NONZERO_PER_PROBE = 8
 _TOLERANCE = 2e-3
 """Between probabilities of one head on processors of two kinds; a GPU multiplies with 11 bits."""
 
@@ -70,7 +70,7 @@ class RemoteBackbone:
         assert (signature, input_name) == (contract.EMBED, contract.IMAGE_BYTES)
         try:
             with closing(self._client.iembed(items)) as answers:
-                while some := [embedding for _, embedding in islice(answers, ROWS)]:
+                while some := [embedding for _, embedding in islice(answers, ROWS_PER_OUTPUT)]:
                     yield self._outputs(some)
         except ServerError as error:
             error.remedy += " Then run the same command again: what is finished is kept."
@@ -86,7 +86,7 @@ class RemoteBackbone:
         }
 
 
-def find(server: ClientConfig, bundles: Sequence[Bundle]) -> ClientConfig:
+def resolve_version(server: ClientConfig, bundles: Sequence[Bundle]) -> ClientConfig:
     """The same server with the name and the number of the version that is to be asked; no TensorFlow.
 
     Args:
@@ -101,7 +101,7 @@ def find(server: ClientConfig, bundles: Sequence[Bundle]) -> ClientConfig:
     asked = replace(
         server,
         model=server.model or newest.name,
-        timeout=min(server.timeout, START_SECONDS),
+        timeout=min(server.timeout, FIRST_RESPONSE_SECONDS),
     )
     by_bundle = server.version is None and server.label is None and newest.version > 0
     if by_bundle:
@@ -141,35 +141,35 @@ def _check_signatures(signatures: Any, model: Bundle, where: str) -> None:
             )
 
 
-def connect(server: ClientConfig, heads: Sequence[Head]) -> RemoteBackbone:
+def connect(server: ClientConfig, heads: Sequence[HeadRunner]) -> RemoteBackbone:
     """The backbone there, after a look at whether it is that of the heads.
 
     Raises:
         ServerError: nothing answers there, or there is no such model or version.
         BundleError: it is another model.
     """
-    found = find(server, [one.bundle for one in heads])
-    client = found.client(convert=False, retry=PATIENT)
+    found = resolve_version(server, [one.bundle for one in heads])
+    client = found.client(convert=False, retry=RETRY_UNTIL_TIMEOUT)
     try:
-        check_same(client, heads)
+        verify_head(client, heads)
     except BaseException:
         client.close()
         raise
     return RemoteBackbone(client, heads[0].bundle.metadata.dimension)
 
 
-def check_same(client: Client, heads: Sequence[Head]) -> None:
+def verify_head(client: Client, heads: Sequence[HeadRunner]) -> None:
     """Make sure that the model of one of the heads answers.
 
     Raises:
         ServerError: nothing answers.
         BundleError: it is another model.
     """
-    embeddings = probes(heads[0].bundle.metadata.dimension)
+    embeddings = probe_embeddings(heads[0].bundle.metadata.dimension)
     inputs = {contract.EMBEDDING: embeddings}
     there = client.run(contract.CLASSIFY_EMBEDDING, inputs).get(contract.PROBABILITIES)
     for one in heads:
-        block = np.zeros((head_runner.BLOCK, embeddings.shape[1]), np.float32)
+        block = np.zeros((head_runner.BLOCK_ROWS, embeddings.shape[1]), np.float32)
         block[:PROBES] = embeddings
         here = one.run({contract.EMBEDDING: block})[contract.PROBABILITIES][:PROBES]
         if there is not None and there.shape == here.shape and np.allclose(there, here, 0, _TOLERANCE):
@@ -182,7 +182,7 @@ def check_same(client: Client, heads: Sequence[Head]) -> None:
     )
 
 
-def probes(dimension: int) -> NDArray[np.float32]:
+def probe_embeddings(dimension: int) -> NDArray[np.float32]:
     """Embeddings that tell heads apart: few numbers in each are not 0, so that single weights show.
 
     Returns:
@@ -191,6 +191,6 @@ def probes(dimension: int) -> NDArray[np.float32]:
     generator = np.random.default_rng(0)
     found = np.zeros((PROBES, dimension), np.float32)
     for row in found:
-        at = generator.choice(dimension, min(_ACTIVE, dimension), replace=False)
+        at = generator.choice(dimension, min(_NONZERO_PER_PROBE, dimension), replace=False)
         row[at] = generator.uniform(0.5, 2.0, len(at))
     return found

@@ -26,8 +26,8 @@ from batch.monitoring.drift import Moments
 from batch.monitoring.stats import Meter, Stats
 from batch.output import schema
 from batch.output.schema import About
-from batch.scoring import head_runner as head
-from batch.scoring.head_runner import Head
+from batch.scoring import head_runner
+from batch.scoring.head_runner import HeadRunner
 from batch.scoring.prefetch import Read, Reader
 from batch.shards.shard import Shard
 from serving import contract
@@ -58,7 +58,7 @@ class Backbone(Protocol):
 
 
 @dataclass(frozen=True)
-class Refused:
+class UnstoredRejection:
     """A photo that never reached the model, for a reason that is not kept.
 
     Attributes:
@@ -71,7 +71,7 @@ class Refused:
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedPhotos:
     """The photos of a shard with what the model made of them.
 
     Attributes:
@@ -81,11 +81,11 @@ class Embedded:
     """
 
     shas: Mapping[Photo, bytes]
-    refusals: Mapping[Photo, Refused]
+    refusals: Mapping[Photo, UnstoredRejection]
     rows: Embeddings
 
 
-class Worker:
+class ModelResources:
     """What the shards of a process share for one model: its head, the backbone and the store.
 
     Args:
@@ -97,7 +97,7 @@ class Worker:
     """
 
     def __init__(
-        self, head: Head, store: EmbeddingStore, meter: Meter, connect: Callable[[], Backbone]
+        self, head: HeadRunner, store: EmbeddingStore, meter: Meter, connect: Callable[[], Backbone]
     ) -> None:
         self.head = head
         self.store = store
@@ -116,7 +116,7 @@ class Worker:
         return self._connect()
 
 
-def embed_shard(shard: Shard, worker: Worker) -> Stats:
+def embed_shard(shard: Shard, worker: ModelResources) -> Stats:
     """Bring the embeddings of a shard's photos into the store.
 
     Raises:
@@ -129,7 +129,9 @@ def embed_shard(shard: Shard, worker: Worker) -> Stats:
     return stats
 
 
-def score_shard(shard: Shard, workers: Sequence[Worker], scored_at: datetime) -> tuple[pa.Table, Stats]:
+def score_shard(
+    shard: Shard, workers: Sequence[ModelResources], scored_at: datetime
+) -> tuple[pa.Table, Stats]:
     """Score a shard's photos with one or several models of one backbone.
 
     Args:
@@ -155,9 +157,9 @@ def score_shard(shard: Shard, workers: Sequence[Worker], scored_at: datetime) ->
         with stats.timed(START):  # what loading takes is no work on photos
             run = worker.head.run
         with stats.timed("classify"):
-            said = head.decide(run, worker.bundle, embedded.rows.vectors, usable)
+            said = head_runner.classify_embeddings(run, worker.bundle, embedded.rows.vectors, usable)
         with stats.timed("rows"):
-            wanted, columns = of_model(shard, number)
+            wanted, columns = select_for_model(shard, number)
             about, decisions = _about(wanted, columns, embedded, row_of, said)
             rows_of = schema.scores_table(about, decisions, worker.bundle, scored_at)
         tables[model_key(worker.bundle)] = rows_of
@@ -176,7 +178,7 @@ def model_key(about: Bundle) -> str:
     return f"{about.name}/{about.version}"
 
 
-def of_model(shard: Shard, number: int) -> tuple[Sequence[Photo], pa.Table | None]:
+def select_for_model(shard: Shard, number: int) -> tuple[Sequence[Photo], pa.Table | None]:
     """The photos that are to be scored with a model, and what passes through to their rows."""
     if shard.wanted is None:
         return shard.photos, shard.columns
@@ -185,7 +187,7 @@ def of_model(shard: Shard, number: int) -> tuple[Sequence[Photo], pa.Table | Non
     return [shard.photos[row] for row in chosen], columns
 
 
-def _embed(shard: Shard, worker: Worker, stats: Stats) -> Embedded:
+def _embed(shard: Shard, worker: ModelResources, stats: Stats) -> EmbeddedPhotos:
     """`embed_photos`, its statuses counted."""
     embedded = embed_photos(shard.photos, worker, stats)
     rows = embedded.rows.rows()
@@ -199,7 +201,7 @@ def _finish(stats: Stats, elapsed: float) -> None:
     stats.core_seconds = stats.elapsed * cores()
 
 
-def embed_photos(wanted: Sequence[Photo], worker: Worker, stats: Stats) -> Embedded:
+def embed_photos(wanted: Sequence[Photo], worker: ModelResources, stats: Stats) -> EmbeddedPhotos:
     """Embed what the store does not have, keep it there, and give everything back.
 
     What was answered is kept also where the model, or its server, fails in the middle.
@@ -210,7 +212,7 @@ def embed_photos(wanted: Sequence[Photo], worker: Worker, stats: Stats) -> Embed
     """
     store = worker.store
     shas: dict[Photo, bytes] = {}
-    refusals: dict[Photo, Refused] = {}
+    refusals: dict[Photo, UnstoredRejection] = {}
     for attempt in range(2):  # a torn file may show itself only when its rows are read
         with stats.timed("store"):
             known = store.known(wanted)
@@ -236,7 +238,7 @@ def embed_photos(wanted: Sequence[Photo], worker: Worker, stats: Stats) -> Embed
             rows = store.get(shas.values()).sorted()
         if len(rows.shas) == len(set(shas.values())):
             stats.reused = len(shas) - stats.embedded
-            return Embedded(shas, refusals, rows)
+            return EmbeddedPhotos(shas, refusals, rows)
     raise OutputError(
         f"The embedding store {store.directory} does not give back what was written to it.",
         remedy="Check its disk, or give another place with --embedding_store.",
@@ -253,15 +255,15 @@ class _Fresh:
         refusals: photos with a reason that is not kept.
     """
 
-    worker: Worker
+    worker: ModelResources
     meter: Meter
-    refusals: dict[Photo, Refused] = field(default_factory=dict)
+    refusals: dict[Photo, UnstoredRejection] = field(default_factory=dict)
     _shas: dict[Photo, bytes] = field(default_factory=dict)
     _sent: list[Read] = field(default_factory=list)
     _hopeless: list[Read] = field(default_factory=list)
     _outputs: list[Mapping[str, NDArray[Any]]] = field(default_factory=list)
     _statuses: list[Status] = field(default_factory=list)
-    _unanswered: dict[bytes, Refused] = field(default_factory=dict)
+    _unanswered: dict[bytes, UnstoredRejection] = field(default_factory=dict)
 
     def embed(self, todo: Sequence[Photo], stats: Stats) -> None:
         """Read photos and run the model on each content that is new, reading ahead of it."""
@@ -283,7 +285,7 @@ class _Fresh:
             for stage, seconds in read.seconds.items():
                 stats.add_seconds(stage, seconds)
             if isinstance(read.image, PhotoRejection) and (read.sha is None or not read.image.lasting):
-                self.refusals[photo] = Refused(read.image, read.sha)
+                self.refusals[photo] = UnstoredRejection(read.image, read.sha)
                 self.meter.add(1, 1)
                 continue
             assert read.sha is not None
@@ -304,7 +306,7 @@ class _Fresh:
         answered = self._sent[len(self._statuses) :]
         for read, status, why in zip(answered, statuses, output.get(UNANSWERED, ()), strict=False):
             if why is not None and read.sha is not None:
-                self._unanswered[read.sha] = Refused(PhotoRejection(status, why), read.sha)
+                self._unanswered[read.sha] = UnstoredRejection(PhotoRejection(status, why), read.sha)
         self._outputs.append(output)
         self._statuses += statuses
         self.meter.add(len(statuses), sum(not status.usable for status in statuses))
@@ -349,7 +351,7 @@ class _Fresh:
 def _about(
     wanted: Sequence[Photo],
     columns: pa.Table | None,
-    embedded: Embedded,
+    embedded: EmbeddedPhotos,
     row_of: Mapping[bytes, int],
     said: Decisions,
 ) -> tuple[About, Decisions]:

@@ -13,8 +13,8 @@ from batch.embeddings import EmbeddingStore
 from batch.monitoring.stats import Meter, Stats
 from batch.output.dataset import Output, Scored
 from batch.scoring import remote_backbone
-from batch.scoring.head_runner import Head
-from batch.scoring.shard import Backbone, Worker, embed_shard, of_model, score_shard
+from batch.scoring.head_runner import HeadRunner
+from batch.scoring.shard import Backbone, ModelResources, embed_shard, score_shard, select_for_model
 from batch.shards import scored_index
 from batch.shards.shard import Planned, Shard
 from serving import bundle, contract
@@ -30,7 +30,7 @@ _STATS = ".stats.json"
 
 
 @dataclass(frozen=True)
-class Scores:
+class ScoresTarget:
     """Where rows go, and what they say of their run.
 
     Attributes:
@@ -47,7 +47,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Task:
+class ShardWorker:
     """What is to be done with shards; it travels to every worker, so it is small.
 
     Attributes:
@@ -61,16 +61,16 @@ class Task:
     models: tuple[str, ...]
     store: str
     plan: str
-    scores: Scores | None = None
+    scores: ScoresTarget | None = None
     server: ClientConfig | None = None
 
-    def workers(self, meter: Meter) -> list[Worker]:
+    def load_models(self, meter: Meter) -> list[ModelResources]:
         """The models of this process, one store and one backbone between them."""
-        heads = [Head(bundle.read(Path(model))) for model in self.models]
+        heads = [HeadRunner(bundle.read(Path(model))) for model in self.models]
         metadata = heads[0].bundle.metadata
         store = EmbeddingStore(self.store, metadata.fingerprint, metadata.dimension)
         connect = partial(remote_backbone.connect, self.server, heads) if self.server else self._load
-        return [Worker(head, store, meter, connect) for head in heads]
+        return [ModelResources(head, store, meter, connect) for head in heads]
 
     def _load(self) -> Backbone:
         from serving import runtime
@@ -79,16 +79,16 @@ class Task:
         model.run(contract.EMBED, {contract.IMAGE_BYTES: [b""]})  # so that the first photo does not wait
         return model
 
-    def run(self, planned: Planned, workers: Sequence[Worker]) -> Stats:
+    def process(self, planned: Planned, models: Sequence[ModelResources]) -> Stats:
         """Do it; a shard that is finished, as after a retry of its element, is not done again."""
-        if (stats := self.finished(planned.id)) is not None:
+        if (stats := self.finished_stats(planned.id)) is not None:
             return stats
         shard = planned.shard()
         if self.scores is None:
-            stats = embed_shard(shard, workers[0])
+            stats = embed_shard(shard, models[0])
             files.write(self._stats_file(shard.id), stats.to_json().encode())
             return stats
-        table, stats = score_shard(shard, workers, self.scores.started)
+        table, stats = score_shard(shard, models, self.scores.started)
         with stats.timed("write"):  # told to Beam alone: what is written cannot say how long that took
             self.scores.output.commit(
                 shard.id,
@@ -100,7 +100,7 @@ class Task:
             )
         return stats
 
-    def finished(self, shard_id: str) -> Stats | None:
+    def finished_stats(self, shard_id: str) -> Stats | None:
         """The figures of a shard that this run has done; None where it has not."""
         if self.scores is not None:
             record = self.scores.output.record(shard_id, self.scores.run_id)
@@ -110,7 +110,7 @@ class Task:
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
-    def finished_shards(self) -> set[str]:
+    def list_finished(self) -> set[str]:
         """The ids of those that this run has done, by the names of what they leave behind."""
         if self.scores is not None:
             run_id, records = self.scores.run_id, self.scores.output.records()
@@ -128,7 +128,7 @@ def _scored(shard: Shard, table: pa.Table, models: Iterable[str]) -> dict[str, S
     lost = {uri for uri, status in statuses if status in (Status.UNREADABLE, Status.FAILED)}
     found = {}
     for number, model in enumerate(models):
-        photos, _ = of_model(shard, number)
+        photos, _ = select_for_model(shard, number)
         found[model] = Scored(
             [scored_index.key(photo) for photo in photos if photo.uri not in lost],
             [scored_index.key(photo) for photo in photos if photo.uri in lost],

@@ -63,11 +63,11 @@ def plan(manifest: str, output: str, shard_size: int) -> int:
 
 def _job(manifest: str, output: str, digest: str) -> Any:
     from batch.inputs.sources import Source
-    from batch.jobs.planner import Job
+    from batch.jobs.planner import RunPlanner
     from batch.output.dataset import Output
 
     models = [{"name": "food", "version": 1, "digest": digest, "fingerprint": "f"}]
-    return Job(Output(output), "bench", Source(manifest=manifest), models)
+    return RunPlanner(Output(output), "bench", Source(manifest=manifest), models)
 
 
 def bundle(path: str) -> int:
@@ -83,15 +83,15 @@ def finish(manifest: str, output: str, model: str) -> int:
     import pyarrow as pa
 
     from batch.inputs.sources import Source
-    from batch.jobs.planner import Job
-    from batch.jobs.score import about_model, read_models
+    from batch.jobs.planner import RunPlanner
+    from batch.jobs.score import describe_model, read_models
     from batch.monitoring.drift import Counts
     from batch.monitoring.stats import Stats
     from batch.output.dataset import Output
     from batch.shards import shard as shards
 
     [bundle] = read_models([Path(model)])
-    job = Job(Output(output), "before", Source(manifest=manifest), [about_model(bundle)])
+    job = RunPlanner(Output(output), "before", Source(manifest=manifest), [describe_model(bundle)])
     job.check()
     planned = job.plan(shards.DEFAULT_SIZE)
     for line in shards.planned(planned.path):

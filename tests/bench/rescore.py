@@ -143,15 +143,15 @@ def head_alone(model: Any, rows: int = 32768) -> tuple[float, float, float]:
     vectors, usable = vectors.astype(np.float16), np.ones(rows, bool)
     start = time.perf_counter()
     run = single_signature.load(model.path, contract.CLASSIFY_EMBEDDING, threads=1)
-    head_runner.decide(run, model, vectors[:1], usable[:1])
+    head_runner.classify_embeddings(run, model, vectors[:1], usable[:1])
     load = time.perf_counter() - start
     start = time.perf_counter()
-    head_runner.decide(run, model, vectors, usable)
+    head_runner.classify_embeddings(run, model, vectors, usable)
     served = time.perf_counter() - start
     weights, _ = bundle.load_head(model.path / contract.HEAD_FILE)
     start = time.perf_counter()
-    for first in range(0, rows, head_runner.BLOCK):
-        weights.probabilities(vectors[first : first + head_runner.BLOCK].astype(np.float32))
+    for first in range(0, rows, head_runner.BLOCK_ROWS):
+        weights.probabilities(vectors[first : first + head_runner.BLOCK_ROWS].astype(np.float32))
     return load, served / rows * 1e6, (time.perf_counter() - start) / rows * 1e6
 
 

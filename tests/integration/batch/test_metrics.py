@@ -52,7 +52,7 @@ def test_a_push_replaces_the_last_and_its_failure_is_a_warning(
 ) -> None:
     url = f"http://127.0.0.1:{gateway.server_port}"
     with caplog.at_level(logging.WARNING):
-        metrics.push(url, metrics.registry(run_of({"apple": 5})))
+        metrics.push(url, metrics.build_registry(run_of({"apple": 5})))
     ((command, path, body),) = gateway.got
     assert (command, path) == ("PUT", "/metrics/job/hubhead_score")
     assert values(body)[("photos",)] == 12
@@ -64,8 +64,8 @@ def test_a_push_replaces_the_last_and_its_failure_is_a_warning(
 
 def test_nobody_there_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        metrics.push("http://127.0.0.1:9", metrics.registry(run_of({"apple": 5})))
-        metrics.push("no address", metrics.registry(run_of({"apple": 5})))
+        metrics.push("http://127.0.0.1:9", metrics.build_registry(run_of({"apple": 5})))
+        metrics.push("no address", metrics.build_registry(run_of({"apple": 5})))
     assert len(caplog.records) == 2
 
 
@@ -87,7 +87,7 @@ def test_beam_is_told_of_every_stage() -> None:
         elapsed=12.0,
     )
     pipeline = beam.Pipeline(runner="FnApiRunner")
-    _ = pipeline | beam.Create([0, 1]) | beam.Map(lambda _: runner._record(stats))
+    _ = pipeline | beam.Create([0, 1]) | beam.Map(lambda _: runner._record_metrics(stats))
     result = pipeline.run()
     result.wait_until_finish()
     told = result.metrics().query(beam.metrics.MetricsFilter().with_namespace("hubhead"))

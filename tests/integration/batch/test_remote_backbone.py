@@ -151,7 +151,9 @@ def worker(model: Path, tmp_path: Path) -> Callable[..., ModelResources]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_backbone, "RETRY_UNTIL_TIMEOUT", Retry(attempts=1 << 30, first=0.01, most=0.05))
+    monkeypatch.setattr(
+        remote_backbone, "RETRY_UNTIL_TIMEOUT", Retry(attempts=1 << 30, first=0.01, most=0.05)
+    )
 
 
 def embedded(shard: Shard, worker: ModelResources) -> tuple[EmbeddedPhotos, Stats]:

@@ -26,7 +26,7 @@ from batch.jobs.rescore import RescoreSettings
 from batch.jobs.score import ScoreSettings
 from batch.monitoring.stats import Stats
 from batch.output.dataset import Output
-from batch.scoring.worker import Scores, Task
+from batch.scoring.worker import ScoresTarget, ShardWorker
 from batch.shards import scored_index, shard
 from batch.shards.partition import Share
 from batch.shards.scored_index import Known, without_known
@@ -255,11 +255,11 @@ class TestTakingOver:
         with PlanWriter(output.plan) as writer:
             writer.add(piece.shard(Columns()))
         [planned] = shard.planned(writer.path)
-        scores = Scores(output, "night", datetime.now(UTC), ("digest",))
-        task = Task(("nowhere",), str(tmp_path / "store"), output.plan, scores)
+        scores = ScoresTarget(output, "night", datetime.now(UTC), ("digest",))
+        task = ShardWorker(("nowhere",), str(tmp_path / "store"), output.plan, scores)
         table = pa.table({"uri": ["/a.jpg"]})
         output.commit(planned.id, "night", table, Stats(photos=1, rows=1), {}, date="2026-05-31")
-        assert task.run(planned, workers=[]).to_json() == Stats(photos=1, rows=1).to_json()
+        assert task.process(planned, models=[]).to_json() == Stats(photos=1, rows=1).to_json()
 
 
 @pytest.mark.parametrize("wrong", ["", "a/b", ".hidden", "x" * 65, "a~b"])

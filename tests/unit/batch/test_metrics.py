@@ -17,7 +17,7 @@ from tests.support.metrics import run_of, values
 def test_the_textfile_has_what_the_docs_name(tmp_path: Path) -> None:
     run = run_of({"apple": 60, "bread": 33})
     found = between(run, {**run_of({"apple": 30, "bread": 63}), "run_id": "a"})
-    metrics.write_textfile(str(tmp_path / "deep" / "score.prom"), metrics.registry(run, found))
+    metrics.write_textfile(str(tmp_path / "deep" / "score.prom"), metrics.build_registry(run, found))
     (path,) = (tmp_path / "deep").iterdir()
     told = values(path.read_text())
     assert told[("photos",)] == told[("worked_photos",)] == 100
@@ -40,7 +40,7 @@ def test_the_textfile_has_what_the_docs_name(tmp_path: Path) -> None:
 def test_a_first_run_and_one_with_nothing_to_do_have_fewer() -> None:
     from prometheus_client import generate_latest
 
-    told = values(generate_latest(metrics.registry(run_of({}) | {"this_run": NOTHING})).decode())
+    told = values(generate_latest(metrics.build_registry(run_of({}) | {"this_run": NOTHING})).decode())
     assert ("photos_per_second",) not in told
     assert ("embedding_shift",) not in told
     assert told[("worked_photos",)] == 0
@@ -54,7 +54,7 @@ def test_a_place_that_cannot_be_written_and_a_missing_extra_are_said(
 ) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputError):
-        metrics.write_textfile(str(tmp_path / "file" / "x.prom"), metrics.registry(run_of({})))
+        metrics.write_textfile(str(tmp_path / "file" / "x.prom"), metrics.build_registry(run_of({})))
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(InputError, match=r"hubhead\[metrics\]"):
-        metrics.check()
+        metrics.check_installed()
