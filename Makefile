@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test k8s-check lint bench bench-planning bench-job bench-decoding bench-head fuzz old-tensorflow lock check-resolve clean help bench-training bench-server
+.PHONY: demo test test-unit k8s-check lint bench bench-accuracy bench-planning bench-job bench-decoding bench-head fuzz old-tensorflow lock check-resolve clean help bench-training bench-server
 
 help: ## What there is to make
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
@@ -15,8 +15,11 @@ demo: $(VENV)/demo.stamp ## Train, export, score, serve and predict on real phot
 	$(BIN)/hubhead demo
 
 JOBS ?= 2
-test: $(VENV)/dev.stamp ## All tests, JOBS=2 files of them at once (each takes up to 7 GB)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+test: test-unit ## All tests, JOBS=2 files of them at once (each takes up to 7 GB)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/unit
+
+test-unit: $(VENV)/dev.stamp ## The tests that need no TensorFlow, no Beam, no sockets and no processes
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/unit
 
 k8s-check: $(VENV)/dev.stamp ## Build every overlay of k8s/ with kubectl and check it, without a cluster
 	HUBHEAD_REQUIRE_PROGRAMS=1 $(BIN)/python -m pytest tests/k8s
@@ -39,8 +42,12 @@ bench-server: $(VENV)/dev.stamp ## The local server beside serving.runtime and a
 bench-job: $(VENV)/dev.stamp ## The batch job from files to Parquet, beside a bare loop, tf.data and RunInference
 	$(BIN)/python -m tests.bench.job
 
-bench-decoding: $(VENV)/dev.stamp ## Decoding: speed, agreement (on Debian), memory, and accuracy by aspect
+bench-decoding: $(VENV)/dev.stamp ## Decoding: speed, agreement (on Debian), memory
 	$(BIN)/python -m tests.bench.decoding
+
+bench-accuracy: $(VENV)/dev.stamp ## Accuracy on the sample photos: heads, calibration, refusals, aspect of the preprocessing
+	$(BIN)/python -m tests.bench.heads
+	$(BIN)/python -m tests.bench.abstention
 	$(BIN)/python -m tests.bench.accuracy
 
 bench-head: $(VENV)/dev.stamp ## Fitting a head on 1,000 to 1,000,000 embeddings: seconds and memory
@@ -52,13 +59,13 @@ bench-training: $(VENV)/dev.stamp ## hubhead train as a whole, first and from th
 
 FUZZ ?= 20000
 fuzz: $(VENV)/dev.stamp ## Damaged photos and headers without end: FUZZ=20000 examples a property
-	HUBHEAD_FUZZ_EXAMPLES=$(FUZZ) $(BIN)/python -m pytest tests/test_graph.py tests/test_headers.py -k "damaged or bytes or plain or scans or sides"
+	HUBHEAD_FUZZ_EXAMPLES=$(FUZZ) $(BIN)/python -m pytest tests/integration/trainer/test_preprocessing.py tests/integration/trainer/test_image_headers.py -k "damaged or bytes or plain or scans or sides"
 
 OLD_TENSORFLOW ?= 2.19.1
 old-tensorflow: $(VENV)/dev.stamp ## A bundle under OLD_TENSORFLOW=2.19.1, in an environment of its own
 	test -x build/tensorflow-$(OLD_TENSORFLOW)/bin/python || $(PYTHON) -m venv build/tensorflow-$(OLD_TENSORFLOW)
 	build/tensorflow-$(OLD_TENSORFLOW)/bin/python -m pip install --quiet tensorflow-cpu==$(OLD_TENSORFLOW)
-	HUBHEAD_OLD_TENSORFLOW=build/tensorflow-$(OLD_TENSORFLOW)/bin/python $(BIN)/python -m pytest tests/test_old_tensorflow.py
+	HUBHEAD_OLD_TENSORFLOW=build/tensorflow-$(OLD_TENSORFLOW)/bin/python $(BIN)/python -m pytest tests/integration/test_old_tensorflow.py
 
 lock: $(VENV)/dev.stamp ## Resolve the ranges of pyproject.toml anew into the two locked files
 	$(BIN)/python -m pip install --quiet uv

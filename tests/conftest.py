@@ -23,6 +23,13 @@ settings.register_profile("hubhead", deadline=None, suppress_health_check=[Healt
 settings.load_profile("hubhead")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first, so that no worker begins with one when the others are done."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    first = {item.path for item in items if item.get_closest_marker("first")}
+    items.sort(key=lambda item: (item.path not in first, item.path not in slow))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip, with its reason, what needs a program that pip cannot bring; CI brings them all."""
     for marker in item.iter_markers("needs"):

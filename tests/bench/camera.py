@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from serving.errors import FetchError
-from trainer.dataset.download import cache_directory, made_once
+from trainer.dataset.download import cache_directory, create_once
 
 PACKAGES = ("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "mate-backgrounds")
 DRAWN = ("analogpattern", "abstract", "desktop", "2004default", "warty")
@@ -30,7 +30,7 @@ def directory(given: Path | None = None) -> Path:
         return given
     place = cache_directory() / "camera"
     if not place.is_dir():
-        with made_once(place) as staged:
+        with create_once(place) as staged:
             try:
                 subprocess.run(
                     ["apt-get", "download", *PACKAGES], cwd=staged, check=True, capture_output=True

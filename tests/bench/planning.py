@@ -85,7 +85,7 @@ def finish(manifest: str, output: str, model: str) -> int:
     from batch.inputs.sources import Source
     from batch.jobs.planner import RunPlanner
     from batch.jobs.score import describe_model, read_models
-    from batch.monitoring.drift import Counts
+    from batch.monitoring.drift import DecisionCounts
     from batch.monitoring.stats import Stats
     from batch.output.dataset import Output
     from batch.shards import shard as shards
@@ -94,14 +94,14 @@ def finish(manifest: str, output: str, model: str) -> int:
     job = RunPlanner(Output(output), "before", Source(manifest=manifest), [describe_model(bundle)])
     job.check()
     planned = job.plan(shards.DEFAULT_SIZE)
-    for line in shards.planned(planned.path):
-        shard = line.shard()
+    for line in shards.read_plan(planned.path):
+        shard = line.read_shard()
         stats = Stats(photos=len(shard.photos), rows=len(shard.photos))
         stats.statuses["ok"] = stats.photos
-        stats.models["food/1"] = Counts(abstained=stats.photos)
+        stats.models["food/1"] = DecisionCounts(abstained=stats.photos)
         table = pa.table({"uri": [photo.uri for photo in shard.photos]})
         job.output.commit(shard.id, "before", table, stats, {}, date="2026-05-31")
-    shards.remove_plan(job.output.plan)
+    shards.remove_plan(job.output.plan_directory)
     return planned.shards
 
 

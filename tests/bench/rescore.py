@@ -53,11 +53,11 @@ def earlier_scoring(top: Path, model: Any, number: int, *, shuffled: bool) -> No
     from batch.embeddings import layout
     from batch.monitoring.stats import Stats
     from batch.output.dataset import Output
-    from batch.output.schema import About, scores_table
-    from batch.shards.shard import DEFAULT_SIZE, uri_hash
+    from batch.output.schema import PhotoColumns, build_scores_table
+    from batch.shards.shard import DEFAULT_SIZE, hash_uri
     from serving.contract import Decisions
 
-    uris = sorted((f"/photos/uploads/2026/05/{i:08d}.jpg" for i in range(number)), key=uri_hash)
+    uris = sorted((f"/photos/uploads/2026/05/{i:08d}.jpg" for i in range(number)), key=hash_uri)
     shas = np.frombuffer(b"".join(hashlib.sha256(uri.encode()).digest() for uri in uris), "S32")
     order, draw = np.arange(number), np.random.default_rng(1)
     if shuffled:
@@ -71,7 +71,7 @@ def earlier_scoring(top: Path, model: Any, number: int, *, shuffled: bool) -> No
         ones = np.ones(size, np.int32)
         vectors = np.roll(base[:size], shard, axis=1)
         embedding = pa.FixedSizeListArray.from_arrays(
-            pa.array(vectors.reshape(-1)), type=layout.schema(dimension).field("embedding").type
+            pa.array(vectors.reshape(-1)), type=layout.embeddings_schema(dimension).field("embedding").type
         )
         kept = {"sha256": pa.array([sha.tobytes() for sha in shas[order[here]].view("V32")], pa.binary(32))}
         kept |= {
@@ -80,12 +80,12 @@ def earlier_scoring(top: Path, model: Any, number: int, *, shuffled: bool) -> No
             "detail": pa.nulls(size, pa.string()),
         }
         kept |= {"height": pa.array(ones), "width": pa.array(ones)}
-        layout.write(
+        layout.write_file(
             str(top / "store" / model.metadata.fingerprint),
             layout.EMBEDDINGS,
-            pa.table(kept, schema=layout.schema(dimension)),
+            pa.table(kept, schema=layout.embeddings_schema(dimension)),
         )
-        about = About(
+        about = PhotoColumns(
             uris=pa.array(uris[here]),
             shas=pa.array([sha.tobytes().hex() for sha in shas[here].view("V32")]),
             status=np.zeros(size, np.int8),
@@ -95,7 +95,7 @@ def earlier_scoring(top: Path, model: Any, number: int, *, shuffled: bool) -> No
         )
         drawn = np.argsort(draw.random((size, len(LABELS))), axis=1)[:, :5]
         said = Decisions(drawn, np.full((size, 5), 0.1, np.float32), drawn[:, 0])
-        table = scores_table(about, said, model, started)
+        table = build_scores_table(about, said, model, started)
         output.commit(f"{shard:032x}", "bench", table, Stats(photos=size), {}, date="2026-05-31")
         print(f"\r{here.stop} of {number} made", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)

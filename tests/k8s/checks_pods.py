@@ -260,7 +260,7 @@ def images_are_pinned(manifests: list[Manifest]) -> list[str]:
             findings.append(f"{owner}: {container['image']} is none of its versions")
         elif container["image"].startswith("tensorflow/serving"):
             older = int(tensorflow.split(".")[1]) - int(tag.split(".")[1])
-            if not 0 <= older <= 1:  # one older loads what this one writes: tests/test_old_tensorflow.py
+            if not 0 <= older <= 1:  # one older loads what this one writes: tests/integration/test_old_tensorflow.py
                 findings.append(f"{owner}: {container['image']} serves what TensorFlow {tensorflow} wrote")
     serving = {c["image"] for _, _, c in containers(manifests) if c["name"] in ("seed", "serve")}
     if len(serving) != 1:

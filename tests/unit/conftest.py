@@ -9,10 +9,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+
+UNIT_TESTS = Path(__file__).parent
 
 FORBIDDEN_PACKAGES = {"tensorflow", "tensorflow_hub", "keras", "apache_beam"}
 FORBIDDEN_EVENTS = {
@@ -54,9 +57,12 @@ def _refuse_grpc(*_: object, **__: object) -> None:
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
-    """Enforce the rule for a while."""
+def guarded(path: Path) -> Iterator[None]:
+    """Enforce the rule for a while, where the path is that of a unit test."""
     global _active
+    if not path.is_relative_to(UNIT_TESTS):
+        yield
+        return
     with pytest.MonkeyPatch.context() as patch:
         for module, name in GRPC_ENTRY_POINTS:
             patch.setattr(module, name, _refuse_grpc)
@@ -68,14 +74,14 @@ def guarded() -> Iterator[None]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report() -> Generator[None, Any, Any]:
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
     """Guard the imports of the test modules."""
-    with guarded():
+    with guarded(collector.path):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol() -> Generator[None, Any, Any]:
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
     """Guard the tests and their fixtures, whatever the scope."""
-    with guarded():
+    with guarded(item.path):
         return (yield)

@@ -180,3 +180,17 @@ def test_a_classifier_that_knows_nothing_gets_no_weight() -> None:
     mixture = mix([knows, noise], targets)
     assert mixture.weights[1] < 0.05 * mixture.weights[0]
     assert mixture.loss <= mix([knows], targets).loss + 1e-4
+
+
+@pytest.mark.parametrize("count", [200, 6000])
+def test_the_logits_of_a_cosine_head_are_cosines_times_a_scale(count: int) -> None:
+    rows, targets = blobs(count, 20, 4)
+    model, selection = fitted((rows, targets), 4, kind="cosine")
+    lengths = np.linalg.norm(model.kernel, axis=0)
+    np.testing.assert_allclose(lengths, lengths[0], rtol=1e-4)
+    features = model.scaling.features(rows)
+    logits = np.log(model.probabilities(rows))
+    wanted = (lengths[0] * features @ (model.kernel / lengths) + model.bias) / model.temperature
+    np.testing.assert_allclose(logits - logits[:, :1], wanted - wanted[:, :1], atol=1e-2)
+    assert selection.strength in heads.selection.SCALE_LADDER
+    assert (model.probabilities(rows).argmax(axis=1) == targets).mean() > 0.9

@@ -1,0 +1,121 @@
+"""Accuracy and log-loss of heads on the sample photos: `python -m tests.bench.heads`.
+
+By stratified five-fold cross-validation, the mean over the seeds, with the same features, folds and seeds
+for all: hubhead's head and its other kinds, scikit-learn's logistic regression, and retrain.py's head.
+What is chosen for a head (regularisation strength, temperature) is chosen inside the training folds.
+Then the calibration error of the served kind out of fold, beside the band of a calibrated model.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.support.head import of_length_one, predict, sample_features, yardstick
+from tests.support.trained import train_once
+from trainer import heads
+from trainer.dataset.download import cache_directory
+from trainer.dataset.samples import sample_photos
+from trainer.evaluation.cross_validation import cross_validate
+from trainer.evaluation.metrics import proportion
+from trainer.heads import Floats, HeadSettings, Ints
+
+FOLDS = 5
+KINDS = ("linear", "hidden", "cosine")
+
+Fit = Callable[[Floats, Ints, Floats, int, int], Floats]
+"""Training features and targets, held-out features, number of labels, seed; gives probabilities [N,K]."""
+
+
+def retrain_head(features: heads.Floats, targets: heads.Ints, classes: int, seed: int) -> NDArray[np.float64]:
+    """retrain.py's head: 4,000 steps of plain gradient descent, each on 100 photos drawn evenly by label.
+
+    Its steps never leave the span of the features, so they are taken in that smaller space.
+    """
+    random = np.random.default_rng(seed)
+    basis, triangle = np.linalg.qr(features.T)
+    photos = np.ascontiguousarray(triangle.T)
+    weights, bias = np.zeros((photos.shape[1], classes), np.float32), np.zeros(classes, np.float32)
+    by_label = np.argsort(targets, kind="stable")
+    counts = np.bincount(targets, minlength=classes)
+    drawn = random.integers(0, classes, (4000, 100))
+    places = np.cumsum(counts)[drawn] - 1 - (random.random(drawn.shape) * counts[drawn]).astype(int)
+    expected = np.eye(classes, dtype=np.float32)
+    for labels, rows in zip(drawn, by_label[places], strict=True):
+        batch = photos[rows]
+        error = (heads.softmax(batch @ weights + bias) - expected[labels]) / np.float32(100)
+        weights -= np.float32(0.01) * (batch.T @ error)
+        bias -= np.float32(0.01) * error.sum(axis=0)
+    return np.vstack([basis @ weights, bias])
+
+
+def fit_kind(kind: str) -> Fit:
+    """Return the fit of one of hubhead's kinds of heads."""
+
+    def fit(rows: Floats, targets: Ints, held_out: Floats, classes: int, seed: int) -> Floats:
+        settings = HeadSettings(kind=kind)  # type: ignore[arg-type]
+        return heads.fit(rows, targets, classes, settings=settings, seed=seed)[0].probabilities(held_out)
+
+    return fit
+
+
+def fit_scikit_learn(rows: Floats, targets: Ints, held_out: Floats, classes: int, seed: int) -> Floats:
+    """Fit scikit-learn's logistic regression with C=30 on features of length one."""
+    return predict(of_length_one(held_out), yardstick(of_length_one(rows), targets, 30.0))
+
+
+def fit_retrain(rows: Floats, targets: Ints, held_out: Floats, classes: int, seed: int) -> Floats:
+    """Fit retrain.py's head."""
+    return predict(held_out, retrain_head(rows, targets, classes, seed))
+
+
+def cross_validated(features: Floats, targets: Ints, classes: int, fit: Fit, seed: int) -> Floats:
+    """Return out-of-fold probabilities float32 [N,K]."""
+    found = np.zeros((len(targets), classes), np.float32)
+    for rows, held_out in heads.stratified_folds(targets, FOLDS, seed=100 + seed):
+        found[held_out] = fit(features[rows], targets[rows], features[held_out], classes, seed)
+    return found
+
+
+def compare(
+    features: Floats, targets: Ints, classes: int, fits: Mapping[str, Fit], seeds: int
+) -> dict[str, tuple[float, float]]:
+    """Return accuracy and log-loss of each head, the mean over the seeds."""
+    from threadpoolctl import threadpool_limits
+
+    figures = {}
+    with threadpool_limits(1, user_api="blas"):
+        for name, fit in fits.items():
+            runs = [cross_validated(features, targets, classes, fit, seed) for seed in range(seeds)]
+            accuracy = float(np.mean([(run.argmax(axis=1) == targets).mean() for run in runs]))
+            figures[name] = accuracy, float(np.mean([heads.log_loss(run, targets) for run in runs]))
+    return figures
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.heads", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=4, help="repeats (default 4)")
+    options = parser.parse_args()
+    cache = cache_directory()
+    trained = train_once(cache, sample_photos(cache))
+    features, targets, classes = sample_features(trained)
+    fits: dict[str, Fit] = {kind: fit_kind(kind) for kind in KINDS}
+    fits |= {"scikit-learn, C=30": fit_scikit_learn, "retrain.py": fit_retrain}
+    for name, (accuracy, loss) in compare(features, targets, classes, fits, options.seeds).items():
+        share = proportion(round(accuracy * len(targets)), len(targets))
+        print(f"{name:20} {share}, log-loss {loss:.3f}, mean of {options.seeds} x {FOLDS} folds", flush=True)
+    validated = cross_validate(
+        features, targets, list(trained.result.labels), repeats=options.seeds, seed=100
+    )
+    for run in validated.runs:
+        assert run.calibration
+        print(f"calibration error out of fold: {run.calibration}, p = {run.calibration.p_value:.2f}")
+    print(f"macro F1, first of {options.seeds} repeats: {validated.runs[0].macro.f1}")
+
+
+if __name__ == "__main__":
+    main()
