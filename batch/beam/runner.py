@@ -17,7 +17,7 @@ from typing import Any
 from batch.monitoring.stats import Meter, Stats
 from batch.scoring.worker import ShardWorker
 from batch.shards import shard
-from batch.shards.shard import Planned
+from batch.shards.shard import PlannedShard
 from serving.contract import Status
 from serving.errors import HubheadError, InputError
 
@@ -108,7 +108,7 @@ def _works_here(options: Any) -> bool:
 @contextmanager
 def _watched(plan: str, task: ShardWorker, meter: Meter) -> Iterator[None]:
     """Tell of the shards that other processes finish, by what they leave behind."""
-    left = {planned.id for planned in shard.planned(plan)}
+    left = {planned.id for planned in shard.read_plan(plan)}
     ended = threading.Event()
 
     def look() -> None:
@@ -169,7 +169,7 @@ def _work(line: str, task: ShardWorker, handle: Any) -> str:
     local: _Local = handle.acquire(lambda: _Local(task))
     if local.failure:
         return ""
-    planned = Planned.parse(line)
+    planned = PlannedShard.parse(line)
     try:
         stats = task.process(planned, local.workers)
     except (HubheadError, KeyboardInterrupt) as error:

@@ -12,7 +12,7 @@ from serving.commands.main import FAILED
 from serving.errors import InputError
 
 if TYPE_CHECKING:
-    from batch.embeddings.maintenance import Changed, Holdings
+    from batch.embeddings.maintenance import MaintenanceResult, StoreSummary
 
 _store = click.option(
     "--embedding_store",
@@ -50,7 +50,7 @@ def list_(embedding_store: str, models: tuple[Path, ...], as_json: bool) -> None
 
     root = _root(embedding_store)
     users = _users(models)
-    found = [maintenance.look(root, fingerprint) for fingerprint in maintenance.fingerprints(root)]
+    found = [maintenance.summarize(root, fingerprint) for fingerprint in maintenance.list_fingerprints(root)]
     if as_json:
         rows = [{**vars(one), "bundles": users.get(one.fingerprint, [])} for one in found]
         click.echo(json.dumps(rows, indent=2))
@@ -96,7 +96,7 @@ def check(
         ):
             if number:
                 click.echo(f"  {number} {what}")
-    wrong = [one for one in found if one.wrong]
+    wrong = [one for one in found if one.needs_repair]
     if repair:
         for one in wrong:
             maintenance.repair(root, one)
@@ -155,9 +155,9 @@ def prune(
     kept = _chosen(root, keep) if keep else chosen
     for one in chosen:
         if one not in kept:
-            holdings = maintenance.look(root, one)
+            holdings = maintenance.summarize(root, one)
             if not dry_run:
-                maintenance.drop(root, one)
+                maintenance.delete_backbone(root, one)
             click.echo(f"{one[:12]}: all {holdings.rows} embeddings {would}")
             continue
         changed = maintenance.prune(root, one, gone=gone, older_than=older_than, dry_run=dry_run)
@@ -175,7 +175,7 @@ def _chosen(root: str, beginnings: tuple[str, ...]) -> list[str]:
     """The backbones of a store that are meant, all where none are named."""
     from batch.embeddings import maintenance
 
-    there = maintenance.fingerprints(root)
+    there = maintenance.list_fingerprints(root)
     for beginning in beginnings:
         number = sum(one.startswith(beginning) for one in there)
         if number != 1:
@@ -202,7 +202,7 @@ def _users(models: tuple[Path, ...]) -> dict[str, list[str]]:
     return found
 
 
-def _describe(one: Holdings) -> str:
+def _describe(one: StoreSummary) -> str:
     text = (
         f"{one.fingerprint}: {one.rows} embeddings of {one.dimension} in {one.files} files,"
         f" {one.photos} photos in {one.index_files} files, {one.size / 1e6:.1f} MB"
@@ -211,5 +211,5 @@ def _describe(one: Holdings) -> str:
     return text + (f"; {wrong} files cannot be used" if wrong else "")
 
 
-def _went(changed: Changed, word: str = "went") -> str:
+def _went(changed: MaintenanceResult, word: str = "went") -> str:
     return f"{changed.rows} embeddings and {changed.photos} index entries {word}"

@@ -40,12 +40,12 @@ def query(sql: str, directory: str, kind: str | None, output: str) -> None:
     of run.json). One statement that reads; nothing is changed. Needs hubhead[query].
     """
     from batch.query import formats
-    from batch.query.sql import ask
+    from batch.query.sql import run_query
 
     ending = output.rpartition(".")[2].lower()
     kind = kind or (ending if ending in FORMATS else "table")
     if kind == "parquet" and not output:
         raise click.UsageError("Parquet is nothing for a terminal: give --output FILE.")
-    count = formats.write(ask(sql, directory), kind, output)
+    count = formats.write_result(run_query(sql, directory), kind, output)
     if output:
         click.echo(f"{count:,} rows in {output}", err=True)

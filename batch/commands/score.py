@@ -14,19 +14,19 @@ from serving.contract import Status
 
 if TYPE_CHECKING:
     from batch.output.run_record import Summary
-    from batch.shards.partition import Share
+    from batch.shards.partition import Partition
 
 
 SERVER_TIMEOUT = 300.0
 """Seconds that a request of `--server` may take with its retries: a server may restart in between."""
 
 
-def share(_context: click.Context, _option: click.Parameter, text: str) -> Share:
+def share(_context: click.Context, _option: click.Parameter, text: str) -> Partition:
     """Read `2/8`."""
-    from batch.shards.partition import Share
+    from batch.shards.partition import Partition
 
     try:
-        return Share.parse(text)
+        return Partition.parse(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
 

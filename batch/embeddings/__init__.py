@@ -15,7 +15,7 @@ bounded memory), `store` (reading and appending), `upkeep` (list, check, compact
 """
 
 from batch.embeddings.layout import SHA_BYTES, to_parquet
-from batch.embeddings.rows import Embeddings, photo_sha
+from batch.embeddings.rows import Embeddings, hash_photo
 from batch.embeddings.store import EmbeddingStore, default_root
 
-__all__ = ["SHA_BYTES", "EmbeddingStore", "Embeddings", "default_root", "photo_sha", "to_parquet"]
+__all__ = ["SHA_BYTES", "EmbeddingStore", "Embeddings", "default_root", "hash_photo", "to_parquet"]

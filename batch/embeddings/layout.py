@@ -32,14 +32,14 @@ ROW_GROUP = 1024
 """Rows that are read together: whoever wants a few of a large file does not read all of it."""
 
 
-def kind(name: str) -> str | None:
+def file_kind(name: str) -> str | None:
     """EMBEDDINGS or INDEX, None for what is no file of the store."""
     if not name.endswith(".parquet"):
         return None
     return next((prefix for prefix in (EMBEDDINGS, INDEX) if name.startswith(prefix)), None)
 
 
-def schema(dimension: int) -> pa.Schema:
+def embeddings_schema(dimension: int) -> pa.Schema:
     """The columns of an embeddings file."""
     import pyarrow as pa
 
@@ -70,11 +70,11 @@ def index_schema() -> pa.Schema:
     return pa.schema(fields)
 
 
-def table(rows: Embeddings, dimension: int) -> pa.Table:
+def to_table(rows: Embeddings, dimension: int) -> pa.Table:
     """Rows as an embeddings file has them."""
     import pyarrow as pa
 
-    columns = schema(dimension)
+    columns = embeddings_schema(dimension)
     usable = np.array([status.usable for status in rows.statuses])
     vectors = np.where(usable[:, None], rows.vectors, 0).astype(np.float16)
     embedding: Any = pa.FixedSizeListArray.from_arrays(
@@ -93,7 +93,7 @@ def table(rows: Embeddings, dimension: int) -> pa.Table:
     )
 
 
-def index_table(index: Mapping[Photo, bytes]) -> pa.Table:
+def to_index_table(index: Mapping[Photo, bytes]) -> pa.Table:
     """Which photo has which content, as an index file has it."""
     import pyarrow as pa
 
@@ -113,7 +113,7 @@ def photo_key(photo: Photo) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES).digest()
 
 
-def write(directory: str, prefix: str, content: pa.Table) -> str:
+def write_file(directory: str, prefix: str, content: pa.Table) -> str:
     """Write a file under a name that its content gives, so that writing it twice is writing it once.
 
     Returns:
@@ -152,7 +152,7 @@ def to_parquet(
 
 
 @contextmanager
-def opened(uri: str) -> Iterator[Any]:
+def open_parquet(uri: str) -> Iterator[Any]:
     """A pq.ParquetFile whose pages are held against their checksums.
 
     Raises:
@@ -165,7 +165,7 @@ def opened(uri: str) -> Iterator[Any]:
         with pq.ParquetFile(uri, page_checksum_verification=True) as parquet:
             yield parquet
         return
-    with files.opened(uri) as file:
+    with files.open_file(uri) as file:
         yield pq.ParquetFile(file, page_checksum_verification=True)
 
 
@@ -183,7 +183,7 @@ def check_types(found: pa.Schema, expected: pa.Schema, columns: Sequence[str]) -
             raise pa.ArrowInvalid(f"column {column} is {found.field(column).type}")
 
 
-def fixed(column: Any) -> NDArray[np.bytes_]:
+def to_digest_array(column: Any) -> NDArray[np.bytes_]:
     """A column of fixed-size binary without nulls as a numpy array."""
     import pyarrow as pa
 
@@ -197,13 +197,13 @@ def fixed(column: Any) -> NDArray[np.bytes_]:
     return np.concatenate([np.empty(0, f"S{width}"), *parts])
 
 
-def vectors(content: pa.Table, dimension: int) -> NDArray[np.float16]:
+def to_vectors(content: pa.Table, dimension: int) -> NDArray[np.float16]:
     """The embeddings of a table as float16 [N,D]."""
     flat: Any = content[VECTOR].combine_chunks()
     return flat.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension)
 
 
-def torn_errors() -> tuple[type[Exception], ...]:
+def read_errors() -> tuple[type[Exception], ...]:
     """What reading raises of a file that is torn or of another layout."""
     import pyarrow as pa
 

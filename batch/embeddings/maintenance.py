@@ -2,7 +2,7 @@
 
 Files are never changed: the new one is written whole, then the old ones are removed. Killed in
 between, a row is there twice, which does no harm and goes with the next `compact`. A reader that
-holds the old list looks anew where a file is gone (`EmbeddingStore.blocks`), and a writer only
+holds the old list looks anew where a file is gone (`EmbeddingStore.iter_blocks`), and a writer only
 adds files, which none of this touches. One upkeep of a backbone runs at a time (`serving.storage.lock`).
 """
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from batch.embeddings import layout
 from batch.embeddings.layout import EMBEDDINGS, INDEX, SHA, SHA_BYTES, VECTOR
 from batch.embeddings.lookup import Lookup
-from batch.shards.shard import uri_hash
+from batch.shards.shard import hash_uri
 from serving.errors import OutputError
 from serving.storage import files, lock
 
@@ -42,7 +42,7 @@ Mask = NDArray[np.bool_]
 
 
 @dataclass
-class Holdings:
+class StoreSummary:
     """What a store has of one backbone.
 
     Attributes:
@@ -70,13 +70,13 @@ class Holdings:
     without_rows: int = 0
 
     @property
-    def wrong(self) -> bool:
+    def needs_repair(self) -> bool:
         """Whether there is anything to repair."""
         return bool(self.torn or self.other_dimension or self.duplicates or self.without_rows)
 
 
 @dataclass(frozen=True)
-class Changed:
+class MaintenanceResult:
     """What an upkeep did, or would do.
 
     Attributes:
@@ -90,24 +90,24 @@ class Changed:
     files: tuple[int, int] = (0, 0)
 
 
-def fingerprints(root: str) -> list[str]:
+def list_fingerprints(root: str) -> list[str]:
     """The backbones that a store has files of."""
-    found = {path.split("/")[0] for path, _ in files.below(root) if "/" in path and _kind(path)}
+    found = {path.split("/")[0] for path, _ in files.walk_files(root) if "/" in path and _kind(path)}
     return sorted(found)
 
 
-def look(root: str, fingerprint: str) -> Holdings:
+def summarize(root: str, fingerprint: str) -> StoreSummary:
     """What there is of a backbone, by the footers of its files alone."""
-    holdings = Holdings(fingerprint)
+    holdings = StoreSummary(fingerprint)
     dimensions: dict[int, list[str]] = {}
     rows: dict[str, int] = {}
     directory = files.join(root, fingerprint)
-    for name, size in sorted(files.below(directory)):
-        if "/" in name or not (kind := layout.kind(name)):
+    for name, size in sorted(files.walk_files(directory)):
+        if "/" in name or not (kind := layout.file_kind(name)):
             continue
         holdings.size += size
         try:
-            with layout.opened(files.join(directory, name)) as parquet:
+            with layout.open_parquet(files.join(directory, name)) as parquet:
                 found, count = parquet.schema_arrow, parquet.metadata.num_rows
             if kind == INDEX:
                 layout.check_types(found, layout.index_schema(), layout.INDEX_COLUMNS)
@@ -115,10 +115,10 @@ def look(root: str, fingerprint: str) -> Holdings:
                 holdings.photos += count
             else:
                 dimension = int(getattr(found.field(VECTOR).type, "list_size", 0))
-                layout.check_types(found, layout.schema(dimension), layout.COLUMNS)
+                layout.check_types(found, layout.embeddings_schema(dimension), layout.COLUMNS)
                 dimensions.setdefault(dimension, []).append(name)
                 rows[name] = count
-        except layout.torn_errors():
+        except layout.read_errors():
             holdings.torn.append(name)
     for names in dimensions.values():
         holdings.files += len(names)
@@ -130,9 +130,9 @@ def look(root: str, fingerprint: str) -> Holdings:
     return holdings
 
 
-def check(root: str, fingerprint: str) -> Holdings:
+def check(root: str, fingerprint: str) -> StoreSummary:
     """`look`, with every page of every file read and held against its checksum, and digests compared."""
-    holdings = look(root, fingerprint)
+    holdings = summarize(root, fingerprint)
     directory = files.join(root, fingerprint)
     left_out = {*holdings.torn, *holdings.other_dimension}
     have = Lookup(SHA_BYTES, np.int8)
@@ -140,8 +140,8 @@ def check(root: str, fingerprint: str) -> Holdings:
         parts = []
         try:
             for content in _blocks(directory, name):
-                parts.append(layout.fixed(content[SHA]))
-        except layout.torn_errors():
+                parts.append(layout.to_digest_array(content[SHA]))
+        except layout.read_errors():
             holdings.torn.append(name)
             continue
         shas = np.concatenate([np.empty(0, f"S{SHA_BYTES}"), *parts])
@@ -150,7 +150,7 @@ def check(root: str, fingerprint: str) -> Holdings:
         have.add(distinct, np.zeros(len(distinct), np.int8))
     for name in _names(directory, INDEX, left_out):
         try:
-            shas = layout.fixed(_whole(directory, name)[SHA])
+            shas = layout.to_digest_array(_whole(directory, name)[SHA])
         except OutputError:
             holdings.torn.append(name)
             continue
@@ -158,14 +158,14 @@ def check(root: str, fingerprint: str) -> Holdings:
     return holdings
 
 
-def repair(root: str, holdings: Holdings) -> Changed:
+def repair(root: str, holdings: StoreSummary) -> MaintenanceResult:
     """Remove what `check` found: the photos concerned are embedded again when they are next needed.
 
     Raises:
         OutputError, OutputBusy: the store cannot be written, or another upkeep is at work.
     """
     directory = files.join(root, holdings.fingerprint)
-    with lock.held(directory):
+    with lock.hold(directory):
         for name in (*holdings.torn, *holdings.other_dimension):
             files.remove(files.join(directory, name))
         have = Lookup(SHA_BYTES, np.int8)
@@ -173,13 +173,13 @@ def repair(root: str, holdings: Holdings) -> Changed:
             shas = _shas(directory, name)
             have.add(shas, np.zeros(len(shas), np.int8))
         photos = _rewrite_index(
-            directory, 1, lambda content: have.find(layout.fixed(content[SHA]))[1], dry_run=False
+            directory, 1, lambda content: have.find(layout.to_digest_array(content[SHA]))[1], dry_run=False
         )
-        merged = _merge_rows(directory, FILE_ROWS) if holdings.duplicates else Changed()
-    return Changed(merged.rows, photos, merged.files)
+        merged = _merge_rows(directory, FILE_ROWS) if holdings.duplicates else MaintenanceResult()
+    return MaintenanceResult(merged.rows, photos, merged.files)
 
 
-def compact(root: str, fingerprint: str, rows: int = FILE_ROWS) -> Changed:
+def compact(root: str, fingerprint: str, rows: int = FILE_ROWS) -> MaintenanceResult:
     """Merge small files into larger ones, each content once, sorted as photos are cut into shards.
 
     Files that have half of `rows` stay as they are. In the order of the hash of its photo's uri, the
@@ -189,12 +189,12 @@ def compact(root: str, fingerprint: str, rows: int = FILE_ROWS) -> Changed:
         OutputError, OutputBusy: the store cannot be written, or another upkeep is at work.
     """
     directory = files.join(root, fingerprint)
-    with lock.held(directory):
+    with lock.hold(directory):
         changed = _merge_rows(directory, rows)
         before = len(_names(directory, INDEX))
         photos = _rewrite_index(directory, INDEX_ROWS, None, dry_run=False)
         after = len(_names(directory, INDEX))
-    return Changed(changed.rows, photos, (changed.files[0] + before, changed.files[1] + after))
+    return MaintenanceResult(changed.rows, photos, (changed.files[0] + before, changed.files[1] + after))
 
 
 def prune(
@@ -204,7 +204,7 @@ def prune(
     gone: bool = False,
     older_than: float | None = None,
     dry_run: bool = False,
-) -> Changed:
+) -> MaintenanceResult:
     """Remove embeddings that no index entry refers to.
 
     Args:
@@ -228,11 +228,11 @@ def prune(
         if gone:
             uris: Any = content["uri"].to_pylist()
             kept &= np.fromiter(map(_is_there, uris), np.bool_, len(uris))
-        shas = np.unique(layout.fixed(content[SHA])[kept])
+        shas = np.unique(layout.to_digest_array(content[SHA])[kept])
         wanted.add(shas, np.zeros(len(shas), np.int8))
         return kept
 
-    with lock.held(directory):
+    with lock.hold(directory):
         before = _names(directory, EMBEDDINGS) + _names(directory, INDEX)
         young = _young(directory)
         photos = _rewrite_index(directory, 1, keep, dry_run=dry_run)
@@ -245,23 +245,23 @@ def prune(
             if not kept.all() and not dry_run:
                 _replace(directory, EMBEDDINGS, [name], _whole(directory, name).filter(kept))
         after = _names(directory, EMBEDDINGS) + _names(directory, INDEX)
-    return Changed(rows, photos, (len(before), len(after)))
+    return MaintenanceResult(rows, photos, (len(before), len(after)))
 
 
-def drop(root: str, fingerprint: str) -> None:
+def delete_backbone(root: str, fingerprint: str) -> None:
     """Remove all that a store has of a backbone.
 
     Raises:
         OutputError, OutputBusy: the store cannot be written, or another upkeep is at work.
     """
     directory = files.join(root, fingerprint)
-    with lock.held(directory):
+    with lock.hold(directory):
         for prefix in (INDEX, EMBEDDINGS):  # no entry without its row, even when killed
             for name in _names(directory, prefix):
                 files.remove(files.join(directory, name))
 
 
-def _merge_rows(directory: str, rows: int) -> Changed:
+def _merge_rows(directory: str, rows: int) -> MaintenanceResult:
     keys = _order(directory)
     names = _names(directory, EMBEDDINGS)
     shas = {name: _shas(directory, name) for name in names}
@@ -289,9 +289,9 @@ def _merge_rows(directory: str, rows: int) -> Changed:
         content = pa.concat_tables(
             [_whole(directory, name).filter(mask) for name, mask in zip(group, kept, strict=True)]
         )
-        order = np.argsort(_keys(keys, layout.fixed(content[SHA])), kind="stable")
+        order = np.argsort(_keys(keys, layout.to_digest_array(content[SHA])), kind="stable")
         _replace(directory, EMBEDDINGS, group, content.take(order))
-    return Changed(removed, 0, (len(names), len(_names(directory, EMBEDDINGS))))
+    return MaintenanceResult(removed, 0, (len(names), len(_names(directory, EMBEDDINGS))))
 
 
 def _rewrite_index(
@@ -305,7 +305,7 @@ def _rewrite_index(
     for group in _groups([n for n in sizes if 2 * sizes[n] < rows or rows == 1], sizes.__getitem__, rows):
         content = pa.concat_tables([_whole(directory, name) for name in group])
         mask = keep(content) if keep else np.ones(content.num_rows, bool)
-        _, first = np.unique(layout.fixed(content["photo"]), return_index=True)  # sorted by the key
+        _, first = np.unique(layout.to_digest_array(content["photo"]), return_index=True)  # sorted by the key
         first = first[mask[first]]
         removed += content.num_rows - len(first)
         if not dry_run and (len(group) > 1 or len(first) < content.num_rows):
@@ -315,7 +315,7 @@ def _rewrite_index(
 
 def _replace(directory: str, prefix: str, old: Sequence[str], content: pa.Table) -> None:
     """Write the new file, then remove the old ones: whenever it is cut off, no row is lost."""
-    new = layout.write(directory, prefix, content) if content.num_rows else ""
+    new = layout.write_file(directory, prefix, content) if content.num_rows else ""
     for name in old:
         if name != new:
             files.remove(files.join(directory, name))
@@ -337,8 +337,8 @@ def _order(directory: str) -> Lookup:
     keys = Lookup(SHA_BYTES, np.uint64)
     for name in _names(directory, INDEX):
         content: Any = _whole(directory, name)
-        values = [int(uri_hash(uri)[:_DIGITS], 16) for uri in content["uri"].to_pylist()]
-        keys.add(layout.fixed(content[SHA]), np.array(values, np.uint64))
+        values = [int(hash_uri(uri)[:_DIGITS], 16) for uri in content["uri"].to_pylist()]
+        keys.add(layout.to_digest_array(content[SHA]), np.array(values, np.uint64))
     return keys
 
 
@@ -348,35 +348,39 @@ def _keys(keys: Lookup, shas: NDArray[np.bytes_]) -> NDArray[np.uint64]:
 
 
 def _names(directory: str, prefix: str, left_out: Any = ()) -> list[str]:
-    return [name for name in files.names(directory) if layout.kind(name) == prefix and name not in left_out]
+    return [
+        name
+        for name in files.list_names(directory)
+        if layout.file_kind(name) == prefix and name not in left_out
+    ]
 
 
 def _kind(path: str) -> str | None:
-    return layout.kind(path.rpartition("/")[2])
+    return layout.file_kind(path.rpartition("/")[2])
 
 
 def _shas(directory: str, name: str) -> NDArray[np.bytes_]:
-    return layout.fixed(_whole(directory, name, [SHA])[SHA])
+    return layout.to_digest_array(_whole(directory, name, [SHA])[SHA])
 
 
 def _whole(directory: str, name: str, columns: list[str] | None = None) -> Any:
-    """Columns of a file, all where none are named.
+    """PassThroughColumns of a file, all where none are named.
 
     Raises:
         OutputError: it is torn.
     """
     uri = files.join(directory, name)
     try:
-        with layout.opened(uri) as parquet:
+        with layout.open_parquet(uri) as parquet:
             return parquet.read(columns)
-    except layout.torn_errors() as error:
+    except layout.read_errors() as error:
         raise OutputError(
             f"{uri} is torn: {error}.", remedy="Remove it with: hubhead embeddings check --repair"
         ) from error
 
 
 def _blocks(directory: str, name: str) -> Iterator[Any]:
-    with layout.opened(files.join(directory, name)) as parquet:
+    with layout.open_parquet(files.join(directory, name)) as parquet:
         for number in range(parquet.num_row_groups):
             yield parquet.read_row_group(number)
 
@@ -389,6 +393,6 @@ def _young(directory: str) -> set[str]:
     """The files that were written a short while ago."""
     limit = time.time() - YOUNG_SECONDS
     if files.is_remote(directory):
-        entries = files.listing(files.join(directory, "*"))
+        entries = files.match_files(files.join(directory, "*"))
         return {e.path.rpartition("/")[2] for e in entries if (e.last_updated_in_seconds or 0) > limit}
     return {path.name for path in Path(directory).iterdir() if path.stat().st_mtime > limit}

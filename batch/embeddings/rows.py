@@ -31,11 +31,11 @@ class Embeddings:
     heights: NDArray[np.int32]
     widths: NDArray[np.int32]
 
-    def rows(self) -> dict[bytes, int]:
+    def row_by_digest(self) -> dict[bytes, int]:
         """The row of each sha256; what is missing here is not in the store."""
         return {sha: row for row, sha in enumerate(self.shas)}
 
-    def sorted(self) -> Embeddings:
+    def sorted_by_digest(self) -> Embeddings:
         """The same rows in the order of their digests."""
         order = sorted(range(len(self.shas)), key=self.shas.__getitem__)
         return Embeddings(
@@ -48,6 +48,6 @@ class Embeddings:
         )
 
 
-def photo_sha(content: bytes) -> bytes:
+def hash_photo(content: bytes) -> bytes:
     """The key of a photo's bytes in the store."""
     return hashlib.sha256(content).digest()

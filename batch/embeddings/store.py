@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 BLOCK_ROWS = 4096
-"""Rows that `EmbeddingStore.blocks` gives at a time: 10 MB of 1280 floats each."""
+"""Rows that `EmbeddingStore.iter_blocks` gives at a time: 10 MB of 1280 floats each."""
 
 _READERS = 8
 _FILE_BITS = 32
@@ -62,7 +62,7 @@ class EmbeddingStore:
         self._seen: set[str] = set()
         self._lock = threading.RLock()
 
-    def known(self, photos: Iterable[Photo]) -> dict[Photo, bytes]:
+    def lookup_digests(self, photos: Iterable[Photo]) -> dict[Photo, bytes]:
         """sha256 of the photos whose bytes were read before and whose file has not changed since."""
         wanted = list(photos)
         keys = _keys([layout.photo_key(photo) for photo in wanted], KEY_BYTES)
@@ -71,7 +71,7 @@ class EmbeddingStore:
             shas, found = self._index.find(keys)
         return {wanted[row]: shas[row].tobytes() for row in np.flatnonzero(found)}
 
-    def have(self, shas: Iterable[bytes]) -> set[bytes]:
+    def filter_present(self, shas: Iterable[bytes]) -> set[bytes]:
         """Which of these contents have a row, as far as was seen at the last call of `known`."""
         wanted = list(shas)
         with self._lock:
@@ -81,29 +81,29 @@ class EmbeddingStore:
     def get(self, shas: Iterable[bytes]) -> Embeddings:
         """The rows of these contents, each once; those that the store does not have are left out."""
         wanted = list(dict.fromkeys(shas))
-        blocks = list(self.blocks(_keys(wanted, SHA_BYTES), COLUMNS))
+        blocks = list(self.iter_blocks(_keys(wanted, SHA_BYTES), COLUMNS))
         tables: list[Any] = [content for _, content in blocks]
         blank: Any = np.empty((0, self.dimension), np.float16)
         return Embeddings(
             shas=[wanted[position] for positions, _ in blocks for position in positions],
-            vectors=np.concatenate([blank, *(layout.vectors(t, self.dimension) for t in tables)]),
+            vectors=np.concatenate([blank, *(layout.to_vectors(t, self.dimension) for t in tables)]),
             statuses=[Status(name) for t in tables for name in t[STATUS].to_pylist()],
             details=[text for t in tables for text in t["detail"].to_pylist()],
             heights=_joined(tables, "height"),
             widths=_joined(tables, "width"),
         )
 
-    def statuses(self, shas: Iterable[bytes]) -> dict[bytes, Status]:
+    def get_statuses(self, shas: Iterable[bytes]) -> dict[bytes, Status]:
         """The status of these contents, without reading embeddings."""
         wanted = list(dict.fromkeys(shas))
-        blocks: Iterable[tuple[Any, Any]] = self.blocks(_keys(wanted, SHA_BYTES), [STATUS])
+        blocks: Iterable[tuple[Any, Any]] = self.iter_blocks(_keys(wanted, SHA_BYTES), [STATUS])
         return {
             wanted[position]: Status(name)
             for positions, content in blocks
             for position, name in zip(positions, content[STATUS].to_pylist(), strict=True)
         }
 
-    def blocks(
+    def iter_blocks(
         self, wanted: NDArray[np.bytes_], columns: Sequence[str] = COLUMNS
     ) -> Iterator[tuple[NDArray[np.int64], pa.Table]]:
         """The rows of many contents, some thousands at a time, in the order of the store.
@@ -154,12 +154,12 @@ class EmbeddingStore:
             OutputError: the store cannot be written.
         """
         if len(embeddings.shas):
-            self._write(EMBEDDINGS, layout.table(embeddings, self.dimension))
+            self._write(EMBEDDINGS, layout.to_table(embeddings, self.dimension))
         if index:
-            self._write(INDEX, layout.index_table(index))
+            self._write(INDEX, layout.to_index_table(index))
 
     def _write(self, prefix: str, content: pa.Table) -> None:
-        name = layout.write(self.directory, prefix, content)
+        name = layout.write_file(self.directory, prefix, content)
         with self._lock:
             if name not in self._numbers:
                 # Where a torn file had this name, the whole one is to be taken in.
@@ -167,17 +167,17 @@ class EmbeddingStore:
 
     def _refresh(self) -> None:
         """Take in the files that came since the last look, and forget those that went."""
-        there = set(files.names(self.directory))
+        there = set(files.list_names(self.directory))
         self._drop([number for name, number in self._numbers.items() if name not in there])
         self._seen &= there
-        new = sorted(name for name in there - self._seen if layout.kind(name))
+        new = sorted(name for name in there - self._seen if layout.file_kind(name))
         self._seen.update(new)
         with ExitStack() as stack:
             take: Any = map
             if len(new) > 1:
                 take = stack.enter_context(ThreadPoolExecutor(_READERS)).map
-            self._take(EMBEDDINGS, [name for name in new if layout.kind(name) == EMBEDDINGS], take)
-            self._take(INDEX, [name for name in new if layout.kind(name) == INDEX], take)
+            self._take(EMBEDDINGS, [name for name in new if layout.file_kind(name) == EMBEDDINGS], take)
+            self._take(INDEX, [name for name in new if layout.file_kind(name) == INDEX], take)
 
     def _take(self, prefix: str, names: Sequence[str], take: Any) -> None:
         """Add what files of one kind hold to its lookup, half a million keys at a time."""
@@ -203,23 +203,23 @@ class EmbeddingStore:
 
     def _digests(self, name: str) -> list[NDArray[np.bytes_]] | None:
         """The digests of a file: the contents', and in an index the photos'."""
-        columns = [SHA, "photo"] if layout.kind(name) == INDEX else [SHA, VECTOR]
+        columns = [SHA, "photo"] if layout.file_kind(name) == INDEX else [SHA, VECTOR]
         try:
-            with layout.opened(files.join(self.directory, name)) as parquet:
+            with layout.open_parquet(files.join(self.directory, name)) as parquet:
                 layout.check_types(parquet.schema_arrow, self._schema(name), columns)
                 content = parquet.read([column for column in columns if column != VECTOR], use_threads=False)
-                return [layout.fixed(content[column]) for column in content.column_names]
+                return [layout.to_digest_array(content[column]) for column in content.column_names]
         except FileNotFoundError:  # merged since it was listed: the next look finds where it went
             self._seen.discard(name)
             return None
-        except layout.torn_errors() as error:
+        except layout.read_errors() as error:
             self._leave_out(name, error)
             return None
 
     def _read(self, name: str, columns: Sequence[str], rows: NDArray[np.int64]) -> Iterator[pa.Table]:
         """Rows of a file, ascending, in blocks; fewer than were asked for where it is torn or gone."""
         try:
-            with layout.opened(files.join(self.directory, name)) as parquet:
+            with layout.open_parquet(files.join(self.directory, name)) as parquet:
                 about = parquet.metadata
                 sizes = np.array([about.row_group(i).num_rows for i in range(about.num_row_groups)], np.int64)
                 starts = np.cumsum(sizes) - sizes
@@ -234,7 +234,7 @@ class EmbeddingStore:
                     yield content if len(at) == len(content) else content.take(at)
         except FileNotFoundError:
             return
-        except layout.torn_errors() as error:
+        except layout.read_errors() as error:
             self._leave_out(name, error)
 
     def _leave_out(self, name: str, error: Exception) -> None:
@@ -256,7 +256,11 @@ class EmbeddingStore:
             self._rows.keep(lambda places: ~np.isin(places >> _FILE_BITS, numbers))
 
     def _schema(self, name: str) -> pa.Schema:
-        return layout.index_schema() if layout.kind(name) == INDEX else layout.schema(self.dimension)
+        return (
+            layout.index_schema()
+            if layout.file_kind(name) == INDEX
+            else layout.embeddings_schema(self.dimension)
+        )
 
 
 def _together(groups: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[list[int]]:

@@ -34,7 +34,7 @@ class Photo:
     modified: int
 
 
-def find(pattern: str, *, none_is_fine: bool = False) -> list[Photo]:
+def find_photos(pattern: str, *, allow_empty: bool = False) -> list[Photo]:
     """The photos that `pattern` means, sorted by uri, each once.
 
     A path that exists is taken as it is, whatever characters its name has; anything else is
@@ -42,15 +42,15 @@ def find(pattern: str, *, none_is_fine: bool = False) -> list[Photo]:
     taken, hidden ones left out: what is no photo gets its status from the model.
 
     Raises:
-        InputError: nothing is there (unless `none_is_fine`), or a directory cannot be listed.
+        InputError: nothing is there (unless `allow_empty`), or a directory cannot be listed.
     """
-    photos = sorted({photo.uri: photo for photo in listed(pattern)}.values())
-    if not photos and not none_is_fine:
-        raise none_in(pattern)
+    photos = sorted({photo.uri: photo for photo in iter_photos(pattern)}.values())
+    if not photos and not allow_empty:
+        raise no_photos_error(pattern)
     return photos
 
 
-def none_in(pattern: str) -> InputError:
+def no_photos_error(pattern: str) -> InputError:
     """The error that says that there is nothing to do."""
     return InputError(
         f"No photos in {pattern}.",
@@ -58,7 +58,7 @@ def none_in(pattern: str) -> InputError:
     )
 
 
-def listed(pattern: str) -> Iterator[Photo]:
+def iter_photos(pattern: str) -> Iterator[Photo]:
     """The photos of `find` as the storage lists them: in any order, and maybe one more than once.
 
     Raises:
@@ -67,7 +67,7 @@ def listed(pattern: str) -> Iterator[Photo]:
     return _find_remote(pattern) if files.is_remote(pattern) else _find_local(pattern)
 
 
-def located(uri: str) -> Photo:
+def stat_photo(uri: str) -> Photo:
     """A local photo that somebody named; one that is not there becomes a row that says so."""
     try:
         about = os.stat(files.local_path(uri))  # noqa: PTH116 # a Path takes longer to make than this call
@@ -76,7 +76,7 @@ def located(uri: str) -> Photo:
     return Photo(uri, about.st_size, about.st_mtime_ns) if stat.S_ISREG(about.st_mode) else Photo(uri, 0, 0)
 
 
-def listed_in(directory: str, wanted: Container[str]) -> dict[str, Photo]:
+def list_directory(directory: str, wanted: Container[str]) -> dict[str, Photo]:
     """Of a remote directory the photos that are wanted, by uri: one call for all of them.
 
     Raises:
@@ -84,10 +84,12 @@ def listed_in(directory: str, wanted: Container[str]) -> dict[str, Photo]:
     """
     # Beam's patterns have no way to quote, so what is special in the name stands for any character.
     pattern = files.join(re.sub(r"[*?\[]", "?", directory), "*")
-    return {entry.path: remote(entry) for entry in files.listing(pattern) if entry.path in wanted}
+    return {
+        entry.path: photo_from_metadata(entry) for entry in files.match_files(pattern) if entry.path in wanted
+    }
 
 
-def read(photo: Photo) -> bytes:
+def read_photo(photo: Photo) -> bytes:
     """The bytes of a photo; a storage that refuses them is asked again before it counts.
 
     A file may be missing for a moment on a network file system, and an object store may be
@@ -97,10 +99,12 @@ def read(photo: Photo) -> bytes:
         OSError: the storage does not give them.
     """
     if files.is_remote(photo.uri):
-        return files.patiently(
-            lambda: files.read(photo.uri), first=files.FIRST_PAUSE, attempts=files.ATTEMPTS
+        return files.retry_with_backoff(
+            lambda: files.read(photo.uri), initial_pause=files.INITIAL_PAUSE, attempts=files.ATTEMPTS
         )
-    return files.patiently(lambda: files.read(photo.uri), first=_LOCAL_PAUSE, attempts=_LOCAL_ATTEMPTS)
+    return files.retry_with_backoff(
+        lambda: files.read(photo.uri), initial_pause=_LOCAL_PAUSE, attempts=_LOCAL_ATTEMPTS
+    )
 
 
 def _find_local(pattern: str) -> Iterator[Photo]:
@@ -148,16 +152,16 @@ def _photos(paths: Iterable[str]) -> Iterator[Photo]:
 
 
 def _find_remote(pattern: str) -> Iterator[Photo]:
-    entries = files.listing(pattern)
+    entries = files.match_files(pattern)
     first = next(entries, None)
-    entries = files.listing(files.join(pattern, "**")) if first is None else chain([first], entries)
+    entries = files.match_files(files.join(pattern, "**")) if first is None else chain([first], entries)
     for entry in entries:
         # Consoles create empty objects that end in a slash to show a directory.
         if not entry.path.endswith("/") and not _hidden(entry.path, pattern):
-            yield remote(entry)
+            yield photo_from_metadata(entry)
 
 
-def remote(entry: Any) -> Photo:
+def photo_from_metadata(entry: Any) -> Photo:
     """A photo as Beam's FileMetadata describes it."""
     return Photo(entry.path, entry.size_in_bytes, round((entry.last_updated_in_seconds or 0) * 1e9))
 

@@ -19,10 +19,20 @@ from batch.inputs import passthrough
 from serving.errors import InputError
 from serving.storage import files
 
-URI_NAMES = ("image", "photo", "path", "uri", "file", "filename", "file_name", "filepath", "image_path")
+URI_COLUMN_NAMES = (
+    "image",
+    "photo",
+    "path",
+    "uri",
+    "file",
+    "filename",
+    "file_name",
+    "filepath",
+    "image_path",
+)
 """How the column of addresses is called, in any case, where nothing else is said."""
 
-TEXT = "uri"
+TEXT_COLUMN = "uri"
 """The name of the one column that a .txt has."""
 
 _BATCH = 1 << 13
@@ -53,7 +63,7 @@ def read(where: str, pick: Pick) -> Iterator[tuple[int, dict[str, Any]]]:
             remedy="Name it after what it holds.",
         )
     try:
-        with files.opened(where) as file:
+        with files.open_file(where) as file:
             yield from reader(file, where, pick)
     except OSError as error:
         raise InputError(
@@ -62,7 +72,7 @@ def read(where: str, pick: Pick) -> Iterator[tuple[int, dict[str, Any]]]:
         ) from error
 
 
-def address(photo: str, where: str) -> str:
+def resolve_address(photo: str, where: str) -> str:
     """The address of a photo as the storage lists it; a relative one is relative to the manifest."""
     if files.is_remote(photo):
         return photo
@@ -72,7 +82,7 @@ def address(photo: str, where: str) -> str:
     return f"{scheme}://{posixpath.normpath(posixpath.join(posixpath.dirname(path), photo))}"
 
 
-def parquet_types(where: str) -> Mapping[str, Any]:
+def read_parquet_types(where: str) -> Mapping[str, Any]:
     """The columns of a Parquet manifest with their types; none for other manifests, whose values tell."""
     if not where.lower().endswith(_PARQUET):
         return {}
@@ -80,14 +90,14 @@ def parquet_types(where: str) -> Mapping[str, Any]:
     import pyarrow.parquet as pq
 
     try:
-        with files.opened(where) as file:
+        with files.open_file(where) as file:
             schema = pq.read_schema(file)
     except (pa.ArrowException, OSError) as error:
         raise _no_parquet(where, error) from error
     return dict(zip(schema.names, schema.types, strict=True))
 
 
-def holds_text(where: str) -> bool:
+def is_text_format(where: str) -> bool:
     """Whether all cells are text, whatever they mean."""
     return where.lower().endswith((".csv", ".tsv", ".txt"))
 
@@ -135,7 +145,7 @@ def _decoded(file: Iterable[bytes], where: str) -> Iterator[str]:
 
 
 def _text_lines(file: BinaryIO, where: str, pick: Pick) -> _Lines:
-    [(role, _)] = pick([TEXT], 1).items()
+    [(role, _)] = pick([TEXT_COLUMN], 1).items()
     for line, text in enumerate(_decoded(file, where), 1):
         if address := text.strip("\r\n"):
             yield line, {role: address}
@@ -169,7 +179,7 @@ def _parquet(file: BinaryIO, where: str, pick: Pick) -> _Lines:
         column_of = pick(table.schema_arrow.names, 1)
         line = 0
         for batch in table.iter_batches(_BATCH, columns=list(column_of.values())):
-            values = (passthrough.to_plain(batch.column(column)) for column in column_of.values())
+            values = (passthrough.to_json_values(batch.column(column)) for column in column_of.values())
             for cells in zip(*values, strict=True):
                 line += 1
                 yield line, dict(zip(column_of, cells, strict=True))

@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
-class Columns:
+class PassThroughColumns:
     """The pass-through columns of a source, learnt line by line.
 
     Args:
@@ -58,7 +58,7 @@ class Columns:
         if kind is not None and self._types.setdefault(name, kind) != kind:
             raise ValueError(f"{name!r} is {kind}, and {self._types[name]} in an earlier file")
 
-    def take(self, cells: Mapping[str, Any], *, text: bool = False) -> list[Any]:
+    def encode_row(self, cells: Mapping[str, Any], *, text: bool = False) -> list[Any]:
         """A line's cells as JSON values in the order of `names`; the last ones may be lacking.
 
         Args:
@@ -111,7 +111,7 @@ class Columns:
         fits = text or kind == "null" or (kind, earlier) == ("int", "float")
         return earlier if earlier and fits else kind
 
-    def table(self, rows: Sequence[Sequence[Any]]) -> pa.Table:
+    def to_table(self, rows: Sequence[Sequence[Any]]) -> pa.Table:
         """Lines that `take` gave, once all are taken, as a table of `schema`."""
         import pyarrow as pa
 
@@ -121,7 +121,7 @@ class Columns:
             values = [row[at] if at < len(row) else None for row in rows]
             known = field.name in self._types
             arrays.append(
-                from_plain(values, field.type)
+                from_json_values(values, field.type)
                 if known
                 else pa.array([_READ[self._settled(at)](value) for value in values], field.type)
             )
@@ -189,7 +189,7 @@ _READ: Mapping[Kind, Callable[[Any], Any]] = {
 }
 
 
-def plain_type(kind: pa.DataType) -> pa.DataType:
+def passthrough_type(kind: pa.DataType) -> pa.DataType:
     """The type under which a column of Parquet passes through: dictionaries as what they hold.
 
     Raises:
@@ -198,7 +198,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     import pyarrow.types as is_
 
     if is_.is_dictionary(kind):
-        return plain_type(kind.value_type)
+        return passthrough_type(kind.value_type)
     if _is_plain(kind) or is_.is_temporal(kind) or is_.is_binary(kind) or is_.is_decimal(kind):
         return kind
     raise ValueError(f"columns of the type {kind} cannot pass through")
@@ -222,8 +222,8 @@ def _is_plain(kind: pa.DataType) -> bool:
     )
 
 
-def to_plain(array: Any) -> list[Any]:
-    """The values of a Parquet column (pa.Array) as JSON values, where `plain_type` has a type for it."""
+def to_json_values(array: Any) -> list[Any]:
+    """The values of a Parquet column (pa.Array) as JSON values, where `passthrough_type` has a type for it."""
     import pyarrow as pa
     import pyarrow.types as is_
 
@@ -239,8 +239,8 @@ def to_plain(array: Any) -> list[Any]:
     return array.to_pylist()
 
 
-def from_plain(values: Sequence[Any], kind: pa.DataType) -> Any:
-    """What `to_plain` was given, as a pa.Array."""
+def from_json_values(values: Sequence[Any], kind: pa.DataType) -> Any:
+    """What `to_json_values` was given, as a pa.Array."""
     import pyarrow as pa
     import pyarrow.types as is_
 

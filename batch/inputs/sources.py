@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from batch.inputs import listing as photos
-from batch.inputs import manifest
+from batch.inputs import listing, manifest
 from batch.inputs.listing import Photo
-from batch.inputs.passthrough import Columns, plain_type
+from batch.inputs.passthrough import PassThroughColumns, passthrough_type
 from serving.errors import InputError
 from serving.storage import files
 from serving.storage.external_sort import Sorter
@@ -31,7 +30,7 @@ class Source:
     Attributes:
         photos: file, directory or glob; "" where manifests are given.
         manifest: a manifest, or a glob of some.
-        uri_column: of the manifests; "" for the usual names (manifest.URI_NAMES).
+        uri_column: of the manifests; "" for the usual names (manifest.URI_COLUMN_NAMES).
         reserved: names that no column may have, with the reason.
         columns: of the manifests beside the address; complete when all lines are read.
     """
@@ -40,14 +39,14 @@ class Source:
     manifest: str = ""
     uri_column: str = ""
     reserved: Mapping[str, str] = field(default_factory=dict)
-    columns: Columns = field(default_factory=Columns)
+    columns: PassThroughColumns = field(default_factory=PassThroughColumns)
 
     @property
-    def place(self) -> str:
+    def address(self) -> str:
         """The address of the input, as every process understands it."""
         return files.absolute(self.photos or self.manifest)
 
-    def lines(self) -> Iterator[Line]:
+    def iter_lines(self) -> Iterator[Line]:
         """Every photo with its values, in any order, maybe one more than once.
 
         Raises:
@@ -60,20 +59,20 @@ class Source:
             raise InputError(
                 f"{self.photos} is a manifest, not a photo.", remedy="Give it with --manifest instead."
             )
-        for photo in photos.listed(self.photos):
+        for photo in listing.iter_photos(self.photos):
             yield photo, []
 
     def _named(self) -> Iterator[tuple[str, list[Any]]]:
         """The address and the values of every line of the manifests."""
-        for where in _manifests(self.place):
+        for where in _manifests(self.address):
             pick = _Picker(where, self)
-            text = manifest.holds_text(where)
+            text = manifest.is_text_format(where)
             try:
-                if types := manifest.parquet_types(where):
+                if types := manifest.read_parquet_types(where):
                     pick(types, 1)
                     for name, kind in types.items():
                         if name != pick.uri:
-                            self.columns.declare(name, plain_type(kind))
+                            self.columns.declare(name, passthrough_type(kind))
             except ValueError as error:
                 raise InputError(
                     f"{where}: {error}.", remedy="Write the column as another type, or leave it out."
@@ -86,7 +85,7 @@ class Source:
                         remedy="Fill it in as text, or take the line out.",
                     )
                 try:
-                    yield manifest.address(uri, where), self.columns.take(cells, text=text)
+                    yield manifest.resolve_address(uri, where), self.columns.encode_row(cells, text=text)
                 except ValueError as error:
                     raise InputError(
                         f"{where}, line {line}: {error}.", remedy="Give a column values of one type."
@@ -97,7 +96,7 @@ def _manifests(place: str) -> list[str]:
     """The files that a manifest's name or a glob of them means."""
     if not glob.has_magic(place):
         return [place]
-    found = [photo.uri for photo in photos.find(place)]
+    found = [photo.uri for photo in listing.find_photos(place)]
     if strange := [uri for uri in found if not manifest.is_manifest(uri)]:
         raise InputError(
             f"{strange[0]} is no manifest.",
@@ -141,16 +140,16 @@ class _Picker:
 
     def _address(self, names: tuple[str, ...], where: str) -> str:
         given = self._source.uri_column
-        if names == (manifest.TEXT,) or given in names:
-            return given if given in names else manifest.TEXT
-        found = [name for name in names if not given and name.strip().casefold() in manifest.URI_NAMES]
+        if names == (manifest.TEXT_COLUMN,) or given in names:
+            return given if given in names else manifest.TEXT_COLUMN
+        found = [name for name in names if not given and name.strip().casefold() in manifest.URI_COLUMN_NAMES]
         if len(found) == 1:
             return found[0]
         has = f"the columns are {', '.join(map(repr, names))}" if names else "there are no columns"
         raise InputError(
             f"{where}: {' and '.join(map(repr, found))} could each be the address."
             if found
-            else f"{where}: no column {repr(given) if given else ' or '.join(manifest.URI_NAMES)}; {has}.",
+            else f"{where}: no column {repr(given) if given else ' or '.join(manifest.URI_COLUMN_NAMES)}; {has}.",
             remedy="Name the column of addresses with --uri_column.",
         )
 
@@ -167,7 +166,7 @@ def _located(named: Iterator[tuple[str, list[Any]]]) -> Iterator[Line]:
                 # The number keeps lines of the same photo in their order.
                 remote.add(json.dumps([uri, f"{number:012}", values]).encode() + b"\n")
             else:
-                yield photos.located(uri), values
+                yield listing.stat_photo(uri), values
         lines = remote.lines()
         while block := [json.loads(line) for line in islice(lines, _BLOCK)]:
             yield from _listed(block)
@@ -178,6 +177,6 @@ def _listed(block: list[Any]) -> Iterator[Line]:
     for uri, _, values in block:
         by_directory.setdefault(uri.rpartition("/")[0], []).append((uri, values))
     for directory, lines in by_directory.items():
-        found = photos.listed_in(directory, {uri for uri, _ in lines})
+        found = listing.list_directory(directory, {uri for uri, _ in lines})
         for uri, values in lines:
             yield found.get(uri, Photo(uri, 0, 0)), values

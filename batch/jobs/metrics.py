@@ -24,7 +24,7 @@ import logging
 import time
 from typing import Any
 
-from batch.output.run_diff import Changes, Run, model_key
+from batch.output.run_diff import RunDiff, RunRecord, model_key
 from serving.contract import Status
 from serving.errors import InputError
 from serving.storage import files
@@ -49,7 +49,7 @@ def check_installed() -> None:
         ) from error
 
 
-def build_registry(run: Run, changes: Changes | None = None) -> Any:
+def build_registry(run: RunRecord, changes: RunDiff | None = None) -> Any:
     """A registry of prometheus_client with the figures of a run.
 
     Args:
@@ -82,7 +82,7 @@ def build_registry(run: Run, changes: Changes | None = None) -> Any:
     return made
 
 
-def _add_model_gauges(run: Run, changes: Changes | None, made: Any) -> None:
+def _add_model_gauges(run: RunRecord, changes: RunDiff | None, made: Any) -> None:
     from prometheus_client import Gauge
 
     labels = ("model", "version")

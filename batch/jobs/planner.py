@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from batch.inputs import listing as photos
-from batch.inputs.passthrough import Columns
+from batch.inputs import listing
+from batch.inputs.passthrough import PassThroughColumns
 from batch.inputs.sources import Source
 from batch.monitoring.stats import Progress, Stats
 from batch.output.dataset import Output
 from batch.shards import shard as shards
-from batch.shards.partition import EVERY, Share
-from batch.shards.scored_index import without_known
-from batch.shards.shard import Entry, Piece, Planned, PlanWriter
+from batch.shards.partition import WHOLE_INPUT, Partition
+from batch.shards.scored_index import exclude_scored
+from batch.shards.shard import Entry, PlannedShard, PlanWriter, RawShard
 from serving.errors import OutputError
 
 _log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class RunPlanner:
     models: Sequence[Mapping[str, Any]]
     only_new: bool = False
     overwrite: bool = False
-    share: Share = EVERY
+    share: Partition = WHOLE_INPUT
     total: Stats = field(default_factory=Stats)
     of_id: Stats = field(default_factory=Stats)
     skipped: int = 0
@@ -75,7 +75,7 @@ class RunPlanner:
     def identity(self) -> dict[str, Any]:
         """What an output is of: where the photos come from, the models by their content, the layout."""
         return {
-            "photos": self.source.place,
+            "photos": self.source.address,
             "models": list(self.models),
             "partition_by": self.output.partition_by,
             **({"share": str(self.share)} if self.share.of > 1 else {}),
@@ -98,32 +98,32 @@ class RunPlanner:
             InputError: there are no photos, or a line of a manifest cannot be used.
             OutputError: the output cannot be written, or its rows have other columns.
         """
-        shards.remove_plan(self.output.plan)
-        finished = {} if self._taken_over else self.output.records()
-        earlier = self.output.columns() if self.only_new else None
-        self.source.columns = Columns(dict(earlier or []))
-        sizes = {} if self.only_new else self.output.sizes()
+        shards.remove_plan(self.output.plan_directory)
+        finished = {} if self._taken_over else self.output.list_records()
+        earlier = self.output.read_columns() if self.only_new else None
+        self.source.columns = PassThroughColumns(dict(earlier or []))
+        sizes = {} if self.only_new else self.output.list_file_sizes()
         kept: set[str] = set()  # the paths of rows that stay
         seen: set[str] = set()  # the ids of shards
         photos_open = 0
-        with PlanWriter(self.output.plan) as writer:
+        with PlanWriter(self.output.plan_directory) as writer:
             entries, columns = self._entries(progress), self.source.columns
-            for piece in shards.plan(entries, shard_size, self._rows_depend_on, columns):
+            for piece in shards.plan_shards(entries, shard_size, self._rows_depend_on, columns):
                 seen.add(piece.id)
                 if (paths := self._finished(piece, finished.get(piece.id, ()), sizes)) is not None:
                     kept.update(paths)
                     continue
-                writer.add(piece.shard(columns), len(self.models))
+                writer.add(piece.to_shard(columns), len(self.models))
                 photos_open += len(piece.entries)
         if not self.lines:
-            raise photos.none_in(self.source.place)
+            raise listing.no_photos_error(self.source.address)
         self._check_columns(earlier)
         if self._taken_over:
-            self.output.forget()
+            self.output.reset()
         self.output.claim(self.identity, self.source.columns.describe(), append=self.only_new)
         if self.only_new:
             self._count_own(finished)
-            self.output.sweep(self.output.sizes(), lambda shard, _: shard in finished)
+            self.output.sweep(self.output.list_file_sizes(), lambda shard, _: shard in finished)
         else:
             self._remove_others(seen, finished)
             self.output.sweep(sizes, lambda _, path: path in kept)
@@ -139,22 +139,22 @@ class RunPlanner:
             if progress:
                 progress(Progress(0, lines, 0, listing=True))
 
-        mine = (line for line in self.source.lines() if self.share.has(line[0].uri))
-        entries = shards.ordered(mine, read)
+        mine = (line for line in self.source.iter_lines() if self.share.contains(line[0].uri))
+        entries = shards.sort_entries(mine, read)
         if not self.only_new:
             return entries
-        known = [self.output.known(model["digest"], self.run_id) for model in self.models]
-        return without_known(entries, known, self._leave_out)
+        known = [self.output.scored_index(model["digest"], self.run_id) for model in self.models]
+        return exclude_scored(entries, known, self._leave_out)
 
     def _leave_out(self, photos: int) -> None:
         self.known += photos
 
-    def _finished(self, piece: Piece, runs: Iterable[str], sizes: Mapping[str, int]) -> list[str] | None:
+    def _finished(self, piece: RawShard, runs: Iterable[str], sizes: Mapping[str, int]) -> list[str] | None:
         """The paths of a shard that is finished, which is counted; None where it is open."""
         if self.only_new:
             return None  # what is finished has no open photos
         for run_id in runs:
-            record = self.output.record(piece.id, run_id)
+            record = self.output.read_record(piece.id, run_id)
             if record and all(sizes.get(path) == size for path, size in record.files.items()):
                 self._count(record.stats, run_id)
                 self.skipped += 1
@@ -171,7 +171,7 @@ class RunPlanner:
     def _count_own(self, finished: Mapping[str, Iterable[str]]) -> None:
         """Count what this run id made before it was cut off."""
         for shard_id, runs in finished.items():
-            if self.run_id in runs and (record := self.output.record(shard_id, self.run_id)):
+            if self.run_id in runs and (record := self.output.read_record(shard_id, self.run_id)):
                 self._count(record.stats, self.run_id)
                 self.skipped += 1
 
@@ -202,8 +202,8 @@ class RunPlanner:
         """
         worked = Stats()
         kept: dict[str, set[str]] = {}
-        for planned in shards.planned(plan.path):
-            record = self.output.record(planned.id, self.run_id)
+        for planned in shards.read_plan(plan.path):
+            record = self.output.read_record(planned.id, self.run_id)
             if record is None or not complete(planned, record.stats) or record.stats.rows != planned.rows:
                 raise incomplete(planned)
             worked += record.stats
@@ -212,18 +212,18 @@ class RunPlanner:
         # A first attempt at a shard may have seen other labels than the one that was finished.
         if kept:
             self.output.sweep(
-                self.output.sizes(), lambda shard, path: shard not in kept or path in kept[shard]
+                self.output.list_file_sizes(), lambda shard, path: shard not in kept or path in kept[shard]
             )
         self._count(worked, self.run_id)
         return worked
 
 
-def complete(planned: Planned, stats: Stats) -> bool:
+def complete(planned: PlannedShard, stats: Stats) -> bool:
     """Whether figures are of as many photos as the plan says."""
     return planned.photos == stats.photos == stats.statuses.total()
 
 
-def incomplete(planned: Planned) -> OutputError:
+def incomplete(planned: PlannedShard) -> OutputError:
     """The error that says so."""
     return OutputError(
         f"The shard {planned.id} is not complete although the Beam job ended.",

@@ -8,7 +8,7 @@ from batch import report
 from batch.jobs import metrics
 from batch.output import run_diff, run_record
 from batch.output.dataset import Output
-from batch.output.run_diff import Run
+from batch.output.run_diff import RunRecord
 from batch.output.run_record import Summary
 
 
@@ -39,7 +39,7 @@ def check_dependencies(settings: RunArtifacts) -> None:
 
 
 def publish_run(
-    run: dict[str, Any], summary: Summary, place: Output, settings: RunArtifacts, before: Run | None
+    run: dict[str, Any], summary: Summary, place: Output, settings: RunArtifacts, before: RunRecord | None
 ) -> None:
     """Hold a run against the one before it, and write everything.
 
@@ -53,7 +53,7 @@ def publish_run(
     Raises:
         OutputError: a place cannot be written.
     """
-    found = run_diff.between(run, before) if before else None
+    found = run_diff.compare_runs(run, before) if before else None
     run["changes"] = found and found.to_json()
     if not settings.no_report:
         report.write(place.report_file, run, summary.total.examples, found)

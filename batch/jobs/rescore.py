@@ -26,10 +26,17 @@ from batch.monitoring import sample_photos
 from batch.monitoring.stats import Meter, Progress, Stats
 from batch.output import dataset as output
 from batch.output import run_diff, run_record
-from batch.output.dataset import Output, Scored
-from batch.output.previous_scores import Earlier, Piece
+from batch.output.dataset import Output, ScoredKeys
+from batch.output.previous_scores import PreviousFile, PreviousScores
 from batch.output.run_record import Summary
-from batch.output.schema import STATUSES, USABLE, About, codes_of, counted, scores_table
+from batch.output.schema import (
+    STATUSES,
+    USABLE,
+    PhotoColumns,
+    build_scores_table,
+    count_decisions,
+    encode_status_column,
+)
 from batch.scoring import head_runner, shard
 from batch.scoring.head_runner import SignatureFunction
 from batch.shards import scored_index
@@ -106,26 +113,26 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
     bundles = read_models(settings.model)
     models = [describe_model(model) for model in bundles]
     place = Output(files.absolute(settings.output), settings.partition_by)
-    earlier = Earlier(settings.scores)
-    if earlier.directory in (place.directory, place.scores):
+    earlier = PreviousScores(settings.scores)
+    if earlier.directory in (place.directory, place.scores_directory):
         raise InputError(
             f"{settings.output} holds the scores that are to be scored again.",
             remedy="Give another --output.",
         )
     identity = {"photos": earlier.directory, "models": models, "partition_by": settings.partition_by}
     place.check(identity, append=False, overwrite=settings.overwrite)
-    with lock.held(place.work):
+    with lock.hold(place.work_directory):
         if place.check(identity, append=False, overwrite=settings.overwrite):
-            place.forget()
+            place.reset()
         place.claim(identity, [list(column) for column in earlier.columns], append=False)
         metadata = bundles[0].metadata
         store = EmbeddingStore(settings.store_root, metadata.fingerprint, metadata.dimension)
         digests = [model["digest"] for model in models]
         scores = _output_of(earlier)
         run = _Run(
-            place, run_id, started, bundles, digests, store, Meter(earlier.rows, progress), scores.keys_of
+            place, run_id, started, bundles, digests, store, Meter(earlier.rows, progress), scores.find_keys
         )
-        for group in _groups(run.open(earlier.pieces({"models": models, "of": "rescore"}))):
+        for group in _groups(run.open(earlier.iter_files({"models": models, "of": "rescore"}))):
             run.score(group)
         run.clean()
         run.check_complete()
@@ -143,27 +150,27 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
         )
         described = {**asdict(settings), "model": [str(path) for path in settings.model]}
         described["embedding_store"] = settings.store_root
-        about = run_record.describe(summary, started=started, models=models, settings=described)
-        before = run_diff.previous(place, run_id) or _of_scores(scores)
+        about = run_record.build_run_record(summary, started=started, models=models, settings=described)
+        before = run_diff.find_previous_run(place, run_id) or _of_scores(scores)
         publish.publish_run(about, summary, place, settings, before)
     return summary
 
 
-def _output_of(earlier: Earlier) -> Output:
-    """Where the keys of the earlier scores are: `Earlier` takes the directory of the rows as well."""
+def _output_of(earlier: PreviousScores) -> Output:
+    """Where the keys of the earlier scores are: `PreviousScores` takes the directory of the rows as well."""
     top, _, name = earlier.directory.rstrip("/").rpartition("/")
-    inside = name == "scores" and output.WORK_DIRECTORY in files.names(top)
+    inside = name == "scores" and output.WORK_DIRECTORY in files.list_names(top)
     return Output(top if inside else earlier.directory)
 
 
-def _of_scores(earlier: Output) -> run_diff.Run | None:
+def _of_scores(earlier: Output) -> run_diff.RunRecord | None:
     """The newest run of the scores that are scored again, under a name that tells it from those here."""
-    run = run_diff.previous(earlier, "")
+    run = run_diff.find_previous_run(earlier, "")
     return run and {**run, "run_id": f"{run.get('run_id')} of {earlier.directory}"}
 
 
-def _groups(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    held: list[Piece] = []
+def _groups(pieces: Iterable[PreviousFile]) -> Iterator[list[PreviousFile]]:
+    held: list[PreviousFile] = []
     for piece in pieces:
         held.append(piece)
         if sum(one.table.num_rows for one in held) >= GROUP:
@@ -205,13 +212,13 @@ class _Run:
     _seen: set[str] = field(default_factory=set)
     _heads: list[SignatureFunction] = field(default_factory=list)
 
-    def open(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
-        """The pieces that are not finished; the others are counted."""
-        finished, sizes = self.output.records(), self.output.sizes()
+    def open(self, pieces: Iterable[PreviousFile]) -> Iterator[PreviousFile]:
+        """The pieces that are not finished; the others are count_decisions."""
+        finished, sizes = self.output.list_records(), self.output.list_file_sizes()
         for piece in pieces:
             self._seen.add(piece.id)
             for run_id in finished.get(piece.id, ()):
-                record = self.output.record(piece.id, run_id)
+                record = self.output.read_record(piece.id, run_id)
                 if record and all(sizes.get(path) == size for path, size in record.files.items()):
                     self._count(record.stats, run_id)
                     self._kept.update(record.files)
@@ -221,44 +228,44 @@ class _Run:
             else:
                 yield piece
 
-    def score(self, group: Sequence[Piece]) -> None:
+    def score(self, group: Sequence[PreviousFile]) -> None:
         """Score some pieces, and write the file of each.
 
         Raises:
             OutputError: one cannot be written.
         """
         stats, start = Stats(), perf_counter()
-        shas = [piece.shas() for piece in group]
-        before = [piece.codes() for piece in group]
+        shas = [piece.digests() for piece in group]
+        before = [piece.status_codes() for piece in group]
         wanted = np.unique(np.concatenate(shas))
         answers = _Answers(wanted, self.bundles)
-        with stats.timed(shard.START):
+        with stats.time_stage(shard.START):
             if not self._heads:
                 from serving.runtime import single_signature
 
                 self._heads = [
                     single_signature.load(m.path, contract.CLASSIFY_EMBEDDING) for m in self.bundles
                 ]
-        with stats.timed("classify"):
+        with stats.time_stage("classify"):
             answers.fill(self.store, self._heads)
         begun, rows = perf_counter() - start - stats.seconds[shard.START], sum(map(len, shas))
-        uris = [scored_index.hashes(piece.table["uri"].to_pylist()) for piece in group]
+        uris = [scored_index.hash_uris(piece.table["uri"].to_pylist()) for piece in group]
         known = self.known(np.concatenate(uris))
         for piece, digests, codes, of_piece in zip(group, shas, before, uris, strict=True):
             at = np.searchsorted(wanted, digests)
-            scored = Scored(list(scored_index.of_uris(known, of_piece)))
+            scored = ScoredKeys(list(scored_index.select_keys(known, of_piece)))
             self._write(piece, at, codes, answers, stats, begun / rows, scored)
             stats = Stats()
 
     def _write(
         self,
-        piece: Piece,
+        piece: PreviousFile,
         at: NDArray[np.int64],
         before: NDArray[np.int8],
         answers: _Answers,
         stats: Stats,
         seconds_a_photo: float,
-        scored: Scored,
+        scored: ScoredKeys,
     ) -> None:
         import pyarrow as pa
 
@@ -270,7 +277,7 @@ class _Run:
             self._missing.extend(piece.table["uri"].take(lacking).to_pylist())
             return
         status = np.where(there, answers.status[at], before)
-        about = About(
+        about = PhotoColumns(
             uris=piece.table["uri"].combine_chunks(),
             shas=piece.table["sha256"].combine_chunks(),
             status=status,
@@ -282,9 +289,9 @@ class _Run:
         tables: dict[str, pa.Table] = {}
         for number, model in enumerate(self.bundles):
             decisions, name = answers.of(number, at), shard.model_key(model)
-            tables[name] = scores_table(about, decisions, model, self.started)
-            stats.models[name] = counted(about, decisions, model)
-        stats.examples = sample_photos.choose(tables)
+            tables[name] = build_scores_table(about, decisions, model, self.started)
+            stats.models[name] = count_decisions(about, decisions, model)
+        stats.examples = sample_photos.choose_examples(tables)
         table = pa.concat_tables(tables.values())
         stats.photos, stats.rows, stats.reused = len(at), table.num_rows, int(there.sum())
         counts = np.bincount(status, minlength=len(STATUSES))
@@ -314,11 +321,11 @@ class _Run:
 
     def clean(self) -> None:
         """Remove the rows of photos that are not among the earlier scores any more, and leftovers."""
-        for shard_id, runs in self.output.records().items():
+        for shard_id, runs in self.output.list_records().items():
             if shard_id not in self._seen:
                 for run_id in runs:
                     self.output.remove_shard(shard_id, run_id, self.digests)
-        self.output.sweep(self.output.sizes(), lambda _, path: path in self._kept)
+        self.output.sweep(self.output.list_file_sizes(), lambda _, path: path in self._kept)
 
     def check_complete(self) -> None:
         """Make sure that no photo was left out.
@@ -326,7 +333,7 @@ class _Run:
         Raises:
             InputError: some have no embedding; their files are listed.
         """
-        uri = files.join(self.output.work, MISSING_FILE)
+        uri = files.join(self.output.work_directory, MISSING_FILE)
         if not self.missing:
             files.remove(uri)
             return
@@ -364,7 +371,7 @@ class _Answers:
         """Have the heads look at every row that the store has, on all cores."""
         waiting: deque[Future[None]] = deque()
         with ThreadPoolExecutor(cores(), "head") as pool:
-            for positions, content in store.blocks(self.wanted, _COLUMNS):
+            for positions, content in store.iter_blocks(self.wanted, _COLUMNS):
                 waiting.append(pool.submit(self._take, positions, content, store.dimension, heads))
                 if len(waiting) > _AHEAD * cores():
                     waiting.popleft().result()
@@ -380,7 +387,7 @@ class _Answers:
     ) -> None:
         import pyarrow.compute as pc
 
-        codes = codes_of(content[layout.STATUS].combine_chunks())
+        codes = encode_status_column(content[layout.STATUS].combine_chunks())
         if (codes < 0).any():
             raise OutputError("The embedding store has a status that this hubhead does not know.")
         self.status[positions] = codes
@@ -390,7 +397,7 @@ class _Answers:
         if said.null_count < len(said):
             rows = np.flatnonzero(pc.is_valid(said).to_numpy(zero_copy_only=False))
             self._details.update(zip(positions[rows].tolist(), said.take(rows).to_pylist(), strict=True))
-        vectors = layout.vectors(content, dimension)
+        vectors = layout.to_vectors(content, dimension)
         for number, (run, about) in enumerate(zip(heads, self._bundles, strict=True)):
             decisions = head_runner.classify_embeddings(run, about, vectors, USABLE[codes])
             self._top[number][positions] = decisions.top

@@ -17,7 +17,7 @@ from batch.beam import runner
 from batch.beam.runner import check_beam_args
 from batch.embeddings import EmbeddingStore, default_root
 from batch.inputs.listing import Photo
-from batch.inputs.passthrough import Columns
+from batch.inputs.passthrough import PassThroughColumns
 from batch.inputs.sources import Source
 from batch.jobs import publish
 from batch.jobs.planner import RunPlanner, complete, incomplete
@@ -30,7 +30,7 @@ from batch.scoring import remote_backbone
 from batch.scoring.shard import model_key
 from batch.scoring.worker import ScoresTarget, ShardWorker
 from batch.shards import shard
-from batch.shards.partition import EVERY, Share
+from batch.shards.partition import WHOLE_INPUT, Partition
 from batch.shards.shard import Entry, PlanWriter
 from serving import bundle, contract
 from serving.bundle import Bundle
@@ -87,7 +87,7 @@ class ScoreSettings:
     uri_column: str = ""
     embedding_store: str = ""
     shard_size: int = shard.DEFAULT_SIZE
-    share: Share = EVERY
+    share: Partition = WHOLE_INPUT
     run_id: str = ""
     only_new: bool = False
     partition_by: str = ""
@@ -138,7 +138,7 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
     files.check_writable(settings.store_root)
     if settings.server:
         remote_backbone.resolve_version(settings.server, bundles)
-    with lock.held(place.work):
+    with lock.hold(place.work_directory):
         job.check()  # again, now that nobody else changes it
         open_shards = job.plan(settings.shard_size, progress)
         digests = tuple(model["digest"] for model in models)
@@ -146,7 +146,7 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
         task = ShardWorker(
             tuple(str(model.path) for model in bundles),
             settings.store_root,
-            place.plan,
+            place.plan_directory,
             scores,
             settings.server,
         )
@@ -168,9 +168,11 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
             known=job.known,
             price_per_hour=settings.price_per_hour,
         )
-        run = run_record.describe(summary, started=started, models=models, settings=_described(settings))
-        publish.publish_run(run, summary, place, settings, run_diff.previous(place, run_id))
-        shard.remove_plan(place.plan)
+        run = run_record.build_run_record(
+            summary, started=started, models=models, settings=_described(settings)
+        )
+        publish.publish_run(run, summary, place, settings, run_diff.find_previous_run(place, run_id))
+        shard.remove_plan(place.plan_directory)
     return summary
 
 
@@ -198,15 +200,15 @@ def embed(
             f"{model.path} is of another backbone than the store {store.directory}.",
             remedy=f"Its fingerprint is {model.metadata.fingerprint}.",
         )
-    known = store.known(found)
-    there = store.statuses(known.values())
+    known = store.lookup_digests(found)
+    there = store.get_statuses(known.values())
     reused = {photo: there[sha] for photo, sha in known.items() if sha in there}
     before = _reused(reused.values())
     meter = Meter(len(found), progress)
     meter.add(before.photos, before.rejected, known=True)
     worked, count = Stats(), 0
     if len(reused) < len(found):
-        entries = shard.ordered((photo, []) for photo in found if photo not in reused)
+        entries = shard.sort_entries((photo, []) for photo in found if photo not in reused)
         worked, count = _embed_open(entries, model, store, meter, settings.shard_size, beam_args)
     total = before + worked
     return Summary(store.directory, total, worked, worked, 0, count, perf_counter() - start)
@@ -227,11 +229,11 @@ def _embed_open(
     task = ShardWorker((str(model.path),), store.root, plan)
     try:
         with PlanWriter(plan) as writer:
-            for piece in shard.plan(entries, shard_size, {}):
-                writer.add(piece.shard(Columns()))
+            for piece in shard.plan_shards(entries, shard_size, {}):
+                writer.add(piece.to_shard(PassThroughColumns()))
         runner.run(writer.path, task, meter, beam_args)
         total = Stats()
-        for planned in shard.planned(writer.path):
+        for planned in shard.read_plan(writer.path):
             stats = task.finished_stats(planned.id)
             if stats is None or not complete(planned, stats):
                 raise incomplete(planned)

@@ -33,10 +33,10 @@ from numpy.typing import NDArray
 BINS = 20
 """Of equal width, over scores from 0 to 1."""
 
-PROJECTED = 64
+PROJECTION_DIMENSIONS = 64
 """Dimensions that embeddings are projected to."""
 
-MODERATE, LARGE = 0.1, 0.25
+MODERATE_PSI, LARGE_PSI = 0.1, 0.25
 """From where on a population stability index is worth a look, and another population."""
 
 MODERATE_SHIFT, LARGE_SHIFT = 0.2, 0.5
@@ -45,7 +45,7 @@ MODERATE_SHIFT, LARGE_SHIFT = 0.2, 0.5
 ABSTAINED = ""
 """Stands for rows without a label among labels; no label is empty."""
 
-_DEVIATIONS = 3.0
+_CHANCE_SIGMAS = 3.0
 """What chance may make: exceeded once in some 740 runs where nothing changed."""
 
 _PACKED = "<f4"
@@ -59,16 +59,16 @@ class Moments:
 
     Attributes:
         count: embeddings.
-        mean: float64 [PROJECTED].
-        scatter: float64 [PROJECTED], sums of squared deviations from the mean.
+        mean: float64 [PROJECTION_DIMENSIONS].
+        scatter: float64 [PROJECTION_DIMENSIONS], sums of squared deviations from the mean.
     """
 
     count: int = 0
-    mean: Floats = field(default_factory=lambda: np.zeros(PROJECTED))
-    scatter: Floats = field(default_factory=lambda: np.zeros(PROJECTED))
+    mean: Floats = field(default_factory=lambda: np.zeros(PROJECTION_DIMENSIONS))
+    scatter: Floats = field(default_factory=lambda: np.zeros(PROJECTION_DIMENSIONS))
 
     @classmethod
-    def of(cls, vectors: NDArray[np.floating[Any]]) -> Self:
+    def from_embeddings(cls, vectors: NDArray[np.floating[Any]]) -> Self:
         """Those of embeddings [N,D]."""
         if not len(vectors):
             return cls()
@@ -90,13 +90,17 @@ class Moments:
         )
 
     @property
-    def spread(self) -> float:
+    def total_variance(self) -> float:
         """Square of the photos' own spread: the trace of the covariance."""
         return float(self.scatter.sum()) / max(1, self.count - 1)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"count": self.count, "mean": _packed(self.mean), "scatter": _packed(self.scatter)}
+        return {
+            "count": self.count,
+            "mean": _encode_floats(self.mean),
+            "scatter": _encode_floats(self.scatter),
+        }
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Self:
@@ -109,26 +113,28 @@ class Moments:
             np.frombuffer(base64.b64decode(said[name], validate=True), _PACKED).astype(np.float64)
             for name in ("mean", "scatter")
         )
-        if not mean.shape == scatter.shape == (PROJECTED,):
-            raise ValueError(f"not {PROJECTED} moments")
+        if not mean.shape == scatter.shape == (PROJECTION_DIMENSIONS,):
+            raise ValueError(f"not {PROJECTION_DIMENSIONS} moments")
         return cls(int(said["count"]), mean, scatter)
 
 
 @cache
 def _projection(dimension: int) -> NDArray[np.float32]:
-    """Signs [D,PROJECTED] by a hash, not by numpy's generators, whose streams may change."""
-    bits = hashlib.shake_256(f"hubhead.drift {dimension}".encode()).digest(dimension * PROJECTED // 8)
-    signs = np.unpackbits(np.frombuffer(bits, np.uint8)).reshape(dimension, PROJECTED)
-    return ((2.0 * signs - 1.0) / math.sqrt(PROJECTED)).astype(np.float32)
+    """Signs [D,PROJECTION_DIMENSIONS] by a hash, not by numpy's generators, whose streams may change."""
+    bits = hashlib.shake_256(f"hubhead.drift {dimension}".encode()).digest(
+        dimension * PROJECTION_DIMENSIONS // 8
+    )
+    signs = np.unpackbits(np.frombuffer(bits, np.uint8)).reshape(dimension, PROJECTION_DIMENSIONS)
+    return ((2.0 * signs - 1.0) / math.sqrt(PROJECTION_DIMENSIONS)).astype(np.float32)
 
 
-def _packed(values: Floats) -> str:
+def _encode_floats(values: Floats) -> str:
     """Base64, so that they are no hundred lines of run.json."""
     return base64.b64encode(values.astype(_PACKED).tobytes()).decode()
 
 
 @dataclass
-class Counts:
+class DecisionCounts:
     """What one model said, over the photos that it was asked about.
 
     Attributes:
@@ -146,9 +152,9 @@ class Counts:
         """How many of these best scores are in each of BINS."""
         return np.histogram(scores, BINS, (0, 1))[0].tolist()
 
-    def __add__(self, other: Counts) -> Counts:
+    def __add__(self, other: DecisionCounts) -> DecisionCounts:
         scores = [a + b for a, b in zip(self.scores, other.scores, strict=True)]
-        return Counts(self.labels + other.labels, self.abstained + other.abstained, scores)
+        return DecisionCounts(self.labels + other.labels, self.abstained + other.abstained, scores)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -197,7 +203,7 @@ class Change:
         return {"value": self.value, "chance": self.chance, "level": self.level}
 
 
-def stability(now: Sequence[int], before: Sequence[int]) -> Change | None:
+def population_stability_index(now: Sequence[int], before: Sequence[int]) -> Change | None:
     """The population stability index of two histograms of B bins; None where one is empty.
 
     Half a count is added to every bin that either has, so that an empty one is no infinity.
@@ -211,10 +217,10 @@ def stability(now: Sequence[int], before: Sequence[int]) -> Change | None:
     shares = (counts + 0.5) / (sizes + 0.5 * bins)[:, None]
     index = float(((shares[0] - shares[1]) * np.log(shares[0] / shares[1])).sum())
     chance = float((1 / sizes).sum()) * _chi_squared(bins - 1)
-    return Change(index, chance, MODERATE, LARGE)
+    return Change(index, chance, MODERATE_PSI, LARGE_PSI)
 
 
-def shift(now: Moments, before: Moments) -> Change | None:
+def embedding_shift(now: Moments, before: Moments) -> Change | None:
     """The distance of two means in units of the photos' own spread; None where that is not known."""
     if min(now.count, before.count) < 2:
         return None
@@ -223,11 +229,11 @@ def shift(now: Moments, before: Moments) -> Change | None:
         return None
     distance = float(np.linalg.norm(now.mean - before.mean)) / math.sqrt(pooled)
     # Of one dimension, which is the widest that chance can be: chi-squared with one degree of freedom.
-    chance = _DEVIATIONS * math.sqrt(1 / now.count + 1 / before.count)
+    chance = _CHANCE_SIGMAS * math.sqrt(1 / now.count + 1 / before.count)
     return Change(distance, chance, MODERATE_SHIFT, LARGE_SHIFT)
 
 
-def label_counts(now: Counts, before: Counts) -> list[tuple[str, int, int]]:
+def list_label_counts(now: DecisionCounts, before: DecisionCounts) -> list[tuple[str, int, int]]:
     """(label, rows now, rows before) of every label that either has, the most frequent first.
 
     ABSTAINED is the last one, where there are rows without a label.
@@ -238,19 +244,19 @@ def label_counts(now: Counts, before: Counts) -> list[tuple[str, int, int]]:
     return [*counts, abstained] if any(abstained) else counts
 
 
-def changes(now: Counts, before: Counts) -> dict[str, Change]:
+def compare_counts(now: DecisionCounts, before: DecisionCounts) -> dict[str, Change]:
     """The differences of labels and of scores, as far as they are known."""
-    counts = label_counts(now, before)
+    counts = list_label_counts(now, before)
     found = {
-        "labels": stability([row[1] for row in counts], [row[2] for row in counts]),
-        "scores": stability(now.scores, before.scores),
+        "labels": population_stability_index([row[1] for row in counts], [row[2] for row in counts]),
+        "scores": population_stability_index(now.scores, before.scores),
     }
     return {name: change for name, change in found.items() if change is not None}
 
 
 def _chi_squared(degrees: int) -> float:
-    """The quantile at _DEVIATIONS of chi-squared (Wilson and Hilferty, 1931)."""
+    """The quantile at _CHANCE_SIGMAS of chi-squared (Wilson and Hilferty, 1931)."""
     if not degrees:
         return 0.0
     part = 2 / (9 * degrees)
-    return degrees * (1 - part + _DEVIATIONS * math.sqrt(part)) ** 3
+    return degrees * (1 - part + _CHANCE_SIGMAS * math.sqrt(part)) ** 3

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from batch.monitoring.stats import Progress
 
-WINDOW = 30.0
+WINDOW_SECONDS = 30.0
 """Seconds that the rate is taken over: it follows what the storage does, and not every micro-batch."""
 
 _SHORTEST = 2.0
@@ -22,7 +22,7 @@ Clock = Callable[[], float]
 
 
 @dataclass
-class Pace:
+class RateEstimator:
     """The recent rate of a run, and the time that the rest takes at it.
 
     Attributes:
@@ -34,7 +34,7 @@ class Pace:
     progress: Progress = field(default_factory=lambda: Progress(0, 0, 0))
     _samples: deque[tuple[float, int]] = field(default_factory=deque)
 
-    def hear(self, progress: Progress) -> None:
+    def update(self, progress: Progress) -> None:
         """Take in how far the run has come; another total is another run."""
         now, before = self.clock(), self.progress
         if progress.total != before.total or progress.done < before.done:
@@ -47,7 +47,7 @@ class Pace:
 
     @property
     def rate(self) -> float | None:
-        """Photos a second over the last WINDOW, the silence since the last report included."""
+        """Photos a second over the last WINDOW_SECONDS, the silence since the last report included."""
         now = self.clock()
         self._forget(now)
         if not self._samples or now - self._samples[0][0] < _SHORTEST:
@@ -62,7 +62,7 @@ class Pace:
         return (self.progress.total - self.progress.done) / rate if rate else None
 
     def _forget(self, now: float) -> None:
-        while len(self._samples) > 1 and now - self._samples[1][0] >= WINDOW:
+        while len(self._samples) > 1 and now - self._samples[1][0] >= WINDOW_SECONDS:
             self._samples.popleft()
 
     def __str__(self) -> str:
@@ -70,11 +70,11 @@ class Pace:
         rate, left = self.rate, self.seconds_left
         words = [] if rate is None else [f"{rate:,.0f} photos/s" if rate >= 10 else f"{rate:.1f} photos/s"]
         if left is not None and self.progress.done < self.progress.total:
-            words.append(f"{duration(left)} left")
+            words.append(f"{format_duration(left)} left")
         return ", ".join(words)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`45 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
@@ -89,13 +89,13 @@ def duration(seconds: float) -> str:
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
     """What a run may call with its progress, from one thread at a time."""
     if not sys.stderr.isatty():
-        yield Lines()
+        yield LogReporter()
         return
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    pace = Pace()
+    estimator = RateEstimator()
     columns = (
         TextColumn("{task.fields[far]}"),
         BarColumn(),
@@ -103,10 +103,10 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.fields[pace]!s}{task.fields[rejected]}"),  # the pace at every refresh, not report
     )
     bar = Bar(*columns, console=Console(stderr=True))
-    task = bar.add_task("", total=0, far="", pace=pace, rejected="")
+    task = bar.add_task("", total=0, far="", estimator=estimator, rejected="")
 
     def report(progress: Progress) -> None:
-        pace.hear(progress)
+        estimator.update(progress)
         bar.update(
             task,
             completed=progress.done,
@@ -126,26 +126,26 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
         bar.stop()
 
 
-class Lines:
+class LogReporter:
     """Progress as lines, for logs: soon the first one, later one a minute, and one at the end.
 
     A run that is over before the first is due says nothing.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
-        self._pace = Pace(clock)
+        self._estimator = RateEstimator(clock)
         self._clock = clock
         self._wait = _FIRST_LINE
         self._due = clock() + self._wait
         self._said = False
 
     def __call__(self, progress: Progress) -> None:
-        self._pace.hear(progress)
+        self._estimator.update(progress)
         ended = progress.done >= progress.total
         if self._clock() < self._due and not (ended and self._said):
             return
         share = f" ({100 * progress.done / progress.total:.0f} %)" if progress.total else ""
-        words = [_far(progress) + (share if not progress.listing else ""), str(self._pace)]
+        words = [_far(progress) + (share if not progress.listing else ""), str(self._estimator)]
         line = ", ".join(word for word in words if word) + _rejected(progress.rejected)
         print(line, file=sys.stderr, flush=True)
         self._said = not ended

@@ -18,9 +18,9 @@ from serving.contract import Status
 if TYPE_CHECKING:
     import pyarrow as pa
 
-A_LABEL = 4
-A_REASON = 5
-LABELS = 32
+MAX_PER_LABEL = 4
+MAX_PER_STATUS = 5
+MAX_LABELS = 32
 """The most frequent labels of a shard; a model may have thousands."""
 
 _KEY_DIGITS = 16
@@ -61,8 +61,11 @@ class Examples:
     def __add__(self, other: Examples) -> Examples:
         names = {**self.models, **other.models}
         return Examples(
-            {name: _merged(self.models.get(name, {}), other.models.get(name, {}), A_LABEL) for name in names},
-            _merged(self.rejected, other.rejected, A_REASON),
+            {
+                name: _merged(self.models.get(name, {}), other.models.get(name, {}), MAX_PER_LABEL)
+                for name in names
+            },
+            _merged(self.rejected, other.rejected, MAX_PER_STATUS),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -81,7 +84,7 @@ class Examples:
         return cls(models, _chosen(said["rejected"]))
 
 
-def choose(tables: Mapping[str, pa.Table]) -> Examples:
+def choose_examples(tables: Mapping[str, pa.Table]) -> Examples:
     """The photos that stand for a shard.
 
     Args:
@@ -101,10 +104,10 @@ def _of_labels(table: Any) -> dict[str, tuple[Example, ...]]:
     is_first = np.ones(len(contents), bool)  # of its content, since copies stand side by side
     is_first[1:] = contents[1:] != contents[:-1]
     counts = np.bincount(codes, minlength=len(names))
-    frequent = sorted(range(len(names)), key=lambda code: (-counts[code], names[code]))[:LABELS]
+    frequent = sorted(range(len(names)), key=lambda code: (-counts[code], names[code]))[:MAX_LABELS]
     found = {}
     for code in sorted(frequent, key=names.__getitem__):
-        rows = order.take(np.flatnonzero((codes == code) & is_first)[:A_LABEL])
+        rows = order.take(np.flatnonzero((codes == code) & is_first)[:MAX_PER_LABEL])
         found[names[code]] = tuple(
             Example(row["sha256"][:_KEY_DIGITS], row["uri"], row["score"]) for row in rows.to_pylist()
         )
@@ -128,7 +131,7 @@ def _rejected(table: Any) -> dict[str, tuple[Example, ...]]:
     found: dict[str, list[Example]] = {}
     for row in refused.sort_by("uri").to_pylist():
         chosen = found.setdefault(row["status"], [])
-        if len(chosen) < A_REASON:
+        if len(chosen) < MAX_PER_STATUS:
             chosen.append(Example("", row["uri"], None, row["detail"]))
     return {status: tuple(chosen) for status, chosen in sorted(found.items())}
 

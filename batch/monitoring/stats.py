@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from batch.monitoring.drift import Counts, Moments
+from batch.monitoring.drift import DecisionCounts, Moments
 from batch.monitoring.sample_photos import Examples
 from serving.contract import Status
 
@@ -40,7 +40,7 @@ class Progress:
 
 
 class Meter:
-    """Counts photos across threads and tells `report` at every micro-batch."""
+    """DecisionCounts photos across threads and tells `report` at every micro-batch."""
 
     def __init__(self, total: int = 0, report: Callable[[Progress], None] | None = None) -> None:
         self._progress = Progress(0, total, 0)
@@ -89,7 +89,7 @@ class Stats:
     photos: int = 0
     rows: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
-    models: dict[str, Counts] = field(default_factory=dict)
+    models: dict[str, DecisionCounts] = field(default_factory=dict)
     embeddings: Moments = field(default_factory=Moments)
     examples: Examples = field(default_factory=Examples)
     embedded: int = 0
@@ -105,7 +105,7 @@ class Stats:
             rows=self.rows + other.rows,
             statuses=self.statuses + other.statuses,
             models={
-                name: self.models.get(name, Counts()) + other.models.get(name, Counts())
+                name: self.models.get(name, DecisionCounts()) + other.models.get(name, DecisionCounts())
                 for name in {**self.models, **other.models}
             },
             embeddings=self.embeddings + other.embeddings,
@@ -137,7 +137,7 @@ class Stats:
         return sum(count for name, count in self.statuses.items() if not Status(name).usable)
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
+    def time_stage(self, stage: str) -> Iterator[None]:
         """Add the time of a block to a stage."""
         start = time.perf_counter()
         yield
@@ -166,7 +166,7 @@ class Stats:
         content = json.loads(text)
         parts = {
             "statuses": Counter(content["statuses"]),
-            "models": {name: Counts.from_json(said) for name, said in content["models"].items()},
+            "models": {name: DecisionCounts.from_json(said) for name, said in content["models"].items()},
             "embeddings": Moments.from_json(content["embeddings"]),
             "examples": Examples.from_json(content["examples"]),
         }

@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 from batch.embeddings import to_parquet
 from batch.monitoring.stats import Stats
-from batch.shards import scored_index as keys
+from batch.shards import scored_index
 from serving.errors import InputError, OutputError
 from serving.storage import files
 
@@ -62,7 +62,7 @@ def check_run_id(run_id: str) -> str:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredKeys:
     """The keys (batch.shards.scored_index) of the photos that a shard has rows about.
 
     Attributes:
@@ -75,7 +75,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Record:
+class ShardRecord:
     """What is known of a finished shard.
 
     Attributes:
@@ -90,7 +90,7 @@ class Record:
         return json.dumps({"files": dict(self.files), "stats": json.loads(self.stats.to_json())}).encode()
 
     @classmethod
-    def from_json(cls, content: bytes) -> Record:
+    def from_json(cls, content: bytes) -> ShardRecord:
         """Read what `to_json` wrote.
 
         Raises:
@@ -113,19 +113,19 @@ class Output:
     partition_by: str = ""
 
     @property
-    def scores(self) -> str:
+    def scores_directory(self) -> str:
         """The Parquet dataset."""
         return files.join(self.directory, "scores")
 
     @property
-    def work(self) -> str:
+    def work_directory(self) -> str:
         """What is between runs; no reader looks at it."""
         return files.join(self.directory, WORK_DIRECTORY)
 
     @property
-    def plan(self) -> str:
+    def plan_directory(self) -> str:
         """The open shards of a run."""
-        return files.join(self.work, "plan")
+        return files.join(self.work_directory, "plan")
 
     @property
     def run_file(self) -> str:
@@ -139,14 +139,14 @@ class Output:
 
     def run_record(self, run_id: str) -> str:
         """What is kept of a run."""
-        return files.join(self.work, "runs", f"{run_id}.json")
+        return files.join(self.work_directory, "runs", f"{run_id}.json")
 
     def key_directory(self, model: str) -> str:
         """The keys of what the model of that digest has scored."""
-        return files.join(self.work, "keys", model)
+        return files.join(self.work_directory, "keys", model)
 
     def _record(self, shard_id: str, run_id: str) -> str:
-        return files.join(self.work, "shards", f"{shard_id}.{run_id}.json")
+        return files.join(self.work_directory, "shards", f"{shard_id}.{run_id}.json")
 
     # --- Claiming -------------------------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ class Output:
             OutputError: it holds another job or something else.
         """
         found = self._identity()
-        if found is None and set(files.names(self.directory)) - {WORK_DIRECTORY}:
+        if found is None and set(files.list_names(self.directory)) - {WORK_DIRECTORY}:
             raise OutputError(
                 f"{self.directory} is not empty and holds no scores of hubhead.",
                 remedy="Give another --output.",
@@ -192,21 +192,21 @@ class Output:
         Raises:
             OutputError: it cannot be written.
         """
-        files.check_writable(self.work)
+        files.check_writable(self.work_directory)
         # Until this run is through, no run.json may say that the rows are complete.
         files.remove(self.run_file)
         files.remove(self.report_file)
         content = {**identity, _APPENDED: append, _COLUMNS: columns}
         files.write(self._identity_file, json.dumps(content, indent=2, ensure_ascii=False).encode())
 
-    def columns(self) -> list[list[str]] | None:
+    def read_columns(self) -> list[list[str]] | None:
         """Name and type of each column that passes through to the rows that are there; None without rows."""
         found = read_json(self._identity_file)
         return found.get(_COLUMNS) if isinstance(found, dict) else None
 
     @property
     def _identity_file(self) -> str:
-        return files.join(self.work, "input.json")
+        return files.join(self.work_directory, "input.json")
 
     def _identity(self) -> dict[str, Any] | None:
         found = read_json(self._identity_file)
@@ -216,18 +216,18 @@ class Output:
 
     # --- Shards ---------------------------------------------------------------------------------------
 
-    def records(self) -> dict[str, list[str]]:
+    def list_records(self) -> dict[str, list[str]]:
         """The ids of the runs that finished each shard, by the id of the shard; mostly it is one."""
         found: dict[str, list[str]] = {}
-        for name in files.names(files.join(self.work, "shards")):
+        for name in files.list_names(files.join(self.work_directory, "shards")):
             if match := _RECORD_FILE.fullmatch(name):
                 found.setdefault(match[1], []).append(match[2])
         return found
 
-    def record(self, shard_id: str, run_id: str) -> Record | None:
+    def read_record(self, shard_id: str, run_id: str) -> ShardRecord | None:
         """The record of a shard; None where there is none, or no whole one."""
         try:
-            return Record.from_json(files.read(self._record(shard_id, run_id)))
+            return ShardRecord.from_json(files.read(self._record(shard_id, run_id)))
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
@@ -237,10 +237,10 @@ class Output:
         run_id: str,
         table: pa.Table,
         stats: Stats,
-        scored: Mapping[str, Scored],
+        scored: Mapping[str, ScoredKeys],
         *,
         date: str,
-    ) -> Record:
+    ) -> ShardRecord:
         """Write a shard's rows, its keys, and last its record.
 
         Args:
@@ -258,12 +258,14 @@ class Output:
         for directory, rows in self._partitions(table, date):
             path = f"{directory}scores-{shard_id}.parquet"
             content = to_parquet(rows, compression="zstd")
-            files.write(files.join(self.scores, path), content)
+            files.write(files.join(self.scores_directory, path), content)
             written[path] = len(content)
         for model, photos in scored.items():
-            keys.write(self.key_directory(model), f"{shard_id}.{run_id}", photos.keys)
-            keys.write(self.key_directory(model), f"{shard_id}.{run_id}{_UNREADABLE}", photos.open)
-        record = Record(written, stats)
+            scored_index.write_keys(self.key_directory(model), f"{shard_id}.{run_id}", photos.keys)
+            scored_index.write_keys(
+                self.key_directory(model), f"{shard_id}.{run_id}{_UNREADABLE}", photos.open
+            )
+        record = ShardRecord(written, stats)
         files.write(self._record(shard_id, run_id), record.to_json())
         return record
 
@@ -284,12 +286,12 @@ class Output:
         """Forget a finished shard; its files go with the next `sweep`."""
         files.remove(self._record(shard_id, run_id))
         for model in models:
-            keys.remove(self.key_directory(model), f"{shard_id}.{run_id}")
-            keys.remove(self.key_directory(model), f"{shard_id}.{run_id}{_UNREADABLE}")
+            scored_index.remove_keys(self.key_directory(model), f"{shard_id}.{run_id}")
+            scored_index.remove_keys(self.key_directory(model), f"{shard_id}.{run_id}{_UNREADABLE}")
 
-    def sizes(self) -> dict[str, int]:
+    def list_file_sizes(self) -> dict[str, int]:
         """Every file of rows that is there, by its path below `scores/`, and its size."""
-        return dict(files.below(self.scores))
+        return dict(files.walk_files(self.scores_directory))
 
     def sweep(self, found: Iterable[str], keep: Callable[[str, str], bool]) -> None:
         """Remove files that no finished shard has.
@@ -302,13 +304,13 @@ class Output:
             name = path.rpartition("/")[2]
             match = _SCORES_FILE.fullmatch(name)
             if name.startswith(files.TEMPORARY_PREFIX) or (match and not keep(match[1], path)):
-                files.remove(files.join(self.scores, path))
-        for top in () if files.is_remote(self.directory) else (self.work, self.directory):
-            for path, _ in files.below(top):
+                files.remove(files.join(self.scores_directory, path))
+        for top in () if files.is_remote(self.directory) else (self.work_directory, self.directory):
+            for path, _ in files.walk_files(top):
                 if path.rpartition("/")[2].startswith(files.TEMPORARY_PREFIX):
                     files.remove(files.join(top, path))
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Forget every finished shard and every key; the rows go with the next `sweep`.
 
         Until `claim` the output is of no job, so that a run that is cut off here can only be followed
@@ -316,13 +318,13 @@ class Output:
         """
         files.write(self._identity_file, json.dumps({"overwritten": True}).encode())
         for name in ("shards", "keys"):  # in this order: keys without a record do not count
-            top = files.join(self.work, name)
-            for path, _ in files.below(top):
+            top = files.join(self.work_directory, name)
+            for path, _ in files.walk_files(top):
                 files.remove(files.join(top, path))
 
-    def known(self, model: str, run_id: str) -> keys.Known:
+    def scored_index(self, model: str, run_id: str) -> scored_index.ScoredIndex:
         """What the model of that digest has scored, as a run of that id sees it."""
-        records = self.records()
+        records = self.list_records()
 
         def stays(name: str) -> bool:
             shard_id, _, of_run = name.partition(".")
@@ -333,18 +335,20 @@ class Output:
                 name.endswith(f".{run_id}{_UNREADABLE}") and stays(name.removesuffix(_UNREADABLE))
             )
 
-        return keys.Known(self.key_directory(model), counts, stays)
+        return scored_index.ScoredIndex(self.key_directory(model), counts, stays)
 
-    def keys_of(self, uris: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
+    def find_keys(self, uris: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
         """Return the sorted keys (dtype S24) of photos with these hashes, whichever model scored them.
 
         Without those of photos that another run would try again.
         """
         import numpy as np
 
-        models = files.names(files.join(self.work, "keys")) if len(uris) else []
+        models = files.list_names(files.join(self.work_directory, "keys")) if len(uris) else []
         return np.unique(
-            np.concatenate([uris[:0].astype("S24"), *(self.known(m, "").of(uris) for m in models)])
+            np.concatenate(
+                [uris[:0].astype("S24"), *(self.scored_index(m, "").find_keys(uris) for m in models)]
+            )
         )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from batch.embeddings import SHA_BYTES
 from batch.embeddings.lookup import Lookup
-from batch.output.schema import COLUMNS, codes_of, digests
+from batch.output.schema import COLUMNS, encode_status_column, parse_hex_digests
 from serving.errors import InputError
 from serving.storage import files
 
@@ -46,7 +46,7 @@ class _File:
         return max(str(last[2]) for _, last in self.runs)
 
 
-class Earlier:
+class PreviousScores:
     """A scores dataset: the directory that was given to `--output`, or the `scores` in it.
 
     Of a photo that has several rows, of several models or runs, the newest counts.
@@ -57,7 +57,7 @@ class Earlier:
 
     def __init__(self, directory: str) -> None:
         self.directory = files.absolute(directory)
-        names = set(files.names(self.directory)) if not files.is_remote(self.directory) else set()
+        names = set(files.list_names(self.directory)) if not files.is_remote(self.directory) else set()
         below = files.join(self.directory, "scores")
         if _WORK_DIRECTORY in names and _RUN_FILE not in names:
             raise InputError(
@@ -65,7 +65,7 @@ class Earlier:
                 remedy="Run the hubhead score that made them again; it does what is left.",
             )
         for top in (below, self.directory):
-            paths = sorted(path for path, _ in files.below(top) if path.endswith(".parquet"))
+            paths = sorted(path for path, _ in files.walk_files(top) if path.endswith(".parquet"))
             paths = [path for path in paths if not any(part[0] in "._" for part in path.split("/"))]
             if paths:
                 break
@@ -88,7 +88,7 @@ class Earlier:
         self._single = len(runs) == 1 and all(first == last for first, last in runs)
         self._files = found if self._single else sorted(found, key=lambda file: file.newest, reverse=True)
 
-    def pieces(self, identity: Mapping[str, Any]) -> Iterator[Piece]:
+    def iter_files(self, identity: Mapping[str, Any]) -> Iterator[PreviousFile]:
         """The photos, those of each file together.
 
         Args:
@@ -103,11 +103,11 @@ class Earlier:
             if not self._single:
                 table = _newest(table, seen)
             if table.num_rows:
-                yield Piece(_id(table, identity), file.path, table)
+                yield PreviousFile(_id(table, identity), file.path, table)
 
 
 @dataclass(frozen=True)
-class Piece:
+class PreviousFile:
     """The photos of one file, which become one shard of the new scores.
 
     Attributes:
@@ -126,20 +126,20 @@ class Piece:
         names = [name for name in self.table.column_names if name not in _OURS]
         return self.table.select(names) if names else None
 
-    def shas(self) -> Any:
+    def digests(self) -> Any:
         """The digests, dtype S32; all zeros where the bytes were not read.
 
         Raises:
             InputError: something else stands there.
         """
         try:
-            return digests(self.table["sha256"], SHA_BYTES)
+            return parse_hex_digests(self.table["sha256"], SHA_BYTES)
         except ValueError as error:
             raise InputError(f"{self.path}: in the column sha256 {error}.") from error
 
-    def codes(self) -> Any:
+    def status_codes(self) -> Any:
         """What became of each photo before, as codes of `batch.output.schema.STATUSES`."""
-        return codes_of(self.table["status"].combine_chunks())
+        return encode_status_column(self.table["status"].combine_chunks())
 
 
 def _about(path: str) -> _File:
@@ -147,7 +147,7 @@ def _about(path: str) -> _File:
     import pyarrow.parquet as pq
 
     try:
-        with files.opened(path) as file:
+        with files.open_file(path) as file:
             parquet = pq.ParquetFile(file)
             about, columns = parquet.metadata, parquet.schema_arrow
     except (OSError, pa.ArrowException) as error:
@@ -182,7 +182,7 @@ def _read(file: _File) -> pa.Table:
 
     names = [*_OURS, *(name for name, _ in file.columns)]
     try:
-        with files.opened(file.path) as opened:
+        with files.open_file(file.path) as opened:
             return pq.ParquetFile(opened).read(columns=names).select(names).combine_chunks()
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(file.path, error) from error

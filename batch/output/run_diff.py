@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from batch.monitoring import drift
-from batch.monitoring.drift import Change, Counts, Moments
+from batch.monitoring.drift import Change, DecisionCounts, Moments
 from batch.output.dataset import Output
 from serving.storage import files
 
-Run = Mapping[str, Any]
+RunRecord = Mapping[str, Any]
 """What run.json says."""
 
 _READERS = 16
 
 
 @dataclass(frozen=True)
-class Changes:
+class RunDiff:
     """The differences, as far as they are known.
 
     Attributes:
@@ -33,7 +33,7 @@ class Changes:
     since: str
     embeddings: Change | None = None
     models: Mapping[str, Mapping[str, Change]] = field(default_factory=dict)
-    before: Mapping[str, Counts] = field(default_factory=dict)
+    before: Mapping[str, DecisionCounts] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, without what run.json of the earlier run has."""
@@ -45,11 +45,11 @@ class Changes:
         return {"since": self.since, "embeddings": embeddings, "models": models}
 
 
-def previous(output: Output, run_id: str) -> Run | None:
+def find_previous_run(output: Output, run_id: str) -> RunRecord | None:
     """The newest run in an output beside that of this id; None where there is none."""
-    directory = files.join(output.work, "runs")
+    directory = files.join(output.work_directory, "runs")
     own = output.run_record(run_id)
-    uris = [files.join(directory, name) for name in files.names(directory) if name.endswith(".json")]
+    uris = [files.join(directory, name) for name in files.list_names(directory) if name.endswith(".json")]
     with ThreadPoolExecutor(_READERS, "runs") as pool:
         found = list(pool.map(_read, (uri for uri in uris if uri != own)))
     return max(
@@ -57,7 +57,7 @@ def previous(output: Output, run_id: str) -> Run | None:
     )
 
 
-def _read(uri: str) -> Run | None:
+def _read(uri: str) -> RunRecord | None:
     try:
         run = json.loads(files.read(uri))
     except (OSError, ValueError):
@@ -70,24 +70,26 @@ def model_key(model: Mapping[str, Any]) -> str:
     return f"{model['name']}/{model['version']}"
 
 
-def between(now: Run, before: Run) -> Changes:
+def compare_runs(now: RunRecord, before: RunRecord) -> RunDiff:
     """What is different now; a run whose record does not tell is as good as none."""
     since = str(before.get("run_id", ""))
     try:
         pairs = {
-            model_key(model): (Counts.from_json(model), Counts.from_json(earlier))
+            model_key(model): (DecisionCounts.from_json(model), DecisionCounts.from_json(earlier))
             for model in now["models"]
             if (earlier := _earlier(model, before["models"])) is not None
         }
         embeddings = None
         if _fingerprints(now) == _fingerprints(before):
-            embeddings = drift.shift(*(Moments.from_json(run["embeddings"]) for run in (now, before)))
+            embeddings = drift.embedding_shift(
+                *(Moments.from_json(run["embeddings"]) for run in (now, before))
+            )
     except (KeyError, TypeError, ValueError, AttributeError):
-        return Changes(since)
-    return Changes(
+        return RunDiff(since)
+    return RunDiff(
         since,
         embeddings,
-        {name: drift.changes(*pair) for name, pair in pairs.items()},
+        {name: drift.compare_counts(*pair) for name, pair in pairs.items()},
         {name: earlier for name, (_, earlier) in pairs.items()},
     )
 
@@ -99,5 +101,5 @@ def _earlier(model: Mapping[str, Any], others: list[Mapping[str, Any]]) -> Mappi
     return max(same or named, key=lambda other: int(other["version"]), default=None)
 
 
-def _fingerprints(run: Run) -> set[str]:
+def _fingerprints(run: RunRecord) -> set[str]:
     return {str(model["fingerprint"]) for model in run["models"]}

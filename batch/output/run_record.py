@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from batch.monitoring.drift import Counts
+from batch.monitoring.drift import DecisionCounts
 from batch.monitoring.stats import Stats
 from batch.output.dataset import Output
 from serving.storage import files
@@ -98,7 +98,7 @@ class Summary:
         }
 
 
-def describe(
+def build_run_record(
     summary: Summary,
     *,
     started: datetime,
@@ -133,7 +133,7 @@ def write_run(run: Mapping[str, Any], output: Output) -> None:
 
 
 def _decisions(stats: Stats, model: Mapping[str, Any]) -> dict[str, Any]:
-    said = stats.models.get(f"{model['name']}/{model['version']}", Counts())
+    said = stats.models.get(f"{model['name']}/{model['version']}", DecisionCounts())
     return said.to_json()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch.monitoring.drift import Counts
+from batch.monitoring.drift import DecisionCounts
 from serving.bundle import Bundle
 from serving.contract import Decisions, Status
 
@@ -33,12 +33,12 @@ USABLE = np.array([status.usable for status in STATUSES])
 _CODES = {status: code for code, status in enumerate(STATUSES)}
 
 
-def codes(statuses: Sequence[Status]) -> NDArray[np.int8]:
+def encode_statuses(statuses: Sequence[Status]) -> NDArray[np.int8]:
     """The code of each status."""
     return np.fromiter((_CODES[status] for status in statuses), np.int8, len(statuses))
 
 
-def codes_of(column: Any) -> NDArray[np.int8]:
+def encode_status_column(column: Any) -> NDArray[np.int8]:
     """The code of each status in a column of their names."""
     import pyarrow.compute as pc
 
@@ -47,7 +47,7 @@ def codes_of(column: Any) -> NDArray[np.int8]:
 
 
 @dataclass(frozen=True)
-class About:
+class PhotoColumns:
     """What rows say whatever the model, N of each.
 
     Attributes:
@@ -68,7 +68,9 @@ class About:
     columns: pa.Table | None = None
 
 
-def scores_table(about: About, decisions: Decisions, model: Bundle, scored_at: datetime) -> pa.Table:
+def build_scores_table(
+    about: PhotoColumns, decisions: Decisions, model: Bundle, scored_at: datetime
+) -> pa.Table:
     """The rows of one model, what passes through behind the columns of `schema`.
 
     Args:
@@ -110,17 +112,17 @@ def scores_table(about: About, decisions: Decisions, model: Bundle, scored_at: d
     return table
 
 
-def counted(about: About, decisions: Decisions, model: Bundle) -> Counts:
+def count_decisions(about: PhotoColumns, decisions: Decisions, model: Bundle) -> DecisionCounts:
     """How often each label was given, how often none to a photo with an embedding, and the best scores."""
     labels = model.metadata.labels
     numbers = np.bincount(decisions.label[decisions.label >= 0], minlength=len(labels))
     given = Counter({label: int(number) for label, number in zip(labels, numbers, strict=True) if number})
     usable = USABLE[about.status]
-    scores = Counts.histogram(decisions.scores[usable, 0])
-    return Counts(given, int(usable.sum()) - given.total(), scores)
+    scores = DecisionCounts.histogram(decisions.scores[usable, 0])
+    return DecisionCounts(given, int(usable.sum()) - given.total(), scores)
 
 
-def digests(column: Any, width: int) -> NDArray[np.bytes_]:
+def parse_hex_digests(column: Any, width: int) -> NDArray[np.bytes_]:
     """Digests of a fixed width, of a column of their hexadecimal digits; null is all zeros.
 
     Args:

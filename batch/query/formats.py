@@ -22,7 +22,7 @@ SHOWN = 100
 """Rows of a table for people."""
 
 
-def write(answer: pa.RecordBatchReader, kind: str, output: str) -> int:
+def write_result(answer: pa.RecordBatchReader, kind: str, output: str) -> int:
     """Write an answer to a file, whole or not at all; how many rows it has.
 
     Args:
@@ -64,7 +64,7 @@ def _sink(output: str) -> Iterator[BinaryIO]:
         ) from error
 
 
-def as_table(answer: pa.RecordBatchReader, sink: BinaryIO) -> int:
+def write_table(answer: pa.RecordBatchReader, sink: BinaryIO) -> int:
     """The first SHOWN rows, aligned."""
     import pyarrow.types as is_
     from rich.console import Console
@@ -89,7 +89,7 @@ def as_table(answer: pa.RecordBatchReader, sink: BinaryIO) -> int:
     return count
 
 
-def as_csv(answer: pa.RecordBatchReader, sink: BinaryIO) -> int:
+def write_csv(answer: pa.RecordBatchReader, sink: BinaryIO) -> int:
     """RFC 4180 with a line of names; lists and structs as JSON."""
     text = io.TextIOWrapper(sink, "utf-8", newline="", write_through=True)
     writer = csv.writer(text)
@@ -103,7 +103,7 @@ def as_csv(answer: pa.RecordBatchReader, sink: BinaryIO) -> int:
     return count
 
 
-def as_json(answer: pa.RecordBatchReader, sink: BinaryIO) -> int:
+def write_json(answer: pa.RecordBatchReader, sink: BinaryIO) -> int:
     """One array of objects, a row a line."""
     count = 0
     sink.write(b"[")
@@ -116,7 +116,7 @@ def as_json(answer: pa.RecordBatchReader, sink: BinaryIO) -> int:
     return count
 
 
-def as_parquet(answer: pa.RecordBatchReader, sink: BinaryIO) -> int:
+def write_parquet(answer: pa.RecordBatchReader, sink: BinaryIO) -> int:
     """Parquet, as it comes."""
     import pyarrow.parquet as pq
 
@@ -129,10 +129,10 @@ def as_parquet(answer: pa.RecordBatchReader, sink: BinaryIO) -> int:
 
 
 FORMATS: Mapping[str, Callable[[pa.RecordBatchReader, BinaryIO], int]] = {
-    "table": as_table,
-    "csv": as_csv,
-    "json": as_json,
-    "parquet": as_parquet,
+    "table": write_table,
+    "csv": write_csv,
+    "json": write_json,
+    "parquet": write_parquet,
 }
 
 

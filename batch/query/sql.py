@@ -17,7 +17,7 @@ _READING = {"SELECT", "EXPLAIN", "MULTI"}
 """DuckDB's kinds of statements that read; PIVOT is of the third."""
 
 
-def ask(statement: str, directory: str) -> pa.RecordBatchReader:
+def run_query(statement: str, directory: str) -> pa.RecordBatchReader:
     """The answer to one statement, as it comes.
 
     Args:
@@ -34,8 +34,8 @@ def ask(statement: str, directory: str) -> pa.RecordBatchReader:
     connection = duckdb.connect(":memory:")
     try:
         _check(connection.extract_statements(statement))
-        connection.register("scores", tables.scores(directory))
-        connection.register("runs", tables.runs(directory))
+        connection.register("scores", tables.open_scores(directory))
+        connection.register("runs", tables.read_runs(directory))
         # From here on no files, no network, no Python objects: what was registered, and nothing else.
         for setting in ("enable_external_access", "python_enable_replacements"):
             connection.execute(f"set {setting}=false")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _REMEDY = "Give --scores the directory that hubhead score --output wrote."
 
 
-def scores(directory: str) -> pds.Dataset:
+def open_scores(directory: str) -> pds.Dataset:
     """The rows, as a dataset that is read while it is asked.
 
     Args:
@@ -76,10 +76,10 @@ def _filesystem(directory: str) -> tuple[Any, str]:
     return pfs.FileSystem.from_uri(place)
 
 
-def runs(directory: str) -> pa.Table:
+def read_runs(directory: str) -> pa.Table:
     """What is known of the runs that wrote there, the oldest first; empty where nothing is.
 
-    Columns: `run_id`, `started`, `finished`, what is counted in run.json, and `json`, all of it.
+    PassThroughColumns: `run_id`, `started`, `finished`, what is counted in run.json, and `json`, all of it.
     """
     import pyarrow as pa
 
@@ -116,7 +116,7 @@ def _records(directory: str) -> list[dict[str, Any]]:
     if place.rpartition("/")[2] == "scores":
         place = place.rpartition("/")[0]
     kept = files.join(place, "_hubhead", "runs")
-    uris = [files.join(kept, name) for name in files.names(kept) if name.endswith(".json")]
+    uris = [files.join(kept, name) for name in files.list_names(kept) if name.endswith(".json")]
     found = []
     for uri in uris or [files.join(place, "run.json")]:
         try:

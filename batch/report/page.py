@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from batch.monitoring import drift
-from batch.monitoring.drift import Change, Counts
-from batch.monitoring.progress import duration
-from batch.monitoring.sample_photos import A_LABEL, Example, Examples
-from batch.output.run_diff import Changes, Run, model_key
+from batch.monitoring.drift import Change, DecisionCounts
+from batch.monitoring.progress import format_duration
+from batch.monitoring.sample_photos import MAX_PER_LABEL, Example, Examples
+from batch.output.run_diff import RunDiff, RunRecord, model_key
 from batch.report import charts
 from serving.contract import Status
 from serving.html.markup import Child, Element, element
@@ -40,9 +40,9 @@ _LEVELS = {"none": "as before", "moderate": "worth a look", "large": "another po
 
 
 def render(
-    run: Run,
+    run: RunRecord,
     examples: Examples,
-    changes: Changes | None = None,
+    changes: RunDiff | None = None,
     pictures: Mapping[str, bytes] | None = None,
 ) -> str:
     """The page.
@@ -58,16 +58,16 @@ def render(
     return document(f"{names}: {run['run_id']}", *page.parts(names))
 
 
-def select_photos(run: Run, examples: Examples) -> list[str]:
+def select_photos(run: RunRecord, examples: Examples) -> list[str]:
     """The photos that the page shows, at most MAX_PHOTOS."""
     galleries = _gallery(run, examples)
     found = [example.uri for _, labels in galleries for _, photos in labels for example in photos]
     return list(dict.fromkeys(found))[:MAX_PHOTOS]
 
 
-def _gallery(run: Run, examples: Examples) -> Iterator[tuple[str, list[tuple[str, Sequence[Example]]]]]:
+def _gallery(run: RunRecord, examples: Examples) -> Iterator[tuple[str, list[tuple[str, Sequence[Example]]]]]:
     """Of each model the most frequent labels, with the photos that stand for them."""
-    most = max(1, MAX_PHOTOS // A_LABEL // max(1, len(run["models"])))
+    most = max(1, MAX_PHOTOS // MAX_PER_LABEL // max(1, len(run["models"])))
     for model in run["models"]:
         chosen = examples.models.get(model_key(model), {})
         labels = sorted(chosen, key=lambda label: (-model["labels"].get(label, 0), label))[:most]
@@ -78,13 +78,13 @@ class _Page:
     """The parts of the page, in their order."""
 
     def __init__(
-        self, run: Run, examples: Examples, changes: Changes | None, pictures: Mapping[str, bytes]
+        self, run: RunRecord, examples: Examples, changes: RunDiff | None, pictures: Mapping[str, bytes]
     ) -> None:
         self._run = run
         self._examples = examples
         self._changes = changes
         self._pictures = pictures
-        self._decisions = {model_key(model): Counts.from_json(model) for model in run["models"]}
+        self._decisions = {model_key(model): DecisionCounts.from_json(model) for model in run["models"]}
         self._several = len(self._decisions) > 1
 
     def parts(self, names: str) -> Iterator[Element | None]:
@@ -121,7 +121,7 @@ class _Page:
                 key_figure("Rejected", f"{rejected:,}", f"{_part(rejected, photos)} of all photos"),
                 key_figure("Without a label", f"{abstained:,}", f"{_part(abstained, rows)} of all rows"),
                 key_figure("Photos a second", _plain(speed["photos_per_second"]), embedded),
-                key_figure("Time", duration(run["seconds"]), "from the command to the last file"),
+                key_figure("Time", format_duration(run["seconds"]), "from the command to the last file"),
                 self._cost(),
                 class_="figures",
             ),
@@ -168,9 +168,9 @@ class _Page:
             element("div", table, class_="card wide"),
         )
 
-    def labels(self, name: str, decisions: Counts) -> Element:
+    def labels(self, name: str, decisions: DecisionCounts) -> Element:
         before = self._changes.before.get(name) if self._changes else None
-        counts = drift.label_counts(decisions, before or Counts())
+        counts = drift.list_label_counts(decisions, before or DecisionCounts())
         now = max(1, sum(count for _, count, _ in counts))
         then = max(1, sum(earlier for *_, earlier in counts))
         most = max((count / now for _, count, _ in counts), default=1) or 1

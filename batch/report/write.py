@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from batch.monitoring.sample_photos import Examples
-from batch.output.run_diff import Changes, Run
-from batch.report.page import SIDE, pictured, render
-from serving.photos.thumbnails import thumbnails
+from batch.output.run_diff import RunDiff, RunRecord
+from batch.report.page import THUMBNAIL_PIXELS, render, select_photos
+from serving.photos.thumbnails import make_thumbnails
 from serving.storage import files
 
 
-def write(uri: str, run: Run, examples: Examples, changes: Changes | None = None) -> None:
+def write(uri: str, run: RunRecord, examples: Examples, changes: RunDiff | None = None) -> None:
     """Write the page of a run.
 
     Args:
@@ -21,4 +21,9 @@ def write(uri: str, run: Run, examples: Examples, changes: Changes | None = None
     Raises:
         OutputError: the place cannot be written.
     """
-    files.write(uri, render(run, examples, changes, thumbnails(pictured(run, examples), SIDE)).encode())
+    files.write(
+        uri,
+        render(
+            run, examples, changes, make_thumbnails(select_photos(run, examples), THUMBNAIL_PIXELS)
+        ).encode(),
+    )

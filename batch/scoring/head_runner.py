@@ -1,4 +1,4 @@
-"""The head of a bundle over stored embeddings."""
+"""Classification of stored embeddings by the head of a bundle."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from serving.bundle import Bundle
 from serving.contract import Decisions
 
 BLOCK_ROWS = 1024
-"""Embeddings a call. Products of another number of rows are summed in another order, and differ in the
-last bit; with one number for all a photo's scores do not depend on what it is scored together with."""
+"""Embeddings per call of the head. Matrix products of other sizes add in another order and differ in
+the last bit; with a fixed size, the scores of a photo do not depend on the photos beside it."""
 
 
 SignatureFunction = Callable[[Mapping[str, Any]], Mapping[str, NDArray[Any]]]
+"""One signature of a SavedModel: inputs by name to outputs by name."""
 
 
 class HeadRunner:
-    """The head of a bundle, loaded without its backbone when it is first needed.
+    """Head of a bundle, loaded without the backbone on first use.
 
     Args:
-        bundle: of it.
+        bundle: bundle that contains the head.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -33,15 +34,16 @@ class HeadRunner:
 
     @cached_property
     def run(self) -> SignatureFunction:
-        """Signature `classify_embedding`: inputs by name to outputs by name.
+        """The signature `classify_embedding`, loaded and warmed up.
 
         Raises:
-            BundleError: the directory is no SavedModel, or has no such signature.
+            BundleError: the directory is not a SavedModel, or has no such signature.
         """
         from serving import runtime
         from serving.runtime import single_signature
 
-        # Before the session, since TensorFlow's pools are made once a process, and the backbone needs them.
+        # TensorFlow creates its thread pools once per process, with the first session. The backbone needs
+        # one thread per op, so this must be set before the head opens that session.
         runtime.one_thread_an_op(runtime.cores())
         run = single_signature.load(self.bundle.path, contract.CLASSIFY_EMBEDDING)
         run({contract.EMBEDDING: np.zeros((BLOCK_ROWS, self.bundle.metadata.dimension), np.float32)})
@@ -49,27 +51,28 @@ class HeadRunner:
 
 
 def classify_embeddings(
-    run: SignatureFunction, about: Bundle, vectors: NDArray[np.float16], usable: NDArray[np.bool_]
+    run: SignatureFunction, bundle: Bundle, vectors: NDArray[np.float16], usable: NDArray[np.bool_]
 ) -> Decisions:
-    """What the model says of stored embeddings, from any number of threads.
+    """Classify stored embeddings. Thread-safe.
 
     Args:
-        run: signature `classify_embedding` of a bundle: inputs by name to outputs by name.
-        about: the bundle.
-        vectors: float16 [N,D].
-        usable: bool [N]; where False there is no embedding, and no label comes out.
+        run: signature `classify_embedding` of the bundle.
+        bundle: bundle whose threshold and number of top labels apply.
+        vectors: embeddings, float16 [N,D].
+        usable: bool [N]; False where there is no embedding. Such rows get no label.
     """
-    metadata = about.metadata
+    metadata = bundle.metadata
     rows = np.flatnonzero(usable)
     probabilities = np.zeros((len(usable), len(metadata.labels)), np.float32)
     known = np.ones(len(usable), bool)
     for start in range(0, len(rows), BLOCK_ROWS):
         chosen = rows[start : start + BLOCK_ROWS]
+        # The last block is padded with zeros, so that every call has the same shape.
         block = np.zeros((BLOCK_ROWS, vectors.shape[1]), np.float32)
         block[: len(chosen)] = vectors[chosen]
         outputs = run({contract.EMBEDDING: block})
         probabilities[chosen] = outputs[contract.PROBABILITIES][: len(chosen)]
-        if contract.KNOWN in outputs:  # bundles from before it refuse none
+        if contract.KNOWN in outputs:  # older bundles have no such output and accept every photo
             known[chosen] = outputs[contract.KNOWN][: len(chosen)]
     return contract.decide(
         probabilities,

@@ -1,4 +1,4 @@
-"""Photos from the storage: read a little ahead of the model, and converted where the graph cannot decode."""
+"""Photos read from storage ahead of the model, and converted where the graph cannot decode them."""
 
 from __future__ import annotations
 
@@ -9,91 +9,92 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from batch.embeddings import EmbeddingStore, photo_sha
+from batch.embeddings import EmbeddingStore, hash_photo
 from batch.inputs import listing
 from batch.inputs.listing import Photo
 from serving.contract import PhotoRejection, Status
 from serving.photos.converter import Converted, Converter, Limits
 
-READERS = 8
-"""Threads that wait for the storage, so that an object store's latency is not the model's."""
+READER_THREADS = 8
+"""Threads that read photos, so that the latency of an object store does not stall the model."""
 
 _SHOWN_BYTES = 8
 _UNLIMITED = 1 << 62
 
 
 @dataclass(frozen=True)
-class Read:
-    """A photo as it came from the storage.
+class FetchedPhoto:
+    """A photo as read from storage.
 
     Attributes:
-        image: what the model gets: its bytes, or the PNG it was converted to; or why there is neither.
-        about: what can be said of it where it is refused.
-        seconds: by stage.
-        sha: sha256 of the bytes as they are stored; None where they were not read.
-        size: bytes that were read.
-        sides: height and width of a photo that was converted.
+        image: bytes for the model (the file, or the PNG that it was converted to), or the rejection.
+        description: text for the column `detail` in case the model rejects the photo.
+        seconds: time by stage (`read`, `convert`).
+        sha: sha256 of the stored bytes; None if they were not read.
+        size: number of bytes read.
+        sides: height and width of the original if it was converted, else None.
     """
 
     image: bytes | PhotoRejection
-    about: str
+    description: str
     seconds: Mapping[str, float]
     sha: bytes | None = None
     size: int = 0
     sides: tuple[int, int] | None = None
 
 
-class Reader:
-    """Reads the photos of a process.
+class PhotoFetcher:
+    """Reader of a process's photos; shared by the threads that prefetch.
 
     Args:
-        limits: the preprocessing settings of the bundle.
-        store: what it knows is not converted again.
+        limits: preprocessing settings of the bundle.
+        store: embedding store; photos that it contains are not converted again.
     """
 
     def __init__(self, limits: Mapping[str, Any], store: EmbeddingStore) -> None:
         self._max_bytes = int(limits.get("max_bytes", _UNLIMITED))
-        most = int(limits.get("max_whole_pixels", Limits.max_pixels))
-        self._converter = Converter(Limits(max_bytes=self._max_bytes, max_pixels=most))
+        max_pixels = int(limits.get("max_whole_pixels", Limits.max_pixels))
+        self._converter = Converter(Limits(max_bytes=self._max_bytes, max_pixels=max_pixels))
         self._store = store
 
-    def __call__(self, photo: Photo) -> Read:
-        """Read a photo, and convert it where the graph does not decode it and the store does not know it."""
+    def fetch(self, photo: Photo) -> FetchedPhoto:
+        """Read a photo; convert it if the graph cannot decode it and the store does not contain it."""
         start = time.perf_counter()
-        if photo.size > self._max_bytes:  # a film among the photos is not worth its memory
+        if photo.size > self._max_bytes:  # a video among the photos: rejected without reading it
             detail = f"{photo.size} bytes, more than the {self._max_bytes} allowed"
-            return Read(PhotoRejection(Status.TOO_LARGE, detail), detail, {})
+            return FetchedPhoto(PhotoRejection(Status.TOO_LARGE, detail), detail, {})
         try:
-            content = listing.read(photo)
+            content = listing.read_photo(photo)
         except OSError as error:
             seconds = {"read": time.perf_counter() - start}
-            return Read(PhotoRejection(Status.UNREADABLE, str(error)), str(error), seconds)
-        sha = photo_sha(content)
-        plain = Read(content, describe(content), {}, sha, len(content))
+            return FetchedPhoto(PhotoRejection(Status.UNREADABLE, str(error)), str(error), seconds)
+        sha = hash_photo(content)
+        fetched = FetchedPhoto(content, describe_bytes(content), {}, sha, len(content))
         seconds = {"read": time.perf_counter() - start}
-        result = None if self._store.have([sha]) else self._converter.convert(content)
-        if result is None:
-            return replace(plain, seconds=seconds)
+        converted = None if self._store.filter_present([sha]) else self._converter.convert(content)
+        if converted is None:
+            return replace(fetched, seconds=seconds)
         seconds["convert"] = time.perf_counter() - start - seconds["read"]
-        if isinstance(result, Converted):
-            sides = result.height, result.width
-            return replace(plain, image=result.content, seconds=seconds, sides=sides)
-        return replace(plain, image=result, about=result.detail, seconds=seconds)
+        if isinstance(converted, Converted):
+            sides = converted.height, converted.width
+            return replace(fetched, image=converted.content, seconds=seconds, sides=sides)
+        return replace(fetched, image=converted, description=converted.detail, seconds=seconds)
 
-    def ahead(self, todo: Sequence[Photo]) -> Iterator[tuple[Photo, Read]]:
-        """Each photo with its bytes, in order; a bounded number of them is in memory at any time."""
-        waiting: deque[tuple[Photo, Future[Read]]] = deque()
-        with ThreadPoolExecutor(READERS, "read") as pool:
-            for photo in todo:
-                waiting.append((photo, pool.submit(self, photo)))
-                if len(waiting) > 2 * READERS:
-                    first, future = waiting.popleft()
+    def prefetch(self, photos: Sequence[Photo]) -> Iterator[tuple[Photo, FetchedPhoto]]:
+        """Yield each photo with its content, in order, with a bounded number of photos in memory."""
+        pending: deque[tuple[Photo, Future[FetchedPhoto]]] = deque()
+        with ThreadPoolExecutor(READER_THREADS, "read") as pool:
+            for photo in photos:
+                pending.append((photo, pool.submit(self.fetch, photo)))
+                # Two per thread: one being read and one waiting for the model.
+                if len(pending) > 2 * READER_THREADS:
+                    first, future = pending.popleft()
                     yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
+            while pending:
+                first, future = pending.popleft()
                 yield first, future.result()
 
 
-def describe(content: bytes) -> str:
-    """What can be said of a refused photo by its bytes alone, so that every run says the same."""
+def describe_bytes(content: bytes) -> str:
+    """Describe a rejected photo by its bytes alone, so that every run writes the same text."""
     return f"{len(content)} bytes" + (f", beginning {content[:_SHOWN_BYTES].hex(' ')}" if content else "")

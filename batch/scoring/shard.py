@@ -25,7 +25,7 @@ from batch.monitoring import sample_photos
 from batch.monitoring.drift import Moments
 from batch.monitoring.stats import Meter, Stats
 from batch.output import schema
-from batch.output.schema import About
+from batch.output.schema import PhotoColumns
 from batch.scoring import head_runner
 from batch.scoring.head_runner import HeadRunner
 from batch.scoring.prefetch import Read, Reader
@@ -150,23 +150,23 @@ def score_shard(
     start = time.perf_counter()
     stats = Stats(photos=len(shard.photos))
     embedded = _embed(shard, workers[0], stats)
-    row_of = embedded.rows.rows()
-    usable = schema.USABLE[schema.codes(embedded.rows.statuses)]
+    row_of = embedded.rows.row_by_digest()
+    usable = schema.USABLE[schema.encode_statuses(embedded.rows.statuses)]
     tables: dict[str, pa.Table] = {}
     for number, worker in enumerate(workers):
-        with stats.timed(START):  # what loading takes is no work on photos
+        with stats.time_stage(START):  # what loading takes is no work on photos
             run = worker.head.run
-        with stats.timed("classify"):
+        with stats.time_stage("classify"):
             said = head_runner.classify_embeddings(run, worker.bundle, embedded.rows.vectors, usable)
-        with stats.timed("rows"):
+        with stats.time_stage("rows"):
             wanted, columns = select_for_model(shard, number)
             about, decisions = _about(wanted, columns, embedded, row_of, said)
-            rows_of = schema.scores_table(about, decisions, worker.bundle, scored_at)
+            rows_of = schema.build_scores_table(about, decisions, worker.bundle, scored_at)
         tables[model_key(worker.bundle)] = rows_of
-        stats.models[model_key(worker.bundle)] = schema.counted(about, decisions, worker.bundle)
-    with stats.timed("sketch"):
-        stats.embeddings = Moments.of(embedded.rows.vectors[usable])
-        stats.examples = sample_photos.choose(tables)
+        stats.models[model_key(worker.bundle)] = schema.count_decisions(about, decisions, worker.bundle)
+    with stats.time_stage("sketch"):
+        stats.embeddings = Moments.from_embeddings(embedded.rows.vectors[usable])
+        stats.examples = sample_photos.choose_examples(tables)
     rows = pa.concat_tables(tables.values())
     stats.rows = rows.num_rows
     _finish(stats, time.perf_counter() - start)
@@ -180,9 +180,9 @@ def model_key(about: Bundle) -> str:
 
 def select_for_model(shard: Shard, number: int) -> tuple[Sequence[Photo], pa.Table | None]:
     """The photos that are to be scored with a model, and what passes through to their rows."""
-    if shard.wanted is None:
+    if shard.model_masks is None:
         return shard.photos, shard.columns
-    chosen = [row for row, mask in enumerate(shard.wanted) if mask >> number & 1]
+    chosen = [row for row, mask in enumerate(shard.model_masks) if mask >> number & 1]
     columns = shard.columns.take(chosen) if shard.columns is not None else None
     return [shard.photos[row] for row in chosen], columns
 
@@ -190,7 +190,7 @@ def select_for_model(shard: Shard, number: int) -> tuple[Sequence[Photo], pa.Tab
 def _embed(shard: Shard, worker: ModelResources, stats: Stats) -> EmbeddedPhotos:
     """`embed_photos`, its statuses counted."""
     embedded = embed_photos(shard.photos, worker, stats)
-    rows = embedded.rows.rows()
+    rows = embedded.rows.row_by_digest()
     stats.statuses.update(refused.refusal.status.value for refused in embedded.refusals.values())
     stats.statuses.update(embedded.rows.statuses[rows[sha]].value for sha in embedded.shas.values())
     return embedded
@@ -214,9 +214,9 @@ def embed_photos(wanted: Sequence[Photo], worker: ModelResources, stats: Stats) 
     shas: dict[Photo, bytes] = {}
     refusals: dict[Photo, UnstoredRejection] = {}
     for attempt in range(2):  # a torn file may show itself only when its rows are read
-        with stats.timed("store"):
-            known = store.known(wanted)
-            there = store.statuses(known.values())
+        with stats.time_stage("store"):
+            known = store.lookup_digests(wanted)
+            there = store.get_statuses(known.values())
         if attempt == 0:
             old = [there[sha] for sha in known.values() if sha in there]
             worker.meter.add(len(old), sum(not status.usable for status in old))
@@ -228,14 +228,14 @@ def embed_photos(wanted: Sequence[Photo], worker: ModelResources, stats: Stats) 
                 fresh.embed(todo, stats)
             finally:
                 fresh_shas, rows = fresh.shas(), fresh.rows()
-                with stats.timed("store"):
+                with stats.time_stage("store"):
                     store.append(fresh_shas, rows)
             shas.update(fresh_shas)
             refusals.update(fresh.refusals)
             stats.embedded += len(rows.shas)
-        with stats.timed("store"):
+        with stats.time_stage("store"):
             # In the order of the digests: the head sees the same batch however the store is laid out.
-            rows = store.get(shas.values()).sorted()
+            rows = store.get(shas.values()).sorted_by_digest()
         if len(rows.shas) == len(set(shas.values())):
             stats.reused = len(shas) - stats.embedded
             return EmbeddedPhotos(shas, refusals, rows)
@@ -269,9 +269,9 @@ class _Fresh:
         """Read photos and run the model on each content that is new, reading ahead of it."""
         stream = self._contents(todo, stats)
         for first in stream:  # no content that is new: no backbone is loaded
-            with stats.timed(START):
+            with stats.time_stage(START):
                 backbone = self.worker.backbone
-            with stats.timed("embed"):
+            with stats.time_stage("embed"):
                 for output in backbone.imap(contract.EMBED, contract.IMAGE_BYTES, chain([first], stream)):
                     self._take(output)
         for photo, sha in self._shas.items():
@@ -284,13 +284,13 @@ class _Fresh:
             stats.read_bytes += read.size
             for stage, seconds in read.seconds.items():
                 stats.add_seconds(stage, seconds)
-            if isinstance(read.image, PhotoRejection) and (read.sha is None or not read.image.lasting):
+            if isinstance(read.image, PhotoRejection) and (read.sha is None or not read.image.permanent):
                 self.refusals[photo] = UnstoredRejection(read.image, read.sha)
                 self.meter.add(1, 1)
                 continue
             assert read.sha is not None
             self._shas[photo] = read.sha
-            if read.sha in seen or self.worker.store.have([read.sha]):
+            if read.sha in seen or self.worker.store.filter_present([read.sha]):
                 self.meter.add(1)
                 continue
             seen.add(read.sha)
@@ -354,7 +354,7 @@ def _about(
     embedded: EmbeddedPhotos,
     row_of: Mapping[bytes, int],
     said: Decisions,
-) -> tuple[About, Decisions]:
+) -> tuple[PhotoColumns, Decisions]:
     """What is known of each photo, and what the model says of it."""
     import pyarrow as pa
 
@@ -366,13 +366,13 @@ def _about(
     digests = [refusal.sha if refusal else sha for refusal, sha in zip(refused, shas, strict=True)]
     statuses = [r.refusal.status if r else rows.statuses[row] for r, row in zip(refused, at, strict=True)]
     details = [r.refusal.detail if r else rows.details[row] for r, row in zip(refused, at, strict=True)]
-    about = About(
+    about = PhotoColumns(
         uris=pa.array([photo.uri for photo in wanted], pa.string()),
         shas=pa.array([digest and digest.hex() for digest in digests], pa.string()),
-        status=schema.codes(statuses),
+        status=schema.encode_statuses(statuses),
         details=pa.array(details, pa.string()),
         heights=np.where(there, rows.heights[at], 0) if len(rows.shas) else np.zeros(len(at), np.int32),
         widths=np.where(there, rows.widths[at], 0) if len(rows.shas) else np.zeros(len(at), np.int32),
         columns=columns,
     )
-    return about, said.taken(at)
+    return about, said.take(at)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from batch.shards.shard import uri_hash
+from batch.shards.shard import hash_uri
 
 
 @dataclass(frozen=True)
-class Share:
+class Partition:
     """The photos whose address has a hash of this remainder; together the shares have each photo once.
 
     Attributes:
@@ -21,7 +21,7 @@ class Share:
     of: int = 1
 
     @classmethod
-    def parse(cls, text: str) -> Share:
+    def parse(cls, text: str) -> Partition:
         """Read `2/8`, the third of eight.
 
         Raises:
@@ -32,13 +32,13 @@ class Share:
             raise ValueError(f"{text!r} is no share: of eight they are 0/8 to 7/8.")
         return cls(int(match[1]), int(match[2]))
 
-    def has(self, uri: str) -> bool:
+    def contains(self, uri: str) -> bool:
         """Whether a photo is in it."""
-        return self.of == 1 or int(uri_hash(uri), 16) % self.of == self.number
+        return self.of == 1 or int(hash_uri(uri), 16) % self.of == self.number
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
 
 
-EVERY = Share()
+WHOLE_INPUT = Partition()
 """All photos."""

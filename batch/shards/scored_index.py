@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch.inputs.listing import Photo
-from batch.shards.shard import Entry, uri_hash
+from batch.shards.shard import Entry, hash_uri
 from serving.storage import files
 
 KEY_BYTES = 24
@@ -43,9 +43,9 @@ _KEY = np.dtype(f"S{KEY_BYTES}")
 _HASH = np.dtype(f"S{_HASH_BYTES}")
 
 
-def key(photo: Photo) -> bytes:
+def scored_key(photo: Photo) -> bytes:
     """The key of a photo as it is now."""
-    return _key(uri_hash(photo.uri), photo.size, photo.modified)
+    return _key(hash_uri(photo.uri), photo.size, photo.modified)
 
 
 def _key(name: str, size: int, modified: int) -> bytes:
@@ -53,12 +53,12 @@ def _key(name: str, size: int, modified: int) -> bytes:
     return bytes.fromhex(name) + version.digest()
 
 
-def hashes(uris: Iterable[str]) -> NDArray[np.bytes_]:
+def hash_uris(uris: Iterable[str]) -> NDArray[np.bytes_]:
     """What the keys of photos begin with, dtype S16, in order."""
-    return np.frombuffer(b"".join(bytes.fromhex(uri_hash(uri)) for uri in uris), _HASH)
+    return np.frombuffer(b"".join(bytes.fromhex(hash_uri(uri)) for uri in uris), _HASH)
 
 
-def of_uris(sorted_keys: NDArray[np.bytes_], uris: NDArray[np.bytes_]) -> Iterator[bytes]:
+def select_keys(sorted_keys: NDArray[np.bytes_], uris: NDArray[np.bytes_]) -> Iterator[bytes]:
     """Those of sorted keys that are of photos with these hashes, as long as they were written."""
     begins = _hashes_of(sorted_keys)
     first, end = np.searchsorted(begins, uris, "left"), np.searchsorted(begins, uris, "right")
@@ -73,13 +73,13 @@ def _hashes_of(keys: NDArray[np.bytes_]) -> Any:
     ]
 
 
-def write(directory: str, name: str, scored: Iterable[bytes]) -> None:
+def write_keys(directory: str, name: str, scored: Iterable[bytes]) -> None:
     """Keep the keys of photos under a name, which says when they count."""
     if content := b"".join(sorted(scored)):
         files.write(files.join(directory, name + _SUFFIX), content)
 
 
-def remove(directory: str, name: str) -> None:
+def remove_keys(directory: str, name: str) -> None:
     """Forget the keys of that name; fine where there are none."""
     files.remove(files.join(directory, name + _SUFFIX))
 
@@ -89,7 +89,7 @@ def forget(directory: str) -> None:
     files.remove_directory(directory)
 
 
-class Known:
+class ScoredIndex:
     """The keys of one model in an output.
 
     Args:
@@ -106,7 +106,7 @@ class Known:
     def _names(self, wanted: Callable[[str], bool]) -> list[str]:
         return [
             name
-            for name in files.names(self._directory)
+            for name in files.list_names(self._directory)
             if name.endswith(_SUFFIX) and (name.startswith(_MERGED) or wanted(name.removesuffix(_SUFFIX)))
         ]
 
@@ -119,14 +119,14 @@ class Known:
             with ExitStack() as stack:
                 streams = [_keys(self._open(stack, name)) for name in few]
                 merged = files.join(self._directory, f"{_MERGED}{secrets.token_hex(8)}{_SUFFIX}")
-                with files.created(merged) as file:
+                with files.create_file(merged) as file:
                     everything = heapq.merge(*streams)
                     while block := b"".join(islice(everything, _CHUNK)):
                         file.write(block)
             for name in few:
                 files.remove(files.join(self._directory, name))
 
-    def of(self, uris: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
+    def find_keys(self, uris: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
         """The keys of photos with these hashes, dtype S24; some twice where files have them twice."""
         found = [np.empty(0, _KEY)]
         with ExitStack() as stack:
@@ -137,7 +137,7 @@ class Known:
         return np.concatenate(found)
 
     def _open(self, stack: ExitStack, name: str) -> IO[bytes]:
-        return stack.enter_context(files.opened(files.join(self._directory, name)))
+        return stack.enter_context(files.open_file(files.join(self._directory, name)))
 
     def cursors(self, stack: ExitStack) -> list[_Cursor]:
         """All files, to be read along with a run's photos."""
@@ -178,8 +178,8 @@ def _keys(file: IO[bytes]) -> Iterator[bytes]:
             yield content[start : start + KEY_BYTES]
 
 
-def without_known(
-    entries: Iterable[Entry], models: Sequence[Known], leave_out: Callable[[int], None]
+def exclude_scored(
+    entries: Iterable[Entry], models: Sequence[ScoredIndex], leave_out: Callable[[int], None]
 ) -> Iterator[Entry]:
     """The ordered entries that some model has not scored, each with the models that are left to do.
 
@@ -201,7 +201,7 @@ def without_known(
             leave_out(int(np.count_nonzero(wanted == 0)))
             for entry, mask in zip(block, wanted.tolist(), strict=True):
                 if mask:
-                    yield entry._replace(wanted=mask) if len(models) > 1 else entry
+                    yield entry._replace(model_mask=mask) if len(models) > 1 else entry
 
 
 def _found(keys: NDArray[np.bytes_], cursors: Iterable[_Cursor]) -> NDArray[np.bool_]:

@@ -23,7 +23,7 @@ from operator import itemgetter
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from batch.inputs.listing import Photo
-from batch.inputs.passthrough import Columns
+from batch.inputs.passthrough import PassThroughColumns
 from batch.inputs.sources import Line
 from serving.storage import files
 from serving.storage.external_sort import Sorter
@@ -56,13 +56,13 @@ class Shard:
     id: str
     photos: tuple[Photo, ...]
     columns: pa.Table | None = None
-    wanted: tuple[int, ...] | None = None
+    model_masks: tuple[int, ...] | None = None
 
-    def rows(self, models: int) -> int:
+    def count_rows(self, models: int) -> int:
         """Rows of the scores that it makes."""
-        if self.wanted is None:
+        if self.model_masks is None:
             return len(self.photos) * models
-        return sum(mask.bit_count() for mask in self.wanted)
+        return sum(mask.bit_count() for mask in self.model_masks)
 
 
 class Entry(NamedTuple):
@@ -76,15 +76,15 @@ class Entry(NamedTuple):
 
     hash: bytes
     line: bytes
-    wanted: int = -1
+    model_mask: int = -1
 
 
-def uri_hash(uri: str) -> str:
+def hash_uri(uri: str) -> str:
     """What photos are ordered and split by: 32 hexadecimal digits."""
     return hashlib.sha256(uri.encode()).hexdigest()[:_DIGITS]
 
 
-def ordered(lines: Iterable[Line], read: Callable[[int], None] | None = None) -> Iterator[Entry]:
+def sort_entries(lines: Iterable[Line], read: Callable[[int], None] | None = None) -> Iterator[Entry]:
     """The lines in the order of their hashes, each photo once: of several lines the first one stays.
 
     Args:
@@ -98,7 +98,7 @@ def ordered(lines: Iterable[Line], read: Callable[[int], None] | None = None) ->
         number = 0
         for number, (photo, values) in enumerate(lines, 1):
             text = json.dumps([photo.uri, photo.size, photo.modified, values])
-            sorter.add(f"{uri_hash(photo.uri)}{number:0{_NUMBER}}{text}\n".encode())
+            sorter.add(f"{hash_uri(photo.uri)}{number:0{_NUMBER}}{text}\n".encode())
             if read and not number % DEFAULT_SIZE:
                 read(number)
         if read:
@@ -110,7 +110,7 @@ def ordered(lines: Iterable[Line], read: Callable[[int], None] | None = None) ->
             before = name
 
 
-def cut(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
+def split_entries(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
     """Ordered entries in pieces of 1 to `size`; see the module for how."""
     if size < 1:
         raise ValueError(f"a shard holds at least one photo, not {size}")
@@ -134,7 +134,7 @@ def cut(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
 
 
 @dataclass(frozen=True)
-class Piece:
+class RawShard:
     """A shard whose photos are still lines.
 
     Attributes:
@@ -145,21 +145,24 @@ class Piece:
     id: str
     entries: Sequence[Entry]
 
-    def shard(self, columns: Columns) -> Shard:
+    def to_shard(self, columns: PassThroughColumns) -> Shard:
         """The shard, with the columns of its source."""
         lines = [json.loads(entry.line) for entry in self.entries]
-        masks = tuple(entry.wanted for entry in self.entries)
+        masks = tuple(entry.model_mask for entry in self.entries)
         return Shard(
             self.id,
             tuple(Photo(uri, size, modified) for uri, size, modified, _ in lines),
-            columns.table([values for *_, values in lines]) if columns else None,
+            columns.to_table([values for *_, values in lines]) if columns else None,
             None if masks[0] == -1 else masks,
         )
 
 
-def plan(
-    entries: Iterable[Entry], size: int, identity: Mapping[str, Any], columns: Columns | None = None
-) -> Iterator[Piece]:
+def plan_shards(
+    entries: Iterable[Entry],
+    size: int,
+    identity: Mapping[str, Any],
+    columns: PassThroughColumns | None = None,
+) -> Iterator[RawShard]:
     """Split photos into shards of at most `size`.
 
     Args:
@@ -169,14 +172,14 @@ def plan(
         columns: of the source; their types are known when the last line was read.
     """
     header = None
-    for entries_of_shard in cut(entries, size):
+    for entries_of_shard in split_entries(entries, size):
         if header is None:  # all lines were read before the first piece came
             about = {**identity, "columns": columns.describe() if columns else []}
             header = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         digest = header.copy()
         for _, line, wanted in entries_of_shard:
             digest.update(b"%d %s\n" % (wanted, line))
-        yield Piece(digest.hexdigest()[:_DIGITS], entries_of_shard)
+        yield RawShard(digest.hexdigest()[:_DIGITS], entries_of_shard)
 
 
 class PlanWriter:
@@ -198,8 +201,8 @@ class PlanWriter:
 
     def __enter__(self) -> PlanWriter:
         with ExitStack() as stack:
-            self._list: IO[bytes] = stack.enter_context(files.created(self.path))
-            self._content: IO[bytes] = stack.enter_context(files.created(self._photos))
+            self._list: IO[bytes] = stack.enter_context(files.create_file(self.path))
+            self._content: IO[bytes] = stack.enter_context(files.create_file(self._photos))
             self._stack = stack.pop_all()
         return self
 
@@ -209,8 +212,8 @@ class PlanWriter:
     def add(self, shard: Shard, models: int = 1) -> None:
         """Write a shard, which makes rows for that many models."""
         content = _to_bytes(shard)
-        count, rows = len(shard.photos), shard.rows(models)
-        line = Planned(shard.id, self._photos, self._offset, len(content), count, rows)
+        count, rows = len(shard.photos), shard.count_rows(models)
+        line = PlannedShard(shard.id, self._photos, self._offset, len(content), count, rows)
         self._content.write(content)
         self._list.write(json.dumps(vars(line)).encode() + b"\n")
         self._offset += len(content)
@@ -218,7 +221,7 @@ class PlanWriter:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedShard:
     """A line of the plan.
 
     Attributes:
@@ -237,21 +240,21 @@ class Planned:
     rows: int
 
     @classmethod
-    def parse(cls, line: str | bytes) -> Planned:
+    def parse(cls, line: str | bytes) -> PlannedShard:
         """Read a line."""
         return cls(**json.loads(line))
 
-    def shard(self) -> Shard:
+    def read_shard(self) -> Shard:
         """The shard that it stands for."""
-        with files.opened(self.uri) as file:
+        with files.open_file(self.uri) as file:
             file.seek(self.offset)
             return _from_bytes(self.id, file.read(self.length))
 
 
-def planned(path: str) -> Iterator[Planned]:
+def read_plan(path: str) -> Iterator[PlannedShard]:
     """The lines of a plan."""
-    with files.opened(path) as file:
-        yield from map(Planned.parse, file)
+    with files.open_file(path) as file:
+        yield from map(PlannedShard.parse, file)
 
 
 def remove_plan(directory: str) -> None:
@@ -269,8 +272,8 @@ def _to_bytes(shard: Shard) -> bytes:
         "size": pa.array([photo.size for photo in shard.photos], pa.int64()),
         "modified": pa.array([photo.modified for photo in shard.photos], pa.int64()),
     }
-    if shard.wanted is not None:
-        ours["wanted"] = pa.array(shard.wanted, pa.int32())
+    if shard.model_masks is not None:
+        ours["wanted"] = pa.array(shard.model_masks, pa.int32())
     names = [_OURS + name for name in ours]
     arrays = list(ours.values())
     if table is not None:

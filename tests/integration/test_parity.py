@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from batch.embeddings import EmbeddingStore
-from batch.inputs.listing import find
+from batch.inputs.listing import find_photos
 from batch.jobs import score as pipeline
 from batch.jobs.score import ScoreSettings
 from serving import contract, runtime
@@ -108,11 +108,11 @@ def reference(trained: Trained, models: dict[str, Bundle], photos: list[Path]) -
     metadata = trained.result.bundle.metadata
     store = EmbeddingStore(trained.settings.embedding_store, metadata.fingerprint, metadata.dimension)
     base = bundle.template(trained.settings.tfhub_module, trained.settings.cache)
-    listed = find(str(photos[0].parent))
+    listed = find_photos(str(photos[0].parent))
     pipeline.embed(listed, base.path, store)
-    shas = store.known(listed)
+    shas = store.lookup_digests(listed)
     rows = store.get(shas.values())
-    row_of = rows.rows()
+    row_of = rows.row_by_digest()
     chosen = [row_of[shas[photo]] for photo in listed]
 
     def of(model: Bundle) -> Reference:

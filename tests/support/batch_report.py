@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from batch.monitoring.drift import BINS, Counts, Moments
+from batch.monitoring.drift import BINS, DecisionCounts, Moments
 from batch.monitoring.sample_photos import Example, Examples
 from batch.monitoring.stats import Stats
-from batch.output.run_record import Summary, describe
+from batch.output.run_record import Summary, build_run_record
 
 STARTED = datetime(2026, 5, 31, 1, 30, tzinfo=UTC)
 LABELS = ("crème brûlée", "寿司", "soup")
@@ -29,8 +29,8 @@ def figures(labels: dict[str, int], *, seed: int = 0, models: tuple[str, ...] = 
         photos=count + 47,
         rows=(count + 47) * len(models),
         statuses=Counter({"ok": count + 40, "corrupt": 5, "unreadable": 2}),
-        models={name: Counts(Counter(labels), 40, scores.tolist()) for name in models},
-        embeddings=Moments.of(random.normal(0.2 * seed, 1, (count, 64))),
+        models={name: DecisionCounts(Counter(labels), 40, scores.tolist()) for name in models},
+        embeddings=Moments.from_embeddings(random.normal(0.2 * seed, 1, (count, 64))),
         embedded=count,
         reused=40,
         seconds={
@@ -59,7 +59,7 @@ def run_of(stats: Stats, run_id: str = "2026-05-31", **settings: Any) -> dict[st
         }
         for name in stats.models
     ]
-    return describe(summary, started=STARTED, models=models, settings={"photos": "uploads", **settings})
+    return build_run_record(summary, started=STARTED, models=models, settings={"photos": "uploads", **settings})
 
 
 def examples_in(

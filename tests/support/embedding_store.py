@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from batch.embeddings import Embeddings, EmbeddingStore, photo_sha
+from batch.embeddings import Embeddings, EmbeddingStore, hash_photo
 from batch.inputs.listing import Photo
 from serving.contract import Status
 
@@ -18,7 +18,7 @@ def photo(number: int) -> Photo:
 
 
 def sha(number: int) -> bytes:
-    return photo_sha(b"%d" % number)
+    return hash_photo(b"%d" % number)
 
 
 def rows(numbers: list[int], *, refused: tuple[int, ...] = ()) -> Embeddings:

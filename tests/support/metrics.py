@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from batch.monitoring.drift import Counts, Moments
+from batch.monitoring.drift import DecisionCounts, Moments
 from batch.monitoring.stats import Stats
-from batch.output.run_record import Summary, describe
+from batch.output.run_record import Summary, build_run_record
 
 
 def run_of(labels: dict[str, int]) -> dict[str, Any]:
@@ -21,13 +21,13 @@ def run_of(labels: dict[str, int]) -> dict[str, Any]:
         photos=count + 7,
         rows=count + 7,
         statuses=Counter({"ok": count + 2, "corrupt": 5}),
-        models={"food/3": Counts(Counter(labels), 2, [count + 2] + [0] * 19)},
-        embeddings=Moments.of(random.normal(size=(count, 16))),
+        models={"food/3": DecisionCounts(Counter(labels), 2, [count + 2] + [0] * 19)},
+        embeddings=Moments.from_embeddings(random.normal(size=(count, 16))),
         elapsed=2.0,
     )
     summary = Summary("out", stats, stats, stats, 0, 1, 12.5, run_id="b", lines=count + 7)
     model = {"name": "food", "version": 3, "digest": "d", "fingerprint": "f"}
-    return describe(summary, started=datetime.now(UTC), models=[model], settings={})
+    return build_run_record(summary, started=datetime.now(UTC), models=[model], settings={})
 
 
 def values(text: str) -> dict[tuple[str, ...], float]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from batch.inputs.listing import Photo, find
+from batch.inputs.listing import Photo, find_photos
 from serving.errors import InputError
 from serving.storage import files
 from trainer.dataset.dataset import SET_NAMES, Folder, Labelled, Subset, assemble
@@ -53,10 +53,10 @@ def scan(image_dir: str | os.PathLike[str]) -> Folder:
 
 def _list(top: str) -> list[Photo]:
     if not files.is_remote(top):
-        return find(top, none_is_fine=True)
+        return find_photos(top, allow_empty=True)
     # Beam's patterns have no way to quote, so what is special in the name stands for any character.
     pattern = files.join(re.sub(r"[*?\[]", "?", top), "**")
-    return [photo for photo in find(pattern, none_is_fine=True) if photo.uri.startswith(f"{top}/")]
+    return [photo for photo in find_photos(pattern, allow_empty=True) if photo.uri.startswith(f"{top}/")]
 
 
 def _labelled(photo: Photo, top: str, names: Collection[str], sets: Mapping[str, Subset]) -> Labelled | None:

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from batch.inputs import manifest
-from batch.inputs.listing import Photo, listed_in
+from batch.inputs.listing import Photo, list_directory
 from batch.monitoring.stats import Progress
 from serving.errors import InputError
 from serving.storage import files
 from trainer.dataset.dataset import SET_NAMES, Folder, Labelled, Subset, assemble
 
 NAMES = {
-    "photo": manifest.URI_NAMES,
+    "photo": manifest.URI_COLUMN_NAMES,
     "label": ("label", "class", "category"),
     "group": ("group",),
     "split": ("split", "set", "subset"),
@@ -167,7 +167,7 @@ def _row(line: int, values: Mapping[str, Any], where: str, known: dict[str, str]
         )
     subset = SET_NAMES.get(name, Subset.TRAINING)
     held_out = subset if subset is not Subset.TRAINING else None
-    return manifest.address(photo, where), _Row(
+    return manifest.resolve_address(photo, where), _Row(
         line, known.setdefault(label, label), known.setdefault(group, group), held_out
     )
 
@@ -282,5 +282,5 @@ class _Listings:
     def photo(self, uri: str) -> Photo | str:
         directory = uri.rpartition("/")[0]
         if directory not in self._found:
-            self._found[directory] = listed_in(directory, self._wanted[directory])
+            self._found[directory] = list_directory(directory, self._wanted[directory])
         return self._found[directory].get(uri, "there is no such file")

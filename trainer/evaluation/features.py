@@ -15,10 +15,10 @@ from batch.embeddings import SHA_BYTES, EmbeddingStore, layout
 from batch.inputs.listing import Photo
 from serving.contract import Status
 from serving.errors import InputError, OutputError
-from serving.photos.converter import EXTRA, foreign_format
+from serving.photos.converter import EXTRA, detect_unsupported_format
 from serving.storage import files
 from trainer import dataset
-from trainer.dataset import Example, Folder
+from trainer.dataset import DatasetListing, Example
 from trainer.heads import Blocks, Floats, Head, HeadSettings, Ints, Vectors
 
 Halves = NDArray[np.float16]
@@ -83,7 +83,7 @@ def probabilities_of(fitted: Head, embeddings: Vectors, rows: Ints) -> Floats:
     return np.concatenate([nothing, *blocks.each(lambda features, _: fitted.probabilities(features))])
 
 
-def gather(folder: Folder, store: EmbeddingStore, settings: HeadSettings | None = None) -> Features:
+def gather(folder: DatasetListing, store: EmbeddingStore, settings: HeadSettings | None = None) -> Features:
     """The distinct usable photos of each label, in the order of the folder, with their embeddings.
 
     Args:
@@ -95,8 +95,8 @@ def gather(folder: Folder, store: EmbeddingStore, settings: HeadSettings | None 
         InputError: no photo can be used.
         OutputError: there is no room for the file.
     """
-    shas = store.known(folder.photos)
-    statuses = store.statuses(shas.values())
+    shas = store.lookup_digests(folder.photos)
+    statuses = store.get_statuses(shas.values())
     usable, left_out = [], list(folder.left_out)
     for photo in folder.photos:
         sha = shas.get(photo)
@@ -106,14 +106,14 @@ def gather(folder: Folder, store: EmbeddingStore, settings: HeadSettings | None 
         elif not status.usable:
             left_out.append((photo.uri, str(status)))
         else:
-            usable.append(folder.example(photo, sha.hex()))
+            usable.append(folder.make_example(photo, sha.hex()))
     if not usable:
         raise InputError(
             f"None of the {len(folder.photos)} files can be used; "
             f"{left_out[0][0]}, for one, is {left_out[0][1]}.",
             remedy="Give a directory of photos (JPEG, PNG, GIF, BMP or WebP).",
         )
-    examples = [usable[row] for row in dataset.distinct(usable)]
+    examples = [usable[row] for row in dataset.select_distinct(usable)]
     return Features(examples, embeddings_of(examples, store, settings), usable, tuple(left_out))
 
 
@@ -137,12 +137,12 @@ def embeddings_of(
     starts = np.searchsorted(number[order], np.arange(len(distinct) + 1))
     embeddings = _room(len(examples), store.dimension, settings)
     filled = 0
-    for numbers, table in store.blocks(distinct, [layout.VECTOR]):
+    for numbers, table in store.iter_blocks(distinct, [layout.VECTOR]):
         counts = starts[numbers + 1] - starts[numbers]
         source = np.repeat(np.arange(len(numbers)), counts)
         within = np.arange(len(source)) - np.repeat(np.cumsum(counts) - counts, counts)
         rows = order[np.repeat(starts[numbers], counts) + within]
-        embeddings[rows] = layout.vectors(table, store.dimension)[source]
+        embeddings[rows] = layout.to_vectors(table, store.dimension)[source]
         filled += len(rows)
     if filled < len(examples):
         raise InputError(
@@ -177,7 +177,7 @@ def _room(count: int, dimension: int, settings: HeadSettings) -> Halves:
 def _why_unknown(photo: Photo) -> str:
     """Why the job left no row of a photo, which it does where another run may do better."""
     try:
-        name = foreign_format(files.read(photo.uri))
+        name = detect_unsupported_format(files.read(photo.uri))
     except OSError:
         name = None
     return f"{name}, not converted (it needs {EXTRA}, and time)" if name else str(Status.UNREADABLE)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch.inputs.listing import find, read
+from batch.inputs.listing import find_photos, read_photo
 from serving import contract
 from serving.bundle import Bundle, BundleMetadata
 from serving.errors import BundleError, GateRejected, InputError, OutputError
@@ -175,10 +175,10 @@ def write(source: Bundle, file: Path, quantize: Quantize, photos: str = "") -> T
 
 def _photos(pattern: str) -> list[bytes]:
     """At most PHOTOS of them, evenly taken, as they are sent to a model."""
-    found = find(pattern)
+    found = find_photos(pattern)
     step = max(1, len(found) // PHOTOS)
     with Converter() as converter:
-        sent = [converter.for_graph(read(photo)) for photo in found[::step][:PHOTOS]]
+        sent = [converter.convert_if_needed(read_photo(photo)) for photo in found[::step][:PHOTOS]]
     return [photo for photo in sent if isinstance(photo, bytes)]
 
 

@@ -24,9 +24,9 @@ from serving.photos.converter import Converter
 from serving.storage import files
 from trainer import dataset, heads, report
 from trainer.backbones import load
-from trainer.dataset import Example, Folder, Subset, near_duplicates
-from trainer.dataset.download import silent
-from trainer.dataset.near_duplicates import Duplicates
+from trainer.dataset import DatasetListing, Example, Subset, near_duplicates
+from trainer.dataset.download import no_progress
+from trainer.dataset.near_duplicates import DuplicateReport
 from trainer.evaluation import abstention, cross_validation, metrics
 from trainer.evaluation.abstention import Novelty, Threshold
 from trainer.evaluation.cross_validation import cross_validate
@@ -48,7 +48,7 @@ PARITY_PHOTOS = 8
 def train(
     settings: TrainSettings,
     *,
-    say: Callable[[str], None] = silent,
+    say: Callable[[str], None] = no_progress,
     progress: Callable[[Progress], None] | None = None,
 ) -> TrainResult:
     """Retrain the head on a folder of labelled photos and publish the bundle.
@@ -68,7 +68,7 @@ def train(
     clock = _Clock()
     with clock.step("scan"):
         folder = _listed(settings, progress)
-        dataset.check_folder(folder, settings.split)
+        dataset.check_listing(folder, settings.split)
         check_places(settings)
         live_bundle = _find_live(settings, say)
         for warning in folder.warnings:
@@ -91,11 +91,14 @@ def train(
                 f"{settings.head_settings.memory / 1e9:.1f} GB that they may: they are read from a file."
             )
     with clock.step("divide"):
-        for sentence in dataset.contradictions(features.examples, folder.labels):
+        for sentence in dataset.describe_conflicting_labels(features.examples, folder.labels):
             say(sentence)
         counts = dataset.count_labels(features.examples, folder.labels)
         subsets, found_twice, groups = _divide(features, folder.labels, settings, say, progress)
-        for sentence in (*dataset.gaps(features.examples, subsets, folder.labels), *found_twice.sentences()):
+        for sentence in (
+            *dataset.describe_missing_labels(features.examples, subsets, folder.labels),
+            *found_twice.describe(),
+        ):
             say(sentence)
     rows = {subset: np.array([s is subset for s in subsets], bool) for subset in Subset}
     targets = np.array([example.label for example in features.examples], np.int64)
@@ -211,13 +214,15 @@ def train(
                 "left_out": len(features.left_out),
                 "duplicates": len(features.files) - len(features.examples),
                 "near_duplicates": sum(len(group.pictures) for group in found_twice.near),
-                "test_photos_like_training_photos": len(found_twice.seen()),
+                "test_photos_like_training_photos": len(found_twice.leaked_photos()),
                 "split": asdict(settings.split),
                 "seed": settings.seed,
                 "augmentation": asdict(settings.augmentation),
                 "views": len(views),
             },
-            trained_on=training_digests.marks(features.examples[row].sha256 for row in used.tolist()),
+            trained_on=training_digests.truncate_digests(
+                features.examples[row].sha256 for row in used.tolist()
+            ),
         )
         checked = (test_rows if len(test_rows) else np.arange(len(targets)))[:PARITY_PHOTOS]
         sent = _as_served(features.examples, checked)
@@ -393,7 +398,7 @@ def write_labels(labels: Sequence[str], path: Path) -> None:
 def _as_served(examples: Sequence[Example], rows: Ints) -> dict[int, bytes]:
     """The photos of some rows as they are sent to a model: what its graph does not decode is converted."""
     with Converter() as converter:
-        sent = {int(row): converter.for_graph(files.read(examples[row].uri)) for row in rows}
+        sent = {int(row): converter.convert_if_needed(files.read(examples[row].uri)) for row in rows}
     return {row: photo for row, photo in sent.items() if isinstance(photo, bytes)}
 
 
@@ -413,7 +418,7 @@ def _spread(rows: Ints, count: int) -> Ints:
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64))]
 
 
-def _listed(settings: TrainSettings, progress: Callable[[Progress], None] | None) -> Folder:
+def _listed(settings: TrainSettings, progress: Callable[[Progress], None] | None) -> DatasetListing:
     if is_manifest(settings.image_dir):
         return dataset.scan_manifest(settings.image_dir, settings.columns, progress=progress)
     return dataset.scan(settings.image_dir)
@@ -425,13 +430,13 @@ def _divide(
     settings: TrainSettings,
     say: Callable[[str], None],
     progress: Callable[[Progress], None] | None,
-) -> tuple[list[Subset], Duplicates, Ints]:
+) -> tuple[list[Subset], DuplicateReport, Ints]:
     """The set of each photo, what is there more than once, and numbers of what has to stay together."""
     examples = features.examples
     looked_for = settings.near_duplicates is not NearDuplicatesOption.IGNORE
     if looked_for and len(examples) >= heads.MANY:
         say(f"Looking for near-duplicates among {len(examples)} photos (skip it: --near_duplicates ignore)")
-    near = near_duplicates.near_duplicates(
+    near = near_duplicates.find_near_duplicates(
         features.embeddings if looked_for else features.embeddings[:0],
         settings.near_threshold,
         progress=progress if looked_for else None,
@@ -439,12 +444,12 @@ def _divide(
     together = near.together if settings.near_duplicates is NearDuplicatesOption.TOGETHER else ()
     dataset.check_examples(examples, labels, settings.split, together)
     subsets = dataset.split(examples, settings.split, settings.image_dir, together)
-    groups = dataset.group_numbers(examples, together)
-    return subsets, near_duplicates.report(features.files, examples, subsets, near, labels), groups
+    groups = dataset.assign_groups(examples, together)
+    return subsets, near_duplicates.build_report(features.files, examples, subsets, near, labels), groups
 
 
 def _tuned(
-    folder: Folder,
+    folder: DatasetListing,
     features: Features,
     rows: dict[Subset, np.ndarray],
     settings: TrainSettings,
@@ -480,7 +485,7 @@ def _tuned(
 
 
 def _views(
-    folder: Folder,
+    folder: DatasetListing,
     examples: Sequence[Example],
     settings: TrainSettings,
     say: Callable[[str], None],
@@ -505,7 +510,7 @@ def _views(
         store = EmbeddingStore(settings.embedding_store, base.metadata.fingerprint, base.metadata.dimension)
         say(f"View {number + 1} of {settings.views} of {len(photos)} photos")
         score.embed(photos, base.path, store, progress=progress)
-        store.known(photos)
+        store.lookup_digests(photos)
         found.append(embeddings_of(examples, store, settings.head_settings))
     return found
 

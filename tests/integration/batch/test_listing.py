@@ -69,31 +69,31 @@ def test_another_storage_goes_through_beam(bucket: dict[str, bytes]) -> None:
     bucket["hubheadtest://bucket/a/2.jpg.gz"] = b"\x1f\x8bnot unpacked"
     bucket["hubheadtest://bucket/a/.hidden"] = bucket["hubheadtest://bucket/a/"] = b""
     for pattern in ("hubheadtest://bucket/a", "hubheadtest://bucket/a/", "hubheadtest://bucket/**"):
-        found = listing.find(pattern)
+        found = listing.find_photos(pattern)
         assert [photo.uri for photo in found] == [
             "hubheadtest://bucket/a/1.jpg",
             "hubheadtest://bucket/a/2.jpg.gz",
         ]
-    assert listing.find("hubheadtest://bucket/a/1.jpg") == found[:1]
+    assert listing.find_photos("hubheadtest://bucket/a/1.jpg") == found[:1]
     assert found[0].modified == 12_500_000_000
-    assert [listing.read(photo) for photo in found] == [b"one", b"\x1f\x8bnot unpacked"]
+    assert [listing.read_photo(photo) for photo in found] == [b"one", b"\x1f\x8bnot unpacked"]
     with pytest.raises(OSError, match="KeyError"):
-        listing.read(Photo("hubheadtest://bucket/a/3.jpg", 1, 1))
+        listing.read_photo(Photo("hubheadtest://bucket/a/3.jpg", 1, 1))
     with pytest.raises(InputError, match="No photos"):
-        listing.find("hubheadtest://bucket/b")
+        listing.find_photos("hubheadtest://bucket/b")
 
 
 @pytest.mark.beam
 def test_files_on_another_storage_are_written_listed_and_removed(bucket: dict[str, bytes]) -> None:
     top = "hubheadtest://out/run"
     files.check_writable(top)
-    assert files.names(top) == []
+    assert files.list_names(top) == []
     files.write(files.join(top, "a.json"), b"{}")
-    assert files.names(top) == ["a.json"]
+    assert files.list_names(top) == ["a.json"]
     assert files.read(files.join(top, "a.json")) == b"{}"
     files.remove_directory(top)
     files.remove(files.join(top, "a.json"))
-    assert files.names(top) == []
+    assert files.list_names(top) == []
 
 
 @pytest.mark.beam
@@ -105,7 +105,7 @@ def test_a_storage_without_its_extra_says_which_one(
 
         monkeypatch.setattr(GCSFileSystem, "scheme", classmethod(lambda _: "not-gs"))
     with pytest.raises(InputError, match="apache-beam"):
-        listing.find("gs://bucket/photos")
+        listing.find_photos("gs://bucket/photos")
     with pytest.raises(OutputError, match="gs://bucket/out"):
         files.write("gs://bucket/out", b"")
 
@@ -135,7 +135,7 @@ def test_a_writer_that_failed_is_ended_so_that_it_sends_nothing_later(
             return writers[-1]
 
     monkeypatch.setattr(files, "_filesystems", lambda: Storage)
-    monkeypatch.setattr(files, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(files, "INITIAL_PAUSE", 0.0)
     with pytest.raises(OutputError, match="503 Service Unavailable"):
         files.write("gs://bucket/out", b"content")
     assert [writer.ended for writer in writers] == [True] * files.ATTEMPTS

@@ -163,14 +163,14 @@ def embedded(shard: Shard, worker: ModelResources) -> tuple[EmbeddedPhotos, Stat
 
 def check(found: EmbeddedPhotos, shard: Shard) -> None:
     """Every photo has its own embedding."""
-    rows = found.rows.rows()
+    rows = found.embeddings.row_by_digest()
     for photo in shard.photos:
         row, content = rows[found.shas[photo]], Path(photo.uri).read_bytes()
         if content.startswith(GOOD):
-            assert np.array_equal(found.rows.vectors[row], vector(content).astype(np.float16))
-            assert (found.rows.heights[row], found.rows.widths[row]) == (len(content), 2 * len(content))
+            assert np.array_equal(found.embeddings.vectors[row], vector(content).astype(np.float16))
+            assert (found.embeddings.heights[row], found.embeddings.widths[row]) == (len(content), 2 * len(content))
         else:
-            assert found.rows.statuses[row] is Status.NOT_AN_IMAGE
+            assert found.embeddings.statuses[row] is Status.NOT_AN_IMAGE
 
 
 def test_every_photo_has_the_embedding_that_the_server_gave(
@@ -284,9 +284,9 @@ def test_a_photo_that_the_server_fails_on_is_a_row_and_tried_another_time(
     with serving(predict) as address:
         mine = worker(address)
         found, stats = embedded(shard, mine)
-        assert list(found.refusals) == [guilty]
-        assert found.refusals[guilty].refusal.status is Status.FAILED
-        assert "a bug met a photo" in found.refusals[guilty].refusal.detail
+        assert list(found.rejections) == [guilty]
+        assert found.rejections[guilty].rejection.status is Status.FAILED
+        assert "a bug met a photo" in found.rejections[guilty].rejection.detail
         assert stats.embedded == 198
         heals.set()
         found, stats = embedded(shard, mine)

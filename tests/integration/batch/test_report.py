@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from batch import report
-from batch.output.run_diff import between
-from batch.report.page import pictured
+from batch.output.run_diff import compare_runs
+from batch.report.page import select_photos
 from tests.support.batch_report import COUNTS, examples_in, figures, run_of
 from tests.support.html_assertions import CHROMIUM, Page, check_self_contained, look
 
@@ -43,7 +43,7 @@ def test_the_page_tells_what_the_run_did(tmp_path: Path) -> None:
 def test_photos_that_are_gone_or_broken_leave_a_gap(tmp_path: Path) -> None:
     chosen = examples_in(tmp_path)
     run = run_of(figures(COUNTS))
-    gone, broken = pictured(run, chosen)[:2]
+    gone, broken = select_photos(run, chosen)[:2]
     Path(gone).unlink()
     Path(broken).write_bytes(b"\xff\xd8\xff no photo")
     report.write(str(tmp_path / "report.html"), run, chosen)
@@ -60,7 +60,7 @@ def test_a_browser_shows_it_whole(tmp_path: Path, width: int) -> None:
     run = run_of(figures(labels), embedding_store="gs://a-bucket/with/a/long/name/" + "x" * 80)
     before = run_of(figures(COUNTS, seed=2), "2026-05-30")
     report.write(
-        str(tmp_path / "report.html"), run, examples_in(tmp_path, tuple(labels)), between(run, before)
+        str(tmp_path / "report.html"), run, examples_in(tmp_path, tuple(labels)), compare_runs(run, before)
     )
     found = look(tmp_path / "report.html", tmp_path, width)
     assert found["inner"] == width

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from batch.commands.score import score as score_command
 from batch.inputs import listing
 from batch.inputs.listing import Photo
-from batch.inputs.passthrough import Columns
+from batch.inputs.passthrough import PassThroughColumns
 from batch.jobs import rescore, score
 from batch.jobs.rescore import RescoreSettings
 from batch.jobs.score import ScoreSettings
@@ -28,9 +28,9 @@ from batch.monitoring.stats import Stats
 from batch.output.dataset import Output
 from batch.scoring.worker import ScoresTarget, ShardWorker
 from batch.shards import scored_index, shard
-from batch.shards.partition import Share
-from batch.shards.scored_index import Known, without_known
-from batch.shards.shard import Entry, PlanWriter, ordered
+from batch.shards.partition import Partition
+from batch.shards.scored_index import ScoredIndex, exclude_scored
+from batch.shards.shard import Entry, PlanWriter, sort_entries
 from serving import bundle
 from serving.errors import BundleError, InputError, OutputBusy, OutputError
 from serving.storage import files, lock
@@ -242,7 +242,7 @@ class TestTakingOver:
         mine = {"photos": "p", "models": [], "partition_by": ""}
         assert not output.check(mine, append=True, overwrite=False)
         output.claim(mine, [], append=True)
-        output.forget()
+        output.reset()
         for append in (True, False):
             with pytest.raises(OutputError, match="--overwrite"):
                 output.check(mine, append=append, overwrite=False)
@@ -250,13 +250,13 @@ class TestTakingOver:
 
     def test_a_finished_shard_is_not_done_again_when_its_element_is_retried(self, tmp_path: Path) -> None:
         output = Output(str(tmp_path / "out"))
-        entries = ordered([(Photo("/a.jpg", 1, 1), [])])
-        [piece] = shard.plan(entries, 5, {})
-        with PlanWriter(output.plan) as writer:
-            writer.add(piece.shard(Columns()))
-        [planned] = shard.planned(writer.path)
+        entries = sort_entries([(Photo("/a.jpg", 1, 1), [])])
+        [piece] = shard.plan_shards(entries, 5, {})
+        with PlanWriter(output.plan_directory) as writer:
+            writer.add(piece.to_shard(PassThroughColumns()))
+        [planned] = shard.read_plan(writer.path)
         scores = ScoresTarget(output, "night", datetime.now(UTC), ("digest",))
-        task = ShardWorker(("nowhere",), str(tmp_path / "store"), output.plan, scores)
+        task = ShardWorker(("nowhere",), str(tmp_path / "store"), output.plan_directory, scores)
         table = pa.table({"uri": ["/a.jpg"]})
         output.commit(planned.id, "night", table, Stats(photos=1, rows=1), {}, date="2026-05-31")
         assert task.process(planned, models=[]).to_json() == Stats(photos=1, rows=1).to_json()
@@ -275,10 +275,10 @@ class TestLock:
     def test_a_second_run_is_refused_until_the_first_is_done(self, tmp_path: Path) -> None:
         directory = str(tmp_path / "_hubhead")
         busy = pytest.raises(OutputBusy, match=f"process {os.getpid()} on")
-        with lock.held(directory), busy as caught, lock.held(directory):
+        with lock.hold(directory), busy as caught, lock.hold(directory):
             pass
         assert caught.value.exit_code == 5
-        with lock.held(directory):
+        with lock.hold(directory):
             pass
 
     def test_a_killed_run_lets_go(self, tmp_path: Path) -> None:
@@ -288,11 +288,11 @@ class TestLock:
         process = context.Process(target=_hold, args=(directory, ready))
         process.start()
         assert ready.wait(60)
-        with pytest.raises(OutputBusy), lock.held(directory):
+        with pytest.raises(OutputBusy), lock.hold(directory):
             pass
         process.kill()
         process.join(60)
-        with lock.held(directory):
+        with lock.hold(directory):
             pass
 
     def test_a_lease_counts_while_it_is_fresh(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,16 +308,16 @@ class TestLock:
 
         monkeypatch.setattr(files, "read", read)
         where = "gs://bucket/out/_hubhead"
-        with lock.held(where), pytest.raises(OutputBusy), lock.held(where):
+        with lock.hold(where), pytest.raises(OutputBusy), lock.hold(where):
             pass
         assert not stored
         lease = {"host": "elsewhere", "pid": 1, "token": "t", "beat": lock.time.time() - 60}
         stored["gs://bucket/out/_hubhead/lock"] = json.dumps(lease).encode()
-        with pytest.raises(OutputBusy, match="process 1 on elsewhere"), lock.held("gs://bucket/out/_hubhead"):
+        with pytest.raises(OutputBusy, match="process 1 on elsewhere"), lock.hold("gs://bucket/out/_hubhead"):
             pass
         lease["beat"] -= lock.LEASE_SECONDS
         stored["gs://bucket/out/_hubhead/lock"] = json.dumps(lease).encode()
-        with lock.held("gs://bucket/out/_hubhead"):
+        with lock.hold("gs://bucket/out/_hubhead"):
             pass
 
     def test_the_command_ends_with_5(self, tmp_path: Path) -> None:
@@ -328,59 +328,65 @@ class TestLock:
 
 
 def _hold(directory: str, ready: Any) -> None:
-    with lock.held(directory):
+    with lock.hold(directory):
         ready.set()
         multiprocessing.Event().wait(600)
 
 
 class TestKeys:
     def entries(self, *numbers: int) -> list[Entry]:
-        return list(ordered((self.photo(number), []) for number in numbers))
+        return list(sort_entries((self.photo(number), []) for number in numbers))
 
     def photo(self, number: int) -> Photo:
         return Photo(f"/{number}.jpg", number, 1)
 
     def key(self, number: int) -> bytes:
-        return scored_index.key(self.photo(number))
+        return scored_index.scored_key(self.photo(number))
 
     def test_the_keys_of_some_photos_are_found_in_all_files(self, tmp_path: Path) -> None:
         changed = Photo("/7.jpg", 70, 2)
-        scored_index.write(str(tmp_path), "a", map(self.key, range(100)))
-        scored_index.write(str(tmp_path), "b", [scored_index.key(changed), self.key(200)])
-        scored_index.write(str(tmp_path), "unfinished", [self.key(300)])
-        known = Known(str(tmp_path), lambda _: False, lambda name: name != "unfinished")
-        wanted = scored_index.hashes(f"/{number}.jpg" for number in (7, 40, 200, 300, 1000))
-        found = np.unique(known.of(wanted))
-        expected = {self.key(7), scored_index.key(changed), self.key(40), self.key(200)}
-        assert set(scored_index.of_uris(found, wanted)) == expected
-        assert list(scored_index.of_uris(found, wanted[1:2])) == [self.key(40)]
+        scored_index.write_keys(str(tmp_path), "a", map(self.key, range(100)))
+        scored_index.write_keys(str(tmp_path), "b", [scored_index.scored_key(changed), self.key(200)])
+        scored_index.write_keys(str(tmp_path), "unfinished", [self.key(300)])
+        known = ScoredIndex(str(tmp_path), lambda _: False, lambda name: name != "unfinished")
+        wanted = scored_index.hash_uris(f"/{number}.jpg" for number in (7, 40, 200, 300, 1000))
+        found = np.unique(known.find_keys(wanted))
+        expected = {self.key(7), scored_index.scored_key(changed), self.key(40), self.key(200)}
+        assert set(scored_index.select_keys(found, wanted)) == expected
+        assert list(scored_index.select_keys(found, wanted[1:2])) == [self.key(40)]
 
     def test_photos_that_every_model_knows_are_left_out(self, tmp_path: Path) -> None:
         one, two = str(tmp_path / "one"), str(tmp_path / "two")
-        scored_index.write(one, "a", map(self.key, range(0, 100)))
-        scored_index.write(one, "unfinished", map(self.key, range(100, 200)))
-        scored_index.write(two, "a", map(self.key, range(50, 60)))
-        known = [Known(place, lambda name: name == "a", lambda name: name == "a") for place in (one, two)]
+        scored_index.write_keys(one, "a", map(self.key, range(0, 100)))
+        scored_index.write_keys(one, "unfinished", map(self.key, range(100, 200)))
+        scored_index.write_keys(two, "a", map(self.key, range(50, 60)))
+        known = [
+            ScoredIndex(place, lambda name: name == "a", lambda name: name == "a") for place in (one, two)
+        ]
         left: list[int] = []
         found = {
-            json.loads(entry.line)[1]: entry.wanted
-            for entry in without_known(self.entries(*range(120)), known, left.append)
+            json.loads(entry.line)[1]: entry.model_mask
+            for entry in exclude_scored(self.entries(*range(120)), known, left.append)
         }
         assert found == {n: 3 if n >= 100 else 2 for n in range(120) if not 50 <= n < 60}
         assert sum(left) == 10
 
     def test_a_photo_that_changed_is_not_known(self, tmp_path: Path) -> None:
-        scored_index.write(str(tmp_path), "a", [self.key(1)])
-        known = Known(str(tmp_path), lambda _: True, lambda _: True)
-        changed = ordered([(Photo("/1.jpg", 1, 2), [])])
-        assert len(list(without_known(changed, [known], lambda _: None))) == 1
+        scored_index.write_keys(str(tmp_path), "a", [self.key(1)])
+        known = ScoredIndex(str(tmp_path), lambda _: True, lambda _: True)
+        changed = sort_entries([(Photo("/1.jpg", 1, 2), [])])
+        assert len(list(exclude_scored(changed, [known], lambda _: None))) == 1
 
     def test_many_files_are_merged_and_say_the_same(self, tmp_path: Path) -> None:
         for number in range(150):
-            scored_index.write(str(tmp_path), f"s{number}", map(self.key, range(number * 3, number * 3 + 3)))
-        scored_index.write(str(tmp_path), "unfinished", [self.key(1000)])
-        known = Known(str(tmp_path), lambda name: name != "unfinished", lambda name: name != "unfinished")
-        left = list(without_known(self.entries(*range(460), 1000), [known], lambda _: None))
+            scored_index.write_keys(
+                str(tmp_path), f"s{number}", map(self.key, range(number * 3, number * 3 + 3))
+            )
+        scored_index.write_keys(str(tmp_path), "unfinished", [self.key(1000)])
+        known = ScoredIndex(
+            str(tmp_path), lambda name: name != "unfinished", lambda name: name != "unfinished"
+        )
+        left = list(exclude_scored(self.entries(*range(460), 1000), [known], lambda _: None))
         assert {json.loads(entry.line)[1] for entry in left} == {*range(450, 460), 1000}
         assert len(list(tmp_path.iterdir())) <= 33
 
@@ -399,7 +405,7 @@ class TestStorageThatRefuses:
 
         monkeypatch.setattr(files, "read", read)
         monkeypatch.setattr(files.time, "sleep", lambda _: None)
-        assert listing.read(Photo("/a.jpg", 1, 1)) == b"content"
+        assert listing.read_photo(Photo("/a.jpg", 1, 1)) == b"content"
 
     def test_pauses_grow_to_a_bound_and_the_last_error_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pauses: list[float] = []
@@ -411,7 +417,7 @@ class TestStorageThatRefuses:
             raise PermissionError(f"number {next(attempts)}")
 
         with pytest.raises(PermissionError, match="number 7"):
-            files.patiently(refuse, first=0.5, attempts=8)
+            files.retry_with_backoff(refuse, initial_pause=0.5, attempts=8)
         assert pauses == [0.5, 1, 2, 4, 8, 8, 8]
 
 
@@ -425,7 +431,7 @@ def test_shares_have_each_photo_once_between_them(
         pq.read_table(f"{score.score(part).path}/scores").to_pylist()
         for number in (0, 1)
         for part in [
-            settings(tmp_path, models["one"], output=str(tmp_path / str(number)), share=Share(number, 2))
+            settings(tmp_path, models["one"], output=str(tmp_path / str(number)), share=Partition(number, 2))
         ]
     ]
     assert all(rows)
@@ -433,7 +439,7 @@ def test_shares_have_each_photo_once_between_them(
     assert sorted(uris) == sorted(str(path) for path in folder.iterdir())
     assert whole.total.photos == len(uris)
     with pytest.raises(OutputError, match="share"):
-        score.score(settings(tmp_path, models["one"], output=str(tmp_path / "0"), share=Share(1, 2)))
+        score.score(settings(tmp_path, models["one"], output=str(tmp_path / "0"), share=Partition(1, 2)))
 
 
 @pytest.mark.parametrize("text", ["8/8", "1", "0/0", "-1/2", "a/b"])

@@ -328,12 +328,12 @@ class TestEmbedding:
     def test_photos_are_embedded_once_and_then_found(
         self, bundles: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
-        found = listing.find(str(folder))
+        found = listing.find_photos(str(folder))
         store = EmbeddingStore(str(tmp_path), FINGERPRINT, DIMENSION)
         first = score.embed(found, bundles["headless"], store)
         assert first.this_run.embedded == 25  # 23 good with a pair of twins, cut, empty, text
         assert first.total.statuses["unreadable"] == 1
-        known = store.known(found)
+        known = store.lookup_digests(found)
         rows = store.get(known.values())
         assert len(known) == 26
         assert len(rows.shas) == 25
@@ -348,15 +348,17 @@ class TestEmbedding:
     ) -> None:
         (tmp_path / "a.jpg").write_bytes(GOOD)
         store = EmbeddingStore(str(tmp_path / "store"), FINGERPRINT, DIMENSION)
-        score.embed(listing.find(str(tmp_path / "a.jpg")), bundles["headless"], store)
+        score.embed(listing.find_photos(str(tmp_path / "a.jpg")), bundles["headless"], store)
         code = f"""
 import sys
 from dataclasses import replace
 from pathlib import Path
-from batch import photos, pipeline
 from batch.embeddings import EmbeddingStore
+from batch.inputs import listing
+from batch.jobs import score
 store = EmbeddingStore({str(tmp_path / "store")!r}, {FINGERPRINT!r}, {DIMENSION})
-summary = pipeline.embed(photos.find({str(tmp_path / "a.jpg")!r}), Path({str(bundles["headless"])!r}), store)
+photos = listing.find_photos({str(tmp_path / "a.jpg")!r})
+summary = score.embed(photos, Path({str(bundles["headless"])!r}), store)
 assert summary.total.reused == 1, summary
 assert not {{"apache_beam", "tensorflow"}} & sys.modules.keys()
 """
@@ -367,14 +369,14 @@ assert not {{"apache_beam", "tensorflow"}} & sys.modules.keys()
     ) -> None:
         store = EmbeddingStore(str(tmp_path), "other", DIMENSION)
         with pytest.raises(BundleError, match="another backbone"):
-            score.embed(listing.find(str(folder)), bundles["headless"], store)
+            score.embed(listing.find_photos(str(folder)), bundles["headless"], store)
 
     def test_a_failing_model_is_reported_as_it_is(
         self, bundles: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         store = EmbeddingStore(str(tmp_path), FINGERPRINT, DIMENSION)
         with pytest.raises(Exception, match="embed was called") as caught:
-            score.embed(listing.find(str(folder / "twin.jpg")), bundles["new_head"], store)
+            score.embed(listing.find_photos(str(folder / "twin.jpg")), bundles["new_head"], store)
         assert type(caught.value).__name__ == "RunError", "not Beam's RuntimeError"
 
     def test_an_option_that_beam_does_not_know_is_refused(
@@ -383,7 +385,7 @@ assert not {{"apache_beam", "tensorflow"}} & sys.modules.keys()
         store = EmbeddingStore(str(tmp_path), FINGERPRINT, DIMENSION)
         with pytest.raises(InputError, match="--no_such_option"):
             score.embed(
-                listing.find(str(folder)),
+                listing.find_photos(str(folder)),
                 bundles["headless"],
                 store,
                 EmbedSettings(beam_args=("--no_such_option=1",)),

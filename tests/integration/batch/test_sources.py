@@ -20,7 +20,8 @@ def test_a_remote_manifest_lists_each_directory_once(bucket: Any) -> None:
     ).encode()
     source = Source(manifest="sourcestest://b/m.csv")
     lines = {
-        (photo.uri, photo.size): source.columns.table([v])["n"][0].as_py() for photo, v in source.lines()
+        (photo.uri, photo.size): source.columns.to_table([v])["n"][0].as_py()
+        for photo, v in source.iter_lines()
     }
     assert lines == {
         **{(f"sourcestest://b/{n % 3}/{n}.jpg", n): n for n in range(9) if n != 1},

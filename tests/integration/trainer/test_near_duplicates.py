@@ -43,12 +43,12 @@ def test_the_threshold_finds_copies_of_the_sample_photos_and_nothing_else(
                 (tmp_path / f"{number:03d}-{name}.jpeg").write_bytes(content.getvalue())
     base = bundle.template("efficientnet_lite0", cache, Preprocessing())
     store = EmbeddingStore(str(tmp_path / "store"), base.metadata.fingerprint, base.metadata.dimension)
-    found = listing.find(f"{tmp_path}/*.jpeg")
+    found = listing.find_photos(f"{tmp_path}/*.jpeg")
     score.embed(found, base.path, store)
-    shas = store.known(found)
+    shas = store.lookup_digests(found)
     rows = store.get(shas.values())
     names = [Path(photo.uri).stem for photo in found]
-    near = near_duplicates(rows.vectors[[rows.rows()[shas[photo]] for photo in found]])
+    near = find_near_duplicates(rows.vectors[[rows.row_by_digest()[shas[photo]] for photo in found]])
     joined = {
         names[row]: {names[other] for other in group.rows} for group in near.groups for row in group.rows
     }

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batch.monitoring import drift, sample_photos
-from batch.monitoring.drift import Change, Counts, Moments
-from batch.monitoring.sample_photos import A_LABEL, A_REASON, LABELS, Examples
+from batch.monitoring.drift import Change, DecisionCounts, Moments
+from batch.monitoring.sample_photos import MAX_LABELS, MAX_PER_LABEL, MAX_PER_STATUS, Examples
 from batch.monitoring.stats import Stats
 
 LABEL_NAMES = ["apple", "bread", "cheese", None]
@@ -53,18 +53,20 @@ def embeddings(count: int, *, seed: int = 0, shift: float = 0.0) -> Any:
     return (random.normal(size=(count, 1280)) + away).astype(np.float16)
 
 
-def counted(table: pa.Table) -> Counts:
+def counted(table: pa.Table) -> DecisionCounts:
     """What is counted of rows, in the plainest way."""
     good = [row for row in table.to_pylist() if row["status"] == "ok"]
     labels = Counter(row["label"] for row in good if row["label"])
-    scores = Counts.histogram(np.array([row["score"] for row in good], np.float32))
-    return Counts(labels, len(good) - labels.total(), scores)
+    scores = DecisionCounts.histogram(np.array([row["score"] for row in good], np.float32))
+    return DecisionCounts(labels, len(good) - labels.total(), scores)
 
 
 def seen(table: pa.Table, vectors: Any) -> Stats:
     """What a shard keeps of its rows."""
-    chosen = sample_photos.choose({"food/1": table})
-    return Stats(models={"food/1": counted(table)}, embeddings=Moments.of(vectors), examples=chosen)
+    chosen = sample_photos.choose_examples({"food/1": table})
+    return Stats(
+        models={"food/1": counted(table)}, embeddings=Moments.from_embeddings(vectors), examples=chosen
+    )
 
 
 @settings(deadline=None, max_examples=25)
@@ -83,16 +85,20 @@ def test_how_photos_are_cut_into_shards_does_not_show(shards: list[int]) -> None
 
 def test_moments_are_those_of_the_projected_embeddings() -> None:
     vectors = embeddings(500)
-    found = Moments.of(vectors[:100]) + Moments.of(vectors[100:130]) + Moments.of(vectors[130:])
+    found = (
+        Moments.from_embeddings(vectors[:100])
+        + Moments.from_embeddings(vectors[100:130])
+        + Moments.from_embeddings(vectors[130:])
+    )
     projected = vectors.astype(np.float64) @ drift._projection(1280)
     np.testing.assert_allclose(found.mean, projected.mean(axis=0), atol=1e-4)
     np.testing.assert_allclose(found.scatter / 499, projected.var(axis=0, ddof=1), rtol=1e-3)
     # Projecting keeps lengths: the spread is that of 1280 dimensions of unit deviation.
-    assert found.spread == pytest.approx(1280, rel=0.05)
+    assert found.total_variance == pytest.approx(1280, rel=0.05)
 
 
 def test_the_projection_is_the_same_for_ever() -> None:
-    signs = drift._projection(1280) * math.sqrt(drift.PROJECTED)
+    signs = drift._projection(1280) * math.sqrt(drift.PROJECTION_DIMENSIONS)
     assert set(np.unique(signs)) == {-1.0, 1.0}
     assert hashlib.sha256(np.signbit(signs).tobytes()).hexdigest().startswith("3e1062d89bbe6272")
 
@@ -106,7 +112,7 @@ def test_they_survive_json_and_are_small() -> None:
     assert back.models == stats.models
     assert back.examples == stats.examples
     np.testing.assert_allclose(back.embeddings.mean, stats.embeddings.mean, rtol=1e-6)
-    two = sample_photos.choose({"food/1": table, "food/2": table})
+    two = sample_photos.choose_examples({"food/1": table, "food/2": table})
     assert list(two.models) == ["food/1", "food/2"]
     assert Examples.from_json(json.loads(json.dumps(two.to_json()))) == two
 
@@ -116,19 +122,19 @@ def test_what_are_no_moments_is_refused(said: Any) -> None:
     with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
         Moments.from_json(said)
     with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
-        Counts.from_json(said)
+        DecisionCounts.from_json(said)
 
 
 def test_the_histogram_is_of_equal_bins() -> None:
-    found = Counts.histogram(np.array([0, 0.049, 0.051, 0.5, 0.999, 1.0], np.float32))
+    found = DecisionCounts.histogram(np.array([0, 0.049, 0.051, 0.5, 0.999, 1.0], np.float32))
     assert [(at, count) for at, count in enumerate(found) if count] == [(0, 2), (1, 1), (10, 1), (19, 2)]
 
 
 def test_no_picture_stands_twice_for_a_label() -> None:
     table = rows([*range(0, 440, 11), 4, 8, 12, 16, 1, 5])  # forty copies of photo 0
-    chosen = sample_photos.choose({"food/1": table}).models["food/1"]
-    assert len(chosen["apple"]) == A_LABEL
-    assert len({example.key for example in chosen["apple"]}) == A_LABEL
+    chosen = sample_photos.choose_examples({"food/1": table}).models["food/1"]
+    assert len(chosen["apple"]) == MAX_PER_LABEL
+    assert len({example.key for example in chosen["apple"]}) == MAX_PER_LABEL
     assert len(chosen["bread"]) == 2
 
 
@@ -136,18 +142,20 @@ def test_the_most_frequent_labels_have_examples_and_rejected_photos_a_few() -> N
     table = rows(range(3000))
     many = [f"label {min(row % 100, 60)}" if row % 3 else None for row in range(3000)]
     table = table.set_column(table.schema.get_field_index("label"), "label", pa.array(many, pa.string()))
-    found = sample_photos.choose({"food/1": table})
+    found = sample_photos.choose_examples({"food/1": table})
     chosen = found.models["food/1"]
-    assert len(chosen) == LABELS
+    assert len(chosen) == MAX_LABELS
     assert "label 60" in chosen
-    assert [example.detail for example in found.rejected["corrupt"]] == ["torn"] * A_REASON
+    assert [example.detail for example in found.rejected["corrupt"]] == ["torn"] * MAX_PER_STATUS
     uris = [example.uri for example in found.rejected["corrupt"]]
-    assert uris == sorted(row["uri"] for row in table.to_pylist() if row["status"] == "corrupt")[:A_REASON]
+    assert (
+        uris == sorted(row["uri"] for row in table.to_pylist() if row["status"] == "corrupt")[:MAX_PER_STATUS]
+    )
 
 
 def test_a_shard_without_a_usable_photo_has_nothing_to_show() -> None:
     found = seen(rows([3]), embeddings(0))
-    assert found.models["food/1"] == Counts()
+    assert found.models["food/1"] == DecisionCounts()
     assert found.embeddings.count == 0
     assert found.examples.models == {"food/1": {}}
     assert found.examples.rejected["corrupt"][0].uri == "photos/00003.jpg"
@@ -162,53 +170,58 @@ def test_samples_of_one_population_do_not_differ_beyond_chance() -> None:
     alarms = 0
     for _ in range(400):
         now, before = random.multinomial(3000, shares), random.multinomial(800, shares)
-        change = drift.stability(now.tolist(), before.tolist())
+        change = drift.population_stability_index(now.tolist(), before.tolist())
         assert change is not None
         alarms += change.value > change.chance
     assert alarms <= 5
 
 
 def test_the_index_of_a_known_change() -> None:
-    change = drift.stability([60_000, 40_000], [50_000, 50_000])
+    change = drift.population_stability_index([60_000, 40_000], [50_000, 50_000])
     assert change is not None
     expected = 0.1 * math.log(0.6 / 0.5) - 0.1 * math.log(0.4 / 0.5)
     assert change.value == pytest.approx(expected, rel=1e-3)
     assert change.chance < 0.001
     assert change.level == "none", "beyond chance, and not worth a look"
-    worse = drift.stability([80_000, 20_000], [50_000, 50_000])
+    worse = drift.population_stability_index([80_000, 20_000], [50_000, 50_000])
     assert worse is not None
     assert worse.level == "large"
 
 
 def test_a_label_that_is_new_is_no_infinity() -> None:
-    change = drift.stability([900, 100], [1000, 0])
+    change = drift.population_stability_index([900, 100], [1000, 0])
     assert change is not None
     assert 0.25 < change.value < 10
-    assert drift.stability([0, 0], [3, 4]) is None
-    assert drift.stability([5], [7]) == Change(0.0, 0.0, drift.MODERATE, drift.LARGE)
+    assert drift.population_stability_index([0, 0], [3, 4]) is None
+    assert drift.population_stability_index([5], [7]) == Change(0.0, 0.0, drift.MODERATE_PSI, drift.LARGE_PSI)
 
 
 def test_embeddings_of_one_population_do_not_differ_and_others_do() -> None:
-    before = Moments.of(embeddings(2000, seed=1))
-    same = drift.shift(Moments.of(embeddings(500, seed=2)), before)
+    before = Moments.from_embeddings(embeddings(2000, seed=1))
+    same = drift.embedding_shift(Moments.from_embeddings(embeddings(500, seed=2)), before)
     assert same is not None
     assert same.value < same.chance
     assert same.level == "none"
     for wanted in (0.3, 0.6):
-        other = drift.shift(Moments.of(embeddings(500, seed=3, shift=wanted)), before)
+        other = drift.embedding_shift(Moments.from_embeddings(embeddings(500, seed=3, shift=wanted)), before)
         assert other is not None
         assert other.value == pytest.approx(wanted, rel=0.3)
         assert other.level == ("large" if wanted > 0.5 else "moderate")
-    assert drift.shift(Moments(), before) is None
-    assert drift.shift(Moments.of(np.ones((9, 1280))), Moments.of(np.ones((9, 1280)))) is None
+    assert drift.embedding_shift(Moments(), before) is None
+    assert (
+        drift.embedding_shift(
+            Moments.from_embeddings(np.ones((9, 1280))), Moments.from_embeddings(np.ones((9, 1280)))
+        )
+        is None
+    )
 
 
 def test_changes_name_labels_and_scores() -> None:
     one, other = (counted(rows(range(count))) for count in (5000, 9000))
-    found = drift.changes(one, other)
+    found = drift.compare_counts(one, other)
     assert list(found) == ["labels", "scores"]
     assert {change.level for change in found.values()} == {"none"}
-    counts = drift.label_counts(one, other)
+    counts = drift.list_label_counts(one, other)
     assert counts[-1][0] == drift.ABSTAINED
     assert counts[:-1] == sorted(counts[:-1], key=lambda row: (-row[1], row[0]))
-    assert drift.changes(one, Counts()) == {}
+    assert drift.compare_counts(one, DecisionCounts()) == {}

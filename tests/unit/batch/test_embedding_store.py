@@ -28,7 +28,7 @@ def test_what_went_in_comes_out_bit_for_bit(store: EmbeddingStore) -> None:
     fill(store, [1, 2, 3], refused=(2,))
     for reader in (store, reopened(store)):
         got = reader.get([sha(1), sha(2), sha(3), sha(4)])
-        row = got.rows()
+        row = got.row_by_digest()
         assert row.keys() == {sha(1), sha(2), sha(3)}
         assert np.array_equal(got.vectors[row[sha(3)]], rows([3]).vectors[0])
         assert got.vectors.dtype == np.float16
@@ -52,27 +52,27 @@ def test_rows_are_gathered_from_many_files_and_parts_of_them(store: EmbeddingSto
 def test_an_unchanged_photo_is_known_and_a_changed_one_is_not(store: EmbeddingStore) -> None:
     fill(store, [1])
     old = photo(1)
-    assert store.known([old]) == {old: sha(1)}
+    assert store.lookup_digests([old]) == {old: sha(1)}
     for changed in (
         Photo(old.uri + "x", old.size, old.modified),
         Photo(old.uri, old.size + 1, old.modified),
         Photo(old.uri, old.size, old.modified + 1),
     ):
-        assert store.known([changed]) == {}
+        assert store.lookup_digests([changed]) == {}
 
 
 def test_a_new_name_for_known_bytes_needs_an_index_entry_only(store: EmbeddingStore) -> None:
     fill(store, [1])
     store.append({photo(2): sha(1)}, rows([]))
     assert len(files(store, "embeddings")) == 1
-    assert reopened(store).known([photo(2)]) == {photo(2): sha(1)}
+    assert reopened(store).lookup_digests([photo(2)]) == {photo(2): sha(1)}
 
 
 def test_what_another_process_appends_is_seen_at_the_next_look(store: EmbeddingStore) -> None:
-    assert store.known([photo(1)]) == {}
+    assert store.lookup_digests([photo(1)]) == {}
     fill(reopened(store), [1])
-    assert store.known([photo(1)]) == {photo(1): sha(1)}
-    assert store.have([sha(1)]) == {sha(1)}
+    assert store.lookup_digests([photo(1)]) == {photo(1): sha(1)}
+    assert store.filter_present([sha(1)]) == {sha(1)}
 
 
 def test_the_same_rows_twice_are_one_file(store: EmbeddingStore) -> None:
@@ -83,7 +83,7 @@ def test_the_same_rows_twice_are_one_file(store: EmbeddingStore) -> None:
 
 def test_stores_of_two_backbones_do_not_mix(store: EmbeddingStore) -> None:
     fill(store, [1])
-    assert EmbeddingStore(store.root, "f2", D).known([photo(1)]) == {}
+    assert EmbeddingStore(store.root, "f2", D).lookup_digests([photo(1)]) == {}
 
 
 @pytest.mark.parametrize("garbage", [b"", b"PAR1", b"not parquet at all" * 100])
@@ -95,8 +95,8 @@ def test_a_torn_file_is_said_once_and_its_photos_are_open_again(
     files(store, "embeddings")[0].write_bytes(garbage)
     reader = reopened(store)
     with caplog.at_level(logging.WARNING):
-        assert len(reader.known([photo(1), photo(2)])) == 2
-        assert len(reader.have([sha(1), sha(2)])) == 1
+        assert len(reader.lookup_digests([photo(1), photo(2)])) == 2
+        assert len(reader.filter_present([sha(1), sha(2)])) == 1
         assert len(reader.get([sha(1), sha(2)]).shas) == 1
     assert caplog.text.count("unreadable") == 1
     fill(reader, [1])
@@ -114,10 +114,10 @@ def test_a_file_that_is_rotten_inside_is_found_when_it_is_read(
     assert vector in content, "embeddings stand in the file as they are"
     path.write_bytes(content.replace(vector, bytes(len(vector))))
     reader = reopened(store)
-    assert reader.statuses([sha(1)]) == {sha(1): Status.OK}
+    assert reader.get_statuses([sha(1)]) == {sha(1): Status.OK}
     assert len(reader.get([sha(1)]).shas) == 0
     assert "unreadable" in caplog.text
-    assert reader.have([sha(1), sha(2)]) == set()
+    assert reader.filter_present([sha(1), sha(2)]) == set()
     fill(reader, [1, 2])
     assert len(reader.get([sha(1), sha(2)]).shas) == 2
 
@@ -208,7 +208,7 @@ def test_rows_of_files_that_are_merged_meanwhile_are_found_where_they_went(
         fill(store, [number])
     reader = reopened(store)
     wanted = np.frombuffer(b"".join(sha(number) for number in range(4)), "S32")
-    blocks = reader.blocks(wanted)
+    blocks = reader.iter_blocks(wanted)
     first, _ = next(blocks)  # it holds the list of the old files
     for path in files(store, "embeddings"):
         path.unlink()
@@ -235,4 +235,4 @@ def test_few_rows_of_a_large_file_are_read_without_the_rest(
     assert {digest: int(height) for digest, height in zip(got.shas, got.heights, strict=True)} == {
         sha(number): number for number in wanted
     }
-    assert np.array_equal(got.vectors[got.rows()[sha(42)]], rows([42]).vectors[0])
+    assert np.array_equal(got.vectors[got.row_by_digest()[sha(42)]], rows([42]).vectors[0])

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from batch.commands.embeddings import embeddings
 from batch.embeddings import EmbeddingStore, maintenance
 from batch.inputs.listing import Photo
-from batch.shards.shard import uri_hash
+from batch.shards.shard import hash_uri
 from serving.errors import OutputError
 from serving.storage import files
 from tests.support.embedding_store import D, fill, photo, reopened, rows, sha
@@ -37,12 +37,12 @@ def store(tmp_path: Path) -> EmbeddingStore:
 
 def assert_whole(store: EmbeddingStore, numbers: list[int] = NUMBERS) -> None:
     reader = reopened(store)
-    assert reader.known([photo(n) for n in numbers]) == {photo(n): sha(n) for n in numbers}
+    assert reader.lookup_digests([photo(n) for n in numbers]) == {photo(n): sha(n) for n in numbers}
     got = reader.get([sha(n) for n in numbers])
     assert set(got.shas) == {sha(n) for n in numbers}
     for number in numbers:
         expected = rows([number], refused=(7,)).vectors[0] * (number != 7)
-        assert np.array_equal(got.vectors[got.rows()[sha(number)]], expected)
+        assert np.array_equal(got.vectors[got.row_by_digest()[sha(number)]], expected)
 
 
 def age(store: EmbeddingStore) -> None:
@@ -57,9 +57,9 @@ def test_small_files_become_one_sorted_as_photos_are_cut_into_shards(store: Embe
     assert len(files_of(store, "embeddings")) == len(files_of(store, "index")) == 1
     assert_whole(store)
     reader = reopened(store)
-    order = sorted(NUMBERS, key=lambda n: uri_hash(photo(n).uri))
+    order = sorted(NUMBERS, key=lambda n: hash_uri(photo(n).uri))
     wanted = np.frombuffer(b"".join(sha(n) for n in order), "S32")
-    assert [p for positions, _ in reader.blocks(wanted) for p in positions.tolist()] == NUMBERS
+    assert [p for positions, _ in reader.iter_blocks(wanted) for p in positions.tolist()] == NUMBERS
     before = files_of(store, "embeddings")
     maintenance.compact(store.root, "f1")
     assert files_of(store, "embeddings") == before
@@ -133,9 +133,9 @@ def test_killed_at_any_step_nothing_is_lost(
 def test_a_reader_and_a_writer_go_on_while_files_are_merged(store: EmbeddingStore) -> None:
     reader, writer = reopened(store), reopened(store)
     wanted = np.frombuffer(b"".join(sha(n) for n in NUMBERS), "S32")
-    blocks = reader.blocks(wanted)
+    blocks = reader.iter_blocks(wanted)
     seen = next(blocks)[0].tolist()
-    assert writer.have([sha(1)]) == set()
+    assert writer.filter_present([sha(1)]) == set()
     fill(writer, [50])
     maintenance.compact(store.root, "f1")
     fill(writer, [51])
@@ -147,7 +147,7 @@ def test_a_reader_and_a_writer_go_on_while_files_are_merged(store: EmbeddingStor
 def test_check_finds_what_is_wrong_and_repair_mends_it(store: EmbeddingStore) -> None:
     assert maintenance.check(store.root, "f1").duplicates == 2
     maintenance.repair(store.root, maintenance.check(store.root, "f1"))
-    assert not maintenance.check(store.root, "f1").wrong
+    assert not maintenance.check(store.root, "f1").needs_repair
     torn = files_of(store, "embeddings")[0]
     store.append({photo(300): sha(300)}, rows([]))
     EmbeddingStore(store.root, "f1", D + 1).append({}, _of_width(D + 1))
@@ -164,7 +164,7 @@ def test_check_finds_what_is_wrong_and_repair_mends_it(store: EmbeddingStore) ->
     assert CliRunner().invoke(embeddings, command).exit_code == 1
     assert CliRunner().invoke(embeddings, [*command, "--repair"]).exit_code == 0
     assert CliRunner().invoke(embeddings, command).exit_code == 0
-    assert reopened(store).known([photo(300)]) == {}
+    assert reopened(store).lookup_digests([photo(300)]) == {}
 
 
 def _of_width(width: int) -> Any:
@@ -213,5 +213,5 @@ def test_backbones_are_listed_and_those_not_kept_go(store: EmbeddingStore) -> No
     assert "42 embeddings of 8" in CliRunner().invoke(embeddings, ["list", *given]).stdout
     result = CliRunner().invoke(embeddings, ["prune", *given, "--keep", "f"])
     assert result.exit_code == 0, result.output
-    assert maintenance.fingerprints(store.root) == ["f1"]
+    assert maintenance.list_fingerprints(store.root) == ["f1"]
     assert_whole(store)

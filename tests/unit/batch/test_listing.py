@@ -26,23 +26,23 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_a_directory_means_every_file_below_it_but_hidden_ones(tree: Path) -> None:
-    assert names(listing.find(str(tree)), tree) == ["a/1.jpg", "a/deep/3.png", "a/note.txt", "b/2.jpg"]
+    assert names(listing.find_photos(str(tree)), tree) == ["a/1.jpg", "a/deep/3.png", "a/note.txt", "b/2.jpg"]
 
 
 def test_a_glob_goes_through_directories(tree: Path) -> None:
-    assert names(listing.find(f"{tree}/**/*.jpg"), tree) == ["a/1.jpg", "b/2.jpg"]
+    assert names(listing.find_photos(f"{tree}/**/*.jpg"), tree) == ["a/1.jpg", "b/2.jpg"]
 
 
 def test_a_photo_has_its_size_and_time(tree: Path) -> None:
     os.utime(tree / "a/1.jpg", ns=(0, 1_600_000_000_123_456_789))
-    [found] = listing.find(str(tree / "a/1.jpg"))
+    [found] = listing.find_photos(str(tree / "a/1.jpg"))
     assert found == Photo(str(tree / "a/1.jpg"), len(b"a/1.jpg"), 1_600_000_000_123_456_789)
-    assert listing.read(found) == b"a/1.jpg"
+    assert listing.read_photo(found) == b"a/1.jpg"
 
 
 def test_a_relative_path_becomes_absolute(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree / "a")
-    assert listing.find("1.jpg") == listing.find(str(tree / "a" / "1.jpg"))
+    assert listing.find_photos("1.jpg") == listing.find_photos(str(tree / "a" / "1.jpg"))
 
 
 @pytest.mark.parametrize(
@@ -51,56 +51,56 @@ def test_a_relative_path_becomes_absolute(tree: Path, monkeypatch: pytest.Monkey
 def test_a_path_that_exists_is_taken_as_it_is(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
     (tmp_path / "what else.jpg").write_bytes(b"y")
-    [found] = listing.find(str(tmp_path / name))
+    [found] = listing.find_photos(str(tmp_path / name))
     assert found.uri == str(tmp_path / name)
-    assert listing.read(found) == b"x"
+    assert listing.read_photo(found) == b"x"
 
 
 def test_a_directory_with_magic_characters_is_taken_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "set [1]*").mkdir()
     (tmp_path / "set [1]*" / "x.jpg").write_bytes(b"x")
-    assert len(listing.find(str(tmp_path / "set [1]*"))) == 1
+    assert len(listing.find_photos(str(tmp_path / "set [1]*"))) == 1
 
 
 def test_a_name_that_is_not_utf8_is_an_address_that_can_be_written_down_and_read(tmp_path: Path) -> None:
     raw = os.fsencode(tmp_path) + b"/caf\xe9 %41.jpg"
     Path(os.fsdecode(raw)).write_bytes(b"x")
-    [found] = listing.find(str(tmp_path))
+    [found] = listing.find_photos(str(tmp_path))
     assert found.uri.encode().endswith(b"/caf%E9%20%2541.jpg")
-    assert listing.read(found) == b"x"
-    assert listing.find(found.uri) == [found]
+    assert listing.read_photo(found) == b"x"
+    assert listing.find_photos(found.uri) == [found]
 
 
 def test_a_dangling_link_is_a_photo_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
-    [found] = listing.find(str(tmp_path))
+    [found] = listing.find_photos(str(tmp_path))
     with pytest.raises(FileNotFoundError):
-        listing.read(found)
+        listing.read_photo(found)
 
 
 def test_a_photo_that_became_a_directory_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
-    [found] = listing.find(str(tmp_path))
+    [found] = listing.find_photos(str(tmp_path))
     (tmp_path / "a.jpg").unlink()
     (tmp_path / "a.jpg").mkdir()
     with pytest.raises(IsADirectoryError):
-        listing.read(found)
+        listing.read_photo(found)
 
 
 def test_links_in_a_circle_end(tree: Path) -> None:
     (tree / "a" / "up").symlink_to(tree)
-    assert len(listing.find(str(tree))) == 4
+    assert len(listing.find_photos(str(tree))) == 4
 
 
 def test_a_pipe_is_no_photo(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "a.jpg").write_bytes(b"x")
-    assert names(listing.find(str(tmp_path)), tmp_path) == ["a.jpg"]
+    assert names(listing.find_photos(str(tmp_path)), tmp_path) == ["a.jpg"]
 
 
 @pytest.mark.parametrize("pattern", ["nowhere", "nowhere/*.jpg", "empty"])
 def test_nothing_found_is_an_error_that_says_what_to_do(tmp_path: Path, pattern: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=pattern.split("/")[0]) as caught:
-        listing.find(str(tmp_path / pattern))
+        listing.find_photos(str(tmp_path / pattern))
     assert caught.value.remedy

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from batch.jobs import metrics
-from batch.output.run_diff import between
+from batch.output.run_diff import compare_runs
 from serving.errors import InputError, OutputError
 from tests.support.metrics import run_of, values
 
 
 def test_the_textfile_has_what_the_docs_name(tmp_path: Path) -> None:
     run = run_of({"apple": 60, "bread": 33})
-    found = between(run, {**run_of({"apple": 30, "bread": 63}), "run_id": "a"})
+    found = compare_runs(run, {**run_of({"apple": 30, "bread": 63}), "run_id": "a"})
     metrics.write_textfile(str(tmp_path / "deep" / "score.prom"), metrics.build_registry(run, found))
     (path,) = (tmp_path / "deep").iterdir()
     told = values(path.read_text())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from batch.monitoring.progress import WINDOW, Lines, Pace, duration
+from batch.monitoring.progress import WINDOW_SECONDS, LogReporter, RateEstimator, format_duration
 from batch.monitoring.stats import Meter, Progress
 
 
@@ -18,81 +18,81 @@ class Clock:
         return self.now
 
 
-def heard(pace: Pace, clock: Clock, seconds: float, rate: float, total: int = 100_000) -> None:
+def heard(estimator: RateEstimator, clock: Clock, seconds: float, rate: float, total: int = 100_000) -> None:
     """Some time at a constant rate, a report every tenth of a second."""
-    start = pace.progress.done
+    start = estimator.progress.done
     began = clock.now
     for tick in range(round(seconds * 10)):
         clock.now = began + (tick + 1) / 10
-        pace.hear(Progress(round(start + rate * (tick + 1) / 10), total, 0))
+        estimator.update(Progress(round(start + rate * (tick + 1) / 10), total, 0))
 
 
 def test_the_rate_is_that_of_the_last_half_minute() -> None:
     clock = Clock()
-    pace = Pace(clock)
-    pace.hear(Progress(0, 100_000, 0))
-    heard(pace, clock, 100, rate=500)
-    assert pace.rate == pytest.approx(500, rel=0.02)
-    heard(pace, clock, 10, rate=50)
-    assert 300 < (pace.rate or 0) < 400
-    heard(pace, clock, WINDOW, rate=50)
-    assert pace.rate == pytest.approx(50, rel=0.05)
-    assert pace.seconds_left == pytest.approx((100_000 - 52_000) / 50, rel=0.05)
+    estimator = RateEstimator(clock)
+    estimator.update(Progress(0, 100_000, 0))
+    heard(estimator, clock, 100, rate=500)
+    assert estimator.rate == pytest.approx(500, rel=0.02)
+    heard(estimator, clock, 10, rate=50)
+    assert 300 < (estimator.rate or 0) < 400
+    heard(estimator, clock, WINDOW_SECONDS, rate=50)
+    assert estimator.rate == pytest.approx(50, rel=0.05)
+    assert estimator.seconds_left == pytest.approx((100_000 - 52_000) / 50, rel=0.05)
 
 
 def test_the_rate_falls_while_nothing_is_heard() -> None:
     clock = Clock()
-    pace = Pace(clock)
-    pace.hear(Progress(0, 100_000, 0))
-    heard(pace, clock, 60, rate=100)
+    estimator = RateEstimator(clock)
+    estimator.update(Progress(0, 100_000, 0))
+    heard(estimator, clock, 60, rate=100)
     clock.now += 90
-    assert (pace.rate or 0) < 30
+    assert (estimator.rate or 0) < 30
 
 
 def test_nothing_is_said_before_there_is_something_to_say() -> None:
     clock = Clock()
-    pace = Pace(clock)
-    assert (pace.rate, pace.seconds_left, str(pace)) == (None, None, "")
-    pace.hear(Progress(10, 100, 0))
+    estimator = RateEstimator(clock)
+    assert (estimator.rate, estimator.seconds_left, str(estimator)) == (None, None, "")
+    estimator.update(Progress(10, 100, 0))
     clock.now += 0.1
-    pace.hear(Progress(20, 100, 0))
-    assert pace.rate is None
+    estimator.update(Progress(20, 100, 0))
+    assert estimator.rate is None
 
 
 def test_photos_known_from_earlier_runs_are_done_and_no_speed() -> None:
     clock = Clock()
-    pace = Pace(clock)
+    estimator = RateEstimator(clock)
     seen: list[Progress] = []
     meter = Meter(1000, seen.append)
     meter.add(900, 5, known=True)
-    pace.hear(seen[-1])
+    estimator.update(seen[-1])
     for _ in range(10):
         clock.now += 1
         meter.add(5)
-        pace.hear(seen[-1])
+        estimator.update(seen[-1])
     assert seen[-1] == Progress(950, 1000, 5, known=900)
-    assert pace.rate == pytest.approx(5)
-    assert pace.seconds_left == pytest.approx(10)
-    assert str(pace) == "5.0 photos/s, 10 s left"
+    assert estimator.rate == pytest.approx(5)
+    assert estimator.seconds_left == pytest.approx(10)
+    assert str(estimator) == "5.0 photos/s, 10 s left"
 
 
 def test_loading_the_model_tells_nothing_of_the_rate() -> None:
     clock = Clock()
-    pace = Pace(clock)
-    pace.hear(Progress(0, 1000, 0))
+    estimator = RateEstimator(clock)
+    estimator.update(Progress(0, 1000, 0))
     clock.now += 20
     for done in range(10, 60, 10):
-        pace.hear(Progress(done, 1000, 0))
+        estimator.update(Progress(done, 1000, 0))
         clock.now += 1
-    assert pace.rate == pytest.approx(8)
+    assert estimator.rate == pytest.approx(8)
 
 
 def test_another_run_begins_anew() -> None:
     clock = Clock()
-    pace = Pace(clock)
-    heard(pace, clock, 10, rate=1000, total=10_000)
-    pace.hear(Progress(0, 70, 0))
-    assert pace.rate is None
+    estimator = RateEstimator(clock)
+    heard(estimator, clock, 10, rate=1000, total=10_000)
+    estimator.update(Progress(0, 70, 0))
+    assert estimator.rate is None
 
 
 @pytest.mark.parametrize(
@@ -107,12 +107,12 @@ def test_another_run_begins_anew() -> None:
     ],
 )
 def test_a_duration_is_told_as_people_do(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words
 
 
 def test_a_log_gets_a_line_soon_then_fewer_and_one_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    report = Lines(clock)
+    report = LogReporter(clock)
     for second in range(601):
         clock.now = 1000 + second
         report(Progress(second * 100, 60_000, second // 100))
@@ -126,7 +126,7 @@ def test_a_log_says_how_many_photos_were_listed_while_their_number_is_unknown(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     clock = Clock()
-    report = Lines(clock)
+    report = LogReporter(clock)
     for second in range(8):
         clock.now = 1000 + second
         report(Progress(0, second * 1000, 0, listing=True))
@@ -135,7 +135,7 @@ def test_a_log_says_how_many_photos_were_listed_while_their_number_is_unknown(
 
 def test_a_short_run_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    report = Lines(clock)
+    report = LogReporter(clock)
     for second in range(4):
         clock.now += 1
         report(Progress(second, 3, 0))

@@ -67,17 +67,21 @@ def test_it_is_a_command_and_answers_with_a_table(output: Path) -> None:
 
 @pytest.mark.parametrize("where", ["", "scores"])
 def test_the_output_and_the_scores_in_it_are_both_understood(output: Path, where: str) -> None:
-    assert sql.ask("select count(*) from scores", str(output / where)).read_all()[0][0].as_py() == 100
-    assert sql.ask("select count(*) from runs", str(output / where)).read_all()[0][0].as_py() == 2
+    assert sql.run_query("select count(*) from scores", str(output / where)).read_all()[0][0].as_py() == 100
+    assert sql.run_query("select count(*) from runs", str(output / where)).read_all()[0][0].as_py() == 2
 
 
 def test_a_column_that_only_some_files_have_is_null_in_the_others(output: Path) -> None:
-    answer = sql.ask("select album, count(*) as n from scores group by 1 order by 1", str(output)).read_all()
+    answer = sql.run_query(
+        "select album, count(*) as n from scores group by 1 order by 1", str(output)
+    ).read_all()
     assert answer.to_pylist() == [{"album": "summer", "n": 40}, {"album": None, "n": 60}]
 
 
 def test_runs_are_a_table(output: Path) -> None:
-    answer = sql.ask("select run_id, photos / seconds as rate, json->>'$.x[0]' as x from runs", str(output))
+    answer = sql.run_query(
+        "select run_id, photos / seconds as rate, json->>'$.x[0]' as x from runs", str(output)
+    )
     assert answer.read_all().to_pylist() == [
         {"run_id": "2026-05-30", "rate": 15.0, "x": "1"},
         {"run_id": "2026-05-31", "rate": 25.0, "x": "1"},
@@ -88,7 +92,7 @@ def test_without_kept_runs_the_newest_one_is_the_table(output: Path) -> None:
     for path in (output / "_hubhead" / "runs").iterdir():
         path.unlink()
     (output / "run.json").write_text('{"photos": 7, "started": "2026-05-31T01:00:00+02:00"}')
-    (row,) = sql.ask("select started, photos, run_id from runs", str(output)).read_all().to_pylist()
+    (row,) = sql.run_query("select started, photos, run_id from runs", str(output)).read_all().to_pylist()
     assert row == {"started": datetime(2026, 5, 30, 23, tzinfo=UTC), "photos": 7, "run_id": None}
 
 
@@ -100,7 +104,7 @@ def test_partitions_are_columns(tmp_path: Path, by: str) -> None:
         place.mkdir(parents=True, exist_ok=True)
         table = rows(0, 3).drop_columns(["label"])
         pq.write_table(table, place / f"scores-{len(list(top.rglob('*')))}.parquet")
-    answer = sql.ask(f"select {by}, count(*) as n from scores group by 1 order by 1", str(top.parent))
+    answer = sql.run_query(f"select {by}, count(*) as n from scores group by 1 order by 1", str(top.parent))
     found = {row[by]: row["n"] for row in answer.read_all().to_pylist()}
     expected = {"crème/1": 3, "007": 3, None: 3} if by == "label" else {date(2026, 5, 31): 9}
     assert found == expected
@@ -130,7 +134,7 @@ def test_what_cannot_be_asked_is_said(
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError) as error:
-        sql.ask(statement, str(output)).read_all()
+        sql.run_query(statement, str(output)).read_all()
     for word in words:
         assert word in str(error.value)
     assert sorted(tmp_path.rglob("*")) == before
@@ -139,17 +143,17 @@ def test_what_cannot_be_asked_is_said(
 def test_no_scores_are_said(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError, match=r"no scores in .*--output"):
-            sql.ask("select 1", str(place))
+            sql.run_query("select 1", str(place))
     (tmp_path / "scores").mkdir()
     (tmp_path / "scores" / "scores-a.parquet").write_bytes(b"no Parquet")
     with pytest.raises(InputError, match="cannot be read"):
-        sql.ask("select 1", str(tmp_path))
+        sql.run_query("select 1", str(tmp_path))
 
 
 def test_without_the_extra_the_remedy_is_said(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "duckdb", None)
     with pytest.raises(InputError, match=r"hubhead\[query\]"):
-        sql.ask("select 1", str(output))
+        sql.run_query("select 1", str(output))
 
 
 def test_csv_and_json_have_every_row(output: Path, tmp_path: Path) -> None:

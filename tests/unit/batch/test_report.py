@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from batch import report
-from batch.monitoring.drift import Counts
+from batch.monitoring.drift import DecisionCounts
 from batch.monitoring.sample_photos import Example, Examples
 from batch.monitoring.stats import Stats
 from batch.output import run_diff
 from batch.output.dataset import Output
-from batch.output.run_diff import between
+from batch.output.run_diff import compare_runs
 from batch.output.run_record import write_run
-from batch.report.page import LISTED, PICTURES, pictured
+from batch.report.page import MAX_LABELS, MAX_PHOTOS, select_photos
 from serving.errors import OutputError
 from tests.support.batch_report import COUNTS, examples_in, figures, run_of
 from tests.support.html_assertions import HOSTILE, Page, check_self_contained
@@ -23,12 +23,12 @@ from tests.support.html_assertions import HOSTILE, Page, check_self_contained
 def test_what_changed_is_told_beside_chance(tmp_path: Path) -> None:
     before = run_of(figures(COUNTS), "2026-05-30")
     same = run_of(figures({label: 2 * count for label, count in COUNTS.items()}))
-    found = between(same, before)
+    found = compare_runs(same, before)
     assert found.since == "2026-05-30"
     assert {change.level for change in found.models["food/3"].values()} == {"none"}
     assert found.embeddings is not None
     assert found.embeddings.level == "none"
-    other = between(run_of(figures({"soup": 900, "salad": 100}, seed=3)), before)
+    other = compare_runs(run_of(figures({"soup": 900, "salad": 100}, seed=3)), before)
     assert {change.level for change in other.models["food/3"].values()} == {"large"}
     assert other.embeddings is not None
     assert other.embeddings.level == "large"
@@ -42,20 +42,20 @@ def test_what_changed_is_told_beside_chance(tmp_path: Path) -> None:
 def test_another_version_is_compared_and_another_backbone_only_by_its_answers() -> None:
     before = run_of(figures(COUNTS), "2026-05-30")
     newer = run_of(figures(COUNTS, models=("food/4", "pets/1")))
-    assert list(between(newer, before).models) == ["food/4"]
+    assert list(compare_runs(newer, before).models) == ["food/4"]
     newer["models"][0]["fingerprint"] = "f2"
-    assert between(newer, before).embeddings is None
-    assert between(newer, {"run_id": "old", "schema": 1}).models == {}
+    assert compare_runs(newer, before).embeddings is None
+    assert compare_runs(newer, {"run_id": "old", "schema": 1}).models == {}
 
 
 def test_the_newest_other_run_is_the_one_to_compare_with(tmp_path: Path) -> None:
     output = Output(str(tmp_path))
-    assert run_diff.previous(output, "a") is None
+    assert run_diff.find_previous_run(output, "a") is None
     for run_id, hour in (("b", "03"), ("z", "01"), ("a", "04")):
         run = run_of(figures(COUNTS), run_id)
         write_run({**run, "finished": f"2026-05-31T{hour}:00:00+00:00"}, output)
     (tmp_path / "_hubhead" / "runs" / "torn.json").write_text('{"fini')
-    found = run_diff.previous(output, "a")
+    found = run_diff.find_previous_run(output, "a")
     assert found is not None
     assert found["run_id"] == "b"
 
@@ -68,7 +68,7 @@ def test_words_of_others_are_text_wherever_they_stand(tmp_path: Path) -> None:
         {"corrupt": (Example("", HOSTILE, None, HOSTILE),)},
     )
     run = run_of(figures(labels, models=names), photos=HOSTILE)
-    text = report.render(run, chosen, between(run, run_of(figures(labels, models=names), HOSTILE)))
+    text = report.render(run, chosen, compare_runs(run, run_of(figures(labels, models=names), HOSTILE)))
     check_self_contained(text)
     assert Page(text).text.count(HOSTILE) >= 6
 
@@ -78,16 +78,16 @@ def test_many_labels_and_models_stay_within_bounds(tmp_path: Path) -> None:
     models = ("food/3", "food/4")
     chosen = examples_in(tmp_path, tuple(labels)[:30], models)
     run = run_of(figures(labels, models=models))
-    assert len(pictured(run, chosen)) <= PICTURES
+    assert len(select_photos(run, chosen)) <= MAX_PHOTOS
     text = report.render(run, chosen)
     page = Page(text)
-    assert f"The {LISTED} most frequent of 1001." in page.text
+    assert f"The {MAX_LABELS} most frequent of 1001." in page.text
     assert "Samples: food/4" in page.text
     assert len(text) < 400_000
 
 
 def test_a_run_with_nothing_to_do_has_a_page() -> None:
-    stats = Stats(models={"food/3": Counts()})
+    stats = Stats(models={"food/3": DecisionCounts()})
     words = Page(report.render(run_of(stats), Examples())).text
     assert "There was nothing to do." in words
     assert "No photo was rejected." in words

@@ -15,18 +15,18 @@ from serving.errors import InputError
 
 
 def test_what_is_no_finished_scoring_is_refused(tmp_path: Path) -> None:
-    from batch.output.previous_scores import Earlier
+    from batch.output.previous_scores import PreviousScores
 
     with pytest.raises(InputError, match="no scores"):
-        Earlier(str(tmp_path))
+        PreviousScores(str(tmp_path))
     (tmp_path / "_hubhead").mkdir()
     with pytest.raises(InputError, match="not complete"):
-        Earlier(str(tmp_path))
+        PreviousScores(str(tmp_path))
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "scores").mkdir()
     (tmp_path / "scores" / "scores-1.parquet").write_bytes(b"torn")
     with pytest.raises(InputError, match="cannot be read"):
-        Earlier(str(tmp_path))
+        PreviousScores(str(tmp_path))
 
 
 @given(st.integers(1, 60), st.integers(0, 6), st.integers(1, 60), st.integers(0, 1 << 30))
@@ -53,10 +53,10 @@ def test_digests_are_read_from_their_hexadecimal_digits() -> None:
     import pyarrow as pa
 
     values = [bytes(range(16)).hex(), None, "FF" * 16]
-    found = schema.digests(pa.chunked_array([values[:1], values[1:]], pa.string()), 16)
+    found = schema.parse_hex_digests(pa.chunked_array([values[:1], values[1:]], pa.string()), 16)
     assert found.view("V16").tolist() == [bytes(range(16)), bytes(16), b"\xff" * 16]
     sliced = pa.array([*values, values[0]])[2:]
-    assert schema.digests(sliced, 16).view("V16").tolist() == [b"\xff" * 16, bytes(range(16))]
+    assert schema.parse_hex_digests(sliced, 16).view("V16").tolist() == [b"\xff" * 16, bytes(range(16))]
     for wrong in ("00", "zz" * 16):
         with pytest.raises(ValueError, match="hexadecimal"):
-            schema.digests(pa.array([wrong]), 16)
+            schema.parse_hex_digests(pa.array([wrong]), 16)

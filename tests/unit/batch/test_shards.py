@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batch.inputs.listing import Photo
-from batch.inputs.passthrough import Columns
+from batch.inputs.passthrough import PassThroughColumns
 from batch.shards import shard as shards
 from batch.shards.shard import Entry, PlanWriter, Shard
 
@@ -25,8 +25,8 @@ MODEL = {"model": "food"}
 
 
 def plan(found: Iterable[Photo], size: int, identity: dict[str, Any]) -> list[Shard]:
-    entries = shards.ordered((photo, []) for photo in found)
-    return [piece.shard(Columns()) for piece in shards.plan(entries, size, identity)]
+    entries = shards.sort_entries((photo, []) for photo in found)
+    return [piece.to_shard(PassThroughColumns()) for piece in shards.plan_shards(entries, size, identity)]
 
 
 def many(count: int) -> list[Photo]:
@@ -68,7 +68,7 @@ def halves(entries: list[Entry], size: int, bit: int = 0) -> list[list[Entry]]:
 @given(st.sets(st.integers(0, (1 << 128) - 1) | st.integers(0, 64), max_size=80), SIZES)
 def test_cutting_the_stream_gives_what_halving_in_memory_gives(hashes: set[int], size: int) -> None:
     entries = [Entry(f"{value:032x}".encode(), b"") for value in sorted(hashes)]
-    assert list(shards.cut(entries, size)) == halves(entries, size)
+    assert list(shards.split_entries(entries, size)) == halves(entries, size)
 
 
 def test_cutting_looks_one_shard_ahead_at_most() -> None:
@@ -80,7 +80,7 @@ def test_cutting_looks_one_shard_ahead_at_most() -> None:
             yield Entry(f"{read << 117:032x}".encode(), b"")
 
     given_out = 0
-    for piece in shards.cut(entries(), 100):
+    for piece in shards.split_entries(entries(), 100):
         given_out += len(piece)
         assert read <= given_out + 101
     assert given_out == 2000
@@ -89,7 +89,7 @@ def test_cutting_looks_one_shard_ahead_at_most() -> None:
 def test_of_several_lines_of_a_photo_the_first_one_stays() -> None:
     lines = [(Photo("/a", 1, 1), ["first"]), (Photo("/b", 1, 1), ["b"]), (Photo("/a", 1, 1), ["second"])]
     told: list[int] = []
-    entries = list(shards.ordered(lines, told.append))
+    entries = list(shards.sort_entries(lines, told.append))
     assert sorted(entry.line for entry in entries) == [
         b'["/a", 1, 1, ["first"]]',
         b'["/b", 1, 1, ["b"]]',
@@ -121,11 +121,12 @@ def test_another_model_changes_every_id() -> None:
 
 def test_another_value_of_a_column_changes_the_id_and_another_type_all() -> None:
     def ids(*values: str) -> list[str]:
-        columns = Columns()
+        columns = PassThroughColumns()
         lines = (
-            (photo, columns.take({"shop": v}, text=True)) for photo, v in zip(many(3), values, strict=True)
+            (photo, columns.encode_row({"shop": v}, text=True))
+            for photo, v in zip(many(3), values, strict=True)
         )
-        return [piece.id for piece in shards.plan(shards.ordered(lines), 1, MODEL, columns)]
+        return [piece.id for piece in shards.plan_shards(shards.sort_entries(lines), 1, MODEL, columns)]
 
     assert len(set(ids("1", "2", "3")) - set(ids("1", "2", "4"))) == 1
     assert set(ids("1", "2", "3")).isdisjoint(ids("1", "2", "x"))
@@ -137,16 +138,16 @@ def test_a_shard_of_nothing_is_a_mistake() -> None:
 
 
 def test_a_plan_is_read_back_as_it_was(tmp_path: Path) -> None:
-    columns = Columns()
+    columns = PassThroughColumns()
     found = [*many(10), Photo("/ไทย\n.jpg", 1, 2)]
-    lines = [(photo, columns.take({"shop": number, "size": "x"})) for number, photo in enumerate(found)]
+    lines = [(photo, columns.encode_row({"shop": number, "size": "x"})) for number, photo in enumerate(found)]
     written = []
     with PlanWriter(str(tmp_path / "plan")) as writer:
-        for piece in shards.plan(shards.ordered(lines), 4, MODEL, columns):
-            written.append(piece.shard(columns))
+        for piece in shards.plan_shards(shards.sort_entries(lines), 4, MODEL, columns):
+            written.append(piece.to_shard(columns))
             writer.add(written[-1], models=2)
-    planned = list(shards.planned(writer.path))
-    assert [line.shard() for line in planned] == written
+    planned = list(shards.read_plan(writer.path))
+    assert [line.read_shard() for line in planned] == written
     assert [line.rows for line in planned] == [2 * len(shard.photos) for shard in written]
     assert sum(shard.columns.num_rows for shard in written if shard.columns) == 11
     shards.remove_plan(str(tmp_path / "plan"))
@@ -155,12 +156,12 @@ def test_a_plan_is_read_back_as_it_was(tmp_path: Path) -> None:
 
 def test_a_shard_may_be_for_some_of_the_models(tmp_path: Path) -> None:
     entries = [
-        entry._replace(wanted=1 + number)
-        for number, entry in enumerate(shards.ordered((p, []) for p in many(3)))
+        entry._replace(model_mask=1 + number)
+        for number, entry in enumerate(shards.sort_entries((p, []) for p in many(3)))
     ]
-    [piece] = shards.plan(entries, 10, MODEL)
+    [piece] = shards.plan_shards(entries, 10, MODEL)
     with PlanWriter(str(tmp_path / "plan")) as writer:
-        writer.add(piece.shard(Columns()), models=2)
-    [planned] = shards.planned(writer.path)
-    assert planned.shard().wanted == (1, 2, 3)
+        writer.add(piece.to_shard(PassThroughColumns()), models=2)
+    [planned] = shards.read_plan(writer.path)
+    assert planned.read_shard().model_masks == (1, 2, 3)
     assert planned.rows == 4

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batch.inputs.passthrough import Columns
+from batch.inputs.passthrough import PassThroughColumns
 from batch.inputs.sources import Source
 from serving.errors import InputError, OutputError
 from serving.storage import external_sort
@@ -30,8 +30,10 @@ def top(tmp_path: Path) -> Path:
 def read(path: Path | str, **settings: Any) -> tuple[list[str], pa.Table]:
     """The names of the photos and the table of the other columns."""
     source = Source(manifest=str(path), **settings)
-    lines = list(source.lines())
-    return [Path(photo.uri).name for photo, _ in lines], source.columns.table([values for _, values in lines])
+    lines = list(source.iter_lines())
+    return [Path(photo.uri).name for photo, _ in lines], source.columns.to_table(
+        [values for _, values in lines]
+    )
 
 
 def write(path: Path, content: str) -> Path:
@@ -95,7 +97,7 @@ class TestFormats:
     def test_addresses_are_relative_to_the_manifest_and_what_is_missing_stays(self, top: Path) -> None:
         (top / "lists").mkdir()
         manifest = write(top / "lists" / "m.txt", f"../a.jpg\n{top / 'b.jpg'}\nnowhere.jpg\n")
-        found = [photo for photo, _ in Source(manifest=str(manifest)).lines()]
+        found = [photo for photo, _ in Source(manifest=str(manifest)).iter_lines()]
         assert [photo.uri for photo in found] == [
             str(top / "a.jpg"), str(top / "b.jpg"), str(top / "lists" / "nowhere.jpg"),
         ]  # fmt: skip
@@ -123,16 +125,16 @@ class TestTypesOfCsv:
         ],
     )
     def test_a_column_is_what_all_its_cells_are(self, cells: list[str], kind: str, values: list[Any]) -> None:
-        columns = Columns()
-        lines = [columns.take({"c": cell}, text=True) for cell in cells]
-        table = columns.table(lines)
+        columns = PassThroughColumns()
+        lines = [columns.encode_row({"c": cell}, text=True) for cell in cells]
+        table = columns.to_table(lines)
         assert str(table.schema.field("c").type) == kind
         assert table["c"].to_pylist() == pytest.approx(values) if kind == "double" else values
 
     def test_it_becomes_what_earlier_rows_have_where_its_cells_allow_it(self) -> None:
-        columns = Columns({"code": "string", "price": "double", "n": "int64"})
-        line = columns.take({"code": "7", "price": "3", "n": "x"}, text=True)
-        assert columns.table([line]).to_pylist() == [{"code": "7", "price": 3.0, "n": "x"}]
+        columns = PassThroughColumns({"code": "string", "price": "double", "n": "int64"})
+        line = columns.encode_row({"code": "7", "price": "3", "n": "x"}, text=True)
+        assert columns.to_table([line]).to_pylist() == [{"code": "7", "price": 3.0, "n": "x"}]
 
 
 REFUSED = {
@@ -182,7 +184,7 @@ def test_files_of_a_glob_whose_columns_differ_in_type_say_so(top: Path) -> None:
 def test_a_manifest_given_as_a_photo_says_how_to_give_it(top: Path) -> None:
     source = Source(photos=str(write(top / "m.csv", "uri\na.jpg\n")))
     with pytest.raises(InputError, match="--manifest"):
-        list(source.lines())
+        list(source.iter_lines())
 
 
 class TestSorting:
