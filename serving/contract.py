@@ -105,12 +105,12 @@ class PhotoRejection:
     Attributes:
         status: what became of the photo.
         detail: the reason in words.
-        lasting: whether the photo's bytes are the reason, so that trying again is of no use.
+        permanent: whether the photo's bytes are the reason, so that trying again is of no use.
     """
 
     status: Status
     detail: str
-    lasting: bool = False
+    permanent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +134,9 @@ class Prediction:
     version: int | None = field(default=None, compare=False)
 
     @classmethod
-    def refused(cls, refusal: PhotoRejection) -> Prediction:
+    def from_rejection(cls, rejection: PhotoRejection) -> Prediction:
         """What stands in the place of an answer where the model is not asked."""
-        return cls(refusal.status, None, (), refusal.detail)
+        return cls(rejection.status, None, (), rejection.detail)
 
     @property
     def score(self) -> float | None:
@@ -158,7 +158,7 @@ class Decisions:
     scores: NDArray[np.float32]
     label: NDArray[np.int64]
 
-    def taken(self, rows: NDArray[np.int64]) -> Decisions:
+    def take(self, rows: NDArray[np.int64]) -> Decisions:
         """Those of some photos; -1 is a photo of which the model says nothing."""
         import numpy as np
 

@@ -1,4 +1,4 @@
-"""What this process may use of the machine."""
+"""The CPU cores of this process, and the identity of processes that hold a lock."""
 
 from __future__ import annotations
 
@@ -9,21 +9,27 @@ from typing import Any
 
 
 def cores() -> int:
-    """The cores this process may use, which in a container or under taskset are fewer than the machine's."""
+    """Return the number of CPU cores this process may use.
+
+    In a container or under taskset these are fewer than the machine has.
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def this_process() -> dict[str, Any]:
-    """Its host and number, as a lease says who holds it."""
+def process_identity() -> dict[str, Any]:
+    """Return the host name and process id of this process, as a lease records its holder."""
     return {"host": platform.node(), "pid": os.getpid()}
 
 
-def process_is_gone(about: Mapping[str, Any]) -> bool:
-    """Whether that process of `this_process` is known to have ended: on this machine, and no more there."""
-    if about.get("host") != platform.node():
+def process_has_ended(identity: Mapping[str, Any]) -> bool:
+    """Return whether the process of a `process_identity` is known to have ended.
+
+    Only processes of this host can be checked; False for any other.
+    """
+    if identity.get("host") != platform.node():
         return False
     try:
-        os.kill(int(about.get("pid", 0)), 0)
+        os.kill(int(identity.get("pid", 0)), 0)  # signal 0 only checks that the process exists
     except ProcessLookupError:
         return True
     except (OSError, ValueError):

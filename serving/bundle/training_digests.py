@@ -15,22 +15,22 @@ from numpy.typing import NDArray
 from serving import contract
 from serving.errors import BundleError
 
-Marks = NDArray[np.uint64]
+DigestPrefixes = NDArray[np.uint64]
 
 
-def marks(digests: Iterable[str]) -> Marks:
+def truncate_digests(digests: Iterable[str]) -> DigestPrefixes:
     """uint64 [N] of the sha256 of N photos, hex."""
     return np.array([int(digest[:16], 16) for digest in digests], np.uint64)
 
 
-def write(directory: Path, found: Marks) -> None:
-    """Put what `marks` made of the training and validation photos into a SavedModel directory."""
+def write(directory: Path, found: DigestPrefixes) -> None:
+    """Put what `truncate_digests` made of the training and validation photos into a SavedModel directory."""
     path = directory / contract.TRAINED_ON_FILE
     path.parent.mkdir(exist_ok=True)
     np.save(path, np.unique(found))
 
 
-def read(directory: Path) -> Marks | None:
+def read(directory: Path) -> DigestPrefixes | None:
     """What `write` wrote; None where it is not known.
 
     Raises:

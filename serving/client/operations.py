@@ -94,7 +94,7 @@ class Core:
         self.max_bytes = max_bytes
         self.retry = retry or Retry()
         self.converter = Converter() if convert or downscale else None
-        if downscale and self.converter and not self.converter.can_reduce:
+        if downscale and self.converter and not self.converter.can_downscale:
             raise InputError(
                 "Downscaling needs Pillow, which is not installed.",
                 remedy=f"Install it with: pip install '{EXTRA}'",
@@ -142,7 +142,9 @@ class Core:
                 ready[place] = yield Compute(_png_encoder(item))
             if not isinstance(item, PhotoRejection):
                 encoded.append(place)
-        results = [Prediction.refused(item) if isinstance(item, PhotoRejection) else None for item in items]
+        results = [
+            Prediction.from_rejection(item) if isinstance(item, PhotoRejection) else None for item in items
+        ]
         for signature, name, places in (
             (contract.SERVING_DEFAULT, contract.IMAGE_BYTES, encoded),
             (contract.CLASSIFY_PIXELS, contract.PIXELS, direct),
@@ -151,7 +153,9 @@ class Core:
                 rows = [ready[place] for place in places]
                 asked = yield from self._predict_each(signature, name, rows, responses.predictions, canary)
                 for place, piece in zip(places, asked, strict=True):
-                    results[place] = Prediction.refused(piece) if isinstance(piece, PhotoRejection) else piece
+                    results[place] = (
+                        Prediction.from_rejection(piece) if isinstance(piece, PhotoRejection) else piece
+                    )
         found = [result for result in results if result is not None]
         self._answered(result.status for result in found)
         return found
@@ -171,7 +175,9 @@ class Core:
             )
         given = iter(asked)
         results = (item if isinstance(item, PhotoRejection) else next(given) for item in items)
-        found = [Embedding.refused(item) if isinstance(item, PhotoRejection) else item for item in results]
+        found = [
+            Embedding.from_rejection(item) if isinstance(item, PhotoRejection) else item for item in results
+        ]
         self._answered(result.status for result in found)
         return found
 

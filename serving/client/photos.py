@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from serving import contract
 from serving.contract import PhotoRejection, Prediction, Status
 from serving.errors import InputError
-from serving.photos.converter import foreign_format
+from serving.photos.converter import detect_unsupported_format
 
 if TYPE_CHECKING:
     from serving.photos.converter import Converter
@@ -70,7 +70,9 @@ class PhotoLoader:
     def is_ready(self, photo: Photo) -> bool:
         """Whether it takes neither reading nor converting, so that a thread for it would be a waste."""
         if isinstance(photo, bytes):
-            wanted = self.target_side is not None or (self.convert and foreign_format(photo) is not None)
+            wanted = self.target_side is not None or (
+                self.convert and detect_unsupported_format(photo) is not None
+            )
             return self.converter is None or not wanted
         return isinstance(photo, np.ndarray)
 
@@ -86,11 +88,11 @@ class PhotoLoader:
         if isinstance(content, PhotoRejection) or self.converter is None:
             return content
         if self.target_side is not None and len(content) > MIN_DOWNSCALE_BYTES:
-            reduced = self.converter.reduced(content, self.target_side)
+            reduced = self.converter.downscale(content, self.target_side)
             if reduced is not None and 2 * len(reduced.content) < len(content):
                 return reduced.content
         # What cannot be reduced is judged as it would be without.
-        return self.converter.for_graph(content) if self.convert else content
+        return self.converter.convert_if_needed(content) if self.convert else content
 
 
 def _content(photo: Any) -> bytes | PhotoRejection:
@@ -188,6 +190,7 @@ def classify(
         images = [item for item in group if isinstance(item, bytes)]
         answers = iter(ask(images) if images else ())
         results.extend(
-            Prediction.refused(item) if isinstance(item, PhotoRejection) else next(answers) for item in group
+            Prediction.from_rejection(item) if isinstance(item, PhotoRejection) else next(answers)
+            for item in group
         )
     return [replace(result, top=result.top[:top_k]) for result in results]

@@ -94,9 +94,9 @@ class Embedding:
     version: int | None = None
 
     @classmethod
-    def refused(cls, refusal: PhotoRejection) -> Embedding:
+    def from_rejection(cls, rejection: PhotoRejection) -> Embedding:
         """What stands in the place of an answer where the model is not asked."""
-        return cls(refusal.status, None, detail=refusal.detail)
+        return cls(rejection.status, None, detail=rejection.detail)
 
 
 _PREDICTION = (

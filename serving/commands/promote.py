@@ -75,13 +75,16 @@ def promote(
     from serving.client.canary import STABLE
     from serving.registry import promote as lifecycle
     from serving.registry.stores.download import fetch_bundle
-    from serving.storage.address import parsed
+    from serving.storage.address import parse_address
 
     if (bundle is None) == (model_version is None):
         raise click.UsageError("Give exactly one of BUNDLE and --model_version N.")
     if label and not flags["model_config_file"]:
         raise click.UsageError("--label needs --model_config_file: labels are part of it.")
-    with open_target(flags) as place, fetch_bundle(parsed(bundle)) if bundle else nullcontext() as found:
+    with (
+        open_target(flags) as place,
+        fetch_bundle(parse_address(bundle)) if bundle else nullcontext() as found,
+    ):
         change = lifecycle.promote(
             place,
             source=found.path if found else None,

@@ -65,11 +65,11 @@ def open_target(flags: dict[str, Any]) -> Iterator[DeploymentTarget]:
     from serving.registry.stores.download import open_store
     from serving.registry.target import DeploymentTarget
     from serving.storage import text
-    from serving.storage.address import parsed
+    from serving.storage.address import parse_address
 
-    base = parsed(flags.pop("model_base_path"))
+    base = parse_address(flags.pop("model_base_path"))
     given = flags.pop("model_config_file")
-    config = parsed(given) if given else None
+    config = parse_address(given) if given else None
     if config and not text.exists(config):
         raise InputError(
             f"{config} does not exist.",

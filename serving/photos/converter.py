@@ -104,7 +104,7 @@ class Converted:
     width: int
 
 
-def foreign_format(content: bytes) -> str | None:
+def detect_unsupported_format(content: bytes) -> str | None:
     """The name of the format where it is one that the graph answers `unsupported_format`; else None.
 
     A few bytes of the header decide, the same ones as in trainer/preprocessing.
@@ -194,13 +194,15 @@ class Converter:
                 Status.TOO_LARGE, f"{len(content)} bytes, more than the {self.limits.max_bytes} allowed"
             )
         if not reader:
-            return PhotoRejection(Status.UNSUPPORTED_FORMAT, f"{name}, which is not converted", lasting=True)
+            return PhotoRejection(
+                Status.UNSUPPORTED_FORMAT, f"{name}, which is not converted", permanent=True
+            )
         if "PIL" not in self._packages or (reader == "HEIF" and "pi_heif" not in self._packages):
             return PhotoRejection(Status.UNSUPPORTED_FORMAT, f"{name}; install {EXTRA} to convert it")
         with self._turn:
             return self._ask(name, reader, content)
 
-    def reduced(self, content: bytes, side: int) -> Converted | None:
+    def downscale(self, content: bytes, side: int) -> Converted | None:
         """The photo as a JPEG whose shorter side is `side` pixels at most, upright. Never fails.
 
         None where it cannot be made: the photo is broken or too large, or Pillow is not installed.
@@ -209,7 +211,7 @@ class Converter:
             "a photo",
             next((found for begin, found in _READERS if content.startswith(begin)), ""),
         )
-        if not reader or len(content) > self.limits.max_bytes or not self.can_reduce:
+        if not reader or len(content) > self.limits.max_bytes or not self.can_downscale:
             return None
         if reader == "HEIF" and "pi_heif" not in self._packages:
             return None
@@ -218,11 +220,11 @@ class Converter:
         return result if isinstance(result, Converted) else None
 
     @property
-    def can_reduce(self) -> bool:
+    def can_downscale(self) -> bool:
         """Whether Pillow is installed."""
         return "PIL" in self._packages
 
-    def for_graph(self, content: bytes) -> bytes | PhotoRejection:
+    def convert_if_needed(self, content: bytes) -> bytes | PhotoRejection:
         """What to send in a photo's place: its own bytes, its PNG, or nothing and why."""
         result = self.convert(content)
         if result is None:
@@ -273,7 +275,7 @@ class Converter:
                 return PhotoRejection(
                     Status.TOO_LARGE,
                     f"{name} of {width} x {height} pixels, more than the {limits.max_pixels} allowed",
-                    lasting=True,
+                    permanent=True,
                 )
             case b"M":
                 return PhotoRejection(
@@ -287,7 +289,7 @@ class Converter:
             case _:
                 words = body.decode(errors="replace")
                 why = f"{name} that does not decode: {words}" if words else f"{name} that does not decode"
-                return PhotoRejection(Status.CORRUPT, why, lasting=True)
+                return PhotoRejection(Status.CORRUPT, why, permanent=True)
 
     def _take(self) -> _Child:
         """An idle child that still lives, or a new one."""

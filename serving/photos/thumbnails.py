@@ -14,7 +14,7 @@ SECONDS = 30.0
 """For reading the photos that are shown: after that the others are gaps, and the run ends all the same."""
 
 
-def thumbnails(uris: Sequence[str], side: int) -> dict[str, bytes]:
+def make_thumbnails(uris: Sequence[str], side: int) -> dict[str, bytes]:
     """A JPEG of each photo that can be read and decoded in time; its shorter side is `side` pixels at most.
 
     Decoding is done by `serving.photos.converter`'s processes, with their limits.
@@ -25,7 +25,7 @@ def thumbnails(uris: Sequence[str], side: int) -> dict[str, bytes]:
         if time.monotonic() > end:
             return None
         try:
-            made = converter.reduced(files.read(uri), side)
+            made = converter.downscale(files.read(uri), side)
         except OSError:
             return None
         return None if made is None else made.content

@@ -44,12 +44,12 @@ def pool() -> DescriptorPool:
     from google.protobuf.descriptor_pb2 import FileDescriptorSet
     from google.protobuf.descriptor_pool import DescriptorPool
 
-    from serving.protos.files import messages_of_files
+    from serving.protos.files import build_file_descriptor
 
     pool = DescriptorPool()
     for file in FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file:
         pool.Add(file)
-    pool.Add(messages_of_files())
+    pool.Add(build_file_descriptor())
     return pool
 
 

@@ -37,7 +37,7 @@ _MESSAGES: dict[str, dict[str, str]] = {
 }
 
 
-def messages_of_files() -> FileDescriptorProto:
+def build_file_descriptor() -> FileDescriptorProto:
     """The file that declares them, in TensorFlow Serving's package."""
     from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Field
     from google.protobuf.descriptor_pb2 import FileDescriptorProto

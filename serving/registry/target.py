@@ -15,8 +15,8 @@ from serving.registry import model_config
 from serving.registry.model_config import NEWEST, ModelConfig
 from serving.registry.stores.download import open_store
 from serving.registry.stores.store import Say, Store, silent
-from serving.storage.address import Address, name, parent
-from serving.storage.lease import leased, locked
+from serving.storage.address import Address, base_name, parent
+from serving.storage.lease import hold_file_lock, hold_lease
 from serving.storage.objects import Objects
 
 if TYPE_CHECKING:
@@ -160,5 +160,5 @@ def _configuring(config: Address | None) -> AbstractContextManager[None]:
         return nullcontext()
     if isinstance(config, Path):
         config = config.resolve()
-        return locked(config.with_name(f".{config.name}.lock"))
-    return leased(Objects.at(parent(config)), f".{name(config)}.lease")
+        return hold_file_lock(config.with_name(f".{config.name}.lock"))
+    return hold_lease(Objects.from_address(parent(config)), f".{base_name(config)}.lease")

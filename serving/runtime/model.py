@@ -161,7 +161,7 @@ class Model:
 
         def images() -> Iterator[bytes]:
             for photo in photos:
-                image = self._converter.for_graph(photo) if convert else photo
+                image = self._converter.convert_if_needed(photo) if convert else photo
                 refusals.append(image if isinstance(image, PhotoRejection) else None)
                 if not isinstance(image, PhotoRejection):
                     yield image
@@ -170,7 +170,7 @@ class Model:
         for outputs in self.imap(contract.SERVING_DEFAULT, contract.IMAGE_BYTES, images()):
             answers.extend(client.predictions(outputs, len(outputs[contract.STATUS])))
         given = iter(answers)
-        return [Prediction.refused(refusal) if refusal else next(given) for refusal in refusals]
+        return [Prediction.from_rejection(refusal) if refusal else next(given) for refusal in refusals]
 
 
 def load(path: str | os.PathLike[str], threads: int | None = None) -> Model:

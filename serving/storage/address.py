@@ -13,7 +13,7 @@ EXTRAS = {"s3": "s3", "gs": "gs", "memory": ""}
 """The schemes that are taken, and the extra of each; `memory` lasts as long as its process."""
 
 
-def parsed(text: str) -> Address:
+def parse_address(text: str) -> Address:
     """What a flag names.
 
     Raises:
@@ -37,6 +37,6 @@ def parent(address: str) -> str:
     return address.rpartition("/")[0]
 
 
-def name(address: str) -> str:
+def base_name(address: str) -> str:
     """The last part of an address."""
     return address.rpartition("/")[2]

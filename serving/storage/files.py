@@ -29,7 +29,7 @@ TEMPORARY_PREFIX = ".tmp-"
 ATTEMPTS = 5
 """How often another storage is asked before its refusal counts."""
 
-FIRST_PAUSE = 0.5
+INITIAL_PAUSE = 0.5
 """Seconds of the first pause in between, at most."""
 
 _LONGEST_PAUSE = 8.0  # seconds
@@ -80,7 +80,7 @@ def join(directory: str, *names: str) -> str:
 
 
 @contextmanager
-def opened(uri: str) -> Iterator[BinaryIO]:
+def open_file(uri: str) -> Iterator[BinaryIO]:
     """A seekable binary file to read.
 
     Raises:
@@ -104,7 +104,7 @@ def read(uri: str) -> bytes:
     Raises:
         OSError: whatever the reason that the storage does not give it.
     """
-    with opened(uri) as file:
+    with open_file(uri) as file:
         return file.read()
 
 
@@ -114,12 +114,12 @@ def write(uri: str, content: bytes, *, attempts: int = ATTEMPTS) -> None:
     Raises:
         OutputError: the storage does not take it.
     """
-    with created(uri, attempts=attempts) as file:
+    with create_file(uri, attempts=attempts) as file:
         file.write(content)
 
 
 @contextmanager
-def created(uri: str, *, attempts: int = ATTEMPTS) -> Iterator[IO[bytes]]:
+def create_file(uri: str, *, attempts: int = ATTEMPTS) -> Iterator[IO[bytes]]:
     """A file to write, which is there as soon as the block is left without an error, and whole.
 
     Args:
@@ -139,7 +139,7 @@ def created(uri: str, *, attempts: int = ATTEMPTS) -> Iterator[IO[bytes]]:
         ) from error
 
 
-def patiently(attempt: Callable[[], _T], *, first: float, attempts: int) -> _T:
+def retry_with_backoff(attempt: Callable[[], _T], *, initial_pause: float, attempts: int) -> _T:
     """Try something that a storage may refuse for a moment, with growing pauses in between.
 
     The pauses are random between none and `first` seconds, doubled each time, so that many
@@ -153,25 +153,25 @@ def patiently(attempt: Callable[[], _T], *, first: float, attempts: int) -> _T:
         try:
             return attempt()
         except OSError:
-            time.sleep(random.uniform(0, min(first * 2**number, _LONGEST_PAUSE)))
+            time.sleep(random.uniform(0, min(initial_pause * 2**number, _LONGEST_PAUSE)))
     return attempt()
 
 
-def names(directory: str) -> list[str]:
+def list_names(directory: str) -> list[str]:
     """The names of the files in a directory, sorted; none where there is no directory."""
     if is_remote(directory):
-        return sorted(entry.path.rsplit("/", 1)[-1] for entry in listing(join(directory, "*")))
+        return sorted(entry.path.rsplit("/", 1)[-1] for entry in match_files(join(directory, "*")))
     try:
         return sorted(path.name for path in Path(directory).iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def below(directory: str) -> Iterator[tuple[str, int]]:
+def walk_files(directory: str) -> Iterator[tuple[str, int]]:
     """Every file below a directory: its path from there, and its size in bytes."""
     if is_remote(directory):
         start = len(directory) + 1
-        for entry in listing(join(directory, "**")):
+        for entry in match_files(join(directory, "**")):
             yield entry.path[start:], entry.size_in_bytes
         return
     for top, _, found in os.walk(directory):
@@ -181,7 +181,7 @@ def below(directory: str) -> Iterator[tuple[str, int]]:
                 yield path[len(directory) + 1 :], Path(path).lstat().st_size
 
 
-def listing(pattern: str) -> Iterator[Any]:
+def match_files(pattern: str) -> Iterator[Any]:
     """Beam's FileMetadata (path, size_in_bytes, last_updated_in_seconds) of a remote pattern, as they come.
 
     Raises:
@@ -225,7 +225,7 @@ def remove(uri: str) -> None:
 
 def remove_directory(directory: str) -> None:
     """Remove a directory of files; fine where there is none."""
-    for name in names(directory):
+    for name in list_names(directory):
         remove(join(directory, name))
     if not is_remote(directory) and Path(directory).is_dir():
         Path(directory).rmdir()
@@ -281,7 +281,7 @@ def _created_remote(uri: str, attempts: int) -> Iterator[IO[bytes]]:
     """Object stores publish at close, at once; a rename there would be a copy and a delete."""
     with tempfile.SpooledTemporaryFile(_HELD_BYTES) as content:
         yield content  # nothing is published where the block fails
-        patiently(lambda: _publish(uri, content), first=FIRST_PAUSE, attempts=attempts)
+        retry_with_backoff(lambda: _publish(uri, content), initial_pause=INITIAL_PAUSE, attempts=attempts)
 
 
 def _publish(uri: str, content: IO[bytes]) -> None:

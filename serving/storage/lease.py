@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import HubheadError, OutputBusy, OutputError
-from serving.process import process_is_gone, this_process
+from serving.process import process_has_ended, process_identity
 from serving.storage.objects import Objects
 
 LEASE_SECONDS = 120.0
 """How old a lease may grow before its holder counts as dead."""
 
-BEAT_SECONDS = 20.0
+HEARTBEAT_SECONDS = 20.0
 
 _BUSY = "Run the command again when it is done."
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def hold_file_lock(path: Path) -> Iterator[None]:
     """Hold a lock file; the kernel lets go of it however the process ends.
 
     Raises:
@@ -54,19 +54,19 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def leased(objects: Objects, prefix: str) -> Iterator[None]:
+def hold_lease(objects: Objects, prefix: str) -> Iterator[None]:
     """Hold the lease below a prefix.
 
     Raises:
         OutputBusy: somebody else holds it.
         OutputError: the store does not take it.
     """
-    numbers = sorted(int(name) for name in objects.children(prefix) if name.isdecimal())
+    numbers = sorted(int(name) for name in objects.list_children(prefix) if name.isdecimal())
     last = numbers[-1] if numbers else 0
     if last:
         _check_free(objects, f"{prefix}/{last:08d}")
     own = f"{prefix}/{last + 1:08d}"
-    about = {**this_process(), "token": secrets.token_hex(8)}
+    about = {**process_identity(), "token": secrets.token_hex(8)}
     if not objects.create(own, _written(about)):
         raise _busy(objects, {})
     for number in numbers:
@@ -90,7 +90,7 @@ def _check_free(objects: Objects, name: str) -> None:
     except ValueError:
         return
     fresh = time.time() - float(lease.get("beat", 0)) < LEASE_SECONDS
-    if not lease.get("free") and fresh and not process_is_gone(lease):
+    if not lease.get("free") and fresh and not process_has_ended(lease):
         raise _busy(objects, lease)
 
 
@@ -103,7 +103,7 @@ def _busy(objects: Objects, lease: dict[str, Any]) -> OutputBusy:
 
 
 def _beat(objects: Objects, own: str, about: dict[str, Any], done: threading.Event) -> None:
-    while not done.wait(BEAT_SECONDS):
+    while not done.wait(HEARTBEAT_SECONDS):
         try:
             objects.write(own, _written(about))
         except HubheadError:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import HubheadError, OutputBusy, OutputError
-from serving.process import process_is_gone, this_process
+from serving.process import process_has_ended, process_identity
 from serving.storage import files
 
 LOCK_FILE = "lock"
@@ -32,7 +32,7 @@ _SETTLE_SECONDS = 1.0
 
 
 @contextmanager
-def held(directory: str) -> Iterator[None]:
+def hold(directory: str) -> Iterator[None]:
     """Hold the lock of an output's work directory.
 
     Raises:
@@ -45,7 +45,7 @@ def held(directory: str) -> Iterator[None]:
 
 
 def _about() -> dict[str, Any]:
-    return {**this_process(), "since": time.time()}
+    return {**process_identity(), "since": time.time()}
 
 
 def _busy(uri: str, about: Any) -> OutputBusy:
@@ -100,7 +100,7 @@ def _leased(uri: str) -> Iterator[None]:
 
 def _take(uri: str, token: str) -> None:
     lease = _lease(uri)
-    if lease and time.time() - float(lease.get("beat", 0)) < LEASE_SECONDS and not process_is_gone(lease):
+    if lease and time.time() - float(lease.get("beat", 0)) < LEASE_SECONDS and not process_has_ended(lease):
         raise _busy(uri, lease)
     _write(uri, token)
     time.sleep(_SETTLE_SECONDS)

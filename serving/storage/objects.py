@@ -34,7 +34,7 @@ class Objects:
     root: str
 
     @staticmethod
-    def at(address: str) -> Objects:
+    def from_address(address: str) -> Objects:
         """The objects below an address.
 
         Raises:
@@ -53,7 +53,7 @@ class Objects:
             ) from error
         return Objects(address, storage, root.rstrip("/"))
 
-    def at_name(self, name: str) -> str:
+    def address_of(self, name: str) -> str:
         """The address of an object."""
         return f"{self.address}/{name}"
 
@@ -63,7 +63,7 @@ class Objects:
         Raises:
             FileNotFoundError: there is no such object.
         """
-        with _told(self.at_name(name)):
+        with _told(self.address_of(name)):
             return bytes(self.storage.cat_file(self._path(name)))
 
     def read_all(self, names: Sequence[str]) -> list[bytes]:
@@ -81,7 +81,7 @@ class Objects:
 
     def write(self, name: str, content: bytes) -> None:
         """Create or replace an object."""
-        with _told(self.at_name(name), writing=True):
+        with _told(self.address_of(name), writing=True):
             self.storage.pipe_file(self._path(name), content)
 
     def create(self, name: str, content: bytes) -> bool:
@@ -90,7 +90,7 @@ class Objects:
         The content should be the writer's alone: where an answer is lost and the client asks again, the
         object that it finds is its own.
         """
-        with _told(self.at_name(name), writing=True):
+        with _told(self.address_of(name), writing=True):
             try:
                 self.storage.pipe_file(self._path(name), content, mode="create")
             except FileExistsError:
@@ -99,28 +99,28 @@ class Objects:
 
     def upload(self, path: Path, name: str) -> None:
         """Write a file's content."""
-        with _told(self.at_name(name), writing=True):
+        with _told(self.address_of(name), writing=True):
             self.storage.put_file(str(path), self._path(name))
 
     def download(self, name: str, path: Path) -> None:
         """Write an object's content to a file."""
-        with _told(self.at_name(name)):
+        with _told(self.address_of(name)):
             self.storage.get_file(self._path(name), str(path))
 
     def copy(self, name: str, other: str) -> None:
         """Copy within the store, where nothing crosses the network."""
-        with _told(self.at_name(other), writing=True):
+        with _told(self.address_of(other), writing=True):
             self.storage.cp_file(self._path(name), self._path(other))
 
     def remove(self, name: str) -> None:
         """Delete an object; fine where it is gone."""
-        with _told(self.at_name(name), writing=True):
+        with _told(self.address_of(name), writing=True):
             try:
                 self.storage.rm_file(self._path(name))
             except FileNotFoundError:
                 return
 
-    def children(self, prefix: str = "") -> list[str]:
+    def list_children(self, prefix: str = "") -> list[str]:
         """The names right below a prefix, those of "directories" too; [] where there are none."""
         path = self._path(prefix)
         with _told(self.address):
@@ -131,7 +131,7 @@ class Objects:
         names = (str(one).rstrip("/").removeprefix("/") for one in found)
         return [one.rpartition("/")[2] for one in names if one != path.removeprefix("/")]
 
-    def sizes(self, prefix: str) -> dict[str, int]:
+    def list_sizes(self, prefix: str) -> dict[str, int]:
         """Bytes of all objects below a prefix, by their names from there."""
         path = self._path(prefix)
         with _told(self.address):

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from serving.errors import InputError, OutputError
-from serving.storage.address import Address, name, parent
+from serving.storage.address import Address, base_name, parent
 from serving.storage.objects import Objects
 
 
@@ -17,7 +17,7 @@ def exists(address: Address) -> bool:
     if isinstance(address, Path):
         return address.is_file()
     try:
-        Objects.at(parent(address)).read(name(address))
+        Objects.from_address(parent(address)).read(base_name(address))
     except FileNotFoundError:
         return False
     return True
@@ -32,7 +32,7 @@ def read_text(address: Address) -> str:
     try:
         if isinstance(address, Path):
             return address.read_text("utf-8")
-        return Objects.at(parent(address)).read(name(address)).decode()
+        return Objects.from_address(parent(address)).read(base_name(address)).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{address} cannot be read: {error}.") from error
 
@@ -44,7 +44,7 @@ def replace_text(address: Address, text: str) -> None:
         OutputError: it cannot be written.
     """
     if not isinstance(address, Path):
-        Objects.at(parent(address)).write(name(address), text.encode())
+        Objects.from_address(parent(address)).write(base_name(address), text.encode())
         return
     target = address.resolve()  # a link, as in a mounted ConfigMap, stays one
     try:

@@ -21,7 +21,7 @@ from serving import contract, runtime
 from serving.bundle import Bundle
 from serving.client import Client
 from serving.contract import Status
-from serving.photos.converter import foreign_format
+from serving.photos.converter import detect_unsupported_format
 from serving.runtime.session import ClassicSession
 from serving.server import ServerSettings, start
 from tests import corpus
@@ -108,7 +108,7 @@ def test_rules_give_most_answers_and_the_golden_file_the_rest(cases: list[Case])
 
 def test_what_is_converted_is_what_the_graph_does_not_decode(cases: list[Case]) -> None:
     # JPEGs of unusual processes are the exception: no reader that is at hand decodes them.
-    foreign = [case.name for case in cases if foreign_format(case.content)]
+    foreign = [case.name for case in cases if detect_unsupported_format(case.content)]
     refused = [case.name for case in cases if case.status is Status.UNSUPPORTED_FORMAT]
     assert set(foreign) ^ {name for name in refused if not name.startswith("jpeg/")} == set()
 

@@ -30,5 +30,5 @@ def written(
     BundleMetadata(labels, {"fingerprint": FINGERPRINT, "dimension": len(fitted.kernel)}, {}).write(directory)
     save_head(HeadExport(fitted, labels), directory / contract.HEAD_FILE)
     if seen is not None:
-        training_digests.write(directory, training_digests.marks(map(sha, seen)))
+        training_digests.write(directory, training_digests.truncate_digests(map(sha, seen)))
     return bundle.read(directory)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from serving.registry.verdict import Check, Verdict
     from serving.storage.address import Address
-    from trainer.dataset.labelled_photos import Photo
+    from trainer.dataset.labelled_photos import EvaluationPhoto
 
 _HELP = {
     "accuracy": "How far the accuracy may fall; 0.02 is two points of a hundred.",
@@ -119,12 +119,12 @@ def validate(
         raise click.UsageError("--model_config_file is of a --live.")
     require_tensorflow()
     from serving.registry.stores.download import fetch_bundle
-    from serving.storage.address import parsed
+    from serving.storage.address import parse_address
     from trainer.gate import gate
 
-    served = _live(parsed(live), model_config_file) if live else None
+    served = _live(parse_address(live), model_config_file) if live else None
     with (
-        fetch_bundle(parsed(candidate), _say) as new,
+        fetch_bundle(parse_address(candidate), _say) as new,
         fetch_bundle(served, _say) if served else nullcontext() as old,
     ):
         found = gate.validate(
@@ -168,15 +168,15 @@ def _live(address: Address, config: Path | None = None) -> Address | None:
     return resolve_label(address, config, STABLE) if config and isinstance(address, Path) else address
 
 
-def _photos(candidate: Path, directory: Path | None, manifest: Path | None) -> list[Photo]:
+def _photos(candidate: Path, directory: Path | None, manifest: Path | None) -> list[EvaluationPhoto]:
     from serving import bundle
     from trainer.dataset import labelled_photos
 
     if manifest:
-        return labelled_photos.read(labelled_photos.from_manifest(manifest))
+        return labelled_photos.read_photos(labelled_photos.list_manifest(manifest))
     if directory:
         labels = bundle.read(candidate).metadata.labels
-        return labelled_photos.read(labelled_photos.from_directory(directory, labels))
+        return labelled_photos.read_photos(labelled_photos.list_directory(directory, labels))
     return []
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.errors import InputError
-from serving.photos.converter import foreign_format
+from serving.photos.converter import detect_unsupported_format
 
 _SUFFIXES = {f".{name}" for name in ("jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp")}
 
@@ -88,7 +88,7 @@ def read(listed: Sequence[tuple[Path, str | None]]) -> list[Photo]:
             content = path.read_bytes()
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-        if foreign_format(content) is None:
+        if detect_unsupported_format(content) is None:
             photos.append(Photo(path, label, content))
     if not photos:
         raise InputError("None of the photos is of a format that the graph decodes.")

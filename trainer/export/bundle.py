@@ -30,7 +30,7 @@ from serving.runtime.session import ClassicSession, check_answers, sample_jpeg
 from serving.runtime.tensorflow_import import import_tensorflow
 from trainer.backbones import Backbone, InputOptions, input_key, load, resolve
 from trainer.backbones.fingerprint import fingerprint as fingerprint_of
-from trainer.dataset.download import Progress, made_once, silent
+from trainer.dataset.download import ProgressLogger, create_once, no_progress
 from trainer.evaluation.abstention import Novelty
 from trainer.export import signatures, tflite
 from trainer.export.tflite import TfliteOption
@@ -65,7 +65,7 @@ class HeadExport:
     settings: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
-    trained_on: trained_on.Marks | None = None
+    trained_on: trained_on.DigestPrefixes | None = None
     report: Callable[[Path], None] | None = None
     tflite: TfliteOption | None = None
 
@@ -81,7 +81,7 @@ def template(
     preprocessing: Preprocessing | None = None,
     *,
     options: InputOptions | None = None,
-    say: Progress = silent,
+    say: ProgressLogger = no_progress,
 ) -> Bundle:
     """The graph of a backbone, traced once and kept in the cache: a bundle without labels.
 
@@ -112,7 +112,7 @@ def template(
     if not directory.is_dir():
         backbone = load(handle, cache, options=options, progress=say)
         preprocessing = _sized(preprocessing, backbone)
-        with made_once(directory) as staged:
+        with create_once(directory) as staged:
             signatures.save(backbone, preprocessing, staged)
             _metadata(backbone, preprocessing).write(staged)
     return bundle.read(directory)
@@ -126,7 +126,7 @@ def view_template(
     number: int,
     *,
     options: InputOptions | None = None,
-    say: Progress = silent,
+    say: ProgressLogger = no_progress,
 ) -> Bundle:
     """What embeds the random view `number` of each photo: a headless bundle in the cache.
 
@@ -151,12 +151,12 @@ def view_template(
     if not first.is_dir():
         backbone = load(handle, cache, options=options, progress=say)
         sized = _sized(preprocessing, backbone)
-        with made_once(first) as staged:
+        with create_once(first) as staged:
             signatures.save(backbone, sized, staged, with_head=False, augmentation=augmentation)
             _view_metadata(_metadata(backbone, sized), described, 0).write(staged)
     directory = cache / "templates" / _digest([*key, number])
     if not directory.is_dir():
-        with made_once(directory) as staged:
+        with create_once(directory) as staged:
             _copy_graph(first, staged)
             signatures.write_variables(first, staged, {"view": np.int32(number)})
             base = bundle.read(first).metadata
@@ -239,7 +239,7 @@ def export_headless(
     preprocessing: Preprocessing | None = None,
     *,
     options: InputOptions | None = None,
-    say: Progress = silent,
+    say: ProgressLogger = no_progress,
 ) -> Bundle:
     """Publish a backbone without a head, signature `embed` alone, as the next version below `base`.
 

@@ -18,7 +18,7 @@ from serving.registry.stores.local import file_sizes
 from serving.registry.stores.store import Say, silent
 from serving.registry.verdict import Check, Verdict
 from serving.storage.address import Address
-from trainer.dataset.labelled_photos import Photo, spread
+from trainer.dataset.labelled_photos import EvaluationPhoto, sample_evenly
 from trainer.gate import parity, thresholds
 from trainer.gate.thresholds import Limits
 
@@ -56,7 +56,7 @@ def validate(
     *,
     live: Path | None = None,
     live_origin: Address | None = None,
-    photos: Sequence[Photo] = (),
+    photos: Sequence[EvaluationPhoto] = (),
     allowed: Limits | None = None,
     force: bool = False,
     say: Say = silent,
@@ -88,7 +88,7 @@ def validate(
         )
     content = verdict.digest(new.path)
     checks = _Checks(say)
-    model = _by_itself(new, [photo.content for photo in spread(photos, PARITY_PHOTOS)], checks)
+    model = _by_itself(new, [photo.content for photo in sample_evenly(photos, PARITY_PHOTOS)], checks)
     if old:
         checks.found += thresholds.recorded(new.metadata, old.metadata, allowed)
         checks.found += thresholds.labels_changed(new.metadata.labels, old.metadata.labels)
@@ -168,7 +168,12 @@ def _warmup(directory: Path) -> Check:
 
 
 def _against(
-    new: Bundle, model: Model, old: Bundle, photos: Sequence[Photo], allowed: Limits, checks: _Checks
+    new: Bundle,
+    model: Model,
+    old: Bundle,
+    photos: Sequence[EvaluationPhoto],
+    allowed: Limits,
+    checks: _Checks,
 ) -> None:
     """Both versions on the same photos."""
     from serving import runtime
@@ -176,7 +181,7 @@ def _against(
 
     with checks.step("the live version answers"):
         other = runtime.load(old.path)
-        timed = [photo.content for photo in spread(photos, LATENCY_PHOTOS)] or [session.sample_jpeg()]
+        timed = [photo.content for photo in sample_evenly(photos, LATENCY_PHOTOS)] or [session.sample_jpeg()]
         mine, theirs = (1e3 * seconds for seconds in parity.seconds_a_photo((model, other), timed))
         checks.found.append(thresholds.ratio("latency", mine, theirs, allowed.latency, "ms a photo"))
         judged, left_out, unknown = _unseen(new, old, photos)
@@ -201,7 +206,9 @@ def _against(
         )
 
 
-def _unseen(new: Bundle, old: Bundle, photos: Sequence[Photo]) -> tuple[list[Photo], int, list[str]]:
+def _unseen(
+    new: Bundle, old: Bundle, photos: Sequence[EvaluationPhoto]
+) -> tuple[list[EvaluationPhoto], int, list[str]]:
     """The photos of labels that both know and that neither was trained on.
 
     Also how many of those labels are left out, and the bundles whose photos are not known.
@@ -210,7 +217,7 @@ def _unseen(new: Bundle, old: Bundle, photos: Sequence[Photo]) -> tuple[list[Pho
     labelled = [photo for photo in photos if photo.label in shared]
     if not labelled:
         return [], 0, []
-    marks = training_digests.marks(photo.sha256 for photo in labelled)
+    marks = training_digests.truncate_digests(photo.sha256 for photo in labelled)
     seen = np.zeros(len(labelled), bool)
     unknown: list[str] = []
     for one in (new, old):

@@ -22,10 +22,10 @@ from serving.html.parts import (
     table_of,
 )
 from serving.html.plot import interval_bar
-from serving.photos.thumbnails import thumbnails
+from serving.photos.thumbnails import make_thumbnails
 from serving.storage import files
 from trainer.dataset import Subset
-from trainer.dataset.near_duplicates import Group
+from trainer.dataset.near_duplicates import DuplicateGroup
 from trainer.evaluation.metrics import Calibration, Estimate, Evaluation, Proportion, proportion
 from trainer.report import charts, judged
 from trainer.report.contents import Answers, LabelRow, Report, shown_of
@@ -51,7 +51,7 @@ def write(path: Path, report: Report) -> None:
     Raises:
         OutputError: the place cannot be written.
     """
-    page = render(report, thumbnails(report.pictured, SIDE))
+    page = render(report, make_thumbnails(report.pictured, SIDE))
     files.write(str(path), page.encode())
 
 
@@ -341,11 +341,11 @@ class _Page:
         return section(
             "More than once",
             "",
-            element("ul", *(element("li", sentence) for sentence in found.sentences())),
+            element("ul", *(element("li", sentence) for sentence in found.describe())),
             element("div", *(self._group(group) for group in self._report.groups), class_="groups"),
         )
 
-    def _group(self, group: Group) -> Element:
+    def _group(self, group: DuplicateGroup) -> Element:
         same = all(picture.similarity == 1 for picture in group.pictures)
         finding = ["Identical files" if same else "Nearly the same"]
         if len(group.labels) > 1:

@@ -85,7 +85,7 @@ def judge(
     own, known = live.metadata.labels, training_digests.read(live.path)
     seen = np.zeros(len(examples), bool)
     if known is not None:
-        seen = np.isin(training_digests.marks(example.sha256 for example in examples), known)
+        seen = np.isin(training_digests.truncate_digests(example.sha256 for example in examples), known)
     foreign = np.array([labels[example.label] not in own for example in examples], bool)
     rows = np.flatnonzero(~seen & ~foreign)
     same = live.metadata.fingerprint == fingerprint
@@ -213,7 +213,7 @@ def _ask(live: Bundle, uris: Sequence[str]) -> tuple[Floats, Flags]:
         def photos() -> Iterator[bytes]:
             for row, uri in enumerate(uris):
                 try:
-                    image = converter.for_graph(files.read(uri))
+                    image = converter.convert_if_needed(files.read(uri))
                 except OSError:
                     continue
                 if isinstance(image, bytes):

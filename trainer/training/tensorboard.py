@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import OutputError
-from serving.photos.thumbnails import thumbnails
+from serving.photos.thumbnails import make_thumbnails
 from trainer.dataset import Example, Subset
 from trainer.evaluation.metrics import Evaluation
 from trainer.heads import (
@@ -377,7 +377,7 @@ def _sprite(uris: Sequence[str]) -> bytes:
 
     across, side = math.ceil(math.sqrt(len(uris))), SPRITE_SIDE
     sheet = Image.new("RGB", (across * side, across * side), (128, 128, 128))
-    small = thumbnails(uris, side)
+    small = make_thumbnails(uris, side)
     for number, uri in enumerate(uris):
         if uri in small:
             down, right = divmod(number, across)

@@ -13,7 +13,7 @@ from serving.errors import BundleError
 from serving.registry.stores.local import LocalStore
 from serving.registry.stores.object_store import RECORDS_PREFIX, ObjectStore
 from serving.registry.stores.store import Say, Store, silent
-from serving.storage.address import Address, name, parent
+from serving.storage.address import Address, base_name, parent
 from serving.storage.objects import Objects
 
 
@@ -23,7 +23,7 @@ def open_store(base: Address) -> Store:
     Raises:
         InputError: the package for such an address is not installed.
     """
-    return LocalStore(base) if isinstance(base, Path) else ObjectStore(Objects.at(base))
+    return LocalStore(base) if isinstance(base, Path) else ObjectStore(Objects.from_address(base))
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class FetchedBundle:
             OutputError: it cannot be written.
         """
         if isinstance(self.origin, str):
-            Objects.at(self.origin).upload(self.path / file, file)
+            Objects.from_address(self.origin).upload(self.path / file, file)
 
 
 @contextmanager
@@ -61,11 +61,13 @@ def fetch_bundle(address: Address, say: Say = silent) -> Iterator[FetchedBundle]
         yield FetchedBundle(path, path)
         return
     origin = _resolved(address)
-    objects = Objects.at(origin)
+    objects = Objects.from_address(origin)
     with tempfile.TemporaryDirectory(prefix="hubhead-fetch-") as top:
-        path = Path(top) / name(parent(origin)) / name(origin)  # a bundle's name is that of its parent
+        path = (
+            Path(top) / base_name(parent(origin)) / base_name(origin)
+        )  # a bundle's name is that of its parent
         say(f"fetching {origin}")
-        for file in objects.sizes(""):
+        for file in objects.list_sizes(""):
             target = path / file
             target.parent.mkdir(parents=True, exist_ok=True)
             objects.download(file, target)
@@ -80,9 +82,9 @@ def has_no_version(base: Address) -> bool:
     """
     if isinstance(base, Path):
         return base.is_dir() and not (base / contract.SAVED_MODEL_FILE).exists() and not bundle.versions(base)
-    store = ObjectStore(Objects.at(base))
+    store = ObjectStore(Objects.from_address(base))
     whole = store.versions() or "foreign" in store.list_unfinished().values()
-    return not whole and contract.SAVED_MODEL_FILE not in store.objects.children()
+    return not whole and contract.SAVED_MODEL_FILE not in store.objects.list_children()
 
 
 def _resolved(address: str) -> str:
@@ -91,13 +93,13 @@ def _resolved(address: str) -> str:
     What hubhead put there has a record, and counts once that says that it is whole; of what others put
     there only saved_model.pb can be asked for.
     """
-    above = Objects.at(parent(address))
-    if name(address).isdecimal() and name(address) in above.children(RECORDS_PREFIX):
-        ObjectStore(above).require(int(name(address)))
+    above = Objects.from_address(parent(address))
+    if base_name(address).isdecimal() and base_name(address) in above.list_children(RECORDS_PREFIX):
+        ObjectStore(above).require(int(base_name(address)))
         return address
-    if contract.SAVED_MODEL_FILE in Objects.at(address).children():
+    if contract.SAVED_MODEL_FILE in Objects.from_address(address).list_children():
         return address
-    below = ObjectStore(Objects.at(address))
+    below = ObjectStore(Objects.from_address(address))
     if whole := below.versions():
         return str(below.path(whole[-1]))
     for number, why in sorted(below.list_unfinished().items(), reverse=True):

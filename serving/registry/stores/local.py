@@ -12,7 +12,7 @@ from serving import bundle, contract
 from serving.errors import BundleError, InputError, OutputError
 from serving.registry import verdict
 from serving.registry.stores.store import Say, Store
-from serving.storage.lease import locked
+from serving.storage.lease import hold_file_lock
 
 AUDIT_LOG = "audit.jsonl"
 
@@ -43,7 +43,7 @@ class LocalStore(Store):
                 self.base.joinpath(".lock").touch()
 
     def lock(self) -> AbstractContextManager[None]:
-        return locked(self.base / ".lock")
+        return hold_file_lock(self.base / ".lock")
 
     def versions(self) -> list[int]:
         return bundle.versions(self.base)

@@ -31,8 +31,8 @@ from serving.errors import BundleError, InputError, OutputError
 from serving.registry import verdict
 from serving.registry.stores.local import file_sizes
 from serving.registry.stores.store import Say, Store
-from serving.storage.address import name as last_part
-from serving.storage.lease import leased
+from serving.storage.address import base_name
+from serving.storage.lease import hold_lease
 from serving.storage.objects import Objects
 
 STATE_PREFIX = ".hubhead"
@@ -103,28 +103,28 @@ class ObjectStore(Store):
 
     @property
     def name(self) -> str:
-        return last_part(self.objects.address)
+        return base_name(self.objects.address)
 
     def exists(self) -> bool:
-        return bool(self.objects.children())
+        return bool(self.objects.list_children())
 
     def create(self) -> None:
         """An object store has no directories."""
 
     def lock(self) -> AbstractContextManager[None]:
-        return leased(self.objects, LEASE_PREFIX)
+        return hold_lease(self.objects, LEASE_PREFIX)
 
     def versions(self) -> list[int]:
         return [number for number, record in self._records().items() if record.state is State.WHOLE]
 
     def path(self, version: int) -> str:
-        return self.objects.at_name(str(version))
+        return self.objects.address_of(str(version))
 
     def read(self, version: int, name: str) -> bytes:
         return self.objects.read(f"{version}/{name}")
 
     def sizes(self, version: int) -> dict[str, int]:
-        return self.objects.sizes(str(version))
+        return self.objects.list_sizes(str(version))
 
     def digest(self, version: int) -> str:
         record = self._record(version)
@@ -159,7 +159,7 @@ class ObjectStore(Store):
 
     def withdraw(self, version: int) -> str:
         self._leave(version, State.WITHDRAWING)
-        return self.objects.at_name(bundle.WITHDRAWN)
+        return self.objects.address_of(bundle.WITHDRAWN)
 
     def remove(self, version: int) -> None:
         self._leave(version, State.REMOVING)
@@ -170,7 +170,7 @@ class ObjectStore(Store):
         Its number is the next; of two writers only one can create it, and the other takes the one after.
         """
         number = max(
-            (int(name) for name in self.objects.children(AUDIT_PREFIX) if name.isdecimal()), default=0
+            (int(name) for name in self.objects.list_children(AUDIT_PREFIX) if name.isdecimal()), default=0
         )
         while not self.objects.create(f"{AUDIT_PREFIX}/{(number := number + 1):08d}", line.encode()):
             pass
@@ -178,11 +178,11 @@ class ObjectStore(Store):
     def read_log(self) -> Iterator[tuple[str, str]]:
         names = [
             f"{AUDIT_PREFIX}/{name}"
-            for name in sorted(self.objects.children(AUDIT_PREFIX))
+            for name in sorted(self.objects.list_children(AUDIT_PREFIX))
             if name.isdecimal()
         ]
         for name, line in zip(names, self.objects.read_all(names), strict=True):
-            yield self.objects.at_name(name), line.decode(errors="replace")
+            yield self.objects.address_of(name), line.decode(errors="replace")
 
     def finish_interrupted(self, say: Say) -> list[int]:
         leaving = {
@@ -193,7 +193,7 @@ class ObjectStore(Store):
         for number, record in leaving.items():
             say(f"{record.state} version {number}, which was cut off")
             self._leave(number, record.state)
-        uploads = self.objects.children(STAGING_PREFIX)
+        uploads = self.objects.list_children(STAGING_PREFIX)
         whole = {record.content for record in self._records().values() if record.state is State.WHOLE}
         for content in whole.intersection(uploads):
             self._delete(f"{STAGING_PREFIX}/{content}")
@@ -211,21 +211,21 @@ class ObjectStore(Store):
 
     def _numbers(self) -> list[int]:
         """What a server takes for versions, ascending."""
-        return sorted({int(name) for name in self.objects.children() if name.isdecimal()})
+        return sorted({int(name) for name in self.objects.list_children() if name.isdecimal()})
 
     def _records(self) -> dict[int, Record]:
         """The records of the numbers that have objects, ascending."""
-        known = {name for name in self.objects.children(RECORDS_PREFIX) if name.isdecimal()}
+        known = {name for name in self.objects.list_children(RECORDS_PREFIX) if name.isdecimal()}
         numbers = [number for number in self._numbers() if str(number) in known]
         names = [f"{RECORDS_PREFIX}/{number}" for number in numbers]
         found = zip(names, self.objects.read_all(names), strict=True)
-        records = (Record.parsed(content, self.objects.at_name(name)) for name, content in found)
+        records = (Record.parsed(content, self.objects.address_of(name)) for name, content in found)
         return dict(zip(numbers, records, strict=True))
 
     def _record(self, version: int) -> Record:
         name = f"{RECORDS_PREFIX}/{version}"
         try:
-            return Record.parsed(self.objects.read(name), self.objects.at_name(name))
+            return Record.parsed(self.objects.read(name), self.objects.address_of(name))
         except FileNotFoundError as error:
             raise BundleError(f"{self} holds no version {version}.") from error
 
@@ -234,7 +234,7 @@ class ObjectStore(Store):
 
     def _upload(self, source: Path, staging: str, sizes: Mapping[str, int], say: Say) -> None:
         """What is not there yet. The verdict always: it is no part of the digest that names the place."""
-        there = self.objects.sizes(staging)
+        there = self.objects.list_sizes(staging)
         missing = [n for n in sizes if there.get(n) != sizes[n] or n == contract.VERDICT_FILE]
         for place, name in enumerate(missing, 1):
             say(f"uploading {name} ({sizes[name] / 1e6:.1f} MB, {place} of {len(missing)})")
@@ -243,7 +243,7 @@ class ObjectStore(Store):
     def _claim(self, content: str, files: Mapping[str, int], at_least: int) -> tuple[int, Record]:
         """A number for this content: the one that it had when it was cut off, else the next."""
         record = Record(State.ARRIVING, content, dict(files), secrets.token_hex(8))
-        known = {int(name) for name in self.objects.children(RECORDS_PREFIX) if name.isdecimal()}
+        known = {int(name) for name in self.objects.list_children(RECORDS_PREFIX) if name.isdecimal()}
         newest = max(known | set(self._numbers()), default=0)
         if newest in known:
             last = self._record(newest)
@@ -256,7 +256,7 @@ class ObjectStore(Store):
 
     def _abandon(self, content: str, say: Say) -> None:
         """Delete what was uploaded in part of another content."""
-        for other in self.objects.children(STAGING_PREFIX):
+        for other in self.objects.list_children(STAGING_PREFIX):
             if other != content:
                 say(f"removing an upload that was cut off, of content {other[:12]}")
                 self._delete(f"{STAGING_PREFIX}/{other}")
@@ -279,7 +279,7 @@ class ObjectStore(Store):
         self._keep(version, replace(record, state=State.GONE))
 
     def _delete(self, prefix: str) -> None:
-        for name in self.objects.sizes(prefix):
+        for name in self.objects.list_sizes(prefix):
             self.objects.remove(f"{prefix}/{name}")
 
 

@@ -44,7 +44,7 @@ def converter() -> Iterator[Converter]:
 def test_a_large_photo_becomes_a_jpeg_of_the_side(
     converter: Converter, form: str, settings: dict[str, Any]
 ) -> None:
-    found = converter.reduced(encoded(1300, 900, form, **settings), 300)
+    found = converter.downscale(encoded(1300, 900, form, **settings), 300)
     assert found is not None
     assert (found.height, found.width) == (900, 1300)
     with Image.open(io.BytesIO(found.content)) as image:
@@ -54,7 +54,7 @@ def test_a_large_photo_becomes_a_jpeg_of_the_side(
 
 
 def test_it_is_upright_and_its_size_is_that_of_the_upright_original(converter: Converter) -> None:
-    found = converter.reduced(turned(1300, 900), 300)
+    found = converter.downscale(turned(1300, 900), 300)
     assert found is not None
     assert (found.height, found.width) == (1300, 900)
     with Image.open(io.BytesIO(found.content)) as image:
@@ -69,14 +69,14 @@ def test_heic_is_reduced_too(converter: Converter) -> None:
 
     file = io.BytesIO()
     pillow_heif.from_pillow(Image.new("RGB", (800, 640), (200, 100, 50))).save(file)
-    found = converter.reduced(file.getvalue(), 160)
+    found = converter.downscale(file.getvalue(), 160)
     assert found is not None
     with Image.open(io.BytesIO(found.content)) as image:
         assert (image.format, image.size) == ("JPEG", (200, 160))
 
 
 def test_a_small_photo_is_never_enlarged(converter: Converter) -> None:
-    found = converter.reduced(encoded(120, 80), 300)
+    found = converter.downscale(encoded(120, 80), 300)
     assert found is not None
     with Image.open(io.BytesIO(found.content)) as image:
         assert image.size == (120, 80)
@@ -88,7 +88,7 @@ def test_a_small_photo_is_never_enlarged(converter: Converter) -> None:
     ids=["empty", "text", "GIF", "cut off", "header alone", "Photoshop"],
 )
 def test_what_cannot_be_reduced_is_left_to_the_model(converter: Converter, content: bytes) -> None:
-    assert converter.reduced(content, 300) is None
+    assert converter.downscale(content, 300) is None
 
 
 def metadata(request: Any, _: grpc.ServicerContext) -> Any:

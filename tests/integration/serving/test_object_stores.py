@@ -24,7 +24,7 @@ from serving.registry.audit import Action
 from serving.registry.promote import promote
 from serving.registry.rollback import rollback
 from serving.registry.stores.download import fetch_bundle, has_no_version
-from serving.registry.stores.object_store import STAGING_PREFIX, AUDIT_PREFIX, LEASE_PREFIX, ObjectStore
+from serving.registry.stores.object_store import AUDIT_PREFIX, LEASE_PREFIX, STAGING_PREFIX, ObjectStore
 from serving.registry.target import DeploymentTarget, lock_target
 from serving.storage import lease
 from serving.storage.objects import Objects
@@ -113,8 +113,8 @@ def cut_off_before(number: int, patch: pytest.MonkeyPatch, look: Callable[[], No
 
 def end_lease(base: str) -> None:
     """As if its holder were gone; a process that is killed need not wait for that, and this one lives."""
-    objects = Objects.at(base)
-    for name in objects.children(LEASE_PREFIX):
+    objects = Objects.from_address(base)
+    for name in objects.list_children(LEASE_PREFIX):
         objects.write(f"{LEASE_PREFIX}/{name}", b'{"beat": 0}')
 
 
@@ -123,8 +123,8 @@ def files_of(directory: Path) -> dict[str, bytes]:
 
 
 def objects_of(base: str, prefix: str) -> dict[str, bytes]:
-    objects = Objects.at(base)
-    return {name: objects.read(f"{prefix}/{name}") for name in objects.sizes(prefix)}
+    objects = Objects.from_address(base)
+    return {name: objects.read(f"{prefix}/{name}") for name in objects.list_sizes(prefix)}
 
 
 # --- Whole or not there -------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def test_a_promotion_uploads_the_whole_bundle(base: str, models: Path) -> None:
     assert (change.old, change.new, change.published) == (None, 2, True)
     assert objects_of(base, "2") == files_of(models / "2")
     assert place.versions == [2]
-    assert not Objects.at(base).sizes(STAGING_PREFIX)
+    assert not Objects.from_address(base).list_sizes(STAGING_PREFIX)
     assert not has_no_version(base)
     again = promote(place, source=models / "2")
     assert (again.new, again.published) == (2, False)
@@ -163,8 +163,8 @@ def test_a_server_never_sees_a_model_without_its_weights(
 
     def look() -> None:
         for number in ("1", "2", "3"):
-            seen.append(set(Objects.at(memory).sizes(number)))
-        numbered.append(any(name.isdecimal() for name in Objects.at(memory).children()))
+            seen.append(set(Objects.from_address(memory).list_sizes(number)))
+        numbered.append(any(name.isdecimal() for name in Objects.from_address(memory).list_children()))
 
     cut_off_before(1 << 30, monkeypatch, look)
     place = place_at(memory)
@@ -214,7 +214,7 @@ def promoted_after(memory: str, cut: int, models: Path) -> bool:
     with pytest.MonkeyPatch.context() as patch:
         upload = Objects.upload
         patch.setattr(Objects, "upload", lambda *a: uploads.append(a[2]) or upload(*a))
-        arrived = Objects.at(memory).sizes(STAGING_PREFIX)
+        arrived = Objects.from_address(memory).list_sizes(STAGING_PREFIX)
         assert promote(place, source=models / "2").new == 2
     assert {name.partition("/")[2] for name in arrived} & {
         name.removeprefix(f"{STAGING_PREFIX}/").partition("/")[2] for name in uploads
@@ -222,7 +222,7 @@ def promoted_after(memory: str, cut: int, models: Path) -> bool:
     assert place.versions == [1, 2]
     assert objects_of(memory, "2") == files_of(models / "2")
     assert not place.store.list_unfinished()
-    assert not Objects.at(memory).sizes(STAGING_PREFIX)
+    assert not Objects.from_address(memory).list_sizes(STAGING_PREFIX)
     assert [e.new for e in audit.read(place.store) if e.action is Action.PROMOTE] == [1, 2]
     return True
 
@@ -244,7 +244,7 @@ def rolled_back_after(memory: str, cut: int, models: Path) -> bool:
         else:
             return False
     end_lease(memory)
-    if Objects.at(memory).sizes("3"):
+    if Objects.from_address(memory).list_sizes("3"):
         change = rollback(place)
         assert (change.old, change.new) == (3, 2)
     assert place.versions == [1, 2]
@@ -269,8 +269,8 @@ def test_another_bundle_takes_the_place_of_one_that_was_cut_off(
     assert "1 is no version here: hubhead was cut off while arriving it" in listed.stderr
     assert promote(place, source=models / "2").new == 2
     assert place.versions == [2]
-    assert not Objects.at(memory).sizes("1")
-    assert not Objects.at(memory).sizes(STAGING_PREFIX)
+    assert not Objects.from_address(memory).list_sizes("1")
+    assert not Objects.from_address(memory).list_sizes(STAGING_PREFIX)
 
 
 def test_a_process_that_is_killed_in_the_middle_leaves_nothing_to_be_seen(on_s3: str, models: Path) -> None:
@@ -322,21 +322,21 @@ def test_a_bundle_that_changes_while_it_is_uploaded_is_not_published(
     with pytest.raises(BundleError, match="changed while"):
         promote(place_at(memory), source=models / "1")
     assert place_at(memory).versions == []
-    assert not Objects.at(memory).sizes(STAGING_PREFIX)
+    assert not Objects.from_address(memory).list_sizes(STAGING_PREFIX)
 
 
 def test_what_others_put_there_is_told_and_left_alone(memory: str, models: Path) -> None:
-    Objects.at(memory).write("7/saved_model.pb", b"theirs")
+    Objects.from_address(memory).write("7/saved_model.pb", b"theirs")
     place = place_at(memory)
     assert promote(place, source=models / "1").new == 8  # above what a server of the newest would take
     assert place.store.list_unfinished() == {7: "foreign"}
-    assert Objects.at(memory).read("7/saved_model.pb") == b"theirs"
+    assert Objects.from_address(memory).read("7/saved_model.pb") == b"theirs"
 
 
 def test_a_version_that_lost_an_object_has_no_verdict(memory: str, models: Path) -> None:
     place = place_at(memory)
     promote(place, source=models / "1")
-    Objects.at(memory).remove("1/variables/variables.index")
+    Objects.from_address(memory).remove("1/variables/variables.index")
     (seen,) = inventory.list_versions(place)
     assert seen.verdict == "void"
     with pytest.raises(GateRejected, match="changed since"):
@@ -357,7 +357,7 @@ def test_two_changes_at_once_are_one_too_many(base: str, models: Path) -> None:
 def test_of_many_that_find_a_lease_abandoned_one_gets_it(
     kind: str, servers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    objects = Objects.at(object_stores.bucket(kind, monkeypatch, servers))
+    objects = Objects.from_address(object_stores.bucket(kind, monkeypatch, servers))
     objects.write(f"{LEASE_PREFIX}/00000003", b'{"beat": 0}')
     start, hold = threading.Barrier(6), threading.Event()
     got: list[str] = []
@@ -382,13 +382,13 @@ def test_of_many_that_find_a_lease_abandoned_one_gets_it(
         taker.join(20)
     assert sorted(got) == ["busy"] * 5 + ["held"]
     with lease.leased(objects, LEASE_PREFIX):
-        assert objects.children(LEASE_PREFIX) == ["00000005"]
+        assert objects.list_children(LEASE_PREFIX) == ["00000005"]
 
 
 def test_a_lease_is_kept_fresh_while_its_holder_lives(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.01)
     monkeypatch.setattr(lease, "LEASE_SECONDS", 0.5)
-    objects = Objects.at(memory)
+    objects = Objects.from_address(memory)
     with lease.leased(objects, LEASE_PREFIX):
         first = json.loads(objects.read(f"{LEASE_PREFIX}/00000001"))["beat"]
         deadline = time.monotonic() + 20
@@ -400,7 +400,7 @@ def test_a_lease_is_kept_fresh_while_its_holder_lives(memory: str, monkeypatch: 
 
 
 def test_the_log_keeps_its_order_and_loses_no_line(on_s3: str) -> None:
-    store = ObjectStore(Objects.at(on_s3))
+    store = ObjectStore(Objects.from_address(on_s3))
     for number in range(11):
         store.append_to_log(f"{number}")
     writers = [threading.Thread(target=store.append_to_log, args=(f"w{number}",)) for number in range(5)]
@@ -416,7 +416,7 @@ def test_the_log_keeps_its_order_and_loses_no_line(on_s3: str) -> None:
 def test_a_line_of_the_log_that_is_none_is_named(memory: str, models: Path) -> None:
     place = place_at(memory)
     promote(place, source=models / "1")
-    Objects.at(memory).write(f"{AUDIT_PREFIX}/00000003", b"torn {")
+    Objects.from_address(memory).write(f"{AUDIT_PREFIX}/00000003", b"torn {")
     with pytest.raises(InputError, match="00000003 is no event"):
         audit.read(place.store)
 
@@ -437,7 +437,7 @@ def test_labels_move_in_a_configuration_beside_the_versions(memory: str, models:
     assert (back.old, back.new, back.also) == (2, 1, ("canary",))
     promote(place, source=models / "3", keep=1)
     assert place.versions == [1, 2, 3]  # no server was asked, so what served may serve still
-    objects = Objects.at(memory.rpartition("/")[0])
+    objects = Objects.from_address(memory.rpartition("/")[0])
     assert b"# Kept by hand." in objects.read("model.config")
     with lock_target(place), pytest.raises(OutputBusy):
         promote(DeploymentTarget(f"{memory}-other", "double", config), source=models / "1")
@@ -449,7 +449,7 @@ def test_old_versions_go_and_their_numbers_stay_used(memory: str, models: Path) 
         change = promote(place, source=models / str(number), keep=2)
     assert change.removed == (1,)
     assert place.versions == [2, 3]
-    assert not Objects.at(memory).sizes("1")
+    assert not Objects.from_address(memory).list_sizes("1")
     assert [event.old for event in audit.read(place.store) if event.action is Action.REMOVE] == [1]
 
 
@@ -504,7 +504,7 @@ def test_a_missing_extra_is_named(
     assert f"hubhead[{scheme}]" in refused.exception.remedy
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(InputError, match=rf"hubhead\[{scheme}\]"):
-        Objects.at(f"{scheme}://bucket/models/food")
+        Objects.from_address(f"{scheme}://bucket/models/food")
 
 
 def test_a_bucket_that_is_missing_and_a_server_that_is_away_are_told(
@@ -513,7 +513,7 @@ def test_a_bucket_that_is_missing_and_a_server_that_is_away_are_told(
     with pytest.raises(OutputError, match=r"s3://nowhere-1/models/food.* cannot be written") as told:
         promote(place_at("s3://nowhere-1/models/food"), source=models / "1")
     assert "bucket" in told.value.remedy
-    objects = Objects.at(on_s3)
+    objects = Objects.from_address(on_s3)
 
     def away(*_: Any, **__: Any) -> None:
         raise RuntimeError("no credentials")

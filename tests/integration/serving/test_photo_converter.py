@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from serving.contract import PhotoRejection, Status
-from serving.photos.converter import Converted, Converter, Limits, foreign_format
+from serving.photos.converter import Converted, Converter, Limits, detect_unsupported_format
 from tests.support.repository import REPO
 
 HEIGHT, WIDTH = 40, 60
@@ -106,9 +106,9 @@ def assert_close(found: np.ndarray, expected: Image.Image | np.ndarray, toleranc
     assert np.abs(found - wanted).mean() <= tolerance
 
 
-def refused(result: Converted | PhotoRejection | None, status: Status, *, lasting: bool) -> str:
+def refused(result: Converted | PhotoRejection | None, status: Status, *, permanent: bool) -> str:
     assert isinstance(result, PhotoRejection), result
-    assert (result.status, result.lasting) == (status, lasting), result
+    assert (result.status, result.permanent) == (status, permanent), result
     return result.detail
 
 
@@ -129,7 +129,7 @@ FOREIGN = {
 def test_every_format_becomes_the_same_pixels(name: str, converter: Converter) -> None:
     content = FOREIGN[name]()
     result = converter.convert(content)
-    assert foreign_format(content) == name
+    assert detect_unsupported_format(content) == name
     assert_close(pixels_of(result), scene())
     assert isinstance(result, Converted)
     assert (result.height, result.width) == (HEIGHT, WIDTH)
@@ -161,7 +161,7 @@ def test_every_format_becomes_the_same_pixels(name: str, converter: Converter) -
     ],
 )
 def test_a_header_tells_what_the_graph_does_not_decode(content: bytes, name: str | None) -> None:
-    assert foreign_format(content) == name
+    assert detect_unsupported_format(content) == name
 
 
 def test_what_the_graph_decodes_is_left_as_it_is_and_starts_no_process(
@@ -171,8 +171,8 @@ def test_what_the_graph_decodes_is_left_as_it_is_and_starts_no_process(
     with Converter() as converter:
         for content in (encoded(scene(), "JPEG"), b"", b"text"):
             assert converter.convert(content) is None
-            assert converter.for_graph(content) == content
-        film = refused(converter.convert(iso(b"isom")), Status.UNSUPPORTED_FORMAT, lasting=True)
+            assert converter.convert_if_needed(content) == content
+        film = refused(converter.convert(iso(b"isom")), Status.UNSUPPORTED_FORMAT, permanent=True)
         assert film == "ISO media isom, which is not converted"
 
 
@@ -188,7 +188,7 @@ def test_the_graph_refuses_as_unsupported_what_is_foreign_here_and_nothing_else(
     photos += [b"", b"text", b"\xff\xd8\xff\xe0ftypheic", b"GIF8ftypheic", b"BM" + bytes(60)]
     statuses = preprocessing.decode_photos(tf.constant(photos), preprocessing.Preprocessing())[1]
     unsupported = [preprocessing.STATUSES[number] is Status.UNSUPPORTED_FORMAT for number in statuses.numpy()]
-    assert [foreign_format(photo) is not None for photo in photos] == unsupported
+    assert [detect_unsupported_format(photo) is not None for photo in photos] == unsupported
 
 
 @pytest.mark.tf
@@ -334,7 +334,7 @@ ODD_BMPS: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("kind", ODD_BMPS)
 def test_odd_bmps(kind: str, converter: Converter) -> None:
     content = ODD_BMPS[kind]()
-    assert (foreign_format(content) or "").startswith("BMP ")
+    assert (detect_unsupported_format(content) or "").startswith("BMP ")
     assert_close(pixels_of(converter.convert(content)), STRIPES, 0.0)
 
 
@@ -395,7 +395,7 @@ def webp_canvas(width: int, height: int) -> bytes:
 def test_a_bomb_is_refused_by_its_header(content: bytes, said: str) -> None:
     before = children()
     with Converter() as converter:
-        detail = refused(converter.convert(content), Status.TOO_LARGE, lasting=True)
+        detail = refused(converter.convert(content), Status.TOO_LARGE, permanent=True)
         [child] = children() - before
         assert resident(child) < 100
     assert said in detail
@@ -403,7 +403,7 @@ def test_a_bomb_is_refused_by_its_header(content: bytes, said: str) -> None:
 
 def test_a_file_with_too_many_bytes_is_refused() -> None:
     with Converter(Limits(max_bytes=100)) as converter:
-        detail = refused(converter.convert(FOREIGN["TIFF"]()), Status.TOO_LARGE, lasting=False)
+        detail = refused(converter.convert(FOREIGN["TIFF"]()), Status.TOO_LARGE, permanent=False)
     assert "more than the 100 allowed" in detail
 
 
@@ -414,7 +414,7 @@ def test_memory_is_capped_and_the_next_photo_is_not_harmed(name: str) -> None:
     options = {"WEBP": many, "AVIF": {"speed": 10}, "TIFF": {"compression": "tiff_lzw"}}.get(kind, {})
     large = encoded(Image.new("RGB", (5000, 5000)), kind, **options)
     with Converter(Limits(memory_bytes=100 << 20)) as converter:
-        detail = refused(converter.convert(large), Status.TOO_LARGE, lasting=False)
+        detail = refused(converter.convert(large), Status.TOO_LARGE, permanent=False)
         assert detail == f"{name} that takes more than 100 MiB of memory to convert"
         assert_close(pixels_of(converter.convert(FOREIGN["TIFF"]())), scene())
 
@@ -424,7 +424,7 @@ def test_a_photo_that_takes_too_long_is_given_up_and_its_process_ended() -> None
     large = encoded(scene(4000, 3000), "JPEG2000")
     with Converter(Limits(seconds=0.2)) as converter:
         begin = time.monotonic()
-        detail = refused(converter.convert(large), Status.TOO_LARGE, lasting=False)
+        detail = refused(converter.convert(large), Status.TOO_LARGE, permanent=False)
         assert time.monotonic() - begin < 5
         assert children() == before
     assert detail == "JPEG 2000 that takes more than 0.2 s to convert"
@@ -440,7 +440,7 @@ def test_a_process_that_is_killed_at_work_costs_its_photo_alone() -> None:
         while resident(child) < 60 and time.monotonic() < deadline:
             time.sleep(0.005)
         os.kill(child, signal.SIGKILL)
-        detail = refused(at_work.result(30), Status.CORRUPT, lasting=False)
+        detail = refused(at_work.result(30), Status.CORRUPT, permanent=False)
         assert detail == "JPEG 2000 whose conversion ended with exit code -9"
         assert isinstance(converter.convert(FOREIGN["TIFF"]()), Converted)
 
@@ -458,7 +458,7 @@ def test_a_process_that_is_killed_while_it_waits_costs_nothing() -> None:
 def test_a_photo_that_does_not_decode_says_what_the_decoder_says(converter: Converter) -> None:
     content = FOREIGN["TIFF"]()
     for broken in (content[:100], b"II*\0", FOREIGN["HEIC"]()[:600], iso(b"avif") + bytes(200)):
-        detail = refused(converter.convert(broken), Status.CORRUPT, lasting=True)
+        detail = refused(converter.convert(broken), Status.CORRUPT, permanent=True)
         assert "does not decode" in detail
         assert "0x" not in detail
 
@@ -469,7 +469,7 @@ def test_without_the_extra_the_refusal_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)  # what is None there cannot be imported
     with Converter() as converter:
-        detail = refused(converter.convert(FOREIGN_BYTES[name]), Status.UNSUPPORTED_FORMAT, lasting=False)
+        detail = refused(converter.convert(FOREIGN_BYTES[name]), Status.UNSUPPORTED_FORMAT, permanent=False)
     assert detail == f"{name}; install hubhead[formats] to convert it"
 
 
@@ -486,7 +486,7 @@ def test_a_pillow_that_does_not_load_is_told_from_none(
     (tmp_path / "PIL" / "__init__.py").write_text("raise ImportError('of another machine')")
     with Converter() as converter:
         monkeypatch.setattr(converter, "_packages", {"PIL": str(tmp_path)}, raising=False)
-        detail = refused(converter.convert(FOREIGN_BYTES["TIFF"]), Status.UNSUPPORTED_FORMAT, lasting=False)
+        detail = refused(converter.convert(FOREIGN_BYTES["TIFF"]), Status.UNSUPPORTED_FORMAT, permanent=False)
     assert detail == "TIFF; Pillow is installed and does not load"
 
 

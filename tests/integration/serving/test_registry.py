@@ -25,7 +25,7 @@ from serving.registry.rollback import rollback
 from serving.registry.stores.local import AUDIT_LOG, LocalStore
 from serving.registry.target import DeploymentTarget, lock_target
 from serving.server import RunningServer, ServerSettings, start
-from serving.storage.address import parsed
+from serving.storage.address import parse_address
 from tests.support.fake_model import LIMIT, Doublers, eventually, write_doubler
 from tests.support.registry import CONFIG, command, write_bundle
 
@@ -463,11 +463,11 @@ def test_two_changes_at_once_are_one_too_many(base: Path, models: Path) -> None:
 
 
 def test_addresses_that_nothing_can_be_kept_at_are_refused() -> None:
-    assert parsed("models/food") == Path("models/food")
-    assert parsed("gs://bucket/models/food/") == "gs://bucket/models/food"
+    assert parse_address("models/food") == Path("models/food")
+    assert parse_address("gs://bucket/models/food/") == "gs://bucket/models/food"
     for text in ("https://host/models", "gs://", "hdfs://a/b"):
         with pytest.raises(InputError):
-            parsed(text)
+            parse_address(text)
 
 
 def test_the_commands_do_the_same(base: Path, config: Path, models: Path, place: DeploymentTarget) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from serving.photos.thumbnails import thumbnails
+from serving.photos.thumbnails import make_thumbnails
 
 SIDE = 64
 
@@ -24,7 +24,7 @@ def photo(path: Path, kind: str, **settings: object) -> str:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_the_shorter_side_is_the_one_asked_for(kind: str, tmp_path: Path) -> None:
     uri = photo(tmp_path / "a", kind)
-    (content,) = thumbnails([uri], SIDE).values()
+    (content,) = make_thumbnails([uri], SIDE).values()
     with Image.open(io.BytesIO(content)) as small:
         assert (small.format, small.size) == ("JPEG", (96, SIDE))
         assert small.getpixel((10, 32))[0] > 200  # type: ignore[index]
@@ -34,7 +34,7 @@ def test_the_shorter_side_is_the_one_asked_for(kind: str, tmp_path: Path) -> Non
 def test_a_phones_photo_stands_upright(tmp_path: Path) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
-    (content,) = thumbnails([photo(tmp_path / "a", "JPEG", exif=turned)], SIDE).values()
+    (content,) = make_thumbnails([photo(tmp_path / "a", "JPEG", exif=turned)], SIDE).values()
     with Image.open(io.BytesIO(content)) as small:
         assert small.size == (SIDE, 96)
         assert small.getpixel((32, 10))[0] > 200  # type: ignore[index]
@@ -43,5 +43,5 @@ def test_a_phones_photo_stands_upright(tmp_path: Path) -> None:
 def test_what_cannot_be_read_or_decoded_has_none(tmp_path: Path) -> None:
     good = photo(tmp_path / "good", "PNG")
     (tmp_path / "broken").write_bytes(Path(good).read_bytes()[:60])
-    found = thumbnails([str(tmp_path / "gone"), good, str(tmp_path / "broken")], SIDE)
+    found = make_thumbnails([str(tmp_path / "gone"), good, str(tmp_path / "broken")], SIDE)
     assert list(found) == [good]
