@@ -168,7 +168,10 @@ def check(found: EmbeddedPhotos, shard: Shard) -> None:
         row, content = rows[found.shas[photo]], Path(photo.uri).read_bytes()
         if content.startswith(GOOD):
             assert np.array_equal(found.embeddings.vectors[row], vector(content).astype(np.float16))
-            assert (found.embeddings.heights[row], found.embeddings.widths[row]) == (len(content), 2 * len(content))
+            assert (found.embeddings.heights[row], found.embeddings.widths[row]) == (
+                len(content),
+                2 * len(content),
+            )
         else:
             assert found.embeddings.statuses[row] is Status.NOT_AN_IMAGE
 
