@@ -1,7 +1,7 @@
-"""The names that trainer, batch and serving agree on. No TensorFlow here.
+"""Names, statuses and records that trainer, batch and serving share. Does not import TensorFlow.
 
-A bundle is a SavedModel with these signatures. Every output has the batch as its
-first dimension, since TensorFlow Serving's server-side batching splits there.
+A bundle is a SavedModel with these signatures. The first dimension of every output is the
+batch, because TensorFlow Serving's server-side batching splits the outputs there.
 
 | signature            | in                                | out |
 |----------------------|-----------------------------------|-----|
@@ -12,7 +12,7 @@ first dimension, since TensorFlow Serving's server-side batching splits there.
 | classify_embedding   | embedding float32 [N,D]           | probabilities float32 [N,K], known bool [N] |
 | classify             | inputs string [N] (tf.Example)    | classes string [N,k], scores float32 [N,k] |
 
-A headless bundle has `embed` alone.
+A headless bundle has only `embed`.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 SAVED_MODEL_FILE = "saved_model.pb"
 
 WARMUP_BATCH_SIZES = (1, 2, 4, 8, 16, 32)
-"""The server-side batch sizes that a bundle is warmed for, one warm-up record each.
+"""Server-side batch sizes for which a bundle has a warm-up record.
 
 k8s/base/batching_parameters.txt allows the same sizes; a test compares them.
 """
 
 
 class Status(StrEnum):
-    """What became of one photo: a closed set, so that it can be counted and filtered."""
+    """Outcome of one photo. The set is closed, so that outcomes can be counted and filtered."""
 
     OK = "ok"
     TRUNCATED = "truncated"
@@ -76,36 +76,36 @@ class Status(StrEnum):
 
     @property
     def usable(self) -> bool:
-        """Whether the photo has an embedding: whole, or scored from the part that is there."""
+        """True if the photo has an embedding, computed from all of it or from its readable part."""
         return self in (Status.OK, Status.TRUNCATED)
 
     @property
     def meaning(self) -> str:
-        """One phrase for people."""
+        """One phrase that explains the status to people."""
         return _MEANING[self]
 
 
 _MEANING = {
-    Status.OK: "decoded whole",
-    Status.TRUNCATED: "the file is cut off; scored from the part that is there",
-    Status.EMPTY: "the file has no bytes",
-    Status.NOT_AN_IMAGE: "the bytes are no known image format",
-    Status.UNSUPPORTED_FORMAT: "an image format that is not decoded here",
+    Status.OK: "decoded completely",
+    Status.TRUNCATED: "the file is cut off; scored from the part that could be read",
+    Status.EMPTY: "the file is empty",
+    Status.NOT_AN_IMAGE: "not in a known image format",
+    Status.UNSUPPORTED_FORMAT: "an image format that cannot be decoded here",
     Status.TOO_LARGE: "more pixels, bytes or frames than the limits allow",
-    Status.CORRUPT: "looks like an image but does not decode",
-    Status.UNREADABLE: "the storage did not give the bytes",
-    Status.FAILED: "the server fails on this photo, and on no other",
+    Status.CORRUPT: "looks like an image but cannot be decoded",
+    Status.UNREADABLE: "the file could not be read from storage",
+    Status.FAILED: "the server fails on this photo, but not on others",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class PhotoRejection:
-    """Why a photo does not go to the model.
+    """Reason why a photo is not sent to the model.
 
     Attributes:
-        status: what became of the photo.
-        detail: the reason in words.
-        permanent: whether the photo's bytes are the reason, so that trying again is of no use.
+        status: status of the photo.
+        detail: explanation of the status.
+        permanent: True if the bytes of the photo are the reason, so that a retry cannot help.
     """
 
     status: Status
@@ -115,16 +115,16 @@ class PhotoRejection:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the model says of one photo.
+    """Prediction of the model for one photo.
 
     Attributes:
-        status: what became of the photo.
-        label: the best label; None where the model abstains or the photo was refused.
-        top: (label, calibrated probability), best first; empty where the photo was refused.
-        detail: why the photo was refused before the model was asked, or what the server said of it
-            alone; None where the model answered.
-        version: the model's version that answered; None where none was asked or it is not known.
-            Predictions are equal whichever version made them.
+        status: status of the photo.
+        label: most probable label; None if the model abstains or the photo was rejected.
+        top: (label, calibrated probability), best first; empty if the photo was rejected.
+        detail: why the photo was rejected before it was sent, or the server's error for this photo;
+            None if the model answered.
+        version: version of the model that answered; None if no request was sent or if it is not
+            known. It does not count when predictions are compared.
     """
 
     status: Status
@@ -135,23 +135,24 @@ class Prediction:
 
     @classmethod
     def from_rejection(cls, rejection: PhotoRejection) -> Prediction:
-        """What stands in the place of an answer where the model is not asked."""
+        """Return the prediction that stands for a photo that is not sent to the model."""
         return cls(rejection.status, None, (), rejection.detail)
 
     @property
     def score(self) -> float | None:
-        """Probability of the best label, also where the model abstains."""
+        """Probability of the most probable label, also if the model abstains; None without one."""
         return self.top[0][1] if self.top else None
 
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """What the model says of many photos, as arrays.
+    """Decisions of the model for N photos, as arrays.
 
     Attributes:
-        top: int64 [N,k], columns of the best labels, best first.
+        top: int64 [N,k], columns of the k most probable labels, best first.
         scores: float32 [N,k], their calibrated probabilities.
-        label: int64 [N], column of the label; -1 where the model abstains or the photo was refused.
+        label: int64 [N], column of the decided label; -1 where the model abstains or the photo was
+            rejected.
     """
 
     top: NDArray[np.int64]
@@ -159,7 +160,7 @@ class Decisions:
     label: NDArray[np.int64]
 
     def take(self, rows: NDArray[np.int64]) -> Decisions:
-        """Those of some photos; -1 is a photo of which the model says nothing."""
+        """Return the decisions at `rows`, int64 [M]; row -1 stands for a photo without a decision."""
         import numpy as np
 
         if not len(self.label):
@@ -177,37 +178,39 @@ def decide(
     top_k: int,
     known: NDArray[np.bool_] | None = None,
 ) -> Decisions:
-    """The decision that `serving_default` takes inside the graph, for stored embeddings.
+    """Decide labels from probabilities, as `serving_default` does inside the graph.
 
     Args:
-        probabilities: float32 [N,K], calibrated, a column for each label.
-        usable: bool [N], which photos have a status that is usable.
-        threshold: below this best probability the model abstains.
-        top_k: how many labels to keep.
-        known: bool [N], whether each photo is like those of the labels; where not the model abstains too.
+        probabilities: float32 [N,K], calibrated, one column for each label.
+        usable: bool [N], True where the status of the photo is usable.
+        threshold: the model abstains if the largest probability is below it.
+        top_k: number of labels to keep.
+        known: bool [N], False where the photo resembles none of the labels, so that the model
+            abstains; None to accept all.
     """
     import numpy as np
 
-    top = _best(probabilities, min(top_k, probabilities.shape[1]))
+    top = _top_columns(probabilities, min(top_k, probabilities.shape[1]))
     scores = np.take_along_axis(probabilities, top, axis=1)
-    # In double precision, as the manifest has the threshold.
+    # Compare in double precision, as the bundle metadata stores the threshold.
     answered = usable & (scores[:, 0].astype(np.float64) >= threshold)
     if known is not None:
         answered &= known
     return Decisions(top, scores, np.where(answered, top[:, 0], -1))
 
 
-def _best(probabilities: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """The columns of the k largest of each row, largest first; of equal ones the first, as top_k has it."""
+def _top_columns(probabilities: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Return the columns of the k largest values of each row, largest first; ties as in tf.math.top_k."""
     import numpy as np
 
     if probabilities.shape[1] <= _FEW_LABELS or k == probabilities.shape[1]:
         return np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
-    # Sorting k of many labels instead of all.
+    # With many labels, partition first and sort only k of them.
     part = np.sort(np.argpartition(-probabilities, k - 1, axis=1)[:, :k], axis=1)
     order = np.argsort(-np.take_along_axis(probabilities, part, axis=1), axis=1, kind="stable")
     best = np.take_along_axis(part, order, axis=1)
-    # Which of several equal ones are among the k is the partition's whim: such rows are sorted whole.
+    # argpartition picks arbitrarily among values equal to the k-th; rows with such ties are sorted completely,
+    # so that the smaller column wins.
     last = np.take_along_axis(probabilities, best[:, -1:], axis=1)
     tied = np.flatnonzero((probabilities >= last).sum(axis=1) > k)
     best[tied] = np.argsort(-probabilities[tied], axis=1, kind="stable")[:, :k]
@@ -215,3 +218,4 @@ def _best(probabilities: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 
 
 _FEW_LABELS = 32
+"""Number of labels up to which all are sorted, without partitioning first."""

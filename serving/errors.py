@@ -1,23 +1,23 @@
-"""Every error that a user of hubhead can cause or meet.
+"""Errors that a user of hubhead can cause or meet.
 
     HubheadError
-    ├── BundleError        a model directory is missing, incomplete or not ours
-    ├── InputError         photos, folders, files or settings that cannot be used
-    ├── OutputError        a place that cannot be written, or holds something else
+    ├── BundleError        a model directory is missing, incomplete or was not made by hubhead
+    ├── InputError         photos, directories, files or settings that cannot be used
+    ├── OutputError        a location that cannot be written, or that holds something else
     │   └── OutputBusy          another run is writing there
-    ├── GateRejected       a model that is not as good as it was asked to be
-    ├── FetchError         a download failed or is not what was expected
-    └── ServerError        a model server answered with an error, or not at all
-        ├── ServerUnavailable   nothing answers at the address
-        │   └── Overloaded      it answers, and has more to do than it can
-        ├── DeadlineExceeded    no answer in time
-        ├── ModelNotFound       no such model, version or label
-        ├── InvalidRequest      the server refuses what was sent
-        │   └── TooLarge        more bytes or rows than the server takes in one request
-        ├── NotAllowed          the credentials are missing, or are not enough
-        └── Cancelled           the call was given up on this side
+    ├── GateRejected       a model did not meet the required quality
+    ├── FetchError         a download failed or does not have the expected content
+    └── ServerError        a model server answered with an error, or did not answer
+        ├── ServerUnavailable   no server answers at the address
+        │   └── Overloaded      the server answers, but has no capacity left
+        ├── DeadlineExceeded    no response within the deadline
+        ├── ModelNotFound       no such model, version or version label
+        ├── InvalidRequest      the server rejected the request
+        │   └── TooLarge        more bytes or rows than the server accepts in one request
+        ├── NotAllowed          credentials are missing or insufficient
+        └── Cancelled           the call was cancelled on this side
 
-Commands turn each into one line on stderr and the exit code of the class; a
+Commands print each as one line on stderr and exit with the exit code of its class; a
 traceback is a bug.
 """
 
@@ -25,11 +25,12 @@ from __future__ import annotations
 
 
 class HubheadError(Exception):
-    """What went wrong and where, and what to do about it.
+    """Base class of all errors: what went wrong, where, and what to do about it.
 
     Attributes:
+        what: what went wrong and where.
         remedy: one sentence that tells the user what to do next, or "".
-        exit_code: what the command ends with.
+        exit_code: exit code of a command that ends with this error.
     """
 
     exit_code = 1
@@ -48,35 +49,35 @@ class BundleError(HubheadError):
 
 
 class InputError(HubheadError):
-    """Photos, folders, files or settings that cannot be used."""
+    """Photos, directories, files or settings that cannot be used."""
 
 
 class OutputError(HubheadError):
-    """A place that cannot be written, or that holds something else."""
+    """A location that cannot be written, or that holds something else."""
 
 
 class OutputBusy(OutputError):
-    """Another run is writing there; the same command may be run again later."""
+    """Another run is writing to the location; the command can be run again later."""
 
     exit_code = 5
 
 
 class GateRejected(HubheadError):
-    """A model that is not as good as it was asked to be; nothing was published."""
+    """A model that did not meet the required quality; nothing was published."""
 
     exit_code = 4
 
 
 class FetchError(HubheadError):
-    """A download failed, was cut off, or is not what was expected."""
+    """A download that failed, was cut off, or does not have the expected content."""
 
 
 class ServerError(HubheadError):
-    """A model server answered with an error, or not at all.
+    """A model server answered with an error, or did not answer.
 
     Attributes:
-        code: the name of the gRPC status code, such as "NOT_FOUND".
-        details: the server's own words, or "".
+        code: name of the gRPC status code, such as "NOT_FOUND".
+        details: message of the server, or "".
     """
 
     def __init__(self, what: str, *, remedy: str = "", code: str = "UNKNOWN", details: str = "") -> None:
@@ -86,32 +87,32 @@ class ServerError(HubheadError):
 
 
 class ServerUnavailable(ServerError):
-    """Nothing answers at the address, or the server is overloaded."""
+    """No server answers at the address, or the server is overloaded."""
 
 
 class Overloaded(ServerUnavailable):
-    """The server answers, and has more to do than it can."""
+    """The server answers, but has no capacity left."""
 
 
 class DeadlineExceeded(ServerError):
-    """No answer in time."""
+    """No response arrived within the deadline."""
 
 
 class ModelNotFound(ServerError):
-    """The server has no such model, version or label."""
+    """The server has no such model, version or version label."""
 
 
 class InvalidRequest(ServerError):
-    """The server refuses what was sent."""
+    """The server rejected the request."""
 
 
 class TooLarge(InvalidRequest):
-    """More bytes or rows than the server takes in one request."""
+    """A request with more bytes or rows than the server accepts."""
 
 
 class NotAllowed(ServerError):
-    """The server wants credentials, or others than those that were sent."""
+    """Credentials are missing or insufficient."""
 
 
 class Cancelled(ServerError):
-    """The call was given up on this side: its client was closed, or its results are no longer wanted."""
+    """The call was cancelled on this side: its client was closed, or its results are no longer needed."""

@@ -288,7 +288,7 @@ class Converter:
                 )
             case _:
                 words = body.decode(errors="replace")
-                why = f"{name} that does not decode: {words}" if words else f"{name} that does not decode"
+                why = f"{name} that cannot be decoded: {words}" if words else f"{name} that cannot be decoded"
                 return PhotoRejection(Status.CORRUPT, why, permanent=True)
 
     def _take(self) -> _Child:

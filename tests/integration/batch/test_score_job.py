@@ -294,7 +294,7 @@ class TestConversion:
         assert (large["width"], large["height"], large["detail"]) == (3000, 2500, None)
         assert large["sha256"] == hashlib.sha256(content).hexdigest()
         assert rows["layers.psd"]["detail"] == "Photoshop, which is not converted"
-        assert "HEIC that does not decode" in rows["cut.heic"]["detail"]
+        assert "HEIC that cannot be decoded" in rows["cut.heic"]["detail"]
         assert summary.this_run.seconds["convert"] > 0
         again = score.score(
             settings(

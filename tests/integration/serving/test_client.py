@@ -137,7 +137,7 @@ def test_what_the_server_cannot_decode_is_sent_as_a_png_and_the_rest_as_it_is(he
         assert (image.format, image.size) == ("PNG", (48, 32))
     assert [prediction.status for prediction in result] == ["ok", "ok", "corrupt", "unsupported_format", "ok"]
     assert [prediction.label for prediction in result] == ["apple", "apple", None, None, None]
-    assert "HEIC that does not decode" in (result[2].detail or "")
+    assert "HEIC that cannot be decoded" in (result[2].detail or "")
     assert result[3].detail == "Photoshop, which is not converted"
     assert seen[3:] == photos, "with convert=False the server has the say"
     assert all(prediction.detail is None for prediction in unconverted)
@@ -385,11 +385,11 @@ def test_predict_prints_a_row_for_every_photo_and_ends_well(photos: list[str]) -
     assert "apple" in good
     assert "0.75 ████████" in good
     assert "pear 0.25" in good
-    assert "corrupt: looks like an image but does not decode" in bad
+    assert "corrupt: looks like an image but cannot be decoded" in bad
     assert "apple" not in bad
     assert "none of these" in odd
     assert "apple 0.75, pear 0.25" in odd
-    assert "unreadable: the storage did not give the bytes (No such file or directory)" in missing
+    assert "unreadable: the file could not be read from storage (No such file or directory)" in missing
 
 
 def test_predict_says_why_a_photo_was_not_sent(tmp_path: Path) -> None:
@@ -398,7 +398,7 @@ def test_predict_says_why_a_photo_was_not_sent(tmp_path: Path) -> None:
     with fake_grpc_server(ECHO) as address:
         table = CliRunner(env={"COLUMNS": "250"}).invoke(predict, [*given, "--server", address])
         record = CliRunner().invoke(predict, [*given, "--server", address, "--json"])
-    assert "not decoded here (Photoshop, which is not converted)" in table.stdout
+    assert "cannot be decoded here (Photoshop, which is not converted)" in table.stdout
     assert json.loads(record.stdout)["detail"] == "Photoshop, which is not converted"
 
 

@@ -178,7 +178,7 @@ def test_what_gets_no_label_is_said_in_words(
     assert browser.value("document.querySelectorAll('.bars li').length") == 3
     (tmp_path / "notes.txt").write_text("no photo")
     assert classify(browser, tmp_path / "notes.txt") == "Not scored"
-    assert "the bytes are no known image format" in text(browser, "why")
+    assert "not in a known image format" in text(browser, "why")
     assert "cannot show it" in text(browser, "caption")
     assert browser.value("document.querySelectorAll('.bars li').length") == 0
     monkeypatch.setattr(Colours, "run", lambda *_: 1 / 0)

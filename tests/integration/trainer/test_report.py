@@ -84,7 +84,7 @@ def test_the_report_of_a_real_training_tells_what_it_found(
     for label in trained.result.labels:
         assert label in page.text
     assert "notes.txt" in page.text
-    assert "the bytes are no known image format" in page.text
+    assert "not in a known image format" in page.text
     assert "efficientnet_lite0" in page.text
     images = page.all("img")
     assert len(images) >= len(real.pictured) == len(set(real.pictured))
