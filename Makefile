@@ -24,11 +24,12 @@ test-unit: $(VENV)/dev.stamp ## The tests that need no TensorFlow, no Beam, no s
 k8s-check: $(VENV)/dev.stamp ## Build every overlay of k8s/ with kubectl and check it, without a cluster
 	HUBHEAD_REQUIRE_PROGRAMS=1 $(BIN)/python -m pytest tests/k8s
 
-lint: $(VENV)/dev.stamp ## Style, types and layers
+lint: $(VENV)/dev.stamp ## Style, types, layers and words
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.support.language
 
 bench: $(VENV)/dev.stamp ## The figures that the README quotes
 	$(BIN)/python -m tests.bench

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.support.guard import Use, forbidding
 
 if TYPE_CHECKING:
     from tests.support.trained import Trained
     from trainer.backbones import Backbone
     from trainer.dataset.samples import SampleSummary
+
+UNIT_TESTS = Path(__file__).parent / "unit"
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -25,9 +30,33 @@ settings.load_profile("hubhead")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put files with slow tests first, so that no worker begins with one when the others are done."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    first = {item.path for item in items if item.get_closest_marker("first")}
-    items.sort(key=lambda item: (item.path not in first, item.path not in slow))
+    seconds: dict[Path, float] = defaultdict(float)
+    for item in items:
+        if slow := item.get_closest_marker("slow"):
+            seconds[item.path] += slow.kwargs.get("seconds", 10)
+    items.sort(key=lambda item: -seconds[item.path])
+
+
+def _forbidden(path: Path, item: pytest.Item | None = None) -> set[Use]:
+    """Return what a test may not use: in tests/unit nothing, elsewhere what it has no marker for."""
+    if path.is_relative_to(UNIT_TESTS):
+        return set(Use)
+    marked = {marker.name for marker in item.iter_markers()} if item else set()
+    return {use for use in (Use.TENSORFLOW, Use.BEAM, Use.SERVER) if use not in marked}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    """Guard the imports of test modules."""
+    with forbidding(_forbidden(collector.path)):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Guard tests and the fixtures that they are the first to need."""
+    with forbidding(_forbidden(item.path, item)):
+        return (yield)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -60,9 +89,9 @@ def default_backbone(cache: Path) -> Backbone:
 @pytest.fixture(scope="session")
 def sample(cache: Path) -> SampleSummary:
     """The 406 distinct sample photos, in 10 directories."""
-    from trainer.dataset.samples import sample_photos
+    from trainer.dataset.samples import fetch_sample_photos
 
-    return sample_photos(cache)
+    return fetch_sample_photos(cache)
 
 
 @pytest.fixture(scope="session")

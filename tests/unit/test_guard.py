@@ -14,7 +14,7 @@ import pytest
 @pytest.mark.parametrize("package", ["tensorflow", "apache_beam"])
 def test_importing_tensorflow_or_beam_fails(package: str) -> None:
     assert package not in sys.modules
-    with pytest.raises(pytest.fail.Exception, match=f"may not import {package}"):
+    with pytest.raises(pytest.fail.Exception, match=f"import '{package}"):
         importlib.import_module(package)
 
 
@@ -24,7 +24,7 @@ def test_opening_a_socket_fails() -> None:
 
 
 def test_opening_a_grpc_channel_fails() -> None:
-    with pytest.raises(pytest.fail.Exception, match="gRPC"):
+    with pytest.raises(pytest.fail.Exception, match=r"grpc\.insecure_channel"):
         grpc.insecure_channel("localhost:1")
 
 
