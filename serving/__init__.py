@@ -1,1 +1,1 @@
-"""What is served, and how to ask it: the contract, the bundle, the client, the runtime, the local server."""
+"""Serving: the contract, the bundle, the client, the runtime, the local server and the model registry."""

@@ -1,4 +1,4 @@
-"""`python -m serving`: the commands of this package alone."""
+"""`python -m serving`: the commands that need only this package."""
 
 from serving.commands.loadtest import loadtest
 from serving.commands.main import run_group
@@ -7,4 +7,4 @@ from serving.commands.serve import serve
 from serving.commands.status import status
 
 if __name__ == "__main__":
-    run_group([serve, predict, status, loadtest], "python -m serving", "Serve a model, or ask one.")
+    run_group([serve, predict, status, loadtest], "python -m serving", "Serve a model or query one.")

@@ -1,8 +1,9 @@
-"""The model directory: `<models>/<name>/<version>/`, as TensorFlow Serving wants it. No TensorFlow here.
+"""The model directory: `<models>/<name>/<version>/`, as TensorFlow Serving expects it.
 
-A version is any child directory whose name is a number (TensorFlow Serving ignores the
-rest), and a server takes a half-copied one as soon as it appears; so a version is written
-under a temporary name beside it, checked, and renamed.
+Every child directory whose name is a number is a version; TensorFlow Serving ignores the
+others. A server loads a version as soon as it appears, even a half-copied one, so a version
+is written under a temporary name beside the others, checked, and renamed. This module does
+not import TensorFlow.
 """
 
 from __future__ import annotations
@@ -23,26 +24,26 @@ from serving.errors import BundleError, OutputError
 SCHEMA = 1
 
 WITHDRAWN = ".withdrawn"
-"""Below a base path: versions that were taken out of service. Their numbers are not used again."""
+"""Directory below a base path for versions taken out of service. Their numbers are not reused."""
 
 
 @dataclass(frozen=True)
 class BundleMetadata:
-    """What hubhead.json says of a bundle.
+    """Metadata of a bundle, stored in its hubhead.json.
 
     Attributes:
-        labels: in the order of the head's outputs; empty for a headless bundle.
+        labels: class labels in the order of the head's outputs; empty for a headless bundle.
         backbone: handle (str), fingerprint (hex str, over weights, preprocessing and its
             version), image_size (int, pixels), dimension (int).
-        preprocessing: the settings of the graph, limits included.
+        preprocessing: settings of the preprocessing graph, including its limits.
         calibration: temperature (float) and threshold (float; the model abstains below it).
-        head: its kind ("linear", "hidden", "cosine") and the settings chosen; empty in bundles of
-            earlier versions, which are all linear.
+        head: kind of the head ("linear", "hidden", "cosine") and the selected settings; empty in
+            bundles of earlier versions, which are all linear.
         top_k: length of `classes` and `scores`.
-        metrics: figures on the held-out test photos, each with its N and interval.
-        data: photos and labels that went in.
-        provenance: when, by which command and package versions.
-        schema: version of this file's layout.
+        metrics: metrics on the held-out test photos, each with its sample size and interval.
+        data: counts of the training photos and their labels.
+        provenance: time, command and package versions of the training run.
+        schema: version of the layout of hubhead.json.
     """
 
     labels: list[str]
@@ -58,36 +59,41 @@ class BundleMetadata:
 
     @property
     def fingerprint(self) -> str:
-        """Key of the embedding store: equal fingerprints give equal embeddings."""
+        """Key of the embeddings in the store: equal fingerprints give equal embeddings."""
         return str(self.backbone["fingerprint"])
 
     @property
     def dimension(self) -> int:
+        """Length of an embedding."""
         return int(self.backbone["dimension"])
 
     @staticmethod
-    def parse(content: bytes, where: str | Path) -> BundleMetadata:
-        """The metadata in hubhead.json's content; `where` it stands is told.
+    def parse(content: bytes, source: str | Path) -> BundleMetadata:
+        """Parse the content of a hubhead.json.
+
+        Args:
+            content: content of the file.
+            source: path or address of the file, for error messages.
 
         Raises:
-            BundleError: it is torn, or of a newer layout.
+            BundleError: the content is damaged, or of another layout.
         """
         try:
-            found = json.loads(content)
+            record = json.loads(content)
         except ValueError as error:
             raise BundleError(
-                f"{where} cannot be read: {error}.", remedy="Export the bundle again."
+                f"{source} is not valid JSON: {error}.", remedy="Export the bundle again."
             ) from error
         known = {f.name for f in fields(BundleMetadata)}
-        if not isinstance(found, dict) or found.get("schema") != SCHEMA or not known >= found.keys():
+        if not isinstance(record, dict) or record.get("schema") != SCHEMA or not known >= record.keys():
             raise BundleError(
-                f"{where} is not of layout {SCHEMA}, the one this hubhead reads.",
-                remedy="Export the bundle again with this hubhead, or use the hubhead that wrote it.",
+                f"{source} does not have layout {SCHEMA}, the only one this version of hubhead reads.",
+                remedy="Export the bundle again with this version, or use the version that wrote it.",
             )
-        return BundleMetadata(**found)
+        return BundleMetadata(**record)
 
     def write(self, directory: Path) -> None:
-        """Write hubhead.json and labels.txt into a SavedModel directory."""
+        """Write hubhead.json and labels.txt to a SavedModel directory."""
         for name, text in (
             (contract.METADATA_FILE, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"),
             (contract.LABELS_FILE, "".join(f"{label}\n" for label in self.labels)),
@@ -102,10 +108,10 @@ class Bundle:
     """A checked model directory.
 
     Attributes:
-        path: the version's directory.
-        name: the model's name (its parent directory).
-        version: the number in its path; 0 where the directory is not numbered.
-        metadata: what hubhead.json says.
+        path: directory of the version.
+        name: name of the model, which is that of the parent directory.
+        version: number of the version; 0 if the name of the directory is not a number.
+        metadata: metadata of the bundle.
     """
 
     path: Path
@@ -115,29 +121,31 @@ class Bundle:
 
 
 def versions(base: Path) -> list[int]:
-    """The version numbers below a model's base path, ascending."""
+    """Return the version numbers below a model's base path, ascending."""
     if not base.is_dir():
         return []
     return sorted({int(child.name) for child in base.iterdir() if child.name.isdecimal() and child.is_dir()})
 
 
 def version_directory(base: Path, version: int) -> Path:
-    """The directory of a version, however many zeros its name begins with; the first by name of several.
+    """Return the directory of a version; leading zeros in its name do not matter.
+
+    If there are several, such as 1 and 001, it is the first by name.
 
     Raises:
-        BundleError: there is none.
+        BundleError: there is no such version.
     """
     found = version_directories(base, version)
     if not found:
         raise BundleError(
-            f"{base} holds no version {version}.",
-            remedy=f"Versions there: {', '.join(map(str, versions(base))) or 'none'}.",
+            f"{base} has no version {version}.",
+            remedy=f"Available versions: {', '.join(map(str, versions(base))) or 'none'}.",
         )
     return found[0]
 
 
 def version_directories(base: Path, version: int) -> list[Path]:
-    """All directories whose names are one version's number, such as 1 and 001."""
+    """Return all directories of a version, such as 1 and 001, sorted by name."""
     return sorted(
         child
         for child in base.iterdir()
@@ -146,10 +154,10 @@ def version_directories(base: Path, version: int) -> list[Path]:
 
 
 def resolve(path: Path) -> Path:
-    """The SavedModel directory that `path` means: itself, or its newest version.
+    """Return the SavedModel directory for `path`: itself, or the newest version below it.
 
     Raises:
-        BundleError: there is no SavedModel there.
+        BundleError: neither is a SavedModel.
     """
     if (path / contract.SAVED_MODEL_FILE).is_file():
         return path
@@ -159,10 +167,10 @@ def resolve(path: Path) -> Path:
             return candidate
     if not path.exists():
         raise BundleError(
-            f"{path} does not exist.", remedy="Make a bundle with: hubhead train --image_dir DIR"
+            f"{path} does not exist.", remedy="Create a bundle with: hubhead train --image_dir DIR"
         )
     raise BundleError(
-        f"{path} is no bundle: no {contract.SAVED_MODEL_FILE} in it, nor in a numbered directory below it.",
+        f"{path} is not a bundle: no {contract.SAVED_MODEL_FILE} in it, nor in a numbered directory below it.",
         remedy="Give the directory that hubhead train printed, such as models/food or models/food/1.",
     )
 
@@ -171,7 +179,8 @@ def read(path: str | os.PathLike[str]) -> Bundle:
     """Read a bundle, given its version directory or the base path above it.
 
     Raises:
-        BundleError: no SavedModel there, or hubhead.json missing, torn or of a newer layout.
+        BundleError: there is no SavedModel, or its hubhead.json is missing, damaged or of another
+            layout.
     """
     directory = resolve(Path(path))
     metadata_path = directory / contract.METADATA_FILE
@@ -179,8 +188,8 @@ def read(path: str | os.PathLike[str]) -> Bundle:
         content = metadata_path.read_bytes()
     except FileNotFoundError as error:
         raise BundleError(
-            f"{directory} is a SavedModel without {contract.METADATA_FILE}, so not a hubhead bundle.",
-            remedy="Make one with hubhead train or hubhead export.",
+            f"{directory} is a SavedModel without {contract.METADATA_FILE}, so it is not a hubhead bundle.",
+            remedy="Create a bundle with hubhead train or hubhead export.",
         ) from error
     except OSError as error:
         raise BundleError(
@@ -197,7 +206,9 @@ def read(path: str | os.PathLike[str]) -> Bundle:
 
 @contextmanager
 def staging(base: Path) -> Iterator[Path]:
-    """A temporary directory beside the versions, which no server takes for one; gone at the end.
+    """Provide a temporary directory beside the versions, and delete it at the end.
+
+    Its name is not a number, so servers ignore it.
 
     Raises:
         OutputError: `base` cannot be written.
@@ -208,31 +219,34 @@ def staging(base: Path) -> Iterator[Path]:
         directory = Path(tempfile.mkdtemp(prefix=".staging-", dir=base))
     except OSError as error:
         raise OutputError(
-            f"Cannot write to {base}: {error.strerror}.", remedy="Choose a directory you may write to."
+            f"Cannot write to {base}: {error.strerror}.", remedy="Choose a directory that you can write to."
         ) from error
-    directory.chmod(0o755)  # mkdtemp's 0700 would keep a server of another user out
+    directory.chmod(0o755)  # mkdtemp makes it 0700, which a server of another user could not read
     try:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-        with suppress(OSError):  # something was published
-            for made in missing:
-                made.rmdir()
+        with suppress(OSError):  # not empty: something was published
+            for created in missing:
+                created.rmdir()
 
 
 def publish(staged: Path, base: Path, *, at_least: int = 1) -> Path:
     """Rename a finished directory to the next free version number of `base`.
 
-    A rename onto a directory with content fails on every system, so two publishers at
-    once get two numbers.
+    A rename onto a non-empty directory fails on every system, so two concurrent publishers
+    get different numbers.
 
     Args:
-        staged: the directory, on the same filesystem.
+        staged: finished directory, on the same file system as `base`.
         base: `<models>/<name>`.
-        at_least: the number to take where it is above all that are or were there.
+        at_least: smallest version number to use.
+
+    Returns:
+        Directory of the new version.
 
     Raises:
-        OutputError: the rename failed for another reason than a taken number.
+        OutputError: the rename failed, and not because the number is in use.
     """
     while True:
         newest = max([*versions(base), *versions(base / WITHDRAWN)], default=0)
@@ -241,6 +255,6 @@ def publish(staged: Path, base: Path, *, at_least: int = 1) -> Path:
             staged.rename(target)
         except OSError as error:
             if target.is_dir():
-                continue
+                continue  # another publisher took the number
             raise OutputError(f"Cannot publish {target}: {error.strerror}.") from error
         return target
