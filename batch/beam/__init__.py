@@ -1,1 +1,1 @@
-"""The Beam pipeline and the runners that it is known to work on."""
+"""The Beam pipeline, and checks of the runners that it supports."""

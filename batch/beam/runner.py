@@ -1,8 +1,8 @@
-"""The Beam job: photos | shards | embed and score | results.
+"""The Beam pipeline: read the plan | distribute the shards | embed and score.
 
-Its elements are shards, not photos, and each ends as finished files. So memory is flat,
-nothing is shuffled, a restart repeats nothing, and a million photos are a few hundred
-elements on any runner.
+Its elements are shards, not photos, and each shard ends as finished files. Memory use is constant, no photo
+is shuffled, a restart repeats no finished shard, and a million photos are a few hundred elements on any
+runner.
 """
 
 from __future__ import annotations
@@ -23,166 +23,177 @@ from serving.errors import HubheadError, InputError
 
 DEFAULT_RUNNER = "FnApiRunner"
 
-LOOK_SECONDS = 5.0
-"""Between two looks at what the workers of a cluster have finished."""
+POLL_SECONDS = 5.0
+"""Time between two checks for shards that the workers of a cluster finished."""
 
 _log = logging.getLogger(__name__)
 
 _METRICS = "hubhead"
 _REFUSED_RUNNERS = {
-    "direct": "it picks one of three engines by the pipeline's content, one of which is downloaded",
-    "switchingdirect": "it picks one of three engines by the pipeline's content",
-    "prism": "it is downloaded at the first run and waits for ever behind a proxy that does not answer",
-    "dask": "it loses elements silently (seen with Beam 2.77)",
-    "interactive": "it is made for notebooks",
+    "direct": "it selects one of three runners by the pipeline's content, one of which is downloaded",
+    "switchingdirect": "it selects one of three runners by the pipeline's content",
+    "prism": "it is downloaded on the first run, and hangs behind a proxy that does not answer",
+    "dask": "it loses elements without an error (observed with Beam 2.77)",
+    "interactive": "it is meant for notebooks",
 }
 
 
-def run(plan: str, task: ShardWorker, meter: Meter, beam_args: Sequence[str]) -> None:
-    """Work on the shards of a plan with Beam.
+def run(plan: str, worker: ShardWorker, meter: Meter, beam_args: Sequence[str]) -> None:
+    """Process the shards of a plan with Beam.
+
+    Args:
+        plan: file with one planned shard per line.
+        worker: configuration of the workers.
+        meter: progress meter of this process.
+        beam_args: options of Beam, including `--runner`.
 
     Raises:
-        HubheadError: the job failed; what was finished is kept.
+        HubheadError: the job failed; finished shards are kept.
     """
-    with _without_remarks():
+    with _suppress_apitools_message():
         import apache_beam as beam
         import grpc
         from apache_beam.options.pipeline_options import PipelineOptions
         from apache_beam.utils.shared import Shared
 
     options = PipelineOptions(list(beam_args))
-    _check_known(options)
+    _check_unknown_options(options)
     handle = Shared()
-    # Shards that run in this process share this worker and with it the meter; others make their own.
-    local = handle.acquire(lambda: _Local(task, meter))
-    watched = nullcontext() if _works_here(options) else _watched(plan, task, meter)
+    # Shards that run in this process find this state, and with it the meter, by the handle. Other worker
+    # processes create their own.
+    state = handle.acquire(lambda: _ProcessState(worker, meter))
+    watch = nullcontext() if _runs_in_this_process(options) else _watch_progress(plan, worker, meter)
     try:
-        with watched, beam.Pipeline(options=options) as pipeline:
+        with watch, beam.Pipeline(options=options) as pipeline:
             _ = (
                 pipeline
                 | "photos" >> beam.io.ReadFromText(plan)
                 | "shards" >> beam.Reshuffle()
-                | "embed and score" >> beam.Map(_work, task, handle)
+                | "embed and score" >> beam.Map(_process_shard, worker, handle)
             )
     except RuntimeError as error:
-        # Beam keeps of an exception its text alone, and has logged the rest.
-        raise _failed(error) from error
+        # Beam passes on only the text of an exception, and has logged the traceback.
+        raise _job_error(error) from error
     except (ValueError, OSError, grpc.RpcError, grpc.FutureTimeoutError) as error:
-        if _in_process(options):
-            raise  # a bug
-        raise _failed(error) from error
-    if local.failure:
-        raise local.failure
+        if _is_default_runner(options):
+            raise  # a bug: this runner connects to nothing
+        raise _job_error(error) from error
+    if state.failure:
+        raise state.failure
 
 
-def _failed(error: Exception) -> HubheadError:
+def _job_error(error: Exception) -> HubheadError:
+    """Return the error for a failed job, with a remedy for the known causes."""
     text = str(error).strip() or type(error).__name__
-    said, remedy = text.splitlines()[-1], "Run the same command again: finished shards are kept."
+    cause, remedy = text.splitlines()[-1], "Run the same command again; finished shards are kept."
     if "jar URL" in text:
-        # Its own advice is for those who build Beam.
-        said = text.partition(". ")[0]
-        remedy = "Check the path of the job server's jar; without the option Beam fetches one that fits."
+        # Beam's own advice is for developers of Beam.
+        cause = text.partition(". ")[0]
+        remedy = (
+            "Check the path of the job server's jar, or omit the option: Beam then downloads a matching jar."
+        )
     elif isinstance(error, FileNotFoundError) and str(error.filename).endswith("java"):
-        said = f"there is no {error.filename}, which Beam's job server runs on"
-        remedy = "Install Java 11 or later, or give the address of a running job server: --job_endpoint."
+        cause = f"{error.filename} was not found, which Beam's job server needs"
+        remedy = "Install Java 11 or later, or give the address of a running job server with --job_endpoint."
     elif not isinstance(error, RuntimeError):
-        remedy = f"Check Beam's options, and that the engine can be reached. {remedy}"
-    return HubheadError(f"The Beam job failed: {said.rstrip('.')}.", remedy=remedy)
+        remedy = f"Check Beam's options, and that the cluster is reachable. {remedy}"
+    return HubheadError(f"The Beam job failed: {cause.rstrip('.')}.", remedy=remedy)
 
 
-def _in_process(options: Any) -> bool:
+def _is_default_runner(options: Any) -> bool:
     from apache_beam.options.pipeline_options import StandardOptions
 
     return str(options.view_as(StandardOptions).runner).endswith(DEFAULT_RUNNER)
 
 
-def _works_here(options: Any) -> bool:
-    """Whether the shards run in this process, and so tell its meter."""
+def _runs_in_this_process(options: Any) -> bool:
+    """Return whether the shards run in this process and report to its meter."""
     from apache_beam.options.pipeline_options import DirectOptions, PortableOptions
 
-    if _in_process(options):
+    if _is_default_runner(options):
         return str(options.view_as(DirectOptions).direct_running_mode) != "multi_processing"
     return str(options.view_as(PortableOptions).environment_type) == "LOOPBACK"
 
 
 @contextmanager
-def _watched(plan: str, task: ShardWorker, meter: Meter) -> Iterator[None]:
-    """Tell of the shards that other processes finish, by what they leave behind."""
-    left = {planned.id for planned in shard.read_plan(plan)}
+def _watch_progress(plan: str, worker: ShardWorker, meter: Meter) -> Iterator[None]:
+    """Report the shards that other processes finish, by polling for the files that they write."""
+    unfinished = {planned.id for planned in shard.read_plan(plan)}
     ended = threading.Event()
 
-    def look() -> None:
-        for shard_id in task.list_finished() & left:
-            if stats := task.finished_stats(shard_id):
-                left.remove(shard_id)
+    def report_finished() -> None:
+        for shard_id in worker.list_finished() & unfinished:
+            if stats := worker.finished_stats(shard_id):
+                unfinished.remove(shard_id)
                 meter.add(stats.photos, stats.rejected)
 
-    def watch() -> None:
-        while not ended.wait(LOOK_SECONDS):
+    def poll() -> None:
+        while not ended.wait(POLL_SECONDS):
             try:
-                look()
-            except OSError as error:  # of a storage that is away for a moment: progress alone waits for it
-                _log.warning("Cannot see what is finished: %s", error)
+                report_finished()
+            except OSError as error:  # storage briefly unreachable: only the progress display is late
+                _log.warning("Cannot list the finished shards, retrying in %g s: %s", POLL_SECONDS, error)
 
-    thread = threading.Thread(target=watch, name="hubhead-watch", daemon=True)
+    thread = threading.Thread(target=poll, name="hubhead-watch", daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
-    look()
+    report_finished()
 
 
 @contextmanager
-def _without_remarks() -> Iterator[None]:
-    """Keep Beam's remark on a package that this job does not use, said at its import, off the terminal."""
+def _suppress_apitools_message() -> Iterator[None]:
+    """Suppress a log message at Beam's import about a package that this job does not use."""
 
-    def wanted(record: logging.LogRecord) -> bool:
+    def keep(record: logging.LogRecord) -> bool:
         return "apitools not found" not in record.getMessage()
 
     root = logging.getLogger()
-    root.addFilter(wanted)
+    root.addFilter(keep)
     try:
         yield
     finally:
-        root.removeFilter(wanted)
+        root.removeFilter(keep)
 
 
-class _Local:
-    """What the shards of one process share.
+class _ProcessState:
+    """State shared by all shards of one worker process.
 
     Attributes:
-        workers: the models, and the store between them.
-        reports: whether the process is the one that the user watches.
-        failure: why a shard failed or was stopped; kept beside Beam, which would pass on its text alone.
+        models: resources of each model.
+        is_driver: True in the process that runs the command.
+        failure: why a shard failed or was interrupted. Beam would pass on only its text, so the exception
+            is kept here and raised after the pipeline.
     """
 
-    def __init__(self, task: ShardWorker, meter: Meter | None = None) -> None:
-        self.workers = task.load_models(meter or Meter())
-        self.reports = meter is not None
+    def __init__(self, worker: ShardWorker, meter: Meter | None = None) -> None:
+        self.models = worker.load_models(meter or Meter())
+        self.is_driver = meter is not None
         self.failure: HubheadError | KeyboardInterrupt | None = None
 
 
-def _work(line: str, task: ShardWorker, handle: Any) -> str:
-    """Work on one shard of the plan; the worker is made once a process."""
-    local: _Local = handle.acquire(lambda: _Local(task))
-    if local.failure:
+def _process_shard(line: str, worker: ShardWorker, handle: Any) -> str:
+    """Process one shard of the plan and return its id. The state is created once per process."""
+    state: _ProcessState = handle.acquire(lambda: _ProcessState(worker))
+    if state.failure:  # skip the rest, so that the pipeline ends soon
         return ""
     planned = PlannedShard.parse(line)
     try:
-        stats = task.process(planned, local.workers)
+        stats = worker.process(planned, state.models)
     except (HubheadError, KeyboardInterrupt) as error:
-        if not local.reports:
+        if not state.is_driver:
             raise
-        local.failure = error
+        state.failure = error
         return ""
     _record_metrics(stats)
     return planned.id
 
 
 def _record_metrics(stats: Stats) -> None:
-    """A shard's figures as Beam metrics, for the runner's own pages: counts, and a distribution a stage."""
+    """Record a shard's statistics as Beam metrics: counters, and one distribution per stage."""
     _count("shards", 1)
     _count("photos", stats.photos)
     _count("rows", stats.rows)
@@ -211,10 +222,10 @@ def _measure(name: str, value: float) -> None:
 
 
 def check_beam_args(arguments: Sequence[str]) -> list[str]:
-    """Beam's options with the runner named; without importing Beam.
+    """Return Beam's options with the runner named explicitly. Does not import Beam.
 
     Raises:
-        InputError: a runner that is known to lose data, hang or change under the job.
+        InputError: the runner is known to lose data, to hang, or to select another runner by itself.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--runner", default=None)
@@ -227,20 +238,27 @@ def check_beam_args(arguments: Sequence[str]) -> list[str]:
     reason = _REFUSED_RUNNERS.get(runner.rpartition(".")[2].lower().removesuffix("runner"))
     if reason:
         raise InputError(
-            f"The runner {runner} is not used here: {reason}.",
-            remedy=f"On one machine leave it out ({DEFAULT_RUNNER}); else FlinkRunner or DataflowRunner.",
+            f"The runner {runner} is not supported: {reason}.",
+            remedy=f"Leave --runner out on one machine ({DEFAULT_RUNNER}); use FlinkRunner or DataflowRunner"
+            " on several.",
         )
     return list(arguments)
 
 
-def _check_known(options: Any) -> None:
-    """Refuse options that Beam would ignore; a job server may know more than Beam, so only in process."""
-    if not _in_process(options):
+def _check_unknown_options(options: Any) -> None:
+    """Reject options that Beam would ignore.
+
+    Only for the default runner: a job server may know options that Beam itself does not.
+
+    Raises:
+        InputError: an option is unknown.
+    """
+    if not _is_default_runner(options):
         return
     known = options.get_all_options()
     unknown = options.get_all_options(retain_unknown_options=True).keys() - known.keys()
     if unknown:
         raise InputError(
-            f"Beam has no option {', '.join(f'--{name}' for name in sorted(unknown))}.",
-            remedy="Options of hubhead go before the `--`, Beam's after it.",
+            f"Apache Beam has no option {', '.join(f'--{name}' for name in sorted(unknown))}.",
+            remedy="Put options of hubhead before the `--`, and Beam's after it.",
         )

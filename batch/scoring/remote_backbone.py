@@ -1,13 +1,13 @@
-"""The backbone on a model server (`--server`): photos are embedded there, and heads run here.
+"""Embedding on a model server (`--server`). The heads run in the worker.
 
-Only `embed` is asked of the server. The head is one product of matrices, and the answers of a worker
-that has it are the same to the last bit whether a photo was embedded now or is in the store, here or
-there; so a run may go on without its server, and several heads are scored in one pass.
+The server is asked for `embed` only. A head is a single matrix product, and running it in the worker gives
+bit-identical scores whether an embedding is new or from the store, computed here or on the server. So a run
+can continue without its server, and several heads are scored in one pass.
 
-Embeddings of another backbone would spoil the store for every later run. A fingerprint does not
-travel over the protocol, so a server is told by its head: `classify_embedding` has to answer there
-as the bundle does here, which only a head trained on the same embeddings does. The version that was
-looked at is then asked for by its number, whatever the server loads meanwhile.
+Embeddings of another backbone would corrupt the store for all later runs. The protocol has no field for the
+fingerprint, so the server's model is verified by its head: `classify_embedding` must return the same
+probabilities as the local bundle, which only a head trained on the same embeddings does. From then on
+requests name the version number that was verified, whatever the server loads in the meantime.
 """
 
 from __future__ import annotations
@@ -30,26 +30,29 @@ from serving.client import Client, ClientConfig, Embedding, Retry
 from serving.errors import BundleError, ModelNotFound, ServerError
 
 RETRY_UNTIL_TIMEOUT = Retry(attempts=1 << 30, first=0.2, most=10.0)
-"""For as long as the timeout of a request allows; some six times a minute at last."""
+"""Retries until the timeout of the request; the backoff grows to 10 s."""
 
 FIRST_RESPONSE_SECONDS = 10.0
-"""For the first answer of a server, at most: nobody is to wait for an address that is wrong."""
+"""Longest wait for the first response of a server, so that a wrong address fails quickly."""
 
 ROWS_PER_OUTPUT = 32
-"""Photos in one output."""
+"""Photos per output of `RemoteBackbone.imap`."""
 
 PROBES = 64
+"""Embeddings that are sent to verify a head."""
+
 _NONZERO_PER_PROBE = 8
 _TOLERANCE = 2e-3
-"""Between probabilities of one head on processors of two kinds; a GPU multiplies with 11 bits."""
+"""Allowed difference of probabilities of one head on two kinds of processors; GPUs may multiply with 11 bits
+(TF32)."""
 
 
 class RemoteBackbone:
-    """What a worker needs of `serving.runtime.Model`, asked of a server.
+    """Backbone that sends photos to a model server; a drop-in for `serving.runtime.Model`.
 
     Args:
-        client: of the model; it is closed by nobody, as the worker lives as long as its process.
-        dimension: of an embedding.
+        client: client of the model. It is never closed, since it is used until the process ends.
+        dimension: length of an embedding.
     """
 
     def __init__(self, client: Client, dimension: int) -> None:
@@ -59,68 +62,77 @@ class RemoteBackbone:
     def imap(
         self, signature: str, input_name: str, items: Iterable[bytes]
     ) -> Iterator[dict[str, NDArray[Any]]]:
-        """The outputs of `embed` for any number of photos, some at a time, in bounded memory.
+        """Yield the outputs of `embed` for any number of photos, several at a time, in bounded memory.
 
-        Several requests are under way, as many as the server takes without a queue. A photo that the
-        server fails on, alone too, has no embedding and the reason in `batch.scoring.shard.UNANSWERED`.
+        The client keeps as many requests in flight as the server takes without queueing. If the server
+        fails on a photo even when it is sent alone, the photo gets a blank embedding and the reason in the
+        output `batch.scoring.shard.UNANSWERED`.
 
         Raises:
-            ServerError: it did not answer for as long as the client's timeout.
+            ServerError: the server did not answer within the client's timeout.
         """
         assert (signature, input_name) == (contract.EMBED, contract.IMAGE_BYTES)
         try:
-            with closing(self._client.iembed(items)) as answers:
-                while some := [embedding for _, embedding in islice(answers, ROWS_PER_OUTPUT)]:
-                    yield self._outputs(some)
+            with closing(self._client.iembed(items)) as responses:
+                while batch := [embedding for _, embedding in islice(responses, ROWS_PER_OUTPUT)]:
+                    yield self._to_outputs(batch)
         except ServerError as error:
-            error.remedy += " Then run the same command again: what is finished is kept."
+            error.remedy += " Then run the same command again; finished shards are kept."
             raise
 
-    def _outputs(self, some: Sequence[Embedding]) -> dict[str, NDArray[Any]]:
+    def _to_outputs(self, batch: Sequence[Embedding]) -> dict[str, NDArray[Any]]:
+        vectors = [self._blank if one.vector is None else one.vector for one in batch]
         return {
-            contract.EMBEDDING: np.stack([self._blank if one.vector is None else one.vector for one in some]),
-            contract.STATUS: np.array([one.status.encode() for one in some], object),
-            contract.HEIGHT: np.array([one.height for one in some], np.int32),
-            contract.WIDTH: np.array([one.width for one in some], np.int32),
-            UNANSWERED: np.array([one.detail for one in some], object),
+            contract.EMBEDDING: np.stack(vectors),
+            contract.STATUS: np.array([one.status.encode() for one in batch], object),
+            contract.HEIGHT: np.array([one.height for one in batch], np.int32),
+            contract.WIDTH: np.array([one.width for one in batch], np.int32),
+            UNANSWERED: np.array([one.detail for one in batch], object),
         }
 
 
 def resolve_version(server: ClientConfig, bundles: Sequence[Bundle]) -> ClientConfig:
-    """The same server with the name and the number of the version that is to be asked; no TensorFlow.
+    """Return the connection with the model name and version number that the server has; no TensorFlow.
 
     Args:
-        server: where it is, and what to ask it for; by default for the newest of the bundles.
-        bundles: one of them is served there.
+        server: connection, with or without a model and a version. By default the newest of the bundles is
+            requested.
+        bundles: bundles of the run; the server must serve one of them.
 
     Raises:
-        ServerError: nothing answers there, or there is no such model or version.
-        BundleError: it is another model.
+        ServerError: no server answers, or it has no such model or version.
+        BundleError: the server has another model.
     """
     newest = max(bundles, key=lambda model: model.version)
-    asked = replace(
+    requested = replace(
         server,
         model=server.model or newest.name,
         timeout=min(server.timeout, FIRST_RESPONSE_SECONDS),
     )
     by_bundle = server.version is None and server.label is None and newest.version > 0
     if by_bundle:
-        asked = replace(asked, version=newest.version)
-    with asked.client(convert=False) as client:
+        requested = replace(requested, version=newest.version)
+    with requested.client(convert=False) as client:
         try:
-            about = client.metadata()
+            metadata = client.metadata()
         except ModelNotFound as error:
             if by_bundle:
                 error.remedy = (
-                    f"Serve {newest.path} there, or say what it is called with --model_name"
-                    " and --model_version or --label."
+                    f"Serve {newest.path} there, or give its name on the server with --model_name"
+                    " and its version with --model_version or --label."
                 )
             raise
-    _check_signatures(about.signatures, newest, f"{asked.model} at {asked.target}")
-    return replace(asked, version=about.version or asked.version, label=None, timeout=server.timeout)
+    _check_signatures(metadata.signatures, newest, f"{requested.model} at {requested.target}")
+    version = metadata.version or requested.version
+    return replace(requested, version=version, label=None, timeout=server.timeout)
 
 
 def _check_signatures(signatures: Any, model: Bundle, where: str) -> None:
+    """Check that the server's model has the signatures of a hubhead bundle, with embeddings of equal length.
+
+    Raises:
+        BundleError: a signature is missing, or embeddings have another length.
+    """
     dimension = model.metadata.dimension
     for name, tensors in (
         (contract.EMBED, "outputs"),
@@ -130,26 +142,26 @@ def _check_signatures(signatures: Any, model: Bundle, where: str) -> None:
         info = getattr(found, tensors).get(contract.EMBEDDING) if found else None
         if info is None:
             raise BundleError(
-                f"The model {where} has no signature {name!r} with embeddings.",
-                remedy=f"Serve {model.path} there.",
+                f"The model {where} has no signature {name!r} with a tensor {contract.EMBEDDING!r}.",
+                remedy=f"Serve the bundle {model.path} there.",
             )
         if info.shape and info.shape[-1] not in (None, dimension):
             raise BundleError(
                 f"The model {where} has embeddings of {info.shape[-1]} numbers; those of {model.path}"
                 f" have {dimension}.",
-                remedy=f"Serve {model.path} there.",
+                remedy=f"Serve the bundle {model.path} there.",
             )
 
 
 def connect(server: ClientConfig, heads: Sequence[HeadRunner]) -> RemoteBackbone:
-    """The backbone there, after a look at whether it is that of the heads.
+    """Connect to the backbone on a model server, and verify that it is the one of the heads.
 
     Raises:
-        ServerError: nothing answers there, or there is no such model or version.
-        BundleError: it is another model.
+        ServerError: no server answers, or it has no such model or version.
+        BundleError: the server has another model.
     """
-    found = resolve_version(server, [one.bundle for one in heads])
-    client = found.client(convert=False, retry=RETRY_UNTIL_TIMEOUT)
+    resolved = resolve_version(server, [head.bundle for head in heads])
+    client = resolved.client(convert=False, retry=RETRY_UNTIL_TIMEOUT)
     try:
         verify_head(client, heads)
     except BaseException:
@@ -159,38 +171,38 @@ def connect(server: ClientConfig, heads: Sequence[HeadRunner]) -> RemoteBackbone
 
 
 def verify_head(client: Client, heads: Sequence[HeadRunner]) -> None:
-    """Make sure that the model of one of the heads answers.
+    """Verify that the server's model has one of the heads, by its probabilities for fixed embeddings.
 
     Raises:
-        ServerError: nothing answers.
-        BundleError: it is another model.
+        ServerError: no server answers.
+        BundleError: the server has another model.
     """
     embeddings = probe_embeddings(heads[0].bundle.metadata.dimension)
     inputs = {contract.EMBEDDING: embeddings}
-    there = client.run(contract.CLASSIFY_EMBEDDING, inputs).get(contract.PROBABILITIES)
-    for one in heads:
+    remote = client.run(contract.CLASSIFY_EMBEDDING, inputs).get(contract.PROBABILITIES)
+    for head in heads:
         block = np.zeros((head_runner.BLOCK_ROWS, embeddings.shape[1]), np.float32)
         block[:PROBES] = embeddings
-        here = one.run({contract.EMBEDDING: block})[contract.PROBABILITIES][:PROBES]
-        if there is not None and there.shape == here.shape and np.allclose(there, here, 0, _TOLERANCE):
+        local = head.run({contract.EMBEDDING: block})[contract.PROBABILITIES][:PROBES]
+        if remote is not None and remote.shape == local.shape and np.allclose(remote, local, 0, _TOLERANCE):
             return
-    paths = " or ".join(str(one.bundle.path) for one in heads)
+    paths = " or ".join(str(head.bundle.path) for head in heads)
     raise BundleError(
         f"The model {client.model} at {client.target} is not {paths}: its head gives other probabilities.",
-        remedy="Give the --model that is served, or the version with --model_version or --label."
-        " Its embeddings would not go with those in the store.",
+        remedy="Give the --model that is served there, or its version with --model_version or --label."
+        " Embeddings of another backbone would corrupt the embedding store.",
     )
 
 
 def probe_embeddings(dimension: int) -> NDArray[np.float32]:
-    """Embeddings that tell heads apart: few numbers in each are not 0, so that single weights show.
+    """Return embeddings that distinguish heads. They are sparse, so that every single weight matters.
 
     Returns:
-        float32 [PROBES,dimension], the same every time.
+        float32 [PROBES,dimension], the same on every call.
     """
     generator = np.random.default_rng(0)
-    found = np.zeros((PROBES, dimension), np.float32)
-    for row in found:
+    embeddings = np.zeros((PROBES, dimension), np.float32)
+    for row in embeddings:
         at = generator.choice(dimension, min(_NONZERO_PER_PROBE, dimension), replace=False)
         row[at] = generator.uniform(0.5, 2.0, len(at))
-    return found
+    return embeddings

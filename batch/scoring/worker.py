@@ -1,4 +1,4 @@
-"""What a worker does with each shard of the plan, without Beam."""
+"""Work of a batch worker on the shards of a plan, independent of Beam."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _STATS = ".stats.json"
 
 @dataclass(frozen=True)
 class ScoresTarget:
-    """Where rows go, and what they say of their run.
+    """Destination of the rows, and the run that they belong to.
 
     Attributes:
-        output: the dataset.
-        run_id: of the run.
-        started: of the run: when all its rows were scored, as they say.
+        output: scores dataset.
+        run_id: id of the run.
+        started: start of the run; written as `scored_at` into all of its rows.
         models: digest of each model.
     """
 
@@ -48,14 +48,14 @@ class ScoresTarget:
 
 @dataclass(frozen=True)
 class ShardWorker:
-    """What is to be done with shards; it travels to every worker, so it is small.
+    """Configuration of a worker, and its work on a shard. Beam pickles it for every worker: keep it small.
 
     Attributes:
-        models: the version directories of bundles of one backbone; the first one embeds.
+        models: version directories of bundles with one backbone; the first one embeds.
         store: root of the embedding store.
-        plan: directory of the run's plan, which also takes the stats of an embedded shard.
-        scores: where rows go; None where only embeddings are wanted.
-        server: of a model server that has the backbone; None where it runs in the worker.
+        plan: directory of the run's plan; statistics of shards that are only embedded are written there.
+        scores: destination of the rows; None to embed only.
+        server: connection to a model server that runs the backbone; None to run it in the worker.
     """
 
     models: tuple[str, ...]
@@ -65,7 +65,10 @@ class ShardWorker:
     server: ClientConfig | None = None
 
     def load_models(self, meter: Meter) -> list[ModelResources]:
-        """The models of this process, one store and one backbone between them."""
+        """Return the resources of each model; they share one store.
+
+        Only the first model's backbone is ever loaded, since that model embeds for all.
+        """
         heads = [HeadRunner(bundle.read(Path(model))) for model in self.models]
         metadata = heads[0].bundle.metadata
         store = EmbeddingStore(self.store, metadata.fingerprint, metadata.dimension)
@@ -76,11 +79,19 @@ class ShardWorker:
         from serving import runtime
 
         model = runtime.load(self.models[0])
-        model.run(contract.EMBED, {contract.IMAGE_BYTES: [b""]})  # so that the first photo does not wait
+        model.run(contract.EMBED, {contract.IMAGE_BYTES: [b""]})  # warm up
         return model
 
     def process(self, planned: PlannedShard, models: Sequence[ModelResources]) -> Stats:
-        """Do it; a shard that is finished, as after a retry of its element, is not done again."""
+        """Process the shard unless a previous attempt already finished it.
+
+        Returns:
+            Statistics of the shard.
+
+        Raises:
+            OutputError: the rows or the embedding store cannot be written.
+            ServerError: a model server does not answer.
+        """
         if (stats := self.finished_stats(planned.id)) is not None:
             return stats
         shard = planned.read_shard()
@@ -89,19 +100,19 @@ class ShardWorker:
             files.write(self._stats_file(shard.id), stats.to_json().encode())
             return stats
         table, stats = score_shard(shard, models, self.scores.started)
-        with stats.time_stage("write"):  # told to Beam alone: what is written cannot say how long that took
+        with stats.time_stage("write"):  # for Beam only: the record is already written
             self.scores.output.commit(
                 shard.id,
                 self.scores.run_id,
                 table,
                 stats,
-                _scored(shard, table, self.scores.models),
+                _scored_keys(shard, table, self.scores.models),
                 date=self.scores.started.date().isoformat(),
             )
         return stats
 
     def finished_stats(self, shard_id: str) -> Stats | None:
-        """The figures of a shard that this run has done; None where it has not."""
+        """Return the statistics of a shard that this run finished; None if it did not."""
         if self.scores is not None:
             record = self.scores.output.read_record(shard_id, self.scores.run_id)
             return record.stats if record else None
@@ -111,7 +122,7 @@ class ShardWorker:
             return None
 
     def list_finished(self) -> set[str]:
-        """The ids of those that this run has done, by the names of what they leave behind."""
+        """Return the ids of the shards that this run finished, judged by the names of their files."""
         if self.scores is not None:
             run_id, records = self.scores.run_id, self.scores.output.list_records()
             return {shard_id for shard_id, runs in records.items() if run_id in runs}
@@ -122,15 +133,16 @@ class ShardWorker:
         return files.join(self.plan, f"{shard_id}{_STATS}")
 
 
-def _scored(shard: Shard, table: pa.Table, models: Iterable[str]) -> dict[str, ScoredKeys]:
-    """The keys of the photos that a shard's rows are about, by model; apart those that are tried again."""
+def _scored_keys(shard: Shard, table: pa.Table, models: Iterable[str]) -> dict[str, ScoredKeys]:
+    """Return the keys of a shard's photos by model digest; photos to retry in later runs are kept apart."""
     statuses = zip(table["uri"].to_pylist(), table["status"].to_pylist(), strict=True)
+    # The status may differ next time, so these photos do not count as scored in another run.
     lost = {uri for uri, status in statuses if status in (Status.UNREADABLE, Status.FAILED)}
-    found = {}
+    keys = {}
     for number, model in enumerate(models):
         photos, _ = select_for_model(shard, number)
-        found[model] = ScoredKeys(
+        keys[model] = ScoredKeys(
             [scored_index.scored_key(photo) for photo in photos if photo.uri not in lost],
             [scored_index.scored_key(photo) for photo in photos if photo.uri in lost],
         )
-    return found
+    return keys

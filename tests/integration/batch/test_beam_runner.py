@@ -1,4 +1,4 @@
-"""Engines that cannot be used are said in one line, with what to do about it."""
+"""Failures of a Flink job server are reported in one line, with a remedy."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.beam
 
 
 @pytest.fixture
-def task(tmp_path: Path) -> ShardWorker:
-    """One that never gets to work."""
+def worker(tmp_path: Path) -> ShardWorker:
+    """A worker that never gets a shard."""
     model = tmp_path / "models" / "food" / "1"
     model.mkdir(parents=True)
     (model / contract.SAVED_MODEL_FILE).write_bytes(b"")
@@ -32,30 +32,32 @@ def task(tmp_path: Path) -> ShardWorker:
     return ShardWorker((str(model),), str(tmp_path / "store"), str(tmp_path), scores)
 
 
-def failure(task: ShardWorker, *beam_args: str) -> HubheadError:
+def run_and_catch(worker: ShardWorker, *beam_args: str) -> HubheadError:
     with pytest.raises(HubheadError) as raised:
-        runner.run(str(Path(task.plan) / "plan.txt"), task, Meter(), [*FLINK, *beam_args])
+        runner.run(str(Path(worker.plan) / "plan.txt"), worker, Meter(), [*FLINK, *beam_args])
     return raised.value
 
 
-def test_a_jar_that_is_not_there(task: ShardWorker) -> None:
-    error = failure(task, "--flink_job_server_jar=/nowhere/job-server.jar")
+def test_missing_job_server_jar_is_reported(worker: ShardWorker) -> None:
+    error = run_and_catch(worker, "--flink_job_server_jar=/nowhere/job-server.jar")
     assert 'Unable to parse jar URL "/nowhere/job-server.jar".' in error.what
     assert "gradlew" not in str(error)
     assert "Check the path of the job server's jar" in error.remedy
 
 
-def test_no_java(task: ShardWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_java_is_reported(
+    worker: ShardWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     jar = tmp_path / "job-server.jar"
     jar.write_bytes(b"")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
-    error = failure(task, f"--flink_job_server_jar={jar}")
-    assert "there is no java, which Beam's job server runs on" in error.what
+    error = run_and_catch(worker, f"--flink_job_server_jar={jar}")
+    assert "java was not found, which Beam's job server needs" in error.what
     assert "Install Java 11 or later" in error.remedy
 
 
-def test_a_job_server_that_does_not_answer(task: ShardWorker) -> None:
-    error = failure(task, "--job_endpoint=localhost:1", "--job_server_timeout=1")
+def test_unreachable_job_server_is_reported(worker: ShardWorker) -> None:
+    error = run_and_catch(worker, "--job_endpoint=localhost:1", "--job_server_timeout=1")
     assert error.what.startswith("The Beam job failed: ")
-    assert "the engine can be reached" in error.remedy
+    assert "the cluster is reachable" in error.remedy

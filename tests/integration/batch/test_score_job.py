@@ -445,7 +445,7 @@ class TestRefusals:
 )
 @pytest.mark.parametrize("spelling", ["--runner={}", "--runner {}"])
 def test_runners_that_lose_data_or_hang_are_refused(runner: str, spelling: str) -> None:
-    with pytest.raises(InputError, match="is not used here"):
+    with pytest.raises(InputError, match="is not supported"):
         score.check_beam_args(spelling.format(runner).split())
 
 
