@@ -1,1 +1,1 @@
-"""What is scored: listings, dataset manifests and the columns that are passed through to the scores."""
+"""Input of batch runs: photo listings, dataset manifests and pass-through columns."""

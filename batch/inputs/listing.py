@@ -1,4 +1,4 @@
-"""Where photos come from: a file, a directory or a glob, local or on any storage Beam knows."""
+"""Photos from a file, a directory or a glob, on the local disk or on any storage that Beam knows."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from serving.errors import InputError
 from serving.storage import files
 
 _LOCAL_ATTEMPTS = 3
-_LOCAL_PAUSE = 0.05  # seconds
+_LOCAL_PAUSE = 0.05
+"""Seconds before the first retry of a local read."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Photo:
-    """One photo as the storage lists it, unread.
+    """A photo as its storage lists it; its content has not been read.
+
+    The three attributes together identify an unchanged file.
 
     Attributes:
-        uri: absolute path, or the address on another storage.
-        size: bytes.
-        modified: nanoseconds since 1970; with uri and size it tells an unchanged file.
+        uri: absolute path, or address on a remote storage.
+        size: size in bytes; 0 if the file was not found.
+        modified: modification time in nanoseconds since 1970; 0 if the file was not found.
     """
 
     uri: str
@@ -35,14 +38,19 @@ class Photo:
 
 
 def find_photos(pattern: str, *, allow_empty: bool = False) -> list[Photo]:
-    """The photos that `pattern` means, sorted by uri, each once.
+    """Return the photos that a path or glob matches, sorted by uri, without duplicates.
 
-    A path that exists is taken as it is, whatever characters its name has; anything else is
-    a glob, in which `**` goes through directories. Of a directory every file below it is
-    taken, hidden ones left out: what is no photo gets its status from the model.
+    A path that exists is taken literally, even if its name contains glob characters. Everything else
+    is a glob, in which `**` matches directories at any depth. A directory stands for all files below
+    it except hidden ones. File types are not checked here: a file that is not a photo gets its
+    status from the model.
+
+    Args:
+        pattern: path, address or glob.
+        allow_empty: return an empty list instead of raising if nothing matches.
 
     Raises:
-        InputError: nothing is there (unless `allow_empty`), or a directory cannot be listed.
+        InputError: nothing matches, or a directory cannot be listed.
     """
     photos = sorted({photo.uri: photo for photo in iter_photos(pattern)}.values())
     if not photos and not allow_empty:
@@ -51,7 +59,7 @@ def find_photos(pattern: str, *, allow_empty: bool = False) -> list[Photo]:
 
 
 def no_photos_error(pattern: str) -> InputError:
-    """The error that says that there is nothing to do."""
+    """Return the error for an input without photos."""
     return InputError(
         f"No photos in {pattern}.",
         remedy="Give a file, a directory, a quoted glob such as 'photos/**/*.jpg', or a manifest with lines.",
@@ -59,30 +67,38 @@ def no_photos_error(pattern: str) -> InputError:
 
 
 def iter_photos(pattern: str) -> Iterator[Photo]:
-    """The photos of `find` as the storage lists them: in any order, and maybe one more than once.
+    """Yield the photos of `find_photos` as the storage lists them: unsorted, possibly with duplicates.
 
     Raises:
-        InputError: nothing has that name, or a directory cannot be listed.
+        InputError: the path does not exist, or a directory cannot be listed.
     """
-    return _find_remote(pattern) if files.is_remote(pattern) else _find_local(pattern)
+    return _iter_remote(pattern) if files.is_remote(pattern) else _iter_local(pattern)
 
 
 def stat_photo(uri: str) -> Photo:
-    """A local photo that somebody named; one that is not there becomes a row that says so."""
+    """Return a local photo with its size and time; both are 0 if there is no such file.
+
+    A missing file is not an error here: it becomes a row of the scores with a status.
+    """
     try:
-        about = os.stat(files.local_path(uri))  # noqa: PTH116 # a Path takes longer to make than this call
+        info = os.stat(files.local_path(uri))  # noqa: PTH116 # creating a Path takes longer than this call
     except (OSError, ValueError):
         return Photo(uri, 0, 0)
-    return Photo(uri, about.st_size, about.st_mtime_ns) if stat.S_ISREG(about.st_mode) else Photo(uri, 0, 0)
+    return Photo(uri, info.st_size, info.st_mtime_ns) if stat.S_ISREG(info.st_mode) else Photo(uri, 0, 0)
 
 
 def list_directory(directory: str, wanted: Container[str]) -> dict[str, Photo]:
-    """Of a remote directory the photos that are wanted, by uri: one call for all of them.
+    """Return the wanted photos of a remote directory by uri, with a single listing request.
+
+    Args:
+        directory: address of the directory.
+        wanted: uris to return; all other files are ignored.
 
     Raises:
-        InputError: the storage does not answer.
+        InputError: the storage cannot be listed.
     """
-    # Beam's patterns have no way to quote, so what is special in the name stands for any character.
+    # Beam's patterns have no escape character, so `?` stands in for glob characters in the name.
+    # The filter by `wanted` removes what matches by accident.
     pattern = files.join(re.sub(r"[*?\[]", "?", directory), "*")
     return {
         entry.path: photo_from_metadata(entry) for entry in files.match_files(pattern) if entry.path in wanted
@@ -90,13 +106,13 @@ def list_directory(directory: str, wanted: Container[str]) -> dict[str, Photo]:
 
 
 def read_photo(photo: Photo) -> bytes:
-    """The bytes of a photo; a storage that refuses them is asked again before it counts.
+    """Return the content of a photo. Failed reads are retried with exponential backoff.
 
-    A file may be missing for a moment on a network file system, and an object store may be
-    busy; a local disk answers at once, so its pauses are short.
+    Network file systems may miss a file for a moment, and object stores may be busy. Local reads
+    have fewer attempts (3 instead of 5) and shorter pauses.
 
     Raises:
-        OSError: the storage does not give them.
+        OSError: the last attempt failed.
     """
     if files.is_remote(photo.uri):
         return files.retry_with_backoff(
@@ -107,67 +123,76 @@ def read_photo(photo: Photo) -> bytes:
     )
 
 
-def _find_local(pattern: str) -> Iterator[Photo]:
-    # Not through Beam's FileSystems: importing Beam takes seconds, and its listing is slower as well.
+def photo_from_metadata(entry: Any) -> Photo:
+    """Return a photo from Beam's FileMetadata."""
+    return Photo(entry.path, entry.size_in_bytes, round((entry.last_updated_in_seconds or 0) * 1e9))
+
+
+def _iter_local(pattern: str) -> Iterator[Photo]:
+    # Beam's FileSystems are not used here: importing Beam takes seconds, and its listing is slower.
     path = str(Path(files.local_path(pattern)).expanduser())
     if Path(path).is_dir():
-        return _photos(_below(path))
+        return _stat_paths(_walk(path))
     if os.path.lexists(path):
-        return _photos([path])
+        return _stat_paths([path])
     if not glob.has_magic(path):
         raise InputError(f"{path} does not exist.", remedy="Check the spelling; a glob needs quotes.")
-    return _photos(glob.iglob(path, recursive=True))  # noqa: PTH207 # Path.glob takes hidden files too
+    return _stat_paths(glob.iglob(path, recursive=True))  # noqa: PTH207 # Path.glob matches hidden files too
 
 
-def _below(top: str) -> Iterator[str]:
-    """Every file below a directory but hidden ones; links are followed, each directory entered once."""
+def _walk(top: str) -> Iterator[str]:
+    """Yield every file below a directory except hidden ones, following links.
+
+    A link may point to a directory above itself. So each directory is entered once, as identified
+    by its device and inode.
+    """
     entered = set()
-    for directory, children, names in os.walk(top, followlinks=True, onerror=_cannot_list):
-        about = Path(directory).stat()
-        if (about.st_dev, about.st_ino) in entered:
+    for directory, children, names in os.walk(top, followlinks=True, onerror=_raise_cannot_list):
+        info = Path(directory).stat()
+        if (info.st_dev, info.st_ino) in entered:
             children.clear()
             continue
-        entered.add((about.st_dev, about.st_ino))
+        entered.add((info.st_dev, info.st_ino))
         children[:] = sorted(child for child in children if not child.startswith("."))
         yield from (f"{directory}/{name}" for name in names if not name.startswith("."))
 
 
-def _cannot_list(error: OSError) -> None:
+def _raise_cannot_list(error: OSError) -> None:
     raise InputError(
         f"Cannot list {error.filename}: {error.strerror}.",
-        remedy="Make it readable, or leave it out with a glob.",
+        remedy="Make it readable, or exclude it with a glob.",
     ) from error
 
 
-def _photos(paths: Iterable[str]) -> Iterator[Photo]:
+def _stat_paths(paths: Iterable[str]) -> Iterator[Photo]:
+    """Yield a photo for each path that is a regular file, or that cannot be examined."""
     for path in paths:
         try:
-            about = Path(path).stat()
+            info = Path(path).stat()
         except OSError:
-            # A dangling link, or gone since it was listed: it becomes a row that says so.
+            # A dangling link, or a file deleted since the listing: it becomes a row with a status.
             yield Photo(files.local_uri(path), 0, 0)
             continue
-        if stat.S_ISREG(about.st_mode):
-            yield Photo(files.local_uri(path), about.st_size, about.st_mtime_ns)
+        if stat.S_ISREG(info.st_mode):
+            yield Photo(files.local_uri(path), info.st_size, info.st_mtime_ns)
 
 
-def _find_remote(pattern: str) -> Iterator[Photo]:
+def _iter_remote(pattern: str) -> Iterator[Photo]:
+    # Object stores have no directories: a pattern that matches nothing is tried as a prefix.
     entries = files.match_files(pattern)
     first = next(entries, None)
     entries = files.match_files(files.join(pattern, "**")) if first is None else chain([first], entries)
     for entry in entries:
-        # Consoles create empty objects that end in a slash to show a directory.
-        if not entry.path.endswith("/") and not _hidden(entry.path, pattern):
+        # Storage consoles create empty objects ending in a slash to show a directory.
+        if not entry.path.endswith("/") and not _is_hidden(entry.path, pattern):
             yield photo_from_metadata(entry)
 
 
-def photo_from_metadata(entry: Any) -> Photo:
-    """A photo as Beam's FileMetadata describes it."""
-    return Photo(entry.path, entry.size_in_bytes, round((entry.last_updated_in_seconds or 0) * 1e9))
+def _is_hidden(uri: str, pattern: str) -> bool:
+    """Return whether a name in the part of `uri` that the glob matched starts with a dot.
 
-
-def _hidden(uri: str, pattern: str) -> bool:
-    """Whether a name below the part that `pattern` spells out begins with a dot."""
-    spelled = glob.escape(pattern).partition("[")[0]
-    below = uri[spelled.rfind("/") + 1 :] if uri.startswith(spelled) else uri
-    return any(name.startswith(".") for name in below.split("/"))
+    Hidden directories that the pattern spells out literally do not count.
+    """
+    literal = glob.escape(pattern).partition("[")[0]
+    matched = uri[literal.rfind("/") + 1 :] if uri.startswith(literal) else uri
+    return any(name.startswith(".") for name in matched.split("/"))

@@ -1,7 +1,7 @@
-"""Manifests: tables that name photos, one a line, as text, CSV, JSON lines or Parquet, read as a stream.
+"""Dataset manifests: text, CSV, JSON lines or Parquet files with a photo per line, read as a stream.
 
-What the columns mean is the caller's: scoring wants an address and passes the others
-through, training wants a label too.
+The caller decides what the columns mean. Scoring needs the address of a photo and passes the other
+columns through; training also needs a label.
 """
 
 from __future__ import annotations
@@ -30,37 +30,38 @@ URI_COLUMN_NAMES = (
     "filepath",
     "image_path",
 )
-"""How the column of addresses is called, in any case, where nothing else is said."""
+"""Default names of the address column, matched in any case."""
 
 TEXT_COLUMN = "uri"
-"""The name of the one column that a .txt has."""
+"""Name given to the only column of a .txt manifest."""
 
-_BATCH = 1 << 13
+_BATCH_ROWS = 1 << 13
+"""Rows of a Parquet manifest that are read at a time."""
 
-Pick = Callable[[Iterable[str], int], Mapping[str, str]]
-"""Given the columns of a line and its number, the wanted columns: role to column."""
+ColumnPicker = Callable[[Iterable[str], int], Mapping[str, str]]
+"""Function from the column names of a line and its number to the wanted columns, by role."""
 
 
 def is_manifest(place: str | os.PathLike[str]) -> bool:
-    """Whether a path or address names a manifest, by its suffix, and not a directory."""
+    """Return whether a path or address has the suffix of a dataset manifest and is not a directory."""
     return Path(place).suffix.lower() in READERS and not Path(place).is_dir()
 
 
-def read(where: str, pick: Pick) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The lines of a manifest: their number, from 1, and the value of each role.
+def read(where: str, pick: ColumnPicker) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number of each line of a dataset manifest, from 1, and its values by role.
 
     Args:
-        where: a file whose suffix is one of READERS, on any storage.
-        pick: called for the header, or for every line of JSON.
+        where: path or address of the manifest; its suffix must be one of READERS.
+        pick: selects the columns; called for the header, or for every line of JSON.
 
     Raises:
-        InputError: the manifest, or a line of it, cannot be read.
+        InputError: the manifest or one of its lines cannot be read.
     """
     reader = READERS.get(Path(where).suffix.lower())
     if reader is None:
         raise InputError(
             f"{where}: a manifest's name ends in {', '.join(READERS)}.",
-            remedy="Name it after what it holds.",
+            remedy="Rename it to match its format.",
         )
     try:
         with files.open_file(where) as file:
@@ -68,12 +69,17 @@ def read(where: str, pick: Pick) -> Iterator[tuple[int, dict[str, Any]]]:
     except OSError as error:
         raise InputError(
             f"Cannot read the manifest {where}: {error.strerror or error}.",
-            remedy="Check the spelling, and that it may be read.",
+            remedy="Check its name and its permissions.",
         ) from error
 
 
 def resolve_address(photo: str, where: str) -> str:
-    """The address of a photo as the storage lists it; a relative one is relative to the manifest."""
+    """Return the absolute address of a photo, in the form in which the storage lists it.
+
+    Args:
+        photo: address in the manifest; a relative one is relative to the manifest's directory.
+        where: path or address of the manifest.
+    """
     if files.is_remote(photo):
         return photo
     if not files.is_remote(where) or photo.startswith(("/", "file://")):
@@ -83,7 +89,13 @@ def resolve_address(photo: str, where: str) -> str:
 
 
 def read_parquet_types(where: str) -> Mapping[str, Any]:
-    """The columns of a Parquet manifest with their types; none for other manifests, whose values tell."""
+    """Return the Arrow types of a Parquet manifest by column; empty for other formats.
+
+    The types of other formats are inferred from their values.
+
+    Raises:
+        InputError: the file is not readable as Parquet.
+    """
     if not where.lower().endswith(_PARQUET):
         return {}
     import pyarrow as pa
@@ -93,12 +105,12 @@ def read_parquet_types(where: str) -> Mapping[str, Any]:
         with files.open_file(where) as file:
             schema = pq.read_schema(file)
     except (pa.ArrowException, OSError) as error:
-        raise _no_parquet(where, error) from error
+        raise _parquet_error(where, error) from error
     return dict(zip(schema.names, schema.types, strict=True))
 
 
 def is_text_format(where: str) -> bool:
-    """Whether all cells are text, whatever they mean."""
+    """Return whether the format stores all values as text, numbers included."""
     return where.lower().endswith((".csv", ".tsv", ".txt"))
 
 
@@ -106,8 +118,9 @@ _Lines = Iterator[tuple[int, dict[str, Any]]]
 _PARQUET = (".parquet", ".pq")
 
 
-def _csv(file: BinaryIO, where: str, pick: Pick, delimiters: str = ",;\t") -> _Lines:
-    lines = _decoded(file, where)
+def _read_csv(file: BinaryIO, where: str, pick: ColumnPicker, delimiters: str = ",;\t") -> _Lines:
+    lines = _decode_lines(file, where)
+    # The delimiter is the candidate that is most frequent in the header.
     first = next(lines, "")
     reader = csv.reader(chain([first], lines), delimiter=max(delimiters, key=first.count), strict=True)
     start = 1
@@ -116,27 +129,28 @@ def _csv(file: BinaryIO, where: str, pick: Pick, delimiters: str = ",;\t") -> _L
         column_of = pick(header, start)
         at = {role: header.index(column) for role, column in column_of.items()}
         while True:
-            start = reader.line_num + 1
+            start = reader.line_num + 1  # a quoted cell may span several lines
             cells = next(reader, None)
             if cells is None:
                 return
             if cells and len(cells) != len(header):
                 raise InputError(
-                    f"{where}, line {start}: {len(cells)} cells where the first line has {len(header)}.",
-                    remedy="Quote cells that hold the separator, and give every line as many cells.",
+                    f"{where}, line {start}: {len(cells)} cells, but the header has {len(header)}.",
+                    remedy="Quote cells that contain the separator, and give every line as many cells.",
                 )
             if cells:
                 yield start, {role: cells[index] for role, index in at.items()}
     except csv.Error as error:
         raise InputError(
-            f"{where}, line {start}: {error}.", remedy="Close the quotes, and write a quote in a cell twice."
+            f"{where}, line {start}: {error}.",
+            remedy="Close all quotes, and double each quote inside a cell.",
         ) from error
 
 
-def _decoded(file: Iterable[bytes], where: str) -> Iterator[str]:
+def _decode_lines(file: Iterable[bytes], where: str) -> Iterator[str]:
     for line, raw in enumerate(file, 1):
         try:
-            yield raw.decode("utf-8-sig" if line == 1 else "utf-8")
+            yield raw.decode("utf-8-sig" if line == 1 else "utf-8")  # Excel writes a byte order mark
         except UnicodeDecodeError as error:
             raise InputError(
                 f"{where}, line {line}: byte {error.start + 1} is not UTF-8.",
@@ -144,33 +158,33 @@ def _decoded(file: Iterable[bytes], where: str) -> Iterator[str]:
             ) from error
 
 
-def _text_lines(file: BinaryIO, where: str, pick: Pick) -> _Lines:
+def _read_text(file: BinaryIO, where: str, pick: ColumnPicker) -> _Lines:
     [(role, _)] = pick([TEXT_COLUMN], 1).items()
-    for line, text in enumerate(_decoded(file, where), 1):
+    for line, text in enumerate(_decode_lines(file, where), 1):
         if address := text.strip("\r\n"):
             yield line, {role: address}
 
 
-def _json_lines(file: BinaryIO, where: str, pick: Pick) -> _Lines:
-    for line, text in enumerate(_decoded(file, where), 1):
+def _read_json_lines(file: BinaryIO, where: str, pick: ColumnPicker) -> _Lines:
+    for line, text in enumerate(_decode_lines(file, where), 1):
         if not text.strip():
             continue
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise InputError(
-                f"{where}, line {line}: no JSON ({error}).", remedy="Write one JSON object a line."
+                f"{where}, line {line}: invalid JSON ({error}).", remedy="Write one JSON object per line."
             ) from error
         if not isinstance(row, dict):
             raise InputError(
-                f"{where}, line {line}: {type(row).__name__} where an object is needed.",
+                f"{where}, line {line}: expected a JSON object, found {type(row).__name__}.",
                 remedy='Write lines such as {"image": "a.jpg", "label": "pizza"}.',
             )
         yield line, {role: row[column] for role, column in pick(row, line).items()}
 
 
-def _parquet(file: BinaryIO, where: str, pick: Pick) -> _Lines:
-    """Rows of a Parquet file, which count as lines; other columns are not read."""
+def _read_parquet(file: BinaryIO, where: str, pick: ColumnPicker) -> _Lines:
+    """Yield the rows of a Parquet file, numbered like lines. Only the picked columns are read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -178,28 +192,29 @@ def _parquet(file: BinaryIO, where: str, pick: Pick) -> _Lines:
         table = pq.ParquetFile(file)
         column_of = pick(table.schema_arrow.names, 1)
         line = 0
-        for batch in table.iter_batches(_BATCH, columns=list(column_of.values())):
+        for batch in table.iter_batches(_BATCH_ROWS, columns=list(column_of.values())):
             values = (passthrough.to_json_values(batch.column(column)) for column in column_of.values())
             for cells in zip(*values, strict=True):
                 line += 1
                 yield line, dict(zip(column_of, cells, strict=True))
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise _no_parquet(where, error) from error
+        raise _parquet_error(where, error) from error
 
 
-def _no_parquet(where: str, error: Exception) -> InputError:
+def _parquet_error(where: str, error: Exception) -> InputError:
     return InputError(
         f"Cannot read {where} as Parquet: {error}.",
-        remedy="Write it again, or name it after what it holds.",
+        remedy="Write the file again, or rename it to match its format.",
     )
 
 
-READERS: dict[str, Callable[[BinaryIO, str, Pick], _Lines]] = {
-    ".txt": _text_lines,
-    ".csv": _csv,
-    ".tsv": lambda file, where, pick: _csv(file, where, pick, "\t"),
-    ".jsonl": _json_lines,
-    ".ndjson": _json_lines,
-    ".parquet": _parquet,
-    ".pq": _parquet,
+READERS: dict[str, Callable[[BinaryIO, str, ColumnPicker], _Lines]] = {
+    ".txt": _read_text,
+    ".csv": _read_csv,
+    ".tsv": lambda file, where, pick: _read_csv(file, where, pick, "\t"),
+    ".jsonl": _read_json_lines,
+    ".ndjson": _read_json_lines,
+    ".parquet": _read_parquet,
+    ".pq": _read_parquet,
 }
+"""Reader of each format, by the suffix of the file."""

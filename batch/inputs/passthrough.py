@@ -1,8 +1,8 @@
-"""The other columns of a manifest, which pass through to the rows of the scores.
+"""Pass-through columns: columns of a dataset manifest that are copied to the rows of the scores.
 
-On their way their values stand in lines of JSON, and their types are settled when the last
-line is read: those of Parquet as they are, those of JSON lines by their values, and those of
-CSV as whole numbers or numbers only where the text of every cell is the number's own.
+Between the manifest and the scores, values are stored as lines of JSON. Their types are known only
+after the last line: a Parquet manifest declares them, those of JSON lines follow from the values, and
+a CSV column is numeric only if every cell is written as a number in canonical form.
 """
 
 from __future__ import annotations
@@ -17,56 +17,62 @@ if TYPE_CHECKING:
 
 Kind = Literal["null", "bool", "int", "float", "text", "json"]
 
-_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")  # no leading zero: that is a code, not a number
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")  # no leading zero: that is a code, not a number
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
 class PassThroughColumns:
-    """The pass-through columns of a source, learnt line by line.
+    """The pass-through columns of a source, whose types are inferred line by line.
 
     Args:
-        earlier: types, by name, that rows beside these have: where the values allow it these get the
-            same, such as text for codes that happen to be numbers this time.
+        previous_types: type, by name, of the columns of existing rows. New values get the same type
+            where they allow it, such as text for codes that happen to be numbers this time.
 
     Attributes:
-        names: of the columns, in the order in which they came.
+        names: column names in the order in which they appeared.
     """
 
-    def __init__(self, earlier: Mapping[str, str] | None = None) -> None:
-        self._earlier = earlier or {}
+    def __init__(self, previous_types: Mapping[str, str] | None = None) -> None:
+        self._previous_types = previous_types or {}
         self.names: list[str] = []
-        self._at: dict[str, int] = {}
-        self._kinds: list[Kind] = []
-        self._texts: list[bool] = []  # whether all values are text, as in CSV
-        self._types: dict[str, pa.DataType] = {}
+        self._at: dict[str, int] = {}  # position of each name
+        self._kinds: list[Kind] = []  # narrowest kind that holds all values so far
+        self._all_text: list[bool] = []  # whether all values come from text formats such as CSV
+        self._types: dict[str, pa.DataType] = {}  # declared types, which no value changes
 
     def __bool__(self) -> bool:
         return bool(self.names)
 
     def declare(self, name: str, kind: pa.DataType | None = None) -> None:
-        """Have a column, of a known type or of one that its values tell.
+        """Add a column unless it exists.
+
+        Args:
+            name: column name.
+            kind: type of the column; None to infer it from the values.
 
         Raises:
-            ValueError: it has another type already.
+            ValueError: the column is already declared with another type.
         """
         if name not in self._at:
             self._at[name] = len(self.names)
             self.names.append(name)
             self._kinds.append("null")
-            self._texts.append(True)
+            self._all_text.append(True)
         if kind is not None and self._types.setdefault(name, kind) != kind:
             raise ValueError(f"{name!r} is {kind}, and {self._types[name]} in an earlier file")
 
     def encode_row(self, cells: Mapping[str, Any], *, text: bool = False) -> list[Any]:
-        """A line's cells as JSON values in the order of `names`; the last ones may be lacking.
+        """Return a line's cells as JSON values in the order of `names`, and learn their types.
+
+        Columns that first appear on a later line are absent at the end of the list.
 
         Args:
-            cells: values by column, of columns that may be new.
-            text: whether the values are text that may stand for numbers, as in CSV.
+            cells: values by column name; new columns are added.
+            text: whether the values are text that may represent numbers, as in CSV.
 
         Raises:
-            ValueError: a value has another type than those before.
+            ValueError: a value's type conflicts with those of previous lines.
         """
         values: list[Any] = [None] * len(self.names)
         for name, value in cells.items():
@@ -75,71 +81,76 @@ class PassThroughColumns:
                 values.append(None)
             at = self._at[name]
             if name not in self._types:
-                value = self._learn(at, value, text=text)
+                value = self._encode_value(at, value, text=text)
             values[at] = value
         return values
 
-    def _learn(self, at: int, value: Any, *, text: bool) -> Any:
+    def _encode_value(self, at: int, value: Any, *, text: bool) -> Any:
+        """Return a JSON value, and widen the kind of its column if necessary."""
         if value is None or (text and value == ""):
             return None
-        kind, before = _text_kind(value) if text else _kind(value), self._kinds[at]
+        kind, before = _infer_text_kind(value) if text else _infer_kind(value), self._kinds[at]
         if kind != before:
-            self._kinds[at] = _common(before, kind, self.names[at], text=text)
-        self._texts[at] &= text
+            self._kinds[at] = _widen(before, kind, self.names[at], text=text)
+        self._all_text[at] &= text
         return json.dumps(value, ensure_ascii=False, sort_keys=True) if kind == "json" else value
 
     def describe(self) -> list[list[str]]:
-        """Names and types as JSON values, once all lines are taken."""
+        """Return [name, type] of each column as JSON values, once all lines are encoded."""
         return [[field.name, str(field.type)] for field in self.schema()]
 
     def schema(self) -> pa.Schema:
-        """Names and types, once all lines are taken."""
+        """Return the Arrow schema, once all lines are encoded."""
         import pyarrow as pa
 
         arrow = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64()}
         return pa.schema(
             [
-                pa.field(name, self._types.get(name) or arrow.get(self._settled(at), pa.string()))
+                pa.field(name, self._types.get(name) or arrow.get(self._final_kind(at), pa.string()))
                 for at, name in enumerate(self.names)
             ]
         )
 
-    def _settled(self, at: int) -> Kind:
-        """The kind of a column, that of rows beside it where its values allow it."""
-        kind, earlier = self._kinds[at], _KINDS.get(self._earlier.get(self.names[at], ""))
-        text = self._texts[at] and earlier == "text"
-        fits = text or kind == "null" or (kind, earlier) == ("int", "float")
-        return earlier if earlier and fits else kind
+    def _final_kind(self, at: int) -> Kind:
+        """Return the kind of a column: that of the existing rows if all its values can be stored so."""
+        kind, previous = self._kinds[at], _KINDS.get(self._previous_types.get(self.names[at], ""))
+        # Text from CSV stays text, nulls fit anywhere, and integers are also floats.
+        text = self._all_text[at] and previous == "text"
+        fits = text or kind == "null" or (kind, previous) == ("int", "float")
+        return previous if previous and fits else kind
 
     def to_table(self, rows: Sequence[Sequence[Any]]) -> pa.Table:
-        """Lines that `take` gave, once all are taken, as a table of `schema`."""
+        """Return encoded rows as a table of `schema`, once all lines are encoded."""
         import pyarrow as pa
 
         schema = self.schema()
         arrays = []
         for at, field in enumerate(schema):
+            # Rows from before the column appeared are shorter: their value is null.
             values = [row[at] if at < len(row) else None for row in rows]
-            known = field.name in self._types
+            declared = field.name in self._types
             arrays.append(
                 from_json_values(values, field.type)
-                if known
-                else pa.array([_READ[self._settled(at)](value) for value in values], field.type)
+                if declared
+                else pa.array([_CONVERTERS[self._final_kind(at)](value) for value in values], field.type)
             )
+        # A table without columns has to keep its number of rows.
         return pa.table(arrays, schema=schema) if arrays else pa.table({"": pa.nulls(len(rows))}).select([])
 
 
 _KINDS: Mapping[str, Kind] = {"bool": "bool", "int64": "int", "double": "float", "string": "text"}
+"""Kind of each Arrow type that inference can produce."""
 
 
-def _text_kind(text: str) -> Kind:
-    if _WHOLE.fullmatch(text):
+def _infer_text_kind(text: str) -> Kind:
+    if _INTEGER.fullmatch(text):
         return "int"
     if _NUMBER.fullmatch(text):
         return "float"
     return "bool" if text in ("true", "false") else "text"
 
 
-def _kind(value: Any) -> Kind:
+def _infer_kind(value: Any) -> Kind:
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, int):
@@ -151,18 +162,22 @@ def _kind(value: Any) -> Kind:
     return "text" if isinstance(value, str) else "json"
 
 
-def _common(before: Kind, kind: Kind, name: str, *, text: bool) -> Kind:
-    """The kind that holds values of both."""
+def _widen(before: Kind, kind: Kind, name: str, *, text: bool) -> Kind:
+    """Return the narrowest kind that holds values of both kinds.
+
+    Raises:
+        ValueError: there is none. Values from text formats can always be stored as text.
+    """
     if before == "null":
         return kind
     if {before, kind} == {"int", "float"}:
         return "float"
     if text:
         return "text"
-    raise ValueError(f"{name!r} is {_SAID[kind]} here and {_SAID[before]} on a line before")
+    raise ValueError(f"{name!r} is {_KIND_NAMES[kind]} here and {_KIND_NAMES[before]} on an earlier line")
 
 
-_SAID: Mapping[Kind, str] = {
+_KIND_NAMES: Mapping[Kind, str] = {
     "bool": "true or false",
     "int": "a number",
     "float": "a number",
@@ -171,50 +186,50 @@ _SAID: Mapping[Kind, str] = {
 }
 
 
-def _bool(value: Any) -> Any:
+def _to_bool(value: Any) -> Any:
     return value == "true" if isinstance(value, str) else value
 
 
-def _or_null(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: None if value is None else read(value)
+def _keep_null(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else convert(value)
 
 
-_READ: Mapping[Kind, Callable[[Any], Any]] = {
-    "null": _or_null(str),
-    "bool": _or_null(_bool),
-    "int": _or_null(int),
-    "float": _or_null(float),
-    "text": _or_null(str),
-    "json": _or_null(str),
+_CONVERTERS: Mapping[Kind, Callable[[Any], Any]] = {
+    "null": _keep_null(str),
+    "bool": _keep_null(_to_bool),
+    "int": _keep_null(int),
+    "float": _keep_null(float),
+    "text": _keep_null(str),
+    "json": _keep_null(str),
 }
 
 
 def passthrough_type(kind: pa.DataType) -> pa.DataType:
-    """The type under which a column of Parquet passes through: dictionaries as what they hold.
+    """Return the type of a Parquet column in the scores; dictionaries become their value type.
 
     Raises:
-        ValueError: its values cannot be carried.
+        ValueError: columns of this type cannot pass through.
     """
     import pyarrow.types as is_
 
     if is_.is_dictionary(kind):
         return passthrough_type(kind.value_type)
-    if _is_plain(kind) or is_.is_temporal(kind) or is_.is_binary(kind) or is_.is_decimal(kind):
+    if _is_json_type(kind) or is_.is_temporal(kind) or is_.is_binary(kind) or is_.is_decimal(kind):
         return kind
     raise ValueError(f"columns of the type {kind} cannot pass through")
 
 
-def _is_plain(kind: pa.DataType) -> bool:
-    """Whether JSON holds the values as they are."""
+def _is_json_type(kind: pa.DataType) -> bool:
+    """Return whether JSON can represent the values without conversion."""
     import pyarrow.types as is_
 
     if is_.is_list(kind) or is_.is_large_list(kind):
-        return _is_plain(kind.value_type)
+        return _is_json_type(kind.value_type)
     if is_.is_struct(kind):
-        return all(_is_plain(kind.field(i).type) for i in range(kind.num_fields))
-    whole = is_.is_integer(kind) or is_.is_boolean(kind) or is_.is_null(kind)
+        return all(_is_json_type(kind.field(i).type) for i in range(kind.num_fields))
+    integral = is_.is_integer(kind) or is_.is_boolean(kind) or is_.is_null(kind)
     return (
-        whole
+        integral
         or is_.is_string(kind)
         or is_.is_large_string(kind)
         or is_.is_float32(kind)
@@ -223,7 +238,11 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 def to_json_values(array: Any) -> list[Any]:
-    """The values of a Parquet column (pa.Array) as JSON values, where `passthrough_type` has a type for it."""
+    """Return the values of a Parquet column (pa.Array) as JSON values.
+
+    Dates and times become integers, binary values hexadecimal digits, and decimals text. Supports
+    the types that `passthrough_type` accepts.
+    """
     import pyarrow as pa
     import pyarrow.types as is_
 
@@ -240,7 +259,7 @@ def to_json_values(array: Any) -> list[Any]:
 
 
 def from_json_values(values: Sequence[Any], kind: pa.DataType) -> Any:
-    """What `to_json_values` was given, as a pa.Array."""
+    """Return the pa.Array of the given type that `to_json_values` converted."""
     import pyarrow as pa
     import pyarrow.types as is_
 

@@ -1,4 +1,4 @@
-"""The input of a scoring run as a stream of lines: a photo, and what else its manifest says of it."""
+"""Input of a scoring run, as a stream of photos with the values of their pass-through columns."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from serving.errors import InputError
 from serving.storage import files
 from serving.storage.external_sort import Sorter
 
-_BLOCK = 1 << 16
+_BLOCK_LINES = 1 << 16
+"""Lines with remote photos that are listed together."""
 
 Line = tuple[Photo, list[Any]]
-"""A photo, and its values of the source's columns as JSON values."""
+"""A photo, and its values of the source's pass-through columns as JSON values."""
 
 
 @dataclass
 class Source:
-    """Photos from a listing or from manifests.
+    """Photos from a listing or from dataset manifests.
 
     Attributes:
-        photos: file, directory or glob; "" where manifests are given.
-        manifest: a manifest, or a glob of some.
-        uri_column: of the manifests; "" for the usual names (manifest.URI_COLUMN_NAMES).
-        reserved: names that no column may have, with the reason.
-        columns: of the manifests beside the address; complete when all lines are read.
+        photos: file, directory or glob; "" if `manifest` is given.
+        manifest: path or address of a dataset manifest, or a glob that matches several.
+        uri_column: name of the address column; "" for the default names (manifest.URI_COLUMN_NAMES).
+        reserved: reason by name, for each column name that a manifest may not use.
+        columns: pass-through columns of the manifests; complete once all lines are read.
     """
 
     photos: str = ""
@@ -43,17 +44,17 @@ class Source:
 
     @property
     def address(self) -> str:
-        """The address of the input, as every process understands it."""
+        """Absolute address of the input, valid in every process."""
         return files.absolute(self.photos or self.manifest)
 
     def iter_lines(self) -> Iterator[Line]:
-        """Every photo with its values, in any order, maybe one more than once.
+        """Yield every photo with its values, in any order, possibly with duplicates.
 
         Raises:
-            InputError: there is nothing, or a manifest or a line of it cannot be used.
+            InputError: no photos are found, or a manifest or one of its lines is invalid.
         """
         if not self.photos:
-            yield from _located(self._named())
+            yield from _resolve_photos(self._iter_manifest_rows())
             return
         if manifest.is_manifest(self.photos) and not glob.has_magic(self.photos):
             raise InputError(
@@ -62,10 +63,10 @@ class Source:
         for photo in listing.iter_photos(self.photos):
             yield photo, []
 
-    def _named(self) -> Iterator[tuple[str, list[Any]]]:
-        """The address and the values of every line of the manifests."""
-        for where in _manifests(self.address):
-            pick = _Picker(where, self)
+    def _iter_manifest_rows(self) -> Iterator[tuple[str, list[Any]]]:
+        """Yield the address and the values of every line of the manifests."""
+        for where in _find_manifests(self.address):
+            pick = _ColumnPicker(where, self)
             text = manifest.is_text_format(where)
             try:
                 if types := manifest.read_parquet_types(where):
@@ -82,53 +83,64 @@ class Source:
                 if not isinstance(uri, str) or not uri.strip():
                     raise InputError(
                         f"{where}, line {line}: there is no address in {pick.uri!r}.",
-                        remedy="Fill it in as text, or take the line out.",
+                        remedy="Fill it in as text, or delete the line.",
                     )
                 try:
-                    yield manifest.resolve_address(uri, where), self.columns.encode_row(cells, text=text)
+                    values = self.columns.encode_row(cells, text=text)
+                    yield manifest.resolve_address(uri, where), values
                 except ValueError as error:
                     raise InputError(
-                        f"{where}, line {line}: {error}.", remedy="Give a column values of one type."
+                        f"{where}, line {line}: {error}.", remedy="Give all values of a column the same type."
                     ) from error
 
 
-def _manifests(place: str) -> list[str]:
-    """The files that a manifest's name or a glob of them means."""
-    if not glob.has_magic(place):
-        return [place]
-    found = [photo.uri for photo in listing.find_photos(place)]
+def _find_manifests(address: str) -> list[str]:
+    """Return the addresses of the manifests that an address or glob matches."""
+    if not glob.has_magic(address):
+        return [address]
+    found = [photo.uri for photo in listing.find_photos(address)]
     if strange := [uri for uri in found if not manifest.is_manifest(uri)]:
         raise InputError(
-            f"{strange[0]} is no manifest.",
+            f"{strange[0]} is not a manifest.",
             remedy=f"Give a glob that ends in one of {', '.join(manifest.READERS)}.",
         )
     return found
 
 
-class _Picker:
-    """All columns of a manifest under their own names, once it is clear which one is the address."""
+class _ColumnPicker:
+    """Selection of all columns of a manifest, under their own names.
+
+    Each distinct set of column names is validated once: JSON lines call the picker for every line.
+
+    Args:
+        where: address of the manifest, for errors.
+        source: source whose `uri_column` and `reserved` names apply.
+
+    Attributes:
+        uri: name of the address column, known after the first call.
+    """
 
     def __init__(self, where: str, source: Source) -> None:
         self.uri = source.uri_column
         self._where = where
         self._source = source
-        self._known: dict[tuple[str, ...], dict[str, str]] = {}
+        self._picked: dict[tuple[str, ...], dict[str, str]] = {}
 
     def __call__(self, names: Iterable[str], line: int) -> dict[str, str]:
         key = tuple(names)
-        if key not in self._known:
+        if key not in self._picked:
             self._check(key, f"{self._where}, line {line}")
-            self._known[key] = {name: name for name in key}
-        return self._known[key]
+            self._picked[key] = {name: name for name in key}
+        return self._picked[key]
 
     def _check(self, names: tuple[str, ...], where: str) -> None:
-        twice = [name for name, count in Counter(map(str.casefold, names)).items() if count > 1]
-        if twice:
+        duplicates = [name for name, count in Counter(map(str.casefold, names)).items() if count > 1]
+        if duplicates:
             raise InputError(
-                f"{where}: more than one column is called {twice[0]!r}.",
-                remedy="Give each a name of its own.",
+                f"{where}: more than one column is called {duplicates[0]!r}.",
+                remedy="Give each column a different name.",
             )
-        self.uri = self._address(names, where)
+        self.uri = self._find_uri_column(names, where)
         for name in names:
             if name != self.uri and (why := self._source.reserved.get(name.casefold())):
                 raise InputError(
@@ -138,7 +150,7 @@ class _Picker:
             if not name:
                 raise InputError(f"{where}: a column has no name.", remedy="Name it, or leave it out.")
 
-    def _address(self, names: tuple[str, ...], where: str) -> str:
+    def _find_uri_column(self, names: tuple[str, ...], where: str) -> str:
         given = self._source.uri_column
         if names == (manifest.TEXT_COLUMN,) or given in names:
             return given if given in names else manifest.TEXT_COLUMN
@@ -146,37 +158,39 @@ class _Picker:
         if len(found) == 1:
             return found[0]
         has = f"the columns are {', '.join(map(repr, names))}" if names else "there are no columns"
+        expected = repr(given) if given else " or ".join(manifest.URI_COLUMN_NAMES)
         raise InputError(
             f"{where}: {' and '.join(map(repr, found))} could each be the address."
             if found
-            else f"{where}: no column {repr(given) if given else ' or '.join(manifest.URI_COLUMN_NAMES)}; {has}.",
-            remedy="Name the column of addresses with --uri_column.",
+            else f"{where}: no column {expected}; {has}.",
+            remedy="Name the address column with --uri_column.",
         )
 
 
-def _located(named: Iterator[tuple[str, list[Any]]]) -> Iterator[Line]:
-    """The photos as their storages list them.
+def _resolve_photos(rows: Iterator[tuple[str, list[Any]]]) -> Iterator[Line]:
+    """Yield the photos of manifest rows with size and modification time.
 
-    Local files are asked one by one. Of remote ones the lines are sorted first, so that a
-    directory is listed once for many photos instead of being asked over the network for each.
+    Local files are examined one by one. Rows with remote photos are sorted by address first, so
+    that one listing request per directory replaces one request per photo.
     """
     with Sorter() as remote:
-        for number, (uri, values) in enumerate(named):
+        for number, (uri, values) in enumerate(rows):
             if files.is_remote(uri):
-                # The number keeps lines of the same photo in their order.
+                # The number keeps rows of the same photo in their order: the first one counts later.
                 remote.add(json.dumps([uri, f"{number:012}", values]).encode() + b"\n")
             else:
                 yield listing.stat_photo(uri), values
         lines = remote.lines()
-        while block := [json.loads(line) for line in islice(lines, _BLOCK)]:
-            yield from _listed(block)
+        while block := [json.loads(line) for line in islice(lines, _BLOCK_LINES)]:
+            yield from _list_remote_photos(block)
 
 
-def _listed(block: list[Any]) -> Iterator[Line]:
+def _list_remote_photos(block: list[Any]) -> Iterator[Line]:
     by_directory: dict[str, list[tuple[str, list[Any]]]] = {}
     for uri, _, values in block:
         by_directory.setdefault(uri.rpartition("/")[0], []).append((uri, values))
-    for directory, lines in by_directory.items():
-        found = listing.list_directory(directory, {uri for uri, _ in lines})
-        for uri, values in lines:
+    for directory, rows in by_directory.items():
+        found = listing.list_directory(directory, {uri for uri, _ in rows})
+        for uri, values in rows:
+            # A photo that is not listed becomes a row with a status, like a missing local file.
             yield found.get(uri, Photo(uri, 0, 0)), values

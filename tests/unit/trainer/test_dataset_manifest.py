@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from batch.monitoring.stats import Progress
 from serving.errors import InputError
 from trainer import dataset
-from trainer.dataset import Columns, Folder, SplitSettings, Subset, scan_manifest
+from trainer.dataset import Columns, DatasetListing, SplitSettings, Subset, scan_manifest
 
 TRAINING, VALIDATION, TESTING = Subset.TRAINING, Subset.VALIDATION, Subset.TESTING
 
@@ -49,7 +49,7 @@ def photos(top: Path, *names: str) -> None:
         (top / name).write_bytes(name.encode())
 
 
-def said(folder: Folder, top: Path) -> dict[str, str]:
+def said(folder: DatasetListing, top: Path) -> dict[str, str]:
     """The label of each photo by its path below `top`."""
     return {os.path.relpath(photo.uri, top): folder.labels[label] for photo, label in folder.photos.items()}
 
@@ -188,7 +188,7 @@ def test_sets_are_those_of_the_manifest_and_told(top: Path) -> None:
             photos(top, f"{label}{number}.jpg")
             rows.append({"image": f"{label}{number}.jpg", "label": label, "split": name})
     folder = scan_manifest(write(top / "m.csv", rows))
-    examples = [folder.example(photo, photo.uri) for photo in folder.photos]
+    examples = [folder.make_example(photo, photo.uri) for photo in folder.photos]
     found = dict(zip(examples, dataset.split(examples, SplitSettings()), strict=True))
     wanted = [TRAINING] * 3 + [VALIDATION] * 4 + [TESTING] * 2
     assert [found[example] for example in examples] == wanted * 2
@@ -205,7 +205,7 @@ def test_a_group_stays_in_one_set_across_labels(top: Path) -> None:
         label = ("pizza", "sushi")[number % 2]
         rows.append({"image": f"{number}.jpg", "label": label, "group": f"meal {number // 4}"})
     folder = scan_manifest(write(top / "m.csv", rows))
-    examples = [folder.example(photo, photo.uri) for photo in folder.photos]
+    examples = [folder.make_example(photo, photo.uri) for photo in folder.photos]
     subsets = dataset.split(examples, SplitSettings())
     assert set(subsets) == set(Subset)
     of_group: dict[str, set[Subset]] = {}
@@ -273,7 +273,7 @@ REFUSED = {
     "two columns of one name": ("m.csv", "image,label,label\na,b,c\n", "'label' and 'label' could each"),
     "an empty label": ("m.csv", "image,label\na.jpg,pizza\nc.jpg,\n", "line 3: the label is empty"),
     "an empty photo": ("m.csv", "image,label\n\n ,pizza\n", "line 3: the photo is empty"),
-    "too few cells": ("m.csv", "image,label\na.jpg\n", "line 2: 1 cells where the first line has 2"),
+    "too few cells": ("m.csv", "image,label\na.jpg\n", "line 2: 1 cells, but the header has 2"),
     "too many cells": ("m.csv", 'image,label\n"a\nb",x\na,b,c\n', "line 4: 3 cells"),
     "an open quote": ("m.csv", 'image,label\na.jpg,pizza\n"c.jpg,sushi\nd.jpg,x\n', "line 3: unexpected end"),
     "an unknown set": ("m.csv", "image,label,set\na.jpg,pizza,hidden\n", "line 2: there is no set 'hidden'"),
@@ -297,9 +297,9 @@ REFUSED = {
     "labels that differ in case": ("m.csv", "image,label\na.jpg,Pizza\nc.jpg,pizza\n", "differ only in case"),
     "a label of two lines": ("m.csv", 'image,label\na.jpg,"piz\nza"\nc.jpg,x\n', "line break"),
     "one label": ("m.csv", "image,label\na.jpg,pizza\n", "only the label 'pizza'"),
-    "no JSON": ("m.jsonl", '{"image": "a.jpg", "label": "x"}\n{"image": \n', "line 2: no JSON"),
-    "deep JSON": ("m.jsonl", "[" * 200_000, "line 1: no JSON"),
-    "a JSON list": ("m.jsonl", '["a.jpg", "pizza"]\n', "line 1: list where an object"),
+    "no JSON": ("m.jsonl", '{"image": "a.jpg", "label": "x"}\n{"image": \n', "line 2: invalid JSON"),
+    "deep JSON": ("m.jsonl", "[" * 200_000, "line 1: invalid JSON"),
+    "a JSON list": ("m.jsonl", '["a.jpg", "pizza"]\n', "line 1: expected a JSON object, found list"),
     "a key missing": ("m.jsonl", '{"image": "a", "label": "x"}\n{"image": "c"}\n', "line 2: no column label"),
     "a list of labels": (
         "m.jsonl",
