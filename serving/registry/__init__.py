@@ -1,12 +1,14 @@
-"""From a finished bundle to the version that answers, and back. No TensorFlow at import.
+"""Model registry: versions, labels, promotion and rollback. Imports no TensorFlow.
 
-verdict       what the gate found, kept in the bundle
-audit         who changed what, one line a change
-model_config  TensorFlow Serving's model.config: policy and labels of one model, the rest as it was
-storage       where versions are kept: a directory, or an object store
-inventory     the versions of a model and which of them serve
-place         where versions, configuration and server are; one change at a time
-rollout       a label moves: load, wait, move, let go
-promote       publish and move; keep so many versions
-rollback      back to the version before
+verdict       the gate's verdict, stored inside the bundle
+audit         append-only log of all changes
+model_config  TensorFlow Serving's model.config: version policy and labels of one model
+stores        where versions are kept: a local directory or an object store
+inventory     list the versions of a model and their state
+labels        resolve a version label to a version directory
+target        a deployment target: versions, configuration and server of one model, and its lock
+rollout       move labels without losing requests: load, wait, move, unload
+promote       publish a bundle, make it live, delete old versions
+rollback      return to the previous version
+agreement     compare the predictions of two served versions
 """

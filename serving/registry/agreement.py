@@ -1,4 +1,4 @@
-"""Two versions that a server has, asked about the same photos."""
+"""Agreement of two served versions on the same photos."""
 
 from __future__ import annotations
 
@@ -12,101 +12,106 @@ from serving.contract import Prediction
 if TYPE_CHECKING:
     from serving.client import Client
 
-Pair = tuple[str, Prediction, Prediction]
-"""A photo, and what each version says of it."""
+PredictionPair = tuple[str, Prediction, Prediction]
+"""A photo, the first version's prediction and the second version's prediction."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two versions agree.
+    """Agreement statistics of two versions.
 
     Attributes:
-        photos: how many were asked about.
-        judged: of them, those that both versions take.
-        agreeing: of those, the ones with the same label, or with none by both.
-        score_change: mean difference of the best probability over the judged, second less first; 0 for none.
-        statuses_differ: photos that one version takes and the other refuses.
-        versions: the numbers that answered, of each.
-        moves: (label by the first, by the second) and how often, most frequent first; None: abstained.
-        disagreements: the photos with another label or status, in their order.
+        photos: number of photos sent to both versions.
+        compared: photos that both versions accept.
+        agreeing: compared photos with the same label, or with no label from either version.
+        score_change: mean difference of the best probability over the compared photos, second minus
+            first; 0 if none was compared.
+        statuses_differ: photos that one version accepts and the other rejects.
+        versions: version numbers that answered, for the first and the second.
+        label_changes: (label by the first, label by the second) and its count, most frequent first; None
+            stands for an abstention.
+        disagreements: photos with different labels or statuses, in input order.
     """
 
     photos: int
-    judged: int
+    compared: int
     agreeing: int
     score_change: float
     statuses_differ: int
     versions: tuple[tuple[int, ...], tuple[int, ...]]
-    moves: tuple[tuple[tuple[str | None, str | None], int], ...]
-    disagreements: tuple[Pair, ...]
+    label_changes: tuple[tuple[tuple[str | None, str | None], int], ...]
+    disagreements: tuple[PredictionPair, ...]
 
     @property
-    def share(self) -> float:
-        """Agreeing of the judged; 1 where there are none."""
-        return self.agreeing / self.judged if self.judged else 1.0
+    def rate(self) -> float:
+        """Fraction of the compared photos on which the versions agree; 1 if none was compared."""
+        return self.agreeing / self.compared if self.compared else 1.0
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return a JSON-serialisable dictionary."""
         return {
             "photos": self.photos,
-            "judged": self.judged,
+            "judged": self.compared,
             "agreeing": self.agreeing,
-            "agreement": self.share,
+            "agreement": self.rate,
             "score_change": self.score_change,
             "statuses_differ": self.statuses_differ,
             "versions": self.versions,
-            "moves": [{"first": one, "second": two, "photos": count} for (one, two), count in self.moves],
+            "moves": [
+                {"first": one, "second": two, "photos": count} for (one, two), count in self.label_changes
+            ],
             "disagreements": [
-                {"photo": photo, "first": _told(first), "second": _told(second)}
+                {"photo": photo, "first": _prediction_to_dict(first), "second": _prediction_to_dict(second)}
                 for photo, first, second in self.disagreements
             ],
         }
 
 
-def ask(first: Client, second: Client, photos: Sequence[str]) -> Iterator[Pair]:
-    """What two clients say of each photo, in order, in bounded memory.
+def classify_with_both(first: Client, second: Client, photos: Sequence[str]) -> Iterator[PredictionPair]:
+    """Classify each photo with two clients, in input order and in bounded memory.
 
     Raises:
-        ServerError: as `Client.classify`.
+        ServerError: see `Client.classify`.
     """
     answers = zip(photos, first.iclassify(photos), second.iclassify(photos), strict=True)
     for photo, (_, one), (_, two) in answers:
         yield photo, one, two
 
 
-def agreement(pairs: Iterable[Pair]) -> Agreement:
-    """The figures of all pairs."""
-    photos = judged = agreeing = statuses = 0
+def measure_agreement(pairs: Iterable[PredictionPair]) -> Agreement:
+    """Compute the agreement statistics of all pairs."""
+    photos = compared = agreeing = statuses = 0
     change = 0.0
     versions: tuple[set[int], set[int]] = (set(), set())
-    moves: Counter[tuple[str | None, str | None]] = Counter()
-    differing: list[Pair] = []
+    label_changes: Counter[tuple[str | None, str | None]] = Counter()
+    disagreements: list[PredictionPair] = []
     for photo, first, second in pairs:
         photos += 1
         for seen, prediction in zip(versions, (first, second), strict=True):
             seen |= {prediction.version} if prediction.version is not None else set()
+        # Labels and scores are compared only where both versions accept the photo.
         if first.status.usable != second.status.usable:
             statuses += 1
-            differing.append((photo, first, second))
+            disagreements.append((photo, first, second))
         elif first.status.usable:
-            judged += 1
+            compared += 1
             change += (second.score or 0.0) - (first.score or 0.0)
             if first.label == second.label:
                 agreeing += 1
             else:
-                moves[first.label, second.label] += 1
-                differing.append((photo, first, second))
+                label_changes[first.label, second.label] += 1
+                disagreements.append((photo, first, second))
     return Agreement(
         photos,
-        judged,
+        compared,
         agreeing,
-        change / judged if judged else 0.0,
+        change / compared if compared else 0.0,
         statuses,
         (tuple(sorted(versions[0])), tuple(sorted(versions[1]))),
-        tuple(moves.most_common()),
-        tuple(differing),
+        tuple(label_changes.most_common()),
+        tuple(disagreements),
     )
 
 
-def _told(prediction: Prediction) -> dict[str, Any]:
+def _prediction_to_dict(prediction: Prediction) -> dict[str, Any]:
     return {"status": prediction.status.value, "label": prediction.label, "score": prediction.score}

@@ -1,6 +1,6 @@
-"""Who changed what, and when: one line a change, only ever appended to.
+"""Append-only audit log: who changed what, and when; one JSON line per change.
 
-`<base>/audit.jsonl`, or the objects of `<base>/.hubhead/audit/`.
+Stored in `<base>/audit.jsonl`, or on an object store as the objects below `<base>/.hubhead/audit/`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from serving.registry.stores.store import Store
 
 
 class Action(StrEnum):
-    """What was done."""
+    """Kind of change."""
 
     PUBLISH = "publish"
     PROMOTE = "promote"
@@ -28,35 +28,37 @@ class Action(StrEnum):
     REMOVE = "remove"
 
 
-def _who() -> str:
+def _user_at_host() -> str:
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # a container may run under a user id without a name
         user = f"uid {os.getuid()}"
     return f"{user}@{socket.gethostname()}"
 
 
 def now() -> str:
-    """The time of day as the records have it: ISO 8601, UTC, seconds."""
+    """Return the current time as ISO 8601 in UTC, with a resolution of seconds."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True)
 class Event:
-    """One change.
+    """One entry of the audit log.
 
     Attributes:
-        action: what was done.
-        model: the model's name.
-        old, new: the versions before and after; None: none. "from" and "to" in the file.
-        label: the version label that moved; None where no label is used.
-        blessed: what the verdict on `new` says; None: there is none, or it is about other content.
-        failed: the checks that `new` did not pass.
-        forced: whether it was done in spite of that.
-        reason: what the person said of it.
-        source: where a published version came from.
-        at: when.
-        who: user and host.
+        action: kind of change.
+        model: name of the model.
+        old: version before the change, or None; stored as "from".
+        new: version after the change, or None; stored as "to".
+        label: version label that moved; None if labels are not used.
+        blessed: result of the verdict on `new`; None if there is no verdict or it is void because the
+            content has changed.
+        failed: names of the checks that `new` failed.
+        forced: True if the change was made although the gate had not blessed the version.
+        reason: reason stated by the user.
+        source: where a published version was copied from.
+        at: time of the change, ISO 8601 in UTC.
+        who: user and host, as user@host.
     """
 
     action: Action
@@ -70,49 +72,57 @@ class Event:
     reason: str = ""
     source: str = ""
     at: str = field(default_factory=now)
-    who: str = field(default_factory=_who)
+    who: str = field(default_factory=_user_at_host)
 
 
-_NAMES = {"old": "from", "new": "to"}
+_KEYS = {"old": "from", "new": "to"}
+"""JSON keys that differ from the attribute's name: `from` is a keyword of Python."""
 
 
 def append(store: Store, event: Event) -> None:
-    """Add a line.
+    """Append an event to the log.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the log cannot be written.
     """
-    record = {_NAMES.get(name, name): value for name, value in asdict(event).items()}
+    record = {_KEYS.get(name, name): value for name, value in asdict(event).items()}
     store.append_to_log(json.dumps(record, ensure_ascii=False))
 
 
 def read(store: Store) -> list[Event]:
-    """All events, oldest first.
+    """Read all events, oldest first.
 
     Raises:
-        InputError: the log cannot be read, or a line is no event.
+        InputError: the log cannot be read, or a line of it is not an event.
     """
-    return [_event(where, line) for where, line in store.read_log()]
+    return [_parse_event(where, line) for where, line in store.read_log()]
 
 
-def _event(where: str, line: str) -> Event:
+def _parse_event(where: str, line: str) -> Event:
     try:
         record = json.loads(line)
-        own = {f.name: record[_NAMES.get(f.name, f.name)] for f in fields(Event)}
+        own = {f.name: record[_KEYS.get(f.name, f.name)] for f in fields(Event)}
         return Event(**own | {"action": Action(own["action"]), "failed": tuple(own["failed"])})
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{where} is no event of hubhead: {error}.", remedy="Mend or remove that."
+            f"{where} is not an audit event of hubhead: {error}.", remedy="Repair or remove it."
         ) from error
 
 
 def previous_version(
-    events: Iterable[Event], label: str | None, current: int | None, there: Collection[int]
+    events: Iterable[Event], label: str | None, current: int | None, existing: Collection[int]
 ) -> int | None:
-    """The version that a label was on before the one it is on now, of those that are still there.
+    """Return the version that a label was on before its current one; None if there is none.
 
-    A rollback undoes a promotion, so that a second one goes further back and not forth again.
+    A rollback undoes a promotion, so that a second rollback goes further back instead of forth again.
+
+    Args:
+        events: audit log, oldest first.
+        label: version label; None if labels are not used.
+        current: version that the label is on now.
+        existing: versions that still exist; others are skipped.
     """
+    # Replay the log as a stack: a promotion pushes, a rollback pops down to the version it returned to.
     stack: list[int] = []
     for event in events:
         if event.label != label or event.new is None:
@@ -125,4 +135,4 @@ def previous_version(
             while stack and stack[-1] != event.new:
                 stack.pop()
             stack = stack or [event.new]
-    return next((version for version in reversed(stack) if version != current and version in there), None)
+    return next((version for version in reversed(stack) if version != current and version in existing), None)

@@ -1,4 +1,4 @@
-"""The versions of a model: what is known of each, and which of them serve."""
+"""Inventory of a model: its versions, their verdicts and which of them are served."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class Version:
     """One version of a model.
 
     Attributes:
-        version: its number.
-        path: its directory or address.
-        labels: version labels on it.
-        live: whether it is what callers get who ask for no version: the newest of those that serve.
-        serves: whether the configuration has it served.
-        state: what the server says of it; None where none is asked or it does not know the version.
-        verdict: "blessed", "forced", "not blessed", "none", or "void" where the bundle changed since.
-        failed: the checks that it did not pass.
-        accuracy: {"value", "n", "low", "high"} on its test photos; None where it is not known.
-        label_count: labels that it knows.
-        created: when, ISO 8601; None where it is not known.
-        size: bytes of its files.
-        problem: why its records cannot be read, or "".
+        version: version number.
+        path: directory or address of the version.
+        labels: version labels that point to it.
+        live: True for the version that answers requests without a version or label: the newest one served.
+        serves: True if the configuration has it served.
+        state: state reported by the server; None if no server was queried or it does not know the version.
+        verdict: "blessed", "forced", "not blessed", "none", or "void" if the bundle has changed since.
+        failed: names of the checks that it failed.
+        accuracy: {"value", "n", "low", "high"} on its test photos; None if unknown.
+        label_count: number of class labels.
+        created: time of its training, ISO 8601; None if unknown.
+        size: total size of its files, in bytes.
+        problem: why its metadata cannot be read, or "".
     """
 
     version: int
@@ -47,39 +47,40 @@ class Version:
     problem: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return a JSON-serialisable dictionary."""
         return {**vars(self), "path": str(self.path)}
 
 
-def list_versions(place: DeploymentTarget) -> list[Version]:
-    """All versions, newest first.
+def list_versions(target: DeploymentTarget) -> list[Version]:
+    """List all versions, newest first.
 
     Raises:
-        InputError: the configuration cannot be used.
+        InputError: the configuration cannot be read.
         ServerError: the server does not answer.
     """
-    there = place.versions
-    config = place.read_config()
-    serving = config.serves(there)
-    states = {s.version: s.state.value for s in place.client.status()} if place.client else {}
-    answering = [v for v in there if states.get(v) == "AVAILABLE"] if place.client else list(serving)
-    live = max(answering, default=None)
+    existing = target.versions
+    config = target.read_config()
+    configured = config.served_versions(existing)
+    states = {s.version: s.state.value for s in target.client.status()} if target.client else {}
+    # Without a server to query, assume that it has loaded what the configuration names.
+    serving = [v for v in existing if states.get(v) == "AVAILABLE"] if target.client else list(configured)
+    live = max(serving, default=None)
     return [
-        _version(
-            place.store,
+        _describe_version(
+            target.store,
             number,
             labels=tuple(label for label, on in config.labels.items() if on == number),
             live=number == live,
-            serves=number in serving,
+            serves=number in configured,
             state=states.get(number),
         )
-        for number in reversed(there)
+        for number in reversed(existing)
     ]
 
 
 def verdict_of(store: Store, version: int) -> tuple[str, tuple[str, ...]]:
-    """(verdict in a word, the checks that failed) of a version, as in `Version`."""
-    found = store.verdict(version)
+    """Return the verdict and the names of the failed checks of a version, as in `Version`."""
+    found = store.read_verdict(version)
     if found is None:
         return "none", ()
     failed = tuple(check.name for check in found.failed)
@@ -90,7 +91,8 @@ def verdict_of(store: Store, version: int) -> tuple[str, tuple[str, ...]]:
     return ("blessed" if found.blessed else "not blessed"), failed
 
 
-def _version(store: Store, number: int, **known: Any) -> Version:
+def _describe_version(store: Store, number: int, **known: Any) -> Version:
+    """Read a version's metadata and verdict; what cannot be read becomes its `problem`."""
     problem, word = "", "none"
     failed: tuple[str, ...] = ()
     metrics: Mapping[str, Any] = {}

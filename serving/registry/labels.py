@@ -1,4 +1,4 @@
-"""The version of a model that callers of a label get, for those who read its directory themselves."""
+"""Resolve a version label to a version directory, for jobs that load the bundle themselves."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from serving.registry import model_config
 
 
 def resolve_label(model: Path, config: Path, label: str) -> Path:
-    """The version's directory.
+    """Return the directory of the version that has a label.
 
     Args:
-        model: the directory above the versions, named like the model; a version's own stays what it is, and
-            so does what is not there, for its reader to say.
-        config: the servers' model.config.
-        label: such as stable.
+        model: directory above the versions, named like the model. A version's own directory and a path
+            that does not exist are returned unchanged: the reader of the bundle reports the latter.
+        config: model.config of the servers.
+        label: version label, such as stable.
 
     Raises:
-        InputError: the file cannot be used, or no version has the label.
-        BundleError: the version is not there.
+        InputError: the file cannot be read, or no version has the label.
+        BundleError: the version does not exist.
     """
     if (model / contract.SAVED_MODEL_FILE).exists() or not model.is_dir():
         return model
@@ -28,6 +28,7 @@ def resolve_label(model: Path, config: Path, label: str) -> Path:
     if label not in labels:
         raise InputError(
             f"No version of {model.resolve().name} is {label} in {config}.",
-            remedy=f"Labels there: {', '.join(labels) or 'none'}. Promote a version, or give its directory.",
+            remedy=f"Labels there: {', '.join(labels) or 'none'}. Promote a version to it, or give the "
+            "directory of a version.",
         )
     return bundle.version_directory(model, labels[label])

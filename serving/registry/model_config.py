@@ -1,6 +1,6 @@
-"""TensorFlow Serving's model.config: which versions of a model serve, and their labels.
+"""TensorFlow Serving's model.config: the version policy and the version labels of a model.
 
-Only these two are ever changed, of one model; the text around them, comments included, stays.
+Only these two fields of one model are ever changed; the text around them, comments included, is kept.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ _TOKEN = re.compile(
     r"""\#[^\n]* | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' | [{}<>\[\]:,;] | [^\s{}<>\[\]:,;\#"']+""",
     re.VERBOSE,
 )
-_CLOSING = {"{": "}", "<": ">", "[": "]"}
-_OWN = ("model_version_policy", "version_labels")
+_CLOSING_BRACKETS = {"{": "}", "<": ">", "[": "]"}
+_MANAGED_FIELDS = ("model_version_policy", "version_labels")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a model.config says of one model.
+    """Version policy and labels of one model.
 
     Attributes:
-        labels: version labels.
-        latest: the newest so many versions serve; 0 where `specific` or `everything` says which.
-        specific: these versions serve.
-        everything: all versions serve.
+        labels: version of each label.
+        latest: number of newest versions served; 0 if `specific` or `everything` selects them.
+        specific: versions served by number.
+        everything: True if all versions are served.
     """
 
     labels: Mapping[str, int]
@@ -38,8 +38,8 @@ class ModelConfig:
     specific: tuple[int, ...] = ()
     everything: bool = False
 
-    def serves(self, versions: Collection[int]) -> tuple[int, ...]:
-        """Which of these versions it serves, ascending."""
+    def served_versions(self, versions: Collection[int]) -> tuple[int, ...]:
+        """Return those of the given versions that the policy serves, ascending."""
         if self.everything:
             return tuple(sorted(versions))
         if self.latest:
@@ -48,27 +48,27 @@ class ModelConfig:
 
 
 NEWEST = ModelConfig({}, latest=1)
-"""How a server without a model.config serves a base path."""
+"""Policy of a server that is given a base path and no model.config: the newest version is served."""
 
 
 def parse(path: Address) -> protos.Message:
-    """The whole file.
+    """Parse the whole file as a ModelServerConfig.
 
     Raises:
-        InputError: it cannot be read, or is no ModelServerConfig.
+        InputError: the file cannot be read or is not a ModelServerConfig.
     """
-    from serving.server.config.files import parse_text
+    from serving.server.config.files import parse_text_proto
 
-    return parse_text(read_text(path), protos.ModelServerConfig(), path)
+    return parse_text_proto(read_text(path), protos.ModelServerConfig(), path)
 
 
 def read(path: Address, model: str) -> ModelConfig:
-    """What the file says of one model.
+    """Read the version policy and labels of one model.
 
     Raises:
-        InputError: the file cannot be used, or does not name the model.
+        InputError: the file cannot be parsed, or does not contain the model.
     """
-    entry = _entry(path, parse(path), model)
+    entry = _find_entry(path, parse(path), model)
     policy = entry.model_version_policy
     labels = dict(sorted(entry.version_labels.items()))
     match policy.WhichOneof("policy_choice"):
@@ -81,30 +81,30 @@ def read(path: Address, model: str) -> ModelConfig:
 
 
 def write(path: Address, model: str, *, versions: Collection[int] | None, labels: Mapping[str, int]) -> None:
-    """State the versions that serve and their labels.
+    """Set the served versions and the labels of one model.
 
     Args:
-        path: the file, replaced as a whole.
-        model: the model's name; of all others nothing changes.
-        versions: those that serve; None leaves the policy as it is.
-        labels: all of the model's labels.
+        path: file to change; it is replaced atomically.
+        model: name of the model; the entries of other models stay as they are.
+        versions: versions to serve; None keeps the policy.
+        labels: all labels of the model.
 
     Raises:
-        InputError: as `read`.
-        OutputError: it cannot be written.
+        InputError: see `read`.
+        OutputError: the file cannot be written.
     """
     changed = parse(path)
-    entry = _entry(path, changed, model)
+    entry = _find_entry(path, changed, model)
     number = next(n for n, other in enumerate(changed.model_config_list.config) if other.name == model)
     if versions is not None:
         entry.model_version_policy.Clear()
         entry.model_version_policy.specific.versions.extend(sorted(versions))
     entry.version_labels.clear()
     entry.version_labels.update(labels)
-    replace_text(path, _text(read_text(path), changed, number))
+    replace_text(path, _render(read_text(path), changed, number))
 
 
-def _entry(path: Address, config: protos.Message, model: str) -> protos.Message:
+def _find_entry(path: Address, config: protos.Message, model: str) -> protos.Message:
     names = [entry.name for entry in config.model_config_list.config]
     if model not in names:
         raise InputError(
@@ -115,11 +115,11 @@ def _entry(path: Address, config: protos.Message, model: str) -> protos.Message:
     return config.model_config_list.config[names.index(model)]
 
 
-def _text(text: str, wanted: protos.Message, number: int) -> str:
-    """The text, changed to say what is wanted; written anew where its form is too unusual to change."""
+def _render(text: str, wanted: protos.Message, number: int) -> str:
+    """Return the text edited to match the wanted message; if it cannot be edited, format the message anew."""
     from google.protobuf import text_format
 
-    edited = _edited(text, wanted, number)
+    edited = _edit_text(text, wanted, number)
     if edited is not None:
         try:
             if text_format.Parse(edited, protos.ModelServerConfig()) == wanted:
@@ -129,19 +129,19 @@ def _text(text: str, wanted: protos.Message, number: int) -> str:
     return str(text_format.MessageToString(wanted, as_utf8=True))
 
 
-def _edited(text: str, wanted: protos.Message, number: int) -> str | None:
-    """With the two fields of the model that is `number`-th replaced; None where it is not found."""
+def _edit_text(text: str, wanted: protos.Message, number: int) -> str | None:
+    """Replace the managed fields of the model at index `number`; return None if the model is not found."""
     blocks = [
         block
-        for models in _fields(text, 0, len(text))
-        if models.name == "model_config_list" and models.inside
-        for block in _fields(text, *models.inside)
+        for models in _scan_fields(text, 0, len(text))
+        if models.name == "model_config_list" and models.body
+        for block in _scan_fields(text, *models.body)
         if block.name == "config"
     ]
-    if len(blocks) != len(wanted.model_config_list.config) or blocks[number].inside is None:
+    if len(blocks) != len(wanted.model_config_list.config) or blocks[number].body is None:
         return None
-    begin, end = blocks[number].inside or (0, 0)
-    fields = _fields(text, begin, end)
+    begin, end = blocks[number].body or (0, 0)
+    fields = _scan_fields(text, begin, end)
     if not fields:
         return None
     own = protos.ModelConfig()
@@ -150,11 +150,13 @@ def _edited(text: str, wanted: protos.Message, number: int) -> str | None:
         own.model_version_policy.CopyFrom(source.model_version_policy)
     for label, version in sorted(source.version_labels.items()):
         own.version_labels[label] = version
+    # Indent the new fields as the first field of the entry.
     line = text.rfind("\n", 0, fields[0].begin) + 1
     indent = text[line : fields[0].begin]
-    lines = [f"{indent if not indent.strip() else '    '}{line}" for line in _lines(own)]
+    lines = [f"{indent if not indent.strip() else '    '}{line}" for line in _format_fields(own)]
     kept = text[begin:end]
-    for field in reversed([field for field in fields if field.name in _OWN]):
+    # Cut from the end, so that the offsets of the fields before stay valid.
+    for field in reversed([field for field in fields if field.name in _MANAGED_FIELDS]):
         left, right = kept[: field.begin - begin].rstrip(" \t"), kept[field.end - begin :]
         kept = left.removesuffix("\n") + right if left.endswith("\n") else left + right
     closing = text[text.rfind("\n", 0, end) + 1 : end]
@@ -170,7 +172,7 @@ def _edited(text: str, wanted: protos.Message, number: int) -> str | None:
     )
 
 
-def _lines(message: protos.Message) -> list[str]:
+def _format_fields(message: protos.Message) -> list[str]:
     from google.protobuf import text_format
 
     return [line for line in text_format.MessageToString(message, as_utf8=True).splitlines() if line.strip()]
@@ -178,47 +180,57 @@ def _lines(message: protos.Message) -> list[str]:
 
 @dataclass(frozen=True)
 class _Field:
-    """A field in the text: from `begin` to `end`, the contents of a message value at `inside`."""
+    """A field of the text format.
+
+    Attributes:
+        name: field name.
+        begin: offset of its first character.
+        end: offset behind its value and separator.
+        body: (begin, end) of the text between the brackets of a message value; None for other values.
+    """
 
     name: str
     begin: int
     end: int
-    inside: tuple[int, int] | None = None
+    body: tuple[int, int] | None = None
 
 
-def _fields(text: str, begin: int, end: int) -> list[_Field]:
-    """The fields between two places, those inside of them left out."""
+def _scan_fields(text: str, begin: int, end: int) -> list[_Field]:
+    """Return the fields between two offsets, without the fields nested in them."""
     tokens = [match for match in _TOKEN.finditer(text, begin, end) if match[0][0] != "#"]
     found: list[_Field] = []
-    place = 0
-    while place < len(tokens):
-        first = tokens[place]
-        place += 1
-        if place < len(tokens) and tokens[place][0] == ":":
-            place += 1
-        if place >= len(tokens):
+    position = 0
+    while position < len(tokens):
+        first = tokens[position]
+        position += 1
+        if position < len(tokens) and tokens[position][0] == ":":
+            position += 1
+        if position >= len(tokens):
             break
-        inside = None
-        if tokens[place][0] in _CLOSING:
-            opening = tokens[place]
-            open_ones = [_CLOSING[opening[0]]]
-            while open_ones and (place := place + 1) < len(tokens):
-                token = tokens[place][0]
-                if token in _CLOSING:
-                    open_ones.append(_CLOSING[token])
-                elif token == open_ones[-1]:
-                    open_ones.pop()
-            if place >= len(tokens):
+        body = None
+        if tokens[position][0] in _CLOSING_BRACKETS:
+            opening = tokens[position]
+            # Skip to the bracket that closes this value; `expected` holds the closing brackets still open.
+            expected = [_CLOSING_BRACKETS[opening[0]]]
+            while expected and (position := position + 1) < len(tokens):
+                token = tokens[position][0]
+                if token in _CLOSING_BRACKETS:
+                    expected.append(_CLOSING_BRACKETS[token])
+                elif token == expected[-1]:
+                    expected.pop()
+            if position >= len(tokens):
                 break
             if opening[0] != "[":
-                inside = (opening.end(), tokens[place].start())
+                body = (opening.end(), tokens[position].start())
         else:
-            while place + 1 < len(tokens) and tokens[place + 1][0][0] in "\"'":  # adjacent strings are one
-                place += 1
-        last = tokens[place]
-        place += 1
-        if place < len(tokens) and tokens[place][0] in ",;":
-            last = tokens[place]
-            place += 1
-        found.append(_Field(first[0], first.start(), last.end(), inside))
+            while (
+                position + 1 < len(tokens) and tokens[position + 1][0][0] in "\"'"
+            ):  # adjacent strings are one
+                position += 1
+        last = tokens[position]
+        position += 1
+        if position < len(tokens) and tokens[position][0] in ",;":
+            last = tokens[position]
+            position += 1
+        found.append(_Field(first[0], first.start(), last.end(), body))
     return found

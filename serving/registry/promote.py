@@ -1,4 +1,4 @@
-"""Publish a bundle and make it what callers get; keep so many versions."""
+"""Publish a bundle, make it live, and delete old versions."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from serving.storage.address import Address
 
 @dataclass(frozen=True)
 class Change:
-    """What a promotion or a rollback did.
+    """Result of a promotion or a rollback.
 
     Attributes:
-        model: the model's name.
-        old: the version of before; None: none.
-        new: the version now.
-        label: the label that moved; None where there are no labels.
-        published: whether the version was put into the directory for it.
-        waited: whether a server was seen to answer with it.
+        model: name of the model.
+        old: version before the change; None if there was none.
+        new: version after the change.
+        label: label that moved; None if labels are not used.
+        published: True if the bundle was copied into the store for this change.
+        waited: True if a server was seen to answer with the new version.
         also: other labels that moved along.
         removed: versions that were deleted.
     """
@@ -41,12 +41,12 @@ class Change:
     removed: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return a JSON-serialisable dictionary."""
         return dict(vars(self))
 
 
 def promote(
-    place: DeploymentTarget,
+    target: DeploymentTarget,
     *,
     source: Path | None = None,
     origin: Address | None = None,
@@ -56,178 +56,232 @@ def promote(
     reason: str = "",
     keep: int | None = None,
 ) -> Change:
-    """Make a bundle what callers get, or callers of a label.
+    """Make a bundle live, or move a label to it.
 
-    A bundle that is there already, under whatever number, is not published again; so a promotion
-    that was cut off is finished by the same call.
+    A bundle that the store already contains, under whatever number, is not published again; the same call
+    therefore completes a promotion that was interrupted.
 
     Args:
-        place: where.
-        source: a bundle anywhere on this machine; in place of it `version`.
-        origin: where that one is kept, for the audit log; None: at its path.
-        version: one that is in the directory.
-        label: what moves, where there is a configuration.
-        force: whether a bundle that is not blessed may go live.
-        reason: for the audit log.
-        keep: how many versions stay in the directory; None: all.
+        target: deployment target.
+        source: local directory of the bundle; alternative to `version`.
+        origin: address that `source` was fetched from, for the audit log; None if it is its own path.
+        version: version in the store; alternative to `source`.
+        label: version label to move, if the target has a configuration.
+        force: True to accept a bundle that is not blessed.
+        reason: reason for the audit log.
+        keep: number of newest versions to keep in the store; None keeps all.
 
     Raises:
-        BundleError: the bundle cannot be read, or does not load in the server; all is as before.
-        GateRejected: it has no verdict that lets it through.
-        InputError: the configuration cannot be used.
-        OutputError: something cannot be written.
-        ServerError: the server does not follow.
+        BundleError: the bundle cannot be read, or does not load in the server; nothing has changed.
+        GateRejected: the bundle has no verdict that allows it to go live.
+        InputError: the configuration cannot be read.
+        OutputError: the store, the configuration or the log cannot be written.
+        ServerError: the server did not reach the expected state.
     """
     source = bundle.resolve(source) if source else None  # a base path means its newest version
-    judged = _judged_source(source, origin) if source else _judged_version(place, version or 0)
-    content, found = judged.content, judged.verdict
+    candidate = _read_candidate(source, origin) if source else _stored_candidate(target, version or 0)
     if not force:
-        verdict.require_blessed(judged.origin, found, content)
-    true = found is not None and found.content == content
-    event = Event(
-        Action.PROMOTE,
-        place.model,
-        None,
-        None,
-        label=label if place.config else None,
-        blessed=found.blessed if found and true else None,
-        failed=tuple(check.name for check in found.failed) if found and true else (),
-        forced=force and not (found and true and found.blessed and not found.forced),
-        reason=reason,
-    )
-    place.store.create()
-    with lock_target(place):
-        for withdrawn in place.store.finish_interrupted(place.say):
-            record_withdrawal(place, withdrawn, event)
-        before = place.read_config()
-        old = before.labels.get(label) if place.config else max(place.versions, default=None)
-        number = place.store.find(source, content) if source else version
-        if place.config:
-            _check_order(place, label, number)
+        verdict.require_blessed(candidate.origin, candidate.verdict, candidate.digest)
+    event = _promotion_event(target, candidate, label, force=force, reason=reason)
+    target.store.create()
+    with lock_target(target):
+        for withdrawn in target.store.finish_interrupted(target.say):
+            record_withdrawal(target, withdrawn, event)
+        old = _live_version(target, label)
+        number = target.store.find(source, candidate.digest) if source else version
+        if target.config:
+            _require_stable(target, label, number)
         published = number is None
         if number is None and source:
-            number = _publish(place, source, judged, event)
+            number = _publish(target, source, candidate, event)
         assert number is not None
-        if place.config:
-            rollout.move_labels(place, {label: number})
-        else:
-            _check_newest(place, number)
-            try:
-                place.wait_available(number)
-            except BundleError:
-                if published:
-                    withdraw(place, number, event)
-                raise
-        if old != number or published or not _logged(place, event.label, number):
-            audit.append(place.store, replace(event, old=old if old != number else None, new=number))
-        removed = prune(place, keep, event) if keep else ()
+        _make_live(target, number, label, event, published=published)
+        if old != number or published or not _is_promotion_logged(target, event.label, number):
+            audit.append(target.store, replace(event, old=old if old != number else None, new=number))
+        removed = prune(target, keep, event) if keep else ()
     return Change(
-        place.model,
+        target.model,
         old,
         number,
         event.label,
         published=published,
-        waited=place.client is not None,
+        waited=target.client is not None,
         removed=removed,
     )
 
 
-def withdraw(place: DeploymentTarget, version: int, event: Event) -> None:
-    """Take a version out of the server's sight; its files stay, its number is not used again."""
-    place.say(f"withdrawing version {version}")
-    aside = place.store.withdraw(version)
-    place.say(f"version {version} is in {aside}")
-    record_withdrawal(place, version, event)
+def withdraw(target: DeploymentTarget, version: int, event: Event) -> None:
+    """Hide a version from servers; its files are kept and its number is not used again."""
+    target.say(f"withdrawing version {version}")
+    location = target.store.withdraw(version)
+    target.say(f"version {version} is in {location}")
+    record_withdrawal(target, version, event)
 
 
-def record_withdrawal(place: DeploymentTarget, version: int, event: Event) -> None:
-    """Say so in the audit log."""
-    audit.append(place.store, replace(event, action=Action.WITHDRAW, label=None, old=version, new=None))
+def record_withdrawal(target: DeploymentTarget, version: int, event: Event) -> None:
+    """Append a withdrawal to the audit log; `event` states its user and reason."""
+    audit.append(target.store, replace(event, action=Action.WITHDRAW, label=None, old=version, new=None))
 
 
-def prune(place: DeploymentTarget, keep: int, event: Event) -> tuple[int, ...]:
-    """Delete all but the newest so many versions; never one that serves, has a label, or is the way back."""
-    there = place.versions
-    config = place.read_config()
-    needed = {*there[-keep:], *config.serves(there), *config.labels.values()}
-    events = audit.read(place.store)
-    for label in config.labels if place.config else [None]:
-        current = config.labels.get(label) if label else max(there, default=None)
-        back = audit.previous_version(events, label, current, there)
-        needed |= {back} if back is not None else set()
-    if place.client:
-        alive = ("AVAILABLE", "LOADING", "START")
-        needed |= {status.version for status in place.client.status() if status.state in alive}
-    removed = tuple(version for version in there if version not in needed)
+def prune(target: DeploymentTarget, keep: int, event: Event) -> tuple[int, ...]:
+    """Delete all but the newest `keep` versions and return the deleted ones.
+
+    A version that is served, has a label, or that a rollback would return to is never deleted.
+    """
+    existing = target.versions
+    config = target.read_config()
+    needed = {*existing[-keep:], *config.served_versions(existing), *config.labels.values()}
+    events = audit.read(target.store)
+    for label in config.labels if target.config else [None]:
+        current = config.labels.get(label) if label else max(existing, default=None)
+        rollback_version = audit.previous_version(events, label, current, existing)
+        needed |= {rollback_version} if rollback_version is not None else set()
+    if target.client:
+        # The server may still hold versions that the configuration no longer names.
+        loaded = ("AVAILABLE", "LOADING", "START")
+        needed |= {status.version for status in target.client.status() if status.state in loaded}
+    removed = tuple(version for version in existing if version not in needed)
     for version in removed:
-        place.say(f"removing version {version}")
-        place.store.remove(version)
-        audit.append(place.store, replace(event, action=Action.REMOVE, old=version, new=None))
+        target.say(f"removing version {version}")
+        target.store.remove(version)
+        audit.append(target.store, replace(event, action=Action.REMOVE, old=version, new=None))
     return removed
 
 
-def _logged(place: DeploymentTarget, label: str | None, version: int) -> bool:
-    """Whether the log knows of a version's promotion; not so where that was cut off just before."""
-    events = audit.read(place.store)
-    return any(e.action is Action.PROMOTE and (e.label, e.new) == (label, version) for e in events)
-
-
 @dataclass(frozen=True)
-class _Judged:
-    """A bundle and what is said of it: where it is kept, its digest, its verdict, its own number."""
+class _Candidate:
+    """A bundle to promote.
+
+    Attributes:
+        origin: where the bundle is kept.
+        digest: digest of its content.
+        verdict: verdict of the gate; None if there is none.
+        number: its own version number.
+    """
 
     origin: Address
-    content: str
+    digest: str
     verdict: Verdict | None
     number: int
 
+    @property
+    def valid_verdict(self) -> Verdict | None:
+        """The verdict, if it is about the bundle's present content."""
+        return self.verdict if self.verdict and self.verdict.content == self.digest else None
 
-def _judged_source(source: Path, origin: Address | None) -> _Judged:
+
+def _read_candidate(source: Path, origin: Address | None) -> _Candidate:
     found = bundle.read(source)
     at = origin or found.path.resolve()
-    return _Judged(at, verdict.digest(found.path), verdict.read(found.path), found.version)
+    return _Candidate(at, verdict.digest(found.path), verdict.read(found.path), found.version)
 
 
-def _judged_version(place: DeploymentTarget, version: int) -> _Judged:
-    place.store.require(version)
-    place.store.read_metadata(version)  # that it can be read
-    path = place.store.path(version)
-    return _Judged(path, place.store.digest(version), place.store.verdict(version), version)
+def _stored_candidate(target: DeploymentTarget, version: int) -> _Candidate:
+    target.store.require(version)
+    target.store.read_metadata(version)  # raises BundleError if it cannot be read
+    path = target.store.path(version)
+    return _Candidate(path, target.store.digest(version), target.store.read_verdict(version), version)
 
 
-def _publish(place: DeploymentTarget, source: Path, judged: _Judged, event: Event) -> int:
-    if place.config and place.read_config().latest and place.versions:
-        if place.client is None:
+def _promotion_event(
+    target: DeploymentTarget, candidate: _Candidate, label: str, *, force: bool, reason: str
+) -> Event:
+    """Return the audit event of the promotion; its versions are filled in later."""
+    found = candidate.valid_verdict
+    return Event(
+        Action.PROMOTE,
+        target.model,
+        None,
+        None,
+        label=label if target.config else None,
+        blessed=found.blessed if found else None,
+        failed=tuple(check.name for check in found.failed) if found else (),
+        # --force on a bundle that needs none is not recorded as forced.
+        forced=force and not (found and found.blessed and not found.forced),
+        reason=reason,
+    )
+
+
+def _live_version(target: DeploymentTarget, label: str) -> int | None:
+    """Return the version that the label is on; without a configuration, the newest."""
+    before = target.read_config()
+    return before.labels.get(label) if target.config else max(target.versions, default=None)
+
+
+def _publish(target: DeploymentTarget, source: Path, candidate: _Candidate, event: Event) -> int:
+    """Copy the bundle into the store, record that, and return its version number.
+
+    Raises:
+        InputError: the policy would make the version live before its label moves, and no server is known
+            that could be pinned to the present version first.
+    """
+    if target.config and target.read_config().latest and target.versions:
+        if target.client is None:
             raise InputError(
-                f"By {place.config} the server follows the newest version, so that this one would be live "
-                "as soon as it is there.",
-                remedy="Give --server, or state first what is live: hubhead promote --model_version "
-                f"{place.versions[-1]}, with the same --model_config_file.",
+                f"In {target.config} the policy of {target.model} is the newest version, so that this one "
+                "would be live as soon as it is published.",
+                remedy="Give --server, or first state which version is live: hubhead promote --model_version "
+                f"{target.versions[-1]}, with the same --model_config_file.",
             )
-        rollout.pin_current(place)
-    number = place.store.publish(source, judged.content, at_least=judged.number or 1, say=place.say)
-    told = str(judged.origin)
-    audit.append(place.store, replace(event, action=Action.PUBLISH, label=None, new=number, source=told))
+        rollout.pin_current(target)
+    number = target.store.publish(source, candidate.digest, at_least=candidate.number or 1, say=target.say)
+    origin = str(candidate.origin)
+    audit.append(target.store, replace(event, action=Action.PUBLISH, label=None, new=number, source=origin))
     return number
 
 
-def _check_order(place: DeploymentTarget, label: str, version: int | None) -> None:
-    """A canary needs something to be the canary of."""
-    labels = place.read_config().labels
+def _make_live(target: DeploymentTarget, number: int, label: str, event: Event, *, published: bool) -> None:
+    """Move the label to a version, or wait until the server follows the newest version.
+
+    Raises:
+        BundleError: the version does not load. Without a configuration, a version that was published for
+            this promotion is withdrawn again.
+    """
+    if target.config:
+        rollout.move_labels(target, {label: number})
+        return
+    _require_newest(target, number)
+    try:
+        target.wait_available(number)
+    except BundleError:
+        if published:
+            withdraw(target, number, event)
+        raise
+
+
+def _is_promotion_logged(target: DeploymentTarget, label: str | None, version: int) -> bool:
+    """Return whether the log contains the promotion; false if it was interrupted just before."""
+    events = audit.read(target.store)
+    return any(e.action is Action.PROMOTE and (e.label, e.new) == (label, version) for e in events)
+
+
+def _require_stable(target: DeploymentTarget, label: str, version: int | None) -> None:
+    """Check that a canary has a stable version to be compared with.
+
+    Raises:
+        InputError: the label is canary and no version is stable.
+    """
+    labels = target.read_config().labels
     if label == CANARY and STABLE not in labels:
-        others = [there for there in place.versions if there != version] or [version or 1]
+        others = [other for other in target.versions if other != version] or [version or 1]
         raise InputError(
-            f"No version of {place.model} is {STABLE} in {place.config}, so there is nothing that a "
-            f"{CANARY} could be held against.",
+            f"No version of {target.model} is {STABLE} in {target.config}, so there is no version to "
+            f"compare a {CANARY} with.",
             remedy=f"First: hubhead promote --model_version {others[-1]} --label {STABLE}",
         )
 
 
-def _check_newest(place: DeploymentTarget, version: int) -> None:
-    newest = max(place.versions)
+def _require_newest(target: DeploymentTarget, version: int) -> None:
+    """Check that a server that follows the newest version would serve this one.
+
+    Raises:
+        InputError: a newer version exists.
+    """
+    newest = max(target.versions)
     if version != newest:
         raise InputError(
-            f"Version {version} is in {place.base} already, and a server of that directory serves the "
-            f"newest, {newest}.",
-            remedy=f"Go back with: hubhead rollback --to {version}; or use --model_config_file and labels.",
+            f"{target.base} already contains this bundle as version {version}, but its server follows the "
+            f"newest version, {newest}.",
+            remedy=f"Return to it with: hubhead rollback --to {version}; or use --model_config_file and "
+            "labels.",
         )

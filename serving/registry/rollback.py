@@ -1,4 +1,4 @@
-"""Back to the version that answered before, in one step."""
+"""Rollback to the previous version."""
 
 from __future__ import annotations
 
@@ -13,83 +13,104 @@ from serving.registry.target import DeploymentTarget, lock_target
 
 
 def rollback(
-    place: DeploymentTarget, *, label: str = STABLE, to: int | None = None, reason: str = ""
+    target: DeploymentTarget, *, label: str = STABLE, to: int | None = None, reason: str = ""
 ) -> Change:
-    """Bring a label back to where it was; without a configuration, withdraw the newest version.
+    """Return a label to its previous version; without a configuration, withdraw the newest version.
 
-    Other labels on the version that is left behind go back with it: nobody should meet it any more.
+    A rollback of `stable` also moves the other labels on the abandoned version, so that no caller gets it.
 
     Args:
-        place: where.
-        label: which one, where there is a configuration.
-        to: the version to go back to; None: that of before, by the audit log.
-        reason: for the audit log.
+        target: deployment target.
+        label: version label to move, if the target has a configuration.
+        to: version to return to; None for the previous one according to the audit log.
+        reason: reason for the audit log.
 
     Raises:
-        InputError: there is nothing to go back to.
-        BundleError: the version does not load; all is as before.
-        ServerError: the server does not follow.
+        InputError: there is no version to return to.
+        BundleError: the version does not load; nothing has changed.
+        ServerError: the server did not reach the expected state.
     """
-    if not place.store.exists():
-        raise InputError(f"{place.base} does not exist.", remedy="Give the directory above the versions.")
-    with lock_target(place):
-        withdrawn = place.store.finish_interrupted(place.say)
+    if not target.store.exists():
+        raise InputError(f"{target.base} does not exist.", remedy="Give the directory above the versions.")
+    with lock_target(target):
+        withdrawn = target.store.finish_interrupted(target.say)
         for version in withdrawn:
-            record_withdrawal(place, version, Event(Action.WITHDRAW, place.model, None, None, reason=reason))
-        if place.config:
-            return _by_label(place, label, to, reason)
-        return _by_withdrawal(place, to, reason, withdrawn)
+            record_withdrawal(
+                target, version, Event(Action.WITHDRAW, target.model, None, None, reason=reason)
+            )
+        if target.config:
+            return _roll_back_label(target, label, to, reason)
+        return _roll_back_newest(target, to, reason, withdrawn)
 
 
-def _by_label(place: DeploymentTarget, label: str, to: int | None, reason: str) -> Change:
-    labels = place.read_config().labels
+def _roll_back_label(target: DeploymentTarget, label: str, to: int | None, reason: str) -> Change:
+    labels = target.read_config().labels
     current = labels.get(label)
     if to is None and label != STABLE and labels.get(STABLE) != current:
-        to = labels.get(STABLE)  # callers of a canary then get what all others get
+        to = labels.get(STABLE)  # ending a canary sends its callers to the stable version
     if to is None:
-        to = audit.previous_version(audit.read(place.store), label, current, place.versions)
-    new = _checked(place, to, current, f"label {label}")
+        to = audit.previous_version(audit.read(target.store), label, current, target.versions)
+    new = _require_other(target, to, current, f"label {label}")
     along = tuple(other for other, on in labels.items() if on == current and other != label)
     if label != STABLE:
-        along = ()  # a canary's end is not that of stable
-    rollout.move_labels(place, dict.fromkeys((label, *along), new))
+        along = ()  # ending a canary does not move stable
+    rollout.move_labels(target, dict.fromkeys((label, *along), new))
     for name in (label, *along):
-        _append(place, name, current, new, reason)
-    return Change(place.model, current, new, label, waited=place.client is not None, also=along)
+        _log_rollback(target, name, current, new, reason)
+    return Change(target.model, current, new, label, waited=target.client is not None, also=along)
 
 
-def _by_withdrawal(place: DeploymentTarget, to: int | None, reason: str, withdrawn: Sequence[int]) -> Change:
-    """Args: `withdrawn`: by a rollback that was cut off, and that this one goes on with."""
-    there = place.versions
-    current = max([*there, *withdrawn], default=None)
+def _roll_back_newest(
+    target: DeploymentTarget, to: int | None, reason: str, withdrawn: Sequence[int]
+) -> Change:
+    """Withdraw all versions above the one to return to.
+
+    Args:
+        target: deployment target without a configuration.
+        to: version to return to; None for the one below the newest.
+        reason: reason for the audit log.
+        withdrawn: versions of an interrupted rollback, which this one completes.
+    """
+    existing = target.versions
+    current = max([*existing, *withdrawn], default=None)
     if to is None:
-        to = max((version for version in there if version != current), default=None)
-    new = _checked(place, to, current, "the newest version")
+        to = max((version for version in existing if version != current), default=None)
+    new = _require_other(target, to, current, "the newest version")
     if current is not None and new > current:
-        raise InputError(f"Version {new} is above {current}.", remedy="hubhead promote goes forward.")
-    for version in [version for version in there if version > new]:  # the newest last: it serves
-        withdraw(place, version, Event(Action.WITHDRAW, place.model, version, None, reason=reason))
-    place.wait_available(new)
-    _append(place, None, current, new, reason)
-    return Change(place.model, current, new, None, waited=place.client is not None)
+        raise InputError(
+            f"Version {new} is newer than the live version {current}.",
+            remedy="Make a newer version live with hubhead promote.",
+        )
+    # Ascending, so that the newest version, which is the one served, is withdrawn last.
+    for version in [version for version in existing if version > new]:
+        withdraw(target, version, Event(Action.WITHDRAW, target.model, version, None, reason=reason))
+    target.wait_available(new)
+    _log_rollback(target, None, current, new, reason)
+    return Change(target.model, current, new, None, waited=target.client is not None)
 
 
-def _checked(place: DeploymentTarget, to: int | None, current: int | None, what: str) -> int:
+def _require_other(target: DeploymentTarget, to: int | None, current: int | None, what: str) -> int:
+    """Return the version to roll back to, after checking that it exists and is not the current one."""
     if to is None:
         raise InputError(
-            f"There is no earlier version that {what} could go back to in {place.base}.",
-            remedy=f"Versions there: {', '.join(map(str, place.versions)) or 'none'}; choose with --to.",
+            f"There is no earlier version in {target.base} that {what} could return to.",
+            remedy=f"Existing versions: {', '.join(map(str, target.versions)) or 'none'}; choose one with "
+            "--to.",
         )
-    place.store.require(to)
+    target.store.require(to)
     if to == current:
-        raise InputError(f"Version {to} is where {what} is.", remedy="Choose another with --to.")
+        raise InputError(
+            f"Version {to} is already the one of {what}.", remedy="Choose another version with --to."
+        )
     return to
 
 
-def _append(place: DeploymentTarget, label: str | None, old: int | None, new: int, reason: str) -> None:
-    word, failed = inventory.verdict_of(place.store, new)
+def _log_rollback(
+    target: DeploymentTarget, label: str | None, old: int | None, new: int, reason: str
+) -> None:
+    word, failed = inventory.verdict_of(target.store, new)
     blessed = {"blessed": True, "forced": True, "not blessed": False}.get(word)
     event = Event(
-        Action.ROLLBACK, place.model, old, new, label=label, blessed=blessed, failed=failed, reason=reason
+        Action.ROLLBACK, target.model, old, new, label=label, blessed=blessed, failed=failed, reason=reason
     )
-    audit.append(place.store, event)
+    audit.append(target.store, event)

@@ -1,8 +1,9 @@
-"""Labels move from one version to another while the server answers.
+"""Move version labels while the server keeps answering.
 
-TensorFlow Serving gives a label only to a version that is AVAILABLE, and a reload does not wait for new
-versions of a model that it serves. So: both versions in the policy, wait, move the label, and only then
-let go of the version that nobody asks for any more.
+TensorFlow Serving accepts a label only for a version that is AVAILABLE, and a configuration reload does not
+wait until new versions of an already served model are loaded. A label is therefore moved in four steps: add
+the new version to the policy, wait until it is AVAILABLE, move the label, remove the versions without a label
+from the policy so that the server unloads them.
 """
 
 from __future__ import annotations
@@ -15,67 +16,69 @@ from serving.registry.model_config import ModelConfig
 from serving.registry.target import DeploymentTarget
 
 
-def move_labels(place: DeploymentTarget, labels: Mapping[str, int]) -> ModelConfig:
-    """Give each of these labels to a version, in a configuration that a server reads.
+def move_labels(target: DeploymentTarget, labels: Mapping[str, int]) -> ModelConfig:
+    """Point each of these labels to a version, in the configuration that the server reads.
 
-    Where no server is asked, the versions of before stay in the policy: the server moves a label
-    only once its version is loaded, and nobody here can know when. The next change lets go of them.
+    Without a client to wait with, the previous versions stay in the policy: the server moves a label only
+    once its version is loaded, and that moment is unknown here. The next change removes them.
 
     Args:
-        place: with a `config`.
-        labels: the version of each label that moves; the others stay.
+        target: deployment target with a `config`.
+        labels: version of each label that moves; other labels stay.
 
     Returns:
-        The configuration at the end.
+        The configuration after the change.
 
     Raises:
-        BundleError: a version does not load; the configuration is as before.
-        ServerError: the server does not follow; what was written before the failed step stays.
+        BundleError: a version does not load; the configuration is restored.
+        ServerError: the server did not reach the expected state; what was written before the failed step
+            stays.
     """
-    before = place.read_config()
-    there = place.versions
+    before = target.read_config()
+    existing = target.versions
     after = {**before.labels, **labels}
-    wanted = set(after.values())
-    held = wanted | set(before.serves(there)) if not before.everything else None
-    told = f"labels {', '.join(f'{label} = {version}' for label, version in labels.items())}"
-    if place.client is None:
-        place.say(f"writing {place.config}: {told}")
-        place.write_config(held, after)
-        return place.read_config()
-    place.say(f"loading version {', '.join(map(str, sorted(set(labels.values()))))}")
+    labelled = set(after.values())
+    # The old and the new versions together; None keeps a policy that serves all versions.
+    kept = labelled | set(before.served_versions(existing)) if not before.everything else None
+    described = f"labels {', '.join(f'{label} = {version}' for label, version in labels.items())}"
+    if target.client is None:
+        target.say(f"writing {target.config}: {described}")
+        target.write_config(kept, after)
+        return target.read_config()
+    target.say(f"loading version {', '.join(map(str, sorted(set(labels.values()))))}")
     try:
-        place.write_config(held, before.labels)
+        target.write_config(kept, before.labels)
         for version in sorted(set(labels.values())):
-            place.wait_available(version)
+            target.wait_available(version)
     except BundleError:
-        restore(place, before)
+        restore(target, before)
         raise
-    place.say(f"moving {told}")
-    place.write_config(held, after)
+    target.say(f"moving {described}")
+    target.write_config(kept, after)
     for label, version in labels.items():
-        place.wait_label(label, version)
-    if held is not None and held != wanted:
-        place.write_config(wanted, after)
-    return place.read_config()
+        target.wait_label(label, version)
+    if kept is not None and kept != labelled:
+        target.write_config(labelled, after)
+    return target.read_config()
 
 
-def pin_current(place: DeploymentTarget) -> None:
-    """State by number what a server of the newest version serves now, so that a newer one changes nothing.
+def pin_current(target: DeploymentTarget) -> None:
+    """Pin a policy of the newest version to the versions now served, so that a new one changes nothing.
 
     Raises:
-        ServerError: the server does not follow.
+        ServerError: the server does not accept the configuration.
     """
-    before = place.read_config()
-    if place.config is None or not before.latest:
+    before = target.read_config()
+    if target.config is None or not before.latest:
         return
-    serving = set(before.serves(place.versions))
+    serving = set(before.served_versions(target.versions))
     if serving:
-        place.say(f"pinning version {', '.join(map(str, sorted(serving)))}, which serves now")
-        place.write_config(serving, before.labels)
+        target.say(f"pinning version {', '.join(map(str, sorted(serving)))}, which is served now")
+        target.write_config(serving, before.labels)
 
 
-def restore(place: DeploymentTarget, before: ModelConfig) -> None:
-    """Write the configuration of before again, whatever the server says to it."""
+def restore(target: DeploymentTarget, before: ModelConfig) -> None:
+    """Write an earlier configuration back; errors of the server are ignored."""
     with suppress(HubheadError):
-        versions = None if before.everything else set(before.serves(place.versions))
-        place.write_config(versions, before.labels)
+        versions = None if before.everything else set(before.served_versions(target.versions))
+        target.write_config(versions, before.labels)

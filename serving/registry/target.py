@@ -1,4 +1,4 @@
-"""Where a model's versions, its configuration and its server are; one change at a time."""
+"""Deployment target of a model: its versions, configuration and server; and the lock for changes to it."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class DeploymentTarget:
     """One model in production.
 
     Attributes:
-        base: the directory or address whose numbered children are the versions.
-        model: the model's name for the server.
-        config: the server's model.config; None where the server follows the newest version of `base`.
-        client: asks the server; None where nobody waits for it.
-        label_client: makes a client that asks for a label; with `client`.
-        reload: whether the server is told of the configuration by the RPC; else it reads the file itself.
-        timeout: seconds that the server may take for each step.
-        say: told of each step.
+        base: directory or address whose numbered children are the versions.
+        model: name of the model on the server.
+        config: model.config of the server; None if the server follows the newest version in `base`.
+        client: client of the server; None if changes do not wait for a server.
+        label_client: creates a client that requests a label; required with `client`.
+        reload: True to send the configuration by HandleReloadConfigRequest; else the server polls the file.
+        timeout: time limit for each step of the server, in seconds.
+        say: called with one line of progress per step.
     """
 
     base: Address
@@ -51,28 +51,33 @@ class DeploymentTarget:
 
     @cached_property
     def store(self) -> Store:
-        """What the versions are kept in."""
+        """Store of the versions."""
         return open_store(self.base)
 
     @property
     def versions(self) -> list[int]:
-        """The versions that are there as a whole, ascending."""
+        """Complete versions, ascending."""
         return self.store.versions()
 
     def read_config(self) -> ModelConfig:
-        """What the server is told to serve.
+        """Read the version policy and labels; the newest version if there is no configuration.
 
         Raises:
-            InputError: the configuration cannot be used.
+            InputError: the configuration cannot be read.
         """
         return model_config.read(self.config, self.model) if self.config else NEWEST
 
     def write_config(self, versions: set[int] | None, labels: Mapping[str, int]) -> None:
-        """Write the configuration, and tell the server where it does not read it itself.
+        """Write the configuration; with `reload`, send it to the server too.
+
+        Args:
+            versions: versions to serve; None keeps the policy.
+            labels: all labels of the model.
 
         Raises:
-            InputError, OutputError: the file cannot be used, or not be written.
-            ServerError: the server does not take it.
+            InputError: the file cannot be read.
+            OutputError: the file cannot be written.
+            ServerError: the server rejects the configuration.
         """
         assert self.config is not None
         model_config.write(self.config, self.model, versions=versions, labels=labels)
@@ -80,14 +85,14 @@ class DeploymentTarget:
             self.client.reload(model_config.parse(self.config))
 
     def wait_available(self, version: int) -> None:
-        """Return once the server has loaded a version; at once where there is no server to ask.
+        """Wait until the server has loaded a version; return immediately if there is no client.
 
         Raises:
-            BundleError: it does not load; with the server's words.
-            DeadlineExceeded: not in time.
+            BundleError: the version does not load; the message contains the server's error.
+            DeadlineExceeded: the version is not available within `timeout`.
         """
 
-        def loaded(client: Client) -> str:
+        def check_loaded(client: Client) -> str:
             states = {status.version: status for status in client.status()}
             if version not in states:
                 return f"the server does not know version {version}"
@@ -96,34 +101,39 @@ class DeploymentTarget:
                 raise BundleError(f"Version {version} does not load in the server: {state.error}.")
             return "" if state.state == "AVAILABLE" else f"version {version} is {state.state}"
 
-        self._wait(f"version {version} is available", loaded)
+        self._wait(f"version {version} is available", check_loaded)
 
     def wait_label(self, label: str, version: int) -> None:
-        """Return once the server answers a label with a version; at once where there is no server to ask.
+        """Wait until a label resolves to a version on the server; return immediately if there is no client.
 
         Raises:
-            DeadlineExceeded: not in time.
+            DeadlineExceeded: the label is not on the version within `timeout`.
         """
         if self.label_client is None:
             return
         with self.label_client(label) as labelled:
 
-            def moved(_: Client) -> str:
+            def check_moved(_: Client) -> str:
                 found = labelled.metadata().version
                 return "" if found == version else f"label {label} is on version {found}"
 
-            self._wait(f"label {label} is on version {version}", moved)
+            self._wait(f"label {label} is on version {version}", check_moved)
 
-    def _wait(self, what: str, missing: Callable[[Client], str]) -> None:
-        """Until `missing` says nothing."""
+    def _wait(self, what: str, check: Callable[[Client], str]) -> None:
+        """Poll until `check` returns "", else the state that it found.
+
+        Args:
+            what: the awaited condition, for messages.
+            check: queries the server; "" if the condition holds.
+        """
         if self.client is None:
             return
         self.say(f"waiting until {what} at {self.client.target}")
         deadline = time.monotonic() + self.timeout
         while True:
             try:
-                seen = missing(self.client)
-            except (ModelNotFound, ServerUnavailable) as error:
+                seen = check(self.client)
+            except (ModelNotFound, ServerUnavailable) as error:  # the server may be starting or loading
                 seen = error.details or error.what
             if not seen:
                 return
@@ -133,29 +143,30 @@ class DeploymentTarget:
         remedy = "See the server's log."
         if self.config and not self.reload:
             remedy = (
-                "Does the server read that file again (--model_config_file_poll_wait_seconds)? "
-                "If not, give --reload."
+                "Start the server with --model_config_file_poll_wait_seconds so that it reads that file "
+                "again, or give --reload."
             )
         raise DeadlineExceeded(
-            f"Not within {self.timeout:g} s at {self.client.target}: {what}; last seen: {seen}.",
+            f"Timed out after {self.timeout:g} s at {self.client.target} waiting until {what}; "
+            f"last state: {seen}.",
             remedy=remedy,
             code="DEADLINE_EXCEEDED",
         )
 
 
 @contextmanager
-def lock_target(place: DeploymentTarget) -> Iterator[None]:
-    """Keep others from changing the same versions or the same configuration meanwhile.
+def lock_target(target: DeploymentTarget) -> Iterator[None]:
+    """Hold the locks on the versions and on the configuration.
 
     Raises:
-        OutputBusy: somebody else is at it.
+        OutputBusy: another process holds one of the locks.
         OutputError: the directory cannot be written.
     """
-    with place.store.lock(), _configuring(place.config):
+    with target.store.lock(), _lock_config(target.config):
         yield
 
 
-def _configuring(config: Address | None) -> AbstractContextManager[None]:
+def _lock_config(config: Address | None) -> AbstractContextManager[None]:
     if config is None:
         return nullcontext()
     if isinstance(config, Path):

@@ -1,4 +1,4 @@
-"""What the gate found about a bundle: every check with its figure and limit, in assets.extra/verdict.json."""
+"""The gate's verdict on a bundle: every check with its figure and limit, in assets.extra/verdict.json."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Check:
-    """One question and its answer.
+    """One check of the gate.
 
     Attributes:
-        name: what was looked at, such as "accuracy".
-        passed: whether it is as it has to be; None where it is told and judged by nobody.
-        figure: what was found; None where there is no figure.
-        limit: what it is held against; None where there is none.
-        detail: the rest, in words.
+        name: name of the check, such as "accuracy".
+        passed: True or False; None for a check that is informative only.
+        figure: measured value; None if there is none.
+        limit: value that `figure` is compared with; None if there is none.
+        detail: explanation in words.
     """
 
     name: str
@@ -38,15 +38,15 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a bundle may go live.
+    """Decision of the gate on whether a bundle may go live.
 
     Attributes:
-        content: the digest of the bundle that was judged; of any other content the verdict says nothing.
-        checks: all that were made.
-        live: the path of the version it was held against; None: none.
-        at: when, ISO 8601 in UTC.
-        forced: whether somebody blessed it in spite of the checks.
-        schema: of this file's layout.
+        content: digest of the evaluated bundle; the verdict is void for any other content.
+        checks: all checks made.
+        live: path of the live version that the bundle was compared with; None if there was none.
+        at: time of the decision, ISO 8601 in UTC.
+        forced: True if a user blessed the bundle although checks failed.
+        schema: version of the file layout.
     """
 
     content: str
@@ -58,28 +58,28 @@ class Verdict:
 
     @property
     def failed(self) -> tuple[Check, ...]:
-        """The checks that stand in the way."""
+        """Checks that failed."""
         return tuple(check for check in self.checks if check.passed is False)
 
     @property
     def blessed(self) -> bool:
-        """Whether it may go live."""
+        """True if the bundle may go live."""
         return self.forced or not self.failed
 
     def to_dict(self) -> dict[str, Any]:
-        """As it is written."""
+        """Return the JSON object that is written to the file."""
         return {"blessed": self.blessed, "failed": [check.name for check in self.failed], **asdict(self)}
 
 
 def digest(directory: Path) -> str:
-    """sha256 hex over the names and bytes of a bundle's files, its verdict left out.
+    """Return the SHA-256 digest, in hex, of the names and contents of a bundle's files except its verdict.
 
     Raises:
         BundleError: a file cannot be read.
     """
     total = hashlib.sha256()
     try:
-        for path in files(directory):
+        for path in list_files(directory):
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
             total.update(f"{path.relative_to(directory).as_posix()}\0{content}\n".encode())
@@ -88,17 +88,17 @@ def digest(directory: Path) -> str:
     return total.hexdigest()
 
 
-def files(directory: Path) -> list[Path]:
-    """The files of a bundle in order, its verdict left out."""
+def list_files(directory: Path) -> list[Path]:
+    """List the files of a bundle, sorted, without its verdict."""
     verdict = directory / contract.VERDICT_FILE
     return sorted(path for path in directory.rglob("*") if path.is_file() and path != verdict)
 
 
 def write(directory: Path, verdict: Verdict) -> Path:
-    """Put a verdict into its bundle, in place of an earlier one.
+    """Write a verdict into its bundle and return the file's path; an earlier verdict is replaced.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     path = directory / contract.VERDICT_FILE
     replace_text(path, json.dumps(verdict.to_dict(), indent=2, ensure_ascii=False) + "\n")
@@ -106,10 +106,10 @@ def write(directory: Path, verdict: Verdict) -> Path:
 
 
 def read(directory: Path) -> Verdict | None:
-    """The verdict in a bundle; None where there is none.
+    """Read the verdict of a bundle; None if there is none.
 
     Raises:
-        BundleError: the file is torn, or of another layout.
+        BundleError: the file is damaged or has another layout.
     """
     path = directory / contract.VERDICT_FILE
     try:
@@ -121,10 +121,10 @@ def read(directory: Path) -> Verdict | None:
 
 
 def parse(content: bytes, bundle: Address) -> Verdict:
-    """The verdict in the content of its file.
+    """Parse the content of a verdict file.
 
     Raises:
-        BundleError: it is torn, or of another layout.
+        BundleError: the content is damaged or has another layout.
     """
     path = f"{bundle}/{contract.VERDICT_FILE}"
     try:
@@ -136,36 +136,39 @@ def parse(content: bytes, bundle: Address) -> Verdict:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} cannot be read: {error}.", remedy=_remedy(bundle)) from error
     if found.schema != SCHEMA:
-        raise BundleError(f"{path} is not of layout {SCHEMA}.", remedy=_remedy(bundle))
+        raise BundleError(
+            f"{path} has layout {found.schema}; this version of hubhead reads layout {SCHEMA}.",
+            remedy=_remedy(bundle),
+        )
     return found
 
 
 def require_blessed(directory: Address, found: Verdict | None, content: str) -> None:
-    """Refuse a bundle that the gate did not let through.
+    """Check that a bundle has a valid verdict that blesses it.
 
     Args:
-        directory: the bundle.
-        found: its verdict.
-        content: its digest now.
+        directory: path or address of the bundle.
+        found: verdict of the bundle; None if there is none.
+        content: present digest of the bundle.
 
     Raises:
-        GateRejected: there is no verdict, it is a no, or it is about other content.
+        GateRejected: there is no verdict, the bundle was not blessed, or it has changed since.
     """
     if found is None:
         raise GateRejected(f"{directory} has no verdict.", remedy=_remedy(directory))
     if found.content != content:
-        raise GateRejected(f"{directory} was changed since its verdict.", remedy=_remedy(directory))
+        raise GateRejected(f"{directory} has changed since its verdict.", remedy=_remedy(directory))
     if not found.blessed:
         raise GateRejected(
             f"{directory} is not blessed: {format_checks(found.failed)}.",
-            remedy="Mend the model, or promote it all the same with --force, which is recorded.",
+            remedy="Improve the model, or promote it anyway with --force; the audit log records that.",
         )
 
 
 def format_checks(checks: Sequence[Check]) -> str:
-    """Checks in one line."""
+    """Format checks in one line: name and detail of each."""
     return "; ".join(f"{check.name}: {check.detail or 'failed'}" for check in checks)
 
 
 def _remedy(directory: Address) -> str:
-    return f"Judge it first: hubhead validate --bundle {directory}"
+    return f"Run the gate first: hubhead validate --bundle {directory}"

@@ -60,13 +60,13 @@ def compare(
     server = pop_required_client_config(flags)
     names = _files(photos)
     with _of(server, first) as one, _of(server, second) as two:
-        found = agreement.agreement(agreement.ask(one, two, names))
+        found = agreement.measure_agreement(agreement.classify_with_both(one, two, names))
     if as_json:
         click.echo(json.dumps(found.to_dict(), ensure_ascii=False))
     else:
         _show(found, first, second)
-    if min_agreement is not None and found.share < min_agreement:
-        raise GateRejected(f"{first} and {second} agree on {found.share:.1%}, less than {min_agreement:.1%}.")
+    if min_agreement is not None and found.rate < min_agreement:
+        raise GateRejected(f"{first} and {second} agree on {found.rate:.1%}, less than {min_agreement:.1%}.")
 
 
 def _of(server: ClientConfig, name: str) -> Client:
@@ -81,7 +81,7 @@ def _files(photos: tuple[str, ...]) -> list[str]:
     found: list[str] = []
     for photo in photos:
         if Path(photo).is_dir():
-            found += [str(path) for path, _ in labelled_photos.from_directory(Path(photo), ())]
+            found += [str(path) for path, _ in labelled_photos.list_directory(Path(photo), ())]
         else:
             found += resolve_paths([photo])
     return found
@@ -95,10 +95,10 @@ def _show(found: Agreement, first: str, second: str) -> None:
     versions = [", ".join(map(str, numbers)) or "?" for numbers in found.versions]
     click.echo(f"{first}: version {versions[0]}; {second}: version {versions[1]}.")
     click.echo(
-        f"They agree on {found.agreeing} of {found.judged} photos ({found.share:.1%}); the best probability "
+        f"They agree on {found.agreeing} of {found.compared} photos ({found.rate:.1%}); the best probability "
         f"changes by {found.score_change:+.3f} on average."
     )
-    refused = found.photos - found.judged - found.statuses_differ
+    refused = found.photos - found.compared - found.statuses_differ
     if refused or found.statuses_differ:
         click.echo(f"Refused by both: {refused}; by one alone: {found.statuses_differ}.")
     if not found.disagreements:

@@ -1,4 +1,4 @@
-"""A bundle, wherever it is, as a directory of this machine."""
+"""Open the store of a base path; fetch a bundle to a directory of this machine."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from serving.storage.objects import Objects
 
 
 def open_store(base: Address) -> Store:
-    """The versions below a base path.
+    """Return the store of the versions below a base path.
 
     Raises:
-        InputError: the package for such an address is not installed.
+        InputError: the package for this kind of address is not installed.
     """
     return LocalStore(base) if isinstance(base, Path) else ObjectStore(Objects.from_address(base))
 
 
 @dataclass(frozen=True)
 class FetchedBundle:
-    """A bundle of this machine.
+    """Bundle in a local directory.
 
     Attributes:
-        path: its directory.
-        origin: where it is kept, to be told and written to.
+        path: local directory of the bundle.
+        origin: path or address that the bundle came from.
     """
 
     path: Path
     origin: Address
 
     def write_back(self, file: str) -> None:
-        """Have a file of the bundle where it is kept, too.
+        """Upload a file of the bundle to its origin; do nothing if the bundle is local.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         if isinstance(self.origin, str):
             Objects.from_address(self.origin).upload(self.path / file, file)
@@ -50,22 +50,26 @@ class FetchedBundle:
 
 @contextmanager
 def fetch_bundle(address: Address, say: Say = silent) -> Iterator[FetchedBundle]:
-    """A bundle, given its own directory or the base path above; from an object store as a copy for now.
+    """Yield a bundle as a local directory; one on an object store is downloaded for the time of the block.
+
+    Args:
+        address: the bundle, or the base path above its versions for the newest one.
+        say: called with one line of progress per step.
 
     Raises:
-        BundleError: there is none, or it is not there as a whole.
+        BundleError: there is no bundle, or it is incomplete.
         OutputError: the store does not answer.
     """
     if isinstance(address, Path):
         path = bundle.resolve(address)
         yield FetchedBundle(path, path)
         return
-    origin = _resolved(address)
+    origin = _resolve_address(address)
     objects = Objects.from_address(origin)
     with tempfile.TemporaryDirectory(prefix="hubhead-fetch-") as top:
         path = (
             Path(top) / base_name(parent(origin)) / base_name(origin)
-        )  # a bundle's name is that of its parent
+        )  # a bundle has the name of its parent
         say(f"fetching {origin}")
         for file in objects.list_sizes(""):
             target = path / file
@@ -75,7 +79,7 @@ def fetch_bundle(address: Address, say: Say = silent) -> Iterator[FetchedBundle]
 
 
 def has_no_version(base: Address) -> bool:
-    """Whether it holds no bundle yet; an address with nothing below it does so too.
+    """Return whether a base path has no version yet; true for an address with nothing below it.
 
     Raises:
         OutputError: the store does not answer.
@@ -83,15 +87,18 @@ def has_no_version(base: Address) -> bool:
     if isinstance(base, Path):
         return base.is_dir() and not (base / contract.SAVED_MODEL_FILE).exists() and not bundle.versions(base)
     store = ObjectStore(Objects.from_address(base))
-    whole = store.versions() or "foreign" in store.list_unfinished().values()
-    return not whole and contract.SAVED_MODEL_FILE not in store.objects.list_children()
+    has_versions = store.versions() or "foreign" in store.list_unfinished().values()
+    return not has_versions and contract.SAVED_MODEL_FILE not in store.objects.list_children()
 
 
-def _resolved(address: str) -> str:
-    """The address of a bundle itself.
+def _resolve_address(address: str) -> str:
+    """Return the address of the bundle itself, given its address or its base path.
 
-    What hubhead put there has a record, and counts once that says that it is whole; of what others put
-    there only saved_model.pb can be asked for.
+    A version that hubhead published has a record and counts once the record says that it is complete. A
+    version that others put there has none, and counts if it contains saved_model.pb.
+
+    Raises:
+        BundleError: there is no bundle at the address.
     """
     above = Objects.from_address(parent(address))
     if base_name(address).isdecimal() and base_name(address) in above.list_children(RECORDS_PREFIX):
@@ -100,12 +107,12 @@ def _resolved(address: str) -> str:
     if contract.SAVED_MODEL_FILE in Objects.from_address(address).list_children():
         return address
     below = ObjectStore(Objects.from_address(address))
-    if whole := below.versions():
-        return str(below.path(whole[-1]))
+    if complete := below.versions():
+        return str(below.path(complete[-1]))
     for number, why in sorted(below.list_unfinished().items(), reverse=True):
         if why == "foreign" and contract.SAVED_MODEL_FILE in below.sizes(number):
             return str(below.path(number))
     raise BundleError(
-        f"{address} is no bundle: no {contract.SAVED_MODEL_FILE} in it, nor in a version below it.",
+        f"{address} is not a bundle: there is no {contract.SAVED_MODEL_FILE} in it or in a version below it.",
         remedy="Give an address such as s3://bucket/models/food or s3://bucket/models/food/1.",
     )

@@ -1,4 +1,4 @@
-"""Versions in a directory: written beside the others, checked, and renamed to their number."""
+"""Store on a file system: a version is written to a staging directory, checked, and renamed to its number."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ AUDIT_LOG = "audit.jsonl"
 
 
 class LocalStore(Store):
-    """A base path on a file system.
+    """Store below a base path on a file system.
 
     Args:
-        base: the directory whose numbered children are the versions.
+        base: directory whose numbered children are the versions.
     """
 
     def __init__(self, base: Path) -> None:
@@ -51,7 +51,7 @@ class LocalStore(Store):
     def path(self, version: int) -> Path:
         return bundle.version_directory(self.base, version)
 
-    def read(self, version: int, name: str) -> bytes:
+    def read_file(self, version: int, name: str) -> bytes:
         path = self.path(version) / name
         try:
             return path.read_bytes()
@@ -66,46 +66,47 @@ class LocalStore(Store):
     def digest(self, version: int) -> str:
         return verdict.digest(self.path(version))
 
-    def find(self, source: Path, content: str) -> int | None:
-        size = judged_size(source)
+    def find(self, source: Path, digest: str) -> int | None:
+        size = content_size(source)  # a digest reads all files, so compare sizes first
         for version in reversed(self.versions()):
             other = self.path(version)
             if other.resolve() == source.resolve():
                 return version
-            if judged_size(other) == size and verdict.digest(other) == content:
+            if content_size(other) == size and verdict.digest(other) == digest:
                 return version
         return None
 
-    def publish(self, source: Path, content: str, *, at_least: int, say: Say) -> int:
+    def publish(self, source: Path, digest: str, *, at_least: int, say: Say) -> int:
         say(f"copying {source}")
         with bundle.staging(self.base) as staged:
             try:
                 shutil.copytree(source, staged, dirs_exist_ok=True)
             except (OSError, shutil.Error) as error:
                 raise BundleError(f"{source} cannot be copied to {self.base}: {error}.") from error
-            if verdict.digest(staged) != content:
+            if verdict.digest(staged) != digest:
                 raise BundleError(f"{source} changed while it was copied.", remedy="Promote it again.")
             return int(bundle.publish(staged, self.base, at_least=at_least).name)
 
     def withdraw(self, version: int) -> str:
         directory = self.path(version)
-        aside = self.base / bundle.WITHDRAWN
-        aside.mkdir(exist_ok=True)
-        directory.rename(aside / directory.name)
-        return str(aside)
+        withdrawn = self.base / bundle.WITHDRAWN
+        withdrawn.mkdir(exist_ok=True)
+        directory.rename(withdrawn / directory.name)
+        return str(withdrawn)
 
     def remove(self, version: int) -> None:
         directory = self.path(version)
-        doomed = self.base / f".removing-{directory.name}"
-        directory.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        # Renamed first, so that no server sees a version of which some files are deleted.
+        removing = self.base / f".removing-{directory.name}"
+        directory.rename(removing)
+        shutil.rmtree(removing, ignore_errors=True)
 
     def append_to_log(self, line: str) -> None:
         path = self.base / AUDIT_LOG
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                os.write(descriptor, f"{line}\n".encode())  # in one write, so that lines never mix
+                os.write(descriptor, f"{line}\n".encode())  # one write, so that concurrent lines do not mix
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -120,14 +121,15 @@ class LocalStore(Store):
             return
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path} cannot be read: {error}.") from error
-        whole = [line for line in lines if line.endswith("\n")]  # a torn last one was never told as done
-        for number, line in enumerate(whole, 1):
+        # A last line without its end was interrupted before its change was reported as done.
+        complete = [line for line in lines if line.endswith("\n")]
+        for number, line in enumerate(complete, 1):
             if line.strip():
                 yield f"{path}, line {number}", line
 
 
 def file_sizes(directory: Path) -> dict[str, int]:
-    """Bytes of each file below a directory, by its name from there."""
+    """Return the size in bytes of each file below a directory, by relative name."""
     return {
         path.relative_to(directory).as_posix(): path.stat().st_size
         for path in sorted(directory.rglob("*"))
@@ -135,6 +137,6 @@ def file_sizes(directory: Path) -> dict[str, int]:
     }
 
 
-def judged_size(directory: Path) -> int:
-    """Bytes of what a verdict is about."""
+def content_size(directory: Path) -> int:
+    """Return the total size in bytes of the files that a digest covers: all but the verdict."""
     return sum(size for name, size in file_sizes(directory).items() if name != contract.VERDICT_FILE)

@@ -1,19 +1,22 @@
-"""Versions on an object store, which has no rename.
+"""Store on an object store, which has no atomic rename of directories.
 
-TensorFlow Serving takes every numeric "directory" below the base path for a version from its first object
-on, and loads it at once (file_system_storage_path_source.cc lists children and looks at nothing else). Where
-saved_model.pb is there before the variables it loads a model without weights (its loader takes a missing
-checkpoint for a model that has none); where it is not there yet the load fails, and is tried again
---max_num_load_retries times (5), --load_retry_interval_micros (a minute) apart, then never. So a version:
+TensorFlow Serving takes every numeric "directory" below the base path for a version as soon as it contains
+an object, and loads it at once (file_system_storage_path_source.cc lists children and inspects nothing else).
+If saved_model.pb is there before the variables, the server loads a model without weights, since its loader
+takes a missing checkpoint for a model that has none. If saved_model.pb is not there yet, the load fails; it
+is retried --max_num_load_retries times (5), --load_retry_interval_micros (a minute) apart, and then never. A
+version is therefore published in four steps:
 
-1. is uploaded under another prefix, `.hubhead/arriving/<digest>/`, which takes the minutes; an upload that
-   was cut off goes on there, since the prefix names the content;
-2. gets a number, by a record that only one can create: `.hubhead/versions/<number>`, "arriving";
-3. is copied to its number within the store, which takes moments; saved_model.pb last;
-4. is whole, says its record. Here it is a version from now on.
+1. It is uploaded below another prefix, `.hubhead/arriving/<digest>/`, which takes minutes. An interrupted
+   upload is resumed, since the prefix names the content.
+2. It gets a number by a record that only one writer can create: `.hubhead/versions/<number>`, in state
+   "arriving".
+3. It is copied to its number within the store, which takes moments; saved_model.pb comes last.
+4. Its record is set to "whole". From now on hubhead treats it as a version.
 
-It goes in the other order: "leaving", then saved_model.pb first, so that a server that starts meanwhile
-fails on it and does not load half of it. Whatever was cut off is gone on with by the next change.
+A version is removed in the opposite order: its record is set to "withdrawing" or "removing", then
+saved_model.pb is deleted first, so that a server that starts meanwhile fails to load it instead of loading a
+part of it. The next change completes whatever was interrupted.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from serving.storage.lease import hold_lease
 from serving.storage.objects import Objects
 
 STATE_PREFIX = ".hubhead"
-"""Below the base path: what is kept of the versions. No server takes it for one."""
+"""Prefix below the base path for staging, records, lease and audit log. No server takes it for a version."""
 
 STAGING_PREFIX = f"{STATE_PREFIX}/arriving"
 AUDIT_PREFIX = f"{STATE_PREFIX}/audit"
@@ -45,7 +48,7 @@ RECORDS_PREFIX = f"{STATE_PREFIX}/versions"
 
 
 class State(StrEnum):
-    """Where a version is on its way."""
+    """Stage of a version's life cycle."""
 
     ARRIVING = "arriving"
     WHOLE = "whole"
@@ -54,15 +57,24 @@ class State(StrEnum):
     GONE = "gone"
 
 
+_INTERRUPTED = {
+    State.ARRIVING: "hubhead was interrupted while publishing it",
+    State.WITHDRAWING: "hubhead was interrupted while withdrawing it",
+    State.REMOVING: "hubhead was interrupted while removing it",
+    State.GONE: "hubhead removed it, and objects are there again",
+}
+"""Why a number with objects is not a version, by the state of its record."""
+
+
 @dataclass(frozen=True)
 class Record:
-    """What is known of a number; it stays when the version goes, so that numbers are not used again.
+    """Record of a version number; it outlives the version, so that numbers are not used again.
 
     Attributes:
-        state: where the version is on its way.
-        content: its digest.
-        files: bytes of each file, by its name; the verdict, which may be replaced, left out.
-        token: tells two writers apart.
+        state: stage of the version.
+        content: digest of the version.
+        files: size in bytes of each file, by name, without the verdict, which may be replaced.
+        token: random token that tells two writers apart.
     """
 
     state: State
@@ -70,29 +82,31 @@ class Record:
     files: Mapping[str, int]
     token: str = ""
 
-    def written(self) -> bytes:
-        """As it is kept."""
+    def to_bytes(self) -> bytes:
+        """Return the record as it is stored: JSON."""
         return json.dumps(asdict(self), ensure_ascii=False).encode()
 
     @staticmethod
-    def parsed(content: bytes, where: str) -> Record:
-        """The record that was written.
+    def from_bytes(content: bytes, location: str) -> Record:
+        """Parse a stored record.
 
         Raises:
-            InputError: it is none.
+            InputError: the content is not a record.
         """
         try:
             found = json.loads(content)
             return Record(**{**found, "state": State(found["state"])})
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{where} is no record of hubhead: {error}.", remedy="Remove it.") from error
+            raise InputError(
+                f"{location} is not a version record of hubhead: {error}.", remedy="Remove it."
+            ) from error
 
 
 class ObjectStore(Store):
-    """A base path on an object store.
+    """Store below a base path on an object store.
 
     Args:
-        objects: those below it.
+        objects: objects below the base path.
     """
 
     def __init__(self, objects: Objects) -> None:
@@ -109,65 +123,67 @@ class ObjectStore(Store):
         return bool(self.objects.list_children())
 
     def create(self) -> None:
-        """An object store has no directories."""
+        """Do nothing: an object store has no directories."""
 
     def lock(self) -> AbstractContextManager[None]:
         return hold_lease(self.objects, LEASE_PREFIX)
 
     def versions(self) -> list[int]:
-        return [number for number, record in self._records().items() if record.state is State.WHOLE]
+        return [number for number, record in self._read_records().items() if record.state is State.WHOLE]
 
     def path(self, version: int) -> str:
         return self.objects.address_of(str(version))
 
-    def read(self, version: int, name: str) -> bytes:
+    def read_file(self, version: int, name: str) -> bytes:
         return self.objects.read(f"{version}/{name}")
 
     def sizes(self, version: int) -> dict[str, int]:
         return self.objects.list_sizes(str(version))
 
     def digest(self, version: int) -> str:
-        record = self._record(version)
-        return record.content if _judged(self.sizes(version)) == record.files else ""
+        record = self._read_record(version)
+        # Objects may have been lost or replaced; sizes show that without a download.
+        return record.content if _without_verdict(self.sizes(version)) == record.files else ""
 
-    def find(self, source: Path, content: str) -> int | None:
+    def find(self, source: Path, digest: str) -> int | None:
         del source
-        matching = (v for v in reversed(self.versions()) if self._record(v).content == content)
+        matching = (v for v in reversed(self.versions()) if self._read_record(v).content == digest)
         return next(matching, None)
 
-    def publish(self, source: Path, content: str, *, at_least: int, say: Say) -> int:
-        self._abandon(content, say)
+    def publish(self, source: Path, digest: str, *, at_least: int, say: Say) -> int:
+        self._remove_interrupted(digest, say)
         sizes = file_sizes(source)
         names = sorted(sizes, key=lambda name: (name == contract.SAVED_MODEL_FILE, name))
-        staging = f"{STAGING_PREFIX}/{content}"
+        staging = f"{STAGING_PREFIX}/{digest}"
         self._upload(source, staging, sizes, say)
-        if verdict.digest(source) != content:
+        if verdict.digest(source) != digest:
             self._delete(staging)
             raise BundleError(f"{source} changed while it was uploaded.", remedy="Promote it again.")
-        number, record = self._claim(content, _judged(sizes), at_least)
+        number, record = self._claim_number(digest, _without_verdict(sizes), at_least)
         say(f"copying to {self.path(number)}")
         for name in names:
             self.objects.copy(f"{staging}/{name}", f"{number}/{name}")
         if self.sizes(number) != sizes:
             raise OutputError(
-                f"{self.path(number)} does not hold what was uploaded: somebody else writes there.",
-                remedy="Promote it again.",
+                f"{self.path(number)} differs from what was uploaded: another writer is at work there.",
+                remedy="Stop the other writer and promote the bundle again.",
             )
-        self._keep(number, replace(record, state=State.WHOLE))
+        self._write_record(number, replace(record, state=State.WHOLE))
         self._delete(staging)
         return number
 
     def withdraw(self, version: int) -> str:
-        self._leave(version, State.WITHDRAWING)
+        self._take_down(version, State.WITHDRAWING)
         return self.objects.address_of(bundle.WITHDRAWN)
 
     def remove(self, version: int) -> None:
-        self._leave(version, State.REMOVING)
+        self._take_down(version, State.REMOVING)
 
     def append_to_log(self, line: str) -> None:
-        """One object a line: nothing is read and nothing is rewritten, so no line of before can be lost.
+        """Write the line as an object of its own: nothing is rewritten, so no earlier line can be lost.
 
-        Its number is the next; of two writers only one can create it, and the other takes the one after.
+        Objects are numbered. Only one of two concurrent writers can create a number; the other one tries the
+        next.
         """
         number = max(
             (int(name) for name in self.objects.list_children(AUDIT_PREFIX) if name.isdecimal()), default=0
@@ -187,101 +203,100 @@ class ObjectStore(Store):
     def finish_interrupted(self, say: Say) -> list[int]:
         leaving = {
             number: record
-            for number, record in self._records().items()
+            for number, record in self._read_records().items()
             if record.state in (State.WITHDRAWING, State.REMOVING)
         }
         for number, record in leaving.items():
-            say(f"{record.state} version {number}, which was cut off")
-            self._leave(number, record.state)
+            say(f"{record.state} version {number}, which was interrupted")
+            self._take_down(number, record.state)
         uploads = self.objects.list_children(STAGING_PREFIX)
-        whole = {record.content for record in self._records().values() if record.state is State.WHOLE}
-        for content in whole.intersection(uploads):
+        complete = {record.content for record in self._read_records().values() if record.state is State.WHOLE}
+        for content in complete.intersection(uploads):
             self._delete(f"{STAGING_PREFIX}/{content}")
         return [number for number, record in leaving.items() if record.state is State.WITHDRAWING]
 
     def list_unfinished(self) -> dict[int, str]:
-        records = self._records()
+        records = self._read_records()
         return {
-            number: f"hubhead was cut off while {records[number].state} it"
-            if number in records
-            else "foreign"
-            for number in self._numbers()
+            number: _INTERRUPTED[records[number].state] if number in records else "foreign"
+            for number in self._list_numbers()
             if number not in records or records[number].state is not State.WHOLE
         }
 
-    def _numbers(self) -> list[int]:
-        """What a server takes for versions, ascending."""
+    def _list_numbers(self) -> list[int]:
+        """List the numbers that a server takes for versions, ascending."""
         return sorted({int(name) for name in self.objects.list_children() if name.isdecimal()})
 
-    def _records(self) -> dict[int, Record]:
-        """The records of the numbers that have objects, ascending."""
+    def _read_records(self) -> dict[int, Record]:
+        """Read the records of the numbers that have objects, ascending."""
         known = {name for name in self.objects.list_children(RECORDS_PREFIX) if name.isdecimal()}
-        numbers = [number for number in self._numbers() if str(number) in known]
+        numbers = [number for number in self._list_numbers() if str(number) in known]
         names = [f"{RECORDS_PREFIX}/{number}" for number in numbers]
         found = zip(names, self.objects.read_all(names), strict=True)
-        records = (Record.parsed(content, self.objects.address_of(name)) for name, content in found)
+        records = (Record.from_bytes(content, self.objects.address_of(name)) for name, content in found)
         return dict(zip(numbers, records, strict=True))
 
-    def _record(self, version: int) -> Record:
+    def _read_record(self, version: int) -> Record:
         name = f"{RECORDS_PREFIX}/{version}"
         try:
-            return Record.parsed(self.objects.read(name), self.objects.address_of(name))
+            return Record.from_bytes(self.objects.read(name), self.objects.address_of(name))
         except FileNotFoundError as error:
-            raise BundleError(f"{self} holds no version {version}.") from error
+            raise BundleError(f"{self} has no version {version}.") from error
 
-    def _keep(self, version: int, record: Record) -> None:
-        self.objects.write(f"{RECORDS_PREFIX}/{version}", record.written())
+    def _write_record(self, version: int, record: Record) -> None:
+        self.objects.write(f"{RECORDS_PREFIX}/{version}", record.to_bytes())
 
     def _upload(self, source: Path, staging: str, sizes: Mapping[str, int], say: Say) -> None:
-        """What is not there yet. The verdict always: it is no part of the digest that names the place."""
-        there = self.objects.list_sizes(staging)
-        missing = [n for n in sizes if there.get(n) != sizes[n] or n == contract.VERDICT_FILE]
-        for place, name in enumerate(missing, 1):
-            say(f"uploading {name} ({sizes[name] / 1e6:.1f} MB, {place} of {len(missing)})")
+        """Upload the files that are missing; the verdict always, since the digest does not cover it."""
+        uploaded = self.objects.list_sizes(staging)
+        missing = [n for n in sizes if uploaded.get(n) != sizes[n] or n == contract.VERDICT_FILE]
+        for position, name in enumerate(missing, 1):
+            say(f"uploading {name} ({sizes[name] / 1e6:.1f} MB, {position} of {len(missing)})")
             self.objects.upload(source / name, f"{staging}/{name}")
 
-    def _claim(self, content: str, files: Mapping[str, int], at_least: int) -> tuple[int, Record]:
-        """A number for this content: the one that it had when it was cut off, else the next."""
+    def _claim_number(self, content: str, files: Mapping[str, int], at_least: int) -> tuple[int, Record]:
+        """Return a number for this content, that of an interrupted copy or the next one, and its record."""
         record = Record(State.ARRIVING, content, dict(files), secrets.token_hex(8))
         known = {int(name) for name in self.objects.list_children(RECORDS_PREFIX) if name.isdecimal()}
-        newest = max(known | set(self._numbers()), default=0)
+        newest = max(known | set(self._list_numbers()), default=0)
         if newest in known:
-            last = self._record(newest)
+            last = self._read_record(newest)
             if (last.state, last.content) == (State.ARRIVING, content):
                 return newest, last
         number = max(newest + 1, at_least)
-        while not self.objects.create(f"{RECORDS_PREFIX}/{number}", record.written()):
+        while not self.objects.create(f"{RECORDS_PREFIX}/{number}", record.to_bytes()):
             number += 1
         return number, record
 
-    def _abandon(self, content: str, say: Say) -> None:
-        """Delete what was uploaded in part of another content."""
+    def _remove_interrupted(self, content: str, say: Say) -> None:
+        """Delete interrupted uploads and copies of any other content."""
         for other in self.objects.list_children(STAGING_PREFIX):
             if other != content:
-                say(f"removing an upload that was cut off, of content {other[:12]}")
+                say(f"removing an interrupted upload of content {other[:12]}")
                 self._delete(f"{STAGING_PREFIX}/{other}")
-        newest = max(self._numbers(), default=0)
-        for number, record in self._records().items():
+        newest = max(self._list_numbers(), default=0)
+        for number, record in self._read_records().items():
             if record.state is State.ARRIVING and (record.content != content or number != newest):
-                say(f"removing version {number}, which was never whole")
-                self._leave(number, State.REMOVING)
+                say(f"removing version {number}, which was never complete")
+                self._take_down(number, State.REMOVING)
 
-    def _leave(self, version: int, state: State) -> None:
-        """Out of the server's sight, in steps that may be repeated."""
-        record = self._record(version)
-        self._keep(version, replace(record, state=state))
+    def _take_down(self, version: int, state: State) -> None:
+        """Withdraw or remove a version, in steps that can be repeated after an interruption."""
+        record = self._read_record(version)
+        self._write_record(version, replace(record, state=state))
         names = sorted(self.sizes(version), key=lambda name: (name != contract.SAVED_MODEL_FILE, name))
         if state is State.WITHDRAWING:
+            # saved_model.pb is copied last and deleted first: no prefix holds a model without weights.
             for name in reversed(names):
                 self.objects.copy(f"{version}/{name}", f"{bundle.WITHDRAWN}/{version}/{name}")
         for name in names:
             self.objects.remove(f"{version}/{name}")
-        self._keep(version, replace(record, state=State.GONE))
+        self._write_record(version, replace(record, state=State.GONE))
 
     def _delete(self, prefix: str) -> None:
         for name in self.objects.list_sizes(prefix):
             self.objects.remove(f"{prefix}/{name}")
 
 
-def _judged(sizes: Mapping[str, int]) -> dict[str, int]:
+def _without_verdict(sizes: Mapping[str, int]) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if name != contract.VERDICT_FILE}

@@ -1,4 +1,4 @@
-"""What a model's versions are kept in, whatever it is."""
+"""Interface of the stores that keep the versions of a model."""
 
 from __future__ import annotations
 
@@ -15,133 +15,135 @@ from serving.registry.verdict import Verdict
 from serving.storage.address import Address
 
 Say = Callable[[str], None]
-"""Takes one line of progress."""
+"""Callback for one line of progress."""
 
 
 def silent(line: str) -> None:
-    """Say nothing."""
+    """Discard a line of progress."""
     del line
 
 
 class Store(ABC):
-    """The versions of a model and the log of their changes.
+    """Versions of a model and the audit log of changes to them.
 
-    All methods raise OutputError where the storage cannot be read or written, and BundleError where a
-    version is missing or cannot be read. Those that change something are called within `changing`.
+    All methods raise OutputError if the storage cannot be read or written, and BundleError if a version is
+    missing or cannot be read. Methods that change the store must be called while `lock` is held.
     """
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """The last part of where it is: the model's name, unless another is given."""
+        """Last part of the location: the default name of the model."""
 
     @abstractmethod
     def exists(self) -> bool:
-        """Whether anything is there."""
+        """Return whether the location exists."""
 
     @abstractmethod
     def create(self) -> None:
-        """Make what has to be there before the first version."""
+        """Create what must exist before the first version is published."""
 
     @abstractmethod
     def lock(self) -> AbstractContextManager[None]:
-        """Keep others from changing the versions meanwhile.
+        """Hold the exclusive right to change the versions.
 
         Raises:
-            OutputBusy: somebody else is at it.
+            OutputBusy: another process holds it.
         """
 
     @abstractmethod
     def versions(self) -> list[int]:
-        """The versions that are there as a whole, ascending."""
+        """List the complete versions, ascending."""
 
     @abstractmethod
     def path(self, version: int) -> Address:
-        """Where a version is."""
+        """Return the path or address of a version."""
 
     @abstractmethod
-    def read(self, version: int, name: str) -> bytes:
-        """A small file of a version.
+    def read_file(self, version: int, name: str) -> bytes:
+        """Read a small file of a version.
 
         Raises:
-            FileNotFoundError: it has none of that name.
+            FileNotFoundError: the version has no file of that name.
         """
 
     @abstractmethod
     def sizes(self, version: int) -> Mapping[str, int]:
-        """Bytes of each file of a version, by its name."""
+        """Return the size in bytes of each file of a version, by relative name."""
 
     @abstractmethod
     def digest(self, version: int) -> str:
-        """Its digest, as `verdict.digest`; "" where it is known to have changed since it was published."""
+        """Return the digest of a version, see `verdict.digest`; "" if it changed after it was published."""
 
     @abstractmethod
-    def find(self, source: Path, content: str) -> int | None:
-        """The version with this content, or at this very path; None where there is none."""
+    def find(self, source: Path, digest: str) -> int | None:
+        """Return the version with this digest, or at this very path; None if there is none."""
 
     @abstractmethod
-    def publish(self, source: Path, content: str, *, at_least: int, say: Say) -> int:
-        """Make a bundle the next version; before it is whole nobody here sees it and no server loads it.
+    def publish(self, source: Path, digest: str, *, at_least: int, say: Say) -> int:
+        """Copy a bundle into the store and return its version number.
+
+        The version is invisible here, and no server loads it, before it is complete.
 
         Args:
-            source: its directory on this machine.
-            content: its digest.
-            at_least: the number to take where it is above all that are or were there.
-            say: told of each step.
+            source: local directory of the bundle.
+            digest: digest of the bundle.
+            at_least: number to use if it is above all numbers ever used; else the next free number is taken.
+            say: called with one line of progress per step.
         """
 
     @abstractmethod
     def withdraw(self, version: int) -> str:
-        """Take a version out of the server's sight and keep its files; returns where."""
+        """Hide a version from servers, keep its files, and return where they are."""
 
     @abstractmethod
     def remove(self, version: int) -> None:
-        """Delete a version; no server ever loads half of one."""
+        """Delete a version; servers never load a part of it."""
 
     @abstractmethod
     def append_to_log(self, line: str) -> None:
-        """Add a line to the log of changes."""
+        """Append a line to the audit log."""
 
     @abstractmethod
     def read_log(self) -> Iterator[tuple[str, str]]:
-        """The lines of the log, oldest first, each with where it stands."""
+        """Yield (location, line) of the audit log, oldest first."""
 
     def finish_interrupted(self, say: Say) -> list[int]:
-        """Go on with withdrawals and removals that were cut off; returns the versions withdrawn."""
+        """Complete interrupted withdrawals and removals; return the versions withdrawn."""
         del say
         return []
 
     def list_unfinished(self) -> Mapping[int, str]:
-        """Numbers that are there and are not versions, and why not."""
+        """Return the numbers that are not complete versions, each with the reason."""
         return {}
 
     def require(self, version: int) -> None:
-        """Make sure that a version is there.
+        """Check that a version exists.
 
         Raises:
-            BundleError: it is not.
+            BundleError: there is no such version.
         """
-        there = self.versions()
-        if version not in there:
+        existing = self.versions()
+        if version not in existing:
             raise BundleError(
-                f"{self} holds no version {version}.",
-                remedy=f"Versions there: {', '.join(map(str, there)) or 'none'}.",
+                f"{self} has no version {version}.",
+                remedy=f"Existing versions: {', '.join(map(str, existing)) or 'none'}.",
             )
 
     def read_metadata(self, version: int) -> BundleMetadata:
-        """What its hubhead.json says."""
-        where = f"{self.path(version)}/{contract.METADATA_FILE}"
+        """Read the bundle metadata (hubhead.json) of a version."""
+        location = f"{self.path(version)}/{contract.METADATA_FILE}"
         try:
-            return BundleMetadata.parse(self.read(version, contract.METADATA_FILE), where)
+            return BundleMetadata.parse(self.read_file(version, contract.METADATA_FILE), location)
         except FileNotFoundError as error:
             raise BundleError(
                 f"{self.path(version)} has no {contract.METADATA_FILE}, so it is not a hubhead bundle.",
                 remedy="Make one with hubhead train or hubhead export.",
             ) from error
 
-    def verdict(self, version: int) -> Verdict | None:
-        """The verdict in it; None where there is none."""
+    def read_verdict(self, version: int) -> Verdict | None:
+        """Read the verdict of a version; None if there is none."""
         try:
-            return verdict.parse(self.read(version, contract.VERDICT_FILE), self.path(version))
+            return verdict.parse(self.read_file(version, contract.VERDICT_FILE), self.path(version))
         except FileNotFoundError:
             return None

@@ -88,7 +88,7 @@ def bless(directory: Path, *, passed: bool = True) -> None:
     verdict.write(directory, verdict.Verdict(verdict.digest(directory), (check,), None, audit.now()))
 
 
-def place_at(base: str) -> DeploymentTarget:
+def target_at(base: str) -> DeploymentTarget:
     return DeploymentTarget(base, "double")
 
 
@@ -131,17 +131,17 @@ def objects_of(base: str, prefix: str) -> dict[str, bytes]:
 
 
 def test_a_promotion_uploads_the_whole_bundle(base: str, models: Path) -> None:
-    place = place_at(base)
+    target = target_at(base)
     assert has_no_version(base)
-    change = promote(place, source=models / "2", reason="the first")
+    change = promote(target, source=models / "2", reason="the first")
     assert (change.old, change.new, change.published) == (None, 2, True)
     assert objects_of(base, "2") == files_of(models / "2")
-    assert place.versions == [2]
+    assert target.versions == [2]
     assert not Objects.from_address(base).list_sizes(STAGING_PREFIX)
     assert not has_no_version(base)
-    again = promote(place, source=models / "2")
+    again = promote(target, source=models / "2")
     assert (again.new, again.published) == (2, False)
-    published, promoted = audit.read(place.store)
+    published, promoted = audit.read(target.store)
     assert (published.action, published.source) == (Action.PUBLISH, str(models / "2"))
     assert (promoted.action, promoted.new, promoted.reason, promoted.blessed) == (
         Action.PROMOTE,
@@ -149,7 +149,7 @@ def test_a_promotion_uploads_the_whole_bundle(base: str, models: Path) -> None:
         "the first",
         True,
     )
-    (seen,) = inventory.list_versions(place)
+    (seen,) = inventory.list_versions(target)
     assert (seen.verdict, seen.live, seen.path) == ("blessed", True, f"{base}/2")
     assert seen.size == sum(map(len, files_of(models / "2").values()))
 
@@ -167,11 +167,11 @@ def test_a_server_never_sees_a_model_without_its_weights(
         numbered.append(any(name.isdecimal() for name in Objects.from_address(memory).list_children()))
 
     cut_off_before(1 << 30, monkeypatch, look)
-    place = place_at(memory)
+    target = target_at(memory)
     for number in (1, 2, 3):
-        promote(place, source=models / str(number), keep=2)
-    rollback(place)
-    assert place.versions == [2]
+        promote(target, source=models / str(number), keep=2)
+    rollback(target)
+    assert target.versions == [2]
     every = set(files_of(models / "1"))
     with_model = [names for names in seen if contract.SAVED_MODEL_FILE in names]
     assert with_model
@@ -181,7 +181,7 @@ def test_a_server_never_sees_a_model_without_its_weights(
 
 
 def every_cut(base: str, run: Callable[[str, int], bool]) -> None:
-    """Each time in a new place, cut off one change later, until nothing was."""
+    """Each time in a new target, cut off one change later, until nothing was."""
     cut = 1
     while run(f"{base}-{cut}", cut):
         cut += 1
@@ -195,18 +195,18 @@ def test_a_promotion_that_was_cut_off_anywhere_is_not_there_and_is_gone_on_with(
 
 
 def promoted_after(memory: str, cut: int, models: Path) -> bool:
-    place = place_at(memory)
-    promote(place, source=models / "1")
+    target = target_at(memory)
+    promote(target, source=models / "1")
     with pytest.MonkeyPatch.context() as patch:
         cut_off_before(cut, patch)
         try:
-            promote(place, source=models / "2")
+            promote(target, source=models / "2")
         except CutOff:
             pass
         else:
             return False
     end_lease(memory)
-    there = place.versions
+    there = target.versions
     assert there in ([1], [1, 2])
     if there == [1, 2]:
         assert objects_of(memory, "2") == files_of(models / "2")
@@ -215,15 +215,15 @@ def promoted_after(memory: str, cut: int, models: Path) -> bool:
         upload = Objects.upload
         patch.setattr(Objects, "upload", lambda *a: uploads.append(a[2]) or upload(*a))
         arrived = Objects.from_address(memory).list_sizes(STAGING_PREFIX)
-        assert promote(place, source=models / "2").new == 2
+        assert promote(target, source=models / "2").new == 2
     assert {name.partition("/")[2] for name in arrived} & {
         name.removeprefix(f"{STAGING_PREFIX}/").partition("/")[2] for name in uploads
     } <= {contract.VERDICT_FILE}
-    assert place.versions == [1, 2]
+    assert target.versions == [1, 2]
     assert objects_of(memory, "2") == files_of(models / "2")
-    assert not place.store.list_unfinished()
+    assert not target.store.list_unfinished()
     assert not Objects.from_address(memory).list_sizes(STAGING_PREFIX)
-    assert [e.new for e in audit.read(place.store) if e.action is Action.PROMOTE] == [1, 2]
+    assert [e.new for e in audit.read(target.store) if e.action is Action.PROMOTE] == [1, 2]
     return True
 
 
@@ -232,24 +232,24 @@ def test_a_rollback_that_was_cut_off_anywhere_goes_back_by_one(memory: str, mode
 
 
 def rolled_back_after(memory: str, cut: int, models: Path) -> bool:
-    place = place_at(memory)
+    target = target_at(memory)
     for number in (1, 2, 3):
-        promote(place, source=models / str(number))
+        promote(target, source=models / str(number))
     with pytest.MonkeyPatch.context() as patch:
         cut_off_before(cut, patch)
         try:
-            rollback(place)
+            rollback(target)
         except CutOff:
             pass
         else:
             return False
     end_lease(memory)
     if Objects.from_address(memory).list_sizes("3"):
-        change = rollback(place)
+        change = rollback(target)
         assert (change.old, change.new) == (3, 2)
-    assert place.versions == [1, 2]
+    assert target.versions == [1, 2]
     assert objects_of(memory, ".withdrawn/3") == files_of(models / "3")
-    again = promote(place, source=models / "3")
+    again = promote(target, source=models / "3")
     assert again.new == 4  # numbers that were seen once are not used again
     return True
 
@@ -257,18 +257,18 @@ def rolled_back_after(memory: str, cut: int, models: Path) -> bool:
 def test_another_bundle_takes_the_place_of_one_that_was_cut_off(
     memory: str, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = place_at(memory)
+    target = target_at(memory)
     copied = len(files_of(models / "1")) + 4
     with pytest.MonkeyPatch.context() as patch:
         cut_off_before(copied, patch)  # in the middle of the copying
         with pytest.raises(CutOff):
-            promote(place, source=models / "1")
+            promote(target, source=models / "1")
     end_lease(memory)
-    assert list(place.store.list_unfinished()) == [1]
+    assert list(target.store.list_unfinished()) == [1]
     listed = command("models", "--model_base_path", memory)
-    assert "1 is no version here: hubhead was cut off while arriving it" in listed.stderr
-    assert promote(place, source=models / "2").new == 2
-    assert place.versions == [2]
+    assert "1 is no version here: hubhead was interrupted while publishing it" in listed.stderr
+    assert promote(target, source=models / "2").new == 2
+    assert target.versions == [2]
     assert not Objects.from_address(memory).list_sizes("1")
     assert not Objects.from_address(memory).list_sizes(STAGING_PREFIX)
 
@@ -297,15 +297,15 @@ promote(DeploymentTarget(sys.argv[1], "double"), source=Path(sys.argv[2]))
         [sys.executable, "-c", program, on_s3, models / "1"], env=environment, timeout=60, check=False
     )
     assert ran.returncode == -signal.SIGKILL
-    place = place_at(on_s3)
-    assert place.versions == []
-    assert len(place.store.sizes(1)) == 2
-    assert list(place.store.list_unfinished()) == [1]
-    with pytest.raises(BundleError, match="holds no version 1"), fetch_bundle(f"{on_s3}/1"):
+    target = target_at(on_s3)
+    assert target.versions == []
+    assert len(target.store.sizes(1)) == 2
+    assert list(target.store.list_unfinished()) == [1]
+    with pytest.raises(BundleError, match="has no version 1"), fetch_bundle(f"{on_s3}/1"):
         pass
     done = command("promote", models / "1", "--model_base_path", on_s3)
     assert done.exit_code == 0, done.output
-    assert place.versions == [1]
+    assert target.versions == [1]
     assert objects_of(on_s3, "1") == files_of(models / "1")
 
 
@@ -320,37 +320,37 @@ def test_a_bundle_that_changes_while_it_is_uploaded_is_not_published(
 
     monkeypatch.setattr(Objects, "upload", changing_upload)
     with pytest.raises(BundleError, match="changed while"):
-        promote(place_at(memory), source=models / "1")
-    assert place_at(memory).versions == []
+        promote(target_at(memory), source=models / "1")
+    assert target_at(memory).versions == []
     assert not Objects.from_address(memory).list_sizes(STAGING_PREFIX)
 
 
 def test_what_others_put_there_is_told_and_left_alone(memory: str, models: Path) -> None:
     Objects.from_address(memory).write("7/saved_model.pb", b"theirs")
-    place = place_at(memory)
-    assert promote(place, source=models / "1").new == 8  # above what a server of the newest would take
-    assert place.store.list_unfinished() == {7: "foreign"}
+    target = target_at(memory)
+    assert promote(target, source=models / "1").new == 8  # above what a server of the newest would take
+    assert target.store.list_unfinished() == {7: "foreign"}
     assert Objects.from_address(memory).read("7/saved_model.pb") == b"theirs"
 
 
 def test_a_version_that_lost_an_object_has_no_verdict(memory: str, models: Path) -> None:
-    place = place_at(memory)
-    promote(place, source=models / "1")
+    target = target_at(memory)
+    promote(target, source=models / "1")
     Objects.from_address(memory).remove("1/variables/variables.index")
-    (seen,) = inventory.list_versions(place)
+    (seen,) = inventory.list_versions(target)
     assert seen.verdict == "void"
     with pytest.raises(GateRejected, match="changed since"):
-        promote(place, version=1)
+        promote(target, version=1)
 
 
 # --- One at a time, and the log -----------------------------------------------------------------------
 
 
 def test_two_changes_at_once_are_one_too_many(base: str, models: Path) -> None:
-    promote(place_at(base), source=models / "1")
-    with lock_target(place_at(base)), pytest.raises(OutputBusy, match="at work"):
-        promote(place_at(base), source=models / "2")
-    assert promote(place_at(base), source=models / "2").new == 2
+    promote(target_at(base), source=models / "1")
+    with lock_target(target_at(base)), pytest.raises(OutputBusy, match="at work"):
+        promote(target_at(base), source=models / "2")
+    assert promote(target_at(base), source=models / "2").new == 2
 
 
 @pytest.mark.parametrize("kind", ["memory", "s3"])  # the emulator of gs:// knows no preconditions
@@ -365,7 +365,7 @@ def test_of_many_that_find_a_lease_abandoned_one_gets_it(
     def take() -> None:
         start.wait()
         try:
-            with lease.leased(objects, LEASE_PREFIX):
+            with lease.hold_lease(objects, LEASE_PREFIX):
                 got.append("held")
                 hold.wait(20)
         except OutputBusy:
@@ -381,7 +381,7 @@ def test_of_many_that_find_a_lease_abandoned_one_gets_it(
     for taker in takers:
         taker.join(20)
     assert sorted(got) == ["busy"] * 5 + ["held"]
-    with lease.leased(objects, LEASE_PREFIX):
+    with lease.hold_lease(objects, LEASE_PREFIX):
         assert objects.list_children(LEASE_PREFIX) == ["00000005"]
 
 
@@ -389,13 +389,13 @@ def test_a_lease_is_kept_fresh_while_its_holder_lives(memory: str, monkeypatch: 
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.01)
     monkeypatch.setattr(lease, "LEASE_SECONDS", 0.5)
     objects = Objects.from_address(memory)
-    with lease.leased(objects, LEASE_PREFIX):
+    with lease.hold_lease(objects, LEASE_PREFIX):
         first = json.loads(objects.read(f"{LEASE_PREFIX}/00000001"))["beat"]
         deadline = time.monotonic() + 20
         while json.loads(objects.read(f"{LEASE_PREFIX}/00000001"))["beat"] < first + 0.6:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        with pytest.raises(OutputBusy), lease.leased(objects, LEASE_PREFIX):
+        with pytest.raises(OutputBusy), lease.hold_lease(objects, LEASE_PREFIX):
             pass
 
 
@@ -414,11 +414,11 @@ def test_the_log_keeps_its_order_and_loses_no_line(on_s3: str) -> None:
 
 
 def test_a_line_of_the_log_that_is_none_is_named(memory: str, models: Path) -> None:
-    place = place_at(memory)
-    promote(place, source=models / "1")
+    target = target_at(memory)
+    promote(target, source=models / "1")
     Objects.from_address(memory).write(f"{AUDIT_PREFIX}/00000003", b"torn {")
-    with pytest.raises(InputError, match="00000003 is no event"):
-        audit.read(place.store)
+    with pytest.raises(InputError, match="00000003 is not an audit event"):
+        audit.read(target.store)
 
 
 # --- Labels, keeping, fetching ------------------------------------------------------------------------
@@ -427,35 +427,35 @@ def test_a_line_of_the_log_that_is_none_is_named(memory: str, models: Path) -> N
 def test_labels_move_in_a_configuration_beside_the_versions(memory: str, models: Path) -> None:
     config = f"{memory.rpartition('/')[0]}/model.config"
     replace_text(config, CONFIG % ("/o", memory))
-    promote(place_at(memory), source=models / "1")
-    place = replace(place_at(memory), config=config)
-    promote(place, version=1)
-    promote(place, source=models / "2", label="canary")
-    promote(place, version=2)
-    assert place.read_config().labels == {"stable": 2, "canary": 2}
-    back = rollback(place, reason="worse")
+    promote(target_at(memory), source=models / "1")
+    target = replace(target_at(memory), config=config)
+    promote(target, version=1)
+    promote(target, source=models / "2", label="canary")
+    promote(target, version=2)
+    assert target.read_config().labels == {"stable": 2, "canary": 2}
+    back = rollback(target, reason="worse")
     assert (back.old, back.new, back.also) == (2, 1, ("canary",))
-    promote(place, source=models / "3", keep=1)
-    assert place.versions == [1, 2, 3]  # no server was asked, so what served may serve still
+    promote(target, source=models / "3", keep=1)
+    assert target.versions == [1, 2, 3]  # no server was asked, so what served may serve still
     objects = Objects.from_address(memory.rpartition("/")[0])
     assert b"# Kept by hand." in objects.read("model.config")
-    with lock_target(place), pytest.raises(OutputBusy):
+    with lock_target(target), pytest.raises(OutputBusy):
         promote(DeploymentTarget(f"{memory}-other", "double", config), source=models / "1")
 
 
 def test_old_versions_go_and_their_numbers_stay_used(memory: str, models: Path) -> None:
-    place = place_at(memory)
+    target = target_at(memory)
     for number in (1, 2, 3):
-        change = promote(place, source=models / str(number), keep=2)
+        change = promote(target, source=models / str(number), keep=2)
     assert change.removed == (1,)
-    assert place.versions == [2, 3]
+    assert target.versions == [2, 3]
     assert not Objects.from_address(memory).list_sizes("1")
-    assert [event.old for event in audit.read(place.store) if event.action is Action.REMOVE] == [1]
+    assert [event.old for event in audit.read(target.store) if event.action is Action.REMOVE] == [1]
 
 
 def test_a_bundle_is_fetched_by_its_address_or_the_one_above(base: str, models: Path) -> None:
     for number in (1, 2):
-        promote(place_at(base), source=models / str(number))
+        promote(target_at(base), source=models / str(number))
     for address, expected in ((f"{base}/1", 1), (base, 2)):
         with fetch_bundle(address) as found:
             assert files_of(found.path) == files_of(models / str(expected))
@@ -464,15 +464,15 @@ def test_a_bundle_is_fetched_by_its_address_or_the_one_above(base: str, models: 
             bless(found.path, passed=False)
             found.write_back(contract.VERDICT_FILE)
         assert not found.path.exists()
-    assert [version.verdict for version in inventory.list_versions(place_at(base))] == ["not blessed"] * 2
+    assert [version.verdict for version in inventory.list_versions(target_at(base))] == ["not blessed"] * 2
     other = f"{base}-copy"
     refused = command("promote", f"{base}/1", "--model_base_path", other)
     assert isinstance(refused.exception, GateRejected)
     assert f"validate --bundle {base}/1" in refused.exception.remedy or f"{base}/1" in str(refused.exception)
     done = command("promote", f"{base}/1", "--model_base_path", other, "--force", "--json")
     assert done.exit_code == 0, done.output
-    assert audit.read(place_at(other).store)[0].source == f"{base}/1"
-    with pytest.raises(BundleError, match="is no bundle"), fetch_bundle(f"{base}-none"):
+    assert audit.read(target_at(other).store)[0].source == f"{base}/1"
+    with pytest.raises(BundleError, match="is not a bundle"), fetch_bundle(f"{base}-none"):
         pass
 
 
@@ -511,7 +511,7 @@ def test_a_bucket_that_is_missing_and_a_server_that_is_away_are_told(
     on_s3: str, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(OutputError, match=r"s3://nowhere-1/models/food.* cannot be written") as told:
-        promote(place_at("s3://nowhere-1/models/food"), source=models / "1")
+        promote(target_at("s3://nowhere-1/models/food"), source=models / "1")
     assert "bucket" in told.value.remedy
     objects = Objects.from_address(on_s3)
 
@@ -520,5 +520,5 @@ def test_a_bucket_that_is_missing_and_a_server_that_is_away_are_told(
 
     monkeypatch.setattr(objects.storage, "ls", away)
     with pytest.raises(OutputError, match="no credentials") as told:
-        inventory.list_versions(place_at(on_s3))
+        inventory.list_versions(target_at(on_s3))
     assert "AWS_PROFILE" in told.value.remedy

@@ -58,7 +58,7 @@ def server_of(**settings: Any) -> RunningServer:
 
 
 @pytest.fixture
-def place(base: Path, config: Path, models: Path) -> Iterator[DeploymentTarget]:
+def target(base: Path, config: Path, models: Path) -> Iterator[DeploymentTarget]:
     """A server of version 1 that polls its configuration, and a client of it."""
     promote(DeploymentTarget(base, "double"), source=models / "1")
     with (
@@ -72,19 +72,19 @@ def place(base: Path, config: Path, models: Path) -> Iterator[DeploymentTarget]:
         yield DeploymentTarget(base, "double", config, client, labelled, timeout=LIMIT)
 
 
-def answers(place: DeploymentTarget, label: str | None = None) -> int:
+def answers(target: DeploymentTarget, label: str | None = None) -> int:
     """The version that answers."""
-    assert place.client
-    with Client(place.client.target, model="double", label=label, timeout=LIMIT) as client:
+    assert target.client
+    with Client(target.client.target, model="double", label=label, timeout=LIMIT) as client:
         np.testing.assert_array_equal(
             client.run(contract.SERVING_DEFAULT, {"x": np.ones(1, np.float32)})["y"], [2]
         )
         return client.metadata().version
 
 
-def available(place: DeploymentTarget) -> set[int]:
-    assert place.client
-    return {status.version for status in place.client.status() if status.state == "AVAILABLE"}
+def available(target: DeploymentTarget) -> set[int]:
+    assert target.client
+    return {status.version for status in target.client.status() if status.state == "AVAILABLE"}
 
 
 # --- Publishing ----------------------------------------------------------------------------------------
@@ -99,10 +99,10 @@ def test_a_promotion_without_a_configuration_publishes_the_whole_bundle(base: Pa
 
 
 def test_a_bundle_that_is_there_is_not_published_again(base: Path, models: Path) -> None:
-    place = DeploymentTarget(base, "double")
-    promote(place, source=models / "1")
+    target = DeploymentTarget(base, "double")
+    promote(target, source=models / "1")
     before = (base / AUDIT_LOG).read_text()
-    again = promote(place, source=models / "1")
+    again = promote(target, source=models / "1")
     assert (again.new, again.published) == (1, False)
     assert bundle.versions(base) == [1]
     assert (base / AUDIT_LOG).read_text() == before
@@ -149,15 +149,15 @@ def test_rollback_without_a_configuration_withdraws_the_newest(base: Path, model
         server_of(model_base_path=base) as server,
         Client(f"localhost:{server.port}", model="double") as client,
     ):
-        place = DeploymentTarget(base, "double", client=client, timeout=LIMIT)
-        promote(place, source=models / "2")
-        assert answers(place) == 2
-        change = rollback(place, reason="worse")
+        target = DeploymentTarget(base, "double", client=client, timeout=LIMIT)
+        promote(target, source=models / "2")
+        assert answers(target) == 2
+        change = rollback(target, reason="worse")
         assert (change.old, change.new, change.waited) == (2, 1, True)
-        assert answers(place) == 1
-        assert promote(place, source=models / "3").new == 3
-        rollback(place)
-        again = promote(place, source=models / "2")
+        assert answers(target) == 1
+        assert promote(target, source=models / "3").new == 3
+        rollback(target)
+        again = promote(target, source=models / "2")
         assert again.new == 4  # numbers that were seen once are not used again
     assert {child.name for child in (base / bundle.WITHDRAWN).iterdir()} == {"2", "3"}
     assert [event.action.value for event in audit.read(LocalStore(base))[-4:]] == [
@@ -175,10 +175,10 @@ def test_a_version_that_does_not_load_is_withdrawn(base: Path, models: Path, tmp
         server_of(model_base_path=base) as server,
         Client(f"localhost:{server.port}", model="double") as client,
     ):
-        place = DeploymentTarget(base, "double", client=client, timeout=LIMIT)
+        target = DeploymentTarget(base, "double", client=client, timeout=LIMIT)
         with pytest.raises(BundleError, match="broken on purpose"):
-            promote(place, source=broken)
-        assert answers(place) == 1
+            promote(target, source=broken)
+        assert answers(target) == 1
     assert bundle.versions(base) == [1]
 
 
@@ -193,16 +193,16 @@ def test_there_has_to_be_something_to_go_back_to(base: Path, models: Path) -> No
 
 @pytest.mark.parametrize("by_rpc", [False, True])
 def test_a_canary_a_promotion_and_a_rollback_lose_no_request(
-    place: DeploymentTarget, models: Path, config: Path, by_rpc: bool
+    target: DeploymentTarget, models: Path, config: Path, by_rpc: bool
 ) -> None:
-    place = replace(place, reload=by_rpc)
-    promote(place, version=1)
+    target = replace(target, reload=by_rpc)
+    promote(target, version=1)
     stop, failures, seen = threading.Event(), [], set()
 
     def ask() -> None:
         while not stop.is_set():
             try:
-                seen.add(answers(place, "stable"))
+                seen.add(answers(target, "stable"))
             except ServerError as error:
                 failures.append(error)
 
@@ -210,19 +210,19 @@ def test_a_canary_a_promotion_and_a_rollback_lose_no_request(
     for thread in asking:
         thread.start()
     try:
-        promote(place, source=models / "2", label="canary")
-        assert (answers(place, "stable"), answers(place, "canary")) == (1, 2)
-        assert available(place) == {1, 2}
-        change = promote(place, version=2)
+        promote(target, source=models / "2", label="canary")
+        assert (answers(target, "stable"), answers(target, "canary")) == (1, 2)
+        assert available(target) == {1, 2}
+        change = promote(target, version=2)
         assert (change.old, change.new) == (1, 2)
-        assert answers(place, "stable") == 2
-        promote(place, source=models / "3")
-        assert (answers(place, "stable"), answers(place, "canary")) == (3, 2)
-        back = rollback(place)
+        assert answers(target, "stable") == 2
+        promote(target, source=models / "3")
+        assert (answers(target, "stable"), answers(target, "canary")) == (3, 2)
+        back = rollback(target)
         assert (back.old, back.new) == (3, 2)
-        back = rollback(place, reason="that one too")
+        back = rollback(target, reason="that one too")
         assert (back.old, back.new, back.also) == (2, 1, ("canary",))
-        assert (answers(place, "stable"), answers(place, "canary")) == (1, 1)
+        assert (answers(target, "stable"), answers(target, "canary")) == (1, 1)
     finally:
         stop.set()
         for thread in asking:
@@ -232,7 +232,7 @@ def test_a_canary_a_promotion_and_a_rollback_lose_no_request(
     text = config.read_text()
     assert "# Kept by hand." in text
     assert "# of another team" in text
-    moves = [(e.action.value, e.label, e.old, e.new) for e in audit.read(place.store) if e.label]
+    moves = [(e.action.value, e.label, e.old, e.new) for e in audit.read(target.store) if e.label]
     assert moves == [
         ("promote", "stable", None, 1),
         ("promote", "canary", None, 2),
@@ -244,54 +244,54 @@ def test_a_canary_a_promotion_and_a_rollback_lose_no_request(
     ]
 
 
-def test_the_canary_alone_goes_back_to_stable(place: DeploymentTarget, models: Path) -> None:
-    promote(place, version=1)
-    promote(place, source=models / "2", label="canary")
-    change = rollback(place, label="canary")
+def test_the_canary_alone_goes_back_to_stable(target: DeploymentTarget, models: Path) -> None:
+    promote(target, version=1)
+    promote(target, source=models / "2", label="canary")
+    change = rollback(target, label="canary")
     assert (change.old, change.new) == (2, 1)
-    assert model_config.read(place.config or Path(), "double").labels == {"stable": 1, "canary": 1}
+    assert model_config.read(target.config or Path(), "double").labels == {"stable": 1, "canary": 1}
 
 
 def test_publishing_does_not_go_live_before_its_label(
-    place: DeploymentTarget, models: Path, tmp_path: Path
+    target: DeploymentTarget, models: Path, tmp_path: Path
 ) -> None:
-    promote(place, version=1)
+    promote(target, version=1)
     broken = write_bundle(tmp_path / "broken", 2, broken=True)
-    before = place.read_config()
+    before = target.read_config()
     with pytest.raises(BundleError, match="broken on purpose"):
-        promote(place, source=broken)
-    assert place.read_config() == before
-    assert answers(place, "stable") == 1
-    assert [event.new for event in audit.read(place.store) if event.label] == [1]
+        promote(target, source=broken)
+    assert target.read_config() == before
+    assert answers(target, "stable") == 1
+    assert [event.new for event in audit.read(target.store) if event.label] == [1]
 
 
 def test_a_server_that_does_not_follow_is_told_in_time(
-    place: DeploymentTarget, models: Path, tmp_path: Path
+    target: DeploymentTarget, models: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "unread.config"
-    assert place.config
-    other.write_text(place.config.read_text())
-    write_bundle(place.base, 2)
+    assert target.config
+    other.write_text(target.config.read_text())
+    write_bundle(target.base, 2)
     with pytest.raises(DeadlineExceeded, match="--reload"):
         # The server follows another file, of the newest version, and lets go of version 1.
-        promote(replace(place, config=other, timeout=0.5), version=1)
+        promote(replace(target, config=other, timeout=0.5), version=1)
 
 
-def test_a_canary_needs_a_stable_version(place: DeploymentTarget, models: Path) -> None:
+def test_a_canary_needs_a_stable_version(target: DeploymentTarget, models: Path) -> None:
     with pytest.raises(InputError, match="No version of double is stable"):
-        promote(place, source=models / "2", label="canary")
-    assert bundle.versions(place.base) == [1]
+        promote(target, source=models / "2", label="canary")
+    assert bundle.versions(target.base) == [1]
 
 
 def test_without_a_server_nothing_is_published_under_the_newest_policy(
-    place: DeploymentTarget, models: Path
+    target: DeploymentTarget, models: Path
 ) -> None:
-    unasked = replace(place, client=None, labelled=None)
+    unasked = replace(target, client=None, label_client=None)
     with pytest.raises(InputError, match="live as soon"):
         promote(unasked, source=models / "2")
     promote(unasked, version=1)
     promote(unasked, source=models / "2", label="canary")
-    with Client(place.client.target if place.client else "", model="double", label="canary") as canary:
+    with Client(target.client.target if target.client else "", model="double", label="canary") as canary:
         canary.wait_until_ready(LIMIT)  # the server moves the label itself, once it has loaded
         assert canary.metadata().version == 2
 
@@ -328,27 +328,27 @@ def test_a_label_given_while_a_server_loads_its_first_version_is_taken_over(
 
 
 def test_old_versions_go_but_none_that_is_needed(
-    place: DeploymentTarget, models: Path, tmp_path: Path
+    target: DeploymentTarget, models: Path, tmp_path: Path
 ) -> None:
     for number in (4, 5, 6):
         write_bundle(models, number)
-    promote(place, version=1)
+    promote(target, version=1)
     for number in (2, 3, 4, 5):
-        promote(place, source=models / str(number))
-    change = promote(place, source=models / "6", label="canary", keep=1)
+        promote(target, source=models / str(number))
+    change = promote(target, source=models / "6", label="canary", keep=1)
     # 6 is the newest, 5 is stable, 4 is where stable was.
-    assert bundle.versions(place.base) == [4, 5, 6]
+    assert bundle.versions(target.base) == [4, 5, 6]
     assert change.removed == (1, 2, 3)
-    assert [e.old for e in audit.read(place.store) if e.action is Action.REMOVE] == [1, 2, 3]
-    assert not list(place.base.glob(".removing*"))
+    assert [e.old for e in audit.read(target.store) if e.action is Action.REMOVE] == [1, 2, 3]
+    assert not list(target.base.glob(".removing*"))
 
 
-def test_the_inventory_says_what_serves(place: DeploymentTarget, models: Path, tmp_path: Path) -> None:
-    promote(place, version=1)
-    promote(place, source=models / "2", label="canary")
-    write_bundle(place.base, 3, blessed=False)
-    (place.base / "4").mkdir()
-    unreadable, third, second, first = inventory.list_versions(place)
+def test_the_inventory_says_what_serves(target: DeploymentTarget, models: Path, tmp_path: Path) -> None:
+    promote(target, version=1)
+    promote(target, source=models / "2", label="canary")
+    write_bundle(target.base, 3, blessed=False)
+    (target.base / "4").mkdir()
+    unreadable, third, second, first = inventory.list_versions(target)
     assert unreadable.problem
     assert (third.verdict, third.failed, third.serves, third.state) == (
         "not blessed",
@@ -363,10 +363,10 @@ def test_the_inventory_says_what_serves(place: DeploymentTarget, models: Path, t
 
 
 def test_a_job_takes_the_version_that_callers_get_and_not_the_canary(
-    place: DeploymentTarget, models: Path, monkeypatch: pytest.MonkeyPatch
+    target: DeploymentTarget, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    promote(place, version=1)
-    promote(place, source=models / "2", label="canary")
+    promote(target, version=1)
+    promote(target, source=models / "2", label="canary")
     seen: list[Any] = []
 
     def score(settings: Any, _report: Any) -> Any:
@@ -376,15 +376,15 @@ def test_a_job_takes_the_version_that_callers_get_and_not_the_canary(
     monkeypatch.setattr("batch.jobs.score.score", score)
     command = ["score", "--photos", "p", "--output", "o", "--model"]
     for more in (
-        [str(place.base), "--model_config_file", str(place.config)],
-        [str(place.base / "2"), "--model_config_file", str(place.config)],
-        [str(place.base)],
+        [str(target.base), "--model_config_file", str(target.config)],
+        [str(target.base / "2"), "--model_config_file", str(target.config)],
+        [str(target.base)],
     ):
         assert isinstance(CliRunner().invoke(hubhead, [*command, *more]).exception, InputError)
-    assert seen == [(place.base / "1",), (place.base / "2",), (place.base,)]
-    assert place.config
+    assert seen == [(target.base / "1",), (target.base / "2",), (target.base,)]
+    assert target.config
     with pytest.raises(InputError, match="No version of double is next"):
-        resolve_label(place.base, place.config, "next")
+        resolve_label(target.base, target.config, "next")
 
 
 # --- Files -------------------------------------------------------------------------------------------
@@ -470,9 +470,9 @@ def test_addresses_that_nothing_can_be_kept_at_are_refused() -> None:
             parse_address(text)
 
 
-def test_the_commands_do_the_same(base: Path, config: Path, models: Path, place: DeploymentTarget) -> None:
-    assert place.client
-    where = ("--model_base_path", base, "--model_config_file", config, "--server", place.client.target)
+def test_the_commands_do_the_same(base: Path, config: Path, models: Path, target: DeploymentTarget) -> None:
+    assert target.client
+    where = ("--model_base_path", base, "--model_config_file", config, "--server", target.client.target)
     done = command("promote", "--model_version", "1", *where, "--json")
     assert done.exit_code == 0, done.output
     done = command("promote", models / "2", "--label", "canary", *where, "--reason", "trial")
