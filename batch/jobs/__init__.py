@@ -1,1 +1,1 @@
-"""The jobs: score and rescore, the planner of their shards, and the artifacts that a run publishes."""
+"""The batch jobs: score and rescore, the planner of their shards, and the artifacts that a run publishes."""

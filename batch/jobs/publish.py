@@ -1,4 +1,4 @@
-"""What a run leaves beside its rows: report.html, its figures for Prometheus, and run.json last."""
+"""Artifacts that a run publishes beside its rows: report.html, run.json and Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from batch.output.run_record import Summary
 
 
 class RunArtifacts(Protocol):
-    """What the user wants to be told, of the settings of a run."""
+    """Settings of a run that select the artifacts to publish."""
 
     @property
     def no_report(self) -> bool:
-        """Write no report.html."""
+        """True to write no report.html."""
 
     @property
     def metrics_textfile(self) -> str:
-        """File for the node exporter, or ""."""
+        """File for the node exporter's textfile collector, or ""."""
 
     @property
     def metrics_push(self) -> str:
@@ -29,38 +29,40 @@ class RunArtifacts(Protocol):
 
 
 def check_dependencies(settings: RunArtifacts) -> None:
-    """See that what is wanted can be had, before any work is done.
+    """Check that the packages for the wanted artifacts are installed; called before any work is done.
 
     Raises:
-        InputError: it needs an extra.
+        InputError: a package is missing.
     """
     if settings.metrics_textfile or settings.metrics_push:
         metrics.check_installed()
 
 
 def publish_run(
-    run: dict[str, Any], summary: Summary, place: Output, settings: RunArtifacts, before: RunRecord | None
+    run: dict[str, Any], summary: Summary, output: Output, settings: RunArtifacts, before: RunRecord | None
 ) -> None:
-    """Hold a run against the one before it, and write everything.
+    """Compare a run with the previous one, and write its artifacts.
+
+    run.json comes after the report, since it says that the run is complete.
 
     Args:
-        run: what run.json is to say, but for `changes`, which is added.
-        summary: of the run.
-        place: of its rows.
-        settings: of the run.
-        before: what run.json says of the run to compare with; None where there is none.
+        run: content of run.json; `changes` is added here.
+        summary: summary of the run.
+        output: output directory of the run.
+        settings: settings of the run.
+        before: content of the previous run's run.json; None if there is none.
 
     Raises:
-        OutputError: a place cannot be written.
+        OutputError: a file cannot be written.
     """
-    found = run_diff.compare_runs(run, before) if before else None
-    run["changes"] = found and found.to_json()
+    changes = run_diff.compare_runs(run, before) if before else None
+    run["changes"] = changes and changes.to_json()
     if not settings.no_report:
-        report.write(place.report_file, run, summary.total.examples, found)
-    run_record.write_run(run, place)
+        report.write(output.report_file, run, summary.total.examples, changes)
+    run_record.write_run(run, output)
     if settings.metrics_textfile or settings.metrics_push:
-        made = metrics.build_registry(run, found)
+        registry = metrics.build_registry(run, changes)
         if settings.metrics_textfile:
-            metrics.write_textfile(settings.metrics_textfile, made)
+            metrics.write_textfile(settings.metrics_textfile, registry)
         if settings.metrics_push:
-            metrics.push(settings.metrics_push, made)
+            metrics.push(settings.metrics_push, registry)

@@ -20,7 +20,7 @@ from batch.inputs.listing import Photo
 from batch.inputs.passthrough import PassThroughColumns
 from batch.inputs.sources import Source
 from batch.jobs import publish
-from batch.jobs.planner import RunPlanner, complete, incomplete
+from batch.jobs.planner import RunPlanner, incomplete_error, is_complete
 from batch.monitoring.stats import Meter, Progress, Stats
 from batch.output import dataset as output
 from batch.output import run_diff, run_record, schema
@@ -235,8 +235,8 @@ def _embed_open(
         total = Stats()
         for planned in shard.read_plan(writer.path):
             stats = task.finished_stats(planned.id)
-            if stats is None or not complete(planned, stats):
-                raise incomplete(planned)
+            if stats is None or not is_complete(planned, stats):
+                raise incomplete_error(planned)
             total += stats
         return total, writer.shards
     finally:
