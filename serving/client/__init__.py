@@ -1,4 +1,4 @@
-"""Ask a model server that speaks TensorFlow Serving's gRPC protocol. No TensorFlow here.
+"""Client of model servers that speak TensorFlow Serving's gRPC protocol; does not import TensorFlow.
 
     with Client("localhost:8500", model="food") as client:
         for prediction in client.classify(["a.jpg", "b.jpg"]):
@@ -10,8 +10,8 @@
     async with AsyncClient("dns:///food.serving:8500", model="food", label="stable") as client:
         predictions = await client.classify([upload])
 
-What to ask and what to make of failures are scripts (`steps`, `core`) that both clients perform;
-`photos` and `answers` are pure functions from what callers hold to requests and from responses to records.
+Both clients perform the same sans-I/O operations (`sans_io`, `operations`, `retry`). `photos` turns what
+callers hold into requests, `responses` turns responses into records.
 """
 
 from serving.client.async_client import AsyncClient as AsyncClient
@@ -28,7 +28,10 @@ from serving.client.responses import Signature as Signature
 from serving.client.responses import State as State
 from serving.client.responses import TensorInfo as TensorInfo
 from serving.client.responses import VersionStatus as VersionStatus
-from serving.client.responses import predictions as predictions
+from serving.client.responses import decode_predictions
 from serving.client.retry import Retry as Retry
 from serving.client.telemetry import Metrics as Metrics
 from serving.contract import Prediction as Prediction
+
+predictions = decode_predictions
+"""Decode the outputs of `serving_default`; see serving/client/responses.py."""

@@ -1,4 +1,4 @@
-"""Which requests go to the canary: a share of all, or of the users, each of whom always gets the same."""
+"""Canary routing: which requests go to the canary, as a fraction of all requests or of all users."""
 
 from __future__ import annotations
 
@@ -13,32 +13,36 @@ STABLE = "stable"
 
 
 def hash_user(user: str) -> float:
-    """Where a user stands among all, from 0 to below 1: the first 8 bytes of the sha256 of the id.
+    """Return a number in [0, 1) for a user: the first 8 bytes of the SHA-256 of the id.
 
-    A user who has the canary at a share has it at every larger one, on every machine.
+    It depends on the id alone. So a user who gets the canary at some fraction gets it at every larger
+    fraction as well, on every machine.
     """
     return int.from_bytes(hashlib.sha256(user.encode()).digest()[:8]) / 2**64
 
 
 @dataclass(frozen=True)
 class Canary:
-    """How much goes to the version with the label `canary`.
+    """The fraction of requests that goes to the version with the label `canary`.
 
     Attributes:
-        share: from 0 (nothing) to 1.
-        label: the canary's.
+        fraction: fraction of the requests, 0 (none) to 1 (all).
+        label: version label of the canary.
     """
 
-    share: float = 0.0
+    fraction: float = 0.0
     label: str = CANARY
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise InputError(f"The canary's share is {self.share}.", remedy="Give 0 to 1, such as 0.05.")
+        if not 0 <= self.fraction <= 1:
+            raise InputError(
+                f"The canary fraction is {self.fraction}, which is not between 0 and 1.",
+                remedy="Give the fraction of the requests, such as 0.05 for 5 %.",
+            )
 
     def selects(self, user: str | None) -> bool:
-        """Whether a request is the canary's: by its user, or at random where none is named."""
-        if not self.share:
+        """Return whether a request goes to the canary: by its user, or at random if `user` is None."""
+        if not self.fraction:
             return False
-        # No secret: which requests are a sample need not be hard to guess.
-        return (random.random() if user is None else hash_user(user)) < self.share
+        # A sample of the requests is no secret: the plain generator is good enough.
+        return (random.random() if user is None else hash_user(user)) < self.fraction

@@ -1,4 +1,4 @@
-"""How the server is reached: address, encryption, keepalive, headers."""
+"""Connection settings: target, TLS, keepalive, load balancing, headers."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from serving.client.client import Client
 
 Headers: TypeAlias = Mapping[str, str] | Callable[[], Mapping[str, str]]
-"""Metadata sent with every call, or a function asked for it before each, as tokens expire."""
+"""Metadata of every call, or a function that returns it before each call, such as a fresh token."""
 
 Pem: TypeAlias = bytes | str | os.PathLike[str]
-"""PEM text, or the path of its file."""
+"""PEM text, or path of a PEM file."""
 
-OPTIONS: tuple[tuple[str, Any], ...] = (
-    ("grpc.max_receive_message_length", -1),  # gRPC's own default is 4 MiB, a handful of photos
+DEFAULT_OPTIONS: tuple[tuple[str, Any], ...] = (
+    ("grpc.max_receive_message_length", -1),  # gRPC's default is 4 MiB, a handful of photos
     ("grpc.max_send_message_length", -1),
-    # Every pod behind a headless service takes its turn, not the first one alone. New pods are found
-    # when a connection ends, which the server's max_connection_age sees to.
+    # Round robin over all pods of a headless service; gRPC's default sends everything to the first one.
+    # New pods are found when a connection ends, which the server's max_connection_age ensures (GOAWAY).
     ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
-    ("grpc.initial_reconnect_backoff_ms", 100),  # a server that is just starting is found at once
+    ("grpc.initial_reconnect_backoff_ms", 100),  # a server that is starting up is found quickly
     ("grpc.max_reconnect_backoff_ms", 2000),
-    # A connection that died without a word is noticed while a call waits on it. Servers end those
-    # that ping without data more often than twice in 5 minutes, which max_pings_without_data heeds.
+    # Keepalive pings detect a connection that died silently while a call waits on it. Servers close
+    # connections that ping without data more than twice in 5 minutes; max_pings_without_data respects that.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.max_pings_without_data", 2),
@@ -41,13 +41,13 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class Tls:
-    """An encrypted connection.
+    """TLS settings of a connection.
 
     Attributes:
-        ca: certificates that the server's is checked with; None: those that gRPC brings.
-        certificate: this client's certificate chain, where the server wants one (mTLS).
-        key: its private key.
-        server_name: the name in the server's certificate, where it is not that of the address.
+        ca: CA certificates to verify the server with; None for the ones that gRPC ships.
+        certificate: certificate chain of this client, for servers that require one (mTLS).
+        key: private key of `certificate`.
+        server_name: host name to expect in the server's certificate, if it differs from the target's.
     """
 
     ca: Pem | None = None
@@ -58,15 +58,16 @@ class Tls:
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
             raise InputError(
-                "A client certificate and its private key go together; one of them is missing.",
-                remedy="Give both, or neither.",
+                f"A client {'key' if self.certificate is None else 'certificate'} was given without its "
+                f"{'certificate' if self.certificate is None else 'private key'}.",
+                remedy="Give certificate and key, or neither.",
             )
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """What gRPC calls the same.
+        """Return the settings as gRPC channel credentials.
 
         Raises:
-            InputError: a file cannot be read.
+            InputError: a PEM file cannot be read.
         """
         return grpc.ssl_channel_credentials(
             _read_pem(self.ca), _read_pem(self.key), _read_pem(self.certificate)
@@ -75,16 +76,16 @@ class Tls:
 
 @dataclass(frozen=True)
 class ClientConfig:
-    """The server, the model and the version that a client asks, and how it reaches them; can be pickled.
+    """Server, model, version and connection settings of a client; can be pickled.
 
     Attributes:
-        target: the server's gRPC target, such as host:port.
-        model: the name that the server knows the model by; "" until it is known.
-        version: ask for this version; None: the one that the server chooses.
-        label: ask for the version with this version label.
-        timeout: seconds that each request may take, its retries included.
+        target: gRPC target of the server, such as host:port.
+        model: name under which the server serves the model; "" until it is known.
+        version: version to ask; None for the one that the server chooses.
+        label: version label to ask; None for no label.
+        timeout: deadline of each request in seconds, retries included.
         headers: metadata of every call.
-        tls: an encrypted connection; None: plain text.
+        tls: TLS settings; None for plain text.
     """
 
     target: str
@@ -96,62 +97,65 @@ class ClientConfig:
     tls: Tls | None = None
 
     def client(self, **settings: Any) -> Client:
-        """Open a blocking client; `settings` are further arguments of `Client`."""
+        """Open a blocking client; `settings` are more arguments of `Client`."""
         from serving.client.client import Client
 
         return Client(**self._arguments(), **settings)
 
     def async_client(self, **settings: Any) -> AsyncClient:
-        """Open a client for asyncio; `settings` are further arguments of `AsyncClient`."""
+        """Open an asyncio client; `settings` are more arguments of `AsyncClient`."""
         from serving.client.async_client import AsyncClient
 
         return AsyncClient(**self._arguments(), **settings)
 
     def _arguments(self) -> dict[str, Any]:
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        return {attribute.name: getattr(self, attribute.name) for attribute in fields(self)}
 
 
-def options(tls: Tls | None) -> list[tuple[str, Any]]:
-    """The channel's options."""
-    names = [("grpc.ssl_target_name_override", tls.server_name)] if tls and tls.server_name else []
-    return [*OPTIONS, *names]
+def channel_options(tls: Tls | None) -> list[tuple[str, Any]]:
+    """Return the gRPC channel options for these TLS settings."""
+    server_name = [("grpc.ssl_target_name_override", tls.server_name)] if tls and tls.server_name else []
+    return [*DEFAULT_OPTIONS, *server_name]
 
 
 def open_channel(target: str, tls: Tls | None) -> grpc.Channel:
-    """A channel to any gRPC target: host:port, dns:///name:port, unix:path, ipv4:a:p,b:p.
+    """Open a channel to any gRPC target: host:port, dns:///name:port, unix:path, ipv4:a:p,b:p.
 
     Raises:
-        InputError: a file of certificates cannot be read.
+        InputError: a PEM file cannot be read.
     """
     if tls is None:
-        return grpc.insecure_channel(target, options=options(None))
-    return grpc.secure_channel(target, tls.credentials(), options=options(tls))
+        return grpc.insecure_channel(target, options=channel_options(None))
+    return grpc.secure_channel(target, tls.credentials(), options=channel_options(tls))
 
 
 def open_async_channel(target: str, tls: Tls | None) -> grpc.aio.Channel:
-    """The same for asyncio, in whose loop it is called."""
+    """Open an asyncio channel; call it in the event loop that will use the channel."""
     if tls is None:
-        return grpc.aio.insecure_channel(target, options=options(None))
-    return grpc.aio.secure_channel(target, tls.credentials(), options=options(tls))
+        return grpc.aio.insecure_channel(target, options=channel_options(None))
+    return grpc.aio.secure_channel(target, tls.credentials(), options=channel_options(tls))
 
 
-def metadata(headers: Headers) -> tuple[tuple[str, str], ...]:
-    """Headers as gRPC takes them.
+def encode_headers(headers: Headers) -> tuple[tuple[str, str], ...]:
+    """Return headers as gRPC metadata.
 
     Raises:
-        InputError: a name or a value that HTTP/2 does not carry.
+        InputError: a name or a value is not valid in HTTP/2.
     """
-    found = headers() if callable(headers) else headers
-    for name, value in found.items():
+    current = headers() if callable(headers) else headers
+    for name, value in current.items():
         plain = name.replace("-", "").replace("_", "").replace(".", "")
         if not (plain.isascii() and plain.isalnum()) or name.startswith("grpc-") or name.endswith("-bin"):
             raise InputError(
-                f"{name!r} cannot be the name of a header.",
-                remedy="Use letters, digits, '-', '_' and '.'; gRPC's own names and -bin are not taken.",
+                f"{name!r} is not a valid header name.",
+                remedy="Use letters, digits, '-', '_' and '.'; 'grpc-...' and '...-bin' are reserved.",
             )
         if not (value.isascii() and value.isprintable()):
-            raise InputError(f"The value of header {name!r} is not printable ASCII.")
-    return tuple((name.lower(), value) for name, value in found.items())
+            raise InputError(
+                f"The value of header {name!r} is not printable ASCII.",
+                remedy="Encode it, for example with base64 or percent-encoding.",
+            )
+    return tuple((name.lower(), value) for name, value in current.items())
 
 
 def _read_pem(given: Pem | None) -> bytes | None:
@@ -163,5 +167,6 @@ def _read_pem(given: Pem | None) -> bytes | None:
         return Path(given).read_bytes()
     except OSError as error:
         raise InputError(
-            f"The certificate file {os.fspath(given)} cannot be read: {error.strerror}."
+            f"The PEM file {os.fspath(given)} cannot be read: {error.strerror}.",
+            remedy="Give the path of a readable PEM file, or the PEM text itself.",
         ) from error

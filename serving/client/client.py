@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextvars
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import chain, islice
 from types import TracebackType
@@ -16,8 +14,14 @@ import grpc
 from numpy.typing import NDArray
 
 from serving import protos
-from serving.client.channel import Headers, Tls, metadata, open_channel
-from serving.client.concurrency import MAX_CONCURRENCY, AdaptiveLimit, ConcurrencyLimiter
+from serving.client.channel import Headers, Tls, encode_headers, open_channel
+from serving.client.concurrency import (
+    MAX_CONCURRENCY,
+    AdaptiveLimit,
+    CancellationScope,
+    ConcurrencyLimiter,
+    map_in_threads,
+)
 from serving.client.operations import Core, Rows, truncate_top_k, with_top_k
 from serving.client.photos import MAX_BYTES, MAX_PHOTOS, Item, Photo, batch_items
 from serving.client.responses import Embedding, Metadata, VersionStatus
@@ -35,37 +39,37 @@ A = TypeVar("A")
 
 _READERS = 4
 _READ_AHEAD = 2 * _READERS
-"""Photos that are read and converted before their turn."""
+"""Photos that are read and converted ahead of the request they go into."""
 
 
 class Client:
     """A blocking client of one model; safe to share between threads.
 
     Args:
-        target: host:port of the server's gRPC port, or any gRPC target; `dns:///name:port` of a
-            headless service sends to all of its pods in turn.
-        model: the name that the server knows the model by.
-        version: ask for this version; default: the one the server chooses (its newest).
-        label: ask for the version that carries this label, such as "canary".
-        canary: the share of requests, 0 to 1, for the version with the label "canary"; the others go to
-            `label`, "stable" where none is given. Where there is no such label, all do.
-        timeout: seconds each request may take, its retries included; None waits for ever.
-        retry: how often and after how long a request is sent again where nothing answers or the server
-            is overloaded; Retry(attempts=1) never does.
-        tls: an encrypted connection, with a client certificate or without.
-        headers: metadata of every call, or a function asked for it before each.
-        max_photos: photos a request; a server that takes fewer says so and is heeded.
-        max_bytes: bytes of photos a request; a larger photo goes alone.
-        max_concurrency: requests of many photos under way at once at most; how many there are, up to
-            that, follows the server's answers (serving/client/concurrency_limit.py).
-        channel: an open channel to use in place of one to `target`; it stays open at the end.
-        convert: whether photos that the graph does not decode (HEIC, AVIF, TIFF, ...) are converted here,
-            before the call (serving/photos/converter.py).
-        downscale: whether photos much larger than the model's input are reduced to twice that before they
-            are sent, as JPEGs, by the same converter; what that changes is measured by
-            `python -m tests.bench.client`.
-        metrics: Prometheus metrics that this client adds to (serving/client/telemetry.py).
-        tracer: an OpenTelemetry tracer for a span a call, carried on to the server.
+        target: host:port of the server's gRPC port, or any gRPC target; `dns:///name:port` of a headless
+            service spreads the requests over all of its pods (round robin).
+        model: name under which the server serves the model.
+        version: version to ask; None for the one that the server chooses, which is its newest.
+        label: version label to ask, such as "canary".
+        canary: fraction of the requests, 0 to 1, that goes to the version labelled "canary"; the others go
+            to `label`, or to "stable" if `label` is None. While no version has that label, all requests go
+            to the others.
+        timeout: deadline of each request in seconds, retries included; None for no deadline.
+        retry: number of attempts and backoff if the server is unavailable or overloaded;
+            Retry(attempts=1) never retries.
+        tls: TLS settings, with or without a client certificate; None for plain text.
+        headers: metadata of every call, or a function that returns it before each call.
+        max_photos: photos per request; lowered if the server states a smaller maximum batch size.
+        max_bytes: bytes of photos per request; a larger photo is sent in a request of its own.
+        max_concurrency: upper bound of requests in flight while many photos are sent; the number adapts to
+            the server's latency (serving/client/concurrency.py).
+        channel: open channel to use in place of one to `target`; the client does not close it.
+        convert: True to convert formats that the model does not decode (HEIC, AVIF, TIFF, ...) before they
+            are sent (serving/photos/converter.py).
+        downscale: True to downscale photos much larger than the model's input to twice that size before
+            they are sent, as JPEGs; `python -m tests.bench.client` measures what that changes.
+        metrics: Prometheus metrics to update (serving/client/telemetry.py).
+        tracer: OpenTelemetry tracer that makes a span per call and propagates it to the server.
     """
 
     def __init__(
@@ -102,10 +106,11 @@ class Client:
             downscale=downscale,
             max_photos=max_photos,
             max_bytes=max_bytes,
-            answered=self._telemetry.answered,
+            count_photos=self._telemetry.count_photos,
         )
         self._headers = headers or {}
-        metadata({} if callable(self._headers) else self._headers)  # an error here, not at the first call
+        # Invalid headers are reported here, not at the first call.
+        encode_headers({} if callable(self._headers) else self._headers)
         self._limiter = ConcurrencyLimiter(AdaptiveLimit(max_concurrency))
         self._closed = False
         self._owns_channel = channel is None
@@ -121,21 +126,21 @@ class Client:
 
     @property
     def target(self) -> str:
-        """Where the server is."""
+        """gRPC target of the server."""
         return self._core.target
 
     @property
     def model(self) -> str:
-        """The model's name."""
+        """Name of the model."""
         return self._core.model
 
     @property
     def max_photos(self) -> int:
-        """Photos a request, as given or as the server stated since."""
+        """Photos per request: as given, or the maximum batch size that the server has stated since."""
         return self._core.max_photos
 
     def close(self) -> None:
-        """Close the channel, unless it was given, and end the processes that convert photos."""
+        """Close the channel, unless it was given, and stop the processes that convert photos."""
         self._closed = True
         self._core.close()
         if self._owns_channel:
@@ -144,42 +149,43 @@ class Client:
     def classify(
         self, photos: Iterable[Photo], top_k: int | None = None, *, user: str | None = None
     ) -> list[Prediction]:
-        """One prediction a photo, in order.
+        """Return one prediction per photo, in order.
+
+        A photo that cannot be used does not fail the others: a file that cannot be read gets
+        Status.UNREADABLE, a photo that the server fails on even alone gets Status.FAILED. The reason is in
+        `detail`.
 
         Args:
             photos: encoded bytes, paths, files open for reading, or decoded pixels: uint8 [H,W,3], RGB,
-                upright. Pixels of the model's own size go to `classify_pixels` as they are; those of
-                another size are sent as PNGs, without loss, and resized by the model like every photo.
-            top_k: how many labels to keep; None keeps all that the model gives.
-            user: whoever asks, by any id: whether the canary answers is then settled by a hash of it, and
-                the same at every request; None: at random, by request.
-
-        Returns:
-            A file that cannot be read is Status.UNREADABLE, a photo that the server fails on, alone too,
-            Status.FAILED; `detail` says why.
+                upright. Pixels of the model's input size go to `classify_pixels` unchanged; those of
+                another size are sent as PNG, without loss, and resized by the model like every photo.
+            top_k: number of labels to keep; None for all that the model returns.
+            user: id of the user, which decides by its hash whether the canary answers, so that a user
+                always gets the same version; None to decide at random for each request.
 
         Raises:
-            InputError: something that is no photo at all, such as an array of another dtype.
-            ServerError: or one of its classes, see serving/errors.py.
+            InputError: an item is not a photo, such as an array of another dtype.
+            ServerError: or one of its subclasses, see serving/errors.py.
         """
-        return truncate_top_k(self._collect(photos, lambda items: self._core.classify(items, user)), top_k)
+        predictions = self._collect(photos, lambda items: self._core.classify(items, user))
+        return truncate_top_k(predictions, top_k)
 
     def embed(self, photos: Iterable[Photo]) -> list[Embedding]:
-        """One embedding a photo, in order; otherwise as `classify`."""
+        """Return one embedding per photo, in order; otherwise like `classify`."""
         return self._collect(photos, self._core.embed)
 
     def iclassify(
         self, photos: Iterable[Photo], top_k: int | None = None, *, ordered: bool = True
     ) -> Generator[tuple[Photo, Prediction]]:
-        """Any number of photos, as (photo, prediction), in bounded memory.
+        """Yield (photo, prediction) for any number of photos, in bounded memory.
 
-        Photos are read ahead and asked for in several requests at once, as many as the server takes
-        without a queue. Closing the iterator gives up the requests under way.
+        Photos are read ahead and sent in concurrent requests, as many as the server takes without
+        queueing them. Closing the iterator cancels the requests in flight.
 
         Args:
-            photos: as for `classify`, from any iterable, an endless one too.
+            photos: as for `classify`; any iterable, an endless one too.
             top_k: as for `classify`.
-            ordered: in the order of the photos; else as they are answered, a request at a time.
+            ordered: True to yield in the order of the photos, False as responses arrive.
 
         Raises:
             ServerError: as `classify`, at the photo that it concerns.
@@ -187,228 +193,169 @@ class Client:
         return self._stream(photos, lambda items: with_top_k(self._core.classify(items), top_k), ordered)
 
     def iembed(self, photos: Iterable[Photo], *, ordered: bool = True) -> Generator[tuple[Photo, Embedding]]:
-        """Any number of photos, as (photo, embedding); otherwise as `iclassify`."""
+        """Yield (photo, embedding) for any number of photos; otherwise like `iclassify`."""
         return self._stream(photos, self._core.embed, ordered)
 
     def run(self, signature: str, inputs: Mapping[str, Rows]) -> dict[str, NDArray[Any]]:
-        """The outputs of any signature of any model.
+        """Run any signature of any model and return its outputs by name.
 
         Args:
-            signature: its name.
-            inputs: by name, the batch as first dimension: arrays, or bytes for strings. More than
-                `max_photos` rows go in several requests.
+            signature: name of the signature.
+            inputs: input tensors by name, batch first: arrays, or lists of bytes for strings. More than
+                `max_photos` rows are sent in several requests.
 
         Raises:
-            InputError: the inputs have no rows, or not equally many.
-            ServerError: or one of its classes.
+            InputError: the inputs have no rows, or differ in their number of rows.
+            ServerError: or one of its subclasses.
         """
         return run_operation(self._core.run(signature, inputs), self._perform)
 
     def imap(
         self, signature: str, batches: Iterable[Mapping[str, Rows]], *, ordered: bool = True
     ) -> Generator[dict[str, NDArray[Any]]]:
-        """`run` over any number of batches, several at once as in `iclassify`, in bounded memory."""
+        """Yield the result of `run` for any number of batches, concurrently, in bounded memory."""
         return self._run_concurrently(batches, lambda batch: self._core.run(signature, batch), ordered)
 
     def metadata(self) -> Metadata:
-        """The signatures of the model, as `saved_model.pb` declares them.
+        """Return the signatures of the model, as its saved_model.pb declares them.
 
         Raises:
-            ServerError: or one of its classes.
+            ServerError: or one of its subclasses.
         """
         return run_operation(self._core.metadata(), self._perform)
 
     def status(self) -> list[VersionStatus]:
-        """All versions of the model that the server knows, or the one asked for; newest first.
+        """Return all versions that the server has of the model, or the one asked for; newest first.
 
         Raises:
-            ServerError: or one of its classes.
+            ServerError: or one of its subclasses.
         """
         return run_operation(self._core.status(), self._perform)
 
     def reload(self, config: protos.Message) -> None:
-        """Have the server serve what a configuration says, and no other model (HandleReloadConfigRequest).
+        """Replace the server's model configuration (HandleReloadConfigRequest).
 
-        TensorFlow Serving waits for new models, not for new versions of a model that it has: a label may
-        be moved only once `status` says that its version is AVAILABLE.
+        TensorFlow Serving waits until new models are loaded, but not until new versions of a model that it
+        has are: move a label only after `status` reports its version as AVAILABLE.
 
         Args:
-            config: a protos.ModelServerConfig with all models that are to be served.
+            config: protos.ModelServerConfig with all models to serve; others are unloaded.
 
         Raises:
-            ServerError: or one of its classes.
+            ServerError: or one of its subclasses.
         """
         run_operation(self._core.reload(config), self._perform)
 
     def wait_until_ready(self, timeout: float) -> None:
-        """Return as soon as the server answers and the model is AVAILABLE.
+        """Block until the server responds and the model is AVAILABLE.
 
         Args:
-            timeout: seconds to wait at most.
+            timeout: maximum wait in seconds.
 
         Raises:
-            DeadlineExceeded: it was not in time; the message says what was seen last.
+            DeadlineExceeded: the model was not ready in time; the message has the state seen last.
         """
         run_operation(self._core.wait_until_ready(timeout), self._perform)
 
     # --- Photos to requests ------------------------------------------------------------------------------
 
-    def _collect(self, photos: Iterable[Photo], ask: Callable[[list[Item]], Operation[list[T]]]) -> list[T]:
-        """One request in this thread where one is enough; else a stream."""
+    def _collect(
+        self, photos: Iterable[Photo], request: Callable[[list[Item]], Operation[list[T]]]
+    ) -> list[T]:
+        """Return one result per photo: by a single request in this thread if it suffices, else a stream."""
         run_operation(self._core.prepare(), self._perform)
         iterator = iter(photos)
         first = list(islice(iterator, self._core.max_photos))
         rest = list(islice(iterator, 1))
-        if not rest:
-            items = [self._core.loader(photo) for photo in first]
-            groups = list(batch_items(items, max_bytes=self._core.max_bytes))
-            if len(groups) <= 1:
-                return [result for group in groups for result in run_operation(ask(group), self._perform)]
-            return [result for results in self._run_concurrently(groups, ask, True) for result in results]
-        return [result for _, result in self._stream(chain(first, rest, iterator), ask, ordered=True)]
+        if rest:
+            stream = self._stream(chain(first, rest, iterator), request, ordered=True)
+            return [result for _, result in stream]
+        items = [self._core.loader(photo) for photo in first]
+        batches = list(batch_items(items, max_bytes=self._core.max_bytes))
+        if len(batches) <= 1:
+            return [result for batch in batches for result in run_operation(request(batch), self._perform)]
+        return [result for results in self._run_concurrently(batches, request, True) for result in results]
 
     def _stream(
-        self, photos: Iterable[Photo], ask: Callable[[list[Item]], Operation[list[T]]], ordered: bool
+        self, photos: Iterable[Photo], request: Callable[[list[Item]], Operation[list[T]]], ordered: bool
     ) -> Generator[tuple[Photo, T]]:
         core = self._core
         run_operation(core.prepare(), self._perform)
-        given: list[Photo] = []  # photos read and not yet in a group
+        unbatched: list[Photo] = []  # photos that were read and are not in a batch yet
 
         def read() -> Generator[Item]:
             with ThreadPoolExecutor(_READERS, thread_name_prefix="hubhead-read") as pool:
-                pairs = _map_concurrently(
+                pairs = map_in_threads(
                     pool, lambda photo: (photo, core.loader(photo)), photos, lambda: _READ_AHEAD
                 )
                 with closing(pairs):
                     for photo, item in pairs:
-                        given.append(photo)
+                        unbatched.append(photo)
                         yield item
 
-        def groups() -> Generator[tuple[list[Photo], list[Item]]]:
+        def batch() -> Generator[tuple[list[Photo], list[Item]]]:
+            # batch_items keeps the order: a batch of n items belongs to the n oldest photos.
             with closing(read()) as items:
                 for group in batch_items(items, max_photos=core.max_photos, max_bytes=core.max_bytes):
-                    mine, given[: len(group)] = given[: len(group)], []
-                    yield mine, group
+                    batched, unbatched[: len(group)] = unbatched[: len(group)], []
+                    yield batched, group
 
-        def script(group: tuple[list[Photo], list[Item]]) -> Operation[list[tuple[Photo, T]]]:
-            results = yield from ask(group[1])
-            return list(zip(group[0], results, strict=True))
+        def request_pairs(batch: tuple[list[Photo], list[Item]]) -> Operation[list[tuple[Photo, T]]]:
+            results = yield from request(batch[1])
+            return list(zip(batch[0], results, strict=True))
 
-        with closing(groups()) as made, closing(self._run_concurrently(made, script, ordered)) as answered:
-            for pairs in answered:
+        with (
+            closing(batch()) as batches,
+            closing(self._run_concurrently(batches, request_pairs, ordered)) as responses,
+        ):
+            for pairs in responses:
                 yield from pairs
 
     def _run_concurrently(
-        self, batches: Iterable[A], script: Callable[[A], Operation[T]], ordered: bool
+        self, batches: Iterable[A], operation: Callable[[A], Operation[T]], ordered: bool
     ) -> Generator[T]:
-        """Run a script a batch, in as many threads as the flow control lets through."""
-        stop = _Cancellation()
+        """Run an operation per batch, in as many threads as the adaptive limit allows."""
+        scope = CancellationScope()
         limit = self._limiter.limit
 
         def run(batch: A) -> T:
-            return run_operation(script(batch), lambda step: self._perform(step, stop))
+            return run_operation(operation(batch), lambda step: self._perform(step, scope))
 
-        with ThreadPoolExecutor(limit.most, thread_name_prefix="hubhead-ask") as pool:
-            results = _map_concurrently(pool, run, batches, lambda: int(limit.value) + 1, ordered)
+        with ThreadPoolExecutor(limit.maximum, thread_name_prefix="hubhead-ask") as pool:
+            # One batch more than the limit, so that a request is ready as soon as a permit is free.
+            results = map_in_threads(pool, run, batches, lambda: int(limit.value) + 1, ordered)
             try:
                 yield from results
             finally:
-                stop.set()
+                scope.cancel()
                 results.close()
 
-    def _perform(self, step: Step, stop: _Cancellation | None = None) -> Any:
+    def _perform(self, step: Step, scope: CancellationScope | None = None) -> Any:
         match step:
             case Call():
-                return self._call(step, stop)
+                return self._call(step, scope)
             case Pause(seconds):
-                return stop.wait(seconds) if stop else time.sleep(seconds)
+                return scope.sleep(seconds) if scope else time.sleep(seconds)
             case _:
                 return step.function()
 
-    def _call(self, step: Call, stop: _Cancellation | None) -> Any:
+    def _call(self, step: Call, scope: CancellationScope | None) -> Any:
         method = self._channel.unary_unary(
             step.method,
             request_serializer=type(step.request).SerializeToString,
-            response_deserializer=step.answer.FromString,
+            response_deserializer=step.response_type.FromString,
         )
         options: dict[str, Any] = {"timeout": step.timeout, "wait_for_ready": step.wait_for_ready}
         if self._closed:
-            raise Cancelled(f"The client of {self.target} is closed.", remedy="Make a new one.")
-        sent = metadata(self._headers)
-        if stop is None:
-            with self._telemetry.call(step) as traced:
-                return method(step.request, metadata=sent + traced, **options)
-        with self._limiter(step.rows) as permit, self._telemetry.call(step) as traced:
+            raise Cancelled(f"The client of {self.target} is closed.", remedy="Open a new client.")
+        headers = encode_headers(self._headers)
+        if scope is None:  # a single request: neither limited nor cancellable
+            with self._telemetry.observe_call(step) as trace_headers:
+                return method(step.request, metadata=headers + trace_headers, **options)
+        with self._limiter(step.rows) as permit, self._telemetry.observe_call(step) as trace_headers:
+            metadata = headers + trace_headers
             try:
-                return stop.result(lambda: method.future(step.request, metadata=sent + traced, **options))
+                return scope.run_call(lambda: method.future(step.request, metadata=metadata, **options))
             except BaseException as error:
                 permit.record_failure(error)
                 raise
-
-
-class _Cancellation:
-    """Gives up the calls and pauses of one stream."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self._lock = threading.Lock()
-        self._calls: set[Any] = set()
-
-    def set(self) -> None:
-        with self._lock:
-            self._event.set()
-            for call in self._calls:
-                call.cancel()
-
-    def wait(self, seconds: float) -> None:
-        self._event.wait(seconds)
-
-    def result(self, start: Callable[[], Any]) -> Any:
-        with self._lock:
-            call = start()
-            self._calls.add(call)
-            if self._event.is_set():
-                call.cancel()
-        try:
-            return call.result()
-        finally:
-            with self._lock:
-                self._calls.discard(call)
-
-
-def _map_concurrently(
-    pool: ThreadPoolExecutor,
-    function: Callable[[A], T],
-    items: Iterable[A],
-    window: Callable[[], int],
-    ordered: bool = True,
-) -> Generator[T]:
-    """`map` over a pool, of which at most `window()` results are awaited or ready at a time."""
-    waiting: list[Future[T]] = []
-
-    def done(least: int) -> Generator[T]:
-        """Those that are ready, in order if so wanted, until fewer than `least` are left."""
-        while waiting:
-            if ordered:
-                if len(waiting) < least and not waiting[0].done():
-                    return
-                yield waiting.pop(0).result()
-                continue
-            ready = [future for future in waiting if future.done()]
-            if not ready:
-                if len(waiting) < least:
-                    return
-                ready = list(wait(waiting, return_when=FIRST_COMPLETED).done)
-            for future in ready:
-                waiting.remove(future)
-                yield future.result()
-
-    try:
-        for item in items:
-            context = contextvars.copy_context()  # spans of the caller are parents of those in the pool
-            waiting.append(pool.submit(context.run, function, item))
-            yield from done(max(1, window()))
-        yield from done(0)
-    finally:
-        for future in waiting:
-            future.cancel()

@@ -1,171 +1,323 @@
-"""How many requests of a bulk caller are under way at once: as many as the server works on, and few more.
+"""Concurrency of bulk requests: how many are in flight, and bounded maps over threads and tasks.
 
-The limit follows TCP Vegas (L. Brakmo, S. O'Malley, L. Peterson, "TCP Vegas: New Techniques for
-Congestion Detection and Avoidance", SIGCOMM 1994), which Netflix' concurrency-limits carried over to
-requests: what waits in the server's queue is estimated from how much longer an answer takes than it
-did when nothing waited. The limit grows while fewer than ALPHA requests wait and shrinks while more
-than BETA do. So a bulk caller keeps the server busy, and its queue short for everybody else; where
-others fill that queue, it is the one that gives way. A refusal for overload halves the limit, at most
-once in the time of a request.
+`AdaptiveLimit` follows TCP Vegas (L. Brakmo, S. O'Malley, L. Peterson, "TCP Vegas: New Techniques for
+Congestion Detection and Avoidance", SIGCOMM 1994), which Netflix' concurrency-limits applied to
+requests. The length of the server's queue is estimated from how much longer a response takes than the
+shortest one seen. The limit grows while fewer than ALPHA requests are queued and shrinks while more than
+BETA are. So a bulk client keeps the server busy with a short queue, and backs off when other clients
+fill that queue. An overload error halves the limit, at most once per request latency.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+)
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import Any, TypeVar
 
 import grpc
 
 from serving.client.grpc_errors import is_overload
 from serving.errors import InputError
 
+A = TypeVar("A")
+T = TypeVar("T")
+
 ALPHA = 1.0
 BETA = 3.0
-"""Requests in the server's queue: the smaller pair of the two that the paper tries."""
+"""Queued requests between which the limit stays: the smaller of the two pairs that the paper tries."""
 
 MAX_CONCURRENCY = 16
-"""Requests under way at once, whatever the server can take."""
+"""Default upper bound of requests in flight."""
 
-REMEMBERED = 1000
-"""Answers after which the time without a queue is measured anew, as it may have changed."""
+RESET_AFTER = 1000
+"""Responses after which the shortest latency is measured anew, since it may have changed."""
 
 
 class AdaptiveLimit:
-    """The limit itself, without a clock and without waiting.
+    """The limit itself, without clock and without waiting.
+
+    Args:
+        maximum: upper bound of the limit.
 
     Attributes:
-        value: requests that may be under way, a fraction in between.
-        most: what it never exceeds.
+        value: requests that may be in flight; a float, so that it can grow by fractions.
+        maximum: upper bound of the limit.
     """
 
-    def __init__(self, most: int = MAX_CONCURRENCY) -> None:
-        if most < 1:
-            raise InputError(f"max_concurrency is {most}; it has to be at least 1.")
-        self.most = most
-        self.value = min(2.0, float(most))
-        self._starting = True
+    def __init__(self, maximum: int = MAX_CONCURRENCY) -> None:
+        if maximum < 1:
+            raise InputError(f"max_concurrency is {maximum}; it has to be at least 1.")
+        self.maximum = maximum
+        self.value = min(2.0, float(maximum))
+        self._slow_start = True
         self._shortest: dict[int, float] = {}
-        self._answers = 0
-        self._held_until = 0.0
+        self._responses = 0
+        self._no_cut_before = 0.0
 
-    def record_response(self, rows: int, seconds: float, under_way: int) -> None:
-        """Take note of an answer.
+    def record_response(self, rows: int, seconds: float, in_flight: int) -> None:
+        """Adjust the limit to the latency of a response.
 
         Args:
-            rows: photos in the request; requests of about equal size are compared.
-            seconds: from sending to the answer.
-            under_way: requests that were, this one included.
+            rows: photos in the request; only requests of about the same size are compared.
+            seconds: latency of the request.
+            in_flight: requests that were in flight, this one included.
         """
-        self._answers += 1
-        if self._answers % REMEMBERED == 0:
+        self._responses += 1
+        if self._responses % RESET_AFTER == 0:
+            # Fewer requests for a while, so that the shortest latency is measured without a queue.
             self._shortest.clear()
             self.value = max(1.0, self.value / 2)
+        # Sizes are compared by powers of two: latency grows with the rows of a request.
         size = rows.bit_length()
         shortest = self._shortest[size] = min(seconds, self._shortest.get(size, seconds))
-        waiting = self.value * (1 - shortest / seconds) if seconds > 0 else 0.0
-        if waiting > BETA:
-            self._starting = False
+        queued = self.value * (1 - shortest / seconds) if seconds > 0 else 0.0
+        if queued > BETA:
+            self._slow_start = False
             self.value = max(1.0, self.value - 1 / self.value)
-        elif waiting < ALPHA and 2 * under_way >= self.value:  # else the limit was not what held it back
-            self.value = min(float(self.most), self.value + (1.0 if self._starting else 1 / self.value))
+        elif queued < ALPHA and 2 * in_flight >= self.value:  # grow only while the limit is in use
+            self.value = min(float(self.maximum), self.value + (1.0 if self._slow_start else 1 / self.value))
         else:
-            self._starting = self._starting and waiting < ALPHA
+            self._slow_start = self._slow_start and queued < ALPHA
 
     def record_overload(self, now: float, seconds: float) -> None:
-        """Take note of a refusal for overload, or of a deadline that passed.
+        """Halve the limit after an overload error or a missed deadline.
 
         Args:
-            now: of a clock that only goes forward, in seconds.
-            seconds: from sending to the refusal.
+            now: seconds of a monotonic clock.
+            seconds: latency of the failed request.
         """
-        self._starting = False
-        if now >= self._held_until:
+        self._slow_start = False
+        # A burst of rejections is one event: the next cut has to wait for a request of its own.
+        if now >= self._no_cut_before:
             self.value = max(1.0, self.value / 2)
-            self._held_until = now + seconds
+            self._no_cut_before = now + seconds
+
+
+class Permit:
+    """The right to have one request in flight; it measures that request.
+
+    Args:
+        in_flight: requests in flight, this one included.
+    """
+
+    def __init__(self, in_flight: int) -> None:
+        self._failed = self._overloaded = False
+        self._in_flight = in_flight
+        self._begin = time.monotonic()
+
+    def record_failure(self, error: BaseException) -> None:
+        """Mark the request as failed; only an overload or a missed deadline changes the limit."""
+        self._failed = True
+        self._overloaded = isinstance(error, grpc.RpcError) and is_overload(error)
+
+    def report_to(self, limit: AdaptiveLimit, rows: int) -> None:
+        """Adjust the limit to the outcome of the request."""
+        now = time.monotonic()
+        if self._overloaded:
+            limit.record_overload(now, now - self._begin)
+        elif not self._failed:
+            limit.record_response(rows, now - self._begin, self._in_flight)
 
 
 class ConcurrencyLimiter:
-    """Lets as many threads through as the limit says."""
+    """Blocks threads so that no more requests are in flight than the limit allows."""
 
     def __init__(self, limit: AdaptiveLimit) -> None:
         self.limit = limit
         self._changed = threading.Condition()
-        self._under_way = 0
+        self._in_flight = 0
 
     @contextmanager
     def __call__(self, rows: int) -> Iterator[Permit]:
-        """Wait for a turn, and measure what is done in it."""
+        """Wait for a permit, hold it during the block, then report the block's latency to the limit."""
         with self._changed:
-            self._changed.wait_for(lambda: self._under_way < int(self.limit.value))
-            self._under_way += 1
-            permit = Permit(self._under_way)
+            self._changed.wait_for(lambda: self._in_flight < int(self.limit.value))
+            self._in_flight += 1
+            permit = Permit(self._in_flight)
         try:
             yield permit
         finally:
             with self._changed:
                 permit.report_to(self.limit, rows)
-                self._under_way -= 1
+                self._in_flight -= 1
                 self._changed.notify_all()
 
 
 class AsyncConcurrencyLimiter:
-    """The same for the tasks of one event loop."""
+    """`ConcurrencyLimiter` for the tasks of one event loop."""
 
     def __init__(self, limit: AdaptiveLimit) -> None:
         self.limit = limit
-        self._under_way = 0
+        self._in_flight = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @asynccontextmanager
     async def __call__(self, rows: int) -> AsyncIterator[Permit]:
-        """Wait for a turn, and measure what is done in it."""
-        while self._under_way >= int(self.limit.value):
-            turn = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
+        """Wait for a permit, hold it during the block, then report the block's latency to the limit."""
+        while self._in_flight >= int(self.limit.value):
+            woken = asyncio.get_running_loop().create_future()
+            self._waiting.append(woken)
             try:
-                await turn
+                await woken
             except asyncio.CancelledError:
-                self._wake()  # the turn may have been this one's
+                self._wake_waiting()  # this task may have been woken: pass it on to another
                 raise
-        self._under_way += 1
-        permit = Permit(self._under_way)
+        self._in_flight += 1
+        permit = Permit(self._in_flight)
         try:
             yield permit
         finally:
             permit.report_to(self.limit, rows)
-            self._under_way -= 1
-            self._wake()
+            self._in_flight -= 1
+            self._wake_waiting()
 
-    def _wake(self) -> None:
-        free = int(self.limit.value) - self._under_way
+    def _wake_waiting(self) -> None:
+        free = int(self.limit.value) - self._in_flight
         while free > 0 and self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
+            woken = self._waiting.popleft()
+            if not woken.done():  # a cancelled task has a future that is done
+                woken.set_result(None)
                 free -= 1
 
 
-class Permit:
-    """One request between its sending and its answer."""
+class CancellationScope:
+    """Cancels the calls in flight and the pauses of one stream, from any thread."""
 
-    def __init__(self, under_way: int) -> None:
-        self._failed = self._overloaded = False
-        self._under_way = under_way
-        self._begin = time.monotonic()
+    def __init__(self) -> None:
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._calls: set[Any] = set()
 
-    def record_failure(self, error: BaseException) -> None:
-        """There is no answer: for want of time, or for what says nothing of the load."""
-        self._failed = True
-        self._overloaded = isinstance(error, grpc.RpcError) and is_overload(error)
+    def cancel(self) -> None:
+        """Cancel all calls, now and from now on, and end all pauses."""
+        with self._lock:
+            self._cancelled.set()
+            for call in self._calls:
+                call.cancel()
 
-    def report_to(self, limit: AdaptiveLimit, rows: int) -> None:
-        """Tell the limit how it went."""
-        now = time.monotonic()
-        if self._overloaded:
-            limit.record_overload(now, now - self._begin)
-        elif not self._failed:
-            limit.record_response(rows, now - self._begin, self._under_way)
+    def sleep(self, seconds: float) -> None:
+        """Sleep for `seconds`, or until the scope is cancelled."""
+        self._cancelled.wait(seconds)
+
+    def run_call(self, start: Callable[[], Any]) -> Any:
+        """Start a call and return its result.
+
+        Args:
+            start: function that starts the call and returns its grpc.Future.
+        """
+        # Registered and checked under one lock: no call can slip past `cancel`.
+        with self._lock:
+            call = start()
+            self._calls.add(call)
+            if self._cancelled.is_set():
+                call.cancel()
+        try:
+            return call.result()
+        finally:
+            with self._lock:
+                self._calls.discard(call)
+
+
+def map_in_threads(
+    pool: ThreadPoolExecutor,
+    function: Callable[[A], T],
+    items: Iterable[A],
+    window: Callable[[], int],
+    ordered: bool = True,
+) -> Generator[T]:
+    """Apply a function to each item in a thread pool, in bounded memory.
+
+    Args:
+        pool: threads that run the function.
+        function: function to apply.
+        items: items to apply it to; any number of them.
+        window: returns how many results may be pending, or finished and not yet consumed, at a time.
+        ordered: True to yield results in the order of the items, False as they finish.
+    """
+    pending: list[Future[T]] = []
+
+    def drain(least: int) -> Generator[T]:
+        """Yield finished results, and wait for more until fewer than `least` are pending."""
+        while pending:
+            if ordered:
+                if len(pending) < least and not pending[0].done():
+                    return
+                yield pending.pop(0).result()
+                continue
+            finished = [future for future in pending if future.done()]
+            if not finished:
+                if len(pending) < least:
+                    return
+                finished = list(wait(pending, return_when=FIRST_COMPLETED).done)
+            for future in finished:
+                pending.remove(future)
+                yield future.result()
+
+    try:
+        for item in items:
+            context = contextvars.copy_context()  # the caller's span is the parent of spans in the pool
+            pending.append(pool.submit(context.run, function, item))
+            yield from drain(max(1, window()))
+        yield from drain(0)
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+async def map_in_tasks(
+    function: Callable[[A], Awaitable[T]],
+    items: Iterable[A] | AsyncIterable[A],
+    window: Callable[[], int],
+    ordered: bool = True,
+) -> AsyncGenerator[T]:
+    """`map_in_threads` with tasks of the running event loop in place of threads."""
+    pending: list[asyncio.Future[T]] = []
+
+    async def drain(least: int) -> AsyncGenerator[T]:
+        """Yield finished results, and wait for more until fewer than `least` are pending."""
+        while pending:
+            finished = [task for task in pending[: 1 if ordered else None] if task.done()]
+            if not finished:
+                if len(pending) < least:
+                    return
+                await asyncio.wait(pending[:1] if ordered else pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in finished:
+                pending.remove(task)
+                yield task.result()
+
+    try:
+        async with aclosing(_iterate(items)) as source:
+            async for item in source:
+                pending.append(asyncio.ensure_future(function(item)))
+                async for result in drain(max(1, window())):
+                    yield result
+        async for result in drain(0):
+            yield result
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+
+
+async def _iterate(items: Iterable[A] | AsyncIterable[A]) -> AsyncGenerator[A]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item

@@ -1,4 +1,4 @@
-"""What both clients share: the settings, and the scripts of what they can be asked."""
+"""The operations that both clients share, as sans-I/O generators: classify, embed, run, status, reload."""
 
 from __future__ import annotations
 
@@ -40,19 +40,20 @@ from serving.photos.converter import EXTRA, Converter
 from serving.protos import tensors
 
 Rows = NDArray[Any] | Sequence[bytes]
-"""One input tensor: its first dimension is the batch."""
+"""One input tensor, batch first."""
 
 R = TypeVar("R", Prediction, Embedding)
 
 _READY_POLL_SECONDS = 0.1
 
 _PROBE_SIDE = 8
+"""Pixels of each side of the probe photo."""
 
 
 class Core:
-    """A model on a server, and how to ask it.
+    """Settings of a client, and its operations on one model.
 
-    Args: those of `Client`, and `answered`, which is told the statuses of photos.
+    Args: those of `Client`, and `count_photos`, a function that is called with the status of each photo.
     """
 
     def __init__(
@@ -69,25 +70,26 @@ class Core:
         downscale: bool = False,
         max_photos: int = MAX_PHOTOS,
         max_bytes: int = MAX_BYTES,
-        answered: Callable[[Iterable[Status]], None],
+        count_photos: Callable[[Iterable[Status]], None],
     ) -> None:
         if version is not None and label is not None:
             raise InputError(
-                f"Both version {version} and label {label!r} were given.", remedy="Ask for one of the two."
+                f"Both version {version} and label {label!r} were given.", remedy="Give one of the two."
             )
         if canary and version is not None:
             raise InputError(
-                f"Version {version} was given, and a share for the canary.", remedy="Ask for one of the two."
+                f"Both version {version} and a canary fraction were given.", remedy="Give one of the two."
             )
         if max_photos < 1 or max_bytes < 1 or (timeout is not None and timeout <= 0):
             raise InputError(
-                f"max_photos {max_photos}, max_bytes {max_bytes} and timeout {timeout} have to be above 0."
+                f"max_photos is {max_photos}, max_bytes {max_bytes} and timeout {timeout}.",
+                remedy="Give values above 0.",
             )
         self.target = target
         self.model = model
         self.version = version
         self.canary = Canary(canary)
-        # Who names no label gets the newest version that serves, which is the canary.
+        # A request without a label gets the newest version that serves, which would be the canary.
         self.label = STABLE if canary and label is None else label
         self.timeout = timeout
         self.max_photos = max_photos
@@ -101,31 +103,32 @@ class Core:
             )
         self.downscale = downscale
         self.loader = PhotoLoader(self.converter, convert)
-        self._answered = answered
-        self._pixels: tuple[int, int] | None = None
+        self._count_photos = count_photos
+        self._pixels: tuple[int, int] | None = None  # (0, 0): the model does not state its input size
 
     def close(self) -> None:
-        """End the processes that convert photos."""
+        """Stop the processes that convert photos."""
         if self.converter:
             self.converter.close()
 
     def prepare(self) -> Operation[None]:
-        """Learn the model's input size, where photos are to be reduced to twice that."""
+        """Look up the model's input size, if photos are to be downscaled; run before the other operations."""
         if self.downscale and self.loader.target_side is None:
             size = yield from self._input_size()
             if size is None:
                 raise InputError(
                     f"Model {self.model!r} does not state its input size, which downscaling needs.",
-                    remedy="Send the photos whole, or ask for a model that hubhead made.",
+                    remedy="Turn downscaling off, or use a model made by hubhead.",
                 )
             self.loader = replace(self.loader, target_side=DOWNSCALE_FACTOR * max(size))
 
-    # --- What can be asked -------------------------------------------------------------------------------
+    # --- Operations --------------------------------------------------------------------------------------
 
     def classify(self, items: Sequence[Item], user: str | None = None) -> Operation[list[Prediction]]:
-        """One prediction an item: decoded pixels of the model's own size by `classify_pixels`.
+        """Return one prediction per item.
 
-        Pixels of another size go as PNGs, without loss, and are resized as every photo is.
+        Decoded pixels of the model's input size go to `classify_pixels`. Those of another size are sent as
+        PNG, without loss, and are resized by the model like every photo.
         """
         canary = self.canary.selects(user)
         size = None
@@ -134,55 +137,60 @@ class Core:
         ready = list(items)
         direct: list[int] = []
         encoded: list[int] = []
-        for place, item in enumerate(items):
+        for index, item in enumerate(items):
             if isinstance(item, np.ndarray):
                 if item.shape[:2] == size:
-                    direct.append(place)
+                    direct.append(index)
                     continue
-                ready[place] = yield Compute(_png_encoder(item))
+                ready[index] = yield Compute(_png_encoder(item))
             if not isinstance(item, PhotoRejection):
-                encoded.append(place)
+                encoded.append(index)
         results = [
             Prediction.from_rejection(item) if isinstance(item, PhotoRejection) else None for item in items
         ]
-        for signature, name, places in (
+        # At most two requests: encoded photos and decoded pixels go to different signatures. The indices
+        # put the predictions back into the order of the items.
+        for signature, name, indices in (
             (contract.SERVING_DEFAULT, contract.IMAGE_BYTES, encoded),
             (contract.CLASSIFY_PIXELS, contract.PIXELS, direct),
         ):
-            if places:
-                rows = [ready[place] for place in places]
-                asked = yield from self._predict_each(signature, name, rows, responses.predictions, canary)
-                for place, piece in zip(places, asked, strict=True):
-                    results[place] = (
-                        Prediction.from_rejection(piece) if isinstance(piece, PhotoRejection) else piece
+            if indices:
+                rows = [ready[index] for index in indices]
+                answers = yield from self._predict_each(
+                    signature, name, rows, responses.decode_predictions, canary
+                )
+                for index, answer in zip(indices, answers, strict=True):
+                    results[index] = (
+                        Prediction.from_rejection(answer) if isinstance(answer, PhotoRejection) else answer
                     )
-        found = [result for result in results if result is not None]
-        self._answered(result.status for result in found)
-        return found
+        predictions = [result for result in results if result is not None]
+        self._count_photos(prediction.status for prediction in predictions)
+        return predictions
 
     def embed(self, items: Sequence[Item]) -> Operation[list[Embedding]]:
-        """One embedding an item; decoded pixels go as PNGs."""
+        """Return one embedding per item; decoded pixels are sent as PNG."""
         rows: list[Any] = []
         for item in items:
             if isinstance(item, np.ndarray):
                 rows.append((yield Compute(_png_encoder(item))))
             elif not isinstance(item, PhotoRejection):
                 rows.append(item)
-        asked: list[Embedding | PhotoRejection] = []
+        answers: list[Embedding | PhotoRejection] = []
         if rows:
-            asked = yield from self._predict_each(
-                contract.EMBED, contract.IMAGE_BYTES, rows, responses.embeddings, self.canary.selects(None)
+            canary = self.canary.selects(None)
+            answers = yield from self._predict_each(
+                contract.EMBED, contract.IMAGE_BYTES, rows, responses.decode_embeddings, canary
             )
-        given = iter(asked)
-        results = (item if isinstance(item, PhotoRejection) else next(given) for item in items)
-        found = [
+        remaining = iter(answers)
+        results = (item if isinstance(item, PhotoRejection) else next(remaining) for item in items)
+        embeddings = [
             Embedding.from_rejection(item) if isinstance(item, PhotoRejection) else item for item in results
         ]
-        self._answered(result.status for result in found)
-        return found
+        self._count_photos(embedding.status for embedding in embeddings)
+        return embeddings
 
     def run(self, signature: str, inputs: Mapping[str, Rows]) -> Operation[dict[str, NDArray[Any]]]:
-        """The outputs of any signature; more rows than the server takes at once go in several requests."""
+        """Return the outputs of any signature; rows beyond `max_photos` are sent in further requests."""
         rows = {
             name: value if isinstance(value, np.ndarray) else list(value) for name, value in inputs.items()
         }
@@ -190,27 +198,27 @@ class Core:
         if len(counts) != 1 or 0 in counts:
             raise InputError(
                 f"The inputs {sorted(rows)} of signature {signature} have {sorted(counts)} rows.",
-                remedy="Give each input as many rows, one at least.",
+                remedy="Give all inputs the same number of rows, at least one.",
             )
-        pieces = yield from self._predict_all(signature, rows, None, self.canary.selects(None))
-        outputs = [piece.outputs for piece in pieces if piece.outputs is not None]
+        results = yield from self._predict_all(signature, rows, None, self.canary.selects(None))
+        outputs = [result.outputs for result in results if result.outputs is not None]
         if len(outputs) == 1:
             return outputs[0]
         return {name: np.concatenate([part[name] for part in outputs]) for name in outputs[0]}
 
     def metadata(self) -> Operation[Metadata]:
-        """The signatures of the model."""
+        """Return the signatures of the model."""
         request = protos.GetModelMetadataRequest(
             model_spec=self._model_spec(), metadata_field=["signature_def"]
         )
         call = Call(protos.GET_MODEL_METADATA, request, protos.GetModelMetadataResponse, self.timeout)
         response = yield from self._call(call)
-        return responses.metadata(response, self.target)
+        return responses.decode_metadata(response, self.target)
 
     def status(
         self, timeout: float | None = None, *, wait_for_ready: bool = False
     ) -> Operation[list[VersionStatus]]:
-        """The versions that the server knows."""
+        """Return the versions that the server has of the model, newest first."""
         request = protos.GetModelStatusRequest(model_spec=self._model_spec())
         call = Call(
             protos.GET_MODEL_STATUS,
@@ -220,110 +228,125 @@ class Core:
             wait_for_ready=wait_for_ready,
         )
         response = yield from self._call(call)
-        return responses.statuses(response)
+        return responses.decode_statuses(response)
 
     def reload(self, config: protos.Message) -> Operation[None]:
-        """Serve what a ModelServerConfig says, and nothing else."""
+        """Replace the server's configuration by a protos.ModelServerConfig."""
         request = protos.ReloadConfigRequest(config=config)
         call = Call(protos.RELOAD_CONFIG, request, protos.ReloadConfigResponse, self.timeout)
         response = yield from self._call(call)
         if response.status.error_code:
             raise ServerError(
-                f"The server at {self.target} does not take the configuration: "
-                f"{response.status.error_message}.",
+                f"The server at {self.target} rejected the configuration: {response.status.error_message}.",
                 code=_grpc_code_name(response.status.error_code),
                 details=response.status.error_message,
             )
 
     def wait_until_ready(self, timeout: float) -> Operation[None]:
-        """Until a version is AVAILABLE, and the label, where one is pinned, is on a version that is."""
+        """Wait until a version is AVAILABLE; with a label, until the label is on a version that is."""
         deadline = time.monotonic() + timeout
-        seen = "no server answered"
+        last_state = "no server answered"
         while (left := deadline - time.monotonic()) > 0:
             try:
                 statuses = yield from self.status(left, wait_for_ready=True)
-                if self.label is not None:  # which GetModelStatus does not look at
+                if self.label is not None:  # GetModelStatus ignores the label
                     yield from self.metadata()
             except (ServerUnavailable, ModelNotFound) as error:
-                seen = error.what
+                last_state = error.what
             except DeadlineExceeded:
                 break
             else:
                 if any(status.state is State.AVAILABLE for status in statuses):
                     return
-                seen = ", ".join(f"version {s.version} is {s.state} {s.error}".rstrip() for s in statuses)
+                last_state = ", ".join(
+                    f"version {status.version} is {status.state} {status.error}".rstrip()
+                    for status in statuses
+                )
             yield Pause(min(_READY_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
         raise DeadlineExceeded(
-            f"Model {self.model!r} at {self.target} was not ready within {timeout:g} s: {seen}.",
+            f"Model {self.model!r} at {self.target} was not ready within {timeout:g} s: {last_state}.",
             remedy=f"Start one with: hubhead serve --model_base_path MODELS/{self.model}",
             code=grpc.StatusCode.DEADLINE_EXCEEDED.name,
         )
 
-    # --- How it is asked ---------------------------------------------------------------------------------
+    # --- Requests ----------------------------------------------------------------------------------------
 
     def _predict_each(
         self,
         signature: str,
         name: str,
         rows: list[Any],
-        read: Callable[[responses.Outputs, int, int | None], list[R]],
+        decode: Callable[[responses.Outputs, int, int | None], list[R]],
         canary: bool,
     ) -> Operation[list[R | PhotoRejection]]:
-        """One answer a row; a row that the server fails on, alone too, is a PhotoRejection with its words."""
+        """Return one result per row; a row that the server fails on even alone is a PhotoRejection.
+
+        Args:
+            signature: name of the signature.
+            name: name of its input tensor.
+            rows: encoded photos, or pixels of equal shape; at least one.
+            decode: function that decodes the outputs of a number of rows.
+            canary: True to ask the canary.
+        """
         batch: Rows = rows
         probe: Rows = [_PROBE]
         if isinstance(rows[0], np.ndarray):
             batch = np.stack(rows)
             probe = np.zeros_like(batch[:1])
-        pieces = yield from self._predict_all(signature, {name: batch}, {name: probe}, canary)
-        found: list[R | PhotoRejection] = []
-        for piece in pieces:
-            if piece.outputs is not None:
-                found.extend(read(piece.outputs, piece.count, piece.version))
+        slices = yield from self._predict_all(signature, {name: batch}, {name: probe}, canary)
+        results: list[R | PhotoRejection] = []
+        for part in slices:
+            if part.outputs is not None:
+                results.extend(decode(part.outputs, part.count, part.version))
             else:
-                assert piece.failure is not None
-                found.append(_to_rejection(piece.failure))
-        return found
+                assert part.failure is not None
+                results.append(_to_rejection(part.failure))
+        return results
 
     def _predict_all(
         self, signature: str, rows: Mapping[str, Rows], probe: Mapping[str, Rows] | None, canary: bool
     ) -> Operation[list[PartialResult]]:
-        """Answer all rows, in requests as small as it takes.
+        """Return the results of all rows, splitting requests where needed.
 
-        A request that is too large is halved. One that fails for what may be one photo is halved until
-        that photo is alone; whether the photo or the server is at fault is then seen from `probe`, a
-        row without fault: where it fails too, the failure is raised.
+        A request that is too large is halved. A request that one photo may have made fail is halved until
+        that photo is alone; halving n rows takes about 2 log2(n) requests. The probe then tells a faulty
+        photo from a faulty server: the error is raised if the probe fails too.
+
+        Args:
+            signature: name of the signature.
+            rows: input tensors by name, batch first.
+            probe: a row that any working server answers; None to raise the error instead of isolating.
+            canary: True to ask the canary.
         """
         count = len(next(iter(rows.values())))
         if count > self.max_photos:
-            pieces: list[PartialResult] = []
+            results: list[PartialResult] = []
             for begin in range(0, count, self.max_photos):
                 part = {name: value[begin : begin + self.max_photos] for name, value in rows.items()}
-                pieces += yield from self._predict_all(signature, part, probe, canary)
-            return pieces
+                results += yield from self._predict_all(signature, part, probe, canary)
+            return results
         try:
             return [(yield from self._predict(signature, rows, count, canary))]
         except ServerError as error:
             failure = error
         if (allowed := parse_max_batch_size(failure)) and allowed < count:
-            self.max_photos = allowed
+            self.max_photos = allowed  # kept for all later requests
             return (yield from self._predict_all(signature, rows, probe, canary))
-        helps = classify_error(failure)
-        if helps not in (RetryDecision.SPLIT, RetryDecision.ISOLATE) or (
-            helps is RetryDecision.ISOLATE and probe is None
-        ):
+        decision = classify_error(failure)
+        splits = decision is RetryDecision.SPLIT or (decision is RetryDecision.ISOLATE and probe is not None)
+        if not splits:  # RETRY too: with_retries has used up its attempts
             raise failure
         if count > 1:
             middle = count // 2
             halves = (slice(None, middle), slice(middle, None))
-            pieces = []
+            results = []
             for half in halves:
                 part = {name: value[half] for name, value in rows.items()}
-                pieces += yield from self._predict_all(signature, part, probe, canary)
-            return pieces
+                results += yield from self._predict_all(signature, part, probe, canary)
+            return results
         if probe is None:
             raise failure
-        if helps is RetryDecision.ISOLATE:
+        if decision is RetryDecision.ISOLATE:
             try:
                 yield from self._predict(signature, probe, 1, canary)
             except ServerError:
@@ -333,7 +356,7 @@ class Core:
     def _predict(
         self, signature: str, rows: Mapping[str, Rows], count: int, canary: bool = False
     ) -> Operation[PartialResult]:
-        """Ask about all rows in one request; where there is no canary (any more), as all others ask."""
+        """Return the result of one request; without a canary on the server, the other versions answer it."""
         request = protos.PredictRequest(model_spec=self._model_spec())
         if canary:
             request.model_spec.version_label = self.canary.label
@@ -348,15 +371,14 @@ class Core:
             if not canary:
                 raise
             return (yield from self._predict(signature, rows, count))
-        version = response.model_spec.version
-        number = version.value if response.model_spec.HasField("version") else None
-        return PartialResult(count, responses.decode_outputs(response, self.target), number)
+        version = response.model_spec.version.value if response.model_spec.HasField("version") else None
+        return PartialResult(count, responses.decode_outputs(response, self.target), version)
 
     def _call(self, call: Call) -> Operation[protos.Message]:
         return (yield from with_retries(call, self.retry, self.target, self.model))
 
     def _input_size(self) -> Operation[tuple[int, int] | None]:
-        """(height, width) of `classify_pixels`; None where the model has no such signature."""
+        """Return the (height, width) of `classify_pixels`, or None if the model has no such signature."""
         if self._pixels is None:
             declared = (yield from self.metadata()).signatures.get(contract.CLASSIFY_PIXELS)
             shape = declared and declared.inputs[contract.PIXELS].shape
@@ -373,15 +395,15 @@ class Core:
 
 
 def truncate_top_k(predictions: Sequence[Prediction], top_k: int | None) -> list[Prediction]:
-    """The same with at most so many labels each."""
+    """Return the predictions with at most `top_k` labels each."""
     if top_k is None:
         return list(predictions)
     return [replace(prediction, top=prediction.top[:top_k]) for prediction in predictions]
 
 
-def with_top_k(script: Operation[list[Prediction]], top_k: int | None) -> Operation[list[Prediction]]:
-    """The same for what a script comes back with."""
-    return truncate_top_k((yield from script), top_k)
+def with_top_k(operation: Operation[list[Prediction]], top_k: int | None) -> Operation[list[Prediction]]:
+    """Apply `truncate_top_k` to the result of an operation."""
+    return truncate_top_k((yield from operation), top_k)
 
 
 def _png_encoder(pixels: Pixels) -> Callable[[], bytes]:
@@ -389,7 +411,7 @@ def _png_encoder(pixels: Pixels) -> Callable[[], bytes]:
 
 
 _PROBE = encode_png(np.full((_PROBE_SIDE, _PROBE_SIDE, 3), 128, np.uint8))
-"""A photo that any model for photos can answer."""
+"""A grey photo that any image model answers."""
 
 
 def _to_rejection(failure: ServerError) -> PhotoRejection:

@@ -1,4 +1,4 @@
-"""From what callers hold to what is sent: photos read, converted, and batch_items into requests."""
+"""Photos on their way into requests: read, converted or downscaled, and batched."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ if TYPE_CHECKING:
     from serving.photos.converter import Converter
 
 MAX_PHOTOS = contract.WARMUP_BATCH_SIZES[-1]
-"""Photos a request: the largest batch that the server was warmed for."""
+"""Photos per request: the largest batch size that the server is warmed up for."""
 
 MAX_BYTES = 16 << 20
-"""Bytes of photos a request; a single larger photo goes alone."""
-
+"""Bytes of photos per request; a larger photo is sent in a request of its own."""
 
 MIN_DOWNSCALE_BYTES = 64 << 10
-"""Bytes of a photo; a smaller one is sent as it is."""
+"""Bytes of a photo below which it is not downscaled."""
 
 DOWNSCALE_FACTOR = 2
-"""How many times the model's input the shorter side of a reduced photo is: what parity is measured at."""
+"""Shorter side of a downscaled photo, in multiples of the model's input; parity is measured at it."""
 
 
 @runtime_checkable
@@ -40,27 +39,27 @@ class Readable(Protocol):
     """A file open for reading bytes."""
 
     def read(self) -> bytes:
-        """All that is left of it."""
+        """Read to the end of the file."""
         ...
 
 
 Pixels: TypeAlias = NDArray[np.uint8]
 
 Photo: TypeAlias = bytes | bytearray | memoryview | str | os.PathLike[str] | Readable | Pixels
-"""Encoded bytes, the path of a file, an open file, or decoded pixels: uint8 [H,W,3], RGB, upright."""
+"""Encoded bytes, a path, an open file, or decoded pixels: uint8 [H,W,3], RGB, upright."""
 
 Item: TypeAlias = bytes | Pixels | PhotoRejection
-"""A photo ready to be sent, or why it is not."""
+"""A photo ready to be sent, or the reason why it is not."""
 
 
 @dataclass(frozen=True)
 class PhotoLoader:
-    """Makes photos ready.
+    """Reads photos, and converts or downscales them where asked.
 
     Attributes:
-        converter: makes what is sent of photos that are not sent as they are; None: all are.
-        convert: whether PNGs are made of what the graph does not decode.
-        side: photos whose shorter side is longer are reduced to it, in pixels; None sends them whole.
+        converter: converter process pool; None to send all photos unchanged.
+        convert: True to convert formats that the model does not decode to PNG.
+        target_side: shorter side, in pixels, to downscale larger photos to; None not to downscale.
     """
 
     converter: Converter | None = None
@@ -68,34 +67,33 @@ class PhotoLoader:
     target_side: int | None = None
 
     def is_ready(self, photo: Photo) -> bool:
-        """Whether it takes neither reading nor converting, so that a thread for it would be a waste."""
+        """Return whether the photo needs neither reading nor converting, so that no thread is needed."""
         if isinstance(photo, bytes):
-            wanted = self.target_side is not None or (
-                self.convert and detect_unsupported_format(photo) is not None
-            )
-            return self.converter is None or not wanted
+            unsupported = self.convert and detect_unsupported_format(photo) is not None
+            return self.converter is None or (self.target_side is None and not unsupported)
         return isinstance(photo, np.ndarray)
 
     def __call__(self, photo: Photo) -> Item:
-        """One photo ready to be sent.
+        """Return a photo ready to be sent.
 
         Raises:
-            InputError: it is none of the kinds of `Photo`, or an array that is not uint8 [H,W,3].
+            InputError: `photo` is not one of the types of `Photo`, or an array that is not uint8 [H,W,3].
         """
         if isinstance(photo, np.ndarray):
-            return _checked(photo)
-        content = _content(photo)
+            return _check_pixels(photo)
+        content = _read(photo)
         if isinstance(content, PhotoRejection) or self.converter is None:
             return content
         if self.target_side is not None and len(content) > MIN_DOWNSCALE_BYTES:
-            reduced = self.converter.downscale(content, self.target_side)
-            if reduced is not None and 2 * len(reduced.content) < len(content):
-                return reduced.content
-        # What cannot be reduced is judged as it would be without.
+            downscaled = self.converter.downscale(content, self.target_side)
+            # Re-encoding costs quality: only worth it if it saves at least half of the bytes.
+            if downscaled is not None and 2 * len(downscaled.content) < len(content):
+                return downscaled.content
+        # A photo that cannot be downscaled is treated as if downscaling were off.
         return self.converter.convert_if_needed(content) if self.convert else content
 
 
-def _content(photo: Any) -> bytes | PhotoRejection:
+def _read(photo: Any) -> bytes | PhotoRejection:
     if isinstance(photo, bytes | bytearray | memoryview):
         return bytes(photo)
     try:
@@ -106,7 +104,7 @@ def _content(photo: Any) -> bytes | PhotoRejection:
             if isinstance(content, bytes):
                 return content
             raise InputError(
-                f"A file given as a photo gave {type(content).__name__}, not bytes.",
+                f"Reading a file given as a photo gave {type(content).__name__}, not bytes.",
                 remedy="Open it in binary mode.",
             )
     except OSError as error:
@@ -114,24 +112,24 @@ def _content(photo: Any) -> bytes | PhotoRejection:
     except ValueError as error:  # a path with a zero byte, a closed file
         return PhotoRejection(Status.UNREADABLE, str(error))
     raise InputError(
-        f"A photo may be bytes, a path, a file or an array, not {type(photo).__name__}.",
-        remedy="Give a list of photos, also where there is but one.",
+        f"A photo has to be bytes, a path, a file or an array, not {type(photo).__name__}.",
+        remedy="Give a list of photos, also for a single photo.",
     )
 
 
-def _checked(pixels: NDArray[Any]) -> Pixels:
+def _check_pixels(pixels: NDArray[Any]) -> Pixels:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise InputError(
             f"An array given as a photo is {pixels.dtype} {list(pixels.shape)}; it has to be uint8 [H,W,3].",
-            remedy="Give decoded RGB pixels, 0 to 255, one photo an array.",
+            remedy="Give decoded RGB pixels, 0 to 255, one array per photo.",
         )
     return pixels
 
 
 def encode_png(pixels: Pixels) -> bytes:
-    """The pixels as a PNG, without loss (PNG specification, 8 bits, truecolour, no filter)."""
+    """Encode pixels as a PNG, without loss (PNG specification: 8 bits, truecolour, no filter)."""
     height, width = pixels.shape[:2]
-    rows = np.zeros((height, 1 + 3 * width), np.uint8)  # each row behind the number of its filter: 0, none
+    rows = np.zeros((height, 1 + 3 * width), np.uint8)  # each row starts with its filter type, 0 for none
     rows[:, 1:] = pixels.reshape(height, -1)
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.data, 1)), (b"IEND", b""))
@@ -142,7 +140,7 @@ def encode_png(pixels: Pixels) -> bytes:
 
 
 def count_bytes(item: Item) -> int:
-    """Bytes that an item takes in a request."""
+    """Return the bytes that an item takes in a request."""
     match item:
         case PhotoRejection():
             return 0
@@ -158,18 +156,24 @@ def batch_items(
     max_photos: int = MAX_PHOTOS,
     max_bytes: int = MAX_BYTES,
 ) -> Generator[list[Item]]:
-    """Items in order, in groups of at most so many and so many bytes; a larger one is alone."""
-    group: list[Item] = []
+    """Yield items in order, in batches within both bounds; an item above `max_bytes` is a batch by itself.
+
+    Args:
+        items: photos ready to be sent, and rejections, which take no bytes.
+        max_photos: maximum number of items per batch.
+        max_bytes: maximum bytes per batch.
+    """
+    batch: list[Item] = []
     size = 0
     for item in items:
         length = count_bytes(item)
-        if group and (len(group) == max_photos or size + length > max_bytes):
-            yield group
-            group, size = [], 0
-        group.append(item)
+        if batch and (len(batch) == max_photos or size + length > max_bytes):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
         size += length
-    if group:
-        yield group
+    if batch:
+        yield batch
 
 
 def classify(
@@ -178,19 +182,19 @@ def classify(
     *,
     top_k: int | None = None,
 ) -> list[Prediction]:
-    """One prediction a photo, in order, by any function that answers encoded photos.
+    """Return one prediction per photo, in order, from any function that classifies encoded photos.
 
     Args:
-        photos: as for `Client.classify`, but decoded pixels.
-        ask: answers a list of encoded photos, never an empty one.
-        top_k: how many labels to keep; None keeps all that the model gives.
+        photos: as for `Client.classify`, without decoded pixels.
+        ask: function that returns one prediction per encoded photo; its list is never empty.
+        top_k: number of labels to keep; None for all that the model returns.
     """
     results: list[Prediction] = []
-    for group in batch_items(map(PhotoLoader(), photos)):
-        images = [item for item in group if isinstance(item, bytes)]
-        answers = iter(ask(images) if images else ())
+    for batch in batch_items(map(PhotoLoader(), photos)):
+        images = [item for item in batch if isinstance(item, bytes)]
+        predictions = iter(ask(images) if images else ())
         results.extend(
-            Prediction.from_rejection(item) if isinstance(item, PhotoRejection) else next(answers)
-            for item in group
+            Prediction.from_rejection(item) if isinstance(item, PhotoRejection) else next(predictions)
+            for item in batch
         )
     return [replace(result, top=result.top[:top_k]) for result in results]

@@ -1,4 +1,4 @@
-"""Responses of a server: the records that callers get, and their decoding from tensors and messages."""
+"""Records that the client returns, and their decoding from response messages and tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Outputs = Mapping[str, NDArray[Any]]
 
 
 class State(StrEnum):
-    """Where a version is in its life (ModelVersionStatus.State in get_model_status.proto)."""
+    """Lifecycle state of a version (ModelVersionStatus.State in get_model_status.proto)."""
 
     UNKNOWN = "UNKNOWN"
     START = "START"
@@ -34,9 +34,9 @@ class VersionStatus:
     """One version of a model.
 
     Attributes:
-        version: its number.
-        state: AVAILABLE means loaded and answering.
-        error: why it did not load, or "".
+        version: version number.
+        state: lifecycle state; an AVAILABLE version is loaded and answers requests.
+        error: why the version did not load, or "".
     """
 
     version: int
@@ -46,7 +46,12 @@ class VersionStatus:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """dtype by TensorFlow's name; shape with None where it is open, None if the rank is open."""
+    """Type and shape of a tensor.
+
+    Attributes:
+        dtype: TensorFlow's name of the dtype.
+        shape: sizes, None for a dimension of unknown size; None if the rank is unknown.
+    """
 
     dtype: str
     shape: tuple[int | None, ...] | None
@@ -59,7 +64,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Signature:
-    """The named inputs and outputs of one signature."""
+    """Inputs and outputs of one signature, by name."""
 
     inputs: Mapping[str, TensorInfo]
     outputs: Mapping[str, TensorInfo]
@@ -67,7 +72,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class Metadata:
-    """The version that answers, and what it can be asked."""
+    """Name, version and signatures of the model that answers."""
 
     name: str
     version: int
@@ -76,12 +81,12 @@ class Metadata:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """What the backbone makes of one photo.
+    """The embedding of one photo.
 
     Attributes:
         status: what became of the photo.
-        vector: float32 [D]; None where the photo was refused.
-        height, width: pixels of the upright photo as it was sent; 0 where the photo was refused.
+        vector: float32 [D]; None if the photo was rejected.
+        height, width: size of the upright photo in pixels, as it was sent; 0 if the photo was rejected.
         detail: as in `Prediction`.
         version: as in `Prediction`.
     """
@@ -105,7 +110,7 @@ _PREDICTION = (
     (contract.SCORES, 2, "f"),
     (contract.STATUS, 1, "O"),
 )
-"""The outputs of serving_default: name, rank, numpy kind."""
+"""Outputs of serving_default: name, rank, NumPy kind."""
 
 _EMBEDDING = (
     (contract.EMBEDDING, 2, "f"),
@@ -113,75 +118,80 @@ _EMBEDDING = (
     (contract.HEIGHT, 1, "i"),
     (contract.WIDTH, 1, "i"),
 )
-"""The outputs of embed."""
+"""Outputs of embed: name, rank, NumPy kind."""
 
 _KINDS = {"O": "strings", "f": "floats", "i": "integers"}
 
 
 def decode_outputs(response: protos.Message, target: str) -> dict[str, NDArray[Any]]:
-    """The tensors of a PredictResponse, whichever of the two encodings they have.
+    """Return the tensors of a PredictResponse by name; both tensor encodings are read.
 
     Raises:
-        ServerError: one of them does not fit its shape.
+        ServerError: a tensor does not match its declared shape.
     """
     try:
         return {name: tensors.decode(proto, name) for name, proto in response.outputs.items()}
     except InputError as error:
-        raise ServerError(f"The server at {target} sent a broken answer: {error}") from error
+        raise ServerError(
+            f"The server at {target} sent a broken answer: {error}", remedy="See the server's log."
+        ) from error
 
 
-def predictions(outputs: Outputs, count: int, version: int | None = None) -> list[Prediction]:
-    """The outputs of `serving_default` for `count` photos as records.
+def decode_predictions(outputs: Outputs, count: int, version: int | None = None) -> list[Prediction]:
+    """Decode the outputs of `serving_default` for `count` photos.
 
     Raises:
-        ServerError: they are not what serving/contract.py says.
+        ServerError: the outputs do not follow serving/contract.py.
     """
     results = []
-    for label, classes, scores, raw in zip(*_columns(outputs, count, _PREDICTION), strict=True):
-        status = _status(raw)
+    for label, classes, scores, raw in zip(*_extract_columns(outputs, count, _PREDICTION), strict=True):
+        status = _parse_status(raw)
         named = zip(classes, scores, strict=True) if status.usable else ()
         top = tuple((name.decode(), float(score)) for name, score in named)
         results.append(Prediction(status, label.decode() or None, top, version=version))
     return results
 
 
-def embeddings(outputs: Outputs, count: int, version: int | None = None) -> list[Embedding]:
-    """The outputs of `embed` for `count` photos as records.
+def decode_embeddings(outputs: Outputs, count: int, version: int | None = None) -> list[Embedding]:
+    """Decode the outputs of `embed` for `count` photos.
 
     Raises:
-        ServerError: they are not what serving/contract.py says.
+        ServerError: the outputs do not follow serving/contract.py.
     """
     results = []
-    for vector, raw, height, width in zip(*_columns(outputs, count, _EMBEDDING), strict=True):
-        status = _status(raw)
+    for vector, raw, height, width in zip(*_extract_columns(outputs, count, _EMBEDDING), strict=True):
+        status = _parse_status(raw)
         results.append(
             Embedding(status, vector if status.usable else None, int(height), int(width), version=version)
         )
     return results
 
 
-def metadata(response: protos.Message, target: str) -> Metadata:
-    """A GetModelMetadataResponse, without the signatures that are TensorFlow's own.
+def decode_metadata(response: protos.Message, target: str) -> Metadata:
+    """Decode a GetModelMetadataResponse, without TensorFlow's internal signatures.
 
     Raises:
-        ServerError: it has no signatures.
+        ServerError: the response has no signatures.
     """
     declared = protos.SignatureDefMap()
     if not response.metadata["signature_def"].Unpack(declared):
-        raise ServerError(f"The server at {target} answered without signatures.")
+        raise ServerError(
+            f"The server at {target} returned model metadata without signatures.",
+            remedy="Give the gRPC port of a TensorFlow Serving server, usually 8500.",
+        )
     return Metadata(
         response.model_spec.name,
         response.model_spec.version.value,
         {
-            name: Signature(_infos(signature.inputs), _infos(signature.outputs))
+            name: Signature(_tensor_infos(signature.inputs), _tensor_infos(signature.outputs))
             for name, signature in sorted(declared.signature_def.items())
             if not name.startswith("__")  # such as __saved_model_init_op
         },
     )
 
 
-def statuses(response: protos.Message) -> list[VersionStatus]:
-    """A GetModelStatusResponse, newest version first."""
+def decode_statuses(response: protos.Message) -> list[VersionStatus]:
+    """Decode a GetModelStatusResponse, newest version first."""
     names = protos.ModelVersionStatus.State
     found = [
         VersionStatus(entry.version, State(names.Name(entry.state)), entry.status.error_message)
@@ -190,36 +200,38 @@ def statuses(response: protos.Message) -> list[VersionStatus]:
     return sorted(found, key=lambda status: status.version, reverse=True)
 
 
-def _columns(outputs: Outputs, count: int, expected: tuple[tuple[str, int, str], ...]) -> list[NDArray[Any]]:
+def _extract_columns(
+    outputs: Outputs, count: int, expected: tuple[tuple[str, int, str], ...]
+) -> list[NDArray[Any]]:
     columns = []
     for name, rank, kind in expected:
         column = outputs.get(name)
         if column is None or column.ndim != rank or len(column) != count or column.dtype.kind != kind:
-            found = "none" if column is None else f"one of {column.dtype} {list(column.shape)}"
+            found = "none" if column is None else f"{column.dtype} {list(column.shape)}"
             raise ServerError(
-                f"The model's answer for {count} photos should have an output {name!r}: {_KINDS[kind]} of "
-                f"rank {rank} with as many rows; there is {found}.",
-                remedy="Ask for a model that hubhead made.",
+                f"The model's response for {count} photos has no usable output {name!r}: {_KINDS[kind]} of "
+                f"rank {rank} with {count} rows expected, found {found}.",
+                remedy="Use a model made by hubhead.",
             )
         columns.append(column)
     return columns
 
 
-def _status(raw: bytes) -> Status:
+def _parse_status(raw: bytes) -> Status:
     try:
         return Status(raw.decode())
     except ValueError as error:
         raise ServerError(
-            f"The model's answer has the photo status {raw!r}, which this hubhead does not know.",
-            remedy="Update hubhead to the release that made the model, or later.",
+            f"The model's response has the photo status {raw!r}, unknown to this release of hubhead.",
+            remedy="Update hubhead to the release that made the model, or to a later one.",
         ) from error
 
 
-def _infos(declared: Mapping[str, Any]) -> dict[str, TensorInfo]:
-    return {name: _info(info) for name, info in sorted(declared.items())}
+def _tensor_infos(declared: Mapping[str, Any]) -> dict[str, TensorInfo]:
+    return {name: _tensor_info(info) for name, info in sorted(declared.items())}
 
 
-def _info(info: protos.Message) -> TensorInfo:
+def _tensor_info(info: protos.Message) -> TensorInfo:
     shape = info.tensor_shape
     sizes = None if shape.unknown_rank else tuple(d.size if d.size >= 0 else None for d in shape.dim)
     return TensorInfo(tensors.dtype_name(info.dtype), sizes)

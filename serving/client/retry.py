@@ -1,4 +1,4 @@
-"""Retries of failed gRPC calls: which failures are retried, after which pauses, and until when."""
+"""Retries of failed gRPC calls: which errors are retried, with which backoff, and until when."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serving.client.grpc_errors import to_server_error
 from serving.client.sans_io import Call, Operation, Pause
 from serving.errors import DeadlineExceeded, InputError, ServerError, ServerUnavailable, TooLarge
 
-_ABOUT_THE_REQUEST = (
+_REQUEST_ERRORS = (
     "Missing ModelSpec",
     "ModelSpec has no name",
     "Unrecognized servable version label",
@@ -30,25 +30,25 @@ _ABOUT_THE_REQUEST = (
     "tensor parsing error",
     "Batching Run() input tensors",
 )
-"""How a refusal begins that any photo would have met, so that looking for the guilty one is vain."""
+"""Prefixes of errors that concern the request as a whole: isolating a faulty photo is of no use."""
 
-_MOMENT = 0.02
-"""Seconds by which a server's clock may be ahead of ours."""
+_CLOCK_TOLERANCE_SECONDS = 0.02
+"""Seconds by which the server may regard a deadline as passed before this machine does."""
 
 
 @dataclass(frozen=True)
 class Retry:
-    """Exponential backoff with full jitter.
+    """Retry policy: exponential backoff with full jitter.
 
-    The wait before the nth retry is drawn evenly from 0 to min(most, first * 2^(n-1)) seconds, the
-    scheme that loads a recovering server least (M. Brooker, "Exponential Backoff And Jitter", AWS
-    Architecture Blog, 2015). A deadline bounds a request with all its retries; one that would end
-    after it is not made.
+    The wait before the nth retry is drawn uniformly from 0 to min(most, first * 2^(n-1)) seconds, the
+    scheme that puts the least load on a recovering server (M. Brooker, "Exponential Backoff And Jitter",
+    AWS Architecture Blog, 2015). The deadline of a request covers all its retries; a retry whose backoff
+    would end after the deadline is not made.
 
     Attributes:
-        attempts: tries of a request, the first one included; 1 never retries.
-        first: the longest wait before the first retry, in seconds.
-        most: the longest wait before any, in seconds.
+        attempts: maximum number of attempts, the first one included; 1 never retries.
+        first: maximum wait before the first retry, in seconds.
+        most: maximum wait before any retry, in seconds.
     """
 
     attempts: int = 5
@@ -58,75 +58,84 @@ class Retry:
     def __post_init__(self) -> None:
         if self.attempts < 1 or self.first < 0 or self.most < 0:
             raise InputError(
-                f"Retries of {self.attempts} attempts, {self.first:g} to {self.most:g} s make no sense.",
+                f"Retry(attempts={self.attempts}, first={self.first:g}, most={self.most:g}) is not valid.",
                 remedy="Give at least one attempt, and no negative seconds.",
             )
 
     def backoff_seconds(self, failures: int) -> float:
-        """Seconds to wait after so many failed attempts."""
+        """Return the seconds to wait after `failures` failed attempts, drawn at random."""
         return random.uniform(0, min(self.most, self.first * 2.0 ** min(failures - 1, 60)))
 
 
 class RetryDecision(Enum):
-    """What helps against a failure of a Predict request, which may always be sent twice."""
+    """What to do about an error of a Predict call, which is idempotent and may be repeated."""
 
-    RETRY = "the same request later"
-    SPLIT = "smaller requests"
-    ISOLATE = "ISO"
-    RAISE = "RAISE"
+    RETRY = "retry the same request with backoff"
+    SPLIT = "send smaller requests"
+    ISOLATE = "split the request to isolate a faulty photo"
+    RAISE = "raise the error to the caller"
 
 
 def classify_error(error: ServerError) -> RetryDecision:
-    """What to try before the caller is told."""
+    """Return what to do about an error before it is raised to the caller."""
     match error:
         case TooLarge():
             return RetryDecision.SPLIT
         case ServerUnavailable():
             return RetryDecision.RETRY
-        case ServerError(code="RESOURCE_EXHAUSTED"):  # memory: fewer rows take less
+        case ServerError(code="RESOURCE_EXHAUSTED"):  # out of memory: fewer rows need less
             return RetryDecision.ISOLATE
         case ServerError(code="INVALID_ARGUMENT" | "INTERNAL" | "UNKNOWN" | "OUT_OF_RANGE" | "DATA_LOSS"):
-            return (
-                RetryDecision.RAISE if error.details.startswith(_ABOUT_THE_REQUEST) else RetryDecision.ISOLATE
-            )
+            return _isolate_unless_request_error(error)
         case ServerError(code="FAILED_PRECONDITION" | "ABORTED"):
-            # Shapes that do not match those of other callers in a merged batch, among others.
-            return (
-                RetryDecision.RAISE if error.details.startswith(_ABOUT_THE_REQUEST) else RetryDecision.ISOLATE
-            )
+            # Among others: shapes that do not match those of other clients in a merged batch.
+            return _isolate_unless_request_error(error)
         case _:
             return RetryDecision.RAISE
 
 
-def with_retries(call: Call, retry: Retry, target: str, model: str) -> Operation[protos.Message]:
-    """The answer to a call that may be sent again where that is safe and of use.
+def _isolate_unless_request_error(error: ServerError) -> RetryDecision:
+    return RetryDecision.RAISE if error.details.startswith(_REQUEST_ERRORS) else RetryDecision.ISOLATE
 
-    All calls of the protocol that the client makes are: they change nothing.
+
+def with_retries(call: Call, retry: Retry, target: str, model: str) -> Operation[protos.Message]:
+    """Make a call, with retries, until a response, the last attempt or the deadline.
+
+    All calls of the protocol that the client makes may be repeated: they are idempotent.
+
+    Args:
+        call: call to make; its timeout covers all attempts.
+        retry: retry policy.
+        target: gRPC target of the server, for the error.
+        model: name of the model, for the error.
 
     Raises:
-        ServerError: or one of its classes: the failure of the last attempt that had its time.
+        ServerError: or one of its subclasses: the error of the last attempt that had enough time.
     """
     deadline = None if call.timeout is None else time.monotonic() + call.timeout
     attempt = 1
-    before: ServerError | None = None
+    previous: ServerError | None = None
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
             return (yield replace(call, timeout=left, attempt=attempt))
         except grpc.RpcError as error:
-            late = deadline is not None and time.monotonic() > deadline - _MOMENT
+            late = deadline is not None and time.monotonic() > deadline - _CLOCK_TOLERANCE_SECONDS
             failure = to_server_error(error, target, model, late=late)
+            # An attempt that began with less than half of the timeout left says little when its deadline
+            # passes: report the error of the attempt before it.
             if (
                 isinstance(failure, DeadlineExceeded)
-                and before
+                and previous
                 and left is not None
                 and 2 * left < (call.timeout or 0)
             ):
-                raise before from error  # what was left was too short to tell anything
-            before = failure
+                raise previous from error
+            previous = failure
             wait = retry.backoff_seconds(attempt)
             in_time = deadline is None or time.monotonic() + wait < deadline
-            if classify_error(failure) is not RetryDecision.RETRY or attempt >= retry.attempts or not in_time:
+            retryable = classify_error(failure) is RetryDecision.RETRY
+            if not retryable or attempt >= retry.attempts or not in_time:
                 raise failure from error
         yield Pause(wait)
         attempt += 1

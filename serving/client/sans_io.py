@@ -1,8 +1,8 @@
-"""What a client does, as scripts that send nothing themselves.
+"""Client operations as generators that do no I/O themselves (sans-I/O).
 
-A script is a generator: it yields steps (a call, a pause, some work) and is sent their outcomes. The
-blocking client and the one for asyncio each perform the steps in their own way, so that retries,
-splitting and the search for a guilty photo are written and tested once.
+An operation is a generator: it yields steps (a call, a pause, a computation) and receives their
+results. The blocking client and the asyncio client perform the steps in their own way, so that
+retries, request splitting and the isolation of a faulty photo are written and tested once.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from serving.errors import ServerError
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Send `request` and come back with the answer; a grpc.RpcError is thrown in where it fails.
+    """One attempt of a gRPC call; its result is the response, a failure is thrown in as grpc.RpcError.
 
     Attributes:
-        method: the path, such as protos.PREDICT.
-        request: the message.
-        answer: the class of the response.
-        timeout: seconds until the deadline; None: none.
-        wait_for_ready: whether to wait for a connection that is not there.
-        rows: photos in it, for the flow control.
-        attempt: 1 for the first try.
+        method: path of the method, such as protos.PREDICT.
+        request: request message.
+        response_type: class of the response message.
+        timeout: seconds until the deadline; None for no deadline.
+        wait_for_ready: True to wait for a connection instead of failing while there is none.
+        rows: photos in the request, which the concurrency limit compares latencies by.
+        attempt: number of the attempt, 1 for the first.
     """
 
     method: str
     request: protos.Message
-    answer: protos.Message
+    response_type: protos.Message
     timeout: float | None
     wait_for_ready: bool = False
     rows: int = 0
@@ -42,14 +42,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Let so many seconds pass."""
+    """A wait of `seconds`, such as the backoff before a retry."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Come back with what `function` returns; it keeps a processor busy, which no event loop should."""
+    """CPU-bound work; its result is what `function` returns. It must not block an event loop."""
 
     function: Callable[[], Any]
 
@@ -59,33 +59,39 @@ Step: TypeAlias = Call | Pause | Compute
 T = TypeVar("T")
 
 Operation: TypeAlias = Generator[Step, Any, T]
-"""Yields steps, is sent their outcomes, returns a T."""
+"""A generator that yields steps, receives their results, and returns a T."""
 
 
-def run_operation(script: Operation[T], perform: Callable[[Step], Any]) -> T:
-    """Run a script to its end, each step by `perform`, in this thread."""
+def run_operation(operation: Operation[T], perform: Callable[[Step], Any]) -> T:
+    """Run an operation to its end in this thread.
+
+    Args:
+        operation: operation to run.
+        perform: function that performs one step and returns its result.
+    """
     try:
-        step = next(script)
+        step = next(operation)
         while True:
             try:
-                outcome = perform(step)
+                result = perform(step)
             except grpc.RpcError as error:
-                step = script.throw(error)
+                # The operation decides whether to retry, to split the request or to give up.
+                step = operation.throw(error)
             else:
-                step = script.send(outcome)
+                step = operation.send(result)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class PartialResult:
-    """The part of a request that was answered, or failed, by itself.
+    """The result of one request slice.
 
     Attributes:
-        count: rows.
-        outputs: the tensors; None where it failed.
-        version: the version that answered.
-        failure: why a row that is alone has no answer.
+        count: rows of the slice.
+        outputs: output tensors by name; None if the slice failed.
+        version: model version that answered.
+        failure: the error of a slice that could not be split further.
     """
 
     count: int

@@ -1,9 +1,9 @@
-"""Prometheus metrics and OpenTelemetry spans of the client's calls. Off, and not imported, unless asked for.
+"""Prometheus metrics and OpenTelemetry spans of the client's calls. Both are off by default.
 
     metrics = Metrics()  # in prometheus_client's default registry
     Client(..., metrics=metrics, tracer=opentelemetry.trace.get_tracer("shop"))
 
-The extra `metrics` installs both libraries.
+The extra `metrics` installs both libraries; they are imported only if they are used.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
 
 Headers = tuple[tuple[str, str], ...]
 
-_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Seconds."""
 
 
 class Metrics:
-    """Counters and times, shared by all clients that it is given to.
+    """Prometheus metrics, shared by all clients that they are given to.
 
-    | metric | labels | |
+    | metric | labels | meaning |
     |---|---|---|
-    | hubhead_client_requests_total | model, method, code | calls, each attempt, by gRPC code |
-    | hubhead_client_request_seconds | model, method | how long each took |
+    | hubhead_client_requests_total | model, method, code | calls by gRPC code; each attempt counts |
+    | hubhead_client_request_seconds | model, method | latency of a call |
     | hubhead_client_retries_total | model, method | attempts after the first |
-    | hubhead_client_under_way | model | calls without an answer yet |
-    | hubhead_client_photos_total | model, status | photos answered, by status |
+    | hubhead_client_under_way | model | calls in flight |
+    | hubhead_client_photos_total | model, status | photos by status |
 
     Args:
-        registry: where they are registered; None: prometheus_client's default.
+        registry: registry to register the metrics in; None for prometheus_client's default.
 
     Raises:
         InputError: prometheus_client is not installed.
@@ -54,10 +54,10 @@ class Metrics:
             import prometheus_client
         except ImportError as error:
             raise InputError(
-                "Metrics of the client need prometheus_client, which is not installed.",
+                "Client metrics need prometheus_client, which is not installed.",
                 remedy="Install it with: pip install 'hubhead[metrics]'",
             ) from error
-        where: dict[str, Any] = {
+        common: dict[str, Any] = {
             "registry": registry or prometheus_client.REGISTRY,
             "namespace": "hubhead_client",
         }
@@ -66,17 +66,30 @@ class Metrics:
             prometheus_client.Gauge,
             prometheus_client.Histogram,
         )
-        self.requests = counter("requests", "Calls by gRPC code.", ["model", "method", "code"], **where)
-        self.seconds = histogram(
-            "request_seconds", "Seconds a call takes.", ["model", "method"], buckets=_BUCKETS, **where
+        self.requests = counter(
+            "requests", "Calls by gRPC code; each attempt counts.", ["model", "method", "code"], **common
         )
-        self.retries = counter("retries", "Attempts after the first.", ["model", "method"], **where)
-        self.under_way = gauge("under_way", "Calls without an answer yet.", ["model"], **where)
-        self.photos = counter("photos", "Photos answered, by status.", ["model", "status"], **where)
+        self.seconds = histogram(
+            "request_seconds",
+            "Latency of a call in seconds.",
+            ["model", "method"],
+            buckets=_LATENCY_BUCKETS,
+            **common,
+        )
+        self.retries = counter("retries", "Attempts after the first.", ["model", "method"], **common)
+        self.under_way = gauge("under_way", "Calls in flight.", ["model"], **common)
+        self.photos = counter("photos", "Photos by status.", ["model", "status"], **common)
 
 
 class Telemetry:
-    """What one client tells of its calls."""
+    """Metrics and spans of one client; both may be off.
+
+    Args:
+        target: gRPC target of the server.
+        model: name of the model.
+        metrics: metrics to update; None for none.
+        tracer: tracer to make spans with; None for none.
+    """
 
     def __init__(self, target: str, model: str, metrics: Metrics | None, tracer: Tracer | None) -> None:
         self._target = target
@@ -85,22 +98,22 @@ class Telemetry:
         self._tracer = tracer
 
     @contextmanager
-    def call(self, step: Call) -> Iterator[Headers]:
-        """Around a call: measures it, and gives the headers that carry its span to the server."""
+    def observe_call(self, step: Call) -> Iterator[Headers]:
+        """Measure the call made in the block; yield the headers that propagate its span to the server."""
         if self._metrics is None and self._tracer is None:
             yield ()
             return
-        with self._measured(step), self._span(step) as headers:
+        with self._measure(step), self._trace(step) as headers:
             yield headers
 
-    def answered(self, statuses: Iterable[Status]) -> None:
-        """Count photos."""
+    def count_photos(self, statuses: Iterable[Status]) -> None:
+        """Count photos by status."""
         if self._metrics is not None:
             for status, count in Counter(statuses).items():
                 self._metrics.photos.labels(self._model, status.value).inc(count)
 
     @contextmanager
-    def _measured(self, step: Call) -> Iterator[None]:
+    def _measure(self, step: Call) -> Iterator[None]:
         metrics = self._metrics
         if metrics is None:
             yield
@@ -108,7 +121,7 @@ class Telemetry:
         method = step.method.rpartition("/")[2]
         if step.attempt > 1:
             metrics.retries.labels(self._model, method).inc()
-        code = "CANCELLED"  # where neither an answer nor a gRPC error comes
+        code = "CANCELLED"  # if the block ends without a response and without a gRPC error
         begin = time.perf_counter()
         with metrics.under_way.labels(self._model).track_inprogress():
             try:
@@ -122,8 +135,8 @@ class Telemetry:
                 metrics.requests.labels(self._model, method, code).inc()
 
     @contextmanager
-    def _span(self, step: Call) -> Iterator[Headers]:
-        """A span by OpenTelemetry's conventions for RPC clients; one for each attempt."""
+    def _trace(self, step: Call) -> Iterator[Headers]:
+        """Trace one attempt as a span, by OpenTelemetry's semantic conventions for RPC clients."""
         if self._tracer is None:
             yield ()
             return
