@@ -1,1 +1,1 @@
-"""Files on local disks and object stores: read, list, create, publish, lock."""
+"""Files on local disks and in object stores: read, list, create, replace, retry, lock, sort."""

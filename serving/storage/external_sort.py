@@ -1,4 +1,4 @@
-"""Sorting more lines than fit into memory: sorted pieces on disk, then one merge of them."""
+"""External merge sort: sorts more lines than fit into memory, by sorted runs on disk and a final merge."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from typing import IO
 from serving.errors import OutputError
 
 MEMORY = 16 << 20
-"""Bytes of lines that are held at a time; as Python objects they take about half as much again."""
+"""Bytes of lines that are kept in memory; as Python objects they take about half as much again."""
 
 _FAN_IN = 64
-"""Pieces that are merged at a time, far below the number of files that a process may hold open."""
+"""Runs that are merged at a time, far below the number of files that a process can have open."""
 
 _LINES = 4096
+"""Lines that are written to a run at a time."""
 
 
 class Sorter:
-    """Takes lines in any order and gives them back in the order of their bytes.
+    """Sorter that accepts lines in any order and returns them in the order of their bytes.
 
-    What does not fit stands in temporary files that have no name, so that nothing of them
-    stays behind, however the process ends.
+    Lines that do not fit into memory are kept in unnamed temporary files, which the operating
+    system deletes however the process ends.
 
     Args:
-        memory: bytes of lines to hold.
+        memory: bytes of lines to keep in memory.
     """
 
     def __init__(self, memory: int = MEMORY) -> None:
         self._memory = memory
-        self._held: list[bytes] = []
+        self._buffer: list[bytes] = []
         self._size = 0
-        self._pieces: list[IO[bytes]] = []
+        self._runs: list[IO[bytes]] = []
 
     def __enter__(self) -> Sorter:
         return self
@@ -42,49 +43,50 @@ class Sorter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._held = []
-        self._drop()
+        self._buffer = []
+        self._close_runs()
 
     def add(self, line: bytes) -> None:
-        """Take a line, which ends in its only newline.
+        """Add a line; its only newline is at its end.
 
         Raises:
             OutputError: the temporary directory is full or cannot be written.
         """
-        self._held.append(line)
+        self._buffer.append(line)
         self._size += len(line)
         if self._size >= self._memory:
-            self._held.sort()
-            piece = _piece(self._held)
-            self._held, self._size = [], 0
-            self._pieces.append(piece)
-            if len(self._pieces) == _FAN_IN:
-                merged = _piece(heapq.merge(*self._pieces))
-                self._drop()
-                self._pieces = [merged]
+            self._buffer.sort()
+            run = _write_run(self._buffer)
+            self._buffer, self._size = [], 0
+            self._runs.append(run)
+            # Merge early, so that the number of open files stays below the limit of the process.
+            if len(self._runs) == _FAN_IN:
+                merged = _write_run(heapq.merge(*self._runs))
+                self._close_runs()
+                self._runs = [merged]
 
     def lines(self) -> Iterator[bytes]:
-        """All lines that were taken, sorted, once."""
-        self._held.sort()
-        held = _forgetting(self._held)
-        self._held = []
-        yield from heapq.merge(*self._pieces, held)
+        """Yield all added lines in sorted order; can be called once."""
+        self._buffer.sort()
+        buffered = _drain(self._buffer)
+        self._buffer = []
+        yield from heapq.merge(*self._runs, buffered)
 
-    def _drop(self) -> None:
-        for piece in self._pieces:
-            piece.close()
-        self._pieces = []
+    def _close_runs(self) -> None:
+        for run in self._runs:
+            run.close()
+        self._runs = []
 
 
-def _forgetting(lines: list[bytes]) -> Iterator[bytes]:
-    """The lines, each let go of as it is given."""
+def _drain(lines: list[bytes]) -> Iterator[bytes]:
+    """Yield the lines and release the memory of each as soon as it is yielded."""
     lines.reverse()
     while lines:
         yield lines.pop()
 
 
-def _piece(lines: Iterable[bytes]) -> IO[bytes]:
-    """Sorted lines in a temporary file, to be read from its beginning."""
+def _write_run(lines: Iterable[bytes]) -> IO[bytes]:
+    """Write sorted lines to a temporary file, and return it positioned at its beginning."""
     file = tempfile.TemporaryFile(prefix="hubhead-sort-")  # noqa: SIM115 # closed by the sorter
     source = iter(lines)
     try:
@@ -94,7 +96,7 @@ def _piece(lines: Iterable[bytes]) -> IO[bytes]:
     except OSError as error:
         file.close()
         raise OutputError(
-            f"Cannot sort the photos in {tempfile.gettempdir()}: {error.strerror or error}.",
-            remedy="Name a directory with more room in the environment variable TMPDIR.",
+            f"Cannot write temporary files to {tempfile.gettempdir()}: {error.strerror or error}.",
+            remedy="Set the environment variable TMPDIR to a directory with more space.",
         ) from error
     return file

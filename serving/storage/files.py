@@ -1,6 +1,6 @@
-"""The few things the batch job does with files, on the local disk and on any storage Beam knows.
+"""File operations of the batch job, on the local disk and on every storage that Beam supports.
 
-Local paths never import Beam, which takes seconds; `gs://`, `s3://` and the like go through
+Local paths do not import Beam, which takes seconds; `gs://`, `s3://` and the like go through
 Beam's FileSystems and its extras (`pip install apache-beam[gcp]`).
 """
 
@@ -24,16 +24,16 @@ from serving.errors import InputError, OutputError
 CACHE_VARIABLE = "HUBHEAD_CACHE_DIR"
 
 TEMPORARY_PREFIX = ".tmp-"
-"""Parquet readers leave names with a leading dot out."""
+"""Prefix of temporary files. Parquet readers ignore names with a leading dot."""
 
 ATTEMPTS = 5
-"""How often another storage is asked before its refusal counts."""
+"""Attempts at an operation on remote storage before its error is raised."""
 
 INITIAL_PAUSE = 0.5
-"""Seconds of the first pause in between, at most."""
+"""Upper limit of the first pause between attempts, in seconds."""
 
-_LONGEST_PAUSE = 8.0  # seconds
-_HELD_BYTES = 32 << 20
+_MAX_PAUSE = 8.0  # seconds
+_SPOOL_BYTES = 32 << 20  # content of a remote file that is kept in memory; more goes to the disk
 
 _T = TypeVar("_T")
 
@@ -41,26 +41,26 @@ _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 
 def cache_directory() -> Path:
-    """Where downloads and what is made of them stay: $HUBHEAD_CACHE_DIR, else hubhead in the XDG cache."""
+    """Return the directory for downloads: $HUBHEAD_CACHE_DIR, or hubhead in the XDG cache directory."""
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG base directory specification has relative paths ignored.
+    # The XDG base directory specification says that relative paths are to be ignored.
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "hubhead"
 
 
 def is_remote(uri: str) -> bool:
-    """Whether `uri` names another storage than the local disk."""
+    """Return whether `uri` is on remote storage and not on the local disk."""
     return bool(_SCHEME.match(uri)) and not uri.startswith("file://")
 
 
 def local_path(uri: str) -> str:
-    """The path behind a local URI: a plain path, or `file://` with percent-encoded bytes."""
+    """Return the path of a local URI, which is a plain path or `file://` with percent-encoded bytes."""
     return os.fsdecode(unquote_to_bytes(urlsplit(uri).path)) if uri.startswith("file://") else uri
 
 
 def local_uri(path: str) -> str:
-    """An absolute path; as a `file://` URI where the name is not UTF-8, which no Parquet string holds."""
+    """Return the absolute path; as a `file://` URI if it is not UTF-8, which Parquet strings require."""
     path = _absolute(path)
     try:
         path.encode()
@@ -70,21 +70,21 @@ def local_uri(path: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """`uri` as every process understands it, whatever its working directory."""
+    """Return `uri` in a form that does not depend on the working directory."""
     return uri.rstrip("/") if is_remote(uri) else _absolute(local_path(uri))
 
 
 def join(directory: str, *names: str) -> str:
-    """A path or address below `directory`."""
+    """Return the path or address of something below `directory`."""
     return "/".join((directory.rstrip("/"), *names))
 
 
 @contextmanager
 def open_file(uri: str) -> Iterator[BinaryIO]:
-    """A seekable binary file to read.
+    """Open a seekable binary file for reading.
 
     Raises:
-        OSError: whatever the reason that the storage does not give it.
+        OSError: the file cannot be read, for whatever reason.
     """
     if not is_remote(uri):
         with Path(local_path(uri)).open("rb") as file:
@@ -93,26 +93,26 @@ def open_file(uri: str) -> Iterator[BinaryIO]:
     with _remote_errors(uri):
         from apache_beam.io.filesystem import CompressionTypes
 
-        # Beam would unpack a .gz on the way; the bytes are wanted as they are.
+        # By default Beam would decompress a .gz file; return its bytes as they are.
         with _filesystems().open(uri, compression_type=CompressionTypes.UNCOMPRESSED) as file:
             yield file
 
 
 def read(uri: str) -> bytes:
-    """The whole content.
+    """Return the content of a file.
 
     Raises:
-        OSError: whatever the reason that the storage does not give it.
+        OSError: the file cannot be read, for whatever reason.
     """
     with open_file(uri) as file:
         return file.read()
 
 
 def write(uri: str, content: bytes, *, attempts: int = ATTEMPTS) -> None:
-    """Write a file whole or not at all, replacing the one that is there; `attempts` as in `created`.
+    """Write a file atomically, replacing an existing one; `attempts` as in `create_file`.
 
     Raises:
-        OutputError: the storage does not take it.
+        OutputError: the file cannot be written.
     """
     with create_file(uri, attempts=attempts) as file:
         file.write(content)
@@ -120,14 +120,14 @@ def write(uri: str, content: bytes, *, attempts: int = ATTEMPTS) -> None:
 
 @contextmanager
 def create_file(uri: str, *, attempts: int = ATTEMPTS) -> Iterator[IO[bytes]]:
-    """A file to write, which is there as soon as the block is left without an error, and whole.
+    """Open a file for writing; it appears, complete, when the block ends without an error.
 
     Args:
-        uri: of it.
-        attempts: how often another storage is asked to take it.
+        uri: path or address of the file.
+        attempts: attempts at writing to remote storage.
 
     Raises:
-        OutputError: the storage does not take it.
+        OutputError: the file cannot be written.
     """
     try:
         with _created_remote(uri, attempts) if is_remote(uri) else _created_local(Path(uri)) as file:
@@ -135,30 +135,38 @@ def create_file(uri: str, *, attempts: int = ATTEMPTS) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise OutputError(
             f"Cannot write {uri}: {error.strerror or error}.",
-            remedy="Choose a place you may write to, with room left; what was finished is kept.",
+            remedy="Choose a location that you can write to, with enough space; finished work is kept.",
         ) from error
 
 
 def retry_with_backoff(attempt: Callable[[], _T], *, initial_pause: float, attempts: int) -> _T:
-    """Try something that a storage may refuse for a moment, with growing pauses in between.
+    """Call a function that may fail transiently, and retry it with exponential backoff.
 
-    The pauses are random between none and `first` seconds, doubled each time, so that many
-    workers do not come back at once ("full jitter", M. Brooker, Exponential Backoff And
+    Each pause is random between zero and a limit that doubles every time ("full jitter"), so
+    that many workers do not retry at the same moment (M. Brooker, Exponential Backoff And
     Jitter, AWS Architecture Blog, 2015).
 
+    Args:
+        attempt: function to call.
+        initial_pause: limit of the first pause, in seconds.
+        attempts: number of calls in all.
+
+    Returns:
+        Result of the first call that succeeds.
+
     Raises:
-        OSError: the last one, when all attempts are used up.
+        OSError: the error of the last attempt.
     """
     for number in range(attempts - 1):
         try:
             return attempt()
         except OSError:
-            time.sleep(random.uniform(0, min(initial_pause * 2**number, _LONGEST_PAUSE)))
+            time.sleep(random.uniform(0, min(initial_pause * 2**number, _MAX_PAUSE)))
     return attempt()
 
 
 def list_names(directory: str) -> list[str]:
-    """The names of the files in a directory, sorted; none where there is no directory."""
+    """Return the names in a directory, sorted; none if there is no such directory."""
     if is_remote(directory):
         return sorted(entry.path.rsplit("/", 1)[-1] for entry in match_files(join(directory, "*")))
     try:
@@ -168,7 +176,7 @@ def list_names(directory: str) -> list[str]:
 
 
 def walk_files(directory: str) -> Iterator[tuple[str, int]]:
-    """Every file below a directory: its path from there, and its size in bytes."""
+    """Yield the relative path and the size in bytes of every file below a directory."""
     if is_remote(directory):
         start = len(directory) + 1
         for entry in match_files(join(directory, "**")):
@@ -177,19 +185,21 @@ def walk_files(directory: str) -> Iterator[tuple[str, int]]:
     for top, _, found in os.walk(directory):
         for name in found:
             path = f"{top}/{name}"
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):  # deleted since it was listed
                 yield path[len(directory) + 1 :], Path(path).lstat().st_size
 
 
 def match_files(pattern: str) -> Iterator[Any]:
-    """Beam's FileMetadata (path, size_in_bytes, last_updated_in_seconds) of a remote pattern, as they come.
+    """Yield the remote files that match a pattern, in the order of the storage's listing.
+
+    Each is a FileMetadata of Beam: path, size_in_bytes, last_updated_in_seconds.
 
     Raises:
         InputError: the storage does not answer, or needs an extra that is not installed.
     """
     try:
         with _remote_errors(pattern):
-            yield from _matches(pattern)
+            yield from _iterate_matches(pattern)
     except OSError as error:
         raise InputError(
             f"Cannot list {pattern}: {error}.",
@@ -197,8 +207,8 @@ def match_files(pattern: str) -> Iterator[Any]:
         ) from error
 
 
-def _matches(pattern: str) -> Iterator[Any]:
-    """What Beam's FileSystem.match finds, but one after the other: it would first hold all in a list."""
+def _iterate_matches(pattern: str) -> Iterator[Any]:
+    """Iterate over what Beam's FileSystem.match returns, without collecting it in a list as Beam does."""
     storage = _filesystems().get_filesystem(pattern)
     prefix = re.split(r"[*?\[]", pattern)[0]
     if prefix == pattern or storage.has_dirs():
@@ -207,10 +217,10 @@ def _matches(pattern: str) -> Iterator[Any]:
 
 
 def remove(uri: str) -> None:
-    """Remove a file; fine where it is gone already.
+    """Delete a file, if it exists.
 
     Raises:
-        OutputError: the storage does not let go of it.
+        OutputError: the file cannot be deleted.
     """
     try:
         if not is_remote(uri):
@@ -220,11 +230,11 @@ def remove(uri: str) -> None:
             if _filesystems().exists(uri):
                 _filesystems().delete([uri])
     except OSError as error:
-        raise OutputError(f"Cannot remove {uri}: {error.strerror or error}.") from error
+        raise OutputError(f"Cannot delete {uri}: {error.strerror or error}.") from error
 
 
 def remove_directory(directory: str) -> None:
-    """Remove a directory of files; fine where there is none."""
+    """Delete a directory and the files in it, if it exists."""
     for name in list_names(directory):
         remove(join(directory, name))
     if not is_remote(directory) and Path(directory).is_dir():
@@ -232,12 +242,13 @@ def remove_directory(directory: str) -> None:
 
 
 def check_writable(directory: str) -> None:
-    """Make the directory and prove by a file that it can be written, before any work is done.
+    """Create the directory and check that it can be written, by writing a file to it.
 
-    Another storage is asked once: its client tries for minutes by itself, and nothing is lost yet.
+    On remote storage there is one attempt: its client retries for minutes by itself, and no work
+    can be lost yet.
 
     Raises:
-        OutputError: it cannot.
+        OutputError: it cannot be written.
     """
     probe = join(directory, f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
     write(probe, b"", attempts=1)
@@ -245,8 +256,8 @@ def check_writable(directory: str) -> None:
 
 
 def _absolute(path: str) -> str:
-    # Not Path.resolve, which would replace links by what they point to; and a Path takes as long to
-    # make as all the rest that planning does with a line of a manifest.
+    # Not Path.resolve, which would replace symbolic links by their targets. Not Path.absolute either:
+    # constructing a Path takes as long as everything else that planning does for a row of a dataset manifest.
     return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
 
 
@@ -258,19 +269,19 @@ def _created_local(path: Path) -> Iterator[IO[bytes]]:
         with temporary.open("xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())  # so that after a power cut the name never stands for a torn file
+            os.fsync(file.fileno())  # after a power failure, the name must not refer to an incomplete file
         temporary.replace(path)
-        _keep_names(path.parent)
+        _sync_directory(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def _keep_names(directory: Path) -> None:
-    """Have the storage keep a rename before the next one, also through a power cut."""
+def _sync_directory(directory: Path) -> None:
+    """Flush a rename to the disk, so that it survives a power failure and is ordered before the next."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some network file systems do not know it
+        with suppress(OSError):  # some network file systems do not support it
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -278,9 +289,9 @@ def _keep_names(directory: Path) -> None:
 
 @contextmanager
 def _created_remote(uri: str, attempts: int) -> Iterator[IO[bytes]]:
-    """Object stores publish at close, at once; a rename there would be a copy and a delete."""
-    with tempfile.SpooledTemporaryFile(_HELD_BYTES) as content:
-        yield content  # nothing is published where the block fails
+    """Write to an object store, which publishes a file atomically at close and has no cheap rename."""
+    with tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as content:
+        yield content  # nothing is published if the block raises
         retry_with_backoff(lambda: _publish(uri, content), initial_pause=INITIAL_PAUSE, attempts=attempts)
 
 
@@ -294,7 +305,8 @@ def _publish(uri: str, content: IO[bytes]) -> None:
             shutil.copyfileobj(content, file, 1 << 20)
             file.close()
         except BaseException:
-            # Google's writer would send its content once more when it is garbage, over what is newer by then.
+            # When it is garbage-collected, Google's writer would otherwise upload its content again and
+            # replace a newer object.
             if terminate := getattr(file, "terminate", None):
                 with suppress(Exception):
                     terminate()
@@ -309,7 +321,7 @@ def _filesystems() -> Any:
 
 @contextmanager
 def _remote_errors(uri: str) -> Iterator[None]:
-    """One class of error for all storages: each client library raises its own, most no OSError."""
+    """Raise the errors of all storage clients as OSError; each has classes of its own."""
     try:
         yield
     except OSError:

@@ -1,8 +1,9 @@
-"""One change at a time: flock on a file system, numbered lease objects on an object store.
+"""Lock that allows one change at a time: flock on a file system, numbered leases in an object store.
 
-A lease is the object with the highest number. Who wants it creates the next number, which only one can;
-so two that find a lease abandoned do not both get it. It is written again every few seconds, and counts
-as long as it is fresh. In the end it is marked free and stays, so that numbers only ever rise.
+The lease is the object with the highest number. To acquire it, a process creates the next number, which
+succeeds for one process only; so two processes that find an abandoned lease cannot both get it. The holder
+rewrites its lease every few seconds, and the lease is valid while it is recent. When it is released it is
+marked as free and kept, so that the numbers always rise.
 """
 
 from __future__ import annotations
@@ -22,19 +23,20 @@ from serving.process import process_has_ended, process_identity
 from serving.storage.objects import Objects
 
 LEASE_SECONDS = 120.0
-"""How old a lease may grow before its holder counts as dead."""
+"""Age in seconds from which a lease counts as abandoned."""
 
 HEARTBEAT_SECONDS = 20.0
+"""Seconds between two renewals of a lease."""
 
-_BUSY = "Run the command again when it is done."
+_WAIT = "Run the command again when it has finished."
 
 
 @contextmanager
 def hold_file_lock(path: Path) -> Iterator[None]:
-    """Hold a lock file; the kernel lets go of it however the process ends.
+    """Hold the lock of a file within a `with` block; the kernel releases it however the process ends.
 
     Raises:
-        OutputBusy: somebody else holds it.
+        OutputBusy: another process holds the lock.
         OutputError: the directory cannot be written.
     """
     try:
@@ -46,7 +48,7 @@ def hold_file_lock(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise OutputBusy(
-                f"Another promotion or rollback is at work in {path.parent}.", remedy=_BUSY
+                f"Another promotion or rollback is in progress in {path.parent}.", remedy=_WAIT
             ) from error
         except OSError as error:
             raise _unwritable(path, error) from error
@@ -55,39 +57,42 @@ def hold_file_lock(path: Path) -> Iterator[None]:
 
 @contextmanager
 def hold_lease(objects: Objects, prefix: str) -> Iterator[None]:
-    """Hold the lease below a prefix.
+    """Hold the lease below a prefix within a `with` block.
 
     Raises:
-        OutputBusy: somebody else holds it.
-        OutputError: the store does not take it.
+        OutputBusy: another process holds the lease.
+        OutputError: the lease cannot be written.
     """
     numbers = sorted(int(name) for name in objects.list_children(prefix) if name.isdecimal())
     last = numbers[-1] if numbers else 0
     if last:
         _check_free(objects, f"{prefix}/{last:08d}")
     own = f"{prefix}/{last + 1:08d}"
-    about = {**process_identity(), "token": secrets.token_hex(8)}
-    if not objects.create(own, _written(about)):
+    # The token makes the content unique, so that `create` can tell our own object from another's.
+    holder = {**process_identity(), "token": secrets.token_hex(8)}
+    if not objects.create(own, _serialize(holder)):
         raise _busy(objects, {})
     for number in numbers:
         objects.remove(f"{prefix}/{number:08d}")
     done = threading.Event()
-    thread = threading.Thread(target=_beat, args=(objects, own, about, done), name="lease", daemon=True)
+    thread = threading.Thread(
+        target=_renew_until, args=(objects, own, holder, done), name="lease", daemon=True
+    )
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join()
-        objects.write(own, json.dumps({**about, "free": True}).encode())
+        objects.write(own, json.dumps({**holder, "free": True}).encode())
 
 
 def _check_free(objects: Objects, name: str) -> None:
     try:
         lease = json.loads(objects.read(name))
-    except FileNotFoundError as error:  # taken over this moment
+    except FileNotFoundError as error:  # another process has just taken it over
         raise _busy(objects, {}) from error
-    except ValueError:
+    except ValueError:  # damaged: it protects nothing
         return
     fresh = time.time() - float(lease.get("beat", 0)) < LEASE_SECONDS
     if not lease.get("free") and fresh and not process_has_ended(lease):
@@ -95,27 +100,27 @@ def _check_free(objects: Objects, name: str) -> None:
 
 
 def _busy(objects: Objects, lease: dict[str, Any]) -> OutputBusy:
-    who = f" (process {lease['pid']} on {lease['host']})" if {"pid", "host"} <= lease.keys() else ""
+    process = f" (process {lease['pid']} on {lease['host']})" if {"pid", "host"} <= lease.keys() else ""
     return OutputBusy(
-        f"Another promotion or rollback is at work in {objects.address}{who}.",
-        remedy=f"{_BUSY} If it was killed, its lease ends after {LEASE_SECONDS:g} s.",
+        f"Another promotion or rollback is in progress in {objects.address}{process}.",
+        remedy=f"{_WAIT} If it was killed, its lease expires after {LEASE_SECONDS:g} s.",
     )
 
 
-def _beat(objects: Objects, own: str, about: dict[str, Any], done: threading.Event) -> None:
+def _renew_until(objects: Objects, own: str, holder: dict[str, Any], done: threading.Event) -> None:
     while not done.wait(HEARTBEAT_SECONDS):
         try:
-            objects.write(own, _written(about))
+            objects.write(own, _serialize(holder))
         except HubheadError:
-            continue  # the next one may get through; the lease lasts for several
+            continue  # a later heartbeat may succeed; the lease outlasts several
 
 
-def _written(about: dict[str, Any]) -> bytes:
-    return json.dumps({**about, "beat": time.time()}).encode()
+def _serialize(holder: dict[str, Any]) -> bytes:
+    return json.dumps({**holder, "beat": time.time()}).encode()
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:
     return OutputError(
         f"{path.parent} cannot be written: {error.strerror}.",
-        remedy="Give --model_base_path the directory above the versions, one that you may write.",
+        remedy="Give --model_base_path the directory above the versions; you need write permission on it.",
     )

@@ -1,7 +1,7 @@
-"""The few things that are done with objects, through fsspec.
+"""Operations on the objects of an object store, through fsspec.
 
-An object is there as a whole or not at all, and there is no rename. `create` is what all else is built
-on: of several writers of one name exactly one succeeds (If-None-Match on S3, ifGenerationMatch on Google
+Objects appear atomically, and there is no rename. Everything else builds on `create`: of several
+concurrent writers of one name exactly one succeeds (If-None-Match on S3, ifGenerationMatch on Google
 Cloud Storage).
 """
 
@@ -19,14 +19,15 @@ from serving.storage.address import EXTRAS
 
 @dataclass(frozen=True)
 class Objects:
-    """The objects below an address; names are relative to it, parts joined by "/".
+    """The objects below an address. Their names are relative to it, with parts joined by "/".
 
-    Every call raises OutputError where the store does not answer, or refuses; with its words.
+    Every method raises OutputError with the message of the store if it does not answer or rejects
+    the operation.
 
     Attributes:
-        address: such as s3://bucket/models/food.
-        storage: fsspec's file system.
-        root: the address without its scheme.
+        address: address in the store, such as s3://bucket/models/food.
+        storage: file system of fsspec.
+        root: address without its scheme.
     """
 
     address: str
@@ -35,62 +36,63 @@ class Objects:
 
     @staticmethod
     def from_address(address: str) -> Objects:
-        """The objects below an address.
+        """Return the objects below an address.
 
         Raises:
-            InputError: the package for it is not installed.
+            InputError: the package for this kind of store is not installed.
         """
         scheme = address.partition("://")[0]
         try:
             import fsspec
 
-            with _told(address):  # no listing is kept: others write too
+            with _translate_errors(address):
+                # Listings are not cached, because other processes write too.
                 storage, root = fsspec.url_to_fs(address, use_listings_cache=False)
         except ImportError as error:
             raise InputError(
-                f"{scheme}:// needs a package that is not installed: {error}.",
-                remedy=f"pip install 'hubhead[{EXTRAS.get(scheme) or scheme}]'",
+                f"{scheme}:// addresses need a package that is not installed: {error}.",
+                remedy=f"Install it with: pip install 'hubhead[{EXTRAS.get(scheme) or scheme}]'",
             ) from error
         return Objects(address, storage, root.rstrip("/"))
 
     def address_of(self, name: str) -> str:
-        """The address of an object."""
+        """Return the address of an object."""
         return f"{self.address}/{name}"
 
     def read(self, name: str) -> bytes:
-        """The content.
+        """Return the content of an object.
 
         Raises:
             FileNotFoundError: there is no such object.
         """
-        with _told(self.address_of(name)):
+        with _translate_errors(self.address_of(name)):
             return bytes(self.storage.cat_file(self._path(name)))
 
     def read_all(self, names: Sequence[str]) -> list[bytes]:
-        """The contents of several at once, in their order.
+        """Return the contents of several objects, read concurrently, in the order of the names.
 
         Raises:
-            FileNotFoundError: one is missing.
+            FileNotFoundError: one of them does not exist.
         """
         if not names:
             return []
         paths = [self._path(name) for name in names]
-        with _told(self.address):
+        with _translate_errors(self.address):
             found = self.storage.cat(paths)
             return [bytes(found[path]) for path in paths]
 
     def write(self, name: str, content: bytes) -> None:
         """Create or replace an object."""
-        with _told(self.address_of(name), writing=True):
+        with _translate_errors(self.address_of(name), writing=True):
             self.storage.pipe_file(self._path(name), content)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Create an object; whether it was there no more than a moment ago, with this content or none.
+        """Create an object unless it exists; return whether it now has this content.
 
-        The content should be the writer's alone: where an answer is lost and the client asks again, the
-        object that it finds is its own.
+        The content should be unique to the writer. If a response is lost and the client retries, it
+        finds its own object, which counts as created.
         """
-        with _told(self.address_of(name), writing=True):
+        with _translate_errors(self.address_of(name), writing=True):
             try:
                 self.storage.pipe_file(self._path(name), content, mode="create")
             except FileExistsError:
@@ -98,55 +100,56 @@ class Objects:
             return True
 
     def upload(self, path: Path, name: str) -> None:
-        """Write a file's content."""
-        with _told(self.address_of(name), writing=True):
+        """Upload a file."""
+        with _translate_errors(self.address_of(name), writing=True):
             self.storage.put_file(str(path), self._path(name))
 
     def download(self, name: str, path: Path) -> None:
-        """Write an object's content to a file."""
-        with _told(self.address_of(name)):
+        """Download an object to a file."""
+        with _translate_errors(self.address_of(name)):
             self.storage.get_file(self._path(name), str(path))
 
     def copy(self, name: str, other: str) -> None:
-        """Copy within the store, where nothing crosses the network."""
-        with _told(self.address_of(other), writing=True):
+        """Copy an object within the store, without transferring it to this machine."""
+        with _translate_errors(self.address_of(other), writing=True):
             self.storage.cp_file(self._path(name), self._path(other))
 
     def remove(self, name: str) -> None:
-        """Delete an object; fine where it is gone."""
-        with _told(self.address_of(name), writing=True):
+        """Delete an object, if it exists."""
+        with _translate_errors(self.address_of(name), writing=True):
             try:
                 self.storage.rm_file(self._path(name))
             except FileNotFoundError:
                 return
 
     def list_children(self, prefix: str = "") -> list[str]:
-        """The names right below a prefix, those of "directories" too; [] where there are none."""
+        """Return the names directly below a prefix, including "directories"; [] if there are none."""
         path = self._path(prefix)
-        with _told(self.address):
+        with _translate_errors(self.address):
             try:
                 found = self.storage.ls(path, detail=False)
             except FileNotFoundError:
                 return []
-        names = (str(one).rstrip("/").removeprefix("/") for one in found)
-        return [one.rpartition("/")[2] for one in names if one != path.removeprefix("/")]
+        # Stores differ in slashes at the ends, and some list the prefix itself as a child.
+        children = (str(child).rstrip("/").removeprefix("/") for child in found)
+        return [child.rpartition("/")[2] for child in children if child != path.removeprefix("/")]
 
     def list_sizes(self, prefix: str) -> dict[str, int]:
-        """Bytes of all objects below a prefix, by their names from there."""
+        """Return the sizes in bytes of all objects below a prefix, by name relative to it."""
         path = self._path(prefix)
-        with _told(self.address):
+        with _translate_errors(self.address):
             found = self.storage.find(path, detail=True)
         start = f"{path.removeprefix('/')}/"
-        listed = {str(one).removeprefix("/").removeprefix(start): info for one, info in found.items()}
-        return {name: int(info["size"]) for name, info in sorted(listed.items()) if name}
+        relative = {str(key).removeprefix("/").removeprefix(start): info for key, info in found.items()}
+        return {name: int(info["size"]) for name, info in sorted(relative.items()) if name}
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}" if name else self.root
 
 
 @contextmanager
-def _told(address: str, *, writing: bool = False) -> Iterator[None]:
-    """One class of error for all stores: their clients raise their own, most of them no OSError."""
+def _translate_errors(address: str, *, writing: bool = False) -> Iterator[None]:
+    """Raise the errors of all store clients as OutputError; each has classes of its own."""
     try:
         yield
     except FileExistsError:
@@ -155,15 +158,15 @@ def _told(address: str, *, writing: bool = False) -> Iterator[None]:
         if not writing:
             raise
         raise OutputError(
-            f"{address} cannot be written: {error}.", remedy="Is there such a bucket?"
+            f"{address} cannot be written: {error}.", remedy="Check that the bucket exists."
         ) from error
     except (ImportError, OutputError):
         raise
     except Exception as error:
         words = str(error) or type(error).__name__
-        what = "written" if writing else "read"
+        action = "written" if writing else "read"
         raise OutputError(
-            f"{address} cannot be {what}: {words.rstrip('.')}.",
-            remedy="Check the address, the credentials and what they allow. s3:// takes those of the AWS "
-            "command (AWS_PROFILE, AWS_ENDPOINT_URL), gs:// Google's application default credentials.",
+            f"{address} cannot be {action}: {words.rstrip('.')}.",
+            remedy="Check the address, the credentials and their permissions. s3:// uses those of the AWS "
+            "command line (AWS_PROFILE, AWS_ENDPOINT_URL), gs:// Google's application default credentials.",
         ) from error

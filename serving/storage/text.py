@@ -1,4 +1,4 @@
-"""A small text file, read and replaced as a whole."""
+"""Small text files, local or in an object store, read and replaced as a whole."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serving.storage.objects import Objects
 
 
 def exists(address: Address) -> bool:
-    """Whether there is such a file."""
+    """Return whether the file exists."""
     if isinstance(address, Path):
         return address.is_file()
     try:
@@ -24,7 +24,7 @@ def exists(address: Address) -> bool:
 
 
 def read_text(address: Address) -> str:
-    """The content.
+    """Return the content of a text file in UTF-8.
 
     Raises:
         InputError: it cannot be read.
@@ -38,7 +38,7 @@ def read_text(address: Address) -> str:
 
 
 def replace_text(address: Address, text: str) -> None:
-    """Write a text file as a whole or not at all; its permissions stay.
+    """Write a text file atomically; its permissions are kept.
 
     Raises:
         OutputError: it cannot be written.
@@ -46,7 +46,7 @@ def replace_text(address: Address, text: str) -> None:
     if not isinstance(address, Path):
         Objects.from_address(parent(address)).write(base_name(address), text.encode())
         return
-    target = address.resolve()  # a link, as in a mounted ConfigMap, stays one
+    target = address.resolve()  # keep symbolic links, such as those of a mounted ConfigMap
     try:
         mode = target.stat().st_mode & 0o777 if target.exists() else 0o644
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
@@ -63,5 +63,6 @@ def replace_text(address: Address, text: str) -> None:
             raise
     except OSError as error:
         raise OutputError(
-            f"{address} cannot be written: {error.strerror}.", remedy="Make its directory writable to you."
+            f"{address} cannot be written: {error.strerror}.",
+            remedy="Give yourself write permission on its directory.",
         ) from error

@@ -348,7 +348,7 @@ def test_a_version_that_lost_an_object_has_no_verdict(memory: str, models: Path)
 
 def test_two_changes_at_once_are_one_too_many(base: str, models: Path) -> None:
     promote(target_at(base), source=models / "1")
-    with lock_target(target_at(base)), pytest.raises(OutputBusy, match="at work"):
+    with lock_target(target_at(base)), pytest.raises(OutputBusy, match="in progress"):
         promote(target_at(base), source=models / "2")
     assert promote(target_at(base), source=models / "2").new == 2
 
