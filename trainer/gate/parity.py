@@ -1,4 +1,4 @@
-"""The ways to a bundle's answers: a classic session, the runtime, the local server. They must agree."""
+"""Parity of all inference paths of a bundle: classic TensorFlow session, runtime and local server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from serving.runtime import Model
 
 Run = Callable[[str, Mapping[str, Any]], Mapping[str, NDArray[Any]]]
-"""From the name of a signature and its inputs to its outputs."""
+"""Function from a signature name and its inputs to its outputs."""
 
 SIGNATURES = (
     contract.SERVING_DEFAULT,
@@ -39,15 +39,15 @@ _BATCH = contract.WARMUP_BATCH_SIZES[-1]
 
 
 @contextmanager
-def served(directory: Path, model: Model) -> Iterator[Client]:
-    """A client of a local server that has loaded and warmed the bundle.
+def serve_locally(directory: Path, model: Model) -> Iterator[Client]:
+    """Serve a bundle by a local server and yield a client once it is loaded and warmed up.
 
     Args:
-        directory: the bundle.
-        model: the bundle as the runtime loaded it, so that it is not loaded twice.
+        directory: directory of the bundle.
+        model: the bundle as loaded by the runtime, so that it is not loaded twice.
 
     Raises:
-        BundleError: the server refuses it, or a warm-up request fails.
+        BundleError: the server does not load the bundle, or a warm-up request fails.
     """
     from serving.client import Client
     from serving.server import ServerSettings, start
@@ -64,20 +64,20 @@ def served(directory: Path, model: Model) -> Iterator[Client]:
             yield client
 
 
-def run_all(run: Run, photos: Sequence[bytes], labels: int) -> dict[str, Any]:
-    """Ask every signature; the outputs that are compared, by name.
+def run_signatures(run: Run, photos: Sequence[bytes], labels: int) -> dict[str, Any]:
+    """Run every signature on the photos and return the outputs to compare, by name.
 
     Args:
-        run: the path.
+        run: inference path.
         photos: N encoded photos.
-        labels: K.
+        labels: number of labels, K.
 
     Returns:
-        Arrays of N rows.
+        Arrays of N rows each.
 
     Raises:
-        HubheadError: what `run` raises.
-        BundleError: an output is missing or has another shape than serving/contract.py says.
+        HubheadError: raised by `run`.
+        BundleError: an output is missing or does not have the shape that serving/contract.py states.
     """
     images = np.array(photos, object)
     found: list[dict[str, Any]] = []
@@ -90,76 +90,82 @@ def run_all(run: Run, photos: Sequence[bytes], labels: int) -> dict[str, Any]:
         again = run(contract.CLASSIFY_EMBEDDING, {contract.EMBEDDING: embedded[contract.EMBEDDING]})
         answer = {
             "probabilities": probabilities[contract.PROBABILITIES],
-            "of the embedding": again[contract.PROBABILITIES],
+            "probabilities from the embedding": again[contract.PROBABILITIES],
             "best score": default[contract.SCORES][:, 0],
             "label": default[contract.LABEL],
             "status": default[contract.STATUS],
         }
-        for name, shape in (("probabilities", (count, labels)), ("of the embedding", (count, labels))):
+        shape = (count, labels)
+        for name in ("probabilities", "probabilities from the embedding"):
             if answer[name].shape != shape:
-                raise BundleError(f"{name}: {list(answer[name].shape)}, where {list(shape)} was expected.")
+                raise BundleError(f"{name}: shape {list(answer[name].shape)}, expected {list(shape)}.")
         found.append(answer)
     return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
-def agreement(answers: Mapping[str, Mapping[str, Any]], tolerance: float) -> list[Check]:
-    """Whether all paths say the same as the first of them.
+def check_agreement(answers: Mapping[str, Mapping[str, Any]], tolerance: float) -> list[Check]:
+    """Check that all paths give the outputs of the first path.
 
     Args:
-        answers: of `run_all`, by the name of the path.
-        tolerance: largest difference of a probability.
+        answers: outputs of `run_signatures`, by the name of the path.
+        tolerance: largest allowed difference of a probability.
     """
     (first, reference), *others = answers.items()
     usable = np.array([Status(status.decode()).usable for status in reference["status"]], bool)
-    checks = [_within_one(first, reference, usable, tolerance)]
+    checks = [_check_signatures(first, reference, usable, tolerance)]
     for name, answer in others:
-        checks.append(_within_one(name, answer, usable, tolerance))
-        difference = _largest(answer["probabilities"], reference["probabilities"])
+        checks.append(_check_signatures(name, answer, usable, tolerance))
+        difference = _max_difference(answer["probabilities"], reference["probabilities"])
         same = bool((answer["status"] == reference["status"]).all())
         detail = f"largest difference of a probability {difference:.2g} over {len(usable)} photos"
         if not same:
             detail += "; statuses differ"
         checks.append(
             Check(
-                f"{name} answers as {first}", same and difference <= tolerance, difference, tolerance, detail
+                f"{name} agrees with {first}", same and difference <= tolerance, difference, tolerance, detail
             )
         )
     return checks
 
 
-def _within_one(name: str, answer: Mapping[str, Any], usable: NDArray[np.bool_], tolerance: float) -> Check:
-    """Whether the signatures of one path say the same."""
+def _check_signatures(
+    name: str, answer: Mapping[str, Any], usable: NDArray[np.bool_], tolerance: float
+) -> Check:
+    """Check that the signatures of one path agree with each other."""
     rows = answer["probabilities"][usable]
     difference = max(
-        _largest(answer["of the embedding"][usable], rows),
-        _largest(answer["best score"][usable], rows.max(axis=1, initial=0.0)),
+        _max_difference(answer["probabilities from the embedding"][usable], rows),
+        _max_difference(answer["best score"][usable], rows.max(axis=1, initial=0.0)),
     )
     detail = f"largest difference of a probability {difference:.2g}"
-    return Check(f"signatures agree by {name}", difference <= tolerance, difference, tolerance, detail)
+    return Check(f"signatures agree in {name}", difference <= tolerance, difference, tolerance, detail)
 
 
-def _largest(one: NDArray[Any], other: NDArray[Any]) -> float:
+def _max_difference(one: NDArray[Any], other: NDArray[Any]) -> float:
     return float(np.abs(one.astype(np.float64) - other).max(initial=0.0))
 
 
-def probabilities(model: Model, photos: Sequence[bytes]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """float32 [N,K] of N photos, and bool [N], which of them the model takes."""
+def predict_probabilities(
+    model: Model, photos: Sequence[bytes]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return the probabilities, float32 [N,K], of N photos and which of them the model accepts, bool [N]."""
     parts = list(model.imap(contract.PROBABILITIES, contract.IMAGE_BYTES, photos))
     rows = np.concatenate([part[contract.PROBABILITIES] for part in parts])
     statuses = [status for part in parts for status in part[contract.STATUS]]
     return rows, np.array([Status(status.decode()).usable for status in statuses], bool)
 
 
-def seconds_a_photo(models: Sequence[Model], photos: Sequence[bytes]) -> list[float]:
-    """What a photo alone takes each model, in seconds: the median over photos of the best of some rounds.
+def measure_latency(models: Sequence[Model], photos: Sequence[bytes]) -> list[float]:
+    """Return the seconds per single-photo request of each model.
 
-    The models take turns, so that what else the machine does slows all of them alike.
+    The figure is the median over the photos of the fastest of `_ROUNDS` requests. The models take turns, so
+    that other load on the machine slows all of them alike.
     """
     best = [[float("inf")] * len(photos) for _ in models]
     for _ in range(_ROUNDS):
-        for place, photo in enumerate(photos):
+        for position, photo in enumerate(photos):
             for own, model in zip(best, models, strict=True):
                 begin = time.perf_counter()
                 model.run(contract.SERVING_DEFAULT, {contract.IMAGE_BYTES: [photo]})
-                own[place] = min(own[place], time.perf_counter() - begin)
+                own[position] = min(own[position], time.perf_counter() - begin)
     return [statistics.median(own) for own in best]

@@ -1,4 +1,4 @@
-"""How a candidate's figures are held against those of the live version. Pure functions."""
+"""Comparison of a candidate's figures with those of the live version. Pure functions."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How much worse than the live version a candidate may be.
+class RegressionLimits:
+    """Largest regression from the live version that a candidate may have.
 
     Attributes:
-        accuracy: fall of the accuracy (0.02 is two points of a hundred).
-        label: fall of a label's recall.
-        label_photos: labels with fewer test photos than this, in either version, are told and not
-            judged: of one photo in three, recall says nothing.
-        log_loss: rise, in nats.
-        calibration: rise of the expected calibration error.
-        latency: ratio of the time for a photo.
-        size: ratio of the bytes on disk.
+        accuracy: decrease of the accuracy; 0.02 is two percentage points.
+        label: decrease of the recall of a label.
+        label_photos: number of test photos, in both versions, from which the recall of a label is checked;
+            with fewer it is reported only, since the recall of a few photos says little.
+        log_loss: increase of the log-loss, in nats.
+        calibration: increase of the expected calibration error.
+        latency: ratio of the times per photo.
+        size: ratio of the sizes on disk.
     """
 
     accuracy: float = 0.02
@@ -39,21 +39,27 @@ class Limits:
 
 
 _EPSILON = 1e-9
+"""Slack for rounding, so that a figure exactly at its limit passes."""
 
 
-def recorded(new: BundleMetadata, live: BundleMetadata, limits: Limits) -> list[Check]:
-    """The figures that each version's training wrote into hubhead.json, each on its own test photos."""
-    mine, other = new.metrics.get("test") or {}, live.metrics.get("test") or {}
+def compare_recorded_metrics(
+    new: BundleMetadata, live: BundleMetadata, limits: RegressionLimits
+) -> list[Check]:
+    """Compare the metrics recorded in hubhead.json, each measured on the version's own test photos."""
+    new_test, live_test = new.metrics.get("test") or {}, live.metrics.get("test") or {}
     checks = [
-        _proportion("accuracy", mine.get("accuracy"), other.get("accuracy"), limits.accuracy),
-        _at_most("log-loss", mine.get("log_loss"), other.get("log_loss"), limits.log_loss),
-        _at_most(
-            "calibration error", _calibration_error(mine), _calibration_error(other), limits.calibration
+        _check_proportion("accuracy", new_test.get("accuracy"), live_test.get("accuracy"), limits.accuracy),
+        _check_increase("log-loss", new_test.get("log_loss"), live_test.get("log_loss"), limits.log_loss),
+        _check_increase(
+            "calibration error",
+            _calibration_error(new_test),
+            _calibration_error(live_test),
+            limits.calibration,
         ),
     ]
-    recalls = [found.get("recall") or {} for found in (mine, other)]
+    recalls = [found.get("recall") or {} for found in (new_test, live_test)]
     checks += [
-        _proportion(
+        _check_proportion(
             f"recall of {label}", recalls[0][label], recalls[1][label], limits.label, limits.label_photos
         )
         for label in new.labels
@@ -62,8 +68,8 @@ def recorded(new: BundleMetadata, live: BundleMetadata, limits: Limits) -> list[
     return checks
 
 
-def labels_changed(new: Sequence[str], live: Sequence[str]) -> list[Check]:
-    """Which labels came and went; told, and judged by people."""
+def list_label_changes(new: Sequence[str], live: Sequence[str]) -> list[Check]:
+    """Report added and removed class labels; informative only."""
     changes = (
         ("labels added", [label for label in new if label not in live]),
         ("labels removed", [label for label in live if label not in new]),
@@ -71,36 +77,38 @@ def labels_changed(new: Sequence[str], live: Sequence[str]) -> list[Check]:
     return [Check(name, None, len(found), None, ", ".join(found) or "none") for name, found in changes]
 
 
-def ratio(name: str, new: float, live: float, limit: float, unit: str) -> Check:
-    """At most so many times the live version's figure."""
+def check_ratio(name: str, new: float, live: float, limit: float, unit: str) -> Check:
+    """Check that a figure is at most `limit` times that of the live version."""
     found = new / live if live else float("inf")
-    detail = f"{new:.4g} {unit} against {live:.4g}"
+    detail = f"{new:.4g} {unit} vs. {live:.4g}"
     return Check(name, found <= limit + _EPSILON, round(found, 4), limit, detail)
 
 
-def on_photos(
+def compare_on_photos(
     new: tuple[NDArray[np.float32], Sequence[str]],
     live: tuple[NDArray[np.float32], Sequence[str]],
     truth: Sequence[str],
-    limits: Limits,
+    limits: RegressionLimits,
 ) -> list[Check]:
-    """Both versions on the same labelled photos.
+    """Compare both versions on the same labelled photos.
 
     Args:
-        new: float32 [N,K] probabilities of the candidate, and its K labels.
-        live: the same of the live version.
-        truth: N labels that both know.
-        limits: what is allowed.
+        new: probabilities of the candidate, float32 [N,K], and its K labels.
+        live: probabilities and labels of the live version.
+        truth: N true labels, known to both versions.
+        limits: largest allowed regression.
     """
     import numpy as np
 
-    right, was_right = (
+    correct, live_correct = (
         np.array([labels[column] for column in rows.argmax(axis=1)], object) == np.array(truth, object)
         for rows, labels in (new, live)
     )
     checks = [
-        _proportion("accuracy on the photos", _share(right), _share(was_right), limits.accuracy),
-        _at_most(
+        _check_proportion(
+            "accuracy on the photos", _accuracy(correct), _accuracy(live_correct), limits.accuracy
+        ),
+        _check_increase(
             "log-loss on the photos",
             _log_loss(*new, truth),
             _log_loss(*live, truth),
@@ -111,10 +119,10 @@ def on_photos(
     for label in sorted(set(truth)):
         own = np.array([name == label for name in truth])
         checks.append(
-            _proportion(
+            _check_proportion(
                 f"recall of {label} on the photos",
-                _share(right[own]),
-                _share(was_right[own]),
+                _accuracy(correct[own]),
+                _accuracy(live_correct[own]),
                 limits.label,
                 limits.label_photos,
             )
@@ -122,8 +130,8 @@ def on_photos(
     return checks
 
 
-def _share(right: NDArray[Any]) -> dict[str, float]:
-    return {"value": float(right.mean()), "n": len(right)}
+def _accuracy(correct: NDArray[Any]) -> dict[str, float]:
+    return {"value": float(correct.mean()), "n": len(correct)}
 
 
 def _log_loss(rows: NDArray[np.float32], labels: Sequence[str], truth: Sequence[str]) -> float:
@@ -139,31 +147,33 @@ def _calibration_error(metrics: Mapping[str, Any]) -> float | None:
     return found.get("error") if isinstance(found, Mapping) else None
 
 
-def _proportion(
+def _check_proportion(
     name: str,
     new: Mapping[str, Any] | None,
     live: Mapping[str, Any] | None,
     tolerance: float,
-    least: int = 0,
+    min_photos: int = 0,
 ) -> Check:
     if not new or not live or new.get("value") is None or live.get("value") is None:
-        return _unknown(name, bool(live and live.get("value") is not None))
+        return _missing_figure(name, bool(live and live.get("value") is not None))
     limit = max(0.0, live["value"] - tolerance)
-    detail = f"{new['value']:.1%} (N={new['n']}) against {live['value']:.1%} (N={live['n']})"
-    if min(new["n"], live["n"]) < least:
-        return Check(name, None, new["value"], limit, f"{detail}: too few photos to judge")
+    detail = f"{new['value']:.1%} (N={new['n']}) vs. {live['value']:.1%} (N={live['n']})"
+    if min(new["n"], live["n"]) < min_photos:
+        return Check(name, None, new["value"], limit, f"{detail}: too few photos for a check")
     return Check(name, new["value"] >= limit - _EPSILON, new["value"], limit, detail)
 
 
-def _at_most(name: str, new: float | None, live: float | None, tolerance: float, on: str = "") -> Check:
+def _check_increase(
+    name: str, new: float | None, live: float | None, tolerance: float, suffix: str = ""
+) -> Check:
     if new is None or live is None:
-        return _unknown(name, live is not None)
+        return _missing_figure(name, live is not None)
     limit = live + tolerance
-    return Check(name, new <= limit + _EPSILON, new, limit, f"{new:.4g} against {live:.4g}{on}")
+    return Check(name, new <= limit + _EPSILON, new, limit, f"{new:.4g} vs. {live:.4g}{suffix}")
 
 
-def _unknown(name: str, live_knows: bool) -> Check:
-    """A figure that the live version has and the candidate has not is no small thing."""
+def _missing_figure(name: str, live_knows: bool) -> Check:
+    """Fail a figure that only the candidate lacks; report one that the live version lacks."""
     if live_knows:
-        return Check(name, False, detail="the candidate does not state it, and the live version does")
-    return Check(name, None, detail="the live version does not state it")
+        return Check(name, False, detail="the candidate does not record it, but the live version does")
+    return Check(name, None, detail="the live version does not record it")

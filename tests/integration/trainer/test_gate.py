@@ -57,7 +57,7 @@ def test_a_bundle_as_good_as_the_live_one_is_blessed_and_may_be_promoted(
     assert f"N={n}" in checks["accuracy on the photos"]["detail"]  # those that it was trained on are left out
     assert checks["photos left out"]["figure"] == 406 - n
     for name in ("the runtime", "the local server"):
-        assert checks[f"{name} answers as a classic session"]["passed"]
+        assert checks[f"{name} agrees with a classic session"]["passed"]
     assert promote(DeploymentTarget(tmp_path / "served", "food"), source=candidate).new == 2
 
 

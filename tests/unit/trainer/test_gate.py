@@ -18,7 +18,7 @@ from serving.registry.verdict import Check, Verdict
 from trainer.commands.validate import _live
 from trainer.dataset import labelled_photos
 from trainer.gate import thresholds
-from trainer.gate.thresholds import Limits
+from trainer.gate.thresholds import RegressionLimits
 
 if TYPE_CHECKING:
     pass
@@ -54,16 +54,18 @@ def failed(checks: list[Check]) -> list[str]:
     ],
 )
 def test_records_are_held_against_those_of_the_live_version(new: BundleMetadata, expected: list[str]) -> None:
-    assert failed(thresholds.recorded(new, metadata(), Limits())) == expected
+    assert failed(thresholds.compare_recorded_metrics(new, metadata(), RegressionLimits())) == expected
 
 
 def test_what_the_live_version_does_not_state_is_told_and_not_judged() -> None:
-    checks = thresholds.recorded(metadata(), replace(metadata(), metrics={}), Limits())
+    checks = thresholds.compare_recorded_metrics(
+        metadata(), replace(metadata(), metrics={}), RegressionLimits()
+    )
     assert {check.passed for check in checks} == {None}
 
 
 def test_labels_that_come_and_go_are_named() -> None:
-    added, removed = thresholds.labels_changed(["a", "c"], ["a", "b"])
+    added, removed = thresholds.list_label_changes(["a", "c"], ["a", "b"])
     assert (added.detail, removed.detail) == ("c", "b")
     assert added.passed is removed.passed is None
 
@@ -72,53 +74,59 @@ def test_both_versions_are_judged_on_the_same_photos_by_their_own_labels() -> No
     live = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]], np.float32)
     new = live[:, ::-1]  # the same answers, its labels in another order
     truth = ["a", "b", "a", "a"]
-    checks = thresholds.on_photos((new, ["b", "a"]), (live, ["a", "b"]), truth, Limits(label_photos=1))
+    checks = thresholds.compare_on_photos(
+        (new, ["b", "a"]), (live, ["a", "b"]), truth, RegressionLimits(label_photos=1)
+    )
     assert failed(checks) == []
     accuracy, loss, recall_a, recall_b = checks
     assert (accuracy.figure, recall_a.figure, recall_b.figure) == (1.0, 1.0, 1.0)
     assert loss.figure == pytest.approx(-np.log([0.9, 0.8, 0.6, 0.7]).mean())
-    worse = thresholds.on_photos((live, ["b", "a"]), (live, ["a", "b"]), truth, Limits(label_photos=1))
+    worse = thresholds.compare_on_photos(
+        (live, ["b", "a"]), (live, ["a", "b"]), truth, RegressionLimits(label_photos=1)
+    )
     assert failed(worse) == [check.name for check in worse]
 
 
 def test_a_ratio_is_held_against_its_limit() -> None:
-    assert thresholds.ratio("latency", 15.0, 10.0, 1.5, "ms").passed
-    assert thresholds.ratio("latency", 15.1, 10.0, 1.5, "ms").passed is False
+    assert thresholds.check_ratio("latency", 15.0, 10.0, 1.5, "ms").passed
+    assert thresholds.check_ratio("latency", 15.1, 10.0, 1.5, "ms").passed is False
 
 
 def test_photos_have_the_label_of_their_folder_where_it_is_one(tmp_path: Path) -> None:
     for name in ("a/1.jpg", "a/deep/2.PNG", "b/3.jpeg", "4.jpg", "a/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"\xff\xd8\xff" + name.encode())
-    found = labelled_photos.from_directory(tmp_path, ["a", "b"])
+    found = labelled_photos.list_directory(tmp_path, ["a", "b"])
     assert [(path.name, label) for path, label in found] == [
         ("4.jpg", None),
         ("1.jpg", "a"),
         ("2.PNG", None),
         ("3.jpeg", "b"),
     ]
-    assert [photo.label for photo in labelled_photos.spread(labelled_photos.read(found), 2)] == [None, None]
+    assert [
+        photo.label for photo in labelled_photos.sample_evenly(labelled_photos.read_photos(found), 2)
+    ] == [None, None]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no photo"):
-        labelled_photos.from_directory(tmp_path / "empty", ["a"])
+    with pytest.raises(InputError, match="has no photos"):
+        labelled_photos.list_directory(tmp_path / "empty", ["a"])
 
 
 def test_a_manifest_names_photos_and_labels(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("uri,label\nx/1.jpg,a\n/abs/2.jpg,\n")
-    assert labelled_photos.from_manifest(tmp_path / "list.csv") == [
+    assert labelled_photos.list_manifest(tmp_path / "list.csv") == [
         (tmp_path / "x/1.jpg", "a"),
         (Path("/abs/2.jpg"), None),
     ]
     (tmp_path / "list.txt").write_text("1.jpg\n\n2.jpg\n")
-    assert labelled_photos.from_manifest(tmp_path / "list.txt") == [
+    assert labelled_photos.list_manifest(tmp_path / "list.txt") == [
         (tmp_path / "1.jpg", None),
         (tmp_path / "2.jpg", None),
     ]
     (tmp_path / "list.csv").write_text("path,label\n1.jpg,a\n")
     with pytest.raises(InputError, match="no column 'uri', only 'path', 'label'"):
-        labelled_photos.from_manifest(tmp_path / "list.csv")
+        labelled_photos.list_manifest(tmp_path / "list.csv")
     with pytest.raises(InputError, match="cannot be read"):
-        labelled_photos.read([(tmp_path / "gone.jpg", None)])
+        labelled_photos.read_photos([(tmp_path / "gone.jpg", None)])
 
 
 def test_a_verdict_comes_back_as_it_was_written(tmp_path: Path) -> None:
