@@ -1,4 +1,4 @@
-"""Scoring and embedding from beginning to end: plan what is open, have Beam work on it, check, sum up."""
+"""The score and embed jobs: plan the open shards, process them with Beam, verify, publish."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from batch.inputs.listing import Photo
 from batch.inputs.passthrough import PassThroughColumns
 from batch.inputs.sources import Source
 from batch.jobs import publish
-from batch.jobs.planner import RunPlanner, incomplete_error, is_complete
+from batch.jobs.planner import Plan, RunPlanner, incomplete_error, is_complete
 from batch.monitoring.stats import Meter, Progress, Stats
-from batch.output import dataset as output
 from batch.output import run_diff, run_record, schema
-from batch.output.dataset import Output
+from batch.output.dataset import Output, check_run_id
 from batch.output.run_record import Summary
 from batch.scoring import remote_backbone
 from batch.scoring.shard import model_key
@@ -44,11 +43,11 @@ ProgressReport = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class EmbedSettings:
-    """How embeddings are made.
+    """Settings of an embed job.
 
     Attributes:
-        shard_size: photos a shard at most.
-        beam_args: Beam's own options, such as `--runner=FlinkRunner`.
+        shard_size: maximum number of photos per shard.
+        beam_args: options of Apache Beam, such as `--runner=FlinkRunner`.
     """
 
     shard_size: int = shard.DEFAULT_SIZE
@@ -57,27 +56,28 @@ class EmbedSettings:
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    """What to score, with what, and where to.
+    """Settings of a score job.
 
     Attributes:
-        model: bundle directories, or the base paths above their versions; all of one backbone.
+        model: bundle directories, or the base paths above their versions; all with one backbone.
         output: directory of the scores, local or remote.
-        photos: file, directory or glob; "" where a manifest is given.
-        manifest: a table of photos, or a glob of some; "" where photos are given.
-        uri_column: of the manifest; "" for the usual names.
-        embedding_store: root of the embedding store; "" for the shared one.
-        shard_size: photos a shard at most.
-        share: of the photos, where several runs divide them, each with an output of its own.
-        run_id: of the run; "" for the date (UTC) on which it starts.
-        only_new: add rows of photos that no run in this output has scored, and leave the others.
-        partition_by: one of output.PARTITIONS, or "".
-        price_per_hour: of one machine, for the cost in run.json; None leaves it out.
-        overwrite: replace the scores of another model or other photos.
+        photos: file, directory or glob; "" with a manifest.
+        manifest: dataset manifest, or a glob of several; "" with photos.
+        uri_column: name of the manifest's column that holds the address; "" for the usual names.
+        embedding_store: root of the embedding store; "" for the default store.
+        shard_size: maximum number of photos per shard.
+        share: partition of the photos that this run scores. Runs over several partitions need separate
+            outputs.
+        run_id: id of the run; "" for the date (UTC) on which it starts.
+        only_new: add rows of photos that no run in this output has scored, and keep all existing rows.
+        partition_by: one of batch.output.dataset.PARTITIONS, or "".
+        price_per_hour: price of one machine, for the cost in run.json; None to omit it.
+        overwrite: replace the scores of another model or of other photos.
         no_report: write no report.html.
-        metrics_textfile: file for the node exporter, or "".
+        metrics_textfile: file for the node exporter's textfile collector, or "".
         metrics_push: address of a Pushgateway, or "".
-        server: of a model server that embeds the photos; None does it here.
-        beam_args: Beam's own options, such as `--runner=FlinkRunner`.
+        server: connection to a model server that embeds the photos; None to embed them in the workers.
+        beam_args: options of Apache Beam, such as `--runner=FlinkRunner`.
     """
 
     model: tuple[Path, ...]
@@ -101,95 +101,135 @@ class ScoreSettings:
 
     @property
     def store_root(self) -> str:
-        """The embedding store, the shared one where none is given."""
+        """Root of the embedding store; the default store unless one is given."""
         return files.absolute(self.embedding_store or default_root())
 
 
 def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Summary:
-    """Score photos into a Parquet dataset; the same call again does what is left.
+    """Score photos into a Parquet dataset. Calling it again processes only what is new or unfinished.
 
     Raises:
-        InputError: no photos, a line of a manifest, a runner or a Beam option that cannot be used.
-        BundleError: a model cannot be used, two do not go together, or a server has another one.
-        OutputBusy: another run is at work in the output.
-        OutputError: the output or the store cannot be written, or the output holds something else.
-        ServerError: a model server does not answer, at the start or for as long as its `timeout`.
+        InputError: there are no photos, or a line of a manifest, a runner or an option of Beam is invalid.
+        BundleError: a model cannot be used, two do not go together, or a server has another model.
+        OutputBusy: another run is writing to the output.
+        OutputError: the output or the store cannot be written, or the output has other content.
+        ServerError: a model server does not answer, at the start or within its `timeout`.
     """
     started, start = datetime.now(UTC), perf_counter()
     beam_args = check_beam_args(settings.beam_args)
     if settings.only_new and settings.overwrite:
-        raise InputError("--only_new keeps what --overwrite removes.", remedy="Give one of the two.")
+        raise InputError("--only_new keeps the rows that --overwrite removes.", remedy="Give one of the two.")
     publish.check_dependencies(settings)
-    run_id = output.check_run_id(settings.run_id or started.date().isoformat())
+    run_id = check_run_id(settings.run_id or started.date().isoformat())
     bundles = read_models(settings.model)
     models = [describe_model(model) for model in bundles]
-    place = Output(files.absolute(settings.output), settings.partition_by)
-    source = Source(settings.photos, settings.manifest, settings.uri_column, _reserved(settings.partition_by))
-    job = RunPlanner(
-        place,
+    output = Output(files.absolute(settings.output), settings.partition_by)
+    planner = _create_planner(settings, output, run_id, models)
+    # Everything that can be checked is checked before the output is locked and changed.
+    planner.check()
+    files.check_writable(settings.store_root)
+    if settings.server:
+        remote_backbone.resolve_version(settings.server, bundles)
+    with lock.hold(output.work_directory):
+        planner.check()  # again, now that no other run can change the output
+        plan = planner.plan(settings.shard_size, progress)
+        worker = _configure_worker(settings, bundles, ScoresTarget(output, run_id, started, _digests(models)))
+        _process_plan(plan, planner.total, worker, progress, beam_args)
+        worked = planner.finish(plan)
+        summary = _summarize(planner, plan, worked, settings.price_per_hour, perf_counter() - start)
+        run = run_record.build_run_record(
+            summary, started=started, models=models, settings=_settings_to_json(settings)
+        )
+        publish.publish_run(run, summary, output, settings, run_diff.find_previous_run(output, run_id))
+        shard.remove_plan(output.plan_directory)
+    return summary
+
+
+def _create_planner(
+    settings: ScoreSettings, output: Output, run_id: str, models: Sequence[dict[str, Any]]
+) -> RunPlanner:
+    reserved = _reserved_columns(settings.partition_by)
+    return RunPlanner(
+        output,
         run_id,
-        source,
+        Source(settings.photos, settings.manifest, settings.uri_column, reserved),
         models,
         only_new=settings.only_new,
         overwrite=settings.overwrite,
         share=settings.share,
     )
-    job.check()
-    files.check_writable(settings.store_root)
-    if settings.server:
-        remote_backbone.resolve_version(settings.server, bundles)
-    with lock.hold(place.work_directory):
-        job.check()  # again, now that nobody else changes it
-        open_shards = job.plan(settings.shard_size, progress)
-        digests = tuple(model["digest"] for model in models)
-        scores = ScoresTarget(place, run_id, started, digests)
-        task = ShardWorker(
-            tuple(str(model.path) for model in bundles),
-            settings.store_root,
-            place.plan_directory,
-            scores,
-            settings.server,
-        )
-        meter = Meter(job.total.photos + open_shards.photos, progress)
-        meter.add(job.total.photos, job.total.rejected, known=True)
-        if open_shards.shards:
-            runner.run(open_shards.path, task, meter, beam_args)
-        worked = job.finish(open_shards)
-        summary = Summary(
-            path=place.directory,
-            total=job.total,
-            this_run=worked,
-            of_id=job.of_id,
-            skipped_shards=job.skipped,
-            worked_shards=open_shards.shards,
-            seconds=perf_counter() - start,
-            run_id=run_id,
-            lines=job.lines,
-            known=job.known,
-            price_per_hour=settings.price_per_hour,
-        )
-        run = run_record.build_run_record(
-            summary, started=started, models=models, settings=_described(settings)
-        )
-        publish.publish_run(run, summary, place, settings, run_diff.find_previous_run(place, run_id))
-        shard.remove_plan(place.plan_directory)
-    return summary
+
+
+def _digests(models: Iterable[dict[str, Any]]) -> tuple[str, ...]:
+    return tuple(model["digest"] for model in models)
+
+
+def _configure_worker(
+    settings: ScoreSettings, bundles: Iterable[Bundle], target: ScoresTarget
+) -> ShardWorker:
+    return ShardWorker(
+        tuple(str(model.path) for model in bundles),
+        settings.store_root,
+        target.output.plan_directory,
+        target,
+        settings.server,
+    )
+
+
+def _process_plan(
+    plan: Plan,
+    finished: Stats,
+    worker: ShardWorker,
+    progress: ProgressReport | None,
+    beam_args: Sequence[str],
+) -> None:
+    """Run Beam over the open shards; without any, Beam is not imported.
+
+    Args:
+        plan: open shards.
+        finished: statistics of the shards that were finished before, for the progress.
+        worker: configuration of the workers.
+        progress: called with the progress at every micro-batch.
+        beam_args: options of Beam.
+    """
+    meter = Meter(finished.photos + plan.photos, progress)
+    meter.add(finished.photos, finished.rejected, known=True)
+    if plan.shards:
+        runner.run(plan.path, worker, meter, beam_args)
+
+
+def _summarize(
+    planner: RunPlanner, plan: Plan, worked: Stats, price_per_hour: float | None, seconds: float
+) -> Summary:
+    return Summary(
+        path=planner.output.directory,
+        total=planner.total,
+        this_run=worked,
+        of_id=planner.of_id,
+        skipped_shards=planner.skipped,
+        worked_shards=plan.shards,
+        seconds=seconds,
+        run_id=planner.run_id,
+        lines=planner.lines,
+        known=planner.known,
+        price_per_hour=price_per_hour,
+    )
 
 
 def embed(
-    found: Sequence[Photo],
+    photos: Sequence[Photo],
     bundle_path: Path,
     store: EmbeddingStore,
     settings: EmbedSettings | None = None,
     progress: ProgressReport | None = None,
 ) -> Summary:
-    """Bring the embeddings of photos into the store; those that are there cost a look.
+    """Add the embeddings of photos to the store. Photos whose embeddings are stored cost one lookup.
 
-    Where all are there, neither Beam nor TensorFlow is imported.
+    If all are stored, neither Beam nor TensorFlow is imported.
 
     Raises:
-        InputError: a runner or Beam option that cannot be used.
-        BundleError: the bundle cannot be used, or is not of the store's backbone.
+        InputError: a runner or an option of Beam is invalid.
+        BundleError: the bundle cannot be used, or has another backbone than the store.
         OutputError: the store cannot be written.
     """
     settings, start = settings or EmbedSettings(), perf_counter()
@@ -197,24 +237,25 @@ def embed(
     model = bundle.read(bundle_path)
     if store.fingerprint != model.metadata.fingerprint:
         raise BundleError(
-            f"{model.path} is of another backbone than the store {store.directory}.",
-            remedy=f"Its fingerprint is {model.metadata.fingerprint}.",
+            f"{model.path} has another backbone than the store {store.directory}: its fingerprint is"
+            f" {model.metadata.fingerprint}.",
+            remedy="Give the store of that fingerprint, or a bundle of the store's backbone.",
         )
-    known = store.lookup_digests(found)
-    there = store.get_statuses(known.values())
-    reused = {photo: there[sha] for photo, sha in known.items() if sha in there}
-    before = _reused(reused.values())
-    meter = Meter(len(found), progress)
+    known = store.lookup_digests(photos)
+    stored = store.get_statuses(known.values())
+    reused = {photo: stored[sha] for photo, sha in known.items() if sha in stored}
+    before = _count_reused(reused.values())
+    meter = Meter(len(photos), progress)
     meter.add(before.photos, before.rejected, known=True)
     worked, count = Stats(), 0
-    if len(reused) < len(found):
-        entries = shard.sort_entries((photo, []) for photo in found if photo not in reused)
-        worked, count = _embed_open(entries, model, store, meter, settings.shard_size, beam_args)
+    if len(reused) < len(photos):
+        entries = shard.sort_entries((photo, []) for photo in photos if photo not in reused)
+        worked, count = _embed_missing(entries, model, store, meter, settings.shard_size, beam_args)
     total = before + worked
     return Summary(store.directory, total, worked, worked, 0, count, perf_counter() - start)
 
 
-def _embed_open(
+def _embed_missing(
     entries: Iterable[Entry],
     model: Bundle,
     store: EmbeddingStore,
@@ -222,19 +263,23 @@ def _embed_open(
     shard_size: int,
     beam_args: Sequence[str],
 ) -> tuple[Stats, int]:
-    """Embed photos that the store does not have; the figures, and the number of shards."""
+    """Embed photos that the store does not contain.
+
+    Returns:
+        The statistics, and the number of shards.
+    """
     files.check_writable(store.directory)
-    # A name of its own, since two runs may embed the same photos at once.
+    # A unique name, since two runs may embed the same photos at the same time.
     plan = files.join(store.directory, f"_plan-{secrets.token_hex(8)}")
-    task = ShardWorker((str(model.path),), store.root, plan)
+    worker = ShardWorker((str(model.path),), store.root, plan)
     try:
         with PlanWriter(plan) as writer:
-            for piece in shard.plan_shards(entries, shard_size, {}):
-                writer.add(piece.to_shard(PassThroughColumns()))
-        runner.run(writer.path, task, meter, beam_args)
+            for raw in shard.plan_shards(entries, shard_size, {}):
+                writer.add(raw.to_shard(PassThroughColumns()))
+        runner.run(writer.path, worker, meter, beam_args)
         total = Stats()
         for planned in shard.read_plan(writer.path):
-            stats = task.finished_stats(planned.id)
+            stats = worker.finished_stats(planned.id)
             if stats is None or not is_complete(planned, stats):
                 raise incomplete_error(planned)
             total += stats
@@ -243,24 +288,24 @@ def _embed_open(
         shard.remove_plan(plan)
 
 
-def _reused(statuses: Iterable[Status]) -> Stats:
+def _count_reused(statuses: Iterable[Status]) -> Stats:
     stats = Stats()
     stats.statuses.update(status.value for status in statuses)
     return replace(stats, photos=stats.statuses.total(), reused=stats.statuses.total())
 
 
 def read_models(paths: Sequence[Path]) -> list[Bundle]:
-    """Bundles that score in one pass, in the order of name and version.
+    """Read bundles that are to score in one pass, and sort them by name and version.
 
     Raises:
-        BundleError: one cannot be used, or they are not of one backbone.
+        BundleError: a bundle cannot be used, or they have different backbones.
     """
     bundles = sorted((bundle.read(path) for path in paths), key=lambda model: (model.name, model.version))
     for model in bundles:
         if not model.metadata.labels:
             raise BundleError(
-                f"{model.path} is a headless bundle: it embeds photos and knows no labels.",
-                remedy="Give --model the bundle that hubhead train made.",
+                f"{model.path} is a headless bundle: it embeds photos but has no labels.",
+                remedy="Give --model a bundle that hubhead train made.",
             )
     first = bundles[0]
     for before, model in pairwise(bundles):
@@ -268,19 +313,19 @@ def read_models(paths: Sequence[Path]) -> list[Bundle]:
             raise BundleError(
                 f"{first.path} and {model.path} have different backbones or preprocessing"
                 f" (fingerprints {first.metadata.fingerprint} and {model.metadata.fingerprint}).",
-                remedy="Score them in runs of their own, each with another --output.",
+                remedy="Score them in separate runs, each with its own --output.",
             )
         if model_key(before) == model_key(model):
             raise BundleError(
                 f"{before.path} and {model.path} would both be called {model.name}, version {model.version},"
                 " in the rows.",
-                remedy="Give each model once, and other models other names.",
+                remedy="Give each model once, and give different models different names.",
             )
     return bundles
 
 
 def describe_model(model: Bundle) -> dict[str, Any]:
-    """Name and version of a model, and a digest of what its answers depend on."""
+    """Return name, version and fingerprint of a model, and a digest of all that its scores depend on."""
     metadata = model.metadata
     rules = [metadata.fingerprint, metadata.labels, metadata.calibration, metadata.top_k]
     digest = hashlib.sha256(json.dumps(rules, sort_keys=True).encode())
@@ -294,22 +339,22 @@ def describe_model(model: Bundle) -> dict[str, Any]:
     }
 
 
-def _reserved(partition_by: str) -> dict[str, str]:
-    """The names that a column of a manifest may not have, and why."""
+def _reserved_columns(partition_by: str) -> dict[str, str]:
+    """Return the names that a pass-through column may not have, each with the reason for the error."""
     ours = {name: f"where {name} is one of hubhead's columns" for name in schema.COLUMNS}
     return ours | ({partition_by: f"which are partitioned by {partition_by}"} if partition_by else {})
 
 
-def _described(settings: ScoreSettings) -> dict[str, Any]:
-    """The settings as JSON values; of a server where it is and what it was asked for, no credentials."""
+def _settings_to_json(settings: ScoreSettings) -> dict[str, Any]:
+    """Return the settings as JSON values, with the address of a server but without its credentials."""
     models = [str(model) for model in settings.model]
-    described = {**asdict(settings), "model": models, "embedding_store": settings.store_root}
+    values = {**asdict(settings), "model": models, "embedding_store": settings.store_root}
     if settings.server:
-        described["server"] = {
+        values["server"] = {
             "server": settings.server.target,
             "model_name": settings.server.model or None,
             "model_version": settings.server.version,
             "label": settings.server.label,
             "timeout": settings.server.timeout,
         }
-    return described
+    return values
