@@ -1,1 +1,1 @@
-"""Statistics of a run: counts, progress, drift and sample photos."""
+"""Monitoring of runs: counts, progress, drift and sample photos."""

@@ -1,19 +1,20 @@
-"""What a run saw, small and mergeable, and how much two runs differ in it.
+"""Drift between two runs: small, mergeable sketches of what a run saw, and how much two of them differ.
 
-Kept are the counts of labels, a histogram of the best scores, and the first two moments of the
-embeddings. A difference is told beside what chance makes of two samples of one population,
-since a hundred photos always differ and a million differ significantly by nothing worth knowing.
+A sketch consists of label counts, a histogram of top scores, and the first two moments of the
+embeddings. Each difference is reported beside the size that chance alone explains: samples of a
+hundred photos always differ, and those of a million differ significantly even if the difference
+does not matter.
 
-* Labels and scores: the population stability index, the symmetric Kullback-Leibler divergence of
-  Jeffreys (1946). Times 1/(1/n + 1/m) it is chi-squared with B-1 degrees of freedom where nothing
-  changed (Yurdakul and Naranjo, Statistical properties of the population stability index, 2020).
-  Up to 0.1 is held to be stable, above 0.25 to be another population (Siddiqi, Credit risk
-  scorecards, 2006).
-* Embeddings: the distance of the means in units of the photos' own spread, the square root of the
-  trace of their covariance: Cohen's d in many dimensions. Where nothing changed the square of it is
+* Labels and scores: population stability index (PSI), the symmetric Kullback-Leibler divergence of
+  Jeffreys (1946). Divided by 1/n + 1/m it follows a chi-squared distribution with B-1 degrees of
+  freedom if nothing changed (Yurdakul and Naranjo, Statistical properties of the population
+  stability index, 2020). By convention, values up to 0.1 mean a stable population and values above
+  0.25 another one (Siddiqi, Credit risk scorecards, 2006).
+* Embeddings: distance of the means in units of the standard deviation, which is the square root of
+  the trace of the covariance (Cohen's d in many dimensions). If nothing changed, its square is
   1/n + 1/m on average (Bai and Saranadasa, Effect of high dimension, 1996). The moments are those of
-  a random projection to 64 dimensions by signs, which keeps distances to some 18 % (Achlioptas,
-  Database-friendly random projections, 2003), so that those of a shard take 2 KB and not 25.
+  a random sign projection to 64 dimensions, which preserves distances to within some 18 %
+  (Achlioptas, Database-friendly random projections, 2003). So a shard's moments take 2 KB, not 25.
 """
 
 from __future__ import annotations
@@ -31,34 +32,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = 20
-"""Of equal width, over scores from 0 to 1."""
+"""Number of equal bins of the score histogram, over scores from 0 to 1."""
 
 PROJECTION_DIMENSIONS = 64
-"""Dimensions that embeddings are projected to."""
+"""Number of dimensions that embeddings are projected to."""
 
 MODERATE_PSI, LARGE_PSI = 0.1, 0.25
-"""From where on a population stability index is worth a look, and another population."""
+"""Thresholds of the population stability index for a moderate and a large change."""
 
 MODERATE_SHIFT, LARGE_SHIFT = 0.2, 0.5
-"""The same of means of embeddings: what Cohen (1988) calls a small and a medium effect."""
+"""Thresholds of the embedding shift: small and medium effects as defined by Cohen (1988)."""
 
 ABSTAINED = ""
-"""Stands for rows without a label among labels; no label is empty."""
+"""Label that stands for rows without one; no real label is empty."""
 
 _CHANCE_SIGMAS = 3.0
-"""What chance may make: exceeded once in some 740 runs where nothing changed."""
+"""Standard deviations explained by chance, exceeded in about 1 of 740 runs if nothing changed."""
 
-_PACKED = "<f4"
+_FLOAT_FORMAT = "<f4"
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and scatter of projected embeddings.
+    """Count, mean and scatter of projected embeddings, mergeable by addition.
 
     Attributes:
-        count: embeddings.
+        count: number of embeddings.
         mean: float64 [PROJECTION_DIMENSIONS].
         scatter: float64 [PROJECTION_DIMENSIONS], sums of squared deviations from the mean.
     """
@@ -69,7 +70,7 @@ class Moments:
 
     @classmethod
     def from_embeddings(cls, vectors: NDArray[np.floating[Any]]) -> Self:
-        """Those of embeddings [N,D]."""
+        """Return the moments of embeddings [N,D]."""
         if not len(vectors):
             return cls()
         projected = (vectors.astype(np.float32) @ _projection(vectors.shape[1])).astype(np.float64)
@@ -77,25 +78,25 @@ class Moments:
         return cls(len(vectors), mean, np.square(projected - mean).sum(axis=0))
 
     def __add__(self, other: Moments) -> Moments:
-        """Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983."""
+        """Merge two samples (Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983)."""
         count = self.count + other.count
         if not count:
             return self
-        apart = other.mean - self.mean
+        delta = other.mean - self.mean
         weight = other.count / count
         return Moments(
             count,
-            self.mean + apart * weight,
-            self.scatter + other.scatter + np.square(apart) * self.count * weight,
+            self.mean + delta * weight,
+            self.scatter + other.scatter + np.square(delta) * self.count * weight,
         )
 
     @property
     def total_variance(self) -> float:
-        """Square of the photos' own spread: the trace of the covariance."""
+        """Trace of the covariance matrix: the sum of the variances of all dimensions."""
         return float(self.scatter.sum()) / max(1, self.count - 1)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the moments as JSON values."""
         return {
             "count": self.count,
             "mean": _encode_floats(self.mean),
@@ -103,24 +104,28 @@ class Moments:
         }
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any]) -> Self:
-        """Read what `to_json` gave.
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Parse the output of `to_json`.
 
         Raises:
-            ValueError, TypeError, KeyError, AttributeError: it is something else.
+            ValueError, TypeError, KeyError, AttributeError: the values have another form.
         """
         mean, scatter = (
-            np.frombuffer(base64.b64decode(said[name], validate=True), _PACKED).astype(np.float64)
+            np.frombuffer(base64.b64decode(values[name], validate=True), _FLOAT_FORMAT).astype(np.float64)
             for name in ("mean", "scatter")
         )
         if not mean.shape == scatter.shape == (PROJECTION_DIMENSIONS,):
-            raise ValueError(f"not {PROJECTION_DIMENSIONS} moments")
-        return cls(int(said["count"]), mean, scatter)
+            raise ValueError(f"expected moments of {PROJECTION_DIMENSIONS} dimensions")
+        return cls(int(values["count"]), mean, scatter)
 
 
 @cache
 def _projection(dimension: int) -> NDArray[np.float32]:
-    """Signs [D,PROJECTION_DIMENSIONS] by a hash, not by numpy's generators, whose streams may change."""
+    """Return the sign matrix float32 [D,PROJECTION_DIMENSIONS] of the random projection.
+
+    The signs come from a hash and not from numpy's generators, whose streams may change between
+    versions: moments of different runs are only comparable under the same projection.
+    """
     bits = hashlib.shake_256(f"hubhead.drift {dimension}".encode()).digest(
         dimension * PROJECTION_DIMENSIONS // 8
     )
@@ -129,18 +134,18 @@ def _projection(dimension: int) -> NDArray[np.float32]:
 
 
 def _encode_floats(values: Floats) -> str:
-    """Base64, so that they are no hundred lines of run.json."""
-    return base64.b64encode(values.astype(_PACKED).tobytes()).decode()
+    """Return numbers as base64, which keeps run.json free of long lists."""
+    return base64.b64encode(values.astype(_FLOAT_FORMAT).tobytes()).decode()
 
 
 @dataclass
 class DecisionCounts:
-    """What one model said, over the photos that it was asked about.
+    """Counts of one model's decisions, mergeable by addition.
 
     Attributes:
-        labels: rows by decided label.
-        abstained: rows of photos with an embedding, and no label.
-        scores: those of both by best score, in BINS.
+        labels: rows by predicted label.
+        abstained: rows of photos that have an embedding but no label.
+        scores: histogram of the top scores of both, in BINS bins.
     """
 
     labels: Counter[str] = field(default_factory=Counter)
@@ -149,7 +154,7 @@ class DecisionCounts:
 
     @staticmethod
     def histogram(scores: NDArray[np.floating[Any]]) -> list[int]:
-        """How many of these best scores are in each of BINS."""
+        """Return the number of top scores in each of BINS bins."""
         return np.histogram(scores, BINS, (0, 1))[0].tolist()
 
     def __add__(self, other: DecisionCounts) -> DecisionCounts:
@@ -157,20 +162,20 @@ class DecisionCounts:
         return DecisionCounts(self.labels + other.labels, self.abstained + other.abstained, scores)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the counts as JSON values."""
         labels = dict(sorted(self.labels.items()))
         return {"labels": labels, "abstained": self.abstained, "scores": self.scores}
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any]) -> Self:
-        """Read what `to_json` gave.
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Parse the output of `to_json`.
 
         Raises:
-            ValueError, TypeError, KeyError, AttributeError: it is something else.
+            ValueError, TypeError, KeyError, AttributeError: the values have another form.
         """
-        if len(said["scores"]) != BINS:
-            raise ValueError(f"not {BINS} bins")
-        return cls(Counter(said["labels"]), int(said["abstained"]), list(said["scores"]))
+        if len(values["scores"]) != BINS:
+            raise ValueError(f"expected a histogram of {BINS} bins")
+        return cls(Counter(values["labels"]), int(values["abstained"]), list(values["scores"]))
 
 
 # --- Differences ------------------------------------------------------------------------------------------
@@ -178,12 +183,12 @@ class DecisionCounts:
 
 @dataclass(frozen=True)
 class Change:
-    """How much something differs between two runs.
+    """A measured difference between two runs, with the thresholds that grade it.
 
     Attributes:
-        value: the measure, 0 where there is no difference.
-        chance: up to which it may come from chance alone.
-        moderate, large: from where on it matters.
+        value: size of the difference; 0 means none.
+        chance: largest value that chance alone explains.
+        moderate, large: smallest values that count as moderate and as large.
     """
 
     value: float
@@ -193,20 +198,22 @@ class Change:
 
     @property
     def level(self) -> str:
-        """`none`, `moderate` or `large`; what may be chance is none."""
+        """`none`, `moderate` or `large`; a difference that chance explains is `none`."""
         if self.value <= self.chance or self.value < self.moderate:
             return "none"
         return "moderate" if self.value < self.large else "large"
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the change as JSON values."""
         return {"value": self.value, "chance": self.chance, "level": self.level}
 
 
 def population_stability_index(now: Sequence[int], before: Sequence[int]) -> Change | None:
-    """The population stability index of two histograms of B bins; None where one is empty.
+    """Return the population stability index of two histograms; None if one is empty.
 
-    Half a count is added to every bin that either has, so that an empty one is no infinity.
+    Args:
+        now: counts of the current run, one per bin.
+        before: counts of the previous run, for the same bins.
     """
     counts = np.array([now, before], np.float64)
     counts = counts[:, counts.sum(axis=0) > 0]
@@ -214,29 +221,31 @@ def population_stability_index(now: Sequence[int], before: Sequence[int]) -> Cha
     if not sizes.all():
         return None
     bins = counts.shape[1]
-    shares = (counts + 0.5) / (sizes + 0.5 * bins)[:, None]
-    index = float(((shares[0] - shares[1]) * np.log(shares[0] / shares[1])).sum())
-    chance = float((1 / sizes).sum()) * _chi_squared(bins - 1)
+    # Half a count is added to each bin: the logarithm of an empty one would be infinite.
+    fractions = (counts + 0.5) / (sizes + 0.5 * bins)[:, None]
+    index = float(((fractions[0] - fractions[1]) * np.log(fractions[0] / fractions[1])).sum())
+    chance = float((1 / sizes).sum()) * _chi_squared_quantile(bins - 1)
     return Change(index, chance, MODERATE_PSI, LARGE_PSI)
 
 
 def embedding_shift(now: Moments, before: Moments) -> Change | None:
-    """The distance of two means in units of the photos' own spread; None where that is not known."""
+    """Return the distance of two means in pooled standard deviations; None if these are unknown or zero."""
     if min(now.count, before.count) < 2:
         return None
     pooled = (float(now.scatter.sum()) + float(before.scatter.sum())) / (now.count + before.count - 2)
     if not pooled:
         return None
     distance = float(np.linalg.norm(now.mean - before.mean)) / math.sqrt(pooled)
-    # Of one dimension, which is the widest that chance can be: chi-squared with one degree of freedom.
+    # The distance varies most if all variance lies in one dimension, so the bound assumes that case:
+    # chi-squared with one degree of freedom.
     chance = _CHANCE_SIGMAS * math.sqrt(1 / now.count + 1 / before.count)
     return Change(distance, chance, MODERATE_SHIFT, LARGE_SHIFT)
 
 
 def list_label_counts(now: DecisionCounts, before: DecisionCounts) -> list[tuple[str, int, int]]:
-    """(label, rows now, rows before) of every label that either has, the most frequent first.
+    """Return (label, rows now, rows before) of every label in either run, most frequent first.
 
-    ABSTAINED is the last one, where there are rows without a label.
+    Rows without a label come last, under the label ABSTAINED, if there are any.
     """
     names = sorted({*now.labels, *before.labels}, key=lambda name: (-now.labels[name], name))
     counts = [(name, now.labels[name], before.labels[name]) for name in names]
@@ -245,7 +254,7 @@ def list_label_counts(now: DecisionCounts, before: DecisionCounts) -> list[tuple
 
 
 def compare_counts(now: DecisionCounts, before: DecisionCounts) -> dict[str, Change]:
-    """The differences of labels and of scores, as far as they are known."""
+    """Return the changes of `labels` and of `scores`, where both runs have any."""
     counts = list_label_counts(now, before)
     found = {
         "labels": population_stability_index([row[1] for row in counts], [row[2] for row in counts]),
@@ -254,8 +263,8 @@ def compare_counts(now: DecisionCounts, before: DecisionCounts) -> dict[str, Cha
     return {name: change for name, change in found.items() if change is not None}
 
 
-def _chi_squared(degrees: int) -> float:
-    """The quantile at _CHANCE_SIGMAS of chi-squared (Wilson and Hilferty, 1931)."""
+def _chi_squared_quantile(degrees: int) -> float:
+    """Return the chi-squared quantile at _CHANCE_SIGMAS (approximation of Wilson and Hilferty, 1931)."""
     if not degrees:
         return 0.0
     part = 2 / (9 * degrees)

@@ -1,4 +1,4 @@
-"""How a run gets on, told on stderr: a bar on a terminal, lines elsewhere."""
+"""Progress of a run on stderr: a progress bar on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,61 +12,66 @@ from dataclasses import dataclass, field
 from batch.monitoring.stats import Progress
 
 WINDOW_SECONDS = 30.0
-"""Seconds that the rate is taken over: it follows what the storage does, and not every micro-batch."""
+"""Length of the window over which the rate is averaged: it smooths over micro-batches, but follows
+changes in the storage's speed."""
 
-_SHORTEST = 2.0
-_BETWEEN_SAMPLES = 0.5
-_FIRST_LINE, _LONGEST_BETWEEN_LINES = 5.0, 60.0
+_MIN_WINDOW_SECONDS = 2.0
+_SAMPLE_SECONDS = 0.5
+_FIRST_LINE_SECONDS, _MAX_LINE_SECONDS = 5.0, 60.0
 
 Clock = Callable[[], float]
 
 
 @dataclass
 class RateEstimator:
-    """The recent rate of a run, and the time that the rest takes at it.
+    """Recent rate of a run and estimated time left, from a sliding window of samples.
 
     Attributes:
-        clock: seconds, rising.
-        progress: the last that was heard.
+        clock: monotonic clock in seconds.
+        progress: latest progress reported.
     """
 
     clock: Clock = time.monotonic
     progress: Progress = field(default_factory=lambda: Progress(0, 0, 0))
-    _samples: deque[tuple[float, int]] = field(default_factory=deque)
+    _samples: deque[tuple[float, int]] = field(default_factory=deque)  # (time, photos worked on)
 
     def update(self, progress: Progress) -> None:
-        """Take in how far the run has come; another total is another run."""
+        """Add a sample. Another total, or fewer photos than before, starts a new run."""
         now, before = self.clock(), self.progress
         if progress.total != before.total or progress.done < before.done:
             self._samples.clear()
-        # From the first photos on: loading the model tells nothing of the rate.
-        if progress.worked and (not self._samples or now - self._samples[-1][0] >= _BETWEEN_SAMPLES):
+        # Samples start with the first photos: loading the model must not lower the rate.
+        if progress.worked and (not self._samples or now - self._samples[-1][0] >= _SAMPLE_SECONDS):
             self._samples.append((now, progress.worked))
         self.progress = progress
-        self._forget(now)
+        self._discard_old(now)
 
     @property
     def rate(self) -> float | None:
-        """Photos a second over the last WINDOW_SECONDS, the silence since the last report included."""
+        """Photos per second over the last WINDOW_SECONDS; None until two seconds are measured.
+
+        The time since the latest report counts too, so the rate of a run that stalls falls.
+        """
         now = self.clock()
-        self._forget(now)
-        if not self._samples or now - self._samples[0][0] < _SHORTEST:
+        self._discard_old(now)
+        if not self._samples or now - self._samples[0][0] < _MIN_WINDOW_SECONDS:
             return None
         began, worked = self._samples[0]
         return (self.progress.worked - worked) / (now - began)
 
     @property
     def seconds_left(self) -> float | None:
-        """None where nothing can be said."""
+        """Estimated seconds until the run ends; None while the rate is unknown or zero."""
         rate = self.rate
         return (self.progress.total - self.progress.done) / rate if rate else None
 
-    def _forget(self, now: float) -> None:
+    def _discard_old(self, now: float) -> None:
+        # The sample at the start of the window is kept, even if it is older than the window.
         while len(self._samples) > 1 and now - self._samples[1][0] >= WINDOW_SECONDS:
             self._samples.popleft()
 
     def __str__(self) -> str:
-        """The rate and the time left, for people; empty as long as neither is known."""
+        """Return the rate and the time left as text; empty while the rate is unknown."""
         rate, left = self.rate, self.seconds_left
         words = [] if rate is None else [f"{rate:,.0f} photos/s" if rate >= 10 else f"{rate:.1f} photos/s"]
         if left is not None and self.progress.done < self.progress.total:
@@ -75,7 +80,7 @@ class RateEstimator:
 
 
 def format_duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
+    """Return a duration as `45 s`, `12 min`, `3 h 05 min` or `2 d 4 h`."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -87,7 +92,12 @@ def format_duration(seconds: float) -> str:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """What a run may call with its progress, from one thread at a time."""
+    """Display the progress of a run within a `with` block.
+
+    Yields:
+        Callback that takes the progress, from one thread at a time. If stderr is not a terminal,
+        the callback writes log lines.
+    """
     if not sys.stderr.isatty():
         yield LogReporter()
         return
@@ -97,13 +107,14 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
 
     estimator = RateEstimator()
     columns = (
-        TextColumn("{task.fields[far]}"),
+        TextColumn("{task.fields[position]}"),
         BarColumn(),
         TextColumn("{task.percentage:.0f} %"),
-        TextColumn("{task.fields[pace]!s}{task.fields[rejected]}"),  # the pace at every refresh, not report
+        # The field is the estimator itself: its text is current at every refresh, not only at reports.
+        TextColumn("{task.fields[estimator]!s}{task.fields[rejected]}"),
     )
     bar = Bar(*columns, console=Console(stderr=True))
-    task = bar.add_task("", total=0, far="", estimator=estimator, rejected="")
+    task = bar.add_task("", total=0, position="", estimator=estimator, rejected="")
 
     def report(progress: Progress) -> None:
         estimator.update(progress)
@@ -111,10 +122,10 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
             task,
             completed=progress.done,
             total=progress.total,
-            far=_far(progress),
-            rejected=_rejected(progress.rejected),
+            position=_format_position(progress),
+            rejected=_format_rejected(progress.rejected),
         )
-        # On the screen only while photos are worked on, so that no other line falls into it.
+        # Shown only while there is work left, so that other output does not break the bar.
         if progress.done < progress.total:
             bar.start()
         else:
@@ -127,37 +138,42 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
 
 
 class LogReporter:
-    """Progress as lines, for logs: soon the first one, later one a minute, and one at the end.
+    """Progress callback that writes lines for logs.
 
-    A run that is over before the first is due says nothing.
+    The first line comes after 5 seconds. The interval then doubles up to a minute, and the end of
+    the run gets a line of its own. A run that ends before the first line is due writes nothing.
+
+    Args:
+        clock: monotonic clock in seconds.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._estimator = RateEstimator(clock)
         self._clock = clock
-        self._wait = _FIRST_LINE
-        self._due = clock() + self._wait
-        self._said = False
+        self._interval = _FIRST_LINE_SECONDS
+        self._due = clock() + self._interval
+        self._wrote_line = False
 
     def __call__(self, progress: Progress) -> None:
         self._estimator.update(progress)
         ended = progress.done >= progress.total
-        if self._clock() < self._due and not (ended and self._said):
+        if self._clock() < self._due and not (ended and self._wrote_line):
             return
-        share = f" ({100 * progress.done / progress.total:.0f} %)" if progress.total else ""
-        words = [_far(progress) + (share if not progress.listing else ""), str(self._estimator)]
-        line = ", ".join(word for word in words if word) + _rejected(progress.rejected)
+        percent = f" ({100 * progress.done / progress.total:.0f} %)" if progress.total else ""
+        words = [_format_position(progress) + (percent if not progress.listing else ""), str(self._estimator)]
+        line = ", ".join(word for word in words if word) + _format_rejected(progress.rejected)
         print(line, file=sys.stderr, flush=True)
-        self._said = not ended
-        self._wait = _FIRST_LINE if ended else min(2 * self._wait, _LONGEST_BETWEEN_LINES)
-        self._due = self._clock() + self._wait
+        # The next phase, such as scoring after listing, starts over with the short interval.
+        self._wrote_line = not ended
+        self._interval = _FIRST_LINE_SECONDS if ended else min(2 * self._interval, _MAX_LINE_SECONDS)
+        self._due = self._clock() + self._interval
 
 
-def _far(progress: Progress) -> str:
+def _format_position(progress: Progress) -> str:
     if progress.listing:
         return f"{progress.total:,} photos listed"
     return f"{progress.done:,} of {progress.total:,} photos"
 
 
-def _rejected(count: int) -> str:
+def _format_rejected(count: int) -> str:
     return f", {count:,} rejected" if count else ""

@@ -1,8 +1,8 @@
-"""A few photos that stand for each label and for each reason of a rejection, chosen alike by every run.
+"""Sample photos of each label and of each reason for rejection, the same in every run.
 
-Chosen are those whose content has the lowest hash, and of the rejected ones the first by uri: a choice
-that does not depend on how the photos were cut into shards, that can be merged, and in which no picture
-is shown twice.
+For each label, the photos whose content has the lowest hash are chosen; for each status of rejected
+photos, the first ones by uri. So the choice does not depend on how photos are split into shards, can
+be merged, and never contains two copies of a photo.
 """
 
 from __future__ import annotations
@@ -19,22 +19,26 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MAX_PER_LABEL = 4
+"""Sample photos of each label."""
+
 MAX_PER_STATUS = 5
+"""Sample photos of each status of rejected photos."""
+
 MAX_LABELS = 32
-"""The most frequent labels of a shard; a model may have thousands."""
+"""Labels of a shard that get sample photos, most frequent first; a model may have thousands."""
 
 _KEY_DIGITS = 16
 
 
 @dataclass(frozen=True, order=True)
 class Example:
-    """One photo.
+    """A sample photo, ordered by key and uri.
 
     Attributes:
-        key: what it was chosen by before its uri: the beginning of its content's hash, "" if rejected.
-        uri: of the photo.
-        score: of its label; None where it was rejected.
-        detail: why it was rejected; None where it was not, or nothing more is known.
+        key: first digits of the sha256 of the content; "" if the photo was rejected.
+        uri: address of the photo.
+        score: score of its label; None if the photo was rejected.
+        detail: reason for the rejection; None if the photo was accepted or no reason is known.
     """
 
     key: str
@@ -43,65 +47,67 @@ class Example:
     detail: str | None = field(default=None, compare=False)
 
 
-Chosen = Mapping[str, tuple[Example, ...]]
+ExamplesByName = Mapping[str, tuple[Example, ...]]
+"""Sample photos by label, or by status."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """The photos chosen.
+    """Sample photos of a shard or a run, mergeable by addition.
 
     Attributes:
-        models: by `name/version`, then label.
-        rejected: by status.
+        models: sample photos of each label, by the model's `name/version`.
+        rejected: sample photos of each status of rejected photos.
     """
 
-    models: Mapping[str, Chosen] = field(default_factory=dict)
-    rejected: Chosen = field(default_factory=dict)
+    models: Mapping[str, ExamplesByName] = field(default_factory=dict)
+    rejected: ExamplesByName = field(default_factory=dict)
 
     def __add__(self, other: Examples) -> Examples:
         names = {**self.models, **other.models}
         return Examples(
             {
-                name: _merged(self.models.get(name, {}), other.models.get(name, {}), MAX_PER_LABEL)
+                name: _merge(self.models.get(name, {}), other.models.get(name, {}), MAX_PER_LABEL)
                 for name in names
             },
-            _merged(self.rejected, other.rejected, MAX_PER_STATUS),
+            _merge(self.rejected, other.rejected, MAX_PER_STATUS),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        models = {name: _listed(self.models[name]) for name in sorted(self.models)}
-        return {"models": models, "rejected": _listed(self.rejected)}
+        """Return the sample photos as JSON values."""
+        models = {name: _to_json_values(self.models[name]) for name in sorted(self.models)}
+        return {"models": models, "rejected": _to_json_values(self.rejected)}
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any]) -> Self:
-        """Read what `to_json` gave.
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Parse the output of `to_json`.
 
         Raises:
-            ValueError, TypeError, KeyError, AttributeError: it is something else.
+            ValueError, TypeError, KeyError, AttributeError: the values have another form.
         """
-        models = {name: _chosen(chosen) for name, chosen in said["models"].items()}
-        return cls(models, _chosen(said["rejected"]))
+        models = {name: _from_json_values(examples) for name, examples in values["models"].items()}
+        return cls(models, _from_json_values(values["rejected"]))
 
 
 def choose_examples(tables: Mapping[str, pa.Table]) -> Examples:
-    """The photos that stand for a shard.
+    """Choose the sample photos of a shard.
 
     Args:
-        tables: its rows, by the `name/version` of the model.
+        tables: rows of the shard, by the model's `name/version`.
     """
-    rejected = [Examples({}, _rejected(table)) for table in tables.values()]
-    return sum(rejected, Examples({name: _of_labels(table) for name, table in tables.items()}))
+    rejected = [Examples({}, _choose_rejected(table)) for table in tables.values()]
+    return sum(rejected, Examples({name: _choose_by_label(table) for name, table in tables.items()}))
 
 
-def _of_labels(table: Any) -> dict[str, tuple[Example, ...]]:
+def _choose_by_label(table: Any) -> dict[str, tuple[Example, ...]]:
     import pyarrow.compute as pc
 
     table = table.select(["uri", "sha256", "label", "score"]).filter(pc.is_valid(table["label"]))
     order = table.take(pc.sort_indices(table, [("sha256", "ascending"), ("uri", "ascending")]))
-    names, codes = _codes(order["label"])
-    _, contents = _codes(order["sha256"])
-    is_first = np.ones(len(contents), bool)  # of its content, since copies stand side by side
+    names, codes = _encode_column(order["label"])
+    _, contents = _encode_column(order["sha256"])
+    # Sorted by digest, copies of a photo are adjacent: only the first of each is eligible.
+    is_first = np.ones(len(contents), bool)
     is_first[1:] = contents[1:] != contents[:-1]
     counts = np.bincount(codes, minlength=len(names))
     frequent = sorted(range(len(names)), key=lambda code: (-counts[code], names[code]))[:MAX_LABELS]
@@ -114,42 +120,42 @@ def _of_labels(table: Any) -> dict[str, tuple[Example, ...]]:
     return found
 
 
-def _codes(column: Any) -> tuple[list[str], Any]:
-    """The distinct values, and which of them each row has."""
+def _encode_column(column: Any) -> tuple[list[str], Any]:
+    """Return the distinct values of a column, and for each row the index of its value."""
     encoded = column.combine_chunks().dictionary_encode()
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
 
 
-def _rejected(table: Any) -> dict[str, tuple[Example, ...]]:
+def _choose_rejected(table: Any) -> dict[str, tuple[Example, ...]]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
     usable = pa.array([status.value for status in Status if status.usable])
-    refused = table.select(["uri", "status", "detail"]).filter(
+    rejected = table.select(["uri", "status", "detail"]).filter(
         pc.invert(pc.is_in(table["status"], value_set=usable))
     )
     found: dict[str, list[Example]] = {}
-    for row in refused.sort_by("uri").to_pylist():
-        chosen = found.setdefault(row["status"], [])
-        if len(chosen) < MAX_PER_STATUS:
-            chosen.append(Example("", row["uri"], None, row["detail"]))
-    return {status: tuple(chosen) for status, chosen in sorted(found.items())}
+    for row in rejected.sort_by("uri").to_pylist():
+        examples = found.setdefault(row["status"], [])
+        if len(examples) < MAX_PER_STATUS:
+            examples.append(Example("", row["uri"], None, row["detail"]))
+    return {status: tuple(examples) for status, examples in sorted(found.items())}
 
 
-def _merged(one: Chosen, other: Chosen, most: int) -> dict[str, tuple[Example, ...]]:
-    """The first `most` of each name; of copies of a photo one."""
+def _merge(one: ExamplesByName, other: ExamplesByName, limit: int) -> dict[str, tuple[Example, ...]]:
+    """Return the first `limit` distinct photos of each name; of several copies one is kept."""
     found = {}
     for name in sorted({*one, *other}):
         distinct: dict[str, Example] = {}
         for example in sorted((*one.get(name, ()), *other.get(name, ()))):
             distinct.setdefault(example.key or example.uri, example)
-        found[name] = tuple(distinct.values())[:most]
+        found[name] = tuple(distinct.values())[:limit]
     return found
 
 
-def _listed(chosen: Chosen) -> dict[str, Any]:
-    return {name: [vars(example) for example in chosen[name]] for name in sorted(chosen)}
+def _to_json_values(examples: ExamplesByName) -> dict[str, Any]:
+    return {name: [vars(example) for example in examples[name]] for name in sorted(examples)}
 
 
-def _chosen(said: Mapping[str, Any]) -> dict[str, tuple[Example, ...]]:
-    return {name: tuple(Example(**example) for example in examples) for name, examples in said.items()}
+def _from_json_values(values: Mapping[str, Any]) -> dict[str, tuple[Example, ...]]:
+    return {name: tuple(Example(**example) for example in examples) for name, examples in values.items()}

@@ -1,4 +1,4 @@
-"""What a run counts and times, while it goes on and when it is done."""
+"""Counts and timings of a run: its progress while it runs, its statistics at the end."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from serving.contract import Status
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come.
+    """Progress of a run, in photos.
 
     Attributes:
-        done: photos with a result, those known from earlier runs included.
+        done: photos with a result, including those from previous runs.
         total: photos of the run.
-        rejected: of those done, how many have no embedding; copies of a rejected photo count once.
-        known: of those done, how many were so before this run, and tell nothing of its speed.
-        listing: whether the photos are still being listed, and `total` is what was found so far.
+        rejected: photos among `done` without an embedding; copies of a rejected photo count once.
+        known: photos among `done` whose result comes from a previous run; they do not count for
+            the rate.
+        listing: whether the photos are still being listed; `total` is then the number so far.
     """
 
     done: int
@@ -35,12 +36,17 @@ class Progress:
 
     @property
     def worked(self) -> int:
-        """Photos that this run brought to their result."""
+        """Photos that this run processed."""
         return self.done - self.known
 
 
 class Meter:
-    """DecisionCounts photos across threads and tells `report` at every micro-batch."""
+    """Thread-safe counter of photos that reports progress after every update.
+
+    Args:
+        total: photos of the run.
+        report: called with the progress, from one thread at a time; None for no reports.
+    """
 
     def __init__(self, total: int = 0, report: Callable[[Progress], None] | None = None) -> None:
         self._progress = Progress(0, total, 0)
@@ -48,12 +54,12 @@ class Meter:
         self._lock = threading.Lock()
 
     def add(self, done: int, rejected: int = 0, *, known: bool = False) -> None:
-        """Count photos that have their result, and how many of them were rejected.
+        """Count photos that have a result now.
 
         Args:
-            done: photos.
-            rejected: of these.
-            known: they had it before this run.
+            done: number of photos.
+            rejected: number of photos among them that were rejected.
+            known: whether their result comes from a previous run.
         """
         with self._lock:
             before = self._progress
@@ -69,21 +75,22 @@ class Meter:
 
 @dataclass
 class Stats:
-    """Figures of one shard, or of many added up.
+    """Statistics of a shard, or the sum over several shards.
 
     Attributes:
-        photos: photos, each once.
-        rows: rows of the scores: photos times models, where none is left out.
+        photos: number of photos, without duplicates.
+        rows: rows of the scores: photos times models, unless some models skip a photo.
         statuses: photos by status.
-        models: what each model decided, by `name/version`.
-        embeddings: moments of those of the distinct photos of each shard.
-        examples: photos that stand for the labels and for the reasons of rejections.
-        embedded: contents that the backbone was run on.
-        reused: photos whose embedding was in the store, or belongs to an identical photo.
-        read_bytes: bytes of the photos that were read.
-        seconds: by stage; `read` and `convert` are sums over the reader threads, which overlap `embed`.
-        elapsed: seconds from beginning to end.
-        core_seconds: `elapsed` times the cores that were taken.
+        models: decisions of each model, by `name/version`.
+        embeddings: moments of the embeddings, over the distinct photos of each shard.
+        examples: sample photos of each label and of each reason for rejection.
+        embedded: distinct contents that the backbone processed.
+        reused: photos whose embedding was in the store or belongs to an identical photo.
+        read_bytes: bytes of photos read.
+        seconds: seconds by stage; `read` and `convert` are sums over reader threads that run
+            in parallel with `embed`.
+        elapsed: seconds from start to end.
+        core_seconds: `elapsed` times the number of cores used.
     """
 
     photos: int = 0
@@ -123,13 +130,13 @@ class Stats:
 
     @property
     def labels(self) -> Counter[str]:
-        """Rows by decided label, of all models."""
-        return sum((said.labels for said in self.models.values()), Counter())
+        """Rows by predicted label, over all models."""
+        return sum((counts.labels for counts in self.models.values()), Counter())
 
     @property
     def abstained(self) -> int:
-        """Rows of photos with an embedding, and no label, of all models."""
-        return sum(said.abstained for said in self.models.values())
+        """Rows of photos that have an embedding but no label, over all models."""
+        return sum(counts.abstained for counts in self.models.values())
 
     @property
     def rejected(self) -> int:
@@ -138,17 +145,17 @@ class Stats:
 
     @contextmanager
     def time_stage(self, stage: str) -> Iterator[None]:
-        """Add the time of a block to a stage."""
+        """Measure a `with` block and add its time to a stage."""
         start = time.perf_counter()
         yield
         self.add_seconds(stage, time.perf_counter() - start)
 
     def add_seconds(self, stage: str, seconds: float) -> None:
-        """Add time that was measured elsewhere to a stage."""
+        """Add seconds that were measured elsewhere to a stage."""
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def to_json(self) -> str:
-        """The stats as a JSON object."""
+        """Return the statistics as the text of a JSON object."""
         parts = {
             "models": {name: decisions.to_json() for name, decisions in self.models.items()},
             "embeddings": self.embeddings.to_json(),
@@ -158,15 +165,15 @@ class Stats:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Stats:
-        """Read what `to_json` wrote.
+        """Parse the output of `to_json`.
 
         Raises:
-            ValueError, TypeError, KeyError, AttributeError: it is something else.
+            ValueError, TypeError, KeyError, AttributeError: the text is not such an object.
         """
         content = json.loads(text)
         parts = {
             "statuses": Counter(content["statuses"]),
-            "models": {name: DecisionCounts.from_json(said) for name, said in content["models"].items()},
+            "models": {name: DecisionCounts.from_json(values) for name, values in content["models"].items()},
             "embeddings": Moments.from_json(content["embeddings"]),
             "examples": Examples.from_json(content["examples"]),
         }
