@@ -16,9 +16,9 @@ from tests.support.head import sample_features
 from tests.support.trained import train_once
 from trainer import heads
 from trainer.dataset.download import cache_directory
-from trainer.dataset.samples import sample_photos
-from trainer.evaluation import abstention
-from trainer.evaluation.abstention import Novelty, auroc, leave_labels_out
+from trainer.dataset.samples import fetch_sample_photos
+from trainer.evaluation.novelty import Novelty
+from trainer.evaluation.open_set import auroc, draw_hidden_classes, leave_labels_out
 from trainer.heads import Floats, Ints
 
 Score = Callable[[Novelty, Floats, Ints, Floats], Floats]
@@ -78,7 +78,7 @@ SCORES: dict[str, Score] = {
 def areas_under_curve(embeddings: Floats, targets: Ints, classes: int, draws: int) -> dict[str, float]:
     """Return the AUROC of every score with 3 labels hidden, the mean over the draws."""
     areas: dict[str, list[float]] = {name: [] for name in SCORES}
-    for draw, hidden in enumerate(abstention._hidden(classes, 3, draws, seed=1)):
+    for draw, hidden in enumerate(draw_hidden_classes(classes, 3, draws, seed=1)):
         is_hidden = np.isin(targets, hidden)
         rows = np.flatnonzero(~is_hidden)
         _, known = np.unique(targets[rows], return_inverse=True)
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=20, help="draws of hidden labels (default 20)")
     options = parser.parse_args()
     cache = cache_directory()
-    trained = train_once(cache, sample_photos(cache))
+    trained = train_once(cache, fetch_sample_photos(cache))
     embeddings, targets, classes = sample_features(trained)
     labels = list(trained.result.labels)
     for hidden in (2, 3):

@@ -64,9 +64,9 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="a folder of labels (default: the sample photos)")
     parser.add_argument("--seeds", type=int, default=4, help="repeats (default 4)")
     options = parser.parse_args()
-    from trainer.dataset.samples import sample_photos
+    from trainer.dataset.samples import fetch_sample_photos
 
-    photos, targets = labelled(options.photos or sample_photos(cache_directory()).directory)
+    photos, targets = labelled(options.photos or fetch_sample_photos(cache_directory()).directory)
     network = backbones.load(backbones.DEFAULT, cache_directory())
     height, width = network.image_size
     print(f"{len(photos)} photos, {FOLDS} folds, {options.seeds} seeds")

@@ -93,13 +93,13 @@ def enlarged(content: bytes, draw: np.random.Generator) -> bytes:
 def downscale(model: Path, samples: int, large: int) -> None:
     """Print how the answers agree."""
     from serving import bundle, runtime
-    from trainer.dataset.samples import sample_photos
+    from trainer.dataset.samples import fetch_sample_photos
 
     loaded = runtime.load(bundle.resolve(model))
     shape = loaded.signatures[contract.CLASSIFY_PIXELS].inputs[contract.PIXELS].shape
     assert shape is not None
     side = DOWNSCALE_FACTOR * max(size for size in shape[1:3] if size)
-    paths = sorted(sample_photos(cache_directory()).directory.glob("*/*"))
+    paths = sorted(fetch_sample_photos(cache_directory()).directory.glob("*/*"))
     draw = np.random.default_rng(1)
     step = max(1, len(paths) // samples)
     # As they come, and at the size that is worth reducing.

@@ -72,9 +72,9 @@ def speed(place: Path, rounds: int) -> None:
     """Print the table of milliseconds."""
     import tensorflow as tf
 
-    from trainer.dataset.samples import sample_photos
+    from trainer.dataset.samples import fetch_sample_photos
 
-    samples = sorted(sample_photos(cache_directory()).directory.glob("*/*"))[:64]
+    samples = sorted(fetch_sample_photos(cache_directory()).directory.glob("*/*"))[:64]
     sets = {
         "4000 x 3000": camera.resized(place, 4000, 3000, 8),
         "sample photos": [path.read_bytes() for path in samples],

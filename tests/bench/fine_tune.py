@@ -241,9 +241,9 @@ def main() -> None:
     parser.add_argument("--depth", type=float, default=FineTuneSettings.depth)
     parser.add_argument("--tune_alone", action="store_true", help="leave the settings without it out")
     options = parser.parse_args()
-    from trainer.dataset.samples import sample_photos
+    from trainer.dataset.samples import fetch_sample_photos
 
-    photos, targets = labelled(options.photos or sample_photos(cache_directory()).directory)
+    photos, targets = labelled(options.photos or fetch_sample_photos(cache_directory()).directory)
     print(f"{len(photos)} photos, {FOLDS} folds; ± and brackets are 95 % intervals\n")
     print(
         "| | seeds | accuracy | against the first | log-loss | against the first |\n|---|---|---|---|---|---|"

@@ -18,8 +18,8 @@ from tests.support.head import of_length_one, predict, sample_features, yardstic
 from tests.support.trained import train_once
 from trainer import heads
 from trainer.dataset.download import cache_directory
-from trainer.dataset.samples import sample_photos
-from trainer.evaluation.cross_validation import cross_validate
+from trainer.dataset.samples import fetch_sample_photos
+from trainer.evaluation.cross_validation import CrossValidationScheme, cross_validate
 from trainer.evaluation.metrics import proportion
 from trainer.heads import Floats, HeadSettings, Ints
 
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4, help="repeats (default 4)")
     options = parser.parse_args()
     cache = cache_directory()
-    trained = train_once(cache, sample_photos(cache))
+    trained = train_once(cache, fetch_sample_photos(cache))
     features, targets, classes = sample_features(trained)
     fits: dict[str, Fit] = {kind: fit_kind(kind) for kind in KINDS}
     fits |= {"scikit-learn, C=30": fit_scikit_learn, "retrain.py": fit_retrain}
@@ -109,7 +109,10 @@ def main() -> None:
         share = proportion(round(accuracy * len(targets)), len(targets))
         print(f"{name:20} {share}, log-loss {loss:.3f}, mean of {options.seeds} x {FOLDS} folds", flush=True)
     validated = cross_validate(
-        features, targets, list(trained.result.labels), repeats=options.seeds, seed=100
+        features,
+        targets,
+        list(trained.result.labels),
+        scheme=CrossValidationScheme(repeats=options.seeds, seed=100),
     )
     for run in validated.runs:
         assert run.calibration

@@ -205,9 +205,9 @@ def main() -> None:
     options = parser.parse_args()
 
     from trainer.dataset.download import cache_directory
-    from trainer.dataset.samples import sample_photos
+    from trainer.dataset.samples import fetch_sample_photos
 
-    paths = sorted(sample_photos(cache_directory()).directory.glob("*/*"))[:128]
+    paths = sorted(fetch_sample_photos(cache_directory()).directory.glob("*/*"))[:128]
     os.environ["BENCH_PHOTOS"] = json.dumps([str(path) for path in paths])
     photos = [path.read_bytes() for path in paths]
     print(f"load before: {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")

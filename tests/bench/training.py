@@ -28,7 +28,7 @@ from tests.bench import retrain_way
 from tests.bench.retrain_way import STEPS, Took
 from trainer import backbones
 from trainer.dataset.download import cache_directory
-from trainer.dataset.samples import sample_photos
+from trainer.dataset.samples import fetch_sample_photos
 
 ORIGINAL = 258.0, 231.0
 """Seconds of the original retrain.py, first and from its text files: measured once, on a machine of 2 cores
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--retrain_steps", type=int, default=200, help="of the other way (default 200)")
     options = parser.parse_args()
     kept = cache_directory()
-    photos = sample_photos(kept).directory
+    photos = fetch_sample_photos(kept).directory
     took = retrain(photos, options.retrain_steps)
     print(
         f"retrain.py's way: start {took.start:.1f} s, features {took.features:.1f} s, a step"

@@ -158,9 +158,9 @@ def _frozen() -> Any:
 @cache
 def photos() -> list[bytes]:
     from trainer.dataset.download import cache_directory
-    from trainer.dataset.samples import sample_photos
+    from trainer.dataset.samples import fetch_sample_photos
 
-    directory = sample_photos(cache_directory()).directory
+    directory = fetch_sample_photos(cache_directory()).directory
     return [path.read_bytes() for path in sorted(directory.glob("*/*"))]
 
 

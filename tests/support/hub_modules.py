@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.dataset.download import cache_directory
-from trainer.dataset.samples import all_photos
+from trainer.dataset.samples import fetch_all_photos
 
 
 def small_module(
@@ -117,6 +117,6 @@ def pixels(names: list[str]) -> NDArray[np.float32]:
 
     photos = []
     for name in names:
-        with Image.open(all_photos(cache_directory()) / f"{name}.jpeg") as image:
+        with Image.open(fetch_all_photos(cache_directory()) / f"{name}.jpeg") as image:
             photos.append(np.asarray(image.convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)))
     return np.stack(photos).astype(np.float32) / 255

@@ -14,10 +14,10 @@ from PIL import Image
 from tests.support.live_comparison import FINGERPRINT, sha, written
 from trainer import heads, report
 from trainer.dataset import Example, Subset, near_duplicates
-from trainer.dataset.near_duplicates import Duplicates
+from trainer.dataset.near_duplicates import DuplicateReport
 from trainer.evaluation import metrics
-from trainer.evaluation.cross_validation import cross_validate
-from trainer.evaluation.features import Verdicts
+from trainer.evaluation.cross_validation import CrossValidationScheme, cross_validate
+from trainer.evaluation.features import HeadPredictions
 from trainer.training import live_comparison
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def made(
     photos: int = 12,
     noise: float = 0.4,
     tested: bool = True,
-    found: Duplicates | None = None,
+    found: DuplicateReport | None = None,
     judged: bool = False,
 ) -> Made:
     """A report of a head on random embeddings; the photos are there and small.
@@ -80,17 +80,19 @@ def made(
             features[tested_rows],
             probabilities[tested_rows],
         )
-        validated = cross_validate(features, targets, labels, folds=2, repeats=2)
+        validated = cross_validate(
+            features, targets, labels, scheme=CrossValidationScheme(folds=2, repeats=2)
+        )
     composed = report.compose(
         "made up",
         labels,
         examples,
         subsets,
-        Verdicts.of_probabilities(probabilities, targets),
+        HeadPredictions.from_probabilities(probabilities, targets),
         selection=selection,
         held_out=metrics.evaluate(selection.probabilities, selection.targets, labels),
         test=metrics.evaluate(probabilities[is_tested], targets[is_tested], labels) if tested else None,
-        duplicates=found or Duplicates((), (), near_duplicates.THRESHOLD, len(targets), len(targets)),
+        duplicates=found or DuplicateReport((), (), near_duplicates.THRESHOLD, len(targets), len(targets)),
         comparison=comparison,
         cross_validation=validated,
         top=str(top),

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from serving.errors import FetchError
 from trainer.backbones.interface import first_line
-from trainer.dataset.download import Progress
+from trainer.dataset.download import ProgressLogger
 
 TIMEOUT = 60.0
 """Seconds without a byte after which a server counts as silent; tensorflow-hub would wait for ever."""
@@ -31,7 +31,7 @@ TIMEOUT = 60.0
 ELSEWHERE = "or download it elsewhere and give its directory"
 
 
-def fetch(address: str, cache: Path, *, progress: Progress) -> str:
+def fetch(address: str, cache: Path, *, progress: ProgressLogger) -> str:
     """The directory of the module at an address.
 
     Args:

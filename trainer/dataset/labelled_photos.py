@@ -1,4 +1,4 @@
-"""Photos to judge a bundle by: a folder for each label, or a manifest."""
+"""Photos to evaluate a bundle on, from a directory with one folder per label or from a list."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _SUFFIXES = {f".{name}" for name in ("jpg", "jpeg", "jpe", "jfif", "png", "gif",
 
 
 @dataclass(frozen=True)
-class Photo:
-    """One photo.
+class EvaluationPhoto:
+    """One photo to evaluate a bundle on.
 
     Attributes:
-        path: its file.
-        label: its own; None where it is not known.
-        content: the encoded bytes.
+        path: file of the photo.
+        label: true label; None if it is not known.
+        content: encoded bytes.
     """
 
     path: Path
@@ -30,32 +30,38 @@ class Photo:
 
     @property
     def sha256(self) -> str:
-        """Of the bytes, hex."""
+        """Hex SHA-256 digest of the encoded bytes."""
         return hashlib.sha256(self.content).hexdigest()
 
 
-def from_directory(top: Path, labels: Collection[str]) -> list[tuple[Path, str | None]]:
-    """All photos below a directory; the name of a photo's own directory is its label, where it is one.
+def list_directory(top: Path, labels: Collection[str]) -> list[tuple[Path, str | None]]:
+    """Return (path, label) of all photos below a directory.
+
+    The label is the name of the photo's own directory if it is one of `labels`, else None.
 
     Raises:
-        InputError: there are none.
+        InputError: the directory does not exist or has no photos.
     """
     if not top.is_dir():
-        raise InputError(f"{top} is no directory.", remedy="Give a directory of photos, a folder a label.")
+        raise InputError(
+            f"{top} is not a directory.", remedy="Give a directory of photos with one folder per label."
+        )
     known = set(labels)
     found = sorted(path for path in top.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
     if not found:
-        raise InputError(f"{top} holds no photo.", remedy=f"Looked for {', '.join(sorted(_SUFFIXES))}.")
+        raise InputError(
+            f"{top} has no photos.", remedy=f"Add files that end in {', '.join(sorted(_SUFFIXES))}."
+        )
     return [(path, path.parent.name if path.parent.name in known else None) for path in found]
 
 
-def from_manifest(path: Path) -> list[tuple[Path, str | None]]:
-    """Photos of a list: .csv with the columns `uri` and, where known, `label`; else a path a line.
+def list_manifest(path: Path) -> list[tuple[Path, str | None]]:
+    """Return (path, label) of the photos in a .csv with a column `uri` and optionally `label`.
 
-    Relative paths are relative to the file.
+    Any other file is a list with one path per line. Relative paths are relative to the file.
 
     Raises:
-        InputError: it cannot be read, has no column `uri`, or lists nothing.
+        InputError: the file cannot be read, has no column `uri`, or lists no photos.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -66,21 +72,21 @@ def from_manifest(path: Path) -> list[tuple[Path, str | None]]:
         if rows and "uri" not in rows[0]:
             raise InputError(
                 f"{path} has no column 'uri', only {', '.join(map(repr, rows[0]))}.",
-                remedy="Its first line names the columns: uri,label",
+                remedy="Name the columns in its first line: uri,label",
             )
         listed = [(row["uri"], row.get("label") or None) for row in rows]
     else:
         listed = [(line, None) for line in text.splitlines() if line.strip()]
     if not listed:
-        raise InputError(f"{path} lists no photo.")
+        raise InputError(f"{path} lists no photos.", remedy="Add one photo per line.")
     return [(path.parent / name, label) for name, label in listed]
 
 
-def read(listed: Sequence[tuple[Path, str | None]]) -> list[Photo]:
-    """The bytes of photos that the graph decodes; of formats that are converted before it none are taken.
+def read_photos(listed: Sequence[tuple[Path, str | None]]) -> list[EvaluationPhoto]:
+    """Read the photos that the model's preprocessing decodes; skip formats that need conversion first.
 
     Raises:
-        InputError: one cannot be read, or no photo is left.
+        InputError: a photo cannot be read, or none is left.
     """
     photos = []
     for path, label in listed:
@@ -89,14 +95,17 @@ def read(listed: Sequence[tuple[Path, str | None]]) -> list[Photo]:
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}.") from error
         if detect_unsupported_format(content) is None:
-            photos.append(Photo(path, label, content))
+            photos.append(EvaluationPhoto(path, label, content))
     if not photos:
-        raise InputError("None of the photos is of a format that the graph decodes.")
+        raise InputError(
+            "None of the photos has a format that the model decodes.",
+            remedy="Add JPEG, PNG, GIF, BMP or WebP.",
+        )
     return photos
 
 
-def spread(photos: Sequence[Photo], count: int) -> list[Photo]:
-    """At most so many, evenly over the list, so that all labels have their share."""
+def sample_evenly(photos: Sequence[EvaluationPhoto], count: int) -> list[EvaluationPhoto]:
+    """Return at most `count` photos at even distances in the list, so that every label is represented."""
     if len(photos) <= count:
         return list(photos)
-    return [photos[place * len(photos) // count] for place in range(count)]
+    return [photos[index * len(photos) // count] for index in range(count)]

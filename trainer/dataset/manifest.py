@@ -1,6 +1,6 @@
-"""A manifest: a table of photo and label, and maybe of group and set, as CSV, JSON lines or Parquet.
+"""Dataset manifest: a table of photo, label and optionally group and set, as CSV, JSON lines or Parquet.
 
-It is read line by line; what is kept is about 500 bytes a photo, of which the Folder is half.
+It is read line by line. Memory is about 500 bytes per photo, half of them in the DatasetListing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from batch.inputs.listing import Photo, list_directory
 from batch.monitoring.stats import Progress
 from serving.errors import InputError
 from serving.storage import files
-from trainer.dataset.dataset import SET_NAMES, Folder, Labelled, Subset, assemble
+from trainer.dataset.dataset import SET_NAMES, DatasetListing, LabelledPhoto, Subset, build_listing
 
 NAMES = {
     "photo": manifest.URI_COLUMN_NAMES,
@@ -25,20 +25,20 @@ NAMES = {
     "group": ("group",),
     "split": ("split", "set", "subset"),
 }
-"""How the columns are called, in any case, where nothing else is said."""
+"""Default names of the columns, by role. Case is ignored."""
 
 _REPORT_EVERY = 1000
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of a manifest are called; "" for the usual names (NAMES).
+    """Names of a manifest's columns; "" for the default names (NAMES).
 
     Attributes:
-        photo: path or address; a relative one is relative to the manifest's directory.
-        label: text, or a whole number.
-        group: photos of a group stay in one set; may be empty.
-        split: the set of the photo (SET_NAMES); where it is empty the photo is one to train on.
+        photo: column of the path or address; a relative one is relative to the manifest's directory.
+        label: column of the label, text or a whole number.
+        group: column of the group, whose photos stay in one set; cells may be empty.
+        split: column of the set (SET_NAMES); an empty cell means training.
     """
 
     photo: str = ""
@@ -49,7 +49,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What a line says of a photo."""
+    """Label, group and set of a photo, with the line they come from."""
 
     line: int
     label: str
@@ -62,38 +62,38 @@ def scan_manifest(
     columns: Columns | None = None,
     *,
     progress: Callable[[Progress], None] | None = None,
-) -> Folder:
-    """The labels and photos that a manifest names; no photo is opened, but each is looked for.
+) -> DatasetListing:
+    """List the labels and photos of a manifest; check that each photo exists, but open none.
 
-    A photo that is not there, or that two lines give different labels, is left out with the reason.
+    A photo that does not exist, or that has different labels on two lines, is left out with the reason.
 
     Args:
-        path: a .csv, .tsv, .jsonl, .ndjson, .parquet or .pq, on any storage.
-        columns: what its columns are called.
-        progress: called as photos are looked for; those left out count as rejected.
+        path: file that ends in .csv, .tsv, .jsonl, .ndjson, .parquet or .pq, on any storage.
+        columns: names of the columns.
+        progress: called as photos are looked up; those left out count as rejected.
 
     Raises:
-        InputError: the manifest, or a line of it, cannot be used.
+        InputError: the manifest or one of its lines cannot be used.
     """
     where = files.absolute(os.fspath(path))
-    rows, left_out, repeated = _collect(_read(where, columns or Columns()), where)
+    rows, left_out, repeated = _collect(_read_rows(where, columns or Columns()), where)
     _check_groups(rows, where)
-    found: list[Labelled] = []
-    for uri, photo in _look_for(list(rows), progress):
+    found: list[LabelledPhoto] = []
+    for uri, photo in _look_up(list(rows), progress):
         row = rows[uri]
         if isinstance(photo, Photo):
-            found.append(Labelled(photo, row.label, row.subset, row.group))
+            found.append(LabelledPhoto(photo, row.label, row.subset, row.group))
         else:
             left_out.append((uri, photo))
     notes = (
-        [f"{repeated} lines name a photo that another line has; each photo counts once."] if repeated else []
+        [f"{repeated} lines repeat a photo of an earlier line; each photo counts once."] if repeated else []
     )
     held_out = any(row.subset for row in rows.values())
-    return assemble(
+    return build_listing(
         sorted({row.label for row in rows.values()}),
         found,
         where=where,
-        remedy="Give a manifest of photos with at least two labels.",
+        remedy="Add photos of at least two labels to the manifest.",
         notes=notes,
         sets_from="the manifest" if held_out else "",
         left_out=left_out,
@@ -103,9 +103,9 @@ def scan_manifest(
 def _collect(
     lines: Iterable[tuple[str, _Row]], where: str
 ) -> tuple[dict[str, _Row], list[tuple[str, str]], int]:
-    """The rows by uri, the photos with several labels, and the number of lines that repeat a photo."""
+    """Return the rows by uri, (uri, reason) of conflicting photos, and the number of repeated lines."""
     rows: dict[str, _Row] = {}
-    contradictory: dict[str, str] = {}
+    conflicting: dict[str, str] = {}
     repeated = 0
     for uri, row in lines:
         first = rows.setdefault(uri, row)
@@ -113,75 +113,79 @@ def _collect(
             continue
         repeated += 1
         if first.label != row.label:
-            contradictory.setdefault(
+            conflicting.setdefault(
                 uri, f"labelled {first.label!r} on line {first.line} and {row.label!r} on line {row.line}"
             )
         elif (first.group, first.subset) != (row.group, row.subset):
             raise InputError(
                 f"{where}: lines {first.line} and {row.line} give the photo {uri} different groups or sets.",
-                remedy="Give each photo one line.",
+                remedy="Keep one line per photo.",
             )
-    for uri in contradictory:
+    for uri in conflicting:
         del rows[uri]
-    return rows, list(contradictory.items()), repeated
+    return rows, list(conflicting.items()), repeated
 
 
 def _check_groups(rows: Mapping[str, _Row], where: str) -> None:
+    """Check that all photos of a group have the same set."""
     first: dict[str, _Row] = {}
     for row in rows.values():
         if row.group and first.setdefault(row.group, row).subset is not row.subset:
             other = first[row.group]
             raise InputError(
-                f"{where}: the group {row.group!r} is in two sets: {_set(other)} on line {other.line}, "
-                f"{_set(row)} on line {row.line}.",
-                remedy="Put a group into one set, or leave one of the two columns out.",
+                f"{where}: the group {row.group!r} is in two sets: {_subset_of(other)} on line {other.line}, "
+                f"{_subset_of(row)} on line {row.line}.",
+                remedy="Put each group into one set, or leave out one of the two columns.",
             )
 
 
-def _set(row: _Row) -> Subset:
+def _subset_of(row: _Row) -> Subset:
     return row.subset or Subset.TRAINING
 
 
 # --- Lines ----------------------------------------------------------------------------------------------
 
 
-def _read(where: str, columns: Columns) -> Iterator[tuple[str, _Row]]:
-    """Each line's photo and what is said of it."""
-    labels: dict[str, str] = {}  # one object for each label and group, not one a line
-    for line, values in manifest.read(where, _Picker(where, columns)):
-        yield _row(line, values, where, labels)
+def _read_rows(where: str, columns: Columns) -> Iterator[tuple[str, _Row]]:
+    """Yield the photo and the row of each line."""
+    interned: dict[str, str] = {}  # one str object per label and group instead of one per line
+    for line, values in manifest.read(where, _ColumnFinder(where, columns)):
+        yield _parse_row(line, values, where, interned)
 
 
-def _row(line: int, values: Mapping[str, Any], where: str, known: dict[str, str]) -> tuple[str, _Row]:
-    photo, label, group, split = (_text(values.get(role), role, f"{where}, line {line}") for role in NAMES)
+def _parse_row(
+    line: int, values: Mapping[str, Any], where: str, interned: dict[str, str]
+) -> tuple[str, _Row]:
+    """Check one line, and return its photo and row."""
+    photo, label, group, split = (_to_text(values.get(role), role, f"{where}, line {line}") for role in NAMES)
     for role, value in (("photo", photo), ("label", label)):
         if not value.strip():
             raise InputError(
-                f"{where}, line {line}: the {role} is empty.", remedy="Fill it in, or take the line out."
+                f"{where}, line {line}: the {role} is empty.", remedy="Fill it in, or remove the line."
             )
     name = split.strip().casefold()
     if name and name not in SET_NAMES:
         raise InputError(
-            f"{where}, line {line}: there is no set {split!r}.",
-            remedy=f"Write one of {', '.join(SET_NAMES)}, or nothing for a photo to train on.",
+            f"{where}, line {line}: the set {split!r} is unknown.",
+            remedy=f"Use one of {', '.join(SET_NAMES)}; leave it empty for a training photo.",
         )
     subset = SET_NAMES.get(name, Subset.TRAINING)
     held_out = subset if subset is not Subset.TRAINING else None
     return manifest.resolve_address(photo, where), _Row(
-        line, known.setdefault(label, label), known.setdefault(group, group), held_out
+        line, interned.setdefault(label, label), interned.setdefault(group, group), held_out
     )
 
 
-def _text(value: Any, role: str, where: str) -> str:
-    """A cell as text."""
+def _to_text(value: Any, role: str, where: str) -> str:
+    """Return a cell as text; "" for a missing one."""
     if value is None:
         return ""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
         raise InputError(
-            f"{where}: the {role} is of the type {type(value).__name__}, not text.",
-            remedy="Write it as text, or name the column that holds it.",
+            f"{where}: the {role} has the type {type(value).__name__}; expected text.",
+            remedy="Write it as text, or name another column.",
         )
     try:
         os.fsencode(value)
@@ -192,12 +196,12 @@ def _text(value: Any, role: str, where: str) -> str:
     return value
 
 
-class _Picker:
-    """Finds the columns by their names.
+class _ColumnFinder:
+    """Finds the column of each role by its name.
 
     Args:
-        where: the manifest.
-        columns: the names that the user gave.
+        where: manifest, for messages.
+        columns: names that the user gave.
     """
 
     def __init__(self, where: str, columns: Columns) -> None:
@@ -206,15 +210,15 @@ class _Picker:
         self._known: dict[tuple[str, ...], dict[str, str]] = {}
 
     def __call__(self, names: Iterable[str], line: int) -> dict[str, str]:
-        """The column of each role, of the columns that a line has."""
+        """Return role -> column for a line that has the columns `names`."""
         key = tuple(names)
         if key not in self._known:
             self._known[key] = {
-                role: column for role in NAMES if (column := self._column(role, key, line)) is not None
+                role: column for role in NAMES if (column := self._find(role, key, line)) is not None
             }
         return self._known[key]
 
-    def _column(self, role: str, names: Sequence[str], line: int) -> str | None:
+    def _find(self, role: str, names: Sequence[str], line: int) -> str | None:
         given = self._given[role]
         found = [
             name for name in names if (name == given if given else name.strip().casefold() in NAMES[role])
@@ -223,15 +227,15 @@ class _Picker:
             return found[0]
         if len(found) > 1:
             raise InputError(
-                f"{self._where}, line {line}: {' and '.join(map(repr, found))} could each be the {role}.",
-                remedy=f"Name the column with --{role}_column, or keep one of them.",
+                f"{self._where}, line {line}: {' and '.join(map(repr, found))} could be the {role}.",
+                remedy=f"Name the column with --{role}_column, or remove one of them.",
             )
         if given or role in ("photo", "label"):
             wanted = repr(given) if given else " or ".join(NAMES[role])
             has = f"the columns are {', '.join(map(repr, names))}" if names else "there are no columns"
             raise InputError(
                 f"{self._where}, line {line}: no column {wanted} for the {role}; {has}.",
-                remedy=f"Name the column with --{role}_column, or write its name into the manifest.",
+                remedy=f"Name the column with --{role}_column, or rename it in the manifest.",
             )
         return None
 
@@ -239,21 +243,21 @@ class _Picker:
 # --- Files ----------------------------------------------------------------------------------------------
 
 
-def _look_for(
+def _look_up(
     uris: Sequence[str], progress: Callable[[Progress], None] | None
 ) -> Iterator[tuple[str, Photo | str]]:
-    """Each photo as the storage lists it, or why it cannot be used."""
-    listings = _Listings(uri for uri in uris if files.is_remote(uri))
+    """Yield each uri with its photo as the storage lists it, or with the reason why it cannot be used."""
+    listings = _RemoteListings(uri for uri in uris if files.is_remote(uri))
     rejected = 0
     for done, uri in enumerate(uris, 1):
-        photo = listings.photo(uri) if files.is_remote(uri) else _local_photo(uri)
+        photo = listings.photo(uri) if files.is_remote(uri) else _stat_local(uri)
         rejected += isinstance(photo, str)
         if progress and (done % _REPORT_EVERY == 0 or done == len(uris)):
             progress(Progress(done, len(uris), rejected))
         yield uri, photo
 
 
-def _local_photo(uri: str) -> Photo | str:
+def _stat_local(uri: str) -> Photo | str:
     try:
         about = Path(files.local_path(uri)).stat()
     except FileNotFoundError:
@@ -261,16 +265,19 @@ def _local_photo(uri: str) -> Photo | str:
     except OSError as error:
         return error.strerror or str(error)
     except ValueError as error:
-        return f"no name of a file ({error})"
+        return f"not a valid file name ({error})"
     if not stat.S_ISREG(about.st_mode):
         return "not a file"
     return Photo(uri, about.st_size, about.st_mtime_ns)
 
 
-class _Listings:
-    """What storages hold in the directories of some addresses, each directory listed once.
+class _RemoteListings:
+    """Looks up photos on object stores with one listing per directory.
 
-    Asking for each photo by itself would be a call over the network for every line.
+    A lookup per photo would cost a network call for every line of the manifest.
+
+    Args:
+        uris: addresses that may be looked up.
     """
 
     def __init__(self, uris: Iterable[str]) -> None:
@@ -280,6 +287,7 @@ class _Listings:
         self._found: dict[str, dict[str, Photo]] = {}
 
     def photo(self, uri: str) -> Photo | str:
+        """Return the photo at an address, or the reason why it cannot be used."""
         directory = uri.rpartition("/")[0]
         if directory not in self._found:
             self._found[directory] = list_directory(directory, self._wanted[directory])

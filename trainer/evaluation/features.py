@@ -1,4 +1,4 @@
-"""The usable photos of a folder with their embeddings: in memory, or in a file where they do not fit."""
+"""Features of a training: the usable photos of a folder with their embeddings, in memory or in a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer import dataset
 from trainer.dataset import DatasetListing, Example
 from trainer.heads import Blocks, Floats, Head, HeadSettings, Ints, Vectors
 
-Halves = NDArray[np.float16]
+HalfFloats = NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -29,26 +29,26 @@ class Features:
     """The usable, distinct photos with their embeddings.
 
     Attributes:
-        examples: N of them.
-        embeddings: float16 [N,D], exactly as the store has them; mapped from a file where they are many.
-        files: all usable files, those that are identical to another of their label included.
-        left_out: (path, reason) of the others.
+        examples: N distinct photos.
+        embeddings: float16 [N,D], exactly as stored; mapped from a file where they do not fit in memory.
+        files: all usable files, including those that are identical to another one of their label.
+        left_out: (path, reason) of each file that cannot be used.
     """
 
     examples: Sequence[Example]
-    embeddings: Halves
+    embeddings: HalfFloats
     files: Sequence[Example]
     left_out: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
-class Verdicts:
-    """What a head says of N photos, without the probabilities of all labels.
+class HeadPredictions:
+    """Predictions of a head for N photos, without the probabilities of all labels.
 
     Attributes:
-        best: int64 [N], the label with the highest probability.
+        best: int64 [N], class with the highest probability.
         score: float32 [N], that probability.
-        own: float32 [N], the probability of the photo's own label.
+        own: float32 [N], probability of the photo's true class.
     """
 
     best: Ints
@@ -56,13 +56,19 @@ class Verdicts:
     own: Floats
 
     @classmethod
-    def of(cls, fitted: Head, embeddings: Vectors, targets: Ints) -> Verdicts:
-        """Of embeddings float32 or float16 [N,D], which need not fit in memory, and labels int64 [N]."""
+    def from_embeddings(cls, fitted: Head, embeddings: Vectors, targets: Ints) -> HeadPredictions:
+        """Predict block by block, so that the embeddings need not fit in memory.
 
-        def work(rows: Floats, labels: Ints) -> Verdicts:
-            return cls.of_probabilities(fitted.probabilities(rows), labels)
+        Args:
+            fitted: the head.
+            embeddings: float32 or float16 [N,D].
+            targets: int64 [N], true classes.
+        """
 
-        parts = list(Blocks.of(embeddings, targets).each(work))
+        def predict_block(rows: Floats, classes: Ints) -> HeadPredictions:
+            return cls.from_probabilities(fitted.probabilities(rows), classes)
+
+        parts = list(Blocks.of(embeddings, targets).each(predict_block))
         return cls(
             np.concatenate([part.best for part in parts]),
             np.concatenate([part.score for part in parts]),
@@ -70,30 +76,33 @@ class Verdicts:
         )
 
     @classmethod
-    def of_probabilities(cls, probabilities: Floats, targets: Ints) -> Verdicts:
-        """Of probabilities float32 [N,K] and labels int64 [N]."""
-        best, places = probabilities.argmax(axis=1), np.arange(len(targets))
-        return cls(best, probabilities[places, best], probabilities[places, targets])
+    def from_probabilities(cls, probabilities: Floats, targets: Ints) -> HeadPredictions:
+        """Take the predictions from probabilities float32 [N,K], with the true classes int64 [N]."""
+        best, rows = probabilities.argmax(axis=1), np.arange(len(targets))
+        return cls(best, probabilities[rows, best], probabilities[rows, targets])
 
 
-def probabilities_of(fitted: Head, embeddings: Vectors, rows: Ints) -> Floats:
-    """Calibrated probabilities float32 [n,K] of some rows int64 [n] of embeddings [N,D]."""
+def predict_probabilities(fitted: Head, embeddings: Vectors, rows: Ints) -> Floats:
+    """Return calibrated probabilities float32 [n,K] of some rows int64 [n] of embeddings [N,D]."""
     blocks = Blocks.of(embeddings, np.zeros(len(embeddings), np.int64), chosen=rows)
+    # np.concatenate needs at least one array, also where no row is chosen.
     nothing = np.zeros((0, len(fitted.bias)), np.float32)
     return np.concatenate([nothing, *blocks.each(lambda features, _: fitted.probabilities(features))])
 
 
-def gather(folder: DatasetListing, store: EmbeddingStore, settings: HeadSettings | None = None) -> Features:
-    """The distinct usable photos of each label, in the order of the folder, with their embeddings.
+def load_features(
+    folder: DatasetListing, store: EmbeddingStore, settings: HeadSettings | None = None
+) -> Features:
+    """Return the distinct usable photos of each label, in the order of the listing, with their embeddings.
 
     Args:
-        folder: the photos.
-        store: of their embeddings.
-        settings: how many bytes may be in memory, and where a file goes beyond that.
+        folder: labelled photos.
+        store: embedding store that the photos were embedded into.
+        settings: number of bytes that may be in memory, and the directory of the file for more.
 
     Raises:
         InputError: no photo can be used.
-        OutputError: there is no room for the file.
+        OutputError: the disk has not enough space for the file.
     """
     shas = store.lookup_digests(folder.photos)
     statuses = store.get_statuses(shas.values())
@@ -102,7 +111,7 @@ def gather(folder: DatasetListing, store: EmbeddingStore, settings: HeadSettings
         sha = shas.get(photo)
         status = statuses.get(sha) if sha else None
         if sha is None or status is None:
-            left_out.append((photo.uri, _why_unknown(photo)))
+            left_out.append((photo.uri, _explain_missing(photo)))
         elif not status.usable:
             left_out.append((photo.uri, str(status)))
         else:
@@ -110,33 +119,34 @@ def gather(folder: DatasetListing, store: EmbeddingStore, settings: HeadSettings
     if not usable:
         raise InputError(
             f"None of the {len(folder.photos)} files can be used; "
-            f"{left_out[0][0]}, for one, is {left_out[0][1]}.",
+            f"{left_out[0][0]}, for example, is {left_out[0][1]}.",
             remedy="Give a directory of photos (JPEG, PNG, GIF, BMP or WebP).",
         )
     examples = [usable[row] for row in dataset.select_distinct(usable)]
-    return Features(examples, embeddings_of(examples, store, settings), usable, tuple(left_out))
+    return Features(examples, load_embeddings(examples, store, settings), usable, tuple(left_out))
 
 
-def embeddings_of(
+def load_embeddings(
     examples: Sequence[Example], store: EmbeddingStore, settings: HeadSettings | None = None
-) -> Halves:
-    """float16 [N,D] of photos that the store has, in their order.
+) -> HalfFloats:
+    """Return the stored embeddings float16 [N,D] of photos, in the order of the photos.
 
-    Where the features made of them, 4 bytes a number, would take more than `settings.memory`, they are
-    written to a file without a name in `settings.directory`, of 2 bytes a number, and mapped from it.
+    Where features float32 [N,D] would take more than `settings.memory` bytes, the embeddings are written
+    to an unnamed file in `settings.directory` and mapped from it.
 
     Raises:
         InputError: a photo is not in the store.
-        OutputError: there is no room for the file.
+        OutputError: the disk has not enough space for the file.
     """
     settings = settings or HeadSettings()
     digests = np.frombuffer(b"".join(bytes.fromhex(e.sha256) for e in examples), f"S{SHA_BYTES}")
     distinct, number = np.unique(digests, return_inverse=True)
-    # The rows of the examples with the content number n stand in order from starts[n] to starts[n+1].
+    # The rows of the examples with the content number n are order[starts[n]:starts[n + 1]].
     order = np.argsort(number, kind="stable")
     starts = np.searchsorted(number[order], np.arange(len(distinct) + 1))
-    embeddings = _room(len(examples), store.dimension, settings)
+    embeddings = _allocate(len(examples), store.dimension, settings)
     filled = 0
+    # The store yields contents in its own order; each is copied to all examples with that content.
     for numbers, table in store.iter_blocks(distinct, [layout.VECTOR]):
         counts = starts[numbers + 1] - starts[numbers]
         source = np.repeat(np.arange(len(numbers)), counts)
@@ -146,14 +156,14 @@ def embeddings_of(
         filled += len(rows)
     if filled < len(examples):
         raise InputError(
-            f"{len(examples) - filled} photos have gone from the embedding store {store.directory}.",
+            f"{len(examples) - filled} photos were not found in the embedding store {store.directory}.",
             remedy="Run the same command again: they are embedded again.",
         )
     return embeddings
 
 
-def _room(count: int, dimension: int, settings: HeadSettings) -> Halves:
-    """float16 [count,dimension] to be filled."""
+def _allocate(count: int, dimension: int, settings: HeadSettings) -> HalfFloats:
+    """Return an array float16 [count,dimension] to be filled, in memory or mapped from an unnamed file."""
     size = 2 * count * dimension
     if 2 * size <= settings.memory:
         return np.empty((count, dimension), np.float16)
@@ -163,19 +173,19 @@ def _room(count: int, dimension: int, settings: HeadSettings) -> Halves:
             raise OSError("not enough space")
         with tempfile.TemporaryFile(dir=directory) as file:
             if hasattr(os, "posix_fallocate"):
-                # A file with holes would end the process by a signal when the disk is full.
+                # Writing to the map of a sparse file ends the process with SIGBUS when the disk is full.
                 os.posix_fallocate(file.fileno(), 0, size)
             return np.memmap(file, np.float16, "r+", shape=(count, dimension))
     except OSError as error:
         raise OutputError(
-            f"The embeddings of {count} photos take {size / 1e9:.1f} GB, for which {directory} has no room: "
+            f"The embeddings of {count} photos take {size / 1e9:.1f} GB; {directory} has not enough space: "
             f"{error.strerror or error}.",
-            remedy="Make room, or set HUBHEAD_CACHE_DIR to a directory on a larger disk.",
+            remedy="Free some space, or set HUBHEAD_CACHE_DIR to a directory on a larger disk.",
         ) from error
 
 
-def _why_unknown(photo: Photo) -> str:
-    """Why the job left no row of a photo, which it does where another run may do better."""
+def _explain_missing(photo: Photo) -> str:
+    """Return why the embedding job stored no row for a photo: another run may succeed in reading it."""
     try:
         name = detect_unsupported_format(files.read(photo.uri))
     except OSError:

@@ -31,7 +31,7 @@ from serving.runtime.tensorflow_import import import_tensorflow
 from trainer.backbones import Backbone, InputOptions, input_key, load, resolve
 from trainer.backbones.fingerprint import fingerprint as fingerprint_of
 from trainer.dataset.download import ProgressLogger, create_once, no_progress
-from trainer.evaluation.abstention import Novelty
+from trainer.evaluation.novelty import Novelty
 from trainer.export import signatures, tflite
 from trainer.export.tflite import TfliteOption
 from trainer.heads import Floats, Head, HiddenLayer, Scaling
@@ -227,7 +227,7 @@ def export(
         if part.tflite:
             made = tflite.make(staged, metadata, part.tflite)
             (staged / tflite.FILE).write_bytes(made.content)
-            replace(metadata, metrics=metadata.metrics | {"tflite": made.record()}).write(staged)
+            replace(metadata, metrics=metadata.metrics | {"tflite": made.to_dict()}).write(staged)
         published = bundle.publish(staged, base)
     return bundle.read(published)
 
@@ -282,7 +282,7 @@ def export_again(
                 f"{source.path} was trained without a novelty score.",
                 remedy="Train with --keep_known, or give --threshold.",
             )
-        novelty = novelty.at(keep_known)
+        novelty = novelty.with_kept(keep_known)
     part = HeadExport(
         head,
         metadata.labels,

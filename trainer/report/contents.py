@@ -11,10 +11,10 @@ import numpy as np
 
 from serving.errors import InputError
 from trainer.dataset import Example, Subset
-from trainer.dataset.near_duplicates import Duplicates, Group
+from trainer.dataset.near_duplicates import DuplicateGroup, DuplicateReport
 from trainer.evaluation.abstention import Threshold, threshold_for_precision
 from trainer.evaluation.cross_validation import CrossValidation
-from trainer.evaluation.features import Verdicts
+from trainer.evaluation.features import HeadPredictions
 from trainer.evaluation.metrics import Evaluation
 from trainer.evaluation.version_changes import LiveComparison
 from trainer.heads import Floats, Ints, Selection
@@ -122,7 +122,7 @@ class Report:
     unsure: tuple[Answers, ...]
     misclassified_count: int
     left_out: tuple[tuple[str, str], ...]
-    duplicates: Duplicates
+    duplicates: DuplicateReport
     settings: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -153,13 +153,13 @@ class Report:
         return tuple(sorted(self.labels, key=lambda row: np.nan_to_num(f1[row.label].value, nan=2.0)))
 
     @property
-    def groups(self) -> tuple[Group, ...]:
+    def groups(self) -> tuple[DuplicateGroup, ...]:
         """Photos that are there more than once, those that do most harm first, at most GROUPS."""
         found = self.duplicates
         ordered = (
-            *found.contradictions,
+            *found.label_conflicts,
             *found.across_sets,
-            *found.near_contradictions,
+            *found.near_label_conflicts,
             *found.near,
             *found.exact,
         )
@@ -178,7 +178,7 @@ class Report:
         return tuple(dict.fromkeys(wanted))[:PICTURES]
 
 
-def shown_of(group: Group) -> list[str]:
+def shown_of(group: DuplicateGroup) -> list[str]:
     """The paths of the photos that stand for a group: one where all have the same bytes, else two.
 
     Of two, one is held out and one trained on where the group has such.
@@ -195,12 +195,12 @@ def compose(
     labels: Sequence[str],
     examples: Sequence[Example],
     subsets: Sequence[Subset],
-    verdicts: Verdicts,
+    verdicts: HeadPredictions,
     *,
     selection: Selection,
     held_out: Evaluation,
     test: Evaluation | None,
-    duplicates: Duplicates,
+    duplicates: DuplicateReport,
     comparison: LiveComparison | None = None,
     cross_validation: CrossValidation | None = None,
     left_out: Sequence[tuple[str, str]] = (),

@@ -446,7 +446,7 @@ def _reason(reason: str) -> str:
 def _calibration(found: Calibration | None) -> Element:
     if found is None:
         return key_figure("Calibration error", "–", "no photos")
-    told = "as expected of a calibrated model" if found.inside else "a calibrated model differs"
+    told = "as expected of a calibrated model" if found.within_band else "a calibrated model differs"
     return key_figure(
         "Calibration error", f"{found.error:.3f}", f"{told}, {found.low:.3f} to {found.high:.3f}"
     )

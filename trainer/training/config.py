@@ -13,7 +13,7 @@ from trainer.backbones import InputOptions
 from trainer.dataset import Columns, SplitSettings
 from trainer.dataset import near_duplicates as duplicates
 from trainer.dataset.download import cache_directory
-from trainer.dataset.near_duplicates import Duplicates
+from trainer.dataset.near_duplicates import DuplicateReport
 from trainer.evaluation.abstention import Threshold
 from trainer.evaluation.cross_validation import CrossValidation
 from trainer.evaluation.metrics import Evaluation, Proportion
@@ -138,7 +138,7 @@ class TrainResult:
     subsets: dict[str, int]
     labels: dict[str, int]
     left_out: tuple[tuple[str, str], ...]
-    duplicates: Duplicates
+    duplicates: DuplicateReport
     test_photos: tuple[tuple[str, str], ...]
     misclassified: tuple[tuple[str, str, str, float], ...]
     seconds: dict[str, float]

@@ -35,7 +35,7 @@ import numpy as np
 from serving.errors import InputError, OutputError
 from trainer import preprocessing as graph
 from trainer.backbones import Backbone, InputOptions
-from trainer.dataset.download import made_once, silent
+from trainer.dataset.download import create_once, no_progress
 from trainer.heads import Floats, Head, Ints, log_loss, softmax
 from trainer.preprocessing import Aspect, Augmentation, Preprocessing
 
@@ -183,7 +183,7 @@ def fine_tune(
     validation: tuple[Iterable[bytes], Ints] | None = None,
     preprocessing: Preprocessing | None = None,
     checkpoint_directory: Path,
-    say: Callable[[str], None] = silent,
+    say: Callable[[str], None] = no_progress,
     progress: Callable[[Epoch], None] | None = None,
 ) -> FineTuned:
     """Train the last layers of a backbone on, from a head that was fitted on its embeddings.
@@ -220,7 +220,7 @@ def fine_tune(
         with _as_it_was(variables):
             tuner = _Tuner(backbone, head, variables, preprocessing, settings)
             _train(tuner, training, held, run, say, progress)
-            with made_once(tuned) as staged:
+            with create_once(tuned) as staged:
                 tuner.save(staged)
         for checkpoint in _checkpoints(run):
             shutil.rmtree(checkpoint, ignore_errors=True)
@@ -295,7 +295,7 @@ def _checkpoints(run: Path) -> list[Path]:
 def _keep(tuner: _Tuner, run: Path) -> None:
     """Write the checkpoint of an epoch, then remove those before it."""
     earlier = _checkpoints(run)
-    with made_once(run / f"epoch-{len(tuner.epochs):05}") as staged:
+    with create_once(run / f"epoch-{len(tuner.epochs):05}") as staged:
         tuner.write(staged)
     for checkpoint in earlier:
         shutil.rmtree(checkpoint, ignore_errors=True)

@@ -28,10 +28,17 @@ from trainer.dataset import DatasetListing, Example, Subset, near_duplicates
 from trainer.dataset.download import no_progress
 from trainer.dataset.near_duplicates import DuplicateReport
 from trainer.evaluation import abstention, cross_validation, metrics
-from trainer.evaluation.abstention import Novelty, Threshold
-from trainer.evaluation.cross_validation import cross_validate
-from trainer.evaluation.features import Features, Verdicts, embeddings_of, gather, probabilities_of
+from trainer.evaluation.abstention import Threshold
+from trainer.evaluation.cross_validation import CrossValidationScheme, cross_validate
+from trainer.evaluation.features import (
+    Features,
+    HeadPredictions,
+    load_embeddings,
+    load_features,
+    predict_probabilities,
+)
 from trainer.evaluation.metrics import Evaluation
+from trainer.evaluation.novelty import Novelty
 from trainer.evaluation.version_changes import LiveComparison
 from trainer.export import bundle as export
 from trainer.export import tflite
@@ -84,7 +91,7 @@ def train(
     with clock.step("embed"):
         store = EmbeddingStore(settings.embedding_store, base.metadata.fingerprint, base.metadata.dimension)
         score.embed(list(folder.photos), base.path, store, progress=progress)
-        features = gather(folder, store, settings.head_settings)
+        features = load_features(folder, store, settings.head_settings)
         if isinstance(features.embeddings, np.memmap):
             say(
                 f"The features of {len(features.examples)} photos take more than the "
@@ -120,9 +127,9 @@ def train(
     with clock.step("fit"):
         fitted, selection = _fit(features.embeddings, targets, rows, len(folder.labels), views, settings)
         held_out = metrics.evaluate(selection.probabilities, selection.targets, folder.labels)
-        verdicts = Verdicts.of(fitted, features.embeddings, targets)
+        verdicts = HeadPredictions.from_embeddings(fitted, features.embeddings, targets)
         test_rows = np.flatnonzero(rows[Subset.TESTING])
-        of_test = probabilities_of(fitted, features.embeddings, test_rows)
+        of_test = predict_probabilities(fitted, features.embeddings, test_rows)
         test = metrics.evaluate(of_test, targets[test_rows], folder.labels) if len(test_rows) else None
         answering = _threshold(selection, settings.precision)
         novelty = _novelty(fitted, selection, features.embeddings, targets, rows, settings)
@@ -148,12 +155,12 @@ def train(
                 features.embeddings,
                 targets,
                 folder.labels,
-                folds=settings.cross_validate,
-                repeats=settings.cross_validate_repeats,
+                scheme=CrossValidationScheme(
+                    settings.cross_validate, settings.cross_validate_repeats, settings.seed
+                ),
                 settings=settings.head_settings,
                 views=of_viewed,
                 groups=groups,
-                seed=settings.seed,
                 progress=lambda done, fits: say(f"Cross-validation: {done} of {fits} heads"),
             )
     if settings.summaries_dir:
@@ -199,12 +206,12 @@ def train(
             report=(lambda path: report.write(path, page)) if settings.report else None,
             tflite=_tflite(features.examples, rows, settings),
             metrics={
-                "test": test.record() if test else None,
-                selection.method: held_out.record() | {"strength": selection.strength},
-                "comparison": comparison.record() if comparison else None,
-                "cross_validate": cross_validated.record() if cross_validated else None,
+                "test": test.to_dict() if test else None,
+                selection.method: held_out.to_dict() | {"strength": selection.strength},
+                "comparison": comparison.to_dict() if comparison else None,
+                "cross_validate": cross_validated.to_dict() if cross_validated else None,
                 "abstain": {
-                    "threshold": answering.record() if answering else None,
+                    "threshold": answering.to_dict() if answering else None,
                     "known_photos_kept": asdict(novelty.kept) if novelty else None,
                 },
             },
@@ -511,7 +518,7 @@ def _views(
         say(f"View {number + 1} of {settings.views} of {len(photos)} photos")
         score.embed(photos, base.path, store, progress=progress)
         store.lookup_digests(photos)
-        found.append(embeddings_of(examples, store, settings.head_settings))
+        found.append(load_embeddings(examples, store, settings.head_settings))
     return found
 
 
@@ -544,7 +551,7 @@ def _fit(
 
 
 def _misclassified(
-    examples: Sequence[Example], verdicts: Verdicts, targets: Ints, rows: Ints, labels: Sequence[str]
+    examples: Sequence[Example], verdicts: HeadPredictions, targets: Ints, rows: Ints, labels: Sequence[str]
 ) -> tuple[tuple[str, str, str, float], ...]:
     wrong = rows[verdicts.best[rows] != targets[rows]]
     return tuple(

@@ -488,10 +488,10 @@ def test_an_open_input_size_is_handed_on(training: tuple[list[bytes], Ints], tmp
 @pytest.mark.slow
 def test_the_default_is_tuned_and_a_stop_changes_nothing(tmp_path: Path) -> None:
     from tests.bench.accuracy import labelled
-    from trainer.dataset.samples import sample_photos
+    from trainer.dataset.samples import fetch_sample_photos
 
     given = load(DEFAULT, cache_directory())
-    contents, targets = labelled(sample_photos(cache_directory()).directory)
+    contents, targets = labelled(fetch_sample_photos(cache_directory()).directory)
     chosen = np.concatenate([np.flatnonzero(targets == label)[:6] for label in (0, 2, 4)])
     contents, targets = [contents[row] for row in chosen], np.repeat(np.arange(3), 6)
     model, _ = fit(embed(given, contents), targets, 3)

@@ -12,7 +12,7 @@ from PIL import Image
 from batch.embeddings import EmbeddingStore
 from batch.inputs import listing
 from batch.jobs import score
-from trainer.dataset.near_duplicates import near_duplicates
+from trainer.dataset.near_duplicates import find_near_duplicates
 from trainer.dataset.samples import SampleSummary
 
 # --- The threshold, on real photos ----------------------------------------------------------------------

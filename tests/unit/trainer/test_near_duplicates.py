@@ -1,4 +1,4 @@
-"""Photos that are there more than once: what counts as one, and what a report is told."""
+"""Near-duplicates, identical files and conflicting labels, and their report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serving.errors import InputError
 from trainer import dataset
 from trainer.dataset import Example, SplitSettings, Subset
 from trainer.dataset import near_duplicates as duplicates
-from trainer.dataset.near_duplicates import near_duplicates
+from trainer.dataset.near_duplicates import find_near_duplicates
 
 TRAINING, VALIDATION, TESTING = Subset.TRAINING, Subset.VALIDATION, Subset.TESTING
 
@@ -47,44 +47,44 @@ def expected(numbers: list[int]) -> list[tuple[int, ...]]:
 
 @settings(max_examples=60, deadline=None)
 @given(numbers=st.lists(st.integers(0, 12), max_size=40), block=st.sampled_from([1, 3, 7, 1024]))
-def test_near_duplicates_are_found_whatever_the_blocks(numbers: list[int], block: int) -> None:
+def test_near_duplicates_do_not_depend_on_the_block_size(numbers: list[int], block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(duplicates, "_BLOCK", block)
         patch.setattr(duplicates, "_MAX_LINKS", 2)
-        assert rows_of(near_duplicates(vectors(numbers), 0.95)) == expected(numbers)
+        assert rows_of(find_near_duplicates(vectors(numbers), 0.95)) == expected(numbers)
 
 
-def test_each_photo_has_its_cosine_with_the_one_most_like_it() -> None:
+def test_each_photo_has_its_highest_cosine() -> None:
     angles = np.radians([0, 5, 15, 90])
     embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    [group] = near_duplicates(embeddings, 0.98).groups
+    [group] = find_near_duplicates(embeddings, 0.98).groups
     assert group.rows == (0, 1, 2)  # 0 and 2 are joined by 1 alone: their own cosine is .966
     assert group.similarities == pytest.approx(np.cos(np.radians([5, 5, 10])), abs=1e-5)
 
 
-def test_half_precision_and_blank_embeddings_are_fine() -> None:
+def test_float16_and_zero_embeddings_are_accepted() -> None:
     embeddings = vectors([0, 1, 0, 2]).astype(np.float16)
     embeddings[[1, 3]] = 0
-    assert rows_of(near_duplicates(embeddings)) == [(0, 2)]
-    assert rows_of(near_duplicates(np.empty((0, 8), np.float32))) == []
+    assert rows_of(find_near_duplicates(embeddings)) == [(0, 2)]
+    assert rows_of(find_near_duplicates(np.empty((0, 8), np.float32))) == []
 
 
 def test_beyond_the_limit_the_first_rows_are_compared_with_all() -> None:
     numbers = [*range(90), 5, *range(90, 98), 50]
-    found = near_duplicates(vectors(numbers), 0.95, limit=60, first=[99])
+    found = find_near_duplicates(vectors(numbers), 0.95, limit=60, first=[99])
     assert (found.compared, found.photos) == (18, 100)
     assert rows_of(found) == [(5, 90), (50, 99)]
-    found = near_duplicates(vectors(numbers), 0.95, limit=60)
+    found = find_near_duplicates(vectors(numbers), 0.95, limit=60)
     assert rows_of(found) == [(5, 90)]
 
 
 @pytest.mark.parametrize("same", [False, True])
 def test_memory_does_not_grow_with_the_pairs(same: bool) -> None:
     embeddings = vectors([0] * 6000 if same else list(range(6000)), dimension=16)
-    near_duplicates(embeddings[:10])  # imports
+    find_near_duplicates(embeddings[:10])  # imports
     tracemalloc.start()
     try:
-        found = near_duplicates(embeddings, 0.99)
+        found = find_near_duplicates(embeddings, 0.99)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -93,11 +93,9 @@ def test_memory_does_not_grow_with_the_pairs(same: bool) -> None:
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.3, 3.0])
-def test_a_bound_spares_products_and_leaves_no_pair_out(
-    noise: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_upper_bound_never_misses_a_pair(noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "_BLOCK", 64)
-    monkeypatch.setattr(duplicates, "_SEEN", 200)
+    monkeypatch.setattr(duplicates, "_DIRECTIONS_SAMPLE", 200)
     random = np.random.default_rng(0)
     numbers = random.integers(0, 150, 400).tolist()
     embeddings = np.maximum(vectors(numbers, dimension=300, noise=noise), 0).astype(np.float16)
@@ -105,24 +103,24 @@ def test_a_bound_spares_products_and_leaves_no_pair_out(
     sketch = duplicates._sketch(embeddings)
     assert sketch.shape == (400, 97)
     assert (sketch @ sketch.T >= unit @ unit.T - 1e-4).all()
-    found = near_duplicates(embeddings, 0.93)
+    found = find_near_duplicates(embeddings, 0.93)
     monkeypatch.setattr(duplicates, "_sketch", lambda rows: np.ones((len(rows), 1), np.float32))
-    assert rows_of(found) == rows_of(near_duplicates(embeddings, 0.93))
+    assert rows_of(found) == rows_of(find_near_duplicates(embeddings, 0.93))
     assert bool(found.groups) == (noise < 1)
 
 
 def test_progress_ends_at_all_photos() -> None:
     seen: list[Progress] = []
-    near_duplicates(vectors(list(range(3000)), dimension=4), 1.0, progress=seen.append)
+    find_near_duplicates(vectors(list(range(3000)), dimension=4), 1.0, progress=seen.append)
     assert [step.done for step in seen] == sorted(step.done for step in seen)
     assert seen[-1] == Progress(3000, 3000, 0)
     assert len(seen) == 3
 
 
 @pytest.mark.parametrize("threshold", [0, -0.5, 1.01, float("nan")])
-def test_a_threshold_that_is_no_cosine_is_an_error(threshold: float) -> None:
+def test_a_threshold_that_is_not_a_cosine_is_an_error(threshold: float) -> None:
     with pytest.raises(InputError, match="threshold of near-duplicates"):
-        near_duplicates(vectors([0, 1]), threshold)
+        find_near_duplicates(vectors([0, 1]), threshold)
 
 
 # --- The report -----------------------------------------------------------------------------------------
@@ -133,7 +131,7 @@ def example(name: str, label: int = 0, content: str = "", subset: Subset | None 
     return Example(f"/photos/{label}/{name}.jpg", sha, label, subset=subset)
 
 
-def test_a_report_names_copies_contradictions_and_near_duplicates_with_their_sets() -> None:
+def test_the_report_lists_copies_label_conflicts_and_near_duplicates_with_their_sets() -> None:
     files = [
         example("a"),
         example("copy of a", content="a"),
@@ -143,68 +141,68 @@ def test_a_report_names_copies_contradictions_and_near_duplicates_with_their_set
         example("nearly c", 0),
         example("d", 1),
     ]
-    rows = dataset.distinct(files)
+    rows = dataset.select_distinct(files)
     examples = [files[row] for row in rows]
     assert rows == [0, 2, 3, 4, 5, 6]
-    near = near_duplicates(vectors([0, 1, 1, 2, 2, 3]), 0.95)
+    near = find_near_duplicates(vectors([0, 1, 1, 2, 2, 3]), 0.95)
     subsets = [TRAINING, TRAINING, TRAINING, TESTING, TRAINING, VALIDATION]
-    found = duplicates.report(files, examples, subsets, near, ["pizza", "sushi"])
+    found = duplicates.build_report(files, examples, subsets, near, ["pizza", "sushi"])
     assert [[picture.uri for picture in group.pictures] for group in found.exact] == [
         ["/photos/0/a.jpg", "/photos/0/copy of a.jpg"],
         ["/photos/0/b.jpg", "/photos/1/b elsewhere.jpg"],
     ]
-    assert found.contradictions == (found.exact[1],)
-    [group] = found.near  # the group of b is no near-duplicate: it is the same bytes
-    assert group == found.across_sets[0] == found.near_contradictions[0]
+    assert found.label_conflicts == (found.exact[1],)
+    [group] = found.near  # the group of b has identical files, so it is not listed as near-duplicates
+    assert group == found.across_sets[0] == found.near_label_conflicts[0]
     assert [picture.uri for picture in group.pictures] == ["/photos/1/c.jpg", "/photos/0/nearly c.jpg"]
     assert group.labels == ("pizza", "sushi")
     assert group.subsets == {TRAINING, TESTING}
     assert all(0.95 < picture.similarity < 1 for picture in group.pictures)
-    assert [picture.uri for picture in found.seen()] == ["/photos/1/c.jpg"]
-    assert found.seen(VALIDATION) == ()
-    assert list(found.sentences()) == [
-        "4 files are identical to others: 2 distinct photos.",
-        "1 photos stand under more than one label.",
-        "2 photos are near-duplicates (cosine 0.95 or more), in 1 groups, 1 of them across labels.",
-        "1 test photos have a near-duplicate among the training photos: the test figures flatter.",
+    assert [picture.uri for picture in found.leaked_photos()] == ["/photos/1/c.jpg"]
+    assert found.leaked_photos(VALIDATION) == ()
+    assert list(found.describe()) == [
+        "4 files are identical to others; they are 2 distinct photos.",
+        "1 photos have more than one label.",
+        "2 photos are near-duplicates (cosine 0.95 or more), in 1 groups, 1 of them with different labels.",
+        "1 test photos have a near-duplicate in the training set: the test figures are too optimistic.",
     ]
 
 
-def test_a_copy_that_was_laid_out_for_another_set_is_told_with_that_set() -> None:
+def test_a_copy_predefined_for_another_set_is_reported_with_that_set() -> None:
     files = [example("a"), example("same", content="a", subset=TESTING), example("b")]
-    rows = dataset.distinct(files)
+    rows = dataset.select_distinct(files)
     assert rows == [1, 2]
     examples = [files[row] for row in rows]
-    near = near_duplicates(vectors([0, 1]))
-    found = duplicates.report(files, examples, [TESTING, TRAINING], near, ["pizza"])
+    near = find_near_duplicates(vectors([0, 1]))
+    found = duplicates.build_report(files, examples, [TESTING, TRAINING], near, ["pizza"])
     [group] = found.exact
     assert [picture.subset for picture in group.pictures] == [TRAINING, TESTING]
-    assert "1 photos are laid out for several sets; each counts for the held-out one alone." in list(
-        found.sentences()
+    assert "1 photos are in several predefined sets; each counts only for the held-out set." in list(
+        found.describe()
     )
 
 
-def test_nothing_twice_is_nothing_to_say() -> None:
+def test_no_duplicates_give_no_messages() -> None:
     examples = [example("a"), example("b")]
-    near = near_duplicates(vectors([0, 1]))
-    assert not list(duplicates.report(examples, examples, [TRAINING] * 2, near, ["pizza"]).sentences())
+    near = find_near_duplicates(vectors([0, 1]))
+    assert not list(duplicates.build_report(examples, examples, [TRAINING] * 2, near, ["pizza"]).describe())
 
 
-def test_a_threshold_too_low_and_photos_not_compared_are_told() -> None:
+def test_a_low_threshold_and_photos_that_were_not_compared_are_reported() -> None:
     examples = [example(str(number)) for number in range(20)]
-    near = near_duplicates(vectors([0] * 20), 0.9, limit=16)
-    told = list(duplicates.report(examples, examples, [TRAINING] * 20, near, ["pizza"]).sentences())
-    assert "0.9 is too low" in told[-2]
-    assert "of 6 photos among all 20" in told[-1]
+    near = find_near_duplicates(vectors([0] * 20), 0.9, limit=16)
+    messages = list(duplicates.build_report(examples, examples, [TRAINING] * 20, near, ["pizza"]).describe())
+    assert "0.9 is too low" in messages[-2]
+    assert "Only 6 of 20 photos" in messages[-1]
 
 
 @settings(max_examples=60, deadline=None)
 @given(numbers=st.lists(st.integers(0, 15), min_size=8, max_size=40), seed=st.integers(0, 10**6))
 def test_near_duplicates_kept_together_are_never_across_sets(numbers: list[int], seed: int) -> None:
     examples = [example(f"{seed} {row}") for row in range(len(numbers))]
-    near = near_duplicates(vectors(numbers), 0.95)
+    near = find_near_duplicates(vectors(numbers), 0.95)
     subsets = dataset.split(examples, SplitSettings(20, 20), together=near.together)
-    found = duplicates.report(examples, examples, subsets, near, ["pizza"])
+    found = duplicates.build_report(examples, examples, subsets, near, ["pizza"])
     assert not found.across_sets
     groups = dataset.count_groups(examples, ["pizza"], near.together)["pizza"]
     assert groups == len(set(numbers))

@@ -14,9 +14,9 @@ from tests.support.html_assertions import HOSTILE, Page, check_self_contained
 from tests.support.trainer_report import made
 from trainer import heads, report
 from trainer.dataset import Example, Subset
-from trainer.dataset.near_duplicates import Duplicates, Group, Picture
+from trainer.dataset.near_duplicates import DuplicateGroup, DuplicatePhoto, DuplicateReport
 from trainer.evaluation import metrics
-from trainer.evaluation.features import Verdicts
+from trainer.evaluation.features import HeadPredictions
 
 if TYPE_CHECKING:
     pass
@@ -26,10 +26,13 @@ pytestmark = pytest.mark.tf
 
 def test_labels_and_paths_are_text_wherever_they_stand(tmp_path: Path) -> None:
     labels = (HOSTILE, "crème brûlée 寿司 عسل", "a & b", "half \ud800 of a character, \x00 and \x1b")
-    pictures = (Picture(HOSTILE, HOSTILE, Subset.TRAINING), Picture("<img src=x>", "a & b", Subset.TESTING))
-    group = Group(pictures)
-    near = Group(tuple(replace(picture, similarity=0.95) for picture in pictures))
-    example = made(tmp_path, labels, noise=1.5, found=Duplicates((group,), (near,), 0.93, 48, 48)).report
+    pictures = (
+        DuplicatePhoto(HOSTILE, HOSTILE, Subset.TRAINING),
+        DuplicatePhoto("<img src=x>", "a & b", Subset.TESTING),
+    )
+    group = DuplicateGroup(pictures)
+    near = DuplicateGroup(tuple(replace(picture, similarity=0.95) for picture in pictures))
+    example = made(tmp_path, labels, noise=1.5, found=DuplicateReport((group,), (near,), 0.93, 48, 48)).report
     text = report.render(
         replace(
             example,
@@ -80,16 +83,20 @@ def test_without_a_mistake_the_page_says_so(tmp_path: Path) -> None:
 
 
 def test_contradictions_come_first_and_one_picture_stands_for_the_same_bytes(tmp_path: Path) -> None:
-    same = Group((Picture("1.jpg", "a", Subset.TRAINING), Picture("2.jpg", "a", Subset.TRAINING)))
-    torn = Group((Picture("3.jpg", "a", Subset.TRAINING), Picture("4.jpg", "b", Subset.TRAINING)))
-    across = Group(
+    same = DuplicateGroup(
+        (DuplicatePhoto("1.jpg", "a", Subset.TRAINING), DuplicatePhoto("2.jpg", "a", Subset.TRAINING))
+    )
+    torn = DuplicateGroup(
+        (DuplicatePhoto("3.jpg", "a", Subset.TRAINING), DuplicatePhoto("4.jpg", "b", Subset.TRAINING))
+    )
+    across = DuplicateGroup(
         (
-            Picture("5.jpg", "a", Subset.TRAINING, 0.95),
-            Picture("6.jpg", "a", Subset.TRAINING, 0.95),
-            Picture("7.jpg", "a", Subset.TESTING, 0.95),
+            DuplicatePhoto("5.jpg", "a", Subset.TRAINING, 0.95),
+            DuplicatePhoto("6.jpg", "a", Subset.TRAINING, 0.95),
+            DuplicatePhoto("7.jpg", "a", Subset.TESTING, 0.95),
         )
     )
-    example = made(tmp_path, ("a", "b"), found=Duplicates((same, torn), (across,), 0.93, 9, 9)).report
+    example = made(tmp_path, ("a", "b"), found=DuplicateReport((same, torn), (across,), 0.93, 9, 9)).report
     assert example.groups == (torn, across, same)
     assert [uri for uri in example.pictured if "/" not in uri] == ["3.jpg", "5.jpg", "7.jpg", "1.jpg"]
     words = Page(report.render(example, {})).text
@@ -110,11 +117,11 @@ def test_the_sample_of_a_label_is_the_training_photo_it_is_surest_of(tmp_path: P
         ("a", "b"),
         examples,
         subsets,
-        Verdicts.of_probabilities(probabilities, np.array([example.label for example in examples])),
+        HeadPredictions.from_probabilities(probabilities, np.array([example.label for example in examples])),
         selection=heads.Selection("validation", 3.0, {3.0: 0.5}, probabilities[:4], targets),
         held_out=evaluation,
         test=evaluation,
-        duplicates=Duplicates((), (), 0.93, 6, 6),
+        duplicates=DuplicateReport((), (), 0.93, 6, 6),
     )
     assert [row.sample for row in composed.labels] == ["2.jpg", "1.jpg"]
     assert [answer.uri for answer in composed.misclassified] == ["5.jpg"]
