@@ -75,12 +75,12 @@ KINDS = ("linear", "hidden", "cosine")
 def models(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     """A bundle of each kind of head, of one graph."""
     from trainer import dataset, heads
-    from trainer.evaluation.features import gather
+    from trainer.evaluation.features import load_features
 
     result, settings = trained.result, trained.settings
     base = bundle.template(settings.tfhub_module, settings.cache)
     store = EmbeddingStore(settings.embedding_store, base.metadata.fingerprint, base.metadata.dimension)
-    features = gather(dataset.scan(settings.image_dir), store)
+    features = load_features(dataset.scan(settings.image_dir), store)
     targets = np.array([example.label for example in features.examples], np.int64)
     blocks, labels = heads.Blocks.of(features.embeddings, targets), result.bundle.metadata.labels
     nothing = np.zeros((0, len(labels)), np.float32), np.zeros(0, np.int64)

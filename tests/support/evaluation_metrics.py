@@ -1,4 +1,4 @@
-"""Test data and helpers: evaluation metrics."""
+"""Predictions for the tests of metrics: a small worked example, and random calibrated ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LABELS = ["apple", "bread", "cheese", "dates"]
 def random_answers(
     count: int, classes: int, seed: int = 0, *, scale: float = 2.0
 ) -> tuple[heads.Floats, heads.Ints]:
-    """Probabilities and classes drawn from them: a perfectly calibrated model."""
+    """Return random probabilities and classes drawn from them: a perfectly calibrated model."""
     random = np.random.default_rng(seed)
     probabilities = heads.softmax(random.normal(scale=scale, size=(count, classes)).astype(np.float32))
     sums = probabilities.astype(np.float64).cumsum(axis=1)

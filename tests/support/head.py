@@ -49,11 +49,11 @@ def of_length_one(rows: heads.Floats) -> heads.Floats:
 def sample_features(trained: Trained) -> tuple[heads.Floats, heads.Ints, int]:
     """Embeddings float32 [406,1280] and classes of the sample photos, as the training had them."""
     from batch.embeddings import EmbeddingStore
-    from trainer.evaluation.features import gather
+    from trainer.evaluation.features import load_features
 
     metadata = trained.result.bundle.metadata
     store = EmbeddingStore(trained.settings.embedding_store, metadata.fingerprint, metadata.dimension)
     folder = dataset.scan(Path(trained.settings.image_dir))
-    found = gather(folder, store)
+    found = load_features(folder, store)
     targets = np.array([example.label for example in found.examples], np.int64)
     return found.embeddings.astype(np.float32), targets, len(folder.labels)

@@ -1,7 +1,7 @@
-"""Two models on the same photos.
+"""Paired comparison of two models on the same photos.
 
-Because both saw the same photos, the difference is told by those that one gets right and the other
-does not: its interval is far narrower than what the intervals of both suggest.
+Because both models are evaluated on the same photos, only those that one gets right and the other does
+not determine the difference. Its interval is far narrower than the two separate intervals suggest.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ from typing import Any
 import numpy as np
 
 from serving.errors import InputError
-from trainer.evaluation.metrics import Estimate, Z, finite, mean_interval
+from trainer.evaluation.metrics import Estimate, Z, bootstrap_mean_interval, nan_to_none
 from trainer.heads import Floats, Ints
 
-NOTHING = 1e-3
-"""Of log-loss: less than this is no difference, however surely it is one. The same head asked in batches of
-other sizes differs by some 1e-7."""
+NEGLIGIBLE_LOG_LOSS = 1e-3
+"""Differences of log-loss up to this do not count, even if they are significant. The log-loss of one head
+differs by some 1e-7 between batch sizes."""
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A model held against another one, such as the live version, on the same N photos.
+class PairedComparison:
+    """A model compared with another one, such as the live version, on the same N photos.
 
     Attributes:
-        n: photos.
-        gained: photos that this one gets right and the other does not.
-        lost: the other way round.
-        accuracy: difference of the accuracies, positive where this one is better; interval of
+        n: number of photos.
+        gained: photos that this model gets right and the other does not.
+        lost: photos that the other model gets right and this one does not.
+        accuracy: difference of the accuracies, positive where this model is better; interval of
             Agresti and Min 2005 for matched pairs.
-        log_loss: difference of the log-losses, negative where this one is better; paired bootstrap.
-        p_value: McNemar's exact test: how likely so uneven a gain and loss is if neither is more accurate.
+        log_loss: difference of the log-losses, negative where this model is better; paired bootstrap.
+        p_value: McNemar's exact test: probability of so uneven a gain and loss if neither model is more
+            accurate.
     """
 
     n: int
@@ -44,18 +45,21 @@ class Comparison:
     p_value: float
 
     @property
-    def better(self) -> bool:
-        """Surely more accurate, or surely with a lower log-loss and not surely less accurate."""
-        return self.accuracy.low > 0 or (self.log_loss.high < -NOTHING and self.accuracy.high >= 0)
+    def is_better(self) -> bool:
+        """True if significantly more accurate, or of lower log-loss and not significantly less accurate."""
+        return self.accuracy.low > 0 or (
+            self.log_loss.high < -NEGLIGIBLE_LOG_LOSS and self.accuracy.high >= 0
+        )
 
     @property
-    def worse(self) -> bool:
-        """Surely less accurate, or surely with a higher log-loss and not surely more accurate."""
-        return self.accuracy.high < 0 or (self.log_loss.low > NOTHING and self.accuracy.low <= 0)
+    def is_worse(self) -> bool:
+        """True if significantly less accurate, or of higher log-loss and not significantly more accurate."""
+        higher_loss = self.log_loss.low > NEGLIGIBLE_LOG_LOSS
+        return self.accuracy.high < 0 or (higher_loss and self.accuracy.low <= 0)
 
-    def record(self) -> dict[str, Any]:
-        """For JSON."""
-        return dict(finite(asdict(self)))
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return dict(nan_to_none(asdict(self)))
 
     def __str__(self) -> str:
         accuracy, loss = self.accuracy, self.log_loss
@@ -66,11 +70,16 @@ class Comparison:
         )
 
 
-def compare(probabilities: Floats, other: Floats, targets: Ints) -> Comparison:
-    """Hold probabilities float32 [N,K] against those of another model for the same photos and labels.
+def compare(probabilities: Floats, other: Floats, targets: Ints) -> PairedComparison:
+    """Compare the probabilities of two models for the same photos and labels.
 
-    Where the models' labels differ, give both through `aligned`, and photos of labels that both
+    Where the models' labels differ, pass both through `align_columns`, and photos of labels that both
     know: a label that a model does not know has probability 0 there, which costs a log-loss of 34.5.
+
+    Args:
+        probabilities: float32 [N,K] of this model.
+        other: float32 [N,K] of the other model.
+        targets: int64 [N], true classes.
 
     Raises:
         InputError: there are no photos.
@@ -90,32 +99,35 @@ def compare(probabilities: Floats, other: Floats, targets: Ints) -> Comparison:
     )
     difference = losses - other_losses
     discordant = gained + lost
-    return Comparison(
+    return PairedComparison(
         n=count,
         gained=gained,
         lost=lost,
-        accuracy=matched_difference(gained, lost, count),
-        log_loss=Estimate(float(difference.mean()), *mean_interval(difference)),
+        accuracy=estimate_difference(gained, lost, count),
+        log_loss=Estimate(float(difference.mean()), *bootstrap_mean_interval(difference)),
         p_value=min(1.0, 2 * float(bdtr(min(gained, lost), discordant, 0.5))) if discordant else 1.0,
     )
 
 
-def matched_difference(gained: int, lost: int, n: int) -> Estimate:
-    """The difference of two shares of the same n photos, with the interval of Agresti and Min 2005.
+def estimate_difference(gained: int, lost: int, n: int) -> Estimate:
+    """Return the difference of two proportions of the same n photos, with Agresti and Min's interval.
 
     Args:
-        gained: photos that count for the first alone.
-        lost: photos that count for the second alone.
-        n: all photos, 1 or more.
+        gained: photos that count for the first proportion alone.
+        lost: photos that count for the second proportion alone.
+        n: number of all photos, 1 or more.
     """
-    # Half a photo is added to each of the four cells.
+    # Agresti and Min 2005 add half a photo to each of the four cells of the table.
     centre = (gained - lost) / (n + 2)
     reach = Z * math.sqrt(gained + lost + 1 - (gained - lost) ** 2 / (n + 2)) / (n + 2)
     return Estimate((gained - lost) / n, max(-1.0, centre - reach), min(1.0, centre + reach))
 
 
-def aligned(probabilities: Floats, own: Sequence[str], labels: Sequence[str]) -> Floats:
-    """Probabilities float32 [N,len(labels)] of a model whose columns are `own`; 0 for labels not its own."""
+def align_columns(probabilities: Floats, own: Sequence[str], labels: Sequence[str]) -> Floats:
+    """Return probabilities float32 [N,len(labels)] of a model whose columns are `own`, in another order.
+
+    Labels that the model does not know have probability 0.
+    """
     column = {label: index for index, label in enumerate(own)}
     result = np.zeros((len(probabilities), len(labels)), np.float32)
     for index, label in enumerate(labels):

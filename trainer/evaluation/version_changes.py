@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainer.evaluation.metrics import Estimate, Evaluation, Proportion, finite
-from trainer.evaluation.paired import Comparison
+from trainer.evaluation.metrics import Estimate, Evaluation, Proportion, nan_to_none
+from trainer.evaluation.paired import PairedComparison
 
 
 @dataclass(frozen=True)
 class LabelChange:
-    """What became of the photos of a label.
+    """Change of one label's recall between the live and the new version.
 
     Attributes:
-        label: its name.
-        new, live: the share found (recall) by each version.
-        difference: of the two, with its interval for matched pairs.
-        gained: photos that the new version alone gets right.
-        lost: photos that the live version alone gets right.
+        label: name of the label.
+        new, live: recall of each version.
+        difference: difference of the recalls, with its interval for matched pairs.
+        gained: photos that only the new version gets right.
+        lost: photos that only the live version gets right.
     """
 
     label: str
@@ -34,9 +34,9 @@ class PhotoChange:
     """A photo that one version gets right and the other does not.
 
     Attributes:
-        uri: its path.
-        label: its own.
-        new, live: the best label of each version, and its probability.
+        uri: path of the photo.
+        label: true label of the photo.
+        new, live: best label of each version, and its probability.
     """
 
     uri: str
@@ -47,22 +47,23 @@ class PhotoChange:
 
 @dataclass(frozen=True)
 class LiveComparison:
-    """Two versions on the same N photos, of the labels that both know.
+    """Comparison of the new with the live version on the same N photos, of labels that both know.
 
     Attributes:
-        name, version: of the live bundle.
-        same_backbone: whether the live head could be asked about the stored embeddings.
+        name, version: name and version number of the live bundle.
+        same_backbone: True if both have the same backbone, so that the live head was evaluated on the
+            stored embeddings.
         added: labels that the live version does not know.
         removed: labels that only the live version knows.
-        left_out: test photos that take no part, by the reason.
-        trained_on_known: whether it is known which photos the live version was trained on; where not,
-            they may be among the N and flatter it.
-        new, live: figures of each, over the labels of both. A label that a version does not know has
-            probability 0 there; it is the own label of none of the photos.
-        difference: new against live.
-        labels: of the labels that both know and that have photos.
-        newly_right, newly_wrong: the photos that make the difference, those that the new version is
-            surest of first.
+        left_out: number of test photos left out, by reason.
+        trained_on_known: True if the live version records which photos it was trained on; otherwise they
+            may be among the N photos and make its figures too good.
+        new, live: metrics of each version, over the labels of both. A label that a version does not know
+            has probability 0 there; none of the photos has such a label.
+        difference: the new version compared with the live one.
+        labels: changes of the labels that both know and that have photos.
+        newly_right, newly_wrong: photos that only one version gets right, in descending order of the new
+            version's confidence.
     """
 
     name: str
@@ -74,14 +75,14 @@ class LiveComparison:
     trained_on_known: bool
     new: Evaluation
     live: Evaluation
-    difference: Comparison
+    difference: PairedComparison
     labels: tuple[LabelChange, ...]
     newly_right: tuple[PhotoChange, ...]
     newly_wrong: tuple[PhotoChange, ...]
 
-    def record(self) -> dict[str, Any]:
-        """For hubhead.json."""
-        told = {
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as JSON values, as stored in hubhead.json."""
+        record = {
             "with": {"name": self.name, "version": self.version, "same_backbone": self.same_backbone},
             "labels_added": self.added,
             "labels_removed": self.removed,
@@ -89,10 +90,10 @@ class LiveComparison:
             "photos_left_out": self.left_out,
             "trained_on_known": self.trained_on_known,
             **{
-                name: {"accuracy": asdict(found.accuracy), "log_loss": found.log_loss}
-                for name, found in (("new", self.new), ("live", self.live))
+                name: {"accuracy": asdict(evaluation.accuracy), "log_loss": evaluation.log_loss}
+                for name, evaluation in (("new", self.new), ("live", self.live))
             },
-            "difference": self.difference.record(),
+            "difference": self.difference.to_dict(),
             "recall": {
                 change.label: {
                     "new": change.new.value,
@@ -103,20 +104,20 @@ class LiveComparison:
                 for change in self.labels
             },
         }
-        return dict(finite(told))
+        return dict(nan_to_none(record))
 
-    def sentences(self) -> list[str]:
-        """What people should know, a sentence each."""
-        told = [f"Against version {self.version} of {self.name}: {self.difference}."]
-        for what, labels in (("new", self.added), ("gone", self.removed)):
+    def format_lines(self) -> list[str]:
+        """Return the comparison as lines of text, one statement each."""
+        lines = [f"Compared with version {self.version} of {self.name}: {self.difference}."]
+        for change, labels in (("Added", self.added), ("Removed", self.removed)):
             if labels:
-                told.append(f"Labels that are {what}: {', '.join(map(repr, labels))}.")
+                lines.append(f"{change} labels: {', '.join(map(repr, labels))}.")
         if self.left_out:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items())
-            told.append(f"Test photos left out of the comparison: {reasons}.")
+            lines.append(f"Test photos left out of the comparison: {reasons}.")
         if not self.trained_on_known:
-            told.append(
-                f"It is not known which photos version {self.version} was trained on: some of these may be "
-                "among them and flatter it."
+            lines.append(
+                f"Version {self.version} does not record which photos it was trained on. Some test photos "
+                "may be among them, which would make its figures too good."
             )
-        return told
+        return lines

@@ -72,7 +72,7 @@ class HeadExport:
 
 def fingerprint(backbone: Backbone, preprocessing: Preprocessing) -> str:
     """Key of the embedding store: sha256 hex over the backbone's weights and the preprocessing."""
-    return _digest([backbone.fingerprint, preprocessing.settings()])
+    return _digest([backbone.fingerprint, preprocessing.to_dict()])
 
 
 def template(
@@ -105,7 +105,7 @@ def template(
     key: list[Any] = [
         fingerprint_of(path),
         input_key(handle, options),
-        preprocessing.settings(),
+        preprocessing.to_dict(),
         signatures.recipe(),
     ]
     directory = cache / "templates" / _digest(key)
@@ -145,7 +145,7 @@ def view_template(
     import_tensorflow()
     options = options or InputOptions()
     path = resolve(handle, cache, progress=say)
-    described: list[Any] = [asdict(augmentation), preprocessing.settings()]
+    described: list[Any] = [asdict(augmentation), preprocessing.to_dict()]
     key = [fingerprint_of(path), input_key(handle, options), *described, signatures.recipe()]
     first = cache / "templates" / _digest([*key, 0])
     if not first.is_dir():
@@ -398,7 +398,7 @@ def _metadata(backbone: Backbone, preprocessing: Preprocessing) -> BundleMetadat
             "value_range": list(backbone.interface.value_range),
             "dimension": backbone.dimension,
         },
-        preprocessing=preprocessing.settings(),
+        preprocessing=preprocessing.to_dict(),
         provenance=_provenance(),
     )
 

@@ -17,7 +17,7 @@ from serving import contract
 from serving.errors import BundleError
 from trainer import preprocessing as graph
 from trainer.backbones import Backbone, interface
-from trainer.evaluation.abstention import Novelty
+from trainer.evaluation.novelty import Novelty
 from trainer.heads import Head, HiddenLayer
 from trainer.preprocessing import Augmentation, Preprocessing
 
@@ -197,7 +197,7 @@ def _head_signatures(
             return tf.nn.softmax(logits), novelty(embedding, logits) <= root.novelty_threshold
 
     def novelty(embedding: Any, logits: Any) -> Any:
-        # As trainer.evaluation.abstention.Novelty.
+        # As trainer.evaluation.novelty.Novelty.
         off = tf.math.l2_normalize(embedding, axis=1, epsilon=1e-24) - root.novelty_centre
         inside = tf.reduce_sum(tf.square(off @ root.novelty_directions), axis=1)
         outside = tf.reduce_sum(tf.square(off), axis=1) - inside
@@ -210,7 +210,7 @@ def _head_signatures(
         with tf.device("CPU"):
             scores, best = tf.math.top_k(probabilities, tf.cast(root.top_k, tf.int32))
             classes = tf.gather(root.labels, best)
-            usable = graph.usable(status)
+            usable = graph.is_usable(status)
             decided = usable & known & (scores[:, 0] >= root.threshold)
             return {
                 contract.LABEL: tf.where(decided, classes[:, 0], ""),

@@ -29,7 +29,7 @@ from serving.process import cores
 from trainer.evaluation.metrics import Proportion, proportion
 from trainer.export.tflite_metadata import add_metadata
 from trainer.heads import Floats
-from trainer.preprocessing import Aspect, Preprocessing, decode_photos, usable
+from trainer.preprocessing import Aspect, Preprocessing, decode_photos, is_usable
 
 FILE = "assets.extra/model.tflite"
 """Where a bundle has it."""
@@ -95,7 +95,7 @@ class Tflite:
     largest_difference: float
     generated: bool
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For hubhead.json."""
         return {
             "bytes": len(self.content),
@@ -206,7 +206,7 @@ def decoded(photos: Sequence[bytes], preprocessing: Preprocessing) -> NDArray[np
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def decode(image_bytes: Any) -> Any:
         pixels, status, _, _ = decode_photos(image_bytes, preprocessing)
-        return tf.boolean_mask(pixels, usable(status))
+        return tf.boolean_mask(pixels, is_usable(status))
 
     parts = [decode(list(photos[at : at + _CALL])).numpy() for at in range(0, len(photos), _CALL)]
     return np.concatenate(parts)

@@ -16,9 +16,9 @@ from serving.html.parts import (
     section,
     table_of,
 )
-from trainer.evaluation.cross_validation import CrossValidation, Spread
+from trainer.evaluation.cross_validation import CrossValidation, RepeatSummary
 from trainer.evaluation.metrics import Estimate, Evaluation, Proportion
-from trainer.evaluation.paired import Comparison
+from trainer.evaluation.paired import PairedComparison
 from trainer.evaluation.version_changes import LabelChange, LiveComparison, PhotoChange
 from trainer.report.contents import CHANGED, Report
 
@@ -139,10 +139,10 @@ def against_live(found: LiveComparison, picture: Picture, path: Callable[[str], 
     )
 
 
-def _verdict(difference: Comparison) -> str:
-    if difference.better:
+def _verdict(difference: PairedComparison) -> str:
+    if difference.is_better:
         return "It is better, beyond what chance explains."
-    if difference.worse:
+    if difference.is_worse:
         return "It is worse, beyond what chance explains."
     return "The difference may be chance."
 
@@ -237,7 +237,7 @@ def _calibration(shown: Evaluation, _: CrossValidation | None) -> str:
     return f"{found.error:.3f} (calibrated models {found.low:.3f} to {found.high:.3f})"
 
 
-def _spread(spread: Spread, scale: float, digits: int) -> str:
+def _spread(spread: RepeatSummary, scale: float, digits: int) -> str:
     return f"{scale * spread.mean:.{digits}f} ± {scale * spread.deviation:.{digits}f}"
 
 

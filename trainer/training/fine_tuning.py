@@ -525,7 +525,7 @@ def _reducer(preprocessing: Preprocessing) -> Any:
         pixels, status, heights, widths = graph.decode_photos(contents, larger)
         encoded = tf.map_fn(encode, pixels, fn_output_signature=tf.string)
         large = (heights > 2 * height) & (widths > 2 * width)
-        return tf.where(large, encoded, contents), graph.usable(status)
+        return tf.where(large, encoded, contents), graph.is_usable(status)
 
     return reduce
 
@@ -579,7 +579,7 @@ def _key(
         head.temperature,
         training.sha256,
         held.sha256 if held else None,
-        preprocessing.settings(),
+        preprocessing.to_dict(),
         asdict(settings),
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -16,12 +16,12 @@ from serving import bundle, contract
 from serving.bundle import Bundle, training_digests
 from serving.contract import Status
 from serving.errors import BundleError, GateRejected, InputError
-from serving.photos.converter import Converter, Limits
+from serving.photos.converter import Converter, ConversionLimits
 from serving.storage import files
 from trainer.dataset import Example
-from trainer.evaluation.features import probabilities_of
+from trainer.evaluation.features import predict_probabilities
 from trainer.evaluation.metrics import Evaluation, evaluate
-from trainer.evaluation.paired import aligned, compare, matched_difference
+from trainer.evaluation.paired import align_columns, compare, estimate_difference
 from trainer.evaluation.version_changes import LabelChange, LiveComparison, PhotoChange
 from trainer.export.bundle import load_head
 from trainer.heads import Floats, Ints, Vectors
@@ -91,7 +91,7 @@ def judge(
     same = live.metadata.fingerprint == fingerprint
     if same:
         fitted = load_head(live.path / contract.HEAD_FILE)[0]
-        answers, answered = probabilities_of(fitted, embeddings, rows), np.ones(len(rows), bool)
+        answers, answered = predict_probabilities(fitted, embeddings, rows), np.ones(len(rows), bool)
     else:
         answers, answered = _ask(live, [examples[row].uri for row in rows.tolist()])
     counted = {
@@ -109,7 +109,7 @@ def judge(
         )
     removed = tuple(label for label in own if label not in labels)
     both = (*labels, *removed)
-    new, old = aligned(probabilities[rows], labels, both), aligned(answers, own, both)
+    new, old = align_columns(probabilities[rows], labels, both), align_columns(answers, own, both)
     judged = [examples[row] for row in rows.tolist()]
     targets = np.array([example.label for example in judged], np.int64)
     figures = evaluate(new, targets, both), evaluate(old, targets, both)
@@ -136,14 +136,14 @@ def check(found: LiveComparison, tolerance: Tolerance) -> None:
 
     Args:
         found: the comparison.
-        tolerance: "surely" refuses where the 95 % interval says that it is worse (`Comparison.worse`);
+        tolerance: "surely" refuses where the 95 % interval says that it is worse (`PairedComparison.is_worse`);
             percent points refuse where the accuracy falls by more, whatever the interval.
 
     Raises:
         GateRejected: with the figures.
     """
     fall = -100 * found.difference.accuracy.value
-    if found.difference.worse if tolerance == "surely" else fall > tolerance + 1e-9:
+    if found.difference.is_worse if tolerance == "surely" else fall > tolerance + 1e-9:
         allowed = "" if tolerance == "surely" else f" by more than {tolerance:g} points"
         raise GateRejected(
             f"Worse than version {found.version} of {found.name}{allowed}: {found.difference}; "
@@ -166,7 +166,7 @@ def _label_changes(
         mine = targets == index
         if mine.any():
             more, fewer = int((mine & gained).sum()), int((mine & lost).sum())
-            difference = matched_difference(more, fewer, int(mine.sum()))
+            difference = estimate_difference(more, fewer, int(mine.sum()))
             changes.append(LabelChange(label, new.recall[label], old.recall[label], difference, more, fewer))
     return tuple(changes)
 
@@ -203,9 +203,9 @@ def _ask(live: Bundle, uris: Sequence[str]) -> tuple[Floats, Flags]:
         return probabilities, answered
     model = runtime.load(live.path)
     settings = live.metadata.preprocessing
-    limits = Limits(
-        max_bytes=int(settings.get("max_bytes", Limits.max_bytes)),
-        max_pixels=int(settings.get("max_whole_pixels", Limits.max_pixels)),
+    limits = ConversionLimits(
+        max_bytes=int(settings.get("max_bytes", ConversionLimits.max_bytes)),
+        max_pixels=int(settings.get("max_whole_pixels", ConversionLimits.max_pixels)),
     )
     asked: list[int] = []
     with Converter(limits) as converter:

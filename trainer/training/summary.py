@@ -26,7 +26,7 @@ def describe(result: TrainResult) -> str:
     if result.cross_validation:
         lines.append(f"Accuracy by {result.cross_validation}")
     if result.comparison:
-        lines += result.comparison.sentences()
+        lines += result.comparison.format_lines()
     if result.answering:
         lines.append(f"Answers from a probability of {result.answering}")
     if result.known_kept:

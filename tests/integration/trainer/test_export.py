@@ -19,7 +19,7 @@ from serving.errors import BundleError
 from serving.protos import tensors
 from serving.runtime.session import PARITY_TOLERANCE, ClassicSession
 from trainer import preprocessing
-from trainer.evaluation.abstention import Novelty
+from trainer.evaluation.novelty import Novelty
 from trainer.export import bundle as export
 from trainer.export import signatures
 from trainer.export.bundle import HeadExport
@@ -126,7 +126,7 @@ def test_the_records_stand_beside_the_graph(trained: Trained, food: Bundle) -> N
     assert metadata["labels"] == labels
     assert metadata["backbone"]["handle"] == "efficientnet_lite0"
     assert metadata["backbone"]["dimension"] == 1280
-    assert metadata["preprocessing"] == Preprocessing().settings()
+    assert metadata["preprocessing"] == Preprocessing().to_dict()
     assert metadata["top_k"] == 5
     assert {"kind": "linear", "class_weight": "none"}.items() <= metadata["head"].items()
     assert {"strength", "shrinkage", "temperature"} <= metadata["head"].keys()
@@ -295,14 +295,14 @@ def test_photos_unlike_the_known_ones_get_no_label_in_the_graph_as_in_numpy(
     with ClassicSession(published.path) as session:
         answer = session.run(contract.SERVING_DEFAULT, {contract.IMAGE_BYTES: photos})
         told = session.run(contract.CLASSIFY_EMBEDDING, {contract.EMBEDDING: asked})[contract.KNOWN]
-    np.testing.assert_array_equal(told, ~novelty.refused(asked))
-    np.testing.assert_array_equal(answer["label"] == b"", novelty.refused(embedded))
+    np.testing.assert_array_equal(told, ~novelty.is_novel(asked))
+    np.testing.assert_array_equal(answer["label"] == b"", novelty.is_novel(embedded))
     assert (answer["status"] == b"ok").all()  # it is the label that is missing, nothing else
     assert (answer["scores"][:, 0] > 0).all()
     assert 0 < told.sum() < len(told)
     head, loaded = export.load_head(published.path / contract.HEAD_FILE)
     assert loaded is not None
-    np.testing.assert_array_equal(loaded.refused(asked), novelty.refused(asked))
+    np.testing.assert_array_equal(loaded.is_novel(asked), novelty.is_novel(asked))
     np.testing.assert_array_equal(head.kernel, part.head.kernel)
     again = export.export_again(published.path, tmp_path / "models" / "food", keep_known=1.0)
     with ClassicSession(again.path) as session:

@@ -33,11 +33,11 @@ def features_of(trained: Trained) -> tuple[list[Example], Floats]:
     """The test photos of the shared training, and their embeddings."""
     from batch.embeddings import EmbeddingStore
     from trainer import dataset
-    from trainer.training.run import gather
+    from trainer.training.run import load_features
 
     metadata = trained.result.bundle.metadata
     store = EmbeddingStore(trained.settings.embedding_store, metadata.fingerprint, metadata.dimension)
-    found = gather(dataset.scan(trained.settings.image_dir), store)
+    found = load_features(dataset.scan(trained.settings.image_dir), store)
     tested = {uri for uri, _ in trained.result.test_photos}
     rows = [row for row, example in enumerate(found.examples) if example.uri in tested]
     return [found.examples[row] for row in rows], found.embeddings[rows]

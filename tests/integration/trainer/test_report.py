@@ -15,7 +15,7 @@ from tests.support.html_assertions import CHROMIUM, HOSTILE, Page, check_self_co
 from tests.support.trainer_report import made
 from trainer import heads, report
 from trainer.dataset import Subset
-from trainer.evaluation.features import Verdicts
+from trainer.evaluation.features import HeadPredictions
 from trainer.export import bundle
 from trainer.report.contents import CHANGED, PICTURES
 
@@ -30,7 +30,7 @@ def real(trained: Trained) -> report.Report:
     """The report of a real training."""
     from batch.embeddings import EmbeddingStore
     from trainer import dataset
-    from trainer.evaluation.features import gather
+    from trainer.evaluation.features import load_features
 
     settings, result = trained.settings, trained.result
     folder = dataset.scan(settings.image_dir)
@@ -40,7 +40,7 @@ def real(trained: Trained) -> report.Report:
         str(metadata.backbone["fingerprint"]),
         int(str(metadata.backbone["dimension"])),
     )
-    features = gather(folder, store)
+    features = load_features(folder, store)
     subsets = dataset.split(features.examples, settings.split, settings.image_dir, ())
     targets = np.array([example.label for example in features.examples], np.int64)
     chosen = np.array([subset is not Subset.TESTING for subset in subsets])
@@ -50,7 +50,7 @@ def real(trained: Trained) -> report.Report:
         folder.labels,
         features.examples,
         subsets,
-        Verdicts.of(fitted, features.embeddings, targets),
+        HeadPredictions.from_embeddings(fitted, features.embeddings, targets),
         selection=selection,
         held_out=result.held_out,
         test=result.test,

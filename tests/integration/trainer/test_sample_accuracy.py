@@ -13,8 +13,8 @@ from tests.bench.heads import compare, fit_kind
 from tests.support.abstention import fit_novelty
 from tests.support.head import sample_features
 from tests.support.trained import Trained
-from trainer.evaluation.abstention import leave_labels_out
-from trainer.evaluation.cross_validation import cross_validate
+from trainer.evaluation.cross_validation import CrossValidationScheme, cross_validate
+from trainer.evaluation.open_set import leave_labels_out
 from trainer.heads import Floats, Ints
 
 Sample = tuple[Floats, Ints, int]
@@ -37,10 +37,12 @@ def test_accuracy_and_log_loss_by_five_fold_cross_validation(features: Sample) -
 
 def test_calibration_error_is_that_of_a_calibrated_model(trained: Trained, features: Sample) -> None:
     embeddings, targets, _ = features
-    validated = cross_validate(embeddings, targets, list(trained.result.labels), repeats=1, seed=100)
+    validated = cross_validate(
+        embeddings, targets, list(trained.result.labels), scheme=CrossValidationScheme(seed=100)
+    )
     (run,) = validated.runs
     assert run.calibration
-    assert run.calibration.inside
+    assert run.calibration.within_band
     assert validated.figures["calibration_error"].mean <= 0.07
     assert validated.figures["macro_f1"].mean >= 0.64
 
@@ -71,4 +73,4 @@ def test_pictures_of_nothing_are_refused(trained: Trained, features: Sample) -> 
     embed = tf.saved_model.load(str(trained.result.bundle.path)).signatures["embed"]
     pngs = [tf.io.encode_png(picture.astype(np.uint8)).numpy() for picture in pictures]
     found = embed(image_bytes=tf.constant(pngs))["embedding"].numpy()
-    assert novelty.refused(found).all(), (novelty.score(found), novelty.threshold)
+    assert novelty.is_novel(found).all(), (novelty.score(found), novelty.threshold)

@@ -1,10 +1,9 @@
-"""None of these: answers as precise as stated, and photos of what was not trained on refused."""
+"""Abstention: the threshold for a precision, the novelty score, and its open-set evaluation."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,44 +11,42 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from serving.errors import InputError
-from tests.support.abstention import energy, fit_novelty, of_all
+from tests.support.abstention import energy, fit_novelty, to_blocks
 from tests.support.evaluation_metrics import random_answers
 from tests.support.head import blobs, of_length_one
 from trainer import heads
-from trainer.evaluation import abstention
-from trainer.evaluation.abstention import Novelty, auroc, leave_labels_out, threshold_for_precision
+from trainer.evaluation import novelty as novelty_module
+from trainer.evaluation.abstention import threshold_for_precision
+from trainer.evaluation.novelty import Novelty
+from trainer.evaluation.open_set import auroc, draw_hidden_classes, leave_labels_out
 from trainer.heads import Floats, Ints
 
-if TYPE_CHECKING:
-    pass
+# --- Threshold for a precision --------------------------------------------------------------------------
 
 
-# --- A threshold for a stated precision -----------------------------------------------------------------
+def make_predictions(best: list[float], right: list[bool]) -> tuple[Floats, Ints]:
+    """Return probabilities of two labels, of which the first is the best one, and the true classes."""
+    confidence = np.array(best, np.float32)
+    return np.stack([confidence, 1 - confidence], axis=1), np.where(right, 0, 1).astype(np.int64)
 
 
-def answers(best: list[float], right: list[bool]) -> tuple[Floats, Ints]:
-    """Two labels; the first has the best probability."""
-    sure = np.array(best, np.float32)
-    return np.stack([sure, 1 - sure], axis=1), np.where(right, 0, 1).astype(np.int64)
-
-
-def test_the_point_estimate_is_counted() -> None:
+def test_point_estimate_takes_the_observed_precision() -> None:
     best = [0.95, 0.9, 0.85, 0.8, 0.7, 0.6]
     found = threshold_for_precision(
-        *answers(best, [True, True, False, True, True, False]), 0.75, point_estimate=True
+        *make_predictions(best, [True, True, False, True, True, False]), 0.75, point_estimate=True
     )
     assert found.value == pytest.approx(0.65)  # midway between the last answered and the next
     assert (found.precision.value, found.precision.n) == (4 / 5, 5)
     assert (found.coverage.value, found.coverage.n) == (5 / 6, 6)
     assert found.bound < 0.75
     found = threshold_for_precision(
-        *answers(best, [True, True, False, True, True, False]), 0.85, point_estimate=True
+        *make_predictions(best, [True, True, False, True, True, False]), 0.85, point_estimate=True
     )
     assert found.value == pytest.approx(0.875)
     assert found.coverage.value == 2 / 6
 
 
-def test_the_lower_bound_is_that_of_clopper_and_pearson() -> None:
+def test_lower_bound_of_the_precision_is_clopper_pearson() -> None:
     from scipy.stats import binomtest
 
     probabilities, targets = random_answers(400, 3, scale=4.0)
@@ -60,26 +57,26 @@ def test_the_lower_bound_is_that_of_clopper_and_pearson() -> None:
     assert found.bound == pytest.approx(wanted.low, abs=1e-9)
     assert found.wanted == 0.9
     assert found.bound >= 0.9
-    assert json.loads(json.dumps(found.record(), allow_nan=False))["coverage"]["n"] == 400
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["coverage"]["n"] == 400
 
 
-def test_all_are_answered_where_that_is_precise_enough() -> None:
-    found = threshold_for_precision(*answers([0.9] * 99 + [0.6], [True] * 100), 0.9)
+def test_threshold_is_0_where_answering_always_is_precise_enough() -> None:
+    found = threshold_for_precision(*make_predictions([0.9] * 99 + [0.6], [True] * 100), 0.9)
     assert (found.value, found.coverage.value) == (0.0, 1.0)
     assert str(found).startswith("0.000: answers 100.0%")
 
 
-def test_equal_probabilities_are_answered_together() -> None:
-    # Of the ten at .8 all wrong ones come last, which must not matter.
+def test_threshold_does_not_separate_equal_probabilities() -> None:
+    # Five of the ten at 0.8 are wrong; they stand last, and may not be cut off.
     best = [0.9] * 20 + [0.8] * 10 + [0.5]
     right = [True] * 20 + [True] * 5 + [False] * 6
-    found = threshold_for_precision(*answers(best, right), 0.9, point_estimate=True)
+    found = threshold_for_precision(*make_predictions(best, right), 0.9, point_estimate=True)
     assert found.coverage.value == 20 / 31
 
 
 @given(st.integers(1, 200), st.integers(2, 6), st.floats(0.05, 1.0), st.booleans(), st.integers(0, 50))
 @settings(deadline=None, max_examples=60)
-def test_the_answered_photos_reach_it_and_no_lower_threshold_does(
+def test_threshold_is_the_lowest_that_reaches_the_precision(
     count: int, classes: int, precision: float, point: bool, seed: int
 ) -> None:
     probabilities, targets = random_answers(count, classes, seed)
@@ -105,7 +102,7 @@ def clopper_pearson(right: int, n: int) -> float:
     return float(beta.ppf(0.05, right, n - right + 1)) if right else 0.0
 
 
-def test_new_photos_miss_the_stated_precision_in_one_case_of_twenty() -> None:
+def test_new_photos_miss_the_precision_in_one_case_of_twenty() -> None:
     missed = {"bound": 0, "point": 0}
     fresh, fresh_targets = random_answers(100_000, 3, seed=12345, scale=4.0)
     for seed in range(200):
@@ -119,41 +116,47 @@ def test_new_photos_miss_the_stated_precision_in_one_case_of_twenty() -> None:
 
 
 @pytest.mark.parametrize("precision", [0.0, -1.0, 1.5, float("nan")])
-def test_a_precision_that_is_no_share_is_refused(precision: float) -> None:
-    with pytest.raises(InputError, match="is no share") as refusal:
+def test_precision_out_of_range_is_rejected(precision: float) -> None:
+    with pytest.raises(InputError, match="is out of range") as caught:
         threshold_for_precision(*random_answers(50, 3), precision)
-    assert refusal.value.remedy
+    assert caught.value.remedy
 
 
-def test_a_precision_that_no_threshold_reaches_is_refused_with_the_highest() -> None:
-    probabilities, targets = answers([0.9, 0.8, 0.7, 0.6], [True, True, True, False])
-    with pytest.raises(InputError) as refusal:
+def test_error_for_an_unreachable_precision_names_the_highest_one() -> None:
+    probabilities, targets = make_predictions([0.9, 0.8, 0.7, 0.6], [True, True, True, False])
+    with pytest.raises(InputError) as caught:
         threshold_for_precision(probabilities, targets, 0.9)
-    assert refusal.value.what == (
+    assert caught.value.what == (
         "No threshold reaches a precision of 90.0% on 4 held-out photos: the highest 95 % lower bound of "
         "the precision is 36.8%, where 3 are answered."
     )
-    assert refusal.value.remedy == "Ask for a lower precision, or give more photos of each label."
+    assert caught.value.remedy == "Ask for a lower precision, or give more photos of each label."
 
 
-def test_a_threshold_needs_photos() -> None:
+def test_threshold_without_held_out_photos_is_rejected() -> None:
     with pytest.raises(InputError, match="without held-out photos"):
         threshold_for_precision(np.zeros((0, 2), np.float32), np.zeros(0, np.int64), 0.9)
 
 
+# --- Novelty score --------------------------------------------------------------------------------------
+
+
 @pytest.fixture(scope="module")
 def clouds() -> tuple[Floats, Ints, Floats]:
-    """Embeddings and classes of five labels to know, and embeddings of a sixth."""
+    """Embeddings and classes of five known labels, and embeddings of a sixth, unknown one."""
     embeddings, targets = blobs(600, 40, 6)
     return embeddings[targets < 5], targets[targets < 5], embeddings[targets == 5]
 
 
 @pytest.fixture(scope="module")
 def novelty(clouds: tuple[Floats, Ints, Floats]) -> Novelty:
+    """The novelty score of the five known labels."""
     return fit_novelty(*clouds[:2])
 
 
-def test_the_score_is_the_documented_formula(novelty: Novelty, clouds: tuple[Floats, Ints, Floats]) -> None:
+def test_novelty_score_is_the_documented_formula(
+    novelty: Novelty, clouds: tuple[Floats, Ints, Floats]
+) -> None:
     rows = clouds[2].astype(np.float64)
     model = novelty.head
 
@@ -168,13 +171,13 @@ def test_the_score_is_the_documented_formula(novelty: Novelty, clouds: tuple[Flo
     found = novelty.score(clouds[2])
     assert (found.dtype, found.shape) == (np.float32, (100,))
     np.testing.assert_allclose(found, wanted, atol=2e-4)
-    np.testing.assert_array_equal(novelty.refused(clouds[2]), found > np.float32(novelty.threshold))
+    np.testing.assert_array_equal(novelty.is_novel(clouds[2]), found > np.float32(novelty.threshold))
 
 
-def test_directions_are_the_principal_ones_by_either_way() -> None:
+def test_directions_are_principal_components_by_gram_and_by_covariance() -> None:
     for count in (300, 60):  # more photos than dimensions, and fewer
         embeddings, _ = blobs(count, 80, 4)
-        centre, directions = abstention._principal(of_all(embeddings), 4)
+        centre, directions = novelty_module._fit_directions(to_blocks(embeddings), 4)
         points = of_length_one(embeddings)
         assert directions.shape == (80, min(32, count // 4))
         np.testing.assert_allclose(centre, points.mean(axis=0), atol=1e-6)
@@ -184,7 +187,7 @@ def test_directions_are_the_principal_ones_by_either_way() -> None:
         np.testing.assert_allclose(overlap, 1, atol=1e-3)
 
 
-def test_photos_in_a_file_give_the_score_of_photos_in_memory(
+def test_mapped_embeddings_give_the_score_of_embeddings_in_memory(
     clouds: tuple[Floats, Ints, Floats], tmp_path: Path
 ) -> None:
     embeddings, targets, unknown = clouds
@@ -199,7 +202,7 @@ def test_photos_in_a_file_give_the_score_of_photos_in_memory(
     np.testing.assert_array_equal(chosen.known, alone.known)
 
 
-def test_the_energy_is_that_of_the_whole_head_whatever_its_kind(clouds: tuple[Floats, Ints, Floats]) -> None:
+def test_energy_uses_all_logits_of_hidden_and_cosine_heads(clouds: tuple[Floats, Ints, Floats]) -> None:
     embeddings, targets, unknown = clouds
     for kind in ("hidden", "cosine"):
         settings = heads.HeadSettings(kind=kind, width=8)  # type: ignore[arg-type]
@@ -212,42 +215,43 @@ def test_the_energy_is_that_of_the_whole_head_whatever_its_kind(clouds: tuple[Fl
         assert found.kept.value == pytest.approx(0.95, abs=0.01)
 
 
-def test_the_stated_share_of_known_photos_passes_and_no_lower_threshold_lets_it(novelty: Novelty) -> None:
+def test_novelty_threshold_is_the_lowest_that_keeps_the_share_of_known_photos(novelty: Novelty) -> None:
     assert novelty.known.shape == (500,)
     for kept in (0.95, 0.9, 0.501, 1.0):
-        found = novelty.at(kept)
+        found = novelty.with_kept(kept)
         assert found.kept.value >= kept
         assert found.kept.value <= kept + 1 / 500
         np.testing.assert_array_equal(found.known, novelty.known)
-    assert novelty.threshold == novelty.at(0.95).threshold < novelty.at(1.0).threshold
+    assert novelty.threshold == novelty.with_kept(0.95).threshold < novelty.with_kept(1.0).threshold
 
 
 @pytest.mark.parametrize("kept", [0.0, -0.1, 1.01, float("nan")])
-def test_a_share_to_keep_must_be_one(novelty: Novelty, kept: float) -> None:
-    with pytest.raises(InputError, match="no share of photos"):
-        novelty.at(kept)
+def test_share_to_keep_out_of_range_is_rejected(novelty: Novelty, kept: float) -> None:
+    with pytest.raises(InputError, match=r"fraction of photos to keep, .*out of range"):
+        novelty.with_kept(kept)
 
 
-def test_folds_end_when_enough_photos_were_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(abstention, "ENOUGH_HELD_OUT", 100)
+def test_novelty_fit_stops_when_enough_photos_were_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(novelty_module, "ENOUGH_HELD_OUT", 100)
     embeddings, targets = blobs(400, 20, 4)
     assert len(fit_novelty(embeddings, targets).known) == 120  # three folds of ten
 
 
-def test_a_fit_of_the_score_is_repeatable_to_the_bit(
-    novelty: Novelty, clouds: tuple[Floats, Ints, Floats]
-) -> None:
+def test_novelty_fit_is_deterministic(novelty: Novelty, clouds: tuple[Floats, Ints, Floats]) -> None:
     again = fit_novelty(*clouds[:2])
     assert again.threshold == novelty.threshold
     np.testing.assert_array_equal(again.score(clouds[2]), novelty.score(clouds[2]))
 
 
-def test_terms_that_never_change_have_no_weight() -> None:
-    assert abstention._one_over_deviation(np.full(10, 0.7, np.float32)) == 0
-    assert abstention._one_over_deviation(np.array([0, 2], np.float32)) == 1
+def test_constant_term_has_weight_0() -> None:
+    assert novelty_module._inverse_deviation(np.full(10, 0.7, np.float32)) == 0
+    assert novelty_module._inverse_deviation(np.array([0, 2], np.float32)) == 1
 
 
-def test_the_area_is_the_one_scikit_learn_finds() -> None:
+# --- Open-set evaluation --------------------------------------------------------------------------------
+
+
+def test_auroc_equals_scikit_learn() -> None:
     from sklearn.metrics import roc_auc_score
 
     random = np.random.default_rng(0)
@@ -258,15 +262,15 @@ def test_the_area_is_the_one_scikit_learn_finds() -> None:
 
 @given(st.integers(3, 30), st.integers(1, 5), st.integers(1, 40), st.integers(0, 5))
 @settings(deadline=None, max_examples=40)
-def test_labels_are_hidden_about_equally_often(classes: int, size: int, draws: int, seed: int) -> None:
+def test_every_label_is_hidden_about_equally_often(classes: int, size: int, draws: int, seed: int) -> None:
     assume(size <= classes - 2)
-    drawn = list(abstention._hidden(classes, size, draws, seed))
+    drawn = list(draw_hidden_classes(classes, size, draws, seed))
     assert all(len(set(chosen.tolist())) == size for chosen in drawn)
     times = np.bincount(np.concatenate(drawn), minlength=classes)
     assert times.max() - times.min() <= 1
 
 
-def test_hidden_labels_are_counted_where_they_were_hidden() -> None:
+def test_rejection_rates_count_the_photos_of_hidden_labels() -> None:
     embeddings, targets = blobs(300, 40, 6)
     found = leave_labels_out(embeddings, targets, list("abcdef"), hidden=2, draws=3, shares=(0.9, 0.5))
     assert [rate.wanted for rate in found.rates] == [0.9, 0.5]
@@ -277,11 +281,11 @@ def test_hidden_labels_are_counted_where_they_were_hidden() -> None:
     assert found.rates[0].refused.value <= found.rates[1].refused.value
     assert found.rates[1].refused.value > 0.5
     assert found.auroc.value > 0.6
-    assert json.loads(json.dumps(found.record(), allow_nan=False))["draws"] == 3
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["draws"] == 3
     assert str(found).startswith("AUROC 0.")
 
 
 @pytest.mark.parametrize("hidden", [0, 3, 4])
-def test_two_labels_are_left(hidden: int) -> None:
+def test_hiding_all_but_one_label_is_rejected(hidden: int) -> None:
     with pytest.raises(InputError, match="cannot be hidden"):
         leave_labels_out(*blobs(40, 8, 4), list("abcd"), hidden=hidden)

@@ -1,9 +1,8 @@
-"""Every photo is held against a head that knows nothing of it, nor of what belongs with it."""
+"""Cross-validation: out-of-fold predictions, groups in one fold, and figures over the repeats."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,28 +13,26 @@ from serving.errors import InputError
 from tests.support.evaluation_metrics import LABELS
 from tests.support.head import blobs
 from trainer import heads
-from trainer.evaluation.cross_validation import _folds, cross_validate
+from trainer.evaluation.cross_validation import CrossValidationScheme, _make_folds, cross_validate
 from trainer.heads import HeadSettings
 
-if TYPE_CHECKING:
-    pass
 
-
-def test_cross_validation_holds_every_photo_against_a_head_that_has_not_seen_it() -> None:
-    # Labels that mean nothing can be learned by heart, and not foretold.
+def test_cross_validation_predicts_every_photo_out_of_fold() -> None:
+    # Random labels can be memorised, but not predicted.
     random = np.random.default_rng(0)
     embeddings = random.normal(size=(100, 300)).astype(np.float32)
     targets = random.permutation(np.arange(100) % 4)
-    found = cross_validate(embeddings, targets, LABELS, folds=4, repeats=2)
+    found = cross_validate(embeddings, targets, LABELS, scheme=CrossValidationScheme(folds=4, repeats=2))
     assert (found.folds, len(found.runs), found.probabilities.shape) == (4, 2, (2, 100, 4))
     np.testing.assert_allclose(found.probabilities.sum(axis=2), 1, rtol=1e-5)
     assert found.accuracy.n == 100
     assert found.accuracy.value < 0.45
 
 
-def test_cross_validation_tells_the_mean_and_spread_over_its_repeats() -> None:
+def test_cross_validation_reports_mean_and_deviation_over_repeats() -> None:
+    scheme = CrossValidationScheme(folds=3, repeats=3, seed=5)
     embeddings, targets = blobs(90, 20, 3)
-    found = cross_validate(embeddings, targets, LABELS[:3], folds=3, repeats=3, seed=5)
+    found = cross_validate(embeddings, targets, LABELS[:3], scheme=scheme)
     accuracies = [(run.argmax(axis=1) == targets).mean() for run in found.probabilities]
     assert found.figures["accuracy"].mean == pytest.approx(np.mean(accuracies))
     assert found.figures["accuracy"].deviation == pytest.approx(np.std(accuracies, ddof=1))
@@ -43,26 +40,28 @@ def test_cross_validation_tells_the_mean_and_spread_over_its_repeats() -> None:
     assert found.log_loss == pytest.approx(np.mean(losses))
     assert found.accuracy.value == pytest.approx(np.mean(accuracies), abs=1 / 180)
     assert found.recall["apple"].n == 30
-    assert found == cross_validate(embeddings, targets, LABELS[:3], folds=3, repeats=3, seed=5)
-    json.dumps(found.record(), allow_nan=False)
+    assert found == cross_validate(embeddings, targets, LABELS[:3], scheme=scheme)
+    json.dumps(found.to_dict(), allow_nan=False)
 
 
-def test_one_repeat_has_no_spread() -> None:
-    record = cross_validate(*blobs(40, 8, 2), ["a", "b"], folds=2).record()
+def test_deviation_of_one_repeat_is_null_in_json() -> None:
+    record = cross_validate(*blobs(40, 8, 2), ["a", "b"], scheme=CrossValidationScheme(folds=2)).to_dict()
     assert record["figures"]["accuracy"]["deviation"] is None
     assert (record["folds"], record["repeats"]) == (2, 1)
 
 
-def test_photos_of_a_group_are_never_foretold_by_one_another() -> None:
-    # Three near-copies of each photo, whose labels mean nothing: apart from each other they give all away.
+def test_groups_prevent_leakage_between_near_copies() -> None:
+    # Three near-copies of each photo with random labels: in different folds they leak the label.
     random = np.random.default_rng(0)
     photos, copies = 60, 3
     embeddings = np.repeat(random.normal(size=(photos, 100)), copies, axis=0)
     embeddings = (embeddings + random.normal(0, 0.05, embeddings.shape)).astype(np.float32)
     targets = np.repeat(random.permutation(np.arange(photos) % 3), copies)
     groups = np.repeat(np.arange(photos), copies)
-    apart = cross_validate(embeddings, targets, LABELS[:3], folds=4)
-    together = cross_validate(embeddings, targets, LABELS[:3], folds=4, groups=groups)
+    apart = cross_validate(embeddings, targets, LABELS[:3], scheme=CrossValidationScheme(folds=4))
+    together = cross_validate(
+        embeddings, targets, LABELS[:3], scheme=CrossValidationScheme(folds=4), groups=groups
+    )
     assert apart.accuracy.value > 0.95
     assert together.accuracy.value < 0.55
 
@@ -72,13 +71,13 @@ def test_photos_of_a_group_are_never_foretold_by_one_another() -> None:
     st.integers(2, 6),
     st.integers(0, 5),
 )
-def test_folds_hold_out_every_photo_once_groups_whole_and_labels_evenly(
+def test_folds_hold_out_every_photo_once_with_whole_groups_and_stratified_labels(
     photos: list[tuple[int, int]], folds: int, seed: int
 ) -> None:
     targets = np.array([label for label, _ in photos])
     # Groups of number 9 and above have a single photo.
     groups = np.array([group if group < 9 else 100 + row for row, (_, group) in enumerate(photos)])
-    found = _folds(targets, groups, folds, seed)
+    found = _make_folds(targets, groups, folds, seed)
     assert len(found) == folds
     assert sorted(np.concatenate(found).tolist()) == list(range(len(photos)))
     for group in set(groups.tolist()):
@@ -89,17 +88,20 @@ def test_folds_hold_out_every_photo_once_groups_whole_and_labels_evenly(
         assert (counts.max(axis=0) - counts.min(axis=0)).max() <= 1
 
 
-def test_heads_are_fitted_with_the_settings_and_views_given() -> None:
+def test_heads_are_fitted_with_the_settings_and_views() -> None:
+    scheme = CrossValidationScheme(folds=3)
     embeddings, targets = blobs(90, 20, 3)
-    plain = cross_validate(embeddings, targets, LABELS[:3], folds=3)
-    cosine = cross_validate(embeddings, targets, LABELS[:3], folds=3, settings=HeadSettings(kind="cosine"))
+    plain = cross_validate(embeddings, targets, LABELS[:3], scheme=scheme)
+    cosine = cross_validate(
+        embeddings, targets, LABELS[:3], scheme=scheme, settings=HeadSettings(kind="cosine")
+    )
     noise = np.random.default_rng(1).normal(0, 3, embeddings.shape).astype(np.float32)
     done: list[tuple[int, int]] = []
     viewed = cross_validate(
         embeddings,
         targets,
         LABELS[:3],
-        folds=3,
+        scheme=scheme,
         views=[embeddings + noise],
         progress=lambda *counts: done.append(counts),
     )
@@ -108,11 +110,11 @@ def test_heads_are_fitted_with_the_settings_and_views_given() -> None:
     assert done == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_a_label_whose_photos_all_belong_together_is_refused() -> None:
+def test_label_with_photos_of_one_group_is_rejected() -> None:
     embeddings, targets = blobs(12, 5, 2)
     groups = np.where(targets == 1, 99, np.arange(12))
-    with pytest.raises(InputError, match=r"'b' has 6 photo\(s\), which belong together"):
-        cross_validate(embeddings, targets, ["a", "b"], folds=2, groups=groups)
+    with pytest.raises(InputError, match="'b' has 6 photos, all of one group"):
+        cross_validate(embeddings, targets, ["a", "b"], scheme=CrossValidationScheme(folds=2), groups=groups)
 
 
 @pytest.mark.parametrize(
@@ -123,11 +125,14 @@ def test_a_label_whose_photos_all_belong_together_is_refused() -> None:
         ([0, 0, 0, 1], 2, 1, "'b' has 1 photo"),
     ],
 )
-def test_what_cannot_be_cross_validated_is_refused(
+def test_too_few_folds_repeats_or_photos_are_rejected(
     targets: list[int], folds: int, repeats: int, message: str
 ) -> None:
-    with pytest.raises(InputError, match=message) as refusal:
+    with pytest.raises(InputError, match=message) as caught:
         cross_validate(
-            np.zeros((4, 3), np.float32), np.array(targets), ["a", "b"], folds=folds, repeats=repeats
+            np.zeros((4, 3), np.float32),
+            np.array(targets),
+            ["a", "b"],
+            scheme=CrossValidationScheme(folds, repeats),
         )
-    assert refusal.value.remedy
+    assert caught.value.remedy

@@ -63,11 +63,11 @@ def test_photos_that_the_live_version_was_trained_on_take_no_part(tmp_path: Path
     by_label = {change.label: change for change in found.labels}
     assert (by_label["bread"].gained, by_label["cheese"].lost, by_label["apple"].new.n) == (3, 3, 3)
     assert by_label["bread"].difference.value == 1.0
-    told = " ".join(found.sentences())
+    told = " ".join(found.format_lines())
     assert "Against version 1 of food: accuracy +0.0%" in told
     assert "3 that it was trained on" in told
     assert "not known" not in told
-    record = json.loads(json.dumps(found.record(), allow_nan=False))
+    record = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert record["with"] == {"name": "food", "version": 1, "same_backbone": True}
     assert record["recall"]["bread"]["live"] == 0.0
 
@@ -76,7 +76,7 @@ def test_where_it_is_not_known_what_it_was_trained_on_that_is_said(tmp_path: Pat
     found = judged(written(tmp_path / "food", straight(3), LABELS), straight(3))
     assert not found.trained_on_known
     assert found.difference.n == 12
-    assert any("not known" in sentence for sentence in found.sentences())
+    assert any("not known" in sentence for sentence in found.format_lines())
 
 
 def test_labels_that_come_and_go_are_named_and_only_common_ones_judged(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_labels_that_come_and_go_are_named_and_only_common_ones_judged(tmp_path:
     assert found.newly_wrong[0].new[0] == "cheese"
     assert [change.label for change in found.labels] == ["apple", "bread"]
     assert found.new.log_loss < 10
-    told = " ".join(found.sentences())
+    told = " ".join(found.format_lines())
     assert "Labels that are new: 'cheese'." in told
     assert "Labels that are gone: 'damson'." in told
 

@@ -1,4 +1,4 @@
-"""Two models on the same photos: the difference, its interval and its tests are those of statistics."""
+"""Paired comparison of two models: difference, interval and McNemar's test."""
 
 from __future__ import annotations
 
@@ -10,67 +10,68 @@ import pytest
 
 from serving.errors import InputError
 from tests.support.evaluation_metrics import LABELS, PROBABILITIES, TARGETS
-from trainer.evaluation.paired import Comparison, aligned, compare
+from trainer.evaluation.paired import PairedComparison, align_columns, compare
 
 
-def test_two_models_are_compared_photo_by_photo() -> None:
+def test_comparison_counts_gained_and_lost_photos() -> None:
     other = PROBABILITIES[[0, 0, 0, 0, 0]]  # always apple
     found = compare(PROBABILITIES, other, TARGETS)
     assert (found.n, found.gained, found.lost) == (5, 1, 0)
     assert found.accuracy.value == pytest.approx(1 / 5)
     mine, theirs = -np.log([0.7, 0.2, 0.1, 1.0, 0.25]), -np.log([0.7, 0.1, 0.1, 0.1, 0.7])
     assert found.log_loss.value == pytest.approx((mine - theirs).mean(), rel=1e-5)
-    assert not found.better
-    assert not found.worse
-    assert json.loads(json.dumps(found.record(), allow_nan=False))["gained"] == 1
+    assert not found.is_better
+    assert not found.is_worse
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["gained"] == 1
     assert str(found).startswith("accuracy +20.0% (95 % interval ")
 
 
-def test_the_p_value_is_mcnemars_exact_one() -> None:
+def test_p_value_is_the_exact_mcnemar_test() -> None:
     from scipy.stats import binomtest
 
     for gained, lost in ((0, 0), (3, 3), (9, 1), (0, 6)):
-        found = made_comparison(50, gained, lost)
+        found = make_comparison(50, gained, lost)
         wanted = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
         assert found.p_value == pytest.approx(wanted)
 
 
-def made_comparison(count: int, gained: int, lost: int) -> Comparison:
-    sure, unsure = np.float32([0.9, 0.1]), np.float32([0.1, 0.9])
-    mine, theirs = np.tile(sure, (count, 1)), np.tile(sure, (count, 1))
-    theirs[:gained], mine[gained : gained + lost] = unsure, unsure
+def make_comparison(count: int, gained: int, lost: int) -> PairedComparison:
+    """Return the comparison of models that differ in this many of `count` photos."""
+    right, wrong = np.float32([0.9, 0.1]), np.float32([0.1, 0.9])
+    mine, theirs = np.tile(right, (count, 1)), np.tile(right, (count, 1))
+    theirs[:gained], mine[gained : gained + lost] = wrong, wrong
     return compare(mine, theirs, np.zeros(count, np.int64))
 
 
-def test_a_surely_better_model_is_better_and_the_other_is_worse() -> None:
-    assert made_comparison(100, 20, 2).better
-    assert made_comparison(100, 2, 20).worse
-    same = made_comparison(100, 0, 0)
-    assert (same.better, same.worse, same.accuracy.value, same.log_loss.value) == (False, False, 0, 0)
+def test_significant_difference_makes_a_model_better_or_worse() -> None:
+    assert make_comparison(100, 20, 2).is_better
+    assert make_comparison(100, 2, 20).is_worse
+    same = make_comparison(100, 0, 0)
+    assert (same.is_better, same.is_worse, same.accuracy.value, same.log_loss.value) == (False, False, 0, 0)
     assert same.accuracy.low < 0 < same.accuracy.high
 
 
-def test_the_intervals_of_a_difference_cover_the_true_one() -> None:
+def test_intervals_of_the_difference_cover_the_true_one() -> None:
     # The other model errs in other places: right for 70 % against 65 %, independently.
     random = np.random.default_rng(0)
     covered = {"accuracy": 0, "log-loss": 0}
-    sure, unsure = np.float32([0.8, 0.2]), np.float32([0.2, 0.8])
+    right, wrong = np.float32([0.8, 0.2]), np.float32([0.2, 0.8])
     truth = -0.05 * math.log(0.8 / 0.2)
     for _ in range(200):
-        mine, theirs = (np.where(random.random((60, 1)) < share, sure, unsure) for share in (0.7, 0.65))
+        mine, theirs = (np.where(random.random((60, 1)) < share, right, wrong) for share in (0.7, 0.65))
         found = compare(mine, theirs, np.zeros(60, np.int64))
         covered["accuracy"] += found.accuracy.low <= 0.05 <= found.accuracy.high
         covered["log-loss"] += found.log_loss.low <= truth <= found.log_loss.high
     assert min(covered.values()) >= 180, covered
 
 
-def test_a_comparison_needs_photos() -> None:
+def test_comparison_without_photos_is_rejected() -> None:
     with pytest.raises(InputError, match="without photos"):
         compare(np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32), np.zeros(0, np.int64))
 
 
-def test_columns_of_a_model_with_other_labels_are_put_in_their_places() -> None:
-    found = aligned(PROBABILITIES, LABELS, ["dates", "figs", "apple"])
+def test_align_columns_reorders_labels_and_gives_unknown_ones_probability_0() -> None:
+    found = align_columns(PROBABILITIES, LABELS, ["dates", "figs", "apple"])
     np.testing.assert_array_equal(found[:, 0], PROBABILITIES[:, 3])
     np.testing.assert_array_equal(found[:, 1], 0)
     np.testing.assert_array_equal(found[:, 2], PROBABILITIES[:, 0])
