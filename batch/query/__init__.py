@@ -1,1 +1,1 @@
-"""`hubhead query`: SQL over the scores, by DuckDB and without writing anything but the answer."""
+"""SQL queries over the scores, executed read-only by DuckDB (`hubhead query`)."""

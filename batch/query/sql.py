@@ -1,4 +1,4 @@
-"""One statement over the tables: read only, and with nothing else in reach."""
+"""Execution of a single read-only SQL statement over the scores, isolated from files and network."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from serving.errors import InputError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_ROWS = 65_536
-"""Rows a batch of the answer, so that a large one is never whole in memory."""
+_BATCH_ROWS = 65_536
+"""Rows per batch of the result, which bounds the memory that a large result takes."""
 
-_READING = {"SELECT", "EXPLAIN", "MULTI"}
-"""DuckDB's kinds of statements that read; PIVOT is of the third."""
+_READ_ONLY_STATEMENTS = {"SELECT", "EXPLAIN", "MULTI"}
+"""DuckDB's types of statements that only read; PIVOT has the type MULTI."""
 
 
 def run_query(statement: str, directory: str) -> pa.RecordBatchReader:
-    """The answer to one statement, as it comes.
+    """Run a SQL statement and return its result as a stream of batches.
 
     Args:
-        statement: in DuckDB's SQL, over `scores` and `runs`.
-        directory: the output of `hubhead score`, or the `scores` in it.
+        statement: one statement in DuckDB's SQL over the tables `scores` and `runs`.
+        directory: output directory of `hubhead score`, or the `scores` directory in it.
 
     Raises:
-        InputError: the statement is wrong, writes, or is not one; no scores; DuckDB is missing.
+        InputError: the statement is invalid or not read-only, there is not exactly one, no scores are
+            found, or DuckDB is not installed.
     """
     try:
         import duckdb
@@ -33,37 +34,39 @@ def run_query(statement: str, directory: str) -> pa.RecordBatchReader:
         raise InputError("DuckDB is not installed.", remedy="pip install 'hubhead[query]'") from error
     connection = duckdb.connect(":memory:")
     try:
-        _check(connection.extract_statements(statement))
+        _check_read_only(connection.extract_statements(statement))
         connection.register("scores", tables.open_scores(directory))
         connection.register("runs", tables.read_runs(directory))
-        # From here on no files, no network, no Python objects: what was registered, and nothing else.
+        # From here on the statement can reach the registered tables only: no files, no network and no
+        # Python variables, and it cannot change these settings back.
         for setting in ("enable_external_access", "python_enable_replacements"):
             connection.execute(f"set {setting}=false")
         connection.execute("set lock_configuration=true")
-        return _answer(connection, statement)
+        return _execute(connection, statement)
     except duckdb.Error as error:
-        raise InputError(f"The query cannot be answered. {error}") from error
+        raise InputError(f"The query failed. {error}") from error
 
 
-def _answer(connection: Any, statement: str) -> Any:
+def _execute(connection: Any, statement: str) -> Any:
     import duckdb
 
     try:
-        return connection.sql(statement).to_arrow_reader(_ROWS)
+        return connection.sql(statement).to_arrow_reader(_BATCH_ROWS)
     except duckdb.BinderException:
-        connection.execute(statement)  # whose error says where
+        # sql() reports binding errors without their position in the statement; execute() adds it.
+        connection.execute(statement)
         raise
 
 
-def _check(statements: list[Any]) -> None:
+def _check_read_only(statements: list[Any]) -> None:
     if len(statements) != 1:
         raise InputError(
-            f"One statement is wanted, and there are {len(statements)}.",
-            remedy="Such as: select label, count(*) from scores group by label",
+            f"Expected one SQL statement, found {len(statements)}.",
+            remedy="Example: select label, count(*) from scores group by label",
         )
     kind = statements[0].type.name
-    if kind not in _READING:
+    if kind not in _READ_ONLY_STATEMENTS:
         raise InputError(
-            f"{kind} does more than read.",
-            remedy="Only SELECT and the like can be asked; scores stay as they are.",
+            f"{kind} statements are not allowed: queries are read-only.",
+            remedy="Use SELECT, EXPLAIN or PIVOT.",
         )

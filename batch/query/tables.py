@@ -1,4 +1,4 @@
-"""The tables that can be asked: `scores`, one row a photo and model, and `runs`, one row a run."""
+"""Tables that queries can use: `scores`, one row per photo and model, and `runs`, one row per run."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ _REMEDY = "Give --scores the directory that hubhead score --output wrote."
 
 
 def open_scores(directory: str) -> pds.Dataset:
-    """The rows, as a dataset that is read while it is asked.
+    """Return the scores as a dataset that is read while a query runs.
 
     Args:
-        directory: the output of `hubhead score`, or the `scores` in it; local or remote.
+        directory: local or remote output directory of `hubhead score`, or the `scores` directory in it.
 
     Raises:
-        InputError: there are none, or they cannot be read.
+        InputError: there are no scores, or they cannot be read.
     """
     import pyarrow as pa
     import pyarrow.dataset as pds
 
     try:
-        storage, top = _filesystem(directory)
-        found = _files(storage, f"{top}/scores") or _files(storage, top)
+        storage, top = _resolve_filesystem(directory)
+        found = _list_parquet_files(storage, f"{top}/scores") or _list_parquet_files(storage, top)
         if found:
-            options = pds.FileSystemFactoryOptions(partitioning=_partitioning(found))
-            new: Any = pds.FileSystemDatasetFactory  # its types know neither lists of files nor promotion
-            factory = new(storage, found, pds.ParquetFileFormat(), options)
-            # Of all files: columns that pass through may be in some of them only.
+            options = pds.FileSystemFactoryOptions(partitioning=_detect_partitioning(found))
+            # pyarrow's type stubs know neither lists of files nor promotion.
+            new_factory: Any = pds.FileSystemDatasetFactory
+            factory = new_factory(storage, found, pds.ParquetFileFormat(), options)
+            # All files are inspected, since some of them may lack pass-through columns.
             return factory.finish(factory.inspect(promote_options="permissive", fragments=None))
     except (OSError, pa.ArrowException) as error:
         raise InputError(
@@ -43,8 +44,8 @@ def open_scores(directory: str) -> pds.Dataset:
     raise InputError(f"There are no scores in {directory}.", remedy=_REMEDY)
 
 
-def _files(storage: Any, top: str) -> list[str]:
-    """The Parquet files below a directory, without leftovers and what is not for readers."""
+def _list_parquet_files(storage: Any, top: str) -> list[str]:
+    """Return the Parquet files below a directory; names that start with `.` or `_` are hidden."""
     import pyarrow.fs as pfs
 
     infos = storage.get_file_info(pfs.FileSelector(top, recursive=True, allow_not_found=True))
@@ -56,30 +57,34 @@ def _files(storage: Any, top: str) -> list[str]:
     )
 
 
-def _partitioning(paths: list[str]) -> Any:
-    """The columns that stand in the names of directories, as hubhead score --partition_by makes them."""
+def _detect_partitioning(paths: list[str]) -> Any:
+    """Return the Hive partitioning that `hubhead score --partition_by` used; None without partitions."""
     import pyarrow as pa
     import pyarrow.dataset as pds
 
     kinds: dict[str, Any] = {"date": pa.date32(), "label": pa.string()}
-    named = [(name, kind) for name, kind in kinds.items() if f"/{name}=" in paths[0]]
-    return pds.partitioning(pa.schema(named), flavor="hive") if named else None
+    found = [(name, kind) for name, kind in kinds.items() if f"/{name}=" in paths[0]]
+    return pds.partitioning(pa.schema(found), flavor="hive") if found else None
 
 
-def _filesystem(directory: str) -> tuple[Any, str]:
-    """pyarrow's file system, and the path in it."""
+def _resolve_filesystem(directory: str) -> tuple[Any, str]:
+    """Return the pyarrow file system of a directory, and the path of the directory in it."""
     import pyarrow.fs as pfs
 
-    place = files.absolute(directory)
-    if not files.is_remote(place):
-        return pfs.LocalFileSystem(), place
-    return pfs.FileSystem.from_uri(place)
+    address = files.absolute(directory)
+    if not files.is_remote(address):
+        return pfs.LocalFileSystem(), address
+    return pfs.FileSystem.from_uri(address)
 
 
 def read_runs(directory: str) -> pa.Table:
-    """What is known of the runs that wrote there, the oldest first; empty where nothing is.
+    """Return the runs that wrote to an output directory, oldest first; empty if none is recorded.
 
-    PassThroughColumns: `run_id`, `started`, `finished`, what is counted in run.json, and `json`, all of it.
+    The columns are `run_id`, `started`, `finished`, the counts and seconds of run.json, and `json`,
+    its whole text.
+
+    Args:
+        directory: local or remote output directory of `hubhead score`, or the `scores` directory in it.
     """
     import pyarrow as pa
 
@@ -93,15 +98,15 @@ def read_runs(directory: str) -> pa.Table:
         ("json", pa.string()),
     ]
     schema = pa.schema(fields)
-    found = sorted(_records(directory), key=lambda run: str(run.get("started")))
+    found = sorted(_read_run_records(directory), key=lambda run: str(run.get("started")))
     rows = [{**{name: run.get(name) for name in schema.names}, "json": json.dumps(run)} for run in found]
     for row in rows:
         for name in ("started", "finished"):
-            row[name] = _time(row[name])
+            row[name] = _parse_time(row[name])
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def _time(text: Any) -> Any:
+def _parse_time(text: Any) -> Any:
     from datetime import datetime
 
     try:
@@ -110,19 +115,19 @@ def _time(text: Any) -> Any:
         return None
 
 
-def _records(directory: str) -> list[dict[str, Any]]:
-    """Every run's record; where none are kept, the newest run's run.json."""
-    place = files.absolute(directory)
-    if place.rpartition("/")[2] == "scores":
-        place = place.rpartition("/")[0]
-    kept = files.join(place, "_hubhead", "runs")
+def _read_run_records(directory: str) -> list[dict[str, Any]]:
+    """Return the record of every run; without kept records, the run.json of the newest run."""
+    address = files.absolute(directory)
+    if address.rpartition("/")[2] == "scores":
+        address = address.rpartition("/")[0]
+    kept = files.join(address, "_hubhead", "runs")
     uris = [files.join(kept, name) for name in files.list_names(kept) if name.endswith(".json")]
     found = []
-    for uri in uris or [files.join(place, "run.json")]:
+    for uri in uris or [files.join(address, "run.json")]:
         try:
             run = json.loads(files.read(uri))
         except (OSError, ValueError):
-            continue  # a run that was cut off, or none at all
+            continue  # the run was interrupted while writing, or there is no run.json
         if isinstance(run, dict):
             found.append(run)
     return found
