@@ -13,7 +13,7 @@ from batch.embeddings import EmbeddingStore, hash_photo
 from batch.inputs import listing
 from batch.inputs.listing import Photo
 from serving.contract import PhotoRejection, Status
-from serving.photos.converter import Converted, Converter, Limits
+from serving.photos.converter import ConversionLimits, Converted, Converter
 
 READER_THREADS = 8
 """Threads that read photos, so that the latency of an object store does not stall the model."""
@@ -53,8 +53,8 @@ class PhotoFetcher:
 
     def __init__(self, limits: Mapping[str, Any], store: EmbeddingStore) -> None:
         self._max_bytes = int(limits.get("max_bytes", _UNLIMITED))
-        max_pixels = int(limits.get("max_whole_pixels", Limits.max_pixels))
-        self._converter = Converter(Limits(max_bytes=self._max_bytes, max_pixels=max_pixels))
+        max_pixels = int(limits.get("max_whole_pixels", ConversionLimits.max_pixels))
+        self._converter = Converter(ConversionLimits(max_bytes=self._max_bytes, max_pixels=max_pixels))
         self._store = store
 
     def fetch(self, photo: Photo) -> FetchedPhoto:

@@ -1,1 +1,1 @@
-"""Conversion of photo formats that the preprocessing graph does not decode, and thumbnails."""
+"""Conversion of photo formats that the preprocessing graph cannot decode, and thumbnails."""

@@ -1,16 +1,16 @@
-"""Photos that the graph does not decode, made into PNGs that it does. No TensorFlow, no Pillow here.
+"""Conversion of photos that the graph cannot decode to PNG. Imports neither TensorFlow nor Pillow.
 
     with Converter() as converter:
         result = converter.convert(content)  # Converted, PhotoRejection, or None: the graph decodes it
 
-Decoders of rare formats are where hostile files do harm. So they run in processes of their own
-(serving/photos/converter_process.py), each with a cap on its memory and a time limit for every photo. Such a
-process is told nothing but the photo: it inherits neither the environment nor open files, and
-what it sees of installed packages is the directories of Pillow and pi-heif. It starts with the
-first photo that needs it, stays for the next, and ends with its parent, however that ends.
+Decoders of rare formats are a common target of malicious files. They run in separate processes
+(serving/photos/converter_process.py), with a limit on memory and on the time for each photo. Such a process
+gets nothing but the photo: it inherits neither the environment nor open files, and of the installed
+packages it sees only the directories of Pillow and pi-heif. It is started for the first photo that needs
+it, is reused for the next, and ends with its parent, however that ends.
 
-Where a change here or there alters pixels, raise `VERSION` in trainer/preprocessing: stored embeddings
-know the photo by its original bytes.
+If a change here or there alters pixels, increase `VERSION` in trainer/preprocessing: stored embeddings are
+keyed by the original bytes of the photo.
 """
 
 from __future__ import annotations
@@ -35,16 +35,20 @@ EXTRA = "hubhead[formats]"
 
 _CHILD = Path(__file__).with_name("converter_process.py")
 _INHERITED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
-"""What the child needs of the environment where Python itself needs it."""
+"""Environment variables that Python itself may need, and that a child therefore inherits."""
 
-_HEAD_BYTES = 256
-_HEAD = struct.Struct(">8sQQ")
+_HEADER_BYTES = 256
+
+# The protocol of converter_process.py, which must have the same formats.
+_REQUEST = struct.Struct(">8sQQ")
 _LENGTH = struct.Struct(">Q")
-_ANSWER = struct.Struct(">cQQ")
+_RESPONSE = struct.Struct(">cQQ")
 _NO_PILLOW = 69
-"""What the child ends with where Pillow does not load; the same number stands there."""
+"""Exit code of a child that cannot import Pillow; converter_process.py has the same number."""
 
 _DECODED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")
+"""Signatures of formats that the graph always decodes."""
+
 _READERS = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -52,7 +56,7 @@ _READERS = (
     (b"GIF8", "GIF"),
     (b"BM", "BMP"),
 )
-"""What `reduced` makes smaller of that which the graph decodes."""
+"""Signature and Pillow reader of the formats that the graph decodes and `downscale` accepts as well."""
 
 _SIGNATURES = (
     (b"II*\0", "TIFF", "TIFF"),
@@ -62,24 +66,25 @@ _SIGNATURES = (
     (b"\0\0\0\x0cJXL ", "JPEG XL", ""),
     (b"\xff\x0a", "JPEG XL", ""),
 )
-"""How a file begins, the format's name, and the name of Pillow's reader; "" where there is none."""
+"""Signature, name of the format, and name of the Pillow reader; "" if there is none."""
 
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _AVIF = {b"avif", b"avis"}
 _ANY_CODEC = {b"mif1", b"msf1"}
-"""Brands that say HEIF and leave the codec open; the compatible brands tell it (ISO/IEC 23008-12)."""
+"""Brands of HEIF that do not state the codec; the compatible brands do (ISO/IEC 23008-12)."""
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What converting one photo may cost.
+class ConversionLimits:
+    """Limits on the resources for converting one photo.
 
     Attributes:
-        max_pixels: a photo with more, by its header, is refused before it is decoded.
-        max_bytes: a longer file is refused.
-        memory_bytes: address space of a child, on Linux; 50 million pixels take up to 1.2 GiB.
-        seconds: from handing a photo to a child until its PNG is there.
-        processes: children at a time; None: one a core.
+        max_pixels: a photo whose header states more pixels is rejected before it is decoded.
+        max_bytes: a longer file is rejected.
+        memory_bytes: limit on the address space of a child, on Linux; 50 million pixels take up to
+            1.2 GiB.
+        seconds: limit on the time from sending a photo to a child until its PNG has arrived.
+        processes: number of children at a time; None for one per core.
     """
 
     max_pixels: int = 50_000_000
@@ -91,12 +96,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """A photo as the graph can decode it.
+    """A photo in a format that the graph decodes.
 
     Attributes:
-        content: RGB, upright, on white, the first frame. By `convert` a PNG, reduced by a whole number
-            where both sides stay at least 1024 pixels; by `reduced` a JPEG.
-        height, width: pixels of the upright original.
+        content: first frame in RGB, upright (EXIF orientation applied), transparency on white. From
+            `convert` it is a PNG, downscaled by an integer factor as long as both sides keep at least
+            1024 pixels; from `downscale` it is a JPEG.
+        height: height of the upright original, in pixels.
+        width: width of the upright original, in pixels.
     """
 
     content: bytes
@@ -105,30 +112,34 @@ class Converted:
 
 
 def detect_unsupported_format(content: bytes) -> str | None:
-    """The name of the format where it is one that the graph answers `unsupported_format`; else None.
+    """Return the name of the format if the graph reports it as `unsupported_format`, else None.
 
-    A few bytes of the header decide, the same ones as in trainer/preprocessing.
+    The result depends on the same few header bytes as in trainer/preprocessing.
     """
     found = _identify(content)
     return found and found[0]
 
 
 def _identify(content: bytes) -> tuple[str, str] | None:
-    """(the format's name, Pillow's reader or "") of a photo that the graph does not decode."""
-    head = content[:_HEAD_BYTES].ljust(40, b"\0")
+    """Return (name of the format, Pillow reader or "") if the graph cannot decode the photo, else None."""
+    head = content[:_HEADER_BYTES].ljust(40, b"\0")
     if head.startswith(_DECODED):
         return None
     if head.startswith(b"BM"):
-        return _bmp(head)
+        return _identify_bmp(head)
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        # Only the extended format (chunk VP8X) can be animated; bit 1 of its flags says whether it is.
         return ("animated WebP", "WEBP") if head[15:16] == b"X" and head[20] & 2 else None
     if head[4:8] == b"ftyp":
-        return _iso_media(head)
-    return next(((name, reader) for begin, name, reader in _SIGNATURES if content.startswith(begin)), None)
+        return _identify_iso_media(head)
+    return next(((name, reader) for start, name, reader in _SIGNATURES if content.startswith(start)), None)
 
 
-def _bmp(head: bytes) -> tuple[str, str] | None:
-    """The graph decodes 24 and 32 bits, uncompressed, under BITMAPINFOHEADER or a later header."""
+def _identify_bmp(head: bytes) -> tuple[str, str] | None:
+    """Identify BMPs other than those the graph decodes.
+
+    It decodes uncompressed ones of 24 or 32 bits with a BITMAPINFOHEADER or a later header.
+    """
     size, bits, compression = (
         int.from_bytes(head[at:end], "little") for at, end in ((14, 18), (28, 30), (30, 34))
     )
@@ -141,8 +152,12 @@ def _bmp(head: bytes) -> tuple[str, str] | None:
     return f"BMP with {bits} bits a pixel" if compression == 0 else "BMP with bit masks", "BMP"
 
 
-def _iso_media(head: bytes) -> tuple[str, str]:
-    """ISO/IEC 14496-12, 4.3: major brand at 8, compatible brands from 16 to the end of the box."""
+def _identify_iso_media(head: bytes) -> tuple[str, str]:
+    """Identify the format by the brands of the `ftyp` box.
+
+    The major brand is at byte 8, the compatible brands from 16 to the end of the box (ISO/IEC 14496-12,
+    4.3).
+    """
     end = min(int.from_bytes(head[:4], "big"), len(head))
     major = head[8:12]
     compatible = {head[at : at + 4] for at in range(16, end - 3, 4)}
@@ -155,19 +170,19 @@ def _iso_media(head: bytes) -> tuple[str, str]:
 
 
 class Converter:
-    """Converts photos in child processes; safe to share between threads.
+    """Converter of photos in child processes; can be shared between threads.
 
-    As many photos are converted at once as threads ask, up to `limits.processes`. The children end
-    with `close`, with the converter, or with this process.
+    Each calling thread uses one child, up to `limits.processes` at a time. The children end with
+    `close`, with the converter, or with this process.
     """
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self.limits = limits or Limits()
-        self._turn = threading.BoundedSemaphore(self.limits.processes or process.cores())
+    def __init__(self, limits: ConversionLimits | None = None) -> None:
+        self.limits = limits or ConversionLimits()
+        self._slots = threading.BoundedSemaphore(self.limits.processes or process.cores())
         self._lock = threading.Lock()
         self._idle: list[_Child] = []
         self._closed = False
-        self._finalizer = weakref.finalize(self, _end, self._idle)
+        self._finalizer = weakref.finalize(self, _end_children, self._idle)
 
     def __enter__(self) -> Self:
         return self
@@ -178,13 +193,18 @@ class Converter:
         self.close()
 
     def close(self) -> None:
-        """End the children; one that is at work ends when its photo is done."""
+        """End the children; one that is converting a photo ends after it."""
         with self._lock:
             self._closed = True
-            _end(self._idle)
+            _end_children(self._idle)
 
     def convert(self, content: bytes) -> Converted | PhotoRejection | None:
-        """The photo as a PNG, or why not; None where the graph decodes it as it is. Never fails."""
+        """Convert a photo to PNG.
+
+        Returns:
+            The converted photo, or why it was rejected; None if the graph decodes it as it is. Errors in
+            the photo or the child are returned as rejections, never raised.
+        """
         found = _identify(content)
         if found is None:
             return None
@@ -199,33 +219,34 @@ class Converter:
             )
         if "PIL" not in self._packages or (reader == "HEIF" and "pi_heif" not in self._packages):
             return PhotoRejection(Status.UNSUPPORTED_FORMAT, f"{name}; install {EXTRA} to convert it")
-        with self._turn:
-            return self._ask(name, reader, content)
+        with self._slots:
+            return self._run_child(name, reader, content)
 
     def downscale(self, content: bytes, side: int) -> Converted | None:
-        """The photo as a JPEG whose shorter side is `side` pixels at most, upright. Never fails.
+        """Return the photo as an upright JPEG whose shorter side has at most `side` pixels.
 
-        None where it cannot be made: the photo is broken or too large, or Pillow is not installed.
+        Returns None if that is not possible: the photo is damaged or too large, or Pillow is not
+        installed. Does not raise.
         """
         name, reader = _identify(content) or (
             "a photo",
-            next((found for begin, found in _READERS if content.startswith(begin)), ""),
+            next((found for start, found in _READERS if content.startswith(start)), ""),
         )
         if not reader or len(content) > self.limits.max_bytes or not self.can_downscale:
             return None
         if reader == "HEIF" and "pi_heif" not in self._packages:
             return None
-        with self._turn:
-            result = self._ask(name, reader, content, side)
+        with self._slots:
+            result = self._run_child(name, reader, content, side)
         return result if isinstance(result, Converted) else None
 
     @property
     def can_downscale(self) -> bool:
-        """Whether Pillow is installed."""
+        """True if Pillow is installed, which `downscale` needs."""
         return "PIL" in self._packages
 
     def convert_if_needed(self, content: bytes) -> bytes | PhotoRejection:
-        """What to send in a photo's place: its own bytes, its PNG, or nothing and why."""
+        """Return bytes that the graph decodes, converted if necessary, or why the photo was rejected."""
         result = self.convert(content)
         if result is None:
             return content
@@ -233,7 +254,7 @@ class Converter:
 
     @cached_property
     def _packages(self) -> dict[str, str]:
-        """Pillow and pi-heif, as far as they are installed: the directory that each is in."""
+        """Directories that contain Pillow and pi-heif, as far as they are installed."""
         found = {}
         for name in ("PIL", "pi_heif"):
             spec = importlib.util.find_spec(name)
@@ -241,32 +262,35 @@ class Converter:
                 found[name] = str(Path(spec.submodule_search_locations[0]).parent)
         return found
 
-    def _ask(self, name: str, reader: str, content: bytes, side: int = 0) -> Converted | PhotoRejection:
+    def _run_child(self, name: str, reader: str, content: bytes, side: int = 0) -> Converted | PhotoRejection:
         try:
-            child = self._take()
+            child = self._acquire_child()
         except OSError as error:
             return PhotoRejection(
-                Status.UNSUPPORTED_FORMAT, f"{name}; no process for it starts: {error.strerror}"
+                Status.UNSUPPORTED_FORMAT,
+                f"{name}; its converter process does not start: {error.strerror}",
             )
         try:
-            answer = child.ask(reader, content, self.limits.seconds, side)
+            response = child.convert(reader, content, self.limits.seconds, side)
         finally:
-            self._give_back(child)
-        if answer is not None:
-            return self._read(name, answer)
-        if child.late:
+            self._release_child(child)
+        if response is not None:
+            return self._parse_response(name, response)
+        if child.timed_out:
             return PhotoRejection(
-                Status.TOO_LARGE, f"{name} that takes more than {self.limits.seconds:g} s to convert"
+                Status.TOO_LARGE, f"{name}; converting it takes more than {self.limits.seconds:g} s"
             )
         if child.exit_code == _NO_PILLOW:
-            return PhotoRejection(Status.UNSUPPORTED_FORMAT, f"{name}; Pillow is installed and does not load")
+            return PhotoRejection(
+                Status.UNSUPPORTED_FORMAT, f"{name}; the installed Pillow cannot be imported"
+            )
         return PhotoRejection(
-            Status.CORRUPT, f"{name} whose conversion ended with exit code {child.exit_code}"
+            Status.CORRUPT, f"{name}; its converter process ended with exit code {child.exit_code}"
         )
 
-    def _read(self, name: str, answer: bytes) -> Converted | PhotoRejection:
-        kind, height, width = _ANSWER.unpack_from(answer)
-        body = answer[_ANSWER.size :]
+    def _parse_response(self, name: str, response: bytes) -> Converted | PhotoRejection:
+        kind, height, width = _RESPONSE.unpack_from(response)
+        body = response[_RESPONSE.size :]
         limits = self.limits
         match kind:
             case b"P":
@@ -280,19 +304,19 @@ class Converter:
             case b"M":
                 return PhotoRejection(
                     Status.TOO_LARGE,
-                    f"{name} that takes more than {limits.memory_bytes >> 20} MiB of memory to convert",
+                    f"{name}; converting it takes more than {limits.memory_bytes >> 20} MiB of memory",
                 )
             case b"N":
                 return PhotoRejection(
-                    Status.UNSUPPORTED_FORMAT, f"{name}, which this Pillow or pi-heif does not decode"
+                    Status.UNSUPPORTED_FORMAT, f"{name}, which the installed Pillow or pi-heif cannot decode"
                 )
             case _:
-                words = body.decode(errors="replace")
-                why = f"{name} that cannot be decoded: {words}" if words else f"{name} that cannot be decoded"
-                return PhotoRejection(Status.CORRUPT, why, permanent=True)
+                message = body.decode(errors="replace")
+                detail = f"{name} that cannot be decoded" + (f": {message}" if message else "")
+                return PhotoRejection(Status.CORRUPT, detail, permanent=True)
 
-    def _take(self) -> _Child:
-        """An idle child that still lives, or a new one."""
+    def _acquire_child(self) -> _Child:
+        """Return an idle child that is still alive, or a new one."""
         with self._lock:
             while self._idle:
                 child = self._idle.pop()
@@ -303,8 +327,8 @@ class Converter:
         settings = (limits.max_pixels, limits.memory_bytes, limits.seconds)
         return _Child([*map(str, settings), *dict.fromkeys(self._packages.values())])
 
-    def _give_back(self, child: _Child) -> None:
-        """Keep a child for the next photo, unless something went wrong in it."""
+    def _release_child(self, child: _Child) -> None:
+        """Keep a child for the next photo, or end it if it failed."""
         with self._lock:
             if child.ready and not self._closed:
                 self._idle.append(child)
@@ -313,85 +337,85 @@ class Converter:
 
 
 class _Child:
-    """One process that converts photo after photo.
+    """A process that converts one photo after another.
 
     Attributes:
-        late: it was killed, since a photo took too long.
+        timed_out: True if it was killed because a photo took too long.
     """
 
     def __init__(self, arguments: list[str]) -> None:
-        self.late = False
+        self.timed_out = False
         self._between_photos = True
-        # No fork of this process's memory and threads, and no code of ours between fork and exec.
+        # Popen without preexec_fn can use vfork: it copies no memory, and none of our code runs in between.
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(_CHILD), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            # One arena: every other one takes 64 MiB of the address space that is capped.
+            # One malloc arena only: each further one takes 64 MiB of the limited address space.
             env={name: os.environ[name] for name in _INHERITED if name in os.environ}
             | {"MALLOC_ARENA_MAX": "1"},
         )
 
     @property
     def ready(self) -> bool:
-        """Whether it lives and waits for a photo."""
+        """True if it is alive and waits for a photo."""
         return self._between_photos and self._process.poll() is None
 
     @property
     def exit_code(self) -> int | None:
-        """What it ended with; the number of a signal below zero."""
+        """Exit code; the negative number of a signal that ended it, None while it runs."""
         return self._process.returncode
 
-    def ask(self, reader: str, content: bytes, seconds: float, side: int) -> bytes | None:
-        """The answer to one photo; None where the child died of it or took too long."""
-        asked, answered = self._process.stdin, self._process.stdout
-        assert asked is not None
-        assert answered is not None
+    def convert(self, reader: str, content: bytes, seconds: float, side: int) -> bytes | None:
+        """Send a photo and return the response; None if the child died or took too long."""
+        requests, responses = self._process.stdin, self._process.stdout
+        assert requests is not None
+        assert responses is not None
         self._between_photos = False
-        timer = threading.Timer(seconds, self._stop)
+        timer = threading.Timer(seconds, self._kill_late)
         timer.daemon = True
         timer.start()
         try:
-            asked.write(_HEAD.pack(reader.ljust(8).encode(), side, len(content)))
-            asked.write(content)
-            asked.flush()
-            size = answered.read(_LENGTH.size)
-            answer = answered.read(_LENGTH.unpack(size)[0]) if len(size) == _LENGTH.size else b""
+            requests.write(_REQUEST.pack(reader.ljust(8).encode(), side, len(content)))
+            requests.write(content)
+            requests.flush()
+            size = responses.read(_LENGTH.size)
+            response = responses.read(_LENGTH.unpack(size)[0]) if len(size) == _LENGTH.size else b""
         except BrokenPipeError:
             return None
         finally:
             timer.cancel()
             timer.join()
-        if self.late or len(size) < _LENGTH.size or len(answer) < _LENGTH.unpack(size)[0]:
+        if self.timed_out or len(size) < _LENGTH.size or len(response) < _LENGTH.unpack(size)[0]:
             return None
-        # After it ran out of memory it ends by itself: there is nothing to keep.
-        self._between_photos = not answer.startswith(b"M")
-        return answer
+        # A child that ran out of memory (M) ends by itself and cannot be reused.
+        self._between_photos = not response.startswith(b"M")
+        return response
 
     def end(self) -> None:
-        """Kill it, which harms nothing: it holds nothing but the photo."""
-        self._process.kill() if self._between_photos or self.late else self._reap()
+        """Kill it, which is safe because its only state is the photo; let one that is ending finish."""
+        self._process.kill() if self._between_photos or self.timed_out else self._reap()
         for pipe in (self._process.stdin, self._process.stdout):
             try:
                 if pipe is not None:
                     pipe.close()
             except BrokenPipeError:
-                continue  # the rest of a photo that it never read
+                continue  # buffered bytes of a photo that it did not read
         self._process.wait()
 
-    def _stop(self) -> None:
-        self.late = True
+    def _kill_late(self) -> None:
+        self.timed_out = True
         self._process.kill()
 
     def _reap(self) -> None:
-        """Let a child that is ending by itself do so, for its exit code; kill it if it does not."""
+        """Wait for a child that is ending by itself, to get its exit code; kill it after a second."""
         try:
             self._process.wait(1)
         except subprocess.TimeoutExpired:
             self._process.kill()
 
 
-def _end(children: list[_Child]) -> None:
+def _end_children(children: list[_Child]) -> None:
     while children:
         children.pop().end()

@@ -1,4 +1,4 @@
-"""Small pictures of photos, for people to look at: in the reports, and in the embedding projector."""
+"""Thumbnails of photos for the reports and the embedding projector."""
 
 from __future__ import annotations
 
@@ -11,25 +11,29 @@ from serving.photos.converter import Converter
 from serving.storage import files
 
 SECONDS = 30.0
-"""For reading the photos that are shown: after that the others are gaps, and the run ends all the same."""
+"""Time limit for reading all photos; those that are not read by then have no thumbnail."""
 
 
 def make_thumbnails(uris: Sequence[str], side: int) -> dict[str, bytes]:
-    """A JPEG of each photo that can be read and decoded in time; its shorter side is `side` pixels at most.
+    """Return a JPEG of each photo that can be read and decoded in time, by URI.
 
-    Decoding is done by `serving.photos.converter`'s processes, with their limits.
+    The photos are decoded in the processes of `serving.photos.converter`, within their limits.
+
+    Args:
+        uris: paths or addresses of the photos.
+        side: maximum length of the shorter side, in pixels.
     """
     end = time.monotonic() + SECONDS
 
-    def small(uri: str) -> bytes | None:
+    def make_thumbnail(uri: str) -> bytes | None:
         if time.monotonic() > end:
             return None
         try:
-            made = converter.downscale(files.read(uri), side)
+            downscaled = converter.downscale(files.read(uri), side)
         except OSError:
             return None
-        return None if made is None else made.content
+        return None if downscaled is None else downscaled.content
 
     with Converter() as converter, ThreadPoolExecutor(process.cores(), "pictures") as pool:
-        pictures = zip(uris, pool.map(small, uris), strict=True)
+        pictures = zip(uris, pool.map(make_thumbnail, uris), strict=True)
         return {uri: content for uri, content in pictures if content is not None}

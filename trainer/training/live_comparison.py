@@ -16,7 +16,7 @@ from serving import bundle, contract
 from serving.bundle import Bundle, training_digests
 from serving.contract import Status
 from serving.errors import BundleError, GateRejected, InputError
-from serving.photos.converter import Converter, ConversionLimits
+from serving.photos.converter import ConversionLimits, Converter
 from serving.storage import files
 from trainer.dataset import Example
 from trainer.evaluation.features import predict_probabilities

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from serving.contract import PhotoRejection, Status
-from serving.photos.converter import Converted, Converter, Limits, detect_unsupported_format
+from serving.photos.converter import ConversionLimits, Converted, Converter, detect_unsupported_format
 from tests.support.repository import REPO
 
 HEIGHT, WIDTH = 40, 60
@@ -88,7 +88,7 @@ def iso(brand: bytes, *compatible: bytes) -> bytes:
 
 @pytest.fixture(scope="module")
 def converter() -> Iterator[Converter]:
-    with Converter(Limits(processes=2)) as one:
+    with Converter(ConversionLimits(processes=2)) as one:
         yield one
 
 
@@ -402,7 +402,7 @@ def test_a_bomb_is_refused_by_its_header(content: bytes, said: str) -> None:
 
 
 def test_a_file_with_too_many_bytes_is_refused() -> None:
-    with Converter(Limits(max_bytes=100)) as converter:
+    with Converter(ConversionLimits(max_bytes=100)) as converter:
         detail = refused(converter.convert(FOREIGN["TIFF"]()), Status.TOO_LARGE, permanent=False)
     assert "more than the 100 allowed" in detail
 
@@ -413,21 +413,21 @@ def test_memory_is_capped_and_the_next_photo_is_not_harmed(name: str) -> None:
     many = {"save_all": True, "append_images": [Image.new("RGB", (5000, 5000), "red")]}
     options = {"WEBP": many, "AVIF": {"speed": 10}, "TIFF": {"compression": "tiff_lzw"}}.get(kind, {})
     large = encoded(Image.new("RGB", (5000, 5000)), kind, **options)
-    with Converter(Limits(memory_bytes=100 << 20)) as converter:
+    with Converter(ConversionLimits(memory_bytes=100 << 20)) as converter:
         detail = refused(converter.convert(large), Status.TOO_LARGE, permanent=False)
-        assert detail == f"{name} that takes more than 100 MiB of memory to convert"
+        assert detail == f"{name}; converting it takes more than 100 MiB of memory"
         assert_close(pixels_of(converter.convert(FOREIGN["TIFF"]())), scene())
 
 
 def test_a_photo_that_takes_too_long_is_given_up_and_its_process_ended() -> None:
     before = children()
     large = encoded(scene(4000, 3000), "JPEG2000")
-    with Converter(Limits(seconds=0.2)) as converter:
+    with Converter(ConversionLimits(seconds=0.2)) as converter:
         begin = time.monotonic()
         detail = refused(converter.convert(large), Status.TOO_LARGE, permanent=False)
         assert time.monotonic() - begin < 5
         assert children() == before
-    assert detail == "JPEG 2000 that takes more than 0.2 s to convert"
+    assert detail == "JPEG 2000; converting it takes more than 0.2 s"
 
 
 def test_a_process_that_is_killed_at_work_costs_its_photo_alone() -> None:
@@ -441,7 +441,7 @@ def test_a_process_that_is_killed_at_work_costs_its_photo_alone() -> None:
             time.sleep(0.005)
         os.kill(child, signal.SIGKILL)
         detail = refused(at_work.result(30), Status.CORRUPT, permanent=False)
-        assert detail == "JPEG 2000 whose conversion ended with exit code -9"
+        assert detail == "JPEG 2000; its converter process ended with exit code -9"
         assert isinstance(converter.convert(FOREIGN["TIFF"]()), Converted)
 
 
@@ -487,7 +487,7 @@ def test_a_pillow_that_does_not_load_is_told_from_none(
     with Converter() as converter:
         monkeypatch.setattr(converter, "_packages", {"PIL": str(tmp_path)}, raising=False)
         detail = refused(converter.convert(FOREIGN_BYTES["TIFF"]), Status.UNSUPPORTED_FORMAT, permanent=False)
-    assert detail == "TIFF; Pillow is installed and does not load"
+    assert detail == "TIFF; the installed Pillow cannot be imported"
 
 
 FOREIGN_BYTES = {name: FOREIGN[name]() for name in ("TIFF", "HEIC")}
@@ -521,7 +521,7 @@ def test_no_cut_and_no_changed_byte_does_harm(data: st.DataObject) -> None:
     assert result is None or isinstance(result, Converted | PhotoRejection)
 
 
-SHARED = Converter(Limits(processes=1, seconds=10))
+SHARED = Converter(ConversionLimits(processes=1, seconds=10))
 WHOLE = [make() for make in (*FOREIGN.values(), *ODD_BMPS.values())]
 
 
@@ -538,7 +538,7 @@ def test_threads_share_as_many_processes_as_there_may_be(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(subprocess, "Popen", start)
     contents = [encoded(scene(50 + number, 40), "TIFF") for number in range(40)]
-    with Converter(Limits(processes=2)) as converter, ThreadPoolExecutor(8) as pool:
+    with Converter(ConversionLimits(processes=2)) as converter, ThreadPoolExecutor(8) as pool:
         results = list(pool.map(converter.convert, contents))
     assert [result.width for result in results if isinstance(result, Converted)] == list(range(50, 90))
     assert 1 <= len(started) <= 2

@@ -200,6 +200,9 @@ class TestSorting:
             return Path("/dev/full").open("w+b")
 
         monkeypatch.setattr(external_sort.tempfile, "TemporaryFile", full)
-        with Sorter(memory=10) as sorter, pytest.raises(OutputError, match="Cannot sort") as caught:
+        with (
+            Sorter(memory=10) as sorter,
+            pytest.raises(OutputError, match="Cannot write temporary files") as caught,
+        ):
             sorter.add(b"x" * (1 << 20) + b"\n")
         assert "TMPDIR" in caught.value.remedy
