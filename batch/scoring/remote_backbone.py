@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch.scoring import head_runner
+from batch.scoring.embed import UNANSWERED
 from batch.scoring.head_runner import HeadRunner
-from batch.scoring.shard import UNANSWERED
 from serving import contract
 from serving.bundle import Bundle
 from serving.client import Client, ClientConfig, Embedding, Retry
@@ -66,7 +66,7 @@ class RemoteBackbone:
 
         The client keeps as many requests in flight as the server takes without queueing. If the server
         fails on a photo even when it is sent alone, the photo gets a blank embedding and the reason in the
-        output `batch.scoring.shard.UNANSWERED`.
+        output `batch.scoring.embed.UNANSWERED`.
 
         Raises:
             ServerError: the server did not answer within the client's timeout.

@@ -13,8 +13,9 @@ from batch.embeddings import EmbeddingStore
 from batch.monitoring.stats import Meter, Stats
 from batch.output.dataset import Output, ScoredKeys
 from batch.scoring import remote_backbone
+from batch.scoring.embed import Backbone, ModelResources
 from batch.scoring.head_runner import HeadRunner
-from batch.scoring.shard import Backbone, ModelResources, embed_shard, score_shard, select_for_model
+from batch.scoring.shard import embed_shard, score_shard, select_for_model
 from batch.shards import scored_index
 from batch.shards.shard import PlannedShard, Shard
 from serving import bundle, contract

@@ -27,8 +27,8 @@ from batch.jobs import score
 from batch.jobs.score import ScoreSettings
 from batch.monitoring.stats import Meter, Stats
 from batch.scoring import remote_backbone
+from batch.scoring.embed import EmbeddedPhotos, ModelResources, embed_photos
 from batch.scoring.head_runner import HeadRunner
-from batch.scoring.shard import EmbeddedPhotos, ModelResources, embed_photos
 from batch.shards.shard import Shard
 from serving import bundle, contract, protos
 from serving.bundle import BundleMetadata

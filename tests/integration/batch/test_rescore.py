@@ -91,7 +91,7 @@ class TestRescoring:
         monkeypatch: pytest.MonkeyPatch,
         group: int,
     ) -> None:
-        monkeypatch.setattr(rescore, "GROUP", group)
+        monkeypatch.setattr(rescore, "GROUP_PHOTOS", group)
         seen: list[int] = []
         summary = rescore.rescore(again("new"), lambda progress: seen.append(progress.done))
         expected = rows_of(scored / "new")
