@@ -1,1 +1,1 @@
-"""Shards, the partition of one worker, and the index of photos that are already scored."""
+"""Shards, the partition of one worker, and the index of scored photos."""

@@ -1,4 +1,4 @@
-"""A part of the photos, for one of several jobs that know nothing of each other."""
+"""Partition `I/N` of the photos, for independent runs that divide an input between them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from batch.shards.shard import hash_uri
 
 @dataclass(frozen=True)
 class Partition:
-    """The photos whose address has a hash of this remainder; together the shares have each photo once.
+    """The photos whose uri hashes to a given remainder; N partitions contain each photo exactly once.
 
     Attributes:
-        number: from 0 to `of` - 1.
-        of: how many shares there are, at least 1.
+        number: number of this partition, from 0 to `of` - 1.
+        of: number of partitions, at least 1.
     """
 
     number: int = 0
@@ -22,18 +22,18 @@ class Partition:
 
     @classmethod
     def parse(cls, text: str) -> Partition:
-        """Read `2/8`, the third of eight.
+        """Parse `I/N`, such as `2/8` for the third of eight partitions.
 
         Raises:
-            ValueError: it is no such thing.
+            ValueError: the text has another form, or I is not below N.
         """
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         if not match or int(match[1]) >= int(match[2]):
-            raise ValueError(f"{text!r} is no share: of eight they are 0/8 to 7/8.")
+            raise ValueError(f"{text!r} is not a partition I/N with I below N: of eight they are 0/8 to 7/8.")
         return cls(int(match[1]), int(match[2]))
 
     def contains(self, uri: str) -> bool:
-        """Whether a photo is in it."""
+        """Return whether the photo with this uri belongs to the partition."""
         return self.of == 1 or int(hash_uri(uri), 16) % self.of == self.number
 
     def __str__(self) -> str:
@@ -41,4 +41,4 @@ class Partition:
 
 
 WHOLE_INPUT = Partition()
-"""All photos."""
+"""The only partition of an input that is not divided."""

@@ -1,12 +1,14 @@
-"""What an output has scored already: which photos, as they were then, with which model.
+"""Index of the photos that an output has scored already, by model and by state of the file.
 
-`<output>/_hubhead/keys/<digest of the model>/` holds files of sorted keys of 24 bytes: 16 of
-the uri's hash, by which a run's photos are sorted too, and 8 of the photo's size and time of
-change. So a run and any number of known photos are joined as two streams.
+`<output>/_hubhead/keys/<model digest>/` contains files of sorted 24-byte keys. The first 16 bytes of
+a key are the hash of the uri, by which a run's photos are sorted too; the other 8 are a hash of the
+photo's size and modification time. So photos and keys, however many, are joined as sorted streams
+(a merge join) in constant memory.
 
-A shard's keys are written before its record and count only together with it, so that a run
-that is cut off in between leaves nothing out. When files become many they are merged. Photos
-whose bytes were not to be had have files of their own, since they count for the same run alone.
+A shard's keys are written before its record and are valid only together with it. So photos of a
+run that was interrupted in between are scored again. Many small files are merged into fewer ones.
+Photos that could not be read have key files of their own, which are valid for the same run only:
+the next run tries those photos again.
 """
 
 from __future__ import annotations
@@ -31,189 +33,213 @@ KEY_BYTES = 24
 _HASH_BYTES = 16
 _SUFFIX = ".keys"
 _MERGED = "merged-"
-_MOST_FILES = 32
-_FAN_IN = 64
-_CHUNK = 1 << 16
-"""Keys that are read at a time, of each file."""
+_MAX_FILES = 32
+"""Number of files up to which nothing is merged."""
 
-_BLOCK = 1 << 13
-"""Photos of the run that are looked up together."""
+_FAN_IN = 64
+"""Files merged at a time, which bounds the number of open files."""
+
+_CHUNK_KEYS = 1 << 16
+"""Keys read at a time from each file."""
+
+_BLOCK_ENTRIES = 1 << 13
+"""Photos of the run looked up together."""
 
 _KEY = np.dtype(f"S{KEY_BYTES}")
 _HASH = np.dtype(f"S{_HASH_BYTES}")
 
 
 def scored_key(photo: Photo) -> bytes:
-    """The key of a photo as it is now."""
-    return _key(hash_uri(photo.uri), photo.size, photo.modified)
+    """Return the key of a photo in its present state."""
+    return _build_key(hash_uri(photo.uri), photo.size, photo.modified)
 
 
-def _key(name: str, size: int, modified: int) -> bytes:
-    version = hashlib.blake2b(b"%d %d" % (size, modified), digest_size=KEY_BYTES - _HASH_BYTES)
-    return bytes.fromhex(name) + version.digest()
+def _build_key(uri_hash: str, size: int, modified: int) -> bytes:
+    state = hashlib.blake2b(b"%d %d" % (size, modified), digest_size=KEY_BYTES - _HASH_BYTES)
+    return bytes.fromhex(uri_hash) + state.digest()
 
 
 def hash_uris(uris: Iterable[str]) -> NDArray[np.bytes_]:
-    """What the keys of photos begin with, dtype S16, in order."""
+    """Return the uri hashes with which the photos' keys begin: dtype S16, in the order given."""
     return np.frombuffer(b"".join(bytes.fromhex(hash_uri(uri)) for uri in uris), _HASH)
 
 
 def select_keys(sorted_keys: NDArray[np.bytes_], uris: NDArray[np.bytes_]) -> Iterator[bytes]:
-    """Those of sorted keys that are of photos with these hashes, as long as they were written."""
-    begins = _hashes_of(sorted_keys)
-    first, end = np.searchsorted(begins, uris, "left"), np.searchsorted(begins, uris, "right")
+    """Yield the full keys among `sorted_keys` that belong to the photos with these uri hashes.
+
+    Args:
+        sorted_keys: sorted keys, dtype S24.
+        uris: uri hashes as returned by `hash_uris`, dtype S16.
+    """
+    hashes = _uri_hashes_of(sorted_keys)
+    first, end = np.searchsorted(hashes, uris, "left"), np.searchsorted(hashes, uris, "right")
     for start, stop in zip(first.tolist(), end.tolist(), strict=True):
-        for row in range(start, stop):  # one key, but for photos that have changed
-            yield sorted_keys[row].ljust(KEY_BYTES, b"\0")
+        # Usually one key; a photo that was scored again after a change has several.
+        for row in range(start, stop):
+            yield sorted_keys[row].ljust(KEY_BYTES, b"\0")  # numpy strips trailing zero bytes
 
 
-def _hashes_of(keys: NDArray[np.bytes_]) -> Any:
-    return np.ascontiguousarray(keys).view([("uri", _HASH), ("version", f"S{KEY_BYTES - _HASH_BYTES}")])[
-        "uri"
-    ]
+def _uri_hashes_of(keys: NDArray[np.bytes_]) -> Any:
+    return np.ascontiguousarray(keys).view([("uri", _HASH), ("state", f"S{KEY_BYTES - _HASH_BYTES}")])["uri"]
 
 
 def write_keys(directory: str, name: str, scored: Iterable[bytes]) -> None:
-    """Keep the keys of photos under a name, which says when they count."""
+    """Write the keys of scored photos to a file; write nothing if there are none.
+
+    Args:
+        directory: key directory of the model.
+        name: name of the file without suffix; it decides when the keys are valid (see ScoredIndex).
+        scored: keys in any order.
+    """
     if content := b"".join(sorted(scored)):
         files.write(files.join(directory, name + _SUFFIX), content)
 
 
 def remove_keys(directory: str, name: str) -> None:
-    """Forget the keys of that name; fine where there are none."""
+    """Delete the key file of this name, if it exists."""
     files.remove(files.join(directory, name + _SUFFIX))
 
 
-def forget(directory: str) -> None:
-    """Forget all keys of a model."""
-    files.remove_directory(directory)
-
-
 class ScoredIndex:
-    """The keys of one model in an output.
+    """Index of the photos that one model has scored in an output.
 
     Args:
-        directory: of the model's keys.
-        counts: whether the keys of a name count.
-        stays: whether they will do so in every later run, and may be merged with others.
+        directory: key directory of the model.
+        is_valid: returns whether the keys of a file name are valid in this run.
+        is_permanent: returns whether they are valid in every later run too. Only such files may be
+            merged, since a merged file no longer tells which shard its keys come from.
     """
 
-    def __init__(self, directory: str, counts: Callable[[str], bool], stays: Callable[[str], bool]) -> None:
+    def __init__(
+        self, directory: str, is_valid: Callable[[str], bool], is_permanent: Callable[[str], bool]
+    ) -> None:
         self._directory = directory
-        self._counts = counts
-        self._stays = stays
+        self._is_valid = is_valid
+        self._is_permanent = is_permanent
 
-    def _names(self, wanted: Callable[[str], bool]) -> list[str]:
+    def _list_files(self, accept: Callable[[str], bool]) -> list[str]:
         return [
             name
             for name in files.list_names(self._directory)
-            if name.endswith(_SUFFIX) and (name.startswith(_MERGED) or wanted(name.removesuffix(_SUFFIX)))
+            if name.endswith(_SUFFIX) and (name.startswith(_MERGED) or accept(name.removesuffix(_SUFFIX)))
         ]
 
-    def merge(self) -> None:
-        """Merge files until there are few; what was merged is removed after the whole is there."""
-        while len(names := self._names(self._stays)) > _MOST_FILES:
-            # The merged ones last, so that a long history is not copied every time.
+    def merge_files(self) -> None:
+        """Merge permanent files until at most _MAX_FILES are left.
+
+        The inputs are deleted after the merged file is complete. An interruption in between leaves
+        some keys twice, which does no harm.
+        """
+        while len(names := self._list_files(self._is_permanent)) > _MAX_FILES:
+            # Merged files come last, so that a long history is not copied every time.
             names.sort(key=lambda name: name.startswith(_MERGED))
-            few = names[:_FAN_IN]
+            chosen = names[:_FAN_IN]
             with ExitStack() as stack:
-                streams = [_keys(self._open(stack, name)) for name in few]
+                streams = [_iter_keys(self._open(stack, name)) for name in chosen]
                 merged = files.join(self._directory, f"{_MERGED}{secrets.token_hex(8)}{_SUFFIX}")
                 with files.create_file(merged) as file:
-                    everything = heapq.merge(*streams)
-                    while block := b"".join(islice(everything, _CHUNK)):
+                    keys = heapq.merge(*streams)
+                    while block := b"".join(islice(keys, _CHUNK_KEYS)):
                         file.write(block)
-            for name in few:
+            for name in chosen:
                 files.remove(files.join(self._directory, name))
 
     def find_keys(self, uris: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
-        """The keys of photos with these hashes, dtype S24; some twice where files have them twice."""
+        """Return the permanent keys (dtype S24) of photos with these uri hashes (dtype S16).
+
+        The keys are unsorted and may contain duplicates.
+        """
         found = [np.empty(0, _KEY)]
         with ExitStack() as stack:
-            for name in self._names(self._stays):
+            for name in self._list_files(self._is_permanent):
                 file = self._open(stack, name)
-                while len(some := _read(file)):
-                    found.append(some[np.isin(_hashes_of(some), uris)])
+                while len(chunk := _read_chunk(file)):
+                    found.append(chunk[np.isin(_uri_hashes_of(chunk), uris)])
         return np.concatenate(found)
 
     def _open(self, stack: ExitStack, name: str) -> IO[bytes]:
         return stack.enter_context(files.open_file(files.join(self._directory, name)))
 
-    def cursors(self, stack: ExitStack) -> list[_Cursor]:
-        """All files, to be read along with a run's photos."""
-        return [_Cursor(self._open(stack, name)) for name in self._names(self._counts)]
+    def open_cursors(self, stack: ExitStack) -> list[_Cursor]:
+        """Return a cursor over each valid file; the stack closes the files."""
+        return [_Cursor(self._open(stack, name)) for name in self._list_files(self._is_valid)]
 
 
 class _Cursor:
-    """A file of sorted keys, read from its beginning to its end once."""
+    """Position in a file of sorted keys, which is read once from start to end."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._left = np.empty(0, _KEY)
+        self._pending = np.empty(0, _KEY)  # keys read from the file, but not yielded yet
         self._ended = False
 
-    def up_to(self, last: bytes) -> Iterator[NDArray[np.bytes_]]:
-        """The next keys that are not above `last`, in arrays of at least one."""
+    def read_up_to(self, last: bytes) -> Iterator[NDArray[np.bytes_]]:
+        """Yield the next keys that are not greater than `last`, in non-empty arrays."""
         while True:
-            if not len(self._left) and not self._ended:
-                self._left = _read(self._file)
-                self._ended = not len(self._left)
-            end = int(np.searchsorted(self._left, np.array(last, _KEY), side="right"))
-            taken, self._left = self._left[:end], self._left[end:]
+            if not len(self._pending) and not self._ended:
+                self._pending = _read_chunk(self._file)
+                self._ended = not len(self._pending)
+            end = int(np.searchsorted(self._pending, np.array(last, _KEY), side="right"))
+            taken, self._pending = self._pending[:end], self._pending[end:]
             if len(taken):
                 yield taken
-            if len(self._left) or self._ended:
+            # A key above `last` stays pending. If all of the chunk was taken, the next chunk may
+            # start with keys that belong to this call too.
+            if len(self._pending) or self._ended:
                 return
 
 
-def _read(file: IO[bytes]) -> NDArray[np.bytes_]:
-    content = file.read(_CHUNK * KEY_BYTES)
+def _read_chunk(file: IO[bytes]) -> NDArray[np.bytes_]:
+    content = file.read(_CHUNK_KEYS * KEY_BYTES)
     return np.frombuffer(content[: len(content) // KEY_BYTES * KEY_BYTES], _KEY)
 
 
-def _keys(file: IO[bytes]) -> Iterator[bytes]:
-    """Each key, as long as it was written."""
-    while content := file.read(_CHUNK * KEY_BYTES):
+def _iter_keys(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield each key of a file as bytes of full length."""
+    while content := file.read(_CHUNK_KEYS * KEY_BYTES):
         for start in range(0, len(content), KEY_BYTES):
             yield content[start : start + KEY_BYTES]
 
 
 def exclude_scored(
-    entries: Iterable[Entry], models: Sequence[ScoredIndex], leave_out: Callable[[int], None]
+    entries: Iterable[Entry], models: Sequence[ScoredIndex], on_excluded: Callable[[int], None]
 ) -> Iterator[Entry]:
-    """The ordered entries that some model has not scored, each with the models that are left to do.
+    """Yield the entries that at least one model has not scored, with the models still to be run.
 
     Args:
-        entries: in the order of their hashes.
-        models: what each model has scored.
-        leave_out: told how many were left out, block by block.
+        entries: photos of the run, sorted by uri hash.
+        models: index of each model.
+        on_excluded: called with the number of photos excluded from each block.
     """
-    for known in models:
-        known.merge()
+    for index in models:
+        index.merge_files()
     source = iter(entries)
     with ExitStack() as stack:
-        cursors = [known.cursors(stack) for known in models]
-        while block := list(islice(source, _BLOCK)):
+        cursors = [index.open_cursors(stack) for index in models]
+        # Merge join: entries and key files are both sorted by uri hash, so each is read once. The
+        # cursors advance to the last key of a block; keys of photos outside the input are skipped.
+        while block := list(islice(source, _BLOCK_ENTRIES)):
             keys = np.array([_entry_key(entry) for entry in block], _KEY)
-            wanted = np.zeros(len(block), np.int64)
-            for model, of_model in enumerate(cursors):
-                wanted |= ~_found(keys, of_model) * np.int64(1 << model)
-            leave_out(int(np.count_nonzero(wanted == 0)))
-            for entry, mask in zip(block, wanted.tolist(), strict=True):
+            masks = np.zeros(len(block), np.int64)  # bit i: model i has not scored the photo
+            for model, model_cursors in enumerate(cursors):
+                masks |= ~_find_in_files(keys, model_cursors) * np.int64(1 << model)
+            on_excluded(int(np.count_nonzero(masks == 0)))
+            for entry, mask in zip(block, masks.tolist(), strict=True):
                 if mask:
                     yield entry._replace(model_mask=mask) if len(models) > 1 else entry
 
 
-def _found(keys: NDArray[np.bytes_], cursors: Iterable[_Cursor]) -> NDArray[np.bool_]:
-    """Which of these sorted keys stand in the files."""
+def _find_in_files(keys: NDArray[np.bytes_], cursors: Iterable[_Cursor]) -> NDArray[np.bool_]:
+    """Return for each of these sorted keys whether a file contains it."""
     found = np.zeros(len(keys), bool)
     for cursor in cursors:
-        for some in cursor.up_to(keys[-1]):
-            at = np.minimum(np.searchsorted(some, keys), len(some) - 1)
-            found |= some[at] == keys
+        for chunk in cursor.read_up_to(keys[-1]):
+            # Binary search; positions past the end are clipped, and fail the comparison.
+            at = np.minimum(np.searchsorted(chunk, keys), len(chunk) - 1)
+            found |= chunk[at] == keys
     return found
 
 
 def _entry_key(entry: Entry) -> bytes:
     _, size, modified, _ = json.loads(entry.line)
-    return _key(entry.hash.decode(), size, modified)
+    return _build_key(entry.hash.decode(), size, modified)

@@ -1,12 +1,12 @@
-"""Shards: the photos of a run in pieces that are read, embedded, scored and written together.
+"""Shards: groups of photos that are read, embedded, scored and written together.
 
-The split halves the photos by the bits of a hash of their uri until no piece is larger than
-the shard size. So a shard never depends on the order of a listing, and a new photo changes
-the one shard it falls into, or splits that shard in two; with `hash % number_of_shards` it
-would move every photo as soon as the number grows.
+Photos are split by the bits of a hash of their uri: a group larger than the shard size is halved until
+no group is. So shards do not depend on the order of the listing, and a new photo changes only the shard
+that it falls into, or splits that shard in two. With `hash % number_of_shards` it would move nearly all
+photos whenever the number changes.
 
-Photos are sorted by that hash outside of memory first. Cutting them then takes a look ahead of
-one shard, so that a million photos take no more memory than one shard.
+Photos are first sorted by that hash in external memory. Splitting the sorted stream then needs a
+look-ahead of one shard, so a million photos take no more memory than one shard.
 """
 
 from __future__ import annotations
@@ -32,25 +32,27 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DEFAULT_SIZE = 8192
+"""Default number of photos per shard."""
 
-_BITS = 128
-_DIGITS = _BITS // 4
-_NUMBER = 12
+_HASH_BITS = 128
+_HASH_DIGITS = _HASH_BITS // 4
+_NUMBER_DIGITS = 12
+_ALL_MODELS = -1
 _PLAN, _PHOTOS = "plan.jsonl", "photos.bin"
-_OURS = "hubhead:"
-"""Begins the names of our columns in the plan, among which those of the user stand."""
+_OWN_PREFIX = "hubhead:"
+"""Prefix of hubhead's own columns in the plan, which distinguishes them from pass-through columns."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Some photos and the name of what is made of them.
+    """Photos that are processed together, with everything that is needed to make their rows.
 
     Attributes:
-        id: digest of the photos and of everything that their rows depend on.
-        photos: in the order of their hashes.
-        columns: N rows of what passes through from a manifest; None where there is nothing.
-        wanted: N bit sets of the run's models that each photo is to be scored with (bit 0 is the
-            first); None for all.
+        id: digest of the photos and of everything else that their rows depend on.
+        photos: photos in the order of their uri hashes.
+        columns: pass-through columns, one row per photo; None if there are none.
+        model_masks: for each photo, a bit mask of the run's models to score it with (bit 0 is the
+            first model); None for all models.
     """
 
     id: str
@@ -59,37 +61,37 @@ class Shard:
     model_masks: tuple[int, ...] | None = None
 
     def count_rows(self, models: int) -> int:
-        """Rows of the scores that it makes."""
+        """Return the number of score rows of the shard, for a run with this many models."""
         if self.model_masks is None:
             return len(self.photos) * models
         return sum(mask.bit_count() for mask in self.model_masks)
 
 
 class Entry(NamedTuple):
-    """A line of the input on its way to a shard.
+    """A line of the input that is not yet assigned to a shard.
 
     Attributes:
-        hash: of the uri, in hexadecimal digits.
-        line: uri, size, modified and the values of the columns, as JSON.
-        wanted: bit set of models; -1, then of all entries, for all.
+        hash: uri hash in hexadecimal digits.
+        line: uri, size, modification time and pass-through values as JSON.
+        model_mask: bit mask of models to score the photo with; -1 in all entries of a run for all models.
     """
 
     hash: bytes
     line: bytes
-    model_mask: int = -1
+    model_mask: int = _ALL_MODELS
 
 
 def hash_uri(uri: str) -> str:
-    """What photos are ordered and split by: 32 hexadecimal digits."""
-    return hashlib.sha256(uri.encode()).hexdigest()[:_DIGITS]
+    """Return the hash by which photos are sorted and split: 32 hexadecimal digits of the sha256."""
+    return hashlib.sha256(uri.encode()).hexdigest()[:_HASH_DIGITS]
 
 
-def sort_entries(lines: Iterable[Line], read: Callable[[int], None] | None = None) -> Iterator[Entry]:
-    """The lines in the order of their hashes, each photo once: of several lines the first one stays.
+def sort_entries(lines: Iterable[Line], on_progress: Callable[[int], None] | None = None) -> Iterator[Entry]:
+    """Yield the lines of an input sorted by uri hash; of several lines of a photo the first one counts.
 
     Args:
-        lines: in any order.
-        read: told the number of lines so far, now and then.
+        lines: lines in any order.
+        on_progress: called now and then, and at the end, with the number of lines read so far.
 
     Raises:
         OutputError: the temporary directory is full.
@@ -98,33 +100,43 @@ def sort_entries(lines: Iterable[Line], read: Callable[[int], None] | None = Non
         number = 0
         for number, (photo, values) in enumerate(lines, 1):
             text = json.dumps([photo.uri, photo.size, photo.modified, values])
-            sorter.add(f"{hash_uri(photo.uri)}{number:0{_NUMBER}}{text}\n".encode())
-            if read and not number % DEFAULT_SIZE:
-                read(number)
-        if read:
-            read(number)
-        before = b""
+            # The sort key is the hash, then the number of the line: duplicates keep their order.
+            sorter.add(f"{hash_uri(photo.uri)}{number:0{_NUMBER_DIGITS}}{text}\n".encode())
+            if on_progress and not number % DEFAULT_SIZE:
+                on_progress(number)
+        if on_progress:
+            on_progress(number)
+        previous = b""
         for line in sorter.lines():
-            if (name := line[:_DIGITS]) != before:
-                yield Entry(name, line[_DIGITS + _NUMBER : -1])
-            before = name
+            if (uri_hash := line[:_HASH_DIGITS]) != previous:
+                yield Entry(uri_hash, line[_HASH_DIGITS + _NUMBER_DIGITS : -1])
+            previous = uri_hash
 
 
 def split_entries(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
-    """Ordered entries in pieces of 1 to `size`; see the module for how."""
+    """Split sorted entries into groups of 1 to `size` by halving ranges of hashes.
+
+    Args:
+        entries: entries sorted by hash.
+        size: maximum number of entries in a group.
+
+    Raises:
+        ValueError: `size` is less than 1.
+    """
     if size < 1:
         raise ValueError(f"a shard holds at least one photo, not {size}")
     source = iter(entries)
     ahead: list[Entry] = []
-    ranges = [(0, 1 << _BITS)]  # of hashes, the next one last
+    ranges = [(0, 1 << _HASH_BITS)]  # half-open ranges of hashes still to be split, the lowest one last
     while ranges:
         low, high = ranges.pop()
+        # With size + 1 entries at hand it is known whether the range has to be halved.
         ahead += islice(source, size + 1 - len(ahead))
         if not ahead:
             return
         inside = len(ahead)
-        if high < 1 << _BITS:
-            inside = bisect_left(ahead, f"{high:0{_DIGITS}x}".encode(), key=itemgetter(0))
+        if high < 1 << _HASH_BITS:
+            inside = bisect_left(ahead, f"{high:0{_HASH_DIGITS}x}".encode(), key=itemgetter(0))
         if inside > size:
             middle = (low + high) // 2
             ranges += [(middle, high), (low, middle)]
@@ -135,25 +147,31 @@ def split_entries(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
 
 @dataclass(frozen=True)
 class RawShard:
-    """A shard whose photos are still lines.
+    """A shard whose photos are still JSON lines.
+
+    The id of a finished shard is enough to skip it, so the lines are parsed only when needed.
 
     Attributes:
-        id: of the shard.
-        entries: its photos.
+        id: id of the shard.
+        entries: entries of its photos.
     """
 
     id: str
     entries: Sequence[Entry]
 
     def to_shard(self, columns: PassThroughColumns) -> Shard:
-        """The shard, with the columns of its source."""
+        """Parse the lines.
+
+        Args:
+            columns: pass-through columns of the source, complete.
+        """
         lines = [json.loads(entry.line) for entry in self.entries]
         masks = tuple(entry.model_mask for entry in self.entries)
         return Shard(
             self.id,
             tuple(Photo(uri, size, modified) for uri, size, modified, _ in lines),
             columns.to_table([values for *_, values in lines]) if columns else None,
-            None if masks[0] == -1 else masks,
+            None if masks[0] == _ALL_MODELS else masks,
         )
 
 
@@ -163,33 +181,38 @@ def plan_shards(
     identity: Mapping[str, Any],
     columns: PassThroughColumns | None = None,
 ) -> Iterator[RawShard]:
-    """Split photos into shards of at most `size`.
+    """Split photos into shards of at most `size` photos.
 
     Args:
-        entries: in the order of their hashes.
-        size: photos a shard, at least one.
-        identity: what else the rows depend on (model, settings), as JSON values.
-        columns: of the source; their types are known when the last line was read.
+        entries: photos sorted by uri hash.
+        size: maximum number of photos per shard, at least 1.
+        identity: everything else that the rows depend on (models, settings), as JSON values.
+        columns: pass-through columns of the source; their types are known once all lines are read.
     """
     header = None
-    for entries_of_shard in split_entries(entries, size):
-        if header is None:  # all lines were read before the first piece came
-            about = {**identity, "columns": columns.describe() if columns else []}
-            header = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for group in split_entries(entries, size):
+        if header is None:  # sorting has read all lines before the first group, so the types are known
+            described = {**identity, "columns": columns.describe() if columns else []}
+            header = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
         digest = header.copy()
-        for _, line, wanted in entries_of_shard:
-            digest.update(b"%d %s\n" % (wanted, line))
-        yield RawShard(digest.hexdigest()[:_DIGITS], entries_of_shard)
+        for _, line, mask in group:
+            digest.update(b"%d %s\n" % (mask, line))
+        yield RawShard(digest.hexdigest()[:_HASH_DIGITS], group)
 
 
 class PlanWriter:
-    """Writes the open shards of a run: a line for each, and their photos one after the other in a file.
+    """Context manager that writes the open shards of a run to a plan.
 
-    The list is what a pipeline passes around, so it only says where the photos stand. It is
-    there as soon as the block is left.
+    A plan consists of a list with one line per shard, and a file with the photos of all shards one
+    after the other. The pipeline passes only the lines around, which say where the photos are. Both
+    files appear when the block ends without an error.
 
     Args:
-        directory: of the plan.
+        directory: directory of the plan.
+
+    Attributes:
+        path: address of the list.
+        shards: number of shards written so far.
     """
 
     def __init__(self, directory: str) -> None:
@@ -210,8 +233,8 @@ class PlanWriter:
         self._stack.__exit__(*error)
 
     def add(self, shard: Shard, models: int = 1) -> None:
-        """Write a shard, which makes rows for that many models."""
-        content = _to_bytes(shard)
+        """Write a shard of a run with this many models."""
+        content = _encode_shard(shard)
         count, rows = len(shard.photos), shard.count_rows(models)
         line = PlannedShard(shard.id, self._photos, self._offset, len(content), count, rows)
         self._content.write(content)
@@ -222,14 +245,14 @@ class PlanWriter:
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """A line of the plan.
+    """A line of the plan: reference to a shard.
 
     Attributes:
-        id: of the shard.
-        uri: of the file that its photos stand in.
-        offset, length: where they stand there, in bytes.
-        photos: how many.
-        rows: how many rows they are to have.
+        id: id of the shard.
+        uri: address of the file with its photos.
+        offset, length: position and size of its photos in that file, in bytes.
+        photos: number of photos.
+        rows: number of score rows expected.
     """
 
     id: str
@@ -241,41 +264,46 @@ class PlannedShard:
 
     @classmethod
     def parse(cls, line: str | bytes) -> PlannedShard:
-        """Read a line."""
+        """Parse a line of the plan."""
         return cls(**json.loads(line))
 
     def read_shard(self) -> Shard:
-        """The shard that it stands for."""
+        """Read the shard that this line refers to."""
         with files.open_file(self.uri) as file:
             file.seek(self.offset)
-            return _from_bytes(self.id, file.read(self.length))
+            return _decode_shard(self.id, file.read(self.length))
 
 
 def read_plan(path: str) -> Iterator[PlannedShard]:
-    """The lines of a plan."""
+    """Yield the lines of a plan.
+
+    Args:
+        path: address of the list, PlanWriter.path.
+    """
     with files.open_file(path) as file:
         yield from map(PlannedShard.parse, file)
 
 
 def remove_plan(directory: str) -> None:
-    """Remove what PlanWriter and the shards of the run wrote there."""
+    """Delete a plan and everything else in its directory."""
     files.remove_directory(directory)
 
 
-def _to_bytes(shard: Shard) -> bytes:
+def _encode_shard(shard: Shard) -> bytes:
+    """Return the photos of a shard as the bytes of a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = shard.columns
-    ours: dict[str, Any] = {
+    own: dict[str, Any] = {
         "uri": pa.array([photo.uri for photo in shard.photos], pa.string()),
         "size": pa.array([photo.size for photo in shard.photos], pa.int64()),
         "modified": pa.array([photo.modified for photo in shard.photos], pa.int64()),
     }
     if shard.model_masks is not None:
-        ours["wanted"] = pa.array(shard.model_masks, pa.int32())
-    names = [_OURS + name for name in ours]
-    arrays = list(ours.values())
+        own["wanted"] = pa.array(shard.model_masks, pa.int32())
+    names = [_OWN_PREFIX + name for name in own]
+    arrays = list(own.values())
     if table is not None:
         names, arrays = names + table.column_names, arrays + table.columns
     buffer = io.BytesIO()
@@ -283,21 +311,22 @@ def _to_bytes(shard: Shard) -> bytes:
     return buffer.getvalue()
 
 
-def _from_bytes(shard_id: str, content: bytes) -> Shard:
+def _decode_shard(shard_id: str, content: bytes) -> Shard:
+    """Return the shard that `_encode_shard` encoded."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pq.read_table(pa.BufferReader(content))
-    columns = table.select([name for name in table.column_names if not name.startswith(_OURS)])
+    columns = table.select([name for name in table.column_names if not name.startswith(_OWN_PREFIX)])
     values: dict[str, list[Any]] = {
-        name: table[_OURS + name].to_pylist() for name in ("uri", "size", "modified")
+        name: table[_OWN_PREFIX + name].to_pylist() for name in ("uri", "size", "modified")
     }
-    wanted: list[Any] | None = None
-    if _OURS + "wanted" in table.column_names:
-        wanted = table[_OURS + "wanted"].to_pylist()
+    masks: list[Any] | None = None
+    if _OWN_PREFIX + "wanted" in table.column_names:
+        masks = table[_OWN_PREFIX + "wanted"].to_pylist()
     return Shard(
         shard_id,
         tuple(map(Photo, values["uri"], values["size"], values["modified"])),
         columns if columns.num_columns else None,
-        None if wanted is None else tuple(wanted),
+        None if masks is None else tuple(masks),
     )
