@@ -1,4 +1,4 @@
-"""`hubhead`: one front door to trainer, batch and serving."""
+"""The `hubhead` command: the sub-commands of trainer, batch and serving in one group."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from trainer.commands.train import train
 from trainer.commands.validate import validate
 
 
-class InOrder(click.Group):
-    """Lists the commands in the order of the work, not of the alphabet."""
+class OrderedGroup(click.Group):
+    """Group whose help lists the commands in the order of a workflow instead of the alphabet."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
@@ -32,7 +32,7 @@ class InOrder(click.Group):
 
 
 @click.group(
-    cls=InOrder,
+    cls=OrderedGroup,
     commands=[
         train,
         export,
@@ -59,15 +59,15 @@ class InOrder(click.Group):
 )
 @click.version_option(package_name="hubhead")
 def hubhead() -> None:
-    """From a folder of labelled photos to a classifier in production.
+    """Train, evaluate, deploy and run image classifiers.
 
-    Train a head on a pretrained backbone, score millions of photos with it, and serve it over
-    TensorFlow Serving's protocol. Every command tells more with --help.
+    Train a head on a pretrained backbone from a folder of labelled photos, score millions of photos with
+    it, and serve it over TensorFlow Serving's protocol. See the --help of each command.
     """
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     run(hubhead, "hubhead")
 
 

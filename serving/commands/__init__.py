@@ -1,1 +1,1 @@
-"""The commands that serve a model, and that ask one. Each imports what is heavy when it runs."""
+"""Commands that serve, query and deploy a model. Heavy imports happen when a command runs."""

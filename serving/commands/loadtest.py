@@ -1,4 +1,4 @@
-"""`hubhead loadtest`: how a model server answers under a stated load."""
+"""`hubhead loadtest`: open-loop load test of a model server."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from serving.loadtest import Load, Result
 
 MAX_BYTES = 512 << 20
-"""Photos that are kept in memory to choose from."""
+"""Bytes of photos that are kept in memory to choose from."""
 
 
 @click.command(
-    short_help="Load a server with requests at a stated rate; latency percentiles.",
+    short_help="Send requests at a fixed rate and report latency percentiles.",
     epilog="\b\nExamples:\n"
     "  hubhead loadtest 'photos/*.jpg' --server localhost:8500 --model_name food --rate 50 --seconds 30\n"
     "  hubhead loadtest a.jpg --server localhost:8500 --model_name food --rate 20 --rate 40 --rate 80 "
@@ -38,32 +38,42 @@ MAX_BYTES = 512 << 20
     type=click.FloatRange(min=0, min_open=True),
     multiple=True,
     required=True,
-    help="Requests a second, on average; repeat it to test several rates, one after the other.",
+    help="Arrival rate in requests per second. Repeat the option to test several rates, one after another.",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     default=10.0,
     show_default=True,
-    help="How long requests come, at each rate.",
+    help="Duration of the test at each rate, in seconds.",
 )
 @click.option(
     "--photos_per_request",
     type=click.IntRange(1, 32),
     default=1,
     show_default=True,
-    help="Photos that each request carries.",
+    help="Number of photos in each request.",
 )
 @click.option(
     "--max_under_way",
     type=click.IntRange(min=1),
     default=2000,
     show_default=True,
-    help="Requests without an answer at once; those beyond count as not sent.",
+    help="Maximum number of requests in flight; requests beyond it are counted as NOT_SENT.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the times and the photos chosen.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write a page of charts.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a rate on stdout, not a table.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Random seed of the arrival times and of the choice of photos.",
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write an HTML report with latency charts to this file.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per rate instead of a table.")
 @server_flags
 def loadtest(
     photos: tuple[str, ...],
@@ -76,36 +86,40 @@ def loadtest(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Send PHOTOS (files or patterns, chosen at random) to a model server at a stated rate.
+    """Send PHOTOS to a model server at a fixed rate and report latency percentiles.
 
-    Requests come at random times, independent of the answers, and nothing is retried. A latency counts
-    from the time at which the request was to be sent, so that a server that falls behind cannot hide it.
+    PHOTOS are files or patterns, chosen from at random. The load is open-loop: requests arrive at random
+    times, independent of earlier responses, and are not retried. Latency is measured from the intended
+    send time, so that a server that falls behind cannot hide it.
     """
-    from serving.loadtest import Load, page
+    from serving.loadtest import Load, render_page
 
-    given = pop_required_client_config(flags)
+    config = pop_required_client_config(flags)
     loads = [Load(rate, seconds, photos_per_request, max_under_way, seed) for rate in sorted(set(rates))]
-    contents = _read(resolve_paths(photos))
-    results = asyncio.run(_run(given, contents, loads))
+    contents = _read_photos(resolve_paths(photos))
+    results = asyncio.run(_run_loads(config, contents, loads))
     if output is not None:
         try:
-            output.write_text(page(results, given.model, given.target), encoding="utf-8")
+            output.write_text(render_page(results, config.model, config.target), encoding="utf-8")
         except OSError as error:
-            raise OutputError(f"The page {output} cannot be written: {error.strerror}.") from error
+            raise OutputError(
+                f"The report {output} cannot be written: {error.strerror}.",
+                remedy="Give a file in an existing, writable directory to --output.",
+            ) from error
     for result in results:
-        _warn(result)
+        _warn_if_delayed(result)
     if as_json:
         for result in results:
-            click.echo(json.dumps(result.record()))
+            click.echo(json.dumps(result.to_dict()))
     else:
-        _show(results)
+        _print_table(results)
 
 
-def _read(names: Sequence[str]) -> list[bytes]:
-    """The photos, as many as fit into memory.
+def _read_photos(names: Sequence[str]) -> list[bytes]:
+    """Read the photos, in order, up to MAX_BYTES; at least one.
 
     Raises:
-        InputError: one cannot be read.
+        InputError: a photo cannot be read.
     """
     contents: list[bytes] = []
     left = MAX_BYTES
@@ -113,7 +127,9 @@ def _read(names: Sequence[str]) -> list[bytes]:
         try:
             content = Path(name).read_bytes()
         except OSError as error:
-            raise InputError(f"The photo {name} cannot be read: {error.strerror}.") from error
+            raise InputError(
+                f"The photo {name} cannot be read: {error.strerror}.", remedy="Give readable files."
+            ) from error
         left -= len(content)
         if contents and left < 0:
             break
@@ -121,51 +137,52 @@ def _read(names: Sequence[str]) -> list[bytes]:
     return contents
 
 
-async def _run(server: ClientConfig, contents: Sequence[bytes], loads: Sequence[Load]) -> list[Result]:
+async def _run_loads(config: ClientConfig, contents: Sequence[bytes], loads: Sequence[Load]) -> list[Result]:
     from rich.console import Console
     from rich.progress import Progress
 
     from serving.client import Retry
-    from serving.loadtest import run
+    from serving.loadtest import run_load
 
     results = []
-    client = server.async_client(retry=Retry(attempts=1), convert=False)
+    client = config.async_client(retry=Retry(attempts=1), convert=False)
     async with client:
         with Progress(console=Console(stderr=True), transient=True) as progress:
             for load in loads:
-                results.append(await run(client, contents, load, _teller(progress, load)))
+                results.append(await run_load(client, contents, load, _progress_callback(progress, load)))
     return results
 
 
-def _teller(progress: Progress, load: Load) -> Any:
+def _progress_callback(progress: Progress, load: Load) -> Any:
     task = progress.add_task(f"{load.rate:g} requests/s", total=load.seconds)
 
-    def tell(passed: float, sent: int, failed: int) -> None:
-        words = f"{load.rate:g} requests/s: {sent} sent, {failed} failed"
-        progress.update(task, completed=passed, description=words)
+    def update(passed: float, sent: int, failed: int) -> None:
+        description = f"{load.rate:g} requests/s: {sent} sent, {failed} failed"
+        progress.update(task, completed=passed, description=description)
 
-    return tell
+    return update
 
 
-def _warn(result: Result) -> None:
-    from serving.loadtest.figures import LATE_SECONDS
+def _warn_if_delayed(result: Result) -> None:
+    from serving.loadtest.figures import MAX_SEND_DELAY_SECONDS
 
-    if result.late > LATE_SECONDS:
+    if result.send_delay_p99 > MAX_SEND_DELAY_SECONDS:
         click.secho(
-            f"At {result.rate:g} requests/s this machine was {1000 * result.late:.0f} ms late with one "
-            "request in 100, which the latencies hold too. Test at a lower rate, or from several machines.",
+            f"At {result.rate:g} requests/s this machine sent 1 % of the requests at least "
+            f"{1000 * result.send_delay_p99:.0f} ms late; the latencies include that delay. Test at a lower "
+            "rate, or from several machines.",
             err=True,
             fg="yellow",
         )
 
 
-def _show(results: Sequence[Result]) -> None:
+def _print_table(results: Sequence[Result]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from serving.loadtest.figures import PERCENTILES, percentile
 
-    table = Table("requests/s", "answered/s", *(f"p{p:g} ms" for p in PERCENTILES), "max ms", "not answered")
+    table = Table("requests/s", "responses/s", *(f"p{p:g} ms" for p in PERCENTILES), "max ms", "errors")
     for result in results:
         values = [percentile(result.latencies, number) for number in (*PERCENTILES, 100.0)]
         table.add_row(

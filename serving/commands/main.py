@@ -1,4 +1,4 @@
-"""How every command ends: one line on stderr and an exit code, never a traceback."""
+"""Entry point of every command: turns errors into one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ INTERRUPTED = 130
 
 
 def run_group(commands: Sequence[click.Command], name: str, help_text: str) -> NoReturn:
-    """Run a package's own commands as the process's main, such as `python -m serving`."""
+    """Run a group of commands as the main program of a process, such as `python -m serving`."""
     run(click.Group(commands=commands, help=help_text), name)
 
 
 def run(command: click.Command, name: str) -> NoReturn:
-    """Run a command as the process's main: parse, execute, turn errors into exit codes.
+    """Run a command as the main program of a process, and exit.
 
-    0 done, 1 failed, 2 wrong usage (click's own), 3 done with more rejected photos than
-    allowed, 4 not blessed, 5 another run is at work in the output, 130 interrupted.
+    Exit codes: 0 success, 1 failure, 2 usage error (click's own), 3 success, but more photos were rejected
+    than allowed, 4 rejected by the gate, 5 another run is writing to the output, 130 interrupted. An
+    unexpected exception keeps its traceback: it is a bug.
     """
-    # TensorFlow's C++ logs say nothing a user can act on; an explicit setting wins.
+    # TensorFlow's C++ logs are of no use to the user; an explicit setting takes precedence.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
@@ -41,13 +42,13 @@ def run(command: click.Command, name: str) -> NoReturn:
         click.secho(f"{name}: {error}", err=True, fg="red")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nStopped.", err=True)
+        click.echo("\nInterrupted.", err=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # The reader of a pipe went away (`| head`): nothing to say, and nobody to say it to.
+        # The reader of the pipe has gone (`| head`). Without this, flushing stdout at exit fails again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
     finally:
-        # What TensorFlow made is not worth looking for garbage in at the exit: a second of the command.
+        # Skip garbage collection at exit: with TensorFlow loaded it takes about a second.
         gc.freeze()
     sys.exit(code if isinstance(code, int) else 0)

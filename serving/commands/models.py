@@ -1,4 +1,4 @@
-"""`hubhead models`: the versions of a model."""
+"""`hubhead models`: list the versions of a model."""
 
 from __future__ import annotations
 
@@ -16,59 +16,59 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    short_help="List the versions of a model: labels, verdict, accuracy, what is live.",
+    short_help="List the versions of a model: labels, state, verdict, accuracy.",
     epilog="\b\nExamples:\n"
     "  hubhead models --model_base_path models/food\n"
     "  hubhead models --model_base_path /srv/models/food --model_config_file /srv/models/model.config\n"
     "  hubhead models --model_base_path /srv/models/food --server localhost:8500 --json",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @target_flags
 def models(as_json: bool, **flags: Any) -> None:
     """List the versions of a model, newest first.
 
-    "live" is what callers get who name neither version nor label: the newest of the versions that serve.
-    With --server the states are the server's own; else they follow from the configuration, or, without
-    one, from the rule of a server that is given the directory alone: the newest version serves.
+    The live version answers requests that name neither version nor label: the newest version that is
+    served. With --server, states are those of the server. Otherwise they follow from
+    --model_config_file; without it, from the default of a server: the newest version is served.
     """
     from serving.registry import inventory
 
-    with open_target(flags) as place:
-        found = inventory.list_versions(place)
-        unfinished = place.store.list_unfinished()
+    with open_target(flags) as target:
+        versions = inventory.list_versions(target)
+        unfinished = target.store.list_unfinished()
     if as_json:
         record = {
-            "model": place.model,
-            "base_path": str(place.base),
-            "live": next((version.version for version in found if version.live), None),
-            "versions": [version.to_dict() for version in found],
+            "model": target.model,
+            "base_path": str(target.base),
+            "live": next((version.version for version in versions if version.live), None),
+            "versions": [version.to_dict() for version in versions],
             "unfinished": unfinished,
         }
         click.echo(json.dumps(record, ensure_ascii=False))
         return
-    for number, why in unfinished.items():
-        click.echo(f"{place.base}/{number} is no version here: {why}.", err=True)
-    if not found:
-        click.echo(f"{place.base} holds no version.")
+    for number, reason in unfinished.items():
+        click.echo(f"{target.base}/{number} is not a complete version: {reason}.", err=True)
+    if not versions:
+        click.echo(f"{target.base} has no versions.")
         return
     from rich.console import Console
 
-    Console().print(_table(found))
+    Console().print(_table(versions))
 
 
 def _table(versions: list[Version]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("version", "labels", "serving", "verdict", "accuracy", "created", "size")
+    table = Table("version", "labels", "state", "verdict", "accuracy", "created", "size")
     for version in versions:
-        state = version.state or ("serves" if version.serves else "")
+        state = version.state or ("served" if version.serves else "")
         row = (
             str(version.version),
             ", ".join(version.labels),
             f"live ({state})" if version.live else state,
-            _verdict(version),
-            _accuracy(version),
+            _format_verdict(version),
+            _format_accuracy(version),
             version.created or "",
             f"{version.size / 1e6:.1f} MB",
         )
@@ -76,13 +76,13 @@ def _table(versions: list[Version]) -> Table:
     return table
 
 
-def _verdict(version: Version) -> str:
+def _format_verdict(version: Version) -> str:
     if version.problem:
         return version.problem
     return f"{version.verdict}: {', '.join(version.failed)}" if version.failed else version.verdict
 
 
-def _accuracy(version: Version) -> str:
+def _format_accuracy(version: Version) -> str:
     if not version.accuracy:
         return ""
     return f"{version.accuracy['value']:.1%} (N={version.accuracy['n']})"

@@ -1,4 +1,4 @@
-"""`hubhead predict`: photos in, labels out, by a server or by a bundle."""
+"""`hubhead predict`: classify photos with a model server or with a bundle on disk."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ if TYPE_CHECKING:
     from serving.contract import Prediction
 
 BAR_WIDTH = 10
-"""Characters that a probability of 1 takes in the table."""
+"""Characters of the bar for a probability of 1 in the table."""
 
 STDIN = "-"
 
 _BUNDLE_PHOTOS = 64
-"""Photos that a bundle is asked for before the first is told."""
+"""Photos that a bundle classifies at a time, before their results are printed."""
 
-Answers = Iterable[tuple[str, "Prediction"]]
+Results = Iterable[tuple[str, "Prediction"]]
+"""(photo, prediction) in the order of the photos."""
 
 
 @click.command(
-    short_help="Classify photos, by a server or by a bundle.",
+    short_help="Classify photos with a model server or with a bundle.",
     epilog="\b\nExamples:\n"
     "  hubhead predict a.jpg 'uploads/**/*.jpg' --server localhost:8500 --model_name food\n"
     "  hubhead predict a.jpg --server localhost:8500 --model_name food --label stable\n"
@@ -50,21 +51,32 @@ Answers = Iterable[tuple[str, "Prediction"]]
 @click.option(
     "--from_file",
     type=click.File(encoding="utf-8"),
-    help="Also the photos whose paths this file lists, one a line; - reads the list from stdin.",
+    help="File with more photos to classify, one path per line; - reads the list from stdin.",
 )
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
-    help="Load this bundle (models/food, or a version such as models/food/3) and answer without a server.",
+    help="Bundle to load, or one of its versions, such as models/food or models/food/3. Use it to classify "
+    "without a server.",
 )
 @click.option(
-    "--top_k", type=click.IntRange(min=1), default=5, show_default=True, help="Labels to show for each photo."
+    "--top_k",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Number of labels to show per photo.",
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="One JSON object a photo on stdout, as answered, not a table."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object per photo instead of a table, each as soon as it is available.",
 )
 @click.option(
-    "--downscale", is_flag=True, help="With --server: send large photos reduced to twice the model's input."
+    "--downscale",
+    is_flag=True,
+    help="With --server: downscale large photos to twice the model's input size before they are sent. Use it "
+    "on slow connections.",
 )
 @server_flags
 @click.pass_context
@@ -79,85 +91,91 @@ def predict(
     downscale: bool,
     **flags: Any,
 ) -> None:
-    """Classify PHOTOS by a model server (--server) or by a bundle on disk (--model).
+    """Classify PHOTOS with a model server (--server) or with a bundle on disk (--model).
 
-    A photo is a file, a pattern such as 'uploads/**/*.jpg', or - for the bytes on stdin. One that
-    cannot be used is a row with the reason, not a failure. "none of these" (null in JSON) means that
-    the model finds none of its labels likely enough.
+    PHOTOS are files, patterns such as 'uploads/**/*.jpg', or - for the bytes of one photo on stdin. A
+    photo that cannot be used gets a row with the reason; the command does not fail. "none of these"
+    (null in JSON) means that the model abstains: no label is likely enough.
     """
-    given = pop_client_config(flags)
-    if (given is None) == (model is None):
+    config = pop_client_config(flags)
+    if (config is None) == (model is None):
         raise click.UsageError("Give exactly one of --server HOST:PORT and --model BUNDLE.")
     if not photos and from_file is None:
-        raise click.UsageError("Give photos, or a list of them with --from_file.")
+        raise click.UsageError("Give photos, or a file that lists them with --from_file.")
     if STDIN in photos and (photos.count(STDIN) > 1 or (from_file and from_file is sys.stdin)):
-        raise click.UsageError("stdin can be read once: as one photo or as the list of photos.")
+        raise click.UsageError("stdin can be read once, either as one photo or as the list of photos.")
     if model is not None:
         forbid_server_flags(context, "downscale")
-    listed = (line.rstrip("\r\n") for line in from_file or ())
-    names = [*resolve_paths(photos), *(name for name in listed if name.strip())]
-    answers = (
-        _by_bundle(model, names, top_k)
+    lines = (line.rstrip("\r\n") for line in from_file or ())
+    names = [*resolve_paths(photos), *(line for line in lines if line.strip())]
+    results = (
+        _classify_with_bundle(model, names, top_k)
         if model
-        else _by_server(require_model_name(given), names, top_k, downscale)
+        else _classify_on_server(require_model_name(config), names, top_k, downscale)
     )
     if as_json:
-        for name, prediction in answers:
-            click.echo(json.dumps(_as_record(name, prediction), ensure_ascii=False))
+        for name, prediction in results:
+            click.echo(json.dumps(_to_dict(name, prediction), ensure_ascii=False))
         return
     from rich.console import Console
 
-    Console().print(_as_table(answers))
+    Console().print(_table(results))
 
 
 def resolve_paths(photos: Sequence[str]) -> list[str]:
-    """The paths that arguments and patterns name, in their order.
+    """Return the paths of the arguments, in order, with patterns expanded.
+
+    A pattern that is the name of an existing file means that file.
 
     Raises:
         InputError: no file matches a pattern.
     """
     names: list[str] = []
     for photo in photos:
-        if not any(mark in photo for mark in "*?") or Path(photo).exists():
+        if not any(wildcard in photo for wildcard in "*?") or Path(photo).exists():
             names.append(photo)
             continue
-        # Path.glob takes no absolute patterns.
+        # Path.glob does not accept absolute patterns.
         matches = glob.iglob(photo, recursive=True)  # noqa: PTH207
-        found = sorted(path for path in matches if Path(path).is_file())
-        if not found:
-            raise InputError(f"No file matches {photo!r}.", remedy="Patterns: *, ?, and ** for directories.")
-        names.extend(found)
+        files = sorted(path for path in matches if Path(path).is_file())
+        if not files:
+            raise InputError(
+                f"No file matches {photo!r}.",
+                remedy="Check the pattern; * and ? match within a directory, ** across directories.",
+            )
+        names.extend(files)
     return names
 
 
-def _photo(name: str) -> Photo:
+def _open_photo(name: str) -> Photo:
     return sys.stdin.buffer.read() if name == STDIN else name
 
 
-def _by_server(
+def _classify_on_server(
     server: ClientConfig, names: Sequence[str], top_k: int, downscale: bool
 ) -> Iterator[tuple[str, Prediction]]:
     with server.client(downscale=downscale) as client:
         if len(names) <= client.max_photos:  # one request, in this thread
-            yield from zip(names, client.classify(map(_photo, names), top_k), strict=True)
+            yield from zip(names, client.classify(map(_open_photo, names), top_k), strict=True)
             return
-        answers = client.iclassify(map(_photo, names), top_k)
-        for name, (_, prediction) in zip(names, answers, strict=True):
+        results = client.iclassify(map(_open_photo, names), top_k)
+        for name, (_, prediction) in zip(names, results, strict=True):
             yield name, prediction
 
 
-def _by_bundle(path: Path, names: Sequence[str], top_k: int) -> Iterator[tuple[str, Prediction]]:
+def _classify_with_bundle(path: Path, names: Sequence[str], top_k: int) -> Iterator[tuple[str, Prediction]]:
     from serving import bundle, client, runtime
 
     directory = bundle.resolve(path)
     require_tensorflow()
     model = runtime.load(directory)
-    left = iter(names)
-    while chunk := list(islice(left, _BUNDLE_PHOTOS)):
-        yield from zip(chunk, client.classify(map(_photo, chunk), model.classify, top_k=top_k), strict=True)
+    remaining = iter(names)
+    while chunk := list(islice(remaining, _BUNDLE_PHOTOS)):
+        predictions = client.classify(map(_open_photo, chunk), model.classify, top_k=top_k)
+        yield from zip(chunk, predictions, strict=True)
 
 
-def _as_record(photo: str, prediction: Prediction) -> dict[str, object]:
+def _to_dict(photo: str, prediction: Prediction) -> dict[str, object]:
     return {
         "photo": photo,
         "status": prediction.status.value,
@@ -169,33 +187,33 @@ def _as_record(photo: str, prediction: Prediction) -> dict[str, object]:
     }
 
 
-def _as_table(answers: Answers) -> Table:
+def _table(results: Results) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("photo", "label", "score", "next", "status")
-    for photo, prediction in answers:
+    table = Table("photo", "label", "score", "other labels", "status")
+    for photo, prediction in results:
         status = prediction.status
         table.add_row(
-            Text(photo),  # Text: a name may hold what rich takes for markup
+            Text(photo),  # Text: rich would interpret markup in a file name such as a[red].jpg
             Text(prediction.label or ("none of these" if status.usable else "")),
-            Text(_bar(prediction.score)),
-            Text(", ".join(f"{label} {score:.2f}" for label, score in _next(prediction))),
-            Text(_why(prediction)),
+            Text(_format_score(prediction.score)),
+            Text(", ".join(f"{label} {score:.2f}" for label, score in _other_labels(prediction))),
+            Text(_format_status(prediction)),
         )
     return table
 
 
-def _why(prediction: Prediction) -> str:
+def _format_status(prediction: Prediction) -> str:
     status = prediction.status
     reason = f" ({prediction.detail})" if prediction.detail else ""
     return "ok" if status == "ok" else f"{status}: {status.meaning}{reason}"
 
 
-def _next(prediction: Prediction) -> Sequence[tuple[str, float]]:
-    """The labels beside the one in the label column: all of them where the model abstains."""
+def _other_labels(prediction: Prediction) -> Sequence[tuple[str, float]]:
+    """Return the labels to list besides the label column: all of them if the model abstains."""
     return prediction.top[1:] if prediction.label else prediction.top
 
 
-def _bar(score: float | None) -> str:
+def _format_score(score: float | None) -> str:
     return "" if score is None else f"{score:.2f} {'█' * round(score * BAR_WIDTH)}"

@@ -1,4 +1,4 @@
-"""`hubhead promote` and `hubhead rollback`: which version answers."""
+"""`hubhead promote` and `hubhead rollback`: change the live version or move a version label."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from serving.commands.target_options import open_target, target_change_flags
 if TYPE_CHECKING:
     from serving.registry.promote import Change
 
-_REASON = click.option("--reason", default="", help="Kept in the audit log.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+_REASON = click.option("--reason", default="", help="Reason of the change, recorded in the audit log.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
 
 @click.command(
-    short_help="Publish a blessed bundle and move a label to it.",
+    short_help="Publish a validated bundle and make it live, or move a label to it.",
     epilog="\b\nExamples:\n"
     "  hubhead promote models/food/4 --model_base_path /srv/models/food\n"
     "  hubhead promote models/food/4 --label canary --model_base_path /srv/models/food \\\n"
@@ -28,15 +28,22 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on
 )
 @click.argument("bundle", required=False)
 @click.option(
-    "--model_version", type=click.IntRange(min=1), help="A version that is there, in place of BUNDLE."
+    "--model_version",
+    type=click.IntRange(min=1),
+    help="Number of a version that is already published, to use instead of BUNDLE.",
 )
-@click.option("--label", help="With --model_config_file: the label that moves; stable where none is given.")
-@click.option("--force", is_flag=True, help="Also without a blessed verdict; the audit log says so.")
+@click.option("--label", help="With --model_config_file: version label to move.  [default: stable]")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Promote a version whose verdict is not blessed. The audit log records it.",
+)
 @click.option(
     "--keep",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Then delete all but the newest N versions; never one that serves, has a label, or is the way back.",
+    help="Delete all but the newest N versions afterwards. Versions that are served, have a label, or are "
+    "needed for a rollback are never deleted.",
 )
 @_REASON
 @_JSON
@@ -51,55 +58,55 @@ def promote(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Make BUNDLE, or a version that is there, the one that callers get.
+    """Publish BUNDLE and make it the live version, or move a version label to it.
 
-    BUNDLE is copied beside the versions and renamed to its number, so that no server sees half of it.
-    It needs the verdict of hubhead validate (exit code 4 without; --force).
+    BUNDLE is copied next to the existing versions and then renamed to its number, so that no server loads
+    half of it. It needs a blessed verdict of hubhead validate; without one the command exits with 4.
 
-    Without --model_config_file a server follows the newest version: publishing is going live.
+    Without --model_config_file, a server serves the newest version: publishing makes it live.
 
-    With it, versions serve by number ("specific") and callers ask for labels (--label stable). First the
-    new version joins the policy; with --server the command waits until it is AVAILABLE there; then the
-    label moves; then versions without a label are let go of. Callers who name no label get the
-    newest version that serves, a canary too, so let them all name one. A server that starts with labels
-    needs --allow_version_labels_for_unavailable_models, and reads the file again only with
-    --model_config_file_poll_wait_seconds; else give --reload. Without --server all is written at once:
-    a server that polls the file moves the label when the version is loaded.
+    With --model_config_file, versions are served by number ("specific") and requests name a label
+    (--label stable). The new version is added to the configuration; with --server the command waits until
+    it is AVAILABLE; then the label moves, and versions without a label are unloaded. Requests that name
+    no label get the newest version that is served, which may be a canary: let all of them name one.
 
-    Every change is a line of DIR/audit.jsonl.
+    A server that starts with labels needs --allow_version_labels_for_unavailable_models. It reads a changed
+    file only with --model_config_file_poll_wait_seconds; otherwise give --reload. Without --server, all
+    changes are written at once, and a server that polls the file moves the label once the version is
+    loaded.
 
-    DIR, BUNDLE and FILE may be addresses of an object store, s3://... (extra s3) or gs://... (extra gs).
-    There BUNDLE is uploaded aside, then copied to its number, saved_model.pb last, and counts once a record
-    in DIR/.hubhead says that it is whole. What was cut off is gone on with by the same command.
+    Every change is recorded in DIR/audit.jsonl. An interrupted promotion is completed by the same command.
+
+    DIR, BUNDLE and FILE may be on an object store: s3://... (extra s3) or gs://... (extra gs).
     """
     from serving.client.canary import STABLE
-    from serving.registry import promote as lifecycle
+    from serving.registry import promote as registry
     from serving.registry.stores.download import fetch_bundle
     from serving.storage.address import parse_address
 
     if (bundle is None) == (model_version is None):
         raise click.UsageError("Give exactly one of BUNDLE and --model_version N.")
     if label and not flags["model_config_file"]:
-        raise click.UsageError("--label needs --model_config_file: labels are part of it.")
+        raise click.UsageError("--label requires --model_config_file, which holds the labels.")
     with (
-        open_target(flags) as place,
-        fetch_bundle(parse_address(bundle)) if bundle else nullcontext() as found,
+        open_target(flags) as target,
+        fetch_bundle(parse_address(bundle)) if bundle else nullcontext() as local,
     ):
-        change = lifecycle.promote(
-            place,
-            source=found.path if found else None,
-            origin=found.origin if found else None,
+        change = registry.promote(
+            target,
+            source=local.path if local else None,
+            origin=local.origin if local else None,
             version=model_version,
             label=label or STABLE,
             force=force,
             reason=reason,
             keep=keep,
         )
-    _tell(change, as_json, polled=bool(place.config))
+    _print_change(change, as_json, polled=bool(target.config))
 
 
 @click.command(
-    short_help="Go back to the version before.",
+    short_help="Return to the previous version.",
     epilog="\b\nExamples:\n"
     "  hubhead rollback --model_base_path /srv/models/food\n"
     "  hubhead rollback --model_base_path /srv/models/food --model_config_file /srv/models/model.config \\\n"
@@ -107,44 +114,50 @@ def promote(
 )
 @click.option(
     "--label",
-    help="With --model_config_file: the label that goes back; stable where none is given.",
+    help="With --model_config_file: version label to move back.  [default: stable]",
 )
-@click.option("--to", type=click.IntRange(min=1), metavar="N", help="This version, not the one before.")
+@click.option(
+    "--to",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Version to return to.  [default: the previous version]",
+)
 @_REASON
 @_JSON
 @target_change_flags
 def rollback(label: str | None, to: int | None, reason: str, as_json: bool, **flags: Any) -> None:
-    """Go back to the version that answered before.
+    """Return to the previous version.
 
-    With --model_config_file the label returns to where the audit log says it was: that version joins
-    the policy and is loaded, the label moves, and the version left behind is let go of. A
-    canary on it returns too. --label canary alone brings the canary to the stable version.
+    With --model_config_file, the label returns to the version that the audit log has before the current
+    one: that version is loaded, the label moves, and the version it leaves is unloaded. If the label is
+    stable, other labels on that version move along; --label canary moves the canary label alone, to the
+    stable version.
 
-    Without it the server follows the newest version, and only a newer one's absence makes it go back:
-    the newest is moved to DIR/.withdrawn, where nothing is lost and its number is not used again. The
-    server loads the version before, then lets go of the withdrawn one.
+    Without --model_config_file, the server serves the newest version. So the newest version is moved to
+    DIR/.withdrawn, where it is kept; its number is not used again. The server loads the previous version
+    before it unloads the withdrawn one.
 
-    No verdict is asked for: what is gone back to was live. A second rollback goes further back.
+    The verdict is not checked, since the version was live before. A second rollback goes one further back.
     """
     from serving.client.canary import STABLE
-    from serving.registry import rollback as lifecycle
+    from serving.registry import rollback as registry
 
     if label and not flags["model_config_file"]:
-        raise click.UsageError("--label needs --model_config_file: labels are part of it.")
-    with open_target(flags) as place:
-        change = lifecycle.rollback(place, label=label or STABLE, to=to, reason=reason)
-    _tell(change, as_json, polled=bool(place.config))
+        raise click.UsageError("--label requires --model_config_file, which holds the labels.")
+    with open_target(flags) as target:
+        change = registry.rollback(target, label=label or STABLE, to=to, reason=reason)
+    _print_change(change, as_json, polled=bool(target.config))
 
 
-def _tell(change: Change, as_json: bool, *, polled: bool) -> None:
+def _print_change(change: Change, as_json: bool, *, polled: bool) -> None:
     if as_json:
         click.echo(json.dumps(change.to_dict(), ensure_ascii=False))
         return
-    what = f"{change.model}: {', '.join((change.label or 'live', *change.also))}"
-    before = "" if change.old in (None, change.new) else f" (before: {change.old})"
-    click.echo(f"{what} = version {change.new}{before}.")
+    labels = ", ".join((change.label or "live", *change.also))
+    previous = "" if change.old in (None, change.new) else f" (previously {change.old})"
+    click.echo(f"{change.model}: {labels} = version {change.new}{previous}.")
     if change.removed:
-        click.echo(f"Removed: version {', '.join(map(str, change.removed))}.")
+        click.echo(f"Deleted: version {', '.join(map(str, change.removed))}.")
     if not change.waited:
-        how = "once it reads the file again" if polled else "once it looks at the directory"
-        click.echo(f"No server was asked: it follows {how} (--server waits for it).", err=True)
+        when = "when it next polls its configuration file" if polled else "when it next polls the directory"
+        click.echo(f"No server was contacted: it applies the change {when}. --server waits for it.", err=True)

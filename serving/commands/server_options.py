@@ -1,4 +1,4 @@
-"""Flags that say which server, which model and which version of it are asked, and how."""
+"""Flags that name a model server, a model and a version on it, and the connection settings."""
 
 from __future__ import annotations
 
@@ -28,22 +28,25 @@ FLAGS = (
     "tls_cert",
     "tls_key",
 )
-"""The flags of `server_flags`."""
+"""Names of the flags of `server_flags`."""
 
 
 def pop_client_config(flags: dict[str, Any]) -> ClientConfig | None:
-    """Take the flags of `server_flags` out of a command's own; None without --server.
+    """Return the client configuration that the flags give, or None without --server.
 
-    The model is "" where no --model_name was given.
+    The model is "" if no --model_name was given.
+
+    Args:
+        flags: parsed flags of the command; those of `server_flags` are removed.
 
     Raises:
-        click.UsageError: flags that exclude each other, or that need each other.
+        click.UsageError: flags exclude or require each other.
     """
     from serving.client import ClientConfig
 
     given = {name: flags.pop(name, None) for name in FLAGS}
     if given["model_version"] is not None and given["label"] is not None:
-        raise click.UsageError("--model_version and --label both name a version: give one of them.")
+        raise click.UsageError("--model_version and --label exclude each other: give one of them.")
     headers = dict(map(_parse_header, given["header"] or ()))
     tls = _tls(given)
     if given["server"] is None:
@@ -60,31 +63,36 @@ def pop_client_config(flags: dict[str, Any]) -> ClientConfig | None:
 
 
 def pop_required_client_config(flags: dict[str, Any]) -> ClientConfig:
-    """Take the flags of `server_flags` out of a command's own; the server and the model are required.
+    """Return the client configuration like `pop_client_config`; server and model are required.
+
+    Args:
+        flags: parsed flags of the command; those of `server_flags` are removed.
 
     Raises:
-        click.UsageError: one of the two is missing, or see `pop_client_config`.
+        click.UsageError: --server or --model_name is missing, or flags exclude or require each other.
     """
     return require_model_name(pop_client_config(flags))
 
 
 def require_model_name(config: ClientConfig | None) -> ClientConfig:
-    """Return the configuration as it is.
+    """Return the configuration unchanged, after checking that it names a server and a model.
 
     Raises:
-        click.UsageError: there is no server, or it names no model.
+        click.UsageError: --server or --model_name is missing.
     """
     if config is None:
-        raise click.UsageError("Give --server HOST:PORT.")
+        raise click.UsageError("--server HOST:PORT is required.")
     if not config.model:
-        raise click.UsageError("--server needs --model_name NAME (or HUBHEAD_MODEL in the environment).")
+        raise click.UsageError(
+            "--server requires --model_name NAME (or the environment variable HUBHEAD_MODEL)."
+        )
     return config
 
 
 def _parse_header(header: str) -> tuple[str, str]:
     name, equals, value = header.partition("=")
     if not equals:
-        raise click.UsageError(f"--header {header!r} is not NAME=VALUE.")
+        raise click.UsageError(f"--header {header!r} is not of the form NAME=VALUE.")
     return name, value
 
 
@@ -93,7 +101,7 @@ def _tls(given: Mapping[str, Any]) -> Tls | None:
 
     ca, certificate, key = given["tls_ca"], given["tls_cert"], given["tls_key"]
     if (certificate is None) != (key is None):
-        raise click.UsageError("--tls_cert and --tls_key go together.")
+        raise click.UsageError("--tls_cert and --tls_key go together: give both or neither.")
     return Tls(ca, certificate, key) if given["tls"] or ca or certificate else None
 
 
@@ -101,59 +109,75 @@ _CONNECTION = (
     click.option(
         "--server",
         metavar="HOST:PORT",
-        help="The model server's gRPC port. dns:///NAME:PORT reaches all pods of a headless service.",
+        help="Address of the model server's gRPC port. dns:///NAME:PORT spreads requests over all pods of a "
+        "headless service.",
     ),
     click.option(
         "--model_name",
         envvar="HUBHEAD_MODEL",
         show_envvar=True,
-        help="With --server: the model's name there.",
+        help="With --server: name of the model on the server.",
     ),
     click.option(
         "--timeout",
         type=click.FloatRange(min=0, min_open=True),
         default=10.0,
         show_default=True,
-        help="With --server: seconds that each request may take, its retries included.",
+        help="With --server: deadline of each request in seconds, retries included.",
     ),
     click.option(
-        "--header", multiple=True, metavar="NAME=VALUE", help="With --server: metadata of every call; repeat."
+        "--header",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="With --server: header (gRPC metadata) to send with every call. Can be repeated.",
     ),
-    click.option("--tls", is_flag=True, help="With --server: an encrypted connection."),
-    click.option("--tls_ca", type=_FILE, help="Certificates to check the server's with; implies --tls."),
-    click.option("--tls_cert", type=_FILE, help="This client's certificate, where the server wants one."),
-    click.option("--tls_key", type=_FILE, help="Its private key."),
+    click.option("--tls", is_flag=True, help="With --server: encrypt the connection (TLS)."),
+    click.option(
+        "--tls_ca",
+        type=_FILE,
+        help="PEM file of the CA certificates to verify the server with. Implies --tls.",
+    ),
+    click.option(
+        "--tls_cert",
+        type=_FILE,
+        help="PEM file of the client certificate, for servers that require one (mTLS).",
+    ),
+    click.option("--tls_key", type=_FILE, help="PEM file of the private key of --tls_cert."),
 )
 
 _VERSION = (
     click.option(
         "--model_version",
         type=click.IntRange(min=0),
-        help="With --server: this version, not the one it chooses.",
+        help="With --server: version number to use.  [default: the server's choice, its newest version]",
     ),
-    click.option("--label", help="With --server: the version with this label, such as stable or canary."),
+    click.option("--label", help="With --server: version label to use, such as stable or canary."),
 )
 
 
 def server_flags(command: F) -> F:
-    """Add the flags that name a server, a model and a version of it."""
+    """Add the flags that name a server, a model and a version, and the connection flags."""
     for flag in reversed((*_CONNECTION[:2], *_VERSION, *_CONNECTION[2:])):
         command = flag(command)
     return command
 
 
 def connection_flags(command: F) -> F:
-    """Add those of them that say how a server is reached, and no version."""
+    """Add the flags of `server_flags` except those that name a version."""
     for flag in reversed(_CONNECTION):
         command = flag(command)
     return command
 
 
 def forbid_server_flags(context: click.Context, *others: str) -> None:
-    """Make sure that no flag of `server_flags` is on the command line, nor one of the others.
+    """Check that the command line has no flag that is of use only with --server.
+
+    Args:
+        context: context of the command.
+        others: names of further flags to reject, besides those of `server_flags`.
 
     Raises:
-        click.UsageError: one does.
+        click.UsageError: one of them was given.
     """
     for flag in (*FLAGS, *others):
         if context.get_parameter_source(flag) is click.core.ParameterSource.COMMANDLINE:

@@ -1,4 +1,4 @@
-"""Flags that say where a model's versions are, what configures their server, and how it is asked."""
+"""Flags of a deployment target: base path, model configuration file, and optionally its server."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ _BASE = click.option(
     "--model_base_path",
     required=True,
     metavar="DIR",
-    help="The directory that the server reads: its numbered children are the versions. Or s3://..., gs://...",
+    help="Directory of the versions, as the server has it in --model_base_path; local, s3:// or gs://. "
+    "Its numbered subdirectories are the versions.",
 )
 _CONFIG = click.option(
     "--model_config_file",
     metavar="FILE",
-    help="The server's model.config, as this machine sees it. Without it the newest version is live.",
+    help="The server's model configuration file (model.config); local, s3:// or gs://. Needed for version "
+    "labels; without it the newest version is live.",
 )
 _RELOAD = click.option(
     "--reload",
     is_flag=True,
-    help="With --server: send it the configuration (HandleReloadConfigRequest). Needed where it does not "
-    "read the file again by itself.",
+    help="With --server: send the changed configuration to the server (HandleReloadConfigRequest). Use it "
+    "if the server does not poll its configuration file.",
 )
 _WAIT = click.option(
     "--wait",
@@ -40,27 +42,30 @@ _WAIT = click.option(
     default=300.0,
     show_default=True,
     metavar="SECONDS",
-    help="With --server: how long each step may take until the server follows.",
+    help="With --server: seconds to wait, at each step, until the server has applied the change.",
 )
 
 
 def target_flags(command: F) -> F:
-    """Add the flags of a place that is looked at."""
+    """Add the flags of a command that reads a deployment target."""
     return _BASE(_CONFIG(connection_flags(command)))
 
 
 def target_change_flags(command: F) -> F:
-    """Add the flags of a place that is changed."""
+    """Add the flags of a command that changes a deployment target."""
     return _BASE(_CONFIG(_RELOAD(_WAIT(connection_flags(command)))))
 
 
 @contextmanager
 def open_target(flags: dict[str, Any]) -> Iterator[DeploymentTarget]:
-    """The place that the flags name; they are taken out of a command's own.
+    """Open the deployment target that the flags name, with a client if they name a server.
+
+    Args:
+        flags: parsed flags of the command; those of `target_flags` or `target_change_flags` are removed.
 
     Raises:
-        click.UsageError: flags that do not go together.
-        InputError: an address that cannot be used, or no such configuration.
+        click.UsageError: flags exclude each other.
+        InputError: an address is not valid, or the configuration file does not exist.
     """
     from serving.registry.stores.download import open_store
     from serving.registry.target import DeploymentTarget
@@ -73,21 +78,21 @@ def open_target(flags: dict[str, Any]) -> Iterator[DeploymentTarget]:
     if config and not text.exists(config):
         raise InputError(
             f"{config} does not exist.",
-            remedy="Give the file that the server was started with (--model_config_file).",
+            remedy="Give the --model_config_file that the server was started with.",
         )
     reload, wait = flags.pop("reload", False), flags.pop("wait", 300.0)
     server = pop_client_config(flags)
     if reload and not (server and config):
-        raise click.UsageError("--reload needs --server and --model_config_file.")
+        raise click.UsageError("--reload requires --server and --model_config_file.")
     name = (server.model if server else "") or open_store(base).name
-    place = DeploymentTarget(base, name, config, reload=reload, timeout=wait, say=_say)
+    target = DeploymentTarget(base, name, config, reload=reload, timeout=wait, say=_print_progress)
     if server is None:
-        yield place
+        yield target
         return
-    server = replace(server, model=place.model)
+    server = replace(server, model=target.model)
     with server.client() as client:
-        yield replace(place, client=client, label_client=lambda label: replace(server, label=label).client())
+        yield replace(target, client=client, label_client=lambda label: replace(server, label=label).client())
 
 
-def _say(line: str) -> None:
+def _print_progress(line: str) -> None:
     click.echo(line, err=True)

@@ -1,9 +1,9 @@
-"""Requests sent at the times of a Poisson process, whatever becomes of those before.
+"""Open-loop load generator: Poisson arrivals at a fixed rate, independent of earlier responses.
 
-A closed loop, in which each caller waits for its answer before it asks again, stops asking exactly
-when the server is slow, and so leaves the worst latencies out (G. Tene, "How NOT to Measure
-Latency", 2015: coordinated omission). Here arrivals are independent of answers, and a latency counts
-from the time at which the request was to be sent, also where the generator was late.
+In a closed loop, each client waits for its response before it sends the next request. It sends least
+exactly while the server is slow, and so omits the worst latencies (G. Tene, "How NOT to Measure
+Latency", 2015: coordinated omission). Here arrivals do not depend on responses, and a latency is
+measured from the intended send time, even if the generator itself was late.
 """
 
 from __future__ import annotations
@@ -22,98 +22,107 @@ from serving.loadtest.figures import Result, Sample
 if TYPE_CHECKING:
     from serving.client import AsyncClient
 
-_TELL_SECONDS = 0.2
+_PROGRESS_INTERVAL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is sent.
+    """The load to generate.
 
     Attributes:
-        rate: requests a second, on average.
-        seconds: for how long requests come.
-        photos: photos a request.
-        most: requests under way at once at most; those beyond are counted as not sent.
-        seed: of the times of arrival and the choice of photos.
+        rate: arrival rate in requests per second, on average.
+        seconds: duration in seconds.
+        photos: photos per request.
+        max_in_flight: maximum number of requests in flight; requests beyond it are counted as not sent.
+        seed: random seed of the arrival times and of the choice of photos.
     """
 
     rate: float
     seconds: float
     photos: int = 1
-    most: int = 2000
+    max_in_flight: int = 2000
     seed: int = 0
 
 
-def arrivals(load: Load) -> Iterator[float]:
-    """Times of a Poisson process in seconds from the start: gaps drawn from an exponential distribution."""
-    draw = random.Random(load.seed)
-    at = draw.expovariate(load.rate)
+def draw_arrivals(load: Load) -> Iterator[float]:
+    """Yield the arrival times of a Poisson process, in seconds from the start.
+
+    The gaps between arrivals are drawn from an exponential distribution.
+    """
+    generator = random.Random(load.seed)
+    at = generator.expovariate(load.rate)
     while at < load.seconds:
         yield at
-        at += draw.expovariate(load.rate)
+        at += generator.expovariate(load.rate)
 
 
-async def run(
+async def run_load(
     client: AsyncClient,
     photos: Sequence[bytes],
     load: Load,
-    tell: Callable[[float, int, int], None] | None = None,
+    on_progress: Callable[[float, int, int], None] | None = None,
 ) -> Result:
-    """Send the load and wait for all answers; each request has the client's deadline.
+    """Generate a load, wait for all responses, and return the result.
 
     Args:
-        client: one that does not retry, or retries hide what is measured.
-        photos: encoded photos to choose from.
-        load: what is sent.
-        tell: told seconds passed, requests sent and failed, now and then.
+        client: client to send with, whose timeout is the deadline of each request. It must not retry:
+            retries would hide what is measured.
+        photos: encoded photos to choose from at random.
+        load: load to generate.
+        on_progress: function that is called every 0.2 s with the seconds passed and the number of requests
+            sent and failed so far.
 
     Raises:
-        InputError: there is no photo.
+        InputError: there are no photos.
         ServerError: the first request, which is not counted, fails.
     """
     if not photos:
-        raise InputError("There is no photo to send.")
-    await client.classify([photos[0]])  # connects, and says at once what would fail all
+        raise InputError("There are no photos to send.", remedy="Give at least one photo.")
+    await client.classify([photos[0]])  # connects, and raises what would fail every request
     choose = random.Random(load.seed + 1)
     samples: list[Sample] = []
     statuses: Counter[str] = Counter()
     tasks: set[asyncio.Task[None]] = set()
     dropped = sent = failed = 0
-    told = 0.0
+    last_progress = 0.0
     start = time.perf_counter()
 
     async def send(intended: float, chosen: list[bytes]) -> None:
         nonlocal failed
-        late = time.perf_counter() - start - intended
+        send_delay = time.perf_counter() - start - intended
         error = ""
         try:
-            answers = await client.classify(chosen)
+            predictions = await client.classify(chosen)
         except ServerError as failure:
             error = failure.code
             failed += 1
         else:
-            statuses.update(answer.status.value for answer in answers)
-        samples.append(Sample(intended, late, time.perf_counter() - start - intended, error))
+            statuses.update(prediction.status.value for prediction in predictions)
+        latency = time.perf_counter() - start - intended
+        samples.append(Sample(intended, send_delay, latency, error))
 
-    for intended in arrivals(load):
-        await _until(start + intended)
-        if len(tasks) >= load.most:
+    for intended in draw_arrivals(load):
+        await _sleep_until(start + intended)
+        if len(tasks) >= load.max_in_flight:
             dropped += 1
         else:
             task = asyncio.create_task(send(intended, choose.choices(photos, k=load.photos)))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
             sent += 1
-        if tell and intended - told > _TELL_SECONDS:
-            told = intended
-            tell(intended, sent, failed)
+        if on_progress and intended - last_progress > _PROGRESS_INTERVAL_SECONDS:
+            last_progress = intended
+            on_progress(intended, sent, failed)
     await asyncio.gather(*tasks)
-    if tell:
-        tell(load.seconds, sent, failed)
+    if on_progress:
+        on_progress(load.seconds, sent, failed)
     samples.sort(key=lambda sample: sample.intended)
     return Result(load.rate, load.seconds, load.photos, samples, dict(statuses), dropped)
 
 
-async def _until(moment: float) -> None:
-    """Let the answers be handled until then; also where it has passed, so that none of them starves."""
+async def _sleep_until(moment: float) -> None:
+    """Sleep until a time of the performance counter.
+
+    Yields to the event loop even if that time has passed, so that responses are always handled.
+    """
     await asyncio.sleep(max(0.0, moment - time.perf_counter()))

@@ -68,7 +68,7 @@ def test_an_error_brings_the_exit_code_of_its_class(ending: Callable[..., Ending
 def test_an_interrupted_command_ends_with_130(ending: Callable[..., Ending], error: BaseException) -> None:
     code, out, err = ending(raising(error))
     assert (code, out) == (130, "")
-    assert err.strip() == "Stopped."
+    assert err.strip() == "Interrupted."
 
 
 def test_a_mistyped_flag_ends_with_2_and_a_suggestion(ending: Callable[..., Ending]) -> None:

@@ -21,8 +21,8 @@ from serving.commands.predict import predict
 from serving.commands.status import status
 from serving.loadtest.figures import Result as Figures
 from serving.loadtest.figures import Sample, percentile
-from serving.loadtest.generator import Load, arrivals
-from serving.loadtest.report import page
+from serving.loadtest.generator import Load, draw_arrivals
+from serving.loadtest.report import render_page
 from serving.protos import tensors
 from tests.support.fake_grpc_server import Answer, answer_for, fake_grpc_server, free_port
 
@@ -278,7 +278,7 @@ def test_a_loadtest_tells_latencies_by_rate_and_draws_them(folder: Path) -> None
         latency = record["latency_ms"]
         assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"]
     text = out.read_text(encoding="utf-8")
-    assert "Load on food" in text
+    assert "Load test of food" in text
     assert text.count("<svg") == 3
     assert "<script" not in text
 
@@ -328,13 +328,13 @@ def test_a_loadtest_without_a_server_ends_before_the_load(folder: Path) -> None:
 
 
 def test_arrivals_are_those_of_a_poisson_process() -> None:
-    times = list(arrivals(Load(rate=1000, seconds=20, seed=5)))
+    times = list(draw_arrivals(Load(rate=1000, seconds=20, seed=5)))
     gaps = [after - before for before, after in zip([0.0, *times], times, strict=False)]
     mean = sum(gaps) / len(gaps)
     deviation = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / len(gaps))
     assert len(times) == pytest.approx(20_000, rel=0.03)
     assert deviation == pytest.approx(mean, rel=0.05), "as an exponential distribution has it"
-    assert list(arrivals(Load(1000, 20, seed=5))) == times
+    assert list(draw_arrivals(Load(1000, 20, seed=5))) == times
 
 
 def test_percentiles_are_values_that_occurred() -> None:
@@ -345,7 +345,7 @@ def test_percentiles_are_values_that_occurred() -> None:
 
 def test_a_page_of_failures_alone_is_a_page() -> None:
     failed = [Sample(0.1 * number, 0.0, 2.0, "UNAVAILABLE") for number in range(10)]
-    text = page([Figures(10, 1.0, 1, failed)], "<food>", "localhost:1")
+    text = render_page([Figures(10, 1.0, 1, failed)], "<food>", "localhost:1")
     assert "10 UNAVAILABLE" in text
     assert "&lt;food&gt;" in text
     assert io.StringIO(text).readline() == "<!doctype html>\n"

@@ -266,7 +266,7 @@ def test_another_bundle_takes_the_place_of_one_that_was_cut_off(
     end_lease(memory)
     assert list(target.store.list_unfinished()) == [1]
     listed = command("models", "--model_base_path", memory)
-    assert "1 is no version here: hubhead was interrupted while publishing it" in listed.stderr
+    assert "1 is not a complete version: hubhead was interrupted while publishing it" in listed.stderr
     assert promote(target, source=models / "2").new == 2
     assert target.versions == [2]
     assert not Objects.from_address(memory).list_sizes("1")
