@@ -1,4 +1,4 @@
-"""The commands `backbone list`, `build` and `show`."""
+"""The commands `hubhead backbone list`, `build` and `show`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from trainer.backbones import Alias
 
 PIPE_WIDTH = 240
-"""Characters a line when the output is no terminal."""
+"""Width of the table, in characters, if the output is not a terminal."""
 
 WITH_HANDLES = 200
-"""Characters a line from which the handles fit in one piece."""
+"""Width, in characters, from which the table shows the handles without wrapping."""
 
 
 def _cache_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--cache_dir",
         type=click.Path(file_okay=False, path_type=Path),
-        help="Where downloads and what is made of them stay.  "
+        help="Directory for downloads and the backbones built from them.  "
         "[default: $HUBHEAD_CACHE_DIR, else hubhead in the user's cache directory]",
     )(command)
 
 
-def _two_numbers(
+def _parse_range(
     context: click.Context, parameter: click.Parameter, value: str | None
 ) -> tuple[float, float] | None:
     if value is None:
@@ -40,49 +40,51 @@ def _two_numbers(
     try:
         low, high = map(float, value.split(","))
     except ValueError as error:
-        raise click.BadParameter("Give two numbers, as in 0,255.", context, parameter) from error
+        raise click.BadParameter(
+            f"{value!r} is not two numbers with a comma, such as 0,255.", context, parameter
+        ) from error
     return low, high
 
 
 def input_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--image_size and --value_range: what the user states of a backbone that does not say it."""
+    """Add --image_size and --value_range, for backbones that do not declare their input."""
     for option in (
         click.option(
             "--value_range",
             metavar="LOW,HIGH",
-            callback=_two_numbers,
-            help="What a black and a white pixel are for the backbone: 0,1 for modules of TensorFlow Hub; "
-            "models of keras.applications take -1,1 or 0,255.  [default: 0,1]",
+            callback=_parse_range,
+            help="Range of pixel values that the backbone expects, from black to white. TensorFlow Hub "
+            "modules take 0,1; models of keras.applications take -1,1 or 0,255.  [default: 0,1]",
         ),
         click.option(
             "--image_size",
             type=click.IntRange(min=1),
-            help="Height and width of the photos, for a backbone that takes any.  "
-            "[default: what it was trained for, else 224]",
+            help="Height and width of the input in pixels, for a backbone that accepts any size.  "
+            "[default: the size it was trained with, else 224]",
         ),
     ):
         command = option(command)
     return command
 
 
-@click.group(short_help="Look at the pretrained networks under a head.")
+@click.group(short_help="List, build and inspect pretrained backbones.")
 def backbone() -> None:
-    """Look at the pretrained networks that a head is put on.
+    """List, build and inspect pretrained backbones.
 
-    A backbone turns a photo into a feature vector. It is named by an alias, by the directory of a
-    SavedModel, or by a TensorFlow Hub handle such as
+    A backbone maps a photo to a feature vector. Name it by an alias, by the directory of a SavedModel,
+    or by a TensorFlow Hub handle such as
     https://tfhub.dev/google/imagenet/mobilenet_v2_100_224/feature_vector/5.
     """
 
 
 @backbone.command("list", epilog="\b\nExample:\n  hubhead backbone list efficientnet v2")
 @click.argument("words", nargs=-1)
-@click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 def list_(words: tuple[str, ...], as_json: bool) -> None:
-    """List the aliases, or those that have all WORDS in their name.
+    """List the aliases whose name contains all WORDS; without WORDS, list all.
 
-    Parameters are millions and count the ImageNet classifier, as they are published. The handles
-    are shown where a line is long enough for them, in a pipe, and by --json.
+    Parameters are in millions, as published, including the ImageNet classifier. Handles are shown if
+    the terminal is wide enough, in a pipe, and with --json.
     """
     from trainer.backbones.aliases import NAMES
 
@@ -101,14 +103,14 @@ def _print_table(chosen: dict[str, Alias]) -> None:
 
     from trainer.backbones.aliases import SHORT
 
-    # In a pipe nothing has to fit a terminal, and a handle in one piece can be searched for.
+    # In a pipe the width is free, and unwrapped handles can be found by grep.
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     wide = console.width >= WITH_HANDLES
     table = Table(box=box.SIMPLE)
     table.add_column("alias", no_wrap=True)
     for column in ("input", "dimension", "parameters"):
         table.add_column(column, no_wrap=True, justify="right")
-    for column in ("where it comes from", "handle")[: 1 + wide]:
+    for column in ("origin", "handle")[: 1 + wide]:
         table.add_column(column, overflow="fold")
     for name, alias in chosen.items():
         height, width = alias.image_size
@@ -122,15 +124,15 @@ def _print_table(chosen: dict[str, Alias]) -> None:
     console.print(table)
     for short, name in SHORT.items():
         if name in chosen:
-            click.echo(f"  {short} is {name}")
+            click.echo(f"  {short} is short for {name}")
 
 
 @backbone.command()
 @_cache_option
 def build(cache_dir: Path | None) -> None:
-    """Fetch and build the default backbone, and print its directory.
+    """Download and build the default backbone, and print its directory.
 
-    Needed only to prepare a machine that will have no network: training does it on demand.
+    Training does this on demand. Run it to prepare a machine for work without a network.
     """
     from trainer.backbones.hub import build as build_default
 
@@ -145,7 +147,7 @@ def build(cache_dir: Path | None) -> None:
 @click.argument("handle")
 @input_options
 @_cache_option
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def show(
     handle: str,
     image_size: int | None,
@@ -153,9 +155,9 @@ def show(
     cache_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Load the backbone HANDLE, and say what it takes and gives.
+    """Load the backbone HANDLE and show its input, output and fingerprint.
 
-    The fingerprint stands for its weights and its graph: equal fingerprints give equal features.
+    The fingerprint is a hash of the weights and the graph: equal fingerprints mean equal features.
     """
     from trainer.backbones.hub import load
     from trainer.backbones.interface import InputOptions
@@ -163,22 +165,22 @@ def show(
     options = InputOptions((image_size, image_size) if image_size else None, value_range)
     loaded = load(handle, cache_dir or _default_cache(), options=options, progress=_progress)
     height, width = loaded.image_size
-    taken = loaded.interface
+    interface = loaded.interface
     if as_json:
         record = {
             "handle": handle,
             "image_size": [height, width],
-            "value_range": list(taken.value_range),
-            "dtype": taken.dtype.name,
+            "value_range": list(interface.value_range),
+            "dtype": interface.dtype.name,
             "dimension": loaded.dimension,
             "fingerprint": loaded.fingerprint,
             "path": loaded.path,
         }
         click.echo(json.dumps(record, ensure_ascii=False))
         return
-    low, high = taken.value_range
+    low, high = interface.value_range
     for name, value in (
-        ("input", f"{taken.dtype.name} [N,{height},{width},3] in [{low:g},{high:g}]"),
+        ("input", f"{interface.dtype.name} [N,{height},{width},3] in [{low:g},{high:g}]"),
         ("output", f"float32 [N,{loaded.dimension}]"),
         ("fingerprint", loaded.fingerprint),
         ("path", loaded.path),

@@ -1,4 +1,4 @@
-"""`hubhead compare`: two versions on a server, on the same photos."""
+"""The command `hubhead compare`: compare two served versions on the same photos."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from serving.contract import Prediction
     from serving.registry.agreement import Agreement
 
-_SHOWN = 20
+_MAX_ROWS = 20
+"""Disagreements shown in the table; --json lists all."""
 
 
 @click.command(
-    short_help="Ask two versions on a server about the same photos.",
+    short_help="Compare two served versions on the same photos.",
     epilog="\b\nExamples:\n"
     "  hubhead compare stable canary --server localhost:8500 --model_name food --photos uploads\n"
     "  hubhead compare 3 4 --server localhost:8500 --model_name food --photos 'uploads/*.jpg' --json",
@@ -33,14 +34,14 @@ _SHOWN = 20
     multiple=True,
     required=True,
     metavar="DIR|FILE|PATTERN",
-    help="Photos: a directory, files, patterns such as 'uploads/**/*.jpg'; repeat.",
+    help="Photos to classify: a directory, a file, or a pattern such as 'uploads/**/*.jpg'. Can be repeated.",
 )
 @click.option(
     "--min_agreement",
     type=click.FloatRange(0, 1),
-    help="End with 4 where the versions agree on a smaller share of the photos.",
+    help="Smallest accepted fraction of photos on which the versions agree; below it the exit code is 4.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @connection_flags
 def compare(
     first: str,
@@ -50,32 +51,33 @@ def compare(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Ask FIRST and SECOND, labels or version numbers, about the same photos.
+    """Classify the same photos with versions FIRST and SECOND of a served model.
 
-    Shows on how many they agree, which labels become which, and the photos on which they disagree.
+    FIRST and SECOND are version labels or version numbers. Prints the fraction of photos on which they
+    agree, the mean change of the score, and the photos on which they disagree.
     """
     from serving.errors import GateRejected
     from serving.registry import agreement
 
     server = pop_required_client_config(flags)
-    names = _files(photos)
-    with _of(server, first) as one, _of(server, second) as two:
+    names = _list_files(photos)
+    with _client_for(server, first) as one, _client_for(server, second) as two:
         found = agreement.measure_agreement(agreement.classify_with_both(one, two, names))
     if as_json:
         click.echo(json.dumps(found.to_dict(), ensure_ascii=False))
     else:
-        _show(found, first, second)
+        _print_agreement(found, first, second)
     if min_agreement is not None and found.rate < min_agreement:
         raise GateRejected(f"{first} and {second} agree on {found.rate:.1%}, less than {min_agreement:.1%}.")
 
 
-def _of(server: ClientConfig, name: str) -> Client:
+def _client_for(server: ClientConfig, name: str) -> Client:
     if name.isdecimal():
         return replace(server, version=int(name)).client()
     return replace(server, label=name).client()
 
 
-def _files(photos: tuple[str, ...]) -> list[str]:
+def _list_files(photos: tuple[str, ...]) -> list[str]:
     from trainer.dataset import labelled_photos
 
     found: list[str] = []
@@ -87,7 +89,7 @@ def _files(photos: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _show(found: Agreement, first: str, second: str) -> None:
+def _print_agreement(found: Agreement, first: str, second: str) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -98,20 +100,20 @@ def _show(found: Agreement, first: str, second: str) -> None:
         f"They agree on {found.agreeing} of {found.compared} photos ({found.rate:.1%}); the best probability "
         f"changes by {found.score_change:+.3f} on average."
     )
-    refused = found.photos - found.compared - found.statuses_differ
-    if refused or found.statuses_differ:
-        click.echo(f"Refused by both: {refused}; by one alone: {found.statuses_differ}.")
+    rejected = found.photos - found.compared - found.statuses_differ
+    if rejected or found.statuses_differ:
+        click.echo(f"Rejected by both: {rejected}; by one only: {found.statuses_differ}.")
     if not found.disagreements:
         return
     table = Table("photo", first, second)
-    for photo, one, two in found.disagreements[:_SHOWN]:
-        table.add_row(Text(photo), Text(_told(one)), Text(_told(two)))
+    for photo, one, two in found.disagreements[:_MAX_ROWS]:
+        table.add_row(Text(photo), Text(_format_prediction(one)), Text(_format_prediction(two)))
     Console().print(table)
-    if len(found.disagreements) > _SHOWN:
-        click.echo(f"And {len(found.disagreements) - _SHOWN} more; --json lists all.")
+    if len(found.disagreements) > _MAX_ROWS:
+        click.echo(f"And {len(found.disagreements) - _MAX_ROWS} more; --json lists all.")
 
 
-def _told(prediction: Prediction) -> str:
+def _format_prediction(prediction: Prediction) -> str:
     if not prediction.status.usable:
         return prediction.status.value
     return f"{prediction.label or 'none of these'} {prediction.score or 0:.2f}"

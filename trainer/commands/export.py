@@ -1,4 +1,4 @@
-"""`hubhead export`."""
+"""The command `hubhead export`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.command(
     context_settings=SETTINGS,
-    short_help="Export a head again, or a backbone without one.",
+    short_help="Export a trained head with other settings, or a backbone without a head.",
     epilog="\b\nExamples:\n"
     "  hubhead export --bundle models/food/3 --saved_model_dir models/food --threshold 0.5\n"
     "  hubhead export --headless --saved_model_dir models/backbone\n"
@@ -33,44 +33,52 @@ if TYPE_CHECKING:
     "--bundle",
     "source",
     type=click.Path(path_type=Path),
-    help="Take the head, labels and backbone of this bundle.",
+    help="Bundle whose head, labels and backbone to export again.",
 )
-@click.option("--headless", is_flag=True, help="Export a backbone without a head: signature embed alone.")
+@click.option(
+    "--headless",
+    is_flag=True,
+    help="Export a backbone without a head; the bundle has the signature embed only.",
+)
 @click.option(
     "--tfhub_module",
     default="efficientnet_lite0",
-    help="With --headless: the backbone. With --bundle it is the one that the head was trained on.",
+    help="Backbone to export with --headless. With --bundle it is the backbone that the head was trained on.",
 )
 @click.option(
     "--saved_model_dir",
     type=click.Path(path_type=Path),
-    help="Where the versions of the model stand; the next one is added. Needed but with --tflite.",
+    help="Directory of the versions of the model; the new version gets the next number. Required without "
+    "--tflite.",
 )
 @click.option(
     "--tflite",
     "tflite_file",
     type=click.Path(path_type=Path),
-    help="Write this TensorFlow Lite file of the bundle, labels inside, in place of a new version.",
+    help="Write the bundle as a TensorFlow Lite file with its labels to this path, instead of a new version.",
 )
 @tflite_quantize
 @click.option(
     "--photos",
-    help="With --tflite: a directory or glob of photos to check the file on; quantised files need it. "
-    "Without it, generated pictures check it.",
+    help="Directory or glob of photos to verify the TensorFlow Lite file on; required for quantised files. "
+    "Default: generated images.",
 )
 @click.option(
-    "--top_k", type=click.IntRange(min=1), help="Labels that an answer names.  [default: as before]"
+    "--top_k",
+    type=click.IntRange(min=1),
+    help="Number of best labels in a prediction.  [default: unchanged]",
 )
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
-    help="Below this probability of the best label the model says none of these.  [default: as before]",
+    help="Smallest probability of the best label, between 0 and 1; below it the model abstains.  "
+    "[default: unchanged]",
 )
 @click.option(
     "--keep_known",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Refuse photos unlike the known ones, so that this share of those passes; of a bundle trained with "
-    "--keep_known.  [default: as before]",
+    help="Fraction of familiar photos to accept, such as 0.95; less similar photos are rejected. Needs a "
+    "bundle trained with --keep_known.  [default: unchanged]",
 )
 @preprocessing_options
 @input_options
@@ -93,24 +101,26 @@ def export(
     image_size: int | None,
     value_range: tuple[float, float] | None,
 ) -> None:
-    """Export a trained head again with other settings, or a backbone without a head.
+    """Export a trained head with other settings, or a backbone without a head.
 
-    Nothing is trained: the new version answers as the old one did but for the settings given.
+    Nothing is trained. Predictions of the new version differ only by the settings given.
     """
     if (source is None) != headless:
         raise click.UsageError("Give exactly one of --bundle BUNDLE and --headless.")
     if (saved_model_dir is None) == (tflite_file is None):
         raise click.UsageError("Give exactly one of --saved_model_dir DIRECTORY and --tflite FILE.")
-    of_graph = ["tfhub_module", "aspect", "max_pixels", "max_bytes", "image_size", "value_range"]
-    of_head = ["top_k", "threshold", "keep_known"]
-    of_tflite = ["tflite_quantize", "photos"]
+    backbone_options = ["tfhub_module", "aspect", "max_pixels", "max_bytes", "image_size", "value_range"]
+    head_options = ["top_k", "threshold", "keep_known"]
+    tflite_options = ["tflite_quantize", "photos"]
     refuse(
-        context, of_graph if source else of_head, f"does not go with {'--bundle' if source else '--headless'}"
+        context,
+        backbone_options if source else head_options,
+        f"cannot be combined with {'--bundle' if source else '--headless'}",
     )
     if tflite_file:
-        refuse(context, [*of_head, "headless"], "does not go with --tflite")
+        refuse(context, [*head_options, "headless"], "cannot be combined with --tflite")
     else:
-        refuse(context, of_tflite, "does not go with --saved_model_dir")
+        refuse(context, tflite_options, "cannot be combined with --saved_model_dir")
     require_extra("train", "tensorflow", "tensorflow_hub")
     if tflite_file and source:
         click.echo(f"{tflite_file}: {_write_tflite(source, tflite_file, tflite_quantize, photos)}")
@@ -126,7 +136,7 @@ def export(
             source, saved_model_dir, top_k=top_k, threshold=threshold, keep_known=keep_known
         )
     else:
-        settings = Preprocessing.limited(aspect, max_pixels, max_bytes)
+        settings = Preprocessing.with_limits(aspect, max_pixels, max_bytes)
         options = InputOptions((image_size, image_size) if image_size else None, value_range)
         published = export_headless(
             tfhub_module, saved_model_dir, cache_directory(), settings, options=options, say=say
@@ -140,5 +150,5 @@ def _write_tflite(source: Path, file: Path, quantize: str, photos: str | None) -
 
     how = tflite.Quantize(quantize)
     if how is not tflite.Quantize.NONE and not photos:
-        raise click.UsageError(f"--tflite_quantize {how} needs --photos: it is measured what it costs.")
+        raise click.UsageError(f"--tflite_quantize {how} needs --photos, to measure the loss of accuracy.")
     return tflite.write(bundle.read(source), file, how, photos or "")

@@ -1,4 +1,4 @@
-"""What `hubhead train` and `hubhead export` have in common."""
+"""Options and checks shared by `hubhead train` and `hubhead export`."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ SETTINGS = {"show_default": True, "max_content_width": 100}
 
 
 def preprocessing_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The settings of the graph that people change; trainer.preprocessing.Preprocessing has them all."""
+    """Add the common preprocessing options; trainer.preprocessing.Preprocessing has all settings."""
     for option in (
         click.option(
             "--max_bytes",
             type=click.IntRange(min=1),
             default=64 << 20,
-            help="Photos of more bytes get the status too_large; part of the bundle.",
+            help="Largest file size of a photo, in bytes; larger ones get the status too_large. Stored in "
+            "the bundle.",
         ),
         click.option(
             "--max_pixels",
             type=click.IntRange(min=1),
             default=120_000_000,
-            help="Photos of more pixels get the status too_large, from their header; part of the bundle. "
-            "PNG, BMP, WebP and progressive JPEG stop at 50, GIF at 16 million all the same.",
+            help="Largest number of pixels of a photo by its header; larger ones get the status too_large. "
+            "PNG, BMP, WebP and progressive JPEG are limited to 50 million, GIF to 16 million in any case.",
         ),
         click.option(
             "--aspect",
             type=click.Choice(["stretch", "crop", "pad"]),
             default="stretch",
-            help="What becomes of photos that are not square: scale each side by itself, as in retrain.py, "
-            "take the middle, or add grey bars. Part of the bundle.",
+            help="Resizing of photos that are not square: stretch both sides as retrain.py does, crop the "
+            "centre, or pad with grey bars. Stored in the bundle.",
         ),
     ):
         command = option(command)
@@ -42,16 +43,16 @@ tflite_quantize = click.option(
     "--tflite_quantize",
     type=click.Choice(["none", "float16", "dynamic"]),
     default="none",
-    help="Of the TensorFlow Lite file: weights as they are, of half the size (float16), or of a quarter "
-    "(dynamic: int8 weights, float32 between the layers). Arithmetic in int8 throughout is left out.",
+    help="Quantisation of the TensorFlow Lite file: none, float16 weights (half the size), or dynamic range "
+    "(int8 weights and float32 activations, a quarter of the size). Full int8 is not supported.",
 )
 
 
 def require_extra(extra: str, *modules: str) -> None:
-    """Say which extra is missing before anything is done.
+    """Check that the modules of an extra are installed.
 
     Raises:
-        HubheadError: one of the modules is not installed.
+        HubheadError: a module is not installed.
     """
     import importlib.util
 
@@ -60,18 +61,24 @@ def require_extra(extra: str, *modules: str) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise HubheadError(
-            f"This needs {', '.join(missing)}, not installed.",
+            f"This command needs {', '.join(missing)}, which is not installed.",
             remedy=f"Install it with: pip install 'hubhead[{extra}]'",
         )
 
 
 def refuse(context: click.Context, names: list[str], why: str) -> None:
-    """Say of which option given why it is wrong."""
+    """Raise UsageError if one of the options was given on the command line.
+
+    Args:
+        context: context of the command.
+        names: names of the options, without dashes.
+        why: rest of the sentence that starts with the option.
+    """
     for name in names:
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name} {why}.")
 
 
 def say(line: str) -> None:
-    """Progress, on stderr."""
+    """Print a line of progress on stderr."""
     click.echo(line, err=True)

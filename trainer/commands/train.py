@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from trainer.training.config import TrainSettings
 
 
-def _tolerance(
+def _parse_tolerance(
     context: click.Context, parameter: click.Parameter, value: str | None
 ) -> float | Literal["surely"] | None:
-    """What --assert_not_worse_than_live takes: percent points, or nothing, for which click gives `surely`."""
+    """Convert the value of --assert_not_worse_than_live; click gives `surely` if there is no value."""
     if value is None:
         return None
     return "surely" if value == "surely" else float(click.FloatRange(0, 100)(value, parameter, context))
@@ -40,205 +40,237 @@ def _tolerance(
 @click.option(
     "--image_dir",
     metavar="DIRECTORY",
-    help="Directory with one directory of photos a label; its name is the label. Where train, val and test "
-    "stand above the labels, they are the sets.",
+    help="Directory with one directory of photos per label, named like the label. Directories named train, "
+    "val and test above the labels define the split.",
 )
 @click.option(
     "--manifest",
     metavar="FILE",
-    help="In place of --image_dir: a table (.csv, .tsv, .jsonl, .parquet) with a column of photos and one "
-    "of labels, and maybe one of groups that stay together and one of sets.",
+    help="Dataset manifest to use instead of --image_dir: a table (.csv, .tsv, .jsonl or .parquet) with a "
+    "column of photos and one of labels. Optional columns name groups to keep together and the split.",
 )
-@click.option("--photo_column", default="", show_default="path, image, ...", help="Of the manifest.")
-@click.option("--label_column", default="", show_default="label, class, ...", help="Of the manifest.")
-@click.option("--group_column", default="", show_default="group", help="Of the manifest.")
-@click.option("--split_column", default="", show_default="split, set", help="Of the manifest.")
+@click.option(
+    "--photo_column",
+    default="",
+    show_default="path, image, ...",
+    help="Name of the column of photo paths in --manifest.",
+)
+@click.option(
+    "--label_column",
+    default="",
+    show_default="label, class, ...",
+    help="Name of the column of labels in --manifest.",
+)
+@click.option(
+    "--group_column",
+    default="",
+    show_default="group",
+    help="Name of the column of groups in --manifest; photos of a group stay in one set.",
+)
+@click.option(
+    "--split_column",
+    default="",
+    show_default="split, set",
+    help="Name of the column in --manifest that assigns photos to train, validation and test.",
+)
 @click.option(
     "--saved_model_dir",
     type=click.Path(path_type=Path),
     show_default="models/<name of the image directory>",
-    help="Where the versions of this model stand, as TensorFlow Serving wants them; the next one is added.",
+    help="Directory of the versions of this model, in the layout of TensorFlow Serving. The new version gets "
+    "the next number.",
 )
 @click.option(
     "--tfhub_module",
     default="efficientnet_lite0",
-    help="Backbone: an alias (hubhead backbone list), a directory, or a TensorFlow Hub handle.",
+    help="Backbone: an alias (see hubhead backbone list), the directory of a SavedModel, or a TensorFlow Hub "
+    "handle.",
 )
 @input_options
 @click.option(
     "--output_labels",
     type=click.Path(path_type=Path),
-    help="A second place for the labels file; the bundle has it as assets/labels.txt.",
+    help="Additional file to write the labels to; the bundle contains them as assets/labels.txt.",
 )
 @click.option(
     "--testing_percentage",
     default=10.0,
-    help="Share of the photos kept to measure the result on, in percent.",
+    help="Percentage of the photos held out as the test set.",
 )
 @click.option(
     "--validation_percentage",
     default=10.0,
-    help="Share of the photos kept to choose settings by. While they are fewer than 500 they are "
-    "trained on as well, and cross-validation chooses.",
+    help="Percentage of the photos held out as the validation set, which selects the settings. With fewer "
+    "than 500 validation photos cross-validation selects them, and these photos are trained on too.",
 )
 @click.option(
     "--split",
     "split_method",
     type=click.Choice(["content", "retrain"]),
     default="content",
-    help="What decides a photo's set: its content, or its path as in retrain.py.",
+    help="Assign photos to sets by a hash of their content, or of their path as retrain.py does.",
 )
 @click.option(
     "--fine_tune",
     is_flag=True,
-    help="Train the last layers of the backbone on, from a head on its embeddings, before all else. Takes "
-    "minutes to hours; stop it with Ctrl-C, and the same command goes on where it was.",
+    help="Fine-tune the last layers of the backbone first, starting from a head on its embeddings. Takes "
+    "minutes to hours; after Ctrl-C the same command resumes it.",
 )
 @click.option(
-    "--flip_left_right", is_flag=True, help="Train on random views of the photos too: mirror half of them."
+    "--flip_left_right", is_flag=True, help="Augmentation: also train on random views, half of them mirrored."
 )
 @click.option(
     "--random_crop",
     type=click.IntRange(0, 400),
     default=0,
-    help="The same: percent by which a photo is larger than the part that is taken.",
+    help="Augmentation by random crops: percentage by which the photo is larger than the crop.",
 )
 @click.option(
     "--random_scale",
     type=click.IntRange(0, 400),
     default=0,
-    help="The same: percent by which it is enlarged further, at most.",
+    help="Augmentation by random scaling: largest enlargement in percent, in addition to --random_crop.",
 )
 @click.option(
     "--random_brightness",
     type=click.IntRange(0, 100),
     default=0,
-    help="The same: percent by which it is made brighter or darker, at most.",
+    help="Augmentation by random brightness: largest change in either direction, in percent.",
 )
 @click.option(
     "--views",
     type=click.IntRange(min=1),
     default=4,
-    help="Random views of each photo, where one of the four flags above asks for some. Each costs as much as "
-    "embedding the photos; they are kept like other embeddings.",
+    help="Number of random views per photo if one of the four augmentation flags is given. Each view costs "
+    "one more pass of the photos through the backbone, and its embeddings are stored.",
 )
 @click.option(
     "--head",
     "head_kind",
     type=click.Choice(["linear", "hidden", "cosine"]),
     default="linear",
-    help="Kind of the head: linear on the embeddings; that and a hidden layer, for labels that are no "
-    "single clouds, with some thousands of photos or more; or the cosine with one direction a label.",
+    help="Type of head: linear; linear plus one hidden layer, for classes that are not linearly separable "
+    "and thousands of photos or more; or cosine similarity to one direction per label.",
 )
 @click.option(
     "--hidden_units",
     type=click.IntRange(min=1),
-    help="Width of the hidden layer.  [default: the better of 256 and 1024 on held-out photos]",
+    help="Number of units of the hidden layer, for --head hidden.  [default: the better of 256 and 1024 on "
+    "held-out photos]",
 )
 @click.option(
     "--class_weight",
     type=click.Choice(["none", "balanced"]),
     default="none",
-    help="Whether each photo counts alike, or each label: rare labels are then found more often, and the "
-    "probabilities are those where all labels are equally frequent.",
+    help="Weight photos equally (none) or labels equally (balanced). Balanced raises the recall of rare "
+    "labels and calibrates the probabilities for equally frequent labels.",
 )
 @click.option(
     "--near_duplicates",
     type=click.Choice(["report", "together", "ignore"]),
     default="report",
-    help="Photos whose embeddings are nearly the same: say which, keep them in one set too, or do not look.",
+    help="Handling of photos with nearly identical embeddings: report them, report them and keep them "
+    "together in one set, or skip the search.",
 )
 @click.option(
     "--near_threshold",
     type=click.FloatRange(0, 1, min_open=True),
     default=0.93,
-    help="Cosine of embeddings from which photos are nearly the same.",
+    help="Cosine similarity of embeddings from which two photos are near-duplicates.",
 )
-@click.option("--top_k", type=click.IntRange(min=1), default=5, help="Labels that an answer names.")
+@click.option("--top_k", type=click.IntRange(min=1), default=5, help="Number of best labels in a prediction.")
 @click.option(
     "--precision",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Answer with a label only where that makes answers right this often, with 95 % confidence by the "
-    "held-out photos.  [default: always answer]",
+    help="Precision to reach, between 0 and 1: the model abstains below the score threshold that ensures it, "
+    "with 95 % confidence on held-out photos.  [default: never abstain]",
 )
 @click.option(
     "--keep_known",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Refuse photos unlike all that was trained on, so that this share of the known ones still passes, "
-    "as in 0.95.  [default: refuse none]",
+    help="Fraction of familiar photos to accept, such as 0.95; photos that are less similar to the training "
+    "photos are rejected as unfamiliar.  [default: reject none]",
 )
 @click.option(
     "--assert_accuracy_at_least",
     type=click.FloatRange(0, 1),
-    help="Publish nothing, and end with exit code 4, where the test accuracy is below this share.",
+    help="Smallest accepted test accuracy, between 0 and 1; below it nothing is published and the exit code "
+    "is 4.",
 )
 @click.option(
     "--compare_with",
     metavar="BUNDLE",
     default="",
     show_default="the newest version in --saved_model_dir",
-    help="The live version, to hold the new one against on test photos that it was not trained on: "
-    "a version's directory, the directory above it, or none.",
+    help="Live version to compare the new one with, on test photos that it was not trained on. Give a "
+    "version directory, the directory above it, or none.",
 )
 @click.option(
     "--assert_not_worse_than_live",
     metavar="[POINTS]",
     is_flag=False,
     flag_value="surely",
-    callback=_tolerance,
-    help="Publish nothing, and end with exit code 4, where the new version is worse than the live one: "
-    "where its accuracy falls by more than so many percent points; without POINTS, by more than chance "
-    "explains (95 % interval). The first version has nothing to be worse than.",
+    callback=_parse_tolerance,
+    help="Publish nothing and exit with code 4 if the accuracy is more than POINTS percentage points below "
+    "the live version; without POINTS, if it is significantly lower (95 % interval). Has no effect while no "
+    "version is live.",
 )
 @click.option(
     "--cross_validate",
     metavar="K",
     type=click.IntRange(min=2),
-    help="Judge by K-fold cross-validation of all photos too: K heads, each with all of its settings chosen "
-    "without the photos that it is held against. Tells more than a small test set.",
+    help="Also evaluate by nested K-fold cross-validation on all photos, with the settings of each fold "
+    "selected without its held-out photos. Costs K fits; more precise than a small test set.",
 )
 @click.option(
     "--cross_validate_repeats",
     metavar="R",
     type=click.IntRange(min=1),
     default=1,
-    help="Repeat that with other folds.",
+    help="Number of repetitions of the cross-validation, each with other folds.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the cross-validation.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, help="Random seed of the cross-validation folds."
+)
 @click.option(
     "--embedding_store",
     default="",
     show_default="embeddings below the cache directory",
-    help="Where embeddings are kept, shared with hubhead score. Photos in it are not read again.",
+    help="Directory of the embedding store, shared with hubhead score. Photos whose embeddings it contains "
+    "are not read again.",
 )
 @click.option(
     "--summaries_dir",
     type=click.Path(path_type=Path),
-    help="Write TensorBoard's summaries and the embedding projector here; what is there already stays.",
+    help="Directory to write TensorBoard summaries and the embedding projector to; existing files are kept.",
 )
 @click.option(
     "--no_report",
     is_flag=True,
-    help="Leave report.html out of the bundle: it holds small pictures of training photos.",
+    help="Omit report.html from the bundle. Use it if thumbnails of training photos must not leave this "
+    "machine.",
 )
 @click.option(
     "--tflite",
     "add_tflite",
     is_flag=True,
-    help="Put a TensorFlow Lite file into the bundle too, assets.extra/model.tflite, with the labels inside. "
-    "It takes decoded pixels: TensorFlow Lite decodes no photos.",
+    help="Also add a TensorFlow Lite file with the labels to the bundle, as assets.extra/model.tflite. It "
+    "takes decoded pixels, since TensorFlow Lite does not decode photos.",
 )
 @tflite_quantize
 @click.option(
     "--tflite_output_file",
     type=click.Path(path_type=Path),
-    help="A second place for that file; asks for it too.",
+    help="Additional file to write the TensorFlow Lite model to; implies --tflite.",
 )
 @preprocessing_options
+@click.option("--print_misclassified_test_images", is_flag=True, help="List the misclassified test photos.")
 @click.option(
-    "--print_misclassified_test_images", is_flag=True, help="List the test photos that get a wrong label."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the bundle metadata (hubhead.json) on stdout instead of the summary.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the bundle's hubhead.json on stdout.")
 @click.pass_context
 def train(
     context: click.Context,
@@ -250,16 +282,18 @@ def train(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Retrain the head of a backbone on a folder of labelled photos, and export the bundle.
+    """Train a classification head on a folder of labelled photos, and export the bundle.
 
-    Every photo goes through the backbone once; what it gave is kept in the embedding store,
+    Each photo passes through the backbone once. Its embedding is kept in the embedding store,
     so that the next training, with more photos or other settings, takes seconds.
     """
     require_extra("train", "tensorflow", "tensorflow_hub", "apache_beam", "pyarrow", "scipy")
     if (image_dir is None) == (manifest is None):
         raise click.UsageError("Give one of --image_dir DIRECTORY and --manifest FILE.", context)
     if given["compare_with"] == "none" and given["assert_not_worse_than_live"] is not None:
-        raise click.UsageError("--assert_not_worse_than_live needs something to compare with.", context)
+        raise click.UsageError(
+            "--assert_not_worse_than_live needs a live version: remove --compare_with none.", context
+        )
     if not given["add_tflite"] and not given["tflite_output_file"]:
         refuse(context, ["tflite_quantize"], "needs --tflite or --tflite_output_file")
     from batch.monitoring.progress import progress_bar
@@ -267,7 +301,7 @@ def train(
 
     source = image_dir or manifest or ""
     if given["hidden_units"] and given["head_kind"] != "hidden":
-        raise click.UsageError("--hidden_units goes with --head hidden.", context)
+        raise click.UsageError("--hidden_units needs --head hidden.", context)
     name = Path(source).resolve()
     target = saved_model_dir or Path("models") / (name.name if image_dir else name.stem)
     settings = _train_settings(source, target, **given)
@@ -282,7 +316,7 @@ def train(
             "Misclassified test photos:" if result.misclassified else "No test photo is misclassified."
         )
         for path, label, found, score in result.misclassified:
-            click.echo(f"  {path}: {label}, taken for {found} ({score:.0%})")
+            click.echo(f"  {path}: {label}, predicted {found} ({score:.0%})")
 
 
 def _train_settings(
@@ -317,7 +351,7 @@ def _train_settings(
     tflite_output_file: Path | None,
     **same: Any,
 ) -> TrainSettings:
-    """The flags as settings; `same` are those that are called the same there."""
+    """Build the settings from the flags; `same` are the flags named like the attribute."""
     from batch.embeddings import default_root
     from trainer.backbones import InputOptions
     from trainer.dataset import Columns, SplitSettings
@@ -335,7 +369,7 @@ def _train_settings(
         cache=cache_directory(),
         columns=Columns(photo_column, label_column, group_column, split_column),
         backbone_input=InputOptions((image_size, image_size) if image_size else None, value_range),
-        preprocessing=Preprocessing.limited(aspect, max_pixels, max_bytes),
+        preprocessing=Preprocessing.with_limits(aspect, max_pixels, max_bytes),
         split=SplitSettings(testing_percentage, validation_percentage, split_method),
         augmentation=Augmentation(flip_left_right, random_crop, random_scale, random_brightness),
         fine_tune=FineTuneSettings() if fine_tune else None,

@@ -1,4 +1,4 @@
-"""`hubhead validate`: whether a bundle may go live."""
+"""The command `hubhead validate`: run the gate on a bundle."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ if TYPE_CHECKING:
     from trainer.dataset.labelled_photos import EvaluationPhoto
 
 _HELP = {
-    "accuracy": "How far the accuracy may fall; 0.02 is two points of a hundred.",
-    "label": "How far the recall of a label may fall.",
-    "label_photos": "Labels with fewer test photos are shown, not judged.",
-    "log_loss": "How far the log-loss may rise, in nats.",
-    "calibration": "How far the calibration error may rise.",
-    "latency": "How many times the live version's time for a photo.",
-    "size": "How many times the live version's bytes on disk.",
+    "accuracy": "Largest decrease of the accuracy; 0.02 is two percentage points.",
+    "label": "Largest decrease of the recall of a label; 0.1 is ten percentage points.",
+    "label_photos": "Number of test photos from which the recall of a label is checked; with fewer it is only "
+    "shown.",
+    "log_loss": "Largest increase of the log-loss, in nats.",
+    "calibration": "Largest increase of the expected calibration error.",
+    "latency": "Largest time per photo, as a multiple of that of the live version.",
+    "size": "Largest size on disk, as a multiple of that of the live version.",
 }
 
 
 def _limit_flags(command: Any) -> Any:
+    """Add a flag for each attribute of RegressionLimits."""
     for limit in reversed(fields(RegressionLimits)):
         whole = isinstance(limit.default, int)
         command = click.option(
@@ -52,7 +54,7 @@ def _limit_flags(command: Any) -> Any:
 
 
 @click.command(
-    short_help="Judge a bundle against the live version; the verdict is written into it.",
+    short_help="Check a bundle against the live version, and write the verdict into it.",
     epilog="\b\nExamples:\n"
     "  hubhead validate --bundle models/food/4 --live models/food/3 --photos held_out\n"
     "  hubhead validate --bundle models/food/1",
@@ -62,35 +64,38 @@ def _limit_flags(command: Any) -> Any:
     "candidate",
     required=True,
     metavar="DIR",
-    help="The candidate: models/food/4, or models/food for its newest version; also s3:// and gs://.",
+    help="Candidate: a version such as models/food/4, or models/food for its newest version. Addresses of "
+    "s3:// and gs:// work too.",
 )
 @click.option(
     "--live",
     metavar="DIR",
-    help="The version that it would replace, or the directory above the versions for its newest. Without "
-    "it, and where that directory has no version yet, the candidate is judged by itself.",
+    help="Live version to compare with, or the directory above the versions for the newest one. Without it, "
+    "or if that directory has no version yet, the candidate is checked alone.",
 )
 @click.option(
     "--model_config_file",
     type=click.Path(path_type=Path),
-    help="The servers' model.config: of the versions below --live the one labelled stable there counts, not "
-    "the newest, which may be a canary or one that was rolled back.",
+    help="model.config of the servers: compare with the version labelled stable in it instead of the newest "
+    "version below --live. Use it if the newest may be a canary or was rolled back.",
 )
 @click.option(
     "--photos",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Photos to ask both about; a folder for each label makes them a test, which should stay the same.",
+    help="Directory of photos for the checks. With one directory per label, the accuracy of both versions is "
+    "measured on them too; use the same photos every time.",
 )
 @click.option(
     "--manifest",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="In place of --photos: a .csv with the columns uri and label, or a path a line.",
+    help="Dataset manifest to use instead of --photos: a .csv with the columns uri and label, or a text file "
+    "with one path per line.",
 )
 @_limit_flags
-@click.option("--force", is_flag=True, help="Bless it whatever is found; the verdict says so.")
-@click.option("--json", "as_json", is_flag=True, help="The verdict on stdout.")
+@click.option("--force", is_flag=True, help="Bless the bundle even if checks fail; the verdict records that.")
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON on stdout.")
 def validate(
     candidate: str,
     live: str | None,
@@ -101,28 +106,30 @@ def validate(
     as_json: bool,
     **limits: Any,
 ) -> None:
-    """Judge whether a bundle may go live.
+    """Check whether a bundle may go live, and write the verdict into it.
 
-    It must load as TensorFlow Serving loads it and in the local server, have all signatures, warm up,
-    refuse what is no photo, and say the same by every path. Against --live: accuracy, recall of each
-    label, log-loss and calibration by the records of both, and again on labelled photos that neither
-    was trained on; time for a photo, size; labels that came and went are named.
+    The bundle must load in TensorFlow Serving's loader and in the local server, have all signatures,
+    warm up, reject invalid photos, and give the same results by every inference path. With --live it
+    is compared with the live version: accuracy, recall of each label, log-loss and calibration as
+    recorded in both bundles, and again on labelled photos that neither was trained on; time per photo
+    and size on disk. Added and removed labels are listed.
 
-    The verdict, with every check, its figure and its limit, is written to assets.extra/verdict.json of
-    the bundle, a yes or a no; hubhead promote asks for it. It holds for this content alone.
+    The verdict contains every check with its figure and its limit. It is written to
+    assets.extra/verdict.json of the bundle and is valid for this content only; hubhead promote
+    requires it.
 
-    Ends with 0 where the bundle is blessed, with 4 where it is not.
+    Exit code: 0 if the bundle is blessed, 4 if it is not.
     """
     if photos and manifest:
-        raise click.UsageError("--photos and --manifest both name the photos: give one of them.")
+        raise click.UsageError("Give only one of --photos and --manifest.")
     if model_config_file and not live:
-        raise click.UsageError("--model_config_file is of a --live.")
+        raise click.UsageError("--model_config_file needs --live.")
     require_tensorflow()
     from serving.registry.stores.download import fetch_bundle
     from serving.storage.address import parse_address
     from trainer.gate import gate
 
-    served = _live(parse_address(live), model_config_file) if live else None
+    served = _resolve_live(parse_address(live), model_config_file) if live else None
     with (
         fetch_bundle(parse_address(candidate), _say) as new,
         fetch_bundle(served, _say) if served else nullcontext() as old,
@@ -131,7 +138,7 @@ def validate(
             new.path,
             live=old.path if old else None,
             live_origin=old.origin if old else None,
-            photos=_photos(new.path, photos, manifest),
+            photos=_read_photos(new.path, photos, manifest),
             limits=RegressionLimits(**limits),
             force=force,
             say=_say,
@@ -142,7 +149,7 @@ def validate(
     else:
         from rich.console import Console
 
-        Console().print(_table(found))
+        Console().print(_build_table(found))
         click.echo(f"{'Blessed' if found.blessed else 'Not blessed'}{', by force' if found.forced else ''}.")
     if not found.blessed:
         from serving.registry.verdict import format_checks
@@ -154,21 +161,23 @@ def _say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def _live(address: Address, config: Path | None = None) -> Address | None:
-    """None where it is the directory above the versions, and the first of them is still to come."""
+def _resolve_live(address: Address, config: Path | None = None) -> Address | None:
+    """Return the address of the live version; None if its directory has no version yet."""
     from serving.client.canary import STABLE
     from serving.registry.labels import resolve_label
     from serving.registry.stores.download import has_no_version
 
     if config and not isinstance(address, Path):
-        raise click.UsageError(f"Of {address}, give the version's own address, not --model_config_file.")
+        raise click.UsageError(
+            f"--model_config_file needs a local --live; of {address} give the version's own address."
+        )
     if has_no_version(address):
-        _say(f"{address} has no version yet: the candidate is judged by itself.")
+        _say(f"{address} has no version yet: the candidate is checked alone.")
         return None
     return resolve_label(address, config, STABLE) if config and isinstance(address, Path) else address
 
 
-def _photos(candidate: Path, directory: Path | None, manifest: Path | None) -> list[EvaluationPhoto]:
+def _read_photos(candidate: Path, directory: Path | None, manifest: Path | None) -> list[EvaluationPhoto]:
     from serving import bundle
     from trainer.dataset import labelled_photos
 
@@ -180,21 +189,25 @@ def _photos(candidate: Path, directory: Path | None, manifest: Path | None) -> l
     return []
 
 
-def _table(found: Verdict) -> Table:
+def _build_table(found: Verdict) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("check", "", "found", "limit", "")
+    table = Table("check", "passed", "figure", "limit", "details")
     for check in found.checks:
         table.add_row(
-            Text(check.name), _mark(check), _number(check.figure), _number(check.limit), Text(check.detail)
+            Text(check.name),
+            _format_passed(check),
+            _format_number(check.figure),
+            _format_number(check.limit),
+            Text(check.detail),
         )
     return table
 
 
-def _mark(check: Check) -> str:
+def _format_passed(check: Check) -> str:
     return {True: "[green]yes[/green]", False: "[red]no[/red]", None: "-"}[check.passed]
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"

@@ -126,5 +126,5 @@ def test_compare_shows_where_two_versions_disagree(tmp_path: Path) -> None:
     assert record["moves"] == [{"first": "apple", "second": None, "photos": 1}]
     assert [entry["photo"] for entry in record["disagreements"]] == [str(tmp_path / "2.jpg")]
     assert "agree on 2 of 3 photos (66.7%)" in shown.stdout
-    assert "Refused by both: 1" in shown.stdout
+    assert "Rejected by both: 1" in shown.stdout
     assert isinstance(low.exception, GateRejected)

@@ -136,7 +136,7 @@ def test_the_command_lists_the_aliases() -> None:
         for expected in shown:
             assert expected in line
     for short, name in SHORT.items():
-        assert f"{short} is {name}" in result.stdout
+        assert f"{short} is short for {name}" in result.stdout
 
 
 def test_the_list_can_be_narrowed_and_read_by_programs() -> None:

@@ -15,7 +15,7 @@ from serving.bundle import BundleMetadata
 from serving.errors import BundleError, InputError
 from serving.registry import verdict
 from serving.registry.verdict import Check, Verdict
-from trainer.commands.validate import _live
+from trainer.commands.validate import _resolve_live
 from trainer.dataset import labelled_photos
 from trainer.gate import thresholds
 from trainer.gate.thresholds import RegressionLimits
@@ -163,11 +163,11 @@ def test_a_bundle_is_not_held_against_itself(tmp_path: Path) -> None:
 def test_a_directory_that_has_no_version_yet_is_no_live_version(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _live(tmp_path) is None
+    assert _resolve_live(tmp_path) is None
     assert "no version yet" in capsys.readouterr().err
     (tmp_path / "1").mkdir()
-    assert _live(tmp_path) == tmp_path
-    assert _live(tmp_path / "mistyped") == tmp_path / "mistyped"  # which cannot be read, an error
+    assert _resolve_live(tmp_path) == tmp_path
+    assert _resolve_live(tmp_path / "mistyped") == tmp_path / "mistyped"  # which cannot be read, an error
 
 
 def test_of_the_versions_the_stable_one_is_live(tmp_path: Path) -> None:
@@ -176,14 +176,14 @@ def test_of_the_versions_the_stable_one_is_live(tmp_path: Path) -> None:
         'model_config_list { config { name: "food" base_path: "/models/food" model_platform: "tensorflow"\n'
         'version_labels { key: "stable" value: 1 } version_labels { key: "canary" value: 2 } } }\n'
     )
-    assert _live(tmp_path / "food", config) == tmp_path / "food"  # which is not there, an error
+    assert _resolve_live(tmp_path / "food", config) == tmp_path / "food"  # which is not there, an error
     for number in ("1", "2"):
         (tmp_path / "food" / number).mkdir(parents=True)
         (tmp_path / "food" / number / contract.SAVED_MODEL_FILE).touch()
-    assert _live(tmp_path / "food", config) == tmp_path / "food" / "1"
-    assert _live(tmp_path / "food" / "2", config) == tmp_path / "food" / "2"
+    assert _resolve_live(tmp_path / "food", config) == tmp_path / "food" / "1"
+    assert _resolve_live(tmp_path / "food" / "2", config) == tmp_path / "food" / "2"
     config.write_text(config.read_text().replace("stable", "old"))
     with pytest.raises(InputError, match="No version of food is stable"):
-        _live(tmp_path / "food", config)
+        _resolve_live(tmp_path / "food", config)
     with pytest.raises(click.UsageError, match="own address"):
-        _live("s3://models/food", config)
+        _resolve_live("s3://models/food", config)

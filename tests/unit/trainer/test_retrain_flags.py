@@ -1,4 +1,4 @@
-"""Command lines of retrain.py and make_image_classifier work, and every flag says what became of it."""
+"""Command lines of retrain.py and make_image_classifier keep working, and every changed flag is explained."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from serving.errors import InputError
+from trainer.commands.retrain_flag_table import ABSENT, LEGACY_FLAGS, LegacyFlag, Support
 from trainer.commands.retrain_flags import (
-    ABSENT,
-    FLAGS,
-    Flag,
-    FlagOption,
-    Here,
+    LegacyFlagOption,
     RetrainCommand,
-    explain,
+    explain_flags,
     retrain_options,
-    translate,
+    translate_flags,
 )
 from trainer.commands.train import train
 
@@ -43,7 +40,7 @@ distribution_strategy use_tf_data_input
 """
 """tensorflow_hub/tools/make_image_classifier, 0.13."""
 
-OTHERS = [flag for flag in FLAGS.values() if flag.here is not Here.SAME]
+OTHERS = [flag for flag in LEGACY_FLAGS.values() if flag.support is not Support.UNCHANGED]
 
 
 @click.command(cls=RetrainCommand)
@@ -56,7 +53,7 @@ OTHERS = [flag for flag in FLAGS.values() if flag.here is not Here.SAME]
 @click.option("--random_crop", default=0)
 @click.pass_context
 def command(_context: click.Context, **values: Any) -> None:
-    """A command that has some of the flags itself."""
+    """Command that declares some of the flags itself."""
     click.echo(repr(dict(sorted(values.items()))))
 
 
@@ -64,15 +61,15 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(command, ["--image_dir", "photos", *arguments], catch_exceptions=False)
 
 
-def called(*arguments: str) -> dict[str, Any]:
+def parsed_options(*arguments: str) -> dict[str, Any]:
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     found: dict[str, Any] = eval(result.stdout, {"PosixPath": Path})
     return found
 
 
-def example(flag: Flag) -> list[str]:
-    """A way to write the flag as its tool took it."""
+def example(flag: LegacyFlag) -> list[str]:
+    """Return arguments that give the flag in the syntax of its tool."""
     if flag.kind is bool:
         return [f"--{flag.name}"]
     if flag.choices:
@@ -84,33 +81,35 @@ def example(flag: Flag) -> list[str]:
 # The table
 
 
-def test_the_table_has_every_flag_of_both_tools_and_no_other() -> None:
+def test_the_table_lists_every_flag_of_both_tools_and_no_other() -> None:
     retrain, classifier = set(RETRAIN.split()), set(CLASSIFIER.split())
-    assert {name for name, flag in FLAGS.items() if flag.retrain is not ABSENT} == retrain
-    assert {name for name, flag in FLAGS.items() if flag.classifier is not ABSENT} == classifier
-    assert FLAGS.keys() == retrain | classifier
+    assert {name for name, flag in LEGACY_FLAGS.items() if flag.retrain is not ABSENT} == retrain
+    assert {name for name, flag in LEGACY_FLAGS.items() if flag.classifier is not ABSENT} == classifier
+    assert LEGACY_FLAGS.keys() == retrain | classifier
 
 
-def test_a_flag_is_called_the_same_where_hubhead_train_has_it_and_only_there() -> None:
-    declared = {parameter.name for parameter in train.params if not isinstance(parameter, FlagOption)}
-    assert {flag.name for flag in FLAGS.values() if flag.here is Here.SAME} == FLAGS.keys() & declared
-    assert {flag.to for flag in OTHERS if flag.here is Here.TAKEN} <= declared
+def test_unchanged_flags_are_exactly_those_that_hubhead_train_declares() -> None:
+    declared = {parameter.name for parameter in train.params if not isinstance(parameter, LegacyFlagOption)}
+    assert {
+        flag.name for flag in LEGACY_FLAGS.values() if flag.support is Support.UNCHANGED
+    } == LEGACY_FLAGS.keys() & declared
+    assert {flag.to for flag in OTHERS if flag.support is Support.ALIAS} <= declared
 
 
-def test_what_a_flag_is_replaced_by_exists() -> None:
-    declared = {parameter.name for parameter in train.params if not isinstance(parameter, FlagOption)}
+def test_replacements_of_flags_exist() -> None:
+    declared = {parameter.name for parameter in train.params if not isinstance(parameter, LegacyFlagOption)}
     named = {name for flag in OTHERS for name in re.findall(r"--(\w+)", f"{flag.to} {flag.why}")}
     assert named <= declared
     assert {"flip_left_right", "random_crop", "random_scale", "fine_tune", "saved_model_dir"} <= named
 
 
 @pytest.mark.parametrize("flag", OTHERS, ids=lambda flag: flag.name)
-def test_every_flag_that_is_not_the_same_says_why_in_one_sentence(flag: Flag) -> None:
-    assert (flag.convert is not None) == (flag.here is Here.TAKEN)
-    assert bool(flag.to) == (flag.here in (Here.TAKEN, Here.REPLACED))
-    assert flag.why or flag.here is Here.TAKEN
+def test_every_changed_flag_is_explained_in_one_sentence(flag: LegacyFlag) -> None:
+    assert (flag.convert is not None) == (flag.support is Support.ALIAS)
+    assert bool(flag.to) == (flag.support in (Support.ALIAS, Support.REPLACED))
+    assert flag.why or flag.support is Support.ALIAS
     value = "inception_v3" if flag.name == "architecture" else flag.kind(1)
-    (sentence,) = explain({flag.name: value})
+    (sentence,) = explain_flags({flag.name: value})
     assert sentence.startswith(f"--{flag.name} ")
     assert sentence.endswith(".")
     assert not sentence.endswith("..")
@@ -119,17 +118,18 @@ def test_every_flag_that_is_not_the_same_says_why_in_one_sentence(flag: Flag) ->
 # Explaining and translating
 
 
-def test_flags_are_explained_in_the_order_of_the_table_and_the_same_ones_are_not() -> None:
+def test_changed_flags_are_explained_in_table_order_and_unchanged_ones_are_not() -> None:
     given = {"how_many_training_steps": 500, "image_dir": "x", "output_graph": "g.pb", "no_such_flag": 1}
-    assert explain(given) == [
-        "--output_graph has no effect, it is replaced by --saved_model_dir: a SavedModel from photo bytes to "
-        "labels comes in place of a frozen graph.",
-        "--how_many_training_steps has no effect: the head is solved for exactly, not approached in steps.",
+    assert explain_flags(given) == [
+        "--output_graph has no effect; use --saved_model_dir instead: the result is a SavedModel from photo "
+        "bytes to labels, not a frozen graph.",
+        "--how_many_training_steps has no effect: the head is fitted to convergence; there are no gradient "
+        "steps to configure.",
     ]
-    assert explain({}) == explain({"flip_left_right": None, "do_fine_tuning": False}) == []
+    assert explain_flags({}) == explain_flags({"flip_left_right": None, "do_fine_tuning": False}) == []
 
 
-def test_flags_are_translated() -> None:
+def test_aliases_are_translated() -> None:
     given = {
         "architecture": "mobilenet_0.50_160",
         "bottleneck_dir": "/tmp/bottleneck",
@@ -138,7 +138,7 @@ def test_flags_are_translated() -> None:
         "learning_rate": 0.1,
         "image_dir": "photos",
     }
-    assert translate(given) == {
+    assert translate_flags(given) == {
         "tfhub_module": "mobilenet_v1_050_160",
         "embedding_store": "/tmp/bottleneck",
         "output_labels": Path("labels.txt"),
@@ -146,15 +146,15 @@ def test_flags_are_translated() -> None:
     }
 
 
-def test_a_quantised_architecture_says_what_it_is_now() -> None:
-    first, second = explain({"architecture": "mobilenet_1.0_224_quantized"})
+def test_a_quantised_architecture_is_explained() -> None:
+    first, second = explain_flags({"architecture": "mobilenet_1.0_224_quantized"})
     assert first.startswith(
         "--architecture mobilenet_1.0_224_quantized is taken as --tfhub_module mobilenet_v1_100_224"
     )
     assert "float32" in second
 
 
-@pytest.mark.parametrize("function", [explain, translate])
+@pytest.mark.parametrize("function", [explain_flags, translate_flags])
 def test_an_unknown_architecture_is_an_error(function: Any) -> None:
     with pytest.raises(InputError, match="no architecture"):
         function({"architecture": "mobilenet_3.0_224"})
@@ -164,7 +164,7 @@ def test_an_unknown_architecture_is_an_error(function: Any) -> None:
 
 
 @pytest.mark.parametrize("flag", OTHERS, ids=lambda flag: flag.name)
-def test_every_flag_is_accepted_as_its_tool_took_it(flag: Flag) -> None:
+def test_every_flag_is_accepted_in_the_syntax_of_its_tool(flag: LegacyFlag) -> None:
     result = run(*example(flag))
     assert result.exit_code == 0, result.output
     if flag.name != "random_crop":
@@ -177,9 +177,9 @@ def test_all_flags_at_once_are_accepted() -> None:
     assert run(*every).exit_code == 0
 
 
-def test_without_such_flags_nothing_is_said_and_nothing_is_passed_on() -> None:
+def test_without_legacy_flags_nothing_is_printed_or_passed_on() -> None:
     assert run().stderr == ""
-    assert called().keys() == {
+    assert parsed_options().keys() == {
         "image_dir",
         "tfhub_module",
         "embedding_store",
@@ -189,19 +189,21 @@ def test_without_such_flags_nothing_is_said_and_nothing_is_passed_on() -> None:
     }
 
 
-def test_what_a_flag_means_reaches_the_command() -> None:
-    found = called("--architecture=mobilenet_0.25_128", "--validation_split", "0.2", "--bottleneck_dir=b")
+def test_translated_values_reach_the_command() -> None:
+    found = parsed_options(
+        "--architecture=mobilenet_0.25_128", "--validation_split", "0.2", "--bottleneck_dir=b"
+    )
     assert found["tfhub_module"] == "mobilenet_v1_025_128"
     assert (found["validation_percentage"], found["embedding_store"]) == (20.0, "b")
-    assert called("--labels_output_file", "l.txt")["output_labels"] == Path("l.txt")
+    assert parsed_options("--labels_output_file", "l.txt")["output_labels"] == Path("l.txt")
 
 
-def test_a_flag_that_the_command_declares_itself_is_its_own() -> None:
-    assert called("--random_crop", "5")["random_crop"] == 5
+def test_a_flag_that_the_command_declares_is_left_to_it() -> None:
+    assert parsed_options("--random_crop", "5")["random_crop"] == 5
     assert run("--random_crop", "5").stderr == ""
 
 
-def test_a_flag_and_what_it_is_taken_as_exclude_each_other() -> None:
+def test_an_alias_and_its_flag_are_mutually_exclusive() -> None:
     result = run("--architecture", "inception_v3", "--tfhub_module", "mobilenet_v2")
     assert result.exit_code == 2
     assert "--architecture is taken as --tfhub_module, which is given too" in result.output
@@ -216,7 +218,7 @@ def test_a_switch_of_make_image_classifier_is_on(spelled: str) -> None:
     "spelled",
     ["--nodo_fine_tuning", "--do_fine_tuning=false", "--nouse_tf_data_input", "--nohorizontal_flip"],
 )
-def test_a_switch_of_make_image_classifier_that_is_off_needs_no_word(spelled: str) -> None:
+def test_a_switch_of_make_image_classifier_that_is_off_prints_nothing(spelled: str) -> None:
     result = run(spelled)
     assert (result.exit_code, result.stderr) == (0, "")
 
@@ -233,11 +235,11 @@ def test_a_switch_of_make_image_classifier_that_is_off_needs_no_word(spelled: st
         ["--no_such_flag", "3"],
     ],
 )
-def test_a_value_that_means_nothing_is_wrong_usage(wrong: list[str]) -> None:
+def test_an_invalid_value_is_a_usage_error(wrong: list[str]) -> None:
     assert run(*wrong).exit_code == 2
 
 
-def test_the_help_names_them_in_one_paragraph() -> None:
+def test_the_help_lists_all_accepted_flags_in_one_paragraph() -> None:
     text = run("--help").output
     assert "Flags of retrain.py and make_image_classifier:" in text
     named = " ".join(text.split("Flags of retrain.py and make_image_classifier:")[1].split())
@@ -246,9 +248,9 @@ def test_the_help_names_them_in_one_paragraph() -> None:
     assert "--nodo_fine_tuning" not in text
 
 
-def test_the_table_is_printed_without_the_required_options() -> None:
+def test_help_retrain_prints_the_table_without_required_options() -> None:
     result = CliRunner(env={"COLUMNS": "240"}).invoke(command, ["--help-retrain"], catch_exceptions=False)
     assert result.exit_code == 0
-    for flag in FLAGS.values():
+    for flag in LEGACY_FLAGS.values():
         (line,) = (line for line in result.stdout.splitlines() if line.startswith(f"  --{flag.name} "))
-        assert flag.meaning().split(":")[0] in line
+        assert flag.describe().split(":")[0] in line
