@@ -44,7 +44,7 @@ class HeadRunner:
 
         # TensorFlow creates its thread pools once per process, with the first session. The backbone needs
         # one thread per op, so this must be set before the head opens that session.
-        runtime.one_thread_an_op(runtime.cores())
+        runtime.configure_threads(runtime.cores())
         run = single_signature.load(self.bundle.path, contract.CLASSIFY_EMBEDDING)
         run({contract.EMBEDDING: np.zeros((BLOCK_ROWS, self.bundle.metadata.dimension), np.float32)})
         return run

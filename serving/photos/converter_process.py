@@ -36,7 +36,7 @@ NO_PILLOW = 69
 """Exit code if Pillow cannot be imported."""
 
 MIN_SIDE = 1024
-"""Length in pixels that both sides keep when a PNG is downscaled: four times the input of common backbones."""
+"""Pixels that both sides keep when a PNG is downscaled: four times the input of common backbones."""
 
 BYTES_PER_PIXEL = 26
 """Peak memory of the formats that need most of it: animated WebP and JPEG 2000."""

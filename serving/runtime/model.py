@@ -1,9 +1,8 @@
-"""A loaded SavedModel at full speed on CPU cores.
+"""A SavedModel loaded for the highest throughput on CPU cores.
 
-Measured on two cores with EfficientNet-Lite0 (tests/bench): a signature as loaded reaches
-about 60 % of what the same graph gives with its variables frozen into constants, one
-intra-op thread, and one calling thread a core with small batches. So that is how a model
-runs here, in the batch job and in the local server alike.
+The batch job and the local server run a model with its variables frozen into constants, one
+intra-op thread, and one calling thread per core with small batches. Measured on two cores with
+EfficientNet-Lite0 (tests/bench), a signature as loaded has about 60 % of that throughput.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from serving.protos import tensors
 from serving.runtime.tensorflow_import import import_tensorflow
 
 MICRO_BATCH = 8
-"""Photos a call: from the bytes of small photos 4 % faster than 4, and about as fast as 16 (tests/bench)."""
+"""Photos per call. For small photos 8 is 4 % faster than 4, and about as fast as 16 (tests/bench)."""
 
-_SMALL = 1 << 20
-"""Bytes of variables that are not worth the seconds that inlining takes."""
+_SMALL_VARIABLES = 1 << 20
+"""Bytes of variables up to which freezing, which takes seconds, gains nothing."""
 
-_STACK = (
+_TRACEBACK_PREFIXES = (
     "Graph execution error:",
     "Detected at node ",
     "  File ",
@@ -43,16 +42,16 @@ _STACK = (
     "<stack unavailable>",
     "<stack traces unavailable>",
 )
-"""How the lines begin that eager TensorFlow puts before the message of a failed op."""
+"""Prefixes of the lines that eager TensorFlow adds before the message of a failed op."""
 
 Value = NDArray[Any] | Sequence[bytes]
 
 
 class RunError(HubheadError):
-    """TensorFlow refused a call.
+    """TensorFlow failed to run a signature.
 
     Attributes:
-        code: the name of the gRPC status code that TensorFlow Serving would answer with.
+        code: name of the gRPC status code with which TensorFlow Serving would answer.
     """
 
     def __init__(self, message: str, code: str) -> None:
@@ -61,42 +60,59 @@ class RunError(HubheadError):
 
 
 @dataclass(frozen=True)
-class _Callable:
-    """A frozen function that takes and gives tensors in the order of its signature."""
+class _FrozenFunction:
+    """A frozen function.
+
+    Attributes:
+        dtypes: dtypes of its inputs, in the order of the signature.
+        call: takes and returns tensors in the order of the signature.
+    """
 
     dtypes: tuple[Any, ...]
     call: Callable[..., Sequence[Any]]
 
 
 class Model:
-    """A SavedModel whose signatures run from any number of threads at once.
+    """A SavedModel whose signatures can be run from any number of threads.
 
-    Fastest with `threads` callers and small batches; see `imap`.
+    Throughput is highest with `threads` callers and small batches; see `imap`.
+
+    Attributes:
+        path: directory of the SavedModel.
+        threads: number of concurrent callers it is configured for.
+        signatures: signatures by name.
     """
 
     def __init__(self, path: Path, loaded: Any, threads: int) -> None:
         self.path = path
         self.threads = threads
-        # Names that begin so are TensorFlow's own, such as __saved_model_init_op.
+        # Names with two leading underscores are internal, such as __saved_model_init_op.
         self._functions = {
             name: function for name, function in loaded.signatures.items() if not name.startswith("__")
         }
-        self.signatures = {name: _signature(function) for name, function in self._functions.items()}
-        self._loaded = loaded  # its variables live as long as it does
-        self._frozen: dict[str, _Callable] = {}
+        self.signatures = {name: _describe_signature(function) for name, function in self._functions.items()}
+        self._loaded = loaded  # owns the variables, which must outlive the functions
+        self._frozen: dict[str, _FrozenFunction] = {}
         self._freezing = threading.Lock()
         self._converter = Converter()
 
     def run(self, signature: str, inputs: Mapping[str, Value]) -> dict[str, NDArray[Any]]:
-        """Call one signature. Strings come back as object arrays of bytes.
+        """Run one signature. Strings are returned as object arrays of bytes.
+
+        Args:
+            signature: name of the signature.
+            inputs: values by input name.
+
+        Returns:
+            Values by output name.
 
         Raises:
             BundleError: the model has no such signature.
-            RunError: wrong inputs, or TensorFlow failed.
+            RunError: the inputs do not match the signature, or TensorFlow failed.
         """
         import tensorflow as tf
 
-        item = self._callable(signature)
+        function = self._frozen_function(signature)
         names = self.signatures[signature].inputs
         if inputs.keys() != names.keys():
             raise RunError(
@@ -104,24 +120,24 @@ class Model:
             )
         try:
             values = [
-                tf.constant(inputs[name], dtype) for name, dtype in zip(names, item.dtypes, strict=True)
+                tf.constant(inputs[name], dtype) for name, dtype in zip(names, function.dtypes, strict=True)
             ]
-            outputs = item.call(*values)
+            outputs = function.call(*values)
             return {
                 name: tensor.numpy()
                 for name, tensor in zip(self.signatures[signature].outputs, outputs, strict=True)
             }
         except tf.errors.OpError as error:
-            raise RunError(own_words(error.message), _grpc_code(error.error_code)) from error
+            raise RunError(clean_error_message(error.message), _grpc_code(error.error_code)) from error
         except UnicodeDecodeError as error:
-            # An op quoted bytes that it was sent, so that Python could not make an OpError of its message.
+            # The message of the op quotes input bytes that are not UTF-8, so Python could not build an OpError.
             message = error.object.decode("utf-8", "backslashreplace")
-            raise RunError(own_words(message), "INVALID_ARGUMENT") from error
+            raise RunError(clean_error_message(message), "INVALID_ARGUMENT") from error
         except (TypeError, ValueError) as error:
             raise RunError(str(error), "INVALID_ARGUMENT") from error
 
-    def _callable(self, signature: str) -> _Callable:
-        """The frozen function of a signature; freezing takes about a second, at its first use."""
+    def _frozen_function(self, signature: str) -> _FrozenFunction:
+        """Return the frozen function of a signature; its first use takes about a second."""
         if signature not in self.signatures:
             raise BundleError(
                 f"{self.path} has no signature {signature!r}.",
@@ -135,57 +151,72 @@ class Model:
     def imap(
         self, signature: str, input_name: str, items: Iterable[bytes], *, micro_batch: int = MICRO_BATCH
     ) -> Iterator[dict[str, NDArray[Any]]]:
-        """Run any number of items through a one-input signature on all cores.
+        """Run any number of items through a signature with one input, on all cores.
 
-        Yields one dict a micro-batch, in the order of the items. At most two micro-batches
-        a thread are read ahead, so memory does not grow with the number of items.
+        At most two micro-batches per thread are read ahead, so memory does not grow with the
+        number of items.
+
+        Args:
+            signature: name of the signature.
+            input_name: name of its input.
+            items: encoded inputs.
+            micro_batch: items per call.
+
+        Yields:
+            Outputs by name, one dict per micro-batch, in the order of the items.
         """
         iterator = iter(items)
         with ThreadPoolExecutor(self.threads) as pool:
-            waiting: list[Future[dict[str, NDArray[Any]]]] = []
+            pending: list[Future[dict[str, NDArray[Any]]]] = []
             while chunk := list(islice(iterator, micro_batch)):
-                waiting.append(pool.submit(self.run, signature, {input_name: chunk}))
-                if len(waiting) >= 2 * self.threads:
-                    yield waiting.pop(0).result()
-            for future in waiting:
+                pending.append(pool.submit(self.run, signature, {input_name: chunk}))
+                if len(pending) >= 2 * self.threads:
+                    yield pending.pop(0).result()
+            for future in pending:
                 yield future.result()
 
     def classify(self, photos: Iterable[bytes], *, convert: bool = True) -> list[Prediction]:
         """Classify encoded photos with a hubhead bundle, as the client does over gRPC.
 
         Args:
-            photos: encoded bytes.
-            convert: whether to convert formats that the graph does not decode (serving/photos/converter.py).
+            photos: encoded photos.
+            convert: whether to convert formats that the graph cannot decode (serving/photos/converter.py).
+
+        Returns:
+            One prediction for each photo, in order.
         """
-        refusals: list[PhotoRejection | None] = []
+        # For each photo, why it is not sent to the model, or None. Filled while `imap` consumes `images`.
+        rejections: list[PhotoRejection | None] = []
 
         def images() -> Iterator[bytes]:
             for photo in photos:
                 image = self._converter.convert_if_needed(photo) if convert else photo
-                refusals.append(image if isinstance(image, PhotoRejection) else None)
+                rejections.append(image if isinstance(image, PhotoRejection) else None)
                 if not isinstance(image, PhotoRejection):
                     yield image
 
-        answers: list[Prediction] = []
+        predictions: list[Prediction] = []
         for outputs in self.imap(contract.SERVING_DEFAULT, contract.IMAGE_BYTES, images()):
-            answers.extend(client.predictions(outputs, len(outputs[contract.STATUS])))
-        given = iter(answers)
-        return [Prediction.from_rejection(refusal) if refusal else next(given) for refusal in refusals]
+            predictions.extend(client.predictions(outputs, len(outputs[contract.STATUS])))
+        remaining = iter(predictions)
+        return [
+            Prediction.from_rejection(rejection) if rejection else next(remaining) for rejection in rejections
+        ]
 
 
 def load(path: str | os.PathLike[str], threads: int | None = None) -> Model:
     """Load a SavedModel directory and freeze its signatures.
 
     Args:
-        path: a version directory (`serving.bundle.resolve` finds the newest of a base path).
-        threads: callers that run at once; default: the cores this process may use.
+        path: directory of a version (`serving.bundle.resolve` finds the newest of a base path).
+        threads: number of concurrent callers; by default the cores this process may use.
 
     Raises:
-        BundleError: the directory is no SavedModel that TensorFlow can load.
+        BundleError: TensorFlow cannot load the directory as a SavedModel.
     """
     tf = import_tensorflow()
     threads = threads or cores()
-    one_thread_an_op(threads)
+    configure_threads(threads)
     directory = Path(path)
     try:
         loaded = tf.saved_model.load(str(directory))
@@ -197,23 +228,26 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Model:
     return Model(directory, loaded, threads)
 
 
-def one_thread_an_op(threads: int) -> None:
-    """Set TensorFlow's pools, which is possible only before its first use in the process."""
+def configure_threads(threads: int) -> None:
+    """Configure TensorFlow for one thread per op and `threads` ops at a time.
+
+    This is possible only before the first use of TensorFlow in the process, and ignored later.
+    """
     import tensorflow as tf
 
     try:
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
     except RuntimeError:
-        # TensorFlow is running already (a test, a notebook): slower, and right all the same.
+        # TensorFlow is already initialized (a test, a notebook): results are the same, only slower.
         return
 
 
-def _freeze(function: Any) -> _Callable:
-    """A signature as a function of its inputs in order, its large variables inlined as constants.
+def _freeze(function: Any) -> _FrozenFunction:
+    """Return a signature as a function of its inputs in order, with its variables inlined as constants.
 
-    It stays as it is where it holds other resources, such as tables, and where its variables are
-    so small that inlining them gains nothing, as in hubhead's own bundles.
+    Variables are not inlined if the function uses other resources, such as tables, or if they are
+    so small that it gains nothing, as in hubhead's own bundles.
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
@@ -231,8 +265,8 @@ def _freeze(function: Any) -> _Callable:
     variables = concrete.graph.variables
     resources = {id(tensor) for tensor in concrete.graph.internal_captures if tensor.dtype == tf.resource}
     size = sum((variable.shape.num_elements() or 0) * variable.dtype.size for variable in variables)
-    freeze = size > _SMALL and len(resources) == len(variables)
-    return _Callable(
+    freeze = size > _SMALL_VARIABLES and len(resources) == len(variables)
+    return _FrozenFunction(
         tuple(spec.dtype for spec in specs.values()),
         convert_variables_to_constants_v2(concrete) if freeze else concrete,
     )
@@ -246,27 +280,27 @@ def _outputs(function: Any) -> dict[str, Any]:
     return dict(sorted(function.structured_outputs.items()))
 
 
-def _signature(function: Any) -> Signature:
+def _describe_signature(function: Any) -> Signature:
     return Signature(
-        {name: _info(spec) for name, spec in _inputs(function).items()},
-        {name: _info(spec) for name, spec in _outputs(function).items()},
+        {name: _describe_tensor(spec) for name, spec in _inputs(function).items()},
+        {name: _describe_tensor(spec) for name, spec in _outputs(function).items()},
     )
 
 
-def _info(spec: Any) -> TensorInfo:
+def _describe_tensor(spec: Any) -> TensorInfo:
     shape = None if spec.shape.rank is None else tuple(spec.shape.as_list())
     return TensorInfo(tensors.dtype_name(spec.dtype.as_datatype_enum), shape)
 
 
-def own_words(text: str) -> str:
-    """A failed op's own words, as TensorFlow Serving sends them.
+def clean_error_message(text: str) -> str:
+    """Return the message of a failed op as TensorFlow Serving sends it.
 
-    Before them, eager TensorFlow puts the Python stack that built the graph, which would tell
-    callers this machine's paths; around them, functions' names in this process.
+    Eager TensorFlow adds the Python traceback of the code that built the graph before it, which
+    would reveal local paths to callers, and names of functions in this process around it.
     """
-    lines = dropwhile(lambda line: not line or line.startswith(_STACK), text.splitlines())
-    own = "\n".join(lines).partition(" [Op:")[0] or text
-    return re.sub(r"\{\{function_node \S+\}\} ?", "", own)
+    lines = dropwhile(lambda line: not line or line.startswith(_TRACEBACK_PREFIXES), text.splitlines())
+    message = "\n".join(lines).partition(" [Op:")[0] or text
+    return re.sub(r"\{\{function_node \S+\}\} ?", "", message)
 
 
 def _grpc_code(number: int) -> str:

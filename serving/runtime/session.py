@@ -1,4 +1,4 @@
-"""A SavedModel as TensorFlow Serving loads it, and what a bundle has to answer there."""
+"""A SavedModel loaded as TensorFlow Serving loads it, and the checks a bundle must pass there."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from serving.errors import BundleError
 from serving.runtime.tensorflow_import import import_tensorflow
 
 PARITY_TOLERANCE = 2e-3
-"""Largest difference of a probability between two paths to it.
+"""Largest allowed difference of a probability between two code paths.
 
 Paths differ in batch size and threads, hence in the order of float32 sums, by about 1e-6 of
-an embedding's entries. Rounding to float16 turns that, where an entry lies on the edge, into
-one step of 2**-11 of that entry; the logits, sums over all entries, then move by at most some
+an embedding's entries. If an entry lies at a rounding boundary of float16, that becomes a step
+of 2**-11 of the entry; the logits, which are sums over all entries, then differ by at most about
 1e-3 and a probability by a quarter of that.
 """
 
 
 class ClassicSession:
-    """A SavedModel in a classic session: how TensorFlow Serving loads and runs it.
+    """A SavedModel in a TensorFlow 1 session, which is how TensorFlow Serving loads and runs it.
+
+    Args:
+        directory: directory of the SavedModel.
 
     Raises:
-        BundleError: it does not load.
+        BundleError: it cannot be loaded.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -37,10 +40,10 @@ class ClassicSession:
         self._session = tf.compat.v1.Session(graph=tf.Graph())
         try:
             with self._session.graph.as_default():
-                # Deprecated for new code, but what it does is what TensorFlow Serving does.
+                # Deprecated for new code, but the same as what TensorFlow Serving does.
                 meta = tf.compat.v1.saved_model.load(self._session, ["serve"], str(directory))
         except (OSError, ValueError, RuntimeError, tf.errors.OpError) as error:
-            raise BundleError(f"The SavedModel in {directory} does not load: {error}") from error
+            raise BundleError(f"The SavedModel in {directory} cannot be loaded: {error}") from error
         self._signatures = meta.signature_def
 
     def __enter__(self) -> ClassicSession:
@@ -50,17 +53,17 @@ class ClassicSession:
         self._session.close()
 
     def run(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The outputs of a signature as arrays; strings as objects of bytes.
+        """Run a signature and return its outputs by name; strings are object arrays of bytes.
 
         Raises:
-            BundleError: it has no such signature.
+            BundleError: the SavedModel has no such signature.
         """
         if signature not in self._signatures:
             raise BundleError(f"The SavedModel has no signature {signature!r}.")
         definition = self._signatures[signature]
-        fed = {definition.inputs[name].name: value for name, value in inputs.items()}
-        fetched = {name: info.name for name, info in definition.outputs.items()}
-        return dict(self._session.run(fetched, fed))
+        feeds = {definition.inputs[name].name: value for name, value in inputs.items()}
+        fetches = {name: info.name for name, info in definition.outputs.items()}
+        return dict(self._session.run(fetches, feeds))
 
 
 def check_answers(
@@ -70,47 +73,48 @@ def check_answers(
     probabilities: NDArray[np.float32] | None = None,
     tolerance: float = PARITY_TOLERANCE,
 ) -> None:
-    """Ask the written model about good photos, a text and an empty file in one call, and about none.
+    """Check the model's responses to valid photos, a text and an empty file, and to no photos.
 
     Args:
-        session: the model.
-        labels: in the order of the columns.
-        photos: N photos that the training path knows; none: a generated one.
-        probabilities: float32 [N,K] of the training path.
-        tolerance: largest difference of a probability.
+        session: loaded model.
+        labels: class labels in the order of the columns.
+        photos: N photos used in training; if there are none, a generated photo.
+        probabilities: float32 [N,K], their probabilities in training; None to check only statuses.
+        tolerance: largest allowed difference of a probability.
 
     Raises:
-        BundleError: a status is wrong, or the model differs from the training path.
+        BundleError: a status is wrong, or a probability differs from that in training.
     """
-    good = list(photos) or [sample_jpeg()]
-    answer = session.run(contract.SERVING_DEFAULT, {contract.IMAGE_BYTES: [*good, b"no photo", b""]})
-    found = [status.decode() for status in answer[contract.STATUS]]
-    usable = [Status(status).usable for status in found[:-2]]
-    if not all(usable) or found[-2:] != [Status.NOT_AN_IMAGE, Status.EMPTY]:
-        raise BundleError(f"The model answers {found} for good photos, a text and an empty file.")
-    nothing = session.run(contract.SERVING_DEFAULT, {contract.IMAGE_BYTES: []})
-    if any(len(output) for output in nothing.values()):
-        raise BundleError("The model answers a request without photos.")
+    # Valid and invalid photos share a batch, so that this also shows that they do not affect each other.
+    valid = list(photos) or [sample_jpeg()]
+    outputs = session.run(contract.SERVING_DEFAULT, {contract.IMAGE_BYTES: [*valid, b"no photo", b""]})
+    statuses = [status.decode() for status in outputs[contract.STATUS]]
+    usable = [Status(status).usable for status in statuses[:-2]]
+    if not all(usable) or statuses[-2:] != [Status.NOT_AN_IMAGE, Status.EMPTY]:
+        raise BundleError(f"The model returns {statuses} for valid photos, a text and an empty file.")
+    empty = session.run(contract.SERVING_DEFAULT, {contract.IMAGE_BYTES: []})
+    if any(len(output) for output in empty.values()):
+        raise BundleError("The model returns rows for a request without photos.")
     if probabilities is None:
         return
     column = {label.encode(): index for index, label in enumerate(labels)}
     expected = np.array(
         [
             [row[column[name]] for name in names]
-            for row, names in zip(probabilities, answer[contract.CLASSES], strict=False)
+            for row, names in zip(probabilities, outputs[contract.CLASSES], strict=False)
         ]
     )
-    difference = float(np.abs(answer[contract.SCORES][: len(photos)] - expected).max(initial=0.0))
+    difference = float(np.abs(outputs[contract.SCORES][: len(photos)] - expected).max(initial=0.0))
     if difference > tolerance:
         raise BundleError(
-            f"The model's probabilities differ from the training path's by up to "
-            f"{difference:.2g}, more than the {tolerance:g} that float arithmetic explains.",
-            remedy="Nothing was published. If files of the embedding store were changed, remove it.",
+            f"The model's probabilities differ from those in training by up to {difference:.2g}, "
+            f"more than the {tolerance:g} that rounding explains.",
+            remedy="Nothing was published. If files of the embedding store were modified, delete the store.",
         )
 
 
 def sample_jpeg() -> bytes:
-    """A small generated photo, for warm-up and checks."""
+    """Return a small generated photo, for warm-up and checks."""
     tf = import_tensorflow()
 
     ramp = tf.range(256, dtype=tf.int32)

@@ -1,8 +1,8 @@
-"""One signature of a SavedModel without the rest of it: a head without its backbone.
+"""One signature of a SavedModel, loaded without the rest: a head without its backbone.
 
-Loading a bundle whole takes seconds and some 400 MB, nearly all of them the backbone's. What one
-signature needs is cut out of the graph, with the functions that it calls, and runs in a
-session, whose kernels are those of `serving.runtime`.
+Loading a whole bundle takes seconds and about 400 MB, nearly all of it for the backbone. Here only the
+subgraph that a signature needs is extracted, with the functions that it calls, and runs in a session. Its
+kernels are the same as in `serving.runtime`.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ Run = Callable[[Mapping[str, Any]], dict[str, NDArray[Any]]]
 
 
 def load(path: str | os.PathLike[str], name: str, threads: int | None = None) -> Run:
-    """A function that runs a signature, from any number of threads at once.
+    """Load one signature as a function, which can be called from any number of threads.
 
     Args:
-        path: a version directory.
-        name: of the signature.
-        threads: callers that run at once; default: the cores this process may use.
+        path: directory of a version.
+        name: name of the signature.
+        threads: number of concurrent callers; by default the cores this process may use.
 
     Returns:
-        Inputs by name to outputs by name.
+        Function from inputs by name to outputs by name.
 
     Raises:
-        BundleError: the directory is no SavedModel, or has no such signature.
+        BundleError: the directory is not a SavedModel, or has no such signature.
     """
     tf = import_tensorflow()
     from tensorflow.core.protobuf import saved_model_pb2
@@ -45,11 +45,11 @@ def load(path: str | os.PathLike[str], name: str, threads: int | None = None) ->
         meta = next(graph for graph in saved.meta_graphs if "serve" in graph.meta_info_def.tags)
         signature = meta.signature_def.get(name)
     except (OSError, StopIteration, ValueError) as error:
-        raise _unusable(path, error) from error
-    except Exception as error:  # protobuf's own class differs by its implementation
+        raise _load_error(path, error) from error
+    except Exception as error:  # the class of protobuf's DecodeError depends on its implementation
         if type(error).__name__ != "DecodeError":
             raise
-        raise _unusable(path, error) from error
+        raise _load_error(path, error) from error
     if signature is None:
         raise BundleError(
             f"{path} has no signature {name!r}.", remedy=f"It has: {', '.join(meta.signature_def)}."
@@ -57,8 +57,8 @@ def load(path: str | os.PathLike[str], name: str, threads: int | None = None) ->
     inputs = {key: info.name for key, info in signature.inputs.items()}
     outputs = {key: info.name for key, info in signature.outputs.items()}
     restore, file = meta.saver_def.restore_op_name, meta.saver_def.filename_tensor_name
-    part = _cut_out(
-        meta.graph_def, [*map(_node, [*inputs.values(), *outputs.values()]), restore, _node(file)]
+    subgraph = _extract_subgraph(
+        meta.graph_def, [*map(_node_name, [*inputs.values(), *outputs.values()]), restore, _node_name(file)]
     )
     graph = tf.Graph()
     config = tf.compat.v1.ConfigProto(
@@ -66,11 +66,11 @@ def load(path: str | os.PathLike[str], name: str, threads: int | None = None) ->
     )
     try:
         with graph.as_default():
-            tf.import_graph_def(part, name="")
+            tf.import_graph_def(subgraph, name="")
         session = tf.compat.v1.Session(graph=graph, config=config)
         session.run(restore, {file: str(Path(path) / "variables" / "variables")})
     except (ValueError, tf.errors.OpError) as error:
-        raise _unusable(path, error) from error
+        raise _load_error(path, error) from error
     call = session.make_callable(list(outputs.values()), feed_list=list(inputs.values()))
 
     def run(values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
@@ -79,44 +79,46 @@ def load(path: str | os.PathLike[str], name: str, threads: int | None = None) ->
     return run
 
 
-def _unusable(path: str | os.PathLike[str], error: Exception) -> BundleError:
+def _load_error(path: str | os.PathLike[str], error: Exception) -> BundleError:
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return BundleError(f"{path} cannot be loaded as a SavedModel: {first}", remedy="Export the bundle again.")
 
 
-def _node(tensor: str) -> str:
+def _node_name(tensor: str) -> str:
     return tensor.partition(":")[0]
 
 
-def _cut_out(graph: Any, wanted: Iterable[str]) -> Any:
-    """The nodes that lead to those wanted, and the functions that are called on the way."""
+def _extract_subgraph(graph: Any, wanted: Iterable[str]) -> Any:
+    """Return a GraphDef of the wanted nodes, all nodes they depend on, and the functions these call."""
     import tensorflow as tf
 
     nodes = {node.name: node for node in graph.node}
     functions = {function.signature.name: function for function in graph.library.function}
-    part = tf.compat.v1.GraphDef()
-    part.versions.CopyFrom(graph.versions)
-    open_nodes, seen, calls = list(wanted), set[str](), set[str]()
-    while open_nodes:
-        name = open_nodes.pop()
+    subgraph = tf.compat.v1.GraphDef()
+    subgraph.versions.CopyFrom(graph.versions)
+    pending, seen, calls = list(wanted), set[str](), set[str]()
+    while pending:
+        name = pending.pop()
         if name in seen:
             continue
         seen.add(name)
-        part.node.append(nodes[name])
-        calls |= _called(nodes[name])
-        open_nodes += [given.lstrip("^").partition(":")[0] for given in nodes[name].input]
-    taken = set[str]()
-    while calls := calls - taken:
+        subgraph.node.append(nodes[name])
+        calls |= _called_functions(nodes[name])
+        # An input is "node", "node:output" or, for a control dependency, "^node".
+        pending += [source.lstrip("^").partition(":")[0] for source in nodes[name].input]
+    # Functions call functions in turn.
+    added = set[str]()
+    while calls := calls - added:
         name = calls.pop()
-        taken.add(name)
-        part.library.function.append(functions[name])
+        added.add(name)
+        subgraph.library.function.append(functions[name])
         for node in functions[name].node_def:
-            calls |= _called(node) & functions.keys()
-    return part
+            calls |= _called_functions(node) & functions.keys()
+    return subgraph
 
 
-def _called(node: Any) -> set[str]:
-    """The functions that an op names in its attributes."""
+def _called_functions(node: Any) -> set[str]:
+    """Return the names of the functions in the attributes of an op."""
     found = set()
     for value in node.attr.values():
         if value.HasField("func"):

@@ -1,4 +1,4 @@
-"""The first import of TensorFlow in a process, without its start-up remarks."""
+"""Import of TensorFlow without its start-up messages and without Keras."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from serving.errors import HubheadError
 
 
 def import_tensorflow() -> Any:
-    """Import TensorFlow and give the module; later imports cost nothing and may be plain ones.
+    """Import TensorFlow and return the module. Later imports can be ordinary import statements.
 
-    Its C++ part greets every process with four lines about missing GPU drivers, before any
-    log level applies (seen with 2.21), so stderr is held back meanwhile, and let out should
-    the import fail. Keras, which it imports too and which nothing here uses, waits until
-    somebody asks for it; together with the collector at rest that halves the time.
+    Its C++ part prints four lines about missing GPU drivers in every process, before any log
+    level applies (seen with 2.21). So stderr is captured during the import, and printed if the
+    import fails. Keras, which TensorFlow would import and nothing here uses, is imported on first
+    use; together with a paused garbage collector that halves the time.
     """
     if "tensorflow" in sys.modules:
         return sys.modules["tensorflow"]
     sys.stderr.flush()
     saved = os.dup(2)
-    with tempfile.TemporaryFile() as held_back, _collector_at_rest(), _without_keras():
-        os.dup2(held_back.fileno(), 2)
+    with tempfile.TemporaryFile() as captured, _paused_collector(), _without_keras():
+        os.dup2(captured.fileno(), 2)
         try:
             import tensorflow as tf
         except BaseException:
-            held_back.seek(0)
-            os.write(saved, held_back.read())
+            captured.seek(0)
+            os.write(saved, captured.read())
             raise
         finally:
             os.dup2(saved, 2)
             os.close(saved)
     tf.get_logger().setLevel("ERROR")
-    _offer_keras(tf)
+    _enable_lazy_keras(tf)
     return tf
 
 
 @contextmanager
-def _collector_at_rest() -> Iterator[None]:
-    """No search for garbage among the half a million objects that an import makes and that stay."""
+def _paused_collector() -> Iterator[None]:
+    """Pause the garbage collector, and exempt the half a million objects that the import creates."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -58,21 +58,21 @@ def _collector_at_rest() -> Iterator[None]:
 
 @contextmanager
 def _without_keras() -> Iterator[None]:
-    """TensorFlow tries to import Keras for its optimizers, and does without where it is not installed."""
+    """Hide Keras, which TensorFlow tries to import for its optimizers and can do without."""
     if "keras" in sys.modules or os.environ.get("TF_USE_LEGACY_KERAS"):
         yield
         return
-    sys.modules["keras"] = None  # type: ignore[assignment]  # as documented: the import fails
+    sys.modules["keras"] = None  # type: ignore[assignment]  # documented: makes the import fail
     try:
         yield
     finally:
         del sys.modules["keras"]
 
 
-def _offer_keras(tf: Any) -> None:
-    """Let `import tensorflow.keras` find Keras, as TensorFlow's own import would have.
+def _enable_lazy_keras(tf: Any) -> None:
+    """Make `import tensorflow.keras` find Keras, as after an ordinary import of TensorFlow.
 
-    That import leaves None in the path for what it did not find.
+    An import that does not find Keras leaves None in the package path, which is removed.
     """
     tf.__path__ = [entry for entry in tf.__path__ if entry]
     found = importlib.util.find_spec("keras") if "keras" not in sys.modules else None
@@ -81,13 +81,13 @@ def _offer_keras(tf: Any) -> None:
 
 
 def require_tensorflow() -> None:
-    """Say how to install TensorFlow where it is missing, before any work.
+    """Check that TensorFlow is installed, before any work is done.
 
     Raises:
-        HubheadError: it is.
+        HubheadError: it is not installed.
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise HubheadError(
-            "Running a model needs TensorFlow, which is not installed.",
+            "TensorFlow, which is needed to run a model, is not installed.",
             remedy="Install it with: pip install 'hubhead[serve]'",
         )

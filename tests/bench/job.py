@@ -48,7 +48,7 @@ def prepare(name: str, setting: str) -> Callable[[], float]:
     if setting == ONE_THREAD_AN_OP:
         from serving import runtime
 
-        runtime.one_thread_an_op(threads())
+        runtime.configure_threads(threads())
     tf.get_logger().setLevel("ERROR")
     size, _, kind = name.partition(": ")
     top = _directory(size)

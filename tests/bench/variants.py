@@ -42,7 +42,7 @@ def prepare(name: str, setting: str) -> Callable[[], float]:
     if setting == ONE_THREAD_AN_OP:
         from serving import runtime
 
-        runtime.one_thread_an_op(runtime.cores())
+        runtime.configure_threads(runtime.cores())
     tf.get_logger().setLevel("ERROR")
     work, batch = _work(name)
     contents = photos()[:PHOTOS]

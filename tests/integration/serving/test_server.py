@@ -27,15 +27,15 @@ from serving.commands.predict import predict
 from serving.commands.serve import serve
 from serving.errors import BundleError, HubheadError, ModelNotFound, OutputError
 from serving.protos import tensors
-from serving.runtime import own_words
+from serving.runtime import clean_error_message
 from serving.server import ServerSettings, start
-from tests.support.fake_model import LIMIT, Doublers, double, eventually, write_doubler
+from tests.support.fake_model import LIMIT, FakeModelLoader, double, eventually, write_fake_model
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     directory = tmp_path / "double"
-    write_doubler(directory / "1")
+    write_fake_model(directory / "1")
     return directory
 
 
@@ -49,7 +49,7 @@ def states(client: Client) -> dict[int, State]:
 
 @pytest.mark.protocol("versions.preserving")
 def test_the_newest_version_takes_over_without_a_failed_request(base: Path) -> None:
-    with start(settings_of(base), loader=Doublers()) as server:
+    with start(settings_of(base), loader=FakeModelLoader()) as server:
         channel = grpc.insecure_channel(f"localhost:{server.port}")
         client = Client("", model="double", channel=channel)
         answered: list[int] = []
@@ -66,7 +66,7 @@ def test_the_newest_version_takes_over_without_a_failed_request(base: Path) -> N
             try:
                 for version in (2, 10):
                     eventually(lambda: len(answered) > 20)
-                    write_doubler(base / str(version))
+                    write_fake_model(base / str(version))
                     eventually(lambda version=version: answered[-1] == version)
             finally:
                 done.set()
@@ -79,7 +79,7 @@ def test_the_newest_version_takes_over_without_a_failed_request(base: Path) -> N
 
 @pytest.mark.protocol("versions.preserving")
 def test_a_request_in_flight_finishes_on_the_version_it_began_with(base: Path) -> None:
-    loader = Doublers(gated=True)
+    loader = FakeModelLoader(gated=True)
     with (
         start(settings_of(base), loader=loader) as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
@@ -88,7 +88,7 @@ def test_a_request_in_flight_finishes_on_the_version_it_began_with(base: Path) -
         client = Client("", model="double", channel=channel)
         old = pool.submit(double, channel, 1.0)
         eventually(lambda: loader.models[1].running == 1)
-        write_doubler(base / "2")
+        write_fake_model(base / "2")
         eventually(lambda: states(client) == {2: State.AVAILABLE, 1: State.UNLOADING})
         loader.models[2].gate.set()
         assert double(channel, 1.0).model_spec.version.value == 2
@@ -99,10 +99,10 @@ def test_a_request_in_flight_finishes_on_the_version_it_began_with(base: Path) -
 
 @pytest.mark.protocol("versions.failed-load")
 def test_a_version_that_fails_to_load_changes_nothing_and_is_tried_again_when_it_changes(base: Path) -> None:
-    loader = Doublers()
+    loader = FakeModelLoader()
     with start(settings_of(base), loader=loader) as server:
         client = Client(f"localhost:{server.port}", model="double")
-        write_doubler(base / ".two" / "2")
+        write_fake_model(base / ".two" / "2")
         (base / ".two" / "2" / "broken").touch()
         (base / ".two" / "2").rename(base / "2")
         eventually(lambda: states(client).get(2) is State.END)
@@ -120,8 +120,8 @@ def test_a_version_that_fails_to_load_changes_nothing_and_is_tried_again_when_it
 
 @pytest.mark.protocol("versions.emptied")
 def test_removing_the_newest_version_rolls_back_and_an_emptied_base_path_keeps_serving(base: Path) -> None:
-    write_doubler(base / "2")
-    with start(settings_of(base), loader=Doublers()) as server:
+    write_fake_model(base / "2")
+    with start(settings_of(base), loader=FakeModelLoader()) as server:
         assert server.version == 2
         shutil.rmtree(base / "2")
         eventually(lambda: server.version == 1)
@@ -132,7 +132,7 @@ def test_removing_the_newest_version_rolls_back_and_an_emptied_base_path_keeps_s
 
 
 def test_no_more_calls_than_threads_run_in_the_model_and_late_ones_never_do(base: Path) -> None:
-    loader = Doublers(gated=True)
+    loader = FakeModelLoader(gated=True)
     with (
         start(settings_of(base), loader=loader) as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
@@ -148,12 +148,12 @@ def test_no_more_calls_than_threads_run_in_the_model_and_late_ones_never_do(base
         loader.models[1].gate.set()
         for future in waiting:
             future.result(LIMIT)
-        assert loader.models[1].most == 2
+        assert loader.models[1].max_running == 2
         assert loader.models[1].rows == 6
 
 
 def test_stopping_finishes_what_is_in_flight_and_takes_nothing_new(base: Path) -> None:
-    loader = Doublers(gated=True)
+    loader = FakeModelLoader(gated=True)
     server = start(settings_of(base), loader=loader)
     with grpc.insecure_channel(f"localhost:{server.port}") as channel, ThreadPoolExecutor(2) as pool:
         flying = pool.submit(double, channel, 4.0)
@@ -177,7 +177,7 @@ def test_stopping_finishes_what_is_in_flight_and_takes_nothing_new(base: Path) -
 @pytest.mark.protocol("error.cut")
 def test_an_error_of_the_model_keeps_its_code_and_is_cut_as_a_header_must_be(base: Path) -> None:
     with (
-        start(settings_of(base), loader=Doublers()) as server,
+        start(settings_of(base), loader=FakeModelLoader()) as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
         pytest.raises(grpc.RpcError) as caught,
     ):
@@ -190,19 +190,19 @@ def test_an_error_of_the_model_keeps_its_code_and_is_cut_as_a_header_must_be(bas
 
 def test_a_port_in_use_is_one_clear_error(base: Path) -> None:
     with (
-        start(settings_of(base), loader=Doublers()) as server,
+        start(settings_of(base), loader=FakeModelLoader()) as server,
         pytest.raises(OutputError, match=rf"Port {server.port} .*--port"),
     ):
-        start(settings_of(base, port=server.port), loader=Doublers())
+        start(settings_of(base, port=server.port), loader=FakeModelLoader())
 
 
 def test_a_base_path_that_is_not_there_is_an_error_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"does not exist.*--model_base_path"):
-        start(settings_of(tmp_path / "none"), loader=Doublers())
+        start(settings_of(tmp_path / "none"), loader=FakeModelLoader())
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(BundleError, match="is no directory"):
-        start(settings_of(file), loader=Doublers())
+        start(settings_of(file), loader=FakeModelLoader())
 
 
 @pytest.mark.protocol("versions.ports")
@@ -210,14 +210,14 @@ def test_versions_of_which_none_loads_are_an_error_with_the_reasons(base: Path) 
     (base / "1" / "broken").touch()
     (base / "2").mkdir()
     with pytest.raises(BundleError, match=r"Version 2: .*saved_model.pb.*Version 1: broken on purpose"):
-        start(settings_of(base), loader=Doublers())
+        start(settings_of(base), loader=FakeModelLoader())
 
 
 def test_the_newest_that_loads_serves_when_a_newer_one_is_broken(base: Path) -> None:
     (base / "3").mkdir()
     (base / "3" / contract.SAVED_MODEL_FILE).write_bytes(b"\xff\xff no message")
     (base / "00000099999999999999999999").mkdir()
-    with start(settings_of(base), loader=Doublers()) as server:
+    with start(settings_of(base), loader=FakeModelLoader()) as server:
         assert server.version == 1
         with Client(f"localhost:{server.port}", model="double") as client:
             assert states(client) == {3: State.END, 1: State.AVAILABLE}
@@ -227,11 +227,11 @@ def test_the_newest_that_loads_serves_when_a_newer_one_is_broken(base: Path) -> 
 def test_a_base_path_that_cannot_be_read_for_a_while_does_not_end_the_polling(
     base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with start(settings_of(base), loader=Doublers()) as server:
+    with start(settings_of(base), loader=FakeModelLoader()) as server:
         with monkeypatch.context() as patch:
             patch.setattr("serving.bundle.versions", lambda path: list((path / "none").iterdir()))
             eventually(lambda: "cannot be read" in caplog.text)
-        write_doubler(base / "2")
+        write_fake_model(base / "2")
         eventually(lambda: server.version == 2)
 
 
@@ -242,11 +242,11 @@ def test_an_empty_base_path_is_waited_for_and_said_once(
     base = tmp_path / "double"
     base.mkdir()
     with ThreadPoolExecutor(1) as pool:
-        starting = pool.submit(start, settings_of(base), loader=Doublers())
+        starting = pool.submit(start, settings_of(base), loader=FakeModelLoader())
         eventually(lambda: "waiting" in caplog.text)
         time.sleep(0.2)
         assert not starting.done()
-        write_doubler(base / "1")
+        write_fake_model(base / "1")
         with starting.result(LIMIT) as server:
             assert server.version == 1
     assert caplog.text.count("holds no version yet") == 1
@@ -258,7 +258,7 @@ def test_the_models_name_is_the_directorys_unless_given(base: Path) -> None:
         (ServerSettings(base / "1" / "..", port=0), "double"),
         (ServerSettings(base, "other", port=0), "other"),
     ):
-        with start(settings, loader=Doublers()) as server:
+        with start(settings, loader=FakeModelLoader()) as server:
             assert server.name == name
 
 
@@ -527,14 +527,17 @@ def test_a_wrong_shape_fails_in_the_graph_with_tensorflows_words(channel: grpc.C
 
 
 def test_the_stack_that_built_the_graph_is_no_callers_business() -> None:
-    stack = 'Detected at node a/b defined at (most recent call last):\n  File "/x.py", line 1\n    y = 2\n\n'
+    stack = 'Detected at node a/b defined at (max_running recent call last):\n  File "/x.py", line 1\n    y = 2\n\n'
     message = "Bad\n\t [[{{node a/b}}]]"
-    assert own_words(f"Graph execution error:\n\n{stack}{stack}{message} [Op:__inference_1]") == message
-    missing = "Detected at node a/b defined at (most recent call last):\n<stack unavailable>\n"
-    assert own_words(f"Graph execution error:\n\n{missing}{message}") == message
-    assert own_words("plain") == "plain"
+    assert (
+        clean_error_message(f"Graph execution error:\n\n{stack}{stack}{message} [Op:__inference_1]")
+        == message
+    )
+    missing = "Detected at node a/b defined at (max_running recent call last):\n<stack unavailable>\n"
+    assert clean_error_message(f"Graph execution error:\n\n{missing}{message}") == message
+    assert clean_error_message("plain") == "plain"
     inside = "{{function_node __inference_1}} Bad\n\t [[{{function_node __inference_2}}{{node a/b}}]]"
-    assert own_words(inside) == message
+    assert clean_error_message(inside) == message
 
 
 @pytest.mark.tf

@@ -270,7 +270,7 @@ def test_what_differs_from_the_training_path_is_not_published(
     right = session.run(contract.PROBABILITIES, {contract.IMAGE_BYTES: photos})["probabilities"]
     part = part_of(food)
     other = replace(part, head=replace(part.head, bias=part.head.bias[::-1].copy()))
-    with pytest.raises(BundleError, match="differ from the training path") as caught:
+    with pytest.raises(BundleError, match="differ from those in training") as caught:
         export.export(food, other, base, photos=photos, probabilities=right)
     assert "Nothing was published" in caught.value.remedy
     assert not base.exists()
