@@ -1,6 +1,7 @@
-"""The report of a scoring run: one HTML file that needs no other.
+"""The report of a scoring run: one self-contained HTML file.
 
-`render` makes the page of what run.json says, `write` reads and shrinks the photos that it shows, too.
+`render` returns the page for the content of run.json; `write` also reads and downscales the photos that it
+shows.
 """
 
 from batch.report.page import render

@@ -1,4 +1,4 @@
-"""The page with its pictures, as a file."""
+"""Writing of the report with its thumbnails."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from serving.storage import files
 
 
 def write(uri: str, run: RunRecord, examples: Examples, changes: RunDiff | None = None) -> None:
-    """Write the page of a run.
+    """Write the report of a run. Photos that cannot be read have no thumbnail.
 
     Args:
-        uri: of the page.
-        run: what run.json says.
-        examples: photos that stand for labels and reasons.
-        changes: since another run.
+        uri: file to write.
+        run: content of run.json.
+        examples: sample photos of labels and of rejections.
+        changes: difference from the previous run; None if there is none.
 
     Raises:
-        OutputError: the place cannot be written.
+        OutputError: the file cannot be written.
     """
     files.write(
         uri,

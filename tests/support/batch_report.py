@@ -1,4 +1,4 @@
-"""Test data and helpers: batch report."""
+"""Statistics, run records and sample photos for tests of the scoring report."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ STARTED = datetime(2026, 5, 31, 1, 30, tzinfo=UTC)
 LABELS = ("crème brûlée", "寿司", "soup")
 
 
-def figures(labels: dict[str, int], *, seed: int = 0, models: tuple[str, ...] = ("food/3",)) -> Stats:
-    """The figures of a made-up run; `seed` moves the scores and the photos."""
+def make_stats(labels: dict[str, int], *, seed: int = 0, models: tuple[str, ...] = ("food/3",)) -> Stats:
+    """Return statistics of an invented run; `seed` shifts the scores and the embeddings."""
     random = np.random.default_rng(seed)
     count = sum(labels.values())
     scores, _ = np.histogram(random.beta(6 - seed, 2, count + 40), BINS, (0, 1))
@@ -46,7 +46,7 @@ def figures(labels: dict[str, int], *, seed: int = 0, models: tuple[str, ...] = 
     )
 
 
-def run_of(stats: Stats, run_id: str = "2026-05-31", **settings: Any) -> dict[str, Any]:
+def make_run(stats: Stats, run_id: str = "2026-05-31", **settings: Any) -> dict[str, Any]:
     summary = Summary(
         "out", stats, stats, stats, 0, 3, 61.0, run_id=run_id, lines=stats.photos, price_per_hour=0.36
     )
@@ -59,13 +59,15 @@ def run_of(stats: Stats, run_id: str = "2026-05-31", **settings: Any) -> dict[st
         }
         for name in stats.models
     ]
-    return build_run_record(summary, started=STARTED, models=models, settings={"photos": "uploads", **settings})
+    return build_run_record(
+        summary, started=STARTED, models=models, settings={"photos": "uploads", **settings}
+    )
 
 
-def examples_in(
+def make_examples(
     top: Path, labels: tuple[str, ...] = LABELS, models: tuple[str, ...] = ("food/3",)
 ) -> Examples:
-    """Four small photos of each label, and rejected ones of two reasons."""
+    """Write four small photos for each label, and return them with rejected photos of two statuses."""
     chosen = {}
     for number, label in enumerate(labels):
         found = []

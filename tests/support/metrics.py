@@ -1,4 +1,4 @@
-"""Test data and helpers: metrics."""
+"""Run records for tests of the metrics, and a parser of their text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from batch.monitoring.stats import Stats
 from batch.output.run_record import Summary, build_run_record
 
 
-def run_of(labels: dict[str, int]) -> dict[str, Any]:
+def make_run(labels: dict[str, int]) -> dict[str, Any]:
     count = sum(labels.values())
     random = np.random.default_rng(0)
     stats = Stats(
@@ -30,8 +30,8 @@ def run_of(labels: dict[str, int]) -> dict[str, Any]:
     return build_run_record(summary, started=datetime.now(UTC), models=[model], settings={})
 
 
-def values(text: str) -> dict[tuple[str, ...], float]:
-    """Each sample by its name and what labels it has beside model and version, which are looked at here."""
+def parse_samples(text: str) -> dict[tuple[str, ...], float]:
+    """Return each sample by its name and labels; `model` and `version` are checked here and left out."""
     found = {}
     for family in text_string_to_metric_families(text):
         assert family.type == "gauge"

@@ -1,4 +1,4 @@
-"""Test data and helpers: score job."""
+"""A tiny bundle for tests of the batch job, and reading of its rows."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def make_bundle(
     headless: bool = False,
     max_bytes: int = 10_000,
 ) -> Path:
-    """A bundle whose embedding is a statistic of the bytes and whose status is their beginning.
+    """Save a bundle whose embeddings are hashes of the bytes and whose status depends on their beginning.
 
-    GOOD or a PNG's signature begins a photo, CUT a truncated one.
+    A photo that begins with GOOD or a PNG's signature is ok, one that begins with CUT is truncated.
     """
     import tensorflow as tf
 
@@ -80,7 +80,7 @@ def make_bundle(
     return path
 
 
-def rows_of(output: Path) -> list[dict[str, Any]]:
-    """The rows by uri, without the one column that tells runs apart."""
+def read_rows(output: Path) -> list[dict[str, Any]]:
+    """Return the rows by uri, without the column that differs between runs."""
     table = pq.read_table(output / "scores").drop_columns(["scored_at"])
     return table.sort_by("uri").to_pylist()

@@ -1,4 +1,4 @@
-"""A run's figures as Prometheus reads them."""
+"""Metrics of a run pushed to a Pushgateway, and metrics in Beam."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 from batch.jobs import metrics
 from batch.monitoring.stats import Stats
-from tests.support.metrics import run_of, values
+from tests.support.metrics import make_run, parse_samples
 
 
 class Gateway(HTTPServer):
-    """Keeps what is pushed, and answers with a code."""
+    """Pushgateway that records what is pushed and answers with a fixed status code."""
 
     def __init__(self, code: int) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -47,30 +47,30 @@ def gateway(request: pytest.FixtureRequest) -> Iterator[Gateway]:
         thread.join()
 
 
-def test_a_push_replaces_the_last_and_its_failure_is_a_warning(
+def test_push_replaces_the_previous_one_and_logs_a_warning_on_failure(
     gateway: Gateway, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = f"http://127.0.0.1:{gateway.server_port}"
     with caplog.at_level(logging.WARNING):
-        metrics.push(url, metrics.build_registry(run_of({"apple": 5})))
+        metrics.push(url, metrics.build_registry(make_run({"apple": 5})))
     ((command, path, body),) = gateway.got
     assert (command, path) == ("PUT", "/metrics/job/hubhead_score")
-    assert values(body)[("photos",)] == 12
+    assert parse_samples(body)[("photos",)] == 12
     assert [record.getMessage() for record in caplog.records if url in record.getMessage()] == [
         record.getMessage() for record in caplog.records
     ]
     assert bool(caplog.records) == (gateway.code != 200)
 
 
-def test_nobody_there_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_push_to_an_unreachable_gateway_logs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        metrics.push("http://127.0.0.1:9", metrics.build_registry(run_of({"apple": 5})))
-        metrics.push("no address", metrics.build_registry(run_of({"apple": 5})))
+        metrics.push("http://127.0.0.1:9", metrics.build_registry(make_run({"apple": 5})))
+        metrics.push("no address", metrics.build_registry(make_run({"apple": 5})))
     assert len(caplog.records) == 2
 
 
 @pytest.mark.beam
-def test_beam_is_told_of_every_stage() -> None:
+def test_beam_metrics_cover_every_stage() -> None:
     import apache_beam as beam
 
     from batch.beam import runner
@@ -90,8 +90,8 @@ def test_beam_is_told_of_every_stage() -> None:
     _ = pipeline | beam.Create([0, 1]) | beam.Map(lambda _: runner._record_metrics(stats))
     result = pipeline.run()
     result.wait_until_finish()
-    told = result.metrics().query(beam.metrics.MetricsFilter().with_namespace("hubhead"))
-    counts = {found.key.metric.name: found.committed for found in told["counters"]}
+    recorded = result.metrics().query(beam.metrics.MetricsFilter().with_namespace("hubhead"))
+    counts = {found.key.metric.name: found.committed for found in recorded["counters"]}
     assert counts == {
         "shards": 2,
         "photos": 20,
@@ -101,6 +101,8 @@ def test_beam_is_told_of_every_stage() -> None:
         "embeddings_reused": 4,
         "rejected_corrupt": 2,
     }
-    spread = {found.key.metric.name: found.committed for found in told["distributions"]}
-    assert spread.keys() == {"shard_photos", "shard_milliseconds", *(f"{s}_milliseconds" for s in stages)}
-    assert (spread["write_milliseconds"].count, spread["write_milliseconds"].sum) == (2, 17_000)
+    distributions = {found.key.metric.name: found.committed for found in recorded["distributions"]}
+    names = {"shard_photos", "shard_milliseconds", *(f"{stage}_milliseconds" for stage in stages)}
+    assert distributions.keys() == names
+    write = distributions["write_milliseconds"]
+    assert (write.count, write.sum) == (2, 17_000)

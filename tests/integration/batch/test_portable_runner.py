@@ -24,7 +24,7 @@ from batch.jobs import score as pipeline
 from batch.jobs.score import ScoreSettings
 from tests.support import processes
 from tests.support.fake_model import eventually, free_port
-from tests.support.rescore import rows_of
+from tests.support.rescore import read_rows
 from tests.support.score_job import GOOD, make_bundle
 
 PHOTOS = 120
@@ -47,7 +47,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         (model,), str(top / "out"), str(photos), embedding_store=str(top / "store"), shard_size=2
     )
     pipeline.score(settings)
-    return {"photos": photos, "model": model, "rows": rows_of(top / "out")}
+    return {"photos": photos, "model": model, "rows": read_rows(top / "out")}
 
 
 @contextmanager
@@ -137,7 +137,7 @@ def test_other_processes_give_the_same_rows_and_are_watched(job: dict[str, Any],
     assert summary.this_run.photos == PHOTOS + 1
     assert seen[-1] == (PHOTOS + 1, PHOTOS + 1, 1)
     assert len(seen) > PHOTOS // 2, "each shard is told by itself"
-    assert rows_of(tmp_path / "out") == job["rows"]
+    assert read_rows(tmp_path / "out") == job["rows"]
 
 
 def test_workers_killed_in_the_middle_cost_the_shards_they_were_at(
@@ -161,6 +161,6 @@ def test_workers_killed_in_the_middle_cost_the_shards_they_were_at(
         out, _ = second.communicate(timeout=SECONDS)
     assert second.returncode == 0, (tmp_path / "log").read_text()
     assert "of them were there already" in out
-    assert rows_of(tmp_path / "out") == job["rows"]
+    assert read_rows(tmp_path / "out") == job["rows"]
     after = finished(tmp_path)
     assert {name: after[name] for name in before} == before, "a finished shard was done again"

@@ -38,7 +38,7 @@ from serving.errors import BundleError, DeadlineExceeded, ModelNotFound, ServerE
 from serving.protos import tensors
 from serving.server import ServerSettings, start
 from tests.support.fake_grpc_server import fake_grpc_server, free_port
-from tests.support.score_job import GOOD, make_bundle, rows_of
+from tests.support.score_job import GOOD, make_bundle, read_rows
 
 DIMENSION = 16
 LABELS = ["apple", "pear", "plum"]
@@ -433,7 +433,7 @@ def test_the_rows_are_those_of_a_run_without_a_server(tmp_path: Path) -> None:
         there = settings("there", server=address)
         summary = score.score(there)
     assert summary.this_run.embedded == 62
-    assert rows_of(tmp_path / "there") == rows_of(tmp_path / "here")
+    assert read_rows(tmp_path / "there") == read_rows(tmp_path / "here")
     run = (tmp_path / "there" / "run.json").read_text()
     assert json.loads(run)["settings"]["server"]["server"] == address.target
     assert "secret" not in run

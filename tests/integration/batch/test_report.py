@@ -1,4 +1,4 @@
-"""The report of a scoring run: it tells what run.json says, holds nothing but text, and can be looked at."""
+"""The report of a scoring run: its content, missing photos, and its layout in a browser."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import pytest
 from batch import report
 from batch.output.run_diff import compare_runs
 from batch.report.page import select_photos
-from tests.support.batch_report import COUNTS, examples_in, figures, run_of
+from tests.support.batch_report import COUNTS, make_examples, make_run, make_stats
 from tests.support.html_assertions import CHROMIUM, Page, check_self_contained, look
 
 
-def test_the_page_tells_what_the_run_did(tmp_path: Path) -> None:
-    run, chosen = run_of(figures(COUNTS)), examples_in(tmp_path)
+def test_report_shows_the_figures_of_run_json(tmp_path: Path) -> None:
+    run, chosen = make_run(make_stats(COUNTS)), make_examples(tmp_path)
     report.write(str(tmp_path / "report.html"), run, chosen)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     check_self_contained(text)
     page = Page(text)
     words = page.text.replace("\N{NO-BREAK SPACE}", " ")
-    for told in (
+    for expected in (
         "food/3",
         "1,047 photos",
         "31 May 2026, 01:30 UTC",
@@ -29,20 +29,20 @@ def test_the_page_tells_what_the_run_did(tmp_path: Path) -> None:
         "uploads/torn.jpg",
         "embed 40.50 s",
         "crème brûlée 600 57.7 %",
-        "There is no earlier run",
+        "There is no previous run",
         "no label 40 3.8 %",
     ):
-        assert told in words, told
-    assert f"{42 / 3600 / 1047 * 1e6 * 0.36:,.2f}" in words  # hours a million, times the price
+        assert expected in words, expected
+    assert f"{42 / 3600 / 1047 * 1e6 * 0.36:,.2f}" in words  # hours per million, times the price
     images = page.all("img")
     assert len(images) == 12
     assert all(image["alt"] for image in images)
     assert len(text) < 200_000
 
 
-def test_photos_that_are_gone_or_broken_leave_a_gap(tmp_path: Path) -> None:
-    chosen = examples_in(tmp_path)
-    run = run_of(figures(COUNTS))
+def test_missing_or_broken_photos_are_shown_without_thumbnail(tmp_path: Path) -> None:
+    chosen = make_examples(tmp_path)
+    run = make_run(make_stats(COUNTS))
     gone, broken = select_photos(run, chosen)[:2]
     Path(gone).unlink()
     Path(broken).write_bytes(b"\xff\xd8\xff no photo")
@@ -55,12 +55,12 @@ def test_photos_that_are_gone_or_broken_leave_a_gap(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.needs(CHROMIUM)
 @pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
-def test_a_browser_shows_it_whole(tmp_path: Path, width: int) -> None:
+def test_browser_renders_without_horizontal_scrolling(tmp_path: Path, width: int) -> None:
     labels = {**COUNTS, "Donaudampfschifffahrtsgesellschaftskapitän" * 2: 50}
-    run = run_of(figures(labels), embedding_store="gs://a-bucket/with/a/long/name/" + "x" * 80)
-    before = run_of(figures(COUNTS, seed=2), "2026-05-30")
+    run = make_run(make_stats(labels), embedding_store="gs://a-bucket/with/a/long/name/" + "x" * 80)
+    before = make_run(make_stats(COUNTS, seed=2), "2026-05-30")
     report.write(
-        str(tmp_path / "report.html"), run, examples_in(tmp_path, tuple(labels)), compare_runs(run, before)
+        str(tmp_path / "report.html"), run, make_examples(tmp_path, tuple(labels)), compare_runs(run, before)
     )
     found = look(tmp_path / "report.html", tmp_path, width)
     assert found["inner"] == width

@@ -20,7 +20,7 @@ from batch.jobs.rescore import RescoreSettings
 from batch.jobs.score import ScoreSettings
 from batch.output.dataset import Output
 from serving.errors import InputError, OutputError
-from tests.support.rescore import rows_of
+from tests.support.rescore import read_rows
 from tests.support.score_job import GOOD, make_bundle
 
 PHOTOS = 40
@@ -94,9 +94,9 @@ class TestRescoring:
         monkeypatch.setattr(rescore, "GROUP_PHOTOS", group)
         seen: list[int] = []
         summary = rescore.rescore(again("new"), lambda progress: seen.append(progress.done))
-        expected = rows_of(scored / "new")
+        expected = read_rows(scored / "new")
         assert len(expected) == PHOTOS + 5
-        assert rows_of(tmp_path / "out") == expected
+        assert read_rows(tmp_path / "out") == expected
         assert pq.read_schema(next((tmp_path / "out" / "scores").iterdir())).equals(
             pq.read_schema(next((scored / "new" / "scores").iterdir()))
         )
@@ -160,18 +160,18 @@ class TestRescoring:
         monkeypatch.setattr(Output, "commit", commit)
         summary = rescore.rescore(again("new"))
         assert summary.skipped_shards == 3
-        assert rows_of(tmp_path / "out") == rows_of(scored / "new")
+        assert read_rows(tmp_path / "out") == read_rows(scored / "new")
 
     def test_several_heads_in_one_pass_and_their_rows_again_as_photos(
         self, scored: Path, again: Callable[..., RescoreSettings], tmp_path: Path
     ) -> None:
         rescore.rescore(again("new", "newer"))
-        rows = rows_of(tmp_path / "out")
-        assert [row for row in rows if row["version"] == 4] == rows_of(scored / "new")
+        rows = read_rows(tmp_path / "out")
+        assert [row for row in rows if row["version"] == 4] == read_rows(scored / "new")
         assert len(rows) == 2 * (PHOTOS + 5)
         third = again("new", scores=str(tmp_path / "out"), output=str(tmp_path / "third"))
         rescore.rescore(third)
-        assert rows_of(tmp_path / "third") == rows_of(scored / "new")
+        assert read_rows(tmp_path / "third") == read_rows(scored / "new")
 
     def test_photos_without_an_embedding_are_named_and_the_others_kept(
         self, scored: Path, again: Callable[..., RescoreSettings], tmp_path: Path
@@ -187,7 +187,7 @@ class TestRescoring:
         usable = {"ok", "truncated"}
         wanted = {
             row["uri"]
-            for row in rows_of(scored / "new")
+            for row in read_rows(scored / "new")
             if row["sha256"] in digests and row["status"] in usable
         }
         assert set(listed) == wanted
@@ -196,7 +196,7 @@ class TestRescoring:
         (tmp_path / "lost").rename(lost)
         summary = rescore.rescore(settings)
         assert summary.skipped_shards > 0
-        assert rows_of(tmp_path / "out") == rows_of(scored / "new")
+        assert read_rows(tmp_path / "out") == read_rows(scored / "new")
         assert not (tmp_path / "out" / "_hubhead" / "missing.txt").exists()
 
     def test_of_several_runs_the_newest_row_of_a_photo_counts(
@@ -217,7 +217,7 @@ class TestRescoring:
         pipeline.score(first)
         (photos / "2.jpg").write_bytes(GOOD + b"changed")
         pipeline.score(replace(first, run_id="b"))
-        assert len(rows_of(tmp_path / "scores")) == 5
+        assert len(read_rows(tmp_path / "scores")) == 5
         rescore.rescore(
             RescoreSettings(
                 str(tmp_path / "scores"),
@@ -226,7 +226,7 @@ class TestRescoring:
                 embedding_store=str(tmp_path / "store"),
             )
         )
-        rows = {Path(row["uri"]).name: row for row in rows_of(tmp_path / "out")}
+        rows = {Path(row["uri"]).name: row for row in read_rows(tmp_path / "out")}
         assert len(rows) == 4
         newest = max(
             (row for row in pq.read_table(tmp_path / "scores" / "scores").to_pylist() if "/2." in row["uri"]),

@@ -28,7 +28,7 @@ from batch.monitoring.stats import Progress
 from serving.commands.server_options import FLAGS
 from serving.errors import BundleError, InputError, OutputError
 from tests.support.repository import REPO
-from tests.support.score_job import DIMENSION, FINGERPRINT, GOOD, LABELS, make_bundle, rows_of
+from tests.support.score_job import DIMENSION, FINGERPRINT, GOOD, LABELS, make_bundle, read_rows
 
 Scored = tuple[Path, score.Summary, list[Progress]]
 
@@ -78,7 +78,7 @@ def scored(bundles: dict[str, Path], folder: Path, tmp_path_factory: pytest.Temp
 @pytest.mark.beam
 class TestScoring:
     def test_every_photo_is_one_row_and_the_bad_ones_say_why(self, scored: Scored, folder: Path) -> None:
-        rows = {Path(row["uri"]).name: row for row in rows_of(scored[0] / "out")}
+        rows = {Path(row["uri"]).name: row for row in read_rows(scored[0] / "out")}
         assert len(rows) == 28
         statuses = {name: row["status"] for name, row in rows.items() if row["status"] != "ok"}
         assert statuses == {
@@ -129,7 +129,7 @@ class TestScoring:
         model = tf.saved_model.load(str(bundles["food"]))
         threshold = 0.36
         abstained = refused = 0
-        for row in rows_of(scored[0] / "out"):
+        for row in read_rows(scored[0] / "out"):
             if row["status"] not in ("ok", "truncated"):
                 continue
             content = Path(row["uri"]).read_bytes()
@@ -196,7 +196,7 @@ class TestScoring:
         summary = score.score(new)
         assert summary.this_run.embedded == 0
         assert summary.this_run.read_bytes == 0
-        assert {row["version"] for row in rows_of(tmp_path / "out")} == {4}
+        assert {row["version"] for row in read_rows(tmp_path / "out")} == {4}
 
     def test_a_photo_that_vanished_leaves_the_dataset_and_a_new_one_joins_it(
         self, bundles: dict[str, Path], tmp_path: Path
@@ -210,7 +210,7 @@ class TestScoring:
         (folder / "7.jpg").unlink()
         (folder / "new.jpg").write_bytes(GOOD + b"new")
         again = score.score(first)
-        assert {Path(row["uri"]).name for row in rows_of(tmp_path / "out")} == {
+        assert {Path(row["uri"]).name for row in read_rows(tmp_path / "out")} == {
             path.name for path in folder.iterdir()
         }
         assert again.worked_shards <= 3, "one lost a photo, one took one and may have split"
@@ -221,13 +221,13 @@ class TestScoring:
     ) -> None:
         given = settings(folder, bundles["food"], tmp_path)
         score.score(given)
-        expected = rows_of(tmp_path / "out")
+        expected = read_rows(tmp_path / "out")
         victim = next((tmp_path / "out" / "scores").iterdir())
         victim.write_bytes(victim.read_bytes()[:100])
         summary = score.score(given)
         assert "torn" in caplog.text
         assert summary.worked_shards == 1
-        assert rows_of(tmp_path / "out") == expected
+        assert read_rows(tmp_path / "out") == expected
 
     def test_a_run_killed_in_the_middle_is_finished_by_the_same_command(
         self, bundles: dict[str, Path], folder: Path, tmp_path: Path
@@ -253,7 +253,7 @@ class TestScoring:
         summary = score.score(settings(folder, bundles["food"], tmp_path, shard_size=1))
         undisturbed = tmp_path / "undisturbed"
         score.score(settings(folder, bundles["food"], undisturbed, shard_size=1))
-        assert rows_of(tmp_path / "out") == rows_of(undisturbed / "out")
+        assert read_rows(tmp_path / "out") == read_rows(undisturbed / "out")
         assert summary.skipped_shards >= len(finished)
         assert all(path.stat().st_ino == inode for path, inode in finished.items())
 
@@ -281,7 +281,7 @@ class TestConversion:
         self, bundles: dict[str, Path], odd_folder: Path, tmp_path: Path
     ) -> None:
         summary = score.score(settings(odd_folder, bundles["roomy"], tmp_path))
-        rows = {Path(row["uri"]).name: row for row in rows_of(tmp_path / "out")}
+        rows = {Path(row["uri"]).name: row for row in read_rows(tmp_path / "out")}
         assert {name: row["status"] for name, row in rows.items()} == {
             "large.heic": "ok",
             "twin.heic": "ok",
@@ -302,7 +302,7 @@ class TestConversion:
             )
         )
         assert again.this_run.read_bytes == 0, "also those that were refused for good are known"
-        assert rows_of(tmp_path / "again" / "out") == rows_of(tmp_path / "out")
+        assert read_rows(tmp_path / "again" / "out") == read_rows(tmp_path / "out")
 
     def test_a_photo_refused_for_want_of_the_extra_is_tried_again(
         self, bundles: dict[str, Path], odd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -310,7 +310,7 @@ class TestConversion:
         with monkeypatch.context() as without:
             without.setitem(sys.modules, "pi_heif", None)
             score.score(settings(odd_folder / "large.heic", bundles["roomy"], tmp_path))
-        [row] = rows_of(tmp_path / "out")
+        [row] = read_rows(tmp_path / "out")
         content = (odd_folder / "large.heic").read_bytes()
         assert row["status"] == "unsupported_format"
         assert row["detail"] == "HEIC; install hubhead[formats] to convert it"
@@ -319,7 +319,7 @@ class TestConversion:
         score.score(
             settings(odd_folder / "large.heic", bundles["roomy"], tmp_path / "again", embedding_store=store)
         )
-        assert [row["status"] for row in rows_of(tmp_path / "again" / "out")] == ["ok"]
+        assert [row["status"] for row in read_rows(tmp_path / "again" / "out")] == ["ok"]
 
 
 @pytest.mark.tf

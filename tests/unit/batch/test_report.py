@@ -1,4 +1,4 @@
-"""The report of a scoring run: it tells what run.json says, holds nothing but text, and can be looked at."""
+"""The report of a scoring run: drift verdicts, escaping, and bounds on its size."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from batch.output.run_diff import compare_runs
 from batch.output.run_record import write_run
 from batch.report.page import MAX_LABELS, MAX_PHOTOS, select_photos
 from serving.errors import OutputError
-from tests.support.batch_report import COUNTS, examples_in, figures, run_of
+from tests.support.batch_report import COUNTS, make_examples, make_run, make_stats
 from tests.support.html_assertions import HOSTILE, Page, check_self_contained
 
 
-def test_what_changed_is_told_beside_chance(tmp_path: Path) -> None:
-    before = run_of(figures(COUNTS), "2026-05-30")
-    same = run_of(figures({label: 2 * count for label, count in COUNTS.items()}))
+def test_drift_is_reported_beside_its_chance_level(tmp_path: Path) -> None:
+    before = make_run(make_stats(COUNTS), "2026-05-30")
+    same = make_run(make_stats({label: 2 * count for label, count in COUNTS.items()}))
     found = compare_runs(same, before)
     assert found.since == "2026-05-30"
     assert {change.level for change in found.models["food/3"].values()} == {"none"}
     assert found.embeddings is not None
     assert found.embeddings.level == "none"
-    other = compare_runs(run_of(figures({"soup": 900, "salad": 100}, seed=3)), before)
+    other = compare_runs(make_run(make_stats({"soup": 900, "salad": 100}, seed=3)), before)
     assert {change.level for change in other.models["food/3"].values()} == {"large"}
     assert other.embeddings is not None
     assert other.embeddings.level == "large"
-    text = report.render(run_of(figures({"soup": 900, "salad": 100}, seed=3)), Examples(), other)
+    text = report.render(make_run(make_stats({"soup": 900, "salad": 100}, seed=3)), Examples(), other)
     words = Page(text).text
-    assert words.count("another population") == 3
+    assert words.count("large drift") == 3
     assert "Compared with run 2026-05-30." in words
     assert "salad 100" in words
 
 
-def test_another_version_is_compared_and_another_backbone_only_by_its_answers() -> None:
-    before = run_of(figures(COUNTS), "2026-05-30")
-    newer = run_of(figures(COUNTS, models=("food/4", "pets/1")))
+def test_versions_of_a_model_are_compared_and_embeddings_only_with_the_same_backbone() -> None:
+    before = make_run(make_stats(COUNTS), "2026-05-30")
+    newer = make_run(make_stats(COUNTS, models=("food/4", "pets/1")))
     assert list(compare_runs(newer, before).models) == ["food/4"]
     newer["models"][0]["fingerprint"] = "f2"
     assert compare_runs(newer, before).embeddings is None
     assert compare_runs(newer, {"run_id": "old", "schema": 1}).models == {}
 
 
-def test_the_newest_other_run_is_the_one_to_compare_with(tmp_path: Path) -> None:
+def test_previous_run_is_the_newest_one_with_another_id(tmp_path: Path) -> None:
     output = Output(str(tmp_path))
     assert run_diff.find_previous_run(output, "a") is None
     for run_id, hour in (("b", "03"), ("z", "01"), ("a", "04")):
-        run = run_of(figures(COUNTS), run_id)
+        run = make_run(make_stats(COUNTS), run_id)
         write_run({**run, "finished": f"2026-05-31T{hour}:00:00+00:00"}, output)
     (tmp_path / "_hubhead" / "runs" / "torn.json").write_text('{"fini')
     found = run_diff.find_previous_run(output, "a")
@@ -60,40 +60,40 @@ def test_the_newest_other_run_is_the_one_to_compare_with(tmp_path: Path) -> None
     assert found["run_id"] == "b"
 
 
-def test_words_of_others_are_text_wherever_they_stand(tmp_path: Path) -> None:
+def test_labels_paths_and_settings_are_escaped(tmp_path: Path) -> None:
     labels = {HOSTILE: 10, "half \ud800 of a character, \x00": 5}
     names = ("<b>food</b>/1",)
     chosen = Examples(
         {names[0]: {label: (Example("k", HOSTILE, 0.5),) for label in labels}},
         {"corrupt": (Example("", HOSTILE, None, HOSTILE),)},
     )
-    run = run_of(figures(labels, models=names), photos=HOSTILE)
-    text = report.render(run, chosen, compare_runs(run, run_of(figures(labels, models=names), HOSTILE)))
+    run = make_run(make_stats(labels, models=names), photos=HOSTILE)
+    text = report.render(run, chosen, compare_runs(run, make_run(make_stats(labels, models=names), HOSTILE)))
     check_self_contained(text)
     assert Page(text).text.count(HOSTILE) >= 6
 
 
-def test_many_labels_and_models_stay_within_bounds(tmp_path: Path) -> None:
+def test_many_labels_and_models_keep_the_page_small(tmp_path: Path) -> None:
     labels = {f"label {number}": 2000 - number for number in range(1000)}
     models = ("food/3", "food/4")
-    chosen = examples_in(tmp_path, tuple(labels)[:30], models)
-    run = run_of(figures(labels, models=models))
+    chosen = make_examples(tmp_path, tuple(labels)[:30], models)
+    run = make_run(make_stats(labels, models=models))
     assert len(select_photos(run, chosen)) <= MAX_PHOTOS
     text = report.render(run, chosen)
     page = Page(text)
     assert f"The {MAX_LABELS} most frequent of 1001." in page.text
-    assert "Samples: food/4" in page.text
+    assert "Sample photos: food/4" in page.text
     assert len(text) < 400_000
 
 
-def test_a_run_with_nothing_to_do_has_a_page() -> None:
+def test_run_without_photos_renders() -> None:
     stats = Stats(models={"food/3": DecisionCounts()})
-    words = Page(report.render(run_of(stats), Examples())).text
-    assert "There was nothing to do." in words
+    words = Page(report.render(make_run(stats), Examples())).text
+    assert "This run had no photos to process." in words
     assert "No photo was rejected." in words
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_unwritable_report_raises_output_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputError):
-        report.write(str(tmp_path / "file" / "report.html"), run_of(figures(COUNTS)), Examples())
+        report.write(str(tmp_path / "file" / "report.html"), make_run(make_stats(COUNTS)), Examples())
