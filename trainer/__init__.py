@@ -1,11 +1,11 @@
-"""A folder of labelled photos in, a bundle for TensorFlow Serving out.
+"""Train an image classifier: from a folder of labelled photos to a bundle for TensorFlow Serving.
 
     from pathlib import Path
     from trainer import TrainSettings, train
 
     result = train(TrainSettings("food_images", Path("models/food_images")))
 
-The names below are imported on first use, so that `import trainer` costs nothing.
+The names below are imported lazily, on first use, so that `import trainer` is fast.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {
+_MODULES = {
     "trainer.backbones": {"InputOptions"},
     "trainer.dataset": {"Columns", "SplitSettings"},
     "trainer.training.fine_tuning": {"FineTuneSettings"},
@@ -46,10 +46,10 @@ _HOMES = {
     "trainer.training.run": {"train"},
 }
 
-if not TYPE_CHECKING:  # to mypy it would make every name one of the package's
+if not TYPE_CHECKING:  # mypy would take every name for an attribute of the package
 
     def __getattr__(name: str) -> object:
-        for module, names in _HOMES.items():
+        for module, names in _MODULES.items():
             if name in names:
                 return getattr(importlib.import_module(module), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

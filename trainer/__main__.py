@@ -1,4 +1,4 @@
-"""`python -m trainer`: the commands of this package alone."""
+"""Entry point of `python -m trainer`: the commands of this package only."""
 
 from serving.commands.main import run_group
 from trainer.commands.backbone import backbone

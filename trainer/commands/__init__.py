@@ -1,1 +1,1 @@
-"""The commands of trainer: train, export, backbone, validate, compare and demo."""
+"""Commands of the trainer: train, export, backbone, validate, compare and demo."""

@@ -40,9 +40,7 @@ def _parse_range(
     try:
         low, high = map(float, value.split(","))
     except ValueError as error:
-        raise click.BadParameter(
-            f"{value!r} is not two numbers with a comma, such as 0,255.", context, parameter
-        ) from error
+        raise click.BadParameter("Give two numbers, as in 0,255.", context, parameter) from error
     return low, high
 
 

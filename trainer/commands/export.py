@@ -77,8 +77,8 @@ if TYPE_CHECKING:
 @click.option(
     "--keep_known",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Fraction of familiar photos to accept, such as 0.95; less similar photos are rejected. Needs a "
-    "bundle trained with --keep_known.  [default: unchanged]",
+    help="Fraction of photos of known labels to accept, such as 0.95; the model abstains on less similar "
+    "photos. Needs a bundle trained with --keep_known.  [default: unchanged]",
 )
 @preprocessing_options
 @input_options

@@ -188,8 +188,8 @@ def _parse_tolerance(
 @click.option(
     "--keep_known",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Fraction of familiar photos to accept, such as 0.95; photos that are less similar to the training "
-    "photos are rejected as unfamiliar.  [default: reject none]",
+    help="Fraction of photos of known labels to accept, such as 0.95; the model abstains on photos less "
+    "similar to the training photos.  [default: accept all]",
 )
 @click.option(
     "--assert_accuracy_at_least",

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _HELP = {
     "accuracy": "Largest decrease of the accuracy; 0.02 is two percentage points.",
     "label": "Largest decrease of the recall of a label; 0.1 is ten percentage points.",
-    "label_photos": "Number of test photos from which the recall of a label is checked; with fewer it is only "
-    "shown.",
+    "label_photos": "Number of test photos from which the recall of a label is checked; with fewer it is "
+    "only shown.",
     "log_loss": "Largest increase of the log-loss, in nats.",
     "calibration": "Largest increase of the expected calibration error.",
     "latency": "Largest time per photo, as a multiple of that of the live version.",
