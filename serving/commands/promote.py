@@ -128,16 +128,17 @@ def promote(
 def rollback(label: str | None, to: int | None, reason: str, as_json: bool, **flags: Any) -> None:
     """Return to the previous version.
 
-    With --model_config_file, the label returns to the version that the audit log has before the current
-    one: that version is loaded, the label moves, and the version it leaves is unloaded. If the label is
-    stable, other labels on that version move along; --label canary moves the canary label alone, to the
-    stable version.
+    With --model_config_file, the label returns to its previous version according to the audit log: that
+    version is loaded, the label moves, and the version it leaves is unloaded. If the label is stable,
+    other labels on that version move along; --label canary moves the canary label alone, to the stable
+    version.
 
     Without --model_config_file, the server serves the newest version. So the newest version is moved to
     DIR/.withdrawn, where it is kept; its number is not used again. The server loads the previous version
     before it unloads the withdrawn one.
 
-    The verdict is not checked, since the version was live before. A second rollback goes one further back.
+    The verdict is not checked, since the version was live before. A second rollback goes one
+    version further back.
     """
     from serving.client.canary import STABLE
     from serving.registry import rollback as registry

@@ -33,7 +33,7 @@ _NONE_AVAILABLE = 1
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @server_flags
 def status(wait: float | None, as_json: bool, **flags: Any) -> int:
-    """Show the versions of a model on a server, their states, and the signatures of the live version.
+    """Show the versions of a model on a server and their states, and the signatures of the one that answers.
 
     Exits with 0 if a version is available, otherwise with 1.
     """

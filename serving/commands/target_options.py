@@ -21,14 +21,14 @@ _BASE = click.option(
     "--model_base_path",
     required=True,
     metavar="DIR",
-    help="Directory of the versions, as the server has it in --model_base_path; local, s3:// or gs://. "
-    "Its numbered subdirectories are the versions.",
+    help="Base path of the model: a directory, s3://... or gs://..., whose numbered subdirectories are the "
+    "versions. Give the one that the server was started with.",
 )
 _CONFIG = click.option(
     "--model_config_file",
     metavar="FILE",
-    help="The server's model configuration file (model.config); local, s3:// or gs://. Needed for version "
-    "labels; without it the newest version is live.",
+    help="Model configuration file of the server (model.config): a path, s3://... or gs://... Needed for "
+    "version labels; without it the newest version is live.",
 )
 _RELOAD = click.option(
     "--reload",
