@@ -26,7 +26,7 @@ from trainer.backbones import Backbone, efficientnet_lite0
 from trainer.backbones.hub import default_weights
 from trainer.dataset.download import cache_directory
 from trainer.evaluation import metrics
-from trainer.export import bundle
+from trainer.export.templates import prepare_view_template
 from trainer.heads import Floats, Ints
 from trainer.preprocessing import Augmentation, Preprocessing
 from trainer.training.fine_tuning import FineTuneSettings, fine_tune
@@ -145,7 +145,7 @@ def viewed(photos: Sequence[bytes], alias: str, augmentation: Augmentation) -> l
     """Embeddings of VIEWS random views of each photo, as `hubhead train` makes them."""
     found = []
     for number in range(VIEWS):
-        template = bundle.view_template(alias, cache_directory(), Preprocessing(), augmentation, number)
+        template = prepare_view_template(alias, cache_directory(), Preprocessing(), augmentation, number)
         model = runtime.load(template.path)
         answers = model.imap(contract.EMBED, contract.IMAGE_BYTES, photos)
         found.append(np.concatenate([answer[contract.EMBEDDING] for answer in answers]))

@@ -137,7 +137,7 @@ def head_alone(model: Any, rows: int = 32768) -> tuple[float, float, float]:
     from batch.scoring import head_runner
     from serving import contract
     from serving.runtime import single_signature
-    from trainer.export import bundle
+    from trainer.export.head_file import load_head
 
     vectors = np.abs(np.random.default_rng(2).standard_normal((rows, model.metadata.dimension)))
     vectors, usable = vectors.astype(np.float16), np.ones(rows, bool)
@@ -148,7 +148,7 @@ def head_alone(model: Any, rows: int = 32768) -> tuple[float, float, float]:
     start = time.perf_counter()
     head_runner.classify_embeddings(run, model, vectors, usable)
     served = time.perf_counter() - start
-    weights, _ = bundle.load_head(model.path / contract.HEAD_FILE)
+    weights, _ = load_head(model.path / contract.HEAD_FILE)
     start = time.perf_counter()
     for first in range(0, rows, head_runner.BLOCK_ROWS):
         weights.probabilities(vectors[first : first + head_runner.BLOCK_ROWS].astype(np.float32))

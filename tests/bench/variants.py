@@ -133,9 +133,9 @@ def _backbone() -> Any:
 def template() -> Any:
     from trainer import backbones
     from trainer.dataset.download import cache_directory
-    from trainer.export import bundle
+    from trainer.export.templates import prepare_template
 
-    return bundle.template(backbones.DEFAULT, cache_directory())
+    return prepare_template(backbones.DEFAULT, cache_directory())
 
 
 @cache

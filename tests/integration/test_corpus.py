@@ -27,8 +27,8 @@ from serving.server import ServerSettings, start
 from tests import corpus
 from tests.corpus import Case
 from tests.support.decoding import Decode, decoder
-from trainer.export import bundle
-from trainer.export.bundle import HeadExport
+from trainer.export.bundle import HeadExport, export
+from trainer.export.templates import prepare_template
 from trainer.heads import Head, Scaling
 from trainer.preprocessing import STATUSES
 
@@ -206,8 +206,8 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     tf.saved_model.save(root, str(top / "backbone"))
     zeros, ones = np.zeros(3, np.float32), np.ones(3, np.float32)
     head = Head(Scaling(zeros, ones), np.eye(3, 2, dtype=np.float32), zeros[:2], 1.0)
-    template = bundle.template(str(top / "backbone"), top / "cache")
-    return bundle.export(template, HeadExport(head, ["this", "that"]), top / "models" / "light")
+    template = prepare_template(str(top / "backbone"), top / "cache")
+    return export(template, HeadExport(head, ["this", "that"]), top / "models" / "light")
 
 
 def by_runtime(model: Bundle, cases: Sequence[Case], work: Path) -> Answers:

@@ -27,7 +27,9 @@ from serving.commands.predict import predict
 from serving.contract import Prediction, Status
 from serving.runtime.session import PARITY_TOLERANCE, ClassicSession
 from serving.server import ServerSettings, start
-from trainer.export import bundle
+from trainer.export.bundle import HeadExport, export
+from trainer.export.head_file import load_head
+from trainer.export.templates import prepare_template
 
 if TYPE_CHECKING:
     from tests.support.trained import Trained
@@ -78,7 +80,7 @@ def models(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     from trainer.evaluation.features import load_features
 
     result, settings = trained.result, trained.settings
-    base = bundle.template(settings.tfhub_module, settings.cache)
+    base = prepare_template(settings.tfhub_module, settings.cache)
     store = EmbeddingStore(settings.embedding_store, base.metadata.fingerprint, base.metadata.dimension)
     features = load_features(dataset.scan(settings.image_dir), store)
     targets = np.array([example.label for example in features.examples], np.int64)
@@ -88,8 +90,8 @@ def models(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     def model(kind: str, strength: float, **more: object) -> Bundle:
         chosen = result.bundle.metadata.head | {"kind": kind} | more
         selection = heads.Selection("validation", strength, {}, *nothing, settings=chosen)
-        part = bundle.HeadExport(heads.refit(blocks, len(labels), selection), labels, settings=chosen)
-        return bundle.export(base, part, tmp_path_factory.mktemp(kind) / "models" / "food")
+        part = HeadExport(heads.refit(blocks, len(labels), selection), labels, settings=chosen)
+        return export(base, part, tmp_path_factory.mktemp(kind) / "models" / "food")
 
     layer = {"width": 24, "epochs": 4, "seed": 0, "layer_temperature": 0.8}
     return {
@@ -107,7 +109,7 @@ def reference(trained: Trained, models: dict[str, Bundle], photos: list[Path]) -
     """By the training path, for each kind: the status of each photo, and the probability of every label."""
     metadata = trained.result.bundle.metadata
     store = EmbeddingStore(trained.settings.embedding_store, metadata.fingerprint, metadata.dimension)
-    base = bundle.template(trained.settings.tfhub_module, trained.settings.cache)
+    base = prepare_template(trained.settings.tfhub_module, trained.settings.cache)
     listed = find_photos(str(photos[0].parent))
     pipeline.embed(listed, base.path, store)
     shas = store.lookup_digests(listed)
@@ -116,7 +118,7 @@ def reference(trained: Trained, models: dict[str, Bundle], photos: list[Path]) -
     chosen = [row_of[shas[photo]] for photo in listed]
 
     def of(model: Bundle) -> Reference:
-        head, _ = bundle.load_head(model.path / contract.HEAD_FILE)
+        head, _ = load_head(model.path / contract.HEAD_FILE)
         probabilities = head.probabilities(rows.vectors.astype(np.float32))
         return [
             (rows.statuses[row], dict(zip(metadata.labels, probabilities[row].tolist(), strict=True)))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from serving import bundle, contract
 from serving.bundle import Bundle, BundleMetadata, training_digests
-from trainer.export.bundle import HeadExport, save_head
+from trainer.export.head_file import save_head
 from trainer.heads import Head
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def written(
     directory.mkdir(parents=True)
     (directory / contract.SAVED_MODEL_FILE).write_bytes(b"")
     BundleMetadata(labels, {"fingerprint": FINGERPRINT, "dimension": len(fitted.kernel)}, {}).write(directory)
-    save_head(HeadExport(fitted, labels), directory / contract.HEAD_FILE)
+    save_head(directory / contract.HEAD_FILE, fitted)
     if seen is not None:
         training_digests.write(directory, training_digests.truncate_digests(map(sha, seen)))
     return bundle.read(directory)

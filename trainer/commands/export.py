@@ -18,7 +18,7 @@ from trainer.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from trainer.export.tflite import Tflite
+    from trainer.export.tflite import TfliteModel
 
 
 @click.command(
@@ -128,11 +128,11 @@ def export(
     assert saved_model_dir is not None
     from trainer.backbones import InputOptions
     from trainer.dataset.download import cache_directory
-    from trainer.export.bundle import export_again, export_headless
+    from trainer.export.bundle import export_headless, reexport
     from trainer.preprocessing import Preprocessing
 
     if source:
-        published = export_again(
+        published = reexport(
             source, saved_model_dir, top_k=top_k, threshold=threshold, keep_known=keep_known
         )
     else:
@@ -144,7 +144,7 @@ def export(
     click.echo(f"Bundle: {published.path}")
 
 
-def _write_tflite(source: Path, file: Path, quantize: str, photos: str | None) -> Tflite:
+def _write_tflite(source: Path, file: Path, quantize: str, photos: str | None) -> TfliteModel:
     from serving import bundle
     from trainer.export import tflite
 

@@ -1,1 +1,1 @@
-"""Evaluation: metrics with intervals, paired comparison, cross-validation, abstention."""
+"""Evaluation: metrics with intervals, paired comparison, cross-validation, abstention, novelty."""

@@ -1,1 +1,1 @@
-"""Export: signatures, the SavedModel in its bundle, TensorFlow Lite."""
+"""Export: signatures, templates, the SavedModel in its bundle, TensorFlow Lite."""

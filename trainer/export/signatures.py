@@ -1,4 +1,4 @@
-"""What the SavedModel computes: photo bytes to embedding, embedding to labels, as the contract's signatures.
+"""Signatures of the SavedModel: photo bytes to embedding, and embedding to labels.
 
 Nothing in the graph depends on the head. Its weights, labels and settings are variables of open
 shape, so one trace serves every head of a backbone, and a new head is a new checkpoint.
@@ -15,24 +15,33 @@ import numpy as np
 
 from serving import contract
 from serving.errors import BundleError
-from trainer import preprocessing as graph
 from trainer.backbones import Backbone, interface
 from trainer.evaluation.novelty import Novelty
 from trainer.heads import Head, HiddenLayer
-from trainer.preprocessing import Augmentation, Preprocessing
+from trainer.preprocessing import (
+    Augmentation,
+    Preprocessing,
+    decode_photos,
+    is_usable,
+    random_views,
+    status_names,
+)
 
-_LARGEST_HALF = 65504.0
-_LARGEST_CONSTANTS = 1 << 30
+_MAX_FLOAT16 = 65504.0
+
+_MAX_CONSTANT_BYTES = 1 << 30
+"""Size of a backbone's weights up to which they become constants of the graph, whose limit is 2 GB."""
+
 _SEEDS = 2**31 - 1
 
 
-def recipe() -> str:
-    """Hex sha256 over the sources of the graph, so that a template is traced anew when they change."""
+def hash_sources() -> str:
+    """Return the SHA-256, in hex, of the graph's sources, so that a changed graph is traced again."""
     digest = hashlib.sha256()
     for source in (
         Path(__file__),
         Path(interface.__file__),
-        *sorted(Path(graph.__file__).parent.glob("*.py")),
+        *sorted((Path(__file__).parents[1] / "preprocessing").glob("*.py")),
     ):
         digest.update(source.read_bytes())
     return digest.hexdigest()
@@ -46,15 +55,15 @@ def save(
     with_head: bool = True,
     augmentation: Augmentation | None = None,
 ) -> None:
-    """Trace the signatures and write the SavedModel; its head, of two labels, stands for any.
+    """Trace the signatures and write the SavedModel, with a placeholder head of two labels.
 
     Args:
         backbone: the network.
-        preprocessing: its settings.
-        directory: of the SavedModel.
-        with_head: False leaves signature `embed` alone.
-        augmentation: for training alone: `embed` then is of a random view of each photo, the one
-            that variable `view` and the photo's bytes draw.
+        preprocessing: preprocessing settings.
+        directory: directory of the SavedModel.
+        with_head: False writes signature `embed` alone.
+        augmentation: for training only: `embed` then takes a random view of each photo, drawn from the
+            variable `view` and the photo's bytes.
     """
     import tensorflow as tf
 
@@ -66,7 +75,7 @@ def save(
     root.mean = tf.Variable(tf.zeros([backbone.dimension]), trainable=False)
     root.scale = tf.Variable(tf.ones([backbone.dimension]), trainable=False)
     root.bias = tf.Variable(tf.zeros([2]), shape=[None], trainable=False)
-    # Without a hidden layer a unit of zeros stands for one: oneDNN aborts on products of width 0.
+    # A head without a hidden layer has one hidden unit of zeros: oneDNN aborts on products of width 0.
     root.hidden_kernel = tf.Variable(
         tf.zeros([backbone.dimension, 1]), shape=[backbone.dimension, None], trainable=False
     )
@@ -82,16 +91,16 @@ def save(
     root.novelty_threshold = tf.Variable(float("inf"), trainable=False)
     root.labels = tf.Variable(["", ""], shape=[None], trainable=False)
     root.top_k = tf.Variable(1, dtype=tf.int64, trainable=False)
-    network = _network(backbone, root)
-    embed = _embedder(network, backbone, preprocessing, augmentation, root)
-    served = {contract.EMBED: _embed_signature(embed)}
+    network = _freeze_backbone(backbone, root)
+    embed = _make_embed_function(network, backbone, preprocessing, augmentation, root)
+    served = {contract.EMBED: _make_embed_signature(embed)}
     if with_head:
-        served |= _head_signatures(embed, network, backbone, preprocessing, root)
+        served |= _make_head_signatures(embed, network, backbone, preprocessing, root)
     tf.saved_model.save(root, str(directory), signatures=served)
 
 
-def _network(backbone: Backbone, root: Any) -> Callable[[Any], Any]:
-    """The backbone with its weights as constants, in one function that all signatures call.
+def _freeze_backbone(backbone: Backbone, root: Any) -> Callable[[Any], Any]:
+    """Return the backbone as one function that all signatures call, its weights frozen into constants.
 
     With constants TensorFlow folds the normalisations into the convolutions, here and in
     TensorFlow Serving on CPUs. A SavedModel's graph may not be larger than 2 GB, so the largest
@@ -103,23 +112,23 @@ def _network(backbone: Backbone, root: Any) -> Callable[[Any], Any]:
     spec = tf.TensorSpec([None, *backbone.image_size, 3], tf.float32)
     concrete = tf.function(backbone.apply, autograph=False).get_concrete_function(spec)
     size = sum(variable.shape.num_elements() * variable.dtype.size for variable in concrete.variables)
-    if size > _LARGEST_CONSTANTS:
+    if size > _MAX_CONSTANT_BYTES:
         root.backbone = backbone.module
         return backbone.apply
     constant = convert_variables_to_constants_v2(concrete)
     return lambda pixels: constant(pixels)[0]
 
 
-def _embedder(
+def _make_embed_function(
     network: Callable[[Any], Any],
     backbone: Backbone,
     preprocessing: Preprocessing,
     augmentation: Augmentation | None,
     root: Any,
 ) -> Callable[[Any], tuple[Any, ...]]:
-    """image_bytes string [N] -> embedding float32 [N,D], status, height, width int32 [N].
+    """Return the function image_bytes string [N] -> embedding float32 [N,D], status, height, width int32 [N].
 
-    One function, traced once, that the signatures call.
+    It is traced once, and called by all signatures that take photo bytes.
     """
     import tensorflow as tf
 
@@ -129,20 +138,18 @@ def _embedder(
             views = None
             if augmentation:
                 drawn = tf.cast(tf.strings.to_hash_bucket_fast(image_bytes, _SEEDS), tf.int32)
-                views = graph.random_views(
-                    tf.stack([drawn, tf.fill(tf.shape(drawn), root.view)], 1), augmentation
-                )
-            pixels, status, height, width = graph.decode_photos(image_bytes, preprocessing, views=views)
-        return _features(network, pixels, backbone.dimension), status, height, width
+                views = random_views(tf.stack([drawn, tf.fill(tf.shape(drawn), root.view)], 1), augmentation)
+            pixels, status, height, width = decode_photos(image_bytes, preprocessing, views=views)
+        return _embed_pixels(network, pixels, backbone.dimension), status, height, width
 
     return embed
 
 
-def _features(network: Callable[[Any], Any], pixels: Any, dimension: int) -> Any:
-    """Pixels uint8 [N,H,W,3] -> embedding float32 [N,D], at the precision of the embedding store.
+def _embed_pixels(network: Callable[[Any], Any], pixels: Any, dimension: int) -> Any:
+    """Return embeddings float32 [N,D] of pixels uint8 [N,H,W,3], at the precision of the embedding store.
 
-    Rounding to float16 here, in the graph, is what makes a stored embedding equal to a fresh one
-    in every path. An empty batch takes a blank photo along, since the oneDNN kernels refuse it.
+    The graph rounds them to float16 itself, so that a stored embedding equals a fresh one in every
+    path. An empty batch is padded with a blank photo, since the oneDNN kernels reject it.
     """
     import tensorflow as tf
 
@@ -151,11 +158,12 @@ def _features(network: Callable[[Any], Any], pixels: Any, dimension: int) -> Any
     padded = tf.pad(pixels, [[0, missing], [0, 0], [0, 0], [0, 0]])
     padded.set_shape([None, *pixels.shape[1:]])
     embedding = network(tf.cast(padded, tf.float32) / 255.0)[:count]
-    half = tf.cast(tf.clip_by_value(embedding, -_LARGEST_HALF, _LARGEST_HALF), tf.float16)
+    half = tf.cast(tf.clip_by_value(embedding, -_MAX_FLOAT16, _MAX_FLOAT16), tf.float16)
     return tf.ensure_shape(tf.cast(half, tf.float32), [None, dimension])
 
 
-def _embed_signature(embed: Callable[[Any], tuple[Any, ...]]) -> Any:
+def _make_embed_signature(embed: Callable[[Any], tuple[Any, ...]]) -> Any:
+    """Return signature `embed`."""
     import tensorflow as tf
 
     @tf.function(
@@ -165,7 +173,7 @@ def _embed_signature(embed: Callable[[Any], tuple[Any, ...]]) -> Any:
         embedding, status, height, width = embed(image_bytes)
         return {
             contract.EMBEDDING: embedding,
-            contract.STATUS: graph.status_names(status),
+            contract.STATUS: status_names(status),
             contract.HEIGHT: height,
             contract.WIDTH: width,
         }
@@ -173,76 +181,43 @@ def _embed_signature(embed: Callable[[Any], tuple[Any, ...]]) -> Any:
     return serve
 
 
-def _head_signatures(
+def _make_head_signatures(
     embed: Callable[[Any], tuple[Any, ...]],
     network: Callable[[Any], Any],
     backbone: Backbone,
     preprocessing: Preprocessing,
     root: Any,
 ) -> dict[str, Any]:
+    """Return the signatures that classify, by name."""
     import tensorflow as tf
 
     strings = tf.TensorSpec([None], tf.string, name=contract.IMAGE_BYTES)
     size = [None, preprocessing.height, preprocessing.width, 3]
 
-    def classify(embedding: Any) -> tuple[Any, Any]:
-        """Probabilities, and whether the photo is like the known ones."""
-        # As trainer.heads: standardised, of length one, affine and the hidden layer, tempered softmax.
-        with tf.device("CPU"):
-            standardised = (embedding - root.mean) * root.scale
-            features = tf.math.l2_normalize(standardised, axis=1, epsilon=1e-24)
-            hidden = tf.nn.relu(features @ root.hidden_kernel + root.hidden_bias)
-            logits = features @ root.kernel + hidden @ root.hidden_output + root.bias
-            logits = logits / root.temperature
-            return tf.nn.softmax(logits), novelty(embedding, logits) <= root.novelty_threshold
-
-    def novelty(embedding: Any, logits: Any) -> Any:
-        # As trainer.evaluation.novelty.Novelty.
-        off = tf.math.l2_normalize(embedding, axis=1, epsilon=1e-24) - root.novelty_centre
-        inside = tf.reduce_sum(tf.square(off @ root.novelty_directions), axis=1)
-        outside = tf.reduce_sum(tf.square(off), axis=1) - inside
-        residual = tf.sqrt(tf.maximum(outside, 0.0))
-        energy = tf.reduce_logsumexp(logits, axis=1)
-        return root.novelty_weights[0] * residual - root.novelty_weights[1] * energy
-
-    def answer(classified: tuple[Any, Any], status: Any) -> dict[str, Any]:
-        probabilities, known = classified
-        with tf.device("CPU"):
-            scores, best = tf.math.top_k(probabilities, tf.cast(root.top_k, tf.int32))
-            classes = tf.gather(root.labels, best)
-            usable = graph.is_usable(status)
-            decided = usable & known & (scores[:, 0] >= root.threshold)
-            return {
-                contract.LABEL: tf.where(decided, classes[:, 0], ""),
-                contract.CLASSES: tf.where(usable[:, None], classes, ""),
-                contract.SCORES: tf.where(usable[:, None], scores, 0.0),
-                contract.STATUS: graph.status_names(status),
-            }
-
     @tf.function(input_signature=[strings], autograph=False)
     def serving_default(image_bytes: Any) -> dict[str, Any]:
         embedding, status, _, _ = embed(image_bytes)
-        return answer(classify(embedding), status)
+        return _make_answer(root, *_classify(root, embedding), status)
 
     @tf.function(input_signature=[strings], autograph=False)
     def probabilities(image_bytes: Any) -> dict[str, Any]:
         embedding, status, _, _ = embed(image_bytes)
         return {
-            contract.PROBABILITIES: classify(embedding)[0],
-            contract.STATUS: graph.status_names(status),
+            contract.PROBABILITIES: _classify(root, embedding)[0],
+            contract.STATUS: status_names(status),
         }
 
     @tf.function(input_signature=[tf.TensorSpec(size, tf.uint8, name=contract.PIXELS)], autograph=False)
     def classify_pixels(pixels: Any) -> dict[str, Any]:
-        embedding = _features(network, pixels, backbone.dimension)
-        return answer(classify(embedding), tf.zeros(tf.shape(pixels)[:1], tf.int32))
+        embedding = _embed_pixels(network, pixels, backbone.dimension)
+        return _make_answer(root, *_classify(root, embedding), tf.zeros(tf.shape(pixels)[:1], tf.int32))
 
     @tf.function(
         input_signature=[tf.TensorSpec([None, backbone.dimension], tf.float32, name=contract.EMBEDDING)],
         autograph=False,
     )
     def classify_embedding(embedding: Any) -> dict[str, Any]:
-        probabilities, known = classify(embedding)
+        probabilities, known = _classify(root, embedding)
         return {contract.PROBABILITIES: probabilities, contract.KNOWN: known}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name=contract.EXAMPLES)], autograph=False)
@@ -250,7 +225,7 @@ def _head_signatures(
         feature = tf.io.FixedLenFeature([], tf.string)
         parsed = tf.io.parse_example(inputs, {contract.EXAMPLE_IMAGE_FEATURE: feature})
         embedding, status, _, _ = embed(parsed[contract.EXAMPLE_IMAGE_FEATURE])
-        result = answer(classify(embedding), status)
+        result = _make_answer(root, *_classify(root, embedding), status)
         return {name: result[name] for name in (contract.CLASSES, contract.SCORES)}
 
     return {
@@ -262,29 +237,78 @@ def _head_signatures(
     }
 
 
-def head_variables(
+def _classify(root: Any, embedding: Any) -> tuple[Any, Any]:
+    """Return probabilities float32 [N,K] of embeddings, and known bool [N]: True if like the known photos.
+
+    The computation is that of trainer.heads.Head: standardise, scale to length one, linear and hidden
+    layer, softmax with temperature.
+    """
+    import tensorflow as tf
+
+    with tf.device("CPU"):
+        standardised = (embedding - root.mean) * root.scale
+        features = tf.math.l2_normalize(standardised, axis=1, epsilon=1e-24)
+        hidden = tf.nn.relu(features @ root.hidden_kernel + root.hidden_bias)
+        logits = features @ root.kernel + hidden @ root.hidden_output + root.bias
+        logits = logits / root.temperature
+        return tf.nn.softmax(logits), _score_novelty(root, embedding, logits) <= root.novelty_threshold
+
+
+def _score_novelty(root: Any, embedding: Any, logits: Any) -> Any:
+    """Return the novelty score float32 [N], computed as trainer.evaluation.novelty.Novelty does."""
+    import tensorflow as tf
+
+    off = tf.math.l2_normalize(embedding, axis=1, epsilon=1e-24) - root.novelty_centre
+    inside = tf.reduce_sum(tf.square(off @ root.novelty_directions), axis=1)
+    outside = tf.reduce_sum(tf.square(off), axis=1) - inside
+    residual = tf.sqrt(tf.maximum(outside, 0.0))
+    energy = tf.reduce_logsumexp(logits, axis=1)
+    return root.novelty_weights[0] * residual - root.novelty_weights[1] * energy
+
+
+def _make_answer(root: Any, probabilities: Any, known: Any, status: Any) -> dict[str, Any]:
+    """Return the outputs of `serving_default`.
+
+    The label is empty where the model abstains; for an unusable photo classes and scores are blank too.
+    """
+    import tensorflow as tf
+
+    with tf.device("CPU"):
+        scores, best = tf.math.top_k(probabilities, tf.cast(root.top_k, tf.int32))
+        classes = tf.gather(root.labels, best)
+        usable = is_usable(status)
+        decided = usable & known & (scores[:, 0] >= root.threshold)
+        return {
+            contract.LABEL: tf.where(decided, classes[:, 0], ""),
+            contract.CLASSES: tf.where(usable[:, None], classes, ""),
+            contract.SCORES: tf.where(usable[:, None], scores, 0.0),
+            contract.STATUS: status_names(status),
+        }
+
+
+def make_head_variables(
     head: Head, labels: Sequence[str], *, threshold: float, top_k: int, novelty: Novelty | None
 ) -> dict[str, Any]:
-    """What `write_variables` is to write for a head."""
+    """Return the values of the head's variables by name, for `write_variables`."""
     dimension, classes = head.kernel.shape
     hidden = head.hidden or HiddenLayer(
         np.zeros((dimension, 1), np.float32), np.zeros(1, np.float32), np.zeros((1, classes), np.float32)
     )
     if novelty:
-        refusing = {
+        novelty_values = {
             "novelty_centre": novelty.centre,
             "novelty_directions": novelty.directions,
             "novelty_weights": np.array([novelty.residual_weight, novelty.energy_weight], np.float32),
             "novelty_threshold": np.float32(novelty.threshold),
         }
     else:
-        refusing = {
+        novelty_values = {
             "novelty_centre": np.zeros(dimension, np.float32),
             "novelty_directions": np.zeros((dimension, 1), np.float32),
             "novelty_weights": np.zeros(2, np.float32),
             "novelty_threshold": np.float32(np.inf),
         }
-    return refusing | {
+    return novelty_values | {
         "mean": head.scaling.mean,
         "scale": head.scaling.scale,
         "kernel": head.kernel,
@@ -300,9 +324,9 @@ def head_variables(
 
 
 def write_variables(source: Path, directory: Path, values: Mapping[str, Any]) -> None:
-    """Write the checkpoint of `source` into `directory`, with some variables of `save` replaced.
+    """Write the checkpoint of `source` into `directory`, with some of its variables replaced.
 
-    Graphs of earlier versions have no hidden layer, and take every head that has none.
+    Graphs of earlier versions have no hidden layer; they accept every head without one.
 
     Raises:
         BundleError: the graph lacks a variable that the head needs.
@@ -318,7 +342,7 @@ def write_variables(source: Path, directory: Path, values: Mapping[str, Any]) ->
         elif not name.startswith("hidden_") or np.any(value):
             raise BundleError(
                 f"The graph of {source} has no variable {name!r}, which this head needs.",
-                remedy="It was made by an earlier version of hubhead: train again with hubhead train.",
+                remedy="It was made by an earlier version of hubhead. Train again with hubhead train.",
             )
     (directory / "variables").mkdir()
     tf.raw_ops.SaveV2(

@@ -23,7 +23,7 @@ from trainer.evaluation.features import predict_probabilities
 from trainer.evaluation.metrics import Evaluation, evaluate
 from trainer.evaluation.paired import align_columns, compare, estimate_difference
 from trainer.evaluation.version_changes import LabelChange, LiveComparison, PhotoChange
-from trainer.export.bundle import load_head
+from trainer.export.head_file import load_head
 from trainer.heads import Floats, Ints, Vectors
 
 NONE = "none"

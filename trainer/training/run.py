@@ -40,9 +40,10 @@ from trainer.evaluation.features import (
 from trainer.evaluation.metrics import Evaluation
 from trainer.evaluation.novelty import Novelty
 from trainer.evaluation.version_changes import LiveComparison
-from trainer.export import bundle as export
 from trainer.export import tflite
-from trainer.export.tflite import TfliteOption
+from trainer.export.bundle import HeadExport, export
+from trainer.export.templates import get_package_versions, prepare_template, prepare_view_template
+from trainer.export.tflite import TfliteOptions
 from trainer.heads import Blocks, Floats, HeadSettings, Ints, Vectors
 from trainer.preprocessing import Augmentation
 from trainer.training import fine_tuning, live_comparison, tensorboard
@@ -81,7 +82,7 @@ def train(
         for warning in folder.warnings:
             say(warning)
     with clock.step("backbone"):
-        base = export.template(
+        base = prepare_template(
             settings.tfhub_module,
             settings.cache,
             settings.preprocessing,
@@ -192,11 +193,11 @@ def train(
         top=str(settings.image_dir),
         settings=_told(settings, selection),
         seconds=clock.seconds,
-        versions=export.package_versions(),
+        versions=get_package_versions(),
         created=time.strftime("%d %B %Y, %H:%M UTC", time.gmtime()),
     )
     with clock.step("export"):
-        part = export.HeadExport(
+        part = HeadExport(
             fitted,
             folder.labels,
             threshold=answering.value if answering else 0.0,
@@ -233,7 +234,7 @@ def train(
         )
         checked = (test_rows if len(test_rows) else np.arange(len(targets)))[:PARITY_PHOTOS]
         sent = _as_served(features.examples, checked)
-        published = export.export(
+        published = export(
             base,
             part,
             settings.saved_model_dir,
@@ -243,7 +244,7 @@ def train(
         if settings.output_labels:
             write_labels(folder.labels, settings.output_labels)
         if settings.tflite_output_file:
-            shutil.copyfile(published.path / tflite.FILE, settings.tflite_output_file)
+            shutil.copyfile(published.path / tflite.BUNDLE_FILE, settings.tflite_output_file)
     return TrainResult(
         bundle=published,
         test=test,
@@ -411,13 +412,13 @@ def _as_served(examples: Sequence[Example], rows: Ints) -> dict[int, bytes]:
 
 def _tflite(
     examples: Sequence[Example], rows: dict[Subset, np.ndarray], settings: TrainSettings
-) -> TfliteOption | None:
+) -> TfliteOptions | None:
     """With test photos to check the file on."""
     if settings.tflite is None:
         return None
     training, testing = np.flatnonzero(rows[Subset.TRAINING]), np.flatnonzero(rows[Subset.TESTING])
-    photos = _as_served(examples, _spread(testing if len(testing) else training, tflite.PHOTOS))
-    return TfliteOption(settings.tflite, list(photos.values()))
+    photos = _as_served(examples, _spread(testing if len(testing) else training, tflite.MAX_PHOTOS))
+    return TfliteOptions(settings.tflite, list(photos.values()))
 
 
 def _spread(rows: Ints, count: int) -> Ints:
@@ -505,7 +506,7 @@ def _views(
     photos = [photo_of[example.uri] for example in examples]
     found: list[Vectors] = []
     for number in range(settings.views):
-        base = export.view_template(
+        base = prepare_view_template(
             settings.tfhub_module,
             settings.cache,
             settings.preprocessing,

@@ -20,9 +20,10 @@ from serving.protos import tensors
 from serving.runtime.session import PARITY_TOLERANCE, ClassicSession
 from trainer import preprocessing
 from trainer.evaluation.novelty import Novelty
-from trainer.export import bundle as export
 from trainer.export import signatures
-from trainer.export.bundle import HeadExport
+from trainer.export.bundle import HeadExport, export, export_headless, reexport
+from trainer.export.head_file import load_head, save_head
+from trainer.export.templates import prepare_template
 from trainer.heads import HiddenLayer, Selection
 from trainer.preprocessing import Preprocessing
 
@@ -105,8 +106,8 @@ def test_the_signatures_are_those_of_the_contract(food: Bundle) -> None:
 
 def test_a_headless_bundle_has_embed_alone(trained: Trained, tmp_path: Path, photos: list[bytes]) -> None:
     handle, cache = trained.settings.tfhub_module, trained.settings.cache
-    published = export.export_headless(handle, tmp_path / "backbone", cache)
-    template = export.template(handle, cache)
+    published = export_headless(handle, tmp_path / "backbone", cache)
+    template = prepare_template(handle, cache)
     assert published.version == 1
     assert published.metadata.labels == template.metadata.labels == []
     assert published.metadata.fingerprint == template.metadata.fingerprint
@@ -223,8 +224,8 @@ def test_an_export_again_changes_what_it_is_told_to_and_nothing_else(
     food: Bundle, tmp_path: Path, photos: list[bytes]
 ) -> None:
     base = tmp_path / "models" / "strict"
-    same = export.export_again(food.path, base)
-    strict = export.export_again(food.path, base, threshold=1.0, top_k=2)
+    same = reexport(food.path, base)
+    strict = reexport(food.path, base, threshold=1.0, top_k=2)
     assert [same.version, strict.version] == bundle.versions(base) == [1, 2]
     for again in (same, strict):
         assert digest(again.path / contract.SAVED_MODEL_FILE) == digest(food.path / contract.SAVED_MODEL_FILE)
@@ -252,14 +253,14 @@ def test_an_export_again_changes_what_it_is_told_to_and_nothing_else(
 
 
 def test_a_headless_bundle_cannot_be_exported_again(trained: Trained, tmp_path: Path) -> None:
-    base = export.template(trained.settings.tfhub_module, trained.settings.cache)
+    base = prepare_template(trained.settings.tfhub_module, trained.settings.cache)
     with pytest.raises(BundleError, match="headless"):
-        export.export_again(base.path, tmp_path / "models")
+        reexport(base.path, tmp_path / "models")
     assert not (tmp_path / "models").exists()
 
 
 def part_of(food: Bundle) -> HeadExport:
-    head, _ = export.load_head(food.path / contract.HEAD_FILE)
+    head, _ = load_head(food.path / contract.HEAD_FILE)
     return HeadExport(head, food.metadata.labels)
 
 
@@ -271,10 +272,10 @@ def test_what_differs_from_the_training_path_is_not_published(
     part = part_of(food)
     other = replace(part, head=replace(part.head, bias=part.head.bias[::-1].copy()))
     with pytest.raises(BundleError, match="differ from those in training") as caught:
-        export.export(food, other, base, photos=photos, probabilities=right)
+        export(food, other, base, photos=photos, probabilities=right)
     assert "Nothing was published" in caught.value.remedy
     assert not base.exists()
-    assert export.export(food, part, base, photos=photos, probabilities=right).version == 1
+    assert export(food, part, base, photos=photos, probabilities=right).version == 1
 
 
 def test_photos_unlike_the_known_ones_get_no_label_in_the_graph_as_in_numpy(
@@ -289,7 +290,7 @@ def test_photos_unlike_the_known_ones_get_no_label_in_the_graph_as_in_numpy(
     nothing = np.zeros((0, len(part.labels)), np.float32), np.zeros(0, np.int64)
     selection = Selection("validation", 10.0, {}, *nothing, settings=dict(food.metadata.head))
     novelty = Novelty.fit(part.head, selection, known.astype(np.float32), targets, kept=0.5)
-    published = export.export(food, replace(part, novelty=novelty), tmp_path / "models" / "food")
+    published = export(food, replace(part, novelty=novelty), tmp_path / "models" / "food")
     unlike = np.abs(random.normal(size=(20, 1280))).astype(np.float32)
     asked = np.concatenate([embedded, unlike])
     with ClassicSession(published.path) as session:
@@ -300,11 +301,11 @@ def test_photos_unlike_the_known_ones_get_no_label_in_the_graph_as_in_numpy(
     assert (answer["status"] == b"ok").all()  # it is the label that is missing, nothing else
     assert (answer["scores"][:, 0] > 0).all()
     assert 0 < told.sum() < len(told)
-    head, loaded = export.load_head(published.path / contract.HEAD_FILE)
+    head, loaded = load_head(published.path / contract.HEAD_FILE)
     assert loaded is not None
     np.testing.assert_array_equal(loaded.is_novel(asked), novelty.is_novel(asked))
     np.testing.assert_array_equal(head.kernel, part.head.kernel)
-    again = export.export_again(published.path, tmp_path / "models" / "food", keep_known=1.0)
+    again = reexport(published.path, tmp_path / "models" / "food", keep_known=1.0)
     with ClassicSession(again.path) as session:
         lenient = session.run(contract.CLASSIFY_EMBEDDING, {contract.EMBEDDING: asked})[contract.KNOWN]
     assert (lenient | ~told).all()
@@ -313,14 +314,14 @@ def test_photos_unlike_the_known_ones_get_no_label_in_the_graph_as_in_numpy(
 
 def test_a_bundle_without_a_novelty_score_cannot_be_told_what_to_keep(food: Bundle, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="without a novelty score"):
-        export.export_again(food.path, tmp_path / "models", keep_known=0.9)
+        reexport(food.path, tmp_path / "models", keep_known=0.9)
 
 
 def test_a_failed_export_leaves_the_versions_that_are_there(food: Bundle, tmp_path: Path) -> None:
     base = tmp_path / "models" / "food"
-    export.export(food, part_of(food), base)
+    export(food, part_of(food), base)
     with pytest.raises(BundleError):
-        export.export(food, part_of(food), base, photos=[b"no photo at all"])
+        export(food, part_of(food), base, photos=[b"no photo at all"])
     assert [path.name for path in base.iterdir()] == ["1"]
 
 
@@ -328,7 +329,7 @@ def test_versions_count_up(food: Bundle, tmp_path: Path) -> None:
     base = tmp_path / "models" / "food"
     base.mkdir(parents=True)
     (base / "notes.txt").write_text("not a version")
-    published = [export.export_again(food.path, base) for _ in range(3)]
+    published = [reexport(food.path, base) for _ in range(3)]
     assert [item.version for item in published] == [1, 2, 3]
     assert bundle.read(base).version == 3
     assert sorted(path.name for path in base.iterdir()) == ["1", "2", "3", "notes.txt"]
@@ -339,8 +340,8 @@ def test_a_head_comes_back_from_its_file_with_its_hidden_layer(food: Bundle, tmp
     random = np.random.default_rng(0)
     shapes = (1280, 3), (3,), (3, len(part.labels))
     layer = HiddenLayer(*(random.normal(size=shape).astype(np.float32) for shape in shapes))
-    export.save_head(replace(part, head=replace(part.head, hidden=layer)), tmp_path / "head.npz")
-    loaded, _ = export.load_head(tmp_path / "head.npz")
+    save_head(tmp_path / "head.npz", replace(part.head, hidden=layer))
+    loaded, _ = load_head(tmp_path / "head.npz")
     assert loaded.hidden is not None
     for name in ("kernel", "bias", "output"):
         np.testing.assert_array_equal(getattr(loaded.hidden, name), getattr(layer, name))
@@ -354,7 +355,7 @@ def test_a_graph_from_before_hidden_layers_takes_every_head_without_one(food: Bu
     (tmp_path / "old").mkdir()
     old.write(str(tmp_path / "old" / "variables" / "variables"))
     part = part_of(food)
-    values = signatures.head_variables(part.head, part.labels, threshold=0, top_k=1, novelty=None)
+    values = signatures.make_head_variables(part.head, part.labels, threshold=0, top_k=1, novelty=None)
     known = {name: value for name, value in values.items() if name in ("kernel", "bias")}
     hidden = {name: value for name, value in values.items() if name.startswith("hidden_")}
     assert len(hidden) == 3
@@ -373,6 +374,6 @@ def test_a_torn_head_is_an_error_that_names_it(food: Bundle, tmp_path: Path) -> 
     torn = tmp_path / "head.npz"
     torn.write_bytes((food.path / contract.HEAD_FILE).read_bytes()[:1000])
     with pytest.raises(BundleError, match=r"head\.npz holds no head"):
-        export.load_head(torn)
+        load_head(torn)
     with pytest.raises(BundleError, match="holds no head"):
-        export.load_head(tmp_path / "nowhere.npz")
+        load_head(tmp_path / "nowhere.npz")

@@ -250,13 +250,13 @@ def test_a_tf1_module_of_any_size_has_one_attached(tmp_path: Path) -> None:
 def test_a_module_of_another_kind_becomes_the_graph_of_a_bundle(kind: str, tmp_path: Path) -> None:
     import tensorflow as tf
 
-    from trainer.export import bundle
+    from trainer.export.templates import prepare_template
 
     if kind == "tf1":
         module = tf1_module(tmp_path / "module")
     else:
         module = small_module(tmp_path / "module", dtype="uint8")
-    base = bundle.template(module, tmp_path / "cache")
+    base = prepare_template(module, tmp_path / "cache")
     embed = tf.saved_model.load(str(base.path)).signatures["embed"]
     first, second = embed(image_bytes=tf.constant([sample_jpeg()]))["embedding"].numpy()[0]
     assert first > 0

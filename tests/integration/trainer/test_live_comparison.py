@@ -18,7 +18,8 @@ from tests.support.live_comparison import sha
 from tests.support.trained import writable_settings
 from trainer import heads
 from trainer.dataset import Example
-from trainer.export.bundle import HeadExport, export_again, load_head, save_head
+from trainer.export.bundle import reexport
+from trainer.export.head_file import load_head, save_head
 from trainer.heads import Floats
 from trainer.training import live_comparison
 
@@ -104,7 +105,7 @@ def test_the_same_training_again_is_neither_better_nor_worse_and_all_of_it_is_to
     page = (result.bundle.path / contract.REPORT_FILE).read_text(encoding="utf-8")
     assert "Against version 1 of food" in page
     assert "2-fold cross-validation" in page
-    again = export_again(result.bundle.path, tmp_path / "again", threshold=0.5)
+    again = reexport(result.bundle.path, tmp_path / "again", threshold=0.5)
     marks = [training_digests.read(path) for path in (result.bundle.path, again.path)]
     assert marks[0] is not None
     assert len(marks[0]) == sum(result.subsets.values()) - result.subsets["testing"]
@@ -123,7 +124,7 @@ def test_a_worse_version_is_not_published(trained: Trained, tmp_path: Path) -> N
     labels = trained.result.bundle.metadata.labels
     targets = np.array([example.label for example in examples])
     by_heart, _ = heads.fit(embeddings, targets, len(labels))
-    save_head(HeadExport(by_heart, labels), base / "7" / contract.HEAD_FILE)
+    save_head(base / "7" / contract.HEAD_FILE, by_heart)
     settings = replace(writable_settings(trained, tmp_path), saved_model_dir=base, output_labels=None)
     with pytest.raises(GateRejected, match="Worse than version 7 of food"):
         train(replace(settings, assert_not_worse_than_live="surely"))

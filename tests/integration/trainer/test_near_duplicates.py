@@ -24,7 +24,7 @@ from trainer.dataset.samples import SampleSummary
 def test_the_threshold_finds_copies_of_the_sample_photos_and_nothing_else(
     cache: Path, sample: SampleSummary, tmp_path: Path
 ) -> None:
-    from trainer.export import bundle
+    from trainer.export.templates import prepare_template
     from trainer.preprocessing import Preprocessing
 
     for number, path in enumerate(sorted(sample.directory.rglob("*.jpeg"))):
@@ -41,7 +41,7 @@ def test_the_threshold_finds_copies_of_the_sample_photos_and_nothing_else(
                 content = io.BytesIO()
                 copy.save(content, "JPEG", quality=85)
                 (tmp_path / f"{number:03d}-{name}.jpeg").write_bytes(content.getvalue())
-    base = bundle.template("efficientnet_lite0", cache, Preprocessing())
+    base = prepare_template("efficientnet_lite0", cache, Preprocessing())
     store = EmbeddingStore(str(tmp_path / "store"), base.metadata.fingerprint, base.metadata.dimension)
     found = listing.find_photos(f"{tmp_path}/*.jpeg")
     score.embed(found, base.path, store)

@@ -16,7 +16,7 @@ from tests.support.trainer_report import made
 from trainer import heads, report
 from trainer.dataset import Subset
 from trainer.evaluation.features import HeadPredictions
-from trainer.export import bundle
+from trainer.export.templates import get_package_versions
 from trainer.report.contents import CHANGED, PICTURES
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def real(trained: Trained) -> report.Report:
         top=str(settings.image_dir),
         settings=asdict(settings),
         seconds=result.seconds,
-        versions=bundle.package_versions(),
+        versions=get_package_versions(),
         created="24 November 2026",
     )
 

@@ -22,10 +22,11 @@ from tests.support.trained import writable_settings
 from trainer.commands.export import export as export_command
 from trainer.commands.train import train as train_command
 from trainer.evaluation.metrics import proportion
-from trainer.export import bundle as export
 from trainer.export import tflite
-from trainer.export.tflite import Quantize, Tflite, TfliteOption
-from trainer.export.tflite_metadata import description
+from trainer.export.bundle import HeadExport, export
+from trainer.export.head_file import load_head
+from trainer.export.tflite import Quantize, TfliteModel, TfliteOptions
+from trainer.export.tflite_metadata import describe_model
 from trainer.preprocessing import Preprocessing
 from trainer.training import run
 
@@ -44,15 +45,15 @@ def photos(trained: Trained) -> list[bytes]:
 def food(trained: Trained, photos: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The head of the training, published with a file."""
     source = trained.result.bundle
-    head, novelty = export.load_head(source.path / contract.HEAD_FILE)
-    labels, option = source.metadata.labels, TfliteOption(photos=photos)
-    part = export.HeadExport(head, labels, novelty=novelty, tflite=option)
-    return export.export(source, part, tmp_path_factory.mktemp("tflite") / "food")
+    head, novelty = load_head(source.path / contract.HEAD_FILE)
+    labels, option = source.metadata.labels, TfliteOptions(photos=photos)
+    part = HeadExport(head, labels, novelty=novelty, tflite=option)
+    return export(source, part, tmp_path_factory.mktemp("tflite") / "food")
 
 
 @pytest.fixture(scope="module")
 def content(food: Bundle) -> bytes:
-    return (food.path / tflite.FILE).read_bytes()
+    return (food.path / tflite.BUNDLE_FILE).read_bytes()
 
 
 # What export made
@@ -78,14 +79,14 @@ def test_the_file_answers_photos_as_the_bundle_answers_their_bytes(
             for answer in runtime.load(food.path).imap(contract.PROBABILITIES, contract.IMAGE_BYTES, photos)
         ]
     )
-    found = tflite.probabilities(content, tflite.decoded(photos, Preprocessing()))
+    found = tflite.run_interpreter(content, tflite.decode_usable(photos, Preprocessing()))
     assert found.shape == (len(photos), len(food.metadata.labels))
     np.testing.assert_allclose(found, expected, atol=Quantize.NONE.tolerance)
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
 
 
 def test_photos_that_cannot_be_decoded_are_left_out_of_the_check(photos: list[bytes]) -> None:
-    pixels = tflite.decoded([photos[0], b"no photo", photos[1]], Preprocessing())
+    pixels = tflite.decode_usable([photos[0], b"no photo", photos[1]], Preprocessing())
     assert pixels.shape == (2, 224, 224, 3)
     assert pixels.dtype == np.uint8
 
@@ -160,7 +161,7 @@ def test_the_metadata_says_rgb_in_and_labelled_probabilities_out(content: bytes)
 
 def test_a_threshold_is_in_the_metadata() -> None:
     strict = BundleMetadata(["a", "b"], {}, {}, calibration={"threshold": 0.625})
-    unit = Reader.root(description(strict)).only(3).only(3).only(4)
+    unit = Reader.root(describe_model(strict)).only(3).only(3).only(4)
     assert unit.number(0, "Uint8") == 3
     assert unit.table(1).number(0, "Float32") == 0.625
 
@@ -171,7 +172,7 @@ def test_a_threshold_is_in_the_metadata() -> None:
 def test_a_file_whose_labels_are_not_the_bundles_is_refused(food: Bundle, photos: list[bytes]) -> None:
     wrong = replace(food.metadata, labels=food.metadata.labels[::-1])
     with pytest.raises(GateRejected, match=r"is not the model: .* 0\.0% \(N=12"):
-        tflite.make(food.path, wrong, TfliteOption(photos=photos))
+        tflite.convert(food.path, wrong, TfliteOptions(photos=photos))
 
 
 @pytest.mark.parametrize(
@@ -189,26 +190,26 @@ def test_a_file_whose_labels_are_not_the_bundles_is_refused(food: Bundle, photos
 def test_labels_and_probabilities_have_to_agree(
     quantize: Quantize, right: int, difference: float, passes: bool
 ) -> None:
-    made = Tflite(b"", quantize, proportion(right, 100), difference, generated=False)
+    made = TfliteModel(b"", quantize, proportion(right, 100), difference, generated=False)
     if passes:
-        tflite.check(made)
+        tflite.check_agreement(made)
     else:
         with pytest.raises(GateRejected, match="Nothing was published"):
-            tflite.check(made)
+            tflite.check_agreement(made)
 
 
 def test_nothing_is_published_where_the_file_cannot_be_checked(food: Bundle, tmp_path: Path) -> None:
-    head, novelty = export.load_head(food.path / contract.HEAD_FILE)
-    option = TfliteOption(photos=[b"no photo"])
-    part = export.HeadExport(head, food.metadata.labels, novelty=novelty, tflite=option)
+    head, novelty = load_head(food.path / contract.HEAD_FILE)
+    option = TfliteOptions(photos=[b"no photo"])
+    part = HeadExport(head, food.metadata.labels, novelty=novelty, tflite=option)
     with pytest.raises(InputError, match="None of the photos can be used"):
-        export.export(food, part, tmp_path / "food")
+        export(food, part, tmp_path / "food")
     assert bundle.versions(tmp_path / "food") == []
 
 
 def test_what_is_no_tensorflow_lite_file_does_not_load() -> None:
     with pytest.raises(BundleError, match="does not load"):
-        tflite.probabilities(b"something else", tflite.generated(Preprocessing(), 1))
+        tflite.run_interpreter(b"something else", tflite.generate_pictures(Preprocessing(), 1))
 
 
 def test_a_place_that_cannot_be_written_is_found_before_any_work(trained: Trained, tmp_path: Path) -> None:
@@ -220,7 +221,7 @@ def test_a_place_that_cannot_be_written_is_found_before_any_work(trained: Traine
 
 
 def test_generated_pictures_are_many_and_always_the_same() -> None:
-    first, second = (tflite.generated(Preprocessing(height=32, width=48)) for _ in range(2))
+    first, second = (tflite.generate_pictures(Preprocessing(height=32, width=48)) for _ in range(2))
     assert first.shape == (16, 32, 48, 3)
     assert np.array_equal(first, second)
     assert len({picture.tobytes() for picture in first}) == 16
@@ -245,7 +246,7 @@ def test_a_quantised_file_of_a_published_bundle(food: Bundle, trained: Trained, 
     assert result.exit_code == 0, result.output
     assert "quantised: float16" in result.output
     assert "(N=100, " in result.output
-    whole = (food.path / tflite.FILE).stat().st_size
+    whole = (food.path / tflite.BUNDLE_FILE).stat().st_size
     assert 0.45 < file.stat().st_size / whole < 0.55
     assert list(tmp_path.iterdir()) == [file]
 

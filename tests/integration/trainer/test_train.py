@@ -24,7 +24,7 @@ from serving.errors import GateRejected, InputError
 from tests.support.repository import REPO
 from tests.support.trained import writable_settings
 from trainer import heads
-from trainer.export.bundle import load_head
+from trainer.export.head_file import load_head
 from trainer.heads import HeadSettings
 from trainer.preprocessing import Augmentation
 from trainer.training.run import train
