@@ -1,27 +1,27 @@
-"""THE preprocessing: photo bytes in, upright pixels and a status out, as TensorFlow ops.
+"""Preprocessing as TensorFlow ops: encoded photos in, upright pixels and a status per photo out.
 
-The only place of hubhead that decodes or resizes. It travels inside the SavedModel, so
-training, batch, the local server and stock TensorFlow Serving see the same pixels.
+This package is the only place of hubhead that decodes or resizes photos. Its ops are part of the
+SavedModel, so training, batch scoring, the local server and TensorFlow Serving get the same pixels.
 
-A photo never fails the call, nor its neighbours. Two guards see to that:
+A bad photo never fails the call or affects other photos of the batch. Two guards ensure that:
 
-* Before anything is decoded, the header is held against the limits (`guard`): a decompression
-  bomb costs its time and memory before it fails, so no catch helps against it.
-* The rest is caught: the photos run through a tf.data pipeline inside the graph with
-  `ignore_errors`, each with its row number, and are scattered back into a blank batch (`batch`).
-  A row that is missing did not decode. This holds in the classic session that TensorFlow
-  Serving runs, where one failing op fails every caller of a merged batch.
+* Before a photo is decoded, its header is checked against the limits (`limits`). A decompression
+  bomb uses up time and memory before it fails, so catching the error would be too late.
+* All other errors are caught: the photos run through a tf.data pipeline inside the graph with
+  `ignore_errors`, each with its row number, and are scattered back into a blank batch (`decode`).
+  A missing row is a photo that did not decode. This also works in the TF1-style session of
+  TensorFlow Serving, where one failing op fails every request of a merged batch.
 
-Each format has a module that reads its header: `jpeg`, `png`, `gif`, `bmp`, `webp`. What they
-decode is resized and turned upright by `fit`.
+Each format has a module that reads its header: `jpeg`, `png`, `gif`, `bmp`, `webp`. `resize`
+resizes the decoded pixels and applies the orientation.
 
-Ops and attributes that are never used here, each seen to hang or crash the process in
+Some ops and attributes must not be used here, since each was seen to hang or crash the process in
 TensorFlow 2.21: `try_recover_truncated=True`, `decode_image(channels=0)`, a `ratio` above 1
-before the dimensions were checked, `decode_jpeg` on bytes that do not begin as a JPEG.
+before the dimensions were checked, and `decode_jpeg` on bytes without a JPEG signature.
 """
 
 from trainer.preprocessing.augment import Augmentation, random_views
-from trainer.preprocessing.decode import decode_photos, status_names, usable
+from trainer.preprocessing.decode import decode_photos, is_usable, status_names
 from trainer.preprocessing.settings import STATUSES, VERSION, Aspect, Preprocessing
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
     "Augmentation",
     "Preprocessing",
     "decode_photos",
+    "is_usable",
     "random_views",
     "status_names",
-    "usable",
 ]

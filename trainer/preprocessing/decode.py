@@ -1,4 +1,4 @@
-"""A batch of photos, each decoded so that it can harm no other."""
+"""Decoding of a batch of photos in which no photo can affect another."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainer.preprocessing import augment, bmp, gif, headers, jpeg, limits, png, resize, webp
-from trainer.preprocessing.limits import POSTPONED, UNUSUAL, Lane
+from trainer.preprocessing.limits import POSTPONED, UNUSUAL, DecodeAttempt
 from trainer.preprocessing.settings import (
     CORRUPT,
     EMPTY,
@@ -30,25 +30,26 @@ _FOREIGN = (
     (b"\0\0\0\x0cJXL ", 0),  # JPEG XL
     (b"\xff\x0a", 0),
 )
-"""How formats begin that are known and not decoded, and where."""
+"""(signature, offset) of known formats that are not decoded here."""
 
 
 def decode_photos(contents: Any, settings: Preprocessing, *, views: Any = None) -> tuple[Any, Any, Any, Any]:
-    """Decode a batch of encoded photos, whatever their bytes are.
+    """Decode a batch of encoded photos with arbitrary bytes.
 
-    All take a first lane, made for ordinary JPEGs. What is left goes on: other formats at once
-    again; then, one after the other, what is too large for that, and what did not decode, in the
-    way of `Lane.mend`.
+    There are up to four attempts. The first one is made for ordinary JPEGs and runs on all photos in
+    parallel. The next ones run only on the photos that need them: other formats, in parallel; photos
+    that are too large to be decoded in parallel, one by one; and photos that did not decode, one by
+    one, with a repair of truncated files.
 
     Args:
         contents: string [N], N may be 0.
         settings: sizes and limits.
-        views: float32 [N,5] of `random_views`, for training; None takes each photo as it is.
+        views: float32 [N,5] of `random_views`, for training; None for the unmodified photos.
 
     Returns:
-        pixels: uint8 [N,height,width,3], upright; mid-grey for refused photos.
+        pixels: uint8 [N,height,width,3], upright; mid-grey for rejected photos.
         status: int32 [N], indices into STATUSES.
-        heights, widths: int32 [N] of the upright photo as its header says; 0 for refused photos.
+        heights, widths: int32 [N] of the upright photo by its header; 0 for rejected photos.
     """
     import tensorflow as tf
 
@@ -61,47 +62,49 @@ def decode_photos(contents: Any, settings: Preprocessing, *, views: Any = None) 
         autograph=False,
     )
     any_photo = tf.function(
-        lambda alone, mend, photo, view=None: _decode_any(photo, view, settings, Lane(alone, mend)),
+        lambda alone, repair, photo, view=None: _decode_any(
+            photo, view, settings, DecodeAttempt(alone, repair)
+        ),
         input_signature=[flag, flag, *photo],
         autograph=False,
     )
 
-    def again(results: tuple[Any, ...], status: int, *, alone: bool, mend: bool = False) -> tuple[Any, ...]:
-        """The photos of one status once more, in another lane."""
+    def retry(results: tuple[Any, ...], status: int, *, alone: bool, repair: bool = False) -> tuple[Any, ...]:
+        """Decode the photos of one status again, and return the results with their rows replaced."""
         rows = tf.cast(tf.where(tf.equal(results[1], status))[:, 0], tf.int32)
 
         def decode(*photo: Any) -> Any:
-            return any_photo(tf.constant(alone), tf.constant(mend), *photo)
+            return any_photo(tf.constant(alone), tf.constant(repair), *photo)
 
-        def better() -> tuple[Any, ...]:
+        def replace_rows() -> tuple[Any, ...]:
             chosen = [tf.gather(values, rows) for values in inputs]
             pixels, found, *sides = _decode_rows(decode, chosen, settings, alone=alone)
-            if mend:
-                found = _explained(chosen[0], found)
+            if repair:
+                found = _explain_webp_failure(chosen[0], found)
             return tuple(
                 tf.tensor_scatter_nd_update(old, rows[:, None], new)
                 for old, new in zip(results, (pixels, found, *sides), strict=True)
             )
 
-        return tf.cond(tf.size(rows) > 0, better, lambda: results)
+        return tf.cond(tf.size(rows) > 0, replace_rows, lambda: results)
 
     results = _decode_rows(ordinary, inputs, settings, alone=False)
-    results = again(results, UNUSUAL, alone=False)
-    results = again(results, POSTPONED, alone=True)
-    pixels, status, heights, widths = again(results, CORRUPT, alone=True, mend=True)
+    results = retry(results, UNUSUAL, alone=False)
+    results = retry(results, POSTPONED, alone=True)
+    pixels, status, heights, widths = retry(results, CORRUPT, alone=True, repair=True)
     pixels.set_shape([None, settings.height, settings.width, 3])
     return pixels, status, heights, widths
 
 
 def status_names(status: Any) -> Any:
-    """Status indices int32 [N] as strings [N]."""
+    """Convert status indices int32 [N] to strings [N]."""
     import tensorflow as tf
 
     return tf.gather(tf.constant([str(name) for name in STATUSES]), status)
 
 
-def usable(status: Any) -> Any:
-    """bool [N]: whether a photo was decoded, whole or in part."""
+def is_usable(status: Any) -> Any:
+    """Return bool [N], true for photos that were decoded completely or in part."""
     import tensorflow as tf
 
     return status <= tf.constant(TRUNCATED)
@@ -114,11 +117,11 @@ def _decode_rows(
     *,
     alone: bool,
 ) -> tuple[Any, ...]:
-    """Decode photos; the row of one that fails stays blank and CORRUPT."""
+    """Decode photos independently; the row of a photo that fails stays blank with the status CORRUPT."""
     import tensorflow as tf
 
     count = tf.shape(inputs[0])[0]
-    # One row more than asked, an empty photo, so that the dataset always has an element.
+    # An empty photo is appended, since get_single_element needs at least one element; its row is dropped.
     blank = (b"", tf.zeros([augment.VIEW_SIZE]))
     rows = (tf.concat([values, [extra]], 0) for values, extra in zip(inputs, blank, strict=False))
     dataset = tf.data.Dataset.from_tensor_slices((tf.range(count + 1), *rows))
@@ -127,7 +130,9 @@ def _decode_rows(
         num_parallel_calls=None if alone else tf.cast(tf.minimum(count + 1, settings.parallel), tf.int64),
         deterministic=None if alone else False,
     )
+    # Elements that failed are missing here, and elements may be out of order: hence the row numbers.
     dataset = dataset.ignore_errors().batch(tf.int64.max)
+    # Autotuning and graph rewrites would cost more than the decoding in every call.
     options = tf.data.Options()
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False
@@ -144,80 +149,90 @@ def _decode_rows(
     )
 
 
-def _explained(contents: Any, status: Any) -> Any:
-    """UNSUPPORTED in place of CORRUPT for WebP where this TensorFlow is too old to decode it."""
+def _explain_webp_failure(contents: Any, status: Any) -> Any:
+    """Replace CORRUPT by UNSUPPORTED for a WebP that this TensorFlow is too old to decode."""
     import tensorflow as tf
 
     form = tf.strings.substr(tf.strings.join([contents, b"\0" * 12]), 8, 4)
     failed = tf.equal(status, CORRUPT) & tf.equal(form, webp.FORM)
     unknown = tf.cond(
-        tf.reduce_any(failed), lambda: tf.logical_not(webp.is_decoded_here()), lambda: tf.constant(False)
+        tf.reduce_any(failed), lambda: tf.logical_not(webp.is_supported_here()), lambda: tf.constant(False)
     )
     return tf.where(failed & unknown, UNSUPPORTED, status)
 
 
 def _decode_ordinary(contents: Any, view: Any, settings: Preprocessing) -> tuple[Any, Any, Any, Any]:
-    """As `_decode_any` for JPEGs that need nothing more; all else is UNUSUAL."""
+    """Decode an ordinary JPEG as `_decode_any` does; give any other photo the status UNUSUAL."""
     import tensorflow as tf
 
     ordinary = tf.equal(tf.strings.substr(contents, 0, len(jpeg.SIGNATURE)), jpeg.SIGNATURE)
     ordinary &= tf.strings.length(contents) <= settings.max_bytes
     decoded = tf.cond(
         ordinary,
-        lambda: jpeg.decode(contents, settings, limits.FIRST, _zoom(view)),
-        lambda: limits.refuse(UNUSUAL),
+        lambda: jpeg.decode(contents, settings, limits.FIRST_ATTEMPT, _view_size(view)),
+        lambda: limits.reject(UNUSUAL),
     )
-    return _finished(decoded, view, settings)
+    return _finish(decoded, view, settings)
 
 
-def _decode_any(contents: Any, view: Any, settings: Preprocessing, lane: Lane) -> tuple[Any, Any, Any, Any]:
-    """One photo: pixels uint8 [height,width,3], status, height, width. Fails where it does not decode."""
+def _decode_any(
+    contents: Any, view: Any, settings: Preprocessing, attempt: DecodeAttempt
+) -> tuple[Any, Any, Any, Any]:
+    """Decode one photo to pixels uint8 [height,width,3], status, height and width.
+
+    The op fails if the photo does not decode; `_decode_rows` catches that.
+    """
     import tensorflow as tf
 
-    head = headers.head_of(contents)
-    kind, reason = _kind(contents, head, settings)
-    # Nothing helps these when they have failed once.
-    hopeless = lane.mend & (kind >= _PNG) & (kind <= _BMP)
+    head = headers.read_head(contents)
+    kind, reason = _detect_format(contents, head, settings)
+    # These formats have no repair: after a failure the reason stays CORRUPT.
+    hopeless = attempt.repair & (kind >= _PNG) & (kind <= _BMP)
     kind, reason = tf.where(hopeless, _NONE, kind), tf.where(hopeless, CORRUPT, reason)
     decoded = tf.switch_case(
         kind,
         [
-            lambda: jpeg.decode(contents, settings, lane, _zoom(view)),
-            lambda: png.decode(contents, head, settings, lane),
-            lambda: gif.decode(contents, head, settings, lane),
-            lambda: bmp.decode(contents, head, settings, lane),
-            lambda: webp.decode(contents, head, settings, lane),
-            lambda: limits.refuse(reason),
+            lambda: jpeg.decode(contents, settings, attempt, _view_size(view)),
+            lambda: png.decode(contents, head, settings, attempt),
+            lambda: gif.decode(contents, head, settings, attempt),
+            lambda: bmp.decode(contents, head, settings, attempt),
+            lambda: webp.decode(contents, head, settings, attempt),
+            lambda: limits.reject(reason),
         ],
     )
-    return _finished(decoded, view, settings)
+    return _finish(decoded, view, settings)
 
 
-def _zoom(view: Any) -> Any:
+def _view_size(view: Any) -> Any:
+    """Return the size of the view as a fraction of the photo's sides."""
     return 1.0 if view is None else view[0]
 
 
-def _finished(found: Any, view: Any, settings: Preprocessing) -> tuple[Any, Any, Any, Any]:
-    """A Decoded photo fitted and turned: pixels, status, height, width."""
+def _finish(found: Any, view: Any, settings: Preprocessing) -> tuple[Any, Any, Any, Any]:
+    """Resize and orient a DecodedPhoto; return pixels, status, height and width."""
     import tensorflow as tf
 
-    decoded = limits.Decoded(*found)
+    decoded = limits.DecodedPhoto(*found)
     sideways = decoded.orientation >= 5
-    pixels = decoded.pixels if view is None else augment.part(decoded.pixels, view)
-    upright = resize.turn(resize.fit(pixels, settings, sideways), decoded.orientation)
+    pixels = decoded.pixels if view is None else augment.crop_view(decoded.pixels, view)
+    upright = resize.apply_orientation(
+        resize.resize_to_input(pixels, settings, sideways), decoded.orientation
+    )
     if view is not None:
-        upright = tf.cond(usable(decoded.status), lambda: augment.light(upright, view), lambda: upright)
+        upright = tf.cond(
+            is_usable(decoded.status), lambda: augment.adjust_brightness(upright, view), lambda: upright
+        )
     whole = tf.cast(tf.round(upright), tf.uint8)
     sides = tf.where(sideways, decoded.sides[::-1], decoded.sides)
     return tf.ensure_shape(whole, [settings.height, settings.width, 3]), decoded.status, sides[0], sides[1]
 
 
-def _kind(contents: Any, head: Any, settings: Preprocessing) -> tuple[Any, Any]:
-    """Which format the bytes begin as, and the status where they are not to be decoded."""
+def _detect_format(contents: Any, head: Any, settings: Preprocessing) -> tuple[Any, Any]:
+    """Return the format by its signature, and the status to give if the photo is not decoded."""
     import tensorflow as tf
 
     length = tf.strings.length(contents)
-    is_webp = headers.begins(head, webp.SIGNATURE) & headers.begins(head, webp.FORM, at=8)
+    is_webp = headers.matches(head, webp.SIGNATURE) & headers.matches(head, webp.FORM, at=8)
     kind = tf.where(is_webp, _WEBP, _NONE)
     for index, signature in (
         (_BMP, bmp.SIGNATURE),
@@ -225,10 +240,10 @@ def _kind(contents: Any, head: Any, settings: Preprocessing) -> tuple[Any, Any]:
         (_PNG, png.SIGNATURE),
         (_JPEG, jpeg.SIGNATURE),
     ):
-        kind = tf.where(headers.begins(head, signature), index, kind)
+        kind = tf.where(headers.matches(head, signature), index, kind)
     foreign = tf.reduce_any(
         [
-            headers.begins(head, signature, at=at) & (length >= at + len(signature))
+            headers.matches(head, signature, at=at) & (length >= at + len(signature))
             for signature, at in _FOREIGN
         ]
     )

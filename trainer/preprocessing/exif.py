@@ -1,22 +1,22 @@
-"""The orientation in Exif's TIFF structure (Exif 2.32, 4.5.4 and 4.6.4; TIFF 6.0, section 2)."""
+"""Orientation from EXIF, which is a TIFF structure (Exif 2.32, 4.5.4 and 4.6.4; TIFF 6.0, section 2)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 IDENTIFIER = b"Exif\0\0"
-"""What Exif begins with in JPEG, and in WebP files of some writers."""
+"""Prefix of EXIF data in JPEG, and in WebP files of some writers."""
 
 _ORIENTATION = 0x0112
 _SHORT, _LONG = 3, 4
 _MOST_ENTRIES = 512
 
 
-def orientation(tiff: Any) -> Any:
-    """The orientation, 1 to 8, as int32; 1 where it is missing or makes no sense.
+def read_orientation(tiff: Any) -> Any:
+    """Return the EXIF orientation, 1 to 8, as int32; 1 if it is missing or invalid.
 
     Args:
-        tiff: string scalar that should begin with a TIFF header.
+        tiff: string scalar that should start with a TIFF header.
     """
     import tensorflow as tf
 
@@ -24,14 +24,15 @@ def orientation(tiff: Any) -> Any:
     big = tf.equal(tf.strings.substr(tiff, 0, 2), b"MM")
 
     def number(at: Any, size: int) -> Any:
-        """Unsigned number of `size` bytes; 0 beyond the end."""
+        """Return an unsigned number of `size` bytes; 0 beyond the end."""
         at = tf.clip_by_value(at, 0, tf.strings.length(tiff))
         raw = tf.io.decode_raw(tf.strings.join([tf.strings.substr(tiff, at, size), b"\0" * size]), tf.uint8)
         raw = tf.where(little, tf.reverse(raw[:size], [0]), raw[:size])
         weights = [256**power for power in reversed(range(size))]
         return tf.reduce_sum(tf.cast(raw, tf.int64) * tf.constant(weights, tf.int64))
 
-    def look() -> Any:
+    def search() -> Any:
+        # The whole directory is read at once as a table of 12-byte entries: tag, type, count, value.
         directory = tf.cast(tf.minimum(number(tf.constant(4), 4), 1 << 30), tf.int32)
         entries = tf.cast(tf.minimum(number(directory, 2), _MOST_ENTRIES), tf.int32)
         start = tf.minimum(directory + 2, tf.strings.length(tiff))
@@ -43,7 +44,8 @@ def orientation(tiff: Any) -> Any:
             return tf.where(little, first + 256 * second, 256 * first + second)
 
         kind = short(2)
-        # A LONG has its lower half last in big-endian files; the upper half is zero in a sound one.
+        # The tag is a SHORT, but some writers use a LONG: its lower half comes last in big-endian files,
+        # and its upper half must be zero.
         lower = tf.where(little | tf.equal(kind, _SHORT), short(8), short(10))
         upper = tf.where(tf.equal(kind, _SHORT), 0, tf.where(little, short(10), short(8)))
         sound = tf.equal(kind, _SHORT) | tf.equal(kind, _LONG) & tf.equal(upper, 0)
@@ -51,4 +53,4 @@ def orientation(tiff: Any) -> Any:
         value = tf.concat([values, [1]], 0)[0]
         return tf.where((value >= 1) & (value <= 8), value, 1)
 
-    return tf.cond(little | big, look, lambda: tf.constant(1))
+    return tf.cond(little | big, search, lambda: tf.constant(1))

@@ -1,4 +1,4 @@
-"""The settings of the preprocessing, and the statuses that travel through the graph."""
+"""Settings of the preprocessing, and the statuses of photos by their index."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 from serving.contract import Status
 
 VERSION = 2
-"""Part of the embedding store's key: raise it with every change that alters pixels or statuses."""
+"""Version of the preprocessing, part of the embedding store's key.
+
+Increment it with every change that alters pixels or statuses.
+"""
 
 STATUSES = (
     Status.OK,
@@ -20,16 +23,16 @@ STATUSES = (
     Status.TOO_LARGE,
     Status.CORRUPT,
 )
-"""The statuses the graph gives; a status travels through it as its index here."""
+"""Statuses that the preprocessing returns; inside the graph a status is its index in this tuple."""
 
 OK, TRUNCATED, EMPTY, NOT_AN_IMAGE, UNSUPPORTED, TOO_LARGE, CORRUPT = range(len(STATUSES))
 
 GREY = 128
-"""The value of a refused photo's pixels and of padding: the middle, which a backbone takes for nothing."""
+"""Value of a rejected photo's pixels and of padding: mid-grey, which is neutral for a backbone."""
 
 
 class Aspect(StrEnum):
-    """What becomes of a photo whose sides are not in the proportion of the backbone's input."""
+    """Treatment of photos whose aspect ratio differs from that of the backbone's input."""
 
     STRETCH = "stretch"
     CROP = "crop"
@@ -37,33 +40,34 @@ class Aspect(StrEnum):
 
     @property
     def meaning(self) -> str:
-        """One phrase for people."""
+        """Description of the mode for users."""
         return {
-            Aspect.STRETCH: "the whole photo, its sides scaled each by itself, as in retrain.py",
-            Aspect.CROP: "the largest part around the centre",
+            Aspect.STRETCH: "the whole photo, each side scaled independently, as in retrain.py",
+            Aspect.CROP: "the largest crop around the centre",
             Aspect.PAD: "the whole photo, with grey bars",
         }[self]
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The settings of the graph: they are part of the bundle and of the fingerprint.
+    """Settings of the preprocessing, which are part of the bundle and of its fingerprint.
 
-    The limits hold what a photo may cost before its first pixel is allocated. Peak memory of a
-    call is at most `parallel` times what photos of `max_parallel_bytes` take, and one photo at
-    the limits beside them, since larger ones are decoded one after the other.
+    The limits bound the cost of a photo before its first pixel is allocated. Peak memory of a call is
+    at most `parallel` photos of `max_parallel_bytes` plus one photo at the limits, since larger photos
+    are decoded one after the other.
 
     Attributes:
-        height, width: of the pixels that the backbone takes.
-        aspect: see Aspect.
-        max_bytes: a longer file is refused.
-        max_pixels: a JPEG of one scan with more, by its header, is refused; it is decoded row by row.
-        max_whole_pixels: the same for what is held whole: JPEGs of several scans, PNG, BMP, WebP.
-        max_scan_pixels: for JPEGs of several scans: pixels times scans, which is what decoding costs.
-        max_gif_pixels: for the canvas and for the first frame of a GIF; others are never looked at.
-        max_gif_bytes: the first frame of a GIF has to end before.
-        max_parallel_bytes: photos that take more memory, by their header, wait for one another.
-        parallel: how many photos of one call are decoded at once, at most.
+        height, width: size of the backbone's input in pixels.
+        aspect: treatment of other aspect ratios, see Aspect.
+        max_bytes: maximum file size.
+        max_pixels: maximum of pixels, by the header, of a JPEG with one scan, which is decoded row by row.
+        max_whole_pixels: the same for photos that are held in memory as a whole: JPEGs with several
+            scans, PNG, BMP, WebP.
+        max_scan_pixels: maximum of pixels times scans of a JPEG with several scans, the cost of decoding.
+        max_gif_pixels: maximum of pixels of a GIF's canvas; only the first frame is decoded.
+        max_gif_bytes: position in a GIF by which its first frame has to end.
+        max_parallel_bytes: photos that need more memory, by their header, are decoded one by one.
+        parallel: maximum number of photos of one call that are decoded at the same time.
     """
 
     height: int = 224
@@ -79,8 +83,8 @@ class Preprocessing:
     parallel: int = 8
 
     @classmethod
-    def limited(cls, aspect: str, max_pixels: int, max_bytes: int) -> Preprocessing:
-        """With one limit of pixels for all formats, where that is below the format's own."""
+    def with_limits(cls, aspect: str, max_pixels: int, max_bytes: int) -> Preprocessing:
+        """Return settings with one pixel limit for all formats; a lower limit of a format stays."""
         return cls(
             aspect=Aspect(aspect),
             max_pixels=max_pixels,
@@ -89,6 +93,6 @@ class Preprocessing:
             max_bytes=max_bytes,
         )
 
-    def settings(self) -> dict[str, Any]:
-        """For hubhead.json and the fingerprint."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings for hubhead.json and the fingerprint."""
         return {"version": VERSION, **asdict(self)}

@@ -47,7 +47,7 @@ def tiff(order: str, entries: list[tuple[int, int, int, int]], directory: int = 
 
 
 def orientation_of(data: bytes) -> int:
-    """What trainer.preprocessing.exif.orientation computes."""
+    """What trainer.preprocessing.exif.read_orientation computes."""
     if data[:2] not in (b"II", b"MM"):
         return 1
 
@@ -90,7 +90,7 @@ def tiffs(draw: st.DrawFn) -> bytes:
 def orientation() -> Scalar:
     from trainer.preprocessing import exif
 
-    return traced(exif.orientation)
+    return traced(exif.read_orientation)
 
 
 @fuzzed

@@ -396,7 +396,7 @@ def test_a_status_has_its_name_and_is_usable_or_not() -> None:
     indices = list(range(len(STATUSES)))
     names = [name.decode() for name in preprocessing.status_names(indices).numpy()]
     assert names == [str(status) for status in STATUSES]
-    assert preprocessing.usable(np.array(indices, np.int32)).numpy().tolist() == [s.usable for s in STATUSES]
+    assert preprocessing.is_usable(np.array(indices, np.int32)).numpy().tolist() == [s.usable for s in STATUSES]
 
 
 # --- What must never be called ------------------------------------------------------------------------

@@ -247,16 +247,16 @@ def test_photos_too_large_to_be_decoded_beside_others_come_out_the_same() -> Non
 
 
 def test_one_limit_of_pixels_can_be_set_for_all_formats() -> None:
-    small = Preprocessing.limited("crop", 1000, 5000)
+    small = Preprocessing.with_limits("crop", 1000, 5000)
     assert (small.max_pixels, small.max_whole_pixels, small.max_gif_pixels) == (1000, 1000, 1000)
     assert (small.aspect, small.max_bytes) == (Aspect.CROP, 5000)
     default = Preprocessing()
-    assert Preprocessing.limited("stretch", default.max_pixels, default.max_bytes) == default
+    assert Preprocessing.with_limits("stretch", default.max_pixels, default.max_bytes) == default
 
 
 def test_the_settings_are_plain_values_for_the_manifest() -> None:
     import json
 
-    settings = Preprocessing(aspect=Aspect.PAD).settings()
+    settings = Preprocessing(aspect=Aspect.PAD).to_dict()
     assert json.loads(json.dumps(settings)) == settings
     assert settings["aspect"] == "pad"
