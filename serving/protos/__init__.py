@@ -1,11 +1,11 @@
-"""The messages of TensorFlow Serving, TensorFlow not needed.
+"""Protocol buffer messages of TensorFlow Serving, without TensorFlow.
 
     from serving import protos
     request = protos.PredictRequest()
 
-Any message or enum of the packages `tensorflow.serving` and `tensorflow` is an attribute
-here, made from the descriptor set beside this module when it is first asked for. The
-descriptors live in a pool of their own, so that TensorFlow's may live in the same process.
+Every message and enum of the packages `tensorflow.serving` and `tensorflow` is an attribute of
+this module. It is created on first access, from the descriptor set beside this module. The
+descriptors are in a separate pool, so that TensorFlow's own can exist in the same process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor_pool import DescriptorPool
 
 Message: TypeAlias = Any
-"""A message of the private pool; its fields are known at run time only."""
+"""A message of the separate pool; its fields are known only at run time."""
 
 DESCRIPTORS = Path(__file__).with_name("descriptors.binpb")
 """A serialized FileDescriptorSet, written by `python -m serving.protos.generate`."""
@@ -40,7 +40,7 @@ _lock = threading.Lock()
 
 @functools.cache
 def pool() -> DescriptorPool:
-    """The pool of these messages and of the services that speak them."""
+    """Return the descriptor pool of the messages and of the services that use them."""
     from google.protobuf.descriptor_pb2 import FileDescriptorSet
     from google.protobuf.descriptor_pool import DescriptorPool
 
@@ -73,7 +73,7 @@ def _find(name: str) -> Any:
 def __getattr__(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with _lock:  # two pools made at once would give classes that do not mix
+    with _lock:  # two threads must not create two pools, whose classes would be incompatible
         found = globals().get(name) or _find(name)
         globals()[name] = found
     return found

@@ -1,8 +1,8 @@
-"""The messages of tensorflow_model_server's configuration files that its Python package leaves out.
+"""Messages of tensorflow_model_server's configuration files that its Python package lacks.
 
-Names and types as in its sources: config/monitoring_config.proto, config/ssl_config.proto,
-servables/tensorflow/session_bundle_config.proto. They are read from text, where a field's number
-does not matter.
+Names and types are those of its sources: config/monitoring_config.proto, config/ssl_config.proto,
+servables/tensorflow/session_bundle_config.proto. The files are in text format, which does not depend on
+field numbers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MESSAGES: dict[str, dict[str, str]] = {
 
 
 def build_file_descriptor() -> FileDescriptorProto:
-    """The file that declares them, in TensorFlow Serving's package."""
+    """Return the descriptor of a file that declares these messages in TensorFlow Serving's package."""
     from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Field
     from google.protobuf.descriptor_pb2 import FileDescriptorProto
 

@@ -1,6 +1,6 @@
-"""Write the descriptor set beside this module from the installed TensorFlow Serving API.
+"""Generate the descriptor set beside this module from the installed TensorFlow Serving API.
 
-Run after raising tensorflow-serving-api: `python -m serving.protos.generate`.
+Run it after upgrading tensorflow-serving-api: `python -m serving.protos.generate`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ ROOTS = (
     "tensorflow.core.example.example_pb2",
     "tensorflow.core.protobuf.saved_model_pb2",
 )
-"""The modules whose messages hubhead speaks; what they import comes with them."""
+"""Modules of the messages that hubhead uses; the modules they import are included as well."""
 
 
 def descriptor_set() -> FileDescriptorSet:
-    """The files behind `ROOTS` and all that they import, each after its imports."""
+    """Return the descriptors of `ROOTS` and all their imports, each file after its imports."""
     files: dict[str, FileDescriptorProto] = {}
 
     def collect(file: FileDescriptor) -> None:
@@ -42,7 +42,7 @@ def descriptor_set() -> FileDescriptorSet:
             collect(dependency)
         proto = FileDescriptorProto()
         file.CopyToProto(proto)
-        proto.ClearField("options")  # packages of other languages' generated code
+        proto.ClearField("options")  # package names for code in other languages
         files[file.name] = proto
 
     for module in ROOTS:
@@ -51,7 +51,7 @@ def descriptor_set() -> FileDescriptorSet:
 
 
 def main() -> None:
-    """Replace the committed descriptor set."""
+    """Write the descriptor set."""
     DESCRIPTORS.write_bytes(descriptor_set().SerializeToString(deterministic=True))
 
 

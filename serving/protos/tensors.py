@@ -1,8 +1,8 @@
-"""TensorProto to numpy and back, without TensorFlow.
+"""Conversion between TensorProto and numpy, without TensorFlow.
 
-The wire format is that of tensorflow/core/framework/{tensor,types}.proto: values stand in
+The wire format is that of tensorflow/core/framework/{tensor,types}.proto: values are stored in
 `tensor_content` (little-endian bytes) or in the typed `*_val` field of their dtype. A server
-chooses freely, so `decode` reads both.
+may use either, so `decode` reads both.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ _NUMERIC: dict[int, tuple[np.dtype[Any], str]] = {
     22: (np.dtype("<u4"), "uint32_val"),
     23: (np.dtype("<u8"), "uint64_val"),
 }
-"""DataType number: the dtype of its values and the field that holds them.
+"""For each DataType number, the dtype of its values and the field that contains them.
 
-bfloat16 has no numpy dtype; its bits are the upper half of a float32's.
+Numpy has no bfloat16; its bits are the upper half of those of a float32.
 """
 
 _NUMBERS = {dtype: number for number, (dtype, _) in _NUMERIC.items() if number != DT_BFLOAT16}
 
-_MAX_FILLED = 1 << 26
-"""Bytes of a tensor whose values are not all there; a few bytes may claim any shape."""
+_MAX_REPEATED_BYTES = 1 << 26
+"""Size limit of a tensor that repeats its last value; a message of a few bytes can state any shape."""
 
 
 def dtype_name(number: int) -> str:
-    """TensorFlow's name of a DataType number, such as "float", "string" or "half"."""
+    """Return TensorFlow's name of a DataType number, such as "float", "string" or "half"."""
     try:
         return str(protos.DataType.Name(number)).removeprefix("DT_").lower()
     except ValueError:
@@ -58,17 +58,17 @@ def dtype_name(number: int) -> str:
 
 
 def encode(values: NDArray[Any] | Sequence[bytes], *, typed_fields: bool = False) -> protos.Message:
-    """A TensorProto of the same shape and values.
+    """Return a TensorProto with the same shape and values.
 
     Args:
-        values: numbers, or bytes as an object array or a plain sequence (shape [N]).
+        values: numbers, or bytes as an object array or as a sequence (shape [N]).
         typed_fields: write numbers to the `*_val` field of their dtype, as TensorFlow Serving
-            does by default, and not to the more compact `tensor_content`.
+            does by default, instead of the more compact `tensor_content`.
 
     Raises:
-        InputError: a dtype that has no TensorProto, or strings that are not bytes.
+        InputError: a TensorProto cannot have this dtype, or the strings are not bytes.
     """
-    array = values if isinstance(values, np.ndarray) else _objects(values)
+    array = values if isinstance(values, np.ndarray) else _object_array(values)
     proto = protos.TensorProto()
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
@@ -77,16 +77,16 @@ def encode(values: NDArray[Any] | Sequence[bytes], *, typed_fields: bool = False
         try:
             proto.string_val.extend(array.ravel().tolist())
         except TypeError as error:
-            raise InputError(f"A tensor of strings holds bytes only: {error}.") from error
+            raise InputError(f"A string tensor accepts only bytes: {error}.") from error
         return proto
-    if array.dtype.name == "bfloat16":  # as TensorFlow gives it to numpy, by ml_dtypes
+    if array.dtype.name == "bfloat16":  # of ml_dtypes, which TensorFlow uses for numpy arrays
         proto.dtype, flat = DT_BFLOAT16, array.ravel().view("<u2")
     else:
-        little = array.dtype.newbyteorder("<")
-        if little not in _NUMBERS:
+        little_endian = array.dtype.newbyteorder("<")
+        if little_endian not in _NUMBERS:
             raise InputError(f"An array of dtype {array.dtype} cannot be sent as a tensor.")
-        proto.dtype = _NUMBERS[little]
-        flat = np.ascontiguousarray(array, dtype=little).ravel()
+        proto.dtype = _NUMBERS[little_endian]
+        flat = np.ascontiguousarray(array, dtype=little_endian).ravel()
     if not typed_fields:
         proto.tensor_content = flat.tobytes()
         return proto
@@ -100,27 +100,27 @@ def encode(values: NDArray[Any] | Sequence[bytes], *, typed_fields: bool = False
 
 
 def decode(proto: protos.Message, name: str) -> NDArray[Any]:
-    """The array in a TensorProto; strings as an object array of bytes, bfloat16 as float32.
+    """Return the array of a TensorProto: strings as an object array of bytes, bfloat16 as float32.
 
-    Fewer values than elements repeat the last one, and none at all mean zeros or empty
-    strings (TensorFlow's rule for TensorProto, tensor.proto).
+    If there are fewer values than elements, the last value is repeated; if there are none, the
+    elements are zeros or empty strings (TensorFlow's rule in tensor.proto).
 
     Args:
-        proto: a TensorProto.
-        name: the tensor's name, for messages.
+        proto: TensorProto message.
+        name: name of the tensor, for error messages.
 
     Raises:
-        InputError: the shape is unknown or negative, the dtype cannot be sent, or the values
-            do not fit the shape.
+        InputError: the shape is unknown or negative, the dtype is not supported, or the number of
+            values does not match the shape.
     """
     shape = tuple(dim.size for dim in proto.tensor_shape.dim)
     if proto.tensor_shape.unknown_rank or any(size < 0 for size in shape):
         raise InputError(f"Tensor {name!r} has no complete shape.")
     count = math.prod(shape)
     if proto.dtype == DT_STRING:
-        return _shaped(_strings(proto, name, count), name, shape)
+        return _reshape(_decode_strings(proto, name, count), name, shape)
     if proto.dtype not in _NUMERIC:
-        raise InputError(f"Tensor {name!r} is of dtype {dtype_name(proto.dtype)}, which cannot be sent.")
+        raise InputError(f"Tensor {name!r} is of dtype {dtype_name(proto.dtype)}, which is not supported.")
     dtype, field = _NUMERIC[proto.dtype]
     if proto.tensor_content:
         if len(proto.tensor_content) != count * dtype.itemsize:
@@ -128,23 +128,24 @@ def decode(proto: protos.Message, name: str) -> NDArray[Any]:
         flat = np.frombuffer(proto.tensor_content, dtype=dtype)
     else:
         try:
-            flat = _fill(_typed(getattr(proto, field), dtype, field), name, count)
+            flat = _fill(_decode_typed(getattr(proto, field), dtype, field), name, count)
         except OverflowError as error:
-            raise InputError(f"Tensor {name!r} holds a value outside its dtype: {error}.") from error
+            raise InputError(f"Tensor {name!r} has a value out of range: {error}.") from error
     if proto.dtype == DT_BFLOAT16:
+        # A bfloat16 is the upper half of a float32.
         flat = (flat.astype("<u4") << 16).view("<f4")
-    native = flat.astype(flat.dtype.newbyteorder("="))  # a copy: frombuffer's array cannot be written
-    return _shaped(native, name, shape)
+    native = flat.astype(flat.dtype.newbyteorder("="))  # a copy, because arrays of frombuffer are read-only
+    return _reshape(native, name, shape)
 
 
-def _shaped(flat: NDArray[Any], name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+def _reshape(flat: NDArray[Any], name: str, shape: tuple[int, ...]) -> NDArray[Any]:
     try:
         return flat.reshape(shape)
-    except ValueError as error:  # the count is right, so it is the number of dimensions
-        raise InputError(f"Tensor {name!r} has {len(shape)} dimensions, more than numpy takes.") from error
+    except ValueError as error:  # the count matches, so there are too many dimensions
+        raise InputError(f"Tensor {name!r} has {len(shape)} dimensions, more than numpy supports.") from error
 
 
-def _typed(values: Any, dtype: np.dtype[Any], field: str) -> NDArray[Any]:
+def _decode_typed(values: Any, dtype: np.dtype[Any], field: str) -> NDArray[Any]:
     if field == "half_val":
         return np.array(values, dtype="<i4").astype("<u2").view(dtype)
     if dtype.kind == "c":
@@ -155,16 +156,17 @@ def _typed(values: Any, dtype: np.dtype[Any], field: str) -> NDArray[Any]:
     return np.array(values, dtype=dtype)
 
 
-def _strings(proto: protos.Message, name: str, count: int) -> NDArray[np.object_]:
+def _decode_strings(proto: protos.Message, name: str, count: int) -> NDArray[np.object_]:
     if proto.tensor_content:
-        return _objects(_string_list(proto.tensor_content, name, count))
-    return _fill(_objects(proto.string_val), name, count)
+        return _object_array(_parse_string_list(proto.tensor_content, name, count))
+    return _fill(_object_array(proto.string_val), name, count)
 
 
-def _string_list(content: bytes, name: str, count: int) -> list[bytes]:
-    """Strings in tensor_content: all lengths as varints, then all bytes (EncodeStringList)."""
+def _parse_string_list(content: bytes, name: str, count: int) -> list[bytes]:
+    """Parse strings in tensor_content: all lengths as varints, then all bytes (EncodeStringList)."""
     lengths: list[int] = []
     position = length = shift = 0
+    # A varint has seven bits per byte, the lowest first; a byte below 0x80 is its last.
     for byte in content:
         if len(lengths) == count:
             break
@@ -175,7 +177,7 @@ def _string_list(content: bytes, name: str, count: int) -> list[bytes]:
             lengths.append(length)
             length = shift = 0
     if len(lengths) != count or position + sum(lengths) != len(content):
-        raise _mismatch(name, (count,), f"{len(content)} bytes that are no list of so many strings")
+        raise _mismatch(name, (count,), f"{len(content)} bytes that do not encode that many strings")
     strings = []
     for length in lengths:
         strings.append(content[position : position + length])
@@ -184,24 +186,26 @@ def _string_list(content: bytes, name: str, count: int) -> list[bytes]:
 
 
 def _fill(values: NDArray[Any], name: str, count: int) -> NDArray[Any]:
-    """`count` values: those given, then the last of them again."""
+    """Extend values to `count` by repeating the last one; without values, by zeros or empty strings."""
     if len(values) > count:
         raise _mismatch(name, (count,), f"{len(values)} values")
     if len(values) == count:
         return values
-    if count * values.itemsize > _MAX_FILLED:
-        raise _mismatch(name, (count,), f"{len(values)} values, which are filled up to {_MAX_FILLED} bytes")
-    nothing: Any = b"" if values.dtype == object else 0
-    filled = np.full(count, values[-1] if len(values) else nothing, dtype=values.dtype)
+    if count * values.itemsize > _MAX_REPEATED_BYTES:
+        raise _mismatch(
+            name, (count,), f"{len(values)} values, which are repeated only up to {_MAX_REPEATED_BYTES} bytes"
+        )
+    default: Any = b"" if values.dtype == object else 0
+    filled = np.full(count, values[-1] if len(values) else default, dtype=values.dtype)
     filled[: len(values)] = values
     return filled
 
 
-def _objects(strings: Sequence[bytes]) -> NDArray[np.object_]:
+def _object_array(strings: Sequence[bytes]) -> NDArray[np.object_]:
     array = np.empty(len(strings), dtype=object)  # np.array would strip trailing zero bytes
     array[:] = strings
     return array
 
 
 def _mismatch(name: str, shape: tuple[int, ...], found: str) -> InputError:
-    return InputError(f"Tensor {name!r} does not fit its shape {list(shape)}: it holds {found}.")
+    return InputError(f"Tensor {name!r} does not match its shape {list(shape)}: it has {found}.")

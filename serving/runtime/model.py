@@ -130,7 +130,7 @@ class Model:
         except tf.errors.OpError as error:
             raise RunError(clean_error_message(error.message), _grpc_code(error.error_code)) from error
         except UnicodeDecodeError as error:
-            # The message of the op quotes input bytes that are not UTF-8, so Python could not build an OpError.
+            # The op's message quotes input bytes that are not UTF-8, so Python could not build an OpError.
             message = error.object.decode("utf-8", "backslashreplace")
             raise RunError(clean_error_message(message), "INVALID_ARGUMENT") from error
         except (TypeError, ValueError) as error:

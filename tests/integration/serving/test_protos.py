@@ -1,4 +1,4 @@
-"""The messages are TensorFlow Serving's, and come without TensorFlow."""
+"""The protocol buffer messages match TensorFlow Serving's and do not import TensorFlow."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import pytest
 
 from serving import protos
 
-LIGHT = """
+IMPORT_COST = """
 import json, sys, time
 begin = time.perf_counter()
 import serving.client
-from serving import protos, tensors
+from serving import protos
+from serving.protos import tensors
 request = protos.PredictRequest()
 request.model_spec.name = "food"
 request.inputs["image_bytes"].CopyFrom(tensors.encode([b"photo"]))
@@ -26,7 +27,7 @@ heavy = sorted(loaded & {"tensorflow", "apache_beam", "keras", "scipy"})
 print(json.dumps({"seconds": seconds, "megabytes": megabytes, "heavy": heavy, "bytes": request.ByteSize()}))
 """
 
-THREADS = """
+CONCURRENT_FIRST_ACCESS = """
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from serving import protos
@@ -46,19 +47,19 @@ def run_python(code: str) -> str:
     return done.stdout
 
 
-def test_the_client_and_a_built_request_load_no_tensorflow() -> None:
-    seen = json.loads(run_python(LIGHT))
+def test_the_client_and_a_request_do_not_import_tensorflow() -> None:
+    seen = json.loads(run_python(IMPORT_COST))
     print(f"client and first request: {seen['seconds']:.2f} s, {seen['megabytes']} MB")
     assert seen["heavy"] == []
     assert seen["bytes"] > 0
     assert all(megabytes < 150 for megabytes in seen["megabytes"])  # TensorFlow alone takes 550
 
 
-def test_first_use_from_many_threads_gives_one_class() -> None:
-    assert run_python(THREADS).strip() == "1"
+def test_concurrent_first_access_creates_one_message_class() -> None:
+    assert run_python(CONCURRENT_FIRST_ACCESS).strip() == "1"
 
 
-def test_an_unknown_message_is_an_attribute_error() -> None:
+def test_an_unknown_message_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="NoSuchMessage"):
         protos.NoSuchMessage  # noqa: B018
 
@@ -71,7 +72,7 @@ def test_messages_and_enums_of_both_packages_are_found() -> None:
 
 
 @pytest.mark.tf
-def test_the_committed_descriptors_are_those_of_the_installed_packages() -> None:
+def test_the_committed_descriptors_match_the_installed_packages() -> None:
     from serving.protos import generate
 
     fresh = generate.descriptor_set().SerializeToString(deterministic=True)
@@ -79,7 +80,7 @@ def test_the_committed_descriptors_are_those_of_the_installed_packages() -> None
 
 
 @pytest.mark.tf
-def test_a_message_reads_the_same_in_the_official_classes_in_one_process() -> None:
+def test_the_official_message_classes_parse_our_messages_in_the_same_process() -> None:
     from tensorflow_serving.apis import predict_pb2
 
     ours = protos.PredictRequest()
@@ -93,7 +94,7 @@ def test_a_message_reads_the_same_in_the_official_classes_in_one_process() -> No
 
 
 @pytest.mark.tf
-def test_the_method_paths_are_those_of_the_official_services() -> None:
+def test_the_method_paths_exist_in_the_official_services() -> None:
     from tensorflow_serving.apis import model_service_pb2, prediction_service_pb2
 
     declared = {

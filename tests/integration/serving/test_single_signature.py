@@ -1,4 +1,4 @@
-"""One signature of a SavedModel, loaded without the rest."""
+"""Loading one signature of a SavedModel without the rest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.trained import Trained
 pytestmark = pytest.mark.tf
 
 
-def test_it_answers_as_the_whole_model_does_to_the_last_bit(trained: Trained) -> None:
+def test_outputs_are_bitwise_equal_to_those_of_the_whole_model(trained: Trained) -> None:
     path = trained.result.bundle.path
     whole, one = runtime.load(path), single_signature.load(path, "classify_embedding")
     embeddings = np.abs(np.random.default_rng(0).standard_normal((64, 1280))).astype(np.float32)
@@ -27,17 +27,17 @@ def test_it_answers_as_the_whole_model_does_to_the_last_bit(trained: Trained) ->
         assert np.array_equal(found[name], values), name
 
 
-def test_what_cannot_be_loaded_is_said(trained: Trained, tmp_path: Path) -> None:
+def test_loading_errors_say_what_is_wrong(trained: Trained, tmp_path: Path) -> None:
     path = trained.result.bundle.path
 
-    def error(place: Any, name: str = "classify_embedding") -> str:
+    def load_error(directory: Any, name: str = "classify_embedding") -> str:
         with pytest.raises(BundleError) as raised:
-            single_signature.load(place, name)
+            single_signature.load(directory, name)
         return str(raised.value)
 
-    assert "has no signature 'nothing'" in error(path, "nothing")
-    assert "cannot be loaded" in error(tmp_path)
-    (tmp_path / "saved_model.pb").write_bytes(b"torn")
-    assert "cannot be loaded" in error(tmp_path)
+    assert "has no signature 'nothing'" in load_error(path, "nothing")
+    assert "cannot be loaded" in load_error(tmp_path)
+    (tmp_path / "saved_model.pb").write_bytes(b"damaged")
+    assert "cannot be loaded" in load_error(tmp_path)
     (tmp_path / "saved_model.pb").write_bytes((path / "saved_model.pb").read_bytes())
-    assert "cannot be loaded" in error(tmp_path), "it has no variables"
+    assert "cannot be loaded" in load_error(tmp_path), "it has no variables"

@@ -1,4 +1,4 @@
-"""TensorFlow without Keras, until somebody asks for it: each in a process of its own."""
+"""import_tensorflow imports Keras lazily. Each test runs in a new process."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ IMPORT = (
 )
 
 
-def printed(code: str) -> str:
+def run_python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout.strip()
 
 
-def test_keras_is_left_out_and_the_collector_works_again() -> None:
-    assert printed(IMPORT + "print('keras' in sys.modules, gc.isenabled(), None in tf.__path__)") == (
+def test_keras_is_not_imported_and_the_garbage_collector_is_enabled_again() -> None:
+    assert run_python(IMPORT + "print('keras' in sys.modules, gc.isenabled(), None in tf.__path__)") == (
         "False True False"
     )
 
@@ -35,5 +35,5 @@ def test_keras_is_left_out_and_the_collector_works_again() -> None:
         "from keras import layers",
     ],
 )
-def test_keras_comes_when_it_is_asked_for(keras: str) -> None:
-    assert printed(IMPORT + keras + "; print(layers.Dense(3)(tf.zeros([1, 2])).shape)") == "(1, 3)"
+def test_keras_is_imported_on_first_use(keras: str) -> None:
+    assert run_python(IMPORT + keras + "; print(layers.Dense(3)(tf.zeros([1, 2])).shape)") == "(1, 3)"

@@ -1,4 +1,4 @@
-"""TensorProto and numpy agree with each other and with TensorFlow."""
+"""TensorProto conversion compared with TensorFlow's own."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from serving import protos
 from serving.protos import tensors
-from tests.support.tensors import DTYPES, numbers, proto_of
+from tests.support.tensors import DTYPES, make_tensor_proto, numeric_arrays
 
 
 @pytest.mark.tf
 @settings(deadline=None, max_examples=50)
-@given(numbers(), st.booleans())
-def test_tensorflow_reads_what_is_encoded(array: np.ndarray[Any, Any], typed_fields: bool) -> None:
+@given(numeric_arrays(), st.booleans())
+def test_tensorflow_decodes_our_encoding(array: np.ndarray[Any, Any], typed_fields: bool) -> None:
     import tensorflow as tf
     from tensorflow.core.framework import tensor_pb2
 
@@ -29,8 +29,8 @@ def test_tensorflow_reads_what_is_encoded(array: np.ndarray[Any, Any], typed_fie
 
 @pytest.mark.tf
 @settings(deadline=None, max_examples=50)
-@given(numbers())
-def test_what_tensorflow_encodes_is_read(array: np.ndarray[Any, Any]) -> None:
+@given(numeric_arrays())
+def test_we_decode_the_encoding_of_tensorflow(array: np.ndarray[Any, Any]) -> None:
     import tensorflow as tf
 
     proto = protos.TensorProto.FromString(tf.make_tensor_proto(array).SerializeToString())
@@ -38,7 +38,7 @@ def test_what_tensorflow_encodes_is_read(array: np.ndarray[Any, Any]) -> None:
 
 
 @pytest.mark.tf
-def test_dtypes_are_those_of_tensorflow() -> None:
+def test_dtype_numbers_and_names_match_tensorflow() -> None:
     import tensorflow as tf
 
     for dtype in DTYPES:
@@ -51,7 +51,7 @@ def test_dtypes_are_those_of_tensorflow() -> None:
 
 
 @pytest.mark.tf
-def test_bfloat16_of_tensorflow_arrives_as_equal_floats() -> None:
+def test_bfloat16_of_tensorflow_decodes_to_equal_float32() -> None:
     import tensorflow as tf
 
     values = tf.constant([1.0, -2.5, 3e38], tf.bfloat16)
@@ -60,11 +60,11 @@ def test_bfloat16_of_tensorflow_arrives_as_equal_floats() -> None:
 
 
 @pytest.mark.tf
-def test_the_packed_list_of_strings_is_the_one_tensorflow_reads() -> None:
+def test_strings_in_tensor_content_decode_as_in_tensorflow() -> None:
     import tensorflow as tf
 
     long = b"x" * 300
     content = bytes([2, 0, 0xAC, 0x02]) + b"ab" + long  # lengths 2, 0 and 300 as varints
-    proto = proto_of("DT_STRING", [3], tensor_content=content)
+    proto = make_tensor_proto("DT_STRING", [3], tensor_content=content)
     assert tensors.decode(proto, "x").tolist() == [b"ab", b"", long]
     assert tf.io.parse_tensor(proto.SerializeToString(), tf.string).numpy().tolist() == [b"ab", b"", long]

@@ -1,4 +1,4 @@
-"""Small pictures of photos for the reports."""
+"""Thumbnails of photos for the reports."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from serving.photos.thumbnails import make_thumbnails
 SIDE = 64
 
 
-def photo(path: Path, kind: str, **settings: object) -> str:
-    """300 x 200, its left third red, the rest blue."""
-    picture = Image.new("RGB", (300, 200), (0, 0, 255))
-    picture.paste((255, 0, 0), (0, 0, 100, 200))
-    picture.save(path, kind, **settings)
+def write_photo(path: Path, kind: str, **settings: object) -> str:
+    """Write a photo of 300 x 200 pixels, its left third red and the rest blue; return its path."""
+    image = Image.new("RGB", (300, 200), (0, 0, 255))
+    image.paste((255, 0, 0), (0, 0, 100, 200))
+    image.save(path, kind, **settings)
     return str(path)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_the_shorter_side_is_the_one_asked_for(kind: str, tmp_path: Path) -> None:
-    uri = photo(tmp_path / "a", kind)
+def test_the_shorter_side_has_the_requested_length(kind: str, tmp_path: Path) -> None:
+    uri = write_photo(tmp_path / "a", kind)
     (content,) = make_thumbnails([uri], SIDE).values()
-    with Image.open(io.BytesIO(content)) as small:
-        assert (small.format, small.size) == ("JPEG", (96, SIDE))
-        assert small.getpixel((10, 32))[0] > 200  # type: ignore[index]
-        assert small.getpixel((80, 32))[2] > 200  # type: ignore[index]
+    with Image.open(io.BytesIO(content)) as thumbnail:
+        assert (thumbnail.format, thumbnail.size) == ("JPEG", (96, SIDE))
+        assert thumbnail.getpixel((10, 32))[0] > 200  # type: ignore[index]
+        assert thumbnail.getpixel((80, 32))[2] > 200  # type: ignore[index]
 
 
-def test_a_phones_photo_stands_upright(tmp_path: Path) -> None:
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    (content,) = make_thumbnails([photo(tmp_path / "a", "JPEG", exif=turned)], SIDE).values()
-    with Image.open(io.BytesIO(content)) as small:
-        assert small.size == (SIDE, 96)
-        assert small.getpixel((32, 10))[0] > 200  # type: ignore[index]
+def test_the_exif_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (content,) = make_thumbnails([write_photo(tmp_path / "a", "JPEG", exif=exif)], SIDE).values()
+    with Image.open(io.BytesIO(content)) as thumbnail:
+        assert thumbnail.size == (SIDE, 96)
+        assert thumbnail.getpixel((32, 10))[0] > 200  # type: ignore[index]
 
 
-def test_what_cannot_be_read_or_decoded_has_none(tmp_path: Path) -> None:
-    good = photo(tmp_path / "good", "PNG")
-    (tmp_path / "broken").write_bytes(Path(good).read_bytes()[:60])
-    found = make_thumbnails([str(tmp_path / "gone"), good, str(tmp_path / "broken")], SIDE)
-    assert list(found) == [good]
+def test_unreadable_and_damaged_photos_have_no_thumbnail(tmp_path: Path) -> None:
+    valid = write_photo(tmp_path / "valid", "PNG")
+    (tmp_path / "damaged").write_bytes(Path(valid).read_bytes()[:60])
+    found = make_thumbnails([str(tmp_path / "missing"), valid, str(tmp_path / "damaged")], SIDE)
+    assert list(found) == [valid]
