@@ -26,7 +26,7 @@ from serving.runtime.session import ClassicSession
 from serving.server import ServerSettings, start
 from tests import corpus
 from tests.corpus import Case
-from tests.support.decoding import Decode, decoder
+from tests.support.decoding import Decode, make_decoder
 from trainer.export.bundle import HeadExport, export
 from trainer.export.templates import prepare_template
 from trainer.heads import Head, Scaling
@@ -118,7 +118,7 @@ def test_what_is_converted_is_what_the_graph_does_not_decode(cases: list[Case]) 
 
 @pytest.fixture(scope="module")
 def decode() -> Decode:
-    return decoder()
+    return make_decoder()
 
 
 def test_the_graph_gives_every_file_its_status_and_sides(cases: list[Case], decode: Decode) -> None:

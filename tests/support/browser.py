@@ -1,4 +1,4 @@
-"""Headless Chromium, driven by its DevTools protocol: pages opened, files chosen, pictures taken."""
+"""Headless Chromium, controlled through the DevTools protocol."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import Any, Self
 
 PROGRAMS = "chromium|chromium-browser|google-chrome"
 LIMIT = 60.0
-"""Seconds that any wait may take."""
+"""Time limit in seconds of every wait."""
 
 
 class Browser:
-    """A browser with one page, in a profile of its own.
+    """A browser with one page and its own profile.
 
     Attributes:
-        said: errors and warnings of the page.
-        fetched: the addresses that it asked for.
+        messages: errors and warnings of the page.
+        requested_urls: URLs that the page requested.
     """
 
     def __init__(self, profile: Path) -> None:
@@ -54,8 +54,8 @@ class Browser:
         self._port_file = profile / "DevToolsActivePort"
         self._session: Any = None
         self._socket: Any = None
-        self.said: list[str] = []
-        self.fetched: list[str] = []
+        self.messages: list[str] = []
+        self.requested_urls: list[str] = []
 
     def __enter__(self) -> Self:
         try:
@@ -73,35 +73,37 @@ class Browser:
         self._end()
 
     def call(self, method: str, **parameters: Any) -> Any:
-        """One command, and its result."""
+        """Send a command and return its result."""
         return self._run(self._call(method, parameters))
 
     def open(self, url: str) -> None:
+        """Open a page and wait until it is loaded."""
         self.call("Page.navigate", url=url)
-        self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+        self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
 
-    def value(self, expression: str) -> Any:
-        """Of a piece of JavaScript."""
+    def evaluate(self, expression: str) -> Any:
+        """Return the value of a JavaScript expression."""
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def until(self, condition: str) -> None:
-        """Wait for a piece of JavaScript to be true."""
+    def wait_for(self, condition: str) -> None:
+        """Wait until a JavaScript expression is true."""
         deadline = time.monotonic() + LIMIT
-        while not self.value(condition):
+        while not self.evaluate(condition):
             assert time.monotonic() < deadline, (
-                f"{condition} did not come true: {self.value('document.body.innerText')}"
+                f"{condition} did not become true: {self.evaluate('document.body.innerText')}"
             )
             time.sleep(0.05)
 
-    def choose(self, selector: str, file: Path) -> None:
-        """Choose a file, as a person does in the dialog."""
+    def choose_file(self, selector: str, file: Path) -> None:
+        """Choose a file in a file input, as a person does in the dialog."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
 
-    def screen(self, width: int, height: int, *, phone: bool = False, dark: bool = False) -> None:
+    def set_screen(self, width: int, height: int, *, phone: bool = False, dark: bool = False) -> None:
+        """Emulate a screen of that size, with touch on a phone, and in a dark or light colour scheme."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -113,8 +115,8 @@ class Browser:
         scheme = "dark" if dark else "light"
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
-    def picture(self) -> bytes:
-        """A PNG of the window."""
+    def screenshot(self) -> bytes:
+        """Return a PNG of the window."""
         return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
     async def _connect(self) -> None:
@@ -142,20 +144,20 @@ class Browser:
                 if message.get("id") == number:
                     assert "error" not in message, (method, message["error"])
                     return message["result"]
-                self._note(message)
+                self._handle_event(message)
 
-    def _note(self, event: Any) -> None:
-        """What went wrong on the page, and what it fetched."""
+    def _handle_event(self, event: Any) -> None:
+        """Record the errors of the page and the URLs it requests."""
         parameters = event.get("params", {})
         if event.get("method") == "Log.entryAdded":
-            self.said.append(parameters["entry"]["text"])
+            self.messages.append(parameters["entry"]["text"])
         elif event.get("method") == "Runtime.exceptionThrown":
-            self.said.append(str(parameters["exceptionDetails"]))
+            self.messages.append(str(parameters["exceptionDetails"]))
         elif event.get("method") == "Network.requestWillBeSent":
-            self.fetched.append(parameters["request"]["url"])
+            self.requested_urls.append(parameters["request"]["url"])
 
-    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return self._loop.run_until_complete(work)
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return self._loop.run_until_complete(coroutine)
 
     async def _disconnect(self) -> None:
         if self._socket is not None:

@@ -1,4 +1,4 @@
-"""Pages as a browser sees them: what tests of several reports share."""
+"""Assertions on HTML pages, for the tests of several reports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ CHROMIUM = "chromium|chromium-browser|google-chrome"
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page, as far as the tests ask."""
+    """A parsed page; fails if elements are not closed.
+
+    Attributes:
+        tags: name and attributes of every element, in order.
+        words: the text outside of style sheets, in pieces.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -29,7 +34,7 @@ class Page(HTMLParser):
         self._open: list[str] = []
         self.feed(text)
         self.close()
-        assert not self._open, "elements left open"
+        assert not self._open, "elements that are not closed"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -45,14 +50,16 @@ class Page(HTMLParser):
 
     @property
     def text(self) -> str:
+        """Text of the page with normalized white space."""
         return " ".join(" ".join(self.words).split())
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
+        """Return the attributes of all elements with that name."""
         return [attributes for name, attributes in self.tags if name == tag]
 
 
 def check_self_contained(text: str) -> None:
-    """Nothing is fetched, nothing runs, and no reference leads out."""
+    """Check that a page loads nothing, runs no script and has no links."""
     page = Page(text)
     names = {tag for tag, _ in page.tags}
     assert not names & {"script", "link", "iframe", "object", "embed", "base", "a", "use", "image"}
@@ -69,7 +76,7 @@ def check_self_contained(text: str) -> None:
     assert not re.search(r"https?:", text)
 
 
-MEASURE = """<script>
+MEASURE_SCRIPT = """<script>
 addEventListener("load", () => {
   const page = document.documentElement, outer = parent.document.documentElement;
   const shown = [...document.images].filter(image => image.complete && image.naturalWidth > 0);
@@ -85,8 +92,8 @@ addEventListener("load", () => {
 </script>"""
 
 
-def browse(page: Path, profile: Path, *options: str) -> str:
-    """Open a page in headless Chromium and return what it prints."""
+def run_chromium(page: Path, profile: Path, *options: str) -> str:
+    """Open a page in headless Chromium, and return its standard output."""
     program = next(found for name in CHROMIUM.split("|") if (found := shutil.which(name)))
     done = subprocess.run(
         [
@@ -113,31 +120,37 @@ def browse(page: Path, profile: Path, *options: str) -> str:
     return done.stdout
 
 
-def look(page: Path, directory: Path, width: int) -> dict[str, Any]:
-    """Measure a page in a window of that width, and see that all of its screenshot is drawn."""
+def measure_page(page: Path, directory: Path, width: int) -> dict[str, Any]:
+    """Render a page at that width and return its measures; check that no part of it is blank.
+
+    Args:
+        page: HTML file.
+        directory: directory for temporary files.
+        width: width of the viewport, in CSS pixels.
+    """
     text = page.read_text(encoding="utf-8")
-    inner = text.replace("</body>", f"{MEASURE}</body>").replace('loading="lazy"', "")
-    # A window has a least width, larger than a phone's; a frame has none.
+    inner = text.replace("</body>", f"{MEASURE_SCRIPT}</body>").replace('loading="lazy"', "")
+    # A window has a minimum width, which is larger than a phone's; a frame has none.
     frame = directory / "frame.html"
     frame.write_text(
         f'<!doctype html><body style="margin:0"><iframe srcdoc="{html.escape(inner)}" '
         f'style="border:0;width:{width}px;height:2000px"></iframe></body>',
         encoding="utf-8",
     )
-    dumped = browse(frame, directory / "profile", "--dump-dom")
+    dumped = run_chromium(frame, directory / "profile", "--dump-dom")
     attribute = re.search(r'<html data-measured="([^"]*)"', dumped)
     assert attribute, dumped[:200]
-    found = dict(json.loads(html.unescape(attribute[1])))
+    measures = dict(json.loads(html.unescape(attribute[1])))
 
-    picture = directory / "screenshot.png"
-    tall = min(found["height"], 14000)
+    screenshot = directory / "screenshot.png"
+    tall = min(measures["height"], 14000)
     frame.write_text(frame.read_text("utf-8").replace("height:2000px", f"height:{tall}px"), encoding="utf-8")
-    browse(frame, directory / "other", f"--window-size=1280,{tall}", f"--screenshot={picture}")
-    with Image.open(picture) as shot:
-        assert shot.size == (1280, tall)
-        pixels = np.asarray(shot.convert("RGB")).astype(int)[:, :width]
+    run_chromium(frame, directory / "other", f"--window-size=1280,{tall}", f"--screenshot={screenshot}")
+    with Image.open(screenshot) as image:
+        assert image.size == (1280, tall)
+        pixels = np.asarray(image.convert("RGB")).astype(int)[:, :width]
     drawn = np.abs(pixels - pixels[5, 5]).max(axis=2) > 40
     assert 0.01 < drawn.mean() < 0.7
     assert all(band.any() for band in np.array_split(drawn, 8)), "a part of the page is blank"
     assert (pixels.max(axis=2) - pixels.min(axis=2) > 60).sum() > 2000, "no photo and no colour"
-    return found
+    return measures

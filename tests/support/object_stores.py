@@ -1,4 +1,4 @@
-"""Servers of the protocols of S3 and Google Cloud Storage in this process, and fsspec's memory."""
+"""Object stores for tests: servers for the S3 and Google Cloud Storage protocols, and fsspec's memory."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ AWS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAUL
 
 
 @contextmanager
-def s3() -> Iterator[str]:
-    """The address of a server of S3's protocol."""
+def serve_s3() -> Iterator[str]:
+    """Run an S3 server, and provide its address."""
     import logging
 
     from moto.server import ThreadedMotoServer
@@ -35,8 +35,8 @@ def s3() -> Iterator[str]:
 
 
 @contextmanager
-def gs() -> Iterator[str]:
-    """The address of a server of Google Cloud Storage's protocol; it knows no preconditions."""
+def serve_gs() -> Iterator[str]:
+    """Run a Google Cloud Storage server, and provide its address. It ignores preconditions."""
     from gcp_storage_emulator.server import create_server
 
     port = free_port()
@@ -48,19 +48,19 @@ def gs() -> Iterator[str]:
         server.stop()
 
 
-def bucket(kind: str, patch: pytest.MonkeyPatch, where: dict[str, str]) -> str:
-    """The address of a new place in a store; `where` the servers are."""
+def new_base_path(kind: str, patch: pytest.MonkeyPatch, servers: dict[str, str]) -> str:
+    """Return a new base path in a store; `servers` has the addresses of the servers by kind."""
     if kind == "s3":
-        for name, value in {**AWS, "AWS_ENDPOINT_URL": where["s3"]}.items():
+        for name, value in {**AWS, "AWS_ENDPOINT_URL": servers["s3"]}.items():
             patch.setenv(name, value)
         storage = fsspec.filesystem("s3")
         if not storage.exists("bucket"):
             storage.mkdir("bucket")
     if kind == "gs":
-        patch.setenv("STORAGE_EMULATOR_HOST", where["gs"])
+        patch.setenv("STORAGE_EMULATOR_HOST", servers["gs"])
         patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
     return f"{kind}://bucket/{secrets.token_hex(4)}/models/double"
 
 
-# Its client otherwise asks Google over gRPC what kind of bucket it is.
+# Otherwise the client of gs:// asks Google over gRPC for the kind of the bucket.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")

@@ -10,7 +10,7 @@ from batch import report
 from batch.output.run_diff import compare_runs
 from batch.report.page import select_photos
 from tests.support.batch_report import COUNTS, make_examples, make_run, make_stats
-from tests.support.html_assertions import CHROMIUM, Page, check_self_contained, look
+from tests.support.html_assertions import CHROMIUM, Page, check_self_contained, measure_page
 
 
 def test_report_shows_the_figures_of_run_json(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_browser_renders_without_horizontal_scrolling(tmp_path: Path, width: int
     report.write(
         str(tmp_path / "report.html"), run, make_examples(tmp_path, tuple(labels)), compare_runs(run, before)
     )
-    found = look(tmp_path / "report.html", tmp_path, width)
+    found = measure_page(tmp_path / "report.html", tmp_path, width)
     assert found["inner"] == width
     assert found["width"] <= width, "the page can be scrolled sideways"
     assert found["height"] > 2000

@@ -19,9 +19,9 @@ from serving.server import RunningServer, ServerSettings, start
 from serving.server.config.settings import ModelSettings
 from serving.server.rest import page
 from tests.support.browser import PROGRAMS, Browser
-from tests.support.colour_model import Colours, draw, write_colours
+from tests.support.colour_model import ColourModel, draw_photo, write_colour_model
 from tests.support.docs import code_blocks
-from tests.support.fake_model import Doublers, eventually, write_doubler
+from tests.support.fake_model import FakeModelLoader, eventually, write_fake_model
 from tests.support.html_assertions import Page
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ DONE = "document.getElementById('result').getAttribute('aria-busy') === 'false'"
 def load(path: Path) -> Any:
     if (path / "broken").exists():
         raise BundleError("broken on purpose")
-    return Doublers()(path) if path.parent.name == "double" else Colours()
+    return FakeModelLoader()(path) if path.parent.name == "double" else ColourModel()
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     top = tmp_path_factory.mktemp("models")
-    write_doubler(top / "double" / "3")
-    write_colours(top / "colours" / "7")
+    write_fake_model(top / "double" / "3")
+    write_colour_model(top / "colours" / "7")
     return top
 
 
@@ -65,27 +65,27 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def open_page(browser: Browser, server: RunningServer) -> None:
-    browser.said.clear()
-    browser.fetched.clear()
+    browser.messages.clear()
+    browser.requested_urls.clear()
     browser.open(f"http://localhost:{server.rest_port}/")
-    browser.until("!document.getElementById('about').textContent.startsWith('Asking')")
+    browser.wait_for("!document.getElementById('about').textContent.startsWith('Asking')")
 
 
 def text(browser: Browser, name: str) -> str:
-    return str(browser.value(f"document.getElementById({name!r}).innerText"))
+    return str(browser.evaluate(f"document.getElementById({name!r}).innerText"))
 
 
 def classify(browser: Browser, photo: Path, selector: str = "#file") -> str:
-    browser.value("document.getElementById('result').removeAttribute('aria-busy')")
-    browser.choose(selector, photo)
-    browser.until(DONE)
+    browser.evaluate("document.getElementById('result').removeAttribute('aria-busy')")
+    browser.choose_file(selector, photo)
+    browser.wait_for(DONE)
     return text(browser, "said")
 
 
 def check_quiet(browser: Browser, server: RunningServer) -> None:
     """Nothing was refused or fetched from elsewhere, and no script failed."""
-    assert browser.said == []
-    origins = {url.split("/")[2] for url in browser.fetched if url.startswith("http")}
+    assert browser.messages == []
+    origins = {url.split("/")[2] for url in browser.requested_urls if url.startswith("http")}
     assert origins == {f"localhost:{server.rest_port}"}
 
 
@@ -128,28 +128,31 @@ def test_a_photo_that_is_chosen_gets_its_labels(
 ) -> None:
     open_page(browser, server)
     assert text(browser, "about") == "Model colours, version 7."
-    assert classify(browser, draw(tmp_path / "apple.jpg", (190, 20, 25))) == "red fruit"
-    shares = browser.value("[...document.querySelectorAll('.share')].map((share) => share.textContent)")
-    widths = browser.value("[...document.querySelectorAll('.bars i')].map((bar) => bar.style.width)")
-    names = browser.value("[...document.querySelectorAll('.bars bdi')].map((name) => name.textContent)")
+    assert classify(browser, draw_photo(tmp_path / "apple.jpg", (190, 20, 25))) == "red fruit"
+    shares = browser.evaluate("[...document.querySelectorAll('.share')].map((share) => share.textContent)")
+    widths = browser.evaluate("[...document.querySelectorAll('.bars i')].map((bar) => bar.style.width)")
+    names = browser.evaluate("[...document.querySelectorAll('.bars bdi')].map((name) => name.textContent)")
     assert names == ["red fruit", "green leaf", "blue sky <b>"]
     assert sum(float(share.split()[0]) for share in shares) == pytest.approx(100, abs=0.2)
     assert [float(width[:-1]) for width in widths] == pytest.approx(
         [float(share.split()[0]) for share in shares], abs=0.06
     )
     assert re.fullmatch(r"colours, version 7: answered in \d+ ms, .*", text(browser, "cost"))
-    size = browser.value(
+    size = browser.evaluate(
         "[document.getElementById('preview').width, document.getElementById('preview').height]"
     )
     assert size == [720, 540]
     check_quiet(browser, server)
     # The camera's button, and another model: the same photo is asked about again.
-    assert classify(browser, draw(tmp_path / "sky.png", (20, 30, 250), (300, 200)), "#shot") == "blue sky <b>"
-    browser.value(
+    assert (
+        classify(browser, draw_photo(tmp_path / "sky.png", (20, 30, 250), (300, 200)), "#shot")
+        == "blue sky <b>"
+    )
+    browser.evaluate(
         "{const model = document.getElementById('model'); model.value = 'colours & more';"
         "model.dispatchEvent(new Event('change'));}"
     )
-    browser.until("document.getElementById('cost').textContent.startsWith('colours & more, version 7')")
+    browser.wait_for("document.getElementById('cost').textContent.startsWith('colours & more, version 7')")
     check_quiet(browser, server)
 
 
@@ -158,11 +161,11 @@ def test_a_photo_that_is_dropped_gets_its_labels(
     server: RunningServer, browser: Browser, tmp_path: Path
 ) -> None:
     open_page(browser, server)
-    photo = draw(tmp_path / "leaf.jpg", (20, 120, 30), (400, 300))
+    photo = draw_photo(tmp_path / "leaf.jpg", (20, 120, 30), (400, 300))
     data = {"items": [], "files": [str(photo)], "dragOperationsMask": 1}
     for kind in ("dragEnter", "dragOver", "drop"):
         browser.call("Input.dispatchDragEvent", type=kind, x=200, y=200, data=data)
-    browser.until(DONE)
+    browser.wait_for(DONE)
     assert text(browser, "said") == "green leaf"
     check_quiet(browser, server)
 
@@ -175,13 +178,13 @@ def test_what_gets_no_label_is_said_in_words(
     Image.new("RGB", (64, 48), (128, 128, 128)).save(tmp_path / "fog.png")
     assert classify(browser, tmp_path / "fog.png") == "None of these"
     assert "not sure enough" in text(browser, "why")
-    assert browser.value("document.querySelectorAll('.bars li').length") == 3
+    assert browser.evaluate("document.querySelectorAll('.bars li').length") == 3
     (tmp_path / "notes.txt").write_text("no photo")
     assert classify(browser, tmp_path / "notes.txt") == "Not scored"
     assert "not in a known image format" in text(browser, "why")
     assert "cannot show it" in text(browser, "caption")
-    assert browser.value("document.querySelectorAll('.bars li').length") == 0
-    monkeypatch.setattr(Colours, "run", lambda *_: 1 / 0)
+    assert browser.evaluate("document.querySelectorAll('.bars li').length") == 0
+    monkeypatch.setattr(ColourModel, "run", lambda *_: 1 / 0)
     assert classify(browser, tmp_path / "fog.png") == "No answer"
     assert "division by zero" in text(browser, "why")
 
@@ -191,7 +194,7 @@ def test_a_server_without_such_models_says_how_to_ask(models: Path, browser: Bro
     with serve(models, ("double", "double")) as server:
         open_page(browser, server)
         assert "No model of this server takes photos" in text(browser, "about")
-        assert browser.value("document.getElementById('ask').hidden")
+        assert browser.evaluate("document.getElementById('ask').hidden")
         command = text(browser, "curl")
         assert text(browser, "rows").split("\t") == ["double", "3 available", "serving_default: x float [?]"]
         found = re.fullmatch(r"curl -d '(.*)' \\\n  (http:\S+)", command)
@@ -203,9 +206,9 @@ def test_a_server_without_such_models_says_how_to_ask(models: Path, browser: Bro
 
 @pytest.mark.needs(PROGRAMS)
 def test_versions_that_failed_are_in_the_list(models: Path, browser: Browser, tmp_path: Path) -> None:
-    write_colours(tmp_path / "colours" / "1")
+    write_colour_model(tmp_path / "colours" / "1")
     with serve(tmp_path, (HOSTILE, "colours")) as server:
-        staged = write_colours(tmp_path / "staged")
+        staged = write_colour_model(tmp_path / "staged")
         (staged / "broken").touch()
         staged.rename(tmp_path / "colours" / "2")
         eventually(
@@ -226,14 +229,14 @@ def test_versions_that_failed_are_in_the_list(models: Path, browser: Browser, tm
 def test_it_fits_phones_and_desks(
     server: RunningServer, browser: Browser, tmp_path: Path, width: int, dark: bool
 ) -> None:
-    browser.screen(width, 900, phone=width < 1000, dark=dark)
+    browser.set_screen(width, 900, phone=width < 1000, dark=dark)
     try:
         open_page(browser, server)
-        classify(browser, draw(tmp_path / "apple.jpg", (190, 20, 25), (400, 300)))
-        assert browser.value("document.documentElement.scrollWidth") <= width
-        camera = browser.value("getComputedStyle(document.querySelector('.camera')).display")
+        classify(browser, draw_photo(tmp_path / "apple.jpg", (190, 20, 25), (400, 300)))
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        camera = browser.evaluate("getComputedStyle(document.querySelector('.camera')).display")
         assert (camera == "none") == (width > 1000)
-        paper = browser.value("getComputedStyle(document.body).backgroundColor")
+        paper = browser.evaluate("getComputedStyle(document.body).backgroundColor")
         assert paper == ("rgb(20, 23, 26)" if dark else "rgb(250, 249, 246)")
     finally:
         browser.call("Emulation.clearDeviceMetricsOverride")
@@ -247,7 +250,9 @@ def test_a_real_model_labels_a_real_photo(trained: Trained, sample: SampleSummar
         open_page(browser, server)
         classify(browser, photo)
         assert re.fullmatch(r"food, version \d+: answered in \d+ ms, .*", text(browser, "cost"))
-        names = browser.value("[...document.querySelectorAll('.bars bdi')].map((name) => name.textContent)")
+        names = browser.evaluate(
+            "[...document.querySelectorAll('.bars bdi')].map((name) => name.textContent)"
+        )
         assert len(names) == 5
         assert "fruits" in names
         check_quiet(browser, server)
@@ -255,7 +260,7 @@ def test_a_real_model_labels_a_real_photo(trained: Trained, sample: SampleSummar
 
 @pytest.mark.needs("curl")
 def test_the_readmes_commands_for_rest_are_answered(server: RunningServer, tmp_path: Path) -> None:
-    draw(tmp_path / "photo.jpg", (190, 20, 25), (400, 300))
+    draw_photo(tmp_path / "photo.jpg", (190, 20, 25), (400, 300))
     (commands,) = [block for block in code_blocks("README.md", "sh") if ":predict" in block]
     commands = commands.replace("localhost:8501", f"localhost:{server.rest_port}")
     done = subprocess.run(

@@ -49,25 +49,25 @@ class CutOff(BaseException):
 def servers() -> Iterator[dict[str, str]]:
     with ExitStack() as stack:
         yield {
-            "s3": stack.enter_context(object_stores.s3()),
-            "gs": stack.enter_context(object_stores.gs()),
+            "s3": stack.enter_context(object_stores.serve_s3()),
+            "gs": stack.enter_context(object_stores.serve_gs()),
         }
 
 
 @pytest.fixture(params=object_stores.KINDS)
 def base(request: pytest.FixtureRequest, servers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
     """A base path on each store."""
-    return object_stores.bucket(request.param, monkeypatch, servers)
+    return object_stores.new_base_path(request.param, monkeypatch, servers)
 
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> str:
-    return object_stores.bucket("memory", monkeypatch, {})
+    return object_stores.new_base_path("memory", monkeypatch, {})
 
 
 @pytest.fixture
 def on_s3(servers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
-    return object_stores.bucket("s3", monkeypatch, servers)
+    return object_stores.new_base_path("s3", monkeypatch, servers)
 
 
 @pytest.fixture
@@ -357,7 +357,7 @@ def test_two_changes_at_once_are_one_too_many(base: str, models: Path) -> None:
 def test_of_many_that_find_a_lease_abandoned_one_gets_it(
     kind: str, servers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    objects = Objects.from_address(object_stores.bucket(kind, monkeypatch, servers))
+    objects = Objects.from_address(object_stores.new_base_path(kind, monkeypatch, servers))
     objects.write(f"{LEASE_PREFIX}/00000003", b'{"beat": 0}')
     start, hold = threading.Barrier(6), threading.Event()
     got: list[str] = []

@@ -24,7 +24,7 @@ from tests.corpus.gif import animation
 from tests.corpus.images import saved, scene, translucent
 from tests.corpus.jpeg import SCAN, XMP, frame, jpeg, segment, until_scan, with_segments
 from tests.corpus.png import deep_png, interlaced_png, png, shallow_png
-from tests.support.decoding import Decode, Pixels, Row, decoder
+from tests.support.decoding import Decode, DecodedPhoto, Pixels, make_decoder
 from tests.support.repository import REPO
 from trainer import preprocessing
 from trainer.preprocessing import STATUSES, Preprocessing
@@ -38,7 +38,7 @@ EXAMPLES = int(os.environ.get("HUBHEAD_FUZZ_EXAMPLES", "120"))
 
 @pytest.fixture(scope="module")
 def decode() -> Decode:
-    return decoder()
+    return make_decoder()
 
 
 # --- Photos to look at ------------------------------------------------------------------------------
@@ -309,7 +309,7 @@ def photos_and_others() -> list[bytes]:
     return [*good, *bad, *cut]
 
 
-def assert_same(found: Row, alone: Row) -> None:
+def assert_same(found: DecodedPhoto, alone: DecodedPhoto) -> None:
     assert (found.status, found.height, found.width) == (alone.status, alone.height, alone.width)
     np.testing.assert_array_equal(found.pixels, alone.pixels)
 
@@ -396,7 +396,9 @@ def test_a_status_has_its_name_and_is_usable_or_not() -> None:
     indices = list(range(len(STATUSES)))
     names = [name.decode() for name in preprocessing.status_names(indices).numpy()]
     assert names == [str(status) for status in STATUSES]
-    assert preprocessing.is_usable(np.array(indices, np.int32)).numpy().tolist() == [s.usable for s in STATUSES]
+    assert preprocessing.is_usable(np.array(indices, np.int32)).numpy().tolist() == [
+        s.usable for s in STATUSES
+    ]
 
 
 # --- What must never be called ------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 
 from serving import contract
 from serving.errors import OutputError
-from tests.support.html_assertions import CHROMIUM, HOSTILE, Page, check_self_contained, look
+from tests.support.html_assertions import CHROMIUM, HOSTILE, Page, check_self_contained, measure_page
 from tests.support.trainer_report import made
 from trainer import heads, report
 from trainer.dataset import Subset
@@ -178,7 +178,7 @@ def test_a_browser_shows_it_whole(
         judged = kind == "long words"
         example = made(tmp_path, labels, photos=8, noise=0.5, judged=judged).report
     report.write(tmp_path / "report.html", example)
-    found = look(tmp_path / "report.html", tmp_path, width)
+    found = measure_page(tmp_path / "report.html", tmp_path, width)
     assert found["inner"] == width
     assert found["width"] <= width, "the page can be scrolled sideways"
     assert found["height"] > 2000
