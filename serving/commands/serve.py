@@ -1,4 +1,4 @@
-"""The command `serve`."""
+"""`hubhead serve`: run a model server."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving.runtime.tensorflow_import import require_tensorflow
-from serving.server.config.flags import FLAGS, settings_from, without_effect
+from serving.server.config.flags import FLAGS, build_settings, describe_ignored_flags
 
 if TYPE_CHECKING:
     from serving.server import RunningServer
 
 
 def _model_server_flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add every flag of tensorflow_model_server; those without effect are hidden from --help."""
+    """Add every flag of tensorflow_model_server; ignored flags are hidden from --help."""
     for name, flag in reversed(FLAGS.items()):
-        attributes: dict[str, Any] = {"default": flag.default, "hidden": bool(flag.without_effect)}
+        attributes: dict[str, Any] = {"default": flag.default, "hidden": bool(flag.ignored_because)}
         attributes["help"] = flag.help
         if flag.kind is bool:
             attributes |= {"type": bool, "is_flag": False, "flag_value": "true", "metavar": "[BOOLEAN]"}
@@ -29,7 +29,7 @@ def _model_server_flags(command: Callable[..., Any]) -> Callable[..., Any]:
             attributes["type"] = click.IntRange(-1 if name == "rest_api_port" else 0, 65535)
         elif name.endswith("wait_seconds"):
             attributes["type"] = click.FloatRange(min=0, min_open=name.startswith("file_system"))
-        elif flag.kind is int and not flag.without_effect:
+        elif flag.kind is int and not flag.ignored_because:
             attributes["type"] = click.IntRange(min=1)
         else:
             attributes["type"] = flag.kind
@@ -46,30 +46,30 @@ def _model_server_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     "  hubhead predict photo.jpg --server localhost:8500 --model_name food",
 )
 @_model_server_flags
-@click.option("--version", is_flag=True, help="Print hubhead's version and end.")
+@click.option("--version", is_flag=True, help="Print the version of hubhead and exit.")
 @click.pass_context
 def serve(context: click.Context, /, version: bool, **values: Any) -> None:
     """Serve models over TensorFlow Serving's gRPC and REST protocols.
 
-    One line on stdout says when it is ready, and where. Stop it with Ctrl-C or SIGTERM: requests
-    in flight are finished first. All flags of tensorflow_model_server are taken; those that have no
-    meaning here say so.
+    Prints one line with the ports once the server is ready. Ctrl-C or SIGTERM stops it gracefully:
+    requests in flight are completed. All flags of tensorflow_model_server are accepted; those that do not
+    apply are ignored with a message.
     """
     if version:
         click.echo(f"hubhead {metadata.version('hubhead')}")
         return
     from_user = click.core.ParameterSource.COMMANDLINE
     given = [name for name in values if context.get_parameter_source(name) is from_user]
-    for line in without_effect(given):
-        click.echo(line, err=True)
-    settings = settings_from(values)
+    for message in describe_ignored_flags(given):
+        click.echo(message, err=True)
+    settings = build_settings(values)
     require_tensorflow()
     from serving.server import serve_until_signalled
 
-    serve_until_signalled(settings, _say_ready)
+    serve_until_signalled(settings, _print_ready)
 
 
-def _say_ready(server: RunningServer) -> None:
+def _print_ready(server: RunningServer) -> None:
     models = ", ".join(
         f"{name}, version {versions.current}" for name, versions in server.manager.models.items()
     )

@@ -1,4 +1,4 @@
-"""Start, run and stop the local model server."""
+"""Starting, running and stopping of the local model server."""
 
 from __future__ import annotations
 
@@ -18,44 +18,52 @@ from serving import runtime
 from serving.errors import BundleError, HubheadError, InputError
 from serving.server.config import files
 from serving.server.config.settings import ModelSettings, ServerSettings
-from serving.server.grpc.server import GrpcPort
-from serving.server.health import Health
+from serving.server.grpc.server import GrpcServer
+from serving.server.health import HealthService
 from serving.server.metrics import Metrics
 from serving.server.models import servable
 from serving.server.models.manager import Manager
 from serving.server.models.servable import Loader, Servable
-from serving.server.models.versions import Load
+from serving.server.models.versions import LoadVersion
 from serving.server.models.warmup import warm_up
-from serving.server.rest import GRACE_SECONDS, Rest
-from serving.server.status_error import Refusal
+from serving.server.rest import GRACE_SECONDS, RestServer
+from serving.server.status_error import StatusError
 
 _HEALTH_SECONDS = 0.5
+"""Time between health checks."""
 
 _log = logging.getLogger(__name__)
 
 
 class RunningServer:
-    """A server that answers; stop it with `stop` or by leaving its context.
+    """A running server; stop it with `stop` or use it as a context manager.
 
     Attributes:
-        port: the gRPC port, also where the settings said 0.
-        rest_port: the REST port; None where there is none.
-        manager: the models.
-        metrics: what is counted.
+        port: gRPC port; the one that was picked if the settings say 0.
+        rest_port: REST port; None if it is disabled.
+        manager: the served models.
+        metrics: metrics of this server.
     """
 
     def __init__(
         self, settings: ServerSettings, manager: Manager, metrics: Metrics, configuration: str | None
     ) -> None:
-        """With the text of the model_config_file that is taken over."""
+        """Open the ports and start the background threads.
+
+        Args:
+            settings: settings of the server.
+            manager: the served models, loaded.
+            metrics: metrics of this server.
+            configuration: text of the model_config_file that is in effect; None: there is none.
+        """
         self.manager, self.metrics = manager, metrics
         self._settings, self._configuration = settings, configuration
         self._stopping = threading.Event()
-        self._health = Health(manager)
-        self._grpc = GrpcPort(settings, manager, metrics, self._health)
+        self._health = HealthService(manager)
+        self._grpc = GrpcServer(settings, manager, metrics, self._health)
         self.port = self._grpc.port
         try:
-            rest = Rest(settings, manager, metrics) if settings.rest_api_port is not None else None
+            rest = RestServer(settings, manager, metrics) if settings.rest_api_port is not None else None
         except HubheadError:
             self._grpc.stop(0)
             raise
@@ -64,26 +72,26 @@ class RunningServer:
         self._health.check()
         self._grpc.start()
         self._threads = [
-            threading.Thread(target=self._poll, name="hubhead-poll", daemon=True),
-            threading.Thread(target=self._watch, name="hubhead-health", daemon=True),
+            threading.Thread(target=self._poll_versions, name="hubhead-poll", daemon=True),
+            threading.Thread(target=self._check_health, name="hubhead-health", daemon=True),
         ]
         for thread in self._threads:
             thread.start()
 
     @property
     def name(self) -> str:
-        """The name of the only model, or of the first."""
+        """Name of the first configured model."""
         return self.manager.settings[0].name
 
     @property
     def version(self) -> int:
-        """The version of that model that answers now."""
+        """Newest served version of that model."""
         version = self.manager.models[self.name].current
-        assert version is not None  # a server starts with one, and never lets go of the last
+        assert version is not None  # a server starts with one, and never unloads the last
         return version
 
     def stop(self) -> None:
-        """Take no more requests, give those in flight 5 seconds, close the ports."""
+        """Reject new requests, wait up to 5 seconds for those in flight, and close the ports."""
         self._stopping.set()
         self._health.drain()
         ports = [threading.Thread(target=self._grpc.stop, args=(GRACE_SECONDS,))]
@@ -105,28 +113,31 @@ class RunningServer:
     ) -> None:
         self.stop()
 
-    def _poll(self) -> None:
+    def _poll_versions(self) -> None:
+        """Scan the base paths, and the configuration file for changes, until the server stops."""
         settings, read_at, text = self._settings, time.monotonic(), self._configuration
         while not self._stopping.wait(settings.file_system_poll_wait_seconds):
             self.manager.poll()
             every = settings.model_config_file_poll_wait_seconds
             if settings.model_config_file and every and time.monotonic() - read_at >= every:
                 read_at = time.monotonic()
-                found = _text(settings.model_config_file)
-                if found is not None and found != text and self._read_again(settings.model_config_file):
-                    text = found
+                current = _read_text(settings.model_config_file)
+                if current in (None, text):
+                    continue
+                if self._reload_config_file(settings.model_config_file):
+                    text = current
 
-    def _read_again(self, path: Path) -> bool:
-        """Take over a changed configuration; False, and one line in the log, where it cannot be used yet."""
+    def _reload_config_file(self, path: Path) -> bool:
+        """Apply a changed configuration file; return False, after a warning, if it cannot be applied."""
         try:
             self.manager.configure(files.read_models(path), self._stopping.is_set)
-        except (HubheadError, Refusal) as error:
-            _log.warning("%s is not taken over, and tried again: %s", path, error)
+        except (HubheadError, StatusError) as error:
+            _log.warning("%s has changed but cannot be applied; will retry: %s", path, error)
             return False
-        _log.info("%s changed and is taken over", path)
+        _log.info("%s has changed and was applied", path)
         return True
 
-    def _watch(self) -> None:
+    def _check_health(self) -> None:
         while not self._stopping.wait(_HEALTH_SECONDS):
             self._health.check()
 
@@ -134,59 +145,59 @@ class RunningServer:
 def start(
     settings: ServerSettings, *, loader: Loader = runtime.load, stop: threading.Event | None = None
 ) -> RunningServer:
-    """Load a version of every model, open the ports, and go on in the background.
+    """Load a version of every model, open the ports, and serve in the background.
 
-    While a base path holds no version, this waits for one, and says so once in the log.
+    While a base path has no version, this waits for one, after one warning in the log.
 
     Args:
-        settings: what to serve, and where.
-        loader: makes a model from a version's directory.
-        stop: gives up waiting for a first version when it is set.
+        settings: settings of the server.
+        loader: function that loads the model in a version's directory.
+        stop: event that ends the wait for a first version.
 
     Raises:
-        InputError: a configuration that cannot be used.
-        BundleError: there is no such base path, or versions are there and none of them loads.
-        OutputError: a port is taken.
-        StoppedError: `stop` was set before there was a version.
+        InputError: the configuration cannot be used.
+        BundleError: a base path does not exist, or none of its versions loads.
+        OutputError: a port cannot be opened.
+        StoppedError: `stop` was set before every model had a version.
     """
     stopped = (stop or threading.Event()).is_set
     metrics = Metrics()
     manager = Manager(
-        _load(settings, loader, metrics),
-        labels_of_unavailable=settings.allow_version_labels_for_unavailable_models,
+        _make_loader(settings, loader, metrics),
+        allow_labels_for_unavailable=settings.allow_version_labels_for_unavailable_models,
     )
-    # Before it is used: it may change while a first version is waited for.
-    configuration = _text(settings.model_config_file)
-    models = _models(settings)
+    # Read before it is applied: a change during the wait for a first version must not be missed.
+    configuration = _read_text(settings.model_config_file)
+    models = _resolve_models(settings)
     for model in models:
-        _check_base(model)
+        _check_base_path(model)
     try:
         manager.configure(models, stopped)
-    except Refusal as refusal:
+    except StatusError as error:
         if stopped():
-            raise StoppedError from refusal
-        raise _as_error(refusal) from refusal
+            raise StoppedError from error
+        raise _to_hubhead_error(error) from error
     return RunningServer(settings, manager, metrics, configuration)
 
 
 class StoppedError(Exception):
-    """The server was told to stop before it had a version to serve."""
+    """The server was stopped before it had a version to serve."""
 
 
 def serve_until_signalled(
     settings: ServerSettings, on_ready: Callable[[RunningServer], None], *, loader: Loader = runtime.load
 ) -> None:
-    """Serve until SIGTERM or SIGINT, for a command's main thread.
+    """Serve until SIGTERM or SIGINT; call it from the main thread.
 
     Args:
-        settings: what to serve, and where.
-        on_ready: called once, when the ports are open.
-        loader: makes a model from a version's directory.
+        settings: settings of the server.
+        on_ready: function that is called once the ports are open.
+        loader: function that loads the model in a version's directory.
 
     Raises:
-        HubheadError: as `start`.
+        HubheadError: errors of `start`.
     """
-    with _set_by_signals() as stop:
+    with _stop_on_signals() as stop:
         try:
             server = start(settings, loader=loader, stop=stop)
         except StoppedError:
@@ -196,11 +207,11 @@ def serve_until_signalled(
             stop.wait()
 
 
-def _models(settings: ServerSettings) -> tuple[ModelSettings, ...]:
-    """What is configured, in one of the three ways.
+def _resolve_models(settings: ServerSettings) -> tuple[ModelSettings, ...]:
+    """Return the models to serve: those of the configuration file, of `models`, or of the base path.
 
     Raises:
-        InputError: in none of them.
+        InputError: none of the three is given, or the file cannot be used.
     """
     if settings.model_config_file:
         return files.read_models(settings.model_config_file)
@@ -208,34 +219,39 @@ def _models(settings: ServerSettings) -> tuple[ModelSettings, ...]:
         return settings.models
     if settings.model_base_path is None:
         raise InputError(
-            "There is no model to serve.",
-            remedy="Give --model_base_path the directory above the versions, or --model_config_file.",
+            "No model to serve.",
+            remedy="Give --model_base_path, the directory above the versions, or --model_config_file.",
         )
     base = settings.model_base_path.resolve()
     return (ModelSettings(settings.model_name or base.name, base),)
 
 
-def _check_base(model: ModelSettings) -> None:
+def _check_base_path(model: ModelSettings) -> None:
+    """Check that a base path is a directory; warn if it has no version yet.
+
+    Raises:
+        BundleError: it is not a directory.
+    """
     base = model.base_path
     if not base.is_dir():
         raise BundleError(
-            f"The model base path {base} {'is no directory' if base.exists() else 'does not exist'}.",
+            f"The model base path {base} {'is not a directory' if base.exists() else 'does not exist'}.",
             remedy="Give --model_base_path the directory above the numbered versions, such as models/food.",
         )
     if not any(child.name.isdecimal() for child in base.iterdir()):
-        _log.warning("%s holds no version yet; waiting for a directory such as %s", base, base / "1")
+        _log.warning("%s has no version yet; waiting for a directory such as %s", base, base / "1")
 
 
-def _load(settings: ServerSettings, loader: Loader, metrics: Metrics) -> Load:
-    """How a version is loaded and warmed."""
+def _make_loader(settings: ServerSettings, loader: Loader, metrics: Metrics) -> LoadVersion:
+    """Return a function that loads and warms up a version, and counts both in the metrics."""
 
     def load(name: str, version: int, directory: Path) -> Servable:
         try:
             loaded = servable.load(name, version, directory, loader, settings, metrics)
-        except Exception:  # whatever a model makes TensorFlow raise
-            metrics.load(str(directory), loaded=False)
+        except Exception:  # TensorFlow may raise anything for a broken model
+            metrics.count_load(str(directory), loaded=False)
             raise
-        metrics.load(str(directory), loaded=True)
+        metrics.count_load(str(directory), loaded=True)
         if settings.enable_model_warmup:
             start, status = time.perf_counter(), "OK"
             try:
@@ -244,23 +260,25 @@ def _load(settings: ServerSettings, loader: Loader, metrics: Metrics) -> Load:
                 status = "INTERNAL"
                 raise
             finally:
-                metrics.warmup(str(directory), status, time.perf_counter() - start)
+                metrics.observe_warmup(str(directory), status, time.perf_counter() - start)
         return loaded
 
     return load
 
 
-def _as_error(refusal: Refusal) -> HubheadError:
-    if refusal.code is grpc.StatusCode.FAILED_PRECONDITION:
+def _to_hubhead_error(error: StatusError) -> HubheadError:
+    """Return the error of the command for a configuration that was rejected."""
+    if error.code is grpc.StatusCode.FAILED_PRECONDITION:
         return InputError(
-            f"{refusal.details}.",
-            remedy="Labels at the start need --allow_version_labels_for_unavailable_models, "
-            "as in TensorFlow Serving.",
+            f"{error.details}.",
+            remedy="Add --allow_version_labels_for_unavailable_models: as in TensorFlow Serving, labels in the "
+            "first configuration require it.",
         )
-    return BundleError(refusal.details)
+    return BundleError(error.details)
 
 
-def _text(path: Path | None) -> str | None:
+def _read_text(path: Path | None) -> str | None:
+    """Return the text of a file; None if it cannot be read."""
     try:
         return path.read_text("utf-8") if path else None
     except (OSError, UnicodeDecodeError):
@@ -268,8 +286,8 @@ def _text(path: Path | None) -> str | None:
 
 
 @contextmanager
-def _set_by_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set, in place of ending the process."""
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM and SIGINT set in place of ending the process."""
     event = threading.Event()
     previous = {
         number: signal.signal(number, lambda *_: event.set()) for number in (signal.SIGTERM, signal.SIGINT)

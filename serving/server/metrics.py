@@ -1,8 +1,8 @@
-"""The server's figures for Prometheus, under the names of TensorFlow Serving.
+"""Prometheus metrics of the server, under the names that TensorFlow Serving uses.
 
-Its "/" are ":" (util/prometheus_exporter.cc), its times microseconds, and the counters have no
-`_total` behind them, so that dashboards and alerts written for it show this server too. Where its
-batching session's figures are by thread pool, these are by model.
+As there, "/" becomes ":" (util/prometheus_exporter.cc), times are in microseconds, and counters have no
+`_total` suffix, so that existing dashboards and alerts work unchanged. One difference: the metrics of the
+batching session have the label model_name in place of a thread pool's name.
 """
 
 from __future__ import annotations
@@ -18,108 +18,124 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _TIMES = tuple(10 * 1.8**power for power in range(33))
-"""Upper bounds in microseconds, as monitoring::Buckets::Exponential(10, 1.8, 33) has them."""
+"""Upper bounds of time buckets in microseconds: monitoring::Buckets::Exponential(10, 1.8, 33)."""
 
 _ROWS = tuple(2.0**power for power in range(15))
+"""Upper bounds of buckets that count rows."""
 
 _PREFIX = ":tensorflow:serving:"
 _LOADER = ":tensorflow:cc:saved_model:"
 
 
 class Metrics:
-    """What one server counts; each has its own registry."""
+    """Metrics of one server, in a registry of its own."""
 
     def __init__(self) -> None:
         from prometheus_client import CollectorRegistry, Histogram
 
         self._registry = CollectorRegistry(auto_describe=False)
 
-        def histogram(name: str, text: str, labels: Sequence[str], bounds: Sequence[float] = _TIMES) -> Any:
-            return Histogram(_PREFIX + name, text, labels, registry=self._registry, buckets=bounds)
+        def histogram(
+            name: str, documentation: str, labels: Sequence[str], bounds: Sequence[float] = _TIMES
+        ) -> Any:
+            return Histogram(_PREFIX + name, documentation, labels, registry=self._registry, buckets=bounds)
 
-        self._requests = _Counts(
-            _PREFIX + "request_count", "Requests by model and outcome.", ("model_name", "status")
+        self._requests = _UnsuffixedCounter(
+            _PREFIX + "request_count", "Requests by model and status.", ("model_name", "status")
         )
         self._registry.register(self._requests)
         self._latency = histogram(
-            "request_latency", "Microseconds of a whole request.", ("model_name", "API", "entrypoint")
+            "request_latency",
+            "Latency of a request in microseconds, from arrival to response.",
+            ("model_name", "API", "entrypoint"),
         )
         self._runtime = histogram(
-            "runtime_latency", "Microseconds in the model.", ("model_name", "API", "runtime")
+            "runtime_latency",
+            "Time to run the model in microseconds, including the wait in the batching queue.",
+            ("model_name", "API", "runtime"),
         )
         self._warmup = histogram(
-            "model_warmup_latency", "Microseconds that warming up took.", ("model_path", "status")
+            "model_warmup_latency",
+            "Duration of the warm-up of a version in microseconds.",
+            ("model_path", "status"),
         )
         self._queuing = histogram(
             "batching_session:queuing_latency",
-            "Microseconds that a request waited for its batch to begin.",
+            "Time that a request waited for its batch to start, in microseconds.",
             ("model_name",),
         )
         self._padding = histogram(
-            "batching_session:padding_size", "Rows added to a batch.", ("model_name",), (0.0, *_ROWS)
+            "batching_session:padding_size", "Padding rows of a batch.", ("model_name",), (0.0, *_ROWS)
         )
         self._batch = histogram(
             "batching_session:processed_batch_size",
-            "Rows of a batch, added ones included.",
+            "Rows of a batch, including padding.",
             ("model_name",),
             _ROWS,
         )
-        self._batches = _Counts(
-            _PREFIX + "batching_session:wrapped_run_count", "Batches that ran.", ("model_name",)
+        self._batches = _UnsuffixedCounter(
+            _PREFIX + "batching_session:wrapped_run_count", "Number of batches that ran.", ("model_name",)
         )
         self._registry.register(self._batches)
-        self._loads = _Counts(
+        self._loads = _UnsuffixedCounter(
             _LOADER + "load_attempt_count",
-            "Versions that were loaded, or were not.",
+            "Attempts to load a version, by outcome.",
             ("model_path", "status"),
         )
         self._registry.register(self._loads)
 
-    def request(self, model: str, api: str, entrypoint: str, status: str, seconds: float) -> None:
-        """A request was answered.
+    def count_request(self, model: str, api: str, entrypoint: str, status: str, seconds: float) -> None:
+        """Count a request and record its latency.
 
         Args:
-            model: the model's name, "" where the request named none that is there.
+            model: model name; "" if the request named no configured model.
             api: "Predict", "Classify", "Regress", ...
             entrypoint: "GRPC" or "REST".
             status: "OK", or the name of the gRPC status code.
-            seconds: from its arrival to the answer.
+            seconds: time from arrival to response.
         """
         self._requests.add(model, status)
         self._latency.labels(model, api, entrypoint).observe(seconds * 1e6)
 
-    def runtime(self, model: str, api: str, seconds: float) -> None:
-        """The model ran for a request, its wait in the queue included."""
+    def observe_runtime(self, model: str, api: str, seconds: float) -> None:
+        """Record how long a request ran, including its wait in the queue."""
         self._runtime.labels(model, api, "TF2").observe(seconds * 1e6)
 
-    def load(self, path: str, *, loaded: bool) -> None:
-        """A version's directory was loaded, or does not load (cc/saved_model/loader.cc of TensorFlow)."""
+    def count_load(self, path: str, *, loaded: bool) -> None:
+        """Count an attempt to load a version's directory (cc/saved_model/loader.cc of TensorFlow)."""
         self._loads.add(path, "success" if loaded else "fail")
 
-    def warmup(self, path: str, status: str, seconds: float) -> None:
-        """A version was warmed, or was not."""
+    def observe_warmup(self, path: str, status: str, seconds: float) -> None:
+        """Record the duration and status of a version's warm-up."""
         self._warmup.labels(path, status).observe(seconds * 1e6)
 
-    def batch(self, model: str, rows: int, padding: int, waits: Sequence[float]) -> None:
-        """A batch ran: its rows with padding, the padding among them, seconds each request waited."""
+    def observe_batch(self, model: str, rows: int, padding: int, waits: Sequence[float]) -> None:
+        """Record a batch that ran.
+
+        Args:
+            model: model name.
+            rows: number of rows, including padding.
+            padding: number of padding rows.
+            waits: seconds that each request waited in the queue.
+        """
         self._batches.add(model)
         self._batch.labels(model).observe(rows)
         self._padding.labels(model).observe(padding)
         for seconds in waits:
             self._queuing.labels(model).observe(seconds * 1e6)
 
-    def text(self) -> bytes:
-        """All of them in Prometheus' text format."""
+    def render(self) -> bytes:
+        """Return all metrics in the Prometheus text format."""
         from prometheus_client import generate_latest
 
         return generate_latest(self._registry)
 
 
-class _Counts:
-    """A counter whose samples are named like it, without the `_total` of prometheus_client's own."""
+class _UnsuffixedCounter:
+    """A counter without the `_total` suffix that prometheus_client's own Counter adds."""
 
-    def __init__(self, name: str, text: str, labels: tuple[str, ...]) -> None:
-        self._name, self._text, self._labels = name, text, labels
+    def __init__(self, name: str, documentation: str, labels: tuple[str, ...]) -> None:
+        self._name, self._documentation, self._labels = name, documentation, labels
         self._counts: Counter[tuple[str, ...]] = Counter()
         self._lock = threading.Lock()
 
@@ -130,7 +146,7 @@ class _Counts:
     def collect(self) -> Iterator[Metric]:
         from prometheus_client.metrics_core import Metric
 
-        metric = Metric(self._name, self._text, "unknown")
+        metric = Metric(self._name, self._documentation, "unknown")
         with self._lock:
             counts = dict(self._counts)
         for labels, count in counts.items():

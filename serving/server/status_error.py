@@ -1,20 +1,20 @@
-"""The answer to a request that cannot be served."""
+"""The error that becomes a gRPC status, and the texts that TensorFlow Serving sends with it."""
 
 from __future__ import annotations
 
 import grpc
 
 _MAX_DETAILS = 1024
-"""TensorFlow Serving cuts longer texts (model_servers/grpc_status_util.cc); they travel as a header."""
+"""TensorFlow Serving truncates longer texts (model_servers/grpc_status_util.cc); they travel as a header."""
 
 
-class Refusal(Exception):
-    """A gRPC status other than OK.
+class StatusError(Exception):
+    """A request that ends with a gRPC status other than OK.
 
     Attributes:
-        code: the status code.
-        text: as TensorFlow Serving words it.
-        details: the text as gRPC sends it.
+        code: gRPC status code.
+        text: full message, worded as in TensorFlow Serving; REST sends it.
+        details: message as gRPC sends it, truncated to 1,024 characters.
     """
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
@@ -24,14 +24,21 @@ class Refusal(Exception):
         self.details = details if len(details) <= _MAX_DETAILS else details[:_MAX_DETAILS] + "...TRUNCATED"
 
 
-def invalid(details: str) -> Refusal:
-    """INVALID_ARGUMENT, the most frequent of them."""
-    return Refusal(grpc.StatusCode.INVALID_ARGUMENT, details)
+def invalid_argument(details: str) -> StatusError:
+    """Return an INVALID_ARGUMENT error, the most frequent one."""
+    return StatusError(grpc.StatusCode.INVALID_ARGUMENT, details)
 
 
-def queue_full(waiting: int, limit: int) -> Refusal:
-    """There is no room for a request; callers know it by these words (shared_batch_scheduler.h)."""
-    return Refusal(
+def queue_full(waiting: int, limit: int) -> StatusError:
+    """Return the UNAVAILABLE error for a request that finds no room in the queue.
+
+    Clients recognise overload by this text (shared_batch_scheduler.h of TensorFlow).
+
+    Args:
+        waiting: number of batches in the queue.
+        limit: number of batches that the queue may hold.
+    """
+    return StatusError(
         grpc.StatusCode.UNAVAILABLE,
         "The batch scheduling queue to which this task was submitted is full; "
         f"currently {waiting} batches enqueued and max_enqueued_batches is {limit}",

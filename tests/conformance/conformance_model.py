@@ -1,4 +1,4 @@
-"""A model without TensorFlow that has something to ask for every row of protocol.toml."""
+"""A model without TensorFlow whose signatures cover every row of protocol.toml."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ from tests.support.fake_model import LIMIT
 Tensors = Mapping[str, Any]
 
 
-def _examples(inputs: Tensors) -> list[float]:
-    """Feature x of each example."""
+def _read_feature_x(inputs: Tensors) -> list[float]:
+    """Return feature x of each serialized example."""
     examples = [protos.Example.FromString(row) for row in inputs["inputs"]]
     return [example.features.feature["x"].float_list.value[0] for example in examples]
 
 
-def _classified(inputs: Tensors) -> Tensors:
-    values = np.array([[x, -x, x / 2] for x in _examples(inputs)], np.float32)
+def _classify(inputs: Tensors) -> Tensors:
+    values = np.array([[x, -x, x / 2] for x in _read_feature_x(inputs)], np.float32)
     return {"classes": np.array([[b"a", b"b", b"c"]] * len(values), object), "scores": values}
 
 
-def _shouted(inputs: Tensors) -> Tensors:
+def _upper(inputs: Tensors) -> Tensors:
     loud = np.array([word.upper() for word in inputs["words"]] or [], object)
     return {"shouted": loud, "shouted_bytes": loud}
 
 
-def _fails(inputs: Tensors) -> Tensors:
+def _fail(inputs: Tensors) -> Tensors:
     raise runtime.RunError("as asked", inputs["code"][0].decode())
 
 
 FLOAT, STRING, INT, BOOL, HALF = "DT_FLOAT", "DT_STRING", "DT_INT32", "DT_BOOL", "DT_HALF"
 
 SIGNATURES: dict[str, tuple[dict[str, str], dict[str, str], Callable[[Tensors], Tensors]]] = {
-    "serving_default": ({"x": FLOAT}, {"y": FLOAT}, lambda found: {"y": found["x"] * 2}),
-    "ab": ({"a": FLOAT, "b": FLOAT}, {"sum": FLOAT}, lambda found: {"sum": found["a"] + found["b"]}),
-    "both": ({"x": FLOAT}, {"y": FLOAT, "z": FLOAT}, lambda found: {"y": found["x"], "z": found["x"] + 1}),
-    "text": ({"words": STRING}, {"shouted": STRING, "shouted_bytes": STRING}, _shouted),
-    "half": ({"h": HALF}, {"h": HALF}, lambda found: {"h": found["h"]}),
-    "make_half": ({"x": FLOAT}, {"h": HALF}, lambda found: {"h": found["x"].astype(np.float16)}),
-    "whole": ({"i": INT}, {"i": INT}, lambda found: {"i": found["i"]}),
-    "total": ({"x": FLOAT}, {"total": FLOAT}, lambda found: {"total": np.asarray(found["x"].sum())}),
-    "shares": ({"x": FLOAT}, {"y": FLOAT}, lambda found: {"y": found["x"] / found["x"].sum()}),
-    "short": ({"x": FLOAT}, {"y": FLOAT}, lambda found: {"y": found["x"][:1]}),
-    "scaled": ({"x": FLOAT, "by": FLOAT}, {"y": FLOAT}, lambda found: {"y": found["x"] * found["by"]}),
-    "fails": ({"code": STRING}, {"y": FLOAT}, _fails),
-    "classify": ({"inputs": STRING}, {"classes": STRING, "scores": FLOAT}, _classified),
+    "serving_default": ({"x": FLOAT}, {"y": FLOAT}, lambda inputs: {"y": inputs["x"] * 2}),
+    "ab": ({"a": FLOAT, "b": FLOAT}, {"sum": FLOAT}, lambda inputs: {"sum": inputs["a"] + inputs["b"]}),
+    "both": ({"x": FLOAT}, {"y": FLOAT, "z": FLOAT}, lambda inputs: {"y": inputs["x"], "z": inputs["x"] + 1}),
+    "text": ({"words": STRING}, {"shouted": STRING, "shouted_bytes": STRING}, _upper),
+    "half": ({"h": HALF}, {"h": HALF}, lambda inputs: {"h": inputs["h"]}),
+    "make_half": ({"x": FLOAT}, {"h": HALF}, lambda inputs: {"h": inputs["x"].astype(np.float16)}),
+    "whole": ({"i": INT}, {"i": INT}, lambda inputs: {"i": inputs["i"]}),
+    "total": ({"x": FLOAT}, {"total": FLOAT}, lambda inputs: {"total": np.asarray(inputs["x"].sum())}),
+    "shares": ({"x": FLOAT}, {"y": FLOAT}, lambda inputs: {"y": inputs["x"] / inputs["x"].sum()}),
+    "short": ({"x": FLOAT}, {"y": FLOAT}, lambda inputs: {"y": inputs["x"][:1]}),
+    "scaled": ({"x": FLOAT, "by": FLOAT}, {"y": FLOAT}, lambda inputs: {"y": inputs["x"] * inputs["by"]}),
+    "fails": ({"code": STRING}, {"y": FLOAT}, _fail),
+    "classify": ({"inputs": STRING}, {"classes": STRING, "scores": FLOAT}, _classify),
     "regress": (
         {"inputs": STRING},
         {"outputs": FLOAT},
-        lambda found: {"outputs": np.array(_examples(found), np.float32)},
+        lambda inputs: {"outputs": np.array(_read_feature_x(inputs), np.float32)},
     ),
     "regress_column": (
         {"inputs": STRING},
         {"outputs": FLOAT},
-        lambda found: {"outputs": np.array(_examples(found), np.float32)[:, None]},
+        lambda inputs: {"outputs": np.array(_read_feature_x(inputs), np.float32)[:, None]},
     ),
 }
 
@@ -73,8 +73,8 @@ METHODS = {
 
 
 @dataclass
-class Toy:
-    """Runs SIGNATURES after `gate` is open, and keeps what it was asked."""
+class ConformanceModel:
+    """A model that runs SIGNATURES once `gate` is set, and records its calls."""
 
     threads: int = 1
     gate: threading.Event = field(default_factory=threading.Event)
@@ -86,27 +86,28 @@ class Toy:
         return SIGNATURES[signature][2](inputs)
 
 
-class Toys:
-    """A loader of Toys, one a directory; a directory with a file `broken` does not load."""
+class ConformanceModelLoader:
+    """Loads one ConformanceModel per directory; a directory with a file `broken` fails to load."""
 
     def __init__(self) -> None:
-        self.models: dict[Path, Toy] = {}
+        self.models: dict[Path, ConformanceModel] = {}
 
-    def __call__(self, path: Path) -> Toy:
+    def __call__(self, path: Path) -> ConformanceModel:
         if (path / "broken").exists():
             raise BundleError("broken on purpose")
-        model = self.models.setdefault(path, Toy())
+        model = self.models.setdefault(path, ConformanceModel())
         model.gate.set()
         return model
 
     @property
-    def only(self) -> Toy:
+    def only(self) -> ConformanceModel:
+        """The only model that was loaded."""
         (model,) = self.models.values()
         return model
 
 
-def write_toy(directory: Path) -> Path:
-    """A SavedModel directory that declares SIGNATURES; published by a rename."""
+def write_conformance_model(directory: Path) -> Path:
+    """Write a SavedModel directory that declares SIGNATURES, and publish it by a rename."""
     saved = protos.SavedModel(saved_model_schema_version=1)
     graph = saved.meta_graphs.add()
     graph.meta_info_def.tags.append("serve")

@@ -1,4 +1,4 @@
-"""A server with its two doors, and its model."""
+"""A server with its gRPC and REST ports, and access to its models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serving import protos, runtime
 from serving.server import RunningServer, ServerSettings, start
 from serving.server.config.settings import ModelSettings
 from serving.server.models.servable import Loader
-from tests.conformance.conformance_model import Toys
+from tests.conformance.conformance_model import ConformanceModelLoader
 from tests.conformance.requests import Rpc
 from tests.support.fake_model import LIMIT
 
@@ -32,8 +32,8 @@ _RESPONSES = {
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What REST said."""
+class HttpResponse:
+    """A response of the REST API."""
 
     status: int
     body: bytes
@@ -45,52 +45,57 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class World:
-    """A running server.
+class ConformanceServer:
+    """A running server and ways to call it.
 
     Attributes:
-        channel: to its gRPC port.
-        toys: the models without TensorFlow that it has loaded.
+        running: the server.
+        channel: channel to its gRPC port.
+        loader: loader of its models without TensorFlow.
     """
 
-    server: RunningServer
+    running: RunningServer
     channel: grpc.Channel
-    toys: Toys
+    loader: ConformanceModelLoader
 
-    def rpc(self, call: Rpc, timeout: float = LIMIT) -> Any:
+    def call(self, call: Rpc, timeout: float = LIMIT) -> Any:
+        """Make a gRPC call and return its response."""
         path, request = call
         response = getattr(protos, _RESPONSES[path])
         method = self.channel.unary_unary(path, type(request).SerializeToString, response.FromString)
         return method(request, timeout=timeout)
 
-    def refused(self, call: Rpc, timeout: float = LIMIT) -> tuple[str, str]:
-        """Code and text of a call that has to fail."""
+    def call_expecting_error(self, call: Rpc, timeout: float = LIMIT) -> tuple[str, str]:
+        """Make a gRPC call that must fail; return the status code and details."""
         try:
-            answer = self.rpc(call, timeout)
+            response = self.call(call, timeout)
         except grpc.RpcError as error:
             return error.code().name, error.details()
-        raise AssertionError(f"answered: {answer}")
+        raise AssertionError(f"expected an error, got: {response}")
 
-    def http(
+    def request(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
-    ) -> Answer:
-        connection = http.client.HTTPConnection("localhost", self.server.rest_port, timeout=LIMIT)
+    ) -> HttpResponse:
+        """Make an HTTP request and return its response."""
+        connection = http.client.HTTPConnection("localhost", self.running.rest_port, timeout=LIMIT)
         try:
             content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
             connection.request(method, path, content, dict(headers or {}))
             response = connection.getresponse()
-            return Answer(response.status, response.read(), dict(response.getheaders()))
+            return HttpResponse(response.status, response.read(), dict(response.getheaders()))
         finally:
             connection.close()
 
-    def post(self, verb: str = "predict", where: str = "", **body: Any) -> Answer:
-        """To the model toy."""
-        return self.http("POST", f"/v1/models/toy{where}:{verb}", body)
+    def post(self, verb: str = "predict", version_path: str = "", **body: Any) -> HttpResponse:
+        """POST a body to an endpoint of the model toy."""
+        return self.request("POST", f"/v1/models/toy{version_path}:{verb}", body)
 
 
 @contextmanager
-def world(*models: tuple[str, Path], tensorflow: bool = False, **more: Any) -> Iterator[World]:
-    """A server of some models, whose newest version is labelled stable."""
+def start_conformance_server(
+    *models: tuple[str, Path], tensorflow: bool = False, **more: Any
+) -> Iterator[ConformanceServer]:
+    """Start a server of some models; the newest version of each has the label stable."""
     more.setdefault("file_system_poll_wait_seconds", 0.05)
     configured = tuple(
         ModelSettings(name, base, labels={"stable": max(int(child.name) for child in base.iterdir())})
@@ -103,12 +108,12 @@ def world(*models: tuple[str, Path], tensorflow: bool = False, **more: Any) -> I
         allow_version_labels_for_unavailable_models=True,
         **more,
     )
-    toys = Toys()
-    loader: Loader = runtime.load if tensorflow else toys
+    fake_loader = ConformanceModelLoader()
+    loader: Loader = runtime.load if tensorflow else fake_loader
     with (
         start(settings, loader=loader) as server,
         grpc.insecure_channel(
             f"localhost:{server.port}", options=[("grpc.max_receive_message_length", -1)]
         ) as channel,
     ):
-        yield World(server, channel, toys)
+        yield ConformanceServer(server, channel, fake_loader)

@@ -1,4 +1,4 @@
-"""Servers for the conformance tests."""
+"""Fixtures with servers for the conformance tests."""
 
 from __future__ import annotations
 
@@ -8,41 +8,43 @@ from typing import Any
 
 import pytest
 
-from serving.server.config.settings import Batching
-from tests.conformance.conformance_model import write_toy
-from tests.conformance.conformance_server import World, world
+from serving.server.config.settings import BatchingParameters
+from tests.conformance.conformance_model import write_conformance_model
+from tests.conformance.conformance_server import ConformanceServer, start_conformance_server
 
 
 @pytest.fixture(scope="session")
-def toy_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def conformance_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("conformance") / "toy"
-    write_toy(base / "3")
+    write_conformance_model(base / "3")
     return base
 
 
 @pytest.fixture(scope="session")
-def plain(toy_base: Path) -> Iterator[World]:
-    with world(("toy", toy_base)) as served:
-        yield served
+def plain_server(conformance_base: Path) -> Iterator[ConformanceServer]:
+    with start_conformance_server(("toy", conformance_base)) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
-def batched(toy_base: Path) -> Iterator[World]:
-    """With a batching file."""
-    with world(("toy", toy_base), batching=Batching(max_batch_size=4, num_batch_threads=1)) as served:
-        yield served
+def batched_server(conformance_base: Path) -> Iterator[ConformanceServer]:
+    """A server with a batching file."""
+    with start_conformance_server(
+        ("toy", conformance_base), batching=BatchingParameters(max_batch_size=4, num_batch_threads=1)
+    ) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A real SavedModel: a product of matrices, and Examples that are parsed."""
+def graph_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConformanceServer]:
+    """A server of a real SavedModel: a matrix product, and a Classify signature that parses Examples."""
     base = tmp_path_factory.mktemp("conformance") / "graph"
-    export(base / "1")
-    with world(("graph", base), tensorflow=True) as served:
-        yield served
+    export_graph(base / "1")
+    with start_conformance_server(("graph", base), tensorflow=True) as server:
+        yield server
 
 
-def export(directory: Path) -> None:
+def export_graph(directory: Path) -> None:
     import tensorflow as tf
 
     module = tf.Module()

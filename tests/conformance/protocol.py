@@ -1,4 +1,4 @@
-"""protocol.toml, read."""
+"""Contents of protocol.toml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The requests behind the rows of protocol.toml: by id, over gRPC and over REST."""
+"""Requests that provoke the [[error]] rows of protocol.toml, by id, over gRPC and over REST."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def examples(*rows: Any) -> Any:
 
 
 def tensor(value: Any) -> Any:
-    """Floats as a TensorProto; one that is one already stays as it is."""
+    """Return floats as a TensorProto; a TensorProto is returned unchanged."""
     return value if hasattr(value, "DESCRIPTOR") else tensors.encode(np.asarray(value, np.float32))
 
 
@@ -50,7 +50,7 @@ def regress(spec: dict[str, Any] | None, *rows: Any) -> Rpc:
 
 
 def multi(*tasks: tuple[str, str, str], rows: tuple[Any, ...] = (example(x=1.0),)) -> Rpc:
-    """Tasks of model, signature and method."""
+    """Return a MultiInference call; each task is model, signature and method."""
     request = protos.MultiInferenceRequest(input=examples(*rows))
     for name, signature, method in tasks:
         task = request.tasks.add(method_name=method)
@@ -66,12 +66,12 @@ def status(spec: dict[str, Any] | None) -> Rpc:
     return protos.GET_MODEL_STATUS, protos.GetModelStatusRequest(model_spec=spec)
 
 
-def toy(signature: str = "", **more: Any) -> dict[str, Any]:
+def toy_spec(signature: str = "", **more: Any) -> dict[str, Any]:
     return {"name": "toy", "signature_name": signature, **more}
 
 
 ONE = example(x=1.0)
-NONE, SEVENTH, NEW = {"name": "none"}, toy(version={"value": 7}), toy(version_label="new")
+NONE, SEVENTH, NEW = {"name": "none"}, toy_spec(version={"value": 7}), toy_spec(version_label="new")
 ROW = {"instances": [1.0]}
 EXAMPLES = {"examples": [{"x": 1.0}]}
 
@@ -109,31 +109,32 @@ GRPC: dict[str, list[Rpc]] = {
         regress(NEW, ONE),
         metadata(NEW, "signature_def"),
     ],
-    "error.predict-signature": [predict(toy("S"), x=1.0)],
-    "error.examples-signature": [classify(toy("S"), ONE), regress(toy("S"), ONE)],
+    "error.predict-signature": [predict(toy_spec("S"), x=1.0)],
+    "error.examples-signature": [classify(toy_spec("S"), ONE), regress(toy_spec("S"), ONE)],
     "error.multi-signature": [multi(("toy", "S", CLASSIFY_METHOD))],
-    "error.fewer-inputs": [predict(toy("ab"), a=[1.0])],
-    "error.more-inputs": [predict(toy(), x=[1.0], z=[1.0])],
-    "error.wrong-alias": [predict(toy(), z=[1.0])],
+    "error.fewer-inputs": [predict(toy_spec("ab"), a=[1.0])],
+    "error.more-inputs": [predict(toy_spec(), x=[1.0], z=[1.0])],
+    "error.wrong-alias": [predict(toy_spec(), z=[1.0])],
     "error.tensor-parsing": [
-        predict(toy(), x=protos.TensorProto(dtype=1, float_val=[1, 2])),
-        predict(toy(), x=protos.TensorProto(float_val=[1])),
+        predict(toy_spec(), x=protos.TensorProto(dtype=1, float_val=[1, 2])),
+        predict(toy_spec(), x=protos.TensorProto(float_val=[1])),
         predict(
-            toy(), x=protos.TensorProto(dtype=1, tensor_content=b"abc", tensor_shape={"dim": [{"size": 1}]})
+            toy_spec(),
+            x=protos.TensorProto(dtype=1, tensor_content=b"abc", tensor_shape={"dim": [{"size": 1}]}),
         ),
-        predict(toy(), x=protos.TensorProto(dtype=1, tensor_shape={"dim": [{"size": -1}]})),
-        predict(toy(), x=protos.TensorProto(dtype=1, tensor_shape={"dim": [{"size": 1}] * 100})),
+        predict(toy_spec(), x=protos.TensorProto(dtype=1, tensor_shape={"dim": [{"size": -1}]})),
+        predict(toy_spec(), x=protos.TensorProto(dtype=1, tensor_shape={"dim": [{"size": 1}] * 100})),
     ],
-    "error.wrong-dtype": [predict(toy(), x=tensors.encode([b"a"]))],
-    "error.output-unknown": [predict(toy(), ("Z",), x=[1.0])],
-    "error.output-twice": [predict(toy(), ("y", "y"), x=[1.0])],
+    "error.wrong-dtype": [predict(toy_spec(), x=tensors.encode([b"a"]))],
+    "error.output-unknown": [predict(toy_spec(), ("Z",), x=[1.0])],
+    "error.output-twice": [predict(toy_spec(), ("y", "y"), x=[1.0])],
     "error.no-examples": [
-        classify(toy("classify")),
-        regress(toy("regress")),
+        classify(toy_spec("classify")),
+        regress(toy_spec("regress")),
         multi(("toy", "classify", CLASSIFY_METHOD), rows=()),
     ],
-    "error.metadata-no-field": [metadata(toy())],
-    "error.metadata-other-field": [metadata(toy(), "F"), metadata(toy(), "signature_def", "F")],
+    "error.metadata-no-field": [metadata(toy_spec())],
+    "error.metadata-other-field": [metadata(toy_spec(), "F"), metadata(toy_spec(), "signature_def", "F")],
     "error.status-model": [status(NONE)],
     "error.status-version": [status(SEVENTH)],
     "error.multi-models": [multi(("toy", "classify", CLASSIFY_METHOD), ("none", "regress", REGRESS_METHOD))],
@@ -146,14 +147,14 @@ GRPC: dict[str, list[Rpc]] = {
     "error.example-lacks": [classify({"name": "graph", "signature_name": "classify"}, example(y=1.0))],
     "error.example-kind": [classify({"name": "graph", "signature_name": "classify"}, example(x=b"a"))],
     "error.batch-task-size": [
-        predict(toy(), x=[1.0] * 5),
-        classify(toy("classify"), *[ONE] * 5),
-        regress(toy("regress"), *[ONE] * 5),
+        predict(toy_spec(), x=[1.0] * 5),
+        classify(toy_spec("classify"), *[ONE] * 5),
+        regress(toy_spec("regress"), *[ONE] * 5),
     ],
-    "error.batch-scalar": [predict(toy(), x=1.0)],
-    "error.batch-unequal": [predict(toy("ab"), a=[1.0], b=[1.0, 2.0])],
-    "error.batch-output-scalar": [predict(toy("total"), x=[1.0, 2.0])],
-    "error.batch-output-rows": [predict(toy("short"), x=[1.0, 2.0])],
+    "error.batch-scalar": [predict(toy_spec(), x=1.0)],
+    "error.batch-unequal": [predict(toy_spec("ab"), a=[1.0], b=[1.0, 2.0])],
+    "error.batch-output-scalar": [predict(toy_spec("total"), x=[1.0, 2.0])],
+    "error.batch-output-rows": [predict(toy_spec("short"), x=[1.0, 2.0])],
 }
 
 

@@ -1,4 +1,4 @@
-"""Every [[error]] of protocol.toml: its code and text over gRPC, its status and text over REST."""
+"""Every [[error]] row of protocol.toml: status code and text over gRPC, HTTP status and text over REST."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.conformance_server import World
+from tests.conformance.conformance_server import ConformanceServer
 from tests.conformance.protocol import ERRORS
 from tests.conformance.requests import GRPC, REST
 
 
-def rows(key: str) -> list[Any]:
+def parametrize_rows(key: str) -> list[Any]:
     return [
         pytest.param(row, id=row["id"], marks=[pytest.mark.tf] if row.get("tensorflow") else [])
         for row in ERRORS
@@ -19,40 +19,50 @@ def rows(key: str) -> list[Any]:
     ]
 
 
-def served(row: dict[str, Any], request: pytest.FixtureRequest) -> World:
-    name = "graph" if row.get("tensorflow") else "batched" if row.get("batched") else "plain"
-    found: World = request.getfixturevalue(name)
+def find_server(row: dict[str, Any], request: pytest.FixtureRequest) -> ConformanceServer:
+    name = (
+        "graph_server"
+        if row.get("tensorflow")
+        else "batched_server"
+        if row.get("batched")
+        else "plain_server"
+    )
+    found: ConformanceServer = request.getfixturevalue(name)
     return found
 
 
-def check_text(row: dict[str, Any], said: str, prefix: str = "") -> None:
-    """As the row has it; over REST in its own words where there are any."""
+def check_text(row: dict[str, Any], text: str, prefix: str = "") -> None:
+    """Check an error text against the row; over REST, against the row's `http_` text if it has one."""
     if f"{prefix}text" in row:
-        assert said == row[f"{prefix}text"]
+        assert text == row[f"{prefix}text"]
     elif f"{prefix}has" in row:
-        assert row[f"{prefix}has"] in said
+        assert row[f"{prefix}has"] in text
     elif prefix:
-        check_text(row, said)
+        check_text(row, text)
     else:
-        assert said.startswith(row["starts"])
+        assert text.startswith(row["starts"])
 
 
-@pytest.mark.parametrize("row", rows("code"))
-def test_grpc_refuses_with_this_code_and_text(row: dict[str, Any], request: pytest.FixtureRequest) -> None:
-    world = served(row, request)
+@pytest.mark.parametrize("row", parametrize_rows("code"))
+def test_grpc_error_has_the_code_and_text_of_tensorflow_serving(
+    row: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    server = find_server(row, request)
     if "text" not in row and "has" not in row:
         assert "starts" in row
     for call in GRPC[row["id"]]:
-        code, text = world.refused(call)
+        code, text = server.call_expecting_error(call)
         assert code == row["code"], (call[0], text)
         check_text(row, text)
 
 
-@pytest.mark.parametrize("row", rows("http"))
-def test_rest_refuses_with_this_status_and_text(row: dict[str, Any], request: pytest.FixtureRequest) -> None:
-    world = served(row, request)
+@pytest.mark.parametrize("row", parametrize_rows("http"))
+def test_rest_error_has_the_status_and_text_of_tensorflow_serving(
+    row: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    server = find_server(row, request)
     for method, path, body in REST[row["id"]]:
-        answer = world.http(method, path, body)
+        answer = server.request(method, path, body)
         assert answer.status == row["http"], (path, answer.body)
         assert set(answer.json) == {"error"}
         check_text(row, answer.json["error"], "http_")

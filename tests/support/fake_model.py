@@ -1,4 +1,4 @@
-"""A model without TensorFlow for tests of the server: y = 2x, in directories that look like SavedModels."""
+"""Fake model for tests of the server, without TensorFlow: y = 2x, and SavedModel directories for it."""
 
 from __future__ import annotations
 
@@ -18,32 +18,34 @@ from serving.errors import BundleError
 from serving.protos import tensors
 
 LIMIT = 30.0
-"""Seconds that any wait in these tests may take."""
+"""Time limit of any wait in these tests, in seconds."""
 
 
 def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds; fail after LIMIT."""
     deadline = time.monotonic() + LIMIT
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, f"the condition did not hold within {LIMIT:g} s"
         time.sleep(0.01)
 
 
 def free_port() -> int:
+    """Return a port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return int(probe.getsockname()[1])
 
 
 @dataclass
-class Doubler:
-    """y = 2x, after `gate` is open; counts calls and rows, and the calls that run at once."""
+class FakeModel:
+    """y = 2x once `gate` is set; counts calls, rows and concurrent calls. Negative x raises a RunError."""
 
     threads: int = 2
     gate: threading.Event = field(default_factory=threading.Event)
     calls: int = 0
     rows: int = 0
     running: int = 0
-    most: int = 0
+    max_running: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +53,7 @@ class Doubler:
             self.calls += 1
             self.rows += len(np.atleast_1d(inputs["x"]))
             self.running += 1
-            self.most = max(self.most, self.running)
+            self.max_running = max(self.max_running, self.running)
         try:
             assert self.gate.wait(LIMIT)
             if np.any(inputs["x"] < 0):
@@ -62,8 +64,8 @@ class Doubler:
                 self.running -= 1
 
 
-def write_doubler(directory: Path) -> Path:
-    """A SavedModel directory that says what Doubler takes; published by a rename, as it should be."""
+def write_fake_model(directory: Path) -> Path:
+    """Write a SavedModel directory with the signature of FakeModel, and publish it by a rename."""
     saved = protos.SavedModel(saved_model_schema_version=1)
     graph = saved.meta_graphs.add()
     graph.meta_info_def.tags.append("serve")
@@ -78,25 +80,32 @@ def write_doubler(directory: Path) -> Path:
     return directory
 
 
-class Doublers:
-    """A loader of Doublers, one a directory; a directory with a file `broken` does not load."""
+class FakeModelLoader:
+    """Loads one FakeModel per version directory; a directory with a file `broken` fails to load.
+
+    Attributes:
+        models: loaded models by version number.
+        gated: whether the gates of new models start closed.
+        attempts: number of loads, failed ones included.
+    """
 
     def __init__(self, *, gated: bool = False) -> None:
-        self.models: dict[int, Doubler] = {}
+        self.models: dict[int, FakeModel] = {}
         self.gated = gated
         self.attempts = 0
 
-    def __call__(self, path: Path) -> Doubler:
+    def __call__(self, path: Path) -> FakeModel:
         self.attempts += 1
         if (path / "broken").exists():
             raise BundleError("broken on purpose")
-        model = self.models.setdefault(int(path.name), Doubler())
+        model = self.models.setdefault(int(path.name), FakeModel())
         if not self.gated:
             model.gate.set()
         return model
 
 
-def double(channel: grpc.Channel, *values: float, timeout: float = LIMIT) -> Any:
+def call_double(channel: grpc.Channel, *values: float, timeout: float = LIMIT) -> Any:
+    """Send a PredictRequest to the model named double; return the response."""
     request = protos.PredictRequest()
     request.model_spec.name = "double"
     request.inputs["x"].CopyFrom(tensors.encode(np.array(values, np.float32)))

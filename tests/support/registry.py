@@ -11,7 +11,7 @@ from hubhead import hubhead
 from serving.bundle import BundleMetadata
 from serving.registry import audit, verdict
 from serving.registry.verdict import Check, Verdict
-from tests.support.fake_model import write_doubler
+from tests.support.fake_model import write_fake_model
 
 CONFIG = """# Kept by hand.
 model_config_list {
@@ -31,7 +31,7 @@ model_config_list {
 
 def write_bundle(models: Path, number: int, *, blessed: bool | None = True, broken: bool = False) -> Path:
     """A bundle as the trainer leaves it, with a verdict or without."""
-    directory = write_doubler(models / str(number))
+    directory = write_fake_model(models / str(number))
     backbone = {"handle": "h", "fingerprint": "f", "dimension": 1}
     accuracy = {"value": 0.5 + number / 100, "n": 50, "low": 0.4, "high": 0.7}
     BundleMetadata(

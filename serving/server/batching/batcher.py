@@ -1,16 +1,22 @@
 """Dynamic batching across callers.
 
-Requests wait in bounded queues, are merged and cut into batches, and run on threads of the model's own.
-Where none waits and a core is free, a request runs in its caller's thread, which spares handing it over
-and back. What came in one request is answered in one, in its order. Where a merged or cut batch fails, each
-request in it runs again alone and as it came, so that no caller pays for another.
+Requests wait in bounded queues, are merged and split into batches, and run on threads that belong to the
+model. While the queues are empty and a thread is free, a request runs inline, in its caller's thread, which
+saves two thread switches. Each request gets its outputs in one piece and in row order. When a batch fails,
+each of its requests is retried individually, so that one bad row does not fail other callers.
 
-Without a batching file batches of hubhead's bundles, whose rows are known to be apart, are those that are
-fastest on CPUs (serving.runtime): small, on one thread a core, without waiting for more; requests to other
-models run one by one, as they came. Who could not be answered before his deadline is refused at once. With
-a file it is as in TensorFlow Serving (batching/batching_session.cc and shared_batch_scheduler.h of
-TensorFlow), but for four things: the rerun above, a request whose deadline has passed never runs, callers
-whose shapes differ do not meet in a batch, and requests with no rows run alone.
+Without a batching file, requests to bundles of hubhead, whose rows are independent, run in the batches that
+are fastest on CPUs (see serving.runtime): small, one thread per core, no waiting for more requests. Requests
+to other models run one by one, unmodified. A request that cannot meet its deadline is rejected immediately.
+
+With a batching file, batches form as in TensorFlow Serving (batching/batching_session.cc, and
+shared_batch_scheduler.h of TensorFlow), with four differences: the individual retry described above; a
+request whose deadline has passed never runs; requests of different shapes are never merged; requests with no
+rows run alone.
+
+Life of a request, on the caller's thread: `run` routes it to a queue, `_admit` accepts or rejects it, and it
+either runs inline or waits for its future. On a batch thread: `_take_batch`, `_run_batch`, then `_deliver`
+or `_retry_individually`. All counters are guarded by `_changed`; the model itself runs outside that lock.
 """
 
 from __future__ import annotations
@@ -21,288 +27,334 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
-from serving.server.batching.queue import Piece, Queue, Request, Rules, Tensors, merged, padded_rows, rows_of
+from serving.server.batching.queue import (
+    BatchingPolicy,
+    Queue,
+    Request,
+    RequestSlice,
+    Tensors,
+    count_rows,
+    merge_inputs,
+    round_up_rows,
+)
 from serving.server.metrics import Metrics
-from serving.server.status_error import Refusal, invalid, queue_full
+from serving.server.status_error import StatusError, invalid_argument, queue_full
 
 MAX_BYTES = 1 << 29
-"""Inputs that one version holds at most; a larger request is taken where it is the only one."""
+"""Maximum bytes of inputs that one version holds; a larger request is accepted while no other is held."""
 
 _GRACE_SECONDS = 5.0
-"""For a model that does not come back: its threads are left alone then."""
+"""Time that closing waits for a model call that does not return; its threads are abandoned after that."""
 
-_SURE = 0.5
-"""The share of a caller's time within which an answer has to be expected: speed varies, and the way here and
-back takes time too. Under steady load a shorter queue costs nothing."""
+ADMISSION_HEADROOM = 0.5
+"""Fraction of a request's remaining time in which its result must be expected, or it is rejected.
 
-_SMOOTHING = 0.2
-"""Weight of the last batch in the mean time a row."""
+The rest absorbs varying speed and the network. Under steady load a shorter queue costs no throughput.
+"""
 
-Run = Callable[[str, Tensors], Tensors]
-"""Calls the model: signature and inputs to outputs."""
+EWMA_WEIGHT = 0.2
+"""Weight of the latest batch in the exponentially weighted average of seconds per row."""
+
+RunModel = Callable[[str, Tensors], Tensors]
+"""Calls the model: signature key and inputs to outputs."""
+
+QueueKey: TypeAlias = tuple[str, tuple[str, ...], tuple[Any, ...] | None]
+"""Signature key, requested outputs, and input shapes; None in place of shapes: requests run alone."""
 
 
 class Batcher:
-    """The queues and threads of one version.
+    """The queues and threads of one version of a model.
 
-    `run` is for any number of threads; the first call starts the batcher's own.
+    `run` may be called from any number of threads. Batch threads start with the first request that waits.
     """
 
     def __init__(
         self,
         name: str,
-        rules: Rules,
-        run: Run,
-        mergeable: Callable[[str, Sequence[str]], bool],
+        policy: BatchingPolicy,
+        run: RunModel,
+        is_batchable: Callable[[str, Sequence[str]], bool],
         *,
         metrics: Metrics | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        """Without threads yet.
+        """Create a batcher without starting threads.
 
         Args:
-            name: the model's, for threads and metrics.
-            rules: how requests are merged, cut and bounded.
-            run: calls the model.
-            mergeable: whether inputs and wanted outputs of a signature are declared with a batch as their
-                first dimension; asked only without a batching file.
-            metrics: where to count batches.
-            max_bytes: of inputs held at once.
+            name: model name, for thread names and metrics.
+            policy: how requests are merged, split and admitted.
+            run: function that calls the model.
+            is_batchable: function that returns whether a signature's inputs and the given outputs declare
+                a batch as their first dimension; used only without a batching file.
+            metrics: registry that counts batches.
+            max_bytes: maximum bytes of inputs held at once.
         """
-        self._name, self._rules, self._run_model, self._mergeable = name, rules, run, mergeable
+        self._name, self._policy, self._run_model, self._is_batchable = name, policy, run, is_batchable
         self._metrics, self._max_bytes = metrics, max_bytes
-        self._ready = threading.Condition()
-        self._queues: dict[Any, Queue] = {}
+        self._changed = threading.Condition()
+        # In the order in which the queues are served: the one that gave a batch moves to the end.
+        self._queues: dict[QueueKey, Queue] = {}
         self._threads: list[threading.Thread] = []
-        self._alone: set[tuple[str, tuple[str, ...]]] = set()
-        self._waiting = self._running = self._bytes = 0
-        self._free = rules.threads  # batches that may begin at once
-        self._pace = 0.0  # seconds a row, on one thread
+        # Signatures and outputs whose results turned out to have no batch dimension, despite is_batchable.
+        self._unbatchable: set[tuple[str, tuple[str, ...]]] = set()
+        self._queued_rows = self._running_rows = self._held_bytes = 0
+        # Batches that may start now. Inline runs count too, so never more than policy.threads run.
+        self._free_threads = policy.threads
+        self._seconds_per_row = 0.0  # on one thread; 0.0 until the first batch has run
         self._closed = False
 
     @property
-    def waiting(self) -> int:
-        """Rows in the queues."""
-        return self._waiting
+    def queued_rows(self) -> int:
+        """Number of rows in the queues."""
+        return self._queued_rows
 
     def run(
         self, signature: str, inputs: Tensors, outputs: tuple[str, ...], seconds: float | None = None
     ) -> Tensors:
-        """The outputs of one request, once it has run.
+        """Run one request and return its outputs.
 
         Args:
-            signature: its key.
-            inputs: by alias.
-            outputs: aliases that are wanted.
-            seconds: how long the caller waits; None: for ever.
+            signature: signature key.
+            inputs: arrays by input alias.
+            outputs: aliases of the requested outputs.
+            seconds: how long the caller waits; None: no limit.
 
         Raises:
-            Refusal: the queue is full, the deadline passed, or the model failed.
+            StatusError: the queue is full, the deadline passed, or the model failed.
         """
         now = time.monotonic()
         deadline = None if seconds is None else now + seconds
-        key, rows = self._place(signature, inputs, outputs)
+        key, rows = self._route(signature, inputs, outputs)
         request = Request(signature, inputs, outputs, rows, deadline, now)
-        size = request.size
-        with self._ready:
-            if request.late(now):
-                raise _late()
-            queue = self._queues.get(key) or Queue(self._rules, merges=key[2] is not None)
-            self._admit(request, queue, size, now)
-            self._bytes += size
-            if at_once := self._may_run_at_once(rows):
-                self._begin(rows)
+        nbytes = request.nbytes
+        with self._changed:
+            if request.is_expired(now):
+                raise _queue_timeout_error()
+            queue = self._queues.get(key) or Queue(self._policy, merges=key[2] is not None)
+            self._admit(request, queue, nbytes, now)
+            self._held_bytes += nbytes
+            if inline := self._can_run_inline(rows):
+                self._reserve_thread(rows)
             else:
                 queue.put(request, now)
                 self._queues[key] = queue
-                self._waiting += rows
-                self._start()
-                self._ready.notify_all()
+                self._queued_rows += rows
+                self._start_threads()
+                self._changed.notify_all()
         try:
-            if at_once:
-                self._run_begun(key, [Piece(request, 0, rows)])
-                if request.late(time.monotonic()):
-                    raise _too_slow()
-            return request.answer.result(seconds)
+            if inline:
+                self._run_reserved(key, [RequestSlice(request, 0, rows)])
+                if request.is_expired(time.monotonic()):
+                    raise _execution_timeout_error()
+            return request.result.result(seconds)
         except TimeoutError:
-            if request.answer.cancel():
-                raise self._given_up(key, request) from None
-            return request.answer.result()  # it came this very moment
+            if request.result.cancel():
+                raise self._cancel(key, request) from None
+            return request.result.result()  # it was set between the timeout and the cancellation
         finally:
-            with self._ready:
-                self._bytes -= size
+            with self._changed:
+                self._held_bytes -= nbytes
 
     def close(self) -> None:
-        """End the threads, once nothing waits any more."""
-        with self._ready:
+        """Finish what is queued, then end the threads."""
+        with self._changed:
             self._closed = True
-            self._ready.notify_all()
-            self._ready.wait_for(lambda: self._free == self._rules.threads, _GRACE_SECONDS)
+            self._changed.notify_all()
+            # Inline runs have no thread to join: wait until every reservation was returned.
+            self._changed.wait_for(lambda: self._free_threads == self._policy.threads, _GRACE_SECONDS)
         for thread in self._threads:
             thread.join(_GRACE_SECONDS)
 
-    def _place(self, signature: str, inputs: Tensors, outputs: tuple[str, ...]) -> tuple[Any, int]:
-        """The key of a request's queue, and its rows; such a key ends with None where it runs alone."""
-        lengths = {values.shape[0] for values in inputs.values() if values.ndim}
-        scalars = any(not values.ndim for values in inputs.values())
-        alone = (signature, outputs, None), 1
-        if self._rules.as_tensorflow_serving:
-            if scalars:
-                raise invalid("Batching Run() input tensors must have at least one dimension")
-            if len(lengths) > 1:
-                raise invalid("Batching Run() input tensors must have equal 0th-dimension size")
-        elif scalars or (signature, outputs) in self._alone or not self._mergeable(signature, outputs):
+    # --- Admission control, on the caller's thread ---
+
+    def _route(self, signature: str, inputs: Tensors, outputs: tuple[str, ...]) -> tuple[QueueKey, int]:
+        """Return the queue key of a request and its number of rows; a request that runs alone counts as 1."""
+        sizes = {values.shape[0] for values in inputs.values() if values.ndim}
+        has_scalar = any(not values.ndim for values in inputs.values())
+        alone: tuple[QueueKey, int] = ((signature, outputs, None), 1)
+        if self._policy.tensorflow_serving:
+            if has_scalar:
+                raise invalid_argument("Batching Run() input tensors must have at least one dimension")
+            if len(sizes) > 1:
+                raise invalid_argument("Batching Run() input tensors must have equal 0th-dimension size")
+        elif (
+            has_scalar
+            or (signature, outputs) in self._unbatchable
+            or not self._is_batchable(signature, outputs)
+        ):
             return alone
-        if len(lengths) != 1 or lengths == {0}:
+        if len(sizes) != 1 or sizes == {0}:
             return alone
-        rows, limit = lengths.pop(), self._rules.request_rows
+        rows, limit = sizes.pop(), self._policy.max_request_rows
         if limit is not None and rows > limit:
-            raise invalid(f"Task size {rows} is larger than maximum input batch size {limit}")
+            raise invalid_argument(f"Task size {rows} is larger than maximum input batch size {limit}")
+        # Requests are merged only if they can be concatenated: equal shapes, or equal ranks with padding.
         shapes = tuple(
-            (alias, values.ndim if self._rules.pad else values.shape[1:]) for alias, values in inputs.items()
+            (alias, values.ndim if self._policy.pad_shapes else values.shape[1:])
+            for alias, values in inputs.items()
         )
         return (signature, outputs, shapes), rows
 
-    def _admit(self, request: Request, queue: Queue, size: int, now: float) -> None:
-        """Refuse what finds no room, or would come too late."""
-        rules = self._rules
-        if self._closed:
-            raise Refusal(grpc.StatusCode.UNAVAILABLE, f"Model {self._name} is being unloaded.")
-        if self._bytes and self._bytes + size > self._max_bytes:
-            raise queue_full(len(queue), len(queue))
-        if rules.batches is not None:
-            if queue.batches_with(request.rows) > rules.batches:
-                raise queue_full(len(queue), rules.batches)
-            return
-        if not self._waiting:
-            return
-        room = rules.waiting_rows
-        if request.deadline is not None and self._pace:
-            in_time = (request.deadline - now) * _SURE * rules.threads / self._pace
-            room = min(room, int(in_time) - self._running)
-        if self._waiting + request.rows > room:
-            raise queue_full(math.ceil(self._waiting / rules.rows), max(room, 0) // rules.rows)
+    def _admit(self, request: Request, queue: Queue, nbytes: int, now: float) -> None:
+        """Reject a request that finds no room in the queue, or that cannot meet its deadline.
 
-    def _may_run_at_once(self, rows: int) -> bool:
-        """Whether a request may run in its caller's own thread, which spares handing it over and back.
-
-        It is not where others wait, or where another thread would share its rows.
+        Raises:
+            StatusError: it is rejected.
         """
-        if self._rules.as_tensorflow_serving or self._waiting or not self._free:
+        policy = self._policy
+        if self._closed:
+            raise StatusError(grpc.StatusCode.UNAVAILABLE, f"Model {self._name} is being unloaded.")
+        if self._held_bytes and self._held_bytes + nbytes > self._max_bytes:
+            raise queue_full(len(queue), len(queue))
+        if policy.max_queued_batches is not None:  # as TensorFlow Serving does: per queue, deadlines aside
+            if queue.count_batches_with(request.rows) > policy.max_queued_batches:
+                raise queue_full(len(queue), policy.max_queued_batches)
+            return
+        if not self._queued_rows:  # so a request larger than the limit is accepted too
+            return
+        # Rows that may be queued, this request's among them. With a deadline: the rows that all threads
+        # finish within the headroom, minus those that are running.
+        capacity = policy.max_queued_rows
+        if request.deadline is not None and self._seconds_per_row:
+            usable_seconds = (request.deadline - now) * ADMISSION_HEADROOM
+            rows_in_time = int(usable_seconds * policy.threads / self._seconds_per_row)
+            capacity = min(capacity, rows_in_time - self._running_rows)
+        if self._queued_rows + request.rows > capacity:
+            waiting = math.ceil(self._queued_rows / policy.batch_rows)
+            raise queue_full(waiting, max(capacity, 0) // policy.batch_rows)
+
+    def _can_run_inline(self, rows: int) -> bool:
+        """Return whether a request may run in its caller's own thread.
+
+        False while others wait, and for a request whose rows several free threads would divide.
+        """
+        if self._policy.tensorflow_serving or self._queued_rows or not self._free_threads:
             return False
-        return rows <= self._rules.rows and math.ceil(rows / self._free) == rows
+        return rows <= self._policy.batch_rows and math.ceil(rows / self._free_threads) == rows
 
-    def _given_up(self, key: Any, request: Request) -> Refusal:
-        """Forget a request whose caller waits no longer."""
-        with self._ready:
+    def _cancel(self, key: QueueKey, request: Request) -> StatusError:
+        """Drop a request whose caller's deadline has passed; return the error to raise."""
+        with self._changed:
             removed = self._remove(key, request)
-        if removed:
-            return _late()
-        return _too_slow()
+        return _queue_timeout_error() if removed else _execution_timeout_error()
 
-    def _remove(self, key: Any, request: Request) -> int:
+    def _remove(self, key: QueueKey, request: Request) -> int:
+        """Remove a request's waiting rows from its queue; return how many there were."""
         queue = self._queues.get(key)
         removed = queue.remove(request) if queue else 0
-        self._waiting -= removed
+        self._queued_rows -= removed
         if queue is not None and not len(queue):
             del self._queues[key]
         return removed
 
-    def _start(self) -> None:
+    # --- Batch threads ---
+
+    def _start_threads(self) -> None:
         if not self._threads:
             self._threads = [
-                threading.Thread(target=self._work, name=f"{self._name}-batch-{number}", daemon=True)
-                for number in range(self._rules.threads)
+                threading.Thread(target=self._run_batches, name=f"{self._name}-batch-{number}", daemon=True)
+                for number in range(self._policy.threads)
             ]
             for thread in self._threads:
                 thread.start()
 
-    def _work(self) -> None:
-        while taken := self._take():
-            self._run_begun(*taken)
-            del taken  # or an idle thread would keep the last photos
+    def _run_batches(self) -> None:
+        while taken := self._take_batch():
+            self._run_reserved(*taken)
+            del taken  # an idle thread would otherwise keep the last photos in memory
 
-    def _begin(self, rows: int) -> None:
-        self._free -= 1
-        self._running += rows
+    def _reserve_thread(self, rows: int) -> None:
+        self._free_threads -= 1
+        self._running_rows += rows
 
-    def _run_begun(self, key: Any, batch: list[Piece]) -> None:
-        rows = rows_of(batch)
+    def _run_reserved(self, key: QueueKey, batch: list[RequestSlice]) -> None:
+        """Run a batch for which `_reserve_thread` was called, and return the reservation."""
+        rows = count_rows(batch)
         try:
-            self._run(key, batch)
+            self._run_batch(key, batch)
         finally:
-            with self._ready:
-                self._free += 1
-                self._running -= rows
-                if self._waiting or self._closed:
-                    self._ready.notify_all()
+            with self._changed:
+                self._free_threads += 1
+                self._running_rows -= rows
+                if self._queued_rows or self._closed:
+                    self._changed.notify_all()
 
-    def _take(self) -> tuple[Any, list[Piece]] | None:
-        """Wait for the next batch, one queue after the other; None: there will be none."""
-        with self._ready:
+    def _take_batch(self) -> tuple[QueueKey, list[RequestSlice]] | None:
+        """Wait for the next batch, serving the queues in turn; None: closed, and nothing is queued."""
+        with self._changed:
             while True:
                 now = time.monotonic()
                 key = next((key for key, queue in self._queues.items() if queue.due() <= now), None)
-                if key is not None and self._free:
-                    if batch := self._batch_of(key, now):
-                        self._begin(rows_of(batch))
+                if key is not None and self._free_threads:
+                    if batch := self._pop_batch(key, now):
+                        self._reserve_thread(count_rows(batch))
                         return key, batch
                 elif self._closed and not self._queues:
                     return None
                 else:
+                    # Sleep until an incomplete batch becomes due; without a free thread, until one is freed.
                     due = min((queue.due() for queue in self._queues.values()), default=None)
-                    self._ready.wait(None if due is None or not self._free else due - now)
+                    self._changed.wait(None if due is None or not self._free_threads else due - now)
 
-    def _batch_of(self, key: Any, now: float) -> list[Piece]:
-        """The next batch of a queue, without those that nobody waits for."""
+    def _pop_batch(self, key: QueueKey, now: float) -> list[RequestSlice]:
+        """Remove the next batch from a queue; return it without expired and cancelled requests."""
         queue = self._queues.pop(key)
-        share = None if self._rules.as_tensorflow_serving else max(1, math.ceil(queue.rows / self._free))
-        batch = queue.take(share)
+        # Idle threads divide what is queued: half of the rows on each of two threads finish sooner than
+        # all rows on one of them.
+        per_thread = max(1, math.ceil(queue.rows / self._free_threads))
+        batch = queue.take(None if self._policy.tensorflow_serving else per_thread)
         if len(queue):
-            self._queues[key] = queue  # behind the others
-        self._waiting -= rows_of(batch)
+            self._queues[key] = queue  # at the end, so that other queues come first
+        self._queued_rows -= count_rows(batch)
         live = []
         for piece in batch:
-            if piece.request.late(now):
-                _fail(piece.request, _late())
-            elif not piece.request.answer.done():
+            if piece.request.is_expired(now):
+                _fail(piece.request, _queue_timeout_error())
+            elif not piece.request.result.done():
                 live.append(piece)
         return live
 
-    def _run(self, key: Any, batch: list[Piece]) -> None:
+    def _run_batch(self, key: QueueKey, batch: list[RequestSlice]) -> None:
         start = time.monotonic()
-        rows = rows_of(batch)
-        padding = padded_rows(rows, self._rules.sizes) - rows if key[2] is not None else 0
+        rows = count_rows(batch)
+        padding = round_up_rows(rows, self._policy.padded_sizes) - rows if key[2] is not None else 0
         try:
-            outputs = self._call(key, batch, rows, padding)
-        except Exception as error:  # whatever it is, it is its callers' answer, and this thread goes on
-            if len(batch) == 1 and batch[0].whole:
+            outputs = self._call_model(key, batch, rows, padding)
+        except Exception as error:  # any error belongs to the callers; this thread has to go on
+            if len(batch) == 1 and batch[0].is_whole:
                 _fail(batch[0].request, error)
             else:
-                self._run_again(key, batch)
+                self._retry_individually(key, batch)
             return
         seconds = (time.monotonic() - start) / rows
-        self._pace += (seconds - self._pace) * (_SMOOTHING if self._pace else 1)
+        weight = EWMA_WEIGHT if self._seconds_per_row else 1
+        self._seconds_per_row += (seconds - self._seconds_per_row) * weight
         self._deliver(batch, outputs, padding)
         if self._metrics:
             waits = [start - piece.request.arrived for piece in batch]
-            self._metrics.batch(self._name, rows + padding, padding, waits)
+            self._metrics.observe_batch(self._name, rows + padding, padding, waits)
 
-    def _call(self, key: Any, batch: list[Piece], rows: int, padding: int) -> Tensors:
+    def _call_model(self, key: QueueKey, batch: list[RequestSlice], rows: int, padding: int) -> Tensors:
+        """Call the model with a batch; return the requested outputs.
+
+        Raises:
+            StatusError: the model failed, or an output does not have the rows of the batch.
+        """
         signature, wanted, shapes = key
-        found = self._run_model(signature, merged(batch, padding))
-        outputs = {alias: found[alias] for alias in wanted}
-        as_it_came = len(batch) == 1 and batch[0].whole and not padding
-        if shapes is None or (as_it_came and not self._rules.as_tensorflow_serving):
-            return outputs
+        results = self._run_model(signature, merge_inputs(batch, padding))
+        outputs = {alias: results[alias] for alias in wanted}
+        unmodified = len(batch) == 1 and batch[0].is_whole and not padding
+        if shapes is None or (unmodified and not self._policy.tensorflow_serving):
+            return outputs  # nothing has to be divided among requests
         for values in outputs.values():
             if not values.ndim or len(values) != rows + padding:
-                self._alone.add((signature, wanted))
-                raise Refusal(
+                # Without a batching file the retry runs each request alone, and so do later requests.
+                self._unbatchable.add((signature, wanted))
+                raise StatusError(
                     grpc.StatusCode.FAILED_PRECONDITION,
                     "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension "
                     "sizes of the input tensors"
@@ -311,55 +363,58 @@ class Batcher:
                 )
         return outputs
 
-    def _deliver(self, batch: list[Piece], outputs: Tensors, padding: int) -> None:
-        """Give each request its rows; whoever has all of them is answered."""
-        if len(batch) == 1 and batch[0].whole and not padding:
-            _answer(batch[0].request, outputs)
+    def _deliver(self, batch: list[RequestSlice], outputs: Tensors, padding: int) -> None:
+        """Give each request its rows of the outputs; resolve the requests that are complete."""
+        if len(batch) == 1 and batch[0].is_whole and not padding:
+            _resolve(batch[0].request, outputs)
             return
         offset = 0
         for piece in batch:
             request = piece.request
             part = {alias: values[offset : offset + piece.rows] for alias, values in outputs.items()}
             offset += piece.rows
-            if piece.whole:
-                _answer(request, part)
+            if piece.is_whole:
+                _resolve(request, part)
                 continue
-            with self._ready:
-                request.parts[piece.start] = part
-                request.left -= piece.rows
-                finished = not request.left and not request.retried
-            if finished:
-                _answer(request, request.joined())
+            # Other slices of this request may be delivered by other threads at the same time.
+            with self._changed:
+                request.partial_outputs[piece.start] = part
+                request.rows_left -= piece.rows
+                complete = not request.rows_left and not request.retried
+            if complete:
+                _resolve(request, request.join_outputs())
 
-    def _run_again(self, key: Any, batch: list[Piece]) -> None:
-        """Each request of a batch that failed, alone and as it came."""
+    def _retry_individually(self, key: QueueKey, batch: list[RequestSlice]) -> None:
+        """Run each request of a failed batch again, alone and whole."""
+        # A batch may hold several slices of one request, and other batches the rest of it: `retried` makes
+        # sure that it runs once, and that slices which finish later do not resolve it.
         for request in {id(piece.request): piece.request for piece in batch}.values():
-            with self._ready:
-                if request.retried or request.answer.done():
+            with self._changed:
+                if request.retried or request.result.done():
                     continue
                 request.retried = True
                 self._remove(key, request)
-            if request.late(time.monotonic()):
-                _fail(request, _late())
+            if request.is_expired(time.monotonic()):
+                _fail(request, _queue_timeout_error())
             else:
-                self._run(key, [Piece(request, 0, request.rows)])
+                self._run_batch(key, [RequestSlice(request, 0, request.rows)])
 
 
-def _answer(request: Request, outputs: Tensors) -> None:
-    with suppress(InvalidStateError):  # its caller gave up meanwhile
-        request.answer.set_result(outputs)
+def _resolve(request: Request, outputs: Tensors) -> None:
+    with suppress(InvalidStateError):  # the caller has cancelled it
+        request.result.set_result(outputs)
 
 
 def _fail(request: Request, error: Exception) -> None:
     with suppress(InvalidStateError):
-        request.answer.set_exception(error)
+        request.result.set_exception(error)
 
 
-def _late() -> Refusal:
-    return Refusal(
+def _queue_timeout_error() -> StatusError:
+    return StatusError(
         grpc.StatusCode.RESOURCE_EXHAUSTED, "Run() timeout exceeded while waiting in batching queue"
     )
 
 
-def _too_slow() -> Refusal:
-    return Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "Timed out waiting for notification")
+def _execution_timeout_error() -> StatusError:
+    return StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, "Timed out waiting for notification")

@@ -1,4 +1,4 @@
-"""Requests in line for a model, and the batches that they form."""
+"""Queues of requests that wait for a model, and the batches that they form."""
 
 from __future__ import annotations
 
@@ -13,83 +13,86 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.runtime import MICRO_BATCH
-from serving.server.config.settings import Batching
+from serving.server.config.settings import BatchingParameters
 
-ROWS_A_THREAD = 128
-"""Rows that wait at most for each thread of a model, without a batching file."""
+MAX_QUEUED_ROWS_PER_THREAD = 128
+"""Limit of the queue for each thread of a model, in rows, when no batching file is given."""
 
 Tensors = Mapping[str, NDArray[Any]]
+"""Arrays by input or output alias."""
 
 
 @dataclass(frozen=True)
-class Rules:
-    """How requests are merged, cut and bounded.
+class BatchingPolicy:
+    """How requests are merged, split and admitted.
 
     Attributes:
-        threads: batches that run at once.
-        rows: of a batch at most.
-        request_rows: of a request at most; None: any number.
-        cut: whether a request may be spread over several batches.
-        timeout: seconds that a batch that is not full waits for more.
-        batches: that wait at most in one queue; None: `waiting_rows` of all queues counts.
-        waiting_rows: of all queues at most.
-        sizes: that batches are padded to, ascending.
-        pad: whether tensors of unequal shapes are padded to one.
-        as_tensorflow_serving: whether a signature without a batch as its first dimension is refused
-            and all threads take what they can get; else it runs alone, threads share what waits, and
-            who would wait beyond his deadline is refused at once.
+        threads: number of batches that run at once.
+        batch_rows: maximum rows of a batch.
+        max_request_rows: maximum rows of a request; None: no limit.
+        split: whether one request may be spread over several batches.
+        timeout: seconds that a batch with free rows waits for more requests.
+        max_queued_batches: maximum batches in one queue; None: `max_queued_rows` applies instead.
+        max_queued_rows: maximum rows in all queues together.
+        padded_sizes: batch sizes to pad to, ascending; empty: no padding.
+        pad_shapes: whether tensors of unequal shapes are padded to one shape, so that they can be merged.
+        tensorflow_serving: True follows TensorFlow Serving: a signature without a batch dimension is
+            rejected, and each thread takes a whole batch. False favours latency on CPUs: such a signature
+            runs alone, idle threads divide the queued rows, and a request that cannot meet its deadline
+            is rejected immediately.
     """
 
     threads: int
-    rows: int = MICRO_BATCH
-    request_rows: int | None = None
-    cut: bool = True
+    batch_rows: int = MICRO_BATCH
+    max_request_rows: int | None = None
+    split: bool = True
     timeout: float = 0.0
-    batches: int | None = None
-    waiting_rows: int = ROWS_A_THREAD
-    sizes: tuple[int, ...] = ()
-    pad: bool = False
-    as_tensorflow_serving: bool = False
+    max_queued_batches: int | None = None
+    max_queued_rows: int = MAX_QUEUED_ROWS_PER_THREAD
+    padded_sizes: tuple[int, ...] = ()
+    pad_shapes: bool = False
+    tensorflow_serving: bool = False
 
 
-def rules(threads: int, batching: Batching | None = None) -> Rules:
-    """Of a batching file, or what is fastest on CPUs (serving.runtime).
+def make_policy(threads: int, parameters: BatchingParameters | None = None) -> BatchingPolicy:
+    """Return the policy of a batching file, or the one that is fastest on CPUs (see serving.runtime).
 
     Args:
-        threads: of the model.
-        batching: of the file; None: there is none.
+        threads: number of threads of the model.
+        parameters: contents of the batching file; None: no file is given.
     """
-    if batching is None:
-        return Rules(threads, waiting_rows=ROWS_A_THREAD * threads)
-    return Rules(
-        threads=batching.num_batch_threads or threads,
-        rows=(batching.enable_large_batch_splitting and batching.max_execution_batch_size)
-        or batching.max_batch_size,
-        request_rows=batching.max_batch_size,
-        cut=batching.enable_large_batch_splitting,
-        timeout=batching.batch_timeout_micros / 1e6,
-        batches=batching.max_enqueued_batches,
-        sizes=batching.allowed_batch_sizes,
-        pad=batching.pad_variable_length_inputs,
-        as_tensorflow_serving=True,
+    if parameters is None:
+        return BatchingPolicy(threads, max_queued_rows=MAX_QUEUED_ROWS_PER_THREAD * threads)
+    # max_execution_batch_size has a meaning only where large requests are split; 0 means max_batch_size.
+    execution_rows = parameters.enable_large_batch_splitting and parameters.max_execution_batch_size
+    return BatchingPolicy(
+        threads=parameters.num_batch_threads or threads,
+        batch_rows=execution_rows or parameters.max_batch_size,
+        max_request_rows=parameters.max_batch_size,
+        split=parameters.enable_large_batch_splitting,
+        timeout=parameters.batch_timeout_micros / 1e6,
+        max_queued_batches=parameters.max_enqueued_batches,
+        padded_sizes=parameters.allowed_batch_sizes,
+        pad_shapes=parameters.pad_variable_length_inputs,
+        tensorflow_serving=True,
     )
 
 
 @dataclass(eq=False)
 class Request:
-    """One caller's tensors, until all of its rows are answered.
+    """The tensors of one call, until all of its rows are answered.
 
     Attributes:
-        signature: its key.
-        inputs: by alias.
-        outputs: aliases that are wanted.
-        rows: of the first dimension; 1 where it runs alone in any case.
-        deadline: of time.monotonic; None: none.
-        arrived: of time.monotonic.
-        answer: its outputs.
-        parts: outputs of rows that ran already, by the first of them.
-        left: rows that did not run yet.
-        retried: whether it was taken out of its batches, to run alone.
+        signature: signature key.
+        inputs: arrays by input alias.
+        outputs: aliases of the requested outputs.
+        rows: size of the first dimension; 1 for a request that always runs alone.
+        deadline: time.monotonic() at which the caller stops waiting; None: no deadline.
+        arrived: time.monotonic() of arrival.
+        result: future of the outputs.
+        partial_outputs: outputs of the slices that have run, by their first row.
+        rows_left: rows that have not run yet.
+        retried: whether the request was taken out of its batches to run alone.
     """
 
     signature: str
@@ -98,34 +101,35 @@ class Request:
     rows: int
     deadline: float | None
     arrived: float
-    answer: Future[Tensors] = field(default_factory=Future)
-    parts: dict[int, Tensors] = field(default_factory=dict)
-    left: int = field(init=False)
+    result: Future[Tensors] = field(default_factory=Future)
+    partial_outputs: dict[int, Tensors] = field(default_factory=dict)
+    rows_left: int = field(init=False)
     retried: bool = False
 
     def __post_init__(self) -> None:
-        self.left = self.rows
+        self.rows_left = self.rows
 
     @property
-    def size(self) -> int:
-        """Bytes of its inputs."""
-        return sum(size_of(values) for values in self.inputs.values())
+    def nbytes(self) -> int:
+        """Size of the inputs in bytes."""
+        return sum(count_bytes(values) for values in self.inputs.values())
 
-    def late(self, now: float) -> bool:
-        """Whether its caller waits no longer."""
+    def is_expired(self, now: float) -> bool:
+        """Return whether the deadline has passed."""
         return self.deadline is not None and self.deadline <= now
 
-    def joined(self) -> Tensors:
-        """The outputs of all rows, in their order."""
-        parts = [self.parts[start] for start in sorted(self.parts)]
+    def join_outputs(self) -> Tensors:
+        """Return the outputs of all slices, concatenated in row order."""
+        # Slices may finish in any order, as they run on several threads.
+        parts = [self.partial_outputs[start] for start in sorted(self.partial_outputs)]
         if len(parts) == 1:
             return parts[0]
         return {alias: np.concatenate([part[alias] for part in parts]) for alias in self.outputs}
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Rows `start` to `stop` of a request."""
+class RequestSlice:
+    """Rows `start` (included) to `stop` (excluded) of a request."""
 
     request: Request
     start: int
@@ -133,120 +137,133 @@ class Piece:
 
     @property
     def rows(self) -> int:
-        """How many."""
+        """Number of rows."""
         return self.stop - self.start
 
     @property
-    def whole(self) -> bool:
-        """Whether it is all of the request."""
+    def is_whole(self) -> bool:
+        """Whether the slice covers its whole request."""
         return self.rows == self.request.rows
 
 
 class Queue:
-    """Requests that may share a batch, in batches as they came."""
+    """Requests that may share a batch, already grouped into batches in the order of arrival.
 
-    def __init__(self, rules: Rules, *, merges: bool) -> None:
+    Only the last batch may have free rows; the ones before it are complete.
+    """
+
+    def __init__(self, policy: BatchingPolicy, *, merges: bool) -> None:
+        """Create an empty queue.
+
+        Args:
+            policy: how requests are merged and split.
+            merges: whether requests may share a batch; False: each runs alone and whole.
+        """
         self.merges = merges
-        self._rules = rules
-        self._batches: deque[list[Piece]] = deque()
-        self._opened = 0.0
+        self._policy = policy
+        self._batches: deque[list[RequestSlice]] = deque()
+        self._opened_at = 0.0
 
     def __len__(self) -> int:
-        """How many batches wait, the last of them perhaps still open."""
+        """Return the number of queued batches, the last of which may still have free rows."""
         return len(self._batches)
 
     @property
     def rows(self) -> int:
-        """How many rows wait."""
-        return sum(rows_of(batch) for batch in self._batches)
+        """Number of queued rows."""
+        return sum(count_rows(batch) for batch in self._batches)
 
-    def batches_with(self, rows: int) -> int:
-        """How many batches would wait with that many rows more."""
+    def count_batches_with(self, rows: int) -> int:
+        """Return the number of batches that would be queued after a request with `rows` rows."""
         if not self._batches:
-            return math.ceil(rows / self._rules.rows)
-        left = self._left()
-        if not self._rules.cut:
-            return len(self) + (rows > left)
-        return len(self) + math.ceil(max(rows - left, 0) / self._rules.rows)
+            return math.ceil(rows / self._policy.batch_rows)
+        free = self._free_rows()
+        if not self._policy.split:
+            return len(self) + (rows > free)
+        return len(self) + math.ceil(max(rows - free, 0) / self._policy.batch_rows)
 
     def put(self, request: Request, now: float) -> None:
-        """Add a request, cut where that is allowed."""
+        """Append a request, split over batches where the policy allows it."""
         if not self.merges:
-            self._open([Piece(request, 0, request.rows)], now)
+            self._open_batch([RequestSlice(request, 0, request.rows)], now)
             return
         start = 0
         while start < request.rows:
-            left, rest = self._left(), request.rows - start
-            taken = min(rest, left or self._rules.rows) if self._rules.cut else rest
-            piece = Piece(request, start, start + taken)
-            if taken <= left:
+            free, remaining = self._free_rows(), request.rows - start
+            # Fill the last batch first; without splitting, the request moves to a new batch as a whole.
+            taken = min(remaining, free or self._policy.batch_rows) if self._policy.split else remaining
+            piece = RequestSlice(request, start, start + taken)
+            if taken <= free:
                 self._batches[-1].append(piece)
             else:
-                self._open([piece], now)
+                self._open_batch([piece], now)
             start += taken
 
     def due(self) -> float:
-        """When the first batch may run, of time.monotonic; of a queue that is not empty."""
-        closed = not self.merges or len(self) > 1 or not self._left()
-        return 0.0 if closed else self._opened + self._rules.timeout
+        """Return the time.monotonic() from which the first batch may run; the queue must not be empty."""
+        # A batch is complete once it is full or another one was opened behind it.
+        complete = not self.merges or len(self) > 1 or not self._free_rows()
+        return 0.0 if complete else self._opened_at + self._policy.timeout
 
-    def take(self, share: int | None = None) -> list[Piece]:
-        """The first batch, or of one that may be cut its first `share` rows."""
+    def take(self, max_rows: int | None = None) -> list[RequestSlice]:
+        """Remove and return the first batch, or its first `max_rows` rows if its requests can be split."""
         batch = self._batches.popleft()
-        if share is None or not self.merges or share >= rows_of(batch):
+        if max_rows is None or not self.merges or max_rows >= count_rows(batch):
             return batch
-        taken, rest = cut(batch, share)
+        taken, rest = split_batch(batch, max_rows)
         self._batches.appendleft(rest)
         return taken
 
     def remove(self, request: Request) -> int:
-        """Take a request out; how many of its rows were waiting."""
+        """Remove a request; return how many of its rows were queued."""
         before = self.rows
         kept = ([piece for piece in batch if piece.request is not request] for batch in self._batches)
         self._batches = deque(batch for batch in kept if batch)
         return before - self.rows
 
-    def _left(self) -> int:
-        """How many rows still fit into the last batch."""
-        return self._rules.rows - rows_of(self._batches[-1]) if self._batches else 0
+    def _free_rows(self) -> int:
+        """Return how many rows still fit into the last batch."""
+        return self._policy.batch_rows - count_rows(self._batches[-1]) if self._batches else 0
 
-    def _open(self, batch: list[Piece], now: float) -> None:
+    def _open_batch(self, batch: list[RequestSlice], now: float) -> None:
         self._batches.append(batch)
-        self._opened = now
+        self._opened_at = now
 
 
-def cut(batch: Sequence[Piece], rows: int) -> tuple[list[Piece], list[Piece]]:
-    """The first so many rows of a batch, and the others."""
-    first: list[Piece] = []
-    rest: list[Piece] = []
+def split_batch(batch: Sequence[RequestSlice], rows: int) -> tuple[list[RequestSlice], list[RequestSlice]]:
+    """Return the first `rows` rows of a batch, and the rest."""
+    first: list[RequestSlice] = []
+    rest: list[RequestSlice] = []
     for piece in batch:
         taken = min(rows, piece.rows)
         rows -= taken
         middle = piece.start + taken
         if taken:
-            first.append(Piece(piece.request, piece.start, middle))
+            first.append(RequestSlice(piece.request, piece.start, middle))
         if middle < piece.stop:
-            rest.append(Piece(piece.request, middle, piece.stop))
+            rest.append(RequestSlice(piece.request, middle, piece.stop))
     return first, rest
 
 
-def rows_of(batch: Sequence[Piece]) -> int:
-    """How many rows a batch has."""
+def count_rows(batch: Sequence[RequestSlice]) -> int:
+    """Return the number of rows of a batch."""
     return sum(piece.rows for piece in batch)
 
 
-def merged(batch: Sequence[Piece], padding: int = 0) -> Tensors:
-    """One batch's inputs, with `padding` copies of the first row of its last piece behind them.
+def merge_inputs(batch: Sequence[RequestSlice], padding: int = 0) -> Tensors:
+    """Return the inputs of a batch, followed by `padding` copies of the first row of its last slice.
 
-    Where shapes differ, all are filled up to the largest with their own first value (AddPadding of
+    Arrays of unequal shapes are padded to the largest one with their own first value (AddPadding of
     batching_util.cc).
     """
-    if len(batch) == 1 and batch[0].whole and not padding:
-        return batch[0].request.inputs
-    return {alias: _joined(list(_parts(batch, alias, padding))) for alias in batch[0].request.inputs}
+    if len(batch) == 1 and batch[0].is_whole and not padding:
+        return batch[0].request.inputs  # no copy
+    return {
+        alias: _concatenate(list(_iter_arrays(batch, alias, padding))) for alias in batch[0].request.inputs
+    }
 
 
-def _parts(batch: Sequence[Piece], alias: str, padding: int) -> Iterator[NDArray[Any]]:
+def _iter_arrays(batch: Sequence[RequestSlice], alias: str, padding: int) -> Iterator[NDArray[Any]]:
     for piece in batch:
         yield piece.request.inputs[alias][piece.start : piece.stop]
     if padding:
@@ -254,27 +271,28 @@ def _parts(batch: Sequence[Piece], alias: str, padding: int) -> Iterator[NDArray
         yield np.repeat(last.request.inputs[alias][last.start : last.start + 1], padding, axis=0)
 
 
-def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    if len({part.shape[1:] for part in parts}) > 1:
-        largest = np.max([part.shape[1:] for part in parts], axis=0)
-        parts = [_filled(part, largest.tolist()) for part in parts]
-    return np.concatenate(parts)
+def _concatenate(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    if len({values.shape[1:] for values in arrays}) > 1:
+        largest = np.max([values.shape[1:] for values in arrays], axis=0)
+        arrays = [_pad_to_shape(values, largest.tolist()) for values in arrays]
+    return np.concatenate(arrays)
 
 
-def _filled(values: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
+def _pad_to_shape(values: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
+    """Return the array padded to `shape` behind its first dimension, with its own first value."""
     empty: Any = b"" if values.dtype == object else 0
     larger = np.full((len(values), *shape), values.flat[0] if values.size else empty, values.dtype)
     larger[tuple(slice(size) for size in values.shape)] = values
     return larger
 
 
-def padded_rows(rows: int, sizes: Sequence[int]) -> int:
-    """The smallest allowed size that holds so many rows, or `rows` where none does."""
+def round_up_rows(rows: int, sizes: Sequence[int]) -> int:
+    """Return the smallest of the allowed sizes that holds `rows` rows, or `rows` if none does."""
     return next((size for size in sizes if size >= rows), rows)
 
 
-def size_of(values: NDArray[Any]) -> int:
-    """Bytes of an array, its strings included."""
+def count_bytes(values: NDArray[Any]) -> int:
+    """Return the size of an array in bytes, its strings included."""
     if values.dtype == object:
         return sum(map(len, values.flat))
     return int(values.nbytes)

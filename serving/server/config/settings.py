@@ -1,4 +1,4 @@
-"""What a server serves, where and how; the names are those of tensorflow_model_server's flags."""
+"""Settings of the server; fields are named after the flags of tensorflow_model_server."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 BATCHING_FILE = "batching_params.pbtxt"
-"""BatchingParameters of one version, in its directory."""
+"""File with the BatchingParameters of one version, in the version's directory."""
 
 
 @dataclass(frozen=True)
-class Policy:
-    """Which of the versions below a base path serve; of tensorflow_serving's ServableVersionPolicy.
+class VersionPolicy:
+    """Which versions below a base path are served (ServableVersionPolicy of TensorFlow Serving).
 
     Attributes:
-        latest: the newest so many; 0: all of them.
-        specific: these alone, in place of `latest`.
+        latest: number of newest versions to serve; 0: all versions.
+        specific: version numbers to serve, in place of `latest`.
     """
 
     latest: int = 1
@@ -25,36 +25,36 @@ class Policy:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """One model.
+    """Settings of one model.
 
     Attributes:
-        name: what callers use.
-        base_path: the directory whose numbered children are the versions.
-        policy: which of them serve.
-        labels: version labels, such as {"stable": 3}.
-        platform: as the configuration says; only "tensorflow" is there.
+        name: model name that requests use.
+        base_path: directory whose numbered children are the versions.
+        policy: which versions are served.
+        labels: version labels and their versions, such as {"stable": 3}.
+        platform: platform that the configuration names; only "tensorflow" is supported.
     """
 
     name: str
     base_path: Path
-    policy: Policy = Policy()
+    policy: VersionPolicy = VersionPolicy()
     labels: Mapping[str, int] = field(default_factory=dict)
     platform: str = "tensorflow"
 
 
 @dataclass(frozen=True)
-class Batching:
-    """How requests of several callers are merged; of tensorflow_serving's BatchingParameters.
+class BatchingParameters:
+    """How requests of several callers are merged (BatchingParameters of TensorFlow Serving).
 
     Attributes:
-        max_batch_size: rows of a batch at most.
-        batch_timeout_micros: how long a batch that is not full waits for more, in microseconds.
-        max_enqueued_batches: batches that wait at most; beyond that callers get UNAVAILABLE.
-        num_batch_threads: batches that run at once; 0: as many as the model has threads.
-        allowed_batch_sizes: sizes that batches are padded to; none: no padding.
-        pad_variable_length_inputs: whether tensors of unequal shapes are padded to one.
-        enable_large_batch_splitting: whether requests above `max_batch_size` are split.
-        max_execution_batch_size: rows of what such a request is split into; 0: `max_batch_size`.
+        max_batch_size: maximum rows of a batch.
+        batch_timeout_micros: time that a batch with free rows waits for more requests, in microseconds.
+        max_enqueued_batches: maximum number of queued batches; requests beyond it get UNAVAILABLE.
+        num_batch_threads: number of batches that run at once; 0: the number of the model's threads.
+        allowed_batch_sizes: sizes that batches are padded to; empty: no padding.
+        pad_variable_length_inputs: whether tensors of unequal shapes are padded to one shape.
+        enable_large_batch_splitting: whether a request may be split over several batches.
+        max_execution_batch_size: maximum rows of a batch when requests are split; 0: `max_batch_size`.
     """
 
     max_batch_size: int = 1000
@@ -69,12 +69,13 @@ class Batching:
 
 @dataclass(frozen=True)
 class Certificates:
-    """TLS of the gRPC port; of tensorflow_serving's SSLConfig. All are PEM texts.
+    """TLS settings of the gRPC port (SSLConfig of TensorFlow Serving), as PEM texts.
 
     Attributes:
-        server_key, server_cert: of this server.
-        custom_ca: what signed the callers' certificates; "": the usual roots.
-        client_verify: whether callers need a certificate.
+        server_key: private key of the server.
+        server_cert: certificate of the server.
+        custom_ca: certificate authority of the clients' certificates; "": the system's roots.
+        client_verify: whether clients must present a certificate.
     """
 
     server_key: str
@@ -85,31 +86,31 @@ class Certificates:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What to serve, and where.
+    """Settings of a server: models, ports, limits.
 
     Attributes:
-        model_base_path: of the only model; None where `models` or `model_config_file` says.
-        model_name: the name that callers use; default: the directory's name.
-        models: several models, in place of `model_base_path`.
-        model_config_file: a ModelServerConfig as text, in place of both.
-        model_config_file_poll_wait_seconds: between two looks at that file; 0: only at the start.
-        port: gRPC port; 0 takes a free one.
-        grpc_socket_path: a Unix socket that also takes gRPC calls; "": none.
+        model_base_path: base path of the only model; None: `models` or `model_config_file` is given.
+        model_name: model name that requests use; default: the name of the base path's directory.
+        models: settings of several models, in place of `model_base_path`.
+        model_config_file: file with a ModelServerConfig in text format, in place of both.
+        model_config_file_poll_wait_seconds: seconds between checks of that file; 0: read once, at the start.
+        port: gRPC port; 0: a free one.
+        grpc_socket_path: Unix socket that also accepts gRPC calls; "": none.
         grpc_channel_arguments: options of the gRPC server, such as `grpc.max_connection_age_ms`.
-        grpc_max_threads: calls of models that run or wait at once; beyond them callers get UNAVAILABLE.
-        rest_api_port: port of REST and the demo page; None: none; 0 takes a free one.
-        rest_api_timeout_in_ms: how long a REST request may take, in milliseconds.
-        rest_api_enable_cors_support: whether pages of other origins may ask.
-        certificates: TLS of the gRPC port; None: plain.
-        metrics_path: where on the REST port Prometheus finds the metrics; "": nowhere.
-        file_system_poll_wait_seconds: between two looks for new versions.
-        allow_version_labels_for_unavailable_models: whether a new label may name a version that is
-            not loaded yet.
-        enable_model_warmup: whether a version's warm-up requests run before it serves.
-        num_request_iterations_for_warmup: how often each of them runs.
-        batching: how requests are merged; None: without the parameters of a file.
-        enable_per_model_batching_parameters: whether a version's batching_params.pbtxt goes before it.
-        enable_serialization_as_tensor_content: whether answers hold raw bytes in place of values.
+        grpc_max_threads: maximum number of inference calls in flight; calls beyond it get UNAVAILABLE.
+        rest_api_port: port of the REST API and the demo page; None: disabled; 0: a free one.
+        rest_api_timeout_in_ms: time limit of a REST request, in milliseconds.
+        rest_api_enable_cors_support: whether pages of other origins may use the REST API.
+        certificates: TLS settings of the gRPC port; None: no TLS.
+        metrics_path: path of the Prometheus metrics on the REST port; "": disabled.
+        file_system_poll_wait_seconds: seconds between scans of the base paths for versions.
+        allow_version_labels_for_unavailable_models: whether a new label may point to a version that is
+            not loaded.
+        enable_model_warmup: whether a version's warm-up requests run before it is served.
+        num_request_iterations_for_warmup: number of times that each warm-up request runs.
+        batching: contents of the batching file; None: no file is given.
+        enable_per_model_batching_parameters: whether a version's batching_params.pbtxt takes precedence.
+        enable_serialization_as_tensor_content: whether responses carry tensors as raw bytes.
     """
 
     model_base_path: Path | None = None
@@ -130,6 +131,6 @@ class ServerSettings:
     allow_version_labels_for_unavailable_models: bool = False
     enable_model_warmup: bool = True
     num_request_iterations_for_warmup: int = 1
-    batching: Batching | None = None
+    batching: BatchingParameters | None = None
     enable_per_model_batching_parameters: bool = False
     enable_serialization_as_tensor_content: bool = False

@@ -1,7 +1,8 @@
-"""gRPC calls from an event loop to threads and back: how many may be there, and what they answer.
+"""Dispatch of gRPC calls from the event loop to threads: admission, parsing, error statuses.
 
-The loop only moves bytes: messages are parsed, answered and serialized on a thread. A caller that sends
-slowly, or stops half-way, therefore costs no thread, and what finds no room is refused before it is read.
+The event loop only moves bytes; messages are parsed, answered and serialized on a thread. A client that sends
+slowly, or stops half-way, therefore occupies no thread, and a call beyond the limits is rejected before its
+message is parsed.
 """
 
 from __future__ import annotations
@@ -20,143 +21,155 @@ from google.protobuf.message import DecodeError
 
 from serving import protos
 from serving.server.metrics import Metrics
-from serving.server.status_error import Refusal, queue_full
+from serving.server.status_error import StatusError, queue_full
 
 MAX_BYTES = 1 << 29
-"""Requests that are held at once; a larger one is taken where it is the only one."""
+"""Maximum bytes of requests held at once; a larger request is accepted while no other is held."""
 
 _SERVICE_THREADS = 8
-"""For calls that run no model, so that those are answered however many wait for one."""
+"""Threads for RPCs that run no model, so that status and reload work while inference is overloaded."""
 
 _ENDLESS_SECONDS = 1e8
-"""gRPC gives a caller without a deadline centuries."""
+"""Time from which a deadline counts as none; gRPC reports centuries for calls without a deadline."""
 
 _COUNTED = ("Predict", "Classify", "Regress")
-"""TensorFlow Serving counts no other over gRPC."""
+"""RPCs that appear in the metrics; TensorFlow Serving counts no others over gRPC."""
 
 _INFERENCE = (*_COUNTED, "MultiInference")
+"""RPCs that run a model."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Caller:
-    """Who waits for an answer.
+class CallContext:
+    """Deadline and cancellation of one call.
 
     Attributes:
-        deadline: of time.monotonic; None: none.
-        gone: set once nobody waits any longer.
+        deadline: time.monotonic() at which the caller stops waiting; None: no deadline.
+        cancelled: event that is set when the caller cancels or disconnects.
     """
 
     deadline: float | None
-    gone: threading.Event = field(default_factory=threading.Event)
+    cancelled: threading.Event = field(default_factory=threading.Event)
 
     @property
-    def seconds(self) -> float | None:
-        """How long the caller still waits; None: for ever."""
+    def seconds_left(self) -> float | None:
+        """Seconds until the deadline; None: no deadline."""
         return None if self.deadline is None else max(self.deadline - time.monotonic(), 0.0)
 
 
-Answer = Callable[[protos.Message, Caller], protos.Message]
-"""From a request to its response, or a Refusal."""
+Handler = Callable[[protos.Message, CallContext], protos.Message]
+"""Answers a request with a response, or raises a StatusError."""
 
 
-class Calls:
-    """The threads on which calls are answered; for one event loop."""
+class Dispatcher:
+    """Thread pools that answer the calls of one event loop, and their admission limits."""
 
     def __init__(self, threads: int, metrics: Metrics, *, max_bytes: int = MAX_BYTES) -> None:
-        """Without a thread yet.
+        """Create a dispatcher without starting threads.
 
         Args:
-            threads: calls of models at once; beyond them callers get UNAVAILABLE.
-            metrics: where to count.
-            max_bytes: of requests held at once.
+            threads: maximum number of inference calls in flight; calls beyond it get UNAVAILABLE.
+            metrics: registry that counts requests.
+            max_bytes: maximum bytes of requests held at once.
         """
         self._limit, self._max_bytes, self._metrics = threads, max_bytes, metrics
-        self._models = ThreadPoolExecutor(threads, thread_name_prefix="hubhead-grpc")
-        self._others = ThreadPoolExecutor(_SERVICE_THREADS, thread_name_prefix="hubhead-grpc-service")
+        self._inference_pool = ThreadPoolExecutor(threads, thread_name_prefix="hubhead-grpc")
+        self._service_pool = ThreadPoolExecutor(_SERVICE_THREADS, thread_name_prefix="hubhead-grpc-service")
         self._lock = threading.Lock()
-        self._held = self._bytes = 0
+        self._in_flight = self._held_bytes = 0
 
     def close(self) -> None:
-        """Take no more."""
-        self._models.shutdown(wait=False, cancel_futures=True)
-        self._others.shutdown(wait=False, cancel_futures=True)
+        """Reject new calls, and drop those that have not started."""
+        self._inference_pool.shutdown(wait=False, cancel_futures=True)
+        self._service_pool.shutdown(wait=False, cancel_futures=True)
 
-    def handler(
-        self, api: str, answer: Answer, request_class: protos.Message
+    def make_rpc_handler(
+        self, api: str, handler: Handler, request_class: protos.Message
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        """What to register for a method.
+        """Return the handler to register for an RPC.
 
         Args:
-            api: the method's name, such as "Predict".
-            answer: answers a parsed request, on a thread.
-            request_class: of its request.
+            api: name of the RPC, such as "Predict".
+            handler: function that answers a parsed request; it runs on a thread.
+            request_class: message class of the request.
         """
 
-        async def handle(_: Any, context: Any) -> bytes:
-            start, left = time.monotonic(), context.time_remaining()
-            caller = Caller(None if left is None or left > _ENDLESS_SECONDS else start + left)
-            body = await context.read()
+        async def handle(_: Any, grpc_context: Any) -> bytes:
+            start, left = time.monotonic(), grpc_context.time_remaining()
+            context = CallContext(None if left is None or left > _ENDLESS_SECONDS else start + left)
+            body = await grpc_context.read()
             if not isinstance(body, bytes):  # the stream ended
-                await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Exactly one request message is expected.")
+                await grpc_context.abort(
+                    grpc.StatusCode.UNIMPLEMENTED, "Exactly one request message is expected."
+                )
             try:
-                return await asyncio.wrap_future(self._submit(api, answer, request_class, body, caller))
-            except Refusal as refusal:
-                await context.abort(refusal.code, refusal.details)
+                return await asyncio.wrap_future(self._submit(api, handler, request_class, body, context))
+            except StatusError as error:
+                await grpc_context.abort(error.code, error.details)
                 raise
             except asyncio.CancelledError:
-                caller.gone.set()
+                context.cancelled.set()
                 raise
 
-        # As a stream: of a unary call whose message never comes grpc.aio forgets to tell the caller.
+        # Registered as a client stream, because grpc.aio never ends a unary call whose client closes the
+        # stream without sending its message.
         return grpc.stream_unary_rpc_method_handler(handle)
 
     def _submit(
-        self, api: str, answer: Answer, request_class: protos.Message, body: bytes, caller: Caller
+        self, api: str, handler: Handler, request_class: protos.Message, body: bytes, context: CallContext
     ) -> Future[bytes]:
-        pool = self._models if api in _INFERENCE else self._others
+        """Hand a call to a thread; return the future of its serialized response.
+
+        Raises:
+            StatusError: too many inference calls are in flight, or too many bytes are held.
+        """
+        pool = self._inference_pool if api in _INFERENCE else self._service_pool
         weight = 1 if api in _INFERENCE else 0
         with self._lock:
-            no_room = self._held + weight > self._limit or (
-                self._bytes and self._bytes + len(body) > self._max_bytes
+            is_full = self._in_flight + weight > self._limit or (
+                self._held_bytes and self._held_bytes + len(body) > self._max_bytes
             )
-            if not no_room:
-                self._held += weight
-                self._bytes += len(body)
-        if no_room:
+            if not is_full:
+                self._in_flight += weight
+                self._held_bytes += len(body)
+        if is_full:
             if api in _COUNTED:
-                self._metrics.request("", api, "GRPC", grpc.StatusCode.UNAVAILABLE.name, 0.0)
-            raise queue_full(self._held, self._limit)
-        work = pool.submit(self._answered, api, answer, request_class, body, caller)
+                self._metrics.count_request("", api, "GRPC", grpc.StatusCode.UNAVAILABLE.name, 0.0)
+            raise queue_full(self._in_flight, self._limit)
+        future = pool.submit(self._handle, api, handler, request_class, body, context)
 
-        def leave(_: Future[bytes]) -> None:
+        def release(_: Future[bytes]) -> None:
             with self._lock:
-                self._held -= weight
-                self._bytes -= len(body)
+                self._in_flight -= weight
+                self._held_bytes -= len(body)
 
-        work.add_done_callback(leave)
-        return work
+        future.add_done_callback(release)
+        return future
 
-    def _answered(
-        self, api: str, answer: Answer, request_class: protos.Message, body: bytes, caller: Caller
+    def _handle(
+        self, api: str, handler: Handler, request_class: protos.Message, body: bytes, context: CallContext
     ) -> bytes:
+        """Parse a request, answer it, and return the serialized response; runs on a thread."""
         start, status, model = time.perf_counter(), grpc.StatusCode.OK, ""
         try:
             request = request_class.FromString(body)
             if api in _COUNTED:
                 model = request.model_spec.name
-            return bytes(answer(request, caller).SerializeToString())
+            return bytes(handler(request, context).SerializeToString())
         except DecodeError as error:
-            status = grpc.StatusCode.INTERNAL  # as gRPC's own servers answer what they cannot parse
-            raise Refusal(status, f"The request is no {request_class.DESCRIPTOR.full_name}.") from error
-        except Refusal as refusal:
-            status = refusal.code
+            status = grpc.StatusCode.INTERNAL  # as gRPC's own servers do for a message that does not parse
+            raise StatusError(
+                status, f"The request is not a valid {request_class.DESCRIPTOR.full_name}."
+            ) from error
+        except StatusError as error:
+            status = error.code
             raise
-        except Exception as error:  # a fault of ours is this caller's INTERNAL, and in the log
+        except Exception as error:  # a bug here: INTERNAL for this caller, and a traceback in the log
             status = grpc.StatusCode.INTERNAL
             _log.exception("%s of model %s failed", api, model or "?")
-            raise Refusal(status, f"{type(error).__name__}: {error}") from error
+            raise StatusError(status, f"{type(error).__name__}: {error}") from error
         finally:
             if api in _COUNTED:
-                self._metrics.request(model, api, "GRPC", status.name, time.perf_counter() - start)
+                self._metrics.count_request(model, api, "GRPC", status.name, time.perf_counter() - start)

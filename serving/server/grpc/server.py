@@ -1,4 +1,4 @@
-"""The gRPC port of the server: an event loop of its own in a thread; no model runs on it."""
+"""The gRPC server. Its event loop runs in a thread of its own, and never runs a model."""
 
 from __future__ import annotations
 
@@ -13,65 +13,71 @@ import grpc
 from serving import protos
 from serving.errors import HubheadError, OutputError
 from serving.server.config.settings import ServerSettings
-from serving.server.grpc.dispatcher import Calls
-from serving.server.grpc.handlers import answers
-from serving.server.health import Health
+from serving.server.grpc.dispatcher import Dispatcher
+from serving.server.grpc.handlers import make_handlers
+from serving.server.health import HealthService
 from serving.server.metrics import Metrics
 from serving.server.models.manager import Manager
 
 _MAX_STREAMS = 4096
-"""Calls that may have begun, those whose message has not come in yet among them."""
+"""Maximum number of open calls, including those whose message has not arrived yet."""
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    ("grpc.so_reuseport", 0),  # else a second server shares the port and takes half of the requests
+    ("grpc.so_reuseport", 0),  # otherwise a second server could share the port and take half of the requests
 )
 
 T = TypeVar("T")
 
 
-class GrpcPort:
-    """The gRPC port, opened; close it with `stop`.
+class GrpcServer:
+    """A gRPC server on an open port; close it with `stop`.
 
     Attributes:
-        port: the port, also where the settings said 0.
+        port: gRPC port; the one that was picked if the settings say 0.
     """
 
-    def __init__(self, settings: ServerSettings, manager: Manager, metrics: Metrics, health: Health) -> None:
-        """Open the port; it answers once `start` was called.
+    def __init__(
+        self, settings: ServerSettings, manager: Manager, metrics: Metrics, health: HealthService
+    ) -> None:
+        """Open the port; calls are answered after `start`.
 
         Raises:
-            OutputError: it is taken.
+            OutputError: the port or the socket cannot be opened.
         """
-        self._calls = Calls(settings.grpc_max_threads, metrics)
+        self._dispatcher = Dispatcher(settings.grpc_max_threads, metrics)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="hubhead-grpc", daemon=True)
         self._thread.start()
         try:
-            self._server, self.port = self._soon(self._open(settings, manager, health)).result()
+            self._server, self.port = self._run_on_loop(self._open(settings, manager, health)).result()
         except HubheadError:
-            self._end()
+            self._close_loop()
             raise
 
     def start(self) -> None:
-        """Answer."""
-        self._soon(self._server.start()).result()
+        """Start to answer calls."""
+        self._run_on_loop(self._server.start()).result()
 
     def stop(self, seconds: float) -> None:
-        """Take no more calls, give those in flight some seconds, close the port."""
-        self._soon(self._server.stop(seconds)).result()
-        self._end()
+        """Reject new calls, wait up to `seconds` for those in flight, and close the port."""
+        self._run_on_loop(self._server.stop(seconds)).result()
+        self._close_loop()
 
-    async def _open(self, settings: ServerSettings, manager: Manager, health: Health) -> tuple[Any, int]:
+    async def _open(
+        self, settings: ServerSettings, manager: Manager, health: HealthService
+    ) -> tuple[Any, int]:
         server = grpc.aio.server(
             options=(*_OPTIONS, *settings.grpc_channel_arguments), maximum_concurrent_rpcs=_MAX_STREAMS
         )
-        methods = answers(manager)
+        methods = make_handlers(manager)
         for service in (protos.PREDICTION_SERVICE, protos.MODEL_SERVICE):
             handlers = {
-                path.rpartition("/")[2]: self._calls.handler(path.rpartition("/")[2], answer, request)
-                for path, (answer, request) in methods.items()
+                path.rpartition("/")[2]: self._dispatcher.make_rpc_handler(
+                    path.rpartition("/")[2], handler, request
+                )
+                for path, (handler, request) in methods.items()
                 if path.startswith(f"/{service}/")
             }
             generic = grpc.method_handlers_generic_handler(service, handlers)
@@ -80,23 +86,23 @@ class GrpcPort:
         _add_reflection(server)
         return server, _bind(server, settings)
 
-    def _soon(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    def _run_on_loop(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def _end(self) -> None:
-        self._calls.close()
-        self._soon(_cancelled()).result()
+    def _close_loop(self) -> None:
+        self._dispatcher.close()
+        self._run_on_loop(_cancel_tasks()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
 
-async def _cancelled() -> None:
-    """End what is left on this loop."""
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in left:
+async def _cancel_tasks() -> None:
+    """Cancel all other tasks of this loop, and wait until they have ended."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _add_reflection(server: Any) -> None:
@@ -107,6 +113,11 @@ def _add_reflection(server: Any) -> None:
 
 
 def _bind(server: Any, settings: ServerSettings) -> int:
+    """Bind the port, and the Unix socket if there is one; return the port.
+
+    Raises:
+        OutputError: one of them cannot be opened.
+    """
     address = f"[::]:{settings.port}"
     certificates = settings.certificates
     try:
@@ -122,22 +133,22 @@ def _bind(server: Any, settings: ServerSettings) -> int:
                 ),
             )
     except RuntimeError as error:
-        raise _taken(settings.port) from error
-    if bound == 0:  # how older releases of grpcio say the same
-        raise _taken(settings.port)
+        raise _port_error(settings.port) from error
+    if bound == 0:  # older releases of grpcio return 0 in place of raising
+        raise _port_error(settings.port)
     if settings.grpc_socket_path:
         try:
             server.add_insecure_port(f"unix:{settings.grpc_socket_path}")
         except RuntimeError as error:
             raise OutputError(
                 f"The socket {settings.grpc_socket_path} cannot be opened: {error}.",
-                remedy="Give --grpc_socket_path a place that you may write.",
+                remedy="Give --grpc_socket_path a path in a writable directory.",
             ) from error
     return int(bound)
 
 
-def _taken(port: int) -> OutputError:
+def _port_error(port: int) -> OutputError:
     return OutputError(
-        f"Port {port} cannot be opened: another program has it, or you may not use it.",
-        remedy="Choose another with --port, or a free one with --port 0.",
+        f"Port {port} cannot be opened: it is in use, or its use is not permitted.",
+        remedy="Choose another port with --port, or let --port 0 pick a free one.",
     )

@@ -1,8 +1,8 @@
-"""Requests of PredictionService into a signature's tensors, and its tensors into responses.
+"""Conversion of PredictionService requests to a signature's tensors, and of tensors to responses.
 
-Codes and texts are those of TensorFlow Serving (servables/tensorflow/predict_util.cc, classifier.cc,
+Status codes and texts are those of TensorFlow Serving (servables/tensorflow/predict_util.cc, classifier.cc,
 regressor.cc, multi_inference.cc, util.cc, get_model_metadata_impl.cc, and saved_model/util.cc of
-TensorFlow), since clients match on them. A method's name is not checked, as in its default.
+TensorFlow), since clients match on them. The method name of a signature is not checked, as by default there.
 """
 
 from __future__ import annotations
@@ -17,58 +17,64 @@ from numpy.typing import NDArray
 from serving import contract, protos
 from serving.errors import InputError
 from serving.protos import tensors
-from serving.server.status_error import Refusal, invalid
+from serving.server.status_error import StatusError, invalid_argument
 
 SIGNATURE_DEF = "signature_def"
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 REGRESS_METHOD = "tensorflow/serving/regress"
 
 EXAMPLES = "inputs"
-"""The only input of a signature for Classify or Regress: string [N], serialized tf.Example."""
+"""Input alias of a Classify or Regress signature: string [N], serialized tf.Example protos."""
 
 CLASSES, SCORES, OUTPUTS = "classes", "scores", "outputs"
 
 Signatures = Mapping[str, Any]
-"""SignatureDef by name."""
+"""SignatureDefs by signature key."""
 
 Tensors = Mapping[str, NDArray[Any]]
+"""Arrays by input or output alias."""
 
 
-def key(spec: protos.Message) -> str:
-    """The signature that a ModelSpec asks for."""
+def get_signature_key(spec: protos.Message) -> str:
+    """Return the signature key that a ModelSpec names, or the default one."""
     return spec.signature_name or contract.SERVING_DEFAULT
 
 
-def predict_signature(signatures: Signatures, name: str) -> protos.Message:
-    """The SignatureDef of a PredictRequest.
+def find_predict_signature(signatures: Signatures, name: str) -> protos.Message:
+    """Return the SignatureDef for a PredictRequest.
 
     Raises:
-        Refusal: there is none, or it is TensorFlow's own.
+        StatusError: there is none of that name, or it is internal to TensorFlow (`__...`).
     """
     if name not in signatures or name.startswith("__"):
-        raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
+        raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
     return signatures[name]
 
 
-def predict_inputs(signature: protos.Message, sent: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """The tensors to feed, in the order and with the checks of GetInputValues and DirectSession.
+def decode_predict_inputs(signature: protos.Message, sent: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """Return the arrays to feed, with the checks of GetInputValues and DirectSession, in their order.
+
+    Args:
+        signature: SignatureDef of the request.
+        sent: TensorProtos of the request by input alias.
 
     Raises:
-        Refusal: they do not fit the signature.
+        StatusError: the tensors do not match the signature.
     """
     required, defaults = signature.inputs, signature.defaults
     if len(sent) > len(required) or (len(sent) < len(required) and not defaults):
-        raise invalid(
+        raise invalid_argument(
             f"input size does not match signature: {len(sent)}!={len(required)} "
-            f"len({_set(sent)}) != len({_set(required)}). Sent extra: {_set(set(sent) - set(required))}. "
-            f"Missing but required: {_set(set(required) - set(sent))}."
+            f"len({_format_set(sent)}) != len({_format_set(required)}). "
+            f"Sent extra: {_format_set(set(sent) - set(required))}. "
+            f"Missing but required: {_format_set(set(required) - set(sent))}."
         )
     protos_by_alias = {}
     for alias in sorted(required):
         if alias not in sent and alias not in defaults:
-            raise invalid(
+            raise invalid_argument(
                 f"Signature input alias: {alias}(feed name: {required[alias].name}) not found in request "
-                f"and no default value provided. Inputs expected to be in the request {_set(sent)}, "
+                f"and no default value provided. Inputs expected to be in the request {_format_set(sent)}, "
                 f"or default input alias set: {','.join(sorted(defaults))}"
             )
         protos_by_alias[alias] = sent[alias] if alias in sent else defaults[alias]
@@ -78,133 +84,143 @@ def predict_inputs(signature: protos.Message, sent: Mapping[str, Any]) -> dict[s
         try:
             inputs[alias] = tensors.decode(proto, alias)
         except InputError as error:
-            raise invalid(f"tensor parsing error: {alias}") from error
+            raise invalid_argument(f"tensor parsing error: {alias}") from error
     if len(used) != len(sent):
-        raise invalid(
-            f"Inputs contains invalid name. Used request inputs: {','.join(sorted(used))}, "
+        raise invalid_argument(
+            f"Inputs contains invalid_argument name. Used request inputs: {','.join(sorted(used))}, "
             f"request input: {','.join(sorted(sent))}"
         )
+    # DirectSession numbers the arguments by feed name, and checks dtypes last.
     by_feed_name = sorted(required, key=lambda alias: required[alias].name)
     for index, alias in enumerate(by_feed_name):
         declared, given = required[alias].dtype, protos_by_alias[alias].dtype
         if declared != given:
-            raise invalid(
+            raise invalid_argument(
                 f"Expects arg[{index}] to be {tensors.dtype_name(declared)} "
                 f"but {tensors.dtype_name(given)} is provided"
             )
     return inputs
 
 
-def predict_outputs(signature: protos.Message, output_filter: Iterable[str]) -> tuple[str, ...]:
-    """The aliases of the outputs that are asked for.
+def select_predict_outputs(signature: protos.Message, output_filter: Iterable[str]) -> tuple[str, ...]:
+    """Return the aliases of the requested outputs, sorted; all outputs if the filter is empty.
 
     Raises:
-        Refusal: one is unknown, or there twice.
+        StatusError: an alias is unknown or listed twice.
     """
     seen: set[str] = set()
     for alias in output_filter:
         if alias not in signature.outputs:
-            raise invalid(
+            raise invalid_argument(
                 f"output tensor alias not found in signature: {alias} "
-                f"Outputs expected to be in the set {_set(signature.outputs)}."
+                f"Outputs expected to be in the set {_format_set(signature.outputs)}."
             )
         if alias in seen:
-            raise invalid(f"duplicate output tensor alias: {alias}")
+            raise invalid_argument(f"duplicate output tensor alias: {alias}")
         seen.add(alias)
     return tuple(sorted(seen or signature.outputs))
 
 
-def examples(request_input: protos.Message) -> dict[str, NDArray[Any]]:
-    """The feed of a signature for Classify or Regress.
+def serialize_examples(request_input: protos.Message) -> dict[str, NDArray[Any]]:
+    """Return the arrays to feed to a Classify or Regress signature.
 
-    The context of an ExampleListWithContext goes before each example. Serialized messages that are
-    strung together are merged, so an example's own feature wins (InputToSerializedExampleTensor).
+    The serialized context of an ExampleListWithContext is prepended to each serialized example. Parsing the
+    concatenation merges both messages, so an example's own feature overrides that of the context
+    (InputToSerializedExampleTensor).
+
+    Args:
+        request_input: Input message of the request.
+
+    Returns:
+        string [N] under the alias "inputs".
 
     Raises:
-        Refusal: there are no examples.
+        StatusError: there are no examples.
     """
     kind = request_input.WhichOneof("kind")
     found = getattr(request_input, kind) if kind else None
     if found is None or not found.examples:
-        raise invalid("Input is empty.")
+        raise invalid_argument("Input is empty.")
     context = found.context.SerializeToString() if kind == "example_list_with_context" else b""
     rows = np.empty(len(found.examples), dtype=object)
     rows[:] = [context + example.SerializeToString() for example in found.examples]
     return {EXAMPLES: rows}
 
 
-def examples_signature(signatures: Signatures, name: str) -> protos.Message:
-    """The SignatureDef of a ClassificationRequest or RegressionRequest.
+def find_examples_signature(signatures: Signatures, name: str) -> protos.Message:
+    """Return the SignatureDef for a ClassificationRequest or RegressionRequest.
 
     Raises:
-        Refusal: there is none.
+        StatusError: there is none of that name.
     """
     if name not in signatures:
-        raise invalid(f"No signature was found with the name: {name}")
+        raise invalid_argument(f"No signature was found with the name: {name}")
     return signatures[name]
 
 
-def classify_outputs(signature: protos.Message) -> tuple[str, ...]:
-    """Those of "classes" and "scores" that a signature for Classify has.
+def select_classify_outputs(signature: protos.Message) -> tuple[str, ...]:
+    """Return which of the outputs "classes" and "scores" a Classify signature has.
 
     Raises:
-        Refusal: it is not of that form.
+        StatusError: the signature is not a Classify signature.
     """
     if len(signature.inputs) != 1:
-        raise invalid("Expected one input Tensor.")
+        raise invalid_argument("Expected one input Tensor.")
     if len(signature.outputs) not in (1, 2):
-        raise invalid(f"Expected one or two output Tensors, found {len(signature.outputs)}")
+        raise invalid_argument(f"Expected one or two output Tensors, found {len(signature.outputs)}")
     if EXAMPLES not in signature.inputs:
-        raise _precondition(f"No classification inputs found in SignatureDef: {signature}")
+        raise _failed_precondition(f"No classification inputs found in SignatureDef: {signature}")
     wanted = tuple(alias for alias in (CLASSES, SCORES) if alias in signature.outputs)
     if not wanted:
-        raise _precondition(
+        raise _failed_precondition(
             f'Expected classification signature outputs to contain at least one of "{CLASSES}" or '
             f'"{SCORES}". Signature was: {signature}'
         )
     return wanted
 
 
-def regress_outputs(signature: protos.Message) -> tuple[str, ...]:
-    """The only output of a signature for Regress.
+def select_regress_outputs(signature: protos.Message) -> tuple[str, ...]:
+    """Return the only output of a Regress signature.
 
     Raises:
-        Refusal: it is not of that form.
+        StatusError: the signature is not a Regress signature.
     """
     if len(signature.inputs) != 1:
-        raise invalid("Expected one input Tensor.")
+        raise invalid_argument("Expected one input Tensor.")
     if len(signature.outputs) != 1:
-        raise invalid("Expected one output Tensor.")
+        raise invalid_argument("Expected one output Tensor.")
     if EXAMPLES not in signature.inputs:
-        raise _precondition(f"No regression inputs found in SignatureDef: {signature}")
+        raise _failed_precondition(f"No regression inputs found in SignatureDef: {signature}")
     if OUTPUTS not in signature.outputs:
-        raise _precondition(f"No regression outputs found in SignatureDef: {signature}")
+        raise _failed_precondition(f"No regression outputs found in SignatureDef: {signature}")
     return (OUTPUTS,)
 
 
-def classification(outputs: Tensors, count: int) -> protos.Message:
-    """A ClassificationResult, in the order of the model's columns.
+def build_classification_result(outputs: Tensors, count: int) -> protos.Message:
+    """Return a ClassificationResult; classes keep the order of the model's columns.
 
     Args:
         outputs: "classes" (bytes [count, k]), "scores" (float32 [count, k]) or both.
-        count: how many examples were sent.
+        count: number of examples in the request.
 
     Raises:
-        Refusal: they are not of that form.
+        StatusError: the outputs have another shape or dtype.
     """
     for alias, kind, dtype in ((CLASSES, "O", "DT_STRING"), (SCORES, "f4", "DT_FLOAT")):
         if alias not in outputs:
             continue
         values = outputs[alias]
         if values.ndim != 2:
-            raise invalid(f"Expected Tensor shape: [batch_size num_classes] but got {_shape(values)}")
+            raise invalid_argument(
+                f"Expected Tensor shape: [batch_size num_classes] but got {_format_shape(values)}"
+            )
         if values.dtype != np.dtype(kind):
-            raise invalid(f"Expected {alias} Tensor of {dtype}. Got: {_dtype(values)}")
+            raise invalid_argument(f"Expected {alias} Tensor of {dtype}. Got: {_dtype_name(values)}")
         if len(values) != count:
-            raise invalid(f"Expected {alias} output batch size of {count}. Got: {len(values)}")
+            raise invalid_argument(f"Expected {alias} output batch size of {count}. Got: {len(values)}")
     widths = [values.shape[1] for values in outputs.values()]
     if len(set(widths)) > 1:
-        raise invalid(
+        raise invalid_argument(
             "Tensors class and score should match in dim_size(1). "
             f"Got {outputs[CLASSES].shape[1]} vs. {outputs[SCORES].shape[1]}"
         )
@@ -214,97 +230,99 @@ def classification(outputs: Tensors, count: int) -> protos.Message:
     for row, values in zip(labels, scores, strict=True):
         classes = result.classifications.add().classes
         for label, score in zip(row, values, strict=True):
-            # Labels travel as a protobuf string, which holds UTF-8 alone.
+            # The label field is a protobuf string, which can hold only UTF-8.
             classes.add(label=label.decode("utf-8", "replace"), score=score)
     return result
 
 
-def regression(outputs: Tensors, count: int) -> protos.Message:
-    """A RegressionResult.
+def build_regression_result(outputs: Tensors, count: int) -> protos.Message:
+    """Return a RegressionResult.
 
     Args:
         outputs: "outputs", float32 [count] or [count, 1].
-        count: how many examples were sent.
+        count: number of examples in the request.
 
     Raises:
-        Refusal: they are not of that form.
+        StatusError: the output has another shape or dtype.
     """
     values = outputs[OUTPUTS]
     if values.ndim not in (1, 2) or (values.ndim == 2 and values.shape[1] != 1):
-        raise invalid(
+        raise invalid_argument(
             "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] "
-            f"but got {_shape(values)}"
+            f"but got {_format_shape(values)}"
         )
     if len(values) != count:
-        raise invalid(f"Input batch size did not match output batch size: {count} vs. {len(values)}")
+        raise invalid_argument(f"Input batch size did not match output batch size: {count} vs. {len(values)}")
     if values.dtype != np.float32:
-        raise invalid(f"Expected output Tensor of DT_FLOAT.  Got: {_dtype(values)}")
+        raise invalid_argument(f"Expected output Tensor of DT_FLOAT.  Got: {_dtype_name(values)}")
     result = protos.RegressionResult()
     for value in values.ravel().tolist():
         result.regressions.add(value=value)
     return result
 
 
-def multi_inference_outputs(
+def select_multi_inference_outputs(
     signatures: Signatures, tasks: Iterable[protos.Message]
 ) -> dict[str, tuple[str, ...]]:
     """Return the output aliases to compute for each signature, in the order of the InferenceTasks.
 
     Raises:
-        Refusal: the tasks do not go together.
+        StatusError: the tasks name different models or inputs, repeat a signature, or name an unknown one.
     """
     found: dict[str, tuple[str, ...]] = {}
     model, feed = "", ""
     for task in tasks:
-        spec, name = task.model_spec, key(task.model_spec)
+        spec, name = task.model_spec, get_signature_key(task.model_spec)
         if not spec.name:
-            raise invalid("Found ModelSpec with an empty model name.")
+            raise invalid_argument("Found ModelSpec with an empty model name.")
         model = model or spec.name
         if spec.name != model:
-            raise invalid("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
+            raise invalid_argument(
+                "All ModelSpecs in a MultiInferenceRequest must access the same model name."
+            )
         if name in found:
-            raise invalid(f"Duplicate evaluation of signature: {name}")
+            raise invalid_argument(f"Duplicate evaluation of signature: {name}")
         if name not in signatures:
-            raise invalid(f"Requested signature not found in model graph: {name}")
-        outputs_of = {CLASSIFY_METHOD: classify_outputs, REGRESS_METHOD: regress_outputs}
-        if task.method_name not in outputs_of:
-            raise Refusal(
+            raise invalid_argument(f"Requested signature not found in model graph: {name}")
+        selectors = {CLASSIFY_METHOD: select_classify_outputs, REGRESS_METHOD: select_regress_outputs}
+        if task.method_name not in selectors:
+            raise StatusError(
                 grpc.StatusCode.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}"
             )
-        found[name] = outputs_of[task.method_name](signatures[name])
+        found[name] = selectors[task.method_name](signatures[name])
         name_of_feed = signatures[name].inputs[EXAMPLES].name
         feed = feed or name_of_feed
         if name_of_feed != feed:
-            raise invalid("Input tensor must be the same for all Signatures.")
+            raise invalid_argument("Input tensor must be the same for all Signatures.")
     return found
 
 
 def check_metadata_fields(fields: Sequence[str]) -> None:
-    """Refuse a GetModelMetadataRequest that asks for anything but the signatures.
+    """Check that a GetModelMetadataRequest asks for the signatures and for nothing else.
 
     Raises:
-        Refusal: it does.
+        StatusError: it asks for no field, or for another one.
     """
     if not fields:
-        raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
+        raise invalid_argument("GetModelMetadataRequest must specify at least one metadata_field")
     for field in fields:
         if field != SIGNATURE_DEF:
-            raise invalid(f"Metadata field {field} is not supported")
+            raise invalid_argument(f"Metadata field {field} is not supported")
 
 
-def _precondition(details: str) -> Refusal:
-    return Refusal(grpc.StatusCode.FAILED_PRECONDITION, details)
+def _failed_precondition(details: str) -> StatusError:
+    return StatusError(grpc.StatusCode.FAILED_PRECONDITION, details)
 
 
-def _set(names: Iterable[str]) -> str:
+def _format_set(names: Iterable[str]) -> str:
     return f"{{{','.join(sorted(names))}}}"
 
 
-def _shape(values: NDArray[Any]) -> str:
-    """As TensorShape::DebugString writes it."""
+def _format_shape(values: NDArray[Any]) -> str:
+    """Format a shape as TensorShape::DebugString does."""
     return f"[{','.join(str(size) for size in values.shape)}]"
 
 
-def _dtype(values: NDArray[Any]) -> str:
-    """A DataType's name, such as DT_INT64."""
+def _dtype_name(values: NDArray[Any]) -> str:
+    """Return the DataType name of an array, such as DT_INT64."""
     return str(protos.DataType.Name(tensors.encode(values[:0]).dtype))

@@ -1,4 +1,4 @@
-"""The models of a server: their versions, their labels, and how both change while it runs."""
+"""The models of a server: their versions and version labels, and how both change at run time."""
 
 from __future__ import annotations
 
@@ -13,78 +13,79 @@ from serving import protos
 from serving.server.config import files
 from serving.server.config.settings import ModelSettings
 from serving.server.models.servable import Servable
-from serving.server.models.versions import Load, Versions, not_found
-from serving.server.status_error import Refusal, invalid
+from serving.server.models.versions import LoadVersion, Versions, not_found
+from serving.server.status_error import StatusError, invalid_argument
 
 _TICK_SECONDS = 0.05
+"""Time between scans while a configuration waits for its first versions."""
 
 
 class Manager:
     """All models of a server.
 
-    `poll` is for one thread; the other methods are for any.
+    Call `poll` from one thread; the other methods are safe to call from any thread.
     """
 
-    def __init__(self, load: Load, *, labels_of_unavailable: bool = False) -> None:
-        """Without a model.
+    def __init__(self, load: LoadVersion, *, allow_labels_for_unavailable: bool = False) -> None:
+        """Create a manager without models.
 
         Args:
-            load: loads and warms a version.
-            labels_of_unavailable: whether a new label may name a version that is not loaded.
+            load: function that loads and warms up a version.
+            allow_labels_for_unavailable: whether a new label may point to a version that is not loaded.
         """
         self._load = load
-        self._labels_of_unavailable = labels_of_unavailable
+        self._allow_labels_for_unavailable = allow_labels_for_unavailable
         self._reloading = threading.Lock()
         self._polling = threading.Lock()
         self._models: dict[str, Versions] = {}
         self._settings: tuple[ModelSettings, ...] = ()
-        self._labels: dict[str, dict[str, int]] | None = None
+        self._labels: dict[str, dict[str, int]] | None = None  # None before the first configuration
 
     @property
     def settings(self) -> tuple[ModelSettings, ...]:
-        """The models that are configured."""
+        """Settings of the configured models."""
         return self._settings
 
     @property
     def models(self) -> dict[str, Versions]:
-        """The versions of each model, by name."""
+        """Versions of each model, by model name."""
         return dict(self._models)
 
     @contextmanager
     def use(self, spec: protos.Message) -> Iterator[Servable]:
-        """The version that a ModelSpec asks for; it stays loaded inside the block.
+        """Yield the version that a ModelSpec names, which stays loaded inside the block.
 
         Raises:
-            Refusal: no name, or a model, a version or a label that is not there.
+            StatusError: there is no name, or the model, version or version label is unknown.
         """
         if not spec.name:
-            raise invalid("ModelSpec has no name specified.")
-        version = self._version(spec)
+            raise invalid_argument("ModelSpec has no name specified.")
+        version = self._resolve_version(spec)
         model = self._models.get(spec.name)
         if model is None:
             raise not_found(spec.name, version)
         with model.use(version) as servable:
             yield servable
 
-    def status(self, spec: protos.Message) -> protos.Message:
+    def get_status(self, spec: protos.Message) -> protos.Message:
         """Answer a GetModelStatusRequest; a version label in it is ignored, as in TensorFlow Serving.
 
         Raises:
-            Refusal: another model, or a version that was never seen.
+            StatusError: the model is not configured, or the version was never seen.
         """
         if not spec.name:
-            raise invalid("ModelSpec has no name specified.")
+            raise invalid_argument("ModelSpec has no name specified.")
         model = self._models.get(spec.name)
         states = model.states() if model else {}
         if spec.HasField("version"):
             version = spec.version.value
             if version not in states:
-                raise Refusal(
+                raise StatusError(
                     grpc.StatusCode.NOT_FOUND, f"Could not find version {version} of model {spec.name}"
                 )
             states = {version: states[version]}
         if not states:
-            raise Refusal(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {spec.name}")
+            raise StatusError(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {spec.name}")
         response = protos.GetModelStatusResponse()
         for version, state in states.items():
             entry = response.model_version_status.add(version=version, state=state.state)
@@ -93,7 +94,7 @@ class Manager:
         return response
 
     def poll(self) -> None:
-        """Look at every base path once."""
+        """Scan every base path once for new and removed versions."""
         with self._polling:
             for model in self.models.values():
                 model.poll()
@@ -101,36 +102,36 @@ class Manager:
     def configure(
         self,
         wanted: Sequence[ModelSettings],
-        given_up: Callable[[], bool] = lambda: False,
+        is_cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Serve these models alone, and wait until each that is new has a version or has failed.
+        """Replace the configuration, and wait until every new model has a version or has failed.
 
-        A model whose base path stays the same keeps its versions. While a base path holds no version,
-        this waits for one.
+        A model whose base path stays the same keeps its versions. While a base path has no version, this
+        waits for one.
 
         Args:
-            wanted: the models.
-            given_up: asked while waiting; True ends it.
+            wanted: settings of all models to serve.
+            is_cancelled: function that returns True to stop waiting.
 
         Raises:
-            Refusal: the change is not allowed, a new model has no version that loads, or a label
-                names a version that is not loaded.
+            StatusError: the change is not allowed, no version of a new model loads, a label points to a
+                version that is not loaded, or the wait was cancelled.
         """
         with self._reloading:
-            files.check_change(self._settings, wanted)
-            # TensorFlow Serving looks at the first labels before anything is loaded.
-            if self._labels is None or self._labels_of_unavailable:
-                self._labels = self._checked_labels(wanted)
-            self._wait(self._take_over(wanted), given_up)
-            self._labels = self._checked_labels(wanted)
+            files.check_platforms(self._settings, wanted)
+            # TensorFlow Serving checks the labels of the first configuration before it loads anything.
+            if self._labels is None or self._allow_labels_for_unavailable:
+                self._labels = self._check_labels(wanted)
+            self._wait_for_versions(self._apply(wanted), is_cancelled)
+            self._labels = self._check_labels(wanted)
 
     def close(self) -> None:
-        """Let go of all models: the server has stopped."""
+        """Unload all models; the server has stopped."""
         for model in self.models.values():
             model.close()
 
-    def _take_over(self, wanted: Sequence[ModelSettings]) -> list[Versions]:
-        """Change what is configured, and look at every base path once."""
+    def _apply(self, wanted: Sequence[ModelSettings]) -> list[Versions]:
+        """Replace the configured models, scan every base path once, and return the models' versions."""
         models: dict[str, Versions] = {}
         for settings in wanted:
             old = self._models.get(settings.name)
@@ -142,7 +143,7 @@ class Manager:
                     settings.name, settings.base_path, self._load, settings.policy
                 )
         dropped = [old for name, old in self._models.items() if models.get(name) is not old]
-        # A model that moves keeps answering from its old place until the new one has been looked at.
+        # A model with a new base path keeps serving from the old one until the new one has been scanned.
         with self._polling:
             for model in models.values():
                 model.poll()
@@ -151,46 +152,64 @@ class Manager:
             model.close()
         return list(models.values())
 
-    def _wait(self, models: Sequence[Versions], given_up: Callable[[], bool]) -> None:
+    def _wait_for_versions(self, models: Sequence[Versions], is_cancelled: Callable[[], bool]) -> None:
+        """Scan until every model has a version and none is still being copied.
+
+        Raises:
+            StatusError: no version of a model loads, or the wait was cancelled.
+        """
         waiting = list(models)
         while waiting := [model for model in waiting if model.current is None or model.pending]:
             for model in waiting:
                 failed = {version: state.error for version, state in model.states().items() if state.error}
                 if failed and model.current is None:
                     reasons = " ".join(f"Version {version}: {reason}" for version, reason in failed.items())
-                    raise Refusal(
+                    raise StatusError(
                         grpc.StatusCode.UNKNOWN,
-                        f"No version of model {model.name} in {model.base} loads. {reasons}",
+                        f"No version of model {model.name} in {model.base} could be loaded. {reasons}",
                     )
-            if given_up():
+            if is_cancelled():
                 names = ", ".join(model.name for model in waiting)
-                raise Refusal(grpc.StatusCode.CANCELLED, f"Given up on waiting for versions of {names}.")
+                raise StatusError(
+                    grpc.StatusCode.CANCELLED, f"The wait for versions of {names} was cancelled."
+                )
             time.sleep(_TICK_SECONDS)
             with self._polling:
                 for model in waiting:
                     model.poll()
 
-    def _version(self, spec: protos.Message) -> int | None:
-        """The version that is asked for, by number or label; None: the newest."""
+    def _resolve_version(self, spec: protos.Message) -> int | None:
+        """Return the version number that a ModelSpec names, directly or by label; None: the newest one.
+
+        Raises:
+            StatusError: the version label is unknown.
+        """
         if spec.WhichOneof("version_choice") != "version_label":
             return int(spec.version.value) if spec.HasField("version") else None
         if self._labels is None:
-            raise Refusal(grpc.StatusCode.UNAVAILABLE, f"Model labels does not init yet.{spec.version_label}")
+            raise StatusError(
+                grpc.StatusCode.UNAVAILABLE, f"Model labels does not init yet.{spec.version_label}"
+            )
         version = self._labels.get(spec.name, {}).get(spec.version_label)
         if version is None:
-            raise invalid(f"Unrecognized servable version label: {spec.version_label}")
+            raise invalid_argument(f"Unrecognized servable version label: {spec.version_label}")
         return version
 
-    def _checked_labels(self, wanted: Sequence[ModelSettings]) -> dict[str, dict[str, int]]:
-        """The labels of a configuration, where they may be assigned (UpdateModelVersionLabelMap)."""
+    def _check_labels(self, wanted: Sequence[ModelSettings]) -> dict[str, dict[str, int]]:
+        """Return the labels of a configuration, by model and label (UpdateModelVersionLabelMap).
+
+        Raises:
+            StatusError: a label points to a version that is not loaded, and that is not allowed.
+        """
         before = self._labels or {}
         for model in wanted:
             versions = self._models.get(model.name)
             for label, version in model.labels.items():
                 known = before.get(model.name, {}).get(label)
-                allowed = self._labels_of_unavailable and known in (None, version)
-                if not allowed and not (versions and versions.available(version)):
-                    raise Refusal(
+                # Even with the flag, an existing label moves only to a loaded version.
+                allowed = self._allow_labels_for_unavailable and known in (None, version)
+                if not allowed and not (versions and versions.is_available(version)):
+                    raise StatusError(
                         grpc.StatusCode.FAILED_PRECONDITION,
                         f"Request to assign label to version {version} of model {model.name}, "
                         "which is not currently available for inference",

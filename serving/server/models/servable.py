@@ -1,8 +1,7 @@
-"""One loaded version of a model, and its answers to the requests of PredictionService."""
+"""One loaded version of a model, which answers the requests of PredictionService."""
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,58 +17,46 @@ from serving import contract, protos, runtime
 from serving.errors import BundleError
 from serving.protos import tensors
 from serving.server.batching.batcher import Batcher
-from serving.server.batching.queue import rules
+from serving.server.batching.queue import make_policy
 from serving.server.config import files
-from serving.server.config.settings import BATCHING_FILE, Batching, ServerSettings
+from serving.server.config.settings import BATCHING_FILE, BatchingParameters, ServerSettings
 from serving.server.metrics import Metrics
 from serving.server.models import inference
-from serving.server.status_error import Refusal
+from serving.server.models.health_probe import HealthProbe
+from serving.server.status_error import StatusError
 
 SERVE_TAG = "serve"
+"""Tag of the graph to load from a SavedModel."""
 
 
 class Model(Protocol):
-    """What the server needs of `serving.runtime.Model`."""
+    """The part of `serving.runtime.Model` that the server uses."""
 
     @property
     def threads(self) -> int:
-        """How many calls run at once."""
+        """Number of calls that run at once."""
         ...
 
     def run(self, signature: str, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-        """Call one signature, from any thread."""
+        """Call one signature; safe to call from any thread."""
         ...
 
 
 Loader = Callable[[Path], Model]
+"""Loads the model in a version's directory."""
 
 
-_FAULTS = ("ABORTED", "DATA_LOSS", "INTERNAL", "RESOURCE_EXHAUSTED", "UNKNOWN")
-"""Status codes that speak of the model and not of what a caller sent."""
-
-
-class Pulse:
-    """Whether a model's last answer was one, and how long ago."""
-
-    def __init__(self) -> None:
-        self._beaten = time.monotonic()
-        self.answering = True
-
-    def beat(self, *, answering: bool = True) -> None:
-        """The model answered, or failed."""
-        self._beaten, self.answering = time.monotonic(), answering
-
-    def quiet_seconds(self) -> float:
-        """Since its last answer; for ever where it failed."""
-        return time.monotonic() - self._beaten if self.answering else math.inf
+_MODEL_FAULTS = ("ABORTED", "DATA_LOSS", "INTERNAL", "RESOURCE_EXHAUSTED", "UNKNOWN")
+"""Status codes that report a fault of the model, not of the request."""
 
 
 class Servable:
-    """One version: its model, its declared signatures, and the requests that are using it.
+    """One version: its model, its declared signatures, and a count of the requests that use it.
 
     Attributes:
-        pulse: whether the model answers.
-        probe: a PredictRequest that it has to answer; None where nobody gave one.
+        name: model name.
+        version: version number.
+        health_probe: whether the model answers.
     """
 
     def __init__(
@@ -79,77 +66,66 @@ class Servable:
         model: Model,
         signatures: Mapping[str, Any],
         *,
-        batching: Batching | None = None,
-        rows_apart: bool = False,
+        batching: BatchingParameters | None = None,
+        rows_independent: bool = False,
         tensor_content: bool = False,
         metrics: Metrics | None = None,
     ) -> None:
-        """Of a loaded model.
+        """Wrap a loaded model.
 
         Args:
-            name: the model's.
-            version: its number.
-            model: what runs it.
-            signatures: SignatureDef by name.
-            batching: how requests are merged; None: as is fastest, where rows are apart.
-            rows_apart: whether an answer's row depends on nothing but the request's row.
-            tensor_content: whether answers hold the raw bytes of tensors in place of their values.
-            metrics: where to count.
+            name: model name.
+            version: version number.
+            model: the loaded model.
+            signatures: SignatureDefs by signature key.
+            batching: contents of the batching file; None: no file is given.
+            rows_independent: whether each row of an output depends only on the same row of the inputs;
+                without a batching file, only such models get batches.
+            tensor_content: whether responses carry tensors as raw bytes.
+            metrics: registry that counts requests and batches.
         """
         self.name = name
         self.version = version
         self._model = model
         self._signatures = signatures
-        self._rows_apart = rows_apart
+        self._rows_independent = rows_independent
         self._tensor_content = tensor_content
         self._metrics = metrics
         self._batcher = Batcher(
-            name, rules(model.threads, batching), self._call, self._mergeable, metrics=metrics
+            name, make_policy(model.threads, batching), self._call_model, self._is_batchable, metrics=metrics
         )
         self._users = 0
-        self.pulse = Pulse()
-        self.probe: protos.Message | None = None
-        self._counting = threading.Lock()
+        self._users_lock = threading.Lock()
+        self.health_probe = HealthProbe()
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep the version from being called idle while a request uses it."""
-        with self._counting:
+        """Mark the version as used, so that it is not unloaded inside the block."""
+        with self._users_lock:
             self._users += 1
         try:
             yield
         finally:
-            with self._counting:
+            with self._users_lock:
                 self._users -= 1
 
     @property
     def idle(self) -> bool:
-        """Whether no request is using this version."""
+        """Whether no request uses this version."""
         return self._users == 0
 
-    def ask_itself(self, seconds: float) -> None:
-        """Run the probe, so that the pulse says whether the model answers."""
-        if self.probe is None:
-            self.pulse.beat()
-            return
-        try:
-            self.predict(self.probe, seconds)
-        except Refusal as refusal:
-            if refusal.code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED):
-                self.pulse.beat(answering=False)
-
     def close(self) -> None:
-        """Free the model and its threads; only where it is idle and nobody can ask for it any more."""
+        """Free the model and its threads; the version must be idle and unreachable for new requests."""
         self._batcher.close()
         del self._model
 
     @property
     def signatures(self) -> Mapping[str, Any]:
-        """The declared SignatureDefs by name, TensorFlow's own among them."""
+        """Declared SignatureDefs by signature key, including those internal to TensorFlow."""
         return self._signatures
 
-    def signature(self, name: str) -> protos.Message | None:
-        """The SignatureDef of that name, or of the default; None where there is none to ask for."""
+    def find_signature(self, name: str) -> protos.Message | None:
+        """Return the SignatureDef of that name, or the default one for ""; None if there is none."""
         name = name or contract.SERVING_DEFAULT
         return None if name.startswith("__") else self._signatures.get(name)
 
@@ -157,64 +133,66 @@ class Servable:
         """Answer a PredictRequest.
 
         Args:
-            request: the PredictRequest; its model_spec named this servable.
-            seconds: how long the caller still waits; None: for ever.
+            request: PredictRequest whose model_spec resolved to this version.
+            seconds: how long the caller still waits; None: no limit.
 
         Raises:
-            Refusal: the request does not fit the signature, or the model failed.
+            StatusError: the request does not match the signature, the deadline passed, or the model failed.
         """
-        key = inference.key(request.model_spec)
-        signature = inference.predict_signature(self._signatures, key)
-        inputs = inference.predict_inputs(signature, request.inputs)
-        wanted = inference.predict_outputs(signature, request.output_filter)
+        key = inference.get_signature_key(request.model_spec)
+        signature = inference.find_predict_signature(self._signatures, key)
+        inputs = inference.decode_predict_inputs(signature, request.inputs)
+        wanted = inference.select_predict_outputs(signature, request.output_filter)
         outputs = self.run(key, inputs, wanted, seconds, "Predict")
-        response = protos.PredictResponse(model_spec=self.spec(key))
+        response = protos.PredictResponse(model_spec=self.make_spec(key))
         for alias in wanted:
             encoded = tensors.encode(outputs[alias], typed_fields=not self._tensor_content)
             response.outputs[alias].CopyFrom(encoded)
         return response
 
     def classify(self, request: protos.Message, seconds: float | None = None) -> protos.Message:
-        """Answer a ClassificationRequest; as `predict`."""
-        key = inference.key(request.model_spec)
-        wanted = inference.classify_outputs(inference.examples_signature(self._signatures, key))
-        feed = inference.examples(request.input)
+        """Answer a ClassificationRequest; parameters and errors as for `predict`."""
+        key = inference.get_signature_key(request.model_spec)
+        wanted = inference.select_classify_outputs(inference.find_examples_signature(self._signatures, key))
+        feed = inference.serialize_examples(request.input)
         outputs = self.run(key, feed, wanted, seconds, "Classify")
-        result = inference.classification(outputs, len(feed[inference.EXAMPLES]))
-        return protos.ClassificationResponse(model_spec=self.spec(key), result=result)
+        result = inference.build_classification_result(outputs, len(feed[inference.EXAMPLES]))
+        return protos.ClassificationResponse(model_spec=self.make_spec(key), result=result)
 
     def regress(self, request: protos.Message, seconds: float | None = None) -> protos.Message:
-        """Answer a RegressionRequest; as `predict`."""
-        key = inference.key(request.model_spec)
-        wanted = inference.regress_outputs(inference.examples_signature(self._signatures, key))
-        feed = inference.examples(request.input)
+        """Answer a RegressionRequest; parameters and errors as for `predict`."""
+        key = inference.get_signature_key(request.model_spec)
+        wanted = inference.select_regress_outputs(inference.find_examples_signature(self._signatures, key))
+        feed = inference.serialize_examples(request.input)
         outputs = self.run(key, feed, wanted, seconds, "Regress")
-        result = inference.regression(outputs, len(feed[inference.EXAMPLES]))
-        return protos.RegressionResponse(model_spec=self.spec(key), result=result)
+        result = inference.build_regression_result(outputs, len(feed[inference.EXAMPLES]))
+        return protos.RegressionResponse(model_spec=self.make_spec(key), result=result)
 
     def multi_inference(self, request: protos.Message, seconds: float | None = None) -> protos.Message:
-        """Answer a MultiInferenceRequest: several signatures on the same examples; as `predict`."""
-        tasks = inference.multi_inference_outputs(self._signatures, request.tasks)
-        feed = inference.examples(request.input)
+        """Answer a MultiInferenceRequest, several signatures on the same examples; as for `predict`."""
+        tasks = inference.select_multi_inference_outputs(self._signatures, request.tasks)
+        feed = inference.serialize_examples(request.input)
         count = len(feed[inference.EXAMPLES])
         response = protos.MultiInferenceResponse()
         for name, wanted in tasks.items():
             outputs = self.run(name, feed, wanted, seconds, "MultiInference")
             if wanted == (inference.OUTPUTS,):
-                result = protos.InferenceResult(regression_result=inference.regression(outputs, count))
+                result = protos.InferenceResult(
+                    regression_result=inference.build_regression_result(outputs, count)
+                )
             else:
-                classified = inference.classification(outputs, count)
+                classified = inference.build_classification_result(outputs, count)
                 result = protos.InferenceResult(classification_result=classified)
-            result.model_spec.CopyFrom(self.spec(name))
+            result.model_spec.CopyFrom(self.make_spec(name))
             response.results.append(result)
         return response
 
-    def metadata(self) -> protos.Message:
-        """The answer to a GetModelMetadataRequest that `inference.check_metadata_fields` let through."""
+    def get_metadata(self) -> protos.Message:
+        """Answer a GetModelMetadataRequest that passed `inference.check_metadata_fields`."""
         declared = protos.SignatureDefMap()
         for key, signature in self._signatures.items():
             declared.signature_def[key].CopyFrom(signature)
-        response = protos.GetModelMetadataResponse(model_spec=self.spec())
+        response = protos.GetModelMetadataResponse(model_spec=self.make_spec())
         response.metadata[inference.SIGNATURE_DEF].Pack(declared)
         return response
 
@@ -226,48 +204,51 @@ class Servable:
         seconds: float | None,
         api: str,
     ) -> Mapping[str, NDArray[Any]]:
-        """Run a signature once it is this request's turn.
+        """Run a signature through the batcher; return the requested outputs.
 
         Args:
-            key: of the signature.
-            inputs: by alias.
-            wanted: aliases of the outputs.
-            seconds: how long the caller still waits; None: for ever.
-            api: for the metrics, such as "Predict".
+            key: signature key.
+            inputs: arrays by input alias.
+            wanted: aliases of the requested outputs.
+            seconds: how long the caller still waits; None: no limit.
+            api: name of the RPC for the metrics, such as "Predict".
 
         Raises:
-            Refusal: too many wait already, the deadline passed, or the model failed.
+            StatusError: the queue is full, the deadline passed, or the model failed.
         """
         start = time.perf_counter()
         outputs = self._batcher.run(key, inputs, wanted, seconds)
         if self._metrics:
-            self._metrics.runtime(self.name, api, time.perf_counter() - start)
+            self._metrics.observe_runtime(self.name, api, time.perf_counter() - start)
         return outputs
 
-    def _call(self, key: str, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    def _call_model(self, key: str, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         try:
             outputs = self._model.run(key, inputs)
         except runtime.RunError as error:
-            self.pulse.beat(answering=error.code not in _FAULTS)
-            raise Refusal(grpc.StatusCode[error.code], error.what) from error
-        self.pulse.beat()
+            if error.code in _MODEL_FAULTS:
+                self.health_probe.record_failure()
+            else:
+                self.health_probe.record_success()
+            raise StatusError(grpc.StatusCode[error.code], error.what) from error
+        self.health_probe.record_success()
         return outputs
 
-    def _mergeable(self, key: str, wanted: Sequence[str]) -> bool:
-        """Whether a signature's requests may be merged and cut without a file that says so.
+    def _is_batchable(self, key: str, wanted: Sequence[str]) -> bool:
+        """Return whether requests to a signature may be merged and split without a batching file.
 
-        Not where rows may depend on each other (x / sum(x) would be another answer), and not where its
-        tensors do not all declare a batch of any size as their first dimension.
+        False if rows may depend on each other, as in x / sum(x), where merging would change the result; and
+        unless all tensors declare a first dimension of any size.
         """
-        if not self._rows_apart:
+        if not self._rows_independent:
             return False
         signature = self._signatures[key]
         shapes = [info.tensor_shape for info in signature.inputs.values()]
         shapes += [signature.outputs[alias].tensor_shape for alias in wanted]
         return all(shape.dim and shape.dim[0].size == -1 for shape in shapes)
 
-    def spec(self, signature: str = "") -> protos.Message:
-        """The ModelSpec of a response: name, version and the signature that answered."""
+    def make_spec(self, signature: str = "") -> protos.Message:
+        """Return the ModelSpec of a response: model name, version and signature key."""
         spec = protos.ModelSpec(name=self.name, signature_name=signature)
         spec.version.value = self.version
         return spec
@@ -281,34 +262,42 @@ def load(
     settings: ServerSettings | None = None,
     metrics: Metrics | None = None,
 ) -> Servable:
-    """Load a version's directory.
+    """Load the version in a directory.
+
+    Args:
+        name: model name.
+        version: version number.
+        directory: directory of the version, with its saved_model.pb.
+        loader: function that loads the model.
+        settings: settings of the server; None: defaults.
+        metrics: registry that counts requests and batches.
 
     Raises:
-        BundleError: its saved_model.pb is missing, torn, or holds no graph for serving.
-        InputError: its batching file cannot be used.
+        BundleError: saved_model.pb is missing, corrupt, or has no graph for serving.
+        InputError: the version's batching file cannot be used.
     """
     settings = settings or ServerSettings()
     signatures, batching = read_signatures(directory), settings.batching
-    own = directory / BATCHING_FILE
-    if settings.enable_per_model_batching_parameters and own.is_file():
-        batching = files.read_batching(own)
+    per_version = directory / BATCHING_FILE
+    if settings.enable_per_model_batching_parameters and per_version.is_file():
+        batching = files.read_batching(per_version)
     return Servable(
         name,
         version,
         loader(directory),
         signatures,
         batching=batching,
-        rows_apart=(directory / contract.METADATA_FILE).is_file(),  # of hubhead's bundles they are
+        rows_independent=(directory / contract.METADATA_FILE).is_file(),  # hubhead's bundles guarantee it
         tensor_content=settings.enable_serialization_as_tensor_content,
         metrics=metrics,
     )
 
 
 def read_signatures(directory: Path) -> dict[str, Any]:
-    """The SignatureDefs of a SavedModel's graph for serving.
+    """Return the SignatureDefs of a SavedModel's serving graph, by signature key.
 
     Raises:
-        BundleError: saved_model.pb is missing, torn, or holds no graph for serving.
+        BundleError: saved_model.pb is missing, corrupt, or has no graph for serving.
     """
     path = directory / contract.SAVED_MODEL_FILE
     try:
@@ -320,5 +309,6 @@ def read_signatures(directory: Path) -> dict[str, Any]:
             signatures = protos.SignatureDefMap(signature_def=graph.signature_def)
             return dict(signatures.signature_def)
     raise BundleError(
-        f"{path} holds no graph with the tag {SERVE_TAG!r}.", remedy="Export it with that tag, the default."
+        f"{path} has no graph with the tag {SERVE_TAG!r}.",
+        remedy="Export the model with that tag, which is the default.",
     )

@@ -1,11 +1,12 @@
-"""Which versions of one model serve: those below its base path that its policy wants, and that load.
+"""The versions of one model: those below its base path that its policy wants and that load.
 
-A new version is loaded and warmed before an old one is let go, requests in flight finish on
-the version they started with, and a version that fails to load changes nothing for callers: it is
-reported, and tried again when its files change. Removing the newest directory is a rollback. Three
-things differ from TensorFlow Serving: a base path that is emptied keeps its last versions (there
-the last one is unloaded), a directory that is still being copied is left alone until its files stay
-as they are from one look to the next, and one model's missing base path does not hold up another's.
+A new version is loaded and warmed up before an old one is unloaded, and requests in flight finish on the
+version on which they started. A version that fails to load has no effect on requests: the failure is
+reported, and loading is retried when the version's files change. Removing the newest directory rolls back.
+
+Three differences from TensorFlow Serving: a base path that becomes empty keeps its last versions (there the
+last one is unloaded); a directory that is still being copied is not loaded until two scans find it unchanged;
+and a missing base path of one model does not delay other models.
 """
 
 from __future__ import annotations
@@ -21,78 +22,87 @@ import grpc
 
 from serving import bundle
 from serving.errors import BundleError
-from serving.server.config.settings import Policy
+from serving.server.config.settings import VersionPolicy
 from serving.server.models.servable import Servable
-from serving.server.status_error import Refusal
+from serving.server.status_error import StatusError
 
 _MAX_VERSION = 2**63 - 1
-"""A version travels as int64."""
+"""Versions are int64 in the protocol."""
 
 _log = logging.getLogger(__name__)
 
-Load = Callable[[str, int, Path], Servable]
-"""Loads and warms the version of a model in a directory."""
+LoadVersion = Callable[[str, int, Path], Servable]
+"""Loads and warms up a version: model name, version number and directory to servable."""
 
 
 @dataclass(frozen=True)
 class VersionState:
-    """A row of GetModelStatus: a name of ModelVersionStatus.State, and why loading failed, or ""."""
+    """One row of GetModelStatus.
+
+    Attributes:
+        state: name of a ModelVersionStatus.State, such as "AVAILABLE".
+        error: why loading failed; "" if it did not.
+    """
 
     state: str
     error: str = ""
 
 
-Stamp = tuple[tuple[str, int, int], ...]
-"""Path, size and modification time (ns) of every file in a directory."""
+DirectorySnapshot = tuple[tuple[str, int, int], ...]
+"""Path, size in bytes and modification time (ns) of every file in a directory."""
 
 
 class Versions:
     """The versions of one model.
 
-    `poll` is for one thread; the other methods are for any.
+    Call `poll` from one thread at a time; the other methods are safe to call from any thread.
 
     Attributes:
-        name: the model's.
-        base: the directory whose numbered children are the versions.
-        policy: which of them are wanted.
-        pending: versions that are wanted, and at the last look were still being copied.
+        name: model name.
+        base: directory whose numbered children are the versions.
+        policy: which versions to serve.
+        pending: versions to serve that were still being copied at the last scan.
     """
 
-    def __init__(self, name: str, base: Path, load: Load, policy: Policy | None = None) -> None:
+    def __init__(self, name: str, base: Path, load: LoadVersion, policy: VersionPolicy | None = None) -> None:
         self.name = name
         self.base = base
-        self.policy = policy or Policy()
+        self.policy = policy or VersionPolicy()
         self._load_version = load
         self._lock = threading.Lock()
         self._serving: dict[int, Servable] = {}
         self._retiring: list[Servable] = []
         self._states: dict[int, VersionState] = {}
-        self._failed: dict[int, Stamp] = {}
-        self._seen: dict[int, Stamp] = {}
+        # What each failed version's directory looked like: it is loaded again once that changes.
+        self._failed: dict[int, DirectorySnapshot] = {}
+        self._snapshots: dict[int, DirectorySnapshot] = {}
         self._closed = False
         self.pending: tuple[int, ...] = ()
 
     @property
     def current(self) -> int | None:
-        """The newest version that serves."""
+        """Newest version that is served; None if there is none."""
         with self._lock:
             return max(self._serving, default=None)
 
     def states(self) -> dict[int, VersionState]:
-        """All versions that this process ever saw, newest first."""
+        """Return the state of every version that this process has ever seen, newest first."""
         with self._lock:
             return dict(sorted(self._states.items(), reverse=True))
 
-    def available(self, version: int) -> bool:
-        """Whether a version serves."""
+    def is_available(self, version: int) -> bool:
+        """Return whether a version is served."""
         return version in self._serving
 
     @contextmanager
     def use(self, version: int | None) -> Iterator[Servable]:
-        """A version, or the newest; it stays loaded inside the block.
+        """Yield a version, which stays loaded inside the block.
+
+        Args:
+            version: version number; None: the newest one.
 
         Raises:
-            Refusal: it does not serve.
+            StatusError: the version is not served.
         """
         with ExitStack() as stack:
             with self._lock:
@@ -100,64 +110,67 @@ class Versions:
                 servable = None if chosen is None else self._serving.get(chosen)
                 if servable is None:
                     raise not_found(self.name, version)
-                stack.enter_context(servable.in_use())
+                stack.enter_context(servable.in_use())  # inside the lock, or it could be unloaded before
             yield servable
 
     def poll(self) -> None:
-        """Look at the base path once; load what is wanted there, and let go of what is not."""
-        self._retire()
+        """Scan the base path once: load the versions that the policy wants, unload the others."""
+        self._free_retired()
         try:
             found = bundle.versions(self.base)
-        except OSError as error:  # removed while it was read, or a storage that is away: look again later
+        except (
+            OSError
+        ) as error:  # removed during the scan, or storage that is offline: retry at the next scan
             _log.warning("%s cannot be read: %s", self.base, error)
             return
         candidates = [version for version in self._candidates(found) if version <= _MAX_VERSION]
+        # Newest first. A version that fails does not count, so that an older one serves in its place.
         kept: list[int] = []
         pending: list[int] = []
         for version in candidates:
             if not self.policy.specific and self.policy.latest and len(kept) == self.policy.latest:
                 break
-            if version in self._serving or self._load(version):
+            if version in self._serving or self._try_load(version):
                 kept.append(version)
             elif version not in self._failed:
                 pending.append(version)
         self.pending = tuple(pending)
-        if kept:
-            self._let_go(kept)
+        if kept:  # never unload the last versions: an emptied base path keeps serving
+            self._unload_except(kept)
 
     def close(self) -> None:
-        """Let go of all versions: the model is no longer configured."""
+        """Unload all versions; the model is no longer configured."""
         self._closed = True
-        self._let_go([])
+        self._unload_except([])
 
     def _candidates(self, found: Sequence[int]) -> list[int]:
-        """The versions that the policy may want, newest first."""
+        """Return the versions that the policy may want, newest first."""
         wanted = found
         if self.policy.specific:
             wanted = [version for version in found if version in self.policy.specific]
         return sorted(wanted, reverse=True)
 
-    def _load(self, version: int) -> bool:
-        """Whether the version serves now."""
+    def _try_load(self, version: int) -> bool:
+        """Load a version unless it failed before or is still being copied; return whether it is served."""
         try:
             directory = bundle.version_directory(self.base, version)
-            stamp = _stamp(directory)
+            snapshot = _take_snapshot(directory)
         except (BundleError, OSError):
-            return False  # it went away since it was listed
-        if self._failed.get(version) == stamp or not self._settled(version, stamp):
+            return False  # it was removed after the scan
+        if self._failed.get(version) == snapshot or not self._is_stable(version, snapshot):
             return False
         others = [path.name for path in bundle.version_directories(self.base, version) if path != directory]
         if others:
-            _log.warning("%s is taken for version %d, and not %s", directory, version, ", ".join(others))
-        self._note(version, VersionState("LOADING"))
+            _log.warning("using %s for version %d and ignoring %s", directory, version, ", ".join(others))
+        self._set_state(version, VersionState("LOADING"))
         try:
             servable = self._load_version(self.name, version, directory)
-        # Whatever a model makes TensorFlow raise, the versions that serve have to go on.
+        # TensorFlow may raise anything for a broken model; the served versions must stay available.
         except Exception as error:
-            self._failed[version] = stamp
+            self._failed[version] = snapshot
             reason = str(error) or type(error).__name__
-            self._note(version, VersionState("END", reason))
-            _log.warning("version %d of model %s does not load: %s", version, self.name, reason)
+            self._set_state(version, VersionState("END", reason))
+            _log.warning("version %d of model %s failed to load: %s", version, self.name, reason)
             return False
         self._failed.pop(version, None)
         with self._lock:
@@ -165,43 +178,49 @@ class Versions:
                 return False
             self._serving[version] = servable
             self._states[version] = VersionState("AVAILABLE")
-        _log.info("version %d of model %s serves", version, self.name)
+        _log.info("version %d of model %s is available", version, self.name)
         return True
 
-    def _settled(self, version: int, stamp: Stamp) -> bool:
-        """Whether a directory looks as at the last look; the first version of all does not wait."""
-        before, self._seen[version] = self._seen.get(version), stamp
-        if before == stamp or not self._serving:
+    def _is_stable(self, version: int, snapshot: DirectorySnapshot) -> bool:
+        """Return whether a directory is unchanged since the last scan, or no version is served yet."""
+        before, self._snapshots[version] = self._snapshots.get(version), snapshot
+        if before == snapshot or not self._serving:
             return True
         self._states.setdefault(version, VersionState("START"))
         return False
 
-    def _let_go(self, kept: Sequence[int]) -> None:
+    def _unload_except(self, kept: Sequence[int]) -> None:
+        """Stop serving all versions but `kept`; free them once no request uses them."""
         with self._lock:
             for version in [version for version in self._serving if version not in kept]:
                 self._retiring.append(self._serving.pop(version))
                 self._states[version] = VersionState("UNLOADING")
-        self._retire()
+        self._free_retired()
 
-    def _retire(self) -> None:
-        """Free replaced versions that no request uses any more."""
+    def _free_retired(self) -> None:
+        """Free retired versions that no request uses any more."""
         for servable in [old for old in self._retiring if old.idle]:
             self._retiring.remove(servable)
             servable.close()
-            if servable.version not in self._serving:  # it may be back already, loaded anew
-                self._note(servable.version, VersionState("END"))
+            if servable.version not in self._serving:  # it may have been loaded again meanwhile
+                self._set_state(servable.version, VersionState("END"))
 
-    def _note(self, version: int, state: VersionState) -> None:
+    def _set_state(self, version: int, state: VersionState) -> None:
         with self._lock:
             self._states[version] = state
 
 
-def not_found(name: str, version: int | None) -> Refusal:
-    """In TensorFlow Serving's words (core/basic_manager.cc)."""
-    asked = f"Latest({name})" if version is None else f"Specific({name}, {version})"
-    return Refusal(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {asked}")
+def not_found(name: str, version: int | None) -> StatusError:
+    """Return the NOT_FOUND error of TensorFlow Serving (core/basic_manager.cc).
+
+    Args:
+        name: model name.
+        version: requested version; None: the newest one.
+    """
+    requested = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+    return StatusError(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {requested}")
 
 
-def _stamp(directory: Path) -> Stamp:
+def _take_snapshot(directory: Path) -> DirectorySnapshot:
     files = ((path, path.lstat()) for path in sorted(directory.rglob("*")))
     return tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in files)

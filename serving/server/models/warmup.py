@@ -1,7 +1,7 @@
-"""Ask a fresh version what it will be asked, before anybody waits for the answer.
+"""Warm-up of a new version: run typical requests before it is served, so that no caller waits for it.
 
-A bundle brings its requests along in assets.extra/tf_serving_warmup_requests, a TFRecord file
-of PredictionLog, as for TensorFlow Serving.
+The requests are in the bundle's assets.extra/tf_serving_warmup_requests, a TFRecord file of PredictionLog
+protos, as for TensorFlow Serving.
 """
 
 from __future__ import annotations
@@ -15,23 +15,27 @@ from google.protobuf.message import DecodeError
 from serving import contract, protos
 from serving.errors import BundleError
 from serving.server.models.servable import Servable
-from serving.server.status_error import Refusal
+from serving.server.status_error import StatusError
 
 MAX_RECORDS = 1000
-"""TensorFlow Serving refuses a file with more."""
+"""Maximum number of requests in a warm-up file, as in TensorFlow Serving."""
 
 _log = logging.getLogger(__name__)
 
 
 def warm_up(servable: Servable, directory: Path, times: int = 1) -> None:
-    """Run the warm-up requests of a version's directory, if it has any, each so many times.
+    """Run the warm-up requests in a version's directory, if there are any.
 
-    The first that is a PredictRequest becomes the probe of the version's health.
+    The first PredictRequest becomes the version's health probe. Records of streamed predictions and of
+    SessionRun are skipped: this server does not have those RPCs.
 
-    Records of streamed predictions and of SessionRun are left out: this server does not have those RPCs.
+    Args:
+        servable: version to warm up.
+        directory: directory of the version.
+        times: number of times that each request runs.
 
     Raises:
-        BundleError: the file is broken or too long, or a request in it fails.
+        BundleError: the file is corrupt or too long, or a request in it fails.
     """
     path = directory / contract.WARMUP_FILE
     if not path.is_file():
@@ -42,31 +46,33 @@ def warm_up(servable: Servable, directory: Path, times: int = 1) -> None:
         "regress_log": servable.regress,
         "multi_inference_log": servable.multi_inference,
     }
-    for number, record in enumerate(records(path), 1):
+    for number, record in enumerate(read_records(path), 1):
         if number > MAX_RECORDS:
-            raise BundleError(f"{path} holds more than {MAX_RECORDS} warm-up requests.")
+            raise BundleError(f"{path} has more than {MAX_RECORDS} warm-up requests.")
         try:
             entry = protos.PredictionLog.FromString(record)
             kind = entry.WhichOneof("log_type")
             if kind not in answers:
-                _log.info("%s: record %d is a %s, not run here", path, number, kind)
+                _log.info("%s: skipping record %d, a %s", path, number, kind)
                 continue
-            request = getattr(entry, kind).request  # whatever model's name it was written for
+            request = getattr(
+                entry, kind
+            ).request  # the model name in it is ignored, as in TensorFlow Serving
             for _ in range(times):
                 answers[kind](request)
             if kind == "predict_log":
-                servable.probe = servable.probe or request
-        except (DecodeError, Refusal) as error:
+                servable.health_probe.request = servable.health_probe.request or request
+        except (DecodeError, StatusError) as error:
             raise BundleError(
                 f"Warm-up request {number} of {path} failed: {error}.", remedy="Export the bundle again."
             ) from error
 
 
-def records(path: Path) -> Iterator[bytes]:
-    """The serialized PredictionLogs of a warm-up file.
+def read_records(path: Path) -> Iterator[bytes]:
+    """Yield the serialized PredictionLogs of a warm-up file.
 
     Raises:
-        BundleError: it is no TFRecord file, or a broken one.
+        BundleError: the file is not a TFRecord file, or is corrupt.
     """
     import tensorflow as tf
 
@@ -75,6 +81,6 @@ def records(path: Path) -> Iterator[bytes]:
             yield record.numpy()
     except tf.errors.OpError as error:
         raise BundleError(
-            f"{path} is no TFRecord file, or a broken one: {error.message}.",
+            f"{path} is not a TFRecord file, or is corrupt: {error.message}.",
             remedy="Export the bundle again.",
         ) from error

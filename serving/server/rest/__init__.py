@@ -1,5 +1,5 @@
-"""What the server answers over HTTP."""
+"""The HTTP port: REST API, metrics, demo page."""
 
-from serving.server.rest.server import GRACE_SECONDS, Rest
+from serving.server.rest.server import GRACE_SECONDS, RestServer
 
-__all__ = ["GRACE_SECONDS", "Rest"]
+__all__ = ["GRACE_SECONDS", "RestServer"]

@@ -1,4 +1,4 @@
-"""What REST requests in flight may hold together, so that memory stays flat under any load."""
+"""Admission control of REST requests: limits on their number and bytes, so that memory stays bounded."""
 
 from __future__ import annotations
 
@@ -7,78 +7,78 @@ from typing import Any
 
 import grpc
 
-from serving.server.status_error import Refusal
+from serving.server.status_error import StatusError
 
 MAX_BODY_BYTES = 128 << 20
-"""Of one request: a photo of 64 MiB in base64 takes 86."""
+"""Maximum body of one request; a photo of 64 MiB takes 86 MiB in base64."""
 
-MAX_BODIES_BYTES = 4 * MAX_BODY_BYTES
-"""Of all requests in flight; beyond that new ones have to come again later."""
+MAX_TOTAL_BODY_BYTES = 4 * MAX_BODY_BYTES
+"""Maximum bytes of all bodies in flight; requests beyond it get 503."""
 
 MAX_REQUESTS = 256
-"""In flight; beyond that new ones have to come again later."""
+"""Maximum number of requests in flight; requests beyond it get 503."""
 
 
-class TooLargeError(Exception):
-    """One body is larger than any may be."""
+class BodyTooLargeError(Exception):
+    """The body of a request is larger than MAX_BODY_BYTES."""
 
 
-class Limits:
-    """The count of requests and bytes; for one event loop."""
+class InFlight:
+    """Number of requests in flight and bytes of their bodies; for use on one event loop."""
 
     def __init__(self) -> None:
         self.requests = 0
         self.bytes = 0
 
 
-class Held:
-    """What one request holds, until the thread that answers it is done."""
+class Reservation:
+    """The part of the limits that one request takes, until the thread that answers it has finished."""
 
-    def __init__(self, limits: Limits) -> None:
-        """Count one more.
+    def __init__(self, in_flight: InFlight) -> None:
+        """Count one more request.
 
         Raises:
-            Refusal: there are too many.
+            StatusError: too many requests are in flight.
         """
-        if limits.requests >= MAX_REQUESTS:
+        if in_flight.requests >= MAX_REQUESTS:
             raise _busy(f"{MAX_REQUESTS} REST requests are in flight")
-        self._limits, self._bytes = limits, 0
-        self._worked_on = False
-        limits.requests += 1
+        self._in_flight, self._bytes = in_flight, 0
+        self._on_thread = False
+        in_flight.requests += 1
 
-    def add(self, size: int) -> None:
-        """Bytes of its body came in.
+    def add_bytes(self, size: int) -> None:
+        """Count `size` more bytes of the body.
 
         Raises:
-            TooLargeError: it is larger than any may be.
-            Refusal: all together are.
+            BodyTooLargeError: the body is larger than MAX_BODY_BYTES.
+            StatusError: all bodies in flight are larger than MAX_TOTAL_BODY_BYTES.
         """
         if self._bytes + size > MAX_BODY_BYTES:
-            raise TooLargeError(f"The body is larger than {MAX_BODY_BYTES} bytes.")
-        if self._limits.bytes + size > MAX_BODIES_BYTES:
-            raise _busy(f"the bodies of REST requests in flight take {MAX_BODIES_BYTES} bytes")
+            raise BodyTooLargeError(f"The body is larger than {MAX_BODY_BYTES} bytes.")
+        if self._in_flight.bytes + size > MAX_TOTAL_BODY_BYTES:
+            raise _busy(f"the bodies of REST requests in flight take {MAX_TOTAL_BODY_BYTES} bytes")
         self._bytes += size
-        self._limits.bytes += size
+        self._in_flight.bytes += size
 
-    def until(self, work: asyncio.Future[Any]) -> None:
-        """Hold on until a thread is done, though nobody may wait for it any longer."""
-        self._worked_on = True
-        work.add_done_callback(self._done)
+    def release_after(self, work: asyncio.Future[Any]) -> None:
+        """Release the reservation when the thread has finished, even if the caller has left before."""
+        self._on_thread = True
+        work.add_done_callback(self._finish)
 
-    def leave(self) -> None:
-        """The request is over, unless a thread works on it."""
-        if not self._worked_on:
-            self._release()
+    def release(self) -> None:
+        """Release the reservation, unless a thread still works on the request."""
+        if not self._on_thread:
+            self._subtract()
 
-    def _done(self, work: asyncio.Future[Any]) -> None:
+    def _finish(self, work: asyncio.Future[Any]) -> None:
         if not work.cancelled():
-            work.exception()  # asked for, or asyncio complains where the request's time was over before
-        self._release()
+            work.exception()  # retrieve it, or asyncio logs it as unhandled when the request has timed out
+        self._subtract()
 
-    def _release(self) -> None:
-        self._limits.requests -= 1
-        self._limits.bytes -= self._bytes
+    def _subtract(self) -> None:
+        self._in_flight.requests -= 1
+        self._in_flight.bytes -= self._bytes
 
 
-def _busy(why: str) -> Refusal:
-    return Refusal(grpc.StatusCode.UNAVAILABLE, f"The server is overloaded: {why}. Try again later.")
+def _busy(why: str) -> StatusError:
+    return StatusError(grpc.StatusCode.UNAVAILABLE, f"The server is overloaded: {why}. Retry later.")

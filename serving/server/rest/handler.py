@@ -1,4 +1,4 @@
-"""The routes on the HTTP port: the API, the metrics, the demo page. Models are asked in threads."""
+"""Routes of the HTTP port: REST API, metrics, demo page. Models run on threads, never on the event loop."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from serving.server.config.settings import ServerSettings
 from serving.server.metrics import CONTENT_TYPE, Metrics
 from serving.server.models.manager import Manager
 from serving.server.rest import messages, page, paths
-from serving.server.rest.admission import Held, Limits, TooLargeError
-from serving.server.rest.answers import Answer, answer, late
-from serving.server.status_error import Refusal, invalid
+from serving.server.rest.admission import BodyTooLargeError, InFlight, Reservation
+from serving.server.rest.endpoints import JsonResponse, answer_request, timeout_error
+from serving.server.status_error import StatusError, invalid_argument
 
 VERSION_HEADER = "X-Model-Version"
-"""The version that answered: the bodies of this API have no place for it."""
+"""Header with the version that answered; the JSON bodies of this API have no field for it."""
 
 _CORS = {
     "Access-Control-Allow-Origin": "*",
@@ -31,7 +31,7 @@ _CORS = {
     "Access-Control-Expose-Headers": VERSION_HEADER,
 }
 
-_HTTP: Mapping[grpc.StatusCode, int] = {
+_HTTP_STATUSES: Mapping[grpc.StatusCode, int] = {
     grpc.StatusCode.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
     grpc.StatusCode.FAILED_PRECONDITION: HTTPStatus.BAD_REQUEST,
     grpc.StatusCode.OUT_OF_RANGE: HTTPStatus.BAD_REQUEST,
@@ -41,56 +41,56 @@ _HTTP: Mapping[grpc.StatusCode, int] = {
     grpc.StatusCode.ABORTED: HTTPStatus.CONFLICT,
     grpc.StatusCode.ALREADY_EXISTS: HTTPStatus.CONFLICT,
     grpc.StatusCode.RESOURCE_EXHAUSTED: HTTPStatus.TOO_MANY_REQUESTS,
-    grpc.StatusCode.CANCELLED: 499,  # "client closed request", nginx's
+    grpc.StatusCode.CANCELLED: 499,  # "client closed request", a status of nginx
     grpc.StatusCode.UNIMPLEMENTED: HTTPStatus.NOT_IMPLEMENTED,
     grpc.StatusCode.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
 }
 
-_API = {"predict": "Predict", "classify": "Classify", "regress": "Regress"}
-"""What is counted, under the names of gRPC's methods."""
+_RPC_NAMES = {"predict": "Predict", "classify": "Classify", "regress": "Regress"}
+"""Endpoints that appear in the metrics, and the names of the corresponding RPCs."""
 
 _GRACE_SECONDS = 0.5
-"""What a thread may take to say that it is late."""
+"""Extra time for a thread to report itself that the deadline has passed."""
 
 _log = logging.getLogger(__name__)
 
 
 def http_status(code: grpc.StatusCode) -> int:
-    """The HTTP status of a gRPC code (ToHTTPStatusCode in model_servers/http_server.cc)."""
-    return _HTTP.get(code, HTTPStatus.INTERNAL_SERVER_ERROR)
+    """Return the HTTP status for a gRPC code (ToHTTPStatusCode in model_servers/http_server.cc)."""
+    return _HTTP_STATUSES.get(code, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
-def application(
+def make_application(
     settings: ServerSettings, manager: Manager, metrics: Metrics, threads: Executor
 ) -> web.Application:
-    """The routes.
+    """Return the application with all routes.
 
     Args:
-        settings: paths, time limits, other origins.
-        manager: the models.
-        metrics: what is counted.
-        threads: where models are asked.
+        settings: settings of the server.
+        manager: models of the server.
+        metrics: metrics of the server.
+        threads: executor that runs the models.
     """
-    api = _Api(settings, manager, metrics, threads)
+    api = _RestApi(settings, manager, metrics, threads)
     app = web.Application()
 
-    async def show_metrics(_: web.Request) -> web.Response:
-        return web.Response(body=metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+    async def handle_metrics(_: web.Request) -> web.Response:
+        return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
-    async def show_page(_: web.Request) -> web.Response:
+    async def handle_page(_: web.Request) -> web.Response:
         names = [model.name for model in manager.settings]
-        return web.Response(body=page.render(names), headers=page.headers())
+        return web.Response(body=page.render(names), headers=page.make_headers())
 
     if settings.metrics_path:
-        app.router.add_get(settings.metrics_path, show_metrics)
-    app.router.add_get("/", show_page)
+        app.router.add_get(settings.metrics_path, handle_metrics)
+    app.router.add_get("/", handle_page)
     app.router.add_route("*", r"/{path:[\s\S]*}", api.handle)
     return app
 
 
-class _Api:
-    """/v1/ and what is in flight there."""
+class _RestApi:
+    """The REST API below /v1/, and its requests in flight."""
 
     def __init__(
         self, settings: ServerSettings, manager: Manager, metrics: Metrics, threads: Executor
@@ -98,74 +98,89 @@ class _Api:
         self._manager, self._metrics, self._threads = manager, metrics, threads
         self._seconds = settings.rest_api_timeout_in_ms / 1000
         self._headers = _CORS if settings.rest_api_enable_cors_support else {}
-        self._limits = Limits()
+        self._in_flight = InFlight()
 
     async def handle(self, request: web.Request) -> web.Response:
-        """Answer any request that is neither for the metrics nor for the page."""
+        """Answer any request that is neither for the metrics nor for the demo page."""
         path = request.rel_url.raw_path
         if not paths.PREFIX.fullmatch(path):
             return web.Response(status=HTTPStatus.NOT_FOUND)
         if request.method == "OPTIONS" and self._headers:
             return web.Response(headers=self._headers)
         try:
-            asked = paths.parse(request.method, path)
-        except Refusal as refusal:
-            return self._refused(refusal)
+            api_request = paths.parse_path(request.method, path)
+        except StatusError as error:
+            return self._error_response(error)
         start, code = time.monotonic(), "OK"
         try:
-            found = await self._answer(request, asked, start)
-        except Refusal as refusal:
-            code = refusal.code.name
-            return self._refused(refusal)
-        except TooLargeError as error:
+            answer = await self._dispatch(request, api_request, start)
+        except StatusError as error:
+            code = error.code.name
+            return self._error_response(error)
+        except BodyTooLargeError as error:
             code = "INVALID_ARGUMENT"
-            return self._json(messages.error(str(error)), HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            return self._json_response(messages.format_error(str(error)), HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         finally:
-            if asked.verb in _API:
-                name = asked.spec.name if asked.spec.name in self._manager.models else ""
-                self._metrics.request(name, _API[asked.verb], "REST", code, time.monotonic() - start)
-        response = self._json(found.text)
-        if found.version is not None:
-            response.headers[VERSION_HEADER] = str(found.version)
+            if api_request.verb in _RPC_NAMES:
+                # Unknown names are counted as "", or callers could create any number of time series.
+                name = api_request.spec.name if api_request.spec.name in self._manager.models else ""
+                api, seconds = _RPC_NAMES[api_request.verb], time.monotonic() - start
+                self._metrics.count_request(name, api, "REST", code, seconds)
+        response = self._json_response(answer.text)
+        if answer.version is not None:
+            response.headers[VERSION_HEADER] = str(answer.version)
         return response
 
-    async def _answer(self, request: web.Request, asked: paths.Asked, start: float) -> Answer:
-        held = Held(self._limits)
+    async def _dispatch(
+        self, request: web.Request, api_request: paths.ApiRequest, start: float
+    ) -> JsonResponse:
+        """Read the body, answer the request on a thread, and return the response.
+
+        Raises:
+            StatusError: the request is rejected, timed out, or failed.
+            BodyTooLargeError: the body is too large.
+        """
+        reservation = Reservation(self._in_flight)
         try:
-            async with asyncio.timeout(self._seconds) as clock:
-                body = await _read(request, held)
+            async with asyncio.timeout(self._seconds) as timeout:
+                body = await _read_body(request, reservation)
                 work = asyncio.get_running_loop().run_in_executor(
-                    self._threads, answer, self._manager, asked, body, start + self._seconds
+                    self._threads, answer_request, self._manager, api_request, body, start + self._seconds
                 )
-                held.until(work)
-                # The thread has the same deadline, and better words for what became late.
-                clock.reschedule((clock.when() or 0) + _GRACE_SECONDS)
+                reservation.release_after(work)
+                # The thread checks the same deadline and its error is more specific, so let it answer first.
+                timeout.reschedule((timeout.when() or 0) + _GRACE_SECONDS)
                 return await asyncio.shield(work)
         except TimeoutError as error:
-            raise late() from error
-        except (Refusal, TooLargeError):
+            raise timeout_error() from error
+        except (StatusError, BodyTooLargeError):
             raise
-        except Exception as error:  # a fault of ours is this caller's INTERNAL, and in the log
+        except Exception as error:  # a bug here: INTERNAL for this caller, and a traceback in the log
             _log.exception("a REST request failed")
-            raise Refusal(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}") from error
+            raise StatusError(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}") from error
         finally:
-            held.leave()
+            reservation.release()
 
-    def _refused(self, refusal: Refusal) -> web.Response:
-        return self._json(messages.error(refusal.text), http_status(refusal.code))
+    def _error_response(self, error: StatusError) -> web.Response:
+        return self._json_response(messages.format_error(error.text), http_status(error.code))
 
-    def _json(self, text: str, status: int = HTTPStatus.OK) -> web.Response:
+    def _json_response(self, text: str, status: int = HTTPStatus.OK) -> web.Response:
         headers = {"Content-Type": "application/json", **self._headers}
         return web.Response(body=text.encode(), status=status, headers=headers)
 
 
-async def _read(request: web.Request, held: Held) -> bytearray:
-    """The body, unpacked where it came as gzip."""
+async def _read_body(request: web.Request, reservation: Reservation) -> bytearray:
+    """Read the body; aiohttp decompresses gzip, so the limits apply to the decompressed bytes.
+
+    Raises:
+        StatusError: the body is corrupt, or too many bytes are in flight.
+        BodyTooLargeError: the body is too large.
+    """
     body = bytearray()
     try:
         async for chunk in request.content.iter_any():
-            held.add(len(chunk))
+            reservation.add_bytes(len(chunk))
             body += chunk
     except (ClientError, HttpProcessingError, web.RequestPayloadError) as error:
-        raise invalid(f"The body cannot be read: {error}") from error
+        raise invalid_argument(f"The body cannot be read: {error}") from error
     return body

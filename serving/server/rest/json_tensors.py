@@ -1,12 +1,12 @@
-"""Tensors as JSON, by the rules of TensorFlow Serving's REST API (util/json_tensor.cc).
+"""Conversion between tensors and JSON, by the rules of TensorFlow Serving's REST API (util/json_tensor.cc).
 
-A tensor is a value, or lists of equal length, nested as deep as it has dimensions. Strings are JSON
-strings, or `{"b64": "..."}` for bytes. Whole numbers pass for floats where nothing is lost, and
-never the other way round. Half-precision, complex and 16-bit unsigned numbers have no JSON.
+A tensor is a value, or lists of equal length, nested as deep as it has dimensions. Strings are JSON strings,
+or `{"b64": "..."}` for bytes. Integers are accepted for floats where that loses no precision, but floats
+never for integers. Half-precision, complex and 16-bit unsigned numbers have no JSON form.
 
-What is refused here is worded as there, with long values cut. Two things are better: a number that
-does not fit its integer dtype is refused, not wrapped around, and answers are always valid JSON: bytes
-that are no UTF-8 become replacement characters in outputs whose name does not end in `_bytes`.
+Errors have the texts of TensorFlow Serving, with long values truncated. Two differences: a number that does
+not fit its integer dtype is rejected where TensorFlow Serving wraps it around, and responses are always valid
+JSON: bytes that are not UTF-8 become replacement characters in outputs whose name does not end in `_bytes`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from numpy.typing import NDArray
 
 from serving import protos
 from serving.protos import tensors
-from serving.server.status_error import Refusal, invalid
+from serving.server.status_error import StatusError, invalid_argument
 
 Json: TypeAlias = Any
-"""What json.loads gives."""
+"""Any result of json.loads."""
 
+# DataType numbers and their numpy types.
 _FLOATS: dict[int, Any] = {1: np.float32, 2: np.float64}
 _INTEGERS: dict[int, Any] = {
     3: np.int32,
@@ -43,70 +44,78 @@ _INTEGERS: dict[int, Any] = {
 _BOOL = 10
 
 _MAX_SHOWN = 512
-"""Characters of a value that a message shows."""
+"""Maximum characters of a value in an error message."""
 
 _MAX_RANK = 64
-"""Dimensions of a numpy array at most."""
+"""Maximum dimensions of a numpy array."""
 
 _BYTES_SUFFIX = "_bytes"
+"""Suffix of string outputs that are encoded as base64."""
 
 
 # --- JSON to tensors --------------------------------------------------------------------------------------
 
 
-def tensor(value: Json, dtype: int) -> protos.Message:
-    """The TensorProto of one JSON value.
+def parse_tensor(value: Json, dtype: int) -> protos.Message:
+    """Return the TensorProto of a JSON value.
 
     Args:
         value: a value, or nested lists of values.
         dtype: DataType number.
 
     Raises:
-        Refusal: lists of unequal length or depth, or a value that is not of the dtype.
+        StatusError: lists differ in length or depth, or an element does not have the dtype.
     """
-    shape, leaves = part(value, dtype)
-    return _proto(leaves, shape, dtype)
+    shape, leaves = parse_instance(value, dtype)
+    return _make_proto(leaves, shape, dtype)
 
 
-def stacked(parts: Sequence[tuple[tuple[int, ...], list[Any]]], dtype: int) -> protos.Message:
-    """The TensorProto of parts from `part`, all of one shape, along a new first dimension."""
-    shape = (len(parts), *parts[0][0])
-    return _proto(list(chain.from_iterable(leaves for _, leaves in parts)), shape, dtype)
+def stack_instances(instances: Sequence[tuple[tuple[int, ...], list[Any]]], dtype: int) -> protos.Message:
+    """Stack instances of one shape along a new first dimension, and return the TensorProto.
+
+    Args:
+        instances: shape and elements of each instance, as `parse_instance` returns them.
+        dtype: DataType number.
+    """
+    shape = (len(instances), *instances[0][0])
+    return _make_proto(list(chain.from_iterable(leaves for _, leaves in instances)), shape, dtype)
 
 
-def part(value: Json, dtype: int) -> tuple[tuple[int, ...], list[Any]]:
-    """Shape and elements of one JSON value, for `stacked`.
+def parse_instance(value: Json, dtype: int) -> tuple[tuple[int, ...], list[Any]]:
+    """Return the shape of a JSON value, and its elements in order.
 
     Raises:
-        Refusal: as `tensor`.
+        StatusError: lists differ in length or depth, or an element does not have the dtype.
     """
-    shape = _shape(value)
+    # Fast path: flatten level by level and check all elements at once. At the first irregularity the
+    # recursive check takes over, which finds the error that comes first in reading order.
+    shape = _infer_shape(value)
     level = [value]
     for size in shape:
         if not all(isinstance(item, list) and len(item) == size for item in level):
-            return shape, _checked(value, shape, dtype)
+            return shape, _check_elements(value, shape, dtype)
         level = list(chain.from_iterable(level))
-    quick = _quick(level, dtype)
-    return shape, _checked(value, shape, dtype) if quick is None else quick
+    leaves = _check_uniform(level, dtype)
+    return shape, _check_elements(value, shape, dtype) if leaves is None else leaves
 
 
-def shown(value: Json) -> str:
-    """A value in a message."""
+def format_value(value: Json) -> str:
+    """Return a value as text for an error message, truncated."""
     if isinstance(value, float):
-        return decimals(np.array([value]))[0]
+        return format_floats(np.array([value]))[0]
     text = ""
     try:
-        for piece in json.JSONEncoder(ensure_ascii=False, indent=4).iterencode(value):
-            text += piece[: _MAX_SHOWN + 1]
+        for chunk in json.JSONEncoder(ensure_ascii=False, indent=4).iterencode(value):
+            text += chunk[: _MAX_SHOWN + 1]
             if len(text) > _MAX_SHOWN:
                 return text[:_MAX_SHOWN] + "..."
-    except (RecursionError, ValueError):  # nested too deep, or a number of thousands of digits
+    except (RecursionError, ValueError):  # nested too deeply, or an integer with thousands of digits
         return "..."
     return text
 
 
-def kind(value: Json) -> str:
-    """The name of a value's JSON type."""
+def json_type(value: Json) -> str:
+    """Return the JSON type of a value as TensorFlow Serving names it; "True" or "False" for booleans."""
     if isinstance(value, bool):
         return str(value)
     names = {dict: "Object", list: "Array", str: "String", int: "Number", float: "Number"}
@@ -114,18 +123,18 @@ def kind(value: Json) -> str:
 
 
 def is_base64(value: Json) -> bool:
-    """Whether a value stands for bytes."""
+    """Return whether a value has the form `{"b64": "..."}`, which stands for bytes."""
     return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
 
 
-def from_base64(value: Json) -> bytes:
-    """The bytes of `{"b64": "..."}`; padding and white space may be there or not.
+def decode_base64(value: Json) -> bytes:
+    """Return the bytes of `{"b64": "..."}`; padding is optional, and white space is ignored.
 
     Raises:
-        Refusal: no such object, or no base64.
+        StatusError: the value does not have that form, or is not base64.
     """
     if not is_base64(value):
-        raise invalid(f"JSON Value: {shown(value)} not formatted correctly for base64 data")
+        raise invalid_argument(f"JSON Value: {format_value(value)} not formatted correctly for base64 data")
     text = value["b64"]
     try:
         return base64.b64decode(text, validate=True)
@@ -134,45 +143,52 @@ def from_base64(value: Json) -> bytes:
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise invalid("Unable to base64 decode") from error
+        raise invalid_argument("Unable to base64 decode") from error
 
 
-def utf8(text: str) -> bytes:
-    """The bytes of a string.
+def encode_utf8(text: str) -> bytes:
+    """Return a string as UTF-8.
 
     Raises:
-        Refusal: half a character, which JSON can escape and UTF-8 cannot hold.
+        StatusError: the string has a lone surrogate, which JSON can escape but UTF-8 cannot encode.
     """
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise invalid(f"JSON Value: {ascii(text)[:_MAX_SHOWN]} is no Unicode text") from error
+        raise invalid_argument(f"JSON Value: {ascii(text)[:_MAX_SHOWN]} is not valid Unicode text") from error
 
 
-def check_decimal(value: float, single: bool) -> None:
-    """Refuse a number that a float cannot hold.
+def check_float(value: float, single: bool) -> None:
+    """Check that a float can represent a number.
 
     Args:
         value: the number.
-        single: whether 32 bits have to do, not 64.
+        single: True for float32, False for float64.
+
+    Raises:
+        StatusError: the number is out of range, or an integer that would lose precision.
     """
     limits, bits = (np.finfo(np.float32), 24) if single else (np.finfo(np.float64), 53)
     if isinstance(value, float):
-        with np.errstate(over="ignore"):  # the largest float itself is written a little above it
+        with np.errstate(over="ignore"):  # the shortest text of the largest float32 is slightly above it
             fits = not math.isfinite(value) or bool(np.isfinite(limits.dtype.type(value)))
     elif -(2**63) <= value < 2**64:
         fits = abs(value) < 2**bits
-    else:  # what no integer holds is a float to a JSON parser
+    else:  # beyond 64 bits, a JSON parser reads an integer as a float
         fits = abs(value) <= int(limits.max)
     if not fits:
-        raise invalid(
-            f"Cannot convert JSON value: {shown(value)} to {'float' if single else 'double'} "
+        raise invalid_argument(
+            f"Cannot convert JSON value: {format_value(value)} to {'float' if single else 'double'} "
             "without loss of precision."
         )
 
 
-def _shape(value: Json) -> tuple[int, ...]:
-    """Of the first element of each list; whether the others are alike is looked at later."""
+def _infer_shape(value: Json) -> tuple[int, ...]:
+    """Return the shape that the first element of each list implies; the others are checked later.
+
+    Raises:
+        StatusError: there are too many dimensions.
+    """
     shape = []
     while isinstance(value, list):
         shape.append(len(value))
@@ -180,19 +196,19 @@ def _shape(value: Json) -> tuple[int, ...]:
             break
         value = value[0]
     if len(shape) > _MAX_RANK:
-        raise invalid(f"Shape must have at most {_MAX_RANK} dimensions, but got {len(shape)}")
+        raise invalid_argument(f"Shape must have at most {_MAX_RANK} dimensions, but got {len(shape)}")
     return tuple(shape)
 
 
-def _quick(leaves: list[Any], dtype: int) -> list[Any] | None:
-    """The leaves, where a look at all at once shows that they are of the dtype."""
+def _check_uniform(leaves: list[Any], dtype: int) -> list[Any] | None:
+    """Return the elements if one check of all shows that they have the dtype; None: check each."""
     types = set(map(type, leaves))
     if dtype in _INTEGERS and types == {int}:
         limits = np.iinfo(_INTEGERS[dtype])
         return leaves if limits.min <= min(leaves) and max(leaves) <= limits.max else None
     if dtype in _FLOATS and types and types <= {int, float}:
         floats = np.finfo(_FLOATS[dtype])
-        limit = floats.max if types == {float} else 2.0**floats.nmant  # whole numbers below are exact
+        limit = floats.max if types == {float} else 2.0**floats.nmant  # integers up to it are exact
         try:
             values = np.abs(np.array(leaves, np.float64))
         except OverflowError:
@@ -201,60 +217,70 @@ def _quick(leaves: list[Any], dtype: int) -> list[Any] | None:
     return leaves if dtype == _BOOL and types == {bool} else None
 
 
-def _checked(value: Json, shape: tuple[int, ...], dtype: int, depth: int = 0) -> list[Any]:
-    """The leaves in their order; the first fault in that order is refused."""
+def _check_elements(value: Json, shape: tuple[int, ...], dtype: int, depth: int = 0) -> list[Any]:
+    """Return the elements in reading order.
+
+    Raises:
+        StatusError: an element or list is wrong; the first one in reading order is reported.
+    """
     rank = len(shape)
     if not isinstance(value, list):
         if depth != rank:
-            raise invalid(
-                f"JSON Value: {shown(value)} found at incorrect level: {depth + 1} in the JSON DOM. "
+            raise invalid_argument(
+                f"JSON Value: {format_value(value)} found at incorrect level: {depth + 1} in the JSON DOM. "
                 f"Expected at level: {rank}"
             )
-        return [_leaf(value, dtype)]
+        return [_check_element(value, dtype)]
     if depth >= rank:
-        raise invalid(f"Encountered list at unexpected level: {depth} expected < {rank}")
+        raise invalid_argument(f"Encountered list at unexpected level: {depth} expected < {rank}")
     if len(value) != shape[depth]:
-        raise invalid(
+        raise invalid_argument(
             f"Encountered list at unexpected size: {len(value)} at level: {depth} "
             f"expected size: {shape[depth]}"
         )
-    return list(chain.from_iterable(_checked(item, shape, dtype, depth + 1) for item in value))
+    return list(chain.from_iterable(_check_elements(item, shape, dtype, depth + 1) for item in value))
 
 
-def _leaf(value: Json, dtype: int) -> Any:
-    """One element, as numpy takes it."""
+def _check_element(value: Json, dtype: int) -> Any:
+    """Return one element in a form that numpy accepts.
+
+    Raises:
+        StatusError: it does not have the dtype, or the dtype has no JSON form.
+    """
     if dtype == tensors.DT_STRING:
         if isinstance(value, dict):
-            return from_base64(value)
+            return decode_base64(value)
         if isinstance(value, str):
-            return utf8(value)
+            return encode_utf8(value)
     elif dtype == _BOOL:
         if isinstance(value, bool):
             return value
     elif dtype not in _FLOATS and dtype not in _INTEGERS:
-        raise Refusal(
+        raise StatusError(
             grpc.StatusCode.UNIMPLEMENTED,
-            f"Conversion of JSON Value: {shown(value)} to type: {tensors.dtype_name(dtype)}",
+            f"Conversion of JSON Value: {format_value(value)} to type: {tensors.dtype_name(dtype)}",
         )
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         if dtype in _FLOATS:
-            check_decimal(value, single=dtype == 1)
+            check_float(value, single=dtype == 1)
             return value
         limits = np.iinfo(_INTEGERS[dtype])
         if isinstance(value, int) and limits.min <= value <= limits.max:
             return value
-    raise invalid(
-        f"JSON Value: {shown(value)} Type: {kind(value)} is not of expected type: {tensors.dtype_name(dtype)}"
+    raise invalid_argument(
+        f"JSON Value: {format_value(value)} Type: {json_type(value)} is not of expected type: "
+        f"{tensors.dtype_name(dtype)}"
     )
 
 
-def _proto(leaves: list[Any], shape: tuple[int, ...], dtype: int) -> protos.Message:
+def _make_proto(leaves: list[Any], shape: tuple[int, ...], dtype: int) -> protos.Message:
     if dtype == tensors.DT_STRING:
         proto = tensors.encode(leaves)
     else:
         known = _FLOATS | _INTEGERS | {_BOOL: np.bool_}
         proto = tensors.encode(np.array(leaves, dtype=known.get(dtype, np.float32)))
         proto.dtype = dtype
+    # The shape is set explicitly: numpy cannot tell the shape of nested empty lists.
     del proto.tensor_shape.dim[:]
     for size in shape:
         proto.tensor_shape.dim.add(size=size)
@@ -264,108 +290,113 @@ def _proto(leaves: list[Any], shape: tuple[int, ...], dtype: int) -> protos.Mess
 # --- Tensors to JSON --------------------------------------------------------------------------------------
 
 
-def predictions(outputs: Mapping[str, protos.Message]) -> str:
-    """The outputs as rows: `[...]` with one item for each, an object where there are several outputs.
+def format_rows(outputs: Mapping[str, protos.Message]) -> str:
+    """Format outputs as a list with one item per row; an item is an object if there are several outputs.
 
     Args:
-        outputs: alias to TensorProto, all with the same first dimension.
+        outputs: TensorProtos by output alias, with the same first dimension.
 
     Raises:
-        Refusal: an output has no such dimension, or no JSON.
+        StatusError: the first dimensions differ or are missing, or a dtype has no JSON form.
     """
     columns: dict[str, list[str]] = {}
     sizes: list[int] = []
     for alias, proto in sorted(outputs.items()):
-        shape = _dims(proto)
+        shape = _get_shape(proto)
         if not shape:
-            raise invalid(f"Tensor name: {alias} has no shape information ")
+            raise invalid_argument(f"Tensor name: {alias} has no shape information ")
         if sizes and sizes[0] != shape[0]:
-            raise invalid(
+            raise invalid_argument(
                 f"Tensor name: {alias} has inconsistent batch size: {shape[0]} expecting: {sizes[0]}"
             )
         sizes.append(shape[0])
-        columns[alias] = _nested(_texts(alias, proto), shape, 1)
+        columns[alias] = _nest(_format_elements(alias, proto), shape, 1)
     if len(columns) == 1:
-        return _list(next(iter(columns.values())))
-    return _list(
-        [_object(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+        return _format_list(next(iter(columns.values())))
+    return _format_list(
+        [_format_object(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
     )
 
 
-def columns(outputs: Mapping[str, protos.Message]) -> str:
-    """The outputs as they are: one value, or an object of them where there are several.
+def format_columns(outputs: Mapping[str, protos.Message]) -> str:
+    """Format outputs as whole tensors: one value, or an object if there are several outputs.
 
     Raises:
-        Refusal: an output has no JSON.
+        StatusError: a dtype has no JSON form.
     """
     values = {
-        alias: _nested(_texts(alias, proto), _dims(proto), 0)[0] for alias, proto in sorted(outputs.items())
+        alias: _nest(_format_elements(alias, proto), _get_shape(proto), 0)[0]
+        for alias, proto in sorted(outputs.items())
     }
-    return next(iter(values.values())) if len(values) == 1 else _object(values)
+    return next(iter(values.values())) if len(values) == 1 else _format_object(values)
 
 
-def decimals(values: NDArray[Any]) -> list[str]:
-    """Floats with the digits that make them again: six if they do, else 9 (17 of 64 bits).
+def format_floats(values: NDArray[Any]) -> list[str]:
+    """Format floats so that they parse to the same value: with 6 digits, or 9 (float64: 17) if needed.
 
     Args:
-        values: float32 or float64, any shape; its elements in order.
+        values: float32 or float64 of any shape; its elements are formatted in order.
     """
     flat = values.ravel()
     digits = 9 if flat.dtype == np.float32 else 17
     exact = flat.tolist()
     texts = [f"{value:g}" for value in exact]
-    again = np.array([float(text) for text in texts]).astype(flat.dtype)
+    parsed = np.array([float(text) for text in texts]).astype(flat.dtype)
     return [
-        _decimal(text if same else f"{value:.{digits}g}")
-        for text, value, same in zip(texts, exact, (again == flat).tolist(), strict=True)
+        _format_float(text if same else f"{value:.{digits}g}")
+        for text, value, same in zip(texts, exact, (parsed == flat).tolist(), strict=True)
     ]
 
 
-_NO_NUMBERS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+_NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
-def _decimal(text: str) -> str:
-    """So that it is read as a float again."""
-    if text in _NO_NUMBERS:
-        return _NO_NUMBERS[text]
+def _format_float(text: str) -> str:
+    """Return the text with `.0` if it would otherwise be parsed as an integer."""
+    if text in _NON_FINITE:
+        return _NON_FINITE[text]
     return text if "." in text or "e" in text else f"{text}.0"
 
 
-def _dims(proto: protos.Message) -> tuple[int, ...]:
+def _get_shape(proto: protos.Message) -> tuple[int, ...]:
     return tuple(dim.size for dim in proto.tensor_shape.dim)
 
 
-def _texts(alias: str, proto: protos.Message) -> list[str]:
-    """Every element as JSON."""
+def _format_elements(alias: str, proto: protos.Message) -> list[str]:
+    """Format every element of a tensor as JSON.
+
+    Raises:
+        StatusError: the dtype has no JSON form.
+    """
     dtype = proto.dtype
     if dtype != _BOOL and dtype != tensors.DT_STRING and dtype not in _FLOATS and dtype not in _INTEGERS:
-        raise invalid(f"Failed to write JSON value for tensor type: {tensors.dtype_name(dtype)}")
+        raise invalid_argument(f"Failed to write JSON value for tensor type: {tensors.dtype_name(dtype)}")
     values = tensors.decode(proto, alias).ravel()
     if dtype in _FLOATS:
-        return decimals(values)
+        return format_floats(values)
     if dtype != tensors.DT_STRING:
         return [str(value).lower() for value in values.tolist()]
     if alias.endswith(_BYTES_SUFFIX):
         return [f'{{"b64": "{base64.b64encode(value).decode()}"}}' for value in values]
-    return [quoted(value.decode(errors="replace")) for value in values]
+    return [quote(value.decode(errors="replace")) for value in values]
 
 
-def quoted(text: str) -> str:
-    """A string as JSON."""
+def quote(text: str) -> str:
+    """Format a string as JSON."""
     return json.dumps(text, ensure_ascii=False)
 
 
-def _nested(texts: list[str], shape: tuple[int, ...], kept: int) -> list[str]:
-    """Elements put into lists, from the last dimension on, but for the first `kept`."""
+def _nest(texts: list[str], shape: tuple[int, ...], kept: int) -> list[str]:
+    """Join elements into nested lists, innermost dimension first; the first `kept` dimensions stay flat."""
     for axis in range(len(shape) - 1, kept - 1, -1):
         size, count = shape[axis], math.prod(shape[:axis])
-        texts = [_list(texts[number * size : (number + 1) * size]) for number in range(count)]
+        texts = [_format_list(texts[number * size : (number + 1) * size]) for number in range(count)]
     return texts
 
 
-def _list(texts: Sequence[str]) -> str:
+def _format_list(texts: Sequence[str]) -> str:
     return f"[{', '.join(texts)}]"
 
 
-def _object(texts: Mapping[str, str]) -> str:
-    return "{" + ", ".join(f"{quoted(key)}: {text}" for key, text in texts.items()) + "}"
+def _format_object(texts: Mapping[str, str]) -> str:
+    return "{" + ", ".join(f"{quote(key)}: {text}" for key, text in texts.items()) + "}"

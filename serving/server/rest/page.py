@@ -1,4 +1,4 @@
-"""The demo page: one HTML file that asks this server for the labels of a photo."""
+"""The demo page: one HTML file that classifies a photo through this server's REST API."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from pathlib import Path
 from serving import contract
 
 _FILE = Path(__file__).with_name("page.html")
-_FACTS = "{{facts}}"
+_DATA_PLACEHOLDER = "{{data}}"
 
 
 def render(models: Sequence[str]) -> bytes:
-    """The page.
+    """Return the page as UTF-8.
 
     Args:
         models: names of the models that it offers.
     """
-    facts = {
+    data = {
         "models": list(models),
         "photo": contract.IMAGE_BYTES,
         "signature": contract.SERVING_DEFAULT,
         "statuses": {str(status): status.meaning for status in contract.Status},
     }
-    text = json.dumps(facts, ensure_ascii=False).replace("<", "\\u003c")  # no "</script>" from a name
-    return _text().replace(_FACTS, text).encode()
+    # "<" is escaped, or a model name could end the <script> element.
+    text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    return _read_page().replace(_DATA_PLACEHOLDER, text).encode()
 
 
-def headers() -> dict[str, str]:
-    """Of the answer that carries the page: its own script and style are let in, and nothing else."""
+def make_headers() -> dict[str, str]:
+    """Return the HTTP headers of the page; they allow its own script and style, and nothing else."""
     policy = (
-        f"default-src 'none'; script-src {_digest('script')}; style-src {_digest('style')}; "
+        f"default-src 'none'; script-src {_hash_element('script')}; style-src {_hash_element('style')}; "
         "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return {
@@ -47,13 +48,13 @@ def headers() -> dict[str, str]:
 
 
 @functools.cache
-def _digest(tag: str) -> str:
-    """What a Content-Security-Policy knows an element by."""
-    _, _, rest = _text().partition(f"<{tag}>")
+def _hash_element(tag: str) -> str:
+    """Return the hash of an inline element for the Content-Security-Policy."""
+    _, _, rest = _read_page().partition(f"<{tag}>")
     content, _, _ = rest.partition(f"</{tag}>")
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
 @functools.cache
-def _text() -> str:
+def _read_page() -> str:
     return _FILE.read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Classify, Regress, MultiInference and Predict on models of any kind, in TensorFlow Serving's words."""
+"""Classify, Regress, MultiInference and Predict on models of any kind, with TensorFlow Serving's errors."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from serving.server import ServerSettings, start
 from serving.server.models import inference
 from serving.server.models.servable import Servable, read_signatures
 from serving.server.models.warmup import warm_up
-from serving.server.status_error import Refusal
+from serving.server.status_error import StatusError
 from tests.support.fake_model import LIMIT
 
 FLOAT, INT, STRING = 1, 9, 7
 CLASSIFY, REGRESS = inference.CLASSIFY_METHOD, inference.REGRESS_METHOD
 
 
-class Fixed:
-    """A model that answers every call with the same outputs, and keeps what it was fed."""
+class FixedOutputModel:
+    """A model that returns the same outputs for every call, and records its inputs."""
 
     threads = 1
 
     def __init__(self, **outputs: Any) -> None:
         self.outputs = outputs
-        self.fed: list[Mapping[str, Any]] = []
+        self.received: list[Mapping[str, Any]] = []
 
     def run(self, signature: str, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        self.fed.append(inputs)
+        self.received.append(inputs)
         return self.outputs
 
 
-def declared(inputs: dict[str, int], outputs: dict[str, int], feed: str = "in") -> Any:
+def make_signature(inputs: dict[str, int], outputs: dict[str, int], feed: str = "in") -> Any:
     signature = protos.SignatureDef()
     for infos, kinds in ((signature.inputs, inputs), (signature.outputs, outputs)):
         for alias, dtype in kinds.items():
@@ -45,35 +45,35 @@ def declared(inputs: dict[str, int], outputs: dict[str, int], feed: str = "in") 
     return signature
 
 
-CLASSIFIER = declared({"inputs": STRING}, {"classes": STRING, "scores": FLOAT})
-REGRESSOR = declared({"inputs": STRING}, {"outputs": FLOAT})
-OTHER = declared({"x": FLOAT}, {"y": FLOAT})
+CLASSIFIER = make_signature({"inputs": STRING}, {"classes": STRING, "scores": FLOAT})
+REGRESSOR = make_signature({"inputs": STRING}, {"outputs": FLOAT})
+OTHER = make_signature({"x": FLOAT}, {"y": FLOAT})
 
 
-def servable(model: Any, **signatures: Any) -> Servable:
+def make_servable(model: Any, **signatures: Any) -> Servable:
     return Servable("m", 3, model, signatures)
 
 
-def example(**features: float) -> Any:
+def make_example(**features: float) -> Any:
     found = protos.Example()
     for name, value in features.items():
         found.features.feature[name].float_list.value.append(value)
     return found
 
 
-def two_examples() -> Any:
-    return protos.Input(example_list={"examples": [example(x=1), example(x=2)]})
+def make_two_examples() -> Any:
+    return protos.Input(example_list={"examples": [make_example(x=1), make_example(x=2)]})
 
 
-def labels(*rows: list[bytes]) -> Any:
+def make_class_column(*rows: list[bytes]) -> Any:
     found = np.empty((len(rows), len(rows[0])), dtype=object)
     for index, row in enumerate(rows):
         found[index] = row
     return found
 
 
-def refusal(call: Any, *arguments: Any) -> tuple[str, str]:
-    with pytest.raises(Refusal) as caught:
+def error_of(call: Any, *arguments: Any) -> tuple[str, str]:
+    with pytest.raises(StatusError) as caught:
         call(*arguments)
     return caught.value.code.name, caught.value.details
 
@@ -82,55 +82,60 @@ def classification(response: Any) -> list[list[tuple[str, float]]]:
     return [[(one.label, one.score) for one in row.classes] for row in response.result.classifications]
 
 
-def test_classify_gives_labels_and_scores_in_the_models_order() -> None:
-    model = Fixed(
-        classes=labels([b"b", b"a"], [b"c", b"\xff"]),
+def test_classify_returns_labels_and_scores_in_the_models_order() -> None:
+    model = FixedOutputModel(
+        classes=make_class_column([b"b", b"a"], [b"c", b"\xff"]),
         scores=np.array([[0.25, 0.75], [0.5, 0.5]], np.float32),
     )
-    response = servable(model, c=CLASSIFIER).classify(
-        protos.ClassificationRequest(model_spec={"name": "m", "signature_name": "c"}, input=two_examples())
+    response = make_servable(model, c=CLASSIFIER).classify(
+        protos.ClassificationRequest(
+            model_spec={"name": "m", "signature_name": "c"}, input=make_two_examples()
+        )
     )
     assert classification(response) == [[("b", 0.25), ("a", 0.75)], [("c", 0.5), ("\ufffd", 0.5)]]
     assert response.model_spec.version.value == 3
     assert response.model_spec.signature_name == "c"
-    assert [protos.Example.FromString(row) for row in model.fed[0]["inputs"]] == [example(x=1), example(x=2)]
+    assert [protos.Example.FromString(row) for row in model.received[0]["inputs"]] == [
+        make_example(x=1),
+        make_example(x=2),
+    ]
 
 
-def test_classify_takes_signatures_with_labels_or_scores_alone() -> None:
-    request = protos.ClassificationRequest(model_spec={"name": "m"}, input=two_examples())
-    only_labels = servable(
-        Fixed(classes=labels([b"a"], [b"b"])),
-        serving_default=declared({"inputs": STRING}, {"classes": STRING}),
+def test_classify_accepts_signatures_with_only_labels_or_only_scores() -> None:
+    request = protos.ClassificationRequest(model_spec={"name": "m"}, input=make_two_examples())
+    only_labels = make_servable(
+        FixedOutputModel(classes=make_class_column([b"a"], [b"b"])),
+        serving_default=make_signature({"inputs": STRING}, {"classes": STRING}),
     )
     assert classification(only_labels.classify(request)) == [[("a", 0)], [("b", 0)]]
-    only_scores = servable(
-        Fixed(scores=np.array([[1.0], [2.0]], np.float32)),
-        serving_default=declared({"inputs": STRING}, {"scores": FLOAT}),
+    only_scores = make_servable(
+        FixedOutputModel(scores=np.array([[1.0], [2.0]], np.float32)),
+        serving_default=make_signature({"inputs": STRING}, {"scores": FLOAT}),
     )
     assert classification(only_scores.classify(request)) == [[("", 1)], [("", 2)]]
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 1)])
-def test_regress_takes_a_vector_or_a_column(shape: tuple[int, ...]) -> None:
-    model = Fixed(outputs=np.array([1.5, -2], np.float32).reshape(shape))
-    response = servable(model, r=REGRESSOR).regress(
-        protos.RegressionRequest(model_spec={"name": "m", "signature_name": "r"}, input=two_examples())
+def test_regress_accepts_a_vector_or_a_column(shape: tuple[int, ...]) -> None:
+    model = FixedOutputModel(outputs=np.array([1.5, -2], np.float32).reshape(shape))
+    response = make_servable(model, r=REGRESSOR).regress(
+        protos.RegressionRequest(model_spec={"name": "m", "signature_name": "r"}, input=make_two_examples())
     )
     assert [one.value for one in response.result.regressions] == [1.5, -2]
 
 
-def test_the_context_is_part_of_every_example_and_an_examples_own_feature_wins() -> None:
-    feed = inference.examples(
+def test_context_is_merged_into_every_example_and_its_own_features_override_it() -> None:
+    feed = inference.serialize_examples(
         protos.Input(
             example_list_with_context={
-                "examples": [example(x=1), example(x=2, c=8)],
-                "context": example(c=9, d=7),
+                "examples": [make_example(x=1), make_example(x=2, c=8)],
+                "context": make_example(c=9, d=7),
             }
         )
     )
     assert [protos.Example.FromString(row) for row in feed["inputs"]] == [
-        example(x=1, c=9, d=7),
-        example(x=2, c=8, d=7),
+        make_example(x=1, c=9, d=7),
+        make_example(x=2, c=8, d=7),
     ]
 
 
@@ -139,12 +144,12 @@ def test_the_context_is_part_of_every_example_and_an_examples_own_feature_wins()
     [
         protos.Input(),
         protos.Input(example_list={}),
-        protos.Input(example_list_with_context={"context": example(c=1)}),
+        protos.Input(example_list_with_context={"context": make_example(c=1)}),
     ],
 )
-def test_no_examples_are_refused(empty: Any) -> None:
+def test_request_without_examples_is_rejected(empty: Any) -> None:
     request = protos.ClassificationRequest(model_spec={"name": "m", "signature_name": "c"}, input=empty)
-    assert refusal(servable(Fixed(), c=CLASSIFIER).classify, request) == (
+    assert error_of(make_servable(FixedOutputModel(), c=CLASSIFIER).classify, request) == (
         "INVALID_ARGUMENT",
         "Input is empty.",
     )
@@ -157,13 +162,13 @@ def test_no_examples_are_refused(empty: Any) -> None:
         ("regress", None, {}, ("INVALID_ARGUMENT", "No signature was found with the name: s")),
         (
             "classify",
-            declared({"a": FLOAT, "b": FLOAT}, {"scores": FLOAT}),
+            make_signature({"a": FLOAT, "b": FLOAT}, {"scores": FLOAT}),
             {},
             ("INVALID_ARGUMENT", "Expected one input Tensor."),
         ),
         (
             "classify",
-            declared({"inputs": STRING}, {"a": FLOAT, "b": FLOAT, "scores": FLOAT}),
+            make_signature({"inputs": STRING}, {"a": FLOAT, "b": FLOAT, "scores": FLOAT}),
             {},
             ("INVALID_ARGUMENT", "Expected one or two output Tensors, found 3"),
         ),
@@ -181,7 +186,7 @@ def test_no_examples_are_refused(empty: Any) -> None:
         ("regress", OTHER, {}, ("FAILED_PRECONDITION", "No regression inputs found in SignatureDef: ")),
         (
             "regress",
-            declared({"inputs": STRING}, {"scores": FLOAT}),
+            make_signature({"inputs": STRING}, {"scores": FLOAT}),
             {},
             ("FAILED_PRECONDITION", "No regression outputs found in SignatureDef: "),
         ),
@@ -206,7 +211,7 @@ def test_no_examples_are_refused(empty: Any) -> None:
         (
             "classify",
             CLASSIFIER,
-            {"classes": labels([b"a"], [b"b"]), "scores": np.ones((2, 4), np.float32)},
+            {"classes": make_class_column([b"a"], [b"b"]), "scores": np.ones((2, 4), np.float32)},
             ("INVALID_ARGUMENT", "Tensors class and score should match in dim_size(1). Got 1 vs. 4"),
         ),
         (
@@ -232,32 +237,34 @@ def test_no_examples_are_refused(empty: Any) -> None:
         ),
     ],
 )
-def test_a_signature_of_another_form_is_refused_in_tensorflow_servings_words(
+def test_unsuitable_signature_or_output_has_tensorflow_servings_error(
     api: str, signature: Any, outputs: dict[str, Any], expected: tuple[str, str]
 ) -> None:
-    one = declared({"inputs": STRING}, dict.fromkeys(outputs, FLOAT)) if outputs else signature
+    one = make_signature({"inputs": STRING}, dict.fromkeys(outputs, FLOAT)) if outputs else signature
     request = {
         "classify": protos.ClassificationRequest,
         "regress": protos.RegressionRequest,
-    }[api](model_spec={"name": "m", "signature_name": "s"}, input=two_examples())
-    found = servable(Fixed(**outputs), **({"s": one} if one is not None else {}))
-    code, text = refusal(getattr(found, api), request)
+    }[api](model_spec={"name": "m", "signature_name": "s"}, input=make_two_examples())
+    found = make_servable(FixedOutputModel(**outputs), **({"s": one} if one is not None else {}))
+    code, text = error_of(getattr(found, api), request)
     assert (code, text[: len(expected[1])]) == expected
 
 
-def tasks(*wanted: tuple[str, str, str]) -> Any:
-    request = protos.MultiInferenceRequest(input=two_examples())
+def make_tasks(*wanted: tuple[str, str, str]) -> Any:
+    request = protos.MultiInferenceRequest(input=make_two_examples())
     for model, signature, method in wanted:
-        request.tasks.add(model_spec={"name": model, "signature_name": signature}, method_name=method)
+        request.make_tasks.add(model_spec={"name": model, "signature_name": signature}, method_name=method)
     return request
 
 
-def test_multi_inference_answers_each_task_in_its_order() -> None:
-    model = Fixed(
-        outputs=np.ones(2, np.float32), scores=np.ones((2, 1), np.float32), classes=labels([b"a"], [b"b"])
+def test_multi_inference_results_are_in_task_order() -> None:
+    model = FixedOutputModel(
+        outputs=np.ones(2, np.float32),
+        scores=np.ones((2, 1), np.float32),
+        classes=make_class_column([b"a"], [b"b"]),
     )
-    found = servable(model, r=REGRESSOR, c=CLASSIFIER)
-    response = found.multi_inference(tasks(("m", "r", REGRESS), ("m", "c", CLASSIFY)))
+    found = make_servable(model, r=REGRESSOR, c=CLASSIFIER)
+    response = found.multi_inference(make_tasks(("m", "r", REGRESS), ("m", "c", CLASSIFY)))
     assert [result.WhichOneof("result") for result in response.results] == [
         "regression_result",
         "classification_result",
@@ -295,26 +302,29 @@ def test_multi_inference_answers_each_task_in_its_order() -> None:
         ),
     ],
 )
-def test_tasks_that_do_not_go_together_are_refused(wanted: Any, expected: tuple[str, str]) -> None:
-    far = declared({"inputs": STRING}, {"scores": FLOAT}, "elsewhere")
-    found = servable(Fixed(), r=REGRESSOR, c=CLASSIFIER, far=far)
-    assert refusal(found.multi_inference, tasks(*wanted)) == expected
+def test_incompatible_multi_inference_tasks_are_rejected(wanted: Any, expected: tuple[str, str]) -> None:
+    far = make_signature({"inputs": STRING}, {"scores": FLOAT}, "elsewhere")
+    found = make_servable(FixedOutputModel(), r=REGRESSOR, c=CLASSIFIER, far=far)
+    assert error_of(found.multi_inference, make_tasks(*wanted)) == expected
 
 
-def test_a_missing_input_takes_the_signatures_default() -> None:
-    signature = declared({"x": FLOAT, "scale": FLOAT}, {"y": FLOAT})
+def test_missing_input_takes_the_default_of_the_signature() -> None:
+    signature = make_signature({"x": FLOAT, "scale": FLOAT}, {"y": FLOAT})
     signature.defaults["scale"].CopyFrom(tensors.encode(np.array([3], np.float32)))
-    model = Fixed(y=np.ones(1, np.float32))
-    found = servable(model, serving_default=signature)
+    model = FixedOutputModel(y=np.ones(1, np.float32))
+    found = make_servable(model, serving_default=signature)
     request = protos.PredictRequest(model_spec={"name": "m"})
     request.inputs["x"].CopyFrom(tensors.encode(np.array([1], np.float32)))
     found.predict(request)
-    assert {name: values.tolist() for name, values in model.fed[0].items()} == {"scale": [3.0], "x": [1.0]}
+    assert {name: values.tolist() for name, values in model.received[0].items()} == {
+        "scale": [3.0],
+        "x": [1.0],
+    }
     request.inputs["scale"].CopyFrom(tensors.encode(np.array([5], np.float32)))
     found.predict(request)
-    assert model.fed[1]["scale"].tolist() == [5.0]
+    assert model.received[1]["scale"].tolist() == [5.0]
     del request.inputs["x"]
-    code, text = refusal(found.predict, request)
+    code, text = error_of(found.predict, request)
     assert (code, text) == (
         "INVALID_ARGUMENT",
         "Signature input alias: x(feed name: in_x:0) not found in request and no default value provided. "
@@ -322,12 +332,12 @@ def test_a_missing_input_takes_the_signatures_default() -> None:
     )
 
 
-def test_answers_hold_values_or_where_asked_for_raw_bytes() -> None:
+def test_outputs_are_typed_values_or_tensor_content() -> None:
     request = protos.PredictRequest(
         model_spec={"name": "m"}, inputs={"x": tensors.encode(np.ones(1, np.float32))}
     )
     for tensor_content in (False, True):
-        model = Fixed(y=np.array([1, 2], np.float32))
+        model = FixedOutputModel(y=np.array([1, 2], np.float32))
         found = Servable("m", 1, model, {"serving_default": OTHER}, tensor_content=tensor_content)
         answer = found.predict(request).outputs["y"]
         assert (len(answer.float_val), len(answer.tensor_content)) == ((0, 8) if tensor_content else (2, 0))
@@ -388,7 +398,7 @@ def channel(model: Path) -> Iterator[grpc.Channel]:
 
 
 @pytest.mark.tf
-def test_the_official_client_classifies_regresses_and_does_both(channel: grpc.Channel) -> None:
+def test_classify_regress_and_multi_inference_through_the_official_client(channel: grpc.Channel) -> None:
     from tensorflow_serving.apis import (
         classification_pb2,
         inference_pb2,
@@ -411,8 +421,8 @@ def test_the_official_client_classifies_regresses_and_does_both(channel: grpc.Ch
     regress.model_spec.name, regress.model_spec.signature_name = "old", "regress"
     assert [one.value for one in stub.Regress(regress, timeout=LIMIT).result.regressions] == [2.5, 10.0]
     both = inference_pb2.MultiInferenceRequest(input=classify.input)
-    both.tasks.add(model_spec=regress.model_spec, method_name=REGRESS)
-    both.tasks.add(model_spec=classify.model_spec, method_name=CLASSIFY)
+    both.make_tasks.add(model_spec=regress.model_spec, method_name=REGRESS)
+    both.make_tasks.add(model_spec=classify.model_spec, method_name=CLASSIFY)
     first, second = stub.MultiInference(both, timeout=LIMIT).results
     assert first.regression_result.regressions[1].value == 10.0
     assert second.classification_result.classifications[0].classes[1].score == 0.75
@@ -433,26 +443,28 @@ def test_the_official_client_classifies_regresses_and_does_both(channel: grpc.Ch
         ),
     ],
 )
-def test_an_example_that_does_not_fit_is_refused_by_the_graph(loaded: Servable, sent: Any, text: str) -> None:
+def test_example_with_a_wrong_feature_is_rejected_by_the_graph(
+    loaded: Servable, sent: Any, text: str
+) -> None:
     request = protos.RegressionRequest(model_spec={"name": "old", "signature_name": "regress"})
     request.input.example_list.examples.append(sent)
-    code, found = refusal(loaded.regress, request)
+    code, found = error_of(loaded.regress, request)
     assert code == "INVALID_ARGUMENT"
     assert found.startswith(text)
 
 
 @pytest.mark.tf
-def test_bytes_that_are_no_example_are_refused_by_the_graph(loaded: Servable) -> None:
+def test_bytes_that_are_not_an_example_are_rejected_by_the_graph(loaded: Servable) -> None:
     request = protos.PredictRequest(model_spec={"name": "old", "signature_name": "regress"})
     request.inputs["inputs"].CopyFrom(tensors.encode([b"\xff\xff"]))
-    code, text = refusal(loaded.predict, request)
+    code, text = error_of(loaded.predict, request)
     assert code == "INVALID_ARGUMENT"
-    assert text.startswith("Could not parse example input, value: '")
+    assert text.startswith("Could not parse make_example input, value: '")
     assert "[[{{node ParseExample/ParseExample}}]]" in text
 
 
 @pytest.mark.tf
-def test_bfloat16_travels_as_such(loaded: Servable) -> None:
+def test_bfloat16_output_keeps_its_dtype(loaded: Servable) -> None:
     request = protos.PredictRequest(model_spec={"name": "old"})
     request.inputs["x"].CopyFrom(tensors.encode(np.array([[1.5], [-2]], np.float32)))
     half = loaded.predict(request).outputs["half"]
@@ -462,15 +474,15 @@ def test_bfloat16_travels_as_such(loaded: Servable) -> None:
 
 @pytest.mark.tf
 @pytest.mark.protocol("warmup.records")
-def test_warm_up_records_of_every_rpc_run(loaded: Servable, tmp_path: Path) -> None:
+def test_warmup_records_of_every_rpc_run(loaded: Servable, tmp_path: Path) -> None:
     import tensorflow as tf
 
     spec = {"name": "other", "signature_name": "regress"}
-    right, wrong = example(x=1), example(y=1)
+    right, wrong = make_example(x=1), make_example(y=1)
     path = tmp_path / contract.WARMUP_FILE
     path.parent.mkdir()
 
-    def log(one: Any) -> Any:
+    def make_logs(one: Any) -> Any:
         data = {"example_list": {"examples": [one]}}
         task = {"model_spec": spec, "method_name": REGRESS}
         return [
@@ -478,14 +490,14 @@ def test_warm_up_records_of_every_rpc_run(loaded: Servable, tmp_path: Path) -> N
             protos.PredictionLog(
                 classify_log={"request": {"model_spec": spec | {"signature_name": "classify"}, "input": data}}
             ),
-            protos.PredictionLog(multi_inference_log={"request": {"tasks": [task], "input": data}}),
+            protos.PredictionLog(multi_inference_log={"request": {"make_tasks": [task], "input": data}}),
         ]
 
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for record in log(right):
+        for record in make_logs(right):
             writer.write(record.SerializeToString())
     warm_up(loaded, tmp_path)
-    for record in log(wrong):
+    for record in make_logs(wrong):
         with tf.io.TFRecordWriter(str(path)) as writer:
             writer.write(record.SerializeToString())
         with pytest.raises(Exception, match="Feature: x"):

@@ -26,7 +26,7 @@ from serving.registry.stores.local import AUDIT_LOG, LocalStore
 from serving.registry.target import DeploymentTarget, lock_target
 from serving.server import RunningServer, ServerSettings, start
 from serving.storage.address import parse_address
-from tests.support.fake_model import LIMIT, Doublers, eventually, write_doubler
+from tests.support.fake_model import LIMIT, FakeModelLoader, eventually, write_fake_model
 from tests.support.registry import CONFIG, command, write_bundle
 
 
@@ -42,7 +42,7 @@ def models(tmp_path: Path) -> Path:
 def base(tmp_path: Path) -> Path:
     """What the server reads."""
     (tmp_path / "served" / "other").mkdir(parents=True)
-    write_doubler(tmp_path / "served" / "other" / "1")
+    write_fake_model(tmp_path / "served" / "other" / "1")
     return tmp_path / "served" / "double"
 
 
@@ -54,7 +54,9 @@ def config(base: Path, tmp_path: Path) -> Path:
 
 
 def server_of(**settings: Any) -> RunningServer:
-    return start(ServerSettings(port=0, file_system_poll_wait_seconds=0.05, **settings), loader=Doublers())
+    return start(
+        ServerSettings(port=0, file_system_poll_wait_seconds=0.05, **settings), loader=FakeModelLoader()
+    )
 
 
 @pytest.fixture
@@ -300,7 +302,7 @@ def test_a_label_given_while_a_server_loads_its_first_version_is_taken_over(
     base: Path, config: Path, models: Path
 ) -> None:
     base.mkdir()
-    loads, loader = threading.Event(), Doublers()
+    loads, loader = threading.Event(), FakeModelLoader()
 
     def load(path: Path) -> Any:
         assert path.parent != base or loads.wait(LIMIT)

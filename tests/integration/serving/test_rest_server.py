@@ -1,4 +1,4 @@
-"""The REST port: paths, bodies, headers, limits, and what it says when it refuses."""
+"""The REST port: paths, bodies, headers, limits and errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import pytest
 from serving.server import RunningServer, ServerSettings, start
 from serving.server.config.settings import ModelSettings
 from serving.server.rest import admission
-from tests.support.fake_model import LIMIT, Doublers, eventually, write_doubler
+from tests.support.fake_model import LIMIT, FakeModelLoader, eventually, write_fake_model
 
 JSON = {"Content-Type": "application/json"}
 
@@ -29,7 +29,7 @@ JSON = {"Content-Type": "application/json"}
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models") / "double"
-    write_doubler(directory / "1")
+    write_fake_model(directory / "1")
     return directory
 
 
@@ -44,11 +44,11 @@ def settings_of(base: Path, **more: Any) -> ServerSettings:
 
 @pytest.fixture(scope="module")
 def server(base: Path) -> Iterator[RunningServer]:
-    with start(settings_of(base), loader=Doublers()) as server:
+    with start(settings_of(base), loader=FakeModelLoader()) as server:
         yield server
 
 
-class Answer:
+class HttpResponse:
     def __init__(self, response: http.client.HTTPResponse) -> None:
         self.status, self.headers, self.body = response.status, response.headers, response.read()
 
@@ -58,27 +58,27 @@ class Answer:
         return json.loads(self.body)
 
 
-def ask(
+def send(
     server: RunningServer,
     method: str,
     path: str,
     body: Any = None,
     headers: Mapping[str, str] = JSON,
-) -> Answer:
+) -> HttpResponse:
     connection = http.client.HTTPConnection("localhost", server.rest_port, timeout=LIMIT)
     try:
         content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         connection.request(method, path, content, dict(headers))
-        return Answer(connection.getresponse())
+        return HttpResponse(connection.getresponse())
     finally:
         connection.close()
 
 
-def predict(server: RunningServer, body: Any = None, path: str = "/v1/models/double:predict") -> Answer:
-    return ask(server, "POST", path, {"instances": [1, 2.5]} if body is None else body)
+def predict(server: RunningServer, body: Any = None, path: str = "/v1/models/double:predict") -> HttpResponse:
+    return send(server, "POST", path, {"instances": [1, 2.5]} if body is None else body)
 
 
-def test_predictions_in_rows_and_columns_with_the_version_that_answered(server: RunningServer) -> None:
+def test_predict_in_rows_and_columns_with_the_version_header(server: RunningServer) -> None:
     rows = predict(server)
     assert (rows.status, rows.json) == (200, {"predictions": [2.0, 5.0]})
     assert rows.headers["X-Model-Version"] == "1"
@@ -98,7 +98,7 @@ def test_predictions_in_rows_and_columns_with_the_version_that_answered(server: 
         "/v1/models/a%2Fb%20c:predict",
     ],
 )
-def test_paths_name_versions_and_labels_in_any_case_and_escaped(server: RunningServer, path: str) -> None:
+def test_paths_are_case_insensitive_and_unescaped(server: RunningServer, path: str) -> None:
     assert predict(server, path=path).json == {"predictions": [2.0, 5.0]}
 
 
@@ -117,16 +117,16 @@ def test_paths_name_versions_and_labels_in_any_case_and_escaped(server: RunningS
         ("GET", "/v1/models/%0A/x/y"),
     ],
 )
-def test_what_matches_nothing_below_v1_is_malformed(server: RunningServer, method: str, path: str) -> None:
-    answer = ask(server, method, path, {})
+def test_unknown_path_below_v1_is_malformed(server: RunningServer, method: str, path: str) -> None:
+    answer = send(server, method, path, {})
     assert (answer.status, answer.json) == (400, {"error": f"Malformed request: {method} {path}"})
 
 
 @pytest.mark.parametrize(
     "path", ["/v2/models/double", "/nothing", "/v1", "/index.html", "//v1/models/double"]
 )
-def test_other_paths_are_a_bare_404(server: RunningServer, path: str) -> None:
-    answer = ask(server, "GET", path)
+def test_other_paths_are_404_without_a_body(server: RunningServer, path: str) -> None:
+    answer = send(server, "GET", path)
     assert (answer.status, answer.body) == (404, b"")
 
 
@@ -143,12 +143,12 @@ def test_other_paths_are_a_bare_404(server: RunningServer, path: str) -> None:
         ("/v1/models/double/labels/new:predict", 400, "Unrecognized servable version label: new"),
     ],
 )
-def test_models_that_are_not_there(server: RunningServer, path: str, status: int, text: str) -> None:
+def test_unknown_models_versions_and_labels(server: RunningServer, path: str, status: int, text: str) -> None:
     answer = predict(server, path=path)
     assert (answer.status, answer.json) == (status, {"error": text})
 
 
-def test_an_unknown_signature_is_refused_in_rests_words(server: RunningServer) -> None:
+def test_unknown_signature_has_the_error_text_of_rest(server: RunningServer) -> None:
     answer = predict(server, {"signature_name": "S", "instances": [1]})
     assert (answer.status, answer.json) == (
         400,
@@ -159,7 +159,7 @@ def test_an_unknown_signature_is_refused_in_rests_words(server: RunningServer) -
 
 
 @pytest.mark.protocol("error.cut")
-def test_rest_sends_the_whole_text_of_an_error(server: RunningServer) -> None:
+def test_rest_error_text_is_not_truncated(server: RunningServer) -> None:
     answer = predict(server, {"instances": [-1]})
     assert answer.status == 400
     assert answer.json == {"error": "x is negative" + "!" * 2000}
@@ -168,15 +168,15 @@ def test_rest_sends_the_whole_text_of_an_error(server: RunningServer) -> None:
 def test_status_and_metadata_of_a_model(server: RunningServer) -> None:
     available = {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
     for path in ("", "/versions/1", "/labels/whatever"):
-        answer = ask(server, "GET", f"/v1/models/double{path}")
+        answer = send(server, "GET", f"/v1/models/double{path}")
         assert answer.json == {"model_version_status": [available]}
-    assert ask(server, "GET", "/v1/models/double/versions/7").json == {
+    assert send(server, "GET", "/v1/models/double/versions/7").json == {
         "error": "Could not find version 7 of model double"
     }
-    missing = ask(server, "GET", "/v1/models/none")
+    missing = send(server, "GET", "/v1/models/none")
     assert (missing.status, missing.json) == (404, {"error": "Could not find any versions of model none"})
-    assert ask(server, "GET", "/v1/models").json == {"error": "Missing model name in request."}
-    metadata = ask(server, "GET", "/v1/models/double/metadata").json
+    assert send(server, "GET", "/v1/models").json == {"error": "Missing model name in request."}
+    metadata = send(server, "GET", "/v1/models/double/metadata").json
     assert metadata["model_spec"] == {"name": "double", "signature_name": "", "version": "1"}
     signature = metadata["metadata"]["signature_def"]["signature_def"]["serving_default"]
     assert signature["inputs"]["x"]["dtype"] == "DT_FLOAT"
@@ -184,79 +184,77 @@ def test_status_and_metadata_of_a_model(server: RunningServer) -> None:
         "dim": [{"size": "-1", "name": ""}],
         "unknown_rank": False,
     }
-    assert ask(server, "GET", "/v1/models/double/versions/7/metadata").status == 404
+    assert send(server, "GET", "/v1/models/double/versions/7/metadata").status == 404
 
 
-def test_bodies_may_come_as_gzip_or_in_chunks(server: RunningServer) -> None:
+def test_gzip_and_chunked_bodies(server: RunningServer) -> None:
     packed = gzip.compress(json.dumps({"instances": [3]}).encode())
-    answer = ask(server, "POST", "/v1/models/double:predict", packed, {"Content-Encoding": "gzip"})
+    answer = send(server, "POST", "/v1/models/double:predict", packed, {"Content-Encoding": "gzip"})
     assert answer.json == {"predictions": [6.0]}
-    torn = ask(server, "POST", "/v1/models/double:predict", packed[:-12], {"Content-Encoding": "gzip"})
+    torn = send(server, "POST", "/v1/models/double:predict", packed[:-12], {"Content-Encoding": "gzip"})
     assert torn.status == 400
     connection = http.client.HTTPConnection("localhost", server.rest_port, timeout=LIMIT)
     connection.request("POST", "/v1/models/double:predict", iter([b'{"instan', b'ces": [4]}']))
-    assert Answer(connection.getresponse()).json == {"predictions": [8.0]}
+    assert HttpResponse(connection.getresponse()).json == {"predictions": [8.0]}
     connection.close()
 
 
-def test_a_photo_of_64_mib_passes_and_larger_bodies_are_refused_early(
+def test_photo_of_64_mib_is_accepted_and_a_larger_body_is_413(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photo = base64.b64encode(bytes(64 << 20)).decode()
     answer = predict(server, {"instances": [{"b64": photo}]})
-    assert answer.status == 400  # it came whole, and is no float
+    assert answer.status == 400  # the body was read; the value is not a float
     assert "is not of expected type: float" in answer.json["error"]
     monkeypatch.setattr(admission, "MAX_BODY_BYTES", 1000)
     large = predict(server, {"instances": [1] * 1000})
     assert (large.status, large.json) == (413, {"error": "The body is larger than 1000 bytes."})
     bomb = gzip.compress(b" " * 10**7)
-    answer = ask(server, "POST", "/v1/models/double:predict", bomb, {"Content-Encoding": "gzip"})
+    answer = send(server, "POST", "/v1/models/double:predict", bomb, {"Content-Encoding": "gzip"})
     assert answer.status == 413
     assert predict(server).status == 200
 
 
-def test_pages_of_other_origins_may_ask_with_the_flag_alone(server: RunningServer, base: Path) -> None:
+def test_cors_headers_require_the_flag(server: RunningServer, base: Path) -> None:
     assert "Access-Control-Allow-Origin" not in predict(server).headers
-    with start(settings_of(base, rest_api_enable_cors_support=True), loader=Doublers()) as open_to_all:
-        assert predict(open_to_all).headers["Access-Control-Allow-Origin"] == "*"
-        assert predict(open_to_all, b"").headers["Access-Control-Allow-Origin"] == "*"
-        preflight = ask(open_to_all, "OPTIONS", "/v1/models/double:predict")
+    with start(settings_of(base, rest_api_enable_cors_support=True), loader=FakeModelLoader()) as cors_server:
+        assert predict(cors_server).headers["Access-Control-Allow-Origin"] == "*"
+        assert predict(cors_server, b"").headers["Access-Control-Allow-Origin"] == "*"
+        preflight = send(cors_server, "OPTIONS", "/v1/models/double:predict")
         assert preflight.status == 200
         assert preflight.headers["Access-Control-Allow-Methods"] == "POST, GET"
         assert preflight.headers["Access-Control-Allow-Headers"] == "Content-Type"
 
 
 @pytest.mark.protocol("rest.timeout")
-def test_a_request_whose_time_is_over_is_a_504(base: Path) -> None:
-    loader = Doublers(gated=True)
+def test_rest_timeout_is_504(base: Path) -> None:
+    loader = FakeModelLoader(gated=True)
     with start(settings_of(base, rest_api_timeout_in_ms=200), loader=loader) as server:
         assert predict(server).status == 504
-        # A body that never comes is no different.
+        # The same for a body that never arrives.
         with socket.create_connection(("localhost", server.rest_port), LIMIT) as slow:
             slow.sendall(b"POST /v1/models/double:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
-            said = b""
-            while b"is over" not in said:
-                said += slow.recv(1000)
-            assert said.startswith(b"HTTP/1.1 504 ")
-            assert b"--rest_api_timeout_in_ms" in said
+            received = b""
+            while b"exceeded the time limit" not in received:
+                received += slow.recv(1000)
+            assert received.startswith(b"HTTP/1.1 504 ")
+            assert b"--rest_api_timeout_in_ms" in received
         for model in loader.models.values():
             model.gate.set()
         eventually(lambda: predict(server).status == 200)
 
 
-def test_more_requests_than_may_be_in_flight_are_told_to_come_again(
-    base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_rest_requests_in_flight_are_503(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "MAX_REQUESTS", 3)
-    loader = Doublers(gated=True)
+    loader = FakeModelLoader(gated=True)
     with start(settings_of(base), loader=loader) as server, ThreadPoolExecutor(3) as pool:
 
-        def insist() -> Answer:
+        def predict_with_retries() -> HttpResponse:
             while (answer := predict(server)).status == 503:
-                pass  # the one that asks below had its place
+                pass  # the probing request below took its place
             return answer
 
-        waiting = [pool.submit(insist) for _ in range(3)]
+        waiting = [pool.submit(predict_with_retries) for _ in range(3)]
         eventually(lambda: predict(server, b"{").status == 503)
         refused = predict(server)
         assert "overloaded" in refused.json["error"]
@@ -266,24 +264,24 @@ def test_more_requests_than_may_be_in_flight_are_told_to_come_again(
         assert predict(server).status == 200
 
 
-def test_a_model_never_runs_on_the_event_loop(base: Path) -> None:
-    loader = Doublers(gated=True)
+def test_model_does_not_run_on_the_event_loop(base: Path) -> None:
+    loader = FakeModelLoader(gated=True)
     with start(settings_of(base), loader=loader) as server, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(predict, server)
         eventually(lambda: any(model.running for model in loader.models.values()))
-        assert ask(server, "GET", "/v1/models/double").status == 200
+        assert send(server, "GET", "/v1/models/double").status == 200
         for model in loader.models.values():
             model.gate.set()
         assert waiting.result(LIMIT).status == 200
 
 
-def test_requests_are_counted_by_outcome_and_unknown_models_under_no_name(base: Path) -> None:
-    with start(settings_of(base), loader=Doublers()) as server:
+def test_metrics_count_requests_by_status_and_unknown_models_without_a_name(base: Path) -> None:
+    with start(settings_of(base), loader=FakeModelLoader()) as server:
         predict(server)
         predict(server, b"{")
         predict(server, path="/v1/models/other:predict")
-        ask(server, "GET", "/v1/models/double")
-        text = ask(server, "GET", "/metrics").body.decode()
+        send(server, "GET", "/v1/models/double")
+        text = send(server, "GET", "/metrics").body.decode()
     assert ':tensorflow:serving:request_count{model_name="double",status="OK"} 1.0' in text
     assert ':tensorflow:serving:request_count{model_name="double",status="INVALID_ARGUMENT"} 1.0' in text
     assert ':tensorflow:serving:request_count{model_name="",status="NOT_FOUND"} 1.0' in text
@@ -291,18 +289,18 @@ def test_requests_are_counted_by_outcome_and_unknown_models_under_no_name(base: 
     assert "other" not in text
 
 
-def test_a_fault_of_the_server_is_an_error_of_its_own_and_the_next_request_is_answered(
+def test_internal_error_is_500_and_the_next_request_is_answered(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with start(settings_of(base), loader=Doublers()) as server:
+    with start(settings_of(base), loader=FakeModelLoader()) as server:
         with monkeypatch.context() as patch:
-            patch.setattr("serving.server.rest.messages.predicted", lambda *a, **b: 1 / 0)
+            patch.setattr("serving.server.rest.messages.format_predictions", lambda *a, **b: 1 / 0)
             answer = predict(server)
         assert (answer.status, answer.json) == (500, {"error": "ZeroDivisionError: division by zero"})
         assert predict(server).status == 200
 
 
-def test_callers_that_go_away_or_send_rubbish_do_no_harm(server: RunningServer) -> None:
+def test_disconnecting_and_malformed_callers_do_not_affect_others(server: RunningServer) -> None:
     beginnings = [
         b"",
         b"\x00\xff\xfe rubbish\r\n\r\n",
@@ -318,7 +316,7 @@ def test_callers_that_go_away_or_send_rubbish_do_no_harm(server: RunningServer) 
     assert predict(server).status == 200
 
 
-def test_many_callers_at_once_all_get_their_own_answer(server: RunningServer) -> None:
+def test_concurrent_callers_get_their_own_responses(server: RunningServer) -> None:
     def one(number: int) -> bool:
         return predict(server, {"instances": [number]}).json == {"predictions": [2.0 * number]}
 
@@ -326,28 +324,27 @@ def test_many_callers_at_once_all_get_their_own_answer(server: RunningServer) ->
         assert all(pool.map(one, range(200)))
 
 
-def test_stopping_finishes_what_is_in_flight(base: Path) -> None:
-    loader = Doublers(gated=True)
+def test_stop_finishes_requests_in_flight(base: Path) -> None:
+    loader = FakeModelLoader(gated=True)
     server = start(settings_of(base), loader=loader)
     with ThreadPoolExecutor(2) as pool:
-        flying = pool.submit(predict, server)
+        in_flight = pool.submit(predict, server)
         eventually(lambda: any(model.running for model in loader.models.values()))
         stopping = pool.submit(server.stop)
         threading.Timer(0.2, lambda: [model.gate.set() for model in loader.models.values()]).start()
-        assert flying.result(LIMIT).status == 200
+        assert in_flight.result(LIMIT).status == 200
         stopping.result(LIMIT)
 
 
-def test_names_are_as_curl_escapes_them(server: RunningServer) -> None:
+def test_model_name_in_a_path_is_url_decoded(server: RunningServer) -> None:
     name = urllib.parse.quote("a/b c", safe="")
-    assert ask(server, "GET", f"/v1/models/{name}/metadata").json["model_spec"]["name"] == "a/b c"
+    assert send(server, "GET", f"/v1/models/{name}/metadata").json["model_spec"]["name"] == "a/b c"
 
 
-def test_an_output_of_half_precision_has_no_json(
+def test_half_precision_output_has_no_json_form(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Doublers(), "gated", False)
-    monkeypatch.setattr("tests.support.fake_model.Doubler.run", lambda *_: {"y": np.ones(1, np.float16)})
+    monkeypatch.setattr("tests.support.fake_model.FakeModel.run", lambda *_: {"y": np.ones(1, np.float16)})
     answer = predict(server)
     assert (answer.status, answer.json) == (
         400,

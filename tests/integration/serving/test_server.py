@@ -1,4 +1,4 @@
-"""The local server: TensorFlow Serving's answers, versions that come and go, starting and stopping."""
+"""The local server: responses as in TensorFlow Serving, loading and unloading of versions, start and stop."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from serving.errors import BundleError, HubheadError, ModelNotFound, OutputError
 from serving.protos import tensors
 from serving.runtime import clean_error_message
 from serving.server import ServerSettings, start
-from tests.support.fake_model import LIMIT, FakeModelLoader, double, eventually, write_fake_model
+from tests.support.fake_model import LIMIT, FakeModelLoader, call_double, eventually, write_fake_model
 
 
 @pytest.fixture
@@ -43,26 +43,26 @@ def settings_of(base: Path, port: int = 0) -> ServerSettings:
     return ServerSettings(base, port=port, file_system_poll_wait_seconds=0.05)
 
 
-def states(client: Client) -> dict[int, State]:
+def list_states(client: Client) -> dict[int, State]:
     return {status.version: status.state for status in client.status()}
 
 
 @pytest.mark.protocol("versions.preserving")
-def test_the_newest_version_takes_over_without_a_failed_request(base: Path) -> None:
+def test_new_version_replaces_the_old_one_without_a_failed_request(base: Path) -> None:
     with start(settings_of(base), loader=FakeModelLoader()) as server:
         channel = grpc.insecure_channel(f"localhost:{server.port}")
         client = Client("", model="double", channel=channel)
         answered: list[int] = []
         done = threading.Event()
 
-        def flow() -> None:
+        def send_requests() -> None:
             while not done.is_set():
-                response = double(channel, 1.0, 2.0)
+                response = call_double(channel, 1.0, 2.0)
                 assert tensors.decode(response.outputs["y"], "y").tolist() == [2.0, 4.0]
                 answered.append(response.model_spec.version.value)
 
         with ThreadPoolExecutor(3) as pool:
-            flows = [pool.submit(flow) for _ in range(3)]
+            senders = [pool.submit(send_requests) for _ in range(3)]
             try:
                 for version in (2, 10):
                     eventually(lambda: len(answered) > 20)
@@ -70,15 +70,15 @@ def test_the_newest_version_takes_over_without_a_failed_request(base: Path) -> N
                     eventually(lambda version=version: answered[-1] == version)
             finally:
                 done.set()
-            for future in flows:
+            for future in senders:
                 future.result(LIMIT)
         assert set(answered) == {1, 2, 10}
-        eventually(lambda: states(client) == {10: State.AVAILABLE, 2: State.END, 1: State.END})
+        eventually(lambda: list_states(client) == {10: State.AVAILABLE, 2: State.END, 1: State.END})
         channel.close()
 
 
 @pytest.mark.protocol("versions.preserving")
-def test_a_request_in_flight_finishes_on_the_version_it_began_with(base: Path) -> None:
+def test_request_in_flight_finishes_on_the_version_it_started_on(base: Path) -> None:
     loader = FakeModelLoader(gated=True)
     with (
         start(settings_of(base), loader=loader) as server,
@@ -86,40 +86,40 @@ def test_a_request_in_flight_finishes_on_the_version_it_began_with(base: Path) -
         ThreadPoolExecutor(1) as pool,
     ):
         client = Client("", model="double", channel=channel)
-        old = pool.submit(double, channel, 1.0)
+        old = pool.submit(call_double, channel, 1.0)
         eventually(lambda: loader.models[1].running == 1)
         write_fake_model(base / "2")
-        eventually(lambda: states(client) == {2: State.AVAILABLE, 1: State.UNLOADING})
+        eventually(lambda: list_states(client) == {2: State.AVAILABLE, 1: State.UNLOADING})
         loader.models[2].gate.set()
-        assert double(channel, 1.0).model_spec.version.value == 2
+        assert call_double(channel, 1.0).model_spec.version.value == 2
         loader.models[1].gate.set()
         assert old.result(LIMIT).model_spec.version.value == 1
-        eventually(lambda: states(client)[1] is State.END)
+        eventually(lambda: list_states(client)[1] is State.END)
 
 
 @pytest.mark.protocol("versions.failed-load")
-def test_a_version_that_fails_to_load_changes_nothing_and_is_tried_again_when_it_changes(base: Path) -> None:
+def test_version_that_fails_to_load_is_retried_when_its_files_change(base: Path) -> None:
     loader = FakeModelLoader()
     with start(settings_of(base), loader=loader) as server:
         client = Client(f"localhost:{server.port}", model="double")
         write_fake_model(base / ".two" / "2")
         (base / ".two" / "2" / "broken").touch()
         (base / ".two" / "2").rename(base / "2")
-        eventually(lambda: states(client).get(2) is State.END)
+        eventually(lambda: list_states(client).get(2) is State.END)
         assert client.status()[0].error == "broken on purpose"
-        assert states(client)[1] is State.AVAILABLE
+        assert list_states(client)[1] is State.AVAILABLE
         assert server.version == 1
         attempts = loader.attempts
         time.sleep(0.3)
         assert loader.attempts == attempts
         (base / "2" / "broken").unlink()
         eventually(lambda: server.version == 2)
-        assert states(client)[2] is State.AVAILABLE
+        assert list_states(client)[2] is State.AVAILABLE
         client.close()
 
 
 @pytest.mark.protocol("versions.emptied")
-def test_removing_the_newest_version_rolls_back_and_an_emptied_base_path_keeps_serving(base: Path) -> None:
+def test_removing_the_newest_version_rolls_back_and_an_empty_base_path_keeps_the_last(base: Path) -> None:
     write_fake_model(base / "2")
     with start(settings_of(base), loader=FakeModelLoader()) as server:
         assert server.version == 2
@@ -128,23 +128,23 @@ def test_removing_the_newest_version_rolls_back_and_an_emptied_base_path_keeps_s
         shutil.rmtree(base)
         time.sleep(0.2)
         with grpc.insecure_channel(f"localhost:{server.port}") as channel:
-            assert double(channel, 3.0).model_spec.version.value == 1
+            assert call_double(channel, 3.0).model_spec.version.value == 1
 
 
-def test_no_more_calls_than_threads_run_in_the_model_and_late_ones_never_do(base: Path) -> None:
+def test_model_calls_are_limited_to_its_threads_and_expired_requests_never_run(base: Path) -> None:
     loader = FakeModelLoader(gated=True)
     with (
         start(settings_of(base), loader=loader) as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
         ThreadPoolExecutor(8) as pool,
     ):
-        waiting = [pool.submit(double, channel, 1.0) for _ in range(6)]
+        waiting = [pool.submit(call_double, channel, 1.0) for _ in range(6)]
         eventually(lambda: loader.models[1].running == 2)
         with pytest.raises(grpc.RpcError) as caught:
-            double(channel, 1.0, timeout=0.3)
-        # The caller's own clock, or the server's, which may be a moment ahead.
+            call_double(channel, 1.0, timeout=0.3)
+        # Whichever deadline fires first: the client's or the server's.
         assert caught.value.code().name in ("DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
-        time.sleep(0.3)  # the server's clock runs out a little after the caller's
+        time.sleep(0.3)  # the server's deadline passes slightly after the client's
         loader.models[1].gate.set()
         for future in waiting:
             future.result(LIMIT)
@@ -152,43 +152,43 @@ def test_no_more_calls_than_threads_run_in_the_model_and_late_ones_never_do(base
         assert loader.models[1].rows == 6
 
 
-def test_stopping_finishes_what_is_in_flight_and_takes_nothing_new(base: Path) -> None:
+def test_stop_finishes_requests_in_flight_and_rejects_new_ones(base: Path) -> None:
     loader = FakeModelLoader(gated=True)
     server = start(settings_of(base), loader=loader)
     with grpc.insecure_channel(f"localhost:{server.port}") as channel, ThreadPoolExecutor(2) as pool:
-        flying = pool.submit(double, channel, 4.0)
+        in_flight = pool.submit(call_double, channel, 4.0)
         eventually(lambda: loader.models[1].running == 1)
         stopping = pool.submit(server.stop)
         with grpc.insecure_channel(f"localhost:{server.port}") as late:
 
-            def refused() -> bool:
+            def call_expecting_error() -> bool:
                 try:
-                    double(late, 1.0, timeout=0.05)
+                    call_double(late, 1.0, timeout=0.05)
                 except grpc.RpcError as error:
                     return error.code() is grpc.StatusCode.UNAVAILABLE
                 return False
 
-            eventually(refused)
+            eventually(call_expecting_error)
         loader.models[1].gate.set()
-        assert tensors.decode(flying.result(LIMIT).outputs["y"], "y").tolist() == [8.0]
+        assert tensors.decode(in_flight.result(LIMIT).outputs["y"], "y").tolist() == [8.0]
         stopping.result(LIMIT)
 
 
 @pytest.mark.protocol("error.cut")
-def test_an_error_of_the_model_keeps_its_code_and_is_cut_as_a_header_must_be(base: Path) -> None:
+def test_model_error_keeps_its_status_code_and_its_text_is_truncated(base: Path) -> None:
     with (
         start(settings_of(base), loader=FakeModelLoader()) as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
         pytest.raises(grpc.RpcError) as caught,
     ):
-        double(channel, -1.0)
+        call_double(channel, -1.0)
     assert caught.value.code() is grpc.StatusCode.OUT_OF_RANGE
     assert caught.value.details().startswith("x is negative!!!")
     assert caught.value.details().endswith("...TRUNCATED")
     assert len(caught.value.details()) == 1024 + len("...TRUNCATED")
 
 
-def test_a_port_in_use_is_one_clear_error(base: Path) -> None:
+def test_grpc_port_in_use_is_an_error_with_a_remedy(base: Path) -> None:
     with (
         start(settings_of(base), loader=FakeModelLoader()) as server,
         pytest.raises(OutputError, match=rf"Port {server.port} .*--port"),
@@ -196,35 +196,35 @@ def test_a_port_in_use_is_one_clear_error(base: Path) -> None:
         start(settings_of(base, port=server.port), loader=FakeModelLoader())
 
 
-def test_a_base_path_that_is_not_there_is_an_error_with_the_remedy(tmp_path: Path) -> None:
+def test_missing_base_path_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"does not exist.*--model_base_path"):
         start(settings_of(tmp_path / "none"), loader=FakeModelLoader())
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(BundleError, match="is no directory"):
+    with pytest.raises(BundleError, match="is not a directory"):
         start(settings_of(file), loader=FakeModelLoader())
 
 
 @pytest.mark.protocol("versions.ports")
-def test_versions_of_which_none_loads_are_an_error_with_the_reasons(base: Path) -> None:
+def test_start_fails_with_the_reasons_if_no_version_loads(base: Path) -> None:
     (base / "1" / "broken").touch()
     (base / "2").mkdir()
     with pytest.raises(BundleError, match=r"Version 2: .*saved_model.pb.*Version 1: broken on purpose"):
         start(settings_of(base), loader=FakeModelLoader())
 
 
-def test_the_newest_that_loads_serves_when_a_newer_one_is_broken(base: Path) -> None:
+def test_newest_version_that_loads_is_served_if_a_newer_one_is_broken(base: Path) -> None:
     (base / "3").mkdir()
     (base / "3" / contract.SAVED_MODEL_FILE).write_bytes(b"\xff\xff no message")
     (base / "00000099999999999999999999").mkdir()
     with start(settings_of(base), loader=FakeModelLoader()) as server:
         assert server.version == 1
         with Client(f"localhost:{server.port}", model="double") as client:
-            assert states(client) == {3: State.END, 1: State.AVAILABLE}
+            assert list_states(client) == {3: State.END, 1: State.AVAILABLE}
             assert "cannot be read" in client.status()[0].error
 
 
-def test_a_base_path_that_cannot_be_read_for_a_while_does_not_end_the_polling(
+def test_polling_continues_after_the_base_path_was_unreadable(
     base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with start(settings_of(base), loader=FakeModelLoader()) as server:
@@ -236,7 +236,7 @@ def test_a_base_path_that_cannot_be_read_for_a_while_does_not_end_the_polling(
 
 
 @pytest.mark.protocol("versions.ports")
-def test_an_empty_base_path_is_waited_for_and_said_once(
+def test_start_waits_at_an_empty_base_path_and_warns_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     base = tmp_path / "double"
@@ -249,10 +249,10 @@ def test_an_empty_base_path_is_waited_for_and_said_once(
         write_fake_model(base / "1")
         with starting.result(LIMIT) as server:
             assert server.version == 1
-    assert caplog.text.count("holds no version yet") == 1
+    assert caplog.text.count("has no version yet") == 1
 
 
-def test_the_models_name_is_the_directorys_unless_given(base: Path) -> None:
+def test_model_name_defaults_to_the_name_of_the_base_path(base: Path) -> None:
     for settings, name in (
         (ServerSettings(base, port=0), "double"),
         (ServerSettings(base / "1" / "..", port=0), "double"),
@@ -266,7 +266,7 @@ def test_the_models_name_is_the_directorys_unless_given(base: Path) -> None:
 
 
 def export(directory: Path) -> None:
-    """Signatures over numbers, strings, two inputs; `y` is the plain one."""
+    """Write a SavedModel with signatures for numbers, strings and two inputs."""
     import tensorflow as tf
 
     module = tf.Module()
@@ -350,14 +350,14 @@ def official_request(**spec: Any) -> Any:
 
 
 @pytest.mark.tf
-def test_the_official_client_gets_predictions(channel: grpc.Channel) -> None:
+def test_predict_through_the_official_client(channel: grpc.Channel) -> None:
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
     stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
     response = stub.Predict(official_request(), timeout=LIMIT)
     np.testing.assert_allclose(tf.make_ndarray(response.outputs["y"]), [[32, 38, 44, 50]])
-    assert list(response.outputs["sums"].float_val) == [6.0]  # typed fields, as TensorFlow Serving answers
+    assert list(response.outputs["sums"].float_val) == [6.0]  # typed fields, as TensorFlow Serving returns
     assert response.model_spec.name == "linear"
     assert response.model_spec.signature_name == "serving_default"
     assert response.model_spec.version.value == 5
@@ -375,7 +375,7 @@ def test_the_official_client_gets_predictions(channel: grpc.Channel) -> None:
 
 
 @pytest.mark.tf
-def test_the_official_client_gets_metadata_and_status(channel: grpc.Channel, linear: Path) -> None:
+def test_metadata_and_status_through_the_official_client(channel: grpc.Channel, linear: Path) -> None:
     from tensorflow.core.protobuf import saved_model_pb2
     from tensorflow_serving.apis import (
         get_model_metadata_pb2,
@@ -406,7 +406,7 @@ def test_the_official_client_gets_metadata_and_status(channel: grpc.Channel, lin
 
 
 @pytest.mark.tf
-def test_our_client_reads_metadata_of_a_real_model(channel: grpc.Channel) -> None:
+def test_metadata_of_a_real_model_through_hubheads_client(channel: grpc.Channel) -> None:
     metadata = Client("", model="linear", channel=channel).metadata()
     assert set(metadata.signatures) == {"serving_default", "upper", "add"}
     assert metadata.signatures["serving_default"].inputs["x"].dtype == "float"
@@ -421,7 +421,7 @@ INVALID, MISSING, PRECONDITION = (
     grpc.StatusCode.FAILED_PRECONDITION,
 )
 X = {"x": tensors.encode(np.array(ONE_BY_THREE, np.float32))}
-TORN = protos.TensorProto(dtype=1, float_val=[1, 2, 3])
+WRONG_SIZE = protos.TensorProto(dtype=1, float_val=[1, 2, 3])
 AB = {"name": "linear", "signature_name": "add"}
 VECTOR = tensors.encode(np.ones(2, np.float32))
 
@@ -478,7 +478,7 @@ VECTOR = tensors.encode(np.ones(2, np.float32))
             "Signature input alias: x(feed name: serving_default_x:0) not found in request and no default "
             "value provided. Inputs expected to be in the request {z}, or default input alias set: ",
         ),
-        ({"name": "linear"}, {"x": TORN}, [], INVALID, "tensor parsing error: x"),
+        ({"name": "linear"}, {"x": WRONG_SIZE}, [], INVALID, "tensor parsing error: x"),
         (
             AB,
             {"a": VECTOR, "b": tensors.encode([b"1", b"2"])},
@@ -496,7 +496,7 @@ VECTOR = tensors.encode(np.ones(2, np.float32))
         ({"name": "linear"}, X, ["y", "y"], INVALID, "duplicate output tensor alias: y"),
     ],
 )
-def test_a_wrong_request_is_answered_in_tensorflow_servings_words(
+def test_invalid_predict_request_has_tensorflow_servings_error(
     channel: grpc.Channel,
     spec: dict[str, Any] | None,
     inputs: dict[str, Any],
@@ -505,11 +505,11 @@ def test_a_wrong_request_is_answered_in_tensorflow_servings_words(
     text: str,
 ) -> None:
     request = protos.PredictRequest(model_spec=spec, inputs=inputs, output_filter=output_filter)
-    caught = refused(channel, protos.PREDICT, request)
+    caught = call_expecting_error(channel, protos.PREDICT, request)
     assert (caught.code(), caught.details()) == (code, text)
 
 
-def refused(channel: grpc.Channel, path: str, request: protos.Message) -> Any:
+def call_expecting_error(channel: grpc.Channel, path: str, request: protos.Message) -> Any:
     call = channel.unary_unary(path, type(request).SerializeToString)
     with pytest.raises(grpc.RpcError) as caught:
         call(request, timeout=LIMIT)
@@ -517,23 +517,23 @@ def refused(channel: grpc.Channel, path: str, request: protos.Message) -> Any:
 
 
 @pytest.mark.tf
-def test_a_wrong_shape_fails_in_the_graph_with_tensorflows_words(channel: grpc.Channel) -> None:
+def test_wrong_shape_fails_in_the_graph_with_tensorflows_error(channel: grpc.Channel) -> None:
     request = protos.PredictRequest(model_spec={"name": "linear"})
     request.inputs["x"].CopyFrom(tensors.encode(np.ones((1, 5), np.float32)))
-    caught = refused(channel, protos.PREDICT, request)
+    caught = call_expecting_error(channel, protos.PREDICT, request)
     assert caught.code() is INVALID
     assert caught.details().startswith("Matrix size-incompatible: In[0]: [1,5], In[1]: [3,4]\n\t [[{{node ")
     assert caught.details().endswith("}}]]")
 
 
-def test_the_stack_that_built_the_graph_is_no_callers_business() -> None:
-    stack = 'Detected at node a/b defined at (max_running recent call last):\n  File "/x.py", line 1\n    y = 2\n\n'
+def test_graph_construction_stack_is_removed_from_errors() -> None:
+    stack = 'Detected at node a/b defined at (most recent call last):\n  File "/x.py", line 1\n    y = 2\n\n'
     message = "Bad\n\t [[{{node a/b}}]]"
     assert (
         clean_error_message(f"Graph execution error:\n\n{stack}{stack}{message} [Op:__inference_1]")
         == message
     )
-    missing = "Detected at node a/b defined at (max_running recent call last):\n<stack unavailable>\n"
+    missing = "Detected at node a/b defined at (most recent call last):\n<stack unavailable>\n"
     assert clean_error_message(f"Graph execution error:\n\n{missing}{message}") == message
     assert clean_error_message("plain") == "plain"
     inside = "{{function_node __inference_1}} Bad\n\t [[{{function_node __inference_2}}{{node a/b}}]]"
@@ -582,7 +582,7 @@ def test_the_stack_that_built_the_graph_is_no_callers_business() -> None:
         ),
     ],
 )
-def test_metadata_and_status_refuse_in_tensorflow_servings_words(
+def test_invalid_metadata_and_status_requests_have_tensorflow_servings_errors(
     channel: grpc.Channel,
     request_class: str,
     path: str,
@@ -590,7 +590,7 @@ def test_metadata_and_status_refuse_in_tensorflow_servings_words(
     code: grpc.StatusCode,
     text: str,
 ) -> None:
-    caught = refused(channel, path, getattr(protos, request_class)(**fields))
+    caught = call_expecting_error(channel, path, getattr(protos, request_class)(**fields))
     assert (caught.code(), caught.details()) == (code, text)
 
 
@@ -604,7 +604,7 @@ def test_metadata_and_status_refuse_in_tensorflow_servings_words(
     ],
 )
 @pytest.mark.protocol("warmup.fails")
-def test_a_version_whose_warmup_fails_does_not_load(
+def test_version_whose_warmup_fails_does_not_load(
     linear: Path, tmp_path: Path, records: list[bytes], text: str
 ) -> None:
     shutil.copytree(linear / "5", tmp_path / "linear" / "6")
@@ -614,19 +614,19 @@ def test_a_version_whose_warmup_fails_does_not_load(
 
 
 @pytest.mark.tf
-def test_a_warmup_file_that_is_no_tfrecord_does_not_load(linear: Path, tmp_path: Path) -> None:
+def test_version_whose_warmup_file_is_not_a_tfrecord_does_not_load(linear: Path, tmp_path: Path) -> None:
     shutil.copytree(linear / "5", tmp_path / "linear" / "6")
     path = tmp_path / "linear" / "6" / contract.WARMUP_FILE
     path.write_bytes(struct.pack("<Q", 5) + b"no checksum here")
-    with pytest.raises(BundleError, match="no TFRecord file"):
+    with pytest.raises(BundleError, match="not a TFRecord file"):
         start(ServerSettings(tmp_path / "linear", port=0))
 
 
-# --- The same model through both doors of `predict` ----------------------------------------------------
+# --- The command `predict`, through a server and from a bundle ------------------------------------------
 
 
 def export_classifier(directory: Path) -> None:
-    """A model of hubhead's contract: refuses empty photos, abstains on those that begin with "?"."""
+    """Write a model with hubhead's signature: it rejects empty photos, and abstains on a leading "?"."""
     import tensorflow as tf
 
     module = tf.Module()
@@ -648,7 +648,7 @@ def export_classifier(directory: Path) -> None:
 
 
 @pytest.mark.tf
-def test_predict_says_the_same_through_a_server_and_from_the_bundle(tmp_path: Path) -> None:
+def test_predict_command_prints_the_same_from_a_server_and_from_a_bundle(tmp_path: Path) -> None:
     export_classifier(tmp_path / "fruit" / "1")
     photos = []
     for name, content in {"plain": b"photo", "odd": b"?", "empty": b""}.items():
@@ -664,7 +664,7 @@ def test_predict_says_the_same_through_a_server_and_from_the_bundle(tmp_path: Pa
     assert (asked.exit_code, local.exit_code) == (0, 0), (asked.output, local.output)
     served, rows = ([json.loads(line) for line in found.stdout.splitlines()] for found in (asked, local))
     for row in (*served, *rows):
-        row.pop("version")  # a bundle that is opened by its base path has none
+        row.pop("version")  # a bundle opened by its base path has no version
     assert served == rows
     assert [(row["status"], row["label"], len(row["top"])) for row in rows] == [
         ("ok", "apple", 2),
@@ -674,7 +674,7 @@ def test_predict_says_the_same_through_a_server_and_from_the_bundle(tmp_path: Pa
     ]
 
 
-def test_every_flag_of_serve_reaches_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_of_serve_set_the_server_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[ServerSettings] = []
     monkeypatch.setattr("serving.server.serve_until_signalled", lambda settings, ready: seen.append(settings))
     flags = [
@@ -693,7 +693,7 @@ def test_every_flag_of_serve_reaches_its_setting(monkeypatch: pytest.MonkeyPatch
     ]
 
 
-def test_serving_without_tensorflow_installed_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_without_tensorflow_installed_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     result = CliRunner().invoke(serve, ["--model_base_path", "m"])
     assert isinstance(result.exception, HubheadError)
@@ -720,7 +720,7 @@ def serve_command(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 @pytest.mark.tf
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.protocol("process.sigterm")
-def test_the_command_says_where_it_serves_and_ends_well_on_a_signal(
+def test_serve_prints_its_address_and_exits_0_on_sigterm_and_sigint(
     linear: Path, number: signal.Signals
 ) -> None:
     with serve_command("--model_base_path", str(linear), "--port", "0") as process:
@@ -729,7 +729,7 @@ def test_the_command_says_where_it_serves_and_ends_well_on_a_signal(
         assert line.startswith("Serving model linear, version 5, at localhost:")
         address = line.rpartition(" at ")[2].split()[0]
         with Client(address, model="linear") as client:
-            assert states(client) == {5: State.AVAILABLE}
+            assert list_states(client) == {5: State.AVAILABLE}
         process.send_signal(number)
         out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, err
@@ -738,17 +738,17 @@ def test_the_command_says_where_it_serves_and_ends_well_on_a_signal(
 
 
 @pytest.mark.tf
-def test_the_command_waits_at_an_empty_base_path_and_ends_well_meanwhile(tmp_path: Path) -> None:
+def test_serve_waiting_at_an_empty_base_path_exits_0_on_sigterm(tmp_path: Path) -> None:
     with serve_command("--model_base_path", str(tmp_path), "--port", "0") as process:
         assert process.stderr is not None
-        assert "holds no version yet" in process.stderr.readline()
+        assert "has no version yet" in process.stderr.readline()
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=LIMIT)
     assert (process.returncode, out, err) == (0, "", "")
 
 
 @pytest.mark.tf
-def test_the_command_fails_with_one_line_where_the_base_path_is_missing(tmp_path: Path) -> None:
+def test_serve_with_a_missing_base_path_fails_with_one_line(tmp_path: Path) -> None:
     with serve_command("--model_base_path", str(tmp_path / "none")) as process:
         out, err = process.communicate(timeout=LIMIT)
     assert (process.returncode, out) == (1, "")

@@ -30,11 +30,11 @@ from serving.server.config.files import (
     read_monitoring,
 )
 from serving.server.config.flags import FLAGS
-from serving.server.config.settings import Batching, Certificates, ModelSettings, Policy
-from tests.support.fake_model import LIMIT, Doublers, eventually, free_port, write_doubler
+from serving.server.config.settings import BatchingParameters, Certificates, ModelSettings, VersionPolicy
+from tests.support.fake_model import LIMIT, FakeModelLoader, eventually, free_port, write_fake_model
 
 
-def entry(name: str, base: Path, text: str = "") -> str:
+def format_entry(name: str, base: Path, text: str = "") -> str:
     return f'config {{ name: "{name}" base_path: "{base}" model_platform: "tensorflow" {text} }}'
 
 
@@ -57,20 +57,20 @@ def request(name: str = "a", *, version: int | None = None, label: str = "") -> 
     return message
 
 
-def answered_by(channel: grpc.Channel, **spec: Any) -> int:
+def call_and_get_version(channel: grpc.Channel, **spec: Any) -> int:
     call = channel.unary_unary(
         protos.PREDICT, protos.PredictRequest.SerializeToString, protos.PredictResponse.FromString
     )
     return int(call(request(**spec), timeout=LIMIT).model_spec.version.value)
 
 
-def refused(channel: grpc.Channel, **spec: Any) -> tuple[str, str]:
+def call_expecting_error(channel: grpc.Channel, **spec: Any) -> tuple[str, str]:
     with pytest.raises(grpc.RpcError) as caught:
-        answered_by(channel, **spec)
+        call_and_get_version(channel, **spec)
     return caught.value.code().name, caught.value.details()
 
 
-def reload(channel: grpc.Channel, text: str) -> Any:
+def reload_config(channel: grpc.Channel, text: str) -> Any:
     from google.protobuf import text_format
 
     message = protos.ReloadConfigRequest()
@@ -83,66 +83,66 @@ def reload(channel: grpc.Channel, text: str) -> Any:
     return call(message, timeout=LIMIT)
 
 
-def reload_refused(channel: grpc.Channel, text: str) -> tuple[str, str]:
+def reload_expecting_error(channel: grpc.Channel, text: str) -> tuple[str, str]:
     with pytest.raises(grpc.RpcError) as caught:
-        reload(channel, text)
+        reload_config(channel, text)
     return caught.value.code().name, caught.value.details()
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """Model a, with versions 1 to 3."""
+    """Return the base path of model a, with versions 1 to 3."""
     for version in (1, 2, 3):
-        write_doubler(tmp_path / "a" / str(version))
+        write_fake_model(tmp_path / "a" / str(version))
     return tmp_path / "a"
 
 
-def serving(models: Sequence[ModelSettings] = (), **more: Any) -> Any:
+def start_server(models: Sequence[ModelSettings] = (), **more: Any) -> Any:
     more.setdefault("file_system_poll_wait_seconds", 0.05)
-    return start(ServerSettings(models=tuple(models), port=0, **more), loader=Doublers())
+    return start(ServerSettings(models=tuple(models), port=0, **more), loader=FakeModelLoader())
 
 
 @pytest.mark.parametrize(
     ("policy", "expected"),
     [
-        (Policy(), {3}),
-        (Policy(latest=2), {2, 3}),
-        (Policy(latest=0), {1, 2, 3}),
-        (Policy(specific=(1, 3)), {1, 3}),
-        (Policy(specific=(1, 9)), {1}),
+        (VersionPolicy(), {3}),
+        (VersionPolicy(latest=2), {2, 3}),
+        (VersionPolicy(latest=0), {1, 2, 3}),
+        (VersionPolicy(specific=(1, 3)), {1, 3}),
+        (VersionPolicy(specific=(1, 9)), {1}),
     ],
 )
 @pytest.mark.protocol("versions.policy")
-def test_a_policy_says_which_versions_serve(base: Path, policy: Policy, expected: set[int]) -> None:
+def test_version_policy_selects_the_served_versions(
+    base: Path, policy: VersionPolicy, expected: set[int]
+) -> None:
     with (
-        serving([ModelSettings("a", base, policy)]) as server,
+        start_server([ModelSettings("a", base, policy)]) as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
     ):
         for version in (1, 2, 3):
             if version in expected:
-                assert answered_by(channel, version=version) == version
+                assert call_and_get_version(channel, version=version) == version
             else:
                 words = f"Servable not found for request: Specific(a, {version})"
-                assert refused(channel, version=version) == ("NOT_FOUND", words)
-        assert answered_by(channel) == max(expected)
+                assert call_expecting_error(channel, version=version) == ("NOT_FOUND", words)
+        assert call_and_get_version(channel) == max(expected)
 
 
 @pytest.mark.protocol("versions.missing-base")
-def test_of_several_models_one_that_loses_its_directory_does_not_hold_up_the_other(
-    base: Path, tmp_path: Path
-) -> None:
-    write_doubler(tmp_path / "b" / "1")
+def test_missing_base_path_of_one_model_does_not_delay_another(base: Path, tmp_path: Path) -> None:
+    write_fake_model(tmp_path / "b" / "1")
     models = [ModelSettings("a", base), ModelSettings("b", tmp_path / "b")]
-    with serving(models) as server, grpc.insecure_channel(f"localhost:{server.port}") as channel:
+    with start_server(models) as server, grpc.insecure_channel(f"localhost:{server.port}") as channel:
         shutil.rmtree(base)
-        write_doubler(tmp_path / "b" / "2")
-        eventually(lambda: answered_by(channel, name="b") == 2)
-        assert answered_by(channel, name="a") == 3
+        write_fake_model(tmp_path / "b" / "2")
+        eventually(lambda: call_and_get_version(channel, name="b") == 2)
+        assert call_and_get_version(channel, name="a") == 3
 
 
 @pytest.mark.protocol("versions.partial")
-def test_a_directory_that_is_still_being_copied_is_left_alone(base: Path) -> None:
-    loader = Doublers()
+def test_directory_that_is_still_being_copied_is_not_loaded(base: Path) -> None:
+    loader = FakeModelLoader()
     settings = ServerSettings(base, port=0, file_system_poll_wait_seconds=0.1)
     with start(settings, loader=loader) as server:
         (base / "4" / "variables").mkdir(parents=True)
@@ -160,55 +160,63 @@ def test_a_directory_that_is_still_being_copied_is_left_alone(base: Path) -> Non
 
 
 @pytest.mark.protocol("error.label-unloaded", "labels.available")
-def test_labels_choose_versions_and_move_by_a_reload(base: Path) -> None:
-    model = ModelSettings("a", base, Policy(specific=(1, 2)), {"stable": 1})
+def test_version_labels_select_versions_and_move_on_reload(base: Path) -> None:
+    model = ModelSettings("a", base, VersionPolicy(specific=(1, 2)), {"stable": 1})
     flag = {"allow_version_labels_for_unavailable_models": True}
-    with serving([model], **flag) as server, grpc.insecure_channel(f"localhost:{server.port}") as channel:
-        assert answered_by(channel, label="stable") == 1
-        assert refused(channel, label="canary") == (
+    with (
+        start_server([model], **flag) as server,
+        grpc.insecure_channel(f"localhost:{server.port}") as channel,
+    ):
+        assert call_and_get_version(channel, label="stable") == 1
+        assert call_expecting_error(channel, label="canary") == (
             "INVALID_ARGUMENT",
             "Unrecognized servable version label: canary",
         )
         policy = "model_version_policy { specific { versions: 1 versions: 2 versions: 3 } }"
         labels = 'version_labels { key: "stable" value: 1 } version_labels { key: "canary" value: 3 }'
-        reload(channel, f"model_config_list {{ {entry('a', base, policy + labels)} }}")
-        assert answered_by(channel, label="canary") == 3
-        assert answered_by(channel, label="stable") == 1
+        reload_config(channel, f"model_config_list {{ {format_entry('a', base, policy + labels)} }}")
+        assert call_and_get_version(channel, label="canary") == 3
+        assert call_and_get_version(channel, label="stable") == 1
         moved = 'version_labels { key: "stable" value: 9 }'
-        assert reload_refused(channel, f"model_config_list {{ {entry('a', base, policy + moved)} }}") == (
+        assert reload_expecting_error(
+            channel, f"model_config_list {{ {format_entry('a', base, policy + moved)} }}"
+        ) == (
             "FAILED_PRECONDITION",
             "Request to assign label to version 9 of model a, which is not currently available for inference",
         )
-        assert answered_by(channel, label="stable") == 1
+        assert call_and_get_version(channel, label="stable") == 1
 
 
 @pytest.mark.protocol("labels.available")
-def test_labels_at_the_start_need_the_flag_as_in_tensorflow_serving(base: Path) -> None:
+def test_version_labels_at_the_start_require_the_flag(base: Path) -> None:
     with pytest.raises(InputError, match=r"assign label to version 3 .*--allow_version_labels"):
-        serving([ModelSettings("a", base, labels={"stable": 3})])
+        start_server([ModelSettings("a", base, labels={"stable": 3})])
 
 
 @pytest.mark.protocol("reload.replaces")
-def test_a_reload_replaces_the_list_and_waits_for_what_is_new(base: Path, tmp_path: Path) -> None:
-    write_doubler(tmp_path / "b" / "7")
+def test_reload_replaces_the_model_list_and_waits_for_new_models(base: Path, tmp_path: Path) -> None:
+    write_fake_model(tmp_path / "b" / "7")
     with (
-        serving([ModelSettings("a", base)]) as server,
+        start_server([ModelSettings("a", base)]) as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
     ):
-        response = reload(channel, f"model_config_list {{ {entry('b', tmp_path / 'b')} }}")
+        response = reload_config(channel, f"model_config_list {{ {format_entry('b', tmp_path / 'b')} }}")
         assert response.status.error_code == 0
-        assert answered_by(channel, name="b") == 7
-        assert refused(channel, name="a") == ("NOT_FOUND", "Servable not found for request: Latest(a)")
+        assert call_and_get_version(channel, name="b") == 7
+        assert call_expecting_error(channel, name="a") == (
+            "NOT_FOUND",
+            "Servable not found for request: Latest(a)",
+        )
 
 
 @pytest.mark.protocol("error.reload", "reload.list-alone")
-def test_a_reload_that_is_not_allowed_changes_nothing(base: Path) -> None:
+def test_invalid_reload_changes_nothing(base: Path) -> None:
     with (
-        serving([ModelSettings("a", base)]) as server,
+        start_server([ModelSettings("a", base)]) as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
     ):
         lists = {
-            f"{entry('a', base)} {entry('a', base)}": (
+            f"{format_entry('a', base)} {format_entry('a', base)}": (
                 "INVALID_ARGUMENT",
                 "Illegal to list model a multiple times in config list",
             ),
@@ -223,54 +231,61 @@ def test_a_reload_that_is_not_allowed_changes_nothing(base: Path) -> None:
             ),
         }
         for text, expected in lists.items():
-            assert reload_refused(channel, f"model_config_list {{ {text} }}") == expected
-        code, details = reload_refused(channel, "")
+            assert reload_expecting_error(channel, f"model_config_list {{ {text} }}") == expected
+        code, details = reload_expecting_error(channel, "")
         assert code == "FAILED_PRECONDITION"
         assert details.startswith("Cannot transition to requested config.")
-        assert answered_by(channel) == 3
+        assert call_and_get_version(channel) == 3
 
 
-def test_a_reload_to_a_model_that_does_not_load_is_an_error_with_the_reason(
-    base: Path, tmp_path: Path
-) -> None:
-    (write_doubler(tmp_path / "b" / "1") / "broken").touch()
+def test_reload_with_a_model_that_does_not_load_fails_with_the_reason(base: Path, tmp_path: Path) -> None:
+    (write_fake_model(tmp_path / "b" / "1") / "broken").touch()
     with (
-        serving([ModelSettings("a", base)]) as server,
+        start_server([ModelSettings("a", base)]) as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
     ):
-        code, details = reload_refused(channel, f"model_config_list {{ {entry('b', tmp_path / 'b')} }}")
+        code, details = reload_expecting_error(
+            channel, f"model_config_list {{ {format_entry('b', tmp_path / 'b')} }}"
+        )
         assert code == "UNKNOWN"
         assert "broken on purpose" in details
 
 
-def test_a_configuration_file_is_read_again_where_it_changes(base: Path, tmp_path: Path) -> None:
-    write_doubler(tmp_path / "b" / "1")
-    file = write_config(tmp_path / "models.config", entry("a", base))
+def test_changed_configuration_file_is_applied(base: Path, tmp_path: Path) -> None:
+    write_fake_model(tmp_path / "b" / "1")
+    file = write_config(tmp_path / "models.config", format_entry("a", base))
     with (
-        serving(model_config_file=file, model_config_file_poll_wait_seconds=0.05) as server,
+        start_server(model_config_file=file, model_config_file_poll_wait_seconds=0.05) as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
     ):
-        assert answered_by(channel, name="a") == 3
+        assert call_and_get_version(channel, name="a") == 3
         file.write_text("no config {")
         time.sleep(0.3)
-        assert answered_by(channel, name="a") == 3
-        write_config(file, entry("a", base, "model_version_policy { all {} }"), entry("b", tmp_path / "b"))
+        assert call_and_get_version(channel, name="a") == 3
+        write_config(
+            file,
+            format_entry("a", base, "model_version_policy { all {} }"),
+            format_entry("b", tmp_path / "b"),
+        )
         eventually(lambda: set(server.manager.models) == {"a", "b"})
-        assert answered_by(channel, name="b") == 1
-        eventually(lambda: server.manager.models["a"].available(1))
+        assert call_and_get_version(channel, name="b") == 1
+        eventually(lambda: server.manager.models["a"].is_available(1))
 
 
 @pytest.mark.protocol("batching.sizes")
-def test_what_is_wrong_in_a_file_is_said_with_its_place(tmp_path: Path) -> None:
+def test_errors_in_configuration_files_name_the_place(tmp_path: Path) -> None:
     file = tmp_path / "some.config"
     with pytest.raises(InputError, match="cannot be read"):
         read_models(file)
     for text, message in (
-        ("model_config_list {\n  confi {}\n}", r"no ModelServerConfig in text format: 2:"),
+        ("model_config_list {\n  confi {}\n}", r"not a ModelServerConfig in text format: 2:"),
         ('model_config_list { config { name: "a" base_path: "x" } }', "absolute path"),
-        ('model_config_list { config { base_path: "/x" } }', "needs a name"),
-        ('model_config_list { config { name: "a" base_path: "gs://x" } }', "not on this machine"),
-        ('model_config_list { config { name: "a" base_path: "/x" model_platform: "y" } }', "platform y"),
+        ('model_config_list { config { base_path: "/x" } }', "has no name"),
+        ('model_config_list { config { name: "a" base_path: "gs://x" } }', "Only local paths are supported"),
+        (
+            'model_config_list { config { name: "a" base_path: "/x" model_platform: "y" } }',
+            "platform y is not supported",
+        ),
     ):
         file.write_text(text)
         with pytest.raises(InputError, match=message):
@@ -287,18 +302,18 @@ def test_what_is_wrong_in_a_file_is_said_with_its_place(tmp_path: Path) -> None:
     file.write_text('server_key: "key.pem"')
     with pytest.raises(InputError, match="PEM text itself"):
         read_certificates(file)
-    with pytest.raises(InputError, match="no key=value"):
+    with pytest.raises(InputError, match="not of the form key=value"):
         parse_channel_arguments("grpc.max_connection_age_ms")
 
 
-def test_files_are_read_whole(tmp_path: Path) -> None:
+def test_configuration_files_are_parsed(tmp_path: Path) -> None:
     file = tmp_path / "some.config"
     file.write_text(
         "max_batch_size { value: 32 } batch_timeout_micros { value: 500 } max_enqueued_batches { value: 7 } "
         "num_batch_threads { value: 2 } allowed_batch_sizes: [1, 8, 32] pad_variable_length_inputs: true "
         "enable_large_batch_splitting { value: true } max_execution_batch_size { value: 16 }"
     )
-    assert read_batching(file) == Batching(32, 500, 7, 2, (1, 8, 32), True, True, 16)
+    assert read_batching(file) == BatchingParameters(32, 500, 7, 2, (1, 8, 32), True, True, 16)
     file.write_text("prometheus_config { enable: true }")
     assert read_monitoring(file) == "/monitoring/prometheus/metrics"
     file.write_text('prometheus_config { enable: true path: "/m" }')
@@ -307,12 +322,12 @@ def test_files_are_read_whole(tmp_path: Path) -> None:
     assert read_monitoring(file) == ""
     assert parse_channel_arguments("grpc.a=1,grpc.b=x") == (("grpc.a", 1), ("grpc.b", "x"))
     labels = 'version_labels { key: "stable" value: 2 } model_version_policy { latest { num_versions: 3 } }'
-    write_config(file, entry("a", Path("/a"), labels))
-    assert read_models(file) == (ModelSettings("a", Path("/a"), Policy(3), {"stable": 2}),)
+    write_config(file, format_entry("a", Path("/a"), labels))
+    assert read_models(file) == (ModelSettings("a", Path("/a"), VersionPolicy(3), {"stable": 2}),)
 
 
-def certificates(directory: Path) -> Certificates:
-    """A self-signed certificate of localhost."""
+def write_certificates(directory: Path) -> Certificates:
+    """Write a self-signed certificate of localhost; return it with its key."""
     key, cert = directory / "key.pem", directory / "cert.pem"
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost"
     command += f" -addext subjectAltName=DNS:localhost -keyout {key} -out {cert}"
@@ -322,31 +337,31 @@ def certificates(directory: Path) -> Certificates:
 
 @pytest.mark.needs("openssl")
 @pytest.mark.protocol("process.tls")
-def test_tls_answers_those_who_know_its_certificate_and_nobody_else(base: Path, tmp_path: Path) -> None:
-    own = certificates(tmp_path)
-    with serving([ModelSettings("a", base)], certificates=own, rest_api_port=0) as server:
+def test_tls_accepts_only_clients_that_trust_the_certificate(base: Path, tmp_path: Path) -> None:
+    own = write_certificates(tmp_path)
+    with start_server([ModelSettings("a", base)], certificates=own, rest_api_port=0) as server:
         with urllib.request.urlopen(f"http://localhost:{server.rest_port}/v1/models/a") as response:
-            assert response.status == 200  # REST is never TLS
+            assert response.status == 200  # REST never uses TLS
         address = f"localhost:{server.port}"
         with grpc.secure_channel(address, grpc.ssl_channel_credentials(own.server_cert.encode())) as channel:
-            assert answered_by(channel) == 3
+            assert call_and_get_version(channel) == 3
         with grpc.insecure_channel(address) as channel:
-            assert refused(channel)[0] == "UNAVAILABLE"
+            assert call_expecting_error(channel)[0] == "UNAVAILABLE"
 
 
 @pytest.mark.protocol("process.socket")
-def test_a_unix_socket_answers_too(base: Path, tmp_path: Path) -> None:
+def test_grpc_over_a_unix_socket(base: Path, tmp_path: Path) -> None:
     path = tmp_path / "s"
-    with serving([ModelSettings("a", base)], grpc_socket_path=str(path)) as server:
+    with start_server([ModelSettings("a", base)], grpc_socket_path=str(path)) as server:
         assert server.port
         with grpc.insecure_channel(f"unix:{path}") as channel:
-            assert answered_by(channel) == 3
+            assert call_and_get_version(channel) == 3
 
 
 @pytest.mark.protocol("process.reflection")
-def test_reflection_lists_the_services(base: Path) -> None:
+def test_grpc_reflection_lists_the_services(base: Path) -> None:
     with (
-        serving([ModelSettings("a", base)]) as server,
+        start_server([ModelSettings("a", base)]) as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
     ):
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
@@ -360,39 +375,41 @@ def test_reflection_lists_the_services(base: Path) -> None:
         assert b"Predict" in file.file_descriptor_response.file_descriptor_proto[0]
 
 
-def health_of(channel: grpc.Channel, service: str = "") -> str:
+def get_health(channel: grpc.Channel, service: str = "") -> str:
     request = health_pb2.HealthCheckRequest(service=service)
     response = health_pb2_grpc.HealthStub(channel).Check(request, timeout=LIMIT)
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
 
 @pytest.mark.protocol("process.health")
-def test_health_follows_what_the_model_answers(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.server.health.QUIET_SECONDS", 0.2)
-    loader = Doublers()
+def test_health_probe_detects_a_hanging_model_and_its_recovery(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.server.health.PROBE_AFTER_SECONDS", 0.2)
+    loader = FakeModelLoader()
     settings = ServerSettings(base, port=0, file_system_poll_wait_seconds=0.05)
     with (
         start(settings, loader=loader) as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
     ):
         for service in ("", "ModelService", "PredictionService", protos.PREDICTION_SERVICE):
-            assert health_of(channel, service) == "SERVING"
+            assert get_health(channel, service) == "SERVING"
         with server.manager.use(protos.ModelSpec(name="a")) as servable:
-            servable.probe = request("a")
-        loader.models[3].gate.clear()  # the model hangs from now on
-        eventually(lambda: health_of(channel) == "NOT_SERVING")
+            servable.health_probe.request = request("a")
+        loader.models[3].gate.clear()  # the model hangs
+        eventually(lambda: get_health(channel) == "NOT_SERVING")
         loader.models[3].gate.set()
-        eventually(lambda: health_of(channel) == "SERVING")
+        eventually(lambda: get_health(channel) == "SERVING")
 
 
-def test_a_server_that_drains_says_so_while_it_finishes(base: Path) -> None:
-    loader = Doublers(gated=True)
+def test_health_is_not_serving_while_the_server_drains(base: Path) -> None:
+    loader = FakeModelLoader(gated=True)
     server = start(ServerSettings(base, port=0), loader=loader)
     with grpc.insecure_channel(f"localhost:{server.port}") as channel:
         watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=LIMIT)
         assert next(watching).status == 1
-        flying: list[Any] = []
-        caller = threading.Thread(target=lambda: flying.append(answered_by(channel)))
+        versions: list[Any] = []
+        caller = threading.Thread(target=lambda: versions.append(call_and_get_version(channel)))
         caller.start()
         eventually(lambda: loader.models[3].running == 1)
         stopper = threading.Thread(target=server.stop)
@@ -401,17 +418,17 @@ def test_a_server_that_drains_says_so_while_it_finishes(base: Path) -> None:
         loader.models[3].gate.set()
         caller.join(LIMIT)
         stopper.join(LIMIT)
-        assert flying == [3]
+        assert versions == [3]
 
 
 def test_metrics_have_tensorflow_servings_names(base: Path) -> None:
     path = "/monitoring/prometheus/metrics"
     with (
-        serving([ModelSettings("a", base)], rest_api_port=0, metrics_path=path) as server,
+        start_server([ModelSettings("a", base)], rest_api_port=0, metrics_path=path) as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
     ):
-        answered_by(channel)
-        refused(channel, version=9)
+        call_and_get_version(channel)
+        call_expecting_error(channel, version=9)
         with urllib.request.urlopen(f"http://localhost:{server.rest_port}{path}") as response:
             text = response.read().decode()
         assert ':tensorflow:serving:request_count{model_name="a",status="OK"} 1.0' in text
@@ -422,7 +439,7 @@ def test_metrics_have_tensorflow_servings_names(base: Path) -> None:
 
 
 @pytest.mark.protocol("process.flags")
-def test_all_flags_of_tensorflow_model_server_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_flags_of_tensorflow_model_server_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.k8s.checks_serving import SERVER_SETTINGS, SERVER_SWITCHES
 
     assert FLAGS.keys() == (SERVER_SETTINGS | SERVER_SWITCHES) - {"version"}
@@ -433,37 +450,39 @@ def test_all_flags_of_tensorflow_model_server_are_taken(monkeypatch: pytest.Monk
         given = [f"--{name}={text[flag.kind]}"] if flag.kind is not bool else [f"--{name}"]
         result = CliRunner().invoke(serve, given)
         assert result.exit_code == 0 or isinstance(result.exception, InputError), (name, result.output)
-        assert (f"--{name} is without effect: " in result.output) == bool(flag.without_effect), name
+        assert (f"--{name} has no effect: " in result.output) == bool(flag.ignored_because), name
 
 
-def test_batching_without_a_file_has_tensorflow_servings_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_enable_batching_without_a_file_uses_tensorflow_servings_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen: list[ServerSettings] = []
     monkeypatch.setattr("serving.server.serve_until_signalled", lambda settings, ready: seen.append(settings))
     for flags in ([], ["--enable_batching"]):
         assert CliRunner().invoke(serve, ["--model_base_path", "m", *flags]).exit_code == 0
-    assert [settings.batching for settings in seen] == [None, Batching()]
+    assert [settings.batching for settings in seen] == [None, BatchingParameters()]
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--batching_parameters_file", "x"], "needs --enable_batching"),
-        (["--model_config_file", "x", "--model_name", "a"], "names the models itself"),
-        (["--port", "8500", "--rest_api_port", "8500"], "cannot be the same"),
+        (["--batching_parameters_file", "x"], "requires --enable_batching"),
+        (["--model_config_file", "x", "--model_name", "a"], "cannot be combined with --model_base_path"),
+        (["--port", "8500", "--rest_api_port", "8500"], "--rest_api_port and --port are both 8500"),
         (["--ssl_config_file", "/none/such"], "cannot be read"),
     ],
 )
 @pytest.mark.protocol("batching.needs-flag")
-def test_flags_that_do_not_go_together_are_one_clear_error(flags: list[str], message: str) -> None:
+def test_contradicting_flags_are_an_error_with_a_remedy(flags: list[str], message: str) -> None:
     result = CliRunner().invoke(serve, flags)
     assert isinstance(result.exception, InputError)
     assert message in str(result.exception)
 
 
-def test_a_rest_port_in_use_is_one_clear_error(base: Path) -> None:
+def test_rest_port_in_use_is_an_error_with_a_remedy(base: Path) -> None:
     port = free_port()
     with (
-        serving([ModelSettings("a", base)], rest_api_port=port),
+        start_server([ModelSettings("a", base)], rest_api_port=port),
         pytest.raises(OutputError, match=rf"Port {port} .*--rest_api_port"),
     ):
-        serving([ModelSettings("a", base)], rest_api_port=port)
+        start_server([ModelSettings("a", base)], rest_api_port=port)

@@ -1,4 +1,4 @@
-"""Hostile and unlucky callers: broken messages, wild tensors, slow senders, too many calls, swaps."""
+"""Fault tolerance: corrupt messages, arbitrary tensors, slow HTTP/2 senders, overload, version swaps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from serving import protos
 from serving.protos import tensors
 from serving.server import RunningServer, ServerSettings, start
-from tests.support.fake_model import LIMIT, Doublers, double, eventually, write_doubler
+from tests.support.fake_model import LIMIT, FakeModelLoader, call_double, eventually, write_fake_model
 
 METHODS = (
     protos.PREDICT,
@@ -33,15 +33,15 @@ METHODS = (
     protos.RELOAD_CONFIG,
 )
 
-SAYS_WHY = {"INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "UNIMPLEMENTED"}
-"""Codes for a message that was understood, and refused."""
+REJECTIONS = {"INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "UNIMPLEMENTED"}
+"""Status codes of messages that were parsed and rejected."""
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     base = tmp_path_factory.mktemp("models") / "double"
-    write_doubler(base / "1")
-    with start(ServerSettings(base, port=0), loader=Doublers()) as server:
+    write_fake_model(base / "1")
+    with start(ServerSettings(base, port=0), loader=FakeModelLoader()) as server:
         yield server
 
 
@@ -51,7 +51,7 @@ def channel(server: RunningServer) -> Iterator[grpc.Channel]:
         yield channel
 
 
-def code_of(channel: grpc.Channel, path: str, body: bytes) -> str:
+def get_status_code(channel: grpc.Channel, path: str, body: bytes) -> str:
     try:
         channel.unary_unary(path)(body, timeout=LIMIT)
     except grpc.RpcError as error:
@@ -59,11 +59,11 @@ def code_of(channel: grpc.Channel, path: str, body: bytes) -> str:
     return "OK"
 
 
-def still_answers(channel: grpc.Channel) -> bool:
-    return bool(tensors.decode(double(channel, 2.0).outputs["y"], "y").tolist() == [4.0])
+def is_responsive(channel: grpc.Channel) -> bool:
+    return bool(tensors.decode(call_double(channel, 2.0).outputs["y"], "y").tolist() == [4.0])
 
 
-def request_of(path: str) -> protos.Message:
+def find_request_class(path: str) -> protos.Message:
     name = {
         protos.PREDICT: "PredictRequest",
         protos.CLASSIFY: "ClassificationRequest",
@@ -76,9 +76,9 @@ def request_of(path: str) -> protos.Message:
     return getattr(protos, name)
 
 
-def parses(path: str, body: bytes) -> bool:
+def is_parseable(path: str, body: bytes) -> bool:
     try:
-        request_of(path).FromString(body)
+        find_request_class(path).FromString(body)
     except Exception:
         return False
     return True
@@ -89,30 +89,34 @@ SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChe
 
 @SLOW
 @given(path=st.sampled_from(METHODS[:-1]), body=st.binary(max_size=200))
-def test_bytes_that_are_no_message_get_the_code_of_grpcs_own_servers(
+def test_unparseable_request_is_internal_as_in_grpcs_own_servers(
     channel: grpc.Channel, path: str, body: bytes
 ) -> None:
-    code = code_of(channel, path, body)
-    assert code in SAYS_WHY if parses(path, body) else code == "INTERNAL"
+    code = get_status_code(channel, path, body)
+    assert code in REJECTIONS if is_parseable(path, body) else code == "INTERNAL"
 
 
-def valid() -> bytes:
+def make_valid_body() -> bytes:
     request = protos.PredictRequest(model_spec={"name": "double"})
     request.inputs["x"].CopyFrom(tensors.encode(np.arange(5, dtype=np.float32), typed_fields=True))
     return bytes(request.SerializeToString())
 
 
 @SLOW
-@given(at=st.integers(0, len(valid()) - 1), byte=st.integers(0, 255), cut=st.booleans())
-def test_a_damaged_request_gets_an_answer_or_a_reason(
+@given(at=st.integers(0, len(make_valid_body()) - 1), byte=st.integers(0, 255), cut=st.booleans())
+def test_corrupted_request_gets_a_response_or_a_status_error(
     channel: grpc.Channel, at: int, byte: int, cut: bool
 ) -> None:
-    body = valid()[:at] if cut else valid()[:at] + bytes([byte]) + valid()[at + 1 :]
-    code = code_of(channel, protos.PREDICT, body)
-    if not parses(protos.PREDICT, body):
+    body = (
+        make_valid_body()[:at]
+        if cut
+        else make_valid_body()[:at] + bytes([byte]) + make_valid_body()[at + 1 :]
+    )
+    code = get_status_code(channel, protos.PREDICT, body)
+    if not is_parseable(protos.PREDICT, body):
         assert code == "INTERNAL"
-    else:  # a changed byte may well make a number negative, which this model refuses
-        assert code in SAYS_WHY | {"OK", "OUT_OF_RANGE"}
+    else:  # a changed byte may make a number negative, which the model rejects
+        assert code in REJECTIONS | {"OK", "OUT_OF_RANGE"}
 
 
 @SLOW
@@ -124,7 +128,7 @@ def test_a_damaged_request_gets_an_answer_or_a_reason(
     content=st.binary(max_size=20),
     unknown=st.booleans(),
 )
-def test_a_wild_tensor_is_refused_and_takes_no_memory(
+def test_arbitrary_tensor_proto_is_answered_or_rejected(
     channel: grpc.Channel,
     dtype: int,
     sizes: list[int],
@@ -142,23 +146,23 @@ def test_a_wild_tensor_is_refused_and_takes_no_memory(
     x.float_val.extend(values)
     x.string_val.extend(strings)
     x.tensor_content = content
-    code = code_of(channel, protos.PREDICT, request.SerializeToString())
+    code = get_status_code(channel, protos.PREDICT, request.SerializeToString())
     assert code in {"OK", "OUT_OF_RANGE", "INVALID_ARGUMENT"}
     if dtype != 1:
         assert code == "INVALID_ARGUMENT"
 
 
-def test_a_shape_that_a_few_bytes_cannot_fill_is_refused(channel: grpc.Channel) -> None:
+def test_tensor_shape_larger_than_its_content_is_rejected(channel: grpc.Channel) -> None:
     request = protos.PredictRequest(model_spec={"name": "double"})
     request.inputs["x"].CopyFrom(protos.TensorProto(dtype=1, float_val=[1]))
     request.inputs["x"].tensor_shape.dim.add(size=400_000_000)
-    assert code_of(channel, protos.PREDICT, request.SerializeToString()) == "INVALID_ARGUMENT"
+    assert get_status_code(channel, protos.PREDICT, request.SerializeToString()) == "INVALID_ARGUMENT"
 
 
-def test_an_unknown_method_is_unimplemented(channel: grpc.Channel) -> None:
+def test_unknown_rpc_is_unimplemented(channel: grpc.Channel) -> None:
     path = f"/{protos.PREDICTION_SERVICE}/PredictStreamed"
-    assert code_of(channel, path, b"") == "UNIMPLEMENTED"
-    assert code_of(channel, "/some.Other/Method", b"") == "UNIMPLEMENTED"
+    assert get_status_code(channel, path, b"") == "UNIMPLEMENTED"
+    assert get_status_code(channel, "/some.Other/Method", b"") == "UNIMPLEMENTED"
 
 
 # --- HTTP/2 by hand ---------------------------------------------------------------------------------------
@@ -168,12 +172,12 @@ DATA, HEADERS, RST_STREAM, SETTINGS = 0, 1, 3, 4
 END_STREAM, END_HEADERS = 1, 4
 
 
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+def encode_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
 
 
-def headers(path: str) -> bytes:
-    """Literal header fields without Huffman coding or a table (RFC 7541, 6.2.2)."""
+def encode_headers(path: str) -> bytes:
+    """Return literal header fields without Huffman coding or a table (RFC 7541, 6.2.2)."""
     fields = {
         ":method": "POST",
         ":scheme": "http",
@@ -189,18 +193,18 @@ def headers(path: str) -> bytes:
     return b"".join(parts)
 
 
-def connected(server: RunningServer) -> socket.socket:
+def open_http2_connection(server: RunningServer) -> socket.socket:
     found = socket.create_connection(("localhost", server.port), timeout=LIMIT)
-    found.sendall(PREFACE + frame(SETTINGS, 0, 0))
+    found.sendall(PREFACE + encode_frame(SETTINGS, 0, 0))
     return found
 
 
-def message(body: bytes) -> bytes:
+def frame_message(body: bytes) -> bytes:
     return b"\0" + struct.pack(">I", len(body)) + body
 
 
-def ended(connection: socket.socket, stream: int) -> bool:
-    """Whether the server ends a stream, by RST_STREAM or by trailers."""
+def is_stream_ended(connection: socket.socket, stream: int) -> bool:
+    """Return whether the server ends a stream, by RST_STREAM or by trailers."""
     file = connection.makefile("rb")
     while start := file.read(9):
         kind, flags = start[3], start[4]
@@ -211,96 +215,102 @@ def ended(connection: socket.socket, stream: int) -> bool:
     return False
 
 
-def test_senders_that_stop_half_way_hold_up_nobody(server: RunningServer, channel: grpc.Channel) -> None:
-    slow = [connected(server) for _ in range(5)]
+def test_incomplete_http2_requests_do_not_block_other_callers(
+    server: RunningServer, channel: grpc.Channel
+) -> None:
+    slow = [open_http2_connection(server) for _ in range(5)]
     try:
-        whole = message(valid())
+        whole = frame_message(make_valid_body())
         for number, one in enumerate(slow):
             for stream in range(1, 2 * 90, 2):  # 450 calls, more than there are threads
-                one.sendall(frame(HEADERS, END_HEADERS, stream, headers(protos.PREDICT)))
-                one.sendall(frame(DATA, 0, stream, whole[: number * 3]))
+                one.sendall(encode_frame(HEADERS, END_HEADERS, stream, encode_headers(protos.PREDICT)))
+                one.sendall(encode_frame(DATA, 0, stream, whole[: number * 3]))
         start = time.monotonic()
-        assert still_answers(channel)
+        assert is_responsive(channel)
         assert time.monotonic() - start < LIMIT / 3
         assert threading.active_count() < 200
     finally:
         for one in slow:
             one.close()
-    assert still_answers(channel)
+    assert is_responsive(channel)
 
 
-def test_a_stream_that_ends_without_its_message_ends_here_too(
+def test_http2_stream_closed_without_a_message_is_ended_by_the_server(
     server: RunningServer, channel: grpc.Channel
 ) -> None:
-    for sent in (b"", message(valid())[:7]):
-        with connected(server) as one:
-            one.sendall(frame(HEADERS, END_HEADERS | (0 if sent else END_STREAM), 1, headers(protos.PREDICT)))
+    for sent in (b"", frame_message(make_valid_body())[:7]):
+        with open_http2_connection(server) as one:
+            one.sendall(
+                encode_frame(
+                    HEADERS, END_HEADERS | (0 if sent else END_STREAM), 1, encode_headers(protos.PREDICT)
+                )
+            )
             if sent:
-                one.sendall(frame(DATA, END_STREAM, 1, sent))
-            assert ended(one, stream=1)
-        assert still_answers(channel)
+                one.sendall(encode_frame(DATA, END_STREAM, 1, sent))
+            assert is_stream_ended(one, stream=1)
+        assert is_responsive(channel)
 
 
 @SLOW
 @given(garbage=st.binary(max_size=100), after=st.booleans())
-def test_bytes_that_are_no_http_close_the_connection_alone(
+def test_garbage_bytes_close_only_their_own_connection(
     server: RunningServer, channel: grpc.Channel, garbage: bytes, after: bool
 ) -> None:
     with socket.create_connection(("localhost", server.port), timeout=LIMIT) as one:
-        one.sendall((PREFACE + frame(SETTINGS, 0, 0) if after else b"") + garbage)
-    assert still_answers(channel)
+        one.sendall((PREFACE + encode_frame(SETTINGS, 0, 0) if after else b"") + garbage)
+    assert is_responsive(channel)
 
 
-# --- More than there is room for --------------------------------------------------------------------------
+# --- Overload --------------------------------------------------------------------------
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    write_doubler(tmp_path / "double" / "1")
+    write_fake_model(tmp_path / "double" / "1")
     return tmp_path / "double"
 
 
-def test_calls_beyond_the_limit_are_refused_at_once_and_the_rest_of_the_server_answers(base: Path) -> None:
-    loader = Doublers(gated=True)
+def test_calls_beyond_grpc_max_threads_are_unavailable_and_status_still_works(base: Path) -> None:
+    loader = FakeModelLoader(gated=True)
     with (
         start(ServerSettings(base, port=0, grpc_max_threads=4), loader=loader) as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
         ThreadPoolExecutor(4) as pool,
     ):
-        waiting = [pool.submit(double, channel, 1.0) for _ in range(4)]
-        eventually(lambda: server._grpc._calls._held == 4)
+        waiting = [pool.submit(call_double, channel, 1.0) for _ in range(4)]
+        eventually(lambda: server._grpc._dispatcher._in_flight == 4)
         with pytest.raises(grpc.RpcError) as caught:
-            double(channel, 1.0)
+            call_double(channel, 1.0)
         assert (caught.value.code().name, caught.value.details()) == (
             "UNAVAILABLE",
             "The batch scheduling queue to which this task was submitted is full; "
             "currently 4 batches enqueued and max_enqueued_batches is 4",
         )
         status = protos.GetModelStatusRequest(model_spec={"name": "double"}).SerializeToString()
-        assert code_of(channel, protos.GET_MODEL_STATUS, status) == "OK"
+        assert get_status_code(channel, protos.GET_MODEL_STATUS, status) == "OK"
         loader.models[1].gate.set()
         for future in waiting:
             future.result(LIMIT)
-        eventually(lambda: server._grpc._calls._held == 0)
-        assert still_answers(channel)
+        eventually(lambda: server._grpc._dispatcher._in_flight == 0)
+        assert is_responsive(channel)
 
 
-def test_a_caller_that_leaves_makes_room_once_his_call_is_done(base: Path) -> None:
-    loader = Doublers(gated=True)
+def test_cancelled_call_frees_its_place_once_the_model_returns(base: Path) -> None:
+    loader = FakeModelLoader(gated=True)
     with (
         start(ServerSettings(base, port=0), loader=loader) as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
     ):
-        call = channel.unary_unary(protos.PREDICT).future(valid(), timeout=LIMIT)
+        call = channel.unary_unary(protos.PREDICT).future(make_valid_body(), timeout=LIMIT)
         eventually(lambda: loader.models[1].running > 0)
         call.cancel()
         loader.models[1].gate.set()
-        eventually(lambda: server._grpc._calls._held == 0)
-        assert still_answers(channel)
+        eventually(lambda: server._grpc._dispatcher._in_flight == 0)
+        assert is_responsive(channel)
 
 
 class Slow:
-    """y = 2x, 5 ms a row."""
+    """A model that computes y = 2x in 5 ms per row."""
 
     threads = 2
 
@@ -309,59 +319,61 @@ class Slow:
         return {"y": inputs["x"] * 2}
 
 
-def test_more_than_it_can_bear_is_refused_and_nothing_is_left_of_it(base: Path) -> None:
+def test_overload_is_rejected_and_all_counters_return_to_zero(base: Path) -> None:
     with (
         start(ServerSettings(base, port=0), loader=lambda _: Slow()) as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
     ):
         call = channel.unary_unary(protos.PREDICT)
-        futures = [call.future(valid(), timeout=0.5) for _ in range(1500)]  # of five rows: some 19 s of work
+        futures = [
+            call.future(make_valid_body(), timeout=0.5) for _ in range(1500)
+        ]  # of five rows each: about 19 s of work
         codes = Counter(future.code().name for future in futures)
-        # The caller's clock, the queue's, or that of the server's transport, whichever is a moment ahead.
+        # Whichever deadline fires first: the client's, the queue's, or that of the server's transport.
         late = {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED"}
         assert codes.keys() <= late | {"OK", "UNAVAILABLE"}
         assert codes["OK"] > 0
         assert codes["UNAVAILABLE"] > 0
-        eventually(lambda: server._grpc._calls._held == server._grpc._calls._bytes == 0)
-        assert still_answers(channel)
+        eventually(lambda: server._grpc._dispatcher._in_flight == server._grpc._dispatcher._held_bytes == 0)
+        assert is_responsive(channel)
         with server.manager.use(protos.ModelSpec(name="double")) as servable:
-            eventually(lambda: servable._batcher.waiting == servable._batcher._running == 0)
-            assert servable._batcher._bytes == 0
+            eventually(lambda: servable._batcher.queued_rows == servable._batcher._running_rows == 0)
+            assert servable._batcher._held_bytes == 0
 
 
 def batch_threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if "-batch-" in thread.name}
 
 
-def test_no_request_fails_while_versions_come_and_go(base: Path) -> None:
+def test_no_request_fails_while_versions_are_swapped(base: Path) -> None:
     settings = ServerSettings(base, port=0, file_system_poll_wait_seconds=0.01)
     before = batch_threads()
     done = threading.Event()
     answered = [0] * 8
     versions: set[int] = set()
     with (
-        start(settings, loader=Doublers()) as server,
+        start(settings, loader=FakeModelLoader()) as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
         ThreadPoolExecutor(len(answered)) as pool,
     ):
 
-        def flow(number: int) -> None:
+        def send_requests(number: int) -> None:
             while not done.is_set():
-                response = double(channel, float(number), 1.0)
+                response = call_double(channel, float(number), 1.0)
                 assert tensors.decode(response.outputs["y"], "y").tolist() == [2.0 * number, 2.0]
                 versions.add(response.model_spec.version.value)
                 answered[number] += 1
 
-        flows = [pool.submit(flow, number) for number in range(len(answered))]
+        senders = [pool.submit(send_requests, number) for number in range(len(answered))]
         try:
             for version in range(2, 32):
                 so_far = sum(answered)
-                write_doubler(base / str(version))
+                write_fake_model(base / str(version))
                 eventually(lambda version=version: server.version == version)
                 eventually(lambda so_far=so_far: sum(answered) > so_far + 35)
         finally:
             done.set()
-        for future in flows:
+        for future in senders:
             future.result(LIMIT)
     assert sum(answered) >= 1000
     assert len(versions) >= 30

@@ -1,4 +1,4 @@
-"""JSON <-> tensors by TensorFlow Serving's rules."""
+"""Conversion between JSON and tensors by the rules of TensorFlow Serving's REST API."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as arrays
 from serving import protos
 from serving.protos import tensors
 from serving.server.rest import json_tensors, messages
-from serving.server.status_error import Refusal
+from serving.server.status_error import StatusError
 
 FLOAT, DOUBLE, INT32, UINT8, INT16, STRING, INT64, BOOL, HALF, UINT16 = 1, 2, 3, 4, 5, 7, 9, 10, 19, 17
 DTYPES = {
@@ -37,9 +37,9 @@ def infos(**dtypes: int) -> dict[str, Any]:
     return {alias: protos.TensorInfo(dtype=dtype) for alias, dtype in dtypes.items()}
 
 
-def refused(value: Any, dtype: int) -> Refusal:
-    with pytest.raises(Refusal) as caught:
-        json_tensors.tensor(value, dtype)
+def error_of(value: Any, dtype: int) -> StatusError:
+    with pytest.raises(StatusError) as caught:
+        json_tensors.parse_tensor(value, dtype)
     return caught.value
 
 
@@ -50,32 +50,32 @@ numbers = st.sampled_from(list(DTYPES)).flatmap(
 
 @given(numbers)
 @example(np.array(np.finfo(np.float32).max))
-def test_numbers_come_back_as_they_went(array: Any) -> None:
+def test_numbers_round_trip(array: Any) -> None:
     dtype = DTYPES[array.dtype.type]
-    text = json_tensors.columns({"x": tensors.encode(array)})
+    text = json_tensors.format_columns({"x": tensors.encode(array)})
     value = json.loads(text)
     assert np.shape(value) == array.shape or array.size == 0
-    again = tensors.decode(json_tensors.tensor(value, dtype), "x")
-    if 0 not in array.shape:  # what stands below an empty list is not said in JSON
-        assert again.shape == array.shape
-        assert again.dtype == array.dtype
-    np.testing.assert_array_equal(again.ravel(), array.ravel())
+    decoded = tensors.decode(json_tensors.parse_tensor(value, dtype), "x")
+    if 0 not in array.shape:  # JSON does not tell the dimensions below an empty list
+        assert decoded.shape == array.shape
+        assert decoded.dtype == array.dtype
+    np.testing.assert_array_equal(decoded.ravel(), array.ravel())
 
 
 @given(st.lists(st.binary(max_size=20), max_size=5), st.booleans())
-def test_bytes_come_back_as_they_went(values: list[bytes], columnar: bool) -> None:
+def test_bytes_round_trip(values: list[bytes], columnar: bool) -> None:
     outputs = {"photo_bytes": tensors.encode(values)}
-    text = json_tensors.columns(outputs) if columnar else json_tensors.predictions(outputs)
+    text = json_tensors.format_columns(outputs) if columnar else json_tensors.format_rows(outputs)
     assert json.loads(text) == [{"b64": base64.b64encode(value).decode()} for value in values]
-    assert tensors.decode(json_tensors.tensor(json.loads(text), STRING), "x").tolist() == values
+    assert tensors.decode(json_tensors.parse_tensor(json.loads(text), STRING), "x").tolist() == values
 
 
 @given(st.lists(st.text(max_size=20), max_size=5))
-def test_text_comes_back_as_it_went(values: list[str]) -> None:
+def test_text_round_trips(values: list[str]) -> None:
     usable = [value for value in values if value.encode(errors="replace").decode() == value]
-    text = json_tensors.columns({"words": tensors.encode([value.encode() for value in usable])})
+    text = json_tensors.format_columns({"words": tensors.encode([value.encode() for value in usable])})
     assert json.loads(text) == usable
-    decoded = tensors.decode(json_tensors.tensor(json.loads(text), STRING), "x")
+    decoded = tensors.decode(json_tensors.parse_tensor(json.loads(text), STRING), "x")
     assert decoded.tolist() == [value.encode() for value in usable]
 
 
@@ -86,10 +86,10 @@ def test_text_comes_back_as_it_went(values: list[str]) -> None:
     ),
     st.sampled_from([*DTYPES.values(), STRING, HALF]),
 )
-def test_any_json_is_a_tensor_or_refused_in_words(value: Any, dtype: int) -> None:
+def test_any_json_value_is_a_tensor_or_a_status_error(value: Any, dtype: int) -> None:
     try:
-        proto = json_tensors.tensor(value, dtype)
-    except Refusal:
+        proto = json_tensors.parse_tensor(value, dtype)
+    except StatusError:
         return
     assert tensors.decode(proto, "x").ndim == len(proto.tensor_shape.dim)
 
@@ -111,12 +111,12 @@ def test_any_json_is_a_tensor_or_refused_in_words(value: Any, dtype: int) -> Non
         (float("-inf"), "-Infinity"),
     ],
 )
-def test_floats_have_as_few_digits_as_make_them_again(value: float, text: str) -> None:
-    assert json_tensors.decimals(np.array([value], np.float32)) == [text]
+def test_floats_have_the_fewest_digits_that_round_trip(value: float, text: str) -> None:
+    assert json_tensors.format_floats(np.array([value], np.float32)) == [text]
 
 
-def test_doubles_have_seventeen_digits_where_six_lose_something() -> None:
-    assert json_tensors.decimals(np.array([1 / 3, 0.5])) == ["0.33333333333333331", "0.5"]
+def test_doubles_have_seventeen_digits_if_six_lose_precision() -> None:
+    assert json_tensors.format_floats(np.array([1 / 3, 0.5])) == ["0.33333333333333331", "0.5"]
 
 
 @pytest.mark.parametrize(
@@ -145,47 +145,47 @@ def test_doubles_have_seventeen_digits_where_six_lose_something() -> None:
         ([[1], 2], INT32, "JSON Value: 2 found at incorrect level: 2 in the JSON DOM. Expected at level: 2"),
         ([1, [2]], INT32, "Encountered list at unexpected level: 1 expected < 1"),
         ([[1], [2, 3]], INT32, "Encountered list at unexpected size: 2 at level: 1 expected size: 1"),
-        ("\ud800", STRING, "JSON Value: '\\ud800' is no Unicode text"),
+        ("\ud800", STRING, "JSON Value: '\\ud800' is not valid Unicode text"),
     ],
 )
-def test_what_is_no_tensor_is_refused_in_tensorflow_servings_words(value: Any, dtype: int, text: str) -> None:
-    refusal = refused(value, dtype)
-    assert refusal.code.name == "INVALID_ARGUMENT"
+def test_invalid_tensor_is_rejected_with_tensorflow_servings_text(value: Any, dtype: int, text: str) -> None:
+    error = error_of(value, dtype)
+    assert error.code.name == "INVALID_ARGUMENT"
     if text is not None:
-        assert refusal.text == text
+        assert error.text == text
 
 
-def test_whole_numbers_pass_for_floats() -> None:
-    proto = json_tensors.tensor([1, 2.5, -(2**24) + 1, 10**30], FLOAT)
+def test_integers_are_accepted_for_floats() -> None:
+    proto = json_tensors.parse_tensor([1, 2.5, -(2**24) + 1, 10**30], FLOAT)
     np.testing.assert_array_equal(
         tensors.decode(proto, "x"), np.array([1, 2.5, -(2**24) + 1, 1e30], np.float32)
     )
 
 
 @pytest.mark.parametrize("dtype", [HALF, tensors.DT_BFLOAT16, UINT16])
-def test_dtypes_without_json_are_refused_both_ways(dtype: int) -> None:
-    refusal = refused([1], dtype)
+def test_dtypes_without_a_json_form_are_rejected_in_requests_and_responses(dtype: int) -> None:
+    error = error_of([1], dtype)
     name = tensors.dtype_name(dtype)
-    assert (refusal.code.name, refusal.text) == (
+    assert (error.code.name, error.text) == (
         "UNIMPLEMENTED",
         f"Conversion of JSON Value: 1 to type: {name}",
     )
-    with pytest.raises(Refusal, match=f"Failed to write JSON value for tensor type: {name}"):
-        json_tensors.columns({"y": protos.TensorProto(dtype=dtype)})
+    with pytest.raises(StatusError, match=f"Failed to write JSON value for tensor type: {name}"):
+        json_tensors.format_columns({"y": protos.TensorProto(dtype=dtype)})
 
 
-def test_base64_needs_no_padding_and_may_have_white_space() -> None:
+def test_base64_padding_is_optional_and_white_space_is_ignored() -> None:
     for text in ("YWI=", "YWI", " Y W\nI="):
-        assert json_tensors.from_base64({"b64": text}) == b"ab"
+        assert json_tensors.decode_base64({"b64": text}) == b"ab"
 
 
-def test_the_first_fault_in_reading_order_is_the_one_that_is_told() -> None:
-    assert refused([["a", 1], [2]], INT32).text.startswith('JSON Value: "a"')
+def test_first_error_in_reading_order_is_reported() -> None:
+    assert error_of([["a", 1], [2]], INT32).text.startswith('JSON Value: "a"')
 
 
-def test_a_value_in_a_message_is_cut() -> None:
-    assert len(refused("x" * 100_000, FLOAT).text) < 700
-    assert len(json_tensors.shown(list(range(10**6)))) < 600
+def test_value_in_an_error_message_is_truncated() -> None:
+    assert len(error_of("x" * 100_000, FLOAT).text) < 700
+    assert len(json_tensors.format_value(list(range(10**6)))) < 600
 
 
 def nested(depth: int) -> Any:
@@ -196,10 +196,10 @@ def nested(depth: int) -> Any:
 
 
 @pytest.mark.parametrize("depth", [65, 300, 5000])
-def test_lists_nested_without_end_are_refused(depth: int) -> None:
-    assert "at most 64 dimensions" in refused(nested(depth), FLOAT).text
-    assert refused([1, nested(depth)], FLOAT).text == "Encountered list at unexpected level: 1 expected < 1"
-    assert refused({"a": nested(depth)}, FLOAT).text.startswith("JSON Value: ")
+def test_deeply_nested_lists_are_rejected(depth: int) -> None:
+    assert "at most 64 dimensions" in error_of(nested(depth), FLOAT).text
+    assert error_of([1, nested(depth)], FLOAT).text == "Encountered list at unexpected level: 1 expected < 1"
+    assert error_of({"a": nested(depth)}, FLOAT).text.startswith("JSON Value: ")
 
 
 # --- Bodies -----------------------------------------------------------------------------------------------
@@ -216,18 +216,18 @@ def test_lists_nested_without_end_are_refused(depth: int) -> None:
         (b"[1]", "JSON Value: [\n    1\n] Is not object"),
     ],
 )
-def test_a_body_that_is_no_object_is_refused(body: bytes, text: str) -> None:
-    with pytest.raises(Refusal) as caught:
-        messages.document(body)
+def test_body_that_is_not_an_object_is_rejected(body: bytes, text: str) -> None:
+    with pytest.raises(StatusError) as caught:
+        messages.parse_body(body)
     assert caught.value.text.startswith(text)
 
 
 def inputs(body: dict[str, Any], **dtypes: int) -> dict[str, Any]:
-    found, _ = messages.predict_inputs(body, infos(**dtypes))
+    found, _ = messages.parse_predict_inputs(body, infos(**dtypes))
     return {alias: tensors.decode(proto, alias).tolist() for alias, proto in found.items()}
 
 
-def test_rows_and_columns_of_one_input_and_of_several() -> None:
+def test_rows_and_columns_of_one_and_of_several_inputs() -> None:
     assert inputs({"instances": [[1], [2]]}, x=FLOAT) == {"x": [[1.0], [2.0]]}
     assert inputs({"instances": [{"x": [1]}, {"x": [2]}]}, x=FLOAT) == {"x": [[1.0], [2.0]]}
     assert inputs({"instances": [{"b64": "YQ=="}, "b"]}, x=STRING) == {"x": [b"a", b"b"]}
@@ -267,37 +267,39 @@ def test_rows_and_columns_of_one_input_and_of_several() -> None:
         ({"inputs": {"a": [1]}}, {"a": FLOAT, "b": FLOAT}, "Missing named input: b in 'inputs' object."),
     ],
 )
-def test_a_body_that_does_not_fit_the_signature_is_refused(
+def test_body_that_does_not_match_the_signature_is_rejected(
     body: dict[str, Any], dtypes: dict[str, int], text: str
 ) -> None:
-    with pytest.raises(Refusal) as caught:
-        messages.predict_inputs(body, infos(**dtypes))
+    with pytest.raises(StatusError) as caught:
+        messages.parse_predict_inputs(body, infos(**dtypes))
     assert text in caught.value.text
 
 
-def test_outputs_as_rows_and_columns() -> None:
+def test_outputs_are_formatted_as_rows_or_columns() -> None:
     one = {"y": tensors.encode(np.array([[1, 2], [3, 4]], np.float32))}
-    assert messages.predicted(one, rows=True) == '{"predictions": [[1.0, 2.0], [3.0, 4.0]]}'
-    assert messages.predicted(one, rows=False) == '{"outputs": [[1.0, 2.0], [3.0, 4.0]]}'
+    assert messages.format_predictions(one, rows=True) == '{"predictions": [[1.0, 2.0], [3.0, 4.0]]}'
+    assert messages.format_predictions(one, rows=False) == '{"outputs": [[1.0, 2.0], [3.0, 4.0]]}'
     two = one | {"name": tensors.encode([b"a", b"\xff"])}
-    assert json.loads(messages.predicted(two, rows=True)) == {
+    assert json.loads(messages.format_predictions(two, rows=True)) == {
         "predictions": [{"name": "a", "y": [1, 2]}, {"name": "\ufffd", "y": [3, 4]}]
     }
-    assert json.loads(messages.predicted(two, rows=False)) == {
+    assert json.loads(messages.format_predictions(two, rows=False)) == {
         "outputs": {"name": ["a", "\ufffd"], "y": [[1, 2], [3, 4]]}
     }
-    assert messages.predicted({"y": tensors.encode(np.array(True))}, rows=False) == '{"outputs": true}'
+    assert (
+        messages.format_predictions({"y": tensors.encode(np.array(True))}, rows=False) == '{"outputs": true}'
+    )
 
 
-def test_outputs_that_are_no_rows_are_refused() -> None:
-    with pytest.raises(Refusal, match="Tensor name: y has no shape information"):
-        json_tensors.predictions({"y": tensors.encode(np.array(1))})
-    with pytest.raises(Refusal, match="Tensor name: b has inconsistent batch size: 2 expecting: 1"):
-        json_tensors.predictions({"a": tensors.encode(np.ones(1)), "b": tensors.encode(np.ones(2))})
+def test_outputs_without_a_common_batch_dimension_are_rejected() -> None:
+    with pytest.raises(StatusError, match="Tensor name: y has no shape information"):
+        json_tensors.format_rows({"y": tensors.encode(np.array(1))})
+    with pytest.raises(StatusError, match="Tensor name: b has inconsistent batch size: 2 expecting: 1"):
+        json_tensors.format_rows({"a": tensors.encode(np.ones(1)), "b": tensors.encode(np.ones(2))})
 
 
-def test_examples_hold_what_json_says() -> None:
-    found = messages.examples(
+def test_examples_have_the_features_of_the_json_body() -> None:
+    found = messages.parse_examples(
         {"examples": [{"f": [1.5, 2.0], "i": 3, "t": True, "s": "a", "b": [{"b64": "/w=="}], "none": []}]}
     )
     features = found.example_list.examples[0].features.feature
@@ -307,7 +309,7 @@ def test_examples_hold_what_json_says() -> None:
     assert list(features["s"].bytes_list.value) == [b"a"]
     assert list(features["b"].bytes_list.value) == [b"\xff"]
     assert features["none"].WhichOneof("kind") is None
-    with_context = messages.examples({"context": {"c": 1}, "examples": [{}]})
+    with_context = messages.parse_examples({"context": {"c": 1}, "examples": [{}]})
     assert with_context.example_list_with_context.context.features.feature["c"].int64_list.value == [1]
     assert len(with_context.example_list_with_context.examples) == 1
 
@@ -328,25 +330,25 @@ def test_examples_hold_what_json_says() -> None:
         ({"examples": [{"a": 10**400}]}, "without loss of precision"),
     ],
 )
-def test_examples_that_are_none_are_refused(body: dict[str, Any], text: str) -> None:
-    with pytest.raises(Refusal) as caught:
-        messages.examples(body)
+def test_invalid_examples_are_rejected(body: dict[str, Any], text: str) -> None:
+    with pytest.raises(StatusError) as caught:
+        messages.parse_examples(body)
     assert text in caught.value.text
 
 
-def test_classifications_and_regressions_as_json() -> None:
+def test_classifications_and_regressions_are_formatted_as_json() -> None:
     result = protos.ClassificationResult()
     result.classifications.add().classes.add(label='a "b"', score=0.9)
     result.classifications.add()
-    assert messages.classified(result) == '{"results": [[["a \\"b\\"", 0.9]], []]}'
+    assert messages.format_classifications(result) == '{"results": [[["a \\"b\\"", 0.9]], []]}'
     values = protos.RegressionResult()
     values.regressions.add(value=2)
-    assert messages.regressed(values) == '{"results": [2.0]}'
+    assert messages.format_regressions(values) == '{"results": [2.0]}'
     for empty, answer in (
-        (protos.ClassificationResult(), messages.classified),
-        (protos.RegressionResult(), messages.regressed),
+        (protos.ClassificationResult(), messages.format_classifications),
+        (protos.RegressionResult(), messages.format_regressions),
     ):
-        with pytest.raises(Refusal, match="Cannot convert empty"):
+        with pytest.raises(StatusError, match="Cannot convert empty"):
             answer(empty)
 
 
@@ -365,16 +367,16 @@ bodies = st.dictionaries(
 
 
 @given(st.binary(max_size=60) | bodies.map(lambda body: json.dumps(body).encode()))
-def test_any_body_is_a_request_or_refused_in_words(content: bytes) -> None:
+def test_any_body_is_a_request_or_a_status_error(content: bytes) -> None:
     try:
-        body = messages.document(content)
-    except Refusal:
+        body = messages.parse_body(content)
+    except StatusError:
         return
     for read in (
-        messages.signature_name,
-        messages.examples,
-        lambda body: messages.predict_inputs(body, infos(x=FLOAT)),
-        lambda body: messages.predict_inputs(body, infos(a=STRING, b=INT32)),
+        messages.get_signature_name,
+        messages.parse_examples,
+        lambda body: messages.parse_predict_inputs(body, infos(x=FLOAT)),
+        lambda body: messages.parse_predict_inputs(body, infos(a=STRING, b=INT32)),
     ):
-        with contextlib.suppress(Refusal):
+        with contextlib.suppress(StatusError):
             read(body)

@@ -1,0 +1,100 @@
+"""Endpoints of the REST API: blocking functions, which run on threads."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import grpc
+
+from serving import contract, protos
+from serving.server.models.manager import Manager
+from serving.server.rest import messages
+from serving.server.rest.json_tensors import Json
+from serving.server.rest.paths import ApiRequest
+from serving.server.status_error import StatusError, invalid_argument
+
+
+@dataclass(frozen=True)
+class JsonResponse:
+    """A JSON body.
+
+    Attributes:
+        text: the body.
+        version: version of the model that answered; None if no model was used.
+    """
+
+    text: str
+    version: int | None = None
+
+
+def answer_request(
+    manager: Manager, api_request: ApiRequest, body: bytes | bytearray, deadline: float
+) -> JsonResponse:
+    """Answer one request.
+
+    Args:
+        manager: models of the server.
+        api_request: what the path asks for.
+        body: body of the request.
+        deadline: time.monotonic() by which the request must be answered.
+
+    Raises:
+        StatusError: the model is unknown, the request does not match it, or the deadline has passed.
+    """
+    _seconds_left(deadline)  # the request may have waited for a thread until after its deadline
+    if api_request.verb == "status":
+        return JsonResponse(messages.format_status(manager.get_status(api_request.spec)))
+    if api_request.verb == "metadata":
+        with manager.use(api_request.spec) as servable:
+            return JsonResponse(messages.format_metadata(servable.get_metadata()), servable.version)
+    content = messages.parse_body(body)
+    api_request.spec.signature_name = messages.get_signature_name(content)
+    if api_request.verb == "predict":
+        return _predict(manager, api_request.spec, content, deadline)
+    examples = messages.parse_examples(content)
+    with manager.use(api_request.spec) as servable:
+        if api_request.verb == "classify":
+            request = protos.ClassificationRequest(model_spec=api_request.spec, input=examples)
+            response = servable.classify(request, _seconds_left(deadline))
+            return JsonResponse(messages.format_classifications(response.result), servable.version)
+        request = protos.RegressionRequest(model_spec=api_request.spec, input=examples)
+        response = servable.regress(request, _seconds_left(deadline))
+        return JsonResponse(messages.format_regressions(response.result), servable.version)
+
+
+def _predict(
+    manager: Manager, spec: protos.Message, content: dict[str, Json], deadline: float
+) -> JsonResponse:
+    with manager.use(spec) as servable:
+        name = spec.signature_name or contract.SERVING_DEFAULT
+        signature = servable.find_signature(name)
+        if signature is None:
+            raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
+        if not signature.inputs:
+            raise invalid_argument(
+                f"Failed to get input map for signature: {spec.signature_name or 'DEFAULT'}"
+            )
+        inputs, rows = messages.parse_predict_inputs(content, signature.inputs)
+        request = protos.PredictRequest(model_spec=spec, inputs=inputs)
+        response = servable.predict(request, _seconds_left(deadline))
+        return JsonResponse(messages.format_predictions(response.outputs, rows=rows), servable.version)
+
+
+def _seconds_left(deadline: float) -> float:
+    """Return the seconds until a deadline.
+
+    Raises:
+        StatusError: it has passed.
+    """
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise timeout_error()
+    return seconds
+
+
+def timeout_error() -> StatusError:
+    """Return the error for a request that exceeds --rest_api_timeout_in_ms."""
+    return StatusError(
+        grpc.StatusCode.DEADLINE_EXCEEDED, "The request exceeded the time limit, --rest_api_timeout_in_ms."
+    )
