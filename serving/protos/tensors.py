@@ -38,7 +38,7 @@ _NUMERIC: dict[int, tuple[np.dtype[Any], str]] = {
     22: (np.dtype("<u4"), "uint32_val"),
     23: (np.dtype("<u8"), "uint64_val"),
 }
-"""For each DataType number, the dtype of its values and the field that contains them.
+"""Dtype of the values and name of the field that contains them, by DataType number.
 
 Numpy has no bfloat16; its bits are the upper half of those of a float32.
 """

@@ -130,7 +130,7 @@ def create_file(uri: str, *, attempts: int = ATTEMPTS) -> Iterator[IO[bytes]]:
         OutputError: the file cannot be written.
     """
     try:
-        with _created_remote(uri, attempts) if is_remote(uri) else _created_local(Path(uri)) as file:
+        with _create_remote(uri, attempts) if is_remote(uri) else _create_local(Path(uri)) as file:
             yield file
     except OSError as error:
         raise OutputError(
@@ -262,7 +262,8 @@ def _absolute(path: str) -> str:
 
 
 @contextmanager
-def _created_local(path: Path) -> Iterator[IO[bytes]]:
+def _create_local(path: Path) -> Iterator[IO[bytes]]:
+    """Write to a temporary file in the same directory, and rename it at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
     try:
@@ -288,7 +289,7 @@ def _sync_directory(directory: Path) -> None:
 
 
 @contextmanager
-def _created_remote(uri: str, attempts: int) -> Iterator[IO[bytes]]:
+def _create_remote(uri: str, attempts: int) -> Iterator[IO[bytes]]:
     """Write to an object store, which publishes a file atomically at close and has no cheap rename."""
     with tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as content:
         yield content  # nothing is published if the block raises
@@ -296,6 +297,7 @@ def _created_remote(uri: str, attempts: int) -> Iterator[IO[bytes]]:
 
 
 def _publish(uri: str, content: IO[bytes]) -> None:
+    """Upload content to remote storage."""
     content.seek(0)
     with _remote_errors(uri):
         from apache_beam.io.filesystem import CompressionTypes

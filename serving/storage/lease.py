@@ -88,6 +88,7 @@ def hold_lease(objects: Objects, prefix: str) -> Iterator[None]:
 
 
 def _check_free(objects: Objects, name: str) -> None:
+    """Raise OutputBusy if a lease is neither free nor abandoned."""
     try:
         lease = json.loads(objects.read(name))
     except FileNotFoundError as error:  # another process has just taken it over
@@ -108,6 +109,7 @@ def _busy(objects: Objects, lease: dict[str, Any]) -> OutputBusy:
 
 
 def _renew_until(objects: Objects, own: str, holder: dict[str, Any], done: threading.Event) -> None:
+    """Rewrite the lease every few seconds until `done` is set."""
     while not done.wait(HEARTBEAT_SECONDS):
         try:
             objects.write(own, _serialize(holder))

@@ -104,6 +104,7 @@ def _hold_lease(uri: str) -> Iterator[None]:
 
 
 def _acquire(uri: str, token: str) -> None:
+    """Write a lease unless another run holds a valid one."""
     lease = _read_lease(uri)
     if lease and time.time() - float(lease.get("beat", 0)) < LEASE_SECONDS and not process_has_ended(lease):
         raise _busy(uri, lease)
@@ -115,6 +116,7 @@ def _acquire(uri: str, token: str) -> None:
 
 
 def _renew_until(uri: str, token: str, done: threading.Event) -> None:
+    """Rewrite the lease every few seconds until `done` is set."""
     while not done.wait(_HEARTBEAT_SECONDS):
         lease = _read_lease(uri)
         if lease and lease.get("token") != token:
@@ -130,6 +132,7 @@ def _write_lease(uri: str, token: str) -> None:
 
 
 def _read_lease(uri: str) -> dict[str, Any] | None:
+    """Return the content of a lease file, or None if it is missing or damaged."""
     try:
         return _parse_lease(files.read(uri))
     except OSError:
