@@ -1,1 +1,1 @@
-"""The commands of batch: score, rescore, embeddings and query."""
+"""The batch commands: score, rescore, embeddings and query."""

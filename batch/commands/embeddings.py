@@ -1,10 +1,10 @@
-"""`hubhead embeddings`: look after the embedding store."""
+"""`hubhead embeddings`: inspect and maintain the embedding store."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,20 +18,23 @@ _store = click.option(
     "--embedding_store",
     default="",
     show_default="embeddings below the cache directory",
-    help="The store.",
+    metavar="DIR",
+    help="Directory of the embedding store.",
 )
 _fingerprint = click.option(
     "--fingerprint",
     multiple=True,
-    help="Only this backbone: the beginning of its fingerprint, as `list` shows it. May be repeated.",
+    help="Only the backbone whose fingerprint begins with this text, as shown by `list`. Can be repeated.",
 )
 
 
-@click.group(context_settings={"max_content_width": 100}, short_help="Look after the embedding store.")
+@click.group(
+    context_settings={"max_content_width": 100}, short_help="Inspect and maintain the embedding store."
+)
 def embeddings() -> None:
-    """Look after the store of embeddings that training, scoring and rescoring share.
+    """Inspect and maintain the embedding store that training, scoring and rescoring share.
 
-    All of these may run while photos are scored.
+    All sub-commands can run while photos are scored.
     """
 
 
@@ -41,25 +44,26 @@ def embeddings() -> None:
     "--models",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Directory with bundles, at any depth: those of each backbone are listed. May be repeated.",
+    help="Directory to search for bundles, at any depth. Lists the bundles that use each backbone; can be"
+    " repeated.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(embedding_store: str, models: tuple[Path, ...], as_json: bool) -> None:
-    """List the backbones in a store: rows, photos, files, bytes, and the bundles that use them."""
+    """List the backbones in a store: embeddings, photos, files, bytes, and the bundles that use them."""
     from batch.embeddings import maintenance
 
-    root = _root(embedding_store)
-    users = _users(models)
+    root = _resolve_root(embedding_store)
+    bundles = _find_bundles(models)
     found = [maintenance.summarize(root, fingerprint) for fingerprint in maintenance.list_fingerprints(root)]
     if as_json:
-        rows = [{**vars(one), "bundles": users.get(one.fingerprint, [])} for one in found]
+        rows = [{**vars(one), "bundles": bundles.get(one.fingerprint, [])} for one in found]
         click.echo(json.dumps(rows, indent=2))
         return
     if not found:
         click.echo(f"No embeddings in {root}.")
     for one in found:
-        click.echo(_describe(one))
-        for path in users.get(one.fingerprint, []):
+        click.echo(_format_summary(one))
+        for path in bundles.get(one.fingerprint, []):
             click.echo(f"  used by {path}")
 
 
@@ -67,41 +71,44 @@ def list_(embedding_store: str, models: tuple[Path, ...], as_json: bool) -> None
 @_store
 @_fingerprint
 @click.option(
-    "--repair", is_flag=True, help="Remove what is wrong; its photos are embedded again when needed."
+    "--repair",
+    is_flag=True,
+    help="Remove damaged files and rows. Their photos are embedded again when they are needed.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def check(
     ctx: click.Context, embedding_store: str, fingerprint: tuple[str, ...], repair: bool, as_json: bool
 ) -> None:
-    """Read every file: torn ones, other dimensions, contents twice, index entries without a row.
+    """Read every file, and report damage: torn files, embeddings of another dimension, duplicate rows, and
+    index entries without a row.
 
-    The exit code is 1 where something is wrong and was not repaired.
+    Exit codes: 0 no damage, or repaired; 1 damage found.
     """
     from batch.embeddings import maintenance
 
-    root = _root(embedding_store)
-    found = [maintenance.check(root, one) for one in _chosen(root, fingerprint)]
+    root = _resolve_root(embedding_store)
+    found = [maintenance.check(root, one) for one in _select_fingerprints(root, fingerprint)]
     if as_json:
         click.echo(json.dumps([vars(one) for one in found], indent=2))
     for one in found if not as_json else ():
-        click.echo(_describe(one))
+        click.echo(_format_summary(one))
         for name in one.torn:
             click.echo(f"  torn: {name}")
         for name in one.other_dimension:
-            click.echo(f"  of another dimension: {name}")
+            click.echo(f"  another dimension: {name}")
         for number, what in (
-            (one.duplicates, "rows twice"),
+            (one.duplicates, "duplicate rows"),
             (one.without_rows, "index entries without a row"),
         ):
             if number:
                 click.echo(f"  {number} {what}")
-    wrong = [one for one in found if one.needs_repair]
+    damaged = [one for one in found if one.needs_repair]
     if repair:
-        for one in wrong:
+        for one in damaged:
             maintenance.repair(root, one)
-        click.echo(f"{len(wrong)} backbones repaired", err=True)
-    elif wrong:
+        click.echo(f"{len(damaged)} backbones repaired", err=True)
+    elif damaged:
         ctx.exit(FAILED)
 
 
@@ -109,32 +116,37 @@ def check(
 @_store
 @_fingerprint
 def compact(embedding_store: str, fingerprint: tuple[str, ...]) -> None:
-    """Merge small files into large ones, each content once, in the order in which photos are scored.
+    """Merge small files into large ones, without duplicates, in the order in which photos are scored.
 
-    Killed at any point, nothing is lost.
+    Safe to kill at any point: no embedding is lost.
     """
     from batch.embeddings import maintenance
 
-    root = _root(embedding_store)
-    for one in _chosen(root, fingerprint):
+    root = _resolve_root(embedding_store)
+    for one in _select_fingerprints(root, fingerprint):
         changed = maintenance.compact(root, one)
-        click.echo(f"{one[:12]}: {changed.files[0]} files became {changed.files[1]}; {_went(changed)}")
+        click.echo(
+            f"{one[:12]}: {changed.files[0]} files merged into {changed.files[1]}; {_format_removed(changed)}"
+        )
 
 
 @embeddings.command(context_settings={"show_default": True})
 @_store
 @_fingerprint
-@click.option("--gone", is_flag=True, help="Forget photos that are no longer there (on the local disk).")
+@click.option("--gone", is_flag=True, help="Forget photos that no longer exist. Local files only.")
 @click.option(
-    "--older_than", type=click.FloatRange(min=0), metavar="DAYS", help="Forget photos modified longer ago."
+    "--older_than",
+    type=click.FloatRange(min=0),
+    metavar="DAYS",
+    help="Forget photos that were last modified more than this many days ago.",
 )
 @click.option(
     "--keep",
     multiple=True,
     metavar="FINGERPRINT",
-    help="Remove all backbones but this one. May be given several times.",
+    help="Remove the embeddings of all other backbones. Can be repeated to keep several.",
 )
-@click.option("--dry_run", is_flag=True, help="Only say what would go.")
+@click.option("--dry_run", is_flag=True, help="Print what would be removed, without removing it.")
 def prune(
     embedding_store: str,
     fingerprint: tuple[str, ...],
@@ -143,73 +155,78 @@ def prune(
     keep: tuple[str, ...],
     dry_run: bool,
 ) -> None:
-    """Remove embeddings that no photo refers to, after forgetting the photos that the options name.
+    """Remove embeddings that no photo refers to, after forgetting the photos that the options select.
 
-    Files of the last hour stay, since a running job may be about to refer to them.
+    Files of the last hour are kept, since a running job may be about to refer to them.
     """
     from batch.embeddings import maintenance
 
-    root = _root(embedding_store)
-    would = "would go" if dry_run else "went"
-    chosen = _chosen(root, fingerprint)
-    kept = _chosen(root, keep) if keep else chosen
+    root = _resolve_root(embedding_store)
+    verb = "would be removed" if dry_run else "removed"
+    chosen = _select_fingerprints(root, fingerprint)
+    kept = _select_fingerprints(root, keep) if keep else chosen
     for one in chosen:
         if one not in kept:
-            holdings = maintenance.summarize(root, one)
+            contents = maintenance.summarize(root, one)
             if not dry_run:
                 maintenance.delete_backbone(root, one)
-            click.echo(f"{one[:12]}: all {holdings.rows} embeddings {would}")
+            click.echo(f"{one[:12]}: all {contents.rows} embeddings {verb}")
             continue
         changed = maintenance.prune(root, one, gone=gone, older_than=older_than, dry_run=dry_run)
-        click.echo(f"{one[:12]}: {_went(changed, would)}")
+        click.echo(f"{one[:12]}: {_format_removed(changed, verb)}")
 
 
-def _root(store: str) -> str:
+def _resolve_root(store: str) -> str:
+    """Return the absolute path or address of the store; the default store unless one is given."""
     from batch.embeddings import default_root
     from serving.storage import files
 
     return files.absolute(store or default_root())
 
 
-def _chosen(root: str, beginnings: tuple[str, ...]) -> list[str]:
-    """The backbones of a store that are meant, all where none are named."""
+def _select_fingerprints(root: str, beginnings: tuple[str, ...]) -> list[str]:
+    """Return the fingerprints in a store that begin with one of the texts; all if there are none.
+
+    Raises:
+        InputError: a text matches no fingerprint, or several.
+    """
     from batch.embeddings import maintenance
 
-    there = maintenance.list_fingerprints(root)
+    fingerprints = maintenance.list_fingerprints(root)
     for beginning in beginnings:
-        number = sum(one.startswith(beginning) for one in there)
+        number = sum(one.startswith(beginning) for one in fingerprints)
         if number != 1:
             raise InputError(
-                f"{number} backbones in {root} begin with {beginning!r}.",
-                remedy="hubhead embeddings list shows them all.",
+                f"{number} fingerprints in {root} begin with {beginning!r}; expected exactly one.",
+                remedy="Run `hubhead embeddings list` to see all fingerprints.",
             )
-    return [one for one in there if not beginnings or one.startswith(beginnings)]
+    return [one for one in fingerprints if not beginnings or one.startswith(beginnings)]
 
 
-def _users(models: tuple[Path, ...]) -> dict[str, list[str]]:
-    """The bundles below some directories, by the fingerprint of their backbone."""
+def _find_bundles(directories: tuple[Path, ...]) -> dict[str, list[str]]:
+    """Return the bundles below some directories, by the fingerprint of their backbone."""
     from serving import bundle, contract
     from serving.errors import BundleError
 
     found: dict[str, list[str]] = {}
-    for top in models:
+    for top in directories:
         for path in sorted(top.rglob(contract.SAVED_MODEL_FILE)):
             try:
                 metadata = bundle.read(path.parent).metadata
-            except BundleError:
+            except BundleError:  # some other SavedModel
                 continue
             found.setdefault(metadata.fingerprint, []).append(str(path.parent))
     return found
 
 
-def _describe(one: StoreSummary) -> str:
+def _format_summary(one: StoreSummary) -> str:
     text = (
-        f"{one.fingerprint}: {one.rows} embeddings of {one.dimension} in {one.files} files,"
-        f" {one.photos} photos in {one.index_files} files, {one.size / 1e6:.1f} MB"
+        f"{one.fingerprint}: {one.rows} embeddings of dimension {one.dimension} in {one.files} files,"
+        f" {one.photos} photos in {one.index_files} index files, {one.size / 1e6:.1f} MB"
     )
-    wrong: Any = len(one.torn) + len(one.other_dimension)
-    return text + (f"; {wrong} files cannot be used" if wrong else "")
+    damaged = len(one.torn) + len(one.other_dimension)
+    return text + (f"; {damaged} files cannot be used" if damaged else "")
 
 
-def _went(changed: MaintenanceResult, word: str = "went") -> str:
-    return f"{changed.rows} embeddings and {changed.photos} index entries {word}"
+def _format_removed(changed: MaintenanceResult, verb: str = "removed") -> str:
+    return f"{changed.rows} embeddings and {changed.photos} index entries {verb}"

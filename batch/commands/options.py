@@ -1,4 +1,4 @@
-"""Flags of every command that leaves a run of scores: `hubhead score` and `hubhead rescore`."""
+"""Options shared by the commands that write scores: `hubhead score` and `hubhead rescore`."""
 
 from __future__ import annotations
 
@@ -13,37 +13,43 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
-class Allowance:
-    """How many photos may be rejected before the command ends with exit code 3.
+class RejectionLimit:
+    """Number of rejected photos above which a command ends with exit code 3.
 
     Attributes:
-        limit: a count, or percent of all photos.
-        percent: which of the two.
+        limit: number of photos, or percentage of all photos.
+        percent: True if the limit is a percentage.
     """
 
     limit: float
     percent: bool
 
     def exceeded(self, rejected: int, photos: int) -> bool:
-        """Whether that many rejected ones are too many."""
+        """Return whether more photos were rejected than the limit allows."""
         return rejected > (self.limit * photos / 100 if self.percent else self.limit)
 
     def __str__(self) -> str:
         return f"{self.limit:g}{'%' if self.percent else ''}"
 
 
-def allowance(_context: click.Context, _option: click.Parameter, text: str | None) -> Allowance | None:
-    """Read `20` or `5%`."""
+def parse_limit(_context: click.Context, _option: click.Parameter, text: str | None) -> RejectionLimit | None:
+    """Parse a count such as `20` or a percentage such as `5%`.
+
+    Raises:
+        click.BadParameter: the text is neither, or out of range.
+    """
     if text is None:
         return None
     percent = text.endswith("%")
     try:
         limit = float(text[:-1]) if percent else int(text)
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} is neither a count such as 20 nor a share such as 5%.") from error
+        raise click.BadParameter(
+            f"{text!r} is neither a count such as 20 nor a percentage such as 5%."
+        ) from error
     if not 0 <= limit <= (100 if percent else sys.maxsize):
-        raise click.BadParameter(f"{text} is out of range: a count from 0, or 0% to 100%.")
-    return Allowance(limit, percent)
+        raise click.BadParameter(f"{text} is out of range. Give a count of at least 0, or 0% to 100%.")
+    return RejectionLimit(limit, percent)
 
 
 _FLAGS = (
@@ -51,7 +57,8 @@ _FLAGS = (
         "--run_id",
         default="",
         show_default="the date, in UTC",
-        help="Name of the run. Under the name of one that was cut off, run.json tells of both together.",
+        help="Name of the run, up to 64 letters, digits, dots, dashes and underscores. Give the name of an"
+        " interrupted run to continue it: run.json then covers both attempts.",
     ),
     click.option(
         "--partition_by",
@@ -59,40 +66,47 @@ _FLAGS = (
         type=click.Choice(["", "date", "label"]),
         show_default="no partitions",
         metavar="date|label",
-        help="Divide the rows into scores/date=2026-05-31/ by the day of the run, or scores/label=.../.",
+        help="Partition the rows (Hive layout) by the day of the run or by the label, such as"
+        " scores/date=2026-05-31/ or scores/label=apple/.",
     ),
     click.option(
         "--max_rejected",
-        callback=allowance,
+        callback=parse_limit,
         metavar="COUNT|PERCENT",
-        help="Exit with code 3 if more photos than this were rejected: a count or, as in 5%, a share."
-        " Everything is written all the same.",
+        help="Exit with code 3 if more photos than this were rejected: a count such as 20, or a percentage"
+        " such as 5%. All results are written nevertheless.",
     ),
     click.option(
         "--price_per_hour",
         type=click.FloatRange(min=0),
-        help="What one machine costs an hour: run.json then says what a million photos cost.",
+        help="Price of one machine per hour, in any currency. Used to report the cost per million photos.",
     ),
-    click.option("--no_report", is_flag=True, help="Write no report.html beside run.json."),
+    click.option("--no_report", is_flag=True, help="Do not write report.html beside run.json."),
     click.option(
         "--metrics_textfile",
         default="",
         metavar="FILE",
-        help="Write the run's figures for Prometheus' node exporter (its textfile collector reads *.prom).",
+        help="Write the run's metrics to a file for the textfile collector of Prometheus' node exporter,"
+        " which reads *.prom. Needs hubhead[metrics].",
     ),
     click.option(
         "--metrics_push",
         default="",
         metavar="URL",
-        help="Push them to a Pushgateway; one that does not answer is a warning. Both need hubhead[metrics].",
+        help="Push the run's metrics to a Prometheus Pushgateway; a failure is only a warning. Needs"
+        " hubhead[metrics].",
     ),
-    click.option("--overwrite", is_flag=True, help="Replace the scores of another model or of other photos."),
-    click.option("--json", "as_json", is_flag=True, help="Print run.json on stdout instead of the summary."),
+    click.option(
+        "--overwrite",
+        is_flag=True,
+        help="Replace the scores in --output if they are of another model or of other photos.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print run.json instead of the summary."),
 )
 
 
 def run_flags(command: F) -> F:
-    """Add them to a command, which takes them by their names; `--json` is `as_json`."""
+    """Add the shared options to a command. The value of `--json` is passed as `as_json`."""
     for flag in reversed(_FLAGS):
         command = flag(command)
     return command

@@ -1,4 +1,4 @@
-"""`hubhead query`."""
+"""`hubhead query`: query the scores with SQL."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ FORMATS = ("table", "csv", "json", "parquet")
 
 @click.command(
     context_settings={"show_default": True, "max_content_width": 100},
-    short_help="Ask the scores in SQL.",
+    short_help="Query the scores with SQL.",
     epilog="""\b
 Examples:
   hubhead query --scores out "select label, count(*), avg(score) from scores group by 1 order by 2 desc"
@@ -21,23 +21,32 @@ Examples:
 )
 @click.argument("sql")
 @click.option(
-    "--scores", "directory", required=True, help="What hubhead score --output wrote; local, gs:// or s3://."
+    "--scores",
+    "directory",
+    required=True,
+    metavar="DIR",
+    help="Output directory of hubhead score or rescore; a local path, gs:// or s3://.",
 )
 @click.option(
     "--format",
     "kind",
     type=click.Choice(FORMATS),
     show_default="by the ending of --output, else table",
-    help="How the answer is written; lists in CSV are JSON.",
+    help="Format of the result. In CSV, lists are written as JSON.",
 )
-@click.option("--output", default="", show_default="stdout", help="File of the answer.")
+@click.option(
+    "--output", default="", show_default="stdout", metavar="FILE", help="File to write the result to."
+)
 def query(sql: str, directory: str, kind: str | None, output: str) -> None:
-    """Ask the scores in SQL, as DuckDB understands it.
+    """Query the scores with SQL, in DuckDB's dialect.
 
-    Two tables are there: scores, one row a photo and model (uri, sha256, status, detail, label,
-    score, top_labels, top_scores, width, height, model, version, scored_at, and the columns of your
-    manifest), and runs, one row a run (run_id, started, finished, photos, rejected, seconds, json: all
-    of run.json). One statement that reads; nothing is changed. Needs hubhead[query].
+    SQL is a single statement that reads; it cannot change the scores. Needs hubhead[query].
+
+    Table scores has one row per photo and model: uri, sha256, status, detail, label, score, top_labels,
+    top_scores, width, height, model, version, scored_at, and the other columns of the dataset manifest.
+
+    Table runs has one row per run: run_id, started, finished, photos, rejected, seconds, and json with the
+    whole run.json.
     """
     from batch.query import formats
     from batch.query.sql import run_query
@@ -45,7 +54,7 @@ def query(sql: str, directory: str, kind: str | None, output: str) -> None:
     ending = output.rpartition(".")[2].lower()
     kind = kind or (ending if ending in FORMATS else "table")
     if kind == "parquet" and not output:
-        raise click.UsageError("Parquet is nothing for a terminal: give --output FILE.")
+        raise click.UsageError("Parquet cannot be printed on a terminal. Give --output FILE.")
     count = formats.write_result(run_query(sql, directory), kind, output)
     if output:
-        click.echo(f"{count:,} rows in {output}", err=True)
+        click.echo(f"{count:,} rows written to {output}", err=True)

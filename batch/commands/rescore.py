@@ -1,4 +1,4 @@
-"""`hubhead rescore`: the head alone over stored embeddings."""
+"""`hubhead rescore`: score photos with a new head, from their stored embeddings."""
 
 from __future__ import annotations
 
@@ -7,61 +7,67 @@ from typing import Any
 
 import click
 
-from batch.commands.options import Allowance, run_flags
-from batch.commands.score import finish
+from batch.commands.options import RejectionLimit, run_flags
+from batch.commands.score import print_result
 
 
 @click.command(
     context_settings={"show_default": True, "max_content_width": 100},
-    short_help="Score known photos with a new head, without reading them.",
+    short_help="Score photos with a new head, from their stored embeddings.",
 )
 @click.option(
     "--scores",
     required=True,
     metavar="DIR",
-    help="--output of an earlier hubhead score (or rescore): its photos are scored, and its columns of a"
-    " manifest pass through. Of a photo with rows of several runs or models the newest counts.",
+    help="Output directory of a previous hubhead score or rescore. Its photos are scored again, and its"
+    " pass-through columns are kept.",
 )
 @click.option(
     "--model",
     required=True,
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Bundle with the new head, on the backbone of the earlier ones: a version's directory, or the one"
-    " above (its newest version). Given several times, each photo has a row for each.",
+    help="Bundle with the new head, on the same backbone: a version's directory, or its parent for the newest"
+    " version. Repeat to score with several heads, one row each.",
 )
 @click.option(
     "--output",
     required=True,
-    help="Directory of the result, another one than --scores: scores/*.parquet, and report.html and"
-    " run.json as soon as all rows are there. One run at a time.",
+    metavar="DIR",
+    help="Directory to write scores/*.parquet, report.html and run.json to; not the directory of --scores.",
 )
 @click.option(
     "--embedding_store",
     default="",
     show_default="embeddings below the cache directory",
-    help="Where the embeddings of the earlier scoring are kept.",
+    metavar="DIR",
+    help="Embedding store that the previous scoring used.",
 )
 @run_flags
 @click.pass_context
 def rescore(
     ctx: click.Context,
     /,
-    max_rejected: Allowance | None,
+    max_rejected: RejectionLimit | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Score the photos of an earlier scoring with a new head, from their stored embeddings.
+    """Score the photos of a previous run with a new head, from their stored embeddings.
 
-    No photo is read but the few that report.html shows, and they may be gone: a million takes less
-    than a minute. The rows are those that hubhead score would write, and the report and run.json say
-    what is different from the last run here, or else from the --scores. Run the same command again
-    after a crash, or after more photos were scored: only what is new or open is done. Later
-    `hubhead score --only_new` may go on in the same --output.
+    The photos themselves are not needed, except for the thumbnails in report.html: a million photos take
+    less than a minute. The rows are those that hubhead score would write. If a photo has rows of several
+    runs or models, its newest row counts.
 
-    The exit code is 0 when all is done, 1 on an error, 2 on wrong usage, 3 when there are more
-    rejected photos than --max_rejected allows, 5 when another run is at work in the output. Photos
-    without an embedding are an error (1) that says how to embed them; all others are kept.
+    The report and run.json compare the run with the previous one in --output, or else with --scores.
+
+    Run the same command again after a crash, or after more photos were scored: only new and unfinished
+    photos are processed. `hubhead score --only_new` can later add photos to the same --output.
+
+    Photos without an embedding are an error whose message says how to embed them; the scores of all other
+    photos are kept.
+
+    Exit codes: 0 success; 1 error; 2 wrong usage; 3 more photos were rejected than --max_rejected allows;
+    5 another run is writing to the output.
     """
     from batch.jobs.rescore import RescoreSettings
     from batch.jobs.rescore import rescore as run
@@ -69,4 +75,4 @@ def rescore(
 
     with progress_bar() as report:
         summary = run(RescoreSettings(**settings), report)
-    finish(ctx, summary, max_rejected, as_json=as_json)
+    print_result(ctx, summary, max_rejected, as_json=as_json)

@@ -1,4 +1,4 @@
-"""`hubhead score`: photos in bulk into a Parquet dataset."""
+"""`hubhead score`: score photos in bulk into a Parquet dataset."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batch.commands.options import Allowance, run_flags
+from batch.commands.options import RejectionLimit, run_flags
 from serving.commands.main import TOO_MANY_REJECTED
 from serving.commands.server_options import forbid_server_flags, pop_client_config, server_flags
 from serving.contract import Status
@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 
 
 SERVER_TIMEOUT = 300.0
-"""Seconds that a request of `--server` may take with its retries: a server may restart in between."""
+"""Default of `--timeout` in seconds, retries included: long enough for a server to restart."""
 
 
-def share(_context: click.Context, _option: click.Parameter, text: str) -> Partition:
-    """Read `2/8`."""
+def parse_share(_context: click.Context, _option: click.Parameter, text: str) -> Partition:
+    """Parse a partition such as `2/8`.
+
+    Raises:
+        click.BadParameter: the text is not a partition.
+    """
     from batch.shards.partition import Partition
 
     try:
@@ -43,64 +47,76 @@ def share(_context: click.Context, _option: click.Parameter, text: str) -> Parti
     "--photos",
     default="",
     show_default=False,
-    help="File, directory or quoted glob ('photos/**/*.jpg'); or gs://...",
+    help="Photos to score: a file, a directory or a quoted glob such as 'photos/**/*.jpg'; local, gs:// or"
+    " s3://.",
 )
 @click.option(
     "--manifest",
     default="",
     show_default=False,
     metavar="FILE",
-    help="Instead of --photos: .txt with a photo a line, or .csv, .tsv, .jsonl or .parquet, whose other"
-    " columns become columns of the scores; or a quoted glob of some. Relative paths are relative to it.",
+    help="Dataset manifest to use instead of --photos: .txt with one photo per line, or .csv, .tsv, .jsonl or"
+    " .parquet, whose other columns are copied to the scores; or a quoted glob of such files. Paths in it are"
+    " relative to the manifest.",
 )
-@click.option("--uri_column", default="", show_default="uri, path, image, ...", help="Of the manifest.")
+@click.option(
+    "--uri_column",
+    default="",
+    show_default="uri, path, image, ...",
+    metavar="NAME",
+    help="Name of the manifest's column that holds the path or address of the photo.",
+)
 @click.option(
     "--model",
     required=True,
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Bundle that hubhead train made: a version's directory, or the one above (its newest version)."
-    " Given several times, all of one backbone, each photo has a row for each.",
+    help="Bundle to score with: a version's directory, or its parent for the newest version. Repeat to score"
+    " with several models of the same backbone, one row each.",
 )
 @click.option(
     "--model_config_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="The servers' model.config: of a --model that is the directory above its versions the one with"
-    " --label there (stable) is taken, in place of the newest, which may be a canary.",
+    help="Model config file of the servers. Where --model is the parent of its versions, the version with the"
+    " version label --label (default: stable) is used instead of the newest, which may be a canary.",
 )
 @click.option(
     "--output",
     required=True,
-    help="Directory of the result: scores/*.parquet, and run.json as soon as all rows are there."
-    " One run at a time.",
+    metavar="DIR",
+    help="Directory to write scores/*.parquet, report.html and run.json to. run.json is written last, when"
+    " all rows are there.",
 )
 @click.option(
     "--embedding_store",
     default="",
     show_default="embeddings below the cache directory",
-    help="Where embeddings are kept. Photos in it are not read again, whatever head scores them.",
+    metavar="DIR",
+    help="Directory of the embedding store. Unchanged photos whose embeddings are stored are not read again,"
+    " whatever head scores them.",
 )
 @run_flags
 @click.option(
     "--only_new",
     is_flag=True,
-    help="Add rows of photos that no run in this output has scored with this model, or that changed since;"
-    " all rows that are there stay. Without it the rows follow --photos: what is gone from there goes.",
+    help="Score only photos that are new or changed since they were scored in this output, and keep all"
+    " existing rows. Without it, rows of photos that are no longer in the input are deleted.",
 )
 @click.option(
     "--shard_size",
     default=8192,
     type=click.IntRange(min=1),
-    help="Photos a shard at most. A run that is cut off loses the open one; more machines need more.",
+    help="Maximum number of photos per shard. Use smaller shards to lose less work when a run is interrupted,"
+    " or to spread a small input over many machines.",
 )
 @click.option(
     "--share",
     default="0/1",
-    callback=share,
+    callback=parse_share,
     metavar="I/N",
-    help="Only this of N shares of the photos, by a hash of their address: 0/8 to 7/8 on eight machines, each"
-    " with an --output of its own and all with one --embedding_store.",
+    help="Score only partition I of N, by a hash of the photo's address; 0/8 to 7/8 on eight machines. Give"
+    " each machine its own --output, and all of them the same --embedding_store.",
 )
 @server_flags
 @click.argument("beam_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM OPTIONS]")
@@ -109,30 +125,30 @@ def score(
     ctx: click.Context,
     /,
     model_config_file: Path | None,
-    max_rejected: Allowance | None,
+    max_rejected: RejectionLimit | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Score any number of photos into a Parquet dataset, one row a photo (and model).
+    """Score any number of photos into a Parquet dataset, one row per photo and model.
 
-    A photo that cannot be used is a row with its status and the reason. Run the same command
-    again after new photos came, or after a crash: only what is new or open is done.
+    A photo that cannot be used gets a row with its status and the reason. Run the same command again after
+    new photos were added, or after a crash: only new and unfinished photos are processed.
 
-    The exit code is 0 when all is done, 1 on an error, 2 on wrong usage, 3 when more photos were
-    rejected than --max_rejected allows, 5 when another run is at work in the output.
+    With --server, TensorFlow Serving or hubhead serve embeds the photos, and the heads run in this process;
+    the rows are the same. The server must serve one of the --model bundles, by default under the bundle's
+    name and version. An overloaded server slows the job down. A server that is unreachable for longer than
+    --timeout ends the job, and the same command continues it.
 
-    With --server the photos are embedded by TensorFlow Serving or hubhead serve, which has to serve the
-    --model (or one of them) under --model_name, by default the bundle's name and version; the head
-    runs here, and the rows are the same. An overloaded server slows the job down; one that is away for
-    longer than --timeout ends it, and the same command does the rest.
+    Put options of Apache Beam after `--`, such as `-- --runner=FlinkRunner`. Without them the job runs in
+    this process, on all cores.
 
-    Options of Apache Beam go after `--`, such as `-- --runner=FlinkRunner`. Without them
-    the job runs in this process, on all cores.
+    Exit codes: 0 success; 1 error; 2 wrong usage; 3 more photos were rejected than --max_rejected allows;
+    5 another run is writing to the output.
     """
     if bool(settings["photos"]) == bool(settings["manifest"]):
         raise click.UsageError("Give one of --photos and --manifest.", ctx)
     if settings["uri_column"] and not settings["manifest"]:
-        raise click.UsageError("--uri_column is of a --manifest.", ctx)
+        raise click.UsageError("--uri_column goes with --manifest.", ctx)
     server = pop_client_config(settings)
     if server is None:
         forbid_server_flags(ctx)
@@ -144,44 +160,48 @@ def score(
         settings["model"] = tuple(
             resolve_label(model, model_config_file, label) for model in settings["model"]
         )
-    from batch.jobs import score as pipeline
+    # Imported here, so that --help stays fast; through the module, so that tests can replace the job.
+    from batch.jobs import score as score_job
     from batch.monitoring.progress import progress_bar
 
-    given = pipeline.ScoreSettings(**settings, server=server)
     with progress_bar() as report:
-        summary = pipeline.score(given, report)
-    finish(ctx, summary, max_rejected, as_json=as_json)
+        summary = score_job.score(score_job.ScoreSettings(**settings, server=server), report)
+    print_result(ctx, summary, max_rejected, as_json=as_json)
 
 
-def finish(ctx: click.Context, summary: Summary, max_rejected: Allowance | None, *, as_json: bool) -> None:
-    """Say what a run did, and end with the exit code for too many rejected photos."""
+def print_result(
+    ctx: click.Context, summary: Summary, max_rejected: RejectionLimit | None, *, as_json: bool
+) -> None:
+    """Print the summary of a run, and exit with code 3 if too many photos were rejected."""
     from serving.storage import files
 
     if as_json:
         click.echo(files.read(summary.run_file).decode(), nl=False)
     else:
-        click.echo(describe(summary))
+        click.echo(format_summary(summary))
     if max_rejected and max_rejected.exceeded(summary.rejected, summary.total.photos):
-        click.echo(f"{summary.rejected} photos were rejected, more than {max_rejected}.", err=True)
+        click.echo(
+            f"{summary.rejected} photos were rejected, more than {max_rejected} (--max_rejected).", err=True
+        )
         ctx.exit(TOO_MANY_REJECTED)
 
 
-def describe(summary: Summary) -> str:
-    """What a run did, for people."""
+def format_summary(summary: Summary) -> str:
+    """Format the summary of a run for the terminal."""
     total, run = summary.total, summary.this_run
     lines = [f"{total.rows} rows in {summary.path}"]
     if summary.known:
         lines = [f"{run.rows} new rows in {summary.path}"]
-        lines.append(f"{summary.known} photos were scored by an earlier run")
+        lines.append(f"{summary.known} photos were already scored by a previous run")
     elif summary.skipped_shards:
-        lines.append(f"{total.rows - run.rows} of them were there already")
+        lines.append(f"{total.rows - run.rows} of them were written by a previous run")
     if run.photos:
         lines.append(
             f"{summary.photos_per_second:.1f} photos/s"
-            f" ({run.embedded} embedded, {run.reused} from the embedding store or identical)"
+            f" ({run.embedded} embedded, {run.reused} from the embedding store or identical to another photo)"
         )
     if total.abstained:
-        lines.append(f"{total.abstained} without a label: no probability reaches the model's threshold")
+        lines.append(f"{total.abstained} without a label: the model abstained")
     for name, count in sorted(total.statuses.items()):
         if name != Status.OK:
             lines.append(f"{count} {name}: {Status(name).meaning}")

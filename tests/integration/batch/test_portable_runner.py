@@ -160,7 +160,7 @@ def test_workers_killed_in_the_middle_cost_the_shards_they_were_at(
         second = score(job, tmp_path, server, pool)
         out, _ = second.communicate(timeout=SECONDS)
     assert second.returncode == 0, (tmp_path / "log").read_text()
-    assert "of them were there already" in out
+    assert "of them were written by a previous run" in out
     assert read_rows(tmp_path / "out") == job["rows"]
     after = finished(tmp_path)
     assert {name: after[name] for name in before} == before, "a finished shard was done again"

@@ -379,9 +379,9 @@ class TestCommand:
         result = CliRunner().invoke(score_command, [*self.GIVEN, "--model_version", "3"])
         assert (result.exit_code, "--model_version goes with --server" in result.output) == (2, True)
 
-    def test_help_tells_how_long_a_server_is_waited_for(self) -> None:
+    def test_help_shows_the_timeout_and_its_default(self) -> None:
         text = " ".join(CliRunner().invoke(score_command, ["--help"]).output.split())
-        assert "its retries included. [default: 300.0;" in text
+        assert "retries included. [default: 300.0;" in text
 
     def test_both_ways_to_name_a_version(self, model: Path, tmp_path: Path) -> None:
         (tmp_path / "one.jpg").write_bytes(GOOD)

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from batch.commands.options import Allowance
+from batch.commands.options import RejectionLimit
 from batch.commands.score import score as score_command
 from batch.embeddings import EmbeddingStore
 from batch.inputs import listing
@@ -478,10 +478,10 @@ class TestCommand:
         assert result.exit_code == 2
 
     def test_an_allowance_is_a_count_or_a_share(self) -> None:
-        assert Allowance(2, percent=False).exceeded(3, 1000)
-        assert not Allowance(2, percent=False).exceeded(2, 1000)
-        assert Allowance(5, percent=True).exceeded(51, 1000)
-        assert not Allowance(5, percent=True).exceeded(50, 1000)
+        assert RejectionLimit(2, percent=False).exceeded(3, 1000)
+        assert not RejectionLimit(2, percent=False).exceeded(2, 1000)
+        assert RejectionLimit(5, percent=True).exceeded(51, 1000)
+        assert not RejectionLimit(5, percent=True).exceeded(50, 1000)
 
     def test_every_flag_reaches_a_field_of_the_settings(self) -> None:
         of_the_command = {"max_rejected", "as_json", "model_config_file"}

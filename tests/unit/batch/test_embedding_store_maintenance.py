@@ -158,7 +158,7 @@ def test_check_finds_what_is_wrong_and_repair_mends_it(store: EmbeddingStore) ->
     assert found.torn == [torn.name]
     assert len(found.other_dimension) == 1
     assert found.without_rows >= 1
-    with pytest.raises(OutputError, match="torn"):
+    with pytest.raises(OutputError, match="corrupt"):
         maintenance.compact(store.root, "f1")
     command = ["check", "--embedding_store", store.root]
     assert CliRunner().invoke(embeddings, command).exit_code == 1
@@ -210,7 +210,7 @@ def test_backbones_are_listed_and_those_not_kept_go(store: EmbeddingStore) -> No
         ("f1", 42, 42),
         ("g2", 1, 1),
     ]
-    assert "42 embeddings of 8" in CliRunner().invoke(embeddings, ["list", *given]).stdout
+    assert "42 embeddings of dimension 8" in CliRunner().invoke(embeddings, ["list", *given]).stdout
     result = CliRunner().invoke(embeddings, ["prune", *given, "--keep", "f"])
     assert result.exit_code == 0, result.output
     assert maintenance.list_fingerprints(store.root) == ["f1"]

@@ -20,7 +20,7 @@ def test_textfile_has_exactly_the_documented_metrics(tmp_path: Path) -> None:
     metrics.write_textfile(str(tmp_path / "deep" / "score.prom"), metrics.build_registry(run, changes))
     (path,) = (tmp_path / "deep").iterdir()
     samples = parse_samples(path.read_text())
-    assert samples[("photos",)] == found[("worked_photos",)] == 100
+    assert samples[("photos",)] == samples[("worked_photos",)] == 100
     assert samples[("rejected_photos", "corrupt")] == 5
     assert samples[("rejected_photos", "unreadable")] == 0
     assert samples[("rows",)] == 95
