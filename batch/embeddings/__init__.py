@@ -1,17 +1,18 @@
-"""The embedding store: what a backbone made of a photo, kept for every later run.
+"""Embedding store: the output of a backbone for each photo, kept for all later runs.
 
-`<store>/<fingerprint>/` holds two kinds of Parquet files, written whole and never changed:
+`<store>/<fingerprint>/` contains two kinds of Parquet files, written atomically and never changed:
 
-* `embeddings-*.parquet`: sha256 of the photo's bytes, embedding, status, detail, height, width
-* `index-*.parquet`: (uri, size, modified) to sha256, so that an unchanged photo is not even read
+* `embeddings-*.parquet`: sha256 of the photo's content, embedding, status, detail, height, width
+* `index-*.parquet`: (uri, size, modification time) and sha256, so that unchanged photos are not read again
 
-A digest is 32 bytes, not 64 hex digits: half the memory, and it sorts as it is. A refused
-photo is kept too, its embedding all zeros, so that it is not decoded again: it is the
-status that says whether there is an embedding, since a null in a fixed-size list cannot
-be read back from Parquet (seen with pyarrow 25).
+Digests are stored as 32 bytes instead of 64 hexadecimal digits, which halves the memory and sorts
+without conversion. Rejected photos are stored too, so that they are not decoded again. Their embedding
+is all zeros, and the status tells whether a row has an embedding: a null in a fixed-size list cannot be
+read back from Parquet (seen with pyarrow 25).
 
-Modules: `rows` (what is kept of a photo), `layout` (the files), `lookup` (digest to place, in
-bounded memory), `store` (reading and appending), `upkeep` (list, check, compact, prune).
+Modules: `rows` (contents of the store in memory), `layout` (the files), `lookup` (digest to position, in
+bounded memory), `store` (reading and appending), `rewrite` (merging and filtering files), `maintenance`
+(list, check, repair, compact, prune).
 """
 
 from batch.embeddings.layout import SHA_BYTES, to_parquet

@@ -1,4 +1,4 @@
-"""The files of the store: names, columns, reading and writing one."""
+"""Files of the embedding store: names, columns, reading and writing."""
 
 from __future__ import annotations
 
@@ -22,28 +22,32 @@ SHA_BYTES = 32
 KEY_BYTES = 16
 
 EMBEDDINGS, INDEX = "embeddings-", "index-"
-"""How the names of the two kinds of files begin."""
+"""Prefixes of the names of the two kinds of files."""
 
 SHA, VECTOR, STATUS = "sha256", "embedding", "status"
 COLUMNS = [SHA, VECTOR, STATUS, "detail", "height", "width"]
 INDEX_COLUMNS = ["photo", "uri", "size", "modified", SHA]
 
 ROW_GROUP = 1024
-"""Rows that are read together: whoever wants a few of a large file does not read all of it."""
+"""Rows per row group, the unit of reading: a few rows of a large file are read without the rest."""
 
 
 def file_kind(name: str) -> str | None:
-    """EMBEDDINGS or INDEX, None for what is no file of the store."""
+    """Return EMBEDDINGS or INDEX; None if the name is not that of a file of the store."""
     if not name.endswith(".parquet"):
         return None
     return next((prefix for prefix in (EMBEDDINGS, INDEX) if name.startswith(prefix)), None)
 
 
 def embeddings_schema(dimension: int) -> pa.Schema:
-    """The columns of an embeddings file."""
+    """Return the schema of an embeddings file.
+
+    Args:
+        dimension: D, floats per embedding.
+    """
     import pyarrow as pa
 
-    # Not nullable down to the element: a third of the time to read.
+    # Non-nullable elements are read in a third of the time.
     embedding: Any = pa.list_(pa.field("element", pa.float16(), nullable=False), dimension)
     fields: list[Any] = [
         pa.field(SHA, pa.binary(SHA_BYTES), nullable=False),
@@ -57,11 +61,13 @@ def embeddings_schema(dimension: int) -> pa.Schema:
 
 
 def index_schema() -> pa.Schema:
-    """The columns of an index file."""
+    """Return the schema of an index file."""
     import pyarrow as pa
 
     fields: list[Any] = [
-        pa.field("photo", pa.binary(KEY_BYTES), nullable=False),  # digest of the next three
+        pa.field(
+            "photo", pa.binary(KEY_BYTES), nullable=False
+        ),  # digest of the next three columns: `photo_key`
         pa.field("uri", pa.string(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),
         pa.field("modified", pa.int64(), nullable=False),
@@ -71,7 +77,12 @@ def index_schema() -> pa.Schema:
 
 
 def to_table(rows: Embeddings, dimension: int) -> pa.Table:
-    """Rows as an embeddings file has them."""
+    """Return embeddings as a table with the schema of an embeddings file.
+
+    Args:
+        rows: embeddings; vectors of rows that are not usable are replaced with zeros.
+        dimension: D, floats per embedding.
+    """
     import pyarrow as pa
 
     columns = embeddings_schema(dimension)
@@ -94,7 +105,7 @@ def to_table(rows: Embeddings, dimension: int) -> pa.Table:
 
 
 def to_index_table(index: Mapping[Photo, bytes]) -> pa.Table:
-    """Which photo has which content, as an index file has it."""
+    """Return the sha256 of each photo as a table with the schema of an index file."""
     import pyarrow as pa
 
     columns = {
@@ -108,21 +119,26 @@ def to_index_table(index: Mapping[Photo, bytes]) -> pa.Table:
 
 
 def photo_key(photo: Photo) -> bytes:
-    """What tells an unchanged photo, in 16 bytes."""
+    """Return a digest of 16 bytes that identifies an unchanged photo by uri, size and modification time."""
     text = f"{photo.size} {photo.modified} {photo.uri}"
     return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES).digest()
 
 
 def write_file(directory: str, prefix: str, content: pa.Table) -> str:
-    """Write a file under a name that its content gives, so that writing it twice is writing it once.
+    """Write a file whose name is derived from its content, so that writing it twice has no effect.
+
+    Args:
+        directory: directory of the backbone in the store.
+        prefix: EMBEDDINGS or INDEX.
+        content: rows of the file.
 
     Returns:
-        Its name.
+        Name of the file.
 
     Raises:
         OutputError: the store cannot be written.
     """
-    # Embeddings shrink by a seventh, and then take twice as long to read.
+    # Compression makes embeddings smaller by a seventh only, and reading them takes twice as long.
     compression: Literal["zstd", "none"] = "zstd" if prefix == INDEX else "none"
     data = to_parquet(content, compression=compression, row_group=ROW_GROUP if prefix == EMBEDDINGS else None)
     name = f"{prefix}{hashlib.sha256(data).hexdigest()[:32]}.parquet"
@@ -133,11 +149,11 @@ def write_file(directory: str, prefix: str, content: pa.Table) -> str:
 def to_parquet(
     table: pa.Table, *, compression: Literal["zstd", "none"], row_group: int | None = None
 ) -> bytes:
-    """A table as the bytes of one Parquet file."""
+    """Return a table as the bytes of a Parquet file."""
     import pyarrow.parquet as pq
 
-    # Statistics of embeddings would take two thirds of the time to write, and tell nothing.
-    told: Any = [name for name in table.column_names if name != VECTOR]
+    # Statistics of embeddings are useless, and would take two thirds of the time to write.
+    with_statistics: Any = [name for name in table.column_names if name != VECTOR]
     buffer = io.BytesIO()
     pq.write_table(
         table,
@@ -145,7 +161,7 @@ def to_parquet(
         compression=compression,
         use_dictionary=False,
         write_page_checksum=True,
-        write_statistics=told,
+        write_statistics=with_statistics,
         row_group_size=row_group,
     )
     return buffer.getvalue()
@@ -153,15 +169,15 @@ def to_parquet(
 
 @contextmanager
 def open_parquet(uri: str) -> Iterator[Any]:
-    """A pq.ParquetFile whose pages are held against their checksums.
+    """Open a pq.ParquetFile whose pages are verified with their checksums when they are read.
 
     Raises:
-        OSError: the storage does not give it.
-        pa.ArrowException: it is no Parquet file, or torn.
+        OSError: the file cannot be opened.
+        pa.ArrowException: the file is not a Parquet file, or truncated.
     """
     import pyarrow.parquet as pq
 
-    if not files.is_remote(uri):  # by its path Arrow reads it without Python's lock
+    if not files.is_remote(uri):  # given a path, Arrow reads without the GIL
         with pq.ParquetFile(uri, page_checksum_verification=True) as parquet:
             yield parquet
         return
@@ -170,11 +186,16 @@ def open_parquet(uri: str) -> Iterator[Any]:
 
 
 def check_types(found: pa.Schema, expected: pa.Schema, columns: Sequence[str]) -> None:
-    """Hold columns of a file against what they should be.
+    """Check that columns of a file have the expected types.
+
+    Args:
+        found: schema of the file.
+        expected: expected schema.
+        columns: names of the columns to check.
 
     Raises:
-        KeyError: one is missing.
-        pa.ArrowException: one is of another type.
+        KeyError: a column is missing.
+        pa.ArrowException: a column has another type.
     """
     import pyarrow as pa
 
@@ -184,7 +205,7 @@ def check_types(found: pa.Schema, expected: pa.Schema, columns: Sequence[str]) -
 
 
 def to_digest_array(column: Any) -> NDArray[np.bytes_]:
-    """A column of fixed-size binary without nulls as a numpy array."""
+    """Return a fixed-size binary column without nulls as a numpy array of dtype S<width>."""
     import pyarrow as pa
 
     width = column.type.byte_width
@@ -198,13 +219,13 @@ def to_digest_array(column: Any) -> NDArray[np.bytes_]:
 
 
 def to_vectors(content: pa.Table, dimension: int) -> NDArray[np.float16]:
-    """The embeddings of a table as float16 [N,D]."""
+    """Return the embeddings of a table as float16 [N,D]."""
     flat: Any = content[VECTOR].combine_chunks()
     return flat.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension)
 
 
 def read_errors() -> tuple[type[Exception], ...]:
-    """What reading raises of a file that is torn or of another layout."""
+    """Return the exception types that mean that a file is corrupt or has another layout."""
     import pyarrow as pa
 
     return OSError, KeyError, pa.ArrowException

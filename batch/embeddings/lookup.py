@@ -1,4 +1,9 @@
-"""Fixed-width keys with a value each, in bounded memory whatever their number."""
+"""Lookup table from fixed-width keys to values, in bounded memory whatever the number of keys.
+
+The table is a log-structured merge tree (O'Neil et al., The log-structured merge-tree, 1996): a list of
+sorted runs, of which the older ones are longer. Runs of more than `SPILL_KEYS` keys are kept in
+memory-mapped temporary files.
+"""
 
 from __future__ import annotations
 
@@ -13,84 +18,97 @@ from numpy.typing import NDArray
 Keys = NDArray[np.bytes_]
 Values = NDArray[Any]
 
-SPILL = 1 << 19
-"""Keys from which on a run stands in a mapped file instead of memory."""
+SPILL_KEYS = 1 << 19
+"""Number of keys from which a run is kept in a memory-mapped file."""
 
-_BLOCK = 1 << 17
-"""Keys that are merged at a time."""
+_BLOCK_KEYS = 1 << 17
+"""Keys merged at a time."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Sorted keys with their values; equal keys in the order in which they came."""
+    """Sorted keys with their values; equal keys keep the order in which they were added."""
 
     keys: Keys
     values: Values
 
 
 class Lookup:
-    """Sorted runs of keys, merged as they grow, as in a log-structured merge tree.
+    """Map from keys to values whose first value per key counts.
 
-    numpy instead of a dict: 40 bytes a sha256 and its place. A run is merged with the one before
-    it once it has half its length, so there are few of them, and a key is moved some twenty times
-    at most. Long runs are mapped from a file without a name, whose pages the system may take back.
+    Two numpy arrays per run take 40 bytes for a sha256 and its value, a fraction of a dict. A run is
+    merged with its predecessor when it reaches half of its length. So the number of runs grows with
+    the logarithm of the number of keys, and a key is copied some twenty times at most.
 
     Args:
-        width: bytes a key.
+        width: bytes per key.
         value: dtype of the values.
-        spill: keys from which on a run stands in a mapped file.
+        spill: number of keys from which a run is kept in a memory-mapped file.
     """
 
-    def __init__(self, width: int, value: Any, *, spill: int = SPILL) -> None:
+    def __init__(self, width: int, value: Any, *, spill: int = SPILL_KEYS) -> None:
         self._key, self._value = np.dtype(f"S{width}"), np.dtype(value)
         self._spill = spill
-        self._runs: list[_Run] = []
+        self._runs: list[_Run] = []  # oldest and longest first
 
     def __len__(self) -> int:
         return sum(len(run.keys) for run in self._runs)
 
     def add(self, keys: Keys, values: Values) -> None:
-        """Add keys, behind those that are equal to them and came earlier."""
+        """Add keys with their values. A key that exists keeps its first value."""
         if not len(keys):
             return
+        # A stable sort, here and in the merges below, keeps equal keys in the order of their addition.
         order = np.argsort(keys, kind="stable")
-        self._runs.append(self._made([(keys[order], values[order])], len(keys)))
+        self._runs.append(self._build_run([(keys[order], values[order])], len(keys)))
+        # Invariant: each run is more than twice as long as its successor.
         while len(self._runs) > 1 and len(self._runs[-2].keys) <= 2 * len(self._runs[-1].keys):
-            second, first = self._runs.pop(), self._runs.pop()
-            self._runs.append(self._made(_merged(first, second), len(first.keys) + len(second.keys)))
+            newer, older = self._runs.pop(), self._runs.pop()
+            merged = _merge_runs(older, newer)
+            self._runs.append(self._build_run(merged, len(older.keys) + len(newer.keys)))
 
     def find(self, keys: Keys) -> tuple[Values, NDArray[np.bool_]]:
-        """The value of each key, the one that came first, and whether there is one."""
+        """Return the first value of each key, and a mask of the keys that exist.
+
+        Values of keys that do not exist are zero.
+        """
         values, found = np.zeros(len(keys), self._value), np.zeros(len(keys), bool)
-        for run in self._runs:
+        for run in self._runs:  # oldest first, so that the first value of a key is found first
+            # searchsorted returns the leftmost of equal keys, which was added first. A position past
+            # the end is clipped to the last key, which then differs from the key searched for.
             at = np.minimum(np.searchsorted(run.keys, keys), len(run.keys) - 1)
             here = (run.keys[at] == keys) & ~found
             values[here] = run.values[at[here]]
             found |= here
         return values, found
 
-    def keep(self, wanted: Callable[[Values], NDArray[np.bool_]]) -> None:
-        """Forget every key whose value is not wanted."""
+    def filter(self, wanted: Callable[[Values], NDArray[np.bool_]]) -> None:
+        """Remove every entry whose value is not wanted.
+
+        Args:
+            wanted: returns a mask for an array of values.
+        """
         runs = []
         for run in self._runs:
-            kept = np.concatenate([wanted(values) for _, values in _blocks(run)])
+            kept = np.concatenate([wanted(values) for _, values in _iter_blocks(run)])
             if kept.all():
                 runs.append(run)
             elif kept.any():
+                blocks = zip(range(0, len(kept), _BLOCK_KEYS), _iter_blocks(run), strict=True)
                 parts = (
                     (keys[kept[start : start + len(keys)]], values[kept[start : start + len(keys)]])
-                    for start, (keys, values) in zip(range(0, len(kept), _BLOCK), _blocks(run), strict=True)
+                    for start, (keys, values) in blocks
                 )
-                runs.append(self._made(parts, int(kept.sum())))
+                runs.append(self._build_run(parts, int(kept.sum())))
         self._runs = runs
 
-    def items(self) -> Iterator[tuple[Keys, Values]]:
-        """All keys and values in blocks, sorted within each."""
-        for run in self._runs:
-            yield from _blocks(run)
+    def _build_run(self, parts: Iterable[tuple[Keys, Values]], length: int) -> _Run:
+        """Return a run of consecutive sorted parts, in memory or memory-mapped.
 
-    def _made(self, parts: Iterable[tuple[Keys, Values]], length: int) -> _Run:
-        """A run of sorted parts, in memory or mapped."""
+        Args:
+            parts: keys and values; the keys are sorted across all parts.
+            length: number of keys in all parts.
+        """
         if length < self._spill:
             keys, values = zip(*parts, strict=True)
             return _Run(np.concatenate(keys), np.concatenate(values))
@@ -100,25 +118,31 @@ class Lookup:
                 value_file.write(values_part.tobytes())
             key_file.flush()
             value_file.flush()
-            # The maps outlive the files' handles, and the files go with the maps.
+            # The files have no name. Their mappings stay valid after the handles are closed, and the
+            # space is freed with the mappings. The system may evict mapped pages under memory pressure.
             return _Run(
                 np.asarray(np.memmap(key_file, self._key, "r", shape=(length,))),
                 np.asarray(np.memmap(value_file, self._value, "r", shape=(length,))),
             )
 
 
-def _blocks(run: _Run) -> Iterator[tuple[Keys, Values]]:
-    for start in range(0, len(run.keys), _BLOCK):
-        yield run.keys[start : start + _BLOCK], run.values[start : start + _BLOCK]
+def _iter_blocks(run: _Run) -> Iterator[tuple[Keys, Values]]:
+    for start in range(0, len(run.keys), _BLOCK_KEYS):
+        yield run.keys[start : start + _BLOCK_KEYS], run.values[start : start + _BLOCK_KEYS]
 
 
-def _merged(first: _Run, second: _Run) -> Iterator[tuple[Keys, Values]]:
-    """The parts of two runs as one; the keys of `first` come before equal ones of `second`."""
-    done = 0
-    for keys, values in _blocks(first):
-        end = int(np.searchsorted(second.keys, keys[-1], side="right"))
-        both = np.concatenate([keys, second.keys[done:end]])
+def _merge_runs(older: _Run, newer: _Run) -> Iterator[tuple[Keys, Values]]:
+    """Yield two runs merged into sorted parts, one for each block of the older run.
+
+    Equal keys of the older run come first, so that their values win in `Lookup.find`.
+    """
+    done = 0  # keys of the newer run merged so far
+    for keys, values in _iter_blocks(older):
+        # All keys of the newer run up to the last key of this block belong to this part; the stable
+        # sort puts them behind equal keys of the block.
+        end = int(np.searchsorted(newer.keys, keys[-1], side="right"))
+        both = np.concatenate([keys, newer.keys[done:end]])
         order = np.argsort(both, kind="stable")
-        yield both[order], np.concatenate([values, second.values[done:end]])[order]
+        yield both[order], np.concatenate([values, newer.values[done:end]])[order]
         done = end
-    yield second.keys[done:], second.values[done:]
+    yield newer.keys[done:], newer.values[done:]

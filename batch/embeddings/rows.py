@@ -1,4 +1,4 @@
-"""What the store keeps of photos."""
+"""Rows of the embedding store in memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from serving.contract import Status
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What the model made of some photos' bytes, one row a distinct content.
+    """Output of the backbone for N distinct photo contents, one row each.
 
     Attributes:
         shas: N sha256 digests of 32 bytes.
-        vectors: float16 [N,D]; zeros where the status is not usable.
+        vectors: embeddings, float16 [N,D]; zeros where the status is not usable.
         statuses: N statuses.
-        details: N phrases about refused photos, None for the others.
-        heights, widths: int32 [N], pixels of the upright photo, 0 where unknown.
+        details: N reasons for rejection; None for accepted photos.
+        heights, widths: size of the upright photo in pixels, int32 [N]; 0 where unknown.
     """
 
     shas: Sequence[bytes]
@@ -32,11 +32,11 @@ class Embeddings:
     widths: NDArray[np.int32]
 
     def row_by_digest(self) -> dict[bytes, int]:
-        """The row of each sha256; what is missing here is not in the store."""
+        """Return the row number of each sha256."""
         return {sha: row for row, sha in enumerate(self.shas)}
 
     def sorted_by_digest(self) -> Embeddings:
-        """The same rows in the order of their digests."""
+        """Return the same rows sorted by sha256."""
         order = sorted(range(len(self.shas)), key=self.shas.__getitem__)
         return Embeddings(
             shas=[self.shas[row] for row in order],
@@ -49,5 +49,5 @@ class Embeddings:
 
 
 def hash_photo(content: bytes) -> bytes:
-    """The key of a photo's bytes in the store."""
+    """Return the sha256 of a photo's content, which is its key in the store."""
     return hashlib.sha256(content).digest()

@@ -1,4 +1,4 @@
-"""Reading and appending the embeddings of one backbone."""
+"""Reading and appending of the embeddings of one backbone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from batch.embeddings import layout
 from batch.embeddings.layout import COLUMNS, EMBEDDINGS, INDEX, KEY_BYTES, SHA, SHA_BYTES, STATUS, VECTOR
-from batch.embeddings.lookup import SPILL, Lookup
+from batch.embeddings.lookup import SPILL_KEYS, Lookup
 from batch.embeddings.rows import Embeddings
 from batch.inputs.listing import Photo
 from serving.contract import Status
@@ -26,28 +26,30 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 BLOCK_ROWS = 4096
-"""Rows that `EmbeddingStore.iter_blocks` gives at a time: 10 MB of 1280 floats each."""
+"""Maximum rows per block of `EmbeddingStore.iter_blocks`: 10 MB at 1280 float16 values each."""
 
 _READERS = 8
-_FILE_BITS = 32
+
+_ROW_BITS = 32
+"""Bits of a position that hold the row; the bits above hold the number of the file."""
 
 
 def default_root() -> str:
-    """The store that training and scoring share: below the cache directory."""
+    """Return the directory of the store that training and scoring share, below the cache directory."""
     return str(files.cache_directory() / "embeddings")
 
 
 class EmbeddingStore:
-    """The embeddings of one backbone, shared by any number of processes.
+    """Embeddings of one backbone, shared by any number of threads and processes.
 
-    Writers add whole files, so readers see only whole files; files that are merged or pruned by
-    another process meanwhile are looked for anew. In memory are digests alone, 100 bytes a photo,
-    of half a million photos at most; the others are mapped from a temporary file.
+    Files appear atomically, so readers see complete files only. If another process merges or prunes
+    files in the meantime, readers list the files again. Only digests are kept in memory, about 100
+    bytes per photo, for half a million photos at most; beyond that they are in memory-mapped files.
 
     Args:
         root: directory of the store, local or remote.
-        fingerprint: of the backbone and the preprocessing.
-        dimension: D, floats an embedding.
+        fingerprint: fingerprint of the backbone and its preprocessing.
+        dimension: D, floats per embedding.
     """
 
     def __init__(self, root: str, fingerprint: str, dimension: int) -> None:
@@ -56,32 +58,36 @@ class EmbeddingStore:
         self.directory = files.join(self.root, fingerprint)
         self.dimension = dimension
         self._index = Lookup(KEY_BYTES, f"V{SHA_BYTES}")
-        self._rows = Lookup(SHA_BYTES, np.int64)  # value: number of the file, row
-        self._names: list[str] = []  # of embeddings files, by number
-        self._numbers: dict[str, int] = {}  # of those that are there and whole
-        self._seen: set[str] = set()
+        # Position of each content: the number of its file above _ROW_BITS, the row in it below.
+        self._rows = Lookup(SHA_BYTES, np.int64)
+        self._names: list[str] = []  # names of embeddings files by number, including those deleted
+        self._numbers: dict[str, int] = {}  # numbers of the embeddings files that exist and are readable
+        self._seen: set[str] = set()  # names of files whose digests were loaded, or failed to load
         self._lock = threading.RLock()
 
     def lookup_digests(self, photos: Iterable[Photo]) -> dict[Photo, bytes]:
-        """sha256 of the photos whose bytes were read before and whose file has not changed since."""
+        """Return the sha256 of the photos that were read before and have not changed since.
+
+        Photos that are not in the index are left out. New files of other processes are loaded first.
+        """
         wanted = list(photos)
-        keys = _keys([layout.photo_key(photo) for photo in wanted], KEY_BYTES)
+        keys = _to_key_array([layout.photo_key(photo) for photo in wanted], KEY_BYTES)
         with self._lock:
             self._refresh()
             shas, found = self._index.find(keys)
         return {wanted[row]: shas[row].tobytes() for row in np.flatnonzero(found)}
 
     def filter_present(self, shas: Iterable[bytes]) -> set[bytes]:
-        """Which of these contents have a row, as far as was seen at the last call of `known`."""
+        """Return the digests that have a row, as of the last call of `lookup_digests`."""
         wanted = list(shas)
         with self._lock:
-            _, found = self._rows.find(_keys(wanted, SHA_BYTES))
+            _, found = self._rows.find(_to_key_array(wanted, SHA_BYTES))
         return {wanted[row] for row in np.flatnonzero(found)}
 
     def get(self, shas: Iterable[bytes]) -> Embeddings:
-        """The rows of these contents, each once; those that the store does not have are left out."""
+        """Return the rows of these digests, without duplicates; digests without a row are left out."""
         wanted = list(dict.fromkeys(shas))
-        blocks = list(self.iter_blocks(_keys(wanted, SHA_BYTES), COLUMNS))
+        blocks = list(self.iter_blocks(_to_key_array(wanted, SHA_BYTES), COLUMNS))
         tables: list[Any] = [content for _, content in blocks]
         blank: Any = np.empty((0, self.dimension), np.float16)
         return Embeddings(
@@ -89,14 +95,14 @@ class EmbeddingStore:
             vectors=np.concatenate([blank, *(layout.to_vectors(t, self.dimension) for t in tables)]),
             statuses=[Status(name) for t in tables for name in t[STATUS].to_pylist()],
             details=[text for t in tables for text in t["detail"].to_pylist()],
-            heights=_joined(tables, "height"),
-            widths=_joined(tables, "width"),
+            heights=_concatenate_column(tables, "height"),
+            widths=_concatenate_column(tables, "width"),
         )
 
     def get_statuses(self, shas: Iterable[bytes]) -> dict[bytes, Status]:
-        """The status of these contents, without reading embeddings."""
+        """Return the status of each digest that has a row, without reading embeddings."""
         wanted = list(dict.fromkeys(shas))
-        blocks: Iterable[tuple[Any, Any]] = self.iter_blocks(_keys(wanted, SHA_BYTES), [STATUS])
+        blocks: Iterable[tuple[Any, Any]] = self.iter_blocks(_to_key_array(wanted, SHA_BYTES), [STATUS])
         return {
             wanted[position]: Status(name)
             for positions, content in blocks
@@ -106,17 +112,17 @@ class EmbeddingStore:
     def iter_blocks(
         self, wanted: NDArray[np.bytes_], columns: Sequence[str] = COLUMNS
     ) -> Iterator[tuple[NDArray[np.int64], pa.Table]]:
-        """The rows of many contents, some thousands at a time, in the order of the store.
+        """Yield the rows of many digests in blocks of up to BLOCK_ROWS, in the order of the store.
 
-        Each file is opened once, and only the groups of rows in which one is wanted are read.
+        Each file is opened once, and only the row groups that contain wanted rows are read. Digests
+        without a row appear in no block.
 
         Args:
             wanted: N distinct sha256 digests, dtype S32.
-            columns: of the embeddings files.
+            columns: names of the columns to read.
 
         Yields:
-            Which of `wanted` the rows of the table are, and the table. What the store does not
-            have is in none.
+            Positions in `wanted` of the rows of a block, and the block.
         """
         open_rows = np.arange(len(wanted))
         while len(open_rows):
@@ -127,28 +133,33 @@ class EmbeddingStore:
             open_rows, places = open_rows[found], places[found]
             if not len(open_rows):
                 return
+            # Sort by position, which is by file and then by row, and split the rows by file.
             order = np.argsort(places, kind="stable")
             open_rows, places = open_rows[order], places[order]
-            numbers, starts = np.unique(places >> _FILE_BITS, return_index=True)
+            numbers, starts = np.unique(places >> _ROW_BITS, return_index=True)
             lost = []
             for number, positions, at in zip(
                 numbers, np.split(open_rows, starts[1:]), np.split(places, starts[1:]), strict=True
             ):
-                rows, done = at & ((1 << _FILE_BITS) - 1), 0
+                rows, done = at & ((1 << _ROW_BITS) - 1), 0
                 for content in self._read(names[number], columns, rows):
                     yield positions[done : done + len(content)], content
                     done += len(content)
                 if done < len(rows):
-                    self._drop([int(number)])
+                    self._forget_files([int(number)])
                     lost.append(positions[done:])
-            # Another file may have the rows of one that is torn, or was merged since the last look.
+            # Rows of a file that is corrupt, or that was merged since the last refresh, may also be
+            # in another file. Each round forgets such a file, so the loop ends.
             open_rows = np.concatenate([np.empty(0, np.int64), *lost])
 
     def append(self, index: Mapping[Photo, bytes], embeddings: Embeddings) -> None:
-        """Keep rows, and which photos they are of.
+        """Write new rows, and then new index entries.
 
-        Rows are written first, so that a run cut off in between leaves no index entry
-        without its row.
+        An interruption in between leaves no index entry without its row.
+
+        Args:
+            index: sha256 of each photo, for photos whose content is in the store or in `embeddings`.
+            embeddings: rows of contents that are not in the store.
 
         Raises:
             OutputError: the store cannot be written.
@@ -162,72 +173,87 @@ class EmbeddingStore:
         name = layout.write_file(self.directory, prefix, content)
         with self._lock:
             if name not in self._numbers:
-                # Where a torn file had this name, the whole one is to be taken in.
+                # If the name belonged to a corrupt file, the new file has to be loaded.
                 self._seen.discard(name)
 
     def _refresh(self) -> None:
-        """Take in the files that came since the last look, and forget those that went."""
-        there = set(files.list_names(self.directory))
-        self._drop([number for name, number in self._numbers.items() if name not in there])
-        self._seen &= there
-        new = sorted(name for name in there - self._seen if layout.file_kind(name))
+        """Load files that are new since the last call, and forget those that were deleted."""
+        present = set(files.list_names(self.directory))
+        self._forget_files([number for name, number in self._numbers.items() if name not in present])
+        self._seen &= present
+        new = sorted(name for name in present - self._seen if layout.file_kind(name))
         self._seen.update(new)
         with ExitStack() as stack:
-            take: Any = map
+            run: Any = map
             if len(new) > 1:
-                take = stack.enter_context(ThreadPoolExecutor(_READERS)).map
-            self._take(EMBEDDINGS, [name for name in new if layout.file_kind(name) == EMBEDDINGS], take)
-            self._take(INDEX, [name for name in new if layout.file_kind(name) == INDEX], take)
+                run = stack.enter_context(ThreadPoolExecutor(_READERS)).map
+            self._load(EMBEDDINGS, [name for name in new if layout.file_kind(name) == EMBEDDINGS], run)
+            self._load(INDEX, [name for name in new if layout.file_kind(name) == INDEX], run)
 
-    def _take(self, prefix: str, names: Sequence[str], take: Any) -> None:
-        """Add what files of one kind hold to its lookup, half a million keys at a time."""
+    def _load(self, prefix: str, names: Sequence[str], run: Any) -> None:
+        """Add the digests of files of one kind to its lookup, half a million keys at a time.
+
+        Args:
+            prefix: EMBEDDINGS or INDEX.
+            names: names of the files.
+            run: `map`, or the `map` of a thread pool.
+        """
         lookup = self._rows if prefix == EMBEDDINGS else self._index
         keys: list[Any] = []
         values: list[Any] = []
-        for name, read in zip(names, take(self._digests, names), strict=True):
+        for name, read in zip(names, run(self._read_digests, names), strict=True):
             if read is None:
                 continue
             if prefix == EMBEDDINGS:
                 self._numbers[name] = number = len(self._names)
                 self._names.append(name)
                 keys.append(read[0])
-                values.append((number << _FILE_BITS) + np.arange(len(read[0])))
+                values.append((number << _ROW_BITS) + np.arange(len(read[0])))
             else:
                 keys.append(read[1])
                 values.append(read[0].view(f"V{SHA_BYTES}"))
-            if sum(map(len, keys)) >= SPILL:
+            if sum(map(len, keys)) >= SPILL_KEYS:
                 lookup.add(np.concatenate(keys), np.concatenate(values))
                 keys, values = [], []
         if keys:
             lookup.add(np.concatenate(keys), np.concatenate(values))
 
-    def _digests(self, name: str) -> list[NDArray[np.bytes_]] | None:
-        """The digests of a file: the contents', and in an index the photos'."""
+    def _read_digests(self, name: str) -> list[NDArray[np.bytes_]] | None:
+        """Return the content digests of a file, and the photo keys of an index file; None if unreadable."""
         columns = [SHA, "photo"] if layout.file_kind(name) == INDEX else [SHA, VECTOR]
         try:
             with layout.open_parquet(files.join(self.directory, name)) as parquet:
                 layout.check_types(parquet.schema_arrow, self._schema(name), columns)
                 content = parquet.read([column for column in columns if column != VECTOR], use_threads=False)
                 return [layout.to_digest_array(content[column]) for column in content.column_names]
-        except FileNotFoundError:  # merged since it was listed: the next look finds where it went
+        except FileNotFoundError:  # merged since it was listed: the next refresh loads the merged file
             self._seen.discard(name)
             return None
         except layout.read_errors() as error:
-            self._leave_out(name, error)
+            self._warn_unreadable(name, error)
             return None
 
     def _read(self, name: str, columns: Sequence[str], rows: NDArray[np.int64]) -> Iterator[pa.Table]:
-        """Rows of a file, ascending, in blocks; fewer than were asked for where it is torn or gone."""
+        """Yield rows of a file in blocks; fewer than requested if it is corrupt or deleted.
+
+        Args:
+            name: name of the file.
+            columns: names of the columns to read.
+            rows: row numbers, ascending.
+        """
         try:
             with layout.open_parquet(files.join(self.directory, name)) as parquet:
-                about = parquet.metadata
-                sizes = np.array([about.row_group(i).num_rows for i in range(about.num_row_groups)], np.int64)
+                metadata = parquet.metadata
+                sizes = np.array(
+                    [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], np.int64
+                )
                 starts = np.cumsum(sizes) - sizes
                 group_of = np.searchsorted(starts, rows, side="right") - 1
-                for groups in _together(np.unique(group_of), sizes):
+                for groups in _batch_row_groups(np.unique(group_of), sizes):
                     content = parquet.read_row_groups(groups, columns=list(columns), use_threads=False)
                     layout.check_types(content.schema, self._schema(name), columns)
-                    # Where each group begins in what was read.
+                    # Translate row numbers of the file to rows of `content`, in which the chosen row
+                    # groups are adjacent: subtract the group's start in the file, add that in `content`.
                     begins = np.cumsum(sizes[groups]) - sizes[groups]
                     here = np.isin(group_of, groups)
                     at = rows[here] - starts[group_of[here]] + begins[np.searchsorted(groups, group_of[here])]
@@ -235,25 +261,25 @@ class EmbeddingStore:
         except FileNotFoundError:
             return
         except layout.read_errors() as error:
-            self._leave_out(name, error)
+            self._warn_unreadable(name, error)
 
-    def _leave_out(self, name: str, error: Exception) -> None:
-        """Say that a file is torn or of another layout."""
+    def _warn_unreadable(self, name: str, error: Exception) -> None:
+        """Log that a file is corrupt or has another layout."""
         _log.warning(
-            "%s in the embedding store %s is unreadable and left out; its photos are embedded again (%s)",
+            "Ignoring unreadable file %s in the embedding store %s; its photos are embedded again (%s)",
             name,
             self.directory,
             error,
         )
 
-    def _drop(self, numbers: Sequence[int]) -> None:
-        """Forget the rows of files that are torn or gone."""
+    def _forget_files(self, numbers: Sequence[int]) -> None:
+        """Remove the rows of files that are corrupt or deleted from the lookup."""
         if not numbers:
             return
         with self._lock:
             for number in numbers:
                 self._numbers.pop(self._names[number], None)
-            self._rows.keep(lambda places: ~np.isin(places >> _FILE_BITS, numbers))
+            self._rows.filter(lambda places: ~np.isin(places >> _ROW_BITS, numbers))
 
     def _schema(self, name: str) -> pa.Schema:
         return (
@@ -263,21 +289,26 @@ class EmbeddingStore:
         )
 
 
-def _together(groups: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[list[int]]:
-    """Row groups in lists of BLOCK_ROWS rows, or of one group."""
-    held: list[int] = []
+def _batch_row_groups(groups: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[list[int]]:
+    """Yield lists of row groups with up to BLOCK_ROWS rows together, or with a single group.
+
+    Args:
+        groups: numbers of the row groups to read.
+        sizes: number of rows of each row group of the file.
+    """
+    batch: list[int] = []
     for group in groups.tolist():
-        if held and sizes[held].sum() + sizes[group] > BLOCK_ROWS:
-            yield held
-            held = []
-        held.append(group)
-    if held:
-        yield held
+        if batch and sizes[batch].sum() + sizes[group] > BLOCK_ROWS:
+            yield batch
+            batch = []
+        batch.append(group)
+    if batch:
+        yield batch
 
 
-def _keys(digests: Sequence[bytes], width: int) -> NDArray[np.bytes_]:
+def _to_key_array(digests: Sequence[bytes], width: int) -> NDArray[np.bytes_]:
     return np.frombuffer(b"".join(digests), f"S{width}")
 
 
-def _joined(tables: Sequence[pa.Table], column: str) -> NDArray[np.int32]:
+def _concatenate_column(tables: Sequence[pa.Table], column: str) -> NDArray[np.int32]:
     return np.concatenate([np.empty(0, np.int32), *(table[column].to_numpy() for table in tables)])

@@ -178,7 +178,7 @@ def test_the_lookup_finds_what_a_dict_would(
     values, found = lookup.find(array(wanted))
     assert found.tolist() == [key in expected for key in wanted]
     assert values[found].tolist() == [expected[key] for key in wanted if key in expected]
-    lookup.keep(lambda values: values >= 100)  # all but the first file's
+    lookup.filter(lambda values: values >= 100)  # all but the first file's
     kept = {
         k: 100 * f + r
         for f, keys in reversed(list(enumerate(parts)))
