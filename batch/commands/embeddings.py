@@ -24,7 +24,7 @@ _store = click.option(
 _fingerprint = click.option(
     "--fingerprint",
     multiple=True,
-    help="Only the backbone whose fingerprint begins with this text, as shown by `list`. Can be repeated.",
+    help="Select only the backbone whose fingerprint begins with this text, as shown by `list`. Can be repeated.",
 )
 
 
@@ -49,7 +49,10 @@ def embeddings() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(embedding_store: str, models: tuple[Path, ...], as_json: bool) -> None:
-    """List the backbones in a store: embeddings, photos, files, bytes, and the bundles that use them."""
+    """List the backbones in a store.
+
+    Shows the number of embeddings, photos and files, the size, and the bundles that use the backbone.
+    """
     from batch.embeddings import maintenance
 
     root = _resolve_root(embedding_store)
@@ -80,8 +83,9 @@ def list_(embedding_store: str, models: tuple[Path, ...], as_json: bool) -> None
 def check(
     ctx: click.Context, embedding_store: str, fingerprint: tuple[str, ...], repair: bool, as_json: bool
 ) -> None:
-    """Read every file, and report damage: torn files, embeddings of another dimension, duplicate rows, and
-    index entries without a row.
+    """Check every file of a store for damage.
+
+    Reports torn files, embeddings of another dimension, duplicate rows, and index entries without a row.
 
     Exit codes: 0 no damage, or repaired; 1 damage found.
     """
@@ -116,9 +120,10 @@ def check(
 @_store
 @_fingerprint
 def compact(embedding_store: str, fingerprint: tuple[str, ...]) -> None:
-    """Merge small files into large ones, without duplicates, in the order in which photos are scored.
+    """Merge small files into large ones.
 
-    Safe to kill at any point: no embedding is lost.
+    The merged files have no duplicates, and their rows are in the order in which photos are scored. Safe to
+    kill at any point: no embedding is lost.
     """
     from batch.embeddings import maintenance
 
@@ -155,9 +160,9 @@ def prune(
     keep: tuple[str, ...],
     dry_run: bool,
 ) -> None:
-    """Remove embeddings that no photo refers to, after forgetting the photos that the options select.
+    """Remove embeddings that no photo refers to.
 
-    Files of the last hour are kept, since a running job may be about to refer to them.
+    The photos that the options select are forgotten first, which frees their embeddings. Files of the last hour are kept, since a running job may be about to refer to them.
     """
     from batch.embeddings import maintenance
 

@@ -85,6 +85,7 @@ _FLAGS = (
     click.option(
         "--metrics_textfile",
         default="",
+        show_default=False,
         metavar="FILE",
         help="Write the run's metrics to a file for the textfile collector of Prometheus' node exporter,"
         " which reads *.prom. Needs hubhead[metrics].",
@@ -92,6 +93,7 @@ _FLAGS = (
     click.option(
         "--metrics_push",
         default="",
+        show_default=False,
         metavar="URL",
         help="Push the run's metrics to a Prometheus Pushgateway; a failure is only a warning. Needs"
         " hubhead[metrics].",

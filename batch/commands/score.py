@@ -56,8 +56,8 @@ def parse_share(_context: click.Context, _option: click.Parameter, text: str) ->
     show_default=False,
     metavar="FILE",
     help="Dataset manifest to use instead of --photos: .txt with one photo per line, or .csv, .tsv, .jsonl or"
-    " .parquet, whose other columns are copied to the scores; or a quoted glob of such files. Paths in it are"
-    " relative to the manifest.",
+    " .parquet, whose other columns are copied to the scores; or a quoted glob of such files. Relative"
+    " paths are resolved from the manifest's directory.",
 )
 @click.option(
     "--uri_column",
