@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import logging
 import os
 import sys
@@ -52,3 +53,18 @@ def run(command: click.Command, name: str) -> NoReturn:
         # Skip garbage collection at exit: with TensorFlow loaded it takes about a second.
         gc.freeze()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def require_tensorflow() -> None:
+    """Check that TensorFlow is installed, before a command does any work.
+
+    It is here and not in serving.runtime because importing that package needs TensorFlow.
+
+    Raises:
+        HubheadError: TensorFlow is not installed.
+    """
+    if importlib.util.find_spec("tensorflow") is None:
+        raise HubheadError(
+            "TensorFlow, which is needed to run a model, is not installed.",
+            remedy="Install it with: pip install 'hubhead[serve]'",
+        )

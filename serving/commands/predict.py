@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from serving.commands.main import require_tensorflow
 from serving.commands.server_options import (
     forbid_server_flags,
     pop_client_config,
@@ -19,7 +20,6 @@ from serving.commands.server_options import (
     server_flags,
 )
 from serving.errors import InputError
-from serving.runtime.tensorflow_import import require_tensorflow
 
 if TYPE_CHECKING:
     from rich.table import Table

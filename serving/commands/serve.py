@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.runtime.tensorflow_import import require_tensorflow
+from serving.commands.main import require_tensorflow
 from serving.server.config.flags import FLAGS, build_settings, describe_ignored_flags
 
 if TYPE_CHECKING:

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from serving.errors import HubheadError
-
 
 def import_tensorflow() -> Any:
     """Import TensorFlow and return the module. Later imports can be ordinary import statements.
@@ -78,16 +76,3 @@ def _enable_lazy_keras(tf: Any) -> None:
     found = importlib.util.find_spec("keras") if "keras" not in sys.modules else None
     if found and found.origin:
         tf.__path__.insert(0, str(Path(found.origin).parent / "_tf_keras"))
-
-
-def require_tensorflow() -> None:
-    """Check that TensorFlow is installed, before any work is done.
-
-    Raises:
-        HubheadError: it is not installed.
-    """
-    if importlib.util.find_spec("tensorflow") is None:
-        raise HubheadError(
-            "TensorFlow, which is needed to run a model, is not installed.",
-            remedy="Install it with: pip install 'hubhead[serve]'",
-        )

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving import contract
+from serving.commands.main import require_tensorflow
 from serving.errors import GateRejected
-from serving.runtime.tensorflow_import import require_tensorflow
 from trainer.gate.thresholds import RegressionLimits
 
 if TYPE_CHECKING:
