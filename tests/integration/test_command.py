@@ -1,4 +1,4 @@
-"""How commands end: the exit code and the one line of each outcome."""
+"""Exit of a command whose reader closes the pipe, in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 
-def test_a_reader_that_goes_away_ends_the_command_quietly() -> None:
+def test_broken_pipe_exits_silently_with_1() -> None:
     body = "import click\nfor number in range(100_000): click.echo(number)"
     call = f"""
 import click
@@ -23,6 +23,6 @@ run(command, "hubhead")
         assert process.stderr is not None
         assert process.stdout.readline() == b"0\n"
         process.stdout.close()
-        said = process.stderr.read()
+        stderr = process.stderr.read()
         assert process.wait(timeout=30) == 1
-    assert said == b""
+    assert stderr == b""

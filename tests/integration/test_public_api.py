@@ -1,4 +1,4 @@
-"""`import trainer`: the names of the Python API, found on first use."""
+"""Public Python API of `trainer`: lazy imports and types."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tests.support.repository import REPO
 
 
 @pytest.mark.parametrize("name", trainer.__all__)
-def test_every_name_is_found_where_it_is_at_home(name: str) -> None:
+def test_every_public_name_resolves_and_is_documented(name: str) -> None:
     found = getattr(trainer, name)
     assert found.__name__ == name
     assert found.__doc__
 
 
-def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
+def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         trainer.trian  # noqa: B018
 
 
-def test_the_package_imports_nothing_and_its_names_no_tensorflow() -> None:
+def test_import_is_lazy_and_loads_no_tensorflow() -> None:
     look = (
         "import sys, trainer; before = 'numpy' in sys.modules; from trainer import TrainSettings, train; "
         "print(before, sorted({'tensorflow', 'apache_beam', 'pyarrow', 'scipy'} & sys.modules.keys()))"
@@ -33,7 +33,7 @@ def test_the_package_imports_nothing_and_its_names_no_tensorflow() -> None:
     assert done.stdout.strip() == "False []"
 
 
-def test_a_type_checker_sees_what_train_takes_and_gives(tmp_path: Path) -> None:
+def test_type_checker_sees_the_types_of_train(tmp_path: Path) -> None:
     """mypy, strict, over a user's script: right uses pass, a misspelt field does not."""
     script = tmp_path / "script.py"
     script.write_text(

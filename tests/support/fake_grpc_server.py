@@ -1,4 +1,4 @@
-"""A model server that answers as a test says, by raw gRPC, without a model."""
+"""A gRPC server without a model, whose responses a test defines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,15 @@ def fake_grpc_server(
     threads: int = 4,
     credentials: grpc.ServerCredentials | None = None,
 ) -> Iterator[str]:
-    """A gRPC server that answers each method path by a function; yields its address."""
+    """Run a gRPC server and yield its address.
+
+    Args:
+        answers: function that answers each method, by its path.
+        port: port to listen on; 0 picks a free one.
+        options: gRPC server options.
+        threads: number of requests that are answered at a time.
+        credentials: TLS credentials; None for plain text.
+    """
     requests = {
         protos.PREDICT: protos.PredictRequest,
         protos.GET_MODEL_METADATA: protos.GetModelMetadataRequest,
@@ -54,13 +62,17 @@ def fake_grpc_server(
 
 
 def free_port() -> int:
+    """Return a TCP port that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return int(probe.getsockname()[1])
 
 
 def answer_for(images: list[bytes]) -> protos.Message:
-    """What a two-label model might say: photos that begin with "bad" are refused, "odd" abstained on."""
+    """Return the response of a model with two labels.
+
+    It rejects photos that begin with "bad" as corrupt, and abstains on those that begin with "odd".
+    """
     response = protos.PredictResponse()
     rows = [(b"corrupt" if image.startswith(b"bad") else b"ok") for image in images]
     labels = [b"" if image[:3] in (b"bad", b"odd") else b"apple" for image in images]

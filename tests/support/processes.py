@@ -1,4 +1,4 @@
-"""Commands of hubhead as processes of their own, as a cluster runs them."""
+"""Commands of hubhead as separate processes, as a cluster runs them."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ READY = re.compile(r"localhost:(\d+) \(gRPC\)(?:.*?localhost:(\d+))?")
 
 @dataclass(frozen=True)
 class Ports:
-    """Where a server of ours answers; `rest` is 0 where it does not."""
+    """Ports of `hubhead serve`; `rest` is 0 if the REST API is off."""
 
     grpc: int
     rest: int
 
 
 def command(arguments: Sequence[str]) -> list[str]:
-    """A command line that runs this tree's hubhead, whatever is installed."""
+    """Return a command line that runs hubhead from this source tree, whatever is installed."""
     return [sys.executable, str(REPO / "hubhead.py"), *arguments]
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """That of this process, with this tree first among the packages."""
+    """Return the environment of this process with this source tree first in PYTHONPATH."""
     return {**os.environ, "PYTHONPATH": str(REPO), "COLUMNS": "200", **(more or {})}
 
 
 def start(
     arguments: Sequence[str], log: Path, more: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    """Start a command; what it says on stderr goes to `log`."""
+    """Start a command, with its stderr appended to `log`."""
     with log.open("a") as stderr:
         return subprocess.Popen(
             command(arguments), stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment(more)
@@ -47,7 +47,7 @@ def start(
 
 
 def wait_ready(process: subprocess.Popen[str], log: Path, seconds: float = 120.0) -> Ports:
-    """Where `hubhead serve` says that it answers."""
+    """Wait until `hubhead serve` prints that it is ready, and return its ports."""
     assert process.stdout
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
@@ -59,7 +59,7 @@ def wait_ready(process: subprocess.Popen[str], log: Path, seconds: float = 120.0
 
 
 def end(process: subprocess.Popen[str], seconds: float = 60.0) -> int:
-    """End a process as Kubernetes does: SIGTERM, and SIGKILL after a while. Its exit code."""
+    """Stop a process as Kubernetes does, SIGTERM and later SIGKILL, and return its exit code."""
     process.terminate()
     try:
         process.communicate(timeout=seconds)
@@ -71,7 +71,7 @@ def end(process: subprocess.Popen[str], seconds: float = 60.0) -> int:
 
 @contextmanager
 def serving(arguments: Sequence[str], log: Path) -> Iterator[Ports]:
-    """`hubhead serve`, from its readiness to its end."""
+    """Run `hubhead serve`; yield its ports once it is ready, and stop it afterwards."""
     process = start(["serve", *arguments], log)
     try:
         yield wait_ready(process, log)
@@ -80,7 +80,7 @@ def serving(arguments: Sequence[str], log: Path) -> Iterator[Ports]:
 
 
 def eventually(condition: object, what: str, seconds: float = 60.0) -> None:
-    """Wait until a call says yes."""
+    """Wait until `condition` returns True; fail after `seconds` with the description `what`."""
     assert callable(condition)
     deadline = time.monotonic() + seconds
     while not condition():

@@ -1,4 +1,4 @@
-"""The canary's share of the requests, and what it says beside the stable version."""
+"""Canary routing of both clients, and `hubhead compare` of the canary with the stable version."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Classify = Callable[..., list[Prediction]]
 
 
 class Server:
-    """Notes the label of each request; without a canary it says so, as TensorFlow Serving does."""
+    """Records the label of each request; without a canary, rejects that label like TensorFlow Serving."""
 
     def __init__(self, *, canary: bool = True, fails: bool = False) -> None:
         self.labels: list[str] = []
@@ -41,7 +41,7 @@ class Server:
         if label == "canary" and self.fails:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "Serving signature name: x not found")
         images = list(request.inputs["image_bytes"].string_val)
-        if label == "canary":  # it abstains where the other does not
+        if label == "canary":  # it abstains on a photo that the stable version labels
             images = [b"odd" if image == b"plum" else image for image in images]
         response = answer_for(images)
         response.model_spec.version.value = 2 if label == "canary" else 1
@@ -49,13 +49,13 @@ class Server:
 
 
 @contextmanager
-def blocking(address: str, **settings: Any) -> Iterator[Classify]:
+def open_blocking(address: str, **settings: Any) -> Iterator[Classify]:
     with Client(address, model="food", **settings) as client:
         yield client.classify
 
 
 @contextmanager
-def awaited(address: str, **settings: Any) -> Iterator[Classify]:
+def open_async(address: str, **settings: Any) -> Iterator[Classify]:
     async def ask(*photos: Any, **options: Any) -> list[Prediction]:
         async with AsyncClient(address, model="food", **settings) as client:
             return await client.classify(*photos, **options)
@@ -63,23 +63,27 @@ def awaited(address: str, **settings: Any) -> Iterator[Classify]:
     yield lambda *photos, **options: asyncio.run(ask(*photos, **options))
 
 
-@pytest.fixture(params=[blocking, awaited], ids=["Client", "AsyncClient"])
+@pytest.fixture(params=[open_blocking, open_async], ids=["Client", "AsyncClient"])
 def connect(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def test_a_user_always_meets_the_same_version(connect: Any) -> None:
+def test_user_always_gets_the_same_version(connect: Any) -> None:
     server = Server()
     users = [f"user {number}" for number in range(20)]
     with fake_grpc_server({protos.PREDICT: server}) as address, connect(address, canary=0.5) as classify:
-        met = [[classify([b"x"], user=user)[0].version for _ in range(3)] for user in users]
-    assert all(len(set(versions)) == 1 for versions in met)
-    assert [versions[0] for versions in met] == [2 if hash_user(user) < 0.5 else 1 for user in users]
+        versions_by_user = [[classify([b"x"], user=user)[0].version for _ in range(3)] for user in users]
+    assert all(len(set(versions)) == 1 for versions in versions_by_user)
+    assert [versions[0] for versions in versions_by_user] == [
+        2 if hash_user(user) < 0.5 else 1 for user in users
+    ]
     assert set(server.labels) == {"stable", "canary"}
 
 
 @pytest.mark.parametrize(("share", "label"), [(0.0, ""), (1.0, "canary")])
-def test_without_a_user_a_share_of_the_requests_goes_there(connect: Any, share: float, label: str) -> None:
+def test_without_a_user_a_fraction_of_the_requests_goes_to_the_canary(
+    connect: Any, share: float, label: str
+) -> None:
     server = Server()
     with fake_grpc_server({protos.PREDICT: server}) as address, connect(address, canary=share) as classify:
         for _ in range(3):
@@ -87,7 +91,7 @@ def test_without_a_user_a_share_of_the_requests_goes_there(connect: Any, share: 
     assert server.labels == [label] * 3
 
 
-def test_where_no_version_is_canary_the_others_answer(connect: Any) -> None:
+def test_without_a_canary_version_the_given_label_answers(connect: Any) -> None:
     server = Server(canary=False)
     with (
         fake_grpc_server({protos.PREDICT: server}) as address,
@@ -97,7 +101,7 @@ def test_where_no_version_is_canary_the_others_answer(connect: Any) -> None:
     assert server.labels == ["canary", "live"]
 
 
-def test_a_canary_that_fails_is_not_hidden(connect: Any) -> None:
+def test_errors_of_the_canary_are_raised(connect: Any) -> None:
     server = Server(fails=True)
     with (
         fake_grpc_server({protos.PREDICT: server}) as address,
@@ -111,7 +115,7 @@ def test_a_canary_that_fails_is_not_hidden(connect: Any) -> None:
 # --- hubhead compare ---------------------------------------------------------------------------------
 
 
-def test_compare_shows_where_two_versions_disagree(tmp_path: Path) -> None:
+def test_compare_lists_disagreements_of_two_versions(tmp_path: Path) -> None:
     for name, content in (("1.jpg", b"apple"), ("2.jpg", b"plum"), ("3.jpg", b"bad"), ("4.jpg", b"pear")):
         (tmp_path / name).write_bytes(content)
     with fake_grpc_server({protos.PREDICT: Server()}) as address:

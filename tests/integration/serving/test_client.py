@@ -1,4 +1,4 @@
-"""The client against a fake_grpc_server server: what it sends, how it reads answers, which errors it raises."""
+"""The client against a fake gRPC server: requests, decoding of responses, errors, the command `predict`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.support.fake_grpc_server import answer_for, fake_grpc_server, free_po
 TOP = (("apple", 0.75), ("pear", 0.25))
 
 
-def test_photos_come_back_in_order_each_with_its_own_status(tmp_path: Path) -> None:
+def test_predictions_are_in_order_each_with_its_own_status(tmp_path: Path) -> None:
     good = tmp_path / "good.jpg"
     good.write_bytes(b"good")
     seen: list[Any] = []
@@ -63,7 +63,7 @@ def test_photos_come_back_in_order_each_with_its_own_status(tmp_path: Path) -> N
         Prediction(Status.UNREADABLE, None, ()),
     ]
     assert result[1].detail == "No such file or directory"
-    assert result[2].detail is None, "what the server refuses it does not explain"
+    assert result[2].detail is None, "the server gives no reason for a rejected photo"
     assert all(result[place].detail for place in (4, 5))
     assert len(seen) == 1
     assert seen[0].model_spec.name == "food"
@@ -72,7 +72,7 @@ def test_photos_come_back_in_order_each_with_its_own_status(tmp_path: Path) -> N
     assert list(seen[0].inputs["image_bytes"].string_val) == [b"good", b"bad", b"odd"]
 
 
-def test_many_photos_go_in_requests_of_at_most_32_and_top_k_cuts() -> None:
+def test_photos_are_batched_into_requests_of_at_most_32_and_top_k_truncates_labels() -> None:
     sizes: list[int] = []
 
     def answer(request: Any, _: grpc.ServicerContext) -> Any:
@@ -89,14 +89,14 @@ def test_many_photos_go_in_requests_of_at_most_32_and_top_k_cuts() -> None:
     assert result == [Prediction(Status.OK, "apple", TOP[:1])] * 70
 
 
-def test_no_readable_photo_means_no_call() -> None:
+def test_no_request_is_sent_without_readable_photos() -> None:
     with Client(f"localhost:{free_port()}", model="food") as client:
         assert client.classify([]) == []
         [missing] = client.classify(["/no/such/file"])
     assert missing.status is Status.UNREADABLE
 
 
-def test_answers_and_photos_beyond_grpcs_default_of_four_megabytes_pass() -> None:
+def test_messages_above_grpcs_default_limit_of_4_mib_pass() -> None:
     def answer(request: Any, _: grpc.ServicerContext) -> Any:
         response = answer_for(list(request.inputs["image_bytes"].string_val))
         response.outputs["padding"].string_val.append(b"x" * 5_000_000)
@@ -109,7 +109,7 @@ def test_answers_and_photos_beyond_grpcs_default_of_four_megabytes_pass() -> Non
 
 @pytest.fixture(scope="module")
 def heic() -> bytes:
-    """48 pixels wide, 32 high."""
+    """Return a HEIC photo, 48 pixels wide and 32 high."""
     import pillow_heif
 
     file = io.BytesIO()
@@ -117,7 +117,7 @@ def heic() -> bytes:
     return file.getvalue()
 
 
-def test_what_the_server_cannot_decode_is_sent_as_a_png_and_the_rest_as_it_is(heic: bytes) -> None:
+def test_heic_is_converted_to_png_and_other_formats_are_sent_unchanged(heic: bytes) -> None:
     seen: list[bytes] = []
 
     def answer(request: Any, _: grpc.ServicerContext) -> Any:
@@ -139,18 +139,18 @@ def test_what_the_server_cannot_decode_is_sent_as_a_png_and_the_rest_as_it_is(he
     assert [prediction.label for prediction in result] == ["apple", "apple", None, None, None]
     assert "HEIC that cannot be decoded" in (result[2].detail or "")
     assert result[3].detail == "Photoshop, which is not converted"
-    assert seen[3:] == photos, "with convert=False the server has the say"
+    assert seen[3:] == photos, "with convert=False all photos are sent unchanged"
     assert all(prediction.detail is None for prediction in unconverted)
 
 
-def test_no_process_is_started_before_the_first_photo_that_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_converter_process_is_started_for_jpegs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", None)
     with fake_grpc_server(ECHO) as address, Client(address, model="food") as client:
         assert client.classify([b"good", b"\xff\xd8\xff"])[0].label == "apple"
 
 
 @given(st.lists(st.binary(max_size=30), max_size=40), st.integers(1, 8), st.integers(1, 60))
-def test_batches_keep_every_photo_in_order_within_both_bounds(
+def test_batches_keep_order_within_max_photos_and_max_bytes(
     photos: list[bytes], max_photos: int, max_bytes: int
 ) -> None:
     groups = list(batch_items(photos, max_photos=max_photos, max_bytes=max_bytes))
@@ -185,7 +185,7 @@ def test_batches_keep_every_photo_in_order_within_both_bounds(
         (grpc.StatusCode.INTERNAL, "oops", ServerError, "log"),
     ],
 )
-def test_each_grpc_code_is_one_class_of_error(
+def test_each_grpc_status_code_maps_to_one_error_class(
     code: grpc.StatusCode, details: str, kind: type[ServerError], remedy: str
 ) -> None:
     def answer(_: Any, context: grpc.ServicerContext) -> Any:
@@ -206,7 +206,7 @@ def test_each_grpc_code_is_one_class_of_error(
         assert remedy in caught.value.remedy
 
 
-def test_a_server_that_is_not_there_is_named_with_the_remedy() -> None:
+def test_unavailable_server_error_has_the_address_and_the_remedy() -> None:
     address = f"localhost:{free_port()}"
     with (
         Client(address, model="food", timeout=5) as client,
@@ -215,7 +215,7 @@ def test_a_server_that_is_not_there_is_named_with_the_remedy() -> None:
         client.classify([b"photo"])
 
 
-def test_a_server_of_another_kind_is_told_apart() -> None:
+def test_server_without_the_method_is_reported_as_unimplemented() -> None:
     with (
         fake_grpc_server({protos.PREDICT: lambda request, context: request}) as address,
         Client(address, model="food") as client,
@@ -225,7 +225,7 @@ def test_a_server_of_another_kind_is_told_apart() -> None:
     assert caught.value.code == "UNIMPLEMENTED"
 
 
-def test_the_timeout_bounds_a_call() -> None:
+def test_timeout_is_the_deadline_of_a_call() -> None:
     def answer(request: Any, _: grpc.ServicerContext) -> Any:
         time.sleep(1)
         return answer_for([b"photo"])
@@ -238,12 +238,12 @@ def test_the_timeout_bounds_a_call() -> None:
         client.classify([b"photo"])
 
 
-def test_version_and_label_together_are_refused() -> None:
+def test_version_and_label_exclude_each_other() -> None:
     with pytest.raises(InputError, match="one of the two"):
         Client("localhost:1", model="food", version=1, label="stable")
 
 
-def test_a_given_channel_is_used_and_left_open() -> None:
+def test_given_channel_is_used_and_not_closed() -> None:
     answers = {protos.PREDICT: lambda request, context: answer_for([b"photo"])}
     with fake_grpc_server(answers) as address, grpc.insecure_channel(address) as channel:
         for _ in range(2):
@@ -251,7 +251,7 @@ def test_a_given_channel_is_used_and_left_open() -> None:
                 assert client.classify([b"photo"])[0].label == "apple"
 
 
-def outputs_of(**changes: Any) -> dict[str, Any]:
+def make_outputs(**changes: Any) -> dict[str, Any]:
     response = answer_for([b"a", b"b"])
     outputs = {name: tensors.decode(proto, name) for name, proto in response.outputs.items()}
     return {name: value for name, value in (outputs | changes).items() if value is not None}
@@ -266,12 +266,12 @@ def outputs_of(**changes: Any) -> dict[str, Any]:
         ({"status": np.array([b"ok", b"brand_new"], dtype=object)}, "brand_new.*Update hubhead"),
     ],
 )
-def test_an_answer_that_breaks_the_contract_is_an_error(changes: dict[str, Any], text: str) -> None:
+def test_outputs_that_break_the_contract_are_an_error(changes: dict[str, Any], text: str) -> None:
     with pytest.raises(ServerError, match=text):
-        predictions(outputs_of(**changes), 2)
+        predictions(make_outputs(**changes), 2)
 
 
-def test_a_broken_tensor_in_an_answer_is_an_error() -> None:
+def test_malformed_tensor_in_a_response_is_an_error() -> None:
     def answer(request: Any, _: grpc.ServicerContext) -> Any:
         response = answer_for([b"photo"])
         response.outputs["scores"].float_val.extend([1.0] * 9)
@@ -285,7 +285,7 @@ def test_a_broken_tensor_in_an_answer_is_an_error() -> None:
         client.classify([b"photo"])
 
 
-def status_of(*rows: tuple[int, str, str]) -> protos.Message:
+def make_status(*rows: tuple[int, str, str]) -> protos.Message:
     response = protos.GetModelStatusResponse()
     for version, state, message in rows:
         entry = response.model_version_status.add(version=version, state=state)
@@ -294,7 +294,7 @@ def status_of(*rows: tuple[int, str, str]) -> protos.Message:
 
 
 def test_status_lists_versions_newest_first_with_their_errors() -> None:
-    response = status_of((1, "AVAILABLE", ""), (2, "END", "does not load"))
+    response = make_status((1, "AVAILABLE", ""), (2, "END", "does not load"))
     with (
         fake_grpc_server({protos.GET_MODEL_STATUS: lambda request, context: response}) as address,
         Client(address, model="food") as client,
@@ -305,16 +305,16 @@ def test_status_lists_versions_newest_first_with_their_errors() -> None:
         ]
 
 
-def test_waiting_ends_when_the_model_becomes_available() -> None:
+def test_wait_until_ready_returns_when_the_model_is_available() -> None:
     states = iter(["START", "LOADING", "AVAILABLE"])
-    answers = {protos.GET_MODEL_STATUS: lambda request, context: status_of((1, next(states), ""))}
+    answers = {protos.GET_MODEL_STATUS: lambda request, context: make_status((1, next(states), ""))}
     with fake_grpc_server(answers) as address, Client(address, model="food") as client:
         client.wait_until_ready(20)
     assert next(states, None) is None
 
 
-def test_waiting_in_vain_says_what_was_seen_last() -> None:
-    answers = {protos.GET_MODEL_STATUS: lambda request, context: status_of((7, "LOADING", ""))}
+def test_wait_until_ready_reports_the_last_state_at_the_timeout() -> None:
+    answers = {protos.GET_MODEL_STATUS: lambda request, context: make_status((7, "LOADING", ""))}
     with (
         fake_grpc_server(answers) as address,
         Client(address, model="food") as client,
@@ -323,7 +323,7 @@ def test_waiting_in_vain_says_what_was_seen_last() -> None:
         client.wait_until_ready(0.5)
 
 
-def test_waiting_for_a_server_that_never_comes_ends_in_time() -> None:
+def test_wait_until_ready_without_a_server_ends_at_the_timeout() -> None:
     begin = time.monotonic()
     with (
         Client(f"localhost:{free_port()}", model="food") as client,
@@ -333,7 +333,7 @@ def test_waiting_for_a_server_that_never_comes_ends_in_time() -> None:
     assert time.monotonic() - begin < 10
 
 
-def test_metadata_shows_signatures_without_tensorflows_own() -> None:
+def test_metadata_omits_internal_signatures_of_tensorflow() -> None:
     declared = protos.SignatureDefMap()
     declared.signature_def["__saved_model_init_op"].SetInParent()
     info = declared.signature_def["serving_default"].inputs["image_bytes"]
@@ -369,13 +369,13 @@ ECHO = {protos.PREDICT: lambda request, _: answer_for(list(request.inputs["image
 
 @pytest.fixture
 def photos(tmp_path: Path) -> list[str]:
-    """One that is classified, one that is refused, one that is abstained on, one that is not there."""
+    """Write photos that are classified, rejected and abstained on; the fourth path does not exist."""
     for name in ("good", "bad", "odd"):
         (tmp_path / f"{name}[red].jpg").write_bytes(name.encode())
     return [str(tmp_path / f"{name}[red].jpg") for name in ("good", "bad", "odd", "missing")]
 
 
-def test_predict_prints_a_row_for_every_photo_and_ends_well(photos: list[str]) -> None:
+def test_predict_prints_a_row_per_photo_and_exits_with_0(photos: list[str]) -> None:
     with fake_grpc_server(ECHO) as address:
         result = CliRunner(env={"COLUMNS": "250"}).invoke(
             predict, [*photos, "--server", address, "--model_name", "food"]
@@ -392,7 +392,7 @@ def test_predict_prints_a_row_for_every_photo_and_ends_well(photos: list[str]) -
     assert "unreadable: the file could not be read from storage (No such file or directory)" in missing
 
 
-def test_predict_says_why_a_photo_was_not_sent(tmp_path: Path) -> None:
+def test_predict_reports_why_a_photo_was_not_sent(tmp_path: Path) -> None:
     (tmp_path / "layers.psd").write_bytes(b"8BPS")
     given = [str(tmp_path / "layers.psd"), "--model_name", "food"]
     with fake_grpc_server(ECHO) as address:
@@ -402,7 +402,7 @@ def test_predict_says_why_a_photo_was_not_sent(tmp_path: Path) -> None:
     assert json.loads(record.stdout)["detail"] == "Photoshop, which is not converted"
 
 
-def test_predict_as_json_is_one_object_a_line(photos: list[str]) -> None:
+def test_predict_json_prints_one_object_per_line(photos: list[str]) -> None:
     with fake_grpc_server(ECHO) as address:
         flags = ["--server", address, "--json", "--top_k", "1"]
         result = CliRunner(env={"HUBHEAD_MODEL": "food"}).invoke(predict, [*photos[:2], *flags])
@@ -440,13 +440,13 @@ def test_predict_as_json_is_one_object_a_line(photos: list[str]) -> None:
         (["--server", "localhost:1", "--top_k", "0"], "--top_k"),
     ],
 )
-def test_flags_that_do_not_go_together_are_a_usage_error(flags: list[str], text: str) -> None:
+def test_conflicting_flags_are_a_usage_error(flags: list[str], text: str) -> None:
     result = CliRunner(env={"HUBHEAD_MODEL": None}).invoke(predict, ["a.jpg", *flags])
     assert result.exit_code == 2
     assert text in result.stderr
 
 
-def test_without_a_server_the_command_says_so_in_one_line_and_fails(photos: list[str]) -> None:
+def test_predict_without_a_server_fails_with_a_one_line_error(photos: list[str]) -> None:
     address = f"localhost:{free_port()}"
     done = subprocess.run(
         [sys.executable, "-m", "serving", "predict", photos[0], "--server", address, "--model_name", "food"],
@@ -460,7 +460,7 @@ def test_without_a_server_the_command_says_so_in_one_line_and_fails(photos: list
     assert "hubhead serve" in done.stderr
 
 
-def test_the_commands_import_nothing_heavy_until_they_run() -> None:
+def test_predict_imports_heavy_packages_only_when_it_runs() -> None:
     code = "import sys, serving.commands.predict; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60

@@ -1,4 +1,4 @@
-"""Photos reduced before they are sent: what comes out, and what is left as it is."""
+"""Downscaling of photos before they are sent: size, EXIF orientation, formats, and photos left unchanged."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from serving.photos.converter import Converter
 from tests.support.fake_grpc_server import Answer, answer_for, fake_grpc_server
 
 
-def encoded(width: int, height: int, form: str = "JPEG", **settings: Any) -> bytes:
-    """A photo with its left half dark and its right half light, and noise, so that it is not small."""
+def encode_photo(width: int, height: int, form: str = "JPEG", **settings: Any) -> bytes:
+    """Encode a noisy photo, hence not a small file, with a dark left half and a light right half."""
     pixels = np.random.default_rng(2).integers(0, 60, (height, width, 3), np.uint8)
     pixels[:, width // 2 :] += 180
     buffer = io.BytesIO()
@@ -28,10 +28,10 @@ def encoded(width: int, height: int, form: str = "JPEG", **settings: Any) -> byt
     return buffer.getvalue()
 
 
-def turned(width: int, height: int) -> bytes:
-    about = Image.Exif()
-    about[0x0112] = 6
-    return encoded(width, height, exif=about)
+def encode_with_orientation(width: int, height: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # EXIF orientation: rotate by 90 degrees clockwise
+    return encode_photo(width, height, exif=exif)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +41,10 @@ def converter() -> Iterator[Converter]:
 
 
 @pytest.mark.parametrize(("form", "settings"), [("JPEG", {}), ("PNG", {}), ("WEBP", {"quality": 80})])
-def test_a_large_photo_becomes_a_jpeg_of_the_side(
+def test_large_photo_is_downscaled_to_a_jpeg(
     converter: Converter, form: str, settings: dict[str, Any]
 ) -> None:
-    found = converter.downscale(encoded(1300, 900, form, **settings), 300)
+    found = converter.downscale(encode_photo(1300, 900, form, **settings), 300)
     assert found is not None
     assert (found.height, found.width) == (900, 1300)
     with Image.open(io.BytesIO(found.content)) as image:
@@ -53,18 +53,18 @@ def test_a_large_photo_becomes_a_jpeg_of_the_side(
     assert grey[:, :200].mean() < 60 < 180 < grey[:, -200:].mean()
 
 
-def test_it_is_upright_and_its_size_is_that_of_the_upright_original(converter: Converter) -> None:
-    found = converter.downscale(turned(1300, 900), 300)
+def test_exif_orientation_is_applied_when_downscaling(converter: Converter) -> None:
+    found = converter.downscale(encode_with_orientation(1300, 900), 300)
     assert found is not None
     assert (found.height, found.width) == (1300, 900)
     with Image.open(io.BytesIO(found.content)) as image:
         assert image.size == (300, 433)
         assert not dict(image.getexif())
         grey = np.asarray(image.convert("L"), float)
-    assert grey[:150].mean() < 60 < 180 < grey[-150:].mean(), "turned by 90 degrees clockwise"
+    assert grey[:150].mean() < 60 < 180 < grey[-150:].mean(), "rotated by 90 degrees clockwise"
 
 
-def test_heic_is_reduced_too(converter: Converter) -> None:
+def test_heic_is_downscaled(converter: Converter) -> None:
     import pillow_heif
 
     file = io.BytesIO()
@@ -75,8 +75,8 @@ def test_heic_is_reduced_too(converter: Converter) -> None:
         assert (image.format, image.size) == ("JPEG", (200, 160))
 
 
-def test_a_small_photo_is_never_enlarged(converter: Converter) -> None:
-    found = converter.downscale(encoded(120, 80), 300)
+def test_small_photo_is_not_upscaled(converter: Converter) -> None:
+    found = converter.downscale(encode_photo(120, 80), 300)
     assert found is not None
     with Image.open(io.BytesIO(found.content)) as image:
         assert image.size == (120, 80)
@@ -84,14 +84,14 @@ def test_a_small_photo_is_never_enlarged(converter: Converter) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"no photo", b"GIF89a", encoded(600, 400)[:9000], b"\xff\xd8\xff", b"8BPS"],
+    [b"", b"no photo", b"GIF89a", encode_photo(600, 400)[:9000], b"\xff\xd8\xff", b"8BPS"],
     ids=["empty", "text", "GIF", "cut off", "header alone", "Photoshop"],
 )
-def test_what_cannot_be_reduced_is_left_to_the_model(converter: Converter, content: bytes) -> None:
+def test_undecodable_photo_is_not_downscaled(converter: Converter, content: bytes) -> None:
     assert converter.downscale(content, 300) is None
 
 
-def metadata(request: Any, _: grpc.ServicerContext) -> Any:
+def describe_model(request: Any, _: grpc.ServicerContext) -> Any:
     declared = protos.SignatureDefMap()
     info = declared.signature_def[contract.CLASSIFY_PIXELS].inputs[contract.PIXELS]
     for size in (-1, 100, 100, 3):
@@ -103,7 +103,7 @@ def metadata(request: Any, _: grpc.ServicerContext) -> Any:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("copies", [1, 12])
-def test_a_client_sends_large_photos_at_twice_the_models_input_and_others_as_they_are(
+def test_client_downscales_large_photos_to_twice_the_input_size_and_sends_others_unchanged(
     copies: int, asynchronous: bool
 ) -> None:
     seen: list[bytes] = []
@@ -113,8 +113,8 @@ def test_a_client_sends_large_photos_at_twice_the_models_input_and_others_as_the
         seen.extend(images)
         return answer_for(images)
 
-    answers: dict[str, Answer] = {protos.PREDICT: answer, protos.GET_MODEL_METADATA: metadata}
-    large, small = encoded(1300, 900), encoded(120, 80)
+    answers: dict[str, Answer] = {protos.PREDICT: answer, protos.GET_MODEL_METADATA: describe_model}
+    large, small = encode_photo(1300, 900), encode_photo(120, 80)
     broken = large[: len(large) // 2]
     photos = [large, small, broken] * copies
 
@@ -136,7 +136,7 @@ def test_a_client_sends_large_photos_at_twice_the_models_input_and_others_as_the
         assert image.size == (289, 200)
 
 
-def test_without_pillow_downscaling_is_an_error_that_says_what_to_install(
+def test_downscaling_without_pillow_is_an_error_with_the_install_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Converter, "_packages", {})

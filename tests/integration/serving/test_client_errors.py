@@ -1,6 +1,7 @@
-"""The clients against a server that misbehaves: retries, splitting, the guilty photo, cancellation, flow.
+"""Both clients against a faulty server: retries, GOAWAY, request splitting, isolation of a faulty photo,
+cancellation, streams, concurrency limit.
 
-Each test of a behaviour that both clients have runs once with each.
+Tests of a behaviour that both clients share run once with each.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ FAST = Retry(attempts=4, first=0.001, most=0.01)
 Classify = Callable[..., list[Prediction]]
 
 
-def by_client(address: str, photos: Sequence[Photo], **settings: Any) -> list[Prediction]:
+def classify_blocking(address: str, photos: Sequence[Photo], **settings: Any) -> list[Prediction]:
     with Client(address, **{"model": "food", "retry": FAST, **settings}) as client:
         return client.classify(photos)
 
 
-def by_async_client(address: str, photos: Sequence[Photo], **settings: Any) -> list[Prediction]:
+def classify_async(address: str, photos: Sequence[Photo], **settings: Any) -> list[Prediction]:
     async def classify() -> list[Prediction]:
         async with AsyncClient(address, **{"model": "food", "retry": FAST, **settings}) as client:
             return await client.classify(photos)
@@ -57,7 +58,7 @@ def by_async_client(address: str, photos: Sequence[Photo], **settings: Any) -> l
     return asyncio.run(classify())
 
 
-@pytest.fixture(params=[by_client, by_async_client], ids=["Client", "AsyncClient"])
+@pytest.fixture(params=[classify_blocking, classify_async], ids=["Client", "AsyncClient"])
 def classify(request: pytest.FixtureRequest) -> Classify:
     return request.param  # type: ignore[no-any-return]
 
@@ -66,8 +67,8 @@ def images_of(request: Any) -> list[bytes]:
     return list(request.inputs["image_bytes"].string_val)
 
 
-def failing(times: int, code: grpc.StatusCode, details: str, seen: list[float]) -> Answer:
-    """Fails so often, then answers; notes when it was asked."""
+def fail_first(times: int, code: grpc.StatusCode, details: str, seen: list[float]) -> Answer:
+    """Return an answer that fails `times` times, then succeeds; `seen` gets the time of each call."""
 
     def answer(request: Any, context: grpc.ServicerContext) -> Any:
         seen.append(time.monotonic())
@@ -89,11 +90,9 @@ def failing(times: int, code: grpc.StatusCode, details: str, seen: list[float]) 
         (grpc.StatusCode.RESOURCE_EXHAUSTED, QUEUE_TIMEOUT),
     ],
 )
-def test_what_passes_by_itself_is_tried_again(
-    classify: Classify, code: grpc.StatusCode, details: str
-) -> None:
+def test_transient_errors_are_retried(classify: Classify, code: grpc.StatusCode, details: str) -> None:
     seen: list[float] = []
-    with fake_grpc_server({protos.PREDICT: failing(2, code, details, seen)}) as address:
+    with fake_grpc_server({protos.PREDICT: fail_first(2, code, details, seen)}) as address:
         [prediction] = classify(address, [b"photo"])
     assert prediction.label == "apple"
     assert len(seen) == 3
@@ -110,10 +109,10 @@ def test_what_passes_by_itself_is_tried_again(
         (grpc.StatusCode.PERMISSION_DENIED, "no"),
     ],
 )
-def test_what_would_fail_again_is_asked_once(classify: Classify, code: grpc.StatusCode, details: str) -> None:
+def test_permanent_errors_are_not_retried(classify: Classify, code: grpc.StatusCode, details: str) -> None:
     seen: list[float] = []
     with (
-        fake_grpc_server({protos.PREDICT: failing(99, code, details, seen)}) as address,
+        fake_grpc_server({protos.PREDICT: fail_first(99, code, details, seen)}) as address,
         pytest.raises(ServerError) as caught,
     ):
         classify(address, [b"a", b"b", b"c"])
@@ -121,25 +120,25 @@ def test_what_would_fail_again_is_asked_once(classify: Classify, code: grpc.Stat
     assert len(seen) == 1
 
 
-def test_retries_end_with_the_attempts_and_the_last_failure(classify: Classify) -> None:
+def test_retries_stop_after_the_maximum_attempts_with_the_last_error(classify: Classify) -> None:
     seen: list[float] = []
-    answer = failing(99, grpc.StatusCode.UNAVAILABLE, QUEUE_FULL, seen)
+    answer = fail_first(99, grpc.StatusCode.UNAVAILABLE, QUEUE_FULL, seen)
     with fake_grpc_server({protos.PREDICT: answer}) as address, pytest.raises(Overloaded):
         classify(address, [b"photo"])
     assert len(seen) == FAST.attempts
 
 
-def test_retries_end_with_the_deadline(classify: Classify) -> None:
+def test_retries_stop_at_the_deadline(classify: Classify) -> None:
     patient = Retry(attempts=1000, first=0.2, most=0.2)
     seen: list[float] = []
-    answer = failing(9999, grpc.StatusCode.UNAVAILABLE, QUEUE_FULL, seen)
+    answer = fail_first(9999, grpc.StatusCode.UNAVAILABLE, QUEUE_FULL, seen)
     with fake_grpc_server({protos.PREDICT: answer}) as address, pytest.raises(Overloaded):
         classify(address, [b"photo"], retry=patient, timeout=1.0)
     assert 2 <= len(seen) < 1000
     assert seen[-1] - seen[0] <= 1.0
 
 
-def test_a_server_that_starts_late_is_waited_for_by_retries() -> None:
+def test_retries_wait_for_a_server_that_starts_late() -> None:
     port = free_port()
     answer: dict[str, Answer] = {protos.PREDICT: lambda request, _: answer_for(images_of(request))}
     patient = Retry(attempts=100, first=0.2, most=0.2)
@@ -163,12 +162,12 @@ def test_a_server_that_starts_late_is_waited_for_by_retries() -> None:
         thread.join(20)
 
 
-def test_a_server_that_sends_its_clients_away_loses_no_request() -> None:
-    # max_connection_age: GOAWAY after 100 ms, again and again, as behind a load balancer.
-    ageing = [("grpc.max_connection_age_ms", 100), ("grpc.max_connection_age_grace_ms", 2000)]
+def test_goaway_by_max_connection_age_loses_no_request() -> None:
+    # max_connection_age: the server sends GOAWAY every 100 ms, as behind a load balancer.
+    connection_age = [("grpc.max_connection_age_ms", 100), ("grpc.max_connection_age_grace_ms", 2000)]
     answer: dict[str, Answer] = {protos.PREDICT: lambda request, _: answer_for(images_of(request))}
     with (
-        fake_grpc_server(answer, options=ageing) as address,
+        fake_grpc_server(answer, options=connection_age) as address,
         Client(address, model="food", retry=FAST) as client,
     ):
         end = time.monotonic() + 2
@@ -179,11 +178,11 @@ def test_a_server_that_sends_its_clients_away_loses_no_request() -> None:
     assert count > 20
 
 
-# --- One bad photo among many ----------------------------------------------------------------------------
+# --- Isolation of a faulty photo, request splitting --------------------------------------------------------
 
 
-def guilty(code: grpc.StatusCode, details: str, sizes: list[int]) -> Answer:
-    """A merged request fails as a whole where one photo of it is poison."""
+def fail_on_poison(code: grpc.StatusCode, details: str, sizes: list[int]) -> Answer:
+    """Return an answer that fails the whole request if one of its photos is poison."""
 
     def answer(request: Any, context: grpc.ServicerContext) -> Any:
         images = images_of(request)
@@ -203,44 +202,44 @@ def guilty(code: grpc.StatusCode, details: str, sizes: list[int]) -> Answer:
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "OOM when allocating tensor with shape[9,9]"),
     ],
 )
-def test_a_photo_that_fails_its_request_is_found_and_the_others_are_answered(
+def test_faulty_photo_is_isolated_and_the_others_are_answered(
     classify: Classify, code: grpc.StatusCode, details: str
 ) -> None:
     photos = [b"photo"] * 32
     photos[13] = b"poison"
     sizes: list[int] = []
-    with fake_grpc_server({protos.PREDICT: guilty(code, details, sizes)}) as address:
+    with fake_grpc_server({protos.PREDICT: fail_on_poison(code, details, sizes)}) as address:
         found = classify(address, photos)
     assert found[13].status is Status.FAILED
     assert found[13].detail == details
     assert [prediction.label for place, prediction in enumerate(found) if place != 13] == ["apple"] * 31
     assert len(sizes) <= 2 * 5 + 2, (
-        "halving 32 takes two requests a level, and one to see that the server is well"
+        "halving 32 rows takes two requests per level, plus one probe of the server"
     )
 
 
-def test_several_bad_photos_also_in_a_request_of_their_own(classify: Classify) -> None:
+def test_several_faulty_photos_are_isolated_across_requests(classify: Classify) -> None:
     bad = {0, 5, 6, 31, 40}
     photos = [b"poison" if place in bad else b"photo" for place in range(41)]
-    answer = guilty(grpc.StatusCode.INVALID_ARGUMENT, "broken", [])
+    answer = fail_on_poison(grpc.StatusCode.INVALID_ARGUMENT, "broken", [])
     with fake_grpc_server({protos.PREDICT: answer}) as address:
         found = classify(address, photos)
     assert {place for place, prediction in enumerate(found) if prediction.status is Status.FAILED} == bad
     assert Counter(prediction.status for prediction in found)[Status.OK] == 36
 
 
-def test_a_server_that_fails_on_everything_is_an_error_not_many_bad_photos(classify: Classify) -> None:
+def test_server_that_fails_on_the_probe_too_is_an_error_not_faulty_photos(classify: Classify) -> None:
     seen: list[float] = []
-    answer = failing(999, grpc.StatusCode.INTERNAL, "no memory left", seen)
+    answer = fail_first(999, grpc.StatusCode.INTERNAL, "no memory left", seen)
     with (
         fake_grpc_server({protos.PREDICT: answer}) as address,
         pytest.raises(ServerError, match="no memory left"),
     ):
         classify(address, [b"photo"] * 32)
-    assert len(seen) == 7, "32, 16, 8, 4, 2, 1, and a photo without fault"
+    assert len(seen) == 7, "32, 16, 8, 4, 2, 1 rows, and the probe"
 
 
-def test_the_servers_batch_size_is_learned_from_its_refusal(classify: Classify) -> None:
+def test_maximum_batch_size_is_learned_from_the_servers_error(classify: Classify) -> None:
     sizes: list[int] = []
 
     def answer(request: Any, context: grpc.ServicerContext) -> Any:
@@ -259,7 +258,7 @@ def test_the_servers_batch_size_is_learned_from_its_refusal(classify: Classify) 
     assert sizes == [12, 5, 5, 2]
 
 
-def test_a_server_that_takes_four_megabytes_gets_smaller_requests(classify: Classify) -> None:
+def test_requests_above_the_servers_message_size_are_split(classify: Classify) -> None:
     photos = [bytes(1_500_000)] * 4 + [bytes(5_000_000)]
     answer: dict[str, Answer] = {protos.PREDICT: lambda request, _: answer_for(images_of(request))}
     with fake_grpc_server(answer, options=[("grpc.max_receive_message_length", 4 << 20)]) as address:
@@ -268,7 +267,7 @@ def test_a_server_that_takes_four_megabytes_gets_smaller_requests(classify: Clas
     assert "larger than max" in (found[4].detail or "")
 
 
-# --- What may be a photo ---------------------------------------------------------------------------------
+# --- Inputs and responses ----------------------------------------------------------------------------------
 
 
 def metadata_of(height: int, width: int) -> Answer:
@@ -285,7 +284,7 @@ def metadata_of(height: int, width: int) -> Answer:
     return answer
 
 
-def test_bytes_paths_files_and_pixels_are_photos(classify: Classify, tmp_path: Path) -> None:
+def test_photos_may_be_bytes_paths_files_or_pixels(classify: Classify, tmp_path: Path) -> None:
     (tmp_path / "b.jpg").write_bytes(b"path")
     right = np.full((4, 6, 3), 7, np.uint8)
     other = np.arange(5 * 3 * 3, dtype=np.uint8).reshape(5, 3, 3)
@@ -313,7 +312,7 @@ def test_bytes_paths_files_and_pixels_are_photos(classify: Classify, tmp_path: P
         assert np.array_equal(np.asarray(image), other), "the model resizes it"
 
 
-def test_files_of_more_than_a_request_holds_are_read_once_each(classify: Classify) -> None:
+def test_files_beyond_max_bytes_are_read_once_each(classify: Classify) -> None:
     contents = [f"{number}".encode() * 40 for number in range(7)]
     seen: list[list[bytes]] = []
 
@@ -338,14 +337,14 @@ def test_files_of_more_than_a_request_holds_are_read_once_each(classify: Classif
         (io.StringIO("text"), "gave str, not bytes"),
     ],
 )
-def test_what_is_no_photo_is_an_error_that_says_what_would_be(
+def test_invalid_photo_is_an_error_that_says_what_is_expected(
     classify: Classify, photo: Any, text: str
 ) -> None:
     with pytest.raises(InputError, match=text):
         classify(f"localhost:{free_port()}", [photo])
 
 
-def test_an_answer_names_the_version_that_gave_it(classify: Classify) -> None:
+def test_prediction_has_the_version_that_answered(classify: Classify) -> None:
     def answer(request: Any, _: grpc.ServicerContext) -> Any:
         response = answer_for(images_of(request))
         response.model_spec.version.value = 12
@@ -356,7 +355,7 @@ def test_an_answer_names_the_version_that_gave_it(classify: Classify) -> None:
     assert (known.version, unread.version) == (12, None)
 
 
-def test_an_answer_in_either_tensor_encoding_is_read(classify: Classify) -> None:
+def test_both_tensor_encodings_of_a_response_are_decoded(classify: Classify) -> None:
     def answer(request: Any, _: grpc.ServicerContext) -> Any:
         response = answer_for(images_of(request))
         scores = tensors.decode(response.outputs["scores"], "scores")
@@ -369,7 +368,7 @@ def test_an_answer_in_either_tensor_encoding_is_read(classify: Classify) -> None
         assert classify(address, [b"a"], version=1) == classify(address, [b"a"], version=2)
 
 
-def test_headers_go_with_every_call_also_from_a_function(classify: Classify) -> None:
+def test_headers_are_sent_with_every_call_from_a_mapping_or_a_function(classify: Classify) -> None:
     tokens = (f"Bearer {number}" for number in itertools.count())
     seen: list[dict[str, str]] = []
 
@@ -387,8 +386,8 @@ def test_headers_go_with_every_call_also_from_a_function(classify: Classify) -> 
 # --- Streams ---------------------------------------------------------------------------------------------
 
 
-def slowly(request: Any, _: grpc.ServicerContext) -> Any:
-    """The sooner a photo, the later its answer."""
+def answer_early_photos_late(request: Any, _: grpc.ServicerContext) -> Any:
+    """Answer the first 32 photos later than the others."""
     images = images_of(request)
     time.sleep(0.1 if int(images[0]) < 32 else 0.0)
     return answer_for(images)
@@ -411,9 +410,9 @@ def stream(address: str, photos: Any, *, ordered: bool, asynchronous: bool, **se
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_stream_answers_every_photo_in_order_or_as_it_comes(asynchronous: bool) -> None:
+def test_iclassify_yields_every_photo_in_order_or_as_completed(asynchronous: bool) -> None:
     photos = numbered(300)
-    with fake_grpc_server({protos.PREDICT: slowly}) as address:
+    with fake_grpc_server({protos.PREDICT: answer_early_photos_late}) as address:
         ordered = stream(address, photos, ordered=True, asynchronous=asynchronous)
         loose = stream(address, photos, ordered=False, asynchronous=asynchronous)
     assert [photo for photo, _ in ordered] == photos
@@ -424,7 +423,7 @@ def test_a_stream_answers_every_photo_in_order_or_as_it_comes(asynchronous: bool
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("ordered", [False, True])
-def test_a_stream_reads_no_further_ahead_than_it_must(ordered: bool, asynchronous: bool) -> None:
+def test_iclassify_reads_ahead_a_bounded_number_of_photos(ordered: bool, asynchronous: bool) -> None:
     taken = 0
 
     def endless() -> Iterator[bytes]:
@@ -456,11 +455,11 @@ def test_a_stream_reads_no_further_ahead_than_it_must(ordered: bool, asynchronou
                     next(answers)
                     furthest = max(furthest, taken - number)
                 answers.close()
-    # Four requests of 4, the photos being read, and one group that is being filled.
+    # Four requests of 4 photos, 8 photos being read, and up to two batches being filled.
     assert 4 <= furthest <= 4 * 4 + 8 + 2 * 4
 
 
-def test_an_asynchronous_source_of_photos_is_streamed() -> None:
+def test_iclassify_accepts_an_async_iterable() -> None:
     async def uploads() -> AsyncIterator[Photo]:
         for photo in numbered(40):
             await asyncio.sleep(0)
@@ -473,8 +472,8 @@ def test_an_asynchronous_source_of_photos_is_streamed() -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_leaving_a_stream_gives_up_its_calls(asynchronous: bool) -> None:
-    given_up = threading.Semaphore(0)
+def test_closing_iclassify_cancels_the_calls_in_flight(asynchronous: bool) -> None:
+    cancelled = threading.Semaphore(0)
     asked = threading.Semaphore(0)
 
     def answer(request: Any, context: grpc.ServicerContext) -> Any:
@@ -485,7 +484,7 @@ def test_leaving_a_stream_gives_up_its_calls(asynchronous: bool) -> None:
             over.set()
         asked.release()
         if over.wait(20):
-            given_up.release()
+            cancelled.release()
         return answer_for(images_of(request))
 
     begin = time.monotonic()
@@ -506,11 +505,11 @@ def test_leaving_a_stream_gives_up_its_calls(asynchronous: bool) -> None:
                 next(answers)
                 assert asked.acquire(timeout=20)
                 answers.close()
-        assert given_up.acquire(timeout=20), "the server hears that nobody waits for the answer"
+        assert cancelled.acquire(timeout=20), "the cancellation reaches the server"
     assert time.monotonic() - begin < 15
 
 
-def test_a_failure_in_a_stream_is_raised_at_its_place_and_ends_it() -> None:
+def test_error_in_iclassify_is_raised_at_its_photo_and_ends_the_iteration() -> None:
     def answer(request: Any, context: grpc.ServicerContext) -> Any:
         if int(images_of(request)[0]) >= 64:
             context.abort(grpc.StatusCode.NOT_FOUND, "Servable not found")
@@ -523,14 +522,14 @@ def test_a_failure_in_a_stream_is_raised_at_its_place_and_ends_it() -> None:
             next(answers)
 
 
-def test_a_cancelled_task_gives_up_its_call() -> None:
-    given_up = threading.Event()
+def test_cancelling_a_task_cancels_its_call() -> None:
+    cancelled = threading.Event()
     asked = threading.Event()
 
     def answer(request: Any, context: grpc.ServicerContext) -> Any:
-        context.add_callback(given_up.set)
+        context.add_callback(cancelled.set)
         asked.set()
-        given_up.wait(20)
+        cancelled.wait(20)
         return answer_for(images_of(request))
 
     async def cancel() -> None:
@@ -543,10 +542,10 @@ def test_a_cancelled_task_gives_up_its_call() -> None:
 
     with fake_grpc_server({protos.PREDICT: answer}) as address:
         asyncio.run(cancel())
-        assert given_up.wait(20)
+        assert cancelled.wait(20)
 
 
-def test_a_client_that_is_closed_ends_its_calls_and_takes_no_more() -> None:
+def test_closing_a_client_cancels_its_calls_and_rejects_new_ones() -> None:
     asked = threading.Event()
     release = threading.Event()
 
@@ -576,7 +575,7 @@ def test_a_client_that_is_closed_ends_its_calls_and_takes_no_more() -> None:
         client.classify([b"photo"])
 
 
-def test_batches_of_any_signature_go_through_in_order_and_in_parts_where_they_are_large() -> None:
+def test_imap_runs_any_signature_in_order_and_splits_large_batches() -> None:
     sizes: list[int] = []
 
     def answer(request: Any, _: grpc.ServicerContext) -> Any:
@@ -597,9 +596,9 @@ def test_batches_of_any_signature_go_through_in_order_and_in_parts_where_they_ar
         assert np.array_equal(outputs["y"], 2 * batch["x"])
 
 
-def test_a_bad_row_of_a_batch_of_any_signature_is_an_error() -> None:
+def test_run_raises_on_a_faulty_row_without_isolating_it() -> None:
     seen: list[float] = []
-    answer = failing(99, grpc.StatusCode.INVALID_ARGUMENT, "Matrix size-incompatible", seen)
+    answer = fail_first(99, grpc.StatusCode.INVALID_ARGUMENT, "Matrix size-incompatible", seen)
     with (
         fake_grpc_server({protos.PREDICT: answer}) as address,
         Client(address, model="food") as client,
@@ -609,7 +608,7 @@ def test_a_bad_row_of_a_batch_of_any_signature_is_an_error() -> None:
     assert len(seen) == 1
 
 
-def embedded(request: Any, _: grpc.ServicerContext) -> Any:
+def answer_embeddings(request: Any, _: grpc.ServicerContext) -> Any:
     images = images_of(request)
     response = protos.PredictResponse()
     good = np.array([not image.startswith(b"bad") for image in images])
@@ -625,8 +624,11 @@ def embedded(request: Any, _: grpc.ServicerContext) -> Any:
     return response
 
 
-def test_embeddings_come_with_status_size_and_version() -> None:
-    with fake_grpc_server({protos.PREDICT: embedded}) as address, Client(address, model="food") as client:
+def test_embeddings_have_status_size_and_version() -> None:
+    with (
+        fake_grpc_server({protos.PREDICT: answer_embeddings}) as address,
+        Client(address, model="food") as client,
+    ):
         good, bad, gone, pixels = client.embed([b"a", b"bad", "/no/file", np.zeros((2, 2, 3), np.uint8)])
         [(photo, streamed)] = client.iembed([b"a"])
     assert good.vector is not None
@@ -655,7 +657,7 @@ print(*{name.partition(".")[0] for name in sys.modules})
 """
 
 
-def test_a_client_at_work_never_imports_tensorflow() -> None:
+def test_client_never_imports_tensorflow() -> None:
     answer: dict[str, Answer] = {protos.PREDICT: lambda request, _: answer_for(images_of(request))}
     with fake_grpc_server(answer) as address:
         done = subprocess.run(
@@ -671,7 +673,7 @@ def test_a_client_at_work_never_imports_tensorflow() -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_bulk_caller_keeps_few_requests_at_a_server_that_works_on_one(asynchronous: bool) -> None:
+def test_adaptive_concurrency_limit_keeps_the_queue_of_a_serial_server_short(asynchronous: bool) -> None:
     lock = threading.Lock()
     turn = threading.Lock()
     under_way = 0
@@ -697,7 +699,7 @@ def test_a_bulk_caller_keeps_few_requests_at_a_server_that_works_on_one(asynchro
     assert 1 < settled <= 1 + BETA + 2
 
 
-def test_a_refused_bulk_caller_slows_down_and_loses_nothing() -> None:
+def test_overloaded_server_slows_iclassify_down_without_losing_photos() -> None:
     running = threading.BoundedSemaphore(2)
 
     def answer(request: Any, context: grpc.ServicerContext) -> Any:
@@ -718,7 +720,7 @@ def test_a_refused_bulk_caller_slows_down_and_loses_nothing() -> None:
     assert all(prediction.status is Status.OK for _, prediction in found)
 
 
-def test_a_slow_server_meets_the_deadline_in_a_stream() -> None:
+def test_deadline_applies_to_requests_of_iclassify() -> None:
     def answer(request: Any, _: grpc.ServicerContext) -> Any:
         time.sleep(1)
         return answer_for(images_of(request))

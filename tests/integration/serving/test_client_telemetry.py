@@ -1,4 +1,4 @@
-"""Metrics and spans of the client: what they tell, and that nobody pays who did not ask."""
+"""Prometheus metrics and OpenTelemetry spans of the client, and that they cost nothing unless enabled."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def classify(asynchronous: bool, address: str, photos: list[bytes], **settings: 
     return asyncio.run(ask())
 
 
-class Shaky:
-    """Refuses its first call; keeps what came with each."""
+class UnavailableOnce:
+    """Answers UNAVAILABLE to the first call; records the headers of every call."""
 
     def __init__(self) -> None:
         self.headers: list[dict[str, Any]] = []
@@ -52,7 +52,7 @@ class Shaky:
 def test_metrics_count_calls_retries_and_photos(asynchronous: bool) -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    with fake_grpc_server({protos.PREDICT: Shaky()}) as address:
+    with fake_grpc_server({protos.PREDICT: UnavailableOnce()}) as address:
         classify(asynchronous, address, [b"a", b"bad", b"b", b"/no/file"], metrics=metrics)
 
     def value(name: str, **labels: str) -> float | None:
@@ -69,14 +69,14 @@ def test_metrics_count_calls_retries_and_photos(asynchronous: bool) -> None:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("count", [2, 70])
-def test_each_attempt_is_a_span_under_the_callers_and_is_carried_to_the_server(
+def test_each_attempt_is_a_child_span_of_the_caller_and_is_propagated_to_the_server(
     count: int, asynchronous: bool
 ) -> None:
     spans = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     tracer = provider.get_tracer("test")
-    server = Shaky()
+    server = UnavailableOnce()
     with (
         fake_grpc_server({protos.PREDICT: server}) as address,
         tracer.start_as_current_span("caller") as caller,
@@ -95,7 +95,7 @@ def test_each_attempt_is_a_span_under_the_callers_and_is_carried_to_the_server(
     assert carried == {f"{span.context.span_id:016x}" for span in found}
 
 
-def test_a_failure_is_counted_under_its_code() -> None:
+def test_metrics_count_a_failure_under_its_grpc_code() -> None:
     def answer(request: Any, context: grpc.ServicerContext) -> Any:
         context.abort(grpc.StatusCode.NOT_FOUND, "no such model")
 
@@ -106,7 +106,7 @@ def test_a_failure_is_counted_under_its_code() -> None:
     assert registry.get_sample_value("hubhead_client_requests_total", labels) == 1
 
 
-def test_neither_library_is_imported_by_a_client_that_does_not_use_it() -> None:
+def test_client_without_telemetry_imports_neither_prometheus_nor_opentelemetry() -> None:
     code = (
         "import sys; from serving.client import Client; Client('localhost:1', model='m'); print(*sys.modules)"
     )

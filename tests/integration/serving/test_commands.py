@@ -1,4 +1,4 @@
-"""The commands that ask a server, against a fake_grpc_server one: predict, status, loadtest."""
+"""Commands that query a server, against a fake gRPC server: predict, status, loadtest."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def images_of(request: Any) -> list[bytes]:
     return list(request.inputs["image_bytes"].string_val)
 
 
-def answered(request: Any, _: grpc.ServicerContext) -> Any:
+def answer_as_version_7(request: Any, _: grpc.ServicerContext) -> Any:
     response = answer_for(images_of(request))
     response.model_spec.version.value = 7
     return response
 
 
-ECHO: dict[str, Answer] = {protos.PREDICT: answered}
+ECHO: dict[str, Answer] = {protos.PREDICT: answer_as_version_7}
 
 
 def run(command: Any, *arguments: str, address: str = "localhost:1", **settings: Any) -> Result:
@@ -54,49 +54,56 @@ def records(result: Result) -> list[Any]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def photo_directory(tmp_path: Path) -> Path:
     for name in ("a.jpg", "deep/er/b.jpg", "deep/c.jpg", "deep/notes.txt", "wh?t.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
     return tmp_path
 
 
-def test_predict_takes_patterns_lists_and_names_the_version(folder: Path) -> None:
-    (folder / "list").write_text(f"{folder / 'a.jpg'}\n\n{folder / 'gone.jpg'}\n")
+def test_predict_expands_patterns_reads_lists_and_reports_the_version(photo_directory: Path) -> None:
+    (photo_directory / "list").write_text(f"{photo_directory / 'a.jpg'}\n\n{photo_directory / 'gone.jpg'}\n")
     with fake_grpc_server(ECHO) as address:
         result = run(
-            predict, f"{folder}/deep/**/*.jpg", "--from_file", str(folder / "list"), "--json", address=address
+            predict,
+            f"{photo_directory}/deep/**/*.jpg",
+            "--from_file",
+            str(photo_directory / "list"),
+            "--json",
+            address=address,
         )
     found = records(result)
-    names = [str(Path(record["photo"]).relative_to(folder)) for record in found]
+    names = [str(Path(record["photo"]).relative_to(photo_directory)) for record in found]
     assert names == ["deep/c.jpg", "deep/er/b.jpg", "a.jpg", "gone.jpg"]
     assert [record["status"] for record in found] == ["ok", "ok", "ok", "unreadable"]
     assert [record["version"] for record in found] == [7, 7, 7, None]
 
 
-def test_a_name_that_looks_like_a_pattern_is_the_file_where_there_is_one(folder: Path) -> None:
-    (folder / "what.jpg").write_bytes(b"other")
+def test_existing_file_name_takes_precedence_over_a_pattern(photo_directory: Path) -> None:
+    (photo_directory / "what.jpg").write_bytes(b"other")
     with fake_grpc_server(ECHO) as address:
-        found = records(run(predict, str(folder / "wh?t.jpg"), "--json", address=address))
-    assert [record["photo"] for record in found] == [str(folder / "wh?t.jpg")]
+        found = records(run(predict, str(photo_directory / "wh?t.jpg"), "--json", address=address))
+    assert [record["photo"] for record in found] == [str(photo_directory / "wh?t.jpg")]
 
 
-def test_a_pattern_without_a_match_is_an_error(folder: Path) -> None:
-    result = run(predict, f"{folder}/*.png")
+def test_pattern_without_a_match_is_an_error(photo_directory: Path) -> None:
+    result = run(predict, f"{photo_directory}/*.png")
     assert "No file matches" in str(result.exception)
 
 
-def test_predict_reads_one_photo_or_a_list_from_stdin(folder: Path) -> None:
+def test_predict_reads_one_photo_or_a_list_from_stdin(photo_directory: Path) -> None:
     with fake_grpc_server(ECHO) as address:
         [photo] = records(run(predict, "-", "--json", address=address, input=b"odd bytes"))
         listed = records(
-            run(predict, "--from_file", "-", "--json", address=address, input=f"{folder / 'a.jpg'}\n")
+            run(
+                predict, "--from_file", "-", "--json", address=address, input=f"{photo_directory / 'a.jpg'}\n"
+            )
         )
     assert (photo["photo"], photo["label"], photo["score"]) == ("-", None, 0.75)
-    assert [record["photo"] for record in listed] == [str(folder / "a.jpg")]
+    assert [record["photo"] for record in listed] == [str(photo_directory / "a.jpg")]
 
 
-def test_many_photos_are_told_as_they_are_answered(tmp_path: Path) -> None:
+def test_predict_streams_many_photos_in_order(tmp_path: Path) -> None:
     names = []
     for number in range(100):
         names.append(str(tmp_path / f"{number:03}.jpg"))
@@ -112,17 +119,19 @@ def test_many_photos_are_told_as_they_are_answered(tmp_path: Path) -> None:
     ("flags", "label", "version"),
     [(["--label", "stable"], "stable", None), (["--model_version", "4"], "", 4)],
 )
-def test_a_label_or_a_version_is_asked_for(
-    folder: Path, flags: list[str], label: str, version: int | None
+def test_predict_requests_the_given_label_or_version_and_sends_headers(
+    photo_directory: Path, flags: list[str], label: str, version: int | None
 ) -> None:
     seen: list[Any] = []
 
     def answer(request: Any, context: grpc.ServicerContext) -> Any:
         seen.append((request.model_spec, dict(context.invocation_metadata())))
-        return answered(request, context)
+        return answer_as_version_7(request, context)
 
     with fake_grpc_server({protos.PREDICT: answer}) as address:
-        result = run(predict, str(folder / "a.jpg"), *flags, "--header", "x-team=red", address=address)
+        result = run(
+            predict, str(photo_directory / "a.jpg"), *flags, "--header", "x-team=red", address=address
+        )
     assert result.exit_code == 0, result.output
     [(spec, headers)] = seen
     assert spec.version_label == label
@@ -140,14 +149,14 @@ def test_a_label_or_a_version_is_asked_for(
         (["a.jpg", "--tls_cert", __file__], "go together"),
     ],
 )
-def test_flags_of_the_server_that_make_no_sense_are_a_usage_error(flags: list[str], text: str) -> None:
+def test_invalid_server_flags_are_a_usage_error(flags: list[str], text: str) -> None:
     result = run(predict, *flags)
     assert result.exit_code == 2, result.output
     assert text in result.stderr
 
 
 @pytest.mark.needs("openssl")
-def test_a_server_that_wants_certificates_gets_them(folder: Path, tmp_path: Path) -> None:
+def test_predict_over_mutual_tls(photo_directory: Path, tmp_path: Path) -> None:
     def make(name: str, *more: str) -> tuple[Path, Path]:
         key, certificate = tmp_path / f"{name}.key", tmp_path / f"{name}.pem"
         command = (
@@ -169,21 +178,21 @@ def test_a_server_that_wants_certificates_gets_them(folder: Path, tmp_path: Path
         require_client_auth=True,
     )
     with fake_grpc_server(ECHO, credentials=credentials) as address:
-        photo = str(folder / "a.jpg")
+        photo = str(photo_directory / "a.jpg")
         ca = ["--tls_ca", str(server_certificate)]
         mine = ["--tls_cert", str(client_certificate), "--tls_key", str(client_key)]
-        let_in = run(predict, photo, "--json", *ca, *mine, address=address)
-        unknown = run(predict, photo, *ca, "--timeout", "5", address=address)
-        unencrypted = run(predict, photo, "--timeout", "5", address=address)
-    assert records(let_in)[0]["label"] == "apple"
-    assert unknown.exit_code == 1
-    assert unencrypted.exit_code == 1
+        with_certificate = run(predict, photo, "--json", *ca, *mine, address=address)
+        without_certificate = run(predict, photo, *ca, "--timeout", "5", address=address)
+        plain_text = run(predict, photo, "--timeout", "5", address=address)
+    assert records(with_certificate)[0]["label"] == "apple"
+    assert without_certificate.exit_code == 1
+    assert plain_text.exit_code == 1
 
 
 # --- status ----------------------------------------------------------------------------------------------
 
 
-def versions_of(*rows: tuple[int, str, str]) -> Answer:
+def status_answer(*rows: tuple[int, str, str]) -> Answer:
     def answer(request: Any, _: grpc.ServicerContext) -> Any:
         response = protos.GetModelStatusResponse()
         for version, state, message in rows:
@@ -194,7 +203,7 @@ def versions_of(*rows: tuple[int, str, str]) -> Answer:
     return answer
 
 
-def signatures(request: Any, _: grpc.ServicerContext) -> Any:
+def metadata_answer(request: Any, _: grpc.ServicerContext) -> Any:
     declared = protos.SignatureDefMap()
     info = declared.signature_def["serving_default"].inputs["image_bytes"]
     info.dtype = tensors.DT_STRING
@@ -207,8 +216,8 @@ def signatures(request: Any, _: grpc.ServicerContext) -> Any:
 
 def test_status_shows_versions_and_signatures() -> None:
     answers = {
-        protos.GET_MODEL_STATUS: versions_of((3, "AVAILABLE", ""), (2, "END", "[torn]")),
-        protos.GET_MODEL_METADATA: signatures,
+        protos.GET_MODEL_STATUS: status_answer((3, "AVAILABLE", ""), (2, "END", "[torn]")),
+        protos.GET_MODEL_METADATA: metadata_answer,
     }
     with fake_grpc_server(answers) as address:
         table = run(status, address=address, standalone_mode=False)
@@ -224,12 +233,12 @@ def test_status_shows_versions_and_signatures() -> None:
     }
 
 
-def test_status_of_a_model_that_does_not_load_says_why_and_ends_with_1() -> None:
+def test_status_of_a_model_that_does_not_load_reports_the_error_and_exits_with_1() -> None:
     def refuse(request: Any, context: grpc.ServicerContext) -> Any:
         context.abort(grpc.StatusCode.NOT_FOUND, "Servable not found for request: Latest(food)")
 
     answers: dict[str, Answer] = {
-        protos.GET_MODEL_STATUS: versions_of((3, "END", "does not load")),
+        protos.GET_MODEL_STATUS: status_answer((3, "END", "does not load")),
         protos.GET_MODEL_METADATA: refuse,
     }
     with fake_grpc_server(answers) as address:
@@ -239,11 +248,11 @@ def test_status_of_a_model_that_does_not_load_says_why_and_ends_with_1() -> None
     assert "No version answers" in result.stdout
 
 
-def test_status_waits_for_a_server_that_is_not_there_yet() -> None:
+def test_status_wait_waits_for_a_server_to_start() -> None:
     port = free_port()
     answers = {
-        protos.GET_MODEL_STATUS: versions_of((3, "AVAILABLE", "")),
-        protos.GET_MODEL_METADATA: signatures,
+        protos.GET_MODEL_STATUS: status_answer((3, "AVAILABLE", "")),
+        protos.GET_MODEL_METADATA: metadata_answer,
     }
     done = threading.Event()
 
@@ -265,11 +274,11 @@ def test_status_waits_for_a_server_that_is_not_there_yet() -> None:
 # --- loadtest --------------------------------------------------------------------------------------------
 
 
-def test_a_loadtest_tells_latencies_by_rate_and_draws_them(folder: Path) -> None:
-    out = folder / "load.html"
+def test_loadtest_reports_latency_percentiles_per_rate_and_draws_charts(photo_directory: Path) -> None:
+    out = photo_directory / "load.html"
     flags = ["--rate", "30", "--rate", "60", "--seconds", "1", "--output", str(out), "--json"]
     with fake_grpc_server(ECHO, threads=8) as address:
-        found = records(run(loadtest, f"{folder}/*.jpg", *flags, address=address))
+        found = records(run(loadtest, f"{photo_directory}/*.jpg", *flags, address=address))
     assert [record["rate"] for record in found] == [30, 60]
     for record in found:
         assert record["sent"] == record["answered"] > 10
@@ -283,7 +292,7 @@ def test_a_loadtest_tells_latencies_by_rate_and_draws_them(folder: Path) -> None
     assert "<script" not in text
 
 
-def test_a_server_that_stalls_cannot_hide_it_and_refusals_are_counted(folder: Path) -> None:
+def test_loadtest_has_no_coordinated_omission_and_counts_errors(photo_directory: Path) -> None:
     begin = time.monotonic()
 
     def answer(request: Any, context: grpc.ServicerContext) -> Any:
@@ -291,20 +300,21 @@ def test_a_server_that_stalls_cannot_hide_it_and_refusals_are_counted(folder: Pa
             context.abort(grpc.StatusCode.UNAVAILABLE, "The batch scheduling queue is full")
         with turn:
             time.sleep(0.05)
-        return answered(request, context)
+        return answer_as_version_7(request, context)
 
     turn = threading.Lock()
     with fake_grpc_server({protos.PREDICT: answer}, threads=64) as address:
         begin = time.monotonic()
         flags = ["--rate", "60", "--seconds", "2", "--json", "--timeout", "30"]
-        [record] = records(run(loadtest, str(folder / "a.jpg"), *flags, address=address))
-    # It works on 20 a second where 60 come: after a second it is a second behind, whoever waits.
+        [record] = records(run(loadtest, str(photo_directory / "a.jpg"), *flags, address=address))
+    # It handles 20 requests per second while 60 arrive: after a second it is 40 requests behind, which a
+    # closed loop would not show.
     assert record["latency_ms"]["max"] > 700
     assert record["errors"]["UNAVAILABLE"] > 10
     assert record["answered"] + record["errors"]["UNAVAILABLE"] == record["sent"]
 
 
-def test_more_requests_than_may_be_under_way_are_not_sent_and_told(folder: Path) -> None:
+def test_loadtest_counts_requests_beyond_max_under_way_as_not_sent(photo_directory: Path) -> None:
     release = threading.Event()
     first = threading.Event()
 
@@ -312,22 +322,22 @@ def test_more_requests_than_may_be_under_way_are_not_sent_and_told(folder: Path)
         if first.is_set():
             release.wait(1.5)
         first.set()
-        return answered(request, context)
+        return answer_as_version_7(request, context)
 
     flags = ["--rate", "50", "--seconds", "1", "--max_under_way", "2", "--json"]
     with fake_grpc_server({protos.PREDICT: answer}) as address:
-        [record] = records(run(loadtest, str(folder / "a.jpg"), *flags, address=address))
+        [record] = records(run(loadtest, str(photo_directory / "a.jpg"), *flags, address=address))
     assert record["errors"]["NOT_SENT"] > 20
 
 
-def test_a_loadtest_without_a_server_ends_before_the_load(folder: Path) -> None:
+def test_loadtest_without_a_server_fails_at_once(photo_directory: Path) -> None:
     begin = time.monotonic()
-    result = run(loadtest, str(folder / "a.jpg"), "--rate", "1", "--seconds", "600")
+    result = run(loadtest, str(photo_directory / "a.jpg"), "--rate", "1", "--seconds", "600")
     assert "No model server answers" in str(result.exception)
     assert time.monotonic() - begin < 60
 
 
-def test_arrivals_are_those_of_a_poisson_process() -> None:
+def test_arrivals_are_a_poisson_process() -> None:
     times = list(draw_arrivals(Load(rate=1000, seconds=20, seed=5)))
     gaps = [after - before for before, after in zip([0.0, *times], times, strict=False)]
     mean = sum(gaps) / len(gaps)
@@ -337,13 +347,13 @@ def test_arrivals_are_those_of_a_poisson_process() -> None:
     assert list(draw_arrivals(Load(1000, 20, seed=5))) == times
 
 
-def test_percentiles_are_values_that_occurred() -> None:
+def test_percentiles_are_observed_values() -> None:
     values = [float(number) for number in range(1, 101)]
     assert [percentile(values, p) for p in (0, 50, 99, 99.9, 100)] == [1, 50, 99, 100, 100]
     assert math.isnan(percentile([], 50))
 
 
-def test_a_page_of_failures_alone_is_a_page() -> None:
+def test_report_without_successful_requests() -> None:
     failed = [Sample(0.1 * number, 0.0, 2.0, "UNAVAILABLE") for number in range(10)]
     text = render_page([Figures(10, 1.0, 1, failed)], "<food>", "localhost:1")
     assert "10 UNAVAILABLE" in text

@@ -1,4 +1,4 @@
-"""The canary's share of the requests, and what it says beside the stable version."""
+"""Canary routing: the fraction of the users and of the requests that gets the canary."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from serving.errors import InputError
 
 
 @pytest.mark.parametrize("settings", [{"canary": 1.5}, {"canary": -0.1}, {"canary": 0.5, "version": 3}])
-def test_a_share_that_makes_no_sense_is_refused(settings: dict[str, Any]) -> None:
+def test_invalid_canary_fraction_is_an_input_error(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         Client("localhost:1", model="food", **settings)
 
 
 @given(st.text(), st.floats(0, 1), st.floats(0, 1))
-def test_a_larger_share_keeps_its_users(user: str, one: float, other: float) -> None:
+def test_larger_canary_fraction_keeps_the_users_of_a_smaller_one(user: str, one: float, other: float) -> None:
     less, more = sorted((one, other))
     assert Canary(more).selects(user) or not Canary(less).selects(user)
 
 
-def test_users_are_spread_evenly() -> None:
+def test_canary_users_are_spread_evenly() -> None:
     taken = sum(Canary(0.05).selects(f"user-{number}") for number in range(20_000))
     assert 850 < taken < 1150  # 1000, and five standard deviations of 31

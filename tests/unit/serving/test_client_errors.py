@@ -1,7 +1,4 @@
-"""The clients against a server that misbehaves: retries, splitting, the guilty photo, cancellation, flow.
-
-Each test of a behaviour that both clients have runs once with each.
-"""
+"""Client logic without a server: backoff, deadlines, the adaptive concurrency limit, invalid settings."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ from serving.errors import (
 )
 
 
-def test_waits_are_drawn_from_all_of_a_range_that_doubles_up_to_the_most() -> None:
+def test_backoff_is_drawn_from_a_range_that_doubles_up_to_the_maximum() -> None:
     retry = Retry(first=0.1, most=0.35)
     for failures, longest in ((1, 0.1), (2, 0.2), (3, 0.35), (500, 0.35)):
         waits = [retry.backoff_seconds(failures) for _ in range(2000)]
@@ -40,7 +37,7 @@ def test_waits_are_drawn_from_all_of_a_range_that_doubles_up_to_the_most() -> No
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (7, 5, 3), (64, 48, 3)])
-def test_a_png_holds_the_pixels_it_was_made_of(shape: tuple[int, ...]) -> None:
+def test_png_encoding_is_lossless(shape: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, shape, np.uint8)
     with Image.open(io.BytesIO(encode_png(pixels))) as image:
         assert image.format == "PNG"
@@ -48,16 +45,19 @@ def test_a_png_holds_the_pixels_it_was_made_of(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("headers", [{"grpc-timeout": "1"}, {"a b": "c"}, {"a": "ü"}, {"x-bin": "c"}])
-def test_headers_that_cannot_be_sent_are_an_input_error(headers: dict[str, str]) -> None:
+def test_invalid_headers_are_an_input_error(headers: dict[str, str]) -> None:
     with pytest.raises(InputError, match="header"):
         Client("localhost:1", model="food", headers=headers)
 
 
-# --- Flow control ----------------------------------------------------------------------------------------
+# --- Adaptive concurrency limit ---------------------------------------------------------------------------
 
 
-def simulated(limit: AdaptiveLimit, capacity: float, answers: int, others: float = 0.0) -> list[float]:
-    """A server that works on `capacity` requests at once and queues the rest, `others` of somebody else's."""
+def simulate_server(limit: AdaptiveLimit, capacity: float, answers: int, others: float = 0.0) -> list[float]:
+    """Return the limit after each response of a server that runs `capacity` requests at a time.
+
+    It queues the rest, among them `others` requests of other clients.
+    """
     values = []
     for _ in range(answers):
         under_way = int(limit.value)
@@ -67,22 +67,22 @@ def simulated(limit: AdaptiveLimit, capacity: float, answers: int, others: float
 
 
 @pytest.mark.parametrize("capacity", [1.0, 4.0, 10.0])
-def test_the_limit_settles_a_little_above_what_the_server_works_on(capacity: float) -> None:
-    values = simulated(AdaptiveLimit(64), capacity, 900)[-300:]
+def test_adaptive_limit_settles_slightly_above_the_servers_capacity(capacity: float) -> None:
+    values = simulate_server(AdaptiveLimit(64), capacity, 900)[-300:]
     assert capacity <= min(values)
     assert max(values) <= capacity + BETA + 2
 
 
-def test_the_limit_gives_way_when_others_fill_the_queue() -> None:
+def test_adaptive_limit_decreases_while_other_clients_fill_the_queue() -> None:
     limit = AdaptiveLimit(64)
-    alone = simulated(limit, 4.0, 400)[-1]
-    crowded = simulated(limit, 4.0, 400, others=12.0)[-1]
+    alone = simulate_server(limit, 4.0, 400)[-1]
+    crowded = simulate_server(limit, 4.0, 400, others=12.0)[-1]
     assert crowded <= alone - 1
 
 
-def test_the_limit_is_halved_once_by_a_burst_of_refusals_and_never_leaves_its_bounds() -> None:
+def test_adaptive_limit_is_halved_once_per_burst_of_overload_errors_and_stays_in_bounds() -> None:
     limit = AdaptiveLimit(16)
-    simulated(limit, 100.0, 100)
+    simulate_server(limit, 100.0, 100)
     assert limit.value == 16
     for _ in range(5):
         limit.record_overload(now=10.0, seconds=0.5)
@@ -96,17 +96,17 @@ def test_the_limit_is_halved_once_by_a_burst_of_refusals_and_never_leaves_its_bo
 @pytest.mark.parametrize(
     "settings", [{"max_photos": 0}, {"timeout": 0}, {"max_bytes": 0}, {"max_concurrency": 0}]
 )
-def test_settings_that_make_no_sense_are_an_input_error(settings: dict[str, Any]) -> None:
+def test_invalid_client_settings_are_an_input_error(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         Client("localhost:1", model="food", **settings)
 
 
-def test_too_large_is_an_invalid_request_and_overloaded_is_unavailable() -> None:
+def test_error_hierarchy_too_large_is_invalid_request_and_overloaded_is_unavailable() -> None:
     assert issubclass(TooLarge, InvalidRequest)
     assert issubclass(Overloaded, ServerUnavailable)
 
 
-class Failure(grpc.RpcError):  # type: ignore[misc]
+class FakeRpcError(grpc.RpcError):  # type: ignore[misc]
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
         super().__init__()
         self._told = code, details
@@ -119,10 +119,12 @@ class Failure(grpc.RpcError):  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
-    ("away_seconds", "expected"), [(8.0, ServerUnavailable), (1.0, DeadlineExceeded)], ids=["most", "little"]
+    ("unavailable_seconds", "expected"),
+    [(8.0, ServerUnavailable), (1.0, DeadlineExceeded)],
+    ids=["most", "little"],
 )
-def test_an_attempt_without_time_left_does_not_hide_why_the_others_failed(
-    monkeypatch: pytest.MonkeyPatch, away_seconds: float, expected: type[ServerError]
+def test_retry_with_little_time_left_does_not_hide_the_previous_error(
+    monkeypatch: pytest.MonkeyPatch, unavailable_seconds: float, expected: type[ServerError]
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
@@ -130,11 +132,11 @@ def test_an_attempt_without_time_left_does_not_hide_why_the_others_failed(
     def perform(step: sans_io.Step) -> None:
         if isinstance(step, sans_io.Pause):
             return
-        if now[0] < away_seconds:
+        if now[0] < unavailable_seconds:
             now[0] += 1
-            raise Failure(grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses")
+            raise FakeRpcError(grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses")
         now[0] += step.timeout  # type: ignore[union-attr, operator]
-        raise Failure(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+        raise FakeRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     request = protos.PredictRequest()
     call = sans_io.Call(protos.PREDICT, request, protos.PredictResponse, 10.0)
@@ -143,16 +145,16 @@ def test_an_attempt_without_time_left_does_not_hide_why_the_others_failed(
     assert type(raised.value) is expected
 
 
-@pytest.mark.parametrize(("took", "expected"), [(9.99, DeadlineExceeded), (5.0, Cancelled)])
-def test_a_server_that_cancels_at_the_deadline_took_too_long(
-    monkeypatch: pytest.MonkeyPatch, took: float, expected: type[ServerError]
+@pytest.mark.parametrize(("elapsed", "expected"), [(9.99, DeadlineExceeded), (5.0, Cancelled)])
+def test_cancellation_by_the_server_at_the_deadline_is_deadline_exceeded(
+    monkeypatch: pytest.MonkeyPatch, elapsed: float, expected: type[ServerError]
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     def perform(step: sans_io.Step) -> None:
-        now[0] += took
-        raise Failure(grpc.StatusCode.CANCELLED, "CANCELLED")
+        now[0] += elapsed
+        raise FakeRpcError(grpc.StatusCode.CANCELLED, "CANCELLED")
 
     call = sans_io.Call(protos.PREDICT, protos.PredictRequest(), protos.PredictResponse, 10.0)
     with pytest.raises(ServerError) as raised:
