@@ -152,7 +152,7 @@ class RunPlanner:
         entries = shards.sort_entries(own, count_lines)
         if not self.only_new:
             return entries
-        scored = [self.output.scored_index(model["digest"], self.run_id) for model in self.models]
+        scored = [self.output.load_scored_index(model["digest"], self.run_id) for model in self.models]
         return exclude_scored(entries, scored, self._count_known)
 
     def _count_known(self, photos: int) -> None:

@@ -1,1 +1,1 @@
-"""The scores dataset, its schema, run.json and the difference between two runs."""
+"""Output of scoring runs: the scores dataset, its schema, run.json and the difference between runs."""

@@ -72,7 +72,7 @@ def names(top: Path, *columns: str) -> Counter[Any]:
 @pytest.mark.tf
 @pytest.mark.beam
 class TestOnlyNew:
-    def test_each_night_adds_what_came_and_what_changed(
+    def test_only_new_adds_new_and_changed_photos_and_keeps_existing_rows(
         self, models: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         score.score(settings(tmp_path, models["one"], run_id="monday"))
@@ -104,7 +104,7 @@ class TestOnlyNew:
         with pytest.raises(OutputError, match="only_new was True, now False"):
             score.score(settings(tmp_path, models["one"]))
 
-    def test_a_new_model_beside_the_old_one_has_all_photos_to_score(
+    def test_model_added_to_an_output_scores_all_photos(
         self, models: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         score.score(settings(tmp_path, models["one"], only_new=True))
@@ -118,7 +118,7 @@ class TestOnlyNew:
         )
         assert score.score(both).worked_shards == 0
 
-    def test_rescored_photos_are_known_to_the_nights_that_follow(
+    def test_only_new_after_rescore_skips_rescored_photos(
         self, models: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         score.score(settings(tmp_path, models["one"], only_new=True, run_id="monday"))
@@ -145,7 +145,7 @@ class TestOnlyNew:
         ) + Counter([("1.jpg", 2), ("new.jpg", 2)])
         assert score.score(night).worked_shards == 0
 
-    def test_columns_must_be_those_of_the_rows_that_are_there(
+    def test_manifest_columns_must_match_those_of_existing_rows(
         self, models: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         manifest = folder / "m.csv"
@@ -160,7 +160,9 @@ class TestOnlyNew:
         with pytest.raises(OutputError, match=r"code \(string\)"):
             score.score(given)
 
-    def test_it_and_overwrite_exclude_each_other(self, models: dict[str, Path], tmp_path: Path) -> None:
+    def test_only_new_and_overwrite_are_mutually_exclusive(
+        self, models: dict[str, Path], tmp_path: Path
+    ) -> None:
         with pytest.raises(InputError, match="only_new"):
             score.score(settings(tmp_path, models["one"], only_new=True, overwrite=True))
 
@@ -168,7 +170,7 @@ class TestOnlyNew:
 @pytest.mark.tf
 @pytest.mark.beam
 class TestSeveralModels:
-    def test_a_photo_has_a_row_for_each_and_is_embedded_once(
+    def test_photo_has_one_row_per_model_and_is_embedded_once(
         self, models: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         manifest = folder / "m.csv"
@@ -190,7 +192,7 @@ class TestSeveralModels:
             ours = table.filter(np.array(table["version"]) == version).drop_columns(["scored_at"])
             assert ours.sort_by("uri").equals(expected)
 
-    def test_models_that_do_not_go_together_are_refused(
+    def test_models_of_different_backbones_or_of_one_name_are_rejected(
         self, models: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         with pytest.raises(BundleError, match=r"different backbones.*f1 and f2"):
@@ -203,14 +205,14 @@ class TestSeveralModels:
 @pytest.mark.tf
 @pytest.mark.beam
 class TestPartitions:
-    def test_by_label_each_row_stands_in_its_directory(
+    def test_partition_by_label_writes_hive_directories(
         self, models: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         plain = settings(tmp_path, models["one"])
         score.score(plain)
         expected = names(tmp_path, "label", "score")
         by_label = replace(plain, partition_by="label")
-        with pytest.raises(OutputError, match="partition_by was , now label"):
+        with pytest.raises(OutputError, match="partition_by was '', now 'label'"):
             score.score(by_label)
         score.score(replace(by_label, overwrite=True))
         assert names(tmp_path, "label", "score") == expected
@@ -218,7 +220,7 @@ class TestPartitions:
         assert directories <= {f"label={label}" for label in [*LABELS, "__HIVE_DEFAULT_PARTITION__"]}
         assert score.score(by_label).worked_shards == 0
 
-    def test_by_date_rows_stand_under_the_day_of_their_run(
+    def test_partition_by_date_uses_the_day_of_the_run(
         self, models: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         score.score(settings(tmp_path, models["one"], partition_by="date"))
@@ -226,7 +228,7 @@ class TestPartitions:
         assert [path.name for path in (tmp_path / "out" / "scores").iterdir()] == [f"date={day}"]
         assert sum(names(tmp_path).values()) == 12
 
-    def test_a_column_of_that_name_is_refused(
+    def test_manifest_column_with_the_name_of_the_partition_is_rejected(
         self, models: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         (folder / "m.csv").write_text("uri,date\n0.jpg,monday\n")
@@ -236,8 +238,8 @@ class TestPartitions:
         assert not (tmp_path / "out" / "_hubhead" / "input.json").exists(), "nothing was begun"
 
 
-class TestTakingOver:
-    def test_a_run_cut_off_while_it_forgets_must_take_over_again(self, tmp_path: Path) -> None:
+class TestOverwriteAndRetry:
+    def test_run_interrupted_during_overwrite_needs_overwrite_again(self, tmp_path: Path) -> None:
         output = Output(str(tmp_path))
         mine = {"photos": "p", "models": [], "partition_by": ""}
         assert not output.check(mine, append=True, overwrite=False)
@@ -248,7 +250,7 @@ class TestTakingOver:
                 output.check(mine, append=append, overwrite=False)
         assert output.check(mine, append=False, overwrite=True)
 
-    def test_a_finished_shard_is_not_done_again_when_its_element_is_retried(self, tmp_path: Path) -> None:
+    def test_finished_shard_is_skipped_when_beam_retries_its_element(self, tmp_path: Path) -> None:
         output = Output(str(tmp_path / "out"))
         entries = sort_entries([(Photo("/a.jpg", 1, 1), [])])
         [piece] = shard.plan_shards(entries, 5, {})
@@ -263,16 +265,16 @@ class TestTakingOver:
 
 
 @pytest.mark.parametrize("wrong", ["", "a/b", ".hidden", "x" * 65, "a~b"])
-def test_an_id_of_a_run_is_a_name(wrong: str) -> None:
+def test_invalid_run_ids_are_rejected(wrong: str) -> None:
     from batch.output.dataset import check_run_id
 
-    with pytest.raises(InputError, match="no id of a run"):
+    with pytest.raises(InputError, match="not a valid run id"):
         check_run_id(wrong)
     assert check_run_id("2026-05-31.night_2") == "2026-05-31.night_2"
 
 
 class TestLock:
-    def test_a_second_run_is_refused_until_the_first_is_done(self, tmp_path: Path) -> None:
+    def test_second_run_is_rejected_while_the_first_holds_the_lock(self, tmp_path: Path) -> None:
         directory = str(tmp_path / "_hubhead")
         busy = pytest.raises(OutputBusy, match=f"process {os.getpid()} on")
         with lock.hold(directory), busy as caught, lock.hold(directory):
@@ -281,11 +283,11 @@ class TestLock:
         with lock.hold(directory):
             pass
 
-    def test_a_killed_run_lets_go(self, tmp_path: Path) -> None:
+    def test_lock_of_a_killed_process_is_released(self, tmp_path: Path) -> None:
         directory = str(tmp_path / "_hubhead")
         context = multiprocessing.get_context("spawn")
         ready = context.Event()
-        process = context.Process(target=_hold, args=(directory, ready))
+        process = context.Process(target=_hold_lock, args=(directory, ready))
         process.start()
         assert ready.wait(60)
         with pytest.raises(OutputBusy), lock.hold(directory):
@@ -295,7 +297,7 @@ class TestLock:
         with lock.hold(directory):
             pass
 
-    def test_a_lease_counts_while_it_is_fresh(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_lease_on_object_storage_expires(self, monkeypatch: pytest.MonkeyPatch) -> None:
         stored: dict[str, bytes] = {}
         monkeypatch.setattr(files, "write", stored.__setitem__)
         monkeypatch.setattr(files, "remove", lambda uri: stored.pop(uri, None))
@@ -320,19 +322,19 @@ class TestLock:
         with lock.hold("gs://bucket/out/_hubhead"):
             pass
 
-    def test_the_command_ends_with_5(self, tmp_path: Path) -> None:
+    def test_busy_output_exits_with_5(self, tmp_path: Path) -> None:
         assert OutputBusy("x").exit_code == 5
         text = " ".join(CliRunner().invoke(score_command, ["--help"]).output.split())
         assert "5 another run is writing to the output" in text
 
 
-def _hold(directory: str, ready: Any) -> None:
+def _hold_lock(directory: str, ready: Any) -> None:
     with lock.hold(directory):
         ready.set()
         multiprocessing.Event().wait(600)
 
 
-class TestKeys:
+class TestScoredIndex:
     def entries(self, *numbers: int) -> list[Entry]:
         return list(sort_entries((self.photo(number), []) for number in numbers))
 
@@ -342,7 +344,7 @@ class TestKeys:
     def key(self, number: int) -> bytes:
         return scored_index.scored_key(self.photo(number))
 
-    def test_the_keys_of_some_photos_are_found_in_all_files(self, tmp_path: Path) -> None:
+    def test_keys_of_photos_are_found_in_all_files(self, tmp_path: Path) -> None:
         changed = Photo("/7.jpg", 70, 2)
         scored_index.write_keys(str(tmp_path), "a", map(self.key, range(100)))
         scored_index.write_keys(str(tmp_path), "b", [scored_index.scored_key(changed), self.key(200)])
@@ -354,7 +356,7 @@ class TestKeys:
         assert set(scored_index.select_keys(found, wanted)) == expected
         assert list(scored_index.select_keys(found, wanted[1:2])) == [self.key(40)]
 
-    def test_photos_that_every_model_knows_are_left_out(self, tmp_path: Path) -> None:
+    def test_photos_scored_by_every_model_are_excluded(self, tmp_path: Path) -> None:
         one, two = str(tmp_path / "one"), str(tmp_path / "two")
         scored_index.write_keys(one, "a", map(self.key, range(0, 100)))
         scored_index.write_keys(one, "unfinished", map(self.key, range(100, 200)))
@@ -370,13 +372,13 @@ class TestKeys:
         assert found == {n: 3 if n >= 100 else 2 for n in range(120) if not 50 <= n < 60}
         assert sum(left) == 10
 
-    def test_a_photo_that_changed_is_not_known(self, tmp_path: Path) -> None:
+    def test_changed_photo_is_not_excluded(self, tmp_path: Path) -> None:
         scored_index.write_keys(str(tmp_path), "a", [self.key(1)])
         known = ScoredIndex(str(tmp_path), lambda _: True, lambda _: True)
         changed = sort_entries([(Photo("/1.jpg", 1, 2), [])])
         assert len(list(exclude_scored(changed, [known], lambda _: None))) == 1
 
-    def test_many_files_are_merged_and_say_the_same(self, tmp_path: Path) -> None:
+    def test_many_index_files_are_merged_without_changing_the_result(self, tmp_path: Path) -> None:
         for number in range(150):
             scored_index.write_keys(
                 str(tmp_path), f"s{number}", map(self.key, range(number * 3, number * 3 + 3))
@@ -390,10 +392,8 @@ class TestKeys:
         assert len(list(tmp_path.iterdir())) <= 33
 
 
-class TestStorageThatRefuses:
-    def test_a_photo_that_comes_at_the_third_time_is_read(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+class TestReadRetries:
+    def test_failed_read_is_retried(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         attempts = []
 
         def read(uri: str) -> bytes:
@@ -406,7 +406,9 @@ class TestStorageThatRefuses:
         monkeypatch.setattr(files.time, "sleep", lambda _: None)
         assert listing.read_photo(Photo("/a.jpg", 1, 1)) == b"content"
 
-    def test_pauses_grow_to_a_bound_and_the_last_error_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_exponential_backoff_is_capped_and_the_last_error_is_raised(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         pauses: list[float] = []
         monkeypatch.setattr(files.time, "sleep", pauses.append)
         monkeypatch.setattr(files.random, "uniform", lambda _, most: most)
@@ -422,7 +424,7 @@ class TestStorageThatRefuses:
 
 @pytest.mark.beam
 @pytest.mark.tf
-def test_shares_have_each_photo_once_between_them(
+def test_partitions_cover_each_photo_exactly_once(
     tmp_path: Path, folder: Path, models: dict[str, Path]
 ) -> None:
     whole = score.score(settings(tmp_path, models["one"]))
@@ -442,7 +444,7 @@ def test_shares_have_each_photo_once_between_them(
 
 
 @pytest.mark.parametrize("text", ["8/8", "1", "0/0", "-1/2", "a/b"])
-def test_a_share_that_is_none_is_wrong_usage(text: str) -> None:
+def test_invalid_share_exits_with_2(text: str) -> None:
     done = CliRunner().invoke(score_command, ["--photos=x", "--model=m", "--output=o", f"--share={text}"])
     assert done.exit_code == 2
     assert "0/8 to 7/8" in done.output
