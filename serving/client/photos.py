@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from serving import contract
 from serving.contract import PhotoRejection, Prediction, Status
 from serving.errors import InputError
-from serving.photos.converter import detect_unsupported_format
+from serving.photos.formats import detect_unsupported_format
 
 if TYPE_CHECKING:
     from serving.photos.converter import Converter

@@ -30,6 +30,7 @@ from typing import Self
 
 from serving import process
 from serving.contract import PhotoRejection, Status
+from serving.photos.formats import find_decoded_reader, identify_unsupported
 
 EXTRA = "hubhead[formats]"
 
@@ -37,41 +38,12 @@ _CHILD = Path(__file__).with_name("converter_process.py")
 _INHERITED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 """Environment variables that Python itself may need, and that a child therefore inherits."""
 
-_HEADER_BYTES = 256
-
 # The protocol of converter_process.py, which must have the same formats.
 _REQUEST = struct.Struct(">8sQQ")
 _LENGTH = struct.Struct(">Q")
 _RESPONSE = struct.Struct(">cQQ")
 _NO_PILLOW = 69
 """Exit code of a child that cannot import Pillow; converter_process.py has the same number."""
-
-_DECODED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")
-"""Signatures of formats that the graph always decodes."""
-
-_READERS = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"RIFF", "WEBP"),
-    (b"GIF8", "GIF"),
-    (b"BM", "BMP"),
-)
-"""Signature and Pillow reader of the formats that the graph decodes and `downscale` accepts as well."""
-
-_SIGNATURES = (
-    (b"II*\0", "TIFF", "TIFF"),
-    (b"MM\0*", "TIFF", "TIFF"),
-    (b"\0\0\0\x0cjP  ", "JPEG 2000", "JPEG2000"),
-    (b"8BPS", "Photoshop", ""),
-    (b"\0\0\0\x0cJXL ", "JPEG XL", ""),
-    (b"\xff\x0a", "JPEG XL", ""),
-)
-"""Signature, name of the format, and name of the Pillow reader; "" if there is none."""
-
-_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
-_AVIF = {b"avif", b"avis"}
-_ANY_CODEC = {b"mif1", b"msf1"}
-"""Brands of HEIF that do not state the codec; the compatible brands do (ISO/IEC 23008-12)."""
 
 
 @dataclass(frozen=True)
@@ -111,64 +83,6 @@ class Converted:
     width: int
 
 
-def detect_unsupported_format(content: bytes) -> str | None:
-    """Return the name of the format if the graph reports it as `unsupported_format`, else None.
-
-    The result depends on the same few header bytes as in trainer/preprocessing.
-    """
-    found = _identify(content)
-    return found and found[0]
-
-
-def _identify(content: bytes) -> tuple[str, str] | None:
-    """Return (name of the format, Pillow reader or "") if the graph cannot decode the photo, else None."""
-    head = content[:_HEADER_BYTES].ljust(40, b"\0")
-    if head.startswith(_DECODED):
-        return None
-    if head.startswith(b"BM"):
-        return _identify_bmp(head)
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        # Only the extended format (chunk VP8X) can be animated; bit 1 of its flags says whether it is.
-        return ("animated WebP", "WEBP") if head[15:16] == b"X" and head[20] & 2 else None
-    if head[4:8] == b"ftyp":
-        return _identify_iso_media(head)
-    return next(((name, reader) for start, name, reader in _SIGNATURES if content.startswith(start)), None)
-
-
-def _identify_bmp(head: bytes) -> tuple[str, str] | None:
-    """Identify BMPs other than those the graph decodes.
-
-    It decodes uncompressed ones of 24 or 32 bits with a BITMAPINFOHEADER or a later header.
-    """
-    size, bits, compression = (
-        int.from_bytes(head[at:end], "little") for at, end in ((14, 18), (28, 30), (30, 34))
-    )
-    if size < 40:
-        return "BMP of OS/2", "BMP"
-    if bits <= 8:
-        return "BMP with a palette", "BMP"
-    if bits in (24, 32) and compression == 0:
-        return None
-    return f"BMP with {bits} bits a pixel" if compression == 0 else "BMP with bit masks", "BMP"
-
-
-def _identify_iso_media(head: bytes) -> tuple[str, str]:
-    """Identify the format by the brands of the `ftyp` box.
-
-    The major brand is at byte 8, the compatible brands from 16 to the end of the box (ISO/IEC 14496-12,
-    4.3).
-    """
-    end = min(int.from_bytes(head[:4], "big"), len(head))
-    major = head[8:12]
-    compatible = {head[at : at + 4] for at in range(16, end - 3, 4)}
-    if major in _AVIF or (major in _ANY_CODEC and compatible & _AVIF):
-        return "AVIF", "AVIF"
-    if major in _HEIC:
-        return "HEIC", "HEIF"
-    brand = major.decode("latin-1").strip()
-    return f"ISO media {brand if brand.isascii() and brand.isprintable() else major.hex()}", ""
-
-
 class Converter:
     """Converter of photos in child processes; can be shared between threads.
 
@@ -205,7 +119,7 @@ class Converter:
             The converted photo, or why it was rejected; None if the graph decodes it as it is. Errors in
             the photo or the child are returned as rejections, never raised.
         """
-        found = _identify(content)
+        found = identify_unsupported(content)
         if found is None:
             return None
         name, reader = found
@@ -228,10 +142,7 @@ class Converter:
         Returns None if that is not possible: the photo is damaged or too large, or Pillow is not
         installed. Does not raise.
         """
-        name, reader = _identify(content) or (
-            "a photo",
-            next((found for start, found in _READERS if content.startswith(start)), ""),
-        )
+        name, reader = identify_unsupported(content) or ("a photo", find_decoded_reader(content))
         if not reader or len(content) > self.limits.max_bytes or not self.can_downscale:
             return None
         if reader == "HEIF" and "pi_heif" not in self._packages:

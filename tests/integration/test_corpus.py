@@ -21,7 +21,7 @@ from serving import contract, runtime
 from serving.bundle import Bundle
 from serving.client import Client
 from serving.contract import Status
-from serving.photos.converter import detect_unsupported_format
+from serving.photos.formats import detect_unsupported_format
 from serving.runtime.session import ClassicSession
 from serving.server import ServerSettings, start
 from tests import corpus

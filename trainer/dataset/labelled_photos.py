@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.errors import InputError
-from serving.photos.converter import detect_unsupported_format
+from serving.photos.formats import detect_unsupported_format
 
 _SUFFIXES = {f".{name}" for name in ("jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp")}
 

@@ -15,7 +15,8 @@ from batch.embeddings import SHA_BYTES, EmbeddingStore, layout
 from batch.inputs.listing import Photo
 from serving.contract import Status
 from serving.errors import InputError, OutputError
-from serving.photos.converter import EXTRA, detect_unsupported_format
+from serving.photos.converter import EXTRA
+from serving.photos.formats import detect_unsupported_format
 from serving.storage import files
 from trainer import dataset
 from trainer.dataset import DatasetListing, Example

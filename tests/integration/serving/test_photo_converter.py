@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from serving.contract import PhotoRejection, Status
-from serving.photos.converter import ConversionLimits, Converted, Converter, detect_unsupported_format
+from serving.photos.converter import ConversionLimits, Converted, Converter
+from serving.photos.formats import detect_unsupported_format
 from tests.support.repository import REPO
 
 HEIGHT, WIDTH = 40, 60
