@@ -292,7 +292,7 @@ def test_full_batching_queue_is_unavailable(conformance_base: Path) -> None:
 @pytest.mark.protocol("error.batch-deadline", "rest.timeout")
 def test_deadline_that_passes_in_the_batching_queue(conformance_base: Path) -> None:
     assert ServerSettings().rest_api_timeout_in_ms == 30_000
-    text = "Run() timeout exceeded while count_queued_rows in batching queue"
+    text = "Run() timeout exceeded while waiting in batching queue"
     from serving.server.status_error import StatusError
 
     with start_conformance_server(

@@ -1,4 +1,4 @@
-"""The demo page in a browser: a photo chosen, its labels, what it says when there are none."""
+"""The demo page in a browser: choosing a photo, class labels, abstention, errors."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def open_page(browser: Browser, server: RunningServer) -> None:
     browser.messages.clear()
     browser.requested_urls.clear()
     browser.open(f"http://localhost:{server.rest_port}/")
-    browser.wait_for("!document.getElementById('about').textContent.startsWith('Asking')")
+    browser.wait_for("!document.getElementById('about').textContent.startsWith('Loading')")
 
 
 def text(browser: Browser, name: str) -> str:
@@ -79,17 +79,17 @@ def classify(browser: Browser, photo: Path, selector: str = "#file") -> str:
     browser.evaluate("document.getElementById('result').removeAttribute('aria-busy')")
     browser.choose_file(selector, photo)
     browser.wait_for(DONE)
-    return text(browser, "said")
+    return text(browser, "headline")
 
 
 def check_quiet(browser: Browser, server: RunningServer) -> None:
-    """Nothing was refused or fetched from elsewhere, and no script failed."""
+    """Assert that no script failed, and that nothing was blocked or fetched from another origin."""
     assert browser.messages == []
     origins = {url.split("/")[2] for url in browser.requested_urls if url.startswith("http")}
     assert origins == {f"localhost:{server.rest_port}"}
 
 
-def test_the_page_holds_everything_and_lets_nothing_else_in() -> None:
+def test_page_is_self_contained() -> None:
     sent = page.render(["food", HOSTILE]).decode()
     parsed = Page(sent)
     assert not {tag for tag, _ in parsed.tags} & {"iframe", "object", "embed", "base", "a", "img"}
@@ -100,12 +100,12 @@ def test_the_page_holds_everything_and_lets_nothing_else_in() -> None:
             assert name not in {"src", "srcset", "style"}, (tag, name)
     assert not re.search(r"https?:|url\(|@import", sent)
     assert sent.count("<script") == 2
-    facts = json.loads(sent.split('id="facts">')[1].split("</script>")[0])
-    assert facts["models"] == ["food", HOSTILE]
-    assert set(facts["statuses"]) == {str(status) for status in contract.Status}
+    page_data = json.loads(sent.split('id="page-data">')[1].split("</script>")[0])
+    assert page_data["models"] == ["food", HOSTILE]
+    assert set(page_data["statuses"]) == {str(status) for status in contract.Status}
 
 
-def test_every_control_of_the_page_has_a_name() -> None:
+def test_every_form_control_has_a_label() -> None:
     parsed = Page(page.render(["food"]).decode())
     named = {label["for"] for label in parsed.all("label")}
     controls = [*parsed.all("input"), *parsed.all("select")]
@@ -114,7 +114,7 @@ def test_every_control_of_the_page_has_a_name() -> None:
     assert any(attributes.get("aria-live") == "polite" for attributes in parsed.all("div"))
 
 
-def test_the_page_comes_with_a_policy_and_is_not_kept(server: RunningServer) -> None:
+def test_page_has_a_content_security_policy_and_is_not_cached(server: RunningServer) -> None:
     with urllib.request.urlopen(f"http://localhost:{server.rest_port}/") as answer:
         assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
         assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
@@ -123,19 +123,19 @@ def test_the_page_comes_with_a_policy_and_is_not_kept(server: RunningServer) -> 
 
 
 @pytest.mark.needs(PROGRAMS)
-def test_a_photo_that_is_chosen_gets_its_labels(
-    server: RunningServer, browser: Browser, tmp_path: Path
-) -> None:
+def test_chosen_photo_is_classified(server: RunningServer, browser: Browser, tmp_path: Path) -> None:
     open_page(browser, server)
     assert text(browser, "about") == "Model colours, version 7."
     assert classify(browser, draw_photo(tmp_path / "apple.jpg", (190, 20, 25))) == "red fruit"
-    shares = browser.evaluate("[...document.querySelectorAll('.share')].map((share) => share.textContent)")
+    percentages = browser.evaluate(
+        "[...document.querySelectorAll('.probability')].map((cell) => cell.textContent)"
+    )
     widths = browser.evaluate("[...document.querySelectorAll('.bars i')].map((bar) => bar.style.width)")
     names = browser.evaluate("[...document.querySelectorAll('.bars bdi')].map((name) => name.textContent)")
     assert names == ["red fruit", "green leaf", "blue sky <b>"]
-    assert sum(float(share.split()[0]) for share in shares) == pytest.approx(100, abs=0.2)
+    assert sum(float(percentage.split()[0]) for percentage in percentages) == pytest.approx(100, abs=0.2)
     assert [float(width[:-1]) for width in widths] == pytest.approx(
-        [float(share.split()[0]) for share in shares], abs=0.06
+        [float(percentage.split()[0]) for percentage in percentages], abs=0.06
     )
     assert re.fullmatch(r"colours, version 7: answered in \d+ ms, .*", text(browser, "cost"))
     size = browser.evaluate(
@@ -143,7 +143,7 @@ def test_a_photo_that_is_chosen_gets_its_labels(
     )
     assert size == [720, 540]
     check_quiet(browser, server)
-    # The camera's button, and another model: the same photo is asked about again.
+    # The camera button; then another model, which classifies the same photo again.
     assert (
         classify(browser, draw_photo(tmp_path / "sky.png", (20, 30, 250), (300, 200)), "#shot")
         == "blue sky <b>"
@@ -157,43 +157,41 @@ def test_a_photo_that_is_chosen_gets_its_labels(
 
 
 @pytest.mark.needs(PROGRAMS)
-def test_a_photo_that_is_dropped_gets_its_labels(
-    server: RunningServer, browser: Browser, tmp_path: Path
-) -> None:
+def test_dropped_photo_is_classified(server: RunningServer, browser: Browser, tmp_path: Path) -> None:
     open_page(browser, server)
     photo = draw_photo(tmp_path / "leaf.jpg", (20, 120, 30), (400, 300))
     data = {"items": [], "files": [str(photo)], "dragOperationsMask": 1}
     for kind in ("dragEnter", "dragOver", "drop"):
         browser.call("Input.dispatchDragEvent", type=kind, x=200, y=200, data=data)
     browser.wait_for(DONE)
-    assert text(browser, "said") == "green leaf"
+    assert text(browser, "headline") == "green leaf"
     check_quiet(browser, server)
 
 
 @pytest.mark.needs(PROGRAMS)
-def test_what_gets_no_label_is_said_in_words(
+def test_abstention_rejected_photo_and_failed_request_are_explained(
     server: RunningServer, browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_page(browser, server)
     Image.new("RGB", (64, 48), (128, 128, 128)).save(tmp_path / "fog.png")
     assert classify(browser, tmp_path / "fog.png") == "None of these"
-    assert "not sure enough" in text(browser, "why")
+    assert "confidence is too low" in text(browser, "detail")
     assert browser.evaluate("document.querySelectorAll('.bars li').length") == 3
     (tmp_path / "notes.txt").write_text("no photo")
     assert classify(browser, tmp_path / "notes.txt") == "Not scored"
-    assert "not in a known image format" in text(browser, "why")
-    assert "cannot show it" in text(browser, "caption")
+    assert "not in a known image format" in text(browser, "detail")
+    assert "cannot display it" in text(browser, "caption")
     assert browser.evaluate("document.querySelectorAll('.bars li').length") == 0
     monkeypatch.setattr(ColourModel, "run", lambda *_: 1 / 0)
-    assert classify(browser, tmp_path / "fog.png") == "No answer"
-    assert "division by zero" in text(browser, "why")
+    assert classify(browser, tmp_path / "fog.png") == "Request failed"
+    assert "division by zero" in text(browser, "detail")
 
 
 @pytest.mark.needs(PROGRAMS)
-def test_a_server_without_such_models_says_how_to_ask(models: Path, browser: Browser) -> None:
+def test_server_without_photo_models_shows_a_rest_example(models: Path, browser: Browser) -> None:
     with serve(models, ("double", "double")) as server:
         open_page(browser, server)
-        assert "No model of this server takes photos" in text(browser, "about")
+        assert "No model on this server classifies photos" in text(browser, "about")
         assert browser.evaluate("document.getElementById('ask').hidden")
         command = text(browser, "curl")
         assert text(browser, "rows").split("\t") == ["double", "3 available", "serving_default: x float [?]"]
@@ -205,7 +203,7 @@ def test_a_server_without_such_models_says_how_to_ask(models: Path, browser: Bro
 
 
 @pytest.mark.needs(PROGRAMS)
-def test_versions_that_failed_are_in_the_list(models: Path, browser: Browser, tmp_path: Path) -> None:
+def test_failed_versions_are_listed_with_their_error(models: Path, browser: Browser, tmp_path: Path) -> None:
     write_colour_model(tmp_path / "colours" / "1")
     with serve(tmp_path, (HOSTILE, "colours")) as server:
         staged = write_colour_model(tmp_path / "staged")
@@ -226,7 +224,7 @@ def test_versions_that_failed_are_in_the_list(models: Path, browser: Browser, tm
 @pytest.mark.needs(PROGRAMS)
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [320, 390, 1280])
-def test_it_fits_phones_and_desks(
+def test_layout_fits_phones_and_desktops(
     server: RunningServer, browser: Browser, tmp_path: Path, width: int, dark: bool
 ) -> None:
     browser.set_screen(width, 900, phone=width < 1000, dark=dark)
@@ -244,7 +242,9 @@ def test_it_fits_phones_and_desks(
 
 @pytest.mark.tf
 @pytest.mark.needs(PROGRAMS)
-def test_a_real_model_labels_a_real_photo(trained: Trained, sample: SampleSummary, browser: Browser) -> None:
+def test_real_model_classifies_a_real_photo(
+    trained: Trained, sample: SampleSummary, browser: Browser
+) -> None:
     photo = min((sample.directory / "fruits").iterdir())
     with start(ServerSettings(trained.settings.saved_model_dir, port=0, rest_api_port=0)) as server:
         open_page(browser, server)
@@ -259,7 +259,7 @@ def test_a_real_model_labels_a_real_photo(trained: Trained, sample: SampleSummar
 
 
 @pytest.mark.needs("curl")
-def test_the_readmes_commands_for_rest_are_answered(server: RunningServer, tmp_path: Path) -> None:
+def test_rest_commands_of_the_readme_work(server: RunningServer, tmp_path: Path) -> None:
     draw_photo(tmp_path / "photo.jpg", (190, 20, 25), (400, 300))
     (commands,) = [block for block in code_blocks("README.md", "sh") if ":predict" in block]
     commands = commands.replace("localhost:8501", f"localhost:{server.rest_port}")

@@ -459,7 +459,7 @@ def test_bytes_that_are_not_an_example_are_rejected_by_the_graph(loaded: Servabl
     request.inputs["inputs"].CopyFrom(tensors.encode([b"\xff\xff"]))
     code, text = error_of(loaded.predict, request)
     assert code == "INVALID_ARGUMENT"
-    assert text.startswith("Could not parse make_example input, value: '")
+    assert text.startswith("Could not parse example input, value: '")
     assert "[[{{node ParseExample/ParseExample}}]]" in text
 
 
@@ -490,7 +490,7 @@ def test_warmup_records_of_every_rpc_run(loaded: Servable, tmp_path: Path) -> No
             protos.PredictionLog(
                 classify_log={"request": {"model_spec": spec | {"signature_name": "classify"}, "input": data}}
             ),
-            protos.PredictionLog(multi_inference_log={"request": {"make_tasks": [task], "input": data}}),
+            protos.PredictionLog(multi_inference_log={"request": {"tasks": [task], "input": data}}),
         ]
 
     with tf.io.TFRecordWriter(str(path)) as writer:
