@@ -84,7 +84,7 @@ class Embedding:
     """The embedding of one photo.
 
     Attributes:
-        status: what became of the photo.
+        status: status of the photo.
         vector: float32 [D]; None if the photo was rejected.
         height, width: size of the upright photo in pixels, as it was sent; 0 if the photo was rejected.
         detail: as in `Prediction`.
@@ -100,7 +100,7 @@ class Embedding:
 
     @classmethod
     def from_rejection(cls, rejection: PhotoRejection) -> Embedding:
-        """What stands in the place of an answer where the model is not asked."""
+        """Return the result for a photo that was rejected before it was sent."""
         return cls(rejection.status, None, detail=rejection.detail)
 
 

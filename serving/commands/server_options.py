@@ -181,4 +181,4 @@ def forbid_server_flags(context: click.Context, *others: str) -> None:
     """
     for flag in (*FLAGS, *others):
         if context.get_parameter_source(flag) is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{flag} goes with --server.", context)
+            raise click.UsageError(f"--{flag} requires --server.", context)

@@ -1,4 +1,4 @@
-"""Photos embedded by a model server: the same rows, faults survived, another model refused."""
+"""Photos embedded on a model server: identical rows, retries, and rejection of another model."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def probabilities(embeddings: NDArray[np.float32], kernel: NDArray[np.float32] =
     return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def vector(content: bytes) -> NDArray[np.float32]:
+def expected_embedding(content: bytes) -> NDArray[np.float32]:
     return np.frombuffer(hashlib.md5(content).digest(), np.uint8).astype(np.float32) / 64
 
 
-def answer(request: Any, _context: grpc.ServicerContext) -> Any:
-    """What a bundle's server says: photos that begin with GOOD are ok."""
+def fake_predict(request: Any, _context: grpc.ServicerContext) -> Any:
+    """Answer Predict like the server of a bundle: photos that begin with GOOD are ok."""
     response = protos.PredictResponse()
     response.model_spec.version.value = request.model_spec.version.value
     outputs: dict[str, Any]
@@ -69,7 +69,7 @@ def answer(request: Any, _context: grpc.ServicerContext) -> Any:
         good = [image.startswith(GOOD) for image in images]
         sizes = np.array([len(image) * fine for image, fine in zip(images, good, strict=True)], np.int32)
         outputs = {
-            contract.EMBEDDING: np.stack([vector(image) for image in images]),
+            contract.EMBEDDING: np.stack([expected_embedding(image) for image in images]),
             contract.STATUS: [b"ok" if fine else b"not_an_image" for fine in good],
             contract.HEIGHT: sizes,
             contract.WIDTH: 2 * sizes,
@@ -79,8 +79,8 @@ def answer(request: Any, _context: grpc.ServicerContext) -> Any:
     return response
 
 
-def describe(request: Any, context: grpc.ServicerContext, *, dimension: int = DIMENSION) -> Any:
-    """The signatures of version 3, which alone is served, and carries the label "stable"."""
+def fake_metadata(request: Any, context: grpc.ServicerContext, *, dimension: int = DIMENSION) -> Any:
+    """Answer GetModelMetadata for version 3, the only one, which has the version label "stable"."""
     if request.model_spec.version.value not in (0, 3) or request.model_spec.name != "food":
         context.abort(grpc.StatusCode.NOT_FOUND, "Servable not found for request: Specific(food, 9)")
     declared = protos.SignatureDefMap()
@@ -97,14 +97,16 @@ def describe(request: Any, context: grpc.ServicerContext, *, dimension: int = DI
 
 
 @contextmanager
-def serving(predict: Predict = answer, metadata: Predict = describe, port: int = 0) -> Iterator[str]:
+def fake_server(
+    predict: Predict = fake_predict, metadata: Predict = fake_metadata, port: int = 0
+) -> Iterator[str]:
     with fake_grpc_server({protos.PREDICT: predict, protos.GET_MODEL_METADATA: metadata}, port) as address:
         yield address
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A bundle by its papers; its graph is never loaded here."""
+    """A bundle with metadata only; its graph is never loaded here."""
     path = tmp_path / "models" / "food" / "3"
     path.mkdir(parents=True)
     (path / contract.SAVED_MODEL_FILE).write_bytes(b"")
@@ -118,7 +120,7 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def head_of(path: Path, kernel: NDArray[np.float32] = KERNEL) -> HeadRunner:
+def make_head(path: Path, kernel: NDArray[np.float32] = KERNEL) -> HeadRunner:
     head = HeadRunner(bundle.read(path))
     head.__dict__["run"] = lambda inputs: {
         contract.PROBABILITIES: probabilities(inputs[contract.EMBEDDING], kernel)
@@ -128,7 +130,7 @@ def head_of(path: Path, kernel: NDArray[np.float32] = KERNEL) -> HeadRunner:
 
 @pytest.fixture
 def shard(tmp_path: Path) -> Shard:
-    """200 photos, one of them of no use and two alike."""
+    """A shard of 200 photos, one of them no image and two identical."""
     contents = [GOOD + bytes([number]) * (number + 1) for number in range(198)]
     photos = []
     for number, content in enumerate([*contents, b"hello, I am text", contents[5]]):
@@ -139,35 +141,37 @@ def shard(tmp_path: Path) -> Shard:
 
 
 @pytest.fixture
-def worker(model: Path, tmp_path: Path) -> Callable[..., ModelResources]:
-    def made(address: str, **settings: Any) -> ModelResources:
-        head = head_of(model)
+def connect_model(model: Path, tmp_path: Path) -> Callable[..., ModelResources]:
+    def connect(address: str, **settings: Any) -> ModelResources:
+        head = make_head(model)
         server = ClientConfig(address, **{"timeout": 20.0, **settings})
         store = EmbeddingStore(str(tmp_path / "store"), "f", DIMENSION)
         return ModelResources(head, store, Meter(), partial(remote_backbone.connect, server, [head]))
 
-    return made
+    return connect
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         remote_backbone, "RETRY_UNTIL_TIMEOUT", Retry(attempts=1 << 30, first=0.01, most=0.05)
     )
 
 
-def embedded(shard: Shard, worker: ModelResources) -> tuple[EmbeddedPhotos, Stats]:
+def embed(shard: Shard, model: ModelResources) -> tuple[EmbeddedPhotos, Stats]:
     stats = Stats(photos=len(shard.photos))
-    return embed_photos(shard.photos, worker, stats), stats
+    return embed_photos(shard.photos, model, stats), stats
 
 
-def check(found: EmbeddedPhotos, shard: Shard) -> None:
-    """Every photo has its own embedding."""
+def check_embeddings(found: EmbeddedPhotos, shard: Shard) -> None:
+    """Check that each photo has its own embedding."""
     rows = found.embeddings.row_by_digest()
     for photo in shard.photos:
         row, content = rows[found.shas[photo]], Path(photo.uri).read_bytes()
         if content.startswith(GOOD):
-            assert np.array_equal(found.embeddings.vectors[row], vector(content).astype(np.float16))
+            assert np.array_equal(
+                found.embeddings.vectors[row], expected_embedding(content).astype(np.float16)
+            )
             assert (found.embeddings.heights[row], found.embeddings.widths[row]) == (
                 len(content),
                 2 * len(content),
@@ -176,74 +180,76 @@ def check(found: EmbeddedPhotos, shard: Shard) -> None:
             assert found.embeddings.statuses[row] is Status.NOT_AN_IMAGE
 
 
-def test_every_photo_has_the_embedding_that_the_server_gave(
-    shard: Shard, worker: Callable[..., ModelResources]
+def test_each_photo_gets_the_embedding_of_the_server(
+    shard: Shard, connect_model: Callable[..., ModelResources]
 ) -> None:
-    asked: list[tuple[int, int]] = []
+    requests: list[tuple[int, int]] = []
 
     def predict(request: Any, context: grpc.ServicerContext) -> Any:
         if request.model_spec.signature_name == contract.EMBED:
-            asked.append((request.model_spec.version.value, len(request.inputs["image_bytes"].string_val)))
-        return answer(request, context)
+            requests.append((request.model_spec.version.value, len(request.inputs["image_bytes"].string_val)))
+        return fake_predict(request, context)
 
-    with serving(predict) as address:
-        mine = worker(address)
-        found, stats = embedded(shard, mine)
-        check(found, shard)
-        assert stats.embedded == 199, "the twin is asked for once"
-        assert {version for version, _ in asked} == {3}, "of the version that was looked at"
-        assert sum(rows for _, rows in asked) == 199
-        assert max(rows for _, rows in asked) > 1
-        before = len(asked)
-        check(embedded(shard, mine)[0], shard)
-        assert len(asked) == before, "all are in the store"
+    with fake_server(predict) as address:
+        connected = connect_model(address)
+        found, stats = embed(shard, connected)
+        check_embeddings(found, shard)
+        assert stats.embedded == 199, "identical photos are sent once"
+        assert {version for version, _ in requests} == {3}, "requests name the version that was verified"
+        assert sum(rows for _, rows in requests) == 199
+        assert max(rows for _, rows in requests) > 1
+        before = len(requests)
+        check_embeddings(embed(shard, connected)[0], shard)
+        assert len(requests) == before, "all embeddings are in the store"
 
 
-def test_an_overloaded_server_slows_the_job_down(shard: Shard, worker: Callable[..., ModelResources]) -> None:
-    lock, refused, calls = threading.Lock(), [0], [0]
+def test_overloaded_server_is_retried_with_backoff(
+    shard: Shard, connect_model: Callable[..., ModelResources]
+) -> None:
+    lock, rejected, calls = threading.Lock(), [0], [0]
 
     def predict(request: Any, context: grpc.ServicerContext) -> Any:
         with lock:
             calls[0] += 1
             turn = calls[0] % 4
-        if turn:  # three of four are refused
-            refused[0] += 1
+        if turn:  # three of four requests are rejected
+            rejected[0] += 1
             code = grpc.StatusCode.UNAVAILABLE if turn == 1 else grpc.StatusCode.RESOURCE_EXHAUSTED
             context.abort(code, "The batch scheduling queue to which this task was submitted is full")
-        return answer(request, context)
+        return fake_predict(request, context)
 
-    with serving(predict) as address:
-        found, _ = embedded(shard, worker(address))
-    check(found, shard)
-    assert refused[0] > 10
+    with fake_server(predict) as address:
+        found, _ = embed(shard, connect_model(address))
+    check_embeddings(found, shard)
+    assert rejected[0] > 10
 
 
-def test_a_server_that_comes_back_is_waited_for(shard: Shard, worker: Callable[..., ModelResources]) -> None:
+def test_restarting_server_is_waited_for(shard: Shard, connect_model: Callable[..., ModelResources]) -> None:
     port, done, results = free_port(), threading.Event(), []
 
     def predict(request: Any, context: grpc.ServicerContext) -> Any:
         if request.model_spec.signature_name == contract.EMBED:
             done.set()
-        return answer(request, context)
+        return fake_predict(request, context)
 
     def run() -> None:
-        results.append(embedded(shard, mine)[0])
+        results.append(embed(shard, connected)[0])
 
-    mine = worker(f"localhost:{port}")
+    connected = connect_model(f"localhost:{port}")
     job = threading.Thread(target=run)
-    with serving(predict, port=port):
-        assert mine.backbone
+    with fake_server(predict, port=port):
+        assert connected.backbone
         job.start()
         assert done.wait(20)
-    time.sleep(0.3)  # it is away while photos are to be embedded
-    with serving(port=port):
+    time.sleep(0.3)  # the server is down while photos are to be embedded
+    with fake_server(port=port):
         job.join(20)
     assert not job.is_alive()
-    check(results[0], shard)
+    check_embeddings(results[0], shard)
 
 
-def test_a_server_that_stays_away_ends_the_run_and_what_it_said_is_kept(
-    shard: Shard, worker: Callable[..., ModelResources]
+def test_unreachable_server_ends_the_run_and_embeddings_so_far_are_kept(
+    shard: Shard, connect_model: Callable[..., ModelResources]
 ) -> None:
     given: list[bytes] = []
 
@@ -252,60 +258,60 @@ def test_a_server_that_stays_away_ends_the_run_and_what_it_said_is_kept(
         if len(given) + len(images) > 100:
             context.abort(grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses")
         given.extend(images)
-        return answer(request, context)
+        return fake_predict(request, context)
 
-    with serving(predict) as address:
-        mine = worker(address, timeout=1.0)
+    with fake_server(predict) as address:
+        connected = connect_model(address, timeout=1.0)
         begun = time.monotonic()
         with pytest.raises(ServerUnavailable, match=r"No model server.*Then run the same command"):
-            embedded(shard, mine)
+            embed(shard, connected)
         assert time.monotonic() - begun < 15
     assert len(given) > 10
-    asked: list[bytes] = []
+    requests: list[bytes] = []
 
     def second(request: Any, context: grpc.ServicerContext) -> Any:
-        asked.extend(request.inputs["image_bytes"].string_val)
-        return answer(request, context)
+        requests.extend(request.inputs["image_bytes"].string_val)
+        return fake_predict(request, context)
 
-    with serving(second) as address:
-        found, _ = embedded(shard, worker(address))
-    check(found, shard)
-    assert len(asked) < 199, "what the first run was told was kept"
+    with fake_server(second) as address:
+        found, _ = embed(shard, connect_model(address))
+    check_embeddings(found, shard)
+    assert len(requests) < 199, "embeddings of the first run were kept"
 
 
-def test_a_photo_that_the_server_fails_on_is_a_row_and_tried_another_time(
-    shard: Shard, worker: Callable[..., ModelResources]
+def test_photo_that_fails_on_the_server_is_rejected_and_retried_in_the_next_run(
+    shard: Shard, connect_model: Callable[..., ModelResources]
 ) -> None:
-    guilty, heals = shard.photos[17], threading.Event()
-    poison = Path(guilty.uri).read_bytes()
+    failing, fixed = shard.photos[17], threading.Event()
+    poison = Path(failing.uri).read_bytes()
 
     def predict(request: Any, context: grpc.ServicerContext) -> Any:
-        if poison in request.inputs["image_bytes"].string_val and not heals.is_set():
+        if poison in request.inputs["image_bytes"].string_val and not fixed.is_set():
             context.abort(grpc.StatusCode.INTERNAL, "a bug met a photo")
-        return answer(request, context)
+        return fake_predict(request, context)
 
-    with serving(predict) as address:
-        mine = worker(address)
-        found, stats = embedded(shard, mine)
-        assert list(found.rejections) == [guilty]
-        assert found.rejections[guilty].rejection.status is Status.FAILED
-        assert "a bug met a photo" in found.rejections[guilty].rejection.detail
+    with fake_server(predict) as address:
+        connected = connect_model(address)
+        found, stats = embed(shard, connected)
+        assert list(found.rejections) == [failing]
+        assert found.rejections[failing].rejection.status is Status.FAILED
+        assert "a bug met a photo" in found.rejections[failing].rejection.detail
         assert stats.embedded == 198
-        heals.set()
-        found, stats = embedded(shard, mine)
-        check(found, shard)
+        fixed.set()
+        found, stats = embed(shard, connected)
+        check_embeddings(found, shard)
         assert stats.embedded == 1
 
 
-class TestTheServerHasToServeTheModel:
-    def test_nothing_answers(self, model: Path) -> None:
+class TestServedModelIsVerified:
+    def test_unreachable_server_is_reported_quickly(self, model: Path) -> None:
         server = ClientConfig(f"localhost:{free_port()}", timeout=300)
         begun = time.monotonic()
         with pytest.raises(ServerUnavailable, match="No model server answers"):
             remote_backbone.resolve_version(server, [bundle.read(model)])
         assert time.monotonic() - begun < remote_backbone.FIRST_RESPONSE_SECONDS + 5
 
-    def test_a_server_that_says_nothing_is_not_waited_for_long(
+    def test_unresponsive_server_is_reported_quickly(
         self, model: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(remote_backbone, "FIRST_RESPONSE_SECONDS", 0.5)
@@ -313,15 +319,15 @@ class TestTheServerHasToServeTheModel:
 
         def metadata(request: Any, context: grpc.ServicerContext) -> Any:
             hang.wait(20)
-            return describe(request, context)
+            return fake_metadata(request, context)
 
-        with serving(metadata=metadata) as address:
+        with fake_server(metadata=metadata) as address:
             with pytest.raises(DeadlineExceeded):
                 remote_backbone.resolve_version(ClientConfig(address, timeout=300), [bundle.read(model)])
             hang.set()
 
-    def test_the_bundles_own_version_is_asked_for(self, model: Path) -> None:
-        with serving() as address:
+    def test_version_defaults_to_the_bundle_and_labels_resolve_to_numbers(self, model: Path) -> None:
+        with fake_server() as address:
             found = remote_backbone.resolve_version(ClientConfig(address), [bundle.read(model)])
             assert (found.model, found.version) == ("food", 3)
             model.rename(model.with_name("9"))
@@ -329,68 +335,70 @@ class TestTheServerHasToServeTheModel:
             with pytest.raises(ModelNotFound, match="food/9 there, or say what it is called"):
                 remote_backbone.resolve_version(ClientConfig(address), [about])
             labelled = remote_backbone.resolve_version(ClientConfig(address, label="stable"), [about])
-            assert (labelled.version, labelled.label) == (3, None), "by number from here on"
+            assert (labelled.version, labelled.label) == (3, None), "the label is resolved to a number"
 
-    def test_embeddings_of_another_size(self, model: Path) -> None:
+    def test_embeddings_of_another_dimension_are_rejected(self, model: Path) -> None:
         expected = pytest.raises(BundleError, match=r"embeddings of 8 numbers; those of .*food/3 have 16")
-        with serving(metadata=partial(describe, dimension=8)) as address, expected:
+        with fake_server(metadata=partial(fake_metadata, dimension=8)) as address, expected:
             remote_backbone.resolve_version(ClientConfig(address), [bundle.read(model)])
 
-    def test_no_model_of_hubhead(self, model: Path) -> None:
+    def test_model_without_the_embed_signature_is_rejected(self, model: Path) -> None:
         def metadata(request: Any, context: grpc.ServicerContext) -> Any:
-            response = describe(request, context)
+            response = fake_metadata(request, context)
             declared = protos.SignatureDefMap()
             declared.signature_def["serving_default"].SetInParent()
             response.metadata["signature_def"].Pack(declared)
             return response
 
         expected = pytest.raises(BundleError, match="has no signature 'embed'")
-        with serving(metadata=metadata) as address, expected:
+        with fake_server(metadata=metadata) as address, expected:
             remote_backbone.resolve_version(ClientConfig(address), [bundle.read(model)])
 
-    def test_another_head_is_another_model_and_no_photo_is_sent(
-        self, model: Path, shard: Shard, worker: Callable[..., ModelResources]
+    def test_model_with_another_head_is_rejected_before_photos_are_sent(
+        self, model: Path, shard: Shard, connect_model: Callable[..., ModelResources]
     ) -> None:
-        asked = []
+        requests = []
 
         def predict(request: Any, context: grpc.ServicerContext) -> Any:
-            asked.append(request.model_spec.signature_name)
-            return answer(request, context)
+            requests.append(request.model_spec.signature_name)
+            return fake_predict(request, context)
 
         kernel = KERNEL.copy()
         kernel[3, 1] += 0.2  # one weight
-        with serving(predict) as address:
+        with fake_server(predict) as address:
             with pytest.raises(BundleError, match="its head gives other probabilities"):
-                remote_backbone.connect(ClientConfig(address), [head_of(model, kernel)])
-            assert set(asked) == {contract.CLASSIFY_EMBEDDING}
-            either = remote_backbone.connect(ClientConfig(address), [head_of(model, kernel), head_of(model)])
-            assert isinstance(either, remote_backbone.RemoteBackbone), "one of several models is enough"
+                remote_backbone.connect(ClientConfig(address), [make_head(model, kernel)])
+            assert set(requests) == {contract.CLASSIFY_EMBEDDING}
+            either = remote_backbone.connect(
+                ClientConfig(address), [make_head(model, kernel), make_head(model)]
+            )
+            assert isinstance(either, remote_backbone.RemoteBackbone), "one matching head is enough"
 
-    def test_noise_of_another_processor_is_no_other_model(self, model: Path) -> None:
-        with serving() as address:
+    def test_rounding_of_another_processor_is_tolerated(self, model: Path) -> None:
+        with fake_server() as address:
             kernel = KERNEL * (1 + 2e-4)
-            assert remote_backbone.connect(ClientConfig(address), [head_of(model, kernel)])
+            assert remote_backbone.connect(ClientConfig(address), [make_head(model, kernel)])
 
 
 class TestCommand:
     GIVEN = ("--photos", "p", "--model", "m", "--output", "o")
 
-    def test_flags_of_the_server_need_one(self) -> None:
+    def test_server_options_need_a_server(self) -> None:
         result = CliRunner().invoke(score_command, [*self.GIVEN, "--model_version", "3"])
-        assert (result.exit_code, "--model_version goes with --server" in result.output) == (2, True)
+        assert (result.exit_code, "--model_version requires --server" in result.output) == (2, True)
 
     def test_help_shows_the_timeout_and_its_default(self) -> None:
         text = " ".join(CliRunner().invoke(score_command, ["--help"]).output.split())
         assert "retries included. [default: 300.0;" in text
 
-    def test_both_ways_to_name_a_version(self, model: Path, tmp_path: Path) -> None:
+    def test_model_version_and_label_are_mutually_exclusive(self, model: Path, tmp_path: Path) -> None:
         (tmp_path / "one.jpg").write_bytes(GOOD)
         given = ["--photos", str(tmp_path / "one.jpg"), "--model", str(model), "--server", "x:1"]
         given += ["--output", str(tmp_path / "out"), "--embedding_store", str(tmp_path / "store")]
         result = CliRunner().invoke(score_command, [*given, "--model_version", "3", "--label", "stable"])
         assert (result.exit_code, "give one of them" in result.output) == (2, True)
 
-    def test_a_server_that_is_away_is_said_before_any_work(self, model: Path, tmp_path: Path) -> None:
+    def test_unreachable_server_is_reported_before_any_work(self, model: Path, tmp_path: Path) -> None:
         (tmp_path / "one.jpg").write_bytes(GOOD)
         given = ScoreSettings(
             (model,),
@@ -406,8 +414,8 @@ class TestCommand:
 
 @pytest.mark.tf
 @pytest.mark.beam
-def test_the_rows_are_those_of_a_run_without_a_server(tmp_path: Path) -> None:
-    """Through `hubhead serve`, and no credential gets into run.json."""
+def test_rows_equal_those_of_a_run_without_a_server(tmp_path: Path) -> None:
+    """Embeds through `hubhead serve`; run.json contains no credentials."""
     model = make_bundle(tmp_path / "models" / "food" / "3")
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -437,6 +445,6 @@ def test_the_rows_are_those_of_a_run_without_a_server(tmp_path: Path) -> None:
     run = (tmp_path / "there" / "run.json").read_text()
     assert json.loads(run)["settings"]["server"]["server"] == address.target
     assert "secret" not in run
-    # What it left is done without it: the output and the store are the same.
+    # A later run without the server finds everything finished.
     assert score.score(replace(there, server=None)).worked_shards == 0
     assert pq.read_table(tmp_path / "there" / "scores").num_rows == 62

@@ -120,15 +120,17 @@ def test_compare_lists_disagreements_of_two_versions(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
     with fake_grpc_server({protos.PREDICT: Server()}) as address:
         common = ("--server", address, "--model_name", "food", "--photos", str(tmp_path))
-        told = CliRunner().invoke(hubhead, ["compare", "stable", "canary", *common, "--json"])
-        shown = CliRunner().invoke(hubhead, ["compare", "stable", "canary", *common])
-        low = CliRunner().invoke(hubhead, ["compare", "1", "canary", *common, "--min_agreement", "0.9"])
-    assert told.exit_code == 0, told.output
-    record = json.loads(told.stdout)
+        as_json = CliRunner().invoke(hubhead, ["compare", "stable", "canary", *common, "--json"])
+        as_text = CliRunner().invoke(hubhead, ["compare", "stable", "canary", *common])
+        below_minimum = CliRunner().invoke(
+            hubhead, ["compare", "1", "canary", *common, "--min_agreement", "0.9"]
+        )
+    assert as_json.exit_code == 0, as_json.output
+    record = json.loads(as_json.stdout)
     assert (record["photos"], record["judged"], record["agreeing"]) == (4, 3, 2)
     assert record["versions"] == [[1], [2]]
     assert record["moves"] == [{"first": "apple", "second": None, "photos": 1}]
     assert [entry["photo"] for entry in record["disagreements"]] == [str(tmp_path / "2.jpg")]
-    assert "agree on 2 of 3 photos (66.7%)" in shown.stdout
-    assert "Rejected by both: 1" in shown.stdout
-    assert isinstance(low.exception, GateRejected)
+    assert "agree on 2 of 3 photos (66.7%)" in as_text.stdout
+    assert "Rejected by both: 1" in as_text.stdout
+    assert isinstance(below_minimum.exception, GateRejected)

@@ -435,8 +435,8 @@ def test_predict_json_prints_one_object_per_line(photos: list[str]) -> None:
         ([], "exactly one of --server"),
         (["--server", "localhost:1", "--model", "m"], "exactly one of --server"),
         (["--server", "localhost:1"], "--model_name"),
-        (["--model", "m", "--timeout", "3"], "--timeout goes with --server"),
-        (["--model", "m", "--model_name", "x"], "--model_name goes with --server"),
+        (["--model", "m", "--timeout", "3"], "--timeout requires --server"),
+        (["--model", "m", "--model_name", "x"], "--model_name requires --server"),
         (["--server", "localhost:1", "--top_k", "0"], "--top_k"),
     ],
 )
