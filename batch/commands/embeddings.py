@@ -24,7 +24,7 @@ _store = click.option(
 _fingerprint = click.option(
     "--fingerprint",
     multiple=True,
-    help="Select only the backbone whose fingerprint begins with this text, as shown by `list`. Can be repeated.",
+    help="Select the backbone whose fingerprint begins with this text, as shown by `list`. Can be repeated.",
 )
 
 
@@ -162,7 +162,8 @@ def prune(
 ) -> None:
     """Remove embeddings that no photo refers to.
 
-    The photos that the options select are forgotten first, which frees their embeddings. Files of the last hour are kept, since a running job may be about to refer to them.
+    The photos that the options select are forgotten first, which frees their embeddings. Files of the last
+    hour are kept, since a running job may be about to refer to them.
     """
     from batch.embeddings import maintenance
 

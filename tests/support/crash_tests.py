@@ -1,12 +1,12 @@
-"""Batch runs that are killed or meet a full disk, repeatedly: `python -m tests.support.crash_tests`.
+"""Crash tests of the batch job: `python -m tests.support.crash_tests` kills runs and fills disks, repeatedly.
 
-Every run is a fork of this process, so that TensorFlow and Beam are imported once. Most forks
-end themselves by SIGKILL before their n-th change to a file of the output or the store, which an
-audit hook counts; some are killed from outside after a random time; some may not write files
-above a random size, which is what a full disk looks like. The job knows nothing of it.
+Every run is a fork of this process, so that TensorFlow and Beam are imported only once. Most forks kill
+themselves with SIGKILL before their n-th change to a file of the output or the store, which an audit hook
+counts. Some are killed from outside after a random time. Some cannot write files above a random size, which
+looks like a full disk. The job itself has no code for these tests.
 
-The runs of one output go on until one comes through. Then its rows are held against those of an
-undisturbed run, and the files of shards that were finished before a kill against what they were.
+Runs of one output are repeated until one succeeds. Then its rows must equal those of an undisturbed run, and
+files of shards that were finished before a kill must be unchanged.
 """
 
 from __future__ import annotations
@@ -36,13 +36,21 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"only_new": True, "partition_by": "date"},
 )
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
-_CAME_THROUGH, _NO_SPACE = 0, 7
-_LONGEST = 120.0
+_SUCCESS, _NO_SPACE = 0, 7
+_TIMEOUT_SECONDS = 120.0
 
 
 @dataclass
 class Report:
-    """What is printed, as JSON."""
+    """Result of the crash tests, printed as JSON.
+
+    Attributes:
+        kills: number of killed runs.
+        full_disks: number of runs that met a full disk.
+        outputs: number of outputs that were completed.
+        changes: number of file changes of an undisturbed run.
+        problems: descriptions of wrong rows, leftovers and repeated work.
+    """
 
     kills: int
     full_disks: int
@@ -52,63 +60,74 @@ class Report:
 
 
 def main() -> None:
-    """Read {photos, model, top, kills, seed} from stdin, print the report."""
+    """Read {photos, model, top, kills, seed} from stdin and print the report."""
     import apache_beam  # noqa: F401
     import pyarrow.parquet  # noqa: F401
     import tensorflow  # noqa: F401
 
     given = json.load(sys.stdin)
-    print(json.dumps(vars(_torment(given, random.Random(given["seed"])))))
+    print(json.dumps(vars(_run_crash_tests(given, random.Random(given["seed"])))))
 
 
-def _torment(given: dict[str, Any], chance: random.Random) -> Report:
+def _run_crash_tests(given: dict[str, Any], rng: random.Random) -> Report:
     top = Path(given["top"])
-    counted = top / "changes"
+    count_file = top / "changes"
     start = time.monotonic()
     undisturbed = _settings(given, top / "undisturbed", {})
-    assert _forked(undisturbed, lambda: _count(top / "undisturbed", counted)) == _CAME_THROUGH
-    took = time.monotonic() - start
-    report = Report(0, 0, 0, int(counted.read_text()), [])
-    expected = _rows(top / "undisturbed")
+    assert _run_fork(undisturbed, lambda: _count_changes(top / "undisturbed", count_file)) == _SUCCESS
+    seconds = time.monotonic() - start
+    report = Report(0, 0, 0, int(count_file.read_text()), [])
+    expected = _read_rows(top / "undisturbed")
     while report.kills < given["kills"]:
         variant = VARIANTS[report.outputs % len(VARIANTS)]
         place = top / f"output-{report.outputs}"
-        _until_through(_settings(given, place, variant), place, report, chance, took)
-        if (rows := _rows(place)) != expected:
-            report.problems.append(f"{place.name}: {len(rows)} rows, {len(expected)} expected, or other ones")
-        # One in the store may be of another run that is at work: only the upkeep of the store removes it.
+        _run_until_success(_settings(given, place, variant), place, report, rng, seconds)
+        if (rows := _read_rows(place)) != expected:
+            report.problems.append(
+                f"{place.name}: rows differ from the undisturbed run ({len(rows)}, expected {len(expected)})"
+            )
+        # Temporary files in the store may belong to a running job; only `hubhead embeddings` removes them.
         if left := [*(place / "out").rglob(".tmp-*"), *(place / "out" / "_hubhead").glob("plan/*")]:
             report.problems.append(f"{place.name}: leftovers, {left[0].relative_to(place)}")
         report.outputs += 1
     return report
 
 
-def _until_through(
-    settings: ScoreSettings, place: Path, report: Report, chance: random.Random, took: float
+def _run_until_success(
+    settings: ScoreSettings, place: Path, report: Report, rng: random.Random, seconds: float
 ) -> None:
+    """Run a job with crashes until a run succeeds.
+
+    Args:
+        settings: settings of the job.
+        place: directory of its output and store.
+        report: report to update.
+        rng: source of randomness.
+        seconds: time that an undisturbed run takes.
+    """
     finished: dict[Path, tuple[int, int]] = {}
     while True:
-        way = chance.choices(["inside", "outside", "full"], [6, 2, 2])[0]
-        if way == "inside":
-            point = chance.randint(1, report.changes)
-            code = _forked(settings, lambda: _die_at(place, point))  # noqa: B023
-        elif way == "outside":
-            code = _forked(settings, lambda: None, kill_after=chance.uniform(0.1, 1.0) * took)
+        crash = rng.choices(["inside", "outside", "full"], [6, 2, 2])[0]
+        if crash == "inside":
+            point = rng.randint(1, report.changes)
+            code = _run_fork(settings, lambda: _kill_at(place, point))  # noqa: B023
+        elif crash == "outside":
+            code = _run_fork(settings, lambda: None, kill_after=rng.uniform(0.1, 1.0) * seconds)
         else:
-            most = chance.randint(200, 4000)
-            code = _forked(settings, lambda: _no_file_above(most))  # noqa: B023
+            max_size = rng.randint(200, 4000)
+            code = _run_fork(settings, lambda: _limit_file_size(max_size))  # noqa: B023
         for path, state in finished.items():
             if not path.exists() or _state(path) != state:
-                report.problems.append(f"{path.name} of a finished shard was made again")
-        finished = {path: _state(path) for path in _finished(place / "out")}
-        if code == _CAME_THROUGH:
+                report.problems.append(f"{path.name} of a finished shard was written again")
+        finished = {path: _state(path) for path in _list_finished(place / "out")}
+        if code == _SUCCESS:
             return
         if code == -signal.SIGKILL:
             report.kills += 1
         elif code == _NO_SPACE:
             report.full_disks += 1
         else:
-            report.problems.append(f"{place.name}, {way}: ended with {code}")
+            report.problems.append(f"{place.name}, {crash}: exit code {code}")
             return
 
 
@@ -124,8 +143,14 @@ def _settings(given: dict[str, Any], place: Path, variant: dict[str, Any]) -> Sc
     )
 
 
-def _forked(settings: ScoreSettings, prepare: Callable[[], Any], kill_after: float | None = None) -> int:
-    """How a run in a process of its own ended: its exit code, or minus the signal."""
+def _run_fork(settings: ScoreSettings, prepare: Callable[[], Any], kill_after: float | None = None) -> int:
+    """Run a job in a fork, and return its exit code, or the negative signal.
+
+    Args:
+        settings: settings of the job.
+        prepare: called in the fork before the job; may return a function to call after it.
+        kill_after: seconds until the fork is killed.
+    """
     child = os.fork()
     if not child:
         code = 1
@@ -133,7 +158,7 @@ def _forked(settings: ScoreSettings, prepare: Callable[[], Any], kill_after: flo
             after = prepare()
             try:
                 score.score(settings)
-                code = _CAME_THROUGH
+                code = _SUCCESS
                 if after:
                     after()
             except OutputError as error:
@@ -142,7 +167,7 @@ def _forked(settings: ScoreSettings, prepare: Callable[[], Any], kill_after: flo
             except BaseException as error:
                 print(repr(error), file=sys.stderr)
         os._exit(code)
-    timer = threading.Timer(kill_after or _LONGEST, os.kill, (child, signal.SIGKILL))
+    timer = threading.Timer(kill_after or _TIMEOUT_SECONDS, os.kill, (child, signal.SIGKILL))
     timer.start()
     _, status = os.waitpid(child, 0)
     timer.cancel()
@@ -150,8 +175,8 @@ def _forked(settings: ScoreSettings, prepare: Callable[[], Any], kill_after: flo
     return os.waitstatus_to_exitcode(status)
 
 
-def _watch(top: Path, change: Callable[[], None]) -> None:
-    """Call `change` before every change to a file below `top`."""
+def _watch_changes(top: Path, before_change: Callable[[], None]) -> None:
+    """Call `before_change` before every change to a file below `top`."""
     prefix = str(top)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -165,52 +190,54 @@ def _watch(top: Path, change: Callable[[], None]) -> None:
         else:
             return
         if isinstance(path, str | os.PathLike) and os.fspath(path).startswith(prefix):
-            change()
+            before_change()
 
     sys.addaudithook(hook)
 
 
-def _count(top: Path, into: Path) -> Callable[[], None]:
+def _count_changes(top: Path, into: Path) -> Callable[[], None]:
+    """Count file changes, and return a function that writes the count to a file."""
     changes = 0
 
-    def change() -> None:
+    def count() -> None:
         nonlocal changes
         changes += 1
 
-    _watch(top, change)
+    _watch_changes(top, count)
     return lambda: Path(into).write_text(str(changes)) and None
 
 
-def _die_at(top: Path, point: int) -> None:
+def _kill_at(top: Path, point: int) -> None:
+    """Make this process kill itself before its n-th file change."""
     left = point
 
-    def change() -> None:
+    def count_down() -> None:
         nonlocal left
         left -= 1
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    _watch(top, change)
+    _watch_changes(top, count_down)
 
 
-def _no_file_above(size: int) -> None:
+def _limit_file_size(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def _finished(output: Path) -> Iterator[Path]:
-    """The files of the rows of finished shards, by their records."""
+def _list_finished(output: Path) -> Iterator[Path]:
+    """Yield the files of finished shards, as listed in their records."""
     for record in (output / "_hubhead" / "shards").glob("[0-9a-f]*.json"):
         for path in json.loads(record.read_text())["files"]:
             yield output / "scores" / path
 
 
 def _state(path: Path) -> tuple[int, int]:
-    about = path.stat()
-    return about.st_ino, about.st_mtime_ns
+    stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns
 
 
-def _rows(place: Path) -> list[dict[str, Any]]:
-    """All rows by uri, in whatever directories they are, without the columns that tell runs apart."""
+def _read_rows(place: Path) -> list[dict[str, Any]]:
+    """Return all rows by uri, whatever the partitions, without the columns that differ between runs."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(place / "out" / "scores").drop_columns(["scored_at"])

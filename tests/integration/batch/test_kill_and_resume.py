@@ -1,4 +1,4 @@
-"""The batch job, killed and out of space at random points, ends as if nothing had happened."""
+"""Batch runs that are killed or meet a full disk at random points resume and give identical rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KILLS = 20
 @pytest.mark.tf
 @pytest.mark.beam
 @pytest.mark.slow
-def test_runs_killed_at_random_points_give_the_rows_of_an_undisturbed_run(tmp_path: Path) -> None:
+def test_runs_killed_at_random_points_resume_with_identical_rows(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(24):

@@ -1,6 +1,6 @@
-"""The job on an engine of other processes: a job server, and workers that may be killed.
+"""The job on a portable runner: workers in other processes, which may be killed.
 
-The job server is Beam's own in Python, which speaks the protocol of Flink's; the workers are the
+The job server is Beam's own in Python, which speaks the same protocol as Flink's. The workers are the
 pool of the Python SDK (`--environment_type=EXTERNAL`), as in k8s/overlays/flink.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from batch.jobs import score as pipeline
+from batch.jobs import score as score_job
 from batch.jobs.score import ScoreSettings
 from tests.support import processes
 from tests.support.fake_model import eventually, free_port
@@ -34,8 +34,8 @@ pytestmark = [pytest.mark.tf, pytest.mark.beam]
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Photos, a model, and the rows of a run in one process."""
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Photos, a model, and the rows of a run with the default runner."""
     top = tmp_path_factory.mktemp("portable")
     photos = top / "photos"
     photos.mkdir()
@@ -46,13 +46,13 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     settings = ScoreSettings(
         (model,), str(top / "out"), str(photos), embedding_store=str(top / "store"), shard_size=2
     )
-    pipeline.score(settings)
+    score_job.score(settings)
     return {"photos": photos, "model": model, "rows": read_rows(top / "out")}
 
 
 @contextmanager
-def group(*command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process with all that it starts; nothing of it is left."""
+def process_group(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process in a group of its own, and kill the whole group at the end."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # Beam starts `python`
     process = subprocess.Popen(
         [sys.executable, "-m", *command],
@@ -64,10 +64,10 @@ def group(*command: str) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield process
     finally:
-        kill(process)
+        kill_group(process)
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
+def kill_group(process: subprocess.Popen[bytes]) -> None:
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -77,30 +77,30 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def job_server(tmp_path: Path) -> Iterator[int]:
-    said = tmp_path / "port"
-    said.unlink(missing_ok=True)
+    port_file = tmp_path / "port"
+    port_file.unlink(missing_ok=True)
     module = "apache_beam.runners.portability.local_job_service_main"
-    with group(module, "--port_file", str(said), "--staging_dir", str(tmp_path)):
-        eventually(said.exists)
-        yield int(said.read_text())
+    with process_group(module, "--port_file", str(port_file), "--staging_dir", str(tmp_path)):
+        eventually(port_file.exists)
+        yield int(port_file.read_text())
 
 
 @contextmanager
-def workers() -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+def worker_pool() -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     port = free_port()
-    with group("apache_beam.runners.worker.worker_pool_main", "--service_port", str(port)) as pool:
-        eventually(lambda: answers(port))
+    with process_group("apache_beam.runners.worker.worker_pool_main", "--service_port", str(port)) as pool:
+        eventually(lambda: is_listening(port))
         yield port, pool
 
 
-def answers(port: int) -> bool:
+def is_listening(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("localhost", port), timeout=1):
         return True
     return False
 
 
-def engine_of(server: int, pool: int) -> list[str]:
-    """Beam's options."""
+def beam_options(server: int, pool: int) -> list[str]:
+    """Return the options of Beam for a job server and a worker pool."""
     return [
         "--runner=PortableRunner",
         f"--job_endpoint=localhost:{server}",
@@ -109,58 +109,58 @@ def engine_of(server: int, pool: int) -> list[str]:
     ]
 
 
-def score(job: dict[str, Any], tmp_path: Path, server: int, pool: int) -> subprocess.Popen[str]:
-    arguments = ["score", "--photos", str(job["photos"]), "--model", str(job["model"])]
+def score(reference: dict[str, Any], tmp_path: Path, server: int, pool: int) -> subprocess.Popen[str]:
+    arguments = ["score", "--photos", str(reference["photos"]), "--model", str(reference["model"])]
     arguments += ["--output", str(tmp_path / "out"), "--embedding_store", str(tmp_path / "store")]
-    arguments += ["--shard_size", "2", "--run_id", "night", "--", *engine_of(server, pool)]
+    arguments += ["--shard_size", "2", "--run_id", "night", "--", *beam_options(server, pool)]
     return processes.start(arguments, tmp_path / "log")
 
 
-def finished(tmp_path: Path) -> dict[str, int]:
-    """The records of finished shards, and when they were written."""
+def list_records(tmp_path: Path) -> dict[str, int]:
+    """Return the records of finished shards with their times of modification."""
     records = (tmp_path / "out" / "_hubhead" / "shards").glob("*.json")
     return {record.name: record.stat().st_mtime_ns for record in records}
 
 
-def test_other_processes_give_the_same_rows_and_are_watched(job: dict[str, Any], tmp_path: Path) -> None:
+def test_external_workers_give_the_same_rows_and_report_progress(
+    reference: dict[str, Any], tmp_path: Path
+) -> None:
     seen: list[tuple[int, int, int]] = []
-    with job_server(tmp_path) as server, workers() as (pool, _):
+    with job_server(tmp_path) as server, worker_pool() as (pool, _):
         settings = ScoreSettings(
-            (job["model"],),
+            (reference["model"],),
             str(tmp_path / "out"),
-            str(job["photos"]),
+            str(reference["photos"]),
             embedding_store=str(tmp_path / "store"),
             shard_size=2,
-            beam_args=tuple(engine_of(server, pool)),
+            beam_args=tuple(beam_options(server, pool)),
         )
-        summary = pipeline.score(settings, lambda now: seen.append((now.done, now.total, now.rejected)))
+        summary = score_job.score(settings, lambda now: seen.append((now.done, now.total, now.rejected)))
     assert summary.this_run.photos == PHOTOS + 1
     assert seen[-1] == (PHOTOS + 1, PHOTOS + 1, 1)
-    assert len(seen) > PHOTOS // 2, "each shard is told by itself"
-    assert read_rows(tmp_path / "out") == job["rows"]
+    assert len(seen) > PHOTOS // 2, "progress is reported for each shard"
+    assert read_rows(tmp_path / "out") == reference["rows"]
 
 
-def test_workers_killed_in_the_middle_cost_the_shards_they_were_at(
-    job: dict[str, Any], tmp_path: Path
-) -> None:
-    with job_server(tmp_path) as server, workers() as (pool, process):
-        first = score(job, tmp_path, server, pool)
+def test_killed_workers_lose_only_their_unfinished_shards(reference: dict[str, Any], tmp_path: Path) -> None:
+    with job_server(tmp_path) as server, worker_pool() as (pool, process):
+        first = score(reference, tmp_path, server, pool)
         end = time.monotonic() + SECONDS
-        while len(finished(tmp_path)) < 3:
+        while len(list_records(tmp_path)) < 3:
             assert time.monotonic() < end, (tmp_path / "log").read_text()
             time.sleep(0.002)
-        kill(process)
+        kill_group(process)
         time.sleep(1)
-        first.kill()  # some engines wait for ever for a worker that is gone
+        first.kill()  # some runners wait forever for a lost worker
         first.communicate()
-    before = finished(tmp_path)
+    before = list_records(tmp_path)
     assert 3 <= len(before) < PHOTOS // 2, "it was not killed in the middle"
     assert not (tmp_path / "out" / "run.json").exists()
-    with job_server(tmp_path) as server, workers() as (pool, _):
-        second = score(job, tmp_path, server, pool)
+    with job_server(tmp_path) as server, worker_pool() as (pool, _):
+        second = score(reference, tmp_path, server, pool)
         out, _ = second.communicate(timeout=SECONDS)
     assert second.returncode == 0, (tmp_path / "log").read_text()
     assert "of them were written by a previous run" in out
-    assert read_rows(tmp_path / "out") == job["rows"]
-    after = finished(tmp_path)
-    assert {name: after[name] for name in before} == before, "a finished shard was done again"
+    assert read_rows(tmp_path / "out") == reference["rows"]
+    after = list_records(tmp_path)
+    assert {name: after[name] for name in before} == before, "a finished shard was processed again"

@@ -1,4 +1,4 @@
-"""Scoring again from stored embeddings: the rows are those of scoring, and no photo is read."""
+"""Rescoring from stored embeddings: the rows equal those of score, and no photo is read."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from click.testing import CliRunner
 
 from batch.commands.rescore import rescore as command
 from batch.jobs import rescore
-from batch.jobs import score as pipeline
 from batch.jobs.rescore import RescoreSettings
-from batch.jobs.score import ScoreSettings
+from batch.jobs.score import ScoreSettings, score
 from batch.output.dataset import Output
 from serving.errors import InputError, OutputError
 from tests.support.rescore import read_rows
@@ -38,7 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def scored(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photos with a column `batch`, scored with the old model and with the new one; then they are gone."""
+    """Photos with a column `batch`, scored with the old model and with the new one, then deleted."""
     top = tmp_path_factory.mktemp("scored")
     photos = top / "photos"
     photos.mkdir()
@@ -54,7 +53,7 @@ def scored(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
         "uri,batch\n" + "".join(f"photos/{name},{number % 3}\n" for number, name in enumerate(names))
     )
     for name in ("old", "new"):
-        pipeline.score(
+        score(
             ScoreSettings(
                 (models[name],),
                 str(top / name),
@@ -68,7 +67,7 @@ def scored(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def again(scored: Path, models: dict[str, Path], tmp_path: Path) -> Callable[..., RescoreSettings]:
+def make_settings(scored: Path, models: dict[str, Path], tmp_path: Path) -> Callable[..., RescoreSettings]:
     def settings(*names: str, **changes: Any) -> RescoreSettings:
         given = {"scores": str(scored / "old"), "output": str(tmp_path / "out")}
         return RescoreSettings(
@@ -83,17 +82,17 @@ def again(scored: Path, models: dict[str, Path], tmp_path: Path) -> Callable[...
 @pytest.mark.beam
 class TestRescoring:
     @pytest.mark.parametrize("group", [1, 1 << 19])
-    def test_the_rows_are_those_of_scoring_to_the_last_bit(
+    def test_rows_are_bit_identical_to_those_of_score(
         self,
         scored: Path,
-        again: Callable[..., RescoreSettings],
+        make_settings: Callable[..., RescoreSettings],
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         group: int,
     ) -> None:
         monkeypatch.setattr(rescore, "GROUP_PHOTOS", group)
         seen: list[int] = []
-        summary = rescore.rescore(again("new"), lambda progress: seen.append(progress.done))
+        summary = rescore.rescore(make_settings("new"), lambda progress: seen.append(progress.done))
         expected = read_rows(scored / "new")
         assert len(expected) == PHOTOS + 5
         assert read_rows(tmp_path / "out") == expected
@@ -106,12 +105,12 @@ class TestRescoring:
         for name in ("photos", "rows", "rejected", "statuses", "models"):
             assert run[name] == other[name], name
         assert run["this_run"]["bytes_read"] == 0
-        assert summary.this_run.reused == summary.total.photos - 2, "all but those that were never read"
+        assert summary.this_run.reused == summary.total.photos - 2, "all but the two that were never read"
 
-    def test_the_report_holds_it_against_the_scores_it_is_of_and_then_against_the_run_before(
-        self, scored: Path, again: Callable[..., RescoreSettings], tmp_path: Path
+    def test_report_compares_with_the_previous_scores_and_later_with_the_previous_run(
+        self, scored: Path, make_settings: Callable[..., RescoreSettings], tmp_path: Path
     ) -> None:
-        given = again("new", run_id="first", metrics_textfile=str(tmp_path / "rescore.prom"))
+        given = make_settings("new", run_id="first", metrics_textfile=str(tmp_path / "rescore.prom"))
         rescore.rescore(given)
         run = json.loads((tmp_path / "out" / "run.json").read_text())
         page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -119,28 +118,28 @@ class TestRescoring:
         assert run["changes"]["since"] == f"{before} of {scored / 'old'}"
         assert run["changes"]["models"]["food/4"]["labels"]["value"] >= 0
         assert f"Compared with run {run['changes']['since']}." in page
-        assert "nowhere.jpg" in page  # among the rejected ones, with its reason
-        assert "photos/0.jpg" in page  # in words, since the file is gone
+        assert "nowhere.jpg" in page  # among the rejected photos
+        assert "photos/0.jpg" in page  # without a thumbnail, since the file is gone
         figures = (tmp_path / "rescore.prom").read_text()
         assert f'hubhead_score_photos{{model="food",version="4"}} {PHOTOS + 5}.0' in figures
         rescore.rescore(replace(given, run_id="second", no_report=True))
         again_run = json.loads((tmp_path / "out" / "run.json").read_text())
         assert again_run["changes"]["since"] == "first"
-        assert not (tmp_path / "out" / "report.html").exists(), "of another run"
+        assert not (tmp_path / "out" / "report.html").exists(), "the report of the previous run is removed"
 
-    def test_the_second_call_leaves_every_file_as_it_is(
-        self, again: Callable[..., RescoreSettings], tmp_path: Path
+    def test_second_run_changes_no_file(
+        self, make_settings: Callable[..., RescoreSettings], tmp_path: Path
     ) -> None:
-        rescore.rescore(again("new"))
+        rescore.rescore(make_settings("new"))
         before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "scores").iterdir()}
-        summary = rescore.rescore(again("new"))
+        summary = rescore.rescore(make_settings("new"))
         assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "scores").iterdir()} == before
         assert (summary.worked_shards, summary.total.photos) == (0, PHOTOS + 5)
 
-    def test_what_was_finished_before_it_was_cut_off_is_not_done_again(
+    def test_interrupted_rescore_resumes_after_its_finished_shards(
         self,
         scored: Path,
-        again: Callable[..., RescoreSettings],
+        make_settings: Callable[..., RescoreSettings],
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
@@ -155,31 +154,31 @@ class TestRescoring:
 
         monkeypatch.setattr(Output, "commit", failing)
         with pytest.raises(OutputError):
-            rescore.rescore(again("new"))
+            rescore.rescore(make_settings("new"))
         assert not (tmp_path / "out" / "run.json").exists()
         monkeypatch.setattr(Output, "commit", commit)
-        summary = rescore.rescore(again("new"))
+        summary = rescore.rescore(make_settings("new"))
         assert summary.skipped_shards == 3
         assert read_rows(tmp_path / "out") == read_rows(scored / "new")
 
-    def test_several_heads_in_one_pass_and_their_rows_again_as_photos(
-        self, scored: Path, again: Callable[..., RescoreSettings], tmp_path: Path
+    def test_several_heads_in_one_pass_and_rescore_of_a_rescore(
+        self, scored: Path, make_settings: Callable[..., RescoreSettings], tmp_path: Path
     ) -> None:
-        rescore.rescore(again("new", "newer"))
+        rescore.rescore(make_settings("new", "newer"))
         rows = read_rows(tmp_path / "out")
         assert [row for row in rows if row["version"] == 4] == read_rows(scored / "new")
         assert len(rows) == 2 * (PHOTOS + 5)
-        third = again("new", scores=str(tmp_path / "out"), output=str(tmp_path / "third"))
+        third = make_settings("new", scores=str(tmp_path / "out"), output=str(tmp_path / "third"))
         rescore.rescore(third)
         assert read_rows(tmp_path / "third") == read_rows(scored / "new")
 
-    def test_photos_without_an_embedding_are_named_and_the_others_kept(
-        self, scored: Path, again: Callable[..., RescoreSettings], tmp_path: Path
+    def test_photos_without_embedding_are_listed_and_other_scores_kept(
+        self, scored: Path, make_settings: Callable[..., RescoreSettings], tmp_path: Path
     ) -> None:
         shutil.copytree(scored / "store", tmp_path / "store")
         lost = sorted((tmp_path / "store").glob("*/embeddings-*"))[0]
         lost.rename(tmp_path / "lost")
-        settings = again("new", embedding_store=str(tmp_path / "store"))
+        settings = make_settings("new", embedding_store=str(tmp_path / "store"))
         with pytest.raises(InputError, match="no embedding") as error:
             rescore.rescore(settings)
         listed = (tmp_path / "out" / "_hubhead" / "missing.txt").read_text().splitlines()
@@ -199,7 +198,7 @@ class TestRescoring:
         assert read_rows(tmp_path / "out") == read_rows(scored / "new")
         assert not (tmp_path / "out" / "_hubhead" / "missing.txt").exists()
 
-    def test_of_several_runs_the_newest_row_of_a_photo_counts(
+    def test_newest_row_of_a_photo_counts_among_several_runs(
         self, models: dict[str, Path], tmp_path: Path
     ) -> None:
         photos = tmp_path / "photos"
@@ -214,9 +213,9 @@ class TestRescoring:
             only_new=True,
             run_id="a",
         )
-        pipeline.score(first)
+        score(first)
         (photos / "2.jpg").write_bytes(GOOD + b"changed")
-        pipeline.score(replace(first, run_id="b"))
+        score(replace(first, run_id="b"))
         assert len(read_rows(tmp_path / "scores")) == 5
         rescore.rescore(
             RescoreSettings(
@@ -235,15 +234,15 @@ class TestRescoring:
         assert rows["2.jpg"]["sha256"] == newest["sha256"]
         assert rows["2.jpg"]["width"] == 2 * len(GOOD + b"changed")
 
-    def test_the_command_says_what_it_did(
-        self, again: Callable[..., RescoreSettings], tmp_path: Path
+    def test_command_prints_a_summary_or_run_json(
+        self, make_settings: Callable[..., RescoreSettings], tmp_path: Path
     ) -> None:
-        given = again("new")
+        given = make_settings("new")
         arguments = ["--scores", given.scores, "--model", str(given.model[0]), "--output", given.output]
         arguments += ["--embedding_store", given.embedding_store]
         result = CliRunner().invoke(command, arguments)
         assert result.exit_code == 0, result.output
         assert f"{PHOTOS + 5} rows in" in result.stdout
         assert CliRunner().invoke(command, [*arguments, "--max_rejected", "1"]).exit_code == 3
-        told = json.loads(CliRunner().invoke(command, [*arguments, "--json"]).stdout)
-        assert told["photos"] == PHOTOS + 5
+        run = json.loads(CliRunner().invoke(command, [*arguments, "--json"]).stdout)
+        assert run["photos"] == PHOTOS + 5

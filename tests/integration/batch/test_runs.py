@@ -1,4 +1,4 @@
-"""Runs that follow one another in an output: what is new, several models, partitions, ids, the lock."""
+"""Successive runs in one output: --only_new, several models, partitions, run ids, the lock."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ class TestOnlyNew:
         assert (again.worked_shards, again.total.photos, again.known) == (0, 3, 13)
         run = json.loads((tmp_path / "out" / "run.json").read_text())
         assert (run["run_id"], run["photos"], run["known_photos"]) == ("tuesday", 3, 13)
-        assert run["this_run"]["rows_written"] == 3, "of both times together"
+        assert run["this_run"]["rows_written"] == 3, "both attempts of the run together"
 
         next_night = score.score(replace(night, run_id="wednesday"))
-        assert next_night.total.statuses == {"unreadable": 1}, "tried again in another run"
+        assert next_night.total.statuses == {"unreadable": 1}, "unreadable photos are retried in the next run"
         assert sorted(p.name for p in (tmp_path / "out" / "_hubhead" / "runs").iterdir()) == [
             "monday.json", "tuesday.json", "wednesday.json",
         ]  # fmt: skip
@@ -111,7 +111,7 @@ class TestOnlyNew:
         (folder / "new.jpg").write_bytes(GOOD + b"new")
         both = settings(tmp_path, models["one"], models["two"], only_new=True, run_id="both")
         summary = score.score(both)
-        assert summary.this_run.rows == 14, "13 for the new one, and one for the old one"
+        assert summary.this_run.rows == 14, "13 rows of the new model and one of the old"
         assert summary.this_run.embedded == 1
         assert names(tmp_path, "version") == Counter(
             (name, version) for name in [f"{n}.jpg" for n in range(12)] + ["new.jpg"] for version in (1, 2)
@@ -138,7 +138,9 @@ class TestOnlyNew:
         (folder / "new.jpg").write_bytes(GOOD + b"new")
         night = settings(tmp_path, models["two"], output=again.output, only_new=True, run_id="wednesday")
         summary = score.score(night)
-        assert (summary.total.photos, summary.known) == (3, 12), "the changed, the new, and the lost one"
+        assert (summary.total.photos, summary.known) == (3, 12), (
+            "the changed, the new, and the unreadable photo"
+        )
         found = names(tmp_path / "again", "version")
         assert found == Counter(
             {(f"{n}.jpg", 2): 1 for n in range(12)} | {("late.jpg", 2): 1, ("lost.jpg", 2): 2}
@@ -235,7 +237,7 @@ class TestPartitions:
         given = settings(tmp_path, models["one"], manifest=str(folder / "m.csv"), partition_by="date")
         with pytest.raises(InputError, match="'date' passes through to the scores, which are partitioned"):
             score.score(given)
-        assert not (tmp_path / "out" / "_hubhead" / "input.json").exists(), "nothing was begun"
+        assert not (tmp_path / "out" / "_hubhead" / "input.json").exists(), "the output was not claimed"
 
 
 class TestOverwriteAndRetry:

@@ -1,4 +1,4 @@
-"""The batch job end to end, on a tiny SavedModel with the signatures of a real bundle."""
+"""The score and embed jobs end to end, on a tiny SavedModel with the signatures of a real bundle."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """23 good photos, two of them identical, and one of each kind that is not."""
+    """23 good photos, two of them identical, and one photo for each kind of rejection."""
     top = tmp_path_factory.mktemp("photos")
     for number in range(22):
         (top / f"good {number:02d} [x].jpg").write_bytes(GOOD + bytes([number]) * (number + 1))
@@ -67,7 +67,7 @@ def settings(folder: Path, model: Path, top: Path, **changes: Any) -> ScoreSetti
 
 @pytest.fixture(scope="module")
 def scored(bundles: dict[str, Path], folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Scored:
-    """One undisturbed run that most tests look at."""
+    """One complete run that most tests share."""
     top = tmp_path_factory.mktemp("scored")
     seen: list[Progress] = []
     summary = score.score(settings(folder, bundles["food"], top, price_per_hour=2.0), seen.append)
@@ -77,7 +77,9 @@ def scored(bundles: dict[str, Path], folder: Path, tmp_path_factory: pytest.Temp
 @pytest.mark.tf
 @pytest.mark.beam
 class TestScoring:
-    def test_every_photo_is_one_row_and_the_bad_ones_say_why(self, scored: Scored, folder: Path) -> None:
+    def test_each_photo_has_one_row_and_rejected_photos_have_status_and_detail(
+        self, scored: Scored, folder: Path
+    ) -> None:
         rows = {Path(row["uri"]).name: row for row in read_rows(scored[0] / "out")}
         assert len(rows) == 28
         statuses = {name: row["status"] for name, row in rows.items() if row["status"] != "ok"}
@@ -98,14 +100,14 @@ class TestScoring:
         assert rows["text.jpg"]["width"] is None
         assert rows["dangling.jpg"]["sha256"] is None
 
-    def test_a_report_stands_beside_run_json_which_says_what_changed(
+    def test_report_and_run_json_contain_the_changes_since_the_previous_run(
         self, scored: Scored, bundles: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         run = json.loads((scored[0] / "out" / "run.json").read_text())
         assert run["changes"] is None
         (model,) = run["models"]
         assert sum(model["scores"]) == sum(model["labels"].values()) + model["abstained"] == 24
-        assert run["embeddings"]["count"] in (23, 24)  # the twins may be in one shard or in two
+        assert run["embeddings"]["count"] in (23, 24)  # the identical photos may be in one shard or in two
         page = (scored[0] / "out" / "report.html").read_text(encoding="utf-8")
         assert "food/3" in page
         assert "dangling.jpg" in page
@@ -121,36 +123,36 @@ class TestScoring:
         prom = (tmp_path / "score.prom").read_text()
         assert 'hubhead_score_rejected_photos{model="food",reason="too_large",version="3"} 1.0' in prom
 
-    def test_a_row_says_what_the_graph_says_of_the_same_bytes(
+    def test_rows_equal_the_outputs_of_the_saved_model(
         self, scored: Scored, bundles: dict[str, Path], folder: Path
     ) -> None:
         import tensorflow as tf
 
         model = tf.saved_model.load(str(bundles["food"]))
         threshold = 0.36
-        abstained = refused = 0
+        abstained = unknown = 0
         for row in read_rows(scored[0] / "out"):
             if row["status"] not in ("ok", "truncated"):
                 continue
             content = Path(row["uri"]).read_bytes()
             embedding = model.signatures["embed"](image_bytes=tf.constant([content]))["embedding"]
-            told = model.signatures["classify_embedding"](embedding=embedding)
-            [expected], [known] = told["probabilities"].numpy(), told["known"].numpy()
+            outputs = model.signatures["classify_embedding"](embedding=embedding)
+            [expected], [known] = outputs["probabilities"].numpy(), outputs["known"].numpy()
             order = np.argsort(-expected, kind="stable")[:2]
             assert row["top_labels"] == [LABELS[i] for i in order]
             assert row["top_scores"] == pytest.approx(expected[order], abs=1e-6)
             assert row["score"] == row["top_scores"][0]
             decided = known and expected[order[0]] >= threshold
             assert row["label"] == (LABELS[order[0]] if decided else None)
-            refused += not known and expected[order[0]] >= threshold
+            unknown += not known and expected[order[0]] >= threshold
             assert (row["width"], row["height"]) == (len(content) * 2, len(content))
             assert (row["model"], row["version"]) == ("food", 3)
             abstained += row["label"] is None
         assert 0 < abstained < 24, "the fixture should have photos on both sides of the threshold"
-        assert refused, "the fixture should have a photo that is sure and unlike the known ones"
+        assert unknown, "the fixture should have a photo of high score that is unlike the training photos"
         assert scored[1].total.abstained == abstained
 
-    def test_run_json_adds_up(self, scored: Scored) -> None:
+    def test_counts_in_run_json_add_up(self, scored: Scored) -> None:
         run = json.loads((scored[0] / "out" / "run.json").read_text())
         [model] = run["models"]
         assert run["photos"] == run["lines"] == run["rows"] == 28 == sum(run["statuses"].values())
@@ -163,20 +165,18 @@ class TestScoring:
             1e6 / this_run["photos_per_second"] / 3600 * 2.0, rel=1e-6
         )
         assert (model["name"], model["version"], model["fingerprint"]) == ("food", 3, FINGERPRINT)
-        assert run["run_id"] == run["started"][:10], "the date, unless a name is given"
+        assert run["run_id"] == run["started"][:10], "the default run id is the date"
         kept = scored[0] / "out" / "_hubhead" / "runs" / f"{run['run_id']}.json"
         assert json.loads(kept.read_text()) == run
 
-    def test_progress_ends_at_all_photos_and_never_goes_back(self, scored: Scored) -> None:
+    def test_progress_is_monotonic_and_ends_at_all_photos(self, scored: Scored) -> None:
         seen = scored[2]
         assert (seen[-1].done, seen[-1].total) == (28, 28)
         assert seen[-1].rejected == 4
         assert [p.done for p in seen] == sorted(p.done for p in seen)
-        assert len(seen) > 8, "it moves within a shard"
+        assert len(seen) > 8, "progress is reported within a shard"
 
-    def test_the_second_run_leaves_every_file_as_it_is(
-        self, scored: Scored, bundles: dict[str, Path], folder: Path
-    ) -> None:
+    def test_second_run_changes_no_file(self, scored: Scored, bundles: dict[str, Path], folder: Path) -> None:
         top, _, _ = scored
         before = {path: path.stat().st_mtime_ns for path in (top / "out" / "scores").iterdir()}
         summary = score.score(settings(folder, bundles["food"], top, run_id="again"))
@@ -187,18 +187,18 @@ class TestScoring:
         assert run["this_run"]["rows_written"] == 0
         assert run["all_runs"]["rows_written"] == 28
 
-    def test_a_new_head_scores_from_the_store_without_the_backbone(
+    def test_new_head_scores_from_the_store_without_the_backbone(
         self, scored: Scored, bundles: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         store = str(scored[0] / "store")
         new = settings(folder, bundles["new_head"], tmp_path, embedding_store=store)
-        # The embed of this model fails when it is called.
+        # The signature embed of this model fails when it is called.
         summary = score.score(new)
         assert summary.this_run.embedded == 0
         assert summary.this_run.read_bytes == 0
         assert {row["version"] for row in read_rows(tmp_path / "out")} == {4}
 
-    def test_a_photo_that_vanished_leaves_the_dataset_and_a_new_one_joins_it(
+    def test_rows_of_deleted_photos_are_removed_and_new_photos_added(
         self, bundles: dict[str, Path], tmp_path: Path
     ) -> None:
         folder = tmp_path / "photos"
@@ -213,10 +213,10 @@ class TestScoring:
         assert {Path(row["uri"]).name for row in read_rows(tmp_path / "out")} == {
             path.name for path in folder.iterdir()
         }
-        assert again.worked_shards <= 3, "one lost a photo, one took one and may have split"
+        assert again.worked_shards <= 3, "one shard lost a photo, one got one and may have split"
         assert again.this_run.embedded == 1
 
-    def test_a_torn_shard_file_is_made_again(
+    def test_torn_shard_file_is_written_again(
         self, bundles: dict[str, Path], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         given = settings(folder, bundles["food"], tmp_path)
@@ -229,7 +229,7 @@ class TestScoring:
         assert summary.worked_shards == 1
         assert read_rows(tmp_path / "out") == expected
 
-    def test_a_run_killed_in_the_middle_is_finished_by_the_same_command(
+    def test_killed_run_resumes_with_the_same_command(
         self, bundles: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         command = [sys.executable, "-m", "batch", "--photos", str(folder), "--model", str(bundles["food"])]
@@ -261,10 +261,10 @@ class TestScoring:
 @pytest.mark.tf
 @pytest.mark.beam
 class TestConversion:
-    """Of the bundle's photos, PNGs are good ones too; what it sees of a HEIC is a PNG."""
+    """Conversion of HEIC. The bundle accepts PNGs too, since a HEIC reaches it as a PNG."""
 
     @pytest.fixture
-    def odd_folder(self, tmp_path: Path) -> Path:
+    def formats_folder(self, tmp_path: Path) -> Path:
         import pillow_heif
 
         top = tmp_path / "photos"
@@ -277,10 +277,10 @@ class TestConversion:
         (top / "good.jpg").write_bytes(GOOD)
         return top
 
-    def test_a_row_of_a_converted_photo_is_about_the_original(
-        self, bundles: dict[str, Path], odd_folder: Path, tmp_path: Path
+    def test_rows_of_converted_heic_photos_describe_the_original(
+        self, bundles: dict[str, Path], formats_folder: Path, tmp_path: Path
     ) -> None:
-        summary = score.score(settings(odd_folder, bundles["roomy"], tmp_path))
+        summary = score.score(settings(formats_folder, bundles["roomy"], tmp_path))
         rows = {Path(row["uri"]).name: row for row in read_rows(tmp_path / "out")}
         assert {name: row["status"] for name, row in rows.items()} == {
             "large.heic": "ok",
@@ -290,7 +290,7 @@ class TestConversion:
             "good.jpg": "ok",
         }
         large = rows["large.heic"]
-        content = (odd_folder / "large.heic").read_bytes()
+        content = (formats_folder / "large.heic").read_bytes()
         assert (large["width"], large["height"], large["detail"]) == (3000, 2500, None)
         assert large["sha256"] == hashlib.sha256(content).hexdigest()
         assert rows["layers.psd"]["detail"] == "Photoshop, which is not converted"
@@ -298,26 +298,28 @@ class TestConversion:
         assert summary.this_run.seconds["convert"] > 0
         again = score.score(
             settings(
-                odd_folder, bundles["roomy"], tmp_path / "again", embedding_store=str(tmp_path / "store")
+                formats_folder, bundles["roomy"], tmp_path / "again", embedding_store=str(tmp_path / "store")
             )
         )
-        assert again.this_run.read_bytes == 0, "also those that were refused for good are known"
+        assert again.this_run.read_bytes == 0, "permanent rejections are stored too"
         assert read_rows(tmp_path / "again" / "out") == read_rows(tmp_path / "out")
 
-    def test_a_photo_refused_for_want_of_the_extra_is_tried_again(
-        self, bundles: dict[str, Path], odd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_photo_rejected_because_of_a_missing_extra_is_retried(
+        self, bundles: dict[str, Path], formats_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as without:
             without.setitem(sys.modules, "pi_heif", None)
-            score.score(settings(odd_folder / "large.heic", bundles["roomy"], tmp_path))
+            score.score(settings(formats_folder / "large.heic", bundles["roomy"], tmp_path))
         [row] = read_rows(tmp_path / "out")
-        content = (odd_folder / "large.heic").read_bytes()
+        content = (formats_folder / "large.heic").read_bytes()
         assert row["status"] == "unsupported_format"
         assert row["detail"] == "HEIC; install hubhead[formats] to convert it"
         assert row["sha256"] == hashlib.sha256(content).hexdigest()
         store = str(tmp_path / "store")
         score.score(
-            settings(odd_folder / "large.heic", bundles["roomy"], tmp_path / "again", embedding_store=store)
+            settings(
+                formats_folder / "large.heic", bundles["roomy"], tmp_path / "again", embedding_store=store
+            )
         )
         assert [row["status"] for row in read_rows(tmp_path / "again" / "out")] == ["ok"]
 
@@ -325,7 +327,7 @@ class TestConversion:
 @pytest.mark.tf
 @pytest.mark.beam
 class TestEmbedding:
-    def test_photos_are_embedded_once_and_then_found(
+    def test_photos_are_embedded_once_and_then_reused(
         self, bundles: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         found = listing.find_photos(str(folder))
@@ -343,7 +345,7 @@ class TestEmbedding:
         assert again.worked_shards == 0
         assert again.total.photos == 26
 
-    def test_nothing_open_imports_neither_beam_nor_tensorflow(
+    def test_without_open_photos_neither_beam_nor_tensorflow_is_imported(
         self, bundles: dict[str, Path], tmp_path: Path
     ) -> None:
         (tmp_path / "a.jpg").write_bytes(GOOD)
@@ -364,22 +366,22 @@ assert not {{"apache_beam", "tensorflow"}} & sys.modules.keys()
 """
         subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO, timeout=60)
 
-    def test_a_bundle_of_another_backbone_is_refused(
+    def test_bundle_of_another_backbone_is_rejected(
         self, bundles: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         store = EmbeddingStore(str(tmp_path), "other", DIMENSION)
         with pytest.raises(BundleError, match="another backbone"):
             score.embed(listing.find_photos(str(folder)), bundles["headless"], store)
 
-    def test_a_failing_model_is_reported_as_it_is(
+    def test_error_of_the_model_is_raised_unchanged(
         self, bundles: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         store = EmbeddingStore(str(tmp_path), FINGERPRINT, DIMENSION)
         with pytest.raises(Exception, match="embed was called") as caught:
             score.embed(listing.find_photos(str(folder / "twin.jpg")), bundles["new_head"], store)
-        assert type(caught.value).__name__ == "RunError", "not Beam's RuntimeError"
+        assert type(caught.value).__name__ == "RunError", "not wrapped in Beam's RuntimeError"
 
-    def test_an_option_that_beam_does_not_know_is_refused(
+    def test_unknown_beam_option_is_rejected(
         self, bundles: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         store = EmbeddingStore(str(tmp_path), FINGERPRINT, DIMENSION)
@@ -393,23 +395,23 @@ assert not {{"apache_beam", "tensorflow"}} & sys.modules.keys()
 
 
 @pytest.mark.tf
-class TestRefusals:
-    def test_an_output_with_scores_of_another_model_needs_overwrite(
+class TestRejectedOutputsAndModels:
+    def test_output_of_another_model_needs_overwrite(
         self, scored: Scored, bundles: dict[str, Path], folder: Path
     ) -> None:
         other = settings(folder, bundles["new_head"], scored[0])
         with pytest.raises(OutputError, match="--overwrite"):
             score.score(other)
-        assert (scored[0] / "out" / "run.json").exists(), "nothing was touched"
+        assert (scored[0] / "out" / "run.json").exists(), "the output was not changed"
 
-    def test_an_output_with_scores_of_other_photos_needs_overwrite(
+    def test_output_of_other_photos_needs_overwrite(
         self, scored: Scored, bundles: dict[str, Path], folder: Path
     ) -> None:
         with pytest.raises(OutputError, match="photos was"):
             score.score(settings(folder / "twin.jpg", bundles["food"], scored[0]))
 
     @pytest.mark.parametrize("overwrite", [False, True])
-    def test_a_directory_with_something_else_is_never_taken_over(
+    def test_directory_with_foreign_files_is_never_overwritten(
         self, bundles: dict[str, Path], folder: Path, tmp_path: Path, overwrite: bool
     ) -> None:
         (tmp_path / "out").mkdir()
@@ -418,14 +420,14 @@ class TestRefusals:
             score.score(settings(folder, bundles["food"], tmp_path, overwrite=overwrite))
 
     @pytest.mark.parametrize("name", ["out", "store"])
-    def test_a_place_that_cannot_be_written_is_said_before_any_work(
+    def test_unwritable_output_or_store_is_reported_before_any_work(
         self, bundles: dict[str, Path], folder: Path, tmp_path: Path, name: str
     ) -> None:
-        (tmp_path / name).write_text("a file in the directory's place")
+        (tmp_path / name).write_text("a file instead of the directory")
         with pytest.raises(OutputError, match=name):
             score.score(settings(folder, bundles["food"], tmp_path))
 
-    def test_a_headless_bundle_cannot_score(
+    def test_headless_bundle_is_rejected(
         self, bundles: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         with pytest.raises(BundleError, match="headless"):
@@ -444,12 +446,12 @@ class TestRefusals:
     ],
 )
 @pytest.mark.parametrize("spelling", ["--runner={}", "--runner {}"])
-def test_runners_that_lose_data_or_hang_are_refused(runner: str, spelling: str) -> None:
+def test_beam_runners_that_lose_data_or_hang_are_rejected(runner: str, spelling: str) -> None:
     with pytest.raises(InputError, match="is not supported"):
         score.check_beam_args(spelling.format(runner).split())
 
 
-def test_the_runner_is_named_unless_another_is_given() -> None:
+def test_default_beam_runner_is_named_explicitly() -> None:
     assert score.check_beam_args(["--x=1"]) == ["--x=1", "--runner=FnApiRunner"]
     assert score.check_beam_args(["--runner=FlinkRunner"]) == ["--runner=FlinkRunner"]
 
@@ -468,22 +470,22 @@ class TestCommand:
             ["--no_such_flag", "1"],
         ],
     )
-    def test_a_wrong_flag_ends_with_2(self, wrong: list[str]) -> None:
+    def test_invalid_option_exits_with_2(self, wrong: list[str]) -> None:
         assert CliRunner().invoke(score_command, [*self.NEEDED, *wrong]).exit_code == 2
 
     @pytest.mark.parametrize("left_out", ["--photos", "--model", "--output"])
-    def test_a_missing_flag_ends_with_2(self, left_out: str) -> None:
+    def test_missing_option_exits_with_2(self, left_out: str) -> None:
         at = self.NEEDED.index(left_out)
         result = CliRunner().invoke(score_command, [*self.NEEDED[:at], *self.NEEDED[at + 2 :]])
         assert result.exit_code == 2
 
-    def test_an_allowance_is_a_count_or_a_share(self) -> None:
+    def test_max_rejected_is_a_count_or_a_percentage(self) -> None:
         assert RejectionLimit(2, percent=False).exceeded(3, 1000)
         assert not RejectionLimit(2, percent=False).exceeded(2, 1000)
         assert RejectionLimit(5, percent=True).exceeded(51, 1000)
         assert not RejectionLimit(5, percent=True).exceeded(50, 1000)
 
-    def test_every_flag_reaches_a_field_of_the_settings(self) -> None:
+    def test_every_option_has_a_field_in_the_settings(self) -> None:
         of_the_command = {"max_rejected", "as_json", "model_config_file"}
         flags = {parameter.name for parameter in score_command.params} - of_the_command
         of_the_server = set(FLAGS)
@@ -492,7 +494,7 @@ class TestCommand:
 
     @pytest.mark.tf
     @pytest.mark.beam
-    def test_too_many_rejected_ends_with_3_after_everything_is_written(
+    def test_too_many_rejected_photos_exit_with_3_after_all_rows_are_written(
         self, bundles: dict[str, Path], folder: Path, tmp_path: Path
     ) -> None:
         arguments = ["--photos", str(folder), "--model", str(bundles["food"].parent.parent / "food" / "3")]

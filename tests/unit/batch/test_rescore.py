@@ -1,4 +1,4 @@
-"""Scoring again from stored embeddings: the rows are those of scoring, and no photo is read."""
+"""Inputs of rescoring: previous scores, decisions of a batch, and digests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serving import contract
 from serving.errors import InputError
 
 
-def test_what_is_no_finished_scoring_is_refused(tmp_path: Path) -> None:
+def test_incomplete_or_damaged_scores_are_rejected(tmp_path: Path) -> None:
     from batch.output.previous_scores import PreviousScores
 
     with pytest.raises(InputError, match="no scores"):
@@ -30,26 +30,28 @@ def test_what_is_no_finished_scoring_is_refused(tmp_path: Path) -> None:
 
 
 @given(st.integers(1, 60), st.integers(0, 6), st.integers(1, 60), st.integers(0, 1 << 30))
-def test_decisions_of_many_are_those_of_each(labels: int, rows: int, k: int, seed: int) -> None:
+def test_decisions_of_a_batch_equal_those_of_each_row(labels: int, rows: int, k: int, seed: int) -> None:
     k, draw = min(k, labels), np.random.default_rng(seed)
     probabilities = draw.integers(0, 6, (rows, labels)).astype(np.float32) / 8  # with many ties
     usable, known = draw.random(rows) < 0.7, draw.random(rows) < 0.7
-    said = contract.decide(probabilities, usable, threshold=0.5, top_k=k, known=known)
+    decisions = contract.decide(probabilities, usable, threshold=0.5, top_k=k, known=known)
     for row in range(rows):
         order = sorted(range(labels), key=lambda label: (-probabilities[row, label], label))[:k]
-        assert said.top[row].tolist() == order
-        assert said.scores[row].tolist() == probabilities[row, order].tolist()
+        assert decisions.top[row].tolist() == order
+        assert decisions.scores[row].tolist() == probabilities[row, order].tolist()
         answered = usable[row] and known[row] and probabilities[row, order[0]] >= 0.5
-        assert said.label[row] == (order[0] if answered else -1)
+        assert decisions.label[row] == (order[0] if answered else -1)
 
 
-def test_a_threshold_is_taken_in_double_precision() -> None:
-    score = np.float32(0.7)  # a little less than 0.7
-    said = contract.decide(np.array([[score, 0.3]], np.float32), np.array([True]), threshold=0.7, top_k=1)
-    assert said.label.tolist() == [-1]
+def test_threshold_is_compared_in_double_precision() -> None:
+    score = np.float32(0.7)  # slightly below 0.7
+    decisions = contract.decide(
+        np.array([[score, 0.3]], np.float32), np.array([True]), threshold=0.7, top_k=1
+    )
+    assert decisions.label.tolist() == [-1]
 
 
-def test_digests_are_read_from_their_hexadecimal_digits() -> None:
+def test_digests_are_parsed_from_hexadecimal() -> None:
     import pyarrow as pa
 
     values = [bytes(range(16)).hex(), None, "FF" * 16]
