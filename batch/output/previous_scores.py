@@ -1,4 +1,4 @@
-"""The rows of earlier scorings, as the list of photos for another one."""
+"""Scores of previous runs, used as the list of photos of a new run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from batch.embeddings import SHA_BYTES
 from batch.embeddings.lookup import Lookup
+from batch.output.dataset import RUN_FILE, WORK_DIRECTORY
 from batch.output.schema import COLUMNS, encode_status_column, parse_hex_digests
 from serving.errors import InputError
 from serving.storage import files
@@ -20,20 +21,21 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _KEY_BYTES = 16
-_OURS = ("uri", "sha256", "status", "detail")
-_RUN_FILE, _WORK_DIRECTORY = "run.json", "_hubhead"
+_OWN_COLUMNS = ("uri", "sha256", "status", "detail")
+"""Columns of the previous scores that are read besides the pass-through columns."""
+
+_RUN_COLUMNS = ("model", "version", "scored_at")
 
 
 @dataclass(frozen=True)
-class _File:
-    """A file of rows, by its metadata.
+class _FileInfo:
+    """A Parquet file of scores, as described by its metadata.
 
     Attributes:
-        path: of it.
-        rows: how many.
-        runs: the (model, version, scored_at) that its row groups span: a pair of the least and the
-            greatest for each.
-        columns: names and types of what passes through.
+        path: address of the file.
+        rows: number of rows.
+        runs: for each row group, the least and the greatest (model, version, scored_at).
+        columns: name and type of each pass-through column.
     """
 
     path: str
@@ -43,77 +45,90 @@ class _File:
 
     @property
     def newest(self) -> Any:
+        """Latest `scored_at` of the rows, as text."""
         return max(str(last[2]) for _, last in self.runs)
 
 
 class PreviousScores:
-    """A scores dataset: the directory that was given to `--output`, or the `scores` in it.
+    """The scores dataset of previous runs.
 
-    Of a photo that has several rows, of several models or runs, the newest counts.
+    If a photo has several rows, from several models or runs, the newest one counts.
+
+    Args:
+        directory: output directory of `hubhead score`, or the `scores` directory in it.
+
+    Attributes:
+        directory: absolute path or address of the directory.
+        columns: name and type of each pass-through column.
+        rows: number of rows in all files.
 
     Raises:
-        InputError: there are no scores, those of a run that is not through, or no files of ours.
+        InputError: there are no scores, the run that wrote them is not complete, or a file has other
+            columns than those of `hubhead score`.
     """
 
     def __init__(self, directory: str) -> None:
         self.directory = files.absolute(directory)
         names = set(files.list_names(self.directory)) if not files.is_remote(self.directory) else set()
-        below = files.join(self.directory, "scores")
-        if _WORK_DIRECTORY in names and _RUN_FILE not in names:
+        if WORK_DIRECTORY in names and RUN_FILE not in names:
             raise InputError(
-                f"The scores in {self.directory} are not complete: there is no {_RUN_FILE}.",
-                remedy="Run the hubhead score that made them again; it does what is left.",
+                f"The scores in {self.directory} are not complete: there is no {RUN_FILE}.",
+                remedy="Run the same hubhead score again; it completes them.",
             )
-        for top in (below, self.directory):
-            paths = sorted(path for path, _ in files.walk_files(top) if path.endswith(".parquet"))
-            paths = [path for path in paths if not any(part[0] in "._" for part in path.split("/"))]
-            if paths:
-                break
-        else:
+        found = [_read_info(path) for path in self._list_files()]
+        columns = sorted({file.columns for file in found})
+        if len(columns) > 1:
             raise InputError(
-                f"There are no scores in {self.directory}.", remedy="Give the --output of a hubhead score."
+                f"The files of scores in {self.directory} have different columns:"
+                f" {_format_columns(columns[0])} and {_format_columns(columns[1])}.",
+                remedy="Rescore the outputs of different manifests separately.",
             )
-        found = [_about(files.join(top, path)) for path in paths]
-        kinds = sorted({file.columns for file in found})
-        if len(kinds) > 1:
-            raise InputError(
-                f"The scores in {self.directory} have columns that differ: {_listed(kinds[0])} here,"
-                f" {_listed(kinds[1])} there.",
-                remedy="Rescore the outputs of the different manifests apart.",
-            )
-        self.columns: Sequence[Sequence[str]] = kinds[0]
+        self.columns: Sequence[Sequence[str]] = columns[0]
         self.rows = sum(file.rows for file in found)
         runs = frozenset().union(*(file.runs for file in found))
-        # One model and one run have a row a photo; only else photos may be there more than once.
-        self._single = len(runs) == 1 and all(first == last for first, last in runs)
-        self._files = found if self._single else sorted(found, key=lambda file: file.newest, reverse=True)
+        # Rows of one model and one run contain each photo once. Otherwise the files are read newest
+        # first, and photos that appeared before are skipped.
+        self._single_run = len(runs) == 1 and all(first == last for first, last in runs)
+        self._files = found if self._single_run else sorted(found, key=lambda f: f.newest, reverse=True)
+
+    def _list_files(self) -> list[str]:
+        for top in (files.join(self.directory, "scores"), self.directory):
+            paths = sorted(path for path, _ in files.walk_files(top) if path.endswith(".parquet"))
+            # As for Parquet readers, names with a leading dot or underscore are hidden.
+            paths = [path for path in paths if not any(part[0] in "._" for part in path.split("/"))]
+            if paths:
+                return [files.join(top, path) for path in paths]
+        raise InputError(
+            f"There are no scores in {self.directory}.",
+            remedy="Give the directory that hubhead score --output wrote.",
+        )
 
     def iter_files(self, identity: Mapping[str, Any]) -> Iterator[PreviousFile]:
-        """The photos, those of each file together.
+        """Yield the photos, those of each file together, without duplicates.
 
         Args:
-            identity: what the new rows depend on beside them, as JSON values.
+            identity: everything else that the new rows depend on, as JSON values.
 
         Raises:
             InputError: a file cannot be read.
         """
-        seen = Lookup(_KEY_BYTES, np.int8)
+        seen = Lookup(_KEY_BYTES, np.int8)  # used as a set
         for file in self._files:
-            table = _read(file)
-            if not self._single:
-                table = _newest(table, seen)
+            table = _read_table(file)
+            if not self._single_run:
+                table = _select_new(table, seen)
             if table.num_rows:
-                yield PreviousFile(_id(table, identity), file.path, table)
+                yield PreviousFile(_digest_rows(table, identity), file.path, table)
 
 
 @dataclass(frozen=True)
 class PreviousFile:
-    """The photos of one file, which become one shard of the new scores.
+    """Photos of a file of previous scores, which become a shard of the new scores.
 
     Attributes:
-        id: digest of the photos and of everything that their rows depend on.
-        path: of the file.
-        table: uri, sha256, status, detail, and what passes through; a row a photo.
+        id: id of the new shard: digest of the photos and of everything that their rows depend on.
+        path: address of the file.
+        table: uri, sha256, status, detail and pass-through columns, one row per photo.
     """
 
     id: str
@@ -122,15 +137,15 @@ class PreviousFile:
 
     @property
     def columns(self) -> Any:
-        """What passes through; None for nothing."""
-        names = [name for name in self.table.column_names if name not in _OURS]
+        """Table of the pass-through columns; None if there are none."""
+        names = [name for name in self.table.column_names if name not in _OWN_COLUMNS]
         return self.table.select(names) if names else None
 
     def digests(self) -> Any:
-        """The digests, dtype S32; all zeros where the bytes were not read.
+        """Return the sha256 digests of the photos, dtype S32; all zeros for photos that were not read.
 
         Raises:
-            InputError: something else stands there.
+            InputError: a value is not a sha256.
         """
         try:
             return parse_hex_digests(self.table["sha256"], SHA_BYTES)
@@ -138,58 +153,62 @@ class PreviousFile:
             raise InputError(f"{self.path}: in the column sha256 {error}.") from error
 
     def status_codes(self) -> Any:
-        """What became of each photo before, as codes of `batch.output.schema.STATUSES`."""
+        """Return the previous status of each photo, as codes of `batch.output.schema.STATUSES`."""
         return encode_status_column(self.table["status"].combine_chunks())
 
 
-def _about(path: str) -> _File:
+def _read_info(path: str) -> _FileInfo:
+    """Read the footer of a file.
+
+    The statistics of each row group tell which runs its rows are from.
+
+    Raises:
+        InputError: the file cannot be read or has other columns.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with files.open_file(path) as file:
             parquet = pq.ParquetFile(file)
-            about, columns = parquet.metadata, parquet.schema_arrow
+            metadata, columns = parquet.metadata, parquet.schema_arrow
     except (OSError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from error
-    lacking = [name for name in (*_OURS, "model", "version", "scored_at") if name not in columns.names]
-    if lacking:
+        raise _unreadable_error(path, error) from error
+    missing = [name for name in (*_OWN_COLUMNS, *_RUN_COLUMNS) if name not in columns.names]
+    if missing:
         raise InputError(
-            f"{path} has no column {lacking[0]}.", remedy="Give the --output of a hubhead score."
+            f"{path} has no column {missing[0]}.",
+            remedy="Give the directory that hubhead score --output wrote.",
         )
-    at = (
-        [
-            [about.row_group(0).column(i).path_in_schema for i in range(about.num_columns)].index(name)
-            for name in ("model", "version", "scored_at")
-        ]
-        if about.num_row_groups
-        else []
-    )
+    at: list[int] = []
+    if metadata.num_row_groups:
+        names = [metadata.row_group(0).column(i).path_in_schema for i in range(metadata.num_columns)]
+        at = [names.index(name) for name in _RUN_COLUMNS]
     runs = set()
-    for number in range(about.num_row_groups):
-        told: list[Any] = [about.row_group(number).column(i).statistics for i in at]
-        if all(one is not None and one.has_min_max for one in told):
-            runs.add((tuple(one.min for one in told), tuple(one.max for one in told)))
+    for number in range(metadata.num_row_groups):
+        statistics: list[Any] = [metadata.row_group(number).column(i).statistics for i in at]
+        if all(one is not None and one.has_min_max for one in statistics):
+            runs.add((tuple(one.min for one in statistics), tuple(one.max for one in statistics)))
         else:
-            runs.add((("", 0, ""), ("~", 0, "")))  # unknown: as if there were several
+            runs.add((("", 0, ""), ("~", 0, "")))  # unknown: least and greatest differ, as of several runs
     passing = [(field.name, str(field.type)) for field in columns if field.name not in COLUMNS]
-    return _File(path, about.num_rows, frozenset(runs), tuple(passing))
+    return _FileInfo(path, metadata.num_rows, frozenset(runs), tuple(passing))
 
 
-def _read(file: _File) -> pa.Table:
+def _read_table(file: _FileInfo) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = [*_OURS, *(name for name, _ in file.columns)]
+    names = [*_OWN_COLUMNS, *(name for name, _ in file.columns)]
     try:
         with files.open_file(file.path) as opened:
             return pq.ParquetFile(opened).read(columns=names).select(names).combine_chunks()
     except (OSError, pa.ArrowException) as error:
-        raise _unreadable(file.path, error) from error
+        raise _unreadable_error(file.path, error) from error
 
 
-def _newest(table: pa.Table, seen: Lookup) -> pa.Table:
-    """The rows of photos that no newer file has, each once."""
+def _select_new(table: pa.Table, seen: Lookup) -> pa.Table:
+    """Return the first row of each photo that is not in `seen`, and add these photos to `seen`."""
     uris: Any = table["uri"].to_pylist()
     text = b"".join(hashlib.blake2b(uri.encode(), digest_size=_KEY_BYTES).digest() for uri in uris)
     keys, first = np.unique(np.frombuffer(text, f"S{_KEY_BYTES}"), return_index=True)
@@ -199,8 +218,8 @@ def _newest(table: pa.Table, seen: Lookup) -> pa.Table:
     return table if len(chosen) == table.num_rows else table.take(chosen)
 
 
-def _id(table: pa.Table, identity: Mapping[str, Any]) -> str:
-    """A digest of what stands in the rows, whatever file they are in."""
+def _digest_rows(table: pa.Table, identity: Mapping[str, Any]) -> str:
+    """Return a digest of the rows and the identity, independent of the file that the rows come from."""
     import pyarrow as pa
 
     sink = pa.BufferOutputStream()
@@ -212,12 +231,12 @@ def _id(table: pa.Table, identity: Mapping[str, Any]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _unreadable(path: str, error: Exception) -> InputError:
+def _unreadable_error(path: str, error: Exception) -> InputError:
     return InputError(
         f"{path} cannot be read: {error}.",
-        remedy="Run the hubhead score that made it again with --overwrite.",
+        remedy="Run the same hubhead score again with --overwrite.",
     )
 
 
-def _listed(columns: Sequence[Sequence[str]]) -> str:
+def _format_columns(columns: Sequence[Sequence[str]]) -> str:
     return ", ".join(f"{name} ({kind})" for name, kind in columns) or "none"

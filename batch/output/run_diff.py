@@ -1,4 +1,4 @@
-"""What changed between two runs, by what run.json says of each."""
+"""Comparison of two runs by their records (run.json)."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from batch.output.dataset import Output
 from serving.storage import files
 
 RunRecord = Mapping[str, Any]
-"""What run.json says."""
+"""Content of run.json."""
 
 _READERS = 16
 
 
 @dataclass(frozen=True)
 class RunDiff:
-    """The differences, as far as they are known.
+    """Changes from a previous run, as far as both records contain the figures.
 
     Attributes:
-        since: id of the earlier run.
-        embeddings: how far the photos moved, as the backbone sees them; None with another backbone.
-        models: of each model of the run, by `name/version`, the differences of `labels` and `scores`.
-        before: what the same model, or its earlier version, decided in that run.
+        since: id of the previous run.
+        embeddings: shift of the mean embedding; None if the backbones differ.
+        models: changes of `labels` and `scores` of each model in both runs, by `name/version`.
+        before: decisions of the same model, or of its previous version, in the previous run.
     """
 
     since: str
@@ -36,28 +36,28 @@ class RunDiff:
     before: Mapping[str, DecisionCounts] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values, without what run.json of the earlier run has."""
+        """Return the changes as JSON values, without `before`, which the previous run.json contains."""
         models = {
-            name: {what: change.to_json() for what, change in found.items()}
-            for name, found in self.models.items()
+            name: {what: change.to_json() for what, change in changes.items()}
+            for name, changes in self.models.items()
         }
         embeddings = self.embeddings and self.embeddings.to_json()
         return {"since": self.since, "embeddings": embeddings, "models": models}
 
 
 def find_previous_run(output: Output, run_id: str) -> RunRecord | None:
-    """The newest run in an output beside that of this id; None where there is none."""
+    """Return the record of the newest run in an output other than the given one; None if there is none."""
     directory = files.join(output.work_directory, "runs")
     own = output.run_record(run_id)
     uris = [files.join(directory, name) for name in files.list_names(directory) if name.endswith(".json")]
     with ThreadPoolExecutor(_READERS, "runs") as pool:
-        found = list(pool.map(_read, (uri for uri in uris if uri != own)))
+        found = list(pool.map(_read_record, (uri for uri in uris if uri != own)))
     return max(
         (run for run in found if run is not None), key=lambda run: str(run.get("finished")), default=None
     )
 
 
-def _read(uri: str) -> RunRecord | None:
+def _read_record(uri: str) -> RunRecord | None:
     try:
         run = json.loads(files.read(uri))
     except (OSError, ValueError):
@@ -66,18 +66,21 @@ def _read(uri: str) -> RunRecord | None:
 
 
 def model_key(model: Mapping[str, Any]) -> str:
-    """How a model is called where several are told apart."""
+    """Return `name/version` of a model in a run record."""
     return f"{model['name']}/{model['version']}"
 
 
 def compare_runs(now: RunRecord, before: RunRecord) -> RunDiff:
-    """What is different now; a run whose record does not tell is as good as none."""
+    """Return the changes between two runs.
+
+    If a record lacks the figures, such as one of an old version of hubhead, there are no changes.
+    """
     since = str(before.get("run_id", ""))
     try:
         pairs = {
-            model_key(model): (DecisionCounts.from_json(model), DecisionCounts.from_json(earlier))
+            model_key(model): (DecisionCounts.from_json(model), DecisionCounts.from_json(previous))
             for model in now["models"]
-            if (earlier := _earlier(model, before["models"])) is not None
+            if (previous := _find_counterpart(model, before["models"])) is not None
         }
         embeddings = None
         if _fingerprints(now) == _fingerprints(before):
@@ -90,15 +93,15 @@ def compare_runs(now: RunRecord, before: RunRecord) -> RunDiff:
         since,
         embeddings,
         {name: drift.compare_counts(*pair) for name, pair in pairs.items()},
-        {name: earlier for name, (_, earlier) in pairs.items()},
+        {name: previous for name, (_, previous) in pairs.items()},
     )
 
 
-def _earlier(model: Mapping[str, Any], others: list[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The same model in another run, else its newest version there."""
-    named = [other for other in others if other["name"] == model["name"]]
-    same = [other for other in named if other["version"] == model["version"]]
-    return max(same or named, key=lambda other: int(other["version"]), default=None)
+def _find_counterpart(model: Mapping[str, Any], others: list[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return the same version of a model in another run, or else its newest version there."""
+    same_name = [other for other in others if other["name"] == model["name"]]
+    same_version = [other for other in same_name if other["version"] == model["version"]]
+    return max(same_version or same_name, key=lambda other: int(other["version"]), default=None)
 
 
 def _fingerprints(run: RunRecord) -> set[str]:

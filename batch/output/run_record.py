@@ -1,4 +1,4 @@
-"""What a scoring run says of itself: its summary, and `run.json`."""
+"""Summary of a batch run, and its record in `run.json`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from batch.output.dataset import Output
 from serving.storage import files
 
 SCHEMA = 2
+"""Version of the format of run.json."""
 
 _PACKAGES = ("hubhead", "tensorflow", "apache-beam", "pyarrow", "numpy")
 _MILLION = 1_000_000
@@ -22,20 +23,22 @@ _MILLION = 1_000_000
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did; `run.json` says the same.
+    """Result of a run; `run.json` contains the same figures.
 
     Attributes:
-        path: the output directory, or the store where only embeddings were made.
-        total: all photos of the input; with `only_new` those that this run's id has rows of.
-        this_run: of these, what was worked on now.
-        of_id: of these, what was worked on under this run id, now or before it was cut off.
-        skipped_shards: how many shards were done before.
-        worked_shards: how many were done now.
-        seconds: wall time.
-        run_id: of the run; "" where only embeddings were made.
-        lines: of the input, where a photo may have several.
-        known: photos that were left out since an earlier run has scored them.
-        price_per_hour: of one machine, in the currency of the user; None where not given.
+        path: output directory, or directory of the store if the run only embedded photos.
+        total: statistics of all photos of the input; with `only_new`, of the photos that this run id
+            has scored.
+        this_run: statistics of the shards among them that were processed now.
+        of_id: statistics of the shards among them that were processed under this run id, now or
+            before an interruption.
+        skipped_shards: number of shards that were already finished.
+        worked_shards: number of shards processed now.
+        seconds: wall-clock time.
+        run_id: id of the run; "" if it only embedded photos.
+        lines: number of lines of the input; a photo may be on several.
+        known: number of photos excluded because a previous run has scored them.
+        price_per_hour: price of one machine, in any currency; None if not given.
     """
 
     path: str
@@ -52,7 +55,7 @@ class Summary:
 
     @property
     def run_file(self) -> str:
-        """Where run.json is."""
+        """Address of run.json."""
         return Output(self.path).run_file
 
     @property
@@ -62,11 +65,11 @@ class Summary:
 
     @property
     def photos_per_second(self) -> float | None:
-        """Photos of this run by the time its shards took; None where there was nothing to do."""
+        """Photos per second of shard time; None if there was nothing to do."""
         return _ratio(self.this_run.photos, self.this_run.elapsed)
 
     def counts(self) -> dict[str, Any]:
-        """The part of run.json that is about photos."""
+        """Return the part of run.json with the numbers of photos and rows."""
         return {
             "lines": self.lines,
             "photos": self.total.photos,
@@ -76,11 +79,14 @@ class Summary:
             "statuses": dict(sorted(self.total.statuses.items())),
         }
 
-    def figures(self, stats: Stats) -> dict[str, Any]:
-        """A part of run.json that is about time and money.
+    def throughput(self, stats: Stats) -> dict[str, Any]:
+        """Return the part of run.json with throughput and cost.
 
-        What is counted is the time inside the shards without loading the model, which does not
-        grow with the number of photos; the cost takes one machine to work on one shard at a time.
+        The time is that of the shards without loading the model, which does not grow with the number
+        of photos. The cost assumes that a machine works on one shard at a time.
+
+        Args:
+            stats: statistics of the shards to include.
         """
         hours = _ratio(stats.elapsed / 3600 * _MILLION, stats.photos)
         price = self.price_per_hour
@@ -105,36 +111,43 @@ def build_run_record(
     models: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What run.json says."""
+    """Return the content of run.json.
+
+    Args:
+        summary: result of the run.
+        started: start of the run, with its time zone.
+        models: name, version, digest and fingerprint of each model.
+        settings: settings of the run as JSON values.
+    """
     return {
         "schema": SCHEMA,
         "run_id": summary.run_id,
         "started": started.isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **summary.counts(),
-        "models": [{**model, **_decisions(summary.total, model)} for model in models],
+        "models": [{**model, **_decision_counts(summary.total, model)} for model in models],
         "embeddings": summary.total.embeddings.to_json(),
         "seconds": summary.seconds,
         "shards": summary.worked_shards,
         "skipped_shards": summary.skipped_shards,
         "price_per_hour": summary.price_per_hour,
-        "this_run": summary.figures(summary.of_id),
-        "all_runs": summary.figures(summary.total),  # this one and those that made the skipped shards
+        "this_run": summary.throughput(summary.of_id),
+        "all_runs": summary.throughput(summary.total),  # including the runs that finished the skipped shards
         "settings": settings,
         "packages": _package_versions(),
     }
 
 
 def write_run(run: Mapping[str, Any], output: Output) -> None:
-    """Write the run's record and run.json, which says that the scores are complete."""
+    """Write the run's record, and then run.json, whose presence means that the scores are complete."""
     text = json.dumps(run, indent=2, ensure_ascii=False) + "\n"
     files.write(output.run_record(run["run_id"]), text.encode())
     files.write(output.run_file, text.encode())
 
 
-def _decisions(stats: Stats, model: Mapping[str, Any]) -> dict[str, Any]:
-    said = stats.models.get(f"{model['name']}/{model['version']}", DecisionCounts())
-    return said.to_json()
+def _decision_counts(stats: Stats, model: Mapping[str, Any]) -> dict[str, Any]:
+    counts = stats.models.get(f"{model['name']}/{model['version']}", DecisionCounts())
+    return counts.to_json()
 
 
 def _ratio(part: float, whole: float) -> float | None:
@@ -147,5 +160,5 @@ def _package_versions() -> dict[str, str]:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            continue  # run from the source tree, or without an extra
+            continue  # hubhead runs from a source tree, or the package is an optional extra
     return versions

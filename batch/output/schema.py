@@ -1,4 +1,4 @@
-"""The rows of the scores dataset, made from arrays without a loop over rows."""
+"""Schema of the scores dataset, and vectorized construction of its rows."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ COLUMNS = (
     *("uri", "sha256", "status", "detail", "label", "score", "top_labels", "top_scores", "width", "height"),
     *("model", "version", "scored_at"),
 )
-"""The names of the columns of `schema`, without importing Arrow."""
+"""Column names of `scores_schema`, available without importing Arrow."""
 
 STATUSES = tuple(Status)
-"""The statuses by the code that stands for them in arrays."""
+"""Statuses in the order of their codes; arrays store codes."""
 
 USABLE = np.array([status.usable for status in STATUSES])
-"""Whether a photo of that code has an embedding."""
+"""For each code, whether photos with that status have an embedding."""
 
 _CODES = {status: code for code, status in enumerate(STATUSES)}
 
 
 def encode_statuses(statuses: Sequence[Status]) -> NDArray[np.int8]:
-    """The code of each status."""
+    """Return the code of each status."""
     return np.fromiter((_CODES[status] for status in statuses), np.int8, len(statuses))
 
 
 def encode_status_column(column: Any) -> NDArray[np.int8]:
-    """The code of each status in a column of their names."""
+    """Return the code of each status in a column (pa.Array) of status names."""
     import pyarrow.compute as pc
 
     names: Any = [status.value for status in STATUSES]
@@ -48,15 +48,15 @@ def encode_status_column(column: Any) -> NDArray[np.int8]:
 
 @dataclass(frozen=True)
 class PhotoColumns:
-    """What rows say whatever the model, N of each.
+    """Columns of the scores that do not depend on the model, for N photos.
 
     Attributes:
-        uris: strings.
-        shas: hexadecimal strings, null where the bytes were not read.
-        status: codes.
-        details: strings, null where there is nothing to say.
-        heights, widths: int32, pixels of the upright photo, 0 where unknown.
-        columns: what passes through; None for nothing.
+        uris: addresses, string [N].
+        shas: sha256 as hexadecimal digits, string [N]; null for photos that could not be read.
+        status: status codes, int8 [N].
+        details: reasons for rejection, string [N]; null for accepted photos.
+        heights, widths: size of the upright photo in pixels, int32 [N]; 0 where unknown.
+        columns: pass-through columns, N rows; None if there are none.
     """
 
     uris: pa.Array[Any]
@@ -71,13 +71,13 @@ class PhotoColumns:
 def build_scores_table(
     about: PhotoColumns, decisions: Decisions, model: Bundle, scored_at: datetime
 ) -> pa.Table:
-    """The rows of one model, what passes through behind the columns of `schema`.
+    """Return the rows of one model: the columns of `scores_schema`, then the pass-through columns.
 
     Args:
-        about: the photos.
-        decisions: N rows; those of photos that were refused say nothing.
-        model: whose decisions they are.
-        scored_at: what the rows say.
+        about: columns that do not depend on the model.
+        decisions: N decisions; those of rejected photos are ignored.
+        model: bundle that made the decisions.
+        scored_at: value of the column `scored_at`.
     """
     import pyarrow as pa
 
@@ -85,9 +85,11 @@ def build_scores_table(
     usable = USABLE[about.status]
     names = _strings(model.metadata.labels)
     k = decisions.top.shape[1]
+    # Rows with an embedding have lists of k entries, all others empty lists. So the values are those of
+    # the usable rows, flattened, and the offsets delimit the list of each row.
     offsets: Any = pa.array(np.concatenate([[0], np.cumsum(np.where(usable, k, 0))]).astype(np.int32))
 
-    def listed(values: Any) -> Any:
+    def to_lists(values: Any) -> Any:
         return pa.ListArray.from_arrays(offsets, values)
 
     columns: dict[str, Any] = {
@@ -97,15 +99,15 @@ def build_scores_table(
         "detail": about.details,
         "label": names.take(pa.array(decisions.label, mask=decisions.label < 0)),
         "score": pa.array(decisions.scores[:, 0], mask=~usable),
-        "top_labels": listed(names.take(pa.array(decisions.top[usable].ravel()))),
-        "top_scores": listed(pa.array(decisions.scores[usable].ravel())),
+        "top_labels": to_lists(names.take(pa.array(decisions.top[usable].ravel()))),
+        "top_scores": to_lists(pa.array(decisions.scores[usable].ravel())),
         "width": pa.array(about.widths, mask=about.widths == 0),
         "height": pa.array(about.heights, mask=about.heights == 0),
-        "model": _repeated(model.name, pa.string(), rows),
-        "version": _repeated(model.version, pa.int64(), rows),
-        "scored_at": _repeated(scored_at, pa.timestamp("us", tz="UTC"), rows),
+        "model": _repeat(model.name, pa.string(), rows),
+        "version": _repeat(model.version, pa.int64(), rows),
+        "scored_at": _repeat(scored_at, pa.timestamp("us", tz="UTC"), rows),
     }
-    table = pa.table([columns[name] for name in COLUMNS], schema=schema())
+    table = pa.table([columns[name] for name in COLUMNS], schema=scores_schema())
     for name in about.columns.column_names if about.columns is not None else ():
         assert about.columns is not None
         table = table.append_column(about.columns.schema.field(name), about.columns[name])
@@ -113,24 +115,28 @@ def build_scores_table(
 
 
 def count_decisions(about: PhotoColumns, decisions: Decisions, model: Bundle) -> DecisionCounts:
-    """How often each label was given, how often none to a photo with an embedding, and the best scores."""
+    """Return the counts of labels, of photos with an embedding but no label, and of top scores."""
     labels = model.metadata.labels
     numbers = np.bincount(decisions.label[decisions.label >= 0], minlength=len(labels))
     given = Counter({label: int(number) for label, number in zip(labels, numbers, strict=True) if number})
     usable = USABLE[about.status]
+    # Labels are only given to photos with an embedding, so the difference is the number of abstentions.
     scores = DecisionCounts.histogram(decisions.scores[usable, 0])
     return DecisionCounts(given, int(usable.sum()) - given.total(), scores)
 
 
 def parse_hex_digests(column: Any, width: int) -> NDArray[np.bytes_]:
-    """Digests of a fixed width, of a column of their hexadecimal digits; null is all zeros.
+    """Convert a column of hexadecimal digests to a numpy array of bytes, without a loop over rows.
 
     Args:
-        column: of strings.
-        width: bytes a digest.
+        column: strings of 2 * `width` hexadecimal digits; null becomes all zeros.
+        width: bytes per digest.
+
+    Returns:
+        Digests, dtype S<width>.
 
     Raises:
-        ValueError: a string is no digest of that width.
+        ValueError: a string has another length or other characters.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -141,17 +147,18 @@ def parse_hex_digests(column: Any, width: int) -> NDArray[np.bytes_]:
         raise ValueError(f"a digest has {2 * width} hexadecimal digits")
     if not len(array):
         return np.empty(0, f"S{width}")
+    # All strings have the same length, so their characters form one contiguous block of the buffer.
     _, offsets, data = array.buffers()
     start = np.frombuffer(offsets, np.int32)[array.offset]
     text = np.frombuffer(data, np.uint8)[start : start + len(array) * 2 * width]
     nibbles = _NIBBLES[text]
-    if (nibbles == _NO_DIGIT).any():
+    if (nibbles == _INVALID_DIGIT).any():
         raise ValueError("a digest has other characters than hexadecimal digits")
     return np.ascontiguousarray(nibbles[0::2] << 4 | nibbles[1::2]).view(f"S{width}")
 
 
-_NO_DIGIT = 255
-_NIBBLES = np.full(256, _NO_DIGIT, np.uint8)
+_INVALID_DIGIT = 255
+_NIBBLES = np.full(256, _INVALID_DIGIT, np.uint8)
 _NIBBLES[list(b"0123456789abcdef")] = range(16)
 _NIBBLES[list(b"ABCDEF")] = range(10, 16)
 
@@ -162,23 +169,23 @@ def _strings(values: Sequence[str]) -> Any:
     return pa.array(values, pa.string())
 
 
-def _repeated(value: Any, kind: Any, rows: int) -> Any:
+def _repeat(value: Any, kind: Any, rows: int) -> Any:
     import pyarrow as pa
 
     return pa.repeat(pa.scalar(value, kind), rows)
 
 
-def schema() -> pa.Schema:
-    """The columns of the scores dataset."""
+def scores_schema() -> pa.Schema:
+    """Return the schema of the scores dataset, without pass-through columns."""
     import pyarrow as pa
 
     fields: list[Any] = [
         pa.field("uri", pa.string(), nullable=False),
-        pa.field("sha256", pa.string()),  # hex, as people and other tools write it; null where unread
+        pa.field("sha256", pa.string()),  # hexadecimal digits; null if the photo could not be read
         pa.field("status", pa.string(), nullable=False),  # serving.contract.Status
-        pa.field("detail", pa.string()),  # why a photo was refused
-        pa.field("label", pa.string()),  # null where the model abstains or the photo was refused
-        pa.field("score", pa.float32()),  # calibrated probability of the best label
+        pa.field("detail", pa.string()),  # reason for a rejection
+        pa.field("label", pa.string()),  # null if the model abstains or the photo was rejected
+        pa.field("score", pa.float32()),  # calibrated probability of the top label
         pa.field("top_labels", pa.list_(pa.string()), nullable=False),
         pa.field("top_scores", pa.list_(pa.float32()), nullable=False),
         pa.field("width", pa.int32()),  # pixels of the upright photo
