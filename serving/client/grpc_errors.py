@@ -38,7 +38,7 @@ def parse_max_batch_size(error: ServerError) -> int | None:
 
 def is_overload(error: grpc.RpcError) -> bool:
     """Return whether an error means overload: the server rejected the call, or missed the deadline."""
-    kind = _translate(error.code(), error.details() or "", "", "")[0]
+    kind = _translate(error.code(), error.details() or "", "")[0]
     return kind in (Overloaded, DeadlineExceeded)
 
 
@@ -56,23 +56,20 @@ def to_server_error(error: grpc.RpcError, target: str, model: str, *, late: bool
     details: str = error.details() or ""
     if late and code is Code.CANCELLED:
         code, details = Code.DEADLINE_EXCEEDED, "Deadline Exceeded"
-    kind, what, remedy = _translate(code, details, target, model)
+    kind, what, remedy = _translate(code, details, model)
     where = f"model {model!r} at {target}"
     return kind(f"{what} ({where}): {details or code.name}.", remedy=remedy, code=code.name, details=details)
 
 
-def _translate(code: Code, details: str, target: str, model: str) -> tuple[type[ServerError], str, str]:
+def _translate(code: Code, details: str, model: str) -> tuple[type[ServerError], str, str]:
     """Return the error class, a description and a remedy."""
     match code:
         case Code.UNAVAILABLE if details.startswith(_QUEUE_FULL):
-            return (
-                Overloaded,
-                "The server's queue is full",
-                "Try again later, or send fewer concurrent requests.",
-            )
+            remedy = "Try again later, or send fewer concurrent requests."
+            return Overloaded, "The server's queue is full", remedy
         case Code.UNAVAILABLE:
             remedy = f"Start one with: hubhead serve --model_base_path MODELS/{model}"
-            return ServerUnavailable, f"No model server answers at {target}", remedy
+            return ServerUnavailable, "No model server answers", remedy
         case Code.RESOURCE_EXHAUSTED if _MESSAGE_TOO_LARGE.search(details):
             remedy = (
                 "Send fewer photos per request (max_photos), or start the server with a larger "
@@ -82,11 +79,8 @@ def _translate(code: Code, details: str, target: str, model: str) -> tuple[type[
         case Code.RESOURCE_EXHAUSTED if _OUT_OF_MEMORY.search(details):
             return ServerError, "The server ran out of memory", "Send fewer photos per request (max_photos)."
         case Code.RESOURCE_EXHAUSTED:
-            return (
-                Overloaded,
-                "The server is overloaded",
-                "Try again later, or send fewer concurrent requests.",
-            )
+            remedy = "Try again later, or send fewer concurrent requests."
+            return Overloaded, "The server is overloaded", remedy
         case Code.DEADLINE_EXCEEDED:
             remedy = "Raise --timeout (Client(timeout=...)), or send fewer photos per request."
             return DeadlineExceeded, "The server did not respond before the deadline", remedy
@@ -104,7 +98,7 @@ def _translate(code: Code, details: str, target: str, model: str) -> tuple[type[
             return InvalidRequest, "The server rejected the request", remedy
         case Code.UNIMPLEMENTED:
             remedy = "Give the gRPC port of a TensorFlow Serving server, usually 8500."
-            return ServerError, f"The server at {target} does not implement this method", remedy
+            return ServerError, "The server does not implement this method", remedy
         case Code.UNAUTHENTICATED | Code.PERMISSION_DENIED:
             remedy = "Send the credentials that it requires with --header, or a client certificate."
             return NotAllowed, "The server denied access", remedy
