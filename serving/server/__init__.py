@@ -1,16 +1,17 @@
-"""The local model server: TensorFlow Serving's protocols over serving.runtime.
+"""The local model server: TensorFlow Serving's protocols on top of serving.runtime.
 
     with start(ServerSettings(Path("models/food"), port=0)) as server:
         print(server.port)
 
-Nothing is imported before it is used, so that the command's --help answers at once.
+Modules are imported on first use, so that `hubhead serve --help` is fast.
 
-    settings, config, flags   what is served and how, from files and command lines
-    versions, manager         which versions of which models serve; labels; reload
-    servable, warmup          one version, and how it is warmed
-    services, rest            the protocols
-    metrics, health           what the server says of itself
-    app                       start, run, stop
+    config     settings, from flags and configuration files
+    models     versions, version labels, reload, warm-up, inference
+    batching   the queue, admission control, batch threads
+    grpc, rest the two protocols; rest also has the demo page
+    metrics, health
+               Prometheus metrics, the health service
+    app        start, run, stop
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunningServer", "ServerSettings", "serve_until_signalled", "start"]
 
-if not TYPE_CHECKING:  # to mypy it would make every name one of the package's
+if not TYPE_CHECKING:  # mypy would accept every attribute of the package
 
     def __getattr__(name: str) -> object:
         if name not in __all__:

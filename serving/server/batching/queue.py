@@ -142,7 +142,7 @@ class RequestSlice:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the slice covers its whole request."""
+        """True if the slice covers its whole request."""
         return self.rows == self.request.rows
 
 

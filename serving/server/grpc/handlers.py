@@ -72,7 +72,7 @@ def reload_config(
     Args:
         manager: models of the server.
         request: the ReloadConfigRequest.
-        is_cancelled: function that returns True once the caller no longer waits.
+        is_cancelled: function that returns True once the caller has cancelled the call.
 
     Raises:
         StatusError: the configuration is not allowed, or no version of a model in it loads.

@@ -111,7 +111,7 @@ class Servable:
 
     @property
     def idle(self) -> bool:
-        """Whether no request uses this version."""
+        """True while no request uses this version."""
         return self._users == 0
 
     def close(self) -> None:

@@ -253,7 +253,7 @@ def test_unsuitable_signature_or_output_has_tensorflow_servings_error(
 def make_tasks(*wanted: tuple[str, str, str]) -> Any:
     request = protos.MultiInferenceRequest(input=make_two_examples())
     for model, signature, method in wanted:
-        request.make_tasks.add(model_spec={"name": model, "signature_name": signature}, method_name=method)
+        request.tasks.add(model_spec={"name": model, "signature_name": signature}, method_name=method)
     return request
 
 
@@ -421,8 +421,8 @@ def test_classify_regress_and_multi_inference_through_the_official_client(channe
     regress.model_spec.name, regress.model_spec.signature_name = "old", "regress"
     assert [one.value for one in stub.Regress(regress, timeout=LIMIT).result.regressions] == [2.5, 10.0]
     both = inference_pb2.MultiInferenceRequest(input=classify.input)
-    both.make_tasks.add(model_spec=regress.model_spec, method_name=REGRESS)
-    both.make_tasks.add(model_spec=classify.model_spec, method_name=CLASSIFY)
+    both.tasks.add(model_spec=regress.model_spec, method_name=REGRESS)
+    both.tasks.add(model_spec=classify.model_spec, method_name=CLASSIFY)
     first, second = stub.MultiInference(both, timeout=LIMIT).results
     assert first.regression_result.regressions[1].value == 10.0
     assert second.classification_result.classifications[0].classes[1].score == 0.75
