@@ -271,8 +271,8 @@ def _to_hubhead_error(error: StatusError) -> HubheadError:
     if error.code is grpc.StatusCode.FAILED_PRECONDITION:
         return InputError(
             f"{error.details}.",
-            remedy="Add --allow_version_labels_for_unavailable_models: as in TensorFlow Serving, labels in the "
-            "first configuration require it.",
+            remedy="Add --allow_version_labels_for_unavailable_models: as in TensorFlow Serving, "
+            "labels in the first configuration require it.",
         )
     return BundleError(error.details)
 

@@ -43,3 +43,15 @@ def queue_full(waiting: int, limit: int) -> StatusError:
         "The batch scheduling queue to which this task was submitted is full; "
         f"currently {waiting} batches enqueued and max_enqueued_batches is {limit}",
     )
+
+
+def queue_timeout() -> StatusError:
+    """Return the RESOURCE_EXHAUSTED error for a request whose deadline passed in the queue."""
+    return StatusError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, "Run() timeout exceeded while waiting in batching queue"
+    )
+
+
+def execution_timeout() -> StatusError:
+    """Return the DEADLINE_EXCEEDED error for a request whose deadline passed while the model ran."""
+    return StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, "Timed out waiting for notification")

@@ -25,8 +25,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import InvalidStateError
-from contextlib import suppress
 from typing import Any, TypeAlias
 
 import grpc
@@ -42,7 +40,13 @@ from serving.server.batching.queue import (
     round_up_rows,
 )
 from serving.server.metrics import Metrics
-from serving.server.status_error import StatusError, invalid_argument, queue_full
+from serving.server.status_error import (
+    StatusError,
+    execution_timeout,
+    invalid_argument,
+    queue_full,
+    queue_timeout,
+)
 
 MAX_BYTES = 1 << 29
 """Maximum bytes of inputs that one version holds; a larger request is accepted while no other is held."""
@@ -51,10 +55,8 @@ _GRACE_SECONDS = 5.0
 """Time that closing waits for a model call that does not return; its threads are abandoned after that."""
 
 ADMISSION_HEADROOM = 0.5
-"""Fraction of a request's remaining time in which its result must be expected, or it is rejected.
-
-The rest absorbs varying speed and the network. Under steady load a shorter queue costs no throughput.
-"""
+"""Fraction of a request's remaining time in which its result must be expected; the rest absorbs varying speed
+and the network. A shorter queue costs no throughput under steady load."""
 
 EWMA_WEIGHT = 0.2
 """Weight of the latest batch in the exponentially weighted average of seconds per row."""
@@ -133,7 +135,7 @@ class Batcher:
         nbytes = request.nbytes
         with self._changed:
             if request.is_expired(now):
-                raise _queue_timeout_error()
+                raise queue_timeout()
             queue = self._queues.get(key) or Queue(self._policy, merges=key[2] is not None)
             self._admit(request, queue, nbytes, now)
             self._held_bytes += nbytes
@@ -149,7 +151,7 @@ class Batcher:
             if inline:
                 self._run_reserved(key, [RequestSlice(request, 0, rows)])
                 if request.is_expired(time.monotonic()):
-                    raise _execution_timeout_error()
+                    raise execution_timeout()
             return request.result.result(seconds)
         except TimeoutError:
             if request.result.cancel():
@@ -194,8 +196,7 @@ class Batcher:
             raise invalid_argument(f"Task size {rows} is larger than maximum input batch size {limit}")
         # Requests are merged only if they can be concatenated: equal shapes, or equal ranks with padding.
         shapes = tuple(
-            (alias, values.ndim if self._policy.pad_shapes else values.shape[1:])
-            for alias, values in inputs.items()
+            (alias, x.ndim if self._policy.pad_shapes else x.shape[1:]) for alias, x in inputs.items()
         )
         return (signature, outputs, shapes), rows
 
@@ -240,7 +241,7 @@ class Batcher:
         """Drop a request whose caller's deadline has passed; return the error to raise."""
         with self._changed:
             removed = self._remove(key, request)
-        return _queue_timeout_error() if removed else _execution_timeout_error()
+        return queue_timeout() if removed else execution_timeout()
 
     def _remove(self, key: QueueKey, request: Request) -> int:
         """Remove a request's waiting rows from its queue; return how many there were."""
@@ -303,8 +304,7 @@ class Batcher:
     def _pop_batch(self, key: QueueKey, now: float) -> list[RequestSlice]:
         """Remove the next batch from a queue; return it without expired and cancelled requests."""
         queue = self._queues.pop(key)
-        # Idle threads divide what is queued: half of the rows on each of two threads finish sooner than
-        # all rows on one of them.
+        # Free threads divide the queued rows, which finish sooner than on one thread.
         per_thread = max(1, math.ceil(queue.rows / self._free_threads))
         batch = queue.take(None if self._policy.tensorflow_serving else per_thread)
         if len(queue):
@@ -313,7 +313,7 @@ class Batcher:
         live = []
         for piece in batch:
             if piece.request.is_expired(now):
-                _fail(piece.request, _queue_timeout_error())
+                piece.request.fail(queue_timeout())
             elif not piece.request.result.done():
                 live.append(piece)
         return live
@@ -326,7 +326,7 @@ class Batcher:
             outputs = self._call_model(key, batch, rows, padding)
         except Exception as error:  # any error belongs to the callers; this thread has to go on
             if len(batch) == 1 and batch[0].is_whole:
-                _fail(batch[0].request, error)
+                batch[0].request.fail(error)
             else:
                 self._retry_individually(key, batch)
             return
@@ -366,7 +366,7 @@ class Batcher:
     def _deliver(self, batch: list[RequestSlice], outputs: Tensors, padding: int) -> None:
         """Give each request its rows of the outputs; resolve the requests that are complete."""
         if len(batch) == 1 and batch[0].is_whole and not padding:
-            _resolve(batch[0].request, outputs)
+            batch[0].request.resolve(outputs)
             return
         offset = 0
         for piece in batch:
@@ -374,7 +374,7 @@ class Batcher:
             part = {alias: values[offset : offset + piece.rows] for alias, values in outputs.items()}
             offset += piece.rows
             if piece.is_whole:
-                _resolve(request, part)
+                request.resolve(part)
                 continue
             # Other slices of this request may be delivered by other threads at the same time.
             with self._changed:
@@ -382,7 +382,7 @@ class Batcher:
                 request.rows_left -= piece.rows
                 complete = not request.rows_left and not request.retried
             if complete:
-                _resolve(request, request.join_outputs())
+                request.resolve(request.join_outputs())
 
     def _retry_individually(self, key: QueueKey, batch: list[RequestSlice]) -> None:
         """Run each request of a failed batch again, alone and whole."""
@@ -395,26 +395,6 @@ class Batcher:
                 request.retried = True
                 self._remove(key, request)
             if request.is_expired(time.monotonic()):
-                _fail(request, _queue_timeout_error())
+                request.fail(queue_timeout())
             else:
                 self._run_batch(key, [RequestSlice(request, 0, request.rows)])
-
-
-def _resolve(request: Request, outputs: Tensors) -> None:
-    with suppress(InvalidStateError):  # the caller has cancelled it
-        request.result.set_result(outputs)
-
-
-def _fail(request: Request, error: Exception) -> None:
-    with suppress(InvalidStateError):
-        request.result.set_exception(error)
-
-
-def _queue_timeout_error() -> StatusError:
-    return StatusError(
-        grpc.StatusCode.RESOURCE_EXHAUSTED, "Run() timeout exceeded while waiting in batching queue"
-    )
-
-
-def _execution_timeout_error() -> StatusError:
-    return StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, "Timed out waiting for notification")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +118,16 @@ class Request:
     def is_expired(self, now: float) -> bool:
         """Return whether the deadline has passed."""
         return self.deadline is not None and self.deadline <= now
+
+    def resolve(self, outputs: Tensors) -> None:
+        """Set the outputs, unless the caller has cancelled the request."""
+        with suppress(InvalidStateError):
+            self.result.set_result(outputs)
+
+    def fail(self, error: Exception) -> None:
+        """Set an error, unless the caller has cancelled the request."""
+        with suppress(InvalidStateError):
+            self.result.set_exception(error)
 
     def join_outputs(self) -> Tensors:
         """Return the outputs of all slices, concatenated in row order."""

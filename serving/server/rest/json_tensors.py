@@ -71,12 +71,7 @@ def parse_tensor(value: Json, dtype: int) -> protos.Message:
 
 
 def stack_instances(instances: Sequence[tuple[tuple[int, ...], list[Any]]], dtype: int) -> protos.Message:
-    """Stack instances of one shape along a new first dimension, and return the TensorProto.
-
-    Args:
-        instances: shape and elements of each instance, as `parse_instance` returns them.
-        dtype: DataType number.
-    """
+    """Stack instances from `parse_instance`, all of one shape, and return the TensorProto."""
     shape = (len(instances), *instances[0][0])
     return _make_proto(list(chain.from_iterable(leaves for _, leaves in instances)), shape, dtype)
 
