@@ -1,4 +1,4 @@
-"""The demo, as a user starts it."""
+"""hubhead demo, run as a user does."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 pytestmark = [pytest.mark.tf, pytest.mark.beam, pytest.mark.slow]
 
 
-def start(directory: Path) -> subprocess.Popen[str]:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under nohup, which children inherit
+def start_demo(directory: Path) -> subprocess.Popen[str]:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under nohup; child processes inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, "-m", "hubhead", "demo", "--output_dir", str(directory)],
@@ -30,7 +30,7 @@ def start(directory: Path) -> subprocess.Popen[str]:
 
 
 def server_processes(directory: Path) -> list[str]:
-    """Command lines of model servers that serve something below `directory`."""
+    """List the command lines of model servers that serve a model below `directory`."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -43,7 +43,7 @@ def server_processes(directory: Path) -> list[str]:
 
 
 def test_the_demo_trains_scores_serves_and_predicts(tmp_path: Path) -> None:
-    process = start(tmp_path)
+    process = start_demo(tmp_path)
     try:
         output, _ = process.communicate(timeout=400)
     finally:
@@ -65,9 +65,9 @@ def test_the_demo_trains_scores_serves_and_predicts(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_ctrl_c_stops_the_demo_and_its_server(tmp_path: Path) -> None:
-    process = start(tmp_path)
+    process = start_demo(tmp_path)
     deadline = threading.Timer(400, process.kill)
-    deadline.start()
+    deadline.start_demo()
     try:
         assert process.stdout is not None
         for line in process.stdout:
@@ -75,7 +75,7 @@ def test_ctrl_c_stops_the_demo_and_its_server(tmp_path: Path) -> None:
                 break
         while not server_processes(tmp_path):
             assert process.poll() is None
-        os.killpg(process.pid, signal.SIGINT)  # what a terminal sends: to the whole group
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the whole process group
         rest = process.stdout.read()
         assert process.wait(timeout=60) == 130, rest
     finally:

@@ -1,4 +1,4 @@
-"""What the documents tell people to type is what the commands take."""
+"""The Python example of the README works."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.tf
-def test_training_from_python_works_as_the_readme_has_it(
+def test_the_python_example_of_the_readme_trains_a_model(
     trained: Trained, sample: SampleSummary, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The user's cache, with the embeddings of the training that the tests share.
+    # A user's cache with the embeddings of the shared training.
     (tmp_path / "cache").mkdir()
     for entry in cache.iterdir():
         (tmp_path / "cache" / entry.name).symlink_to(entry)

@@ -1,4 +1,4 @@
-"""The containers of the local overlay, in the order of a cluster, under requests that never stop."""
+"""Life cycle of a model in the local overlay: train, promote, canary and roll back under constant load."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from serving.errors import HubheadError
 from serving.registry import audit
 from serving.registry.stores.download import open_store
 from tests.support import processes
-from tests.support.cluster import Cluster, rendered
+from tests.support.cluster import Cluster, render
 
 if TYPE_CHECKING:
     from trainer.dataset.samples import SampleSummary
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 LOCAL = processes.REPO / "k8s" / "overlays" / "local"
 MODEL = "food"
 PAUSE = 0.2
-"""Seconds between two requests of one caller: enough of them, and processors left for the rest."""
+"""Seconds between two requests of one caller; leaves CPU time for the jobs."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One request's: when it was sent and answered, and by which version; or what went wrong."""
+    """Outcome of one request: times of sending and answer, and the version, or the error."""
 
     sent: float
     answered: float
@@ -45,7 +45,7 @@ class Answer:
 
 @dataclass
 class Caller:
-    """Asks about one photo after the other, once each, without a second try."""
+    """Closed-loop caller: classifies one photo after the other, without retries."""
 
     target: str
     photos: list[Path]
@@ -67,12 +67,12 @@ class Caller:
                     self.answers.append(Answer(sent, time.monotonic(), None, str(raised)))
 
     def versions(self, start: float, end: float) -> Counter[int | None]:
-        """Who answered the requests that were sent after `start` and answered before `end`."""
+        """Count the versions that answered requests sent after `start` and answered before `end`."""
         return Counter(a.version for a in self.answers if start < a.sent and a.answered < end)
 
 
 @contextmanager
-def calling(callers: list[Caller]) -> Iterator[None]:
+def run_callers(callers: list[Caller]) -> Iterator[None]:
     stop = threading.Event()
     threads = [threading.Thread(target=caller.run, args=(stop,)) for caller in callers]
     for thread in threads:
@@ -86,7 +86,7 @@ def calling(callers: list[Caller]) -> Iterator[None]:
 
 
 def copy_photos(sample: Path, to: Path, odd: bool | None = None) -> None:
-    """The sample photos by label: all, or every second one."""
+    """Copy the sample photos by label: all of them, or every second one."""
     for label in sorted(path for path in sample.iterdir() if path.is_dir()):
         (to / label.name).mkdir(parents=True, exist_ok=True)
         for number, photo in enumerate(sorted(label.iterdir())):
@@ -97,11 +97,11 @@ def copy_photos(sample: Path, to: Path, odd: bool | None = None) -> None:
 @pytest.mark.tf
 @pytest.mark.slow
 @pytest.mark.needs("kubectl|kustomize")
-def test_the_whole_life_of_a_model_costs_no_request(
+def test_training_canary_promotion_and_rollback_lose_no_request(
     sample: SampleSummary, cache: Path, tmp_path: Path
 ) -> None:
     begun = time.monotonic()
-    cluster = Cluster(rendered(LOCAL), tmp_path, {"HUBHEAD_CACHE_DIR": str(cache)})
+    cluster = Cluster(render(LOCAL), tmp_path, {"HUBHEAD_CACHE_DIR": str(cache)})
     photos, models = tmp_path / "hubhead-photos", tmp_path / "hubhead-models"
     copy_photos(sample.directory, photos / "labelled", odd=False)
     some = sorted(path for path in (photos / "labelled").rglob("*") if path.is_file())[::8]
@@ -121,12 +121,12 @@ def test_the_whole_life_of_a_model_costs_no_request(
         assert bundle.versions(models / "candidates" / MODEL) == [1]
         assert bundle.versions(base) == []
         assert not server.passes("startupProbe")
-        said = cluster.job("hubhead-promote")
-        assert len(said["predict"].splitlines()) >= 6
+        outputs = cluster.job("hubhead-promote")
+        assert len(outputs["predict"].splitlines()) >= 6
         processes.eventually(lambda: server.passes("startupProbe"), "the server has started")
         processes.eventually(lambda: server.passes("readinessProbe"), "the server is ready")
 
-        with calling([stable, shared]):
+        with run_callers([stable, shared]):
             first = time.monotonic()
             cluster.job("hubhead-score")
             copy_photos(sample.directory, photos / "labelled", odd=True)
@@ -136,10 +136,10 @@ def test_the_whole_life_of_a_model_costs_no_request(
             compared = cluster.job("hubhead-canary")["compare"]
             assert re.search(r"agree", compared), compared
             canary_there = time.monotonic()
-            with calling([canary]):
+            with run_callers([canary]):
                 processes.eventually(
                     lambda: shared.versions(canary_there, time.monotonic()).keys() == {1, 2},
-                    "both versions answer those who may meet the canary",
+                    "both versions answer the callers of which half get the canary",
                 )
                 promotion = time.monotonic()
                 cluster.job("hubhead-promote")
@@ -166,10 +166,12 @@ def test_the_whole_life_of_a_model_costs_no_request(
     assert stable.versions(first, promotion).keys() == {1}
     assert stable.versions(promoted, rollback).keys() == {2}
     assert stable.versions(back, end).keys() == {1}
-    assert shared.versions(first, canary_starts).keys() == {1}  # without a canary as all others
+    assert shared.versions(first, canary_starts).keys() == {
+        1
+    }  # without a canary, only the stable version answers
     assert shared.versions(canary_there, promotion).keys() == {1, 2}
     assert canary.versions(canary_there, rollback).keys() == {2}
-    assert canary.versions(back, end).keys() == {1}  # it does not stay on what was gone back from
+    assert canary.versions(back, end).keys() == {1}  # the rollback moves the canary label too
 
     moved = [
         (event.action, event.label, event.old, event.new)

@@ -1,4 +1,4 @@
-"""The client as people install it: from the wheel, with the core's dependencies alone. Needs the registry."""
+"""The client installed from the wheel with the core dependencies only. Needs the package registry."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from tests.support.repository import REPO
 
 
 def core_packages() -> set[str]:
-    """What the core needs, with what that needs, by the metadata of what is installed here."""
+    """Return the transitive core dependencies, by the metadata of the installed packages."""
     project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found: set[str] = set()
-    todo = list(project["dependencies"])
-    while todo:
-        requirement = Requirement(todo.pop())
+    pending = list(project["dependencies"])
+    while pending:
+        requirement = Requirement(pending.pop())
         name = re.sub(r"[-_.]+", "-", requirement.name).lower()
         if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
             continue
         found.add(name)
-        todo += metadata.requires(name) or []
+        pending += metadata.requires(name) or []
     return found
 
 
-def locked(names: set[str]) -> str:
-    """The lock's entries of these packages, with their hashes."""
+def locked_entries(names: set[str]) -> str:
+    """Return the lock file's entries of these packages, with their hashes."""
     text = (REPO / "requirements.txt").read_text(encoding="utf-8")
     entries = re.findall(r"^[a-z0-9][^\n]*==.*?(?=^\S|\Z)", text, re.DOTALL | re.MULTILINE)
     chosen = {entry.partition("==")[0]: entry for entry in entries}
@@ -68,7 +68,7 @@ def answer(request: Any, _: grpc.ServicerContext) -> Any:
 def test_the_wheel_predicts_in_an_environment_without_tensorflow(tmp_path: Path) -> None:
     run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path, cwd=REPO)
     [wheel] = tmp_path.glob("*.whl")
-    (tmp_path / "core.txt").write_text(locked(core_packages()))
+    (tmp_path / "core.txt").write_text(locked_entries(core_packages()))
     python = tmp_path / "venv" / "bin" / "python"
     run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
     pip = (python, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check")
@@ -80,13 +80,13 @@ def test_the_wheel_predicts_in_an_environment_without_tensorflow(tmp_path: Path)
     (tmp_path / "bad.jpg").write_bytes(b"bad")
     hubhead = python.with_name("hubhead")
     with fake_grpc_server({protos.PREDICT: answer}) as address:
-        asked = ("--server", address, "--model_name", "food", "--json")
-        said = run(hubhead, "predict", "*.jpg", *asked, cwd=tmp_path)
-    found = [json.loads(line) for line in said.splitlines()]
+        options = ("--server", address, "--model_name", "food", "--json")
+        output = run(hubhead, "predict", "*.jpg", *options, cwd=tmp_path)
+    found = [json.loads(line) for line in output.splitlines()]
     assert [(record["photo"], record["status"], record["label"]) for record in found] == [
         ("bad.jpg", "corrupt", None),
         ("photo.jpg", "ok", "apple"),
     ]
     assert "Retrain a head" in run(hubhead, "--help", cwd=tmp_path)
-    there = run(python, "-c", "import importlib.util as u; print(u.find_spec('tensorflow'))", cwd=tmp_path)
-    assert there.strip() == "None"
+    spec = run(python, "-c", "import importlib.util as u; print(u.find_spec('tensorflow'))", cwd=tmp_path)
+    assert spec.strip() == "None"

@@ -1,4 +1,4 @@
-"""What holds for the jobs: their commands, ends, schedules and places; and for custom resources."""
+"""Checks of the jobs (commands, termination, schedules, paths) and of custom resources."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.k8s.reading import (
     beam_arguments,
     containers,
     flags,
-    job_specs,
-    location,
-    of_kind,
+    get_job_specs,
     pods,
+    resolve_mount,
+    select_kind,
 )
 
-_HOPELESS = {
+_NOT_RETRIED = {
     ("hubhead-train", "train"): {2, 4},
     ("hubhead-train", "validate"): {2, 4},
     ("hubhead-promote", "promote"): {2, 4},
@@ -29,25 +29,25 @@ _HOPELESS = {
     ("hubhead-rollback", "rollback"): {2},
     ("hubhead-score", "score"): {2, 3},
 }
-"""Exit codes after which once more gives the same again."""
+"""Exit codes after which a retry would give the same result."""
 
 
 @functools.cache
 def command_of(name: str) -> click.Command:
-    """A sub-command of hubhead.
+    """Return a sub-command of hubhead.
 
     Raises:
-        KeyError: there is none of that name.
+        KeyError: there is no such command.
     """
     from hubhead import hubhead
 
     return hubhead.commands[name]
 
 
-def refused(name: str, args: Sequence[str]) -> str:
-    """Why a sub-command's own parser refuses the arguments, or "".
+def usage_error(name: str, args: Sequence[str]) -> str:
+    """Return the error of a sub-command's parser for the arguments, or "".
 
-    Values are read too, but for paths, since they exist in the cluster alone.
+    Values are converted too, except paths, which exist in the cluster only.
     """
     try:
         command = command_of(name)
@@ -67,30 +67,30 @@ def refused(name: str, args: Sequence[str]) -> str:
     return f"surplus {surplus}, missing {missing}" if surplus or missing else ""
 
 
-def arguments_are_taken(manifests: list[Manifest]) -> list[str]:
+def check_commands_parse(manifests: list[Manifest]) -> list[str]:
     findings = []
     for owner, _, container in containers(manifests):
         if container.get("command", [""])[0] != "hubhead":
             continue
         name, *more = container["command"][1:]
-        why = "arguments belong into args" if more else refused(name, arguments(container))
+        why = "arguments belong into args" if more else usage_error(name, arguments(container))
         if why:
             findings.append(f"{owner}: hubhead {name}: {why}")
     return findings
 
 
-def jobs_end(manifests: list[Manifest]) -> list[str]:
-    """Jobs have an end, are cleaned up, and are not tried again where that cannot help."""
+def check_jobs_terminate(manifests: list[Manifest]) -> list[str]:
+    """Check that jobs have a deadline, are cleaned up, and are not retried when that is useless."""
     findings = []
-    for name, spec in job_specs(manifests).items():
+    for name, spec in get_job_specs(manifests).items():
         pod = spec["template"]["spec"]
         if pod["restartPolicy"] != "Never":
-            findings.append(f"{name}: podFailurePolicy demands restartPolicy Never")
+            findings.append(f"{name}: podFailurePolicy requires restartPolicy Never")
         for setting in ("activeDeadlineSeconds", "ttlSecondsAfterFinished"):
             if spec.get(setting, 0) <= 0:
                 findings.append(f"{name}: no {setting}")
         if not {"backoffLimit", "backoffLimitPerIndex"} & spec.keys():
-            findings.append(f"{name}: tried again for ever")
+            findings.append(f"{name}: retried without a limit")
         rules = spec["podFailurePolicy"]["rules"]
         if {
             "action": "Ignore",
@@ -102,8 +102,8 @@ def jobs_end(manifests: list[Manifest]) -> list[str]:
             for rule in rules
             if rule["action"] in ("FailJob", "FailIndex") and rule["onExitCodes"]["operator"] == "In"
         }
-        if failing != {at: codes for at, codes in _HOPELESS.items() if at[0] == name}:
-            findings.append(f"{name}: fails at once at {failing}")
+        if failing != {at: codes for at, codes in _NOT_RETRIED.items() if at[0] == name}:
+            findings.append(f"{name}: does not retry {failing}")
         every = [c["name"] for c in pod.get("initContainers", []) + pod["containers"]]
         findings += [f"{name}: has no container {at}" for _, at in failing if at not in every]
         if any(rule["action"] == "FailIndex" for rule in rules) and "backoffLimitPerIndex" not in spec:
@@ -111,24 +111,24 @@ def jobs_end(manifests: list[Manifest]) -> list[str]:
     return findings
 
 
-def schedules_are_sound(manifests: list[Manifest]) -> list[str]:
-    """Only scoring runs by itself; all have a time zone and one run at a time."""
+def check_schedules(manifests: list[Manifest]) -> list[str]:
+    """Check that only scoring is scheduled, and that all jobs have a time zone and run one at a time."""
     findings = []
-    for cron in of_kind(manifests, "CronJob"):
+    for cron in select_kind(manifests, "CronJob"):
         name, spec = cron["metadata"]["name"], cron["spec"]
         if len(spec["schedule"].split()) != 5 or not croniter.is_valid(spec["schedule"]):
-            findings.append(f"{name}: {spec['schedule']!r} is no schedule")
+            findings.append(f"{name}: {spec['schedule']!r} is not a schedule")
         if "timeZone" not in spec or spec["concurrencyPolicy"] != "Forbid":
             findings.append(f"{name}: needs a time zone, and one run at a time")
-        if spec.get("startingDeadlineSeconds", 0) < 10:  # the controller looks every ten seconds
+        if spec.get("startingDeadlineSeconds", 0) < 10:  # the controller checks every ten seconds
             findings.append(f"{name}: would miss its start")
         if spec.get("suspend", False) is (name == "hubhead-score"):
-            findings.append(f"{name}: runs by itself, or never does")
+            findings.append(f"{name}: is scheduled, or never runs")
     return findings
 
 
-def paths_agree(manifests: list[Manifest]) -> list[str]:
-    """What one command writes is what the next one reads; outputs are writable, one store for all."""
+def check_paths_agree(manifests: list[Manifest]) -> list[str]:
+    """Check that each command reads what the previous one writes, and that outputs are writable."""
     findings = []
     places: dict[str, set[tuple[str, str]]] = {"candidate": set(), "store": set()}
     roles = {"saved_model_dir": "candidate", "bundle": "candidate", "embedding_store": "store"}
@@ -139,9 +139,9 @@ def paths_agree(manifests: list[Manifest]) -> list[str]:
             named["bundle"] = next((arg for arg in arguments(container) if not arg.startswith("--")), "")
         for flag in roles.keys() & named.keys():
             try:
-                volume, below, _ = location(pod, container, named[flag])
+                volume, below, _ = resolve_mount(pod, container, named[flag])
             except LookupError:
-                findings.append(f"{owner}: --{flag}={named[flag]} lies on no volume")
+                findings.append(f"{owner}: --{flag}={named[flag]} is on no volume")
                 continue
             places[roles[flag]].add((str(volume.get("persistentVolumeClaim")), below))
         for flag in {
@@ -151,13 +151,13 @@ def paths_agree(manifests: list[Manifest]) -> list[str]:
             "embedding_store",
             "bundle",
         } & given.keys():
-            if not location(pod, container, given[flag])[2]:
+            if not resolve_mount(pod, container, given[flag])[2]:
                 findings.append(f"{owner}: --{flag}={given[flag]} is mounted read-only")
-    return findings + [f"not one {what}: {where}" for what, where in places.items() if len(where) != 1]
+    return findings + [f"not a single {what}: {where}" for what, where in places.items() if len(where) != 1]
 
 
-def steps_are_in_order(manifests: list[Manifest]) -> list[str]:
-    """Of a job's pod: first what changes something, then what looks at it."""
+def check_order_of_steps(manifests: list[Manifest]) -> list[str]:
+    """Check the order of the steps in the pod of a job: first the change, then its verification."""
     wanted = {
         "hubhead-train": ["train", "validate"],
         "hubhead-promote": ["promote", "predict"],
@@ -174,7 +174,7 @@ def steps_are_in_order(manifests: list[Manifest]) -> list[str]:
         for owner, pod in pods(manifests).items()
         if owner in wanted
     }
-    findings = [] if found == wanted else [f"the jobs do {found}"]
+    findings = [] if found == wanted else [f"steps of the jobs: {found}"]
     labels = {
         owner: flags(arguments(c)).get("label")
         for owner, _, c in containers(manifests)
@@ -185,30 +185,30 @@ def steps_are_in_order(manifests: list[Manifest]) -> list[str]:
     return findings
 
 
-def shares_are_all(manifests: list[Manifest]) -> list[str]:
-    """An indexed job has a pod for each share, with an output of its own."""
+def check_indexed_shards(manifests: list[Manifest]) -> list[str]:
+    """Check that an indexed job has one pod per shard, each with its own output."""
     findings = []
-    for name, spec in job_specs(manifests).items():
+    for name, spec in get_job_specs(manifests).items():
         args = [arg for c in spec["template"]["spec"]["containers"] for arg in c.get("args", [])]
         share = flags(args).get("share", "")
         if spec.get("completionMode") != "Indexed":
             if "$(" in " ".join(args):
-                findings.append(f"{name}: there is no index")
+                findings.append(f"{name}: uses an index without being an indexed job")
             continue
         if share != f"$(JOB_COMPLETION_INDEX)/{spec.get('completions')}":
-            findings.append(f"{name}: {spec.get('completions')} pods do the shares {share}")
+            findings.append(f"{name}: {spec.get('completions')} pods process the shards {share}")
         if "$(JOB_COMPLETION_INDEX)" not in flags(args).get("output", ""):
-            findings.append(f"{name}: all shares go into one output")
+            findings.append(f"{name}: all shards write to one output")
     return findings
 
 
-def flink_is_sound(manifests: list[Manifest]) -> list[str]:
-    """The cluster, the job server and the workers are of one version and see the same volumes."""
+def check_flink(manifests: list[Manifest]) -> list[str]:
+    """Check that cluster, job server and workers have one version and mount the same volumes."""
     findings = []
-    for cluster in of_kind(manifests, "FlinkDeployment"):
+    for cluster in select_kind(manifests, "FlinkDeployment"):
         spec, name = cluster["spec"], cluster["metadata"]["name"]
         version = spec["flinkVersion"].removeprefix("v").replace("_", ".")
-        score = job_specs(manifests)["hubhead-score"]["template"]
+        score = get_job_specs(manifests)["hubhead-score"]["template"]
         job = score["spec"]["containers"][0]
         options = flags(beam_arguments(job))
         sidecar = next(c for c in score["spec"].get("initContainers", []) if c["name"] == "job-server")
@@ -217,9 +217,9 @@ def flink_is_sound(manifests: list[Manifest]) -> list[str]:
             sidecar["image"].partition("beam_flink")[2].partition("_")[0],
         }
         if images != {version}:
-            findings.append(f"Flink {version}, and images of {images}")
+            findings.append(f"Flink {version}, but images of {images}")
         if sidecar.get("restartPolicy") != "Always":
-            findings.append("the job waits for ever until the job server ends")
+            findings.append("the job never ends, since the job server is not a sidecar")
         task = spec["taskManager"]["podTemplate"]["spec"]
         pool = next(c for c in task["containers"] if c["name"] == "beam-worker-pool")
         if pool["image"] != job["image"]:
@@ -227,7 +227,7 @@ def flink_is_sound(manifests: list[Manifest]) -> list[str]:
         if options.get("runner") != "FlinkRunner" or options.get("environment_type") != "EXTERNAL":
             findings.append(f"runs by {options}")
         if options.get("environment_config") != f"localhost:{flags(pool['args']).get('service_port')}":
-            findings.append(f"asks for workers at {options.get('environment_config')}")
+            findings.append(f"looks for workers at {options.get('environment_config')}")
         masters = {options.get("flink_master"), flags(sidecar["args"]).get("flink-master")}
         if masters != {f"{name}-rest:8081"}:
             findings.append(f"submits to {masters}")
@@ -242,32 +242,32 @@ def flink_is_sound(manifests: list[Manifest]) -> list[str]:
             )
         ]
         if seen[0] != seen[1]:
-            findings.append("workers see other volumes than the job")
+            findings.append("workers mount other volumes than the job")
     return findings
 
 
-def monitors_find_the_port(manifests: list[Manifest]) -> list[str]:
+def check_service_monitors(manifests: list[Manifest]) -> list[str]:
     findings = []
-    for monitor in of_kind(manifests, "ServiceMonitor"):
+    for monitor in select_kind(manifests, "ServiceMonitor"):
         wanted = monitor["spec"]["selector"]["matchLabels"].items()
-        services = [m for m in of_kind(manifests, "Service") if wanted <= m["metadata"]["labels"].items()]
+        services = [m for m in select_kind(manifests, "Service") if wanted <= m["metadata"]["labels"].items()]
         for endpoint in monitor["spec"]["endpoints"]:
             ports = [p for m in services for p in m["spec"]["ports"] if p["name"] == endpoint["port"]]
             if len(ports) != 1:
                 findings.append(f"{len(ports)} services have a port {endpoint['port']}")
-            config = next(m for m in of_kind(manifests, "ConfigMap") if "monitoring.config" in m["data"])
+            config = next(m for m in select_kind(manifests, "ConfigMap") if "monitoring.config" in m["data"])
             if f'"{endpoint["path"]}"' not in config["data"]["monitoring.config"]:
-                findings.append(f"there are no metrics at {endpoint['path']}")
+                findings.append(f"no metrics are exported at {endpoint['path']}")
     return findings
 
 
 CHECKS: list[Check] = [
-    arguments_are_taken,
-    jobs_end,
-    schedules_are_sound,
-    paths_agree,
-    steps_are_in_order,
-    shares_are_all,
-    flink_is_sound,
-    monitors_find_the_port,
+    check_commands_parse,
+    check_jobs_terminate,
+    check_schedules,
+    check_paths_agree,
+    check_order_of_steps,
+    check_indexed_shards,
+    check_flink,
+    check_service_monitors,
 ]

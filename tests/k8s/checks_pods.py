@@ -1,4 +1,4 @@
-"""What holds for every pod, whatever runs in it."""
+"""Checks of all pods: labels, selectors, ports, volumes, resources, security and images."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tests.k8s.reading import (
     containers,
     flags,
     is_local,
-    location,
     names,
-    of_kind,
     pods,
+    resolve_mount,
+    select_kind,
     server,
     server_flags,
 )
@@ -26,7 +26,7 @@ _CLUSTER_WIDE = ("Namespace", "PriorityClass")
 _PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 
-def labels_are_complete(manifests: list[Manifest]) -> list[str]:
+def check_kubernetes_labels(manifests: list[Manifest]) -> list[str]:
     wanted = {f"app.kubernetes.io/{label}" for label in ("name", "component", "part-of")}
     labelled = {f"{m['kind']} {m['metadata']['name']}": m for m in manifests}
     labelled |= {f"the pods of {owner}": pod for owner, pod in pods(manifests).items()}
@@ -37,7 +37,7 @@ def labels_are_complete(manifests: list[Manifest]) -> list[str]:
     ]
 
 
-def one_namespace(manifests: list[Manifest]) -> list[str]:
+def check_namespace(manifests: list[Manifest]) -> list[str]:
     return [
         f"{m['kind']} {m['metadata']['name']} is in namespace {m['metadata'].get('namespace')}"
         for m in manifests
@@ -45,15 +45,15 @@ def one_namespace(manifests: list[Manifest]) -> list[str]:
     ]
 
 
-def selectors_match(manifests: list[Manifest]) -> list[str]:
-    """Each selector picks exactly the pods of the servers, or all pods where it says so."""
+def check_selectors(manifests: list[Manifest]) -> list[str]:
+    """Check that each selector matches exactly the pods of the servers."""
     labels = {owner: pod["metadata"]["labels"] for owner, pod in pods(manifests).items()}
     selectors = {
-        f"Service {m['metadata']['name']}": m["spec"]["selector"] for m in of_kind(manifests, "Service")
+        f"Service {m['metadata']['name']}": m["spec"]["selector"] for m in select_kind(manifests, "Service")
     }
-    for m in of_kind(manifests, "Deployment", "PodDisruptionBudget"):
+    for m in select_kind(manifests, "Deployment", "PodDisruptionBudget"):
         selectors[f"{m['kind']} {m['metadata']['name']}"] = m["spec"]["selector"]["matchLabels"]
-    for m in of_kind(manifests, "NetworkPolicy"):
+    for m in select_kind(manifests, "NetworkPolicy"):
         if m["metadata"]["name"] not in ("hubhead-closed", "hubhead-flink"):
             selectors[f"NetworkPolicy {m['metadata']['name']}"] = m["spec"]["podSelector"]["matchLabels"]
     for owner, pod in pods(manifests).items():
@@ -68,8 +68,8 @@ def selectors_match(manifests: list[Manifest]) -> list[str]:
     return [f"{name} selects {owners}" for name, owners in picked.items() if owners != ["hubhead-serving"]]
 
 
-def ports_exist(manifests: list[Manifest]) -> list[str]:
-    """Services, policies, probes and the server's own flags mean ports that the containers name."""
+def check_ports(manifests: list[Manifest]) -> list[str]:
+    """Check that services, policies, probes and server flags use ports that the containers declare."""
     _, serving = server(manifests)
     declared = {port["name"]: str(port["containerPort"]) for port in serving["ports"]}
     listening = {
@@ -77,7 +77,7 @@ def ports_exist(manifests: list[Manifest]) -> list[str]:
         "rest": server_flags(manifests).get("rest_api_port"),
     }
     findings = [] if listening == declared else [f"listens at {listening}, declares {declared}"]
-    for service in of_kind(manifests, "Service"):
+    for service in select_kind(manifests, "Service"):
         for port in service["spec"]["ports"]:
             if port["targetPort"] not in declared:
                 findings.append(f"{service['metadata']['name']}: no port is named {port['targetPort']}")
@@ -85,8 +85,10 @@ def ports_exist(manifests: list[Manifest]) -> list[str]:
                 service["spec"].get("clusterIP") == "None"
                 and str(port["port"]) != declared[port["targetPort"]]
             ):
-                findings.append(f"{service['metadata']['name']}: headless, so its port is the pod's or none")
-    for policy in of_kind(manifests, "NetworkPolicy"):
+                findings.append(
+                    f"{service['metadata']['name']}: headless, so its port must be that of the pod"
+                )
+    for policy in select_kind(manifests, "NetworkPolicy"):
         for rule in policy["spec"].get("ingress", []):
             for port in rule.get("ports", []):
                 if port["port"] not in declared:
@@ -97,15 +99,15 @@ def ports_exist(manifests: list[Manifest]) -> list[str]:
             for action in ("grpc", "httpGet", "tcpSocket"):
                 target = container.get(probe, {}).get(action)
                 if target and target["port"] not in known:
-                    findings.append(f"{owner}: {probe} asks port {target['port']}")
+                    findings.append(f"{owner}: {probe} uses port {target['port']}")
     return findings
 
 
-def addresses_exist(manifests: list[Manifest]) -> list[str]:
-    """Whom an argument names by HOST:PORT is a service here, or the pod itself."""
+def check_addresses(manifests: list[Manifest]) -> list[str]:
+    """Check that each HOST:PORT in the arguments is a service or the pod itself."""
     services = {
         (m["metadata"]["name"], str(port["port"]))
-        for m in of_kind(manifests, "Service")
+        for m in select_kind(manifests, "Service")
         for port in m["spec"]["ports"]
     }
     services |= {(f"{name}-rest", "8081") for name in names(manifests, "FlinkDeployment")}
@@ -118,15 +120,15 @@ def addresses_exist(manifests: list[Manifest]) -> list[str]:
         }
         for name, value in flags(container.get("args", [])).items():
             address = re.fullmatch(r"(?:dns:///)?([a-z][a-z0-9-]*):(\d+)", value)
-            if not address or name == "environment_config":  # that one is of a worker's pod
+            if not address or name == "environment_config":  # an address in the pod of a worker
                 continue
             host, port = address.groups()
             if (host, port) not in services and not (host == "localhost" and port in own):
-                findings.append(f"{owner}: nobody answers at --{name}={value}")
+                findings.append(f"{owner}: nothing listens at --{name}={value}")
     return findings
 
 
-def probes_are_sound(manifests: list[Manifest]) -> list[str]:
+def check_probes(manifests: list[Manifest]) -> list[str]:
     _, container = server(manifests)
     findings = [
         f"no gRPC {probe}"
@@ -135,21 +137,21 @@ def probes_are_sound(manifests: list[Manifest]) -> list[str]:
     ]
     ready = container.get("readinessProbe", {}).get("httpGet", {})
     if ready.get("path") != "/v1/models/food/labels/stable/metadata" or ready.get("port") != "rest":
-        findings.append("is ready without a version that is stable")
+        findings.append("is ready without a stable version")
     if not is_local(manifests) and "enable_grpc_healthcheck_service" not in server_flags(manifests):
-        findings.append("the probes ask a health service that is not switched on")
+        findings.append("the probes use a health service that is not enabled")
     start, live = container.get("startupProbe", {}), container.get("livenessProbe", {})
     if start.get("periodSeconds", 10) * start.get("failureThreshold", 3) < 300:
-        findings.append("a server has less than five minutes to load and warm its models")
+        findings.append("a server has less than five minutes to load and warm up its models")
     if live.get("periodSeconds", 10) * live.get("failureThreshold", 3) < 60:
         findings.append("a server that is busy for a minute is killed")
     return findings
 
 
-def volumes_are_there(manifests: list[Manifest]) -> list[str]:
-    """Mounts have volumes and volumes have mounts, claims and configuration; paths lie on them."""
+def check_volumes(manifests: list[Manifest]) -> list[str]:
+    """Check that mounts, volumes, claims and ConfigMaps match, and that paths are on volumes."""
     claims = names(manifests, "PersistentVolumeClaim")
-    maps = {m["metadata"]["name"]: m["data"] for m in of_kind(manifests, "ConfigMap")}
+    maps = {m["metadata"]["name"]: m["data"] for m in select_kind(manifests, "ConfigMap")}
     findings = []
     for owner, pod in pods(manifests).items():
         volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes", [])}
@@ -173,9 +175,9 @@ def volumes_are_there(manifests: list[Manifest]) -> list[str]:
         ]
         for path in paths:
             try:
-                volume, below, _ = location(pod, container, path)
+                volume, below, _ = resolve_mount(pod, container, path)
             except LookupError:
-                findings.append(f"{owner}: {path} lies on no volume")
+                findings.append(f"{owner}: {path} is on no volume")
                 continue
             files = maps.get(volume["configMap"]["name"], {}) if "configMap" in volume else None
             if files is not None and below.removeprefix("/") not in files:
@@ -183,8 +185,8 @@ def volumes_are_there(manifests: list[Manifest]) -> list[str]:
     return findings
 
 
-def names_exist(manifests: list[Manifest]) -> list[str]:
-    """Priority classes and accounts that pods name."""
+def check_priority_classes_and_accounts(manifests: list[Manifest]) -> list[str]:
+    """Check that the priority classes and service accounts of pods exist."""
     findings = []
     for owner, pod in pods(manifests).items():
         wanted = pod["spec"].get("priorityClassName")
@@ -193,28 +195,28 @@ def names_exist(manifests: list[Manifest]) -> list[str]:
         account = pod["spec"].get("serviceAccountName")
         if account and account not in names(manifests, "ServiceAccount"):
             findings.append(f"{owner}: no service account {account}")
-    value = {m["metadata"]["name"]: m["value"] for m in of_kind(manifests, "PriorityClass")}
+    value = {m["metadata"]["name"]: m["value"] for m in select_kind(manifests, "PriorityClass")}
     if value.get("hubhead-serving", 0) <= value.get("hubhead-batch", 0):
-        findings.append("jobs go before servers")
+        findings.append("jobs have priority over servers")
     return findings
 
 
-def resources_are_requested(manifests: list[Manifest]) -> list[str]:
-    """Memory and GPUs are requested as limited (GPUs cannot be overcommitted), the CPU requested."""
+def check_resources(manifests: list[Manifest]) -> list[str]:
+    """Check that CPU is requested, and that requests equal limits for memory and GPUs."""
     findings = []
     for owner, _, container in containers(manifests):
         resources: dict[str, Any] = container.get("resources", {})
         requests, limits = resources.get("requests", {}), resources.get("limits", {})
         for resource in ("nvidia.com/gpu", "memory"):
             if requests.get(resource) != limits.get(resource):
-                findings.append(f"{owner}: {resource} requested and limited differ")
+                findings.append(f"{owner}: {resource} request and limit differ")
         if not {"cpu", "memory"} <= requests.keys():
-            findings.append(f"{owner}: {container['name']} requests too little to be placed well")
+            findings.append(f"{owner}: {container['name']} has no request for CPU or memory")
     return findings
 
 
-def pods_are_restricted(manifests: list[Manifest]) -> list[str]:
-    """The Pod Security Standard "restricted", a read-only root and no token for Kubernetes' API."""
+def check_pod_security(manifests: list[Manifest]) -> list[str]:
+    """Check the Pod Security Standard "restricted", a read-only root file system, and no API token."""
     findings = []
     for owner, pod, container in containers(manifests):
         spec = pod["spec"]
@@ -231,14 +233,14 @@ def pods_are_restricted(manifests: list[Manifest]) -> list[str]:
             and not any("hostPath" in volume for volume in spec.get("volumes", [])),
         }
         findings += [f"{owner}: {rule} does not hold" for rule, holds in secure.items() if not holds]
-    (namespace,) = of_kind(manifests, "Namespace")
+    (namespace,) = select_kind(manifests, "Namespace")
     if namespace["metadata"]["labels"].get("pod-security.kubernetes.io/enforce") != "restricted":
         findings.append("the namespace does not enforce the standard")
     return findings
 
 
-def images_are_pinned(manifests: list[Manifest]) -> list[str]:
-    """Every image has a version: ours the package's, TensorFlow Serving's one and the same."""
+def check_images(manifests: list[Manifest]) -> list[str]:
+    """Check that every image has a version: that of the package, or one version of TensorFlow Serving."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     lock = (ROOT / "requirements.txt").read_text()
     locked = {
@@ -257,27 +259,29 @@ def images_are_pinned(manifests: list[Manifest]) -> list[str]:
         if container["image"].startswith("tensorflow/serving") and not re.fullmatch(
             r"2\.\d+\.\d+(-gpu)?", tag
         ):
-            findings.append(f"{owner}: {container['image']} is none of its versions")
+            findings.append(f"{owner}: {container['image']} is not a released version")
         elif container["image"].startswith("tensorflow/serving"):
             older = int(tensorflow.split(".")[1]) - int(tag.split(".")[1])
-            if not 0 <= older <= 1:  # one older loads what this one writes: tests/integration/test_old_tensorflow.py
+            if (
+                not 0 <= older <= 1
+            ):  # one older loads what this one writes: tests/integration/test_old_tensorflow.py
                 findings.append(f"{owner}: {container['image']} serves what TensorFlow {tensorflow} wrote")
     serving = {c["image"] for _, _, c in containers(manifests) if c["name"] in ("seed", "serve")}
     if len(serving) != 1:
-        findings.append(f"the servers run from {serving}")
+        findings.append(f"the servers use the images {serving}")
     return findings
 
 
 CHECKS: list[Check] = [
-    labels_are_complete,
-    one_namespace,
-    selectors_match,
-    ports_exist,
-    addresses_exist,
-    probes_are_sound,
-    volumes_are_there,
-    names_exist,
-    resources_are_requested,
-    pods_are_restricted,
-    images_are_pinned,
+    check_kubernetes_labels,
+    check_namespace,
+    check_selectors,
+    check_ports,
+    check_addresses,
+    check_probes,
+    check_volumes,
+    check_priority_classes_and_accounts,
+    check_resources,
+    check_pod_security,
+    check_images,
 ]

@@ -1,4 +1,4 @@
-"""What holds for the model servers: their flags, files, rollouts and scaling."""
+"""Checks of the model servers: flags, configuration files, rollouts, networks and scaling."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tests.k8s.reading import (
     find,
     flags,
     is_local,
-    location,
-    of_kind,
+    read_config_files,
+    resolve_mount,
+    select_kind,
     server,
     server_flags,
-    settings_of,
 )
 
-# The flags of tensorflow_serving/model_servers/main.cc. The server says "unknown argument" of any
-# other and starts without it.
+# Flags of tensorflow_serving/model_servers/main.cc. The server logs "unknown argument" for any other flag
+# and ignores it.
 SERVER_SWITCHES = frozenset(
     re.findall(
         r"\w+",
@@ -51,7 +51,7 @@ SERVER_SETTINGS = frozenset(
 )
 
 
-def tensorflow_serving_knows_its_flags(manifests: list[Manifest]) -> list[str]:
+def check_tensorflow_serving_flags(manifests: list[Manifest]) -> list[str]:
     if is_local(manifests):
         return []
     _, container = server(manifests)
@@ -61,19 +61,19 @@ def tensorflow_serving_knows_its_flags(manifests: list[Manifest]) -> list[str]:
     for arg in container["args"]:
         name, equals, _ = arg.removeprefix("--").partition("=")
         if not arg.startswith("--") or name not in (SERVER_SETTINGS if equals else SERVER_SWITCHES):
-            findings.append(f"{arg} is no flag of the server, or lacks its value")
+            findings.append(f"{arg} is not a flag of the server, or has no value")
     given = server_flags(manifests)
     if "batching_parameters_file" in given and "enable_batching" not in given:
-        findings.append("the server refuses to start: a batching file without batching")
+        findings.append("the server does not start: a batching file without batching")
     return findings
 
 
-def labels_can_move(manifests: list[Manifest]) -> list[str]:
-    """The server reads the file that promotions write, and starts where its labels are ahead of it."""
+def check_labels_can_move(manifests: list[Manifest]) -> list[str]:
+    """Check that the server polls the file that promotions write, and accepts labels of unloaded versions."""
     given = server_flags(manifests)
     findings = []
     if not 0 < float(given.get("model_config_file_poll_wait_seconds", 0)) <= 60:
-        findings.append("does not read model.config again")
+        findings.append("does not poll model.config")
     if "allow_version_labels_for_unavailable_models" not in given:
         findings.append("cannot start with labels")
     written = {
@@ -85,19 +85,19 @@ def labels_can_move(manifests: list[Manifest]) -> list[str]:
         findings.append(f"reads {given.get('model_config_file')}, promotions write {written}")
     seed = next(c for _, _, c in containers(manifests) if c["name"] == "seed")
     if f'ln "/models/.$HOSTNAME" {given.get("model_config_file")}' not in seed["args"][0]:
-        findings.append("nobody makes the first model.config")
+        findings.append("nothing creates the first model.config")
     return findings
 
 
-def files_parse(manifests: list[Manifest]) -> list[str]:
-    """As the messages that the server reads them as; session.config has a test of its own."""
+def check_config_files_parse(manifests: list[Manifest]) -> list[str]:
+    """Check that the configuration files parse as the server's messages; session.config has its own test."""
     messages = {
         "model.config": protos.ModelServerConfig,
         "batching_parameters.txt": protos.BatchingParameters,
         "monitoring.config": protos.MonitoringConfig,
     }
     findings = []
-    for name, text in settings_of(manifests).items():
+    for name, text in read_config_files(manifests).items():
         try:
             message: Any = text_format.Parse(text, messages[name]()) if name in messages else None
         except text_format.ParseError as error:
@@ -108,9 +108,9 @@ def files_parse(manifests: list[Manifest]) -> list[str]:
     return findings
 
 
-def models_agree(manifests: list[Manifest]) -> list[str]:
-    """One model, where the servers, the jobs and the probe look for it."""
-    config: Any = text_format.Parse(settings_of(manifests)["model.config"], protos.ModelServerConfig())
+def check_models_agree(manifests: list[Manifest]) -> list[str]:
+    """Check that servers, jobs and probes use the same model and the same base path."""
+    config: Any = text_format.Parse(read_config_files(manifests)["model.config"], protos.ModelServerConfig())
     models = list(config.model_config_list.config)
     if [(model.name, model.model_platform) for model in models] != [("food", "tensorflow")]:
         return [f"model.config has {[model.name for model in models]}"]
@@ -121,49 +121,48 @@ def models_agree(manifests: list[Manifest]) -> list[str]:
     base = models[0].base_path
     if base.startswith("gs://"):
         if float(server_flags(manifests).get("file_system_poll_wait_seconds", 1)) < 30:
-            findings.append("asks a bucket every second, which costs")
-    elif "persistentVolumeClaim" in location(pod, container, base)[0]:
+            findings.append("lists a bucket every second, which is expensive")
+    elif "persistentVolumeClaim" in resolve_mount(pod, container, base)[0]:
         for owner, other, job in containers(manifests):
             given = flags(arguments(job))
             for flag in {"model_base_path", "live", "model"} & given.keys():
-                there = location(other, job, given[flag])
-                if there[:2] != location(pod, container, base)[:2]:
-                    findings.append(f"{owner}: --{flag}={given[flag]} is not where the servers look")
+                there = resolve_mount(other, job, given[flag])
+                if there[:2] != resolve_mount(pod, container, base)[:2]:
+                    findings.append(f"{owner}: --{flag}={given[flag]} is not the base path of the servers")
     for owner, _, job in containers(manifests):
         if flags(arguments(job)).get("model_name", "food") != "food":
-            findings.append(f"{owner}: asks for another model")
+            findings.append(f"{owner}: uses another model name")
     return findings
 
 
-def batching_fits_the_bundle(manifests: list[Manifest]) -> list[str]:
-    """Batches have the sizes that bundles are warmed for, and the server threads enough to fill them.
+def check_batching(manifests: list[Manifest]) -> list[str]:
+    """Check that batch sizes are those of the warm-up, and that there are enough threads to fill batches.
 
-    A thread of the server waits with each request, so it needs one for each that a batch may hold.
+    Each waiting request occupies a thread of the server, so it needs one per row that batches may hold.
     """
     if is_local(manifests):
         return []
     batching: Any = text_format.Parse(
-        settings_of(manifests)["batching_parameters.txt"], protos.BatchingParameters()
+        read_config_files(manifests)["batching_parameters.txt"], protos.BatchingParameters()
     )
     findings = []
     if tuple(batching.allowed_batch_sizes) != contract.WARMUP_BATCH_SIZES:
-        findings.append(f"allows {batching.allowed_batch_sizes}, warmed for {contract.WARMUP_BATCH_SIZES}")
+        findings.append(f"allows {batching.allowed_batch_sizes}, warmed up for {contract.WARMUP_BATCH_SIZES}")
     if batching.max_batch_size.value != max(batching.allowed_batch_sizes, default=0):
-        findings.append("the server refuses to start: the last allowed size must be max_batch_size")
+        findings.append("the server does not start: the last allowed size must be max_batch_size")
     batches = batching.num_batch_threads.value + batching.max_enqueued_batches.value
     if int(server_flags(manifests).get("grpc_max_threads", 0)) < batches * batching.max_batch_size.value:
         findings.append(f"too few threads for {batches} batches of {batching.max_batch_size.value}")
     _, container = server(manifests)
     if str(batching.num_batch_threads.value) != container["resources"]["requests"]["cpu"]:
-        findings.append("a batch thread for each requested CPU")
+        findings.append("num_batch_threads must equal the requested CPUs")
     return findings
 
 
-def servers_drain(manifests: list[Manifest]) -> list[str]:
-    """Clients leave a server before it is killed.
+def check_servers_drain(manifests: list[Manifest]) -> list[str]:
+    """Check that clients leave a server before it is killed.
 
-    A client's connection ends at its age, which gRPC varies by a tenth; only then does it look for
-    other servers.
+    A client discovers other servers when its connection reaches its maximum age, which gRPC varies by 10 %.
     """
     pod, container = server(manifests)
     age = re.search(
@@ -174,21 +173,23 @@ def servers_drain(manifests: list[Manifest]) -> list[str]:
     grace = pod["spec"].get("terminationGracePeriodSeconds", 30)
     if leaving < waiting < grace:
         return []
-    return [f"clients leave within {leaving} s, preStop waits {waiting} s, the kill comes after {grace} s"]
+    return [
+        f"clients reconnect within {leaving} s, preStop waits {waiting} s, the kill comes after {grace} s"
+    ]
 
 
-def rollouts_end(manifests: list[Manifest]) -> list[str]:
-    """A rollout gets on, and never leaves nobody to answer."""
+def check_rollouts(manifests: list[Manifest]) -> list[str]:
+    """Check that a rollout can make progress, and that it always leaves a server running."""
     spec = find(manifests, "Deployment", "hubhead-serving")["spec"]
     rolling = spec["strategy"]["rollingUpdate"]
     surge, unavailable = rolling["maxSurge"], rolling["maxUnavailable"]
     replicas = spec.get("replicas", 2)
     findings = []
     if surge == 0 and unavailable == 0:
-        findings.append("no server may end and none may be added")
+        findings.append("no server may be stopped and none may be added")
     if unavailable >= replicas:
-        findings.append(f"all {replicas} servers may be away at once")
-    for budget in of_kind(manifests, "PodDisruptionBudget"):
+        findings.append(f"all {replicas} servers may be unavailable at once")
+    for budget in select_kind(manifests, "PodDisruptionBudget"):
         away = budget["spec"].get("maxUnavailable", replicas - budget["spec"].get("minAvailable", 0))
         if away < 1:
             findings.append("nodes can never be drained")
@@ -201,9 +202,9 @@ def rollouts_end(manifests: list[Manifest]) -> list[str]:
     return findings
 
 
-def services_are_of_their_kind(manifests: list[Manifest]) -> list[str]:
-    """gRPC clients see every server, REST clients one address, promotions also who is not ready."""
-    specs = {m["metadata"]["name"]: m["spec"] for m in of_kind(manifests, "Service")}
+def check_services(manifests: list[Manifest]) -> list[str]:
+    """Check the services: headless for gRPC, one address for REST, unready servers for promotions."""
+    specs = {m["metadata"]["name"]: m["spec"] for m in select_kind(manifests, "Service")}
     found = {
         name: (spec.get("clusterIP") == "None", spec.get("publishNotReadyAddresses", False))
         for name, spec in specs.items()
@@ -213,17 +214,17 @@ def services_are_of_their_kind(manifests: list[Manifest]) -> list[str]:
         "hubhead-serving-control": (True, True),
         "hubhead-serving-rest": (False, False),
     }
-    return [] if found == wanted else [f"services (headless, also who is not ready): {found}"]
+    return [] if found == wanted else [f"services (headless, publishes unready servers): {found}"]
 
 
-def networks_are_closed(manifests: list[Manifest]) -> list[str]:
-    policies = {m["metadata"]["name"]: m["spec"] for m in of_kind(manifests, "NetworkPolicy")}
+def check_network_policies(manifests: list[Manifest]) -> list[str]:
+    policies = {m["metadata"]["name"]: m["spec"] for m in select_kind(manifests, "NetworkPolicy")}
     findings = []
     if policies.get("hubhead-closed") != {"podSelector": {}, "policyTypes": ["Ingress"]}:
-        findings.append("pods are open to everybody")
+        findings.append("pods accept traffic from anywhere")
     serving = policies.get("hubhead-serving", {})
     if "Egress" not in serving.get("policyTypes", []) or serving.get("egress"):
-        findings.append("servers may call anybody")
+        findings.append("servers have unrestricted egress")
     sources = [
         source
         for policy in policies.values()
@@ -231,38 +232,38 @@ def networks_are_closed(manifests: list[Manifest]) -> list[str]:
         for source in rule.get("from", [{}])
     ]
     if any(source == {} or source.get("namespaceSelector") == {} for source in sources):
-        findings.append("a rule lets everybody in")
+        findings.append("a rule allows traffic from anywhere")
     return findings
 
 
-def gpus_are_used(manifests: list[Manifest]) -> list[str]:
-    """An image for GPUs, a GPU, and what goes with it; or none of it."""
+def check_gpus(manifests: list[Manifest]) -> list[str]:
+    """Check that image, GPU request, toleration, memory growth and kernel cache are all set, or none."""
     pod, container = server(manifests)
     gpus = container["resources"].get("limits", {}).get("nvidia.com/gpu")
     given = server_flags(manifests)
-    session = settings_of(manifests).get("session.config", "")
+    session = read_config_files(manifests).get("session.config", "")
     environment = {env["name"]: env["value"] for env in container.get("env", [])}
     cache = environment.get("CUDA_CACHE_PATH")
-    signs = {
+    settings = {
         "a GPU": gpus == "1",
         "the image for GPUs": container["image"].endswith("-gpu"),
         "a toleration": any(t.get("key") == "nvidia.com/gpu" for t in pod["spec"].get("tolerations", [])),
-        "memory as it is needed": "tensorflow_session_config_file" in given
+        "memory growth": "tensorflow_session_config_file" in given
         and re.search(r"^gpu_options\s*{\s*allow_growth:\s*true\s*}", session, re.MULTILINE) is not None,
-        "a cache for kernels": bool(cache) and location(pod, container, cache or "")[2],
+        "a cache for kernels": bool(cache) and resolve_mount(pod, container, cache or "")[2],
     }
-    if all(signs.values()) or not any(signs.values()):
+    if all(settings.values()) or not any(settings.values()):
         return []
-    return [f"lacks {[sign for sign, there in signs.items() if not there]}, and has the rest"]
+    return [f"lacks {[setting for setting, there in settings.items() if not there]}, and has the rest"]
 
 
-def scaling_is_sound(manifests: list[Manifest]) -> list[str]:
-    """One says how many servers there are: the Deployment, or what scales it by the time in the queue."""
+def check_scaling(manifests: list[Manifest]) -> list[str]:
+    """Check that either the Deployment or a scaler by queueing time sets the number of servers."""
     given = "replicas" in find(manifests, "Deployment", "hubhead-serving")["spec"]
-    scalers = of_kind(manifests, "HorizontalPodAutoscaler", "ScaledObject")
+    scalers = select_kind(manifests, "HorizontalPodAutoscaler", "ScaledObject")
     findings = []
     if given is bool(scalers):
-        findings.append("both or none of the Deployment and a scaler say how many servers there are")
+        findings.append("both or neither of the Deployment and a scaler set the number of servers")
     for scaler in scalers:
         spec = scaler["spec"]
         target = spec["scaleTargetRef"]
@@ -275,20 +276,20 @@ def scaling_is_sound(manifests: list[Manifest]) -> list[str]:
         for trigger in spec.get("triggers", []):
             query = trigger["metadata"]["query"]
             if ":batching_session:queuing_latency_sum" not in query or "clamp_min" not in query:
-                findings.append("does not scale by the time in the queue, or divides by zero")
+                findings.append("does not scale by the queueing time, or divides by zero")
     return findings
 
 
 CHECKS: list[Check] = [
-    tensorflow_serving_knows_its_flags,
-    labels_can_move,
-    files_parse,
-    models_agree,
-    batching_fits_the_bundle,
-    servers_drain,
-    rollouts_end,
-    services_are_of_their_kind,
-    networks_are_closed,
-    gpus_are_used,
-    scaling_is_sound,
+    check_tensorflow_serving_flags,
+    check_labels_can_move,
+    check_config_files_parse,
+    check_models_agree,
+    check_batching,
+    check_servers_drain,
+    check_rollouts,
+    check_services,
+    check_network_policies,
+    check_gpus,
+    check_scaling,
 ]

@@ -1,4 +1,4 @@
-"""Ways to break the manifests, each of them one that an editor slips into."""
+"""Mutations of the manifests: realistic mistakes that the checks must find."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.k8s.reading import Manifest, find, job_specs, of_kind, server
+from tests.k8s.reading import Manifest, find, get_job_specs, select_kind, server
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """One mistake.
+    """One mistake in the manifests.
 
     Attributes:
-        name: what is wrong.
-        change: makes it so, in a variant's manifests.
-        variant: the one that it is made in.
-        caught: whether a check or a schema is known to see it.
+        name: description of the mistake.
+        change: makes the mistake in the manifests of a variant.
+        variant: variant that is changed.
+        caught: True if a check or a schema is known to find it.
     """
 
     name: str
@@ -27,42 +27,42 @@ class Mutation:
 
 
 def spec_of(manifests: list[Manifest], kind: str, name: str = "hubhead-serving") -> Manifest:
-    """The spec of a resource, by default of the servers'."""
+    """Return the spec of a resource; by default that of the servers."""
     spec: Manifest = find(manifests, kind, name)["spec"]
     return spec
 
 
 def swap(a_container: Manifest, old: str, new: str | None) -> None:
-    """Another argument in place of one; None: none."""
+    """Replace an argument; None deletes it."""
     args = a_container["args"]
-    place = args.index(old)
-    args[place : place + 1] = [] if new is None else [new]
+    position = args.index(old)
+    args[position : position + 1] = [] if new is None else [new]
 
 
 def serve(manifests: list[Manifest]) -> Manifest:
-    """The model server's container."""
+    """Return the container of the model server."""
     return server(manifests)[1]
 
 
 def pod_of_server(manifests: list[Manifest]) -> Manifest:
-    """The spec of its pod."""
+    """Return the pod spec of the model server."""
     spec: Manifest = server(manifests)[0]["spec"]
     return spec
 
 
 def job(manifests: list[Manifest], name: str) -> Any:
-    """The spec of a job."""
-    return job_specs(manifests)[f"hubhead-{name}"]
+    """Return the spec of a job."""
+    return get_job_specs(manifests)[f"hubhead-{name}"]
 
 
 def edit(manifests: list[Manifest], file: str, old: str, new: str) -> None:
-    """Another text in a file of a ConfigMap."""
-    data = next(m["data"] for m in of_kind(manifests, "ConfigMap") if file in m["data"])
+    """Replace text in a file of a ConfigMap."""
+    data = next(m["data"] for m in select_kind(manifests, "ConfigMap") if file in m["data"])
     assert old in data[file], f"{file} has no {old}"
     data[file] = data[file].replace(old, new)
 
 
 def fail_rule(manifests: list[Manifest], name: str) -> Any:
-    """When a job fails at once, by its container's exit code."""
+    """Return the exit code rule by which a job fails without a retry."""
     rules = job(manifests, name)["podFailurePolicy"]["rules"]
     return next(rule for rule in rules if rule["action"].startswith("Fail"))["onExitCodes"]

@@ -1,4 +1,4 @@
-"""Mistakes in the jobs."""
+"""Mutations of the jobs."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from tests.k8s.reading import container
 
 JOBS = [
     Mutation(
-        "a command that is none",
+        "an unknown command",
         lambda m: container(m, "hubhead-score", "score").update(command=["hubhead", "scores"]),
     ),
     Mutation(
-        "a flag of ours is mistyped",
+        "a mistyped flag of hubhead",
         lambda m: swap(container(m, "hubhead-score", "score"), "--overwrite", "--overwite"),
     ),
     Mutation(
-        "a share of rejected photos that is none",
+        "an invalid --max_rejected",
         lambda m: swap(container(m, "hubhead-score", "score"), "--max_rejected=5%", "--max_rejected=five"),
     ),
     Mutation(
-        "a flag that is required is missing",
+        "a missing required flag",
         lambda m: swap(container(m, "hubhead-score", "score"), "--output=/scores/food", None),
     ),
     Mutation(
-        "an output outside of every volume",
+        "an output outside all volumes",
         lambda m: swap(container(m, "hubhead-score", "score"), "--output=/scores/food", "--output=/results"),
     ),
     Mutation(
-        "scores onto a read-only mount",
+        "scores on a read-only mount",
         lambda m: next(
             v for v in container(m, "hubhead-score", "score")["volumeMounts"] if v["name"] == "scores"
         ).update(readOnly=True),
     ),
     Mutation(
-        "a verdict on something else",
+        "a verdict on another bundle",
         lambda m: swap(
             container(m, "hubhead-train", "validate"),
             "--bundle=/models/candidates/food",
@@ -49,7 +49,7 @@ JOBS = [
         ),
     ),
     Mutation(
-        "promotion goes past the gate",
+        "a promotion without its promote step",
         lambda m: job(m, "promote")["template"]["spec"].update(initContainers=[]),
     ),
     Mutation(
@@ -57,7 +57,7 @@ JOBS = [
         lambda m: swap(container(m, "hubhead-canary", "promote"), "--label=canary", "--label=stable"),
     ),
     Mutation(
-        "a promotion asks nobody",
+        "a promotion with an unknown server",
         lambda m: swap(
             container(m, "hubhead-promote", "promote"),
             "--server=dns:///hubhead-serving-control:8500",
@@ -68,32 +68,34 @@ JOBS = [
         "a promotion of another model",
         lambda m: swap(container(m, "hubhead-promote", "promote"), "--model_name=food", "--model_name=birds"),
     ),
-    Mutation("tried again after wrong usage", lambda m: fail_rule(m, "score").update(values=[3])),
+    Mutation("retried after a usage error", lambda m: fail_rule(m, "score").update(values=[3])),
     Mutation(
         "a failure policy for another container",
         lambda m: fail_rule(m, "train").update(containerName="trainer"),
     ),
-    Mutation("a drained node is a failure", lambda m: job(m, "score")["podFailurePolicy"]["rules"].pop(0)),
     Mutation(
-        "restarted in its pod",
+        "a drained node counts as a failure", lambda m: job(m, "score")["podFailurePolicy"]["rules"].pop(0)
+    ),
+    Mutation(
+        "restartPolicy OnFailure",
         lambda m: job(m, "score")["template"]["spec"].update(restartPolicy="OnFailure"),
     ),
-    Mutation("a job without an end", lambda m: job(m, "score").pop("activeDeadlineSeconds")),
+    Mutation("a job without a deadline", lambda m: job(m, "score").pop("activeDeadlineSeconds")),
     Mutation("jobs that are never cleaned up", lambda m: job(m, "score").pop("ttlSecondsAfterFinished")),
     Mutation(
         "a schedule at the 25th hour",
         lambda m: spec_of(m, "CronJob", "hubhead-score").update(schedule="15 25 * * *"),
     ),
     Mutation(
-        "two runs at once", lambda m: spec_of(m, "CronJob", "hubhead-score").update(concurrencyPolicy="Allow")
+        "concurrent runs", lambda m: spec_of(m, "CronJob", "hubhead-score").update(concurrencyPolicy="Allow")
     ),
     Mutation("no time zone", lambda m: spec_of(m, "CronJob", "hubhead-score").pop("timeZone")),
     Mutation(
         "a rollback every Sunday", lambda m: spec_of(m, "CronJob", "hubhead-rollback").update(suspend=False)
     ),
-    Mutation("fewer pods than shares", lambda m: job(m, "score").update(completions=4), "score-indexed"),
+    Mutation("fewer pods than shards", lambda m: job(m, "score").update(completions=4), "score-indexed"),
     Mutation(
-        "all shares into one output",
+        "all shards into one output",
         lambda m: swap(
             container(m, "hubhead-score", "score"),
             "--output=/scores/food/$(JOB_COMPLETION_INDEX)",
@@ -119,7 +121,7 @@ JOBS = [
         "flink",
     ),
     Mutation(
-        "a job server that ends with nobody",
+        "a job server that is not a sidecar",
         lambda m: container(m, "hubhead-score", "job-server").pop("restartPolicy"),
         "flink",
     ),
@@ -133,7 +135,7 @@ JOBS = [
         "flink",
     ),
     Mutation(
-        "workers that see no photos",
+        "workers without the photos volume",
         lambda m: spec_of(m, "FlinkDeployment", "hubhead-flink")["taskManager"]["podTemplate"]["spec"][
             "containers"
         ][0]["volumeMounts"].pop(0),

@@ -1,9 +1,9 @@
-"""Mistakes in any pod, and in what pods name."""
+"""Mutations of pods and of the resources that they name."""
 
 from __future__ import annotations
 
 from tests.k8s.mutations import Mutation, job, pod_of_server, serve
-from tests.k8s.reading import container, find, of_kind
+from tests.k8s.reading import container, find, select_kind
 
 PODS = [
     Mutation(
@@ -14,15 +14,13 @@ PODS = [
         "a resource in another namespace",
         lambda m: find(m, "CronJob", "hubhead-score")["metadata"].update(namespace="default"),
     ),
-    Mutation(
-        "a claim that nobody made", lambda m: m.remove(find(m, "PersistentVolumeClaim", "hubhead-scores"))
-    ),
+    Mutation("a missing claim", lambda m: m.remove(find(m, "PersistentVolumeClaim", "hubhead-scores"))),
     Mutation("a mount without its volume", lambda m: serve(m)["volumeMounts"][0].update(name="model")),
     Mutation(
-        "a file that the ConfigMap lacks",
-        lambda m: next(d["data"] for d in of_kind(m, "ConfigMap") if "monitoring.config" in d["data"]).pop(
-            "monitoring.config"
-        ),
+        "a file missing from the ConfigMap",
+        lambda m: next(
+            d["data"] for d in select_kind(m, "ConfigMap") if "monitoring.config" in d["data"]
+        ).pop("monitoring.config"),
     ),
     Mutation(
         "a ConfigMap of another name",
@@ -31,14 +29,13 @@ PODS = [
         ),
     ),
     Mutation(
-        "a temporary volume without a bound",
+        "a temporary volume without a size limit",
         lambda m: next(v for v in pod_of_server(m)["volumes"] if v["name"] == "tmp").update(emptyDir={}),
     ),
+    Mutation("an unknown priority class", lambda m: pod_of_server(m).update(priorityClassName="high")),
     Mutation(
-        "a priority class that nobody made", lambda m: pod_of_server(m).update(priorityClassName="high")
-    ),
-    Mutation(
-        "jobs go before servers", lambda m: find(m, "PriorityClass", "hubhead-batch").update(value=1000000)
+        "jobs with priority over servers",
+        lambda m: find(m, "PriorityClass", "hubhead-batch").update(value=1000000),
     ),
     Mutation("memory limited but not requested", lambda m: serve(m)["resources"]["requests"].pop("memory")),
     Mutation(
@@ -46,16 +43,16 @@ PODS = [
         lambda m: container(m, "hubhead-train", "train")["resources"]["requests"].pop("cpu"),
     ),
     Mutation(
-        "a quantity that is none",
+        "an invalid quantity",
         lambda m: container(m, "hubhead-train", "train")["resources"]["requests"].update(cpu=True),
     ),
     Mutation("runs as root", lambda m: pod_of_server(m)["securityContext"].update(runAsUser=0)),
     Mutation(
-        "a root file system that can be written",
+        "a writable root file system",
         lambda m: container(m, "hubhead-train", "train")["securityContext"].pop("readOnlyRootFilesystem"),
     ),
     Mutation(
-        "a volume that its user cannot write",
+        "a volume without fsGroup",
         lambda m: job(m, "train")["template"]["spec"]["securityContext"].pop("fsGroup"),
     ),
     Mutation(
@@ -63,7 +60,7 @@ PODS = [
         lambda m: job(m, "score")["template"]["spec"].pop("automountServiceAccountToken"),
     ),
     Mutation(
-        "an image that was not built yet",
+        "an image of another version",
         lambda m: container(m, "hubhead-score", "score").update(image="hubhead:99"),
     ),
     Mutation("an image without a version", lambda m: serve(m).update(image="tensorflow/serving")),
@@ -75,7 +72,7 @@ PODS = [
         ],
     ),
     Mutation(
-        "a registry that is not there",
+        "an unreachable registry",
         lambda m: job(m, "train")["template"]["spec"]["containers"][0].update(
             image="registry.invalid/hubhead:0.1.0"
         ),

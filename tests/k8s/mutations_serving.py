@@ -1,4 +1,4 @@
-"""Mistakes in what serves."""
+"""Mutations of the model servers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SERVING = [
         ),
     ),
     Mutation(
-        "a budget selects the jobs too",
+        "a disruption budget that selects the jobs too",
         lambda m: spec_of(m, "PodDisruptionBudget").update(
             selector={"matchLabels": {"app.kubernetes.io/part-of": "hubhead"}}
         ),
     ),
     Mutation(
-        "a budget that lets no node drain",
+        "a disruption budget that prevents draining",
         lambda m: spec_of(m, "PodDisruptionBudget").update(maxUnavailable=0),
     ),
     Mutation(
@@ -33,7 +33,7 @@ SERVING = [
         lambda m: spec_of(m, "Service", "hubhead-serving-grpc").pop("clusterIP"),
     ),
     Mutation(
-        "callers are sent to servers that are not ready",
+        "callers reach unready servers",
         lambda m: spec_of(m, "Service", "hubhead-serving-grpc").update(publishNotReadyAddresses=True),
     ),
     Mutation(
@@ -41,7 +41,7 @@ SERVING = [
         lambda m: spec_of(m, "Service", "hubhead-serving-control").pop("publishNotReadyAddresses"),
     ),
     Mutation(
-        "a probe asks a port where nobody listens",
+        "a probe of an unused port",
         lambda m: serve(m)["livenessProbe"]["grpc"].update(port=8502),
     ),
     Mutation(
@@ -53,10 +53,10 @@ SERVING = [
         "ready without a stable version",
         lambda m: serve(m)["readinessProbe"]["httpGet"].update(path="/v1/models/food"),
     ),
-    Mutation("ready whatever happens", lambda m: serve(m).pop("readinessProbe")),
-    Mutation("the server listens elsewhere", lambda m: swap(serve(m), "--port=8500", "--port=9000")),
+    Mutation("no readiness probe", lambda m: serve(m).pop("readinessProbe")),
+    Mutation("the server listens on another port", lambda m: swap(serve(m), "--port=8500", "--port=9000")),
     Mutation(
-        "the server answers no probe", lambda m: swap(serve(m), "--enable_grpc_healthcheck_service", None)
+        "the health service is disabled", lambda m: swap(serve(m), "--enable_grpc_healthcheck_service", None)
     ),
     Mutation("a flag is mistyped", lambda m: swap(serve(m), "--enable_batching", "--enable_batch")),
     Mutation(
@@ -65,13 +65,13 @@ SERVING = [
         "local",
     ),
     Mutation(
-        "a flag of the local server has no such value",
+        "an invalid value of a flag of the local server",
         lambda m: swap(serve(m), "--port=8500", "--port=grpc"),
         "local",
     ),
     Mutation("a batching file without batching", lambda m: swap(serve(m), "--enable_batching", None)),
     Mutation(
-        "the entrypoint in place of the binary",
+        "the entrypoint instead of the binary",
         lambda m: serve(m).update(command=["/usr/bin/tf_serving_entrypoint.sh"]),
     ),
     Mutation(
@@ -83,32 +83,32 @@ SERVING = [
         lambda m: swap(serve(m), "--allow_version_labels_for_unavailable_models", None),
     ),
     Mutation(
-        "the server reads the first model.config for ever",
+        "the server never reads promotions",
         lambda m: swap(
             serve(m),
             "--model_config_file=/models/model.config",
             "--model_config_file=/etc/tensorflow-serving/model.config",
         ),
     ),
-    Mutation("connections never end", lambda m: swap(serve(m), AGE, None)),
+    Mutation("no maximum connection age", lambda m: swap(serve(m), AGE, None)),
     Mutation("connections outlive preStop", lambda m: swap(serve(m), AGE, AGE + "0")),
     Mutation(
-        "the kill comes before preStop is over",
+        "grace period shorter than preStop",
         lambda m: pod_of_server(m).update(terminationGracePeriodSeconds=30),
     ),
     Mutation("no preStop", lambda m: serve(m).pop("lifecycle")),
     Mutation(
-        "grace in a mistyped field",
+        "a mistyped grace period field",
         lambda m: pod_of_server(m).update(
             terminationGracePeriod=pod_of_server(m).pop("terminationGracePeriodSeconds")
         ),
     ),
     Mutation(
-        "a rollout that cannot move",
+        "a rollout without surge and without unavailable servers",
         lambda m: spec_of(m, "Deployment")["strategy"]["rollingUpdate"].update(maxSurge=0),
     ),
     Mutation(
-        "all servers away in a rollout",
+        "all servers unavailable in a rollout",
         lambda m: spec_of(m, "Deployment")["strategy"]["rollingUpdate"].update(maxUnavailable=2),
     ),
     Mutation("all servers on one node", lambda m: pod_of_server(m).pop("topologySpreadConstraints")),
@@ -119,7 +119,7 @@ SERVING = [
         ),
     ),
     Mutation(
-        "a batch size that no bundle is warmed for",
+        "a batch size without warm-up",
         lambda m: edit(
             m, "batching_parameters.txt", "allowed_batch_sizes: 16\n", "allowed_batch_sizes: 24\n"
         ),
@@ -139,13 +139,14 @@ SERVING = [
         lambda m: edit(m, "batching_parameters.txt", "batch_timeout_micros", "batch_timeout_ms"),
     ),
     Mutation(
-        "model.config is torn", lambda m: edit(m, "model.config", "model_config_list {", "model_config_list")
+        "a damaged model.config",
+        lambda m: edit(m, "model.config", "model_config_list {", "model_config_list"),
     ),
     Mutation(
-        "the servers look elsewhere than promotions",
+        "servers and promotions use different base paths",
         lambda m: edit(m, "model.config", "/models/food", "/models/birds"),
     ),
-    Mutation("another name of the model", lambda m: edit(m, "model.config", '"food"', '"foods"')),
+    Mutation("another model name", lambda m: edit(m, "model.config", '"food"', '"foods"')),
     Mutation("metrics are off", lambda m: edit(m, "monitoring.config", "enable: true", "enable: false")),
     Mutation(
         "a GPU limited but not requested",
@@ -153,7 +154,7 @@ SERVING = [
         "gpu",
     ),
     Mutation(
-        "the image for GPUs without one",
+        "the GPU image without a GPU",
         lambda m: [part.pop("nvidia.com/gpu") for part in serve(m)["resources"].values()],
         "gpu",
     ),
@@ -163,14 +164,14 @@ SERVING = [
         "gpu",
     ),
     Mutation(
-        "a cache of kernels that cannot be written",
+        "a read-only kernel cache",
         lambda m: next(v for v in serve(m)["volumeMounts"] if v["name"] == "cuda-cache").update(
             readOnly=True
         ),
         "gpu",
     ),
     Mutation(
-        "a surge where no GPU is to spare",
+        "a surge without a spare GPU",
         lambda m: spec_of(m, "Deployment")["strategy"]["rollingUpdate"].update(maxSurge=1, maxUnavailable=0),
         "gpu-scarce",
         caught=False,
@@ -180,14 +181,16 @@ SERVING = [
         lambda m: [part.update(memory="512Mi") for part in serve(m)["resources"].values()],
         caught=False,
     ),
-    Mutation("servers open to everybody", lambda m: m.remove(find(m, "NetworkPolicy", "hubhead-closed"))),
     Mutation(
-        "a policy for a port that is none",
+        "servers accept traffic from anywhere", lambda m: m.remove(find(m, "NetworkPolicy", "hubhead-closed"))
+    ),
+    Mutation(
+        "a policy for an unknown port",
         lambda m: spec_of(m, "NetworkPolicy")["ingress"][0]["ports"][0].update(port="http"),
     ),
-    Mutation("servers may call anybody", lambda m: spec_of(m, "NetworkPolicy").update(egress=[{}])),
+    Mutation("servers with unrestricted egress", lambda m: spec_of(m, "NetworkPolicy").update(egress=[{}])),
     Mutation(
-        "an autoscaler of nothing",
+        "an autoscaler of an unknown deployment",
         lambda m: spec_of(m, "HorizontalPodAutoscaler")["scaleTargetRef"].update(name="serving"),
         "autoscaling",
     ),

@@ -1,4 +1,4 @@
-"""What kustomize makes of k8s/, and how to find one's way in it."""
+"""Build the manifests of k8s/ with kustomize, and helpers to read them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ K8S = ROOT / "k8s"
 
 Manifest = dict[str, Any]
 Check = Callable[[list[Manifest]], list[str]]
-"""From the manifests of one overlay to what is wrong with them."""
+"""Function from the manifests of one variant to its findings."""
 
 needs_builder = pytest.mark.needs("kubectl|kustomize")
 
@@ -33,14 +33,14 @@ COMPONENTS = {
     "storage-s3": "cpu",
     "score-indexed": "cpu",
 }
-"""Each component, and an overlay that it is tried on."""
+"""Each component and the overlay that it is tested on."""
 
 VARIANTS = (*OVERLAYS, *COMPONENTS)
-"""Everything that is built and checked."""
+"""All variants that are built and checked: overlays, and components on an overlay."""
 
 
 def kustomize(directory: Path) -> subprocess.CompletedProcess[str]:
-    """Build a directory."""
+    """Build a directory with kustomize or kubectl."""
     builder = ["kustomize", "build"] if shutil.which("kustomize") else ["kubectl", "kustomize"]
     return subprocess.run(
         [*builder, str(directory)], capture_output=True, text=True, timeout=600, check=False
@@ -48,16 +48,16 @@ def kustomize(directory: Path) -> subprocess.CompletedProcess[str]:
 
 
 @functools.cache
-def built(variant: str) -> str:
-    """The YAML of an overlay, or of an overlay with a component; the pods beside them are with each.
+def build_yaml(variant: str) -> str:
+    """Build the YAML of a variant, together with the separate pods (loader and toolbox).
 
     Raises:
-        AssertionError: it does not build, or not without a word.
+        AssertionError: the build fails or prints a warning.
     """
     if variant in OVERLAYS:
         done = kustomize(K8S / "overlays" / variant)
     else:
-        with tempfile.TemporaryDirectory() as top:  # kustomize wants relative paths
+        with tempfile.TemporaryDirectory() as top:  # kustomize requires relative paths
             shutil.copytree(K8S, Path(top) / "k8s")
             directory = Path(top) / "with"
             directory.mkdir()
@@ -71,37 +71,39 @@ def built(variant: str) -> str:
     return "\n---\n".join([done.stdout, *beside])
 
 
-def manifests_of(variant: str) -> list[Manifest]:
-    """A variant's manifests, to be changed at will."""
-    return list(yaml.load_all(built(variant), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+def load_manifests(variant: str) -> list[Manifest]:
+    """Return a fresh copy of the manifests of a variant, which may be changed."""
+    return list(yaml.load_all(build_yaml(variant), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
 def find(manifests: list[Manifest], kind: str, name: str) -> Manifest:
     return next(m for m in manifests if m["kind"] == kind and m["metadata"]["name"] == name)
 
 
-def of_kind(manifests: list[Manifest], *kinds: str) -> list[Manifest]:
+def select_kind(manifests: list[Manifest], *kinds: str) -> list[Manifest]:
     return [m for m in manifests if m["kind"] in kinds]
 
 
 def names(manifests: list[Manifest], kind: str) -> set[str]:
-    return {m["metadata"]["name"] for m in of_kind(manifests, kind)}
+    return {m["metadata"]["name"] for m in select_kind(manifests, kind)}
 
 
-def job_specs(manifests: list[Manifest]) -> dict[str, Manifest]:
-    """The spec of the Job of every CronJob, by its name."""
-    return {m["metadata"]["name"]: m["spec"]["jobTemplate"]["spec"] for m in of_kind(manifests, "CronJob")}
+def get_job_specs(manifests: list[Manifest]) -> dict[str, Manifest]:
+    """Return the job spec of each CronJob, by name."""
+    return {
+        m["metadata"]["name"]: m["spec"]["jobTemplate"]["spec"] for m in select_kind(manifests, "CronJob")
+    }
 
 
 def pods(manifests: list[Manifest]) -> dict[str, Manifest]:
-    """Every pod or pod template that hubhead states in full, by the name of its owner."""
-    templates = {m["metadata"]["name"]: m["spec"]["template"] for m in of_kind(manifests, "Deployment")}
-    templates |= {name: spec["template"] for name, spec in job_specs(manifests).items()}
-    return templates | {m["metadata"]["name"]: m for m in of_kind(manifests, "Pod")}
+    """Return each pod or pod template, by the name of its owner."""
+    templates = {m["metadata"]["name"]: m["spec"]["template"] for m in select_kind(manifests, "Deployment")}
+    templates |= {name: spec["template"] for name, spec in get_job_specs(manifests).items()}
+    return templates | {m["metadata"]["name"]: m for m in select_kind(manifests, "Pod")}
 
 
 def containers(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest, Manifest]]:
-    """Owner's name, pod and container, for every container."""
+    """Yield (owner name, pod, container) for each container."""
     for owner, pod in pods(manifests).items():
         for container in pod["spec"].get("initContainers", []) + pod["spec"]["containers"]:
             yield owner, pod, container
@@ -112,7 +114,7 @@ def container(manifests: list[Manifest], owner: str, name: str) -> Manifest:
 
 
 def arguments(a_container: Manifest) -> list[str]:
-    """Of a command, those of Beam left out; Kubernetes' variables with a value."""
+    """Return the arguments of a command without those of Beam, with variables of Kubernetes replaced."""
     args = a_container.get("args", [])
     args = args[: args.index("--")] if "--" in args else args
     return [arg.replace("$(JOB_COMPLETION_INDEX)", "0") for arg in args]
@@ -124,13 +126,13 @@ def beam_arguments(a_container: Manifest) -> list[str]:
 
 
 def flags(args: list[str]) -> dict[str, str]:
-    """Flags by name; "" where a flag has no value."""
+    """Return the values of flags by name; "" for a flag without a value."""
     parts = (arg.removeprefix("--").partition("=") for arg in args if arg.startswith("--"))
     return {name: value for name, _, value in parts}
 
 
 def server(manifests: list[Manifest]) -> tuple[Manifest, Manifest]:
-    """Pod template and container of the model server."""
+    """Return the pod template and the container of the model server."""
     pod = find(manifests, "Deployment", "hubhead-serving")["spec"]["template"]
     return pod, container(manifests, "hubhead-serving", "serve")
 
@@ -140,15 +142,15 @@ def server_flags(manifests: list[Manifest]) -> dict[str, str]:
 
 
 def is_local(manifests: list[Manifest]) -> bool:
-    """Whether hubhead's server serves, and not TensorFlow Serving."""
+    """Return whether the servers are hubhead's own instead of TensorFlow Serving."""
     return bool(server(manifests)[1]["command"][0] == "hubhead")
 
 
-def location(pod: Manifest, a_container: Manifest, path: str) -> tuple[Manifest, str, bool]:
-    """Where a path inside a container lies: its volume, the path below, and whether it is writable.
+def resolve_mount(pod: Manifest, a_container: Manifest, path: str) -> tuple[Manifest, str, bool]:
+    """Return the volume of a path inside a container, the path below it, and whether it is writable.
 
     Raises:
-        LookupError: it lies on no volume.
+        LookupError: the path is on no volume.
     """
     mounts = sorted(a_container.get("volumeMounts", []), key=lambda mount: -len(mount["mountPath"]))
     for mount in mounts:
@@ -158,8 +160,8 @@ def location(pod: Manifest, a_container: Manifest, path: str) -> tuple[Manifest,
     raise LookupError(path)
 
 
-def settings_of(manifests: list[Manifest]) -> dict[str, str]:
-    """The files of the server's ConfigMap."""
+def read_config_files(manifests: list[Manifest]) -> dict[str, str]:
+    """Return the files of the server's ConfigMap by name."""
     volumes = server(manifests)[0]["spec"]["volumes"]
     (name,) = (volume["configMap"]["name"] for volume in volumes if "configMap" in volume)
     return dict(find(manifests, "ConfigMap", name)["data"])

@@ -1,4 +1,4 @@
-"""k8s/README.md: its commands are few and parse, and what it names is there."""
+"""k8s/README.md: its commands are few and parse, and the resources and files it names exist."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ import shlex
 
 import pytest
 
-from tests.k8s.checks_jobs import refused
-from tests.k8s.reading import K8S, Manifest, find, manifests_of, needs_builder
+from tests.k8s.checks_jobs import usage_error
+from tests.k8s.reading import K8S, Manifest, find, load_manifests, needs_builder
 
 README = (K8S / "README.md").read_text()
 
 
 def commands(section: str) -> list[list[str]]:
-    """The command lines of a section, as words."""
+    """Return the command lines of a section, each as words."""
     text = README.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
     blocks = re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)
     return [shlex.split(line) for block in blocks for line in block.splitlines()]
 
 
 GUIDE = commands("From an empty cluster to the first prediction")
-EVERY = [
+ALL_COMMANDS = [
     words for section in re.findall(r"^## (.*)$", README, flags=re.MULTILINE) for words in commands(section)
 ]
 
 
 @pytest.fixture(scope="module")
 def manifests() -> list[Manifest]:
-    return manifests_of("local")
+    return load_manifests("local")
 
 
-def test_the_guide_takes_ten_commands_at_most() -> None:
+def test_the_guide_has_ten_commands_at_most() -> None:
     assert 5 < len(GUIDE) <= 10
     assert GUIDE[-1] == shlex.split("kubectl -n hubhead logs job/promote-1")
 
@@ -39,14 +39,16 @@ def test_the_guide_takes_ten_commands_at_most() -> None:
 @needs_builder
 def test_the_guide_ends_with_a_prediction(manifests: list[Manifest]) -> None:
     pod = find(manifests, "CronJob", "hubhead-promote")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    assert [c["command"] for c in pod["containers"]] == [["hubhead", "predict"]]  # whose log it is
+    assert [c["command"] for c in pod["containers"]] == [
+        ["hubhead", "predict"]
+    ]  # the container whose log the guide prints
 
 
 @needs_builder
-def test_the_guide_names_what_the_manifests_make(manifests: list[Manifest]) -> None:
+def test_the_guide_names_resources_of_the_manifests(manifests: list[Manifest]) -> None:
     made = {f"{m['kind'].lower()}/{m['metadata']['name']}" for m in manifests}
     created = set()
-    for words in EVERY:
+    for words in ALL_COMMANDS:
         if words[:5] == ["kubectl", "-n", "hubhead", "create", "job"]:
             assert words[5].removeprefix("--from=") in made
             created.add(f"job/{words[6]}")
@@ -68,11 +70,11 @@ def test_the_guide_names_files_that_exist() -> None:
         assert (K8S / file).exists(), file
 
 
-def test_commands_of_ours_parse() -> None:
-    ours = [words for words in EVERY if words[0] == "hubhead"]
-    assert ours
-    for _, name, *args in ours:
-        assert refused(name, args) == ""
-    assert "no_such" in refused("predict", ["--no_such"])
-    assert refused("promote", ["--wait=soon", "--model_base_path=/x"])
-    assert "missing" in refused("score", [])
+def test_hubhead_commands_parse() -> None:
+    own = [words for words in ALL_COMMANDS if words[0] == "hubhead"]
+    assert own
+    for _, name, *args in own:
+        assert usage_error(name, args) == ""
+    assert "no_such" in usage_error("predict", ["--no_such"])
+    assert usage_error("promote", ["--wait=soon", "--model_base_path=/x"])
+    assert "missing" in usage_error("score", [])

@@ -1,4 +1,4 @@
-"""The Dockerfile of hubhead's commands: nothing here builds it, so it is read."""
+"""Static checks of the Dockerfile, which is not built here."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ TARGETS = {"batch", "server", "trainer"}
 
 
 def instructions(dockerfile: str) -> list[list[str]]:
-    """A Dockerfile's instructions, as words, with comments gone and continued lines joined."""
+    """Return the instructions of a Dockerfile as words, without comments and with continued lines joined."""
     lines = [line for line in dockerfile.splitlines() if not line.lstrip().startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ").splitlines()
     return [line.split() for line in joined if line.strip()]
 
 
-def copied_from_the_repository(dockerfile: str) -> list[str]:
+def list_copied_files(dockerfile: str) -> list[str]:
     return [
         source
         for words in instructions(dockerfile)
@@ -35,10 +35,10 @@ def copied_from_the_repository(dockerfile: str) -> list[str]:
     ]
 
 
-def image_findings(dockerfile: str) -> list[str]:
-    """What a build would stumble over, or should not do."""
+def check_dockerfile(dockerfile: str) -> list[str]:
+    """Return what would fail in a build, and what a build must not do."""
     findings: list[str] = []
-    stages: dict[str, str] = {}  # and the user that each ends with
+    stages: dict[str, str] = {}  # user at the end of each stage
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     for words in instructions(dockerfile):
         last = next(reversed(stages), "")
@@ -51,7 +51,7 @@ def image_findings(dockerfile: str) -> list[str]:
                     findings.append(f"FROM {image}")
                 stages[stage] = stages.get(image, "")
             case ["FROM" | "ADD", *_]:
-                findings.append(f"{' '.join(words)}: stages have names, and files are copied")
+                findings.append(f"{' '.join(words)}: name the stage, and use COPY")
             case ["USER", user]:
                 stages[last] = user
             case ["COPY", source, *_] if source.startswith("--from="):
@@ -62,12 +62,12 @@ def image_findings(dockerfile: str) -> list[str]:
                     findings.append(f"not locked: {' '.join(command)}")
             case ["RUN", *command] if "install" in command:
                 if not {"--no-deps", "--no-build-isolation"} <= set(command):
-                    findings.append(f"fetches what is not locked: {' '.join(command)}")
-    for source in copied_from_the_repository(dockerfile):
+                    findings.append(f"installs unlocked packages: {' '.join(command)}")
+    for source in list_copied_files(dockerfile):
         if not (ROOT / source).exists():
             findings.append(f"{source} is not in the repository")
         if f"!{source}" not in ignored:
-            findings.append(f"{source} is kept out by .dockerignore")
+            findings.append(f"{source} is excluded by .dockerignore")
     findings += [
         f"{stage} runs as {stages.get(stage)!r}" for stage in TARGETS if stages.get(stage) != "1000:1000"
     ]
@@ -76,8 +76,8 @@ def image_findings(dockerfile: str) -> list[str]:
     return findings
 
 
-def test_the_dockerfile_stands_to_reason() -> None:
-    assert image_findings(DOCKERFILE) == []
+def test_the_dockerfile_passes_the_checks() -> None:
+    assert check_dockerfile(DOCKERFILE) == []
 
 
 @pytest.mark.parametrize(
@@ -96,10 +96,10 @@ def test_the_dockerfile_stands_to_reason() -> None:
 )
 def test_a_mistake_in_the_dockerfile_is_found(right: str, wrong: str) -> None:
     assert right in DOCKERFILE
-    assert set(image_findings(DOCKERFILE.replace(right, wrong))) > set(image_findings(DOCKERFILE))
+    assert set(check_dockerfile(DOCKERFILE.replace(right, wrong))) > set(check_dockerfile(DOCKERFILE))
 
 
-def test_the_targets_start_what_there_is() -> None:
+def test_entrypoints_exist() -> None:
     started = [
         json.loads(" ".join(words[1:])) for words in instructions(DOCKERFILE) if words[0] == "ENTRYPOINT"
     ]
@@ -110,8 +110,8 @@ def test_the_targets_start_what_there_is() -> None:
     assert "--service_port" in done.stdout
 
 
-def test_what_the_dockerfile_copies_suffices_to_build_the_wheel(tmp_path: Path) -> None:
-    for source in copied_from_the_repository(DOCKERFILE):
+def test_the_copied_files_suffice_to_build_the_wheel(tmp_path: Path) -> None:
+    for source in list_copied_files(DOCKERFILE):
         if (ROOT / source).is_dir():
             shutil.copytree(ROOT / source, tmp_path / source, ignore=shutil.ignore_patterns("__pycache__"))
         else:

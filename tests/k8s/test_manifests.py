@@ -19,10 +19,10 @@ from tests.k8s.reading import (
     beam_arguments,
     container,
     find,
-    manifests_of,
+    load_manifests,
     needs_builder,
-    of_kind,
-    settings_of,
+    read_config_files,
+    select_kind,
 )
 
 CHECKS: list[Check] = [*checks_pods.CHECKS, *checks_serving.CHECKS, *checks_jobs.CHECKS]
@@ -33,16 +33,16 @@ CUSTOM = {
     "ServiceMonitor": "monitoring.coreos.com/v1",
     "ScaledObject": "keda.sh/v1alpha1",
 }
-"""Kinds that operators bring, whose schemas no package ships."""
+"""API versions of custom resources, whose schemas no package contains."""
 
-STUMBLES = (LookupError, TypeError, ValueError, StopIteration, AttributeError, text_format.ParseError)
-"""What a check may raise at manifests that are far from what it reads."""
+CHECK_ERRORS = (LookupError, TypeError, ValueError, StopIteration, AttributeError, text_format.ParseError)
+"""Exceptions that a check may raise on unexpected manifests; they count as findings."""
 
 VERSIONS = [f"1.{minor}" for minor in range(29, int(kubernetes_validate.latest_version().split(".")[1]) + 1)]
 
 
 def schema_findings(manifests: list[Manifest], version: str) -> list[str]:
-    """What Kubernetes' own schemas say, unknown fields included."""
+    """Validate against the schemas of Kubernetes, strictly: unknown fields are findings."""
     findings = []
     for m in manifests:
         if m["kind"] in CUSTOM:
@@ -56,13 +56,13 @@ def schema_findings(manifests: list[Manifest], version: str) -> list[str]:
     return findings
 
 
-def findings_of(manifests: list[Manifest]) -> list[str]:
-    """What all checks find, or else the newest schema; a check that stumbles has found something."""
+def run_all_checks(manifests: list[Manifest]) -> list[str]:
+    """Return the findings of all checks, or else those of the newest schema; an exception is a finding."""
     findings = []
     for check in CHECKS:
         try:
             findings += check(manifests)
-        except STUMBLES as error:
+        except CHECK_ERRORS as error:
             findings.append(f"{check.__name__}: {type(error).__name__} {error}")
     return findings or schema_findings(manifests, VERSIONS[-1])
 
@@ -70,25 +70,25 @@ def findings_of(manifests: list[Manifest]) -> list[str]:
 @needs_builder
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_the_manifests_pass(check: Check, variant: str) -> None:
-    assert check(manifests_of(variant)) == []
+def test_the_manifests_pass_the_check(check: Check, variant: str) -> None:
+    assert check(load_manifests(variant)) == []
 
 
 @needs_builder
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_manifest_is_valid_by_the_strict_schemas(version: str) -> None:
-    distinct = {json.dumps(m, sort_keys=True): m for variant in VARIANTS for m in manifests_of(variant)}
+def test_every_manifest_is_valid_by_the_strict_schemas_of_kubernetes(version: str) -> None:
+    distinct = {json.dumps(m, sort_keys=True): m for variant in VARIANTS for m in load_manifests(variant)}
     assert schema_findings(list(distinct.values()), version) == []
 
 
-def test_every_overlay_and_component_is_tried() -> None:
+def test_every_overlay_and_component_is_covered() -> None:
     assert {path.name for path in (K8S / "overlays").iterdir()} == set(OVERLAYS)
     assert {path.name for path in (K8S / "components").iterdir()} == COMPONENTS.keys() - {"../monitoring"}
 
 
 @needs_builder
-def test_an_overlay_has_all_that_a_classifier_needs() -> None:
-    made = {(m["kind"], m["metadata"]["name"]) for m in manifests_of("cpu") if m["kind"] != "ConfigMap"}
+def test_the_cpu_overlay_contains_all_resources() -> None:
+    made = {(m["kind"], m["metadata"]["name"]) for m in load_manifests("cpu") if m["kind"] != "ConfigMap"}
     assert made == {
         ("Namespace", "hubhead"),
         ("PriorityClass", "hubhead-serving"),
@@ -115,46 +115,48 @@ def test_an_overlay_has_all_that_a_classifier_needs() -> None:
 
 
 @needs_builder
-def test_overlays_differ_in_what_they_are_named_for() -> None:
-    def rolling(variant: str) -> tuple[int, int]:
-        strategy = find(manifests_of(variant), "Deployment", "hubhead-serving")["spec"]["strategy"]
+def test_overlays_differ_in_strategy_image_and_volumes() -> None:
+    def rolling_update(variant: str) -> tuple[int, int]:
+        strategy = find(load_manifests(variant), "Deployment", "hubhead-serving")["spec"]["strategy"]
         return strategy["rollingUpdate"]["maxSurge"], strategy["rollingUpdate"]["maxUnavailable"]
 
     def image(variant: str) -> str:
-        return str(container(manifests_of(variant), "hubhead-serving", "serve")["image"])
+        return str(container(load_manifests(variant), "hubhead-serving", "serve")["image"])
 
-    assert (rolling("gpu"), rolling("gpu-scarce")) == ((1, 0), (0, 1))
+    assert (rolling_update("gpu"), rolling_update("gpu-scarce")) == ((1, 0), (0, 1))
     assert image("gpu") == image("gpu-scarce") == f"{image('cpu')}-gpu"
     assert image("local").startswith("hubhead:")
-    assert [len(of_kind(manifests_of(name), "FlinkDeployment")) for name in OVERLAYS] == [0, 1, 0, 0, 0]
-    claims = of_kind(manifests_of("local"), "PersistentVolumeClaim")
+    assert [len(select_kind(load_manifests(name), "FlinkDeployment")) for name in OVERLAYS] == [0, 1, 0, 0, 0]
+    claims = select_kind(load_manifests("local"), "PersistentVolumeClaim")
     assert all(claim["spec"]["accessModes"] == ["ReadWriteOnce"] for claim in claims)
 
 
 @needs_builder
-def test_the_nightly_scoring_goes_on_after_a_retraining() -> None:
-    args = container(manifests_of("cpu"), "hubhead-score", "score")["args"]
+def test_the_nightly_scoring_overwrites_scores_after_a_retraining() -> None:
+    args = container(load_manifests("cpu"), "hubhead-score", "score")["args"]
     assert "--overwrite" in args
     assert any(arg.startswith("--max_rejected=") for arg in args)  # without it there is no exit code 3
 
 
 @needs_builder
 @pytest.mark.tf
-def test_the_session_config_is_one() -> None:
+def test_the_session_config_parses() -> None:
     from tensorflow.core.protobuf import config_pb2
 
-    session = text_format.Parse(settings_of(manifests_of("gpu"))["session.config"], config_pb2.ConfigProto())
+    session = text_format.Parse(
+        read_config_files(load_manifests("gpu"))["session.config"], config_pb2.ConfigProto()
+    )
     assert session.gpu_options.allow_growth is True
 
 
 @needs_builder
 @pytest.mark.beam
-def test_beam_knows_its_options() -> None:
+def test_the_options_of_beam_parse() -> None:
     from apache_beam.options.pipeline_options import PipelineOptions
 
     from batch.beam.runner import check_beam_args
 
-    given = beam_arguments(container(manifests_of("flink"), "hubhead-score", "score"))
+    given = beam_arguments(container(load_manifests("flink"), "hubhead-score", "score"))
     args = check_beam_args(tuple(given))
     parsed = PipelineOptions(list(args)).get_all_options(drop_default=True)
     assert parsed["flink_master"] == "hubhead-flink-rest:8081"

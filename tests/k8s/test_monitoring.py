@@ -1,7 +1,7 @@
-"""Alerts, dashboard and runbook speak of what is there: metrics, labels, commands and resources.
+"""Alerts and dashboard use metrics and labels that exist.
 
-The metrics are read from a real server and from real runs of the scoring job. What Kubernetes and the
-GPUs export is listed here, with its source.
+Metrics are read from a real server and from real runs of the scoring job. Those of Kubernetes and of GPUs are
+listed here, with their source.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from click.testing import CliRunner
 from hubhead import hubhead
 from serving.client import Client
 from serving.errors import HubheadError
-from tests.k8s.checks_jobs import refused
+from tests.k8s.checks_jobs import usage_error
 from tests.k8s.reading import kustomize, needs_builder
 from tests.support import processes
-from tests.support.promql import Checker, SyntaxFault, parse, selectors
+from tests.support.promql import Checker, PromqlSyntaxError, parse, selectors
 from tests.support.trained import copy_store
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ ALERTS: dict[str, dict[str, Any]] = {
 DASHBOARD: dict[str, Any] = json.loads((MONITORING / "dashboard.json").read_text("utf-8"))
 
 TARGET = frozenset({"namespace", "pod", "container", "service", "job", "instance", "endpoint"})
-"""What the Prometheus operator's service discovery adds to every series that it scrapes."""
+"""Labels that the service discovery of the Prometheus Operator adds to every series."""
 
 _KUBE = "https://github.com/kubernetes/kube-state-metrics/tree/main/docs/metrics/workload"
 _CADVISOR = "https://github.com/google/cadvisor/blob/master/docs/storage/prometheus.md"
@@ -51,7 +51,7 @@ _DCGM = "https://github.com/NVIDIA/dcgm-exporter/blob/main/etc/default-counters.
 _VOLUME = ("persistentvolumeclaim",)
 _GPU = ("gpu", "UUID", "Hostname", "modelName", "exported_namespace", "exported_pod", "exported_container")
 
-ELSEWHERE: dict[str, tuple[tuple[str, ...], str]] = {
+EXTERNAL_METRICS: dict[str, tuple[tuple[str, ...], str]] = {
     "kube_cronjob_status_last_successful_time": (("cronjob",), _KUBE),
     "kube_deployment_spec_replicas": (("deployment",), _KUBE),
     "kube_deployment_status_condition": (("deployment", "condition", "status", "reason"), _KUBE),
@@ -71,18 +71,18 @@ ELSEWHERE: dict[str, tuple[tuple[str, ...], str]] = {
     "DCGM_FI_DEV_FB_USED": (_GPU, _DCGM),
     "DCGM_FI_DEV_GPU_UTIL": (_GPU, _DCGM),
 }
-"""Metrics that neither our server nor our job exports: their labels beside TARGET's, and who says so."""
+"""Metrics of other exporters: labels in addition to TARGET, and the documentation."""
 
 
 @dataclass
 class Exported:
-    """What was really exported: the labels of each metric, and the values of each label."""
+    """Exported metrics: the labels of each metric, and the values of each label."""
 
     labels: dict[str, set[str]] = field(default_factory=dict)
     values: dict[tuple[str, str], set[str]] = field(default_factory=dict)
 
     def add(self, text: str) -> None:
-        """The samples of a page in Prometheus' text format."""
+        """Add the samples of a page in the text format of Prometheus."""
         for line in text.splitlines():
             if line.startswith("#") or not line.strip():
                 continue
@@ -95,24 +95,24 @@ class Exported:
                 self.values.setdefault((found[1], label), set()).add(value)
 
     def all(self) -> dict[str, frozenset[str]]:
-        """All metrics with their labels, those of elsewhere and of scraping too."""
+        """Return all metrics with their labels, including external metrics and target labels."""
         ours = {name: TARGET | labels for name, labels in self.labels.items()}
-        return ours | {name: TARGET | set(labels) for name, (labels, _) in ELSEWHERE.items()}
+        return ours | {name: TARGET | set(labels) for name, (labels, _) in EXTERNAL_METRICS.items()}
 
 
 @pytest.fixture(scope="module")
 def exported(trained: Trained, sample: SampleSummary, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """What a server exports that loaded one version and not another, and the job's newest run."""
+    """Metrics of a server that loaded one version and failed on another, and of the latest scoring run."""
     top = tmp_path_factory.mktemp("monitoring")
     photos = sorted(path for path in sample.directory.rglob("*") if path.is_file())
     assert len(photos) > 40
     found = Exported()
-    found.add(_of_server(trained, photos[:4], top))
-    found.add(_of_job(trained, photos[:40], top))
+    found.add(_server_metrics(trained, photos[:4], top))
+    found.add(_job_metrics(trained, photos[:40], top))
     return found
 
 
-def _of_server(trained: Trained, photos: list[Path], top: Path) -> str:
+def _server_metrics(trained: Trained, photos: list[Path], top: Path) -> str:
     base = top / "models" / "food"
     shutil.copytree(trained.result.bundle.path, base / "1")
     shutil.copytree(base / "1", base / "2")
@@ -139,9 +139,9 @@ def _of_server(trained: Trained, photos: list[Path], top: Path) -> str:
             return str(page.read().decode())
 
 
-def _of_job(trained: Trained, photos: list[Path], top: Path) -> str:
+def _job_metrics(trained: Trained, photos: list[Path], top: Path) -> str:
     incoming, textfile = top / "incoming", top / "score.prom"
-    for copied in (photos[::2], photos[1::2]):  # the second run tells what changed since the first
+    for copied in (photos[::2], photos[1::2]):  # the second run reports the drift since the first
         incoming.mkdir(exist_ok=True)
         for photo in copied:
             shutil.copy(photo, incoming / f"{photo.parent.name}-{photo.name}")
@@ -166,7 +166,7 @@ def _of_job(trained: Trained, photos: list[Path], top: Path) -> str:
 
 
 def dashboard_expressions() -> dict[str, str]:
-    """Every expression of the dashboard, with Grafana's variables filled in."""
+    """Return every expression of the dashboard, with the variables of Grafana replaced."""
     found = {
         f"{panel['title']} {target['refId']}": target["expr"]
         for panel in DASHBOARD["panels"]
@@ -177,17 +177,17 @@ def dashboard_expressions() -> dict[str, str]:
             values = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"])
             assert values, variable["query"]
             found[f"${variable['name']}"] = f"count by ({values[2]}) ({values[1]})"
-    return {name: _filled(expression) for name, expression in found.items()}
+    return {name: _replace_variables(expression) for name, expression in found.items()}
 
 
-def _filled(expression: str) -> str:
+def _replace_variables(expression: str) -> str:
     for variable, value in {"__rate_interval": "5m", "namespace": "hubhead", "model": "food"}.items():
         expression = expression.replace(f"${variable}", value)
     return expression
 
 
 def autoscaler_expressions() -> dict[str, str]:
-    """What KEDA asks Prometheus."""
+    """Return the queries of KEDA."""
     path = processes.REPO / "k8s" / "components" / "keda" / "scaledobject.yaml"
     triggers = yaml.safe_load(path.read_text("utf-8"))["spec"]["triggers"]
     return {f"keda {number}": one["metadata"]["query"] for number, one in enumerate(triggers)}
@@ -210,15 +210,18 @@ def test_every_metric_and_label_is_exported(name: str, exported: Exported) -> No
         for matcher in selector.matchers:
             if selector.name in exported.labels and matcher.label not in TARGET:
                 for value in matcher.value.split("|"):
-                    assert value in _possible(exported, selector.name, matcher.label), (selector, value)
+                    assert value in _possible_values(exported, selector.name, matcher.label), (
+                        selector,
+                        value,
+                    )
     if name in ALERTS:
         text = " ".join(ALERTS[name]["annotations"].values())
-        told = set(re.findall(r"\{\{ *\$labels\.(\w+)", text))
-        assert told <= labels, f"{name} tells of {told - labels}, which its expression does not have"
+        named = set(re.findall(r"\{\{ *\$labels\.(\w+)", text))
+        assert named <= labels, f"{name} uses labels {named - labels} that its expression does not have"
 
 
-def _possible(exported: Exported, metric: str, label: str) -> set[str]:
-    """The values that a label may have: those seen, and all codes where it says how a request ended."""
+def _possible_values(exported: Exported, metric: str, label: str) -> set[str]:
+    """Return the possible values of a label: those seen, and all gRPC codes for the status of requests."""
     seen = exported.values[metric, label]
     if metric == ":tensorflow:serving:request_count":
         return seen | {code.name for code in grpc.StatusCode}
@@ -227,10 +230,10 @@ def _possible(exported: Exported, metric: str, label: str) -> set[str]:
 
 @pytest.mark.tf
 @pytest.mark.slow
-def test_the_list_of_other_metrics_has_none_of_ours_and_none_too_many(exported: Exported) -> None:
+def test_external_metrics_are_all_used_and_not_our_own(exported: Exported) -> None:
     used = {selector.name for text in EXPRESSIONS.values() for selector in selectors(parse(text))}
-    assert used & ELSEWHERE.keys() == ELSEWHERE.keys()
-    assert not exported.labels.keys() & ELSEWHERE.keys()
+    assert used & EXTERNAL_METRICS.keys() == EXTERNAL_METRICS.keys()
+    assert not exported.labels.keys() & EXTERNAL_METRICS.keys()
 
 
 @pytest.mark.tf
@@ -244,13 +247,13 @@ def test_the_list_of_other_metrics_has_none_of_ours_and_none_too_many(exported: 
         (("rate(", "rate(sum("), None),
     ],
 )
-def test_a_slip_in_an_alert_is_found(
+def test_a_mistake_in_an_alert_is_found(
     broken: tuple[str, str], finding: str | None, exported: Exported
 ) -> None:
     text = ALERTS["HubheadErrors"]["expr"].replace(*broken)
     assert text != ALERTS["HubheadErrors"]["expr"]
     if finding is None:
-        with pytest.raises(SyntaxFault):
+        with pytest.raises(PromqlSyntaxError):
             parse(text)
         return
     checker = Checker(exported.all())
@@ -271,19 +274,19 @@ def test_alerts_are_complete() -> None:
         assert re.fullmatch(r"\d+m", rule.get("for", "0m")), name
 
 
-def test_the_dashboard_is_one_that_grafana_takes() -> None:
+def test_the_dashboard_is_valid() -> None:
     panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     cells: set[tuple[int, int]] = set()
     for panel in panels:
-        place = panel["gridPos"]
-        assert 0 <= place["x"] <= 24 - place["w"], panel["title"]
+        position = panel["gridPos"]
+        assert 0 <= position["x"] <= 24 - position["w"], panel["title"]
         own = {
-            (place["x"] + column, place["y"] + line)
-            for column in range(place["w"])
-            for line in range(place["h"])
+            (position["x"] + column, position["y"] + line)
+            for column in range(position["w"])
+            for line in range(position["h"])
         }
-        assert not own & cells, f"{panel['title']} lies on another panel"
+        assert not own & cells, f"{panel['title']} overlaps another panel"
         cells |= own
         if panel["type"] != "row":
             assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}, panel["title"]
@@ -319,4 +322,4 @@ def test_the_component_adds_rules_dashboard_and_push(tmp_path: Path) -> None:
     assert container["args"][-1].startswith("--metrics_push=http://")
     group, *words = container["command"]
     assert group == "hubhead"
-    assert refused(words[0], container["args"]) == ""
+    assert usage_error(words[0], container["args"]) == ""

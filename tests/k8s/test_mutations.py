@@ -1,4 +1,4 @@
-"""The checks see what is wrong: manifests are broken on purpose, in every way of mutations_*.py."""
+"""Mutation tests of the checks: every mistake of mutations_*.py is made, and must be found."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from tests.k8s.mutations import Mutation
 from tests.k8s.mutations_jobs import JOBS
 from tests.k8s.mutations_pods import PODS
 from tests.k8s.mutations_serving import SERVING
-from tests.k8s.reading import manifests_of, needs_builder
-from tests.k8s.test_manifests import CHECKS, STUMBLES, findings_of
+from tests.k8s.reading import load_manifests, needs_builder
+from tests.k8s.test_manifests import CHECK_ERRORS, CHECKS, run_all_checks
 
 MUTATIONS = [*SERVING, *PODS, *JOBS]
 
 MADE, CAUGHT = 40, 38
-"""Of so many mistakes at least so many have to be seen."""
+"""Of MADE mistakes at least CAUGHT must be found."""
 
 
 @needs_builder
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_a_mistake_is_caught(mutation: Mutation) -> None:
-    manifests = manifests_of(mutation.variant)
+def test_a_mutation_is_caught(mutation: Mutation) -> None:
+    manifests = load_manifests(mutation.variant)
     mutation.change(manifests)
-    assert manifests != manifests_of(mutation.variant), "nothing was broken"
-    assert bool(findings_of(manifests)) is mutation.caught
+    assert manifests != load_manifests(mutation.variant), "the mutation changed nothing"
+    assert bool(run_all_checks(manifests)) is mutation.caught
 
 
-def test_mistakes_are_many_and_nearly_all_are_seen() -> None:
+def test_mutations_are_many_and_nearly_all_are_caught() -> None:
     names = [mutation.name for mutation in MUTATIONS]
     assert len(set(names)) == len(names) >= MADE
     assert sum(mutation.caught for mutation in MUTATIONS) >= CAUGHT * len(names) / MADE
 
 
 @needs_builder
-def test_every_check_sees_some_mistake() -> None:
-    """And no check is there that none of them needs."""
-    speaking = set()
+def test_every_check_catches_a_mutation() -> None:
+    """Each check finds a mutation, so none is superfluous."""
+    effective = set()
     for mutation in MUTATIONS:
-        manifests = manifests_of(mutation.variant)
+        manifests = load_manifests(mutation.variant)
         mutation.change(manifests)
         for check in CHECKS:
-            with suppress(*STUMBLES):  # which is no word of its own
+            with suppress(*CHECK_ERRORS):  # an exception is not a finding of the check
                 if check(manifests):
-                    speaking.add(check)
-    assert speaking == set(CHECKS)
+                    effective.add(check)
+    assert effective == set(CHECKS)

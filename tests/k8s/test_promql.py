@@ -1,10 +1,19 @@
-"""The parser that reads alerts and dashboards."""
+"""The PromQL parser and the label checker of the monitoring tests."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.support.promql import Binary, Checker, Matcher, Number, Selector, SyntaxFault, parse, selectors
+from tests.support.promql import (
+    Binary,
+    Checker,
+    Matcher,
+    Number,
+    PromqlSyntaxError,
+    Selector,
+    parse,
+    selectors,
+)
 
 METRICS = {
     "a": frozenset({"x", "y"}),
@@ -42,8 +51,8 @@ def test_precedence_and_selectors() -> None:
         "topk(a)",
     ],
 )
-def test_what_is_no_expression_is_refused(text: str) -> None:
-    with pytest.raises(SyntaxFault):
+def test_invalid_expressions_are_syntax_errors(text: str) -> None:
+    with pytest.raises(PromqlSyntaxError):
         parse(text)
 
 
@@ -65,7 +74,7 @@ def test_what_is_no_expression_is_refused(text: str) -> None:
         ("predict_linear(a[6h], 24 * 3600) < 0", {"x", "y"}),
     ],
 )
-def test_labels_follow_the_expression(text: str, labels: set[str]) -> None:
+def test_labels_of_an_expression(text: str, labels: set[str]) -> None:
     checker = Checker(METRICS)
     assert checker.labels(parse(text)) == labels
     assert checker.findings == []
@@ -77,7 +86,7 @@ def test_labels_follow_the_expression(text: str, labels: set[str]) -> None:
         ("sum by (z) (a)", "no label z"),
         ('a{z="1"}', "no label z"),
         ("c", "nothing exports c"),
-        ("a / b", "never meets"),
+        ("a / b", "never matches"),
         ("a / on (y) b", "no label y"),
         ("rate(a)", "needs range"),
         ("absent(a[5m])", "takes no range"),
@@ -86,7 +95,7 @@ def test_labels_follow_the_expression(text: str, labels: set[str]) -> None:
         ("rates(a[5m])", "no function rates"),
     ],
 )
-def test_what_is_not_there_is_found(text: str, finding: str) -> None:
+def test_missing_metrics_and_labels_are_found(text: str, finding: str) -> None:
     checker = Checker(METRICS)
     checker.labels(parse(text))
     assert any(finding in line for line in checker.findings), checker.findings

@@ -1,4 +1,4 @@
-"""The runbook names what is there: alerts, commands that parse, resources, files, panels."""
+"""The runbook: its alerts, commands, resources, files and panels exist."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import yaml
 
 from hubhead import hubhead
 from tests.k8s.test_monitoring import ALERTS, DASHBOARD
-from tests.support.cluster import Manifest, rendered
+from tests.support.cluster import Manifest, render
 from tests.support.processes import REPO
 
 K8S = REPO / "k8s"
@@ -38,7 +38,7 @@ KINDS = {
 
 
 def sections() -> dict[str, str]:
-    """The text of each section by the anchor that GitHub gives its heading."""
+    """Return the text of each section by its anchor on GitHub."""
     parts = re.split(r"^## (.+)$", PROSE, flags=re.MULTILINE)[1:]
     return {
         heading.lower().replace(" ", "-"): text for heading, text in zip(parts[::2], parts[1::2], strict=True)
@@ -49,16 +49,16 @@ SECTIONS = sections()
 
 
 def alerts_of(text: str) -> set[str]:
-    """The alerts that a section begins with."""
+    """Return the alerts named at the beginning of a section."""
     begun = re.search(r"^Alerts: (.*?)$\n\n", text, re.DOTALL | re.MULTILINE)
     return set(re.findall(r"`(Hubhead\w+)`", begun[1])) if begun else set()
 
 
 @pytest.fixture(scope="module")
 def manifests() -> list[Manifest]:
-    """The base, and what the runbook applies by itself."""
+    """Manifests of the base, and the pods that the runbook applies separately."""
     loose = [yaml.safe_load((K8S / name).read_text("utf-8")) for name in ("loader.yaml", "toolbox.yaml")]
-    return rendered(K8S / "base") + loose
+    return render(K8S / "base") + loose
 
 
 def pods(manifests: list[Manifest]) -> Iterator[Manifest]:
@@ -84,18 +84,18 @@ def toolbox() -> Manifest:
 # --- Alerts --------------------------------------------------------------------------------------------
 
 
-def test_every_alert_leads_to_a_section_that_begins_with_it() -> None:
+def test_every_alert_links_to_a_section_that_names_it() -> None:
     for name, rule in ALERTS.items():
         document, _, anchor = rule["annotations"]["runbook_url"].partition("#")
         assert (REPO / document).is_file(), name
         assert name in alerts_of(SECTIONS[anchor]), f"{name} is not in the section {anchor}"
 
 
-def test_every_alert_named_exists() -> None:
+def test_every_named_alert_exists() -> None:
     assert set(re.findall(r"Hubhead\w+", TEXT)) == ALERTS.keys()
 
 
-def test_what_may_go_wrong_has_its_section_with_a_way_to_see_that_it_helped() -> None:
+def test_every_section_names_alerts_and_a_way_to_verify_the_result() -> None:
     wanted = {"rollout", "rollback", "bad-model", "out-of-memory", "stuck-batch", "disk-full"}
     assert wanted <= SECTIONS.keys()
     for name, text in SECTIONS.items():
@@ -103,12 +103,12 @@ def test_what_may_go_wrong_has_its_section_with_a_way_to_see_that_it_helped() ->
         assert "\nAfterwards: " in text, name
 
 
-def test_links_lead_to_sections() -> None:
+def test_links_point_to_sections() -> None:
     for anchor in re.findall(r"\]\(#([\w-]+)\)", TEXT):
         assert anchor in SECTIONS, anchor
 
 
-def test_panels_named_are_those_of_the_dashboard() -> None:
+def test_named_panels_exist_in_the_dashboard() -> None:
     titles = {panel["title"] for panel in DASHBOARD["panels"]}
     named = set(re.findall(r'"([A-Z][^"]+)"', PROSE))
     assert len(named) >= 4
@@ -195,12 +195,12 @@ def test_the_toolbox_has_the_image_and_every_volume(manifests: list[Manifest]) -
         one["persistentVolumeClaim"]["claimName"] for one in spec["volumes"] if "persistentVolumeClaim" in one
     }
     assert claimed == names(manifests, "PersistentVolumeClaim")
-    for mount in job["containers"][0]["volumeMounts"]:  # where the job has them, for its reading alone
+    for mount in job["containers"][0]["volumeMounts"]:  # read-only in the job
         assert {**mount, "readOnly": None} in [
             {**own, "readOnly": None} for own in spec["containers"][0]["volumeMounts"]
         ]
 
 
-def test_the_readme_leads_to_the_runbook() -> None:
+def test_the_readme_links_to_the_runbook() -> None:
     assert "](k8s/RUNBOOK.md)" in (REPO / "README.md").read_text("utf-8")
     assert Path(K8S / "RUNBOOK.md").is_file()

@@ -1,6 +1,6 @@
-"""The rendered manifests as processes of this machine, with other paths and ports.
+"""Simulated cluster: the render manifests run as local processes, with other paths and ports.
 
-Volumes are directories of one place, config maps are files in it, services are a port of localhost.
+Volumes are directories, ConfigMaps are files in them, services are ports of localhost.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tests.support.fake_model import free_port
 Manifest = dict[str, Any]
 
 
-def rendered(overlay: Path) -> list[Manifest]:
-    """What `kubectl apply -k` would apply."""
+def render(overlay: Path) -> list[Manifest]:
+    """Return the manifests that `kubectl apply -k` would apply."""
     done = kustomize(overlay)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
@@ -35,13 +35,13 @@ def rendered(overlay: Path) -> list[Manifest]:
 
 @dataclass
 class Cluster:
-    """One machine that runs the containers of `manifests` one after the other.
+    """Simulated cluster that runs the containers of `manifests` one after the other.
 
     Attributes:
-        manifests: what was applied.
-        top: where the volumes are.
-        environment: for every container, beside its own.
-        took: each container that ran to its end, and its seconds.
+        manifests: applied manifests.
+        top: directory of the volumes.
+        environment: variables for every container, in addition to its own.
+        took: (container, seconds) of each container that ran to completion.
     """
 
     manifests: list[Manifest]
@@ -53,11 +53,11 @@ class Cluster:
         self.ports = {8500: free_port(), 8501: free_port()}
 
     def find(self, kind: str, name: str) -> Manifest:
-        """One manifest."""
+        """Return a manifest by kind and name."""
         return next(m for m in self.manifests if m["kind"] == kind and m["metadata"]["name"] == name)
 
     def volume(self, pod: Manifest, name: str) -> Path:
-        """The directory of a pod's volume; that of a config map holds its files."""
+        """Return the directory of a pod's volume; for a ConfigMap write its files there."""
         source = next(volume for volume in pod["spec"]["volumes"] if volume["name"] == name)
         if claim := source.get("persistentVolumeClaim"):
             self.find("PersistentVolumeClaim", claim["claimName"])
@@ -70,7 +70,7 @@ class Cluster:
         return directory
 
     def local(self, pod: Manifest, text: str, container: Manifest | None = None) -> str:
-        """A text of a manifest, with its paths and ports replaced by those of this machine."""
+        """Replace paths and ports in a text of a manifest by those of this machine."""
         spec = pod["spec"]
         whose = [container] if container else spec.get("initContainers", []) + spec["containers"]
         mounts = {mount["mountPath"]: mount["name"] for one in whose for mount in one.get("volumeMounts", [])}
@@ -80,19 +80,19 @@ class Cluster:
             name = mounts[found[0]]
             return str(self.top / name if name in configured else self.volume(pod, name))
 
-        ways = "|".join(re.escape(path) for path in mounts)
-        text = re.sub(rf"(?<![\w./-])(?:{ways})(?=[/\s\"']|$)", directory, text)
+        mount_paths = "|".join(re.escape(path) for path in mounts)
+        text = re.sub(rf"(?<![\w./-])(?:{mount_paths})(?=[/\s\"']|$)", directory, text)
         services = {m["metadata"]["name"] for m in self.manifests if m["kind"] == "Service"}
 
         def address(found: re.Match[str]) -> str:
-            assert found[1] in services, f"there is no service {found[1]}"
+            assert found[1] in services, f"unknown service {found[1]}"
             return f"localhost:{self.ports[int(found[2])]}"
 
         text = re.sub(r"dns:///([\w-]+):(\d+)", address, text)
         return re.sub(r"(?<=port=)(8500|8501)\b", lambda found: str(self.ports[int(found[1])]), text)
 
     def command(self, pod: Manifest, container: Manifest) -> list[str]:
-        """What the container starts: hubhead is this tree's, everything else is the machine's."""
+        """Return the command line of a container; hubhead is run from this source tree."""
         for mount in container.get("volumeMounts", []):
             self.volume(pod, mount["name"])
         given = container["command"] + container.get("args", [])
@@ -100,12 +100,12 @@ class Cluster:
         return processes.command(words[1:]) if words[0] == "hubhead" else words
 
     def variables(self, pod: Manifest, container: Manifest) -> dict[str, str]:
-        """A container's environment."""
+        """Return the environment of a container."""
         own = {one["name"]: self.local(pod, one["value"], container) for one in container.get("env", [])}
         return processes.environment({"HOSTNAME": "pod-1", **own, **self.environment})
 
     def run(self, pod: Manifest, container: Manifest, what: str, seconds: float = 600.0) -> str:
-        """Run a container to its end, which has to be a good one. What it said."""
+        """Run a container to completion and return its stdout; it must exit with code 0."""
         start = time.monotonic()
         done = subprocess.run(
             self.command(pod, container),
@@ -120,14 +120,14 @@ class Cluster:
         return done.stdout
 
     def job(self, name: str) -> dict[str, str]:
-        """Run what `kubectl create job --from=cronjob/NAME` would: what each container said."""
+        """Run a job as `kubectl create job --from=cronjob/NAME` does; return the stdout of each container."""
         pod = self.find("CronJob", name)["spec"]["jobTemplate"]["spec"]["template"]
         in_order = pod["spec"].get("initContainers", []) + pod["spec"]["containers"]
         return {container["name"]: self.run(pod, container, name) for container in in_order}
 
     @contextmanager
     def deployment(self, name: str) -> Iterator[Probes]:
-        """Start the pod of a deployment; its end is SIGTERM, with the grace period that it asks for."""
+        """Run the pod of a deployment; it is stopped by SIGTERM within its grace period."""
         pod = self.find("Deployment", name)["spec"]["template"]
         for container in pod["spec"].get("initContainers", []):
             self.run(pod, container, name)
@@ -151,7 +151,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Probes:
-    """What a kubelet knows of a container that runs."""
+    """Probes of a running container, as the kubelet runs them."""
 
     container: Manifest
     ports: Mapping[int, int]
@@ -159,8 +159,8 @@ class Probes:
     log: Path
 
     def passes(self, probe: str) -> bool:
-        """Whether startupProbe, readinessProbe or livenessProbe would count a success now."""
-        assert self.process.poll() is None, f"it ended: {self.log.read_text()}"
+        """Return whether a probe (startupProbe, readinessProbe or livenessProbe) succeeds now."""
+        assert self.process.poll() is None, f"the process exited: {self.log.read_text()}"
         wanted = self.container[probe]
         if "grpc" in wanted:
             return self._serves(wanted["grpc"]["port"])

@@ -1,7 +1,7 @@
-"""A parser of PromQL, and what labels an expression needs and has.
+"""PromQL parser, and a checker of the labels that an expression needs and has.
 
-The grammar is that of Prometheus' own (promql/parser/generated_parser.y), without `@` and native
-histograms. Nothing is evaluated.
+The grammar is that of Prometheus (promql/parser/generated_parser.y), without `@` and native histograms.
+Nothing is evaluated.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _AGGREGATIONS = frozenset({"sum", "min", "max", "avg", "count", "group", "stddev
 _WITH_PARAMETER = frozenset({"topk", "bottomk", "quantile", "count_values"})
 
 RANGES = frozenset({"rate", "irate", "increase", "delta", "predict_linear", "changes", "resets", "deriv"})
-"""Functions that take a range, beside those that end with _over_time."""
+"""Functions that take a range vector, in addition to those that end with _over_time."""
 
 FUNCTIONS = RANGES | {"absent", "histogram_quantile", "time", "clamp_min", "clamp_max", "round", "vector"}
-"""Functions that the expressions here use; Prometheus has more."""
+"""Functions used by the expressions here; Prometheus has more."""
 
 
-class SyntaxFault(Exception):
-    """What is wrong with an expression, and where."""
+class PromqlSyntaxError(Exception):
+    """Syntax error in an expression."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Selector:
-    """A metric's series; `window` is "" for the newest sample of each."""
+    """Series of a metric; `window` is "" for an instant vector."""
 
     name: str
     matchers: tuple[Matcher, ...]
@@ -87,7 +87,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Aggregation:
-    """`labels` of by or without, as `kept` says; None where neither is there."""
+    """Aggregation; `labels` are those of `by` if `kept`, else of `without`; None if there is neither."""
 
     name: str
     inner: Node
@@ -98,7 +98,7 @@ class Aggregation:
 
 @dataclass(frozen=True)
 class Binary:
-    """`labels` of on or ignoring, as `on` says; `many` is "left", "right" or ""."""
+    """Binary operation; `labels` are those of `on` or `ignoring`; `many` is "left", "right" or ""."""
 
     operator: str
     left: Node
@@ -113,64 +113,66 @@ Node = Number | Text | Selector | Subquery | Call | Aggregation | Binary
 
 
 def parse(text: str) -> Node:
-    """An expression's tree.
+    """Parse an expression into its syntax tree.
 
     Raises:
-        SyntaxFault: it is none.
+        PromqlSyntaxError: the text is not an expression.
     """
     parser = _Parser(text)
     node = parser.expression()
     if parser.kind:
-        raise parser.fault("an end")
+        raise parser.error("an end")
     return node
 
 
 class _Parser:
     def __init__(self, text: str) -> None:
-        self.text, self.place = text, 0
+        self.text, self.position = text, 0
         self.kind = self.word = ""
-        self.step()
+        self.advance()
 
-    def step(self) -> str:
-        """Go to the next token; the one of before."""
+    def advance(self) -> str:
+        """Advance to the next token and return the previous one."""
         before = self.word
-        rest = self.text[self.place :]
+        rest = self.text[self.position :]
         if not rest.strip():
             self.kind = self.word = ""
             return before
         found = _TOKEN.match(rest)
         if found is None:
-            raise SyntaxFault(f"{rest.strip()[:20]!r} cannot be read")
+            raise PromqlSyntaxError(f"{rest.strip()[:20]!r} is not a token")
         self.kind = found.lastgroup or ""
         self.word = found[self.kind]
-        self.place += found.end()
+        self.position += found.end()
         return before
 
-    def fault(self, wanted: str) -> SyntaxFault:
-        return SyntaxFault(f"{wanted} was wanted before {self.text[: self.place][-30:]!r}'s last token")
+    def error(self, wanted: str) -> PromqlSyntaxError:
+        return PromqlSyntaxError(
+            f"expected {wanted} before the last token of {self.text[: self.position][-30:]!r}"
+        )
 
-    def take(self, *words: str) -> bool:
+    def accept(self, *words: str) -> bool:
         if self.kind in ("sign", "name") and self.word in words:
-            self.step()
+            self.advance()
             return True
         return False
 
-    def need(self, word: str) -> None:
-        if not self.take(word):
-            raise self.fault(word)
+    def expect(self, word: str) -> None:
+        if not self.accept(word):
+            raise self.error(word)
 
-    def one(self, kind: str) -> str:
+    def expect_kind(self, kind: str) -> str:
         if self.kind != kind:
-            raise self.fault(f"a {kind}")
-        return self.step()
+            raise self.error(f"a {kind}")
+        return self.advance()
 
     def expression(self, rank: int = 0) -> Node:
         if rank == len(_RANK):
             return self.unary()
         left = self.expression(rank + 1)
         while self.kind in ("sign", "name") and self.word in _RANK[rank]:
-            operator = self.step()
-            self.take("bool")
+            operator = self.advance()
+            self.accept("bool")
             labels, on, many, included = self.matching()
             right = self.expression(rank if operator == "^" else rank + 1)
             left = Binary(operator, left, right, labels, on, many, included)
@@ -179,49 +181,51 @@ class _Parser:
     def matching(self) -> tuple[tuple[str, ...] | None, bool, str, tuple[str, ...]]:
         if self.kind != "name" or self.word not in ("on", "ignoring"):
             return None, False, "", ()
-        on = self.step() == "on"
+        on = self.advance() == "on"
         labels = self.label_names()
         many, included = "", ()
         if self.kind == "name" and self.word in ("group_left", "group_right"):
-            many = self.step().removeprefix("group_")
+            many = self.advance().removeprefix("group_")
             if self.word == "(":
                 included = self.label_names()
         return labels, on, many, included
 
     def unary(self) -> Node:
-        if self.take("-", "+"):
+        if self.accept("-", "+"):
             return Binary("*", Number("1"), self.unary())
-        return self.behind(self.primary())
+        return self.parse_suffix(self.primary())
 
-    def behind(self, node: Node) -> Node:
-        """[5m], [1h:5m] and offset 5m."""
-        if self.take("["):
-            window = self.one("duration")
-            if self.kind == "name" and re.fullmatch(rf":(?:{_DURATION})?", self.word):  # as a name may be
-                self.step()
+    def parse_suffix(self, node: Node) -> Node:
+        """Parse a range, subquery or offset behind an expression: [5m], [1h:5m], offset 5m."""
+        if self.accept("["):
+            window = self.expect_kind("duration")
+            if self.kind == "name" and re.fullmatch(
+                rf":(?:{_DURATION})?", self.word
+            ):  # the tokenizer reads it as a name
+                self.advance()
                 node = Subquery(node, window)
             elif isinstance(node, Selector):
                 node = Selector(node.name, node.matchers, window)
             else:
-                raise SyntaxFault("a range belongs behind a metric")
-            self.need("]")
-        if self.take("offset"):
-            self.take("-")
-            self.one("duration")
+                raise PromqlSyntaxError("a range must follow a metric")
+            self.expect("]")
+        if self.accept("offset"):
+            self.accept("-")
+            self.expect_kind("duration")
         return node
 
     def primary(self) -> Node:
         if self.kind in ("number", "duration"):
-            return Number(self.step())
+            return Number(self.advance())
         if self.kind == "string":
-            return Text(_unquoted(self.step()))
-        if self.take("("):
+            return Text(_unquote(self.advance()))
+        if self.accept("("):
             inner = self.expression()
-            self.need(")")
+            self.expect(")")
             return inner
         if self.word == "{":
             return Selector("", self.matchers())
-        name = self.one("name")
+        name = self.expect_kind("name")
         if name in _AGGREGATIONS | _WITH_PARAMETER:
             return self.aggregation(name)
         if self.word == "(":
@@ -234,51 +238,51 @@ class _Parser:
         if labels is None:
             labels, kept = self.grouping()
         if len(arguments) != (2 if name in _WITH_PARAMETER else 1):
-            raise SyntaxFault(f"{name} does not take {len(arguments)} arguments")
+            raise PromqlSyntaxError(f"{name} does not take {len(arguments)} arguments")
         return Aggregation(name, arguments[-1], labels, kept, arguments[0] if len(arguments) == 2 else None)
 
     def grouping(self) -> tuple[tuple[str, ...] | None, bool]:
         if self.kind != "name" or self.word not in ("by", "without"):
             return None, False
-        kept = self.step() == "by"
+        kept = self.advance() == "by"
         return self.label_names(), kept
 
     def arguments(self) -> tuple[Node, ...]:
-        return self.listed(self.expression)
+        return self.parse_list(self.expression)
 
     def label_names(self) -> tuple[str, ...]:
-        return self.listed(lambda: self.one("name"))
+        return self.parse_list(lambda: self.expect_kind("name"))
 
-    def listed(self, item: Callable[[], T]) -> tuple[T, ...]:
-        self.need("(")
+    def parse_list(self, item: Callable[[], T]) -> tuple[T, ...]:
+        self.expect("(")
         found: list[T] = []
-        while not self.take(")"):
+        while not self.accept(")"):
             if found:
-                self.need(",")
+                self.expect(",")
             found.append(item())
         return tuple(found)
 
     def matchers(self) -> tuple[Matcher, ...]:
-        self.need("{")
+        self.expect("{")
         found: list[Matcher] = []
-        while not self.take("}"):
+        while not self.accept("}"):
             if found:
-                self.need(",")
-                if self.take("}"):
+                self.expect(",")
+                if self.accept("}"):
                     break
-            label, operator = self.one("name"), self.one("sign")
+            label, operator = self.expect_kind("name"), self.expect_kind("sign")
             if operator not in ("=", "!=", "=~", "!~"):
-                raise SyntaxFault(f"{operator} is no way to match a label")
-            found.append(Matcher(label, operator, _unquoted(self.one("string"))))
+                raise PromqlSyntaxError(f"{operator} is not a label matching operator")
+            found.append(Matcher(label, operator, _unquote(self.expect_kind("string"))))
         return tuple(found)
 
 
-def _unquoted(text: str) -> str:
+def _unquote(text: str) -> str:
     return re.sub(r"\\(.)", r"\1", text[1:-1])
 
 
 def selectors(node: Node) -> list[Selector]:
-    """All of an expression."""
+    """Return all selectors of an expression."""
     if isinstance(node, Selector):
         return [node]
     inner: Sequence[Node | None] = ()
@@ -294,44 +298,44 @@ def selectors(node: Node) -> list[Selector]:
 
 
 class Checker:
-    """What an expression asks for that is not there.
+    """Checker for metrics and labels that an expression uses and nothing exports.
 
     Attributes:
-        findings: a line for each.
+        findings: one line per missing metric or label.
     """
 
     def __init__(self, metrics: Mapping[str, frozenset[str]]) -> None:
-        """With the labels of each metric by its name, the ones that scraping adds among them."""
+        """Create a checker from the labels of each metric, including those that scraping adds."""
         self.metrics = metrics
         self.findings: list[str] = []
 
     def labels(self, node: Node) -> frozenset[str]:
-        """The labels that its series may have; findings on the way."""
+        """Return the labels of the resulting series, and collect findings."""
         if isinstance(node, Selector):
-            return self._of_selector(node)
+            return self._check_selector(node)
         if isinstance(node, Subquery):
             return self.labels(node.inner)
         if isinstance(node, Call):
-            return self._of_call(node)
+            return self._check_call(node)
         if isinstance(node, Aggregation):
             inner = self.labels(node.inner)
-            self._want(node.labels or (), inner, node.name)
+            self._require(node.labels or (), inner, node.name)
             if node.labels is None:
                 return frozenset() if node.name not in ("topk", "bottomk") else inner
             return inner & set(node.labels) if node.kept else inner - set(node.labels)
         if isinstance(node, Binary):
-            return self._of_binary(node)
+            return self._check_binary(node)
         return frozenset()
 
-    def _of_selector(self, node: Selector) -> frozenset[str]:
+    def _check_selector(self, node: Selector) -> frozenset[str]:
         known = self.metrics.get(node.name)
         if known is None:
             self.findings.append(f"nothing exports {node.name}")
             return frozenset()
-        self._want([matcher.label for matcher in node.matchers], known, node.name)
+        self._require([matcher.label for matcher in node.matchers], known, node.name)
         return known
 
-    def _of_call(self, node: Call) -> frozenset[str]:
+    def _check_call(self, node: Call) -> frozenset[str]:
         if node.function not in FUNCTIONS and not node.function.endswith("_over_time"):
             self.findings.append(f"there is no function {node.function}")
         ranged = node.function in RANGES or node.function.endswith("_over_time")
@@ -342,7 +346,7 @@ class Checker:
                 if ranged != _is_range(argument):
                     self.findings.append(f"{node.function} {'needs' if ranged else 'takes no'} range")
         if node.function == "histogram_quantile":
-            self._want(["le"], found, node.function)
+            self._require(["le"], found, node.function)
             return found - {"le"}
         if node.function == "absent":
             (inner,) = node.arguments
@@ -350,18 +354,18 @@ class Checker:
             return frozenset(equal)
         return found
 
-    def _of_binary(self, node: Binary) -> frozenset[str]:
+    def _check_binary(self, node: Binary) -> frozenset[str]:
         left, right = self.labels(node.left), self.labels(node.right)
         scalar = [side for side in (node.left, node.right) if _is_scalar(side)]
         if scalar:
             return left | right
-        self._want(node.labels or (), left, node.operator)
-        self._want(node.labels or (), right, node.operator)
-        self._want(node.included, right if node.many == "left" else left, node.operator)
+        self._require(node.labels or (), left, node.operator)
+        self._require(node.labels or (), right, node.operator)
+        self._require(node.included, right if node.many == "left" else left, node.operator)
         if node.operator == "or":
             return left | right
         if node.labels is None and left != right:
-            self.findings.append(f"{node.operator}: {sorted(left)} never meets {sorted(right)}")
+            self.findings.append(f"{node.operator}: {sorted(left)} never matches {sorted(right)}")
         if node.operator in ("and", "unless") or node.many == "left":
             return left | set(node.included)
         if node.many == "right":
@@ -370,7 +374,7 @@ class Checker:
             return left
         return left & set(node.labels) if node.on else left - set(node.labels)
 
-    def _want(self, labels: Sequence[str], known: frozenset[str], where: str) -> None:
+    def _require(self, labels: Sequence[str], known: frozenset[str], where: str) -> None:
         self.findings += [f"{where} has no label {label}" for label in labels if label not in known]
 
 

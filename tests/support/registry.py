@@ -1,4 +1,4 @@
-"""Test data and helpers: registry."""
+"""Test data for the registry: bundles with verdicts, a model.config, and the command runner."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ model_config_list {
 
 
 def write_bundle(models: Path, number: int, *, blessed: bool | None = True, broken: bool = False) -> Path:
-    """A bundle as the trainer leaves it, with a verdict or without."""
+    """Write a bundle as the trainer does, with or without a verdict."""
     directory = write_fake_model(models / str(number))
     backbone = {"handle": "h", "fingerprint": "f", "dimension": 1}
     accuracy = {"value": 0.5 + number / 100, "n": 50, "low": 0.4, "high": 0.7}
@@ -44,10 +44,11 @@ def write_bundle(models: Path, number: int, *, blessed: bool | None = True, brok
     if broken:
         (directory / "broken").touch()
     if blessed is not None:
-        check = Check("accuracy", blessed, 0.5, 0.6, "0.5, and at least 0.6 was wanted")
+        check = Check("accuracy", blessed, 0.5, 0.6, "0.5, at least 0.6 required")
         verdict.write(directory, Verdict(verdict.digest(directory), (check,), None, audit.now()))
     return directory
 
 
 def command(*arguments: str | Path) -> Any:
+    """Run a hubhead command and return click's result."""
     return CliRunner().invoke(hubhead, [str(argument) for argument in arguments])

@@ -1,11 +1,10 @@
-"""What the documents tell people to type is what the commands take."""
+"""Commands, make targets and links in the documents are valid."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import shlex
-from typing import TYPE_CHECKING
 
 import click
 import pytest
@@ -14,14 +13,11 @@ from hubhead import hubhead
 from tests.support.docs import code_blocks
 from tests.support.repository import REPO
 
-if TYPE_CHECKING:
-    pass
-
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "k8s/README.md")
 
 
 def code_lines(document: str) -> list[str]:
-    """The lines of the code blocks that no language is named for."""
+    """Return the lines of the code blocks without a language."""
     return [line for block in code_blocks(document) for line in block.splitlines()]
 
 
@@ -38,17 +34,17 @@ def test_the_documents_show_commands() -> None:
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_every_command_shown_is_accepted_by_its_parser(line: str) -> None:
+def test_every_command_in_the_documents_parses(line: str) -> None:
     arguments = shlex.split(line, comments=True)[1:]
     command: click.Command = hubhead
     while isinstance(command, click.Group):
         name, command, arguments = command.resolve_command(click.Context(command), arguments)
         assert command is not None, name
-    with contextlib.suppress(click.exceptions.Exit):  # of an option that prints and is done
+    with contextlib.suppress(click.exceptions.Exit):  # raised by options that print and exit
         command.make_context(command.name, arguments)
 
 
-def test_every_make_target_shown_exists() -> None:
+def test_every_make_target_in_the_documents_exists() -> None:
     makefile = (REPO / "Makefile").read_text(encoding="utf-8")
     shown = {
         word
@@ -61,7 +57,7 @@ def test_every_make_target_shown_exists() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_file_linked_exists(document: str) -> None:
+def test_every_linked_file_exists(document: str) -> None:
     text = (REPO / document).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (REPO / document).parent.joinpath(target).exists(), target
@@ -74,7 +70,7 @@ def test_every_command_of_hubhead_is_in_the_readme() -> None:
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
-def test_the_lock_has_hashes_and_no_address(name: str) -> None:
+def test_the_lock_file_has_hashes_and_no_urls(name: str) -> None:
     text = (REPO / name).read_text(encoding="utf-8")
     assert "://" not in text
     pinned = re.findall(r"^[A-Za-z0-9][^\s=]*==.*?(?=^\S|\Z)", text, re.DOTALL | re.MULTILINE)

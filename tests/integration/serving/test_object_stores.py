@@ -1,4 +1,4 @@
-"""Versions on object stores: whole or not there, whatever is cut off and wherever."""
+"""Versions on object stores: published atomically, whatever step is interrupted."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from tests.support.registry import CONFIG, command, write_bundle
 from tests.support.repository import REPO
 
 pytestmark = pytest.mark.filterwarnings(
-    # gcsfs sends what is small in one piece, which aiohttp finds large.
+    # gcsfs sends small files in one request body, which aiohttp warns about.
     "ignore:Sending a large body directly:ResourceWarning"
 )
 
-CHANGES = ("write", "create", "upload", "copy", "remove")
+MUTATING_CALLS = ("write", "create", "upload", "copy", "remove")
 
 
-class CutOff(BaseException):
-    """What a kill looks like from inside."""
+class Interrupted(BaseException):
+    """Stands for a kill of the process; a BaseException, so that no handler catches it."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def servers() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(params=object_stores.KINDS)
 def base(request: pytest.FixtureRequest, servers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """A base path on each store."""
+    """Base path on each kind of object store."""
     return object_stores.new_base_path(request.param, monkeypatch, servers)
 
 
@@ -72,7 +72,7 @@ def on_s3(servers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """Bundles 1 to 3 with variables, which sort behind saved_model.pb."""
+    """Bundles 1 to 3 with variables, whose names sort behind saved_model.pb."""
     for number in (1, 2, 3):
         directory = write_bundle(tmp_path / "trained", number, blessed=None)
         variables = directory / "variables"
@@ -92,42 +92,44 @@ def target_at(base: str) -> DeploymentTarget:
     return DeploymentTarget(base, "double")
 
 
-def cut_off_before(number: int, patch: pytest.MonkeyPatch, look: Callable[[], None] = lambda: None) -> None:
-    """Have the n-th change of a store and all later ones not happen; look at it before each."""
+def interrupt_before(
+    number: int, patch: pytest.MonkeyPatch, inspect: Callable[[], None] = lambda: None
+) -> None:
+    """Interrupt the n-th mutating call of a store and all later ones; call `inspect` before each."""
     done = 0
 
     def wrapped(original: Any) -> Any:
         def change(*arguments: Any, **named: Any) -> Any:
             nonlocal done
-            look()
+            inspect()
             done += 1
             if done >= number:
-                raise CutOff
+                raise Interrupted
             return original(*arguments, **named)
 
         return change
 
-    for name in CHANGES:
+    for name in MUTATING_CALLS:
         patch.setattr(Objects, name, wrapped(getattr(Objects, name)))
 
 
-def end_lease(base: str) -> None:
-    """As if its holder were gone; a process that is killed need not wait for that, and this one lives."""
+def expire_lease(base: str) -> None:
+    """Expire the lease, which the heartbeat of this process keeps alive after a simulated kill."""
     objects = Objects.from_address(base)
     for name in objects.list_children(LEASE_PREFIX):
         objects.write(f"{LEASE_PREFIX}/{name}", b'{"beat": 0}')
 
 
-def files_of(directory: Path) -> dict[str, bytes]:
+def read_files(directory: Path) -> dict[str, bytes]:
     return {p.relative_to(directory).as_posix(): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
-def objects_of(base: str, prefix: str) -> dict[str, bytes]:
+def read_objects(base: str, prefix: str) -> dict[str, bytes]:
     objects = Objects.from_address(base)
     return {name: objects.read(f"{prefix}/{name}") for name in objects.list_sizes(prefix)}
 
 
-# --- Whole or not there -------------------------------------------------------------------------------
+# --- Atomic publication -------------------------------------------------------------------------------
 
 
 def test_a_promotion_uploads_the_whole_bundle(base: str, models: Path) -> None:
@@ -135,7 +137,7 @@ def test_a_promotion_uploads_the_whole_bundle(base: str, models: Path) -> None:
     assert has_no_version(base)
     change = promote(target, source=models / "2", reason="the first")
     assert (change.old, change.new, change.published) == (None, 2, True)
-    assert objects_of(base, "2") == files_of(models / "2")
+    assert read_objects(base, "2") == read_files(models / "2")
     assert target.versions == [2]
     assert not Objects.from_address(base).list_sizes(STAGING_PREFIX)
     assert not has_no_version(base)
@@ -151,65 +153,63 @@ def test_a_promotion_uploads_the_whole_bundle(base: str, models: Path) -> None:
     )
     (seen,) = inventory.list_versions(target)
     assert (seen.verdict, seen.live, seen.path) == ("blessed", True, f"{base}/2")
-    assert seen.size == sum(map(len, files_of(models / "2").values()))
+    assert seen.size == sum(map(len, read_files(models / "2").values()))
 
 
 def test_a_server_never_sees_a_model_without_its_weights(
     memory: str, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the directory of a number holds before each change, while versions come and go."""
+    """Inspect each version directory before each mutating call, while versions are published and removed."""
     seen: list[set[str]] = []
     numbered: list[bool] = []
 
-    def look() -> None:
+    def inspect() -> None:
         for number in ("1", "2", "3"):
             seen.append(set(Objects.from_address(memory).list_sizes(number)))
         numbered.append(any(name.isdecimal() for name in Objects.from_address(memory).list_children()))
 
-    cut_off_before(1 << 30, monkeypatch, look)
+    interrupt_before(1 << 30, monkeypatch, inspect)
     target = target_at(memory)
     for number in (1, 2, 3):
         promote(target, source=models / str(number), keep=2)
     rollback(target)
     assert target.versions == [2]
-    every = set(files_of(models / "1"))
+    every = set(read_files(models / "1"))
     with_model = [names for names in seen if contract.SAVED_MODEL_FILE in names]
     assert with_model
     assert all(names == every for names in with_model)
     assert any(names and names != every for names in seen)
-    assert numbered.count(False) > len(every)  # all was uploaded before a number was there
+    assert numbered.count(False) > len(every)  # everything was uploaded before the number existed
 
 
-def every_cut(base: str, run: Callable[[str, int], bool]) -> None:
-    """Each time in a new target, cut off one change later, until nothing was."""
+def for_each_interruption(base: str, run: Callable[[str, int], bool]) -> None:
+    """Run in a new base path each time, interrupted one call later, until nothing is interrupted."""
     cut = 1
     while run(f"{base}-{cut}", cut):
         cut += 1
     assert cut > 10
 
 
-def test_a_promotion_that_was_cut_off_anywhere_is_not_there_and_is_gone_on_with(
-    memory: str, models: Path
-) -> None:
-    every_cut(memory, lambda base, cut: promoted_after(base, cut, models))
+def test_a_promotion_interrupted_anywhere_is_invisible_and_resumes(memory: str, models: Path) -> None:
+    for_each_interruption(memory, lambda base, cut: promote_after_interruption(base, cut, models))
 
 
-def promoted_after(memory: str, cut: int, models: Path) -> bool:
+def promote_after_interruption(memory: str, cut: int, models: Path) -> bool:
     target = target_at(memory)
     promote(target, source=models / "1")
     with pytest.MonkeyPatch.context() as patch:
-        cut_off_before(cut, patch)
+        interrupt_before(cut, patch)
         try:
             promote(target, source=models / "2")
-        except CutOff:
+        except Interrupted:
             pass
         else:
             return False
-    end_lease(memory)
+    expire_lease(memory)
     there = target.versions
     assert there in ([1], [1, 2])
     if there == [1, 2]:
-        assert objects_of(memory, "2") == files_of(models / "2")
+        assert read_objects(memory, "2") == read_files(models / "2")
     uploads: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         upload = Objects.upload
@@ -220,50 +220,50 @@ def promoted_after(memory: str, cut: int, models: Path) -> bool:
         name.removeprefix(f"{STAGING_PREFIX}/").partition("/")[2] for name in uploads
     } <= {contract.VERDICT_FILE}
     assert target.versions == [1, 2]
-    assert objects_of(memory, "2") == files_of(models / "2")
+    assert read_objects(memory, "2") == read_files(models / "2")
     assert not target.store.list_unfinished()
     assert not Objects.from_address(memory).list_sizes(STAGING_PREFIX)
     assert [e.new for e in audit.read(target.store) if e.action is Action.PROMOTE] == [1, 2]
     return True
 
 
-def test_a_rollback_that_was_cut_off_anywhere_goes_back_by_one(memory: str, models: Path) -> None:
-    every_cut(memory, lambda base, cut: rolled_back_after(base, cut, models))
+def test_a_rollback_interrupted_anywhere_goes_back_by_one_version(memory: str, models: Path) -> None:
+    for_each_interruption(memory, lambda base, cut: roll_back_after_interruption(base, cut, models))
 
 
-def rolled_back_after(memory: str, cut: int, models: Path) -> bool:
+def roll_back_after_interruption(memory: str, cut: int, models: Path) -> bool:
     target = target_at(memory)
     for number in (1, 2, 3):
         promote(target, source=models / str(number))
     with pytest.MonkeyPatch.context() as patch:
-        cut_off_before(cut, patch)
+        interrupt_before(cut, patch)
         try:
             rollback(target)
-        except CutOff:
+        except Interrupted:
             pass
         else:
             return False
-    end_lease(memory)
+    expire_lease(memory)
     if Objects.from_address(memory).list_sizes("3"):
         change = rollback(target)
         assert (change.old, change.new) == (3, 2)
     assert target.versions == [1, 2]
-    assert objects_of(memory, ".withdrawn/3") == files_of(models / "3")
+    assert read_objects(memory, ".withdrawn/3") == read_files(models / "3")
     again = promote(target, source=models / "3")
-    assert again.new == 4  # numbers that were seen once are not used again
+    assert again.new == 4  # version numbers are never reused
     return True
 
 
-def test_another_bundle_takes_the_place_of_one_that_was_cut_off(
+def test_another_bundle_can_be_promoted_after_an_interruption(
     memory: str, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = target_at(memory)
-    copied = len(files_of(models / "1")) + 4
+    copied = len(read_files(models / "1")) + 4
     with pytest.MonkeyPatch.context() as patch:
-        cut_off_before(copied, patch)  # in the middle of the copying
-        with pytest.raises(CutOff):
+        interrupt_before(copied, patch)  # in the middle of the copying
+        with pytest.raises(Interrupted):
             promote(target, source=models / "1")
-    end_lease(memory)
+    expire_lease(memory)
     assert list(target.store.list_unfinished()) == [1]
     listed = command("models", "--model_base_path", memory)
     assert "1 is not a complete version: hubhead was interrupted while publishing it" in listed.stderr
@@ -273,8 +273,8 @@ def test_another_bundle_takes_the_place_of_one_that_was_cut_off(
     assert not Objects.from_address(memory).list_sizes(STAGING_PREFIX)
 
 
-def test_a_process_that_is_killed_in_the_middle_leaves_nothing_to_be_seen(on_s3: str, models: Path) -> None:
-    """SIGKILL, in a process of its own, over the network; the next one need not wait for the lease."""
+def test_sigkill_during_a_promotion_leaves_no_visible_version(on_s3: str, models: Path) -> None:
+    """SIGKILL of a separate process over the network; the next promotion need not wait for its lease."""
     program = """
 import os, signal, sys
 from pathlib import Path
@@ -306,7 +306,7 @@ promote(DeploymentTarget(sys.argv[1], "double"), source=Path(sys.argv[2]))
     done = command("promote", models / "1", "--model_base_path", on_s3)
     assert done.exit_code == 0, done.output
     assert target.versions == [1]
-    assert objects_of(on_s3, "1") == files_of(models / "1")
+    assert read_objects(on_s3, "1") == read_files(models / "1")
 
 
 def test_a_bundle_that_changes_while_it_is_uploaded_is_not_published(
@@ -325,15 +325,17 @@ def test_a_bundle_that_changes_while_it_is_uploaded_is_not_published(
     assert not Objects.from_address(memory).list_sizes(STAGING_PREFIX)
 
 
-def test_what_others_put_there_is_told_and_left_alone(memory: str, models: Path) -> None:
+def test_foreign_objects_are_reported_and_left_alone(memory: str, models: Path) -> None:
     Objects.from_address(memory).write("7/saved_model.pb", b"theirs")
     target = target_at(memory)
-    assert promote(target, source=models / "1").new == 8  # above what a server of the newest would take
+    assert (
+        promote(target, source=models / "1").new == 8
+    )  # above the number that a server of the newest version would take
     assert target.store.list_unfinished() == {7: "foreign"}
     assert Objects.from_address(memory).read("7/saved_model.pb") == b"theirs"
 
 
-def test_a_version_that_lost_an_object_has_no_verdict(memory: str, models: Path) -> None:
+def test_the_verdict_of_a_version_that_lost_an_object_is_void(memory: str, models: Path) -> None:
     target = target_at(memory)
     promote(target, source=models / "1")
     Objects.from_address(memory).remove("1/variables/variables.index")
@@ -343,18 +345,18 @@ def test_a_version_that_lost_an_object_has_no_verdict(memory: str, models: Path)
         promote(target, version=1)
 
 
-# --- One at a time, and the log -----------------------------------------------------------------------
+# --- Lease and audit log -----------------------------------------------------------------------
 
 
-def test_two_changes_at_once_are_one_too_many(base: str, models: Path) -> None:
+def test_concurrent_changes_are_rejected_by_the_lease(base: str, models: Path) -> None:
     promote(target_at(base), source=models / "1")
     with lock_target(target_at(base)), pytest.raises(OutputBusy, match="in progress"):
         promote(target_at(base), source=models / "2")
     assert promote(target_at(base), source=models / "2").new == 2
 
 
-@pytest.mark.parametrize("kind", ["memory", "s3"])  # the emulator of gs:// knows no preconditions
-def test_of_many_that_find_a_lease_abandoned_one_gets_it(
+@pytest.mark.parametrize("kind", ["memory", "s3"])  # the emulator of gs:// does not support preconditions
+def test_one_of_many_takers_gets_an_abandoned_lease(
     kind: str, servers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objects = Objects.from_address(object_stores.new_base_path(kind, monkeypatch, servers))
@@ -385,7 +387,9 @@ def test_of_many_that_find_a_lease_abandoned_one_gets_it(
         assert objects.list_children(LEASE_PREFIX) == ["00000005"]
 
 
-def test_a_lease_is_kept_fresh_while_its_holder_lives(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_is_renewed_by_heartbeats_while_its_holder_lives(
+    memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.01)
     monkeypatch.setattr(lease, "LEASE_SECONDS", 0.5)
     objects = Objects.from_address(memory)
@@ -399,7 +403,7 @@ def test_a_lease_is_kept_fresh_while_its_holder_lives(memory: str, monkeypatch: 
             pass
 
 
-def test_the_log_keeps_its_order_and_loses_no_line(on_s3: str) -> None:
+def test_the_audit_log_keeps_order_and_loses_no_line(on_s3: str) -> None:
     store = ObjectStore(Objects.from_address(on_s3))
     for number in range(11):
         store.append_to_log(f"{number}")
@@ -413,7 +417,7 @@ def test_the_log_keeps_its_order_and_loses_no_line(on_s3: str) -> None:
     assert sorted(lines[11:]) == [f"w{number}" for number in range(5)]
 
 
-def test_a_line_of_the_log_that_is_none_is_named(memory: str, models: Path) -> None:
+def test_a_damaged_line_of_the_audit_log_is_an_error(memory: str, models: Path) -> None:
     target = target_at(memory)
     promote(target, source=models / "1")
     Objects.from_address(memory).write(f"{AUDIT_PREFIX}/00000003", b"torn {")
@@ -421,10 +425,10 @@ def test_a_line_of_the_log_that_is_none_is_named(memory: str, models: Path) -> N
         audit.read(target.store)
 
 
-# --- Labels, keeping, fetching ------------------------------------------------------------------------
+# --- Labels, retention, downloads ------------------------------------------------------------------------
 
 
-def test_labels_move_in_a_configuration_beside_the_versions(memory: str, models: Path) -> None:
+def test_labels_move_in_a_model_config_on_the_object_store(memory: str, models: Path) -> None:
     config = f"{memory.rpartition('/')[0]}/model.config"
     replace_text(config, CONFIG % ("/o", memory))
     promote(target_at(memory), source=models / "1")
@@ -436,14 +440,14 @@ def test_labels_move_in_a_configuration_beside_the_versions(memory: str, models:
     back = rollback(target, reason="worse")
     assert (back.old, back.new, back.also) == (2, 1, ("canary",))
     promote(target, source=models / "3", keep=1)
-    assert target.versions == [1, 2, 3]  # no server was asked, so what served may serve still
+    assert target.versions == [1, 2, 3]  # without a server to query, earlier versions may still be served
     objects = Objects.from_address(memory.rpartition("/")[0])
     assert b"# Kept by hand." in objects.read("model.config")
     with lock_target(target), pytest.raises(OutputBusy):
         promote(DeploymentTarget(f"{memory}-other", "double", config), source=models / "1")
 
 
-def test_old_versions_go_and_their_numbers_stay_used(memory: str, models: Path) -> None:
+def test_keep_deletes_old_versions_and_numbers_are_not_reused(memory: str, models: Path) -> None:
     target = target_at(memory)
     for number in (1, 2, 3):
         change = promote(target, source=models / str(number), keep=2)
@@ -453,12 +457,12 @@ def test_old_versions_go_and_their_numbers_stay_used(memory: str, models: Path) 
     assert [event.old for event in audit.read(target.store) if event.action is Action.REMOVE] == [1]
 
 
-def test_a_bundle_is_fetched_by_its_address_or_the_one_above(base: str, models: Path) -> None:
+def test_a_bundle_is_downloaded_by_its_address_or_its_base_path(base: str, models: Path) -> None:
     for number in (1, 2):
         promote(target_at(base), source=models / str(number))
     for address, expected in ((f"{base}/1", 1), (base, 2)):
         with fetch_bundle(address) as found:
-            assert files_of(found.path) == files_of(models / str(expected))
+            assert read_files(found.path) == read_files(models / str(expected))
             assert (found.path.parent.name, found.path.name) == ("double", str(expected))
             assert found.origin == f"{base}/{expected}"
             bless(found.path, passed=False)
@@ -476,7 +480,7 @@ def test_a_bundle_is_fetched_by_its_address_or_the_one_above(base: str, models: 
         pass
 
 
-def test_the_commands_take_addresses(base: str, models: Path) -> None:
+def test_promote_models_and_rollback_take_addresses(base: str, models: Path) -> None:
     for number in (1, 2):
         done = command("promote", models / str(number), "--model_base_path", base)
         assert done.exit_code == 0, done.output
@@ -488,7 +492,7 @@ def test_the_commands_take_addresses(base: str, models: Path) -> None:
     assert (listed["live"], listed["unfinished"]) == (1, {})
 
 
-# --- What is missing is named -------------------------------------------------------------------------
+# --- Missing packages and stores -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("scheme", "package"), [("s3", "s3fs"), ("gs", "gcsfs")])
@@ -498,7 +502,7 @@ def test_a_missing_extra_is_named(
     from fsspec.registry import _registry
 
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(_registry, scheme, raising=False)  # what was imported before
+    monkeypatch.delitem(_registry, scheme, raising=False)  # drop the class imported before
     refused = command("promote", models / "1", "--model_base_path", f"{scheme}://bucket/models/food")
     assert isinstance(refused.exception, InputError)
     assert f"hubhead[{scheme}]" in refused.exception.remedy
@@ -507,18 +511,18 @@ def test_a_missing_extra_is_named(
         Objects.from_address(f"{scheme}://bucket/models/food")
 
 
-def test_a_bucket_that_is_missing_and_a_server_that_is_away_are_told(
+def test_a_missing_bucket_and_missing_credentials_are_reported(
     on_s3: str, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(OutputError, match=r"s3://nowhere-1/models/food.* cannot be written") as told:
+    with pytest.raises(OutputError, match=r"s3://nowhere-1/models/food.* cannot be written") as caught:
         promote(target_at("s3://nowhere-1/models/food"), source=models / "1")
-    assert "bucket" in told.value.remedy
+    assert "bucket" in caught.value.remedy
     objects = Objects.from_address(on_s3)
 
-    def away(*_: Any, **__: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("no credentials")
 
-    monkeypatch.setattr(objects.storage, "ls", away)
-    with pytest.raises(OutputError, match="no credentials") as told:
+    monkeypatch.setattr(objects.storage, "ls", fail)
+    with pytest.raises(OutputError, match="no credentials") as caught:
         inventory.list_versions(target_at(on_s3))
-    assert "AWS_PROFILE" in told.value.remedy
+    assert "AWS_PROFILE" in caught.value.remedy

@@ -1,4 +1,4 @@
-"""Promotion and rollback, against a real server of models without TensorFlow."""
+"""Promotion, labels and rollback against a real server, with fake models that need no TensorFlow."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.registry import CONFIG, command, write_bundle
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """Where the trainer leaves bundles 1 to 3."""
+    """Directory of trained bundles 1 to 3."""
     for number in (1, 2, 3):
         write_bundle(tmp_path / "trained", number)
     return tmp_path / "trained"
@@ -40,7 +40,7 @@ def models(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """What the server reads."""
+    """Base path that the server reads."""
     (tmp_path / "served" / "other").mkdir(parents=True)
     write_fake_model(tmp_path / "served" / "other" / "1")
     return tmp_path / "served" / "double"
@@ -53,7 +53,7 @@ def config(base: Path, tmp_path: Path) -> Path:
     return path
 
 
-def server_of(**settings: Any) -> RunningServer:
+def start_server(**settings: Any) -> RunningServer:
     return start(
         ServerSettings(port=0, file_system_poll_wait_seconds=0.05, **settings), loader=FakeModelLoader()
     )
@@ -61,10 +61,10 @@ def server_of(**settings: Any) -> RunningServer:
 
 @pytest.fixture
 def target(base: Path, config: Path, models: Path) -> Iterator[DeploymentTarget]:
-    """A server of version 1 that polls its configuration, and a client of it."""
+    """Deployment target with version 1, a server that polls its configuration, and a client."""
     promote(DeploymentTarget(base, "double"), source=models / "1")
     with (
-        server_of(model_config_file=config, model_config_file_poll_wait_seconds=0.05) as server,
+        start_server(model_config_file=config, model_config_file_poll_wait_seconds=0.05) as server,
         Client(f"localhost:{server.port}", model="double", timeout=LIMIT) as client,
     ):
 
@@ -74,8 +74,8 @@ def target(base: Path, config: Path, models: Path) -> Iterator[DeploymentTarget]
         yield DeploymentTarget(base, "double", config, client, labelled, timeout=LIMIT)
 
 
-def answers(target: DeploymentTarget, label: str | None = None) -> int:
-    """The version that answers."""
+def served_version(target: DeploymentTarget, label: str | None = None) -> int:
+    """Return the version that answers a request, with or without a label."""
     assert target.client
     with Client(target.client.target, model="double", label=label, timeout=LIMIT) as client:
         np.testing.assert_array_equal(
@@ -84,7 +84,7 @@ def answers(target: DeploymentTarget, label: str | None = None) -> int:
         return client.metadata().version
 
 
-def available(target: DeploymentTarget) -> set[int]:
+def available_versions(target: DeploymentTarget) -> set[int]:
     assert target.client
     return {status.version for status in target.client.status() if status.state == "AVAILABLE"}
 
@@ -100,7 +100,7 @@ def test_a_promotion_without_a_configuration_publishes_the_whole_bundle(base: Pa
     assert bundle.versions(base) == [2]
 
 
-def test_a_bundle_that_is_there_is_not_published_again(base: Path, models: Path) -> None:
+def test_promoting_a_published_bundle_again_changes_nothing(base: Path, models: Path) -> None:
     target = DeploymentTarget(base, "double")
     promote(target, source=models / "1")
     before = (base / AUDIT_LOG).read_text()
@@ -110,13 +110,13 @@ def test_a_bundle_that_is_there_is_not_published_again(base: Path, models: Path)
     assert (base / AUDIT_LOG).read_text() == before
 
 
-def test_a_lower_number_than_is_there_becomes_the_next_free_one(base: Path, models: Path) -> None:
+def test_a_bundle_with_a_lower_number_gets_the_next_free_number(base: Path, models: Path) -> None:
     promote(DeploymentTarget(base, "double"), source=models / "2")
     assert promote(DeploymentTarget(base, "double"), source=models / "1").new == 3
 
 
 @pytest.mark.parametrize("blessed", [None, False])
-def test_a_bundle_without_a_blessed_verdict_is_refused(
+def test_a_bundle_without_a_blessed_verdict_is_rejected(
     base: Path, tmp_path: Path, blessed: bool | None
 ) -> None:
     directory = write_bundle(tmp_path / "bad", 1, blessed=blessed)
@@ -130,14 +130,14 @@ def test_a_bundle_without_a_blessed_verdict_is_refused(
     assert event.failed == (("accuracy",) if blessed is False else ())
 
 
-def test_a_verdict_on_other_content_is_none(base: Path, models: Path) -> None:
+def test_a_verdict_is_void_after_the_bundle_changed(base: Path, models: Path) -> None:
     labels = models / "1" / contract.LABELS_FILE
     labels.write_text("c\nd\n")
     with pytest.raises(GateRejected, match="changed since"):
         promote(DeploymentTarget(base, "double"), source=models / "1")
 
 
-def test_what_needs_no_force_is_not_recorded_as_forced(base: Path, models: Path) -> None:
+def test_force_on_a_blessed_bundle_is_not_recorded_as_forced(base: Path, models: Path) -> None:
     promote(DeploymentTarget(base, "double"), source=models / "1", force=True)
     assert [event.forced for event in audit.read(LocalStore(base))] == [False, False]
 
@@ -148,19 +148,19 @@ def test_what_needs_no_force_is_not_recorded_as_forced(base: Path, models: Path)
 def test_rollback_without_a_configuration_withdraws_the_newest(base: Path, models: Path) -> None:
     promote(DeploymentTarget(base, "double"), source=models / "1")
     with (
-        server_of(model_base_path=base) as server,
+        start_server(model_base_path=base) as server,
         Client(f"localhost:{server.port}", model="double") as client,
     ):
         target = DeploymentTarget(base, "double", client=client, timeout=LIMIT)
         promote(target, source=models / "2")
-        assert answers(target) == 2
+        assert served_version(target) == 2
         change = rollback(target, reason="worse")
         assert (change.old, change.new, change.waited) == (2, 1, True)
-        assert answers(target) == 1
+        assert served_version(target) == 1
         assert promote(target, source=models / "3").new == 3
         rollback(target)
         again = promote(target, source=models / "2")
-        assert again.new == 4  # numbers that were seen once are not used again
+        assert again.new == 4  # version numbers are never reused
     assert {child.name for child in (base / bundle.WITHDRAWN).iterdir()} == {"2", "3"}
     assert [event.action.value for event in audit.read(LocalStore(base))[-4:]] == [
         "withdraw",
@@ -174,17 +174,17 @@ def test_a_version_that_does_not_load_is_withdrawn(base: Path, models: Path, tmp
     promote(DeploymentTarget(base, "double"), source=models / "1")
     broken = write_bundle(tmp_path / "broken", 2, broken=True)
     with (
-        server_of(model_base_path=base) as server,
+        start_server(model_base_path=base) as server,
         Client(f"localhost:{server.port}", model="double") as client,
     ):
         target = DeploymentTarget(base, "double", client=client, timeout=LIMIT)
         with pytest.raises(BundleError, match="broken on purpose"):
             promote(target, source=broken)
-        assert answers(target) == 1
+        assert served_version(target) == 1
     assert bundle.versions(base) == [1]
 
 
-def test_there_has_to_be_something_to_go_back_to(base: Path, models: Path) -> None:
+def test_rollback_without_an_earlier_version_is_an_error(base: Path, models: Path) -> None:
     promote(DeploymentTarget(base, "double"), source=models / "1")
     with pytest.raises(InputError, match="no earlier version"):
         rollback(DeploymentTarget(base, "double"))
@@ -194,40 +194,40 @@ def test_there_has_to_be_something_to_go_back_to(base: Path, models: Path) -> No
 
 
 @pytest.mark.parametrize("by_rpc", [False, True])
-def test_a_canary_a_promotion_and_a_rollback_lose_no_request(
+def test_canary_promotion_and_rollback_lose_no_request(
     target: DeploymentTarget, models: Path, config: Path, by_rpc: bool
 ) -> None:
     target = replace(target, reload=by_rpc)
     promote(target, version=1)
     stop, failures, seen = threading.Event(), [], set()
 
-    def ask() -> None:
+    def send_requests() -> None:
         while not stop.is_set():
             try:
-                seen.add(answers(target, "stable"))
+                seen.add(served_version(target, "stable"))
             except ServerError as error:
                 failures.append(error)
 
-    asking = [threading.Thread(target=ask) for _ in range(2)]
-    for thread in asking:
+    callers = [threading.Thread(target=send_requests) for _ in range(2)]
+    for thread in callers:
         thread.start()
     try:
         promote(target, source=models / "2", label="canary")
-        assert (answers(target, "stable"), answers(target, "canary")) == (1, 2)
-        assert available(target) == {1, 2}
+        assert (served_version(target, "stable"), served_version(target, "canary")) == (1, 2)
+        assert available_versions(target) == {1, 2}
         change = promote(target, version=2)
         assert (change.old, change.new) == (1, 2)
-        assert answers(target, "stable") == 2
+        assert served_version(target, "stable") == 2
         promote(target, source=models / "3")
-        assert (answers(target, "stable"), answers(target, "canary")) == (3, 2)
-        back = rollback(target)
-        assert (back.old, back.new) == (3, 2)
-        back = rollback(target, reason="that one too")
-        assert (back.old, back.new, back.also) == (2, 1, ("canary",))
-        assert (answers(target, "stable"), answers(target, "canary")) == (1, 1)
+        assert (served_version(target, "stable"), served_version(target, "canary")) == (3, 2)
+        change = rollback(target)
+        assert (change.old, change.new) == (3, 2)
+        change = rollback(target, reason="that one too")
+        assert (change.old, change.new, change.also) == (2, 1, ("canary",))
+        assert (served_version(target, "stable"), served_version(target, "canary")) == (1, 1)
     finally:
         stop.set()
-        for thread in asking:
+        for thread in callers:
             thread.join(LIMIT)
     assert not failures
     assert seen == {1, 2, 3}
@@ -246,7 +246,7 @@ def test_a_canary_a_promotion_and_a_rollback_lose_no_request(
     ]
 
 
-def test_the_canary_alone_goes_back_to_stable(target: DeploymentTarget, models: Path) -> None:
+def test_rollback_of_the_canary_label_returns_it_to_stable(target: DeploymentTarget, models: Path) -> None:
     promote(target, version=1)
     promote(target, source=models / "2", label="canary")
     change = rollback(target, label="canary")
@@ -254,7 +254,7 @@ def test_the_canary_alone_goes_back_to_stable(target: DeploymentTarget, models: 
     assert model_config.read(target.config or Path(), "double").labels == {"stable": 1, "canary": 1}
 
 
-def test_publishing_does_not_go_live_before_its_label(
+def test_a_version_that_fails_to_load_leaves_labels_and_configuration_unchanged(
     target: DeploymentTarget, models: Path, tmp_path: Path
 ) -> None:
     promote(target, version=1)
@@ -263,11 +263,11 @@ def test_publishing_does_not_go_live_before_its_label(
     with pytest.raises(BundleError, match="broken on purpose"):
         promote(target, source=broken)
     assert target.read_config() == before
-    assert answers(target, "stable") == 1
+    assert served_version(target, "stable") == 1
     assert [event.new for event in audit.read(target.store) if event.label] == [1]
 
 
-def test_a_server_that_does_not_follow_is_told_in_time(
+def test_promotion_times_out_if_the_server_does_not_read_the_configuration(
     target: DeploymentTarget, models: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "unread.config"
@@ -275,7 +275,7 @@ def test_a_server_that_does_not_follow_is_told_in_time(
     other.write_text(target.config.read_text())
     write_bundle(target.base, 2)
     with pytest.raises(DeadlineExceeded, match="--reload"):
-        # The server follows another file, of the newest version, and lets go of version 1.
+        # The server reads another file, whose policy is the newest version, and unloads version 1.
         promote(replace(target, config=other, timeout=0.5), version=1)
 
 
@@ -285,20 +285,20 @@ def test_a_canary_needs_a_stable_version(target: DeploymentTarget, models: Path)
     assert bundle.versions(target.base) == [1]
 
 
-def test_without_a_server_nothing_is_published_under_the_newest_policy(
+def test_publishing_under_a_newest_version_policy_needs_a_server(
     target: DeploymentTarget, models: Path
 ) -> None:
-    unasked = replace(target, client=None, label_client=None)
+    without_client = replace(target, client=None, label_client=None)
     with pytest.raises(InputError, match="live as soon"):
-        promote(unasked, source=models / "2")
-    promote(unasked, version=1)
-    promote(unasked, source=models / "2", label="canary")
+        promote(without_client, source=models / "2")
+    promote(without_client, version=1)
+    promote(without_client, source=models / "2", label="canary")
     with Client(target.client.target if target.client else "", model="double", label="canary") as canary:
-        canary.wait_until_ready(LIMIT)  # the server moves the label itself, once it has loaded
+        canary.wait_until_ready(LIMIT)  # the server moves the label itself, once the version is loaded
         assert canary.metadata().version == 2
 
 
-def test_a_label_given_while_a_server_loads_its_first_version_is_taken_over(
+def test_a_label_written_while_the_server_loads_its_first_version_is_applied(
     base: Path, config: Path, models: Path
 ) -> None:
     base.mkdir()
@@ -317,7 +317,7 @@ def test_a_label_given_while_a_server_loads_its_first_version_is_taken_over(
     started: list[RunningServer] = []
     starting = threading.Thread(target=lambda: started.append(start(settings, loader=load)))
     starting.start()
-    eventually(lambda: loader.attempts == 1)  # that of the other model: it has read the configuration
+    eventually(lambda: loader.attempts == 1)  # of the other model, so the server has read the configuration
     promote(DeploymentTarget(base, "double", config), source=models / "1")
     loads.set()
     starting.join(LIMIT)
@@ -329,7 +329,7 @@ def test_a_label_given_while_a_server_loads_its_first_version_is_taken_over(
         assert client.metadata().version == 1
 
 
-def test_old_versions_go_but_none_that_is_needed(
+def test_keep_deletes_old_versions_but_none_that_is_needed(
     target: DeploymentTarget, models: Path, tmp_path: Path
 ) -> None:
     for number in (4, 5, 6):
@@ -338,14 +338,16 @@ def test_old_versions_go_but_none_that_is_needed(
     for number in (2, 3, 4, 5):
         promote(target, source=models / str(number))
     change = promote(target, source=models / "6", label="canary", keep=1)
-    # 6 is the newest, 5 is stable, 4 is where stable was.
+    # 6 is the newest, 5 is stable, 4 is the previous stable version, needed for a rollback.
     assert bundle.versions(target.base) == [4, 5, 6]
     assert change.removed == (1, 2, 3)
     assert [e.old for e in audit.read(target.store) if e.action is Action.REMOVE] == [1, 2, 3]
     assert not list(target.base.glob(".removing*"))
 
 
-def test_the_inventory_says_what_serves(target: DeploymentTarget, models: Path, tmp_path: Path) -> None:
+def test_list_versions_reports_labels_verdicts_and_states(
+    target: DeploymentTarget, models: Path, tmp_path: Path
+) -> None:
     promote(target, version=1)
     promote(target, source=models / "2", label="canary")
     write_bundle(target.base, 3, blessed=False)
@@ -364,7 +366,7 @@ def test_the_inventory_says_what_serves(target: DeploymentTarget, models: Path, 
     assert first.size == sum(path.stat().st_size for path in first.path.rglob("*") if path.is_file())
 
 
-def test_a_job_takes_the_version_that_callers_get_and_not_the_canary(
+def test_a_scoring_job_uses_the_stable_version_and_not_the_canary(
     target: DeploymentTarget, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     promote(target, version=1)
@@ -403,7 +405,7 @@ def test_a_job_takes_the_version_that_callers_get_and_not_the_canary(
         'model_config_list { config: [{ name: "a" base_path: "/a" }, { name: "double" base_path: "/d" }] }',
     ],
 )
-def test_a_configuration_says_the_same_but_for_the_model(text: str, tmp_path: Path) -> None:
+def test_writing_model_config_changes_only_the_model(text: str, tmp_path: Path) -> None:
     from google.protobuf import text_format
 
     path = tmp_path / "model.config"
@@ -423,21 +425,21 @@ def test_a_configuration_says_the_same_but_for_the_model(text: str, tmp_path: Pa
     assert [child.name for child in tmp_path.iterdir()] == ["model.config"]
 
 
-def test_a_model_that_is_not_configured_is_named(tmp_path: Path) -> None:
+def test_a_model_missing_from_model_config_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "model.config"
     path.write_text(CONFIG % ("/o", "/d"))
     with pytest.raises(InputError, match="no model 'food'; it has 'other', 'double'"):
         model_config.read(path, "food")
 
 
-def test_history_goes_back_and_not_forth_again() -> None:
+def test_repeated_rollbacks_go_further_back() -> None:
     def event(action: Action, old: int | None, new: int) -> Event:
         return Event(action, "m", old, new, label="stable")
 
     events = [event(Action.PROMOTE, 1, 2), event(Action.PROMOTE, 2, 3)]
     assert audit.previous_version(events, "stable", 3, {1, 2, 3}) == 2
     assert audit.previous_version(events, "stable", 3, {1, 3}) == 1
-    assert audit.previous_version(events, "stable", 9, {1, 2, 3, 9}) == 3  # somebody moved it by hand
+    assert audit.previous_version(events, "stable", 9, {1, 2, 3, 9}) == 3  # the label was moved by hand
     events.append(event(Action.ROLLBACK, 3, 2))
     assert audit.previous_version(events, "stable", 2, {1, 2, 3}) == 1
     events.append(event(Action.ROLLBACK, 2, 1))
@@ -445,7 +447,7 @@ def test_history_goes_back_and_not_forth_again() -> None:
     assert audit.previous_version(events, "canary", 1, {1, 2, 3}) is None
 
 
-def test_a_torn_last_line_of_the_log_is_left_out_and_another_is_told(tmp_path: Path) -> None:
+def test_an_incomplete_last_log_line_is_skipped_and_a_damaged_line_is_an_error(tmp_path: Path) -> None:
     audit.append(LocalStore(tmp_path), Event(Action.PROMOTE, "m", None, 1))
     whole = audit.read(LocalStore(tmp_path))
     with (tmp_path / AUDIT_LOG).open("a") as file:
@@ -457,14 +459,14 @@ def test_a_torn_last_line_of_the_log_is_left_out_and_another_is_told(tmp_path: P
         audit.read(LocalStore(tmp_path))
 
 
-def test_two_changes_at_once_are_one_too_many(base: Path, models: Path) -> None:
+def test_concurrent_changes_are_rejected_by_the_lock(base: Path, models: Path) -> None:
     promote(DeploymentTarget(base, "double"), source=models / "1")
     with lock_target(DeploymentTarget(base, "double")), pytest.raises(OutputBusy):
         promote(DeploymentTarget(base, "double"), source=models / "2")
     assert bundle.versions(base) == [1]
 
 
-def test_addresses_that_nothing_can_be_kept_at_are_refused() -> None:
+def test_unsupported_addresses_are_rejected() -> None:
     assert parse_address("models/food") == Path("models/food")
     assert parse_address("gs://bucket/models/food/") == "gs://bucket/models/food"
     for text in ("https://host/models", "gs://", "hdfs://a/b"):
@@ -472,7 +474,9 @@ def test_addresses_that_nothing_can_be_kept_at_are_refused() -> None:
             parse_address(text)
 
 
-def test_the_commands_do_the_same(base: Path, config: Path, models: Path, target: DeploymentTarget) -> None:
+def test_promote_models_and_rollback_commands(
+    base: Path, config: Path, models: Path, target: DeploymentTarget
+) -> None:
     assert target.client
     where = ("--model_base_path", base, "--model_config_file", config, "--server", target.client.target)
     done = command("promote", "--model_version", "1", *where, "--json")
@@ -488,7 +492,7 @@ def test_the_commands_do_the_same(base: Path, config: Path, models: Path, target
     assert (back["old"], back["new"], back["also"]) == (2, 1, ["canary"])
 
 
-def test_flags_that_do_not_go_together_are_refused(base: Path, models: Path) -> None:
+def test_conflicting_flags_are_usage_errors(base: Path, models: Path) -> None:
     for arguments in (
         ("promote", "--model_base_path", base),
         ("promote", models / "1", "--model_base_path", base, "--label", "canary"),

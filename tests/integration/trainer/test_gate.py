@@ -1,4 +1,4 @@
-"""The gate before a bundle goes live."""
+"""hubhead validate on real bundles."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def validate(*arguments: str | Path) -> tuple[Any, dict[str, Any]]:
 
 @pytest.fixture
 def pair(trained: Trained, tmp_path: Path) -> tuple[Path, Path]:
-    """Two copies of a real bundle: the candidate, and what is live."""
+    """Two copies of a real bundle: (candidate, live version)."""
     copies = [tmp_path / "models" / "food" / number for number in ("1", "2")]
     for copy in copies:
         shutil.copytree(trained.result.bundle.path, copy)
@@ -41,11 +41,11 @@ def pair(trained: Trained, tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.mark.slow
 @pytest.mark.tf
-def test_a_bundle_as_good_as_the_live_one_is_blessed_and_may_be_promoted(
+def test_a_bundle_as_good_as_the_live_version_is_blessed_and_can_be_promoted(
     pair: tuple[Path, Path], sample: SampleSummary, tmp_path: Path
 ) -> None:
     candidate, live = pair
-    # Time of both on a machine that does other things: the ratio is not what is tested here.
+    # The latency ratio is not tested here: other processes on the machine disturb it.
     done, record = validate(
         "--bundle", candidate, "--live", live, "--photos", sample.directory, "--max_latency_ratio", "100"
     )
@@ -54,7 +54,7 @@ def test_a_bundle_as_good_as_the_live_one_is_blessed_and_may_be_promoted(
     assert record == json.loads((candidate / contract.VERDICT_FILE).read_text())
     checks = {check["name"]: check for check in record["checks"]}
     n = bundle.read(candidate).metadata.metrics["test"]["accuracy"]["n"]
-    assert f"N={n}" in checks["accuracy on the photos"]["detail"]  # those that it was trained on are left out
+    assert f"N={n}" in checks["accuracy on the photos"]["detail"]  # training photos are left out
     assert checks["photos left out"]["figure"] == 406 - n
     for name in ("the runtime", "the local server"):
         assert checks[f"{name} agrees with a classic session"]["passed"]
@@ -63,7 +63,9 @@ def test_a_bundle_as_good_as_the_live_one_is_blessed_and_may_be_promoted(
 
 @pytest.mark.slow
 @pytest.mark.tf
-def test_every_fault_is_named_and_the_verdict_is_a_no(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_every_failed_check_is_listed_and_the_bundle_is_not_blessed(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
     candidate, live = pair
     (candidate / contract.WARMUP_FILE).unlink()
     (candidate / "ballast").write_bytes(bytes(20 << 20))
@@ -84,7 +86,7 @@ def test_every_fault_is_named_and_the_verdict_is_a_no(pair: tuple[Path, Path], t
 
 @pytest.mark.slow
 @pytest.mark.tf
-def test_a_bundle_that_does_not_load_has_a_verdict_too(pair: tuple[Path, Path]) -> None:
+def test_a_bundle_that_does_not_load_gets_a_verdict(pair: tuple[Path, Path]) -> None:
     candidate, _ = pair
     for file in (candidate / "variables").iterdir():
         file.unlink()

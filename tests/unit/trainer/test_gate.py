@@ -1,10 +1,10 @@
-"""The gate before a bundle goes live."""
+"""Thresholds, verdict and choice of the live version in the gate."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import numpy as np
@@ -19,9 +19,6 @@ from trainer.commands.validate import _resolve_live
 from trainer.dataset import labelled_photos
 from trainer.gate import thresholds
 from trainer.gate.thresholds import RegressionLimits
-
-if TYPE_CHECKING:
-    pass
 
 
 def metadata(accuracy: float = 0.8, recall: float = 0.8, n: int = 50, **test: Any) -> BundleMetadata:
@@ -53,26 +50,28 @@ def failed(checks: list[Check]) -> list[str]:
         (replace(metadata(), metrics={}), ["accuracy", "log-loss", "calibration error"]),
     ],
 )
-def test_records_are_held_against_those_of_the_live_version(new: BundleMetadata, expected: list[str]) -> None:
+def test_recorded_metrics_are_compared_with_the_live_version(
+    new: BundleMetadata, expected: list[str]
+) -> None:
     assert failed(thresholds.compare_recorded_metrics(new, metadata(), RegressionLimits())) == expected
 
 
-def test_what_the_live_version_does_not_state_is_told_and_not_judged() -> None:
+def test_metrics_missing_in_the_live_version_are_reported_and_not_checked() -> None:
     checks = thresholds.compare_recorded_metrics(
         metadata(), replace(metadata(), metrics={}), RegressionLimits()
     )
     assert {check.passed for check in checks} == {None}
 
 
-def test_labels_that_come_and_go_are_named() -> None:
+def test_added_and_removed_labels_are_reported() -> None:
     added, removed = thresholds.list_label_changes(["a", "c"], ["a", "b"])
     assert (added.detail, removed.detail) == ("c", "b")
     assert added.passed is removed.passed is None
 
 
-def test_both_versions_are_judged_on_the_same_photos_by_their_own_labels() -> None:
+def test_both_versions_are_evaluated_on_the_same_photos_by_their_own_labels() -> None:
     live = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]], np.float32)
-    new = live[:, ::-1]  # the same answers, its labels in another order
+    new = live[:, ::-1]  # the same predictions, with the labels in another order
     truth = ["a", "b", "a", "a"]
     checks = thresholds.compare_on_photos(
         (new, ["b", "a"]), (live, ["a", "b"]), truth, RegressionLimits(label_photos=1)
@@ -87,12 +86,12 @@ def test_both_versions_are_judged_on_the_same_photos_by_their_own_labels() -> No
     assert failed(worse) == [check.name for check in worse]
 
 
-def test_a_ratio_is_held_against_its_limit() -> None:
+def test_a_ratio_is_compared_with_its_limit() -> None:
     assert thresholds.check_ratio("latency", 15.0, 10.0, 1.5, "ms").passed
     assert thresholds.check_ratio("latency", 15.1, 10.0, 1.5, "ms").passed is False
 
 
-def test_photos_have_the_label_of_their_folder_where_it_is_one(tmp_path: Path) -> None:
+def test_photos_have_the_label_of_their_directory_if_it_is_a_label(tmp_path: Path) -> None:
     for name in ("a/1.jpg", "a/deep/2.PNG", "b/3.jpeg", "4.jpg", "a/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"\xff\xd8\xff" + name.encode())
@@ -129,7 +128,7 @@ def test_a_manifest_names_photos_and_labels(tmp_path: Path) -> None:
         labelled_photos.read_photos([(tmp_path / "gone.jpg", None)])
 
 
-def test_a_verdict_comes_back_as_it_was_written(tmp_path: Path) -> None:
+def test_a_verdict_survives_writing_and_reading(tmp_path: Path) -> None:
     (tmp_path / "assets.extra").mkdir()
     (tmp_path / "file").write_text("content")
     before = verdict.digest(tmp_path)
@@ -138,7 +137,7 @@ def test_a_verdict_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert verdict.read(tmp_path) == written
     assert not written.blessed
     assert replace(written, forced=True).blessed
-    assert verdict.digest(tmp_path) == before  # the verdict is no part of what is judged
+    assert verdict.digest(tmp_path) == before  # the digest does not cover the verdict
     (tmp_path / "file").write_text("CONTENT")
     assert verdict.digest(tmp_path) != before
     (tmp_path / contract.VERDICT_FILE).write_text('{"checks": ')
@@ -146,7 +145,7 @@ def test_a_verdict_comes_back_as_it_was_written(tmp_path: Path) -> None:
         verdict.read(tmp_path)
 
 
-def test_a_bundle_is_not_held_against_itself(tmp_path: Path) -> None:
+def test_a_bundle_is_not_compared_with_itself(tmp_path: Path) -> None:
     from trainer.gate import gate
 
     directory = tmp_path / "1"
@@ -160,23 +159,27 @@ def test_a_bundle_is_not_held_against_itself(tmp_path: Path) -> None:
         gate.validate(directory)
 
 
-def test_a_directory_that_has_no_version_yet_is_no_live_version(
+def test_a_directory_without_versions_means_no_live_version(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _resolve_live(tmp_path) is None
     assert "no version yet" in capsys.readouterr().err
     (tmp_path / "1").mkdir()
     assert _resolve_live(tmp_path) == tmp_path
-    assert _resolve_live(tmp_path / "mistyped") == tmp_path / "mistyped"  # which cannot be read, an error
+    assert (
+        _resolve_live(tmp_path / "mistyped") == tmp_path / "mistyped"
+    )  # the reader reports the missing path
 
 
-def test_of_the_versions_the_stable_one_is_live(tmp_path: Path) -> None:
+def test_the_version_labelled_stable_is_live(tmp_path: Path) -> None:
     config = tmp_path / "model.config"
     config.write_text(
         'model_config_list { config { name: "food" base_path: "/models/food" model_platform: "tensorflow"\n'
         'version_labels { key: "stable" value: 1 } version_labels { key: "canary" value: 2 } } }\n'
     )
-    assert _resolve_live(tmp_path / "food", config) == tmp_path / "food"  # which is not there, an error
+    assert (
+        _resolve_live(tmp_path / "food", config) == tmp_path / "food"
+    )  # the reader reports the missing path
     for number in ("1", "2"):
         (tmp_path / "food" / number).mkdir(parents=True)
         (tmp_path / "food" / number / contract.SAVED_MODEL_FILE).touch()
