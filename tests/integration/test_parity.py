@@ -84,7 +84,7 @@ def models(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     store = EmbeddingStore(settings.embedding_store, base.metadata.fingerprint, base.metadata.dimension)
     features = load_features(dataset.scan(settings.image_dir), store)
     targets = np.array([example.label for example in features.examples], np.int64)
-    blocks, labels = heads.Blocks.of(features.embeddings, targets), result.bundle.metadata.labels
+    blocks, labels = heads.Blocks.from_array(features.embeddings, targets), result.bundle.metadata.labels
     nothing = np.zeros((0, len(labels)), np.float32), np.zeros(0, np.int64)
 
     def model(kind: str, strength: float, **more: object) -> Bundle:

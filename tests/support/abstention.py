@@ -11,7 +11,7 @@ from trainer.heads import Floats, Ints
 
 def to_blocks(embeddings: Floats) -> heads.Blocks:
     """Return all embeddings as blocks, without classes."""
-    return heads.Blocks.of(embeddings, np.zeros(len(embeddings), np.int64))
+    return heads.Blocks.from_array(embeddings, np.zeros(len(embeddings), np.int64))
 
 
 def fit_novelty(embeddings: Floats, targets: Ints, kept: float = 0.95) -> Novelty:

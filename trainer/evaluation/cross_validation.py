@@ -165,9 +165,9 @@ def cross_validate(
         for held in _make_folds(targets, groups, scheme.folds, scheme.seed + repeat):
             rest = np.setdiff1d(np.arange(len(targets)), held)
             model, _ = heads.fit_blocks(
-                Blocks.of(embeddings, targets, chosen=rest),
+                Blocks.from_array(embeddings, targets, chosen=rest),
                 len(labels),
-                views=[Blocks.of(view, targets, chosen=rest) for view in views],
+                views=[Blocks.from_array(view, targets, chosen=rest) for view in views],
                 settings=settings,
                 seed=scheme.seed + repeat,
             )

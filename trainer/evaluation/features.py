@@ -69,7 +69,7 @@ class HeadPredictions:
         def predict_block(rows: Floats, classes: Ints) -> HeadPredictions:
             return cls.from_probabilities(fitted.probabilities(rows), classes)
 
-        parts = list(Blocks.of(embeddings, targets).each(predict_block))
+        parts = list(Blocks.from_array(embeddings, targets).map(predict_block))
         return cls(
             np.concatenate([part.best for part in parts]),
             np.concatenate([part.score for part in parts]),
@@ -85,10 +85,10 @@ class HeadPredictions:
 
 def predict_probabilities(fitted: Head, embeddings: Vectors, rows: Ints) -> Floats:
     """Return calibrated probabilities float32 [n,K] of some rows int64 [n] of embeddings [N,D]."""
-    blocks = Blocks.of(embeddings, np.zeros(len(embeddings), np.int64), chosen=rows)
+    blocks = Blocks.from_array(embeddings, np.zeros(len(embeddings), np.int64), chosen=rows)
     # np.concatenate needs at least one array, also where no row is chosen.
     nothing = np.zeros((0, len(fitted.bias)), np.float32)
-    return np.concatenate([nothing, *blocks.each(lambda features, _: fitted.probabilities(features))])
+    return np.concatenate([nothing, *blocks.map(lambda features, _: fitted.probabilities(features))])
 
 
 def load_features(

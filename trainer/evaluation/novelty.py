@@ -140,9 +140,9 @@ class Novelty:
         classes = len(fitted.bias)
 
         def blocks(chosen: Ints) -> Blocks:
-            return Blocks.of(embeddings, targets, chosen=rows[chosen])
+            return Blocks.from_array(embeddings, targets, chosen=rows[chosen])
 
-        with heads.one_thread():
+        with heads.single_blas_thread():
             parts = []
             for rest, held in _iterate_folds(targets[rows], seed):
                 # Everything that is fitted sees `rest` alone, so that the scores of `held` are unbiased.
@@ -174,7 +174,7 @@ class Novelty:
 
         The higher a score, the less the photo is like the known ones.
         """
-        blocks = Blocks.of(embeddings, np.zeros(len(embeddings), np.int64))
+        blocks = Blocks.from_array(embeddings, np.zeros(len(embeddings), np.int64))
         residual, energy = compute_terms(self.head, self.centre, self.directions, blocks)
         return np.asarray(
             np.float32(self.residual_weight) * residual - np.float32(self.energy_weight) * energy, np.float32
@@ -220,7 +220,7 @@ def compute_terms(model: Head, centre: Floats, directions: Floats, embeddings: B
         outside = (off**2).sum(axis=1) - ((off @ directions) ** 2).sum(axis=1)
         return np.stack([np.sqrt(np.maximum(outside, 0)), energy]).astype(np.float32)
 
-    return np.concatenate([np.zeros((2, 0), np.float32), *embeddings.each(compute_block)], axis=1)
+    return np.concatenate([np.zeros((2, 0), np.float32), *embeddings.map(compute_block)], axis=1)
 
 
 def _l2_normalize(embeddings: Floats) -> Floats:
@@ -256,7 +256,7 @@ def _fit_directions(embeddings: Blocks, classes: int) -> tuple[Floats, Floats]:
 
     # Otherwise the covariance [D,D], summed block by block in float64.
     total, products = np.zeros(dimension), np.zeros((dimension, dimension))
-    for block_sum, block_products in embeddings.each(sum_block):
+    for block_sum, block_products in embeddings.map(sum_block):
         total += block_sum
         products += block_products
     mean = total / count

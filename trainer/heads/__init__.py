@@ -1,47 +1,52 @@
-"""The head: linear on standardised embeddings of length one, fitted exactly.
+"""Head: a linear classifier on standardised embeddings of length one, fitted exactly.
 
-Its weights are the mean of two classifiers that need no steps to be guessed: multinomial
-logistic regression, whose loss is convex, by L-BFGS; and linear discriminant analysis with a
-shrunken covariance, in closed form. The first draws boundaries, the second knows how the labels
-spread; on few photos their mean has a lower log-loss than either (tests/test_head.py). What is
-left to choose, the strength of regularisation and the temperatures, is chosen by log-loss on
-held-out photos, reproducibly.
+Its weights are the mean of two classifiers that have no learning rate or number of steps to tune:
+multinomial logistic regression, whose loss is convex, by L-BFGS; and linear discriminant analysis with a
+shrunk covariance, in closed form. The first models the boundaries between the labels, the second their
+distribution; on few photos their mean has a lower log-loss than either (tests/bench/heads.py). The
+remaining settings, regularisation strength and temperatures, are selected reproducibly by held-out
+log-loss.
 
-Two other kinds can be asked for. On the sample photos, by five folds and four seeds
-(tests/test_head_kinds.py), neither is better:
+Two other kinds of heads are available. On the sample photos, by five-fold cross-validation with four
+seeds (tests/bench/heads.py), neither is better:
 
 | kind | accuracy (95 % interval at N=406) | log-loss |
 |---|---|---|
 | linear | 75.6 % (71.2 % to 79.5 %) | .757 |
-| hidden: linear, and a hidden layer that learns what is left over | 75.6 % (71.2 % to 79.5 %) | .757 |
-| cosine: a scale times the cosine with one direction a label | 74.9 % (70.4 % to 78.8 %) | .792 |
+| hidden: linear, plus a hidden layer trained on the residual | 75.6 % (71.2 % to 79.5 %) | .757 |
+| cosine: a scale times the cosine with one direction per label | 74.9 % (70.4 % to 78.8 %) | .792 |
 
-A hidden layer pays where labels are no single clouds, and photos are many enough to show it.
+A hidden layer pays off for classes that are not linearly separable, with enough photos to learn from.
 
-    model      Head, Scaling, probabilities
-    blocks     photos in blocks, that need not fit in memory
-    linear     logistic regression, the discriminant, cosine prototypes
-    hidden     a hidden layer beside the linear head
-    calibrate  temperatures and mixtures
-    settings   what a head is to be, and what was chosen
-    fitter     the linear classifiers of a kind on some rows
-    choose     settings by held-out log-loss: fit, fit_blocks
-    known      a head of settings that are known: refit
+    head         Head, Scaling, probabilities
+    streaming    rows in blocks that need not fit in memory
+    lbfgs        the minimiser
+    linear       logistic regression, linear discriminant, cosine classifier
+    hidden       the hidden layer
+    calibration  temperatures, and the mixture of two classifiers
+    settings     HeadSettings and the record of a selection
+    fitter       the linear classifiers of a kind on some rows
+    selection    regularisation strength and shrinkage by held-out log-loss
+    training     fit, fit_blocks
+    block_training  the steps of a fit on many photos
+    refit        fit with known settings
 """
 
+from trainer.heads.block_training import ENOUGH_VALIDATION
 from trainer.heads.calibration import fit_temperature
-from trainer.heads.fitter import one_thread
+from trainer.heads.fitter import single_blas_thread
 from trainer.heads.head import Floats, Head, HiddenLayer, Ints, Linear, Scaling, Vectors, log_loss, softmax
-from trainer.heads.linear import SHRINKAGE, discriminate, minimise
+from trainer.heads.linear import SHRINKAGE, fit_discriminant, fit_logistic
 from trainer.heads.refit import refit
-from trainer.heads.selection import ENOUGH_VALIDATION, FOLDS, STRENGTHS, fit, fit_blocks, stratified_folds
-from trainer.heads.settings import MANY, HeadSettings, Selection, class_weights
+from trainer.heads.selection import FOLDS, STRENGTHS, stratified_folds
+from trainer.heads.settings import LARGE_DATASET, HeadSettings, Selection, class_weights
 from trainer.heads.streaming import Blocks
+from trainer.heads.training import fit, fit_blocks
 
 __all__ = [
     "ENOUGH_VALIDATION",
     "FOLDS",
-    "MANY",
+    "LARGE_DATASET",
     "SHRINKAGE",
     "STRENGTHS",
     "Blocks",
@@ -55,14 +60,14 @@ __all__ = [
     "Selection",
     "Vectors",
     "class_weights",
-    "discriminate",
     "fit",
     "fit_blocks",
+    "fit_discriminant",
+    "fit_logistic",
     "fit_temperature",
     "log_loss",
-    "minimise",
-    "one_thread",
     "refit",
+    "single_blas_thread",
     "softmax",
     "stratified_folds",
 ]

@@ -1,37 +1,61 @@
-"""The linear classifiers of a kind on some rows, and what every fit of them needs."""
+"""Fits of the linear classifiers of a head, and the statistics of rows that every fit needs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 
 import numpy as np
 
-from trainer.heads.calibration import sum_of
+from trainer.heads.calibration import weighted_sum
 from trainer.heads.head import Floats, Ints, Linear, Scaling
-from trainer.heads.linear import SHRINKAGE, Cosine, Logistic, Moments, lifted, span
+from trainer.heads.linear import (
+    SHRINKAGE,
+    CosineClassifier,
+    LogisticRegression,
+    Moments,
+    compute_span,
+    lift_linear,
+)
 from trainer.heads.settings import Kind
 from trainer.heads.streaming import Blocks
 
-ENOUGH = 1e-5
-"""Decrease of the log-loss by a step at which the minimum counts as found, to choose by or of many photos."""
+TOLERANCE = 1e-5
+"""Relative decrease of the log-loss by one step at which a minimum counts as found.
+
+It is used to compare candidates, and for fits on many photos; `linear.EXACT_TOLERANCE` for others.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions:
+    """Options of a `Fitter`.
+
+    Attributes:
+        tolerance: decrease of the loss by one step at which the minimum counts as found.
+        shrinkage: shrinkage of the discriminant's covariance.
+        copies: rows per photo. C multiplies the sum over rows, so it is divided by the copies to
+            keep its meaning.
+    """
+
+    tolerance: float = TOLERANCE
+    shrinkage: float = SHRINKAGE
+    copies: int = 1
 
 
 class Fitter:
-    """The linear classifiers of a kind on some rows: one a C or scale, and one that needs none.
+    """Fits the linear classifiers of a head: one for each C or scale, and the discriminant.
 
     Args:
-        kind: "cosine" or another.
-        features: the rows.
-        moments: of them, or of more of their kind.
-        weights: float32 [K], of the labels.
-        start: where the descent begins.
-        decrease: at which it ends.
-        shrinkage: of the discriminant.
-        basis: float32 [D,N] of which the rows are coordinates.
-        copies: rows of each photo. C weighs the sum over rows: with more of them less, so that it
-            means the same.
+        kind: kind of the head; "cosine" has no discriminant.
+        features: rows to fit on.
+        moments: moments of these rows, or of a superset.
+        weights: label weights, float32 [K].
+        start: classifier at which the first descent begins; None for the default.
+        basis: float32 [D,N] if the rows are coordinates in it.
+        options: tolerance, shrinkage and copies.
     """
 
     def __init__(
@@ -42,97 +66,90 @@ class Fitter:
         weights: Floats,
         *,
         start: Linear | None = None,
-        decrease: float = ENOUGH,
-        shrinkage: float = SHRINKAGE,
         basis: Floats | None = None,
-        copies: int = 1,
+        options: FitOptions | None = None,
     ) -> None:
+        options = options or FitOptions()
         self._basis = basis
-        self._share = 1.0 if kind == "cosine" else 1.0 / copies
-        family = Cosine if kind == "cosine" else Logistic
-        self._family = family(features, moments, weights, start=start, decrease=decrease)
-        self._fixed: list[Linear] = []
+        self._strength_factor = 1.0 if kind == "cosine" else 1.0 / options.copies
+        regression = CosineClassifier if kind == "cosine" else LogisticRegression
+        self._regression = regression(features, moments, weights, start=start, tolerance=options.tolerance)
+        # The discriminant does not depend on the strength, so it is computed once.
+        self._discriminant: list[Linear] = []
         if kind != "cosine":
             dimension = None if basis is None else len(basis)
-            self._fixed = [lifted(basis, moments.discriminant(shrinkage, dimension))]
+            self._discriminant = [lift_linear(basis, moments.discriminant(options.shrinkage, dimension))]
 
     @classmethod
-    def on_few(
-        cls,
-        kind: Kind,
-        features: Floats,
-        targets: Ints,
-        weights: Floats,
-        *,
-        decrease: float = ENOUGH,
-        shrinkage: float = SHRINKAGE,
-        copies: int = 1,
+    def from_array(
+        cls, kind: Kind, features: Floats, targets: Ints, weights: Floats, options: FitOptions | None = None
     ) -> Fitter:
-        """On rows that are solved in their span: float32 [N,D], int64 [N]."""
-        basis, coordinates = span(features)
-        blocks = Blocks.of(coordinates, targets)
-        moments = Moments.of(blocks, weights)
-        return cls(
-            kind,
-            blocks,
-            moments,
-            weights,
-            basis=basis,
-            decrease=decrease,
-            shrinkage=shrinkage,
-            copies=copies,
-        )
+        """Fit on few rows, float32 [N,D] and int64 [N], as coordinates in their span."""
+        basis, coordinates = compute_span(features)
+        blocks = Blocks.from_array(coordinates, targets)
+        moments = Moments.from_blocks(blocks, weights)
+        return cls(kind, blocks, moments, weights, basis=basis, options=options)
 
-    def at(self, strength: float) -> list[Linear]:
-        """For a C or scale; the descent begins where the one before it ended."""
-        return [lifted(self._basis, self._family.at(strength * self._share)), *self._fixed]
+    def fit(self, strength: float) -> list[Linear]:
+        """Return the classifiers for a C or scale; the descent begins at the previous result."""
+        return [
+            lift_linear(self._basis, self._regression.fit(strength * self._strength_factor)),
+            *self._discriminant,
+        ]
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """A BLAS on one thread within: of small matrices its threads wait for each other longer than they work.
+def single_blas_thread() -> Iterator[None]:
+    """Limit BLAS to one thread within the block.
 
-    Measured on two cores, 3 s of processor time with one thread and 39 s with two. Blocks are
-    worked on in parallel instead (Blocks.each).
+    On small matrices the threads of BLAS wait for each other longer than they compute: on two cores a
+    fit took 3 s of processor time with one thread and 39 s with two. Blocks of rows are processed in
+    parallel instead (`Blocks.map`).
     """
     from threadpoolctl import threadpool_limits
 
-    # SciPy brings a BLAS of its own, which can be limited only once it is loaded.
+    # SciPy has a BLAS of its own, which can be limited only after it was loaded.
     import_module("scipy.linalg")
     with threadpool_limits(1, user_api="blas"):
         yield
 
 
-def count_labels(blocks: Blocks, classes: int) -> Ints:
-    """int64 [K], rows of each label."""
+def count_rows_by_label(blocks: Blocks, classes: int) -> Ints:
+    """Return the number of rows of each label, int64 [K]."""
     counts = np.zeros(classes, np.int64)
     for _, targets in blocks.read():
         counts += np.bincount(targets, minlength=classes)
     return counts
 
 
-def scaling_of(blocks: Blocks) -> Scaling:
-    """As Scaling.of, in one pass (Chan, Golub and LeVeque 1983, pairwise)."""
+def compute_scaling(blocks: Blocks) -> Scaling:
+    """Return the scaling as `Scaling.from_embeddings` does, in one pass.
 
-    def work(rows: Floats, _: Ints) -> tuple[int, Floats, Floats]:
+    Means and variances of blocks are merged pairwise (Chan, Golub and LeVeque 1983, "Algorithms for
+    computing the sample variance"), which is numerically stable.
+    """
+
+    def summarise(rows: Floats, _: Ints) -> tuple[int, Floats, Floats]:
         mean = rows.mean(axis=0)
         rows = rows - mean
         return len(rows), mean, np.einsum("nd,nd->d", rows, rows)
 
     count, mean, squares = 0, np.zeros(blocks.dimension), np.zeros(blocks.dimension)
-    for more, of_block, spread in blocks.each(work):
-        gap = of_block - mean
-        total = count + more
-        squares += spread + gap**2 * (count * more / total)
-        mean += gap * (more / total)
+    for block_count, block_mean, block_squares in blocks.map(summarise):
+        gap = block_mean - mean
+        total = count + block_count
+        squares += block_squares + gap**2 * (count * block_count / total)
+        mean += gap * (block_count / total)
         count = total
     deviation = np.sqrt(squares / count)
     return Scaling.from_moments(mean.astype(np.float32), deviation.astype(np.float32))
 
 
-def tempered(shares: Sequence[float | np.float32], temperature: float, linears: Sequence[Linear]) -> Linear:
-    """The sum of classifiers, each times its share, as one whose logits are calibrated."""
-    factors = [np.float32(share) for share in shares]
+def combine_calibrated(
+    factors: Sequence[float | np.float32], temperature: float, linears: Sequence[Linear]
+) -> Linear:
+    """Return the weighted sum of classifiers, divided by the temperature, as one classifier."""
+    single = [np.float32(factor) for factor in factors]
     kernels, biases = zip(*linears, strict=True)
-    kernel, bias = sum_of(factors, kernels), sum_of(factors, biases)
+    kernel, bias = weighted_sum(single, kernels), weighted_sum(single, biases)
     return kernel / np.float32(temperature), bias / np.float32(temperature)

@@ -1,4 +1,4 @@
-"""What a head is: how features are made of embeddings, the weights on them, and probabilities."""
+"""The head: scaling of embeddings to features, weights, and calibrated probabilities."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Vectors = NDArray[np.float16] | NDArray[np.float32]
-"""Embeddings as the store has them, or widened."""
+"""Embeddings as the store has them (float16), or as float32."""
 Linear = tuple[Floats, Floats]
 """Kernel [D,K] and bias [K]."""
 
 _FLOOR = 0.25
-"""Of the mean deviation, added to each: an embedding's nearly constant entries are not to be blown up."""
+"""Share of the mean deviation added to each deviation, so that nearly constant entries stay small."""
 
 _ROWS = 4096
-"""Rows that a head with a hidden layer answers at once."""
+"""Rows that a hidden layer processes at a time, which bounds its memory."""
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """What makes features of embeddings.
+    """Standardisation of embeddings to features of length one.
 
     Attributes:
-        mean: float32 [D].
-        scale: float32 [D].
+        mean: mean of the embeddings, float32 [D].
+        scale: factors after the mean is subtracted, float32 [D].
     """
 
     mean: Floats
     scale: Floats
 
     @classmethod
-    def of(cls, embeddings: Floats) -> Scaling:
-        """The scaling that standardises these embeddings float32 [N,D]."""
+    def from_embeddings(cls, embeddings: Floats) -> Scaling:
+        """Return the scaling that standardises these embeddings, float32 [N,D]."""
         return cls.from_moments(embeddings.mean(axis=0), embeddings.std(axis=0))
 
     @classmethod
     def from_moments(cls, mean: Floats, deviation: Floats) -> Scaling:
-        """The scaling for embeddings of this mean and standard deviation, float32 [D] each."""
+        """Return the scaling for embeddings with this mean and standard deviation, float32 [D] each."""
         floor = _FLOOR * deviation.mean() + 1e-12
         return cls(mean, np.asarray(1.0 / (deviation + floor), np.float32))
 
     def features(self, embeddings: Vectors) -> Floats:
-        """Standardised, each row then of length one; float32 [N,D]."""
+        """Return features float32 [N,D]: standardised embeddings, each row divided by its length."""
         rows = np.subtract(embeddings, self.mean, dtype=np.float32)
         rows *= self.scale
         lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
@@ -55,24 +55,24 @@ class Scaling:
 
 @dataclass(frozen=True)
 class HiddenLayer:
-    """What a head of kind "hidden" adds to the linear one.
+    """Hidden layer with ReLU, whose output a head of kind "hidden" adds to the linear logits.
 
     Attributes:
-        kernel: float32 [D,H].
-        bias: float32 [H].
-        output: float32 [H,K], from the layer to the logits.
+        kernel: weights from the features to the layer, float32 [D,H].
+        bias: bias of the layer, float32 [H].
+        output: weights from the layer to the logits, float32 [H,K].
     """
 
     kernel: Floats
     bias: Floats
     output: Floats
 
-    def lifted(self, basis: Floats | None) -> HiddenLayer:
-        """For the features, of one for their coordinates in a basis [D,N]; None is none."""
+    def lift(self, basis: Floats | None) -> HiddenLayer:
+        """Return the layer for features, given one for their coordinates in a basis [D,N] (or None)."""
         return self if basis is None else replace(self, kernel=basis @ self.kernel)
 
     def logits(self, features: Floats) -> Floats:
-        """Its part of the logits float32 [N,K] of features float32 [N,D]."""
+        """Return the layer's part of the logits, float32 [N,K], of features float32 [N,D]."""
         parts = [
             np.maximum(features[start : start + _ROWS] @ self.kernel + self.bias, 0) @ self.output
             for start in range(0, len(features), _ROWS)
@@ -87,15 +87,15 @@ class Head:
     The probabilities of features f are
     softmax((f kernel + relu(f hidden.kernel + hidden.bias) hidden.output + bias) / temperature).
     Without a hidden layer its term is missing. In a head of kind "cosine" all columns of the kernel
-    have one length, the scale.
+    have the same length, the scale.
 
     Attributes:
-        scaling: how features are made of embeddings.
-        kernel: float32 [D,K].
-        bias: float32 [K].
-        temperature: logits are divided by it before the softmax (Guo et al. 2017, "On
-            Calibration of Modern Neural Networks").
-        hidden: of kind "hidden" alone.
+        scaling: scaling of embeddings to features.
+        kernel: weights of the features, float32 [D,K].
+        bias: bias of the logits, float32 [K].
+        temperature: divisor of the logits before the softmax (Guo et al. 2017, "On Calibration of
+            Modern Neural Networks").
+        hidden: hidden layer of a head of kind "hidden", else None.
     """
 
     scaling: Scaling
@@ -105,7 +105,7 @@ class Head:
     hidden: HiddenLayer | None = None
 
     def logits(self, embeddings: Vectors) -> Floats:
-        """Logits float32 [N,K], divided by the temperature, of embeddings float32 or float16 [N,D]."""
+        """Return logits float32 [N,K], divided by the temperature, of embeddings float32 or float16 [N,D]."""
         features = self.scaling.features(embeddings)
         logits = features @ self.kernel + self.bias
         if self.hidden is not None:
@@ -114,23 +114,23 @@ class Head:
         return logits
 
     def probabilities(self, embeddings: Vectors) -> Floats:
-        """Calibrated probabilities float32 [N,K] of embeddings float32 or float16 [N,D]."""
+        """Return calibrated probabilities float32 [N,K] of embeddings float32 or float16 [N,D]."""
         return softmax(self.logits(embeddings))
 
 
 def softmax(logits: Floats) -> Floats:
-    """Rows of exp(logits) divided by their sum."""
+    """Return exp(logits) with each row divided by its sum."""
     raised = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(raised / raised.sum(axis=1, keepdims=True), np.float32)
 
 
 def log_loss(probabilities: Floats, targets: Ints, weights: Floats | None = None) -> float:
-    """Mean negative natural log-likelihood of the targets.
+    """Return the mean negative natural log-likelihood of the targets.
 
     Args:
-        probabilities: float32 [N,K].
-        targets: int64 [N].
-        weights: float32 [N] of the mean; None for equal ones.
+        probabilities: predicted probabilities, float32 [N,K].
+        targets: true classes, int64 [N].
+        weights: weights of the photos in the mean, float32 [N]; None for equal ones.
     """
     picked = probabilities[np.arange(len(targets)), targets]
     losses = -np.log(np.maximum(picked, 1e-15))

@@ -1,54 +1,58 @@
-"""A hidden layer beside the linear head: it learns what that one leaves over.
+"""Hidden layer beside the linear head, trained on the residual of the linear head.
 
-The linear head stays as it was fitted; the output of the layer, zero at the start, is added to its logits.
-So a layer that helps nothing is stopped before it does anything, and the head is no worse than
-the linear one. On the sample photos a network alone, without the linear head, was worse
-than it at every width (best: accuracy 75.1 %, log-loss .765, width 1024).
+The linear head stays as it was fitted. The output of the layer, which is zero at the start, is added
+to its logits. A layer that does not reduce the held-out log-loss is stopped after 0 epochs, so the head
+is never worse than the linear one on the photos held out. On the sample photos, a network without the
+linear head was worse than the linear head at every width (best: accuracy 75.1 %, log-loss .765, width
+1024).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.heads.calibration import fit_temperature
 from trainer.heads.head import Floats, HiddenLayer, Ints, Linear, log_loss, softmax
-from trainer.heads.streaming import Shuffled
+from trainer.heads.linear import compute_span, project_linear
+from trainer.heads.settings import Selection
+from trainer.heads.streaming import Blocks, ShuffledRows
 
 WIDTHS = (256, 1024)
-"""Candidates for H, by log-loss on held-out photos."""
+"""Candidates for the number of units, H, selected by held-out log-loss."""
 
 DROPOUT = 0.5
-DECAY = 0.1
-RATE = 1e-3
+WEIGHT_DECAY = 0.1
+LEARNING_RATE = 1e-3
 
 MOST_EPOCHS = 200
 PATIENCE = 8
-"""Epochs without a lower log-loss after which it is not waited any longer."""
+"""Epochs without a lower log-loss after which training stops."""
 
-_MANY = 5000
-"""Rows from which on a step takes more of them."""
+_LARGE = 5000
+"""Rows from which on mini-batches are larger."""
 
 
 class Network:
-    """The layer while it learns, by AdamW (Loshchilov and Hutter 2019) with dropout.
+    """Training of one hidden layer by AdamW (Loshchilov and Hutter 2019) with dropout.
 
     Args:
-        rows: what it learns from.
-        base: the linear head; its logits are as they are to be, temperature and all.
-        width: H.
-        weights: float32 [K], of the labels in the loss.
-        seed: of the first weights, the order and the dropout.
+        rows: rows to train on.
+        base: linear head, already divided by its temperature.
+        width: number of units, H.
+        weights: label weights in the loss, float32 [K].
+        seed: seed of the initial weights, the order of the rows and the dropout.
     """
 
-    def __init__(self, rows: Shuffled, base: Linear, width: int, weights: Floats, seed: int) -> None:
+    def __init__(self, rows: ShuffledRows, base: Linear, width: int, weights: Floats, seed: int) -> None:
         self._rows, self._base, self._weights = rows, base, weights
         self._random = np.random.default_rng(seed)
         dimension, classes = base[0].shape
-        # Features have length one, so that what comes into the layer has a variance of two (He et al. 2015).
+        # Features have length one, so with this variance the inputs of the ReLU have the variance 2, as He
+        # et al. 2015 ("Delving Deep into Rectifiers") recommend.
         kernel = self._random.standard_normal((dimension, width), np.float32) * np.float32(2**0.5)
         self._parameters = [kernel, np.zeros(width, np.float32), np.zeros((width, classes), np.float32)]
         self._first = [np.zeros_like(array) for array in self._parameters]
@@ -57,22 +61,23 @@ class Network:
 
     @property
     def layer(self) -> HiddenLayer:
-        """As it is now."""
+        """Copy of the current weights."""
         kernel, bias, output = self._parameters
         return HiddenLayer(kernel.copy(), bias.copy(), output.copy())
 
     def logits(self, features: Floats) -> Floats:
-        """Of features float32 [N,D], with those of the linear head."""
+        """Return the logits float32 [N,K], linear head included, of features float32 [N,D]."""
         kernel, bias = self._base
         return features @ kernel + bias + HiddenLayer(*self._parameters).logits(features)
 
-    def epoch(self) -> None:
-        """Every row once."""
-        size = 64 if self._rows.count < _MANY else 256
+    def run_epoch(self) -> None:
+        """Train on every row once."""
+        size = 64 if self._rows.count < _LARGE else 256
         for features, targets in self._rows.batches(size, self._random):
-            self._step(features, targets)
+            self._train_batch(features, targets)
 
-    def _step(self, features: Floats, targets: Ints) -> None:
+    def _train_batch(self, features: Floats, targets: Ints) -> None:
+        """Compute the gradient of the weighted log-loss on one mini-batch, and update the weights."""
         kernel, bias, output = self._parameters
         entering = features @ kernel + bias
         kept = self._random.random(entering.shape, np.float32) >= DROPOUT
@@ -82,32 +87,34 @@ class Network:
         error[np.arange(len(targets)), targets] -= 1
         error *= self._weights[targets, None] / np.float32(len(targets))
         back = (error @ output.T) * gate
-        self._descend([features.T @ back, back.sum(axis=0), hidden.T @ error])
+        self._update([features.T @ back, back.sum(axis=0), hidden.T @ error])
 
-    def _descend(self, gradients: Sequence[NDArray[np.float32]]) -> None:
+    def _update(self, gradients: Sequence[NDArray[np.float32]]) -> None:
+        """Take one step of AdamW; the gradients are overwritten."""
         self._steps += 1
-        rate = np.float32(RATE * (1 - 0.999**self._steps) ** 0.5 / (1 - 0.9**self._steps))
+        # The correction of the bias of both moments is part of the learning rate.
+        rate = np.float32(LEARNING_RATE * (1 - 0.999**self._steps) ** 0.5 / (1 - 0.9**self._steps))
         for parameter, first, second, gradient in zip(
             self._parameters, self._first, self._second, gradients, strict=True
         ):
             first += np.float32(0.1) * (gradient - first)
             np.square(gradient, out=gradient)
             second += np.float32(0.001) * (gradient - second)
-            if parameter.ndim == 2:
-                parameter *= np.float32(1 - RATE * DECAY)
+            if parameter.ndim == 2:  # biases do not decay
+                parameter *= np.float32(1 - LEARNING_RATE * WEIGHT_DECAY)
             parameter -= rate * first / (np.sqrt(second) + np.float32(1e-8))
 
 
 @dataclass(frozen=True)
-class Stopped:
-    """Where learning was best.
+class EarlyStop:
+    """State of the networks at the epoch with the lowest held-out log-loss.
 
     Attributes:
-        epochs: 0 where the linear head alone is.
-        layers: of each network, as they were then.
-        logits: float32 [N,K] of the held-out photos.
-        temperature: the best one of these logits.
-        loss: their log-loss at it.
+        epochs: number of epochs; 0 if the linear head alone is best.
+        layers: layer of each network at that epoch.
+        logits: logits of the held-out photos, float32 [N,K].
+        temperature: temperature that calibrates these logits.
+        loss: log-loss of the calibrated logits.
     """
 
     epochs: int
@@ -122,30 +129,33 @@ def stop_early(
     held: Sequence[tuple[Floats, Ints]],
     targets: Ints,
     weights: Floats | None,
-) -> Stopped:
-    """Let networks learn in step, one a fold, until held-out photos gain no more.
+) -> EarlyStop:
+    """Train networks, one per fold, epoch by epoch until the held-out log-loss stops decreasing.
+
+    All networks share one number of epochs, which then holds for the head on all photos.
 
     Args:
-        networks: as they start.
-        held: of each network the features held out, and their places in `targets`.
-        targets: int64 [N], of all photos held out.
-        weights: float32 [N], of the photos in the log-loss; None for equal ones.
+        networks: untrained networks.
+        held: features held out of each network, and their places in `targets`.
+        targets: labels of all photos held out, int64 [N].
+        weights: weights of these photos in the log-loss, float32 [N]; None for equal ones.
     """
-    best: Stopped | None = None
-    for epoch, logits in _epochs(networks, held, len(targets)):
+    best: EarlyStop | None = None
+    for epoch, logits in _run_epochs(networks, held, len(targets)):
         temperature = fit_temperature(logits, targets, weights)
         loss = log_loss(softmax(logits / np.float32(temperature)), targets, weights)
         if best is None or loss < best.loss:
-            best = Stopped(epoch, tuple(network.layer for network in networks), logits, temperature, loss)
+            best = EarlyStop(epoch, tuple(network.layer for network in networks), logits, temperature, loss)
         elif epoch - best.epochs >= PATIENCE:
             break
     assert best is not None
     return best
 
 
-def _epochs(
+def _run_epochs(
     networks: Sequence[Network], held: Sequence[tuple[Floats, Ints]], count: int
 ) -> Iterator[tuple[int, Floats]]:
+    """Yield each epoch, from 0, with the logits of all photos held out; train between them."""
     for epoch in range(MOST_EPOCHS + 1):
         parts = [network.logits(features) for network, (features, _) in zip(networks, held, strict=True)]
         logits = np.empty((count, parts[0].shape[1]), np.float32)
@@ -153,4 +163,97 @@ def _epochs(
             logits[places] = part
         yield epoch, logits
         for network in networks:
-            network.epoch()
+            network.run_epoch()
+
+
+@dataclass(frozen=True)
+class LayerTraining:
+    """Rows that one hidden layer is trained on, and rows that it is evaluated on.
+
+    Attributes:
+        basis: float32 [D,N] if the rows are coordinates in it, None if they are features.
+        rows: rows to train on.
+        base: calibrated linear classifier of features.
+        held: features held out, float32 [n,D].
+        places: rows of these among all photos held out, int64 [n].
+    """
+
+    basis: Floats | None
+    rows: ShuffledRows
+    base: Linear
+    held: Floats
+    places: Ints
+
+    @classmethod
+    def from_features(
+        cls,
+        features: Floats,
+        targets: Ints,
+        base: Linear,
+        *,
+        held: Floats | None = None,
+        places: Ints | None = None,
+    ) -> LayerTraining:
+        """Return the training on features in memory, as coordinates in their span.
+
+        Args:
+            features: features to train on, float32 [N,D].
+            targets: their labels, int64 [N].
+            base: calibrated linear classifier.
+            held: features held out; None if nothing is.
+            places: rows of these among all photos held out.
+        """
+        basis, coordinates = compute_span(features)
+        rows = ShuffledRows(Blocks.from_array(coordinates, targets), 0, None)
+        if held is None or places is None:
+            held, places = np.zeros((0, features.shape[1]), np.float32), np.zeros(0, np.int64)
+        return cls(basis, rows, base, held, places)
+
+    def build_network(self, width: int, weights: Floats, seed: int) -> Network:
+        """Return an untrained network of `width` units."""
+        return Network(self.rows, project_linear(self.basis, self.base), width, weights, seed)
+
+
+def train_layers(
+    trainings: Sequence[LayerTraining],
+    targets: Ints,
+    held_weights: Floats | None,
+    weights: Floats,
+    width: int | None,
+    seed: int,
+) -> tuple[int, EarlyStop]:
+    """Train a layer per fold; return the width with the lowest held-out log-loss, and its early stop.
+
+    Args:
+        trainings: one training per fold.
+        targets: labels of all photos held out, int64 [N].
+        held_weights: weights of these photos in the log-loss, float32 [N]; None for equal ones.
+        weights: label weights, float32 [K].
+        width: number of units; None to select one of WIDTHS.
+        seed: seed of the networks.
+    """
+    held = [
+        (training.held if training.basis is None else training.held @ training.basis, training.places)
+        for training in trainings
+    ]
+
+    def train(width: int) -> EarlyStop:
+        networks = [training.build_network(width, weights, seed) for training in trainings]
+        return stop_early(networks, held, targets, held_weights)
+
+    tried = {width: train(width) for width in ((width,) if width else WIDTHS)}
+    best = min(tried, key=lambda width: tried[width].loss)
+    layers = tuple(
+        layer.lift(training.basis) for training, layer in zip(trainings, tried[best].layers, strict=True)
+    )
+    return best, replace(tried[best], layers=layers)
+
+
+def record_layer(selection: Selection, width: int, stop: EarlyStop, seed: int) -> Selection:
+    """Return the selection with a hidden layer; the figures stay those of the linear head after 0 epochs."""
+    settings = selection.settings | {"width": width, "epochs": stop.epochs, "seed": seed}
+    if not stop.epochs:
+        return replace(selection, settings=settings)
+    settings["layer_temperature"] = stop.temperature
+    probabilities = softmax(stop.logits / np.float32(stop.temperature))
+    return replace(selection, probabilities=probabilities, settings=settings)

@@ -1,4 +1,4 @@
-"""What a head is to be, and what was chosen for it."""
+"""Settings of a head, and the record of what was selected for it."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from trainer.heads.head import Floats, Ints
 Kind = Literal["linear", "hidden", "cosine"]
 ClassWeight = Literal["none", "balanced"]
 
-MANY = 5000
-"""Photos from which on a part is held out once, instead of in five folds, and `fit_blocks` fits."""
+LARGE_DATASET = 5000
+"""Photos from which on one part is held out instead of five folds, and `fit_blocks` does the fit."""
 
 MEMORY = 2 << 30
-"""Bytes that the features may take, 4 a number: 420,000 photos of 1280 dimensions.
+"""Default memory of the features in bytes: 420,000 photos of 1280 dimensions as float32.
 
-A constant, and no share of the memory that happens to be free, so that the same photos give the
-same head everywhere.
+It is a constant rather than a share of the free memory, so that the same photos give the same head
+on every machine.
 """
 
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """What a head is to be.
+    """Settings of a head.
 
     Attributes:
-        kind: "linear": the mean of logistic regression and a discriminant. "hidden": that, and a
-            hidden layer whose output is added to its logits. "cosine": a scale times the cosine
-            with one direction a label, and a bias.
-        class_weight: "none": every photo counts alike, and probabilities are calibrated for the
-            labels' shares among the training photos. That is the default, since it is what a
-            probability means as long as the photos to come have those shares. "balanced": every
-            label counts alike, in all parts of the fit and in the calibration: rare labels are
-            found more often, and probabilities are those where all labels are equally frequent.
-        width: of the hidden layer; None lets the held-out log-loss choose.
-        memory: bytes that the features may take; beyond, they are read anew in every pass.
-        directory: for rows that a hidden layer learns from and that do not fit in memory; None for
-            the system's temporary one.
+        kind: "linear": mean of logistic regression and linear discriminant analysis. "hidden": linear
+            plus one hidden layer, for classes that are not linearly separable. "cosine": a scale
+            times the cosine with one direction per label, plus a bias.
+        class_weight: "none": every photo has the same weight, and probabilities are calibrated for
+            the label frequencies of the training photos. This is the default, since probabilities
+            stay correct as long as new photos have these frequencies. "balanced": every label has
+            the same weight in the fit and the calibration; rare labels are found more often, and
+            probabilities hold for equally frequent labels.
+        width: units of the hidden layer; None to select it by held-out log-loss.
+        memory: maximum memory of the features in bytes; larger ones are computed in every pass.
+        directory: directory for rows of a hidden layer that do not fit in memory; None for the
+            system's temporary directory.
     """
 
     kind: Kind = "linear"
@@ -51,24 +51,24 @@ class HeadSettings:
 
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "hidden", "cosine"):
-            raise ValueError(f"kind {self.kind!r} is none of linear, hidden, cosine")
+            raise ValueError(f"kind {self.kind!r} is unknown; expected linear, hidden or cosine")
         if self.class_weight not in ("none", "balanced"):
-            raise ValueError(f"class_weight {self.class_weight!r} is neither none nor balanced")
+            raise ValueError(f"class_weight {self.class_weight!r} is unknown; expected none or balanced")
 
 
 @dataclass(frozen=True)
 class Selection:
-    """How the head's settings were chosen.
+    """Record of how the settings of a head were selected.
 
     Attributes:
         method: "validation" or "cross-validation".
-        strength: the C taken; of a cosine head the scale.
-        losses: log-loss for each candidate C or scale, weighted as the settings say.
-        probabilities: float32 [N,K] of the held-out photos, calibrated, at the settings taken.
-        targets: int64 [N], their classes.
-        settings: for the records, and for `refit`: kind, class_weight, and what was chosen: strength,
-            shrinkage, shares of the classifiers in the logits, temperature, width, epochs, seed; photos
-            held out, whether the features were streamed.
+        strength: selected C, or scale of a cosine head.
+        losses: candidate C or scale -> held-out log-loss, with the class weights of the settings.
+        probabilities: calibrated probabilities of the held-out photos, float32 [N,K].
+        targets: labels of these photos, int64 [N].
+        settings: values for the record and for `refit`: kind, class_weight, strength, shrinkage,
+            shares of the classifiers in the logits, temperature, width, epochs and seed; number of
+            photos held out, and whether the features were streamed.
     """
 
     method: str
@@ -80,11 +80,12 @@ class Selection:
 
 
 def class_weights(counts: Ints, how: ClassWeight) -> Floats:
-    """float32 [K]: ones, or what makes every label that has photos count alike and all photos together N.
+    """Return the weight of each label, float32 [K].
 
     Args:
-        counts: int64 [K], photos of each label.
-        how: "none" or "balanced".
+        counts: number of photos of each label, int64 [K].
+        how: "none" for ones; "balanced" for weights by which all labels with photos have the same
+            total weight and the total of all photos is N.
     """
     if how == "none":
         return np.ones(len(counts), np.float32)

@@ -1,4 +1,4 @@
-"""Rows in blocks: photos that need not fit in memory, gone through as often as a fit needs."""
+"""Rows in blocks that need not fit in memory, for fits that read all rows many times."""
 
 from __future__ import annotations
 
@@ -18,43 +18,47 @@ Block = tuple[Vectors, Ints]
 Result = TypeVar("Result")
 
 ROWS = 2048
-"""Rows of a block made of an array: 10 MB of 1280 float32 numbers, which an allocator hands out again."""
+"""Rows per block of an array: 10 MB of 1280 float32 numbers, small enough for the allocator to reuse."""
 
 _WORKERS = 4
-"""Blocks worked on at once, at most; each holds memory."""
+"""Maximum number of blocks processed in parallel; each one takes memory."""
 
 _BUCKET = 16_384
+"""Rows per file of shuffled rows, about."""
+
 _MOST_BUCKETS = 256
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Embeddings with their labels, in blocks, that can be gone through more than once.
+    """Embeddings with their labels, in blocks that can be read more than once.
 
     Attributes:
-        read: begins anew at every call, and gives the same blocks each time: float16 or float32
+        read: function that starts reading; every call yields the same blocks, float16 or float32
             [n,D] and int64 [n].
-        count: N, the rows of all blocks.
-        dimension: D.
-        scaling: makes features of the rows on the way; None where they are features.
-        whole: the rows in one piece, where they were made of such.
+        count: number of rows in all blocks, N.
+        dimension: length of a row, D.
+        scaling: scaling to features that `map` applies; None if the rows are features already.
+        array: all rows and labels, if the blocks are slices of an array.
     """
 
     read: Callable[[], Iterable[Block]]
     count: int
     dimension: int
     scaling: Scaling | None = None
-    whole: Block | None = None
+    array: Block | None = None
 
     @classmethod
-    def of(cls, rows: Vectors, targets: Ints, size: int = ROWS, *, chosen: Ints | None = None) -> Blocks:
-        """An array [N,D], in memory or mapped from a file, cut into blocks.
+    def from_array(
+        cls, rows: Vectors, targets: Ints, size: int = ROWS, *, chosen: Ints | None = None
+    ) -> Blocks:
+        """Return the blocks of an array [N,D], in memory or mapped from a file.
 
         Args:
-            rows: of all photos.
-            targets: int64 [N].
-            size: rows of a block.
-            chosen: int64 [n], the rows that are meant and their order; None for all.
+            rows: rows of all photos.
+            targets: labels of all photos, int64 [N].
+            size: rows per block.
+            chosen: rows to use, in this order, int64 [n]; None for all.
         """
         if chosen is not None:
             order = chosen
@@ -70,121 +74,130 @@ class Blocks:
             for start in range(0, len(targets), size):
                 yield rows[start : start + size], targets[start : start + size]
 
-        return cls(read, len(targets), rows.shape[1], whole=(rows, targets))
+        return cls(read, len(targets), rows.shape[1], array=(rows, targets))
 
-    def scaled(self, scaling: Scaling) -> Blocks:
-        """The features of these embeddings."""
+    def with_scaling(self, scaling: Scaling) -> Blocks:
+        """Return these embeddings with a scaling to features."""
         return replace(self, scaling=scaling)
 
-    def then(self, other: Blocks) -> Blocks:
-        """The rows of both."""
+    def chain(self, other: Blocks) -> Blocks:
+        """Return the rows of both, those of `other` last.
+
+        Raises:
+            ValueError: the scalings differ.
+        """
 
         def read() -> Iterator[Block]:
             yield from self.read()
             yield from other.read()
 
         if self.scaling is not other.scaling:
-            raise ValueError("blocks scaled differently cannot be chained")
-        return replace(self, read=read, count=self.count + other.count, whole=None)
+            raise ValueError("blocks with different scalings cannot be chained")
+        return replace(self, read=read, count=self.count + other.count, array=None)
 
-    def each(self, work: Callable[[Floats, Ints], Result]) -> Iterator[Result]:
-        """What `work` says of the features of each block, in order; blocks are worked on in parallel.
+    def map(self, work: Callable[[Floats, Ints], Result]) -> Iterator[Result]:
+        """Yield the result of `work` for the features and labels of each block, in the order of the blocks.
 
-        The results are the same to the bit however many threads there are.
+        Blocks are processed in parallel. The results do not depend on the number of threads, since
+        each block is processed as a whole by one thread and the caller adds results up in order.
         """
 
-        def done(block: Block) -> Result:
+        def process(block: Block) -> Result:
             rows, targets = block
-            return work(_features(rows, self.scaling), targets)
+            return work(_to_features(rows, self.scaling), targets)
 
         workers = min(_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
         if self.count <= ROWS or workers == 1:
-            yield from map(done, self.read())
+            yield from map(process, self.read())
             return
         with ThreadPoolExecutor(workers) as pool:
             pending: deque[Future[Result]] = deque()
             for block in self.read():
-                pending.append(pool.submit(done, block))
+                # At most one block more than there are workers is read ahead, which bounds the memory.
+                pending.append(pool.submit(process, block))
                 if len(pending) > workers:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
 
     def gather(self) -> Block:
-        """All rows as they were read."""
-        if self.whole is not None:
-            return self.whole
+        """Return all rows, unscaled, and their labels."""
+        if self.array is not None:
+            return self.array
         blocks = list(self.read())
         if not blocks:
             return np.zeros((0, self.dimension), np.float32), np.zeros(0, np.int64)
         return np.concatenate([rows for rows, _ in blocks]), np.concatenate([part for _, part in blocks])
 
-    def cached(self) -> Blocks:
-        """Their features in one array."""
+    def load_features(self) -> Blocks:
+        """Return the blocks of one array in memory with the features of all rows."""
         features = np.empty((self.count, self.dimension), np.float32)
         targets = np.empty(self.count, np.int64)
         start = 0
-        for rows, labels in self.each(lambda rows, labels: (rows, labels)):
+        for rows, labels in self.map(lambda rows, labels: (rows, labels)):
             features[start : start + len(labels)], targets[start : start + len(labels)] = rows, labels
             start += len(labels)
-        return Blocks.of(features, targets)
+        return Blocks.from_array(features, targets)
 
-    def parted(self, counts: Ints, stride: int, seed: int, *, first: bool = False) -> tuple[Blocks, Blocks]:
-        """(the others, every stride-th row of each label), by the rows' order.
+    def split_every(
+        self, counts: Ints, stride: int, seed: int, *, first: bool = False
+    ) -> tuple[Blocks, Blocks]:
+        """Split off every stride-th row of each label; return (remaining rows, rows split off).
 
         Args:
-            counts: int64 [K], rows of each label.
-            stride: at least 2.
-            seed: which row is the first one taken.
-            first: take each label's first row, so that none goes missing among those taken; else
-                that row is never taken, so that none goes missing among the others.
+            counts: number of rows of each label, int64 [K].
+            stride: distance of the rows split off, at least 2.
+            seed: number that determines the first row split off.
+            first: split off each label's first row, so that every label is among the rows split off;
+                else never split it off, so that every label is among the remaining rows.
         """
         offset = 0 if first else seed % stride
-        # Those taken are the rows 0 to n-1 that leave the offset when divided, but for row 0.
+        # Per label, rows with index % stride == offset are split off, except row 0 unless `first`.
         taken = sum((int(count) - 1 - offset) // stride + 1 for count in counts if count > offset)
         if offset == 0 and not first:
             taken -= int((counts > 0).sum())
 
         def read(wanted: bool) -> Callable[[], Iterator[Block]]:
             def blocks() -> Iterator[Block]:
+                # Rows are counted per label across the blocks, so the split does not depend on the blocks.
                 seen = np.zeros(len(counts), np.int64)
                 for rows, targets in self.read():
-                    place = seen[targets] + _places(targets)
+                    index = seen[targets] + _index_within_label(targets)
                     seen += np.bincount(targets, minlength=len(counts))
-                    mask = ((place % stride == offset) & ((place > 0) | first)) == wanted
+                    mask = ((index % stride == offset) & ((index > 0) | first)) == wanted
                     if mask.any():
                         yield rows[mask], targets[mask]
 
             return blocks
 
-        others = replace(self, read=read(False), count=self.count - taken, whole=None)
+        others = replace(self, read=read(False), count=self.count - taken, array=None)
         return others, replace(others, read=read(True), count=taken)
 
 
-def _features(rows: Vectors, scaling: Scaling | None) -> Floats:
+def _to_features(rows: Vectors, scaling: Scaling | None) -> Floats:
     return np.asarray(rows, np.float32) if scaling is None else scaling.features(rows)
 
 
-def _places(targets: Ints) -> Ints:
-    """Which one of its label each row is, counted from 0."""
+def _index_within_label(targets: Ints) -> Ints:
+    """Return for each row how many rows of its label come before it."""
     order = np.argsort(targets, kind="stable")
     ordered = targets[order]
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
-    places = np.empty(len(targets), np.int64)
-    places[order] = np.arange(len(targets)) - np.repeat(starts, np.diff(np.append(starts, len(targets))))
-    return places
+    indices = np.empty(len(targets), np.int64)
+    indices[order] = np.arange(len(targets)) - np.repeat(starts, np.diff(np.append(starts, len(targets))))
+    return indices
 
 
-class Shuffled:
-    """Rows in random order, for steps on a few rows each.
+class ShuffledRows:
+    """Rows in random order, for stochastic gradient descent in mini-batches.
 
-    What does not fit in memory is dealt out to files at random once, and read back a file at a
-    time: the order in a folder is that of the labels, of which steps would learn one after another.
+    Rows that do not fit in memory are distributed to files at random once, and read back file by file
+    in every epoch. Without that, mini-batches would have the order of the folder, label by label.
 
     Args:
         blocks: features, or embeddings with their scaling.
-        seed: of the dealing.
-        directory: for the files; None where the blocks are in memory (Blocks.cached).
+        seed: seed of the distribution to files.
+        directory: directory of the files; None if the blocks are in memory (`Blocks.load_features`).
     """
 
     def __init__(self, blocks: Blocks, seed: int, directory: Path | None) -> None:
@@ -210,14 +223,15 @@ class Shuffled:
                     targets[bucket == index].tofile(file)
 
     def batches(self, size: int, random: np.random.Generator) -> Iterator[tuple[Floats, Ints]]:
-        """All rows once, `size` or fewer at a time: features float32 [n,D], labels int64 [n]."""
+        """Yield all rows once, at most `size` at a time: features float32 [n,D] and labels int64 [n]."""
         for rows, targets in self._chunks(random):
             order = random.permutation(len(targets))
             for start in range(0, len(order), size):
                 chosen = order[start : start + size]
-                yield _features(rows[chosen], self._scaling), targets[chosen]
+                yield _to_features(rows[chosen], self._scaling), targets[chosen]
 
     def _chunks(self, random: np.random.Generator) -> Iterator[Block]:
+        """Yield the rows in memory, or file by file in random order."""
         yield from self._memory
         for index in random.permutation(len(self._paths)):
             path = self._paths[index]

@@ -1,4 +1,4 @@
-"""Training from end to end: scan, embed once, fit the head, evaluate, export."""
+"""A training run: scan, embed, split, fit the head, evaluate, compare with the live version, export."""
 
 from __future__ import annotations
 
@@ -48,9 +48,10 @@ from trainer.heads import Blocks, Floats, HeadSettings, Ints, Vectors
 from trainer.preprocessing import Augmentation
 from trainer.training import fine_tuning, live_comparison, tensorboard
 from trainer.training.config import NearDuplicatesOption, TrainResult, TrainSettings
+from trainer.training.tuning_photos import LabelledPhotos, TuningPhotos
 
 PARITY_PHOTOS = 8
-"""Test photos that the exported bundle is held against the training path on."""
+"""Test photos on which the exported bundle is compared with the training path."""
 
 
 def train(
@@ -59,26 +60,28 @@ def train(
     say: Callable[[str], None] = no_progress,
     progress: Callable[[Progress], None] | None = None,
 ) -> TrainResult:
-    """Retrain the head on a folder of labelled photos and publish the bundle.
+    """Train a head on labelled photos and publish the bundle.
 
     Args:
-        settings: see TrainSettings.
-        say: called with one line for everything that the user should know on the way.
-        progress: called as photos are embedded.
+        settings: configuration of the run.
+        say: function that is called with lines of text for the user.
+        progress: function that is called as photos are listed and embedded.
 
     Raises:
-        InputError: the folder or a setting cannot be used.
-        OutputError: a place cannot be written.
-        FetchError: the backbone cannot be fetched.
+        InputError: the photos or a setting cannot be used.
+        OutputError: an output cannot be written.
+        FetchError: the backbone cannot be downloaded.
         BundleError: the exported bundle did not pass its checks; nothing was published.
+        GateRejected: the head is not accurate enough, or worse than the live version; nothing was
+            published.
     """
-    settings = replace(settings, head_settings=_placed(settings))
+    settings = replace(settings, head_settings=_set_spill_directory(settings))
     clock = _Clock()
     with clock.step("scan"):
-        folder = _listed(settings, progress)
+        folder = _scan_photos(settings, progress)
         dataset.check_listing(folder, settings.split)
-        check_places(settings)
-        live_bundle = _find_live(settings, say)
+        check_outputs_writable(settings)
+        live_bundle = _find_live_bundle(settings, say)
         for warning in folder.warnings:
             say(warning)
     with clock.step("backbone"):
@@ -95,17 +98,17 @@ def train(
         features = load_features(folder, store, settings.head_settings)
         if isinstance(features.embeddings, np.memmap):
             say(
-                f"The features of {len(features.examples)} photos take more than the "
-                f"{settings.head_settings.memory / 1e9:.1f} GB that they may: they are read from a file."
+                f"The features of {len(features.examples)} photos exceed the memory limit of "
+                f"{settings.head_settings.memory / 1e9:.1f} GB and are read from a file."
             )
     with clock.step("divide"):
         for sentence in dataset.describe_conflicting_labels(features.examples, folder.labels):
             say(sentence)
         counts = dataset.count_labels(features.examples, folder.labels)
-        subsets, found_twice, groups = _divide(features, folder.labels, settings, say, progress)
+        subsets, duplicates, groups = _split_photos(features, folder.labels, settings, say, progress)
         for sentence in (
             *dataset.describe_missing_labels(features.examples, subsets, folder.labels),
-            *found_twice.describe(),
+            *duplicates.describe(),
         ):
             say(sentence)
     rows = {subset: np.array([s is subset for s in subsets], bool) for subset in Subset}
@@ -114,38 +117,43 @@ def train(
         cross_validation.check_groups(targets, folder.labels, groups)
     if settings.fine_tune:
         with clock.step("fine-tune"):
-            tuned = _tuned(folder, features, rows, settings, say)
-        tuned["compare_with"] = live_bundle.path if live_bundle else live_comparison.NONE
+            tuned = _fine_tune(folder, features, rows, settings, say)
+        # The live version stays the one found above, even if another one is published meanwhile.
+        tuned["compare_with"] = live_bundle.path if live_bundle else live_comparison.NO_COMPARISON
         return train(replace(settings, fine_tune=None, **tuned), say=say, progress=progress)
     with clock.step("views"):
         used = np.concatenate([np.flatnonzero(rows[s]) for s in (Subset.TRAINING, Subset.VALIDATION)])
-        # A cross-validation trains on every photo in its turn.
+        # A cross-validation trains on every photo in turn, test photos included.
         viewed = np.arange(len(targets)) if settings.cross_validate else used
-        of_viewed = _views(
+        all_views = _embed_views(
             folder, [features.examples[row] for row in viewed.tolist()], settings, say, progress
         )
-        views = [view[used] for view in of_viewed] if settings.cross_validate else of_viewed
+        views = [view[used] for view in all_views] if settings.cross_validate else all_views
     with clock.step("fit"):
-        fitted, selection = _fit(features.embeddings, targets, rows, len(folder.labels), views, settings)
+        fitted, selection = _fit_head(features.embeddings, targets, rows, len(folder.labels), views, settings)
         held_out = metrics.evaluate(selection.probabilities, selection.targets, folder.labels)
-        verdicts = HeadPredictions.from_embeddings(fitted, features.embeddings, targets)
+        predictions = HeadPredictions.from_embeddings(fitted, features.embeddings, targets)
         test_rows = np.flatnonzero(rows[Subset.TESTING])
-        of_test = predict_probabilities(fitted, features.embeddings, test_rows)
-        test = metrics.evaluate(of_test, targets[test_rows], folder.labels) if len(test_rows) else None
-        answering = _threshold(selection, settings.precision)
-        novelty = _novelty(fitted, selection, features.embeddings, targets, rows, settings)
+        test_probabilities = predict_probabilities(fitted, features.embeddings, test_rows)
+        test = (
+            metrics.evaluate(test_probabilities, targets[test_rows], folder.labels)
+            if len(test_rows)
+            else None
+        )
+        threshold = _choose_threshold(selection, settings.precision)
+        novelty = _fit_novelty(fitted, selection, features.embeddings, targets, rows, settings)
     subset_counts = {str(subset): int(rows[subset].sum()) for subset in Subset}
     check_accuracy(test or held_out, settings.assert_accuracy_at_least)
     comparison = None
     if live_bundle:
         with clock.step("compare"):
-            comparison = _compared(
+            comparison = _compare_with_live(
                 live_bundle,
                 base.metadata.fingerprint,
                 folder.labels,
                 [features.examples[row] for row in test_rows.tolist()],
                 features.embeddings[test_rows],
-                of_test,
+                test_probabilities,
                 settings,
                 say,
             )
@@ -160,14 +168,13 @@ def train(
                     settings.cross_validate, settings.cross_validate_repeats, settings.seed
                 ),
                 settings=settings.head_settings,
-                views=of_viewed,
+                views=all_views,
                 groups=groups,
-                progress=lambda done, fits: say(f"Cross-validation: {done} of {fits} heads"),
+                progress=lambda done, fits: say(f"Cross-validation: {done} of {fits} heads fitted"),
             )
     if settings.summaries_dir:
         with clock.step("summaries"):
-            tensorboard.write(
-                settings.summaries_dir,
+            logged = tensorboard.LoggedTraining(
                 features.embeddings,
                 features.examples,
                 subsets,
@@ -177,21 +184,22 @@ def train(
                 held_out=held_out,
                 test=test,
             )
+            tensorboard.write(settings.summaries_dir, logged)
     page = report.compose(
         settings.saved_model_dir.name,
         folder.labels,
         features.examples,
         subsets,
-        verdicts,
+        predictions,
         selection=selection,
         held_out=held_out,
         test=test,
         comparison=comparison,
         cross_validation=cross_validated,
-        duplicates=found_twice,
+        duplicates=duplicates,
         left_out=features.left_out,
         top=str(settings.image_dir),
-        settings=_told(settings, selection),
+        settings=_describe_settings(settings, selection),
         seconds=clock.seconds,
         versions=get_package_versions(),
         created=time.strftime("%d %B %Y, %H:%M UTC", time.gmtime()),
@@ -200,19 +208,19 @@ def train(
         part = HeadExport(
             fitted,
             folder.labels,
-            threshold=answering.value if answering else 0.0,
+            threshold=threshold.value if threshold else 0.0,
             novelty=novelty,
             top_k=settings.top_k,
             settings=selection.settings,
             report=(lambda path: report.write(path, page)) if settings.report else None,
-            tflite=_tflite(features.examples, rows, settings),
+            tflite=_make_tflite_options(features.examples, rows, settings),
             metrics={
                 "test": test.to_dict() if test else None,
                 selection.method: held_out.to_dict() | {"strength": selection.strength},
                 "comparison": comparison.to_dict() if comparison else None,
                 "cross_validate": cross_validated.to_dict() if cross_validated else None,
                 "abstain": {
-                    "threshold": answering.to_dict() if answering else None,
+                    "threshold": threshold.to_dict() if threshold else None,
                     "known_photos_kept": asdict(novelty.kept) if novelty else None,
                 },
             },
@@ -221,8 +229,8 @@ def train(
                 "labels": counts,
                 "left_out": len(features.left_out),
                 "duplicates": len(features.files) - len(features.examples),
-                "near_duplicates": sum(len(group.pictures) for group in found_twice.near),
-                "test_photos_like_training_photos": len(found_twice.leaked_photos()),
+                "near_duplicates": sum(len(group.pictures) for group in duplicates.near),
+                "test_photos_like_training_photos": len(duplicates.leaked_photos()),
                 "split": asdict(settings.split),
                 "seed": settings.seed,
                 "augmentation": asdict(settings.augmentation),
@@ -233,7 +241,7 @@ def train(
             ),
         )
         checked = (test_rows if len(test_rows) else np.arange(len(targets)))[:PARITY_PHOTOS]
-        sent = _as_served(features.examples, checked)
+        sent = _read_as_sent(features.examples, checked)
         published = export(
             base,
             part,
@@ -250,32 +258,35 @@ def train(
         test=test,
         held_out=held_out,
         method=selection.method,
-        answering=answering,
+        threshold=threshold,
         known_kept=novelty.kept if novelty else None,
         subsets=subset_counts,
         labels=counts,
         left_out=features.left_out,
-        duplicates=found_twice,
+        duplicates=duplicates,
         test_photos=tuple(
             (features.examples[row].uri, folder.labels[targets[row]]) for row in test_rows.tolist()
         ),
-        misclassified=_misclassified(features.examples, verdicts, targets, test_rows, folder.labels),
+        misclassified=_list_misclassified(features.examples, predictions, targets, test_rows, folder.labels),
         seconds=clock.seconds,
         comparison=comparison,
         cross_validation=cross_validated,
     )
 
 
-def _placed(settings: TrainSettings) -> HeadSettings:
-    """What does not fit in memory goes to the cache directory, which is on a disk."""
+def _set_spill_directory(settings: TrainSettings) -> HeadSettings:
+    """Return the head settings with the cache as the directory of what does not fit in memory.
+
+    The default, the directory of temporary files, may itself be in memory.
+    """
     return replace(settings.head_settings, directory=settings.head_settings.directory or settings.cache)
 
 
-def check_places(settings: TrainSettings) -> None:
-    """See that what the run will write can be written, before any work.
+def check_outputs_writable(settings: TrainSettings) -> None:
+    """Check before any work that all outputs of the run can be written.
 
     Raises:
-        OutputError: it cannot.
+        OutputError: one of them cannot.
     """
     for name in ("output_labels", "tflite_output_file"):
         target = getattr(settings, name)
@@ -289,14 +300,12 @@ def check_places(settings: TrainSettings) -> None:
         files.check_writable(str(settings.summaries_dir))
 
 
-def _told(settings: TrainSettings, selection: heads.Selection) -> dict[str, Any]:
-    """The settings for a reader of the report, those chosen for the head behind those asked for.
-
-    Where files lie on this machine is nobody's business.
-    """
-    told = asdict(settings)
-    del told["head_settings"]
-    told["head"] = selection.settings
+def _describe_settings(settings: TrainSettings, selection: heads.Selection) -> dict[str, Any]:
+    """Return the settings for the report, with those that were chosen for the head."""
+    described = asdict(settings)
+    del described["head_settings"]
+    described["head"] = selection.settings
+    # Omit local paths: the report may be shared.
     for name in (
         "cache",
         "embedding_store",
@@ -305,40 +314,43 @@ def _told(settings: TrainSettings, selection: heads.Selection) -> dict[str, Any]
         "summaries_dir",
         "tflite_output_file",
     ):
-        del told[name]
-    return told
+        del described[name]
+    return described
 
 
-def check_accuracy(found: Evaluation, least: float | None) -> None:
-    """Refuse a head that is not accurate enough.
+def check_accuracy(evaluation: Evaluation, minimum: float | None) -> None:
+    """Check that a head is accurate enough to be published.
 
     Raises:
-        GateRejected: with the figure and its interval.
+        GateRejected: it is not; the message has the accuracy and its interval.
     """
-    if least is not None and found.accuracy.value < least:
+    if minimum is not None and evaluation.accuracy.value < minimum:
         raise GateRejected(
-            f"The accuracy is {found.accuracy}, below the {least:.1%} of --assert_accuracy_at_least; "
+            f"The accuracy is {evaluation.accuracy}, below the {minimum:.1%} of --assert_accuracy_at_least; "
             "nothing was published.",
-            remedy="Add photos, look at the misclassified ones, or ask for less.",
+            remedy="Add photos, check the misclassified ones, or lower the required accuracy.",
         )
 
 
-def _find_live(settings: TrainSettings, say: Callable[[str], None]) -> Bundle | None:
-    """The version to compare with; one that cannot be read stops only who asked for it or relies on it.
+def _find_live_bundle(settings: TrainSettings, say: Callable[[str], None]) -> Bundle | None:
+    """Return the version to compare with.
+
+    If it cannot be read, that is an error only where the user asked for the comparison or made the
+    publication depend on it.
 
     Raises:
-        BundleError: it cannot be read.
+        BundleError: the version cannot be read, and the comparison is required.
     """
     try:
-        return live_comparison.find(settings.compare_with, settings.saved_model_dir)
+        return live_comparison.find_live_version(settings.compare_with, settings.saved_model_dir)
     except BundleError as error:
         if settings.compare_with or settings.assert_not_worse_than_live is not None:
             raise
-        say(f"There will be no comparison with the live version. {error.what}")
+        say(f"The new version will not be compared with the live one. {error.what}")
         return None
 
 
-def _compared(
+def _compare_with_live(
     other: Bundle,
     fingerprint: str,
     labels: Sequence[str],
@@ -348,34 +360,37 @@ def _compared(
     settings: TrainSettings,
     say: Callable[[str], None],
 ) -> LiveComparison | None:
-    """`live.judge` and what follows of it.
+    """Compare the new version with the live one, and check that it is not worse if that is required.
 
     Raises:
-        GateRejected: the new version is worse than it may be, or that cannot be told and was to be.
+        GateRejected: the new version is worse than allowed, or a required comparison is not possible.
     """
     try:
-        found = live_comparison.judge(other, fingerprint, labels, examples, embeddings, probabilities)
+        comparison = live_comparison.compare_with_live(
+            other, fingerprint, labels, examples, embeddings, probabilities
+        )
     except HubheadError as error:
         if settings.assert_not_worse_than_live is not None:
             raise GateRejected(
-                f"It cannot be told whether this is worse than version {other.version} of {other.name}: "
-                f"{error.what} Nothing was published (--assert_not_worse_than_live).",
+                f"The comparison with version {other.version} of {other.name} failed: {error.what} "
+                "Nothing was published (--assert_not_worse_than_live).",
                 remedy=error.remedy,
             ) from error
-        say(f"There is no comparison with the live version. {error.what}")
+        say(f"The new version was not compared with the live one. {error.what}")
         return None
     if settings.assert_not_worse_than_live is not None:
-        live_comparison.check(found, settings.assert_not_worse_than_live)
-    return found
+        live_comparison.check_not_worse(comparison, settings.assert_not_worse_than_live)
+    return comparison
 
 
-def _threshold(selection: heads.Selection, precision: float | None) -> Threshold | None:
+def _choose_threshold(selection: heads.Selection, precision: float | None) -> Threshold | None:
+    """Return the threshold for a precision on the held-out photos; None where none is requested."""
     if precision is None:
         return None
     return abstention.threshold_for_precision(selection.probabilities, selection.targets, precision)
 
 
-def _novelty(
+def _fit_novelty(
     fitted: heads.Head,
     selection: heads.Selection,
     embeddings: Vectors,
@@ -383,7 +398,7 @@ def _novelty(
     rows: dict[Subset, np.ndarray],
     settings: TrainSettings,
 ) -> Novelty | None:
-    """The novelty score of the photos that the head was fitted on: test photos take no part."""
+    """Return the novelty score of the photos that the head was fitted on, without the test photos."""
     if settings.keep_known is None:
         return None
     return Novelty.fit(
@@ -399,55 +414,66 @@ def _novelty(
 
 
 def write_labels(labels: Sequence[str], path: Path) -> None:
-    """One label a line, in the order of the model's outputs."""
+    """Write the labels, one per line, in the order of the model's outputs."""
     path.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
 
 
-def _as_served(examples: Sequence[Example], rows: Ints) -> dict[int, bytes]:
-    """The photos of some rows as they are sent to a model: what its graph does not decode is converted."""
+def _read_as_sent(examples: Sequence[Example], rows: Ints) -> dict[int, bytes]:
+    """Return the photos of some rows as they are sent to a model, by row.
+
+    Formats that its graph does not decode are converted; photos that cannot be are left out.
+    """
     with Converter() as converter:
         sent = {int(row): converter.convert_if_needed(files.read(examples[row].uri)) for row in rows}
     return {row: photo for row, photo in sent.items() if isinstance(photo, bytes)}
 
 
-def _tflite(
+def _make_tflite_options(
     examples: Sequence[Example], rows: dict[Subset, np.ndarray], settings: TrainSettings
 ) -> TfliteOptions | None:
-    """With test photos to check the file on."""
+    """Return the options of the TensorFlow Lite file, with test photos for its check; None for no file."""
     if settings.tflite is None:
         return None
     training, testing = np.flatnonzero(rows[Subset.TRAINING]), np.flatnonzero(rows[Subset.TESTING])
-    photos = _as_served(examples, _spread(testing if len(testing) else training, tflite.MAX_PHOTOS))
+    photos = _read_as_sent(examples, _pick_evenly(testing if len(testing) else training, tflite.MAX_PHOTOS))
     return TfliteOptions(settings.tflite, list(photos.values()))
 
 
-def _spread(rows: Ints, count: int) -> Ints:
-    """At most so many of some rows, evenly taken, so that all labels are among them."""
+def _pick_evenly(rows: Ints, count: int) -> Ints:
+    """Return at most `count` rows, evenly spaced, so that all labels are among them."""
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64))]
 
 
-def _listed(settings: TrainSettings, progress: Callable[[Progress], None] | None) -> DatasetListing:
+def _scan_photos(settings: TrainSettings, progress: Callable[[Progress], None] | None) -> DatasetListing:
+    """Return the labelled photos of the folder or dataset manifest."""
     if is_manifest(settings.image_dir):
         return dataset.scan_manifest(settings.image_dir, settings.columns, progress=progress)
     return dataset.scan(settings.image_dir)
 
 
-def _divide(
+def _split_photos(
     features: Features,
     labels: Sequence[str],
     settings: TrainSettings,
     say: Callable[[str], None],
     progress: Callable[[Progress], None] | None,
 ) -> tuple[list[Subset], DuplicateReport, Ints]:
-    """The set of each photo, what is there more than once, and numbers of what has to stay together."""
+    """Split the photos.
+
+    Returns:
+        The set of each photo, the duplicates, and int64 [N]: photos with the same number stay together.
+    """
     examples = features.examples
-    looked_for = settings.near_duplicates is not NearDuplicatesOption.IGNORE
-    if looked_for and len(examples) >= heads.MANY:
-        say(f"Looking for near-duplicates among {len(examples)} photos (skip it: --near_duplicates ignore)")
+    is_searched = settings.near_duplicates is not NearDuplicatesOption.IGNORE
+    if is_searched and len(examples) >= heads.LARGE_DATASET:
+        say(
+            f"Searching for near-duplicates among {len(examples)} photos "
+            "(--near_duplicates ignore skips this)"
+        )
     near = near_duplicates.find_near_duplicates(
-        features.embeddings if looked_for else features.embeddings[:0],
+        features.embeddings if is_searched else features.embeddings[:0],
         settings.near_threshold,
-        progress=progress if looked_for else None,
+        progress=progress if is_searched else None,
     )
     together = near.together if settings.near_duplicates is NearDuplicatesOption.TOGETHER else ()
     dataset.check_examples(examples, labels, settings.split, together)
@@ -456,50 +482,56 @@ def _divide(
     return subsets, near_duplicates.build_report(features.files, examples, subsets, near, labels), groups
 
 
-def _tuned(
+def _fine_tune(
     folder: DatasetListing,
     features: Features,
     rows: dict[Subset, np.ndarray],
     settings: TrainSettings,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The settings that change where the backbone is a fine-tuned one; its checkpoints are in the cache."""
+    """Fine-tune the backbone, with checkpoints in the cache.
+
+    Returns:
+        The settings that change: those of the tuned backbone, or none if it is not better.
+    """
     assert settings.fine_tune is not None
     targets = np.array([example.label for example in features.examples], np.int64)
-    # Of the training photos alone: the validation photos have to tell whether it got any better.
+    # The head sees training photos alone, so that the validation photos show whether tuning helps.
     seen = rows[Subset.TRAINING]
     fitted, _ = heads.fit(features.embeddings[seen], targets[seen], len(folder.labels), seed=settings.seed)
     sets = [np.flatnonzero(rows[subset]) for subset in (Subset.TRAINING, Subset.VALIDATION)]
-    photos = [_as_served(features.examples, chosen) for chosen in sets]
-    training, validation = ((list(sent.values()), targets[list(sent)]) for sent in photos)
+    photos = [_read_as_sent(features.examples, chosen) for chosen in sets]
+    training, validation = (LabelledPhotos(list(sent.values()), targets[list(sent)]) for sent in photos)
     tuned = fine_tuning.fine_tune(
         load(settings.tfhub_module, settings.cache, options=settings.backbone_input, progress=say),
         fitted,
-        *training,
+        TuningPhotos(training, validation if len(validation.targets) else None),
         settings.fine_tune,
-        validation=validation if len(validation[1]) else None,
         preprocessing=settings.preprocessing,
         checkpoint_directory=settings.cache / "fine_tuned",
         say=say,
         progress=lambda epoch: say(str(epoch)),
     )
     if tuned.before is not None and tuned.after is not None:
-        say(f"Fine-tuned: log-loss of the validation photos {tuned.before:.3f}, now {tuned.after:.3f}")
+        say(f"Fine-tuned: validation log-loss {tuned.before:.3f} before, {tuned.after:.3f} after")
         if tuned.after >= tuned.before:
-            say("That is no gain: the backbone is taken as it was.")
+            say("Fine-tuning did not lower the validation log-loss; the pretrained backbone is used.")
             return {}
-    say("The backbone has seen the photos of the cross-validation: trust the figures of the test photos.")
+    say(
+        "The tuned backbone was trained on the photos of the cross-validation, whose figures are therefore "
+        "too good; those of the test photos are not."
+    )
     return {"tfhub_module": str(tuned.path), "backbone_input": tuned.options}
 
 
-def _views(
+def _embed_views(
     folder: DatasetListing,
     examples: Sequence[Example],
     settings: TrainSettings,
     say: Callable[[str], None],
     progress: Callable[[Progress], None] | None,
 ) -> list[Vectors]:
-    """Embeddings float16 [N,D] of each random view of the examples, from stores of their own."""
+    """Return embeddings float16 [N,D] of each random view of the examples, from a store for each view."""
     if settings.augmentation == Augmentation():
         return []
     photo_of = {photo.uri: photo for photo in folder.photos}
@@ -516,14 +548,14 @@ def _views(
             say=say,
         )
         store = EmbeddingStore(settings.embedding_store, base.metadata.fingerprint, base.metadata.dimension)
-        say(f"View {number + 1} of {settings.views} of {len(photos)} photos")
+        say(f"Embedding view {number + 1} of {settings.views} of {len(photos)} photos")
         score.embed(photos, base.path, store, progress=progress)
         store.lookup_digests(photos)
         found.append(load_embeddings(examples, store, settings.head_settings))
     return found
 
 
-def _fit(
+def _fit_head(
     embeddings: Vectors,
     targets: Ints,
     rows: dict[Subset, np.ndarray],
@@ -531,44 +563,56 @@ def _fit(
     views: Sequence[Vectors],
     settings: TrainSettings,
 ) -> tuple[heads.Head, heads.Selection]:
-    """The head of the training and validation photos; of many, no more than blocks are in memory at once."""
+    """Fit the head on the training and validation photos; many photos are processed in blocks."""
     training, held = (np.flatnonzero(rows[subset]) for subset in (Subset.TRAINING, Subset.VALIDATION))
-    how: dict[str, Any] = {"settings": settings.head_settings, "seed": settings.seed}
+    options: dict[str, Any] = {"settings": settings.head_settings, "seed": settings.seed}
     used = np.concatenate([training, held])
-    if len(used) < heads.MANY:
+    if len(used) < heads.LARGE_DATASET:
         validation = (embeddings[held], targets[held]) if len(held) else None
         return heads.fit(
-            embeddings[training], targets[training], classes, validation=validation, views=views, **how
+            embeddings[training], targets[training], classes, validation=validation, views=views, **options
         )
+    # Enough validation photos choose the settings; fewer join a cross-validation over all photos.
     apart = len(held) >= heads.ENOUGH_VALIDATION
     seen = training if apart else used
     return heads.fit_blocks(
-        Blocks.of(embeddings, targets, chosen=seen),
+        Blocks.from_array(embeddings, targets, chosen=seen),
         classes,
-        validation=Blocks.of(embeddings, targets, chosen=held) if apart else None,
-        views=[Blocks.of(view[: len(seen)], targets[seen]) for view in views],
-        **how,
+        validation=Blocks.from_array(embeddings, targets, chosen=held) if apart else None,
+        views=[Blocks.from_array(view[: len(seen)], targets[seen]) for view in views],
+        **options,
     )
 
 
-def _misclassified(
-    examples: Sequence[Example], verdicts: HeadPredictions, targets: Ints, rows: Ints, labels: Sequence[str]
+def _list_misclassified(
+    examples: Sequence[Example],
+    predictions: HeadPredictions,
+    targets: Ints,
+    rows: Ints,
+    labels: Sequence[str],
 ) -> tuple[tuple[str, str, str, float], ...]:
-    wrong = rows[verdicts.best[rows] != targets[rows]]
+    """Return (path, label, predicted label, its probability) of the misclassified photos among `rows`."""
+    best, score = predictions.best, predictions.score
+    wrong = rows[best[rows] != targets[rows]]
     return tuple(
-        (examples[row].uri, labels[targets[row]], labels[verdicts.best[row]], float(verdicts.score[row]))
+        (examples[row].uri, labels[targets[row]], labels[best[row]], float(score[row]))
         for row in wrong.tolist()
     )
 
 
 class _Clock:
-    """Wall seconds by step."""
+    """Wall time of the steps.
+
+    Attributes:
+        seconds: seconds by step.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
+        """Measure the block as step `name`."""
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start

@@ -1,33 +1,33 @@
-"""What TensorBoard shows of a training: event files with the tags of retrain.py, and the embedding projector.
+"""TensorBoard logs of a training: event files with the tags of retrain.py, and the embedding projector.
 
-retrain.py wrote a point a gradient step. The head here is an exact minimum, and what is tried out is
-C, the strength of its regularisation. So a step is a candidate for C, its number the value of C, and
-its weights are those of a head fitted with it on the training photos alone:
+retrain.py wrote one point per gradient step. The head of hubhead is an exact minimum; what is searched is
+C, the inverse regularisation strength. A step is therefore a candidate for C, its number is the value of
+C, and its weights are those of a head fitted with it on the training photos alone:
 
 - `train/` and `validation/`: `accuracy_1`, `cross_entropy_1`, and the histograms `activations`
   (probabilities) and `Wx_plus_b/pre_activations` (logits);
 - `train/`: `weights/summaries/{mean,stddev,max,min,histogram}` and `biases/summaries/...`;
-- `validation/`: `selection/cross_entropy`, the held-out log-loss that C was chosen by, and at the C
-  taken `labels/<label>/{recall,precision,f1}` of the held-out photos;
-- `test/`, at the C taken: `accuracy_1`, `cross_entropy_1` and `labels/...` of the exported head.
+- `validation/`: `selection/cross_entropy`, the held-out log-loss that C was chosen by, and at the chosen
+  C `labels/<label>/{recall,precision,f1}` of the held-out photos;
+- `test/`, at the chosen C: `accuracy_1`, `cross_entropy_1` and `labels/...` of the exported head.
 
-Where candidates cannot be fitted again in a moment (a head of another kind than "linear", balanced
-labels, or trainer.heads.MANY photos and more) there is one step, that of the exported head, with figures
-of POINTS training photos at most under `train/` and the held-out ones under `validation/`.
-`test/` is there where photos are held out for it. The projector's files are in `train/`, where
-TensorBoard looks for them.
+Candidates are not fitted again where that would take long: for a head of another kind than "linear",
+balanced labels, or trainer.heads.LARGE_DATASET photos and more. There is then one step, that of the
+exported head, with the metrics of a sample of the training photos under `train/` and of the held-out
+photos under `validation/`. `test/` exists if there are test photos. The projector's files are in
+`train/`, where TensorBoard looks for them.
 
-Nothing is ever removed. The first run lies where retrain.py put it; where there is one already, the
-next lies in `run-2/`, then `run-3/`, which TensorBoard shows beside it.
+Existing logs are never removed. The first run is written where retrain.py wrote it; the next ones are
+written to `run-2/`, `run-3/` and so on, which TensorBoard shows as further runs.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,88 +35,103 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import OutputError
-from serving.photos.thumbnails import make_thumbnails
+from trainer import heads
 from trainer.dataset import Example, Subset
 from trainer.evaluation.metrics import Evaluation
 from trainer.heads import (
-    MANY,
     Floats,
     Head,
     Ints,
     Scaling,
     Selection,
     Vectors,
-    discriminate,
+    fit_discriminant,
+    fit_logistic,
     fit_temperature,
     log_loss,
-    minimise,
 )
+from trainer.training.projector import sample_rows, write_projector
 
 DIRECTORIES = {Subset.TRAINING: "train", Subset.VALIDATION: "validation", Subset.TESTING: "test"}
 
-POINTS = 5000
-"""Photos in the projector; of more, as many are drawn. Each takes some 9 KB with 1,280 dimensions."""
-
-SPRITES = 1500
-"""Photos up to which the projector shows small pictures, for which each is decoded once more."""
-
-SPRITE_SIDE = 48
-
 _BUCKETS = 30
+"""Buckets of a histogram."""
 
 
-def write(
-    directory: Path,
-    embeddings: Vectors,
-    examples: Sequence[Example],
-    subsets: Sequence[Subset],
-    labels: Sequence[str],
-    *,
-    fitted: Head,
-    selection: Selection,
-    held_out: Evaluation,
-    test: Evaluation | None,
-) -> Path:
-    """Write one run, and return its directory: `directory`, or one in it where it holds a run already.
+@dataclass(frozen=True)
+class LoggedTraining:
+    """Data of a training that is logged.
 
-    Args:
-        directory: of the summaries; made where it is missing.
+    Attributes:
         embeddings: float32 or float16 [N,D], in memory or mapped from a file.
         examples: N distinct photos.
-        subsets: N, their sets.
-        labels: K.
-        fitted: the head.
-        selection: how its settings were chosen.
-        held_out: on the photos that they were chosen by.
-        test: on the test photos, None where there are none.
+        subsets: set of each photo.
+        labels: K label names.
+        fitted: the exported head.
+        selection: how the head's settings were chosen.
+        held_out: metrics on the photos that the settings were chosen by.
+        test: metrics on the test photos, None where there are none.
+    """
+
+    embeddings: Vectors
+    examples: Sequence[Example]
+    subsets: Sequence[Subset]
+    labels: Sequence[str]
+    fitted: Head
+    selection: Selection
+    held_out: Evaluation
+    test: Evaluation | None
+
+    def get_rows(self) -> dict[Subset, Ints]:
+        """Return the row numbers int64 [n] of the photos of each set."""
+        return {subset: np.flatnonzero([found is subset for found in self.subsets]) for subset in Subset}
+
+    def get_targets(self) -> Ints:
+        """Return the classes int64 [N] of the photos."""
+        return np.array([example.label for example in self.examples], np.int64)
+
+
+def write(directory: Path, training: LoggedTraining) -> Path:
+    """Write the logs of one run to `directory`, or to a sub-directory if it contains a run already.
+
+    Args:
+        directory: directory of the logs, created if missing.
+        training: the data to log.
+
+    Returns:
+        The directory of this run.
 
     Raises:
         OutputError: the directory cannot be written.
     """
-    targets = np.array([example.label for example in examples], np.int64)
-    rows = {subset: np.flatnonzero([found is subset for found in subsets]) for subset in Subset}
     try:
-        run = _claim(directory)
-        if _tried_again(selection, rows):
-            _write_steps(run, embeddings, targets, rows, selection, held_out)
+        run = _create_run_directory(directory)
+        if _can_refit_candidates(training):
+            _write_candidate_steps(run, training)
         else:
-            _write_step(run, embeddings, targets, rows[Subset.TRAINING], fitted, selection, held_out)
-        if test:
-            with _events(run / DIRECTORIES[Subset.TESTING]) as events:
-                step = steps_of(selection)[selection.strength]
-                figures = {"accuracy_1": test.accuracy.value, "cross_entropy_1": test.log_loss}
-                events.add(step, figures | _label_figures(test))
-        write_projector(run / DIRECTORIES[Subset.TRAINING], embeddings, examples, subsets, labels)
+            _write_exported_step(run, training)
+        if test := training.test:
+            with _open_events(run / DIRECTORIES[Subset.TESTING]) as events:
+                step = number_steps(training.selection)[training.selection.strength]
+                scalars = {"accuracy_1": test.accuracy.value, "cross_entropy_1": test.log_loss}
+                events.add(step, scalars | _collect_label_scalars(test))
+        write_projector(
+            run / DIRECTORIES[Subset.TRAINING],
+            training.embeddings,
+            training.examples,
+            training.subsets,
+            training.labels,
+        )
     except OSError as error:
         raise OutputError(
             f"The summaries cannot be written to {directory}: {error.strerror or error}.",
-            remedy="Choose a directory you may write to, with room left.",
+            remedy="Choose a writable directory on a disk with free space.",
         ) from error
     return run
 
 
-def _claim(directory: Path) -> Path:
-    """A directory whose `train/` is new, so that no other run has written there."""
+def _create_run_directory(directory: Path) -> Path:
+    """Create and return a directory with a new `train/`, so that no other run writes to it."""
     number = 1
     while True:
         run = directory if number == 1 else directory / f"run-{number}"
@@ -126,7 +141,7 @@ def _claim(directory: Path) -> Path:
                 (run / DIRECTORIES[Subset.TRAINING]).mkdir(parents=True)
                 return run
         except FileExistsError:
-            # Another run was quicker. A file in the directory's place is nobody's run.
+            # Another process created it first: try the next number. A file in its place is an error.
             if not (run / DIRECTORIES[Subset.TRAINING]).is_dir():
                 raise
         number += 1
@@ -135,111 +150,106 @@ def _claim(directory: Path) -> Path:
 # --- Candidates -------------------------------------------------------------------------------------------
 
 
-def _tried_again(selection: Selection, rows: Mapping[Subset, Ints]) -> bool:
-    """Whether a head is fitted for each candidate."""
-    plain = {"kind": "linear", "class_weight": "none"}.items() <= selection.settings.items()
-    return plain and len(rows[Subset.TRAINING]) + len(rows[Subset.VALIDATION]) < MANY
+def _can_refit_candidates(training: LoggedTraining) -> bool:
+    """Return whether a head is fitted again for each candidate, which takes a moment only."""
+    plain = {"kind": "linear", "class_weight": "none"}.items() <= training.selection.settings.items()
+    rows = training.get_rows()
+    return plain and len(rows[Subset.TRAINING]) + len(rows[Subset.VALIDATION]) < heads.LARGE_DATASET
 
 
-def _write_step(
-    run: Path,
-    embeddings: Vectors,
-    targets: Ints,
-    training: Ints,
-    fitted: Head,
-    selection: Selection,
-    held_out: Evaluation,
-) -> None:
-    """The one step of a head that is not tried again."""
-    shown = _drawn(training)
-    step = steps_of(selection)[selection.strength]
-    with _events(run / DIRECTORIES[Subset.TRAINING]) as events:
-        events.add(step, *_judged(fitted, embeddings[shown], targets[shown]))
+def _write_exported_step(run: Path, training: LoggedTraining) -> None:
+    """Write a single step, that of the exported head."""
+    fitted, selection, held_out = training.fitted, training.selection, training.held_out
+    shown = sample_rows(training.get_rows()[Subset.TRAINING])
+    step = number_steps(selection)[selection.strength]
+    with _open_events(run / DIRECTORIES[Subset.TRAINING]) as events:
+        events.add(step, *_evaluate_head(fitted, training.embeddings[shown], training.get_targets()[shown]))
         for name, values in (("weights", fitted.kernel), ("biases", fitted.bias)):
-            events.add(step, *_variable(name, values))
-    with _events(run / DIRECTORIES[Subset.VALIDATION]) as events:
-        figures = {"accuracy_1": held_out.accuracy.value, "cross_entropy_1": held_out.log_loss}
-        events.add(step, figures, {"activations": selection.probabilities})
+            events.add(step, *_summarize_variable(name, values))
+    with _open_events(run / DIRECTORIES[Subset.VALIDATION]) as events:
+        scalars = {"accuracy_1": held_out.accuracy.value, "cross_entropy_1": held_out.log_loss}
+        events.add(step, scalars, {"activations": selection.probabilities})
         _add_selection(events, selection, held_out)
 
 
-def _write_steps(
-    run: Path,
-    embeddings: Vectors,
-    targets: Ints,
-    rows: Mapping[Subset, Ints],
-    selection: Selection,
-    held_out: Evaluation,
-) -> None:
-    training, validation = rows[Subset.TRAINING], rows[Subset.VALIDATION]
-    steps = steps_of(selection)
+def _write_candidate_steps(run: Path, training: LoggedTraining) -> None:
+    """Write a step for each candidate of C, each with a head of its own."""
+    embeddings, targets, rows = training.embeddings, training.get_targets(), training.get_rows()
+    train_rows, validation_rows = rows[Subset.TRAINING], rows[Subset.VALIDATION]
+    steps = number_steps(training.selection)
     with (
-        _events(run / DIRECTORIES[Subset.TRAINING]) as train_events,
-        _events(run / DIRECTORIES[Subset.VALIDATION]) as validation_events,
+        _open_events(run / DIRECTORIES[Subset.TRAINING]) as train_events,
+        _open_events(run / DIRECTORIES[Subset.VALIDATION]) as validation_events,
     ):
-        judging = validation if len(validation) else training
-        heads = candidates(embeddings, targets, training, judging, selection)
-        for strength, candidate in heads.items():
+        calibration_rows = validation_rows if len(validation_rows) else train_rows
+        candidates = fit_candidates(embeddings, targets, train_rows, calibration_rows, training.selection)
+        for strength, candidate in candidates.items():
             step = steps[strength]
-            train_events.add(step, *_judged(candidate, embeddings[training], targets[training]))
-            if len(validation):
-                validation_events.add(step, *_judged(candidate, embeddings[validation], targets[validation]))
-        for strength, candidate in heads.items():
+            train_events.add(step, *_evaluate_head(candidate, embeddings[train_rows], targets[train_rows]))
+            if len(validation_rows):
+                validation_events.add(
+                    step, *_evaluate_head(candidate, embeddings[validation_rows], targets[validation_rows])
+                )
+        for strength, candidate in candidates.items():
             for name, values in (("weights", candidate.kernel), ("biases", candidate.bias)):
-                train_events.add(steps[strength], *_variable(name, values))
-        _add_selection(validation_events, selection, held_out)
+                train_events.add(steps[strength], *_summarize_variable(name, values))
+        _add_selection(validation_events, training.selection, training.held_out)
 
 
-def _add_selection(events: _Events, selection: Selection, held_out: Evaluation) -> None:
-    steps = steps_of(selection)
+def _add_selection(events: _EventFile, selection: Selection, held_out: Evaluation) -> None:
+    """Add the log-loss of each candidate, and the metrics by label at the chosen one."""
+    steps = number_steps(selection)
     for strength, loss in sorted(selection.losses.items()):
         events.add(steps[strength], {"selection/cross_entropy": loss})
-    events.add(steps[selection.strength], _label_figures(held_out))
+    events.add(steps[selection.strength], _collect_label_scalars(held_out))
 
 
-def _drawn(rows: Ints) -> Ints:
-    """At most POINTS of these rows."""
-    if len(rows) <= POINTS:
-        return rows
-    return np.sort(np.random.default_rng(0).choice(rows, POINTS, replace=False))
-
-
-def steps_of(selection: Selection) -> dict[float, int]:
-    """The step of each candidate: its value, or its place where values below 1 would fall together."""
+def number_steps(selection: Selection) -> dict[float, int]:
+    """Return the step of each candidate: its rounded value, or its rank where these are not distinct."""
     strengths = sorted(selection.losses)
     values = [round(strength) for strength in strengths]
     steps = values if len(set(values)) == len(values) else range(len(values))
     return dict(zip(strengths, steps, strict=True))
 
 
-def candidates(
-    embeddings: Vectors, targets: Ints, training: Ints, judging: Ints, selection: Selection
+def fit_candidates(
+    embeddings: Vectors, targets: Ints, training: Ints, calibration: Ints, selection: Selection
 ) -> dict[float, Head]:
-    """For each C the linear head that trainer.heads makes of the training photos, calibrated by `judging`."""
+    """Fit the linear head of trainer.heads for each candidate of C.
+
+    Args:
+        embeddings: float32 or float16 [N,D].
+        targets: int64 [N], classes.
+        training: int64 [n], rows to fit on.
+        calibration: int64 [m], rows to fit the temperature on.
+        selection: the candidates.
+    """
     from threadpoolctl import threadpool_limits
 
     classes = selection.probabilities.shape[1]
-    scaling = Scaling.of(np.asarray(embeddings[training], np.float32))
-    features, judged = scaling.features(embeddings[training]), scaling.features(embeddings[judging])
+    scaling = Scaling.from_embeddings(np.asarray(embeddings[training], np.float32))
+    features, held = scaling.features(embeddings[training]), scaling.features(embeddings[calibration])
     known, strengths = targets[training], sorted(selection.losses)
 
     def temperature(kernel: Floats, bias: Floats) -> np.float32:
-        return np.float32(fit_temperature(judged @ kernel + bias, targets[judging]))
+        return np.float32(fit_temperature(held @ kernel + bias, targets[calibration]))
 
     with threadpool_limits(1, user_api="blas"):
-        other = discriminate(features, known, classes)
-        fits = minimise(features, known, classes, strengths)
-        found = {}
+        other = fit_discriminant(features, known, classes)
+        fits = fit_logistic(features, known, classes, strengths)
+        candidates = {}
         for strength, fit in zip(strengths, fits, strict=True):
+            # As in trainer.heads: the mean of logistic regression and the discriminant, each tempered.
             shares = [np.float32(0.5) / temperature(*linear) for linear in (fit, other)]
             kernel, bias = (shares[0] * one + shares[1] * two for one, two in zip(fit, other, strict=True))
-            found[strength] = Head(scaling, kernel, bias, float(temperature(kernel, bias)))
-    return found
+            candidates[strength] = Head(scaling, kernel, bias, float(temperature(kernel, bias)))
+    return candidates
 
 
-def _judged(
+def _evaluate_head(
     candidate: Head, embeddings: Vectors, targets: Ints
 ) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
+    """Return the scalars and histograms of a head on some photos."""
     probabilities = candidate.probabilities(embeddings)
     logits = candidate.logits(embeddings) * np.float32(candidate.temperature)
     return (
@@ -251,18 +261,20 @@ def _judged(
     )
 
 
-def _variable(name: str, values: Floats) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
-    figures = {"mean": values.mean(), "stddev": values.std(), "max": values.max(), "min": values.min()}
+def _summarize_variable(name: str, values: Floats) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
+    """Return the scalars and the histogram of a variable of the head."""
+    scalars = {"mean": values.mean(), "stddev": values.std(), "max": values.max(), "min": values.min()}
     return (
-        {f"{name}/summaries/{figure}": float(value) for figure, value in figures.items()},
+        {f"{name}/summaries/{statistic}": float(value) for statistic, value in scalars.items()},
         {f"{name}/summaries/histogram": values},
     )
 
 
-def _label_figures(evaluation: Evaluation) -> dict[str, float]:
+def _collect_label_scalars(evaluation: Evaluation) -> dict[str, float]:
+    """Return recall, precision and F1 of each label by tag."""
     return {
-        f"labels/{label}/{name}": figure[label].value
-        for name, figure in (
+        f"labels/{label}/{name}": metric[label].value
+        for name, metric in (
             ("recall", evaluation.recall),
             ("precision", evaluation.precision),
             ("f1", evaluation.f1),
@@ -274,34 +286,34 @@ def _label_figures(evaluation: Evaluation) -> dict[str, float]:
 # --- Event files ------------------------------------------------------------------------------------------
 
 
-class _Events:
-    """An event file being written.
+class _EventFile:
+    """An event file that is being written.
 
     Args:
-        writer: of TFRecords.
+        writer: writer of TFRecords.
     """
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
 
     def add(
-        self, step: int, figures: Mapping[str, float], histograms: Mapping[str, NDArray[Any]] | None = None
+        self, step: int, scalars: Mapping[str, float], histograms: Mapping[str, NDArray[Any]] | None = None
     ) -> None:
-        """Add what is known at a step; a figure that is NaN is not."""
+        """Add scalars and histograms at a step; scalars that are NaN are left out."""
         import tensorflow as tf
 
         event = tf.compat.v1.Event(wall_time=time.time(), step=step)
-        for tag, value in figures.items():
+        for tag, value in scalars.items():
             if not math.isnan(value):
                 event.summary.value.add(tag=tag, simple_value=value)
         for tag, values in (histograms or {}).items():
-            event.summary.value.add(tag=tag, histo=_histogram(values))
+            event.summary.value.add(tag=tag, histo=_make_histogram(values))
         self._writer.write(event.SerializeToString())
 
 
 @contextmanager
-def _events(directory: Path) -> Iterator[_Events]:
-    """An event file that TensorBoard takes for one when it is whole."""
+def _open_events(directory: Path) -> Iterator[_EventFile]:
+    """Open a new event file; TensorBoard sees it when the block is left, since it is then renamed."""
     import tensorflow as tf
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -311,14 +323,14 @@ def _events(directory: Path) -> Iterator[_Events]:
         with tf.io.TFRecordWriter(str(staged)) as writer:
             version = tf.compat.v1.Event(wall_time=now, file_version="brain.Event:2")
             writer.write(version.SerializeToString())
-            yield _Events(writer)
+            yield _EventFile(writer)
     except tf.errors.OpError as error:
         raise OSError(error.message) from error
     staged.rename(directory / f"events.out.tfevents.{int(now)}.hubhead")
 
 
-def _histogram(values: NDArray[Any]) -> Any:
-    """The proto of a histogram: counts below rising limits, and the moments."""
+def _make_histogram(values: NDArray[Any]) -> Any:
+    """Return a HistogramProto: counts below ascending limits, and the moments."""
     import tensorflow as tf
 
     flat = values.astype(np.float64).ravel()
@@ -332,57 +344,3 @@ def _histogram(values: NDArray[Any]) -> Any:
         bucket_limit=edges[1:].tolist(),
         bucket=counts.tolist(),
     )
-
-
-# --- The embedding projector ------------------------------------------------------------------------------
-
-
-def write_projector(
-    directory: Path,
-    embeddings: Vectors,
-    examples: Sequence[Example],
-    subsets: Sequence[Subset],
-    labels: Sequence[str],
-) -> None:
-    """Write the embeddings, what each is of, and, where they are not too many, small pictures.
-
-    Raises:
-        OSError: the directory cannot be written.
-    """
-    rows = _drawn(np.arange(len(examples)))
-    with (directory / "embeddings.tsv").open("w", encoding="utf-8") as file:
-        for row in rows.tolist():
-            file.write("\t".join(f"{number:.5g}" for number in embeddings[row].tolist()) + "\n")
-    with (directory / "metadata.tsv").open("w", encoding="utf-8", errors="replace") as file:
-        file.write("label\tset\tpath\n")
-        for row in rows.tolist():
-            cells = labels[examples[row].label], str(subsets[row]), examples[row].uri
-            file.write("\t".join(" ".join(cell.split()) for cell in cells) + "\n")
-    config = [
-        "embeddings {",
-        '  tensor_name: "embeddings"',
-        '  tensor_path: "embeddings.tsv"',
-        '  metadata_path: "metadata.tsv"',
-    ]
-    if len(rows) <= SPRITES:
-        (directory / "sprite.png").write_bytes(_sprite([examples[row].uri for row in rows.tolist()]))
-        side = f"single_image_dim: {SPRITE_SIDE}"
-        config += ["  sprite {", '    image_path: "sprite.png"', f"    {side}", f"    {side}", "  }"]
-    (directory / "projector_config.pbtxt").write_text("\n".join([*config, "}", ""]), encoding="utf-8")
-
-
-def _sprite(uris: Sequence[str]) -> bytes:
-    """One PNG of all pictures, row by row in a square; grey where a photo gives none."""
-    from PIL import Image, ImageOps  # noqa: TID251  # decodes our own pictures, no photo
-
-    across, side = math.ceil(math.sqrt(len(uris))), SPRITE_SIDE
-    sheet = Image.new("RGB", (across * side, across * side), (128, 128, 128))
-    small = make_thumbnails(uris, side)
-    for number, uri in enumerate(uris):
-        if uri in small:
-            down, right = divmod(number, across)
-            with Image.open(io.BytesIO(small[uri])) as picture:
-                sheet.paste(ImageOps.fit(picture, (side, side)), (right * side, down * side))
-    png = io.BytesIO()
-    sheet.save(png, "PNG")
-    return png.getvalue()

@@ -11,10 +11,10 @@ _PEAK = """
 import sys, resource
 import numpy as np
 from pathlib import Path
-from trainer import head
-from trainer.heads import choose
+from trainer import heads
+from trainer.heads import block_training
 
-choose.CHOOSING, choose.HELD_OUT = 4096, 1024
+block_training.CHOOSING, block_training.HELD_OUT = 4096, 1024
 count = int(sys.argv[1])
 random = np.random.default_rng(0)
 piece = random.normal(size=(2048, 256)).astype(np.float16)
@@ -25,8 +25,8 @@ def read():
         size = min(2048, count - start)
         yield piece[:size], (np.arange(2048) % 4)[:size]
 
-settings = head.HeadSettings(kind=sys.argv[2], memory=1 << 20, width=16)
-_, selection = head.fit_blocks(head.Blocks(read, count, 256), 4, settings=settings)
+settings = heads.HeadSettings(kind=sys.argv[2], memory=1 << 20, width=16)
+_, selection = heads.fit_blocks(heads.Blocks(read, count, 256), 4, settings=settings)
 assert selection.settings["streamed"]
 line = next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
 print(int(line.split()[1]) * 1024)

@@ -1,4 +1,4 @@
-"""What TensorBoard is given: the tags of retrain.py with the right values, and a projector that agrees."""
+"""TensorBoard logs: the tags of retrain.py with the right values, and the files of the projector."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from serving.errors import OutputError
-from trainer import heads as head
+from trainer import heads
 from trainer.dataset import Example, Subset
 from trainer.evaluation import metrics
 from trainer.heads import Floats, Ints
-from trainer.training import tensorboard
+from trainer.training import projector, tensorboard
 
 pytestmark = pytest.mark.tf
 
@@ -27,23 +27,24 @@ ROUND = (Subset.TRAINING, Subset.TRAINING, Subset.TRAINING, Subset.VALIDATION, S
 
 @dataclass(frozen=True)
 class Run:
-    """What a training knows when it writes its summaries."""
+    """Data of a training that is logged."""
 
     embeddings: Floats
     targets: Ints
     examples: tuple[Example, ...]
     subsets: tuple[Subset, ...]
-    fitted: head.Head
-    selection: head.Selection
+    fitted: heads.Head
+    selection: heads.Selection
     held_out: metrics.Evaluation
     test: metrics.Evaluation
 
     def rows(self, subset: Subset) -> Ints:
+        """Return the row numbers of a set."""
         return np.flatnonzero([found is subset for found in self.subsets])
 
     def write(self, directory: Path, test: metrics.Evaluation | None) -> Path:
-        return tensorboard.write(
-            directory,
+        """Write the logs, and return the directory of the run."""
+        training = tensorboard.LoggedTraining(
             self.embeddings,
             self.examples,
             self.subsets,
@@ -53,6 +54,7 @@ class Run:
             held_out=self.held_out,
             test=test,
         )
+        return tensorboard.write(directory, training)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     subsets = tuple(ROUND[number % len(ROUND)] for number in range(90))
     features = embeddings.astype(np.float32)
     seen = np.flatnonzero([subset is not Subset.TESTING for subset in subsets])
-    fitted, selection = head.fit(features[seen], targets[seen], 3)
+    fitted, selection = heads.fit(features[seen], targets[seen], 3)
     tested = np.flatnonzero([subset is Subset.TESTING for subset in subsets])
     return Run(
         features,
@@ -83,8 +85,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
 
 
-def events(directory: Path) -> dict[str, dict[int, Any]]:
-    """Tag -> step -> value or histogram."""
+def read_events(directory: Path) -> dict[str, dict[int, Any]]:
+    """Return the value or histogram of each tag at each step."""
     import tensorflow as tf
 
     (file,) = directory.glob("*tfevents*")
@@ -101,34 +103,39 @@ def events(directory: Path) -> dict[str, dict[int, Any]]:
     return found
 
 
-def contents(directory: Path) -> dict[str, bytes]:
+def read_files(directory: Path) -> dict[str, bytes]:
+    """Return the content of all files below a directory."""
     return {
         str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()
     }
 
 
-def test_a_run_has_the_tags_of_retrain_with_the_values_of_each_candidate(run: Run, tmp_path: Path) -> None:
+def test_event_files_have_the_tags_of_retrain_with_values_for_each_candidate(
+    run: Run, tmp_path: Path
+) -> None:
     assert run.write(tmp_path / "logs", run.test) == tmp_path / "logs"
-    train, validation = events(tmp_path / "logs/train"), events(tmp_path / "logs/validation")
+    train, validation = read_events(tmp_path / "logs/train"), read_events(tmp_path / "logs/validation")
     variables = {
         f"{variable}/summaries/{figure}"
         for variable in ("weights", "biases")
         for figure in ("mean", "stddev", "max", "min", "histogram")
     }
-    judged = {"accuracy_1", "cross_entropy_1", "activations", "Wx_plus_b/pre_activations"}
-    assert set(train) == judged | variables
-    assert judged | {"selection/cross_entropy"} <= set(validation)
-    for steps in (*train.values(), *(validation[tag] for tag in judged)):
+    evaluated = {"accuracy_1", "cross_entropy_1", "activations", "Wx_plus_b/pre_activations"}
+    assert set(train) == evaluated | variables
+    assert evaluated | {"selection/cross_entropy"} <= set(validation)
+    for steps in (*train.values(), *(validation[tag] for tag in evaluated)):
         assert list(steps) == sorted(run.selection.losses)
     assert validation["selection/cross_entropy"] == pytest.approx(run.selection.losses)
 
     training, held = run.rows(Subset.TRAINING), run.rows(Subset.VALIDATION)
-    heads = tensorboard.candidates(run.embeddings, run.targets, training, held, run.selection)
-    for strength, candidate in heads.items():
+    candidates = tensorboard.fit_candidates(run.embeddings, run.targets, training, held, run.selection)
+    for strength, candidate in candidates.items():
         for rows, found in ((training, train), (held, validation)):
-            told = metrics.evaluate(candidate.probabilities(run.embeddings[rows]), run.targets[rows], LABELS)
-            assert found["accuracy_1"][strength] == pytest.approx(told.accuracy.value)
-            assert found["cross_entropy_1"][strength] == pytest.approx(told.log_loss, abs=1e-5)
+            expected = metrics.evaluate(
+                candidate.probabilities(run.embeddings[rows]), run.targets[rows], LABELS
+            )
+            assert found["accuracy_1"][strength] == pytest.approx(expected.accuracy.value)
+            assert found["cross_entropy_1"][strength] == pytest.approx(expected.log_loss, abs=1e-5)
         assert train["weights/summaries/mean"][strength] == pytest.approx(candidate.kernel.mean(), abs=1e-6)
         assert train["biases/summaries/max"][strength] == pytest.approx(candidate.bias.max(), abs=1e-6)
         histogram = train["weights/summaries/histogram"][strength]
@@ -137,39 +144,37 @@ def test_a_run_has_the_tags_of_retrain_with_the_values_of_each_candidate(run: Ru
         assert histogram.bucket_limit[-1] == pytest.approx(histogram.max)
 
 
-def test_a_candidate_is_the_head_that_is_chosen_where_there_are_validation_photos_enough(run: Run) -> None:
+def test_candidates_have_the_log_loss_of_the_selection_by_validation_photos(run: Run) -> None:
     training, held = run.rows(Subset.TRAINING), run.rows(Subset.VALIDATION)
-    _, selection = head.fit(
+    _, selection = heads.fit(
         run.embeddings[training],
         run.targets[training],
         3,
         validation=(np.tile(run.embeddings[held], (30, 1)), np.tile(run.targets[held], 30)),
     )
     assert selection.method == "validation"
-    heads = tensorboard.candidates(run.embeddings, run.targets, training, held, selection)
-    for (strength, loss), candidate in zip(selection.losses.items(), heads.values(), strict=True):
-        told = head.log_loss(candidate.probabilities(run.embeddings[held]), run.targets[held])
-        assert told == pytest.approx(loss, abs=2e-4), strength
+    candidates = tensorboard.fit_candidates(run.embeddings, run.targets, training, held, selection)
+    for (strength, loss), candidate in zip(selection.losses.items(), candidates.values(), strict=True):
+        loss_again = heads.log_loss(candidate.probabilities(run.embeddings[held]), run.targets[held])
+        assert loss_again == pytest.approx(loss, abs=2e-4), strength
 
 
 @pytest.mark.parametrize(
     ("strengths", "steps"), [((30.0, 3.0, 10.0), [3, 10, 30]), ((0.1, 0.3, 1.0), [0, 1, 2])]
 )
-def test_each_candidate_has_a_step_of_its_own(
-    run: Run, strengths: tuple[float, ...], steps: list[int]
-) -> None:
-    found = tensorboard.steps_of(replace(run.selection, losses=dict.fromkeys(strengths, 1.0)))
+def test_each_candidate_has_a_distinct_step(run: Run, strengths: tuple[float, ...], steps: list[int]) -> None:
+    found = tensorboard.number_steps(replace(run.selection, losses=dict.fromkeys(strengths, 1.0)))
     assert found == dict(zip(sorted(strengths), steps, strict=True))
 
 
-def test_figures_of_each_label_are_told_and_unknown_ones_are_not(run: Run, tmp_path: Path) -> None:
+def test_metrics_of_each_label_are_logged_unless_nan(run: Run, tmp_path: Path) -> None:
     run.write(tmp_path, run.test)
-    step = tensorboard.steps_of(run.selection)[run.selection.strength]
-    for name, told in (("validation", run.held_out), ("test", run.test)):
-        found = events(tmp_path / name)
+    step = tensorboard.number_steps(run.selection)[run.selection.strength]
+    for name, evaluation in (("validation", run.held_out), ("test", run.test)):
+        found = read_events(tmp_path / name)
         for label in LABELS:
             for figure in ("recall", "precision", "f1"):
-                value = getattr(told, figure)[label].value
+                value = getattr(evaluation, figure)[label].value
                 tag = f"labels/{label}/{figure}"
                 assert math.isnan(value) != (tag in found)
                 if tag in found:
@@ -177,18 +182,18 @@ def test_figures_of_each_label_are_told_and_unknown_ones_are_not(run: Run, tmp_p
 
 
 @pytest.mark.parametrize("why", ["kind", "class_weight", "many"])
-def test_a_head_that_is_not_tried_again_has_one_step_its_own(
+def test_head_without_refitted_candidates_has_a_single_step(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     if why == "many":
-        monkeypatch.setattr(head, "MANY", 50)
+        monkeypatch.setattr(heads, "LARGE_DATASET", 50)
     other = {"kind": {"kind": "cosine"}, "class_weight": {"class_weight": "balanced"}, "many": {}}[why]
-    monkeypatch.setattr(tensorboard, "POINTS", 40)
+    monkeypatch.setattr(projector, "POINTS", 40)
     settings = run.selection.settings | other
-    told = replace(run, selection=replace(run.selection, settings=settings))
-    told.write(tmp_path, run.test)
-    train, validation = events(tmp_path / "train"), events(tmp_path / "validation")
-    step = tensorboard.steps_of(run.selection)[run.selection.strength]
+    changed = replace(run, selection=replace(run.selection, settings=settings))
+    changed.write(tmp_path, run.test)
+    train, validation = read_events(tmp_path / "train"), read_events(tmp_path / "validation")
+    step = tensorboard.number_steps(run.selection)[run.selection.strength]
     assert all(list(steps) == [step] for steps in train.values())
     assert train["activations"][step].num == 40 * 3
     assert train["weights/summaries/mean"][step] == pytest.approx(run.fitted.kernel.mean(), abs=1e-6)
@@ -196,25 +201,25 @@ def test_a_head_that_is_not_tried_again_has_one_step_its_own(
     assert validation["selection/cross_entropy"] == pytest.approx(run.selection.losses)
 
 
-def test_a_new_run_touches_nothing_that_was_there(run: Run, tmp_path: Path) -> None:
+def test_new_run_does_not_change_existing_files(run: Run, tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "events.out.tfevents.1.mine").write_bytes(b"mine")
     (tmp_path / "notes.txt").write_text("mine")
-    before = contents(tmp_path)
+    before = read_files(tmp_path)
     assert run.write(tmp_path, run.test) == tmp_path / "run-2"
-    between = contents(tmp_path)
+    between = read_files(tmp_path)
     assert before.items() <= between.items()
     assert run.write(tmp_path, None) == tmp_path / "run-3"
-    assert between.items() <= contents(tmp_path).items()
+    assert between.items() <= read_files(tmp_path).items()
     assert not (tmp_path / "run-3/test").exists()
     assert not list(tmp_path.rglob(".staged"))
 
 
-def test_the_projectors_files_agree_with_each_other(run: Run, tmp_path: Path) -> None:
+def test_projector_files_agree_with_each_other(run: Run, tmp_path: Path) -> None:
     directory = run.write(tmp_path, run.test) / "train"
-    told = (directory / "projector_config.pbtxt").read_text()
+    config = (directory / "projector_config.pbtxt").read_text()
     for name in ("embeddings.tsv", "metadata.tsv", "sprite.png"):
-        assert f'"{name}"' in told
+        assert f'"{name}"' in config
     vectors = np.loadtxt(directory / "embeddings.tsv", delimiter="\t")
     np.testing.assert_array_equal(vectors.astype(np.float16), run.embeddings.astype(np.float16))
     header, *lines = (directory / "metadata.tsv").read_text(encoding="utf-8").splitlines()
@@ -225,20 +230,20 @@ def test_the_projectors_files_agree_with_each_other(run: Run, tmp_path: Path) ->
         for example, subset in zip(run.examples, run.subsets, strict=True)
     ]
     with Image.open(directory / "sprite.png") as sheet:
-        across, side = 10, tensorboard.SPRITE_SIDE
-        assert sheet.size == (across * side, across * side)
+        columns, side = 10, projector.SPRITE_SIDE
+        assert sheet.size == (columns * side, columns * side)
         for number in (0, 9, 10, 47, 89):
-            middle = (number % across * side + side // 2, number // across * side + side // 2)
+            middle = (number % columns * side + side // 2, number // columns * side + side // 2)
             colour = (2 * number, 90 * int(run.targets[number]), 0)
             assert sheet.getpixel(middle) == pytest.approx(colour, abs=4)  # JPEG
 
 
-def test_of_many_photos_the_projector_shows_some_and_no_pictures(
+def test_projector_samples_many_photos_and_omits_thumbnails(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorboard, "POINTS", 40)
-    monkeypatch.setattr(tensorboard, "SPRITES", 39)
-    tensorboard.write_projector(tmp_path, run.embeddings, run.examples, run.subsets, LABELS)
+    monkeypatch.setattr(projector, "POINTS", 40)
+    monkeypatch.setattr(projector, "MAX_SPRITES", 39)
+    projector.write_projector(tmp_path, run.embeddings, run.examples, run.subsets, LABELS)
     vectors = np.loadtxt(tmp_path / "embeddings.tsv", delimiter="\t")
     shown = [line.split("\t")[2] for line in (tmp_path / "metadata.tsv").read_text().splitlines()[1:]]
     assert len(vectors) == len(set(shown)) == 40
@@ -248,7 +253,7 @@ def test_of_many_photos_the_projector_shows_some_and_no_pictures(
     assert not (tmp_path / "sprite.png").exists()
 
 
-def test_a_place_that_cannot_be_written_is_said(run: Run, tmp_path: Path) -> None:
+def test_directory_that_cannot_be_written_is_an_error(run: Run, tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file")
     with pytest.raises(OutputError, match=r"logs.*cannot be written|cannot be written to .*logs"):
         run.write(tmp_path / "logs", None)

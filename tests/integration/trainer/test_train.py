@@ -28,7 +28,7 @@ from trainer.export.head_file import load_head
 from trainer.heads import HeadSettings
 from trainer.preprocessing import Augmentation
 from trainer.training.run import train
-from trainer.training.summary import describe
+from trainer.training.summary import format_summary
 
 if TYPE_CHECKING:
     from tests.support.trained import Trained
@@ -212,7 +212,7 @@ def test_a_warning_names_each_label_with_few_photos(trained: Trained) -> None:
 @pytest.mark.tf
 @pytest.mark.beam
 def test_the_outcome_is_told_with_n_and_interval(trained: Trained) -> None:
-    told = describe(trained.result)
+    told = format_summary(trained.result)
     assert f"(N={len(trained.result.test_photos)}, 95 % interval" in told
     assert f"Bundle: {trained.result.bundle.path}" in told
 
@@ -278,7 +278,7 @@ def test_bad_files_are_left_out_with_their_reasons_and_twins_count_once(
     assert len(result.duplicates.label_conflicts) == 1
     assert result.labels == {"blue sky": 9, "rouge grenat 赤": 9}
     assert any("stray.jpg" in line and "1.jpg" in line for line in said)
-    told = describe(result)
+    told = format_summary(result)
     assert all(f"{label / name}: {reason}" in told for name, reason in reasons.items())
     assert (result.bundle.path / "assets" / "labels.txt").read_text("utf-8") == "blue sky\nrouge grenat 赤\n"
     data = result.bundle.metadata.data
@@ -394,15 +394,15 @@ def test_thresholds_reach_the_bundle_and_leave_labels_out(trained: Trained, tmp_
         summaries_dir=tmp_path / "logs",
     )
     result = train(settings)
-    assert result.answering is not None
+    assert result.threshold is not None
     assert result.known_kept is not None
     calibration = result.bundle.metadata.calibration
-    assert calibration["threshold"] == pytest.approx(result.answering.value)
+    assert calibration["threshold"] == pytest.approx(result.threshold.value)
     assert calibration["keep_known"] == pytest.approx(result.known_kept.value)
     assert result.known_kept.value == pytest.approx(0.9, abs=0.01)
     assert 0.5 < calibration["threshold"] < 0.9
-    told = describe(result)
-    assert "Answers from a probability of" in told
+    told = format_summary(result)
+    assert "Abstention threshold" in told
     assert not (result.bundle.path / contract.REPORT_FILE).exists()
     assert (trained.result.bundle.path / contract.REPORT_FILE).is_file()
     assert list((tmp_path / "logs").glob("*/events*"))
@@ -423,9 +423,9 @@ def runtime_of(result: TrainResult) -> Any:
 def test_photos_that_do_not_fit_in_memory_are_streamed_to_the_same_figures(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("choose", "known", "settings"):  # so that these are many
-        monkeypatch.setattr(f"trainer.heads.{name}.MANY", 300)
-    monkeypatch.setattr(heads, "MANY", 300)
+    for name in ("training", "refit", "settings"):  # so that these are many
+        monkeypatch.setattr(f"trainer.heads.{name}.LARGE_DATASET", 300)
+    monkeypatch.setattr(heads, "LARGE_DATASET", 300)
     said: list[str] = []
     found = {}
     for memory in (0, 1 << 30):
@@ -441,7 +441,7 @@ def test_photos_that_do_not_fit_in_memory_are_streamed_to_the_same_figures(
         found[memory] = train(settings, say=said.append)
     streamed, whole = found[0], found[1 << 30]
     assert [line for line in said if "read from a file" in line] == [
-        "The features of 406 photos take more than the 0.0 GB that they may: they are read from a file."
+        "The features of 406 photos exceed the memory limit of 0.0 GB and are read from a file."
     ]
     for result in found.values():
         told = result.bundle.metadata.head
@@ -499,8 +499,8 @@ def test_a_tuned_backbone_is_taken_where_it_is_better(
         fine_tune=fine_tuning.FineTuneSettings(epochs=1, depth=0.1),
     )
     result = train(settings, say=said.append)
-    assert any("Fine-tuned: log-loss" in line for line in said)
+    assert any("Fine-tuned: validation log-loss" in line for line in said)
     known = trained.result.bundle.metadata.backbone["fingerprint"]
     assert (result.bundle.metadata.backbone["fingerprint"] != known) is better
-    assert any("no gain" in line for line in said) is not better
+    assert any("did not lower the validation log-loss" in line for line in said) is not better
     assert result.subsets == trained.result.subsets

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tests.support.head import blobs, of_length_one, predict, yardstick
 from trainer import heads
-from trainer.heads.linear import loss
+from trainer.heads.linear import loss_and_gradient
 from trainer.heads.streaming import Blocks
 
 if TYPE_CHECKING:
@@ -23,14 +23,14 @@ def objective(
     """What logistic regression minimises, of kernel and bias as one matrix [D+1,K]."""
     halves = weights.astype(np.float32)
     equal = np.ones(halves.shape[1], np.float32)
-    value, _, _ = loss(Blocks.of(features, targets), (halves[:-1], halves[-1]), equal)
+    value, _, _ = loss_and_gradient(Blocks.from_array(features, targets), (halves[:-1], halves[-1]), equal)
     return value + float((weights[:-1] ** 2).sum()) / (2 * strength * len(targets))
 
 
 def test_features_are_standardised_and_of_length_one() -> None:
     embeddings, _ = blobs(500, 6, 2)
     embeddings = embeddings * np.float32([1, 2, 3, 4, 5, 0]) + 7
-    scaling = heads.Scaling.of(embeddings)
+    scaling = heads.Scaling.from_embeddings(embeddings)
     features = scaling.features(embeddings)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)
     standardised = (embeddings - scaling.mean) * scaling.scale
@@ -49,11 +49,13 @@ def test_probabilities_add_up_to_one_however_large_the_logits() -> None:
 @pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [0.2, 1.0, 3.0]], ids=["equal", "weighted"])
 def test_the_gradient_is_that_of_the_loss(weights: list[float]) -> None:
     features, targets = blobs(50, 4, 3)
-    blocks = Blocks.of(of_length_one(features), targets, size=20)
+    blocks = Blocks.from_array(of_length_one(features), targets, size=20)
 
     def value(point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         halves = point.reshape(5, 3).astype(np.float32)
-        found, slopes, tilt = loss(blocks, (halves[:-1], halves[-1]), np.array(weights, np.float32))
+        found, slopes, tilt = loss_and_gradient(
+            blocks, (halves[:-1], halves[-1]), np.array(weights, np.float32)
+        )
         return found, np.vstack([slopes, tilt]).ravel()
 
     point = np.random.default_rng(1).normal(size=5 * 3)
@@ -75,7 +77,7 @@ def test_the_minimum_is_the_one_scikit_learn_finds(count: int, dimensions: int) 
     features = of_length_one(features)
     unseen = of_length_one(blobs(100, dimensions, 4, seed=7)[0])
     strengths = [1.0, 10.0, 100.0]
-    fits = heads.minimise(features, targets, 4, strengths)
+    fits = heads.fit_logistic(features, targets, 4, strengths)
     for strength, (kernel, bias) in zip(strengths, fits, strict=True):
         assert (kernel.shape, bias.shape) == ((dimensions, 4), (4,))
         assert kernel.dtype == bias.dtype == np.float32
@@ -90,7 +92,7 @@ def test_the_minimum_is_the_one_scikit_learn_finds(count: int, dimensions: int) 
 
 def test_the_bias_is_not_regularised() -> None:
     targets = np.array([0] * 90 + [1] * 10)
-    [(kernel, bias)] = heads.minimise(np.zeros((100, 3), np.float32), targets, 2, [1e-3])
+    [(kernel, bias)] = heads.fit_logistic(np.zeros((100, 3), np.float32), targets, 2, [1e-3])
     np.testing.assert_allclose(heads.softmax(bias[None])[0], [0.9, 0.1], atol=1e-3)
     np.testing.assert_array_equal(kernel, 0)
 
@@ -174,7 +176,7 @@ def test_the_discriminant_is_the_one_scikit_learn_finds() -> None:
 
     for count, dimensions in ((300, 20), (60, 200)):
         features, targets = blobs(count, dimensions, 4)
-        kernel, bias = heads.discriminate(features, targets, 4)
+        kernel, bias = heads.fit_discriminant(features, targets, 4)
         theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=heads.SHRINKAGE)
         theirs.fit(features.astype(np.float64), targets)
         unseen = blobs(100, dimensions, 4, seed=7)[0]
@@ -187,8 +189,8 @@ def test_the_head_is_the_mean_of_both_classifiers() -> None:
     features, targets = blobs(150, 30, 3)
     fitted, selection = heads.fit(features, targets, 3)
     scaled = fitted.scaling.features(features)
-    [(logistic, _)] = heads.minimise(scaled, targets, 3, [selection.strength])
-    discriminant, _ = heads.discriminate(scaled, targets, 3)
+    [(logistic, _)] = heads.fit_logistic(scaled, targets, 3, [selection.strength])
+    discriminant, _ = heads.fit_discriminant(scaled, targets, 3)
     columns = np.stack([logistic.ravel(), discriminant.ravel()], axis=1).astype(np.float64)
     weights, residual, _, _ = np.linalg.lstsq(columns, fitted.kernel.ravel().astype(np.float64))
     assert residual[0] < 1e-6 * (fitted.kernel**2).sum()

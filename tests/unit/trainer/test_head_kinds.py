@@ -13,8 +13,8 @@ from tests.support.head import blobs
 from tests.support.head_kinds import KINDS, Data, fitted
 from trainer import heads
 from trainer.heads import HeadSettings
-from trainer.heads.calibration import mix
-from trainer.heads.linear import Blocks, Cosine, Moments
+from trainer.heads.calibration import fit_mixture
+from trainer.heads.linear import Blocks, CosineClassifier, Moments
 
 if TYPE_CHECKING:
     pass
@@ -48,16 +48,16 @@ def test_balanced_weights_make_every_label_count_alike(counts: list[int]) -> Non
 @given(times=st.lists(st.integers(1, 4), min_size=3, max_size=3), seed=st.integers(0, 50))
 def test_a_weight_does_what_as_many_copies_of_the_photo_do(times: list[int], seed: int) -> None:
     rows, targets = blobs(90, 6, 3, seed=seed)
-    features = heads.Scaling.of(rows).features(rows)
+    features = heads.Scaling.from_embeddings(rows).features(rows)
     copies = np.repeat(np.arange(90), np.array(times)[targets])
     # Weights are a mean, so that C goes with their sum.
     weights = np.array(times, np.float32)
     strength = 10.0
-    [(kernel, _)] = heads.minimise(features, targets, 3, [strength * len(copies) / 90], weights)
-    [(wanted, _)] = heads.minimise(features[copies], targets[copies], 3, [strength])
+    [(kernel, _)] = heads.fit_logistic(features, targets, 3, [strength * len(copies) / 90], weights)
+    [(wanted, _)] = heads.fit_logistic(features[copies], targets[copies], 3, [strength])
     np.testing.assert_allclose(kernel, wanted, atol=2e-2 * np.abs(wanted).max())
-    kernel, bias = heads.discriminate(features, targets, 3, weights)
-    wanted, wanted_bias = heads.discriminate(features[copies], targets[copies], 3)
+    kernel, bias = heads.fit_discriminant(features, targets, 3, weights)
+    wanted, wanted_bias = heads.fit_discriminant(features[copies], targets[copies], 3)
     np.testing.assert_allclose(kernel, wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
     np.testing.assert_allclose(bias, wanted_bias, rtol=1e-3, atol=1e-2)
 
@@ -140,13 +140,13 @@ def test_the_seed_is_that_of_a_hidden_layer_too() -> None:
 
 def test_the_directions_of_a_cosine_head_are_a_minimum() -> None:
     rows, targets = blobs(200, 8, 3, noise=3)
-    features = Blocks.of(heads.Scaling.of(rows).features(rows), targets)
+    features = Blocks.from_array(heads.Scaling.from_embeddings(rows).features(rows), targets)
     weights = np.ones(3, np.float32)
-    kernel, bias = Cosine(features, Moments.of(features, weights), weights).at(8.0)
+    kernel, bias = CosineClassifier(features, Moments.from_blocks(features, weights), weights).fit(8.0)
 
     def value(kernel: heads.Floats) -> float:
         kernel = 8 * kernel / np.linalg.norm(kernel, axis=0)
-        return heads.linear.loss(features, (kernel.astype(np.float32), bias), weights)[0]
+        return heads.linear.loss_and_gradient(features, (kernel.astype(np.float32), bias), weights)[0]
 
     random = np.random.default_rng(0)
     for _ in range(20):
@@ -177,9 +177,9 @@ def test_a_classifier_that_knows_nothing_gets_no_weight() -> None:
     targets = random.integers(0, 3, 3000)
     knows = (2 * np.eye(3)[targets] + random.normal(size=(3000, 3))).astype(np.float32)
     noise = random.normal(size=(3000, 3)).astype(np.float32)
-    mixture = mix([knows, noise], targets)
+    mixture = fit_mixture([knows, noise], targets)
     assert mixture.weights[1] < 0.05 * mixture.weights[0]
-    assert mixture.loss <= mix([knows], targets).loss + 1e-4
+    assert mixture.loss <= fit_mixture([knows], targets).loss + 1e-4
 
 
 @pytest.mark.parametrize("count", [200, 6000])

@@ -27,7 +27,7 @@ def test_on_the_same_few_photos_it_is_the_same_head(kind: Any, class_weight: Any
     data, unseen = points(400), points(200, seed=1)[0]
     settings = HeadSettings(kind, class_weight, width=16)
     fitted, selection = heads.fit(*data, 4, settings=settings, seed=3)
-    again = heads.refit(Blocks.of(*data), 4, selection)
+    again = heads.refit(Blocks.from_array(*data), 4, selection)
     assert (again.hidden is not None) == bool(selection.settings.get("epochs"))
     if kind == "hidden":
         assert again.hidden is not None  # two clouds a label: a layer pays
@@ -39,7 +39,7 @@ def test_on_the_same_few_photos_it_is_the_same_head(kind: Any, class_weight: Any
 def test_of_many_photos_it_is_as_good_streamed_or_not(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     data, (unseen, of_unseen) = points(6000), points(2000, seed=1)
     fitted, selection = heads.fit(*data, 4, settings=HeadSettings(kind, width=16))
-    blocks = Blocks.of(*data, chosen=np.arange(0, 6000))
+    blocks = Blocks.from_array(*data, chosen=np.arange(0, 6000))
     memory = heads.refit(blocks, 4, selection)
     streamed = heads.refit(blocks, 4, selection, settings=HeadSettings(memory=0))
     wanted = heads.log_loss(fitted.probabilities(unseen), of_unseen)
@@ -52,9 +52,9 @@ def test_of_many_photos_it_is_as_good_streamed_or_not(kind: Any, monkeypatch: py
 def test_the_shrinkage_that_many_photos_chose_holds_on_few() -> None:
     _, selection = heads.fit(*points(6000), 4)
     few = points(300, seed=2)
-    fitted = heads.refit(Blocks.of(*few), 4, selection)
+    fitted = heads.refit(Blocks.from_array(*few), 4, selection)
     other = selection.settings | {"shrinkage": 0.99}
-    blunt = heads.refit(Blocks.of(*few), 4, heads.Selection(**{**vars(selection), "settings": other}))
+    blunt = heads.refit(Blocks.from_array(*few), 4, heads.Selection(**{**vars(selection), "settings": other}))
     assert np.abs(fitted.kernel - blunt.kernel).max() > 0.01
 
 
@@ -62,5 +62,5 @@ def test_a_label_without_photos_gets_next_to_no_probability() -> None:
     embeddings, targets = points(400)
     _, selection = heads.fit(embeddings, targets, 4)
     rest = np.flatnonzero(targets != 2)
-    fitted = heads.refit(Blocks.of(embeddings, targets, chosen=rest), 4, selection)
+    fitted = heads.refit(Blocks.from_array(embeddings, targets, chosen=rest), 4, selection)
     assert fitted.probabilities(embeddings[rest])[:, 2].mean() < 0.01

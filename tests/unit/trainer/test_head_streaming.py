@@ -12,17 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer import heads
-from trainer.heads import Blocks, HeadSettings, fitter, settings
-from trainer.heads import selection as choose
+from trainer.heads import Blocks, HeadSettings, block_training, fitter, settings
 from trainer.heads.linear import Moments
-from trainer.heads.streaming import ROWS, Shuffled
+from trainer.heads.streaming import ROWS, Block, ShuffledRows
 
 STREAMED = HeadSettings(memory=0)
 
 
-def clouds(
-    count: int, dimensions: int, classes: int, *, noise: float = 1.5, seed: int = 0
-) -> heads.blocks.Block:
+def clouds(count: int, dimensions: int, classes: int, *, noise: float = 1.5, seed: int = 0) -> Block:
     """Overlapping clouds of points, some labels rarer than others, in random order; float16 as stored."""
     random = np.random.default_rng(seed)
     shares = np.linspace(1, 3, classes)
@@ -34,12 +31,12 @@ def clouds(
 
 
 @pytest.fixture(scope="module")
-def many() -> heads.blocks.Block:
+def many() -> Block:
     """Enough photos to hold a part out instead of folds."""
     return clouds(6000, 24, 5)
 
 
-def test_a_streamed_head_is_the_one_fitted_in_memory(many: heads.blocks.Block) -> None:
+def test_a_streamed_head_is_the_one_fitted_in_memory(many: Block) -> None:
     rows, targets = many
     memory, chosen = heads.fit(rows, targets, 5)
     streamed, again = heads.fit(rows, targets, 5, settings=STREAMED)
@@ -51,18 +48,20 @@ def test_a_streamed_head_is_the_one_fitted_in_memory(many: heads.blocks.Block) -
     np.testing.assert_array_equal(again.targets, chosen.targets)
 
 
-def test_it_makes_no_difference_how_blocks_are_cut(many: heads.blocks.Block) -> None:
+def test_it_makes_no_difference_how_blocks_are_cut(many: Block) -> None:
     rows, targets = many
     unseen = clouds(500, 24, 5, seed=7)[0]
     found = [
-        heads.fit_blocks(Blocks.of(rows, targets, size), 5, settings=STREAMED)[0].probabilities(unseen)
+        heads.fit_blocks(Blocks.from_array(rows, targets, size), 5, settings=STREAMED)[0].probabilities(
+            unseen
+        )
         for size in (ROWS, 777)
     ]
     np.testing.assert_allclose(found[0], found[1], atol=2e-3)
 
 
 @pytest.mark.parametrize("kind", ["linear", "hidden", "cosine"])
-def test_a_streamed_fit_is_repeatable_to_the_bit(many: heads.blocks.Block, kind: settings.Kind) -> None:
+def test_a_streamed_fit_is_repeatable_to_the_bit(many: Block, kind: settings.Kind) -> None:
     settings = HeadSettings(kind=kind, memory=0, width=16)
     (one, selection), (other, again) = (heads.fit(*many, 5, settings=settings, seed=3) for _ in range(2))
     np.testing.assert_array_equal(one.kernel, other.kernel)
@@ -73,9 +72,7 @@ def test_a_streamed_fit_is_repeatable_to_the_bit(many: heads.blocks.Block, kind:
         np.testing.assert_array_equal(one.hidden.kernel, other.hidden.kernel)
 
 
-def test_the_number_of_threads_makes_no_difference(
-    many: heads.blocks.Block, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_number_of_threads_makes_no_difference(many: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     several, _ = heads.fit(*many, 5)
     monkeypatch.setattr("trainer.heads.streaming._WORKERS", 1)
     single, _ = heads.fit(*many, 5)
@@ -94,7 +91,7 @@ def test_many_photos_are_told_apart_better_than_few() -> None:
 def test_candidates_are_fitted_on_a_sample_and_the_best_one_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, targets = clouds(12_000, 24, 5, noise=3)
     whole, _ = heads.fit(rows, targets, 5)
-    monkeypatch.setattr(choose, "CHOOSING", 2000)
+    monkeypatch.setattr(block_training, "CHOOSING", 2000)
     sampled, selection = heads.fit(rows, targets, 5)
     unseen, of_unseen = clouds(3000, 24, 5, noise=3, seed=7)
     ours, all_photos = (heads.log_loss(model.probabilities(unseen), of_unseen) for model in (sampled, whole))
@@ -108,15 +105,15 @@ def test_validation_photos_are_what_is_held_out(monkeypatch: pytest.MonkeyPatch)
     _, selection = heads.fit(rows, targets, 3, validation=enough)
     np.testing.assert_array_equal(selection.targets, enough[1])
     _, selection = heads.fit(rows, targets, 3, validation=few)
-    assert len(selection.targets) == pytest.approx(6100 / choose.FOLDS, rel=0.01)
-    monkeypatch.setattr(choose, "HELD_OUT", 300)
+    assert len(selection.targets) == pytest.approx(6100 / heads.FOLDS, rel=0.01)
+    monkeypatch.setattr(block_training, "HELD_OUT", 300)
     _, selection = heads.fit(rows, targets, 3, validation=enough)
     assert len(selection.targets) == pytest.approx(233, abs=3)
 
 
 def test_few_photos_in_blocks_are_fitted_as_in_memory() -> None:
     rows, targets = clouds(300, 12, 3)
-    one, selection = heads.fit_blocks(Blocks.of(rows, targets, 50), 3, settings=STREAMED)
+    one, selection = heads.fit_blocks(Blocks.from_array(rows, targets, 50), 3, settings=STREAMED)
     other, _ = heads.fit(rows, targets, 3)
     assert selection.method == "cross-validation"
     np.testing.assert_array_equal(one.kernel, other.kernel)
@@ -145,7 +142,9 @@ def test_every_stride_th_photo_of_each_label_is_taken(
 ) -> None:
     targets = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
     rows = np.arange(len(targets), dtype=np.float32)[:, None]
-    others, taken = Blocks.of(rows, targets, size).parted(np.array(counts), stride, seed, first=first)
+    others, taken = Blocks.from_array(rows, targets, size).split_every(
+        np.array(counts), stride, seed, first=first
+    )
     both = [part.gather() for part in (others, taken)]
     assert [len(of_part) for _, of_part in both] == [others.count, taken.count]
     np.testing.assert_array_equal(np.sort(np.concatenate([part for part, _ in both]), axis=0), rows)
@@ -160,22 +159,22 @@ def test_moments_of_two_sets_add_up(cut: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     rows, targets = random.normal(size=(61, 4)).astype(np.float32), random.integers(0, 3, 61)
     weights = np.array([1.0, 0.5, 2.0], np.float32)
-    whole = Moments.of(Blocks.of(rows, targets, 7), weights)
-    parts = Moments.of(Blocks.of(rows[:cut], targets[:cut]), weights) + Moments.of(
-        Blocks.of(rows[cut:], targets[cut:]), weights
+    whole = Moments.from_blocks(Blocks.from_array(rows, targets, 7), weights)
+    parts = Moments.from_blocks(Blocks.from_array(rows[:cut], targets[:cut]), weights) + Moments.from_blocks(
+        Blocks.from_array(rows[cut:], targets[cut:]), weights
     )
     np.testing.assert_allclose(parts.counts, whole.counts, rtol=1e-6)
     np.testing.assert_allclose(parts.sums, whole.sums, atol=1e-4)
     np.testing.assert_allclose(parts.products, whole.products, atol=1e-4)
     spread = rows - rows.mean(axis=0)
-    equal = Moments.of(Blocks.of(rows, targets), np.ones(3, np.float32))
+    equal = Moments.from_blocks(Blocks.from_array(rows, targets), np.ones(3, np.float32))
     np.testing.assert_allclose(equal.covariance, spread.T @ spread / 61, atol=1e-4)
 
 
 def test_the_scaling_of_blocks_is_that_of_the_whole() -> None:
     rows = (np.random.default_rng(0).normal(size=(5000, 6)) * [1, 2, 3, 4, 5, 0] + 7).astype(np.float32)
-    found = fitter.scaling_of(Blocks.of(rows, np.zeros(5000, np.int64), 300))
-    wanted = heads.Scaling.of(rows)
+    found = fitter.compute_scaling(Blocks.from_array(rows, np.zeros(5000, np.int64), 300))
+    wanted = heads.Scaling.from_embeddings(rows)
     np.testing.assert_allclose(found.mean, wanted.mean, rtol=1e-5)
     np.testing.assert_allclose(found.scale, wanted.scale, rtol=1e-4)
 
@@ -183,7 +182,7 @@ def test_the_scaling_of_blocks_is_that_of_the_whole() -> None:
 def test_shuffling_through_files_gives_every_row_once_and_mixes_the_labels(tmp_path: Path) -> None:
     targets = np.repeat(np.arange(4), 10_000)
     rows = np.arange(40_000, dtype=np.float32)[:, None] * np.ones((1, 3), np.float32)
-    shuffled = Shuffled(Blocks.of(rows, targets), 0, tmp_path)
+    shuffled = ShuffledRows(Blocks.from_array(rows, targets), 0, tmp_path)
     random = np.random.default_rng(1)
     epochs = [list(shuffled.batches(256, random)) for _ in range(2)]
     for epoch in epochs:
@@ -198,7 +197,7 @@ def test_an_error_while_reading_ends_the_fit_and_leaves_no_thread() -> None:
     rows, targets = clouds(20_000, 8, 2)
     before = threading.active_count()
 
-    def torn() -> Iterator[heads.blocks.Block]:
+    def torn() -> Iterator[Block]:
         yield rows[:10_000], targets[:10_000]
         raise OSError("torn")
 
