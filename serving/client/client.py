@@ -22,9 +22,9 @@ from serving.client.concurrency import (
     ConcurrencyLimiter,
     map_in_threads,
 )
-from serving.client.operations import Core, Rows, truncate_top_k, with_top_k
+from serving.client.operations import Core, Rows, with_top_k
 from serving.client.photos import MAX_BYTES, MAX_PHOTOS, Item, Photo, batch_items
-from serving.client.responses import Embedding, Metadata, VersionStatus
+from serving.client.responses import Embedding, Metadata, VersionStatus, truncate_top_k
 from serving.client.retry import Retry
 from serving.client.sans_io import Call, Operation, Pause, Step, run_operation
 from serving.client.telemetry import Metrics, Telemetry

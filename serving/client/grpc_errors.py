@@ -10,6 +10,7 @@ import re
 
 import grpc
 
+from serving.contract import PhotoRejection, Status
 from serving.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -40,6 +41,17 @@ def is_overload(error: grpc.RpcError) -> bool:
     """Return whether an error means overload: the server rejected the call, or missed the deadline."""
     kind = _translate(error.code(), error.details() or "", "")[0]
     return kind in (Overloaded, DeadlineExceeded)
+
+
+def code_name(number: int) -> str:
+    """Return the name of a gRPC status code, or "UNKNOWN" for a number that gRPC does not define."""
+    return next((code.name for code in Code if code.value[0] == number), Code.UNKNOWN.name)
+
+
+def to_rejection(error: ServerError) -> PhotoRejection:
+    """Return the rejection of a photo on which the server fails even alone."""
+    status = Status.TOO_LARGE if isinstance(error, TooLarge) else Status.FAILED
+    return PhotoRejection(status, error.details or error.what)
 
 
 def to_server_error(error: grpc.RpcError, target: str, model: str, *, late: bool = False) -> ServerError:

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from serving import contract, protos
 from serving.client import responses
 from serving.client.canary import STABLE, Canary
-from serving.client.grpc_errors import parse_max_batch_size
+from serving.client.grpc_errors import code_name, parse_max_batch_size, to_rejection
 from serving.client.photos import (
     DOWNSCALE_FACTOR,
     MAX_BYTES,
     MAX_PHOTOS,
+    PROBE_PHOTO,
     Item,
     PhotoLoader,
     Pixels,
@@ -34,7 +35,6 @@ from serving.errors import (
     ModelNotFound,
     ServerError,
     ServerUnavailable,
-    TooLarge,
 )
 from serving.photos.converter import EXTRA, Converter
 from serving.protos import tensors
@@ -45,9 +45,6 @@ Rows = NDArray[Any] | Sequence[bytes]
 R = TypeVar("R", Prediction, Embedding)
 
 _READY_POLL_SECONDS = 0.1
-
-_PROBE_SIDE = 8
-"""Pixels of each side of the probe photo."""
 
 
 class Core:
@@ -238,7 +235,7 @@ class Core:
         if response.status.error_code:
             raise ServerError(
                 f"The server at {self.target} rejected the configuration: {response.status.error_message}.",
-                code=_grpc_code_name(response.status.error_code),
+                code=code_name(response.status.error_code),
                 details=response.status.error_message,
             )
 
@@ -289,7 +286,7 @@ class Core:
             canary: True to ask the canary.
         """
         batch: Rows = rows
-        probe: Rows = [_PROBE]
+        probe: Rows = [PROBE_PHOTO]
         if isinstance(rows[0], np.ndarray):
             batch = np.stack(rows)
             probe = np.zeros_like(batch[:1])
@@ -300,7 +297,7 @@ class Core:
                 results.extend(decode(part.outputs, part.count, part.version))
             else:
                 assert part.failure is not None
-                results.append(_to_rejection(part.failure))
+                results.append(to_rejection(part.failure))
         return results
 
     def _predict_all(
@@ -394,30 +391,10 @@ class Core:
         return spec
 
 
-def truncate_top_k(predictions: Sequence[Prediction], top_k: int | None) -> list[Prediction]:
-    """Return the predictions with at most `top_k` labels each."""
-    if top_k is None:
-        return list(predictions)
-    return [replace(prediction, top=prediction.top[:top_k]) for prediction in predictions]
-
-
 def with_top_k(operation: Operation[list[Prediction]], top_k: int | None) -> Operation[list[Prediction]]:
-    """Apply `truncate_top_k` to the result of an operation."""
-    return truncate_top_k((yield from operation), top_k)
+    """Apply `responses.truncate_top_k` to the result of an operation."""
+    return responses.truncate_top_k((yield from operation), top_k)
 
 
 def _png_encoder(pixels: Pixels) -> Callable[[], bytes]:
     return lambda: encode_png(pixels)
-
-
-_PROBE = encode_png(np.full((_PROBE_SIDE, _PROBE_SIDE, 3), 128, np.uint8))
-"""A grey photo that any image model answers."""
-
-
-def _to_rejection(failure: ServerError) -> PhotoRejection:
-    status = Status.TOO_LARGE if isinstance(failure, TooLarge) else Status.FAILED
-    return PhotoRejection(status, failure.details or failure.what)
-
-
-def _grpc_code_name(number: int) -> str:
-    return next((code.name for code in grpc.StatusCode if code.value[0] == number), "UNKNOWN")

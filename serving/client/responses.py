@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -165,6 +165,13 @@ def decode_embeddings(outputs: Outputs, count: int, version: int | None = None) 
             Embedding(status, vector if status.usable else None, int(height), int(width), version=version)
         )
     return results
+
+
+def truncate_top_k(predictions: Iterable[Prediction], top_k: int | None) -> list[Prediction]:
+    """Return the predictions with at most `top_k` labels each; None keeps all labels."""
+    if top_k is None:
+        return list(predictions)
+    return [replace(prediction, top=prediction.top[:top_k]) for prediction in predictions]
 
 
 def decode_metadata(response: protos.Message, target: str) -> Metadata:
