@@ -1,1 +1,1 @@
-"""Photos in bulk: sources, shards, the embedding store and the Beam job that scores them."""
+"""Batch processing of photos: inputs, shards, the embedding store, and the Beam jobs that score photos."""

@@ -1,4 +1,4 @@
-"""`python -m batch` is `hubhead score`."""
+"""Entry point of `python -m batch`, which is the same as `hubhead score`."""
 
 from batch.commands.score import score
 from serving.commands.main import run

@@ -28,7 +28,7 @@ STATUSES = tuple(Status)
 """Statuses in the order of their codes; arrays store codes."""
 
 USABLE = np.array([status.usable for status in STATUSES])
-"""For each code, whether photos with that status have an embedding."""
+"""Mask over status codes: True if photos with that status have an embedding."""
 
 _CODES = {status: code for code, status in enumerate(STATUSES)}
 

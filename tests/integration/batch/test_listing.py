@@ -1,4 +1,4 @@
-"""Which photos a file, directory or glob means."""
+"""Photo listing and file access on remote storage, through Beam's FileSystems."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from serving.storage import files
 
 @pytest.fixture(scope="module")
 def bucket() -> dict[str, bytes]:
-    """The objects of a storage that Beam knows by the scheme hubheadtest://."""
+    """Objects of an in-memory storage registered with Beam under the scheme hubheadtest://."""
     from apache_beam.io.filesystem import FileMetadata, FileSystem
 
     objects: dict[str, bytes] = {}
 
     class Memory(FileSystem):
-        """As much of an object store as Beam's FileSystems asks of it."""
+        """The part of an object store that Beam's FileSystems uses."""
 
         @classmethod
         def scheme(cls) -> str:
@@ -41,7 +41,9 @@ def bucket() -> dict[str, bytes]:
             return path in objects
 
         def open(self, path: str, mime_type: str = "", compression_type: str = "auto") -> Any:
-            return io.BytesIO(objects[path])  # a missing one raises KeyError: a client's own class of error
+            return io.BytesIO(
+                objects[path]
+            )  # missing objects raise KeyError, as clients have exceptions of their own
 
         def create(self, path: str, mime_type: str = "", compression_type: str = "auto") -> Any:
             class Upload(io.BytesIO):
@@ -64,7 +66,7 @@ def bucket() -> dict[str, bytes]:
 
 
 @pytest.mark.beam
-def test_another_storage_goes_through_beam(bucket: dict[str, bytes]) -> None:
+def test_remote_photos_are_listed_and_read_through_beam(bucket: dict[str, bytes]) -> None:
     bucket["hubheadtest://bucket/a/1.jpg"] = b"one"
     bucket["hubheadtest://bucket/a/2.jpg.gz"] = b"\x1f\x8bnot unpacked"
     bucket["hubheadtest://bucket/a/.hidden"] = bucket["hubheadtest://bucket/a/"] = b""
@@ -84,7 +86,7 @@ def test_another_storage_goes_through_beam(bucket: dict[str, bytes]) -> None:
 
 
 @pytest.mark.beam
-def test_files_on_another_storage_are_written_listed_and_removed(bucket: dict[str, bytes]) -> None:
+def test_remote_files_are_written_listed_and_removed(bucket: dict[str, bytes]) -> None:
     top = "hubheadtest://out/run"
     files.check_writable(top)
     assert files.list_names(top) == []
@@ -97,10 +99,12 @@ def test_files_on_another_storage_are_written_listed_and_removed(bucket: dict[st
 
 
 @pytest.mark.beam
-def test_a_storage_without_its_extra_says_which_one(
+def test_missing_storage_extra_is_named_in_the_error(
     bucket: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with contextlib.suppress(ImportError):  # with the extra Beam knows gs://, and would ask the network
+    with contextlib.suppress(
+        ImportError
+    ):  # if the extra is installed, Beam would access the network for gs://
         from apache_beam.io.gcp.gcsfilesystem import GCSFileSystem
 
         monkeypatch.setattr(GCSFileSystem, "scheme", classmethod(lambda _: "not-gs"))
@@ -111,20 +115,20 @@ def test_a_storage_without_its_extra_says_which_one(
 
 
 @pytest.mark.beam
-def test_a_writer_that_failed_is_ended_so_that_it_sends_nothing_later(
+def test_failed_remote_writer_is_terminated_before_each_retry(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Writer(io.BytesIO):
-        """As google.cloud.storage.fileio.BlobWriter: close sends, and so would its finalizer."""
+        """Like google.cloud.storage.fileio.BlobWriter, which uploads in close() and in its finalizer."""
 
-        ended = False
+        terminated = False
 
         def close(self) -> None:
-            if not self.ended:
+            if not self.terminated:
                 raise OSError("503 Service Unavailable")
 
         def terminate(self) -> None:
-            self.ended = True
+            self.terminated = True
 
     writers: list[Writer] = []
 
@@ -138,8 +142,8 @@ def test_a_writer_that_failed_is_ended_so_that_it_sends_nothing_later(
     monkeypatch.setattr(files, "INITIAL_PAUSE", 0.0)
     with pytest.raises(OutputError, match="503 Service Unavailable"):
         files.write("gs://bucket/out", b"content")
-    assert [writer.ended for writer in writers] == [True] * files.ATTEMPTS
+    assert [writer.terminated for writer in writers] == [True] * files.ATTEMPTS
     writers.clear()
     with pytest.raises(OutputError, match="503 Service Unavailable"):
         files.check_writable("gs://bucket/out")
-    assert len(writers) == 1, "the user waits for this one"
+    assert len(writers) == 1, "check_writable has one attempt, since the user waits for it"

@@ -1,4 +1,4 @@
-"""How a run gets on: the recent rate, the time left, and what a terminal and a log are told."""
+"""Progress bar on a terminal (a pseudo-terminal)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 
 from tests.support.repository import REPO
 
-SHOW = """
+SCRIPT = """
 import time
 from batch.monitoring.progress import progress_bar
 from batch.monitoring.stats import Progress
@@ -22,24 +22,24 @@ print("after")
 """
 
 
-def test_a_terminal_gets_a_bar() -> None:
+def test_terminal_shows_a_progress_bar_with_rate_and_time_left() -> None:
     ours, theirs = pty.openpty()
     child = subprocess.Popen(
-        [sys.executable, "-c", SHOW],
+        [sys.executable, "-c", SCRIPT],
         stdout=theirs,
         stderr=theirs,
         cwd=REPO,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "110"},
     )
     os.close(theirs)
-    said = b""
+    output = b""
     try:
-        while piece := os.read(ours, 65536):
-            said += piece
-    except OSError:  # what Linux says at the end of a terminal
+        while chunk := os.read(ours, 65536):
+            output += chunk
+    except OSError:  # Linux raises EIO at the end of a pseudo-terminal
         pass
     os.close(ours)
     assert child.wait(30) == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.decode())
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output.decode())
     assert re.search(r"2,[0-4]00 of 2,500 photos .* \d+ photos/s, \d s left, 4 rejected", text)
     assert text.rstrip().endswith("after")

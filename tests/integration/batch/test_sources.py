@@ -1,4 +1,4 @@
-"""The input of a scoring run: manifests, their columns, and what is told of their mistakes."""
+"""Dataset manifests with remote photos: one listing request per directory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from batch.inputs.sources import Source
 
 
 @pytest.mark.beam
-def test_a_remote_manifest_lists_each_directory_once(bucket: Any) -> None:
+def test_remote_manifest_lists_each_directory_once(bucket: Any) -> None:
     objects, listed = bucket
     objects.update({f"sourcestest://b/{n % 3}/{n}.jpg": b"x" * n for n in range(9)})
     uris = [f"{n % 3}/{n}.jpg" for n in range(9)] + ["0/nowhere.jpg", "sourcestest://b/1/1.jpg"]
@@ -33,7 +33,7 @@ def test_a_remote_manifest_lists_each_directory_once(bucket: Any) -> None:
 
 @pytest.fixture
 def bucket() -> Iterator[tuple[dict[str, bytes], list[str]]]:
-    """A storage that Beam knows by the scheme `sourcestest`, and the prefixes that it was asked to list."""
+    """Objects of an in-memory storage (scheme `sourcestest`), and the prefixes that were listed."""
     import io
 
     from apache_beam.io.filesystem import FileMetadata, FileSystem

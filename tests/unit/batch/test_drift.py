@@ -1,4 +1,4 @@
-"""Sketches and examples: what merging may not change, and what counts as a difference."""
+"""Drift: merging of moments, counts and sample photos over shards; PSI and embedding shift of two runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LABEL_NAMES = ["apple", "bread", "cheese", None]
 
 
 def rows(numbers: Sequence[int], model: str = "food", version: int = 1) -> pa.Table:
-    """Rows of made-up photos; every seventh is rejected, every eleventh a copy of photo 0."""
+    """Rows of synthetic photos; one in seven is rejected, one in eleven a copy of photo 0."""
     found: list[dict[str, Any]] = []
     for number in numbers:
         content = 0 if number % 11 == 0 else number
@@ -35,7 +35,7 @@ def rows(numbers: Sequence[int], model: str = "food", version: int = 1) -> pa.Ta
                 "uri": f"photos/{number:05}.jpg",
                 "sha256": hashlib.sha256(f"{content}".encode()).hexdigest(),
                 "status": "corrupt" if rejected else "ok",
-                "detail": "torn" if rejected else None,
+                "detail": "truncated file" if rejected else None,
                 "label": None if rejected else label,
                 "score": None if rejected else (content % 97) / 97,
                 "model": model,
@@ -47,35 +47,36 @@ def rows(numbers: Sequence[int], model: str = "food", version: int = 1) -> pa.Ta
 
 
 def embeddings(count: int, *, seed: int = 0, shift: float = 0.0) -> Any:
-    """Embeddings float16 [count,1280] about a mean that is `shift` of their spread away from zero."""
+    """Embeddings float16 [count,1280] whose mean is `shift` standard deviations away from zero."""
     random = np.random.default_rng(seed)
-    away = np.full(1280, shift)  # of unit deviation in each dimension, so of a spread of sqrt(1280)
-    return (random.normal(size=(count, 1280)) + away).astype(np.float16)
+    # Each dimension has unit variance, so the standard deviation of all is sqrt(1280).
+    offset = np.full(1280, shift)
+    return (random.normal(size=(count, 1280)) + offset).astype(np.float16)
 
 
-def counted(table: pa.Table) -> DecisionCounts:
-    """What is counted of rows, in the plainest way."""
+def count_rows(table: pa.Table) -> DecisionCounts:
+    """Reference implementation of the counts of a table."""
     good = [row for row in table.to_pylist() if row["status"] == "ok"]
     labels = Counter(row["label"] for row in good if row["label"])
     scores = DecisionCounts.histogram(np.array([row["score"] for row in good], np.float32))
     return DecisionCounts(labels, len(good) - labels.total(), scores)
 
 
-def seen(table: pa.Table, vectors: Any) -> Stats:
-    """What a shard keeps of its rows."""
+def sketch(table: pa.Table, vectors: Any) -> Stats:
+    """Statistics that a shard keeps of its rows."""
     chosen = sample_photos.choose_examples({"food/1": table})
     return Stats(
-        models={"food/1": counted(table)}, embeddings=Moments.from_embeddings(vectors), examples=chosen
+        models={"food/1": count_rows(table)}, embeddings=Moments.from_embeddings(vectors), examples=chosen
     )
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=400))
-def test_how_photos_are_cut_into_shards_does_not_show(shards: list[int]) -> None:
+def test_merged_shards_equal_the_statistics_of_the_whole(shards: list[int]) -> None:
     vectors = np.random.default_rng(1).normal(size=(len(shards), 8))
     parts = [[row for row, shard in enumerate(shards) if shard == wanted] for wanted in range(3)]
-    merged = sum((seen(rows(part), vectors[part]) for part in parts if part), Stats())
-    whole = seen(rows(range(len(shards))), vectors)
+    merged = sum((sketch(rows(part), vectors[part]) for part in parts if part), Stats())
+    whole = sketch(rows(range(len(shards))), vectors)
     assert merged.models == whole.models
     assert merged.examples == whole.examples
     assert merged.embeddings.count == whole.embeddings.count == len(shards)
@@ -83,7 +84,7 @@ def test_how_photos_are_cut_into_shards_does_not_show(shards: list[int]) -> None
     np.testing.assert_allclose(merged.embeddings.scatter, whole.embeddings.scatter, rtol=1e-6, atol=1e-9)
 
 
-def test_moments_are_those_of_the_projected_embeddings() -> None:
+def test_merged_moments_match_mean_and_variance_of_the_projection() -> None:
     vectors = embeddings(500)
     found = (
         Moments.from_embeddings(vectors[:100])
@@ -93,22 +94,22 @@ def test_moments_are_those_of_the_projected_embeddings() -> None:
     projected = vectors.astype(np.float64) @ drift._projection(1280)
     np.testing.assert_allclose(found.mean, projected.mean(axis=0), atol=1e-4)
     np.testing.assert_allclose(found.scatter / 499, projected.var(axis=0, ddof=1), rtol=1e-3)
-    # Projecting keeps lengths: the spread is that of 1280 dimensions of unit deviation.
+    # The projection preserves lengths: the total variance is that of 1280 dimensions of unit variance.
     assert found.total_variance == pytest.approx(1280, rel=0.05)
 
 
-def test_the_projection_is_the_same_for_ever() -> None:
+def test_random_projection_is_pinned_by_its_hash() -> None:
     signs = drift._projection(1280) * math.sqrt(drift.PROJECTION_DIMENSIONS)
     assert set(np.unique(signs)) == {-1.0, 1.0}
     assert hashlib.sha256(np.signbit(signs).tobytes()).hexdigest().startswith("3e1062d89bbe6272")
 
 
-def test_they_survive_json_and_are_small() -> None:
+def test_stats_survive_a_json_roundtrip_and_are_small() -> None:
     table = rows(range(8192))
-    stats = seen(table, embeddings(300))
-    said = stats.to_json()
-    assert len(said) < 8_000
-    back = Stats.from_json(said)
+    stats = sketch(table, embeddings(300))
+    text = stats.to_json()
+    assert len(text) < 8_000
+    back = Stats.from_json(text)
     assert back.models == stats.models
     assert back.examples == stats.examples
     np.testing.assert_allclose(back.embeddings.mean, stats.embeddings.mean, rtol=1e-6)
@@ -117,20 +118,20 @@ def test_they_survive_json_and_are_small() -> None:
     assert Examples.from_json(json.loads(json.dumps(two.to_json()))) == two
 
 
-@pytest.mark.parametrize("said", [{}, {"count": 1}, {"count": 1, "mean": "AAAA", "scatter": "?"}, []])
-def test_what_are_no_moments_is_refused(said: Any) -> None:
+@pytest.mark.parametrize("values", [{}, {"count": 1}, {"count": 1, "mean": "AAAA", "scatter": "?"}, []])
+def test_from_json_rejects_malformed_moments_and_counts(values: Any) -> None:
     with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
-        Moments.from_json(said)
+        Moments.from_json(values)
     with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
-        DecisionCounts.from_json(said)
+        DecisionCounts.from_json(values)
 
 
-def test_the_histogram_is_of_equal_bins() -> None:
+def test_histogram_has_equal_bins() -> None:
     found = DecisionCounts.histogram(np.array([0, 0.049, 0.051, 0.5, 0.999, 1.0], np.float32))
     assert [(at, count) for at, count in enumerate(found) if count] == [(0, 2), (1, 1), (10, 1), (19, 2)]
 
 
-def test_no_picture_stands_twice_for_a_label() -> None:
+def test_sample_photos_of_a_label_contain_no_copies() -> None:
     table = rows([*range(0, 440, 11), 4, 8, 12, 16, 1, 5])  # forty copies of photo 0
     chosen = sample_photos.choose_examples({"food/1": table}).models["food/1"]
     assert len(chosen["apple"]) == MAX_PER_LABEL
@@ -138,7 +139,7 @@ def test_no_picture_stands_twice_for_a_label() -> None:
     assert len(chosen["bread"]) == 2
 
 
-def test_the_most_frequent_labels_have_examples_and_rejected_photos_a_few() -> None:
+def test_sample_photos_of_frequent_labels_and_rejected_statuses_are_limited() -> None:
     table = rows(range(3000))
     many = [f"label {min(row % 100, 60)}" if row % 3 else None for row in range(3000)]
     table = table.set_column(table.schema.get_field_index("label"), "label", pa.array(many, pa.string()))
@@ -146,15 +147,15 @@ def test_the_most_frequent_labels_have_examples_and_rejected_photos_a_few() -> N
     chosen = found.models["food/1"]
     assert len(chosen) == MAX_LABELS
     assert "label 60" in chosen
-    assert [example.detail for example in found.rejected["corrupt"]] == ["torn"] * MAX_PER_STATUS
+    assert [example.detail for example in found.rejected["corrupt"]] == ["truncated file"] * MAX_PER_STATUS
     uris = [example.uri for example in found.rejected["corrupt"]]
     assert (
         uris == sorted(row["uri"] for row in table.to_pylist() if row["status"] == "corrupt")[:MAX_PER_STATUS]
     )
 
 
-def test_a_shard_without_a_usable_photo_has_nothing_to_show() -> None:
-    found = seen(rows([3]), embeddings(0))
+def test_shard_of_rejected_photos_has_no_counts_and_no_moments() -> None:
+    found = sketch(rows([3]), embeddings(0))
     assert found.models["food/1"] == DecisionCounts()
     assert found.embeddings.count == 0
     assert found.examples.models == {"food/1": {}}
@@ -164,31 +165,31 @@ def test_a_shard_without_a_usable_photo_has_nothing_to_show() -> None:
 # --- Differences ------------------------------------------------------------------------------------------
 
 
-def test_samples_of_one_population_do_not_differ_beyond_chance() -> None:
+def test_psi_of_one_population_rarely_exceeds_chance() -> None:
     random = np.random.default_rng(0)
-    shares = random.dirichlet(np.ones(10))
+    fractions = random.dirichlet(np.ones(10))
     alarms = 0
     for _ in range(400):
-        now, before = random.multinomial(3000, shares), random.multinomial(800, shares)
+        now, before = random.multinomial(3000, fractions), random.multinomial(800, fractions)
         change = drift.population_stability_index(now.tolist(), before.tolist())
         assert change is not None
         alarms += change.value > change.chance
     assert alarms <= 5
 
 
-def test_the_index_of_a_known_change() -> None:
+def test_psi_matches_the_formula() -> None:
     change = drift.population_stability_index([60_000, 40_000], [50_000, 50_000])
     assert change is not None
     expected = 0.1 * math.log(0.6 / 0.5) - 0.1 * math.log(0.4 / 0.5)
     assert change.value == pytest.approx(expected, rel=1e-3)
     assert change.chance < 0.001
-    assert change.level == "none", "beyond chance, and not worth a look"
+    assert change.level == "none", "significant, but below the moderate threshold"
     worse = drift.population_stability_index([80_000, 20_000], [50_000, 50_000])
     assert worse is not None
     assert worse.level == "large"
 
 
-def test_a_label_that_is_new_is_no_infinity() -> None:
+def test_psi_of_a_new_label_is_finite() -> None:
     change = drift.population_stability_index([900, 100], [1000, 0])
     assert change is not None
     assert 0.25 < change.value < 10
@@ -196,7 +197,7 @@ def test_a_label_that_is_new_is_no_infinity() -> None:
     assert drift.population_stability_index([5], [7]) == Change(0.0, 0.0, drift.MODERATE_PSI, drift.LARGE_PSI)
 
 
-def test_embeddings_of_one_population_do_not_differ_and_others_do() -> None:
+def test_embedding_shift_detects_another_population() -> None:
     before = Moments.from_embeddings(embeddings(2000, seed=1))
     same = drift.embedding_shift(Moments.from_embeddings(embeddings(500, seed=2)), before)
     assert same is not None
@@ -216,8 +217,8 @@ def test_embeddings_of_one_population_do_not_differ_and_others_do() -> None:
     )
 
 
-def test_changes_name_labels_and_scores() -> None:
-    one, other = (counted(rows(range(count))) for count in (5000, 9000))
+def test_compare_counts_reports_labels_and_scores() -> None:
+    one, other = (count_rows(rows(range(count))) for count in (5000, 9000))
     found = drift.compare_counts(one, other)
     assert list(found) == ["labels", "scores"]
     assert {change.level for change in found.values()} == {"none"}

@@ -1,4 +1,4 @@
-"""The embedding store."""
+"""Embedding store: reading, appending, corrupt files, and the lookup table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from batch.embeddings.lookup import Lookup
 from batch.inputs.listing import Photo
 from serving.contract import Status
 from serving.errors import OutputError
-from tests.support.embedding_store import D, files, fill, photo, reopened, rows, sha
+from tests.support.embedding_store import D, fill, list_files, photo, reopen, rows, sha
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def store(tmp_path: Path) -> EmbeddingStore:
     return EmbeddingStore(str(tmp_path), "f1", D)
 
 
-def test_what_went_in_comes_out_bit_for_bit(store: EmbeddingStore) -> None:
-    fill(store, [1, 2, 3], refused=(2,))
-    for reader in (store, reopened(store)):
+def test_embeddings_roundtrip_bit_for_bit(store: EmbeddingStore) -> None:
+    fill(store, [1, 2, 3], rejected=(2,))
+    for reader in (store, reopen(store)):
         got = reader.get([sha(1), sha(2), sha(3), sha(4)])
         row = got.row_by_digest()
         assert row.keys() == {sha(1), sha(2), sha(3)}
@@ -38,18 +38,18 @@ def test_what_went_in_comes_out_bit_for_bit(store: EmbeddingStore) -> None:
         assert (got.heights[row[sha(3)]], got.widths[row[sha(3)]]) == (3, 6)
 
 
-def test_rows_are_gathered_from_many_files_and_parts_of_them(store: EmbeddingStore) -> None:
+def test_get_reads_rows_from_several_files(store: EmbeddingStore) -> None:
     for start in (0, 10, 20):
         fill(store, list(range(start, start + 10)))
     wanted = [25, 3, 11, 29, 0]
-    got = reopened(store).get([sha(n) for n in wanted])
+    got = reopen(store).get([sha(n) for n in wanted])
     assert sorted(got.heights.tolist()) == sorted(wanted)
     for digest, vector in zip(got.shas, got.vectors, strict=True):
         number = next(n for n in wanted if sha(n) == digest)
         assert np.array_equal(vector, rows([number]).vectors[0])
 
 
-def test_an_unchanged_photo_is_known_and_a_changed_one_is_not(store: EmbeddingStore) -> None:
+def test_lookup_digests_finds_unchanged_photos_only(store: EmbeddingStore) -> None:
     fill(store, [1])
     old = photo(1)
     assert store.lookup_digests([old]) == {old: sha(1)}
@@ -61,39 +61,39 @@ def test_an_unchanged_photo_is_known_and_a_changed_one_is_not(store: EmbeddingSt
         assert store.lookup_digests([changed]) == {}
 
 
-def test_a_new_name_for_known_bytes_needs_an_index_entry_only(store: EmbeddingStore) -> None:
+def test_copy_of_a_photo_adds_an_index_entry_only(store: EmbeddingStore) -> None:
     fill(store, [1])
     store.append({photo(2): sha(1)}, rows([]))
-    assert len(files(store, "embeddings")) == 1
-    assert reopened(store).lookup_digests([photo(2)]) == {photo(2): sha(1)}
+    assert len(list_files(store, "embeddings")) == 1
+    assert reopen(store).lookup_digests([photo(2)]) == {photo(2): sha(1)}
 
 
-def test_what_another_process_appends_is_seen_at_the_next_look(store: EmbeddingStore) -> None:
+def test_rows_appended_by_another_process_are_found_at_the_next_lookup(store: EmbeddingStore) -> None:
     assert store.lookup_digests([photo(1)]) == {}
-    fill(reopened(store), [1])
+    fill(reopen(store), [1])
     assert store.lookup_digests([photo(1)]) == {photo(1): sha(1)}
     assert store.filter_present([sha(1)]) == {sha(1)}
 
 
-def test_the_same_rows_twice_are_one_file(store: EmbeddingStore) -> None:
+def test_appending_the_same_rows_twice_writes_one_file(store: EmbeddingStore) -> None:
     fill(store, [1, 2])
-    fill(reopened(store), [1, 2])
-    assert len(files(store, "embeddings")) == len(files(store, "index")) == 1
+    fill(reopen(store), [1, 2])
+    assert len(list_files(store, "embeddings")) == len(list_files(store, "index")) == 1
 
 
-def test_stores_of_two_backbones_do_not_mix(store: EmbeddingStore) -> None:
+def test_backbones_have_separate_stores(store: EmbeddingStore) -> None:
     fill(store, [1])
     assert EmbeddingStore(store.root, "f2", D).lookup_digests([photo(1)]) == {}
 
 
 @pytest.mark.parametrize("garbage", [b"", b"PAR1", b"not parquet at all" * 100])
-def test_a_torn_file_is_said_once_and_its_photos_are_open_again(
+def test_corrupt_file_is_logged_once_and_its_photos_can_be_embedded_again(
     store: EmbeddingStore, garbage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     fill(store, [1])
     fill(store, [2])
-    files(store, "embeddings")[0].write_bytes(garbage)
-    reader = reopened(store)
+    list_files(store, "embeddings")[0].write_bytes(garbage)
+    reader = reopen(store)
     with caplog.at_level(logging.WARNING):
         assert len(reader.lookup_digests([photo(1), photo(2)])) == 2
         assert len(reader.filter_present([sha(1), sha(2)])) == 1
@@ -104,16 +104,16 @@ def test_a_torn_file_is_said_once_and_its_photos_are_open_again(
     assert len(reader.get([sha(1), sha(2)]).shas) == 2
 
 
-def test_a_file_that_is_rotten_inside_is_found_when_it_is_read(
+def test_checksum_mismatch_is_detected_when_rows_are_read(
     store: EmbeddingStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     fill(store, [1, 2])
-    [path] = files(store, "embeddings")
+    [path] = list_files(store, "embeddings")
     vector = rows([1]).vectors[0].tobytes()
     content = path.read_bytes()
-    assert vector in content, "embeddings stand in the file as they are"
+    assert vector in content, "embeddings are stored uncompressed"
     path.write_bytes(content.replace(vector, bytes(len(vector))))
-    reader = reopened(store)
+    reader = reopen(store)
     assert reader.get_statuses([sha(1)]) == {sha(1): Status.OK}
     assert len(reader.get([sha(1)]).shas) == 0
     assert "unreadable" in caplog.text
@@ -122,7 +122,7 @@ def test_a_file_that_is_rotten_inside_is_found_when_it_is_read(
     assert len(reader.get([sha(1), sha(2)]).shas) == 2
 
 
-def test_embeddings_of_another_width_are_left_out(
+def test_embeddings_of_another_dimension_are_ignored(
     store: EmbeddingStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     fill(store, [1])
@@ -131,21 +131,21 @@ def test_embeddings_of_another_width_are_left_out(
     assert "unreadable" in caplog.text
 
 
-def test_other_parquet_readers_can_read_the_store(store: EmbeddingStore) -> None:
-    fill(store, [1, 2], refused=(2,))
-    [path] = files(store, "embeddings")
+def test_store_is_readable_by_other_parquet_readers(store: EmbeddingStore) -> None:
+    fill(store, [1, 2], rejected=(2,))
+    [path] = list_files(store, "embeddings")
     table = pq.read_table(path)
     assert table["embedding"].to_pylist()[0] == rows([1]).vectors[0].tolist()
-    assert pq.read_table(files(store, "index")[0])["uri"].to_pylist() == [photo(1).uri, photo(2).uri]
+    assert pq.read_table(list_files(store, "index")[0])["uri"].to_pylist() == [photo(1).uri, photo(2).uri]
 
 
-def test_a_store_that_cannot_be_written_says_where(tmp_path: Path) -> None:
+def test_unwritable_store_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file")
     with pytest.raises(OutputError, match="store"):
         fill(EmbeddingStore(str(tmp_path / "store"), "f1", D), [1])
 
 
-def test_a_failed_write_leaves_nothing_behind(
+def test_failed_write_leaves_no_temporary_file(
     store: EmbeddingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: Path, target: Path) -> None:
@@ -160,22 +160,22 @@ def test_a_failed_write_leaves_nothing_behind(
 KEYS = st.binary(min_size=4, max_size=4)
 
 
-def array(keys: list[bytes], width: int = 4) -> np.ndarray:
+def to_array(keys: list[bytes], width: int = 4) -> np.ndarray:
     return np.frombuffer(b"".join(keys), f"S{width}")
 
 
 @given(st.lists(st.lists(KEYS, max_size=8), max_size=9), st.lists(KEYS, max_size=8), st.integers(1, 20))
-def test_the_lookup_finds_what_a_dict_would(
+def test_lookup_equals_a_dict_of_first_values(
     parts: list[list[bytes]], wanted: list[bytes], spill: int
 ) -> None:
     lookup = Lookup(4, np.int64, spill=spill)
     expected: dict[bytes, int] = {}
     for file, keys in enumerate(parts):
-        lookup.add(array(keys), 100 * file + np.arange(len(keys)))
+        lookup.add(to_array(keys), 100 * file + np.arange(len(keys)))
         for row, key in enumerate(keys):
             expected.setdefault(key, 100 * file + row)
     wanted = [*wanted, *expected]
-    values, found = lookup.find(array(wanted))
+    values, found = lookup.find(to_array(wanted))
     assert found.tolist() == [key in expected for key in wanted]
     assert values[found].tolist() == [expected[key] for key in wanted if key in expected]
     lookup.filter(lambda values: values >= 100)  # all but the first file's
@@ -185,11 +185,11 @@ def test_the_lookup_finds_what_a_dict_would(
         if f
         for r, k in reversed(list(enumerate(keys)))
     }
-    values, found = lookup.find(array(wanted))
+    values, found = lookup.find(to_array(wanted))
     assert values[found].tolist() == [kept[key] for key in wanted if key in kept]
 
 
-def test_a_lookup_of_many_keys_is_mapped_in_few_runs() -> None:
+def test_lookup_keeps_few_runs_and_spills_to_mapped_files() -> None:
     lookup = Lookup(8, np.int64, spill=1000)
     keys = np.random.default_rng(0).permutation(20_000).astype(">u8").view("S8")
     for start in range(0, 20_000, 100):
@@ -201,16 +201,16 @@ def test_a_lookup_of_many_keys_is_mapped_in_few_runs() -> None:
     assert np.array_equal(values, np.arange(20_000)[::-1])
 
 
-def test_rows_of_files_that_are_merged_meanwhile_are_found_where_they_went(
+def test_reader_finds_rows_of_files_merged_meanwhile(
     store: EmbeddingStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(4):
         fill(store, [number])
-    reader = reopened(store)
+    reader = reopen(store)
     wanted = np.frombuffer(b"".join(sha(number) for number in range(4)), "S32")
     blocks = reader.iter_blocks(wanted)
-    first, _ = next(blocks)  # it holds the list of the old files
-    for path in files(store, "embeddings"):
+    first, _ = next(blocks)  # the generator keeps the list of the old files
+    for path in list_files(store, "embeddings"):
         path.unlink()
     fill(store, [0, 1, 2, 3])
     rest = [int(position) for positions, _ in blocks for position in positions]
@@ -219,19 +219,19 @@ def test_rows_of_files_that_are_merged_meanwhile_are_found_where_they_went(
     assert len(reader.get([sha(number) for number in range(4)]).shas) == 4
 
 
-def test_few_rows_of_a_large_file_are_read_without_the_rest(
+def test_only_row_groups_with_wanted_rows_are_read(
     store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layout, "ROW_GROUP", 10)
     fill(store, list(range(100)))
-    [path] = files(store, "embeddings")
-    with path.open("r+b") as file:  # the first group is rotten, the others are read without it
+    [path] = list_files(store, "embeddings")
+    with path.open("r+b") as file:  # corrupt the first row group; the others are readable without it
         content = file.read()
         at = content.index(rows([3]).vectors[0].tobytes())
         file.seek(at)
         file.write(bytes(4))
     wanted = [95, 42, 41, 17]
-    got = reopened(store).get([sha(number) for number in wanted])
+    got = reopen(store).get([sha(number) for number in wanted])
     assert {digest: int(height) for digest, height in zip(got.shas, got.heights, strict=True)} == {
         sha(number): number for number in wanted
     }

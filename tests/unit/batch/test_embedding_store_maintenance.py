@@ -1,4 +1,4 @@
-"""Looking after a store: check, compact, prune, whatever happens meanwhile."""
+"""Maintenance of the embedding store: check, repair, compact and prune, with kills and concurrent use."""
 
 from __future__ import annotations
 
@@ -19,60 +19,59 @@ from batch.inputs.listing import Photo
 from batch.shards.shard import hash_uri
 from serving.errors import OutputError
 from serving.storage import files
-from tests.support.embedding_store import D, fill, photo, reopened, rows, sha
-from tests.support.embedding_store import files as files_of
+from tests.support.embedding_store import D, fill, list_files, photo, reopen, rows, sha
 
 NUMBERS = list(range(40))
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> EmbeddingStore:
-    """40 photos in 8 files, and two of their contents twice."""
+    """Store with 40 photos in 8 files, and duplicates of two of them in another file."""
     store = EmbeddingStore(str(tmp_path / "store"), "f1", D)
     for start in range(0, 40, 5):
-        fill(store, NUMBERS[start : start + 5], refused=(7,))
+        fill(store, NUMBERS[start : start + 5], rejected=(7,))
     fill(store, [3, 33])
     return store
 
 
 def assert_whole(store: EmbeddingStore, numbers: list[int] = NUMBERS) -> None:
-    reader = reopened(store)
+    reader = reopen(store)
     assert reader.lookup_digests([photo(n) for n in numbers]) == {photo(n): sha(n) for n in numbers}
     got = reader.get([sha(n) for n in numbers])
     assert set(got.shas) == {sha(n) for n in numbers}
     for number in numbers:
-        expected = rows([number], refused=(7,)).vectors[0] * (number != 7)
+        expected = rows([number], rejected=(7,)).vectors[0] * (number != 7)
         assert np.array_equal(got.vectors[got.row_by_digest()[sha(number)]], expected)
 
 
 def age(store: EmbeddingStore) -> None:
-    """Make the files as old as those of yesterday."""
+    """Set the modification time of all files to yesterday."""
     for path in Path(store.directory).iterdir():
         os.utime(path, (time.time() - 86400,) * 2)
 
 
-def test_small_files_become_one_sorted_as_photos_are_cut_into_shards(store: EmbeddingStore) -> None:
+def test_compact_merges_small_files_in_shard_order(store: EmbeddingStore) -> None:
     changed = maintenance.compact(store.root, "f1")
     assert (changed.rows, changed.files[1]) == (2, 2)
-    assert len(files_of(store, "embeddings")) == len(files_of(store, "index")) == 1
+    assert len(list_files(store, "embeddings")) == len(list_files(store, "index")) == 1
     assert_whole(store)
-    reader = reopened(store)
+    reader = reopen(store)
     order = sorted(NUMBERS, key=lambda n: hash_uri(photo(n).uri))
     wanted = np.frombuffer(b"".join(sha(n) for n in order), "S32")
     assert [p for positions, _ in reader.iter_blocks(wanted) for p in positions.tolist()] == NUMBERS
-    before = files_of(store, "embeddings")
+    before = list_files(store, "embeddings")
     maintenance.compact(store.root, "f1")
-    assert files_of(store, "embeddings") == before
+    assert list_files(store, "embeddings") == before
 
 
-def test_large_files_stay_and_small_ones_are_merged_to_size(store: EmbeddingStore) -> None:
+def test_compact_keeps_large_files(store: EmbeddingStore) -> None:
     maintenance.compact(store.root, "f1", rows=16)
-    large = {path for path in files_of(store, "embeddings") if pq.read_metadata(path).num_rows >= 8}
+    large = {path for path in list_files(store, "embeddings") if pq.read_metadata(path).num_rows >= 8}
     assert 2 <= len(large) <= 4
     assert_whole(store)
     fill(store, [3, 100])
     maintenance.compact(store.root, "f1", rows=16)
-    assert large <= set(files_of(store, "embeddings"))
+    assert large <= set(list_files(store, "embeddings"))
     assert maintenance.check(store.root, "f1").duplicates == 0
     assert_whole(store, [*NUMBERS, 100])
 
@@ -81,25 +80,25 @@ class Killed(BaseException):
     pass
 
 
-WORK: dict[str, Any] = {
+OPERATIONS: dict[str, Any] = {
     "compact": lambda root: maintenance.compact(root, "f1", rows=16),
     "prune": lambda root: maintenance.prune(root, "f1"),
     "repair": lambda root: maintenance.repair(root, maintenance.check(root, "f1")),
 }
 
 
-@pytest.mark.parametrize("what", WORK)
-def test_killed_at_any_step_nothing_is_lost(
-    tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_kill_at_any_step_loses_nothing(
+    tmp_path: Path, operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, remove = files.write, files.remove
     for steps in range(100):
         store = EmbeddingStore(str(tmp_path / f"{steps}"), "f1", D)
         for start in range(0, 40, 5):
-            fill(store, NUMBERS[start : start + 5], refused=(7,))
+            fill(store, NUMBERS[start : start + 5], rejected=(7,))
         fill(store, [3, 33])
         for number in (1, 11, 21):
-            store.append({}, rows([number, 200 + number]))  # of no photo
+            store.append({}, rows([number, 200 + number]))  # without an index entry
         age(store)
         left = steps
 
@@ -118,20 +117,20 @@ def test_killed_at_any_step_nothing_is_lost(
             patch.setattr(files, "write", step(write))
             patch.setattr(files, "remove", step(remove))
             try:
-                WORK[what](store.root)
+                OPERATIONS[operation](store.root)
                 done = True
             except Killed:
                 done = False
         assert_whole(store)
-        WORK[what](store.root)  # it goes on where it was
+        OPERATIONS[operation](store.root)  # a second call completes the operation
         assert_whole(store)
         if done:
             break
     assert 2 < steps < 99
 
 
-def test_a_reader_and_a_writer_go_on_while_files_are_merged(store: EmbeddingStore) -> None:
-    reader, writer = reopened(store), reopened(store)
+def test_reader_and_writer_continue_during_compaction(store: EmbeddingStore) -> None:
+    reader, writer = reopen(store), reopen(store)
     wanted = np.frombuffer(b"".join(sha(n) for n in NUMBERS), "S32")
     blocks = reader.iter_blocks(wanted)
     seen = next(blocks)[0].tolist()
@@ -144,18 +143,18 @@ def test_a_reader_and_a_writer_go_on_while_files_are_merged(store: EmbeddingStor
     assert_whole(store, [*NUMBERS, 50, 51])
 
 
-def test_check_finds_what_is_wrong_and_repair_mends_it(store: EmbeddingStore) -> None:
+def test_check_finds_defects_and_repair_removes_them(store: EmbeddingStore) -> None:
     assert maintenance.check(store.root, "f1").duplicates == 2
     maintenance.repair(store.root, maintenance.check(store.root, "f1"))
     assert not maintenance.check(store.root, "f1").needs_repair
-    torn = files_of(store, "embeddings")[0]
+    corrupt = list_files(store, "embeddings")[0]
     store.append({photo(300): sha(300)}, rows([]))
-    EmbeddingStore(store.root, "f1", D + 1).append({}, _of_width(D + 1))
-    with torn.open("r+b") as file:
+    EmbeddingStore(store.root, "f1", D + 1).append({}, _make_embeddings(D + 1))
+    with corrupt.open("r+b") as file:
         file.seek(100)
-        file.write(b"rotten")
+        file.write(b"broken")
     found = maintenance.check(store.root, "f1")
-    assert found.torn == [torn.name]
+    assert found.torn == [corrupt.name]
     assert len(found.other_dimension) == 1
     assert found.without_rows >= 1
     with pytest.raises(OutputError, match="corrupt"):
@@ -164,49 +163,51 @@ def test_check_finds_what_is_wrong_and_repair_mends_it(store: EmbeddingStore) ->
     assert CliRunner().invoke(embeddings, command).exit_code == 1
     assert CliRunner().invoke(embeddings, [*command, "--repair"]).exit_code == 0
     assert CliRunner().invoke(embeddings, command).exit_code == 0
-    assert reopened(store).lookup_digests([photo(300)]) == {}
+    assert reopen(store).lookup_digests([photo(300)]) == {}
 
 
-def _of_width(width: int) -> Any:
+def _make_embeddings(dimension: int) -> Any:
     from batch.embeddings import Embeddings
     from serving.contract import Status
 
-    zeros = np.zeros((1, width), np.float16)
+    zeros = np.zeros((1, dimension), np.float16)
     return Embeddings([sha(999)], zeros, [Status.OK], [None], np.ones(1, np.int32), np.ones(1, np.int32))
 
 
-def test_prune_removes_what_no_photo_refers_to_once_it_is_old(store: EmbeddingStore) -> None:
+def test_prune_removes_old_unreferenced_embeddings(store: EmbeddingStore) -> None:
     store.append({}, rows([200, 201]))
-    assert maintenance.prune(store.root, "f1").rows == 0, "its writer may still say which photo it is of"
+    assert maintenance.prune(store.root, "f1").rows == 0, (
+        "the writer may not have written the index entry yet"
+    )
     age(store)
     assert maintenance.prune(store.root, "f1", dry_run=True).rows == 2
-    assert reopened(store).get([sha(200)]).shas
+    assert reopen(store).get([sha(200)]).shas
     assert maintenance.prune(store.root, "f1").rows == 2
-    assert not reopened(store).get([sha(200), sha(201)]).shas
+    assert not reopen(store).get([sha(200), sha(201)]).shas
     assert_whole(store)
 
 
-def test_prune_forgets_photos_that_are_gone_or_old(tmp_path: Path) -> None:
+def test_prune_removes_deleted_and_old_photos(tmp_path: Path) -> None:
     store = EmbeddingStore(str(tmp_path / "store"), "f1", D)
-    there = tmp_path / "there.jpg"
-    there.write_bytes(b"")
+    existing = tmp_path / "there.jpg"
+    existing.write_bytes(b"")
     now = time.time_ns()
-    old = Photo(str(there), 0, now - 10 * 86_400 * 10**9)
+    old = Photo(str(existing), 0, now - 10 * 86_400 * 10**9)
     store.append({old: sha(1), Photo(str(tmp_path / "gone.jpg"), 0, now): sha(2)}, rows([1, 2]))
     age(store)
     assert (maintenance.prune(store.root, "f1", gone=True, dry_run=True)).photos == 1
     maintenance.prune(store.root, "f1", gone=True)
-    assert reopened(store).get([sha(1), sha(2)]).shas == [sha(1)]
+    assert reopen(store).get([sha(1), sha(2)]).shas == [sha(1)]
     assert maintenance.prune(store.root, "f1", older_than=11).photos == 0
     age(store)
     assert maintenance.prune(store.root, "f1", older_than=9).rows == 1
 
 
-def test_backbones_are_listed_and_those_not_kept_go(store: EmbeddingStore) -> None:
+def test_list_and_prune_keep_select_backbones(store: EmbeddingStore) -> None:
     fill(EmbeddingStore(store.root, "g2", D), [1])
     given = ["--embedding_store", store.root]
-    told = json.loads(CliRunner().invoke(embeddings, ["list", *given, "--json"]).stdout)
-    assert [(one["fingerprint"], one["rows"], one["photos"]) for one in told] == [
+    listed = json.loads(CliRunner().invoke(embeddings, ["list", *given, "--json"]).stdout)
+    assert [(one["fingerprint"], one["rows"], one["photos"]) for one in listed] == [
         ("f1", 42, 42),
         ("g2", 1, 1),
     ]

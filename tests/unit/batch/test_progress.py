@@ -1,4 +1,4 @@
-"""How a run gets on: the recent rate, the time left, and what a terminal and a log are told."""
+"""Progress: rate, time left, formatted durations and log lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from batch.monitoring.stats import Meter, Progress
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """Fake clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -18,8 +18,10 @@ class Clock:
         return self.now
 
 
-def heard(estimator: RateEstimator, clock: Clock, seconds: float, rate: float, total: int = 100_000) -> None:
-    """Some time at a constant rate, a report every tenth of a second."""
+def report_at_rate(
+    estimator: RateEstimator, clock: Clock, seconds: float, rate: float, total: int = 100_000
+) -> None:
+    """Report progress at a constant rate, ten times a second."""
     start = estimator.progress.done
     began = clock.now
     for tick in range(round(seconds * 10)):
@@ -27,29 +29,29 @@ def heard(estimator: RateEstimator, clock: Clock, seconds: float, rate: float, t
         estimator.update(Progress(round(start + rate * (tick + 1) / 10), total, 0))
 
 
-def test_the_rate_is_that_of_the_last_half_minute() -> None:
+def test_rate_is_averaged_over_a_sliding_window() -> None:
     clock = Clock()
     estimator = RateEstimator(clock)
     estimator.update(Progress(0, 100_000, 0))
-    heard(estimator, clock, 100, rate=500)
+    report_at_rate(estimator, clock, 100, rate=500)
     assert estimator.rate == pytest.approx(500, rel=0.02)
-    heard(estimator, clock, 10, rate=50)
+    report_at_rate(estimator, clock, 10, rate=50)
     assert 300 < (estimator.rate or 0) < 400
-    heard(estimator, clock, WINDOW_SECONDS, rate=50)
+    report_at_rate(estimator, clock, WINDOW_SECONDS, rate=50)
     assert estimator.rate == pytest.approx(50, rel=0.05)
     assert estimator.seconds_left == pytest.approx((100_000 - 52_000) / 50, rel=0.05)
 
 
-def test_the_rate_falls_while_nothing_is_heard() -> None:
+def test_rate_falls_while_no_progress_is_reported() -> None:
     clock = Clock()
     estimator = RateEstimator(clock)
     estimator.update(Progress(0, 100_000, 0))
-    heard(estimator, clock, 60, rate=100)
+    report_at_rate(estimator, clock, 60, rate=100)
     clock.now += 90
     assert (estimator.rate or 0) < 30
 
 
-def test_nothing_is_said_before_there_is_something_to_say() -> None:
+def test_rate_is_unknown_before_the_first_samples() -> None:
     clock = Clock()
     estimator = RateEstimator(clock)
     assert (estimator.rate, estimator.seconds_left, str(estimator)) == (None, None, "")
@@ -59,7 +61,7 @@ def test_nothing_is_said_before_there_is_something_to_say() -> None:
     assert estimator.rate is None
 
 
-def test_photos_known_from_earlier_runs_are_done_and_no_speed() -> None:
+def test_photos_of_previous_runs_do_not_count_for_the_rate() -> None:
     clock = Clock()
     estimator = RateEstimator(clock)
     seen: list[Progress] = []
@@ -76,7 +78,7 @@ def test_photos_known_from_earlier_runs_are_done_and_no_speed() -> None:
     assert str(estimator) == "5.0 photos/s, 10 s left"
 
 
-def test_loading_the_model_tells_nothing_of_the_rate() -> None:
+def test_time_to_load_the_model_does_not_count_for_the_rate() -> None:
     clock = Clock()
     estimator = RateEstimator(clock)
     estimator.update(Progress(0, 1000, 0))
@@ -87,16 +89,16 @@ def test_loading_the_model_tells_nothing_of_the_rate() -> None:
     assert estimator.rate == pytest.approx(8)
 
 
-def test_another_run_begins_anew() -> None:
+def test_another_total_resets_the_rate() -> None:
     clock = Clock()
     estimator = RateEstimator(clock)
-    heard(estimator, clock, 10, rate=1000, total=10_000)
+    report_at_rate(estimator, clock, 10, rate=1000, total=10_000)
     estimator.update(Progress(0, 70, 0))
     assert estimator.rate is None
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
+    ("seconds", "text"),
     [
         (0.2, "0 s"),
         (59, "59 s"),
@@ -106,11 +108,11 @@ def test_another_run_begins_anew() -> None:
         (187_200, "2 d 4 h"),
     ],
 )
-def test_a_duration_is_told_as_people_do(seconds: float, words: str) -> None:
-    assert format_duration(seconds) == words
+def test_format_duration(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
 
 
-def test_a_log_gets_a_line_soon_then_fewer_and_one_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_lines_become_rarer_and_include_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     report = LogReporter(clock)
     for second in range(601):
@@ -122,7 +124,7 @@ def test_a_log_gets_a_line_soon_then_fewer_and_one_at_the_end(capsys: pytest.Cap
     assert 10 <= len(lines) <= 16
 
 
-def test_a_log_says_how_many_photos_were_listed_while_their_number_is_unknown(
+def test_log_line_while_listing_shows_the_number_of_photos_listed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     clock = Clock()
@@ -133,7 +135,7 @@ def test_a_log_says_how_many_photos_were_listed_while_their_number_is_unknown(
     assert capsys.readouterr().err.splitlines()[0] == "5,000 photos listed"
 
 
-def test_a_short_run_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_run_logs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     report = LogReporter(clock)
     for second in range(4):

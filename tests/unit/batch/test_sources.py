@@ -1,4 +1,4 @@
-"""The input of a scoring run: manifests, their columns, and what is told of their mistakes."""
+"""Input of scoring runs: dataset manifests, pass-through columns, errors with line numbers, external sort."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def top(tmp_path: Path) -> Path:
 
 
 def read(path: Path | str, **settings: Any) -> tuple[list[str], pa.Table]:
-    """The names of the photos and the table of the other columns."""
+    """Return the names of the photos and the table of the pass-through columns."""
     source = Source(manifest=str(path), **settings)
     lines = list(source.iter_lines())
     return [Path(photo.uri).name for photo, _ in lines], source.columns.to_table(
@@ -42,19 +42,19 @@ def write(path: Path, content: str) -> Path:
 
 
 class TestFormats:
-    def test_text_has_a_photo_a_line(self, top: Path) -> None:
+    def test_txt_has_one_photo_per_line(self, top: Path) -> None:
         names, table = read(write(top / "m.txt", "a.jpg\r\n\nc d.jpg\n"))
         assert names == ["a.jpg", "c d.jpg"]
         assert table.num_columns == 0
 
     @pytest.mark.parametrize(("suffix", "separator"), [("csv", ","), ("csv", ";"), ("tsv", "\t")])
-    def test_csv_passes_its_other_columns_through(self, top: Path, suffix: str, separator: str) -> None:
+    def test_csv_columns_pass_through(self, top: Path, suffix: str, separator: str) -> None:
         rows = [("uri", "shop", "price"), ("a.jpg", "x1", "1.5"), ("b.jpg", "", "2")]
         names, table = read(write(top / f"m.{suffix}", "".join(separator.join(row) + "\n" for row in rows)))
         assert names == ["a.jpg", "b.jpg"]
         assert table.to_pylist() == [{"shop": "x1", "price": 1.5}, {"shop": None, "price": 2.0}]
 
-    def test_json_lines_may_lack_columns_and_nest(self, top: Path) -> None:
+    def test_json_lines_may_omit_columns_and_contain_lists(self, top: Path) -> None:
         rows = [{"uri": "a.jpg", "n": 1}, {"uri": "b.jpg", "tags": ["x"], "n": 2.5}, {"uri": "c d.jpg"}]
         _, table = read(write(top / "m.jsonl", "\n".join(map(json.dumps, rows))))
         assert table.to_pylist() == [
@@ -63,7 +63,7 @@ class TestFormats:
             {"n": None, "tags": None},
         ]
 
-    def test_parquet_keeps_its_types(self, top: Path) -> None:
+    def test_parquet_types_are_preserved(self, top: Path) -> None:
         rows = pa.table(
             {
                 "uri": ["a.jpg", "b.jpg"],
@@ -87,14 +87,14 @@ class TestFormats:
         assert table.schema == expected.schema
         assert table.equals(expected.combine_chunks())
 
-    def test_a_glob_takes_several_manifests(self, top: Path) -> None:
+    def test_glob_matches_several_manifests(self, top: Path) -> None:
         write(top / "part-1.csv", "uri,n\na.jpg,1\n")
         write(top / "part-2.csv", "uri,n\nb.jpg,2\n")
         names, table = read(top / "part-*.csv")
         assert names == ["a.jpg", "b.jpg"]
         assert table["n"].to_pylist() == [1, 2]
 
-    def test_addresses_are_relative_to_the_manifest_and_what_is_missing_stays(self, top: Path) -> None:
+    def test_relative_addresses_are_resolved_and_missing_photos_are_kept(self, top: Path) -> None:
         (top / "lists").mkdir()
         manifest = write(top / "lists" / "m.txt", f"../a.jpg\n{top / 'b.jpg'}\nnowhere.jpg\n")
         found = [photo for photo, _ in Source(manifest=str(manifest)).iter_lines()]
@@ -103,13 +103,13 @@ class TestFormats:
         ]  # fmt: skip
         assert [photo.size for photo in found] == [5, 5, 0]
 
-    def test_a_column_of_addresses_may_be_named(self, top: Path) -> None:
+    def test_uri_column_can_be_named(self, top: Path) -> None:
         names, table = read(write(top / "m.csv", "where,path\na.jpg,x\n"), uri_column="where")
         assert names == ["a.jpg"]
         assert table.to_pylist() == [{"path": "x"}]
 
 
-class TestTypesOfCsv:
+class TestCsvTypeInference:
     @pytest.mark.parametrize(
         ("cells", "kind", "values"),
         [
@@ -124,20 +124,20 @@ class TestTypesOfCsv:
             (["", ""], "string", [None, None]),
         ],
     )
-    def test_a_column_is_what_all_its_cells_are(self, cells: list[str], kind: str, values: list[Any]) -> None:
+    def test_column_type_holds_all_cells(self, cells: list[str], kind: str, values: list[Any]) -> None:
         columns = PassThroughColumns()
         lines = [columns.encode_row({"c": cell}, text=True) for cell in cells]
         table = columns.to_table(lines)
         assert str(table.schema.field("c").type) == kind
         assert table["c"].to_pylist() == pytest.approx(values) if kind == "double" else values
 
-    def test_it_becomes_what_earlier_rows_have_where_its_cells_allow_it(self) -> None:
+    def test_previous_types_are_kept_where_the_cells_allow_it(self) -> None:
         columns = PassThroughColumns({"code": "string", "price": "double", "n": "int64"})
         line = columns.encode_row({"code": "7", "price": "3", "n": "x"}, text=True)
         assert columns.to_table([line]).to_pylist() == [{"code": "7", "price": 3.0, "n": "x"}]
 
 
-REFUSED = {
+INVALID_MANIFESTS = {
     "no address": ("m.csv", "uri,n\na.jpg,1\n,2\n", "line 3: there is no address"),
     "no column": ("m.csv", "shop,n\na.jpg,1\n", "line 1: no column image or"),
     "two columns": ("m.csv", "uri,path\na.jpg,b.jpg\n", "'uri' and 'path' could each be the address"),
@@ -158,9 +158,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_mistake_says_where_it_is(name: str, top: Path) -> None:
-    file, content, message = REFUSED[name]
+@pytest.mark.parametrize("name", INVALID_MANIFESTS)
+def test_invalid_manifest_names_file_and_line(name: str, top: Path) -> None:
+    file, content, message = INVALID_MANIFESTS[name]
     if content is not None:
         write(top / file, content)
     with pytest.raises(InputError, match=message) as caught:
@@ -168,34 +168,34 @@ def test_a_mistake_says_where_it_is(name: str, top: Path) -> None:
     assert caught.value.remedy
 
 
-def test_a_parquet_type_that_cannot_pass_says_so(top: Path) -> None:
+def test_unsupported_parquet_type_is_rejected(top: Path) -> None:
     pq.write_table(pa.table({"uri": ["a.jpg"], "x": pa.array([{"b": b"x"}])}), top / "m.parquet")
     with pytest.raises(InputError, match="cannot pass through"):
         read(top / "m.parquet")
 
 
-def test_files_of_a_glob_whose_columns_differ_in_type_say_so(top: Path) -> None:
+def test_conflicting_column_types_in_a_glob_are_rejected(top: Path) -> None:
     pq.write_table(pa.table({"uri": ["a.jpg"], "x": [1]}), top / "p1.parquet")
     pq.write_table(pa.table({"uri": ["b.jpg"], "x": ["1"]}), top / "p2.parquet")
     with pytest.raises(InputError, match=r"p2\.parquet: 'x' is string, and int64 in an earlier file"):
         read(top / "p*.parquet")
 
 
-def test_a_manifest_given_as_a_photo_says_how_to_give_it(top: Path) -> None:
+def test_manifest_given_as_photos_suggests_the_manifest_flag(top: Path) -> None:
     source = Source(photos=str(write(top / "m.csv", "uri\na.jpg\n")))
     with pytest.raises(InputError, match="--manifest"):
         list(source.iter_lines())
 
 
-class TestSorting:
-    def test_lines_that_do_not_fit_come_sorted_all_the_same(self) -> None:
+class TestExternalSort:
+    def test_lines_beyond_the_memory_limit_are_merged_from_disk(self) -> None:
         lines = [f"{random.Random(number).random()} {number}\n".encode() for number in range(5000)]
-        with Sorter(memory=400) as sorter:  # some 300 pieces, merged in two steps
+        with Sorter(memory=400) as sorter:  # some 300 sorted runs, merged in two passes
             for line in lines:
                 sorter.add(line)
             assert list(sorter.lines()) == sorted(lines)
 
-    def test_a_full_temporary_directory_says_which(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_full_temporary_directory_is_named_in_the_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(**_: Any) -> Any:
             return Path("/dev/full").open("w+b")
 
