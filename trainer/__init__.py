@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trainer.heads import HeadSettings
     from trainer.preprocessing import Augmentation, Preprocessing
     from trainer.training.config import NearDuplicatesOption, TrainResult, TrainSettings
-    from trainer.training.fine_tuning import FineTuneSettings
+    from trainer.training.fine_tune_types import FineTuneSettings
     from trainer.training.run import train
 
 __all__ = [
@@ -39,7 +39,7 @@ __all__ = [
 _MODULES = {
     "trainer.backbones": {"InputOptions"},
     "trainer.dataset": {"Columns", "SplitSettings"},
-    "trainer.training.fine_tuning": {"FineTuneSettings"},
+    "trainer.training.fine_tune_types": {"FineTuneSettings"},
     "trainer.preprocessing": {"Augmentation", "Preprocessing"},
     "trainer.heads": {"HeadSettings"},
     "trainer.training.config": {"NearDuplicatesOption", "TrainResult", "TrainSettings"},

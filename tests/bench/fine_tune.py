@@ -29,7 +29,9 @@ from trainer.evaluation import metrics
 from trainer.export.templates import prepare_view_template
 from trainer.heads import Floats, Ints
 from trainer.preprocessing import Augmentation, Preprocessing
-from trainer.training.fine_tuning import FineTuneSettings, fine_tune
+from trainer.training.fine_tune_types import FineTuneSettings
+from trainer.training.fine_tuning import fine_tune
+from trainer.training.tuning_photos import LabelledPhotos, TuningPhotos
 
 SIZES = (224, 240, 260, 300, 380)
 VIEWS = 4
@@ -215,8 +217,7 @@ def tuned(
             result = fine_tune(
                 network,
                 start,
-                [photos[row] for row in fitted],
-                targets[fitted],
+                TuningPhotos(LabelledPhotos([photos[row] for row in fitted], targets[fitted])),
                 settings,
                 checkpoint_directory=Path(directory),
             )

@@ -72,7 +72,7 @@ def made(
         other, _ = heads.fit(noisy[~is_tested], targets[~is_tested], classes)
         bundled = written(top / "live", other, [*labels[1:], "gone"], seen=[0])
         tested_rows = np.flatnonzero(is_tested)
-        comparison = live_comparison.judge(
+        comparison = live_comparison.compare_with_live(
             bundled,
             FINGERPRINT,
             labels,

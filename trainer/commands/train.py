@@ -11,7 +11,7 @@ import click
 from trainer.commands import retrain_flags
 from trainer.commands.backbone import input_options
 from trainer.commands.options import SETTINGS, preprocessing_options, refuse, require_extra, tflite_quantize
-from trainer.training.summary import describe, record
+from trainer.training.summary import format_summary, to_dict
 
 if TYPE_CHECKING:
     from trainer.heads.settings import ClassWeight, Kind
@@ -308,9 +308,9 @@ def train(
     with progress_bar() as report:
         result = run(settings, say=lambda line: click.echo(line, err=True), progress=report)
     if as_json:
-        click.echo(json.dumps(record(result), ensure_ascii=False))
+        click.echo(json.dumps(to_dict(result), ensure_ascii=False))
         return
-    click.echo(describe(result))
+    click.echo(format_summary(result))
     if print_misclassified_test_images:
         click.echo(
             "Misclassified test photos:" if result.misclassified else "No test photo is misclassified."
@@ -360,7 +360,7 @@ def _train_settings(
     from trainer.heads import HeadSettings
     from trainer.preprocessing import Augmentation, Preprocessing
     from trainer.training.config import NearDuplicatesOption, TrainSettings
-    from trainer.training.fine_tuning import FineTuneSettings
+    from trainer.training.fine_tune_types import FineTuneSettings
 
     return TrainSettings(
         image_dir=source,

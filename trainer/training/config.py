@@ -1,4 +1,4 @@
-"""What a training is told, and what comes out."""
+"""Configuration and result types of a training run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from serving.bundle import Bundle
 from trainer.backbones import DEFAULT as DEFAULT_BACKBONE
 from trainer.backbones import InputOptions
 from trainer.dataset import Columns, SplitSettings
-from trainer.dataset import near_duplicates as duplicates
 from trainer.dataset.download import cache_directory
-from trainer.dataset.near_duplicates import DuplicateReport
+from trainer.dataset.near_duplicates import THRESHOLD, DuplicateReport
 from trainer.evaluation.abstention import Threshold
 from trainer.evaluation.cross_validation import CrossValidation
 from trainer.evaluation.metrics import Evaluation, Proportion
@@ -21,12 +20,12 @@ from trainer.evaluation.version_changes import LiveComparison
 from trainer.export.tflite import Quantize
 from trainer.heads import HeadSettings
 from trainer.preprocessing import Augmentation, Preprocessing
-from trainer.training.fine_tuning import FineTuneSettings
+from trainer.training.fine_tune_types import FineTuneSettings
 from trainer.training.live_comparison import Tolerance
 
 
 class NearDuplicatesOption(StrEnum):
-    """What is done about photos that are nearly the same."""
+    """What to do with photos that are nearly the same: report them, keep them in one set, or ignore them."""
 
     REPORT = "report"
     TOGETHER = "together"
@@ -35,45 +34,44 @@ class NearDuplicatesOption(StrEnum):
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What `hubhead train` is told.
+    """Configuration of a training run.
 
     Attributes:
-        image_dir: one directory of photos a label, or a manifest of photo and label; an address on
-            another storage as a str.
+        image_dir: directory with one sub-directory of photos per label, or a dataset manifest; a str
+            for an address on another storage.
         saved_model_dir: `<models>/<name>`; the next version is published below it.
-        tfhub_module: the backbone's alias, directory or Hub handle.
-        embedding_store: shared with `hubhead score`.
-        cache: downloads and what is made of them.
-        columns: of a manifest.
-        backbone_input: what is stated of photos as the backbone takes them.
-        preprocessing: aspect and limits of the graph; the size is the backbone's.
-        output_labels: a second place for the labels file, None for none.
-        augmentation: how much random views of the training photos differ from them; as it comes, no
-            views are made.
-        views: of each photo.
-        fine_tune: train the last layers of the backbone on, from a head on its embeddings, and go on
-            with that backbone; None leaves it as it is.
-        head_settings: the head's kind, the weights of the labels, memory.
-        split: how photos are divided.
-        near_duplicates: what is done about photos that are nearly the same.
-        near_threshold: cosine of embeddings from which they count as that.
-        top_k: labels an answer names.
-        precision: answers are to be right this often, as the held-out photos tell; the others get no
-            label. None answers always.
-        keep_known: the share of photos of the known labels that are to pass as such, while others
-            get no label. None lets all pass.
-        assert_accuracy_at_least: publish only where the test accuracy reaches this share.
-        seed: of the cross-validation's folds.
-        report: put a report into the bundle; it holds small pictures of training photos.
-        summaries_dir: where TensorBoard looks, None for no summaries.
+        tfhub_module: alias, directory or Hub handle of the backbone.
+        embedding_store: directory or address of the embedding store, which `hubhead score` shares.
+        cache: directory of downloads and of what is derived from them.
+        columns: column names of a dataset manifest.
+        backbone_input: image size and value range of the backbone's input, as stated by the user.
+        preprocessing: aspect and limits of the preprocessing; the image size is the backbone's.
+        output_labels: additional file for the labels; None for none.
+        augmentation: how much random views differ from their photos; the default makes no views.
+        views: number of random views of each photo.
+        fine_tune: settings for fine-tuning the last layers of the backbone, from a head fitted on its
+            embeddings; None leaves the backbone as it is.
+        head_settings: kind of the head, weights of the labels, memory limit.
+        split: how photos are split into training, validation and test set.
+        near_duplicates: what to do with photos that are nearly the same.
+        near_threshold: cosine similarity of embeddings from which photos count as nearly the same.
+        top_k: number of labels in an answer.
+        precision: precision that the answers are to have on the held-out photos; the model abstains from
+            the others. None answers always.
+        keep_known: fraction of the photos of known labels that the novelty score is to accept; the model
+            abstains from the others. None accepts all.
+        assert_accuracy_at_least: test accuracy below which nothing is published, 0 to 1.
+        seed: seed of the cross-validation's folds.
+        report: add a report to the bundle; it contains thumbnails of training photos.
+        summaries_dir: directory of TensorBoard logs; None for none.
         compare_with: the live version: a version directory or the base path above it, "" for the newest
             version in saved_model_dir, "none" for no comparison.
-        assert_not_worse_than_live: publish only where the new version is not worse than the live one by
-            more than that; None publishes anyway. Where there is no live version yet, it is published.
-        cross_validate: judge by a cross-validation of so many folds too.
-        cross_validate_repeats: how often, each time with other folds.
-        tflite: put a TensorFlow Lite file into the bundle too, its weights kept so; None leaves it out.
-        tflite_output_file: a second place for that file, None for none.
+        assert_not_worse_than_live: how much worse than the live version the new one may be, or nothing is
+            published; None for no limit. Has no effect while no version is live.
+        cross_validate: number of folds of an additional cross-validation; None for none.
+        cross_validate_repeats: number of repeats of it, each with other folds.
+        tflite: type of the weights of a TensorFlow Lite file to add to the bundle; None for no file.
+        tflite_output_file: additional path for that file; None for none.
     """
 
     image_dir: str | Path
@@ -91,7 +89,7 @@ class TrainSettings:
     head_settings: HeadSettings = field(default_factory=HeadSettings)
     split: SplitSettings = field(default_factory=SplitSettings)
     near_duplicates: NearDuplicatesOption = NearDuplicatesOption.REPORT
-    near_threshold: float = duplicates.THRESHOLD
+    near_threshold: float = THRESHOLD
     top_k: int = 5
     precision: float | None = None
     keep_known: float | None = None
@@ -109,31 +107,31 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came out.
+    """Result of a training run.
 
     Attributes:
         bundle: the published version.
-        test: on the untouched test photos; None where none were held out.
-        held_out: of the cross-validation (or on the validation photos) that chose the settings.
-        method: how they were chosen.
-        answering: the threshold for --precision, None where it always answers.
-        known_kept: the share of known photos that the novelty score lets pass, None where all pass.
-        subsets: photos in each set.
-        labels: photos of each label, the sets together.
-        left_out: (path, reason) of the files that could not be used.
-        duplicates: what is there more than once.
-        test_photos: (path, label) of the photos held out for the test.
-        misclassified: (path, label, predicted label, its probability) of test photos.
-        seconds: wall time by step.
-        comparison: with the live version; None where there is none, or nothing to compare by.
-        cross_validation: where it was asked for.
+        test: metrics on the test photos; None where there are none.
+        held_out: metrics of the cross-validation, or on the validation photos, that chose the settings.
+        method: how the settings were chosen: "cross-validation" or "validation".
+        threshold: threshold for the requested precision; None where the model always answers.
+        known_kept: fraction of known photos that the novelty score accepts; None without a novelty score.
+        subsets: number of photos in each set.
+        labels: number of photos of each label, over all sets.
+        left_out: (path, reason) of each file that could not be used.
+        duplicates: exact and near duplicates.
+        test_photos: (path, label) of each test photo.
+        misclassified: (path, label, predicted label, its probability) of misclassified test photos.
+        seconds: wall time in seconds by step.
+        comparison: comparison with the live version; None where there is none, or no photo to compare on.
+        cross_validation: result of the additional cross-validation; None where it was not requested.
     """
 
     bundle: Bundle
     test: Evaluation | None
     held_out: Evaluation
     method: str
-    answering: Threshold | None
+    threshold: Threshold | None
     known_kept: Proportion | None
     subsets: dict[str, int]
     labels: dict[str, int]

@@ -1,4 +1,4 @@
-"""What a training did, for people and for programs."""
+"""Summary of a training run: as text for people, and as JSON values for programs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from trainer.training.config import TrainResult
 
 
-def describe(result: TrainResult) -> str:
-    """The outcome in a few lines."""
+def format_summary(result: TrainResult) -> str:
+    """Return the result as a few lines of text."""
     counts = ", ".join(f"{count} {name}" for name, count in result.subsets.items())
     lines = [f"{sum(result.subsets.values())} photos with {len(result.labels)} labels: {counts}"]
     if result.left_out:
@@ -27,24 +27,25 @@ def describe(result: TrainResult) -> str:
         lines.append(f"Accuracy by {result.cross_validation}")
     if result.comparison:
         lines += result.comparison.format_lines()
-    if result.answering:
-        lines.append(f"Answers from a probability of {result.answering}")
+    if result.threshold:
+        lines.append(f"Abstention threshold {result.threshold}")
     if result.known_kept:
-        lines.append(f"Photos of known labels that are not refused as unlike them: {result.known_kept}")
+        lines.append(f"Photos of known labels accepted by the novelty score: {result.known_kept}")
     lines.append(f"Seconds: {', '.join(f'{name} {value:.1f}' for name, value in result.seconds.items())}")
     lines.append(f"Bundle: {result.bundle.path}")
-    if made := result.bundle.metadata.metrics.get("tflite"):
-        share, of = made["label_agreement"]["value"], made["label_agreement"]["n"]
+    if tflite := result.bundle.metadata.metrics.get("tflite"):
+        share, photos = tflite["label_agreement"]["value"], tflite["label_agreement"]["n"]
         lines.append(
-            f"TensorFlow Lite: {made['bytes'] / 1e6:.1f} MB, the bundle's label on {share:.1%} of {of} photos"
+            f"TensorFlow Lite: {tflite['bytes'] / 1e6:.1f} MB, same label as the bundle for {share:.1%} of "
+            f"{photos} photos"
         )
     if (page := result.bundle.path / contract.REPORT_FILE).is_file():
         lines.append(f"Report: {page}")
     return "\n".join(lines)
 
 
-def record(result: TrainResult) -> dict[str, Any]:
-    """For JSON."""
+def to_dict(result: TrainResult) -> dict[str, Any]:
+    """Return the result as JSON values, as printed by --json."""
     return {
         "bundle": str(result.bundle.path),
         "version": result.bundle.version,
@@ -52,8 +53,8 @@ def record(result: TrainResult) -> dict[str, Any]:
         "data": result.bundle.metadata.data,
         "left_out": [{"photo": path, "reason": reason} for path, reason in result.left_out],
         "misclassified": [
-            {"photo": path, "label": label, "predicted": found, "score": score}
-            for path, label, found, score in result.misclassified
+            {"photo": path, "label": label, "predicted": predicted, "score": score}
+            for path, label, predicted, score in result.misclassified
         ],
         "changed": {
             kind: [asdict(photo) for photo in photos]

@@ -1,4 +1,4 @@
-"""Fine-tuning: it learns, it repeats itself, it can be stopped anywhere, and what comes out is a backbone."""
+"""Fine-tuning: the loss falls, runs are deterministic and resumable, and the result is a backbone."""
 
 from __future__ import annotations
 
@@ -19,16 +19,12 @@ from trainer import preprocessing
 from trainer.backbones import DEFAULT, Backbone, InputOptions, load
 from trainer.dataset.download import cache_directory
 from trainer.heads import Floats, Head, Ints, fit, log_loss
-from trainer.preprocessing import Aspect, Augmentation, Preprocessing
-from trainer.training import fine_tuning as module
-from trainer.training.fine_tuning import (
-    Epoch,
-    FineTuned,
-    FineTuneSettings,
-    fine_tune,
-    schedule,
-    trained_variables,
-)
+from trainer.preprocessing import Aspect, Augmentation, Preprocessing, random_views
+from trainer.training import tuner
+from trainer.training.fine_tune_types import Epoch, FineTuned, FineTuneSettings
+from trainer.training.fine_tuning import fine_tune, trained_variables
+from trainer.training.tuner import RECORD, Tuner, schedule
+from trainer.training.tuning_photos import LabelledPhotos, TuningPhotos, prepare_photos
 
 pytestmark = pytest.mark.tf
 
@@ -44,7 +40,7 @@ SETTINGS = FineTuneSettings(
 
 
 def tiny_backbone(directory: Path, *, trainable: bool = True, size: int | None = SIZE) -> str:
-    """Save a feature vector as those of TF2 Hub: two convolutions, a batch norm, a mean."""
+    """Save a feature-vector module like those of TF2 Hub: two convolutions, batch normalisation, a mean."""
     import tensorflow as tf
 
     random = np.random.default_rng(0)
@@ -77,7 +73,7 @@ def tiny_backbone(directory: Path, *, trainable: bool = True, size: int | None =
 
 
 def photos(count: int, *, seed: int = 0, side: int = 20, contrast: int = 60) -> tuple[list[bytes], Ints]:
-    """PNGs of stripes that lie, stand or are none: three classes, hard to tell by their mean."""
+    """Return PNGs with horizontal, vertical or no stripes: three classes that differ little in their mean."""
     from PIL import Image
 
     random = np.random.default_rng(seed)
@@ -94,6 +90,7 @@ def photos(count: int, *, seed: int = 0, side: int = 20, contrast: int = 60) -> 
 
 
 def embed(backbone: Backbone, contents: list[bytes]) -> Floats:
+    """Return the embeddings of encoded photos."""
     import tensorflow as tf
 
     height, width = backbone.image_size
@@ -123,9 +120,14 @@ def held() -> tuple[list[bytes], Ints]:
 
 @pytest.fixture(scope="module")
 def head(backbone: Backbone, training: tuple[list[bytes], Ints]) -> Head:
-    """An unsure one, so that there is something to learn."""
+    """A head with a high temperature, so that there is something to learn."""
     fitted, _ = fit(embed(backbone, training[0]), training[1], 3)
     return replace(fitted, temperature=20 * fitted.temperature)
+
+
+def tuning_photos(training: tuple[list[bytes], Ints], validation: Any = None) -> TuningPhotos:
+    """Return training and validation photos, given as encoded photos and classes."""
+    return TuningPhotos(LabelledPhotos(*training), LabelledPhotos(*validation) if validation else None)
 
 
 Run = Callable[..., FineTuned]
@@ -133,18 +135,23 @@ Run = Callable[..., FineTuned]
 
 @pytest.fixture(scope="module")
 def run(backbone: Backbone, head: Head, training: tuple[list[bytes], Ints]) -> Run:
-    def call(directory: Path, settings: FineTuneSettings = SETTINGS, **options: Any) -> FineTuned:
-        return fine_tune(backbone, head, *training, settings, checkpoint_directory=directory, **options)
+    def call(
+        directory: Path, settings: FineTuneSettings = SETTINGS, validation: Any = None, **options: Any
+    ) -> FineTuned:
+        given = tuning_photos(training, validation)
+        return fine_tune(backbone, head, given, settings, checkpoint_directory=directory, **options)
 
     return call
 
 
 @pytest.fixture(scope="module")
-def undisturbed(run: Run, held: Any, tmp_path_factory: pytest.TempPathFactory) -> FineTuned:
-    return run(tmp_path_factory.mktemp("undisturbed"), validation=held)
+def uninterrupted(run: Run, held: Any, tmp_path_factory: pytest.TempPathFactory) -> FineTuned:
+    """The result of a run that is not interrupted."""
+    return run(tmp_path_factory.mktemp("uninterrupted"), validation=held)
 
 
 def weights(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the variables of a SavedModel by name."""
     import tensorflow as tf
 
     reader = tf.train.load_checkpoint(str(path / "variables" / "variables"))
@@ -163,27 +170,27 @@ def without_times(epochs: tuple[Epoch, ...]) -> list[Epoch]:
     return [replace(epoch, seconds=0.0) for epoch in epochs]
 
 
-# What it does
+# --- Result ---------------------------------------------------------------------------------------------
 
 
-def test_the_loss_falls_on_photos_trained_on_and_on_others(undisturbed: FineTuned) -> None:
-    losses = [epoch.loss for epoch in undisturbed.epochs]
+def test_loss_falls_on_training_and_validation_photos(uninterrupted: FineTuned) -> None:
+    losses = [epoch.loss for epoch in uninterrupted.epochs]
     assert len(losses) == 4
     assert losses[-1] < 0.8 * losses[0]
-    assert undisturbed.before is not None
-    assert undisturbed.after is not None
-    assert undisturbed.after < undisturbed.before
+    assert uninterrupted.before is not None
+    assert uninterrupted.after is not None
+    assert uninterrupted.after < uninterrupted.before
 
 
-def test_the_result_is_a_backbone_that_gives_the_tuned_features(
-    undisturbed: FineTuned, backbone: Backbone, held: tuple[list[bytes], Ints], tmp_path: Path
+def test_result_is_a_backbone_with_the_tuned_features(
+    uninterrupted: FineTuned, backbone: Backbone, held: tuple[list[bytes], Ints], tmp_path: Path
 ) -> None:
-    tuned = load(str(undisturbed.path), tmp_path, options=undisturbed.options)
+    tuned = load(str(uninterrupted.path), tmp_path, options=uninterrupted.options)
     assert tuned.fingerprint != backbone.fingerprint
     assert (tuned.image_size, tuned.dimension) == (backbone.image_size, backbone.dimension)
     features = embed(tuned, held[0])
     assert not np.allclose(features, embed(backbone, held[0]), atol=1e-3)
-    # Computed here from the weights in its checkpoint.
+    # The expected features are computed from the weights in its checkpoint.
     import tensorflow as tf
 
     first, scale, mean, second = (variable.numpy() for variable in tuned.module.variables)
@@ -192,13 +199,13 @@ def test_the_result_is_a_backbone_that_gives_the_tuned_features(
     x = tf.nn.relu((tf.nn.conv2d(pixels, first, 2, "SAME") - mean) * scale)
     expected = tf.reduce_mean(tf.nn.relu(tf.nn.conv2d(x, second, 2, "SAME")), [1, 2])
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
-    record = json.loads((undisturbed.path / module.RECORD).read_text())
+    record = json.loads((uninterrupted.path / RECORD).read_text())
     assert record["backbone"] == backbone.fingerprint
     assert len(record["epochs"]) == 4
 
 
-def test_a_head_fitted_on_the_tuned_features_is_better(
-    undisturbed: FineTuned,
+def test_head_fitted_on_tuned_features_has_lower_log_loss(
+    uninterrupted: FineTuned,
     backbone: Backbone,
     training: tuple[list[bytes], Ints],
     held: tuple[list[bytes], Ints],
@@ -208,38 +215,38 @@ def test_a_head_fitted_on_the_tuned_features_is_better(
         model, _ = fit(embed(network, training[0]), training[1], 3)
         return log_loss(model.probabilities(embed(network, held[0])), held[1])
 
-    assert loss(load(str(undisturbed.path), tmp_path, options=undisturbed.options)) < loss(backbone)
+    assert loss(load(str(uninterrupted.path), tmp_path, options=uninterrupted.options)) < loss(backbone)
 
 
-def test_the_tuned_backbone_can_be_tuned_again(
-    undisturbed: FineTuned, training: tuple[list[bytes], Ints], tmp_path: Path
+def test_tuned_backbone_can_be_tuned_again(
+    uninterrupted: FineTuned, training: tuple[list[bytes], Ints], tmp_path: Path
 ) -> None:
-    tuned = load(str(undisturbed.path), tmp_path, options=undisturbed.options)
+    tuned = load(str(uninterrupted.path), tmp_path, options=uninterrupted.options)
     model, _ = fit(embed(tuned, training[0]), training[1], 3)
     once = replace(SETTINGS, epochs=1)
-    again = fine_tune(tuned, model, *training, once, checkpoint_directory=tmp_path / "run")
+    again = fine_tune(tuned, model, tuning_photos(training), once, checkpoint_directory=tmp_path / "run")
     assert load(str(again.path), tmp_path).fingerprint not in (tuned.fingerprint, "")
 
 
-def test_the_backbone_given_stays_as_it_was(
-    undisturbed: FineTuned, backbone: Backbone, path: str, tmp_path: Path
+def test_given_backbone_is_unchanged(
+    uninterrupted: FineTuned, backbone: Backbone, path: str, tmp_path: Path
 ) -> None:
     for variable, fresh in zip(backbone.module.variables, load(path, tmp_path).module.variables, strict=True):
         np.testing.assert_array_equal(variable, fresh)
 
 
-def test_statistics_stay_and_only_the_last_variables_move(
+def test_batch_norm_statistics_stay_and_only_the_last_variables_change(
     run: Run, backbone: Backbone, tmp_path: Path
 ) -> None:
     tuned = load(str(run(tmp_path, replace(SETTINGS, depth=0.4, epochs=1)).path), tmp_path)
-    moved = [
+    changed = [
         bool((tuned_one.numpy() != given.numpy()).any())
         for tuned_one, given in zip(tuned.module.variables, backbone.module.variables, strict=True)
     ]
-    assert moved == [False, False, False, True]
+    assert changed == [False, False, False, True]
 
 
-def test_keep_is_the_share_of_the_pretrained_weights(run: Run, backbone: Backbone, tmp_path: Path) -> None:
+def test_keep_is_the_weight_of_the_pretrained_variables(run: Run, backbone: Backbone, tmp_path: Path) -> None:
     def second(keep: float) -> NDArray[Any]:
         tuned = run(tmp_path, replace(SETTINGS, keep=keep, epochs=1))
         return np.asarray(load(str(tuned.path), tmp_path).module.variables[-1])
@@ -248,32 +255,32 @@ def test_keep_is_the_share_of_the_pretrained_weights(run: Run, backbone: Backbon
     np.testing.assert_allclose(second(0.75), 0.75 * given + 0.25 * second(0.0), atol=1e-6)
 
 
-def test_the_last_epoch_is_taken_without_validation_and_the_best_one_with(
+def test_last_epoch_is_taken_without_validation_photos_and_the_best_one_with_them(
     run: Run, tmp_path: Path, training: tuple[list[bytes], Ints]
 ) -> None:
     blind = run(tmp_path / "blind")
     assert (blind.best, blind.before, blind.after) == (4, None, None)
-    # Labels turned round: the more is learned, the worse.
+    # With wrong labels, validation gets worse with each epoch.
     wrong = (training[0], (training[1] + 1) % 3)
     stopped = run(tmp_path / "wrong", replace(SETTINGS, epochs=9, patience=2), validation=wrong)
     assert (stopped.best, len(stopped.epochs)) == (1, 3)
 
 
-# Again, and after a stop
+# --- Determinism and resuming ---------------------------------------------------------------------------
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
-    run: Run, undisturbed: FineTuned, held: Any, tmp_path: Path
+def test_same_seed_gives_the_same_weights_and_another_seed_does_not(
+    run: Run, uninterrupted: FineTuned, held: Any, tmp_path: Path
 ) -> None:
     again = run(tmp_path, validation=held)
-    assert_same_weights(again, undisturbed)
-    assert without_times(again.epochs) == without_times(undisturbed.epochs)
+    assert_same_weights(again, uninterrupted)
+    assert without_times(again.epochs) == without_times(uninterrupted.epochs)
     other = run(tmp_path, replace(SETTINGS, seed=1), validation=held)
-    assert other.epochs[-1].loss != undisturbed.epochs[-1].loss
+    assert other.epochs[-1].loss != uninterrupted.epochs[-1].loss
 
 
-class Stop:
-    """Progress that is interrupted after some epochs."""
+class Interrupt:
+    """Progress callback that raises KeyboardInterrupt after some epochs."""
 
     def __init__(self, after: int) -> None:
         self.left = after
@@ -285,32 +292,34 @@ class Stop:
 
 
 @pytest.mark.parametrize("after", [1, 3])
-def test_stopped_and_run_again_gives_what_an_undisturbed_run_gives(
-    run: Run, undisturbed: FineTuned, held: Any, tmp_path: Path, after: int
+def test_interrupted_and_resumed_run_gives_the_weights_of_an_uninterrupted_run(
+    run: Run, uninterrupted: FineTuned, held: Any, tmp_path: Path, after: int
 ) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, validation=held, progress=Stop(after), say=said.append)
-    assert said[-1].startswith(f"Stopped in epoch {after + 1} of 4; what came before is kept in {tmp_path}")
-    assert said[-1].endswith("The same command goes on from there.")
+        run(tmp_path, validation=held, progress=Interrupt(after), say=messages.append)
+    assert messages[-1].startswith(
+        f"Stopped in epoch {after + 1} of 4; earlier epochs are kept in {tmp_path}"
+    )
+    assert messages[-1].endswith("Run the same command again to resume.")
     seen: list[Epoch] = []
-    resumed = run(tmp_path, validation=held, progress=seen.append, say=said.append)
-    assert f"Fine-tuning goes on after epoch {after}, from" in said[-1]
+    resumed = run(tmp_path, validation=held, progress=seen.append, say=messages.append)
+    assert f"Fine-tuning resumes after epoch {after}, from" in messages[-1]
     assert [epoch.number for epoch in seen] == list(range(after + 1, 5))
-    assert_same_weights(resumed, undisturbed)
-    assert without_times(resumed.epochs) == without_times(undisturbed.epochs)
-    assert resumed.before == undisturbed.before
+    assert_same_weights(resumed, uninterrupted)
+    assert without_times(resumed.epochs) == without_times(uninterrupted.epochs)
+    assert resumed.before == uninterrupted.before
 
 
-def test_a_stop_in_the_middle_of_an_epoch_loses_that_epoch_alone(
+def test_interrupt_within_an_epoch_loses_only_that_epoch(
     run: Run,
     backbone: Backbone,
-    undisturbed: FineTuned,
+    uninterrupted: FineTuned,
     held: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original, calls = preprocessing.random_views, itertools.count(1)
+    original, calls = random_views, itertools.count(1)
 
     def views(*arguments: Any) -> Any:
         if next(calls) == 9:  # six batches an epoch
@@ -318,48 +327,48 @@ def test_a_stop_in_the_middle_of_an_epoch_loses_that_epoch_alone(
         return original(*arguments)
 
     before = [variable.numpy() for variable in backbone.module.variables]
-    monkeypatch.setattr(preprocessing, "random_views", views)
+    monkeypatch.setattr(tuner, "random_views", views)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, validation=held)
-    monkeypatch.setattr(preprocessing, "random_views", original)
+    monkeypatch.setattr(tuner, "random_views", original)
     for variable, value in zip(backbone.module.variables, before, strict=True):
         np.testing.assert_array_equal(variable, value)
     assert [path.name for path in tmp_path.glob("*/*")] == ["epoch-00001"]
-    assert_same_weights(run(tmp_path, validation=held), undisturbed)
+    assert_same_weights(run(tmp_path, validation=held), uninterrupted)
 
 
-def test_a_stop_before_the_first_epoch_ends_says_that_nothing_is_kept(
+def test_interrupt_in_the_first_epoch_reports_that_no_epoch_is_kept(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def views(*arguments: Any) -> Any:
         raise KeyboardInterrupt
 
-    said: list[str] = []
-    monkeypatch.setattr(preprocessing, "random_views", views)
+    messages: list[str] = []
+    monkeypatch.setattr(tuner, "random_views", views)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, say=said.append)
-    assert "nothing is kept yet" in said[-1]
+        run(tmp_path, say=messages.append)
+    assert "no epoch is kept yet" in messages[-1]
 
 
-def test_a_checkpoint_that_cannot_be_written_whole_leaves_the_one_before(
-    run: Run, undisturbed: FineTuned, held: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_interrupted_checkpoint_write_leaves_the_previous_checkpoint(
+    run: Run, uninterrupted: FineTuned, held: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = module._Tuner.write
+    original = Tuner.write
 
-    def write(tuner: Any, directory: Path) -> None:
-        original(tuner, directory)
-        if len(tuner.epochs) == 2:
+    def write(self: Any, directory: Path) -> None:
+        original(self, directory)
+        if len(self.epochs) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module._Tuner, "write", write)
+    monkeypatch.setattr(Tuner, "write", write)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, validation=held)
-    monkeypatch.setattr(module._Tuner, "write", original)
+    monkeypatch.setattr(Tuner, "write", original)
     assert [path.name for path in tmp_path.glob("*/*")] == ["epoch-00001"]
-    assert_same_weights(run(tmp_path, validation=held), undisturbed)
+    assert_same_weights(run(tmp_path, validation=held), uninterrupted)
 
 
-def test_a_finished_run_is_not_done_again_and_leaves_no_checkpoint(run: Run, tmp_path: Path) -> None:
+def test_finished_run_is_not_repeated_and_leaves_no_checkpoint(run: Run, tmp_path: Path) -> None:
     once = replace(SETTINGS, epochs=1)
     first = run(tmp_path, once)
 
@@ -370,22 +379,24 @@ def test_a_finished_run_is_not_done_again_and_leaves_no_checkpoint(run: Run, tmp
     assert [path.name for path in first.path.parent.iterdir()] == ["backbone"]
 
 
-def test_other_photos_or_settings_do_not_go_on_from_a_checkpoint(
+def test_other_photos_or_settings_do_not_resume_from_a_checkpoint(
     run: Run, backbone: Backbone, head: Head, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, progress=Stop(1))
-    said: list[str] = []
-    run(tmp_path, replace(SETTINGS, learning_rate=0.01, epochs=1), say=said.append)
+        run(tmp_path, progress=Interrupt(1))
+    messages: list[str] = []
+    run(tmp_path, replace(SETTINGS, learning_rate=0.01, epochs=1), say=messages.append)
     few = replace(SETTINGS, epochs=1)
-    fine_tune(backbone, head, *photos(30), few, checkpoint_directory=tmp_path, say=said.append)
-    assert said == []
+    fine_tune(
+        backbone, head, tuning_photos(photos(30)), few, checkpoint_directory=tmp_path, say=messages.append
+    )
+    assert messages == []
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_damaged_checkpoint_is_an_error_with_its_remedy(run: Run, tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_an_error_with_a_remedy(run: Run, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, progress=Stop(1))
+        run(tmp_path, progress=Interrupt(1))
     (checkpoint,) = tmp_path.glob("*/epoch-*")
     for file in checkpoint.glob("variables.*"):
         file.write_bytes(b"torn")
@@ -393,34 +404,46 @@ def test_a_damaged_checkpoint_is_an_error_with_its_remedy(run: Run, tmp_path: Pa
         run(tmp_path)
 
 
-# What is refused
+# --- Rejected input -------------------------------------------------------------------------------------
 
 
-def test_a_backbone_without_trainable_variables_is_refused(
+def test_backbone_without_trainable_variables_is_rejected(
     head: Head, training: tuple[list[bytes], Ints], tmp_path: Path
 ) -> None:
     frozen = load(tiny_backbone(tmp_path / "frozen", trainable=False), tmp_path)
     with pytest.raises(InputError, match=r"no trainable variables.*without fine-tuning"):
-        fine_tune(frozen, head, *training, SETTINGS, checkpoint_directory=tmp_path / "run")
+        fine_tune(frozen, head, tuning_photos(training), SETTINGS, checkpoint_directory=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_too_few_photos_of_a_label_are_refused(backbone: Backbone, head: Head, tmp_path: Path) -> None:
+def test_too_few_photos_of_a_label_are_rejected(backbone: Backbone, head: Head, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="needs 5 training photos of each label; label number 2 has 4"):
-        fine_tune(backbone, head, *photos(14), SETTINGS, checkpoint_directory=tmp_path)
+        fine_tune(backbone, head, tuning_photos(photos(14)), SETTINGS, checkpoint_directory=tmp_path)
 
 
-def test_what_is_no_photo_is_refused(
+def test_undecodable_photos_and_missing_photos_are_rejected(
     backbone: Backbone, head: Head, training: tuple[list[bytes], Ints], tmp_path: Path
 ) -> None:
     contents = [*training[0][:20], b"a text", *training[0][21:]]
     with pytest.raises(InputError, match="Photo number 20 cannot be decoded"):
-        fine_tune(backbone, head, contents, training[1], SETTINGS, checkpoint_directory=tmp_path)
-    with pytest.raises(InputError, match="47 photos were given, and the labels of 48"):
-        fine_tune(backbone, head, training[0][:-1], training[1], SETTINGS, checkpoint_directory=tmp_path)
+        fine_tune(
+            backbone,
+            head,
+            tuning_photos((contents, training[1])),
+            SETTINGS,
+            checkpoint_directory=tmp_path,
+        )
+    with pytest.raises(InputError, match="47 photos were given, but the labels of 48"):
+        fine_tune(
+            backbone,
+            head,
+            tuning_photos((training[0][:-1], training[1])),
+            SETTINGS,
+            checkpoint_directory=tmp_path,
+        )
 
 
-def test_a_learning_rate_that_is_too_high_is_an_error(run: Run, tmp_path: Path) -> None:
+def test_diverging_learning_rate_is_an_error(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"diverged in epoch 1.*below 1e\+30"):
         run(tmp_path, replace(SETTINGS, learning_rate=1e30))
 
@@ -439,15 +462,15 @@ def test_a_learning_rate_that_is_too_high_is_an_error(run: Run, tmp_path: Path) 
         {"warm_up": -0.1},
     ],
 )
-def test_settings_out_of_range_are_refused(values: dict[str, Any]) -> None:
+def test_settings_out_of_range_are_rejected(values: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(values))):
         FineTuneSettings(**values)
 
 
-# Parts
+# --- Schedule and photos --------------------------------------------------------------------------------
 
 
-def test_the_learning_rate_rises_and_falls() -> None:
+def test_learning_rate_rises_linearly_and_falls_along_a_cosine() -> None:
     rates = [schedule(step / 100, 0.1) for step in range(101)]
     assert 0 < rates[0] < 0.02
     assert max(rates) == rates[10] == 1.0
@@ -457,36 +480,39 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert schedule(0, 0) == 1.0
 
 
-def test_large_photos_are_kept_reduced_for_training_and_others_as_they_are(tmp_path: Path) -> None:
+def test_large_photos_are_reduced_for_training_and_small_ones_are_not(tmp_path: Path) -> None:
     from PIL import Image
 
     (small,), _ = photos(1)
     (large,), _ = photos(1, side=200)
     size = Preprocessing(height=SIZE, width=SIZE)
-    kept = module._read(iter([small, large]), np.array([0, 0]), size)
+    targets = np.array([0, 0])
+    kept = prepare_photos(LabelledPhotos(iter([small, large]), targets), size)
     assert kept.contents[0] == small
     with Image.open(io.BytesIO(kept.contents[1])) as image:
         assert (image.format, image.size) == ("JPEG", (24, 24))
-    cropped = module._read([small, large], np.array([0, 0]), replace(size, aspect=Aspect.CROP))
+    cropped = prepare_photos(LabelledPhotos([small, large], targets), replace(size, aspect=Aspect.CROP))
     assert cropped.contents == [small, large]
     assert cropped.sha256 == kept.sha256
 
 
-def test_an_open_input_size_is_handed_on(training: tuple[list[bytes], Ints], tmp_path: Path) -> None:
+def test_stated_input_size_and_value_range_are_kept(
+    training: tuple[list[bytes], Ints], tmp_path: Path
+) -> None:
     stated = InputOptions(image_size=(12, 20), value_range=(-1.0, 1.0))
     given = load(tiny_backbone(tmp_path / "open", size=None), tmp_path, options=stated)
     model, _ = fit(embed(given, training[0]), training[1], 3)
     once = replace(SETTINGS, epochs=1)
-    tuned = fine_tune(given, model, *training, once, checkpoint_directory=tmp_path / "run")
+    tuned = fine_tune(given, model, tuning_photos(training), once, checkpoint_directory=tmp_path / "run")
     assert tuned.options == stated
     assert load(str(tuned.path), tmp_path, options=tuned.options).image_size == (12, 20)
 
 
-# The default backbone
+# --- Default backbone -----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_the_default_is_tuned_and_a_stop_changes_nothing(tmp_path: Path) -> None:
+def test_default_backbone_is_tuned_and_resumed(tmp_path: Path) -> None:
     from tests.bench.accuracy import labelled
     from trainer.dataset.samples import fetch_sample_photos
 
@@ -499,13 +525,18 @@ def test_the_default_is_tuned_and_a_stop_changes_nothing(tmp_path: Path) -> None
 
     def run(name: str, **options: Any) -> FineTuned:
         return fine_tune(
-            given, model, contents, targets, settings, checkpoint_directory=tmp_path / name, **options
+            given,
+            model,
+            tuning_photos((contents, targets)),
+            settings,
+            checkpoint_directory=tmp_path / name,
+            **options,
         )
 
     whole = run("whole")
     assert whole.epochs[1].loss < whole.epochs[0].loss
     with pytest.raises(KeyboardInterrupt):
-        run("stopped", progress=Stop(1))
+        run("stopped", progress=Interrupt(1))
     resumed = run("stopped")
     for (name, value), other in zip(weights(whole.path).items(), weights(resumed.path).values(), strict=True):
         np.testing.assert_allclose(value, other, rtol=1e-5, atol=1e-6, err_msg=name)

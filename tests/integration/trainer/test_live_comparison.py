@@ -56,10 +56,10 @@ def test_a_live_version_on_another_backbone_is_asked_about_the_bytes_and_says_th
     labels = published.metadata.labels
     fitted, _ = load_head(published.path / contract.HEAD_FILE)
     probabilities = fitted.probabilities(embeddings)
-    same = live_comparison.judge(
+    same = live_comparison.compare_with_live(
         published, published.metadata.fingerprint, labels, examples, embeddings, probabilities
     )
-    other = live_comparison.judge(published, "0" * 64, labels, examples, embeddings, probabilities)
+    other = live_comparison.compare_with_live(published, "0" * 64, labels, examples, embeddings, probabilities)
     assert (same.same_backbone, other.same_backbone) == (True, False)
     assert other.left_out == {"that it refuses": 1}
     assert (same.difference.n, other.difference.n) == (len(examples), len(examples) - 1)
@@ -74,7 +74,7 @@ def test_the_same_training_again_is_neither_better_nor_worse_and_all_of_it_is_to
     trained: Trained, tmp_path: Path
 ) -> None:
     from trainer.training.run import train
-    from trainer.training.summary import describe
+    from trainer.training.summary import format_summary
 
     settings = replace(
         writable_settings(trained, tmp_path),
@@ -99,8 +99,8 @@ def test_the_same_training_again_is_neither_better_nor_worse_and_all_of_it_is_to
     metrics = result.bundle.metadata.metrics
     assert metrics["comparison"]["difference"]["lost"] == 0
     assert metrics["cross_validate"]["folds"] == 2
-    told = describe(result)
-    assert "Against version 1 of food: accuracy +0.0%" in told
+    told = format_summary(result)
+    assert "Compared with version 1 of food: accuracy +0.0%" in told
     assert "Accuracy by 2-fold cross-validation: " in told
     page = (result.bundle.path / contract.REPORT_FILE).read_text(encoding="utf-8")
     assert "Against version 1 of food" in page
@@ -132,10 +132,10 @@ def test_a_worse_version_is_not_published(trained: Trained, tmp_path: Path) -> N
     training_digests.write(
         base / "7", training_digests.truncate_digests(example.sha256 for example in examples)
     )
-    with pytest.raises(GateRejected, match="cannot be told whether this is worse"):
+    with pytest.raises(GateRejected, match=r"comparison with version \d+ of food failed"):
         train(replace(settings, assert_not_worse_than_live=5.0))
     assert bundle.versions(base) == [7]
     said: list[str] = []
     result = train(settings, say=said.append)
     assert (result.bundle.version, result.comparison) == (8, None)
-    assert any("There is no comparison with the live version." in line for line in said)
+    assert any("The new version was not compared with the live one." in line for line in said)

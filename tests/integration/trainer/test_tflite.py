@@ -217,7 +217,7 @@ def test_a_place_that_cannot_be_written_is_found_before_any_work(trained: Traine
         writable_settings(trained, tmp_path), tflite_output_file=tmp_path / "no" / "food.tflite"
     )
     with pytest.raises(OutputError, match="--tflite_output_file"):
-        run.check_places(settings)
+        run.check_outputs_writable(settings)
 
 
 def test_generated_pictures_are_many_and_always_the_same() -> None:

@@ -45,7 +45,7 @@ EXAMPLES = [Example(f"{number}.jpg", sha(number), number % 3) for number in rang
 
 def judged(other: Bundle, fitted: Head, labels: list[str] | None = None) -> LiveComparison:
     labels = labels or LABELS
-    return live_comparison.judge(
+    return live_comparison.compare_with_live(
         other, FINGERPRINT, labels, EXAMPLES, EMBEDDINGS, fitted.probabilities(EMBEDDINGS)
     )
 
@@ -100,16 +100,16 @@ def test_without_a_photo_to_judge_by_there_is_no_comparison(tmp_path: Path) -> N
     with pytest.raises(InputError, match="12 that it was trained on"):
         judged(other, straight(3))
     with pytest.raises(InputError, match="there are none"):
-        live_comparison.judge(other, FINGERPRINT, LABELS, [], EMBEDDINGS[:0], EMBEDDINGS[:0])
+        live_comparison.compare_with_live(other, FINGERPRINT, LABELS, [], EMBEDDINGS[:0], EMBEDDINGS[:0])
 
 
 def test_a_fall_is_allowed_up_to_the_tolerance(tmp_path: Path) -> None:
     other = written(tmp_path / "food", straight(3), LABELS, seen=[])
     found = judged(other, straight(3, wrong={2: 0}))  # 4 of 12 lost
-    live_comparison.check(found, 33.4)
+    live_comparison.check_not_worse(found, 33.4)
     with pytest.raises(GateRejected, match=r"Worse than version 1 of food by more than 33 points: .* 4 lost"):
-        live_comparison.check(found, 33.0)
-    live_comparison.check(judged(other, straight(3)), 0.0)
+        live_comparison.check_not_worse(found, 33.0)
+    live_comparison.check_not_worse(judged(other, straight(3)), 0.0)
 
 
 def test_by_itself_the_flag_refuses_what_chance_does_not_explain(tmp_path: Path) -> None:
@@ -122,31 +122,31 @@ def test_by_itself_the_flag_refuses_what_chance_does_not_explain(tmp_path: Path)
         new[:lost], old[lost : lost + gained] = [0.4, 0.6], [0.4, 0.6]
         return replace(found, difference=compare(new, old, np.zeros(100, np.int64)))
 
-    live_comparison.check(of(0, 0), "surely")
-    live_comparison.check(of(3, 5), "surely")
-    live_comparison.check(of(20, 0), "surely")
+    live_comparison.check_not_worse(of(0, 0), "surely")
+    live_comparison.check_not_worse(of(3, 5), "surely")
+    live_comparison.check_not_worse(of(20, 0), "surely")
     with pytest.raises(GateRejected) as refusal:
-        live_comparison.check(of(1, 20), "surely")
+        live_comparison.check_not_worse(of(1, 20), "surely")
     assert refusal.value.exit_code == 4
     assert refusal.value.remedy
 
 
 def test_the_live_version_is_the_newest_or_the_one_given(tmp_path: Path) -> None:
     base = tmp_path / "food"
-    assert live_comparison.find("", base) is None
+    assert live_comparison.find_live_version("", base) is None
     written(base, straight(3), LABELS, version=2)
     newest = written(base, straight(3), LABELS, version=10)
-    assert live_comparison.find("", base) == newest
-    given = live_comparison.find(base / "2", tmp_path / "elsewhere")
+    assert live_comparison.find_live_version("", base) == newest
+    given = live_comparison.find_live_version(base / "2", tmp_path / "elsewhere")
     assert given is not None
     assert given.version == 2
-    assert live_comparison.find(str(base), tmp_path / "elsewhere") == newest
-    assert live_comparison.find("none", base) is None
+    assert live_comparison.find_live_version(str(base), tmp_path / "elsewhere") == newest
+    assert live_comparison.find_live_version("none", base) is None
     with pytest.raises(BundleError, match="does not exist"):
-        live_comparison.find(tmp_path / "nothing", base)
+        live_comparison.find_live_version(tmp_path / "nothing", base)
     written(base, straight(3), [], version=11)
     with pytest.raises(BundleError, match="headless"):
-        live_comparison.find("", base)
+        live_comparison.find_live_version("", base)
 
 
 def test_a_torn_record_of_the_photos_is_an_error(tmp_path: Path) -> None:
@@ -165,13 +165,13 @@ def settings_of(tmp_path: Path, **changes: Any) -> TrainSettings:
 
 
 def test_an_unreadable_live_version_stops_only_who_relies_on_it(tmp_path: Path) -> None:
-    from trainer.training.run import _find_live
+    from trainer.training.run import _find_live_bundle
 
     (tmp_path / "food" / "1").mkdir(parents=True)
     (tmp_path / "food" / "1" / contract.SAVED_MODEL_FILE).write_bytes(b"")
     said: list[str] = []
-    assert _find_live(settings_of(tmp_path), said.append) is None
-    assert "There will be no comparison with the live version." in said[0]
+    assert _find_live_bundle(settings_of(tmp_path), said.append) is None
+    assert "The new version will not be compared with the live one." in said[0]
     assert "hubhead.json" in said[0]
     changes: tuple[dict[str, Any], ...] = (
         {"compare_with": tmp_path / "food"},
@@ -179,7 +179,7 @@ def test_an_unreadable_live_version_stops_only_who_relies_on_it(tmp_path: Path) 
     )
     for change in changes:
         with pytest.raises(BundleError, match=r"hubhead\.json"):
-            _find_live(settings_of(tmp_path, **change), said.append)
+            _find_live_bundle(settings_of(tmp_path, **change), said.append)
 
 
 # --- The command ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from serving.errors import OutputError
-from trainer.training.run import check_places, write_labels
+from trainer.training.run import check_outputs_writable, write_labels
 
 if TYPE_CHECKING:
     pass
@@ -36,12 +36,12 @@ def test_summaries_that_cannot_be_written_are_an_error_before_any_work(
 ) -> None:
     (tmp_path / "logs").write_text("a file")
     with pytest.raises(OutputError, match="logs"):
-        check_places(trained_settings(summaries_dir=tmp_path / "logs"))
+        check_outputs_writable(trained_settings(summaries_dir=tmp_path / "logs"))
 
 
 def test_a_look_at_the_places_leaves_nothing(trained_settings: Any, tmp_path: Path) -> None:
     settings = trained_settings(saved_model_dir=tmp_path / "models" / "food")
-    check_places(settings)
+    check_outputs_writable(settings)
     assert not (tmp_path / "models" / "food").exists()
 
 
