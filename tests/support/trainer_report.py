@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.live_comparison import FINGERPRINT, sha, written
+from tests.support.live_comparison import FINGERPRINT, sha, write_live_bundle
 from trainer import heads, report
 from trainer.dataset import Example, Subset, near_duplicates
 from trainer.dataset.near_duplicates import DuplicateReport
@@ -70,7 +70,7 @@ def made(
     if judged:
         noisy = features + random.normal(0, noise, features.shape).astype(np.float32)
         other, _ = heads.fit(noisy[~is_tested], targets[~is_tested], classes)
-        bundled = written(top / "live", other, [*labels[1:], "gone"], seen=[0])
+        bundled = write_live_bundle(top / "live", other, [*labels[1:], "gone"], seen=[0])
         tested_rows = np.flatnonzero(is_tested)
         comparison = live_comparison.compare_with_live(
             bundled,

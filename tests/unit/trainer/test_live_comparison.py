@@ -1,4 +1,4 @@
-"""The live version is judged on photos that it never saw, and a worse one does not take its place."""
+"""Comparison with the live version: which photos take part, what changed, and the check for regressions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from serving import contract
 from serving.bundle import Bundle
 from serving.errors import BundleError, GateRejected, InputError
-from tests.support.live_comparison import FINGERPRINT, sha, written
+from tests.support.live_comparison import FINGERPRINT, sha, write_live_bundle
 from trainer import heads
 from trainer.commands.train import train as command
 from trainer.dataset import Example
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from trainer.training.config import TrainSettings
 
 
-def straight(classes: int, *, wrong: dict[int, int] | None = None) -> Head:
-    """A head that takes the largest entry of an embedding for the label, but for those that are `wrong`."""
+def identity_head(classes: int, *, wrong: dict[int, int] | None = None) -> Head:
+    """Return a head that predicts the largest entry of an embedding, but confuses the labels in `wrong`."""
     kernel = 4 * np.eye(classes, dtype=np.float32)
     for label, other in (wrong or {}).items():
         kernel[label] = kernel[other]
@@ -43,16 +43,17 @@ EMBEDDINGS = np.tile(np.eye(3, dtype=np.float32), (4, 1))
 EXAMPLES = [Example(f"{number}.jpg", sha(number), number % 3) for number in range(12)]
 
 
-def judged(other: Bundle, fitted: Head, labels: list[str] | None = None) -> LiveComparison:
+def compare_head(other: Bundle, fitted: Head, labels: list[str] | None = None) -> LiveComparison:
+    """Compare a head on the test photos with a live bundle."""
     labels = labels or LABELS
     return live_comparison.compare_with_live(
         other, FINGERPRINT, labels, EXAMPLES, EMBEDDINGS, fitted.probabilities(EMBEDDINGS)
     )
 
 
-def test_photos_that_the_live_version_was_trained_on_take_no_part(tmp_path: Path) -> None:
-    other = written(tmp_path / "food", straight(3, wrong={1: 0}), LABELS, seen=[0, 1, 2, 99])
-    found = judged(other, straight(3, wrong={2: 0}))
+def test_photos_that_the_live_version_was_trained_on_are_left_out(tmp_path: Path) -> None:
+    other = write_live_bundle(tmp_path / "food", identity_head(3, wrong={1: 0}), LABELS, seen=[0, 1, 2, 99])
+    found = compare_head(other, identity_head(3, wrong={2: 0}))
     assert found.left_out == {"that it was trained on": 3}
     assert (found.difference.n, found.difference.gained, found.difference.lost) == (9, 3, 3)
     assert (found.new.accuracy.value, found.live.accuracy.value) == (pytest.approx(2 / 3),) * 2
@@ -63,79 +64,82 @@ def test_photos_that_the_live_version_was_trained_on_take_no_part(tmp_path: Path
     by_label = {change.label: change for change in found.labels}
     assert (by_label["bread"].gained, by_label["cheese"].lost, by_label["apple"].new.n) == (3, 3, 3)
     assert by_label["bread"].difference.value == 1.0
-    told = " ".join(found.format_lines())
-    assert "Against version 1 of food: accuracy +0.0%" in told
-    assert "3 that it was trained on" in told
-    assert "not known" not in told
+    text = " ".join(found.format_lines())
+    assert "Compared with version 1 of food: accuracy +0.0%" in text
+    assert "3 that it was trained on" in text
+    assert "does not record" not in text
     record = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert record["with"] == {"name": "food", "version": 1, "same_backbone": True}
     assert record["recall"]["bread"]["live"] == 0.0
 
 
-def test_where_it_is_not_known_what_it_was_trained_on_that_is_said(tmp_path: Path) -> None:
-    found = judged(written(tmp_path / "food", straight(3), LABELS), straight(3))
+def test_live_version_without_training_digests_is_reported(tmp_path: Path) -> None:
+    found = compare_head(write_live_bundle(tmp_path / "food", identity_head(3), LABELS), identity_head(3))
     assert not found.trained_on_known
     assert found.difference.n == 12
-    assert any("not known" in sentence for sentence in found.format_lines())
+    assert any("does not record which photos" in line for line in found.format_lines())
 
 
-def test_labels_that_come_and_go_are_named_and_only_common_ones_judged(tmp_path: Path) -> None:
+def test_added_and_removed_labels_are_listed_and_only_common_ones_compared(tmp_path: Path) -> None:
     # The live version knows damsons in place of cheese.
-    other = written(tmp_path / "food", straight(3), ["apple", "bread", "damson"], seen=[])
-    found = judged(other, straight(3, wrong={1: 2}))
+    other = write_live_bundle(tmp_path / "food", identity_head(3), ["apple", "bread", "damson"], seen=[])
+    found = compare_head(other, identity_head(3, wrong={1: 2}))
     assert (found.added, found.removed) == (("cheese",), ("damson",))
     assert found.left_out == {"of labels that it does not know": 4}
-    # Bread is taken for the new label, and that is a loss.
+    # Bread is predicted as the new label, which counts as lost.
     assert (found.difference.n, found.difference.lost) == (8, 4)
     assert found.newly_wrong[0].new[0] == "cheese"
     assert [change.label for change in found.labels] == ["apple", "bread"]
     assert found.new.log_loss < 10
-    told = " ".join(found.format_lines())
-    assert "Labels that are new: 'cheese'." in told
-    assert "Labels that are gone: 'damson'." in told
+    text = " ".join(found.format_lines())
+    assert "Added labels: 'cheese'." in text
+    assert "Removed labels: 'damson'." in text
 
 
-def test_without_a_photo_to_judge_by_there_is_no_comparison(tmp_path: Path) -> None:
-    other = written(tmp_path / "food", straight(3), LABELS, seen=list(range(12)))
+def test_comparison_without_usable_photos_is_an_error(tmp_path: Path) -> None:
+    other = write_live_bundle(tmp_path / "food", identity_head(3), LABELS, seen=list(range(12)))
     with pytest.raises(InputError, match="12 that it was trained on"):
-        judged(other, straight(3))
+        compare_head(other, identity_head(3))
     with pytest.raises(InputError, match="there are none"):
         live_comparison.compare_with_live(other, FINGERPRINT, LABELS, [], EMBEDDINGS[:0], EMBEDDINGS[:0])
 
 
-def test_a_fall_is_allowed_up_to_the_tolerance(tmp_path: Path) -> None:
-    other = written(tmp_path / "food", straight(3), LABELS, seen=[])
-    found = judged(other, straight(3, wrong={2: 0}))  # 4 of 12 lost
+def test_accuracy_may_fall_up_to_the_tolerance(tmp_path: Path) -> None:
+    other = write_live_bundle(tmp_path / "food", identity_head(3), LABELS, seen=[])
+    found = compare_head(other, identity_head(3, wrong={2: 0}))  # 4 of 12 lost
     live_comparison.check_not_worse(found, 33.4)
-    with pytest.raises(GateRejected, match=r"Worse than version 1 of food by more than 33 points: .* 4 lost"):
+    with pytest.raises(GateRejected, match=r"worse than version 1 of food by more than 33 points: .* 4 lost"):
         live_comparison.check_not_worse(found, 33.0)
-    live_comparison.check_not_worse(judged(other, straight(3)), 0.0)
+    live_comparison.check_not_worse(compare_head(other, identity_head(3)), 0.0)
 
 
-def test_by_itself_the_flag_refuses_what_chance_does_not_explain(tmp_path: Path) -> None:
-    found = judged(written(tmp_path / "food", straight(3), LABELS, seen=[]), straight(3))
+def test_flag_without_a_value_rejects_a_significantly_worse_version(tmp_path: Path) -> None:
+    found = compare_head(
+        write_live_bundle(tmp_path / "food", identity_head(3), LABELS, seen=[]), identity_head(3)
+    )
 
-    def of(gained: int, lost: int) -> LiveComparison:
+    def with_changes(gained: int, lost: int) -> LiveComparison:
+        """Return a comparison on 100 photos with this many gained and lost."""
         right = np.zeros((100, 2), np.float32)
         right[:] = [0.6, 0.4]
         new, old = right.copy(), right.copy()
         new[:lost], old[lost : lost + gained] = [0.4, 0.6], [0.4, 0.6]
         return replace(found, difference=compare(new, old, np.zeros(100, np.int64)))
 
-    live_comparison.check_not_worse(of(0, 0), "surely")
-    live_comparison.check_not_worse(of(3, 5), "surely")
-    live_comparison.check_not_worse(of(20, 0), "surely")
-    with pytest.raises(GateRejected) as refusal:
-        live_comparison.check_not_worse(of(1, 20), "surely")
-    assert refusal.value.exit_code == 4
-    assert refusal.value.remedy
+    live_comparison.check_not_worse(with_changes(0, 0), "surely")
+    live_comparison.check_not_worse(with_changes(3, 5), "surely")
+    live_comparison.check_not_worse(with_changes(20, 0), "surely")
+    with pytest.raises(GateRejected) as caught:
+        live_comparison.check_not_worse(with_changes(1, 20), "surely")
+    assert caught.value.exit_code == 4
+    assert caught.value.remedy
 
 
-def test_the_live_version_is_the_newest_or_the_one_given(tmp_path: Path) -> None:
+def test_live_version_is_the_newest_or_the_given_one(tmp_path: Path) -> None:
     base = tmp_path / "food"
     assert live_comparison.find_live_version("", base) is None
-    written(base, straight(3), LABELS, version=2)
-    newest = written(base, straight(3), LABELS, version=10)
+    write_live_bundle(base, identity_head(3), LABELS, version=2)
+    newest = write_live_bundle(base, identity_head(3), LABELS, version=10)
     assert live_comparison.find_live_version("", base) == newest
     given = live_comparison.find_live_version(base / "2", tmp_path / "elsewhere")
     assert given is not None
@@ -144,73 +148,76 @@ def test_the_live_version_is_the_newest_or_the_one_given(tmp_path: Path) -> None
     assert live_comparison.find_live_version("none", base) is None
     with pytest.raises(BundleError, match="does not exist"):
         live_comparison.find_live_version(tmp_path / "nothing", base)
-    written(base, straight(3), [], version=11)
+    write_live_bundle(base, identity_head(3), [], version=11)
     with pytest.raises(BundleError, match="headless"):
         live_comparison.find_live_version("", base)
 
 
-def test_a_torn_record_of_the_photos_is_an_error(tmp_path: Path) -> None:
-    other = written(tmp_path / "food", straight(3), LABELS, seen=[1, 2])
+def test_damaged_training_digests_are_an_error(tmp_path: Path) -> None:
+    other = write_live_bundle(tmp_path / "food", identity_head(3), LABELS, seen=[1, 2])
     path = other.path / contract.TRAINED_ON_FILE
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(BundleError, match="trained_on"):
-        judged(other, straight(3))
+        compare_head(other, identity_head(3))
 
 
-def settings_of(tmp_path: Path, **changes: Any) -> TrainSettings:
+def make_settings(tmp_path: Path, **changes: Any) -> TrainSettings:
+    """Return settings of a training in `tmp_path`."""
     from trainer.training.config import TrainSettings
 
     given: dict[str, Any] = {"image_dir": tmp_path / "photos", "saved_model_dir": tmp_path / "food"}
     return TrainSettings(**{**given, **changes})
 
 
-def test_an_unreadable_live_version_stops_only_who_relies_on_it(tmp_path: Path) -> None:
+def test_unreadable_live_version_is_an_error_only_where_it_is_required(tmp_path: Path) -> None:
     from trainer.training.run import _find_live_bundle
 
     (tmp_path / "food" / "1").mkdir(parents=True)
     (tmp_path / "food" / "1" / contract.SAVED_MODEL_FILE).write_bytes(b"")
-    said: list[str] = []
-    assert _find_live_bundle(settings_of(tmp_path), said.append) is None
-    assert "The new version will not be compared with the live one." in said[0]
-    assert "hubhead.json" in said[0]
+    messages: list[str] = []
+    assert _find_live_bundle(make_settings(tmp_path), messages.append) is None
+    assert "The new version will not be compared with the live one." in messages[0]
+    assert "hubhead.json" in messages[0]
     changes: tuple[dict[str, Any], ...] = (
         {"compare_with": tmp_path / "food"},
         {"assert_not_worse_than_live": 1.0},
     )
     for change in changes:
         with pytest.raises(BundleError, match=r"hubhead\.json"):
-            _find_live_bundle(settings_of(tmp_path, **change), said.append)
+            _find_live_bundle(make_settings(tmp_path, **change), messages.append)
 
 
-# --- The command ------------------------------------------------------------------------------------------
+# --- Command --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def called(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """The settings that a command line comes to."""
-    from trainer.training import run as training
+def parse_command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """A function that returns the settings of a command line."""
+    from trainer.training import run
 
-    def run(*arguments: str) -> TrainSettings:
+    def parse(*arguments: str) -> TrainSettings:
         seen: list[TrainSettings] = []
 
         def take(settings: TrainSettings, **_: object) -> None:
             seen.append(settings)
             raise click.Abort
 
-        monkeypatch.setattr(training, "train", take)
+        monkeypatch.setattr(run, "train", take)
         CliRunner().invoke(command, ["--image_dir", "photos", *arguments])
         return seen[0]
 
-    return run
+    return parse
 
 
-def test_the_flag_takes_points_or_none(called: Callable[..., Any]) -> None:
-    assert called().assert_not_worse_than_live is None
-    assert called("--assert_not_worse_than_live").assert_not_worse_than_live == "surely"
-    given = called("--assert_not_worse_than_live", "--cross_validate", "4", "--compare_with", "models/food/3")
+def test_assert_not_worse_than_live_takes_points_or_no_value(parse_command: Callable[..., Any]) -> None:
+    assert parse_command().assert_not_worse_than_live is None
+    assert parse_command("--assert_not_worse_than_live").assert_not_worse_than_live == "surely"
+    given = parse_command(
+        "--assert_not_worse_than_live", "--cross_validate", "4", "--compare_with", "models/food/3"
+    )
     assert (given.assert_not_worse_than_live, given.cross_validate) == ("surely", 4)
     assert given.compare_with == "models/food/3"
-    assert called("--assert_not_worse_than_live", "1.5").assert_not_worse_than_live == 1.5
+    assert parse_command("--assert_not_worse_than_live", "1.5").assert_not_worse_than_live == 1.5
 
 
 @pytest.mark.parametrize(
@@ -222,5 +229,5 @@ def test_the_flag_takes_points_or_none(called: Callable[..., Any]) -> None:
         ["--cross_validate", "1"],
     ],
 )
-def test_wrong_usage_is_told(wrong: list[str]) -> None:
+def test_wrong_usage_exits_with_2(wrong: list[str]) -> None:
     assert CliRunner().invoke(command, ["--image_dir", "photos", *wrong]).exit_code == 2
