@@ -12,8 +12,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from trainer.backbones.aliases import architecture
-
 
 class Support(StrEnum):
     """How `hubhead train` treats a flag of an older tool."""
@@ -79,6 +77,13 @@ class LegacyFlag:
         return f"--{self.name} has no effect: {self.why}."
 
 
+def _backbone_alias(name: str) -> str:
+    """Return the alias of the backbone that an --architecture of retrain.py stands for."""
+    from trainer.backbones.aliases import architecture  # imported lazily: the package needs numpy
+
+    return architecture(name).alias
+
+
 _EXACT_SOLVER = "the head is fitted to convergence; there are no gradient steps to configure"
 _FULL_BATCH = "all training photos form one batch"
 _REGULARISATION = "the regularisation strength is selected on held-out photos"
@@ -119,7 +124,7 @@ _RETRAIN_PATHS = (
         ALIAS,
         retrain="inception_v3",
         to="tfhub_module",
-        convert=lambda name: architecture(name).alias,
+        convert=_backbone_alias,
         why="for MobileNets it uses the features, while retrain.py used the class scores",
     ),
     LegacyFlag(

@@ -13,7 +13,6 @@ from typing import Any
 import click
 
 from serving.errors import InputError
-from trainer.backbones.aliases import architecture
 from trainer.commands.retrain_flag_table import ABSENT, LEGACY_FLAGS, LegacyFlag, Support
 
 
@@ -27,6 +26,8 @@ def explain_flags(given: Mapping[str, object]) -> list[str]:
     Raises:
         InputError: a value is invalid.
     """
+    from trainer.backbones.aliases import architecture  # imported lazily: the package needs numpy
+
     sentences = []
     for flag in LEGACY_FLAGS.values():
         if flag.support is not Support.UNCHANGED and given.get(flag.name) not in (None, False):

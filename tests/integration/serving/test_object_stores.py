@@ -33,10 +33,13 @@ from tests.support import object_stores
 from tests.support.registry import CONFIG, command, write_bundle
 from tests.support.repository import REPO
 
-pytestmark = pytest.mark.filterwarnings(
-    # gcsfs sends small files in one request body, which aiohttp warns about.
-    "ignore:Sending a large body directly:ResourceWarning"
-)
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.filterwarnings(
+        # gcsfs sends small files in one request body, which aiohttp warns about.
+        "ignore:Sending a large body directly:ResourceWarning"
+    ),
+]
 
 MUTATING_CALLS = ("write", "create", "upload", "copy", "remove")
 

@@ -29,6 +29,8 @@ from serving.storage.address import parse_address
 from tests.support.fake_model import LIMIT, FakeModelLoader, eventually, write_fake_model
 from tests.support.registry import CONFIG, command, write_bundle
 
+pytestmark = pytest.mark.server
+
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
