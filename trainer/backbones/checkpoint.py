@@ -1,9 +1,9 @@
-"""Weights out of PyTorch's legacy checkpoint format (before 1.6), without PyTorch.
+"""Reader of PyTorch's legacy checkpoint format (before 1.6), without PyTorch.
 
-The file is a row of pickles - magic number, protocol, system record, the state dict whose tensors refer
-to storages by key, the list of keys - and then each storage: a count (int64) and that many
-little-endian numbers. Pickles run code, so this unpickler knows the four names that a state dict needs
-and refuses the rest.
+The file is a sequence of pickles (magic number, protocol, system record, state dict whose tensors refer
+to storages by key, list of keys), followed by the storages: a count (int64) and that many little-endian
+numbers each. Pickles can run code, so this unpickler accepts only the four names that a state dict
+needs and rejects all others.
 
 Source of the layout: torch/serialization.py, `_legacy_load`.
 """
@@ -31,6 +31,8 @@ DTYPES = {"FloatStorage": "<f4", "LongStorage": "<i8"}
 
 @dataclass(frozen=True, slots=True)
 class _Storage:
+    """Description of a storage: key, type and number of elements."""
+
     key: str
     dtype: np.dtype[Any]
     count: int
@@ -38,17 +40,18 @@ class _Storage:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """A view of a storage: element offset, shape and strides, all counted in elements."""
+    """View of a storage: offset, shape and strides in elements."""
 
     storage: _Storage
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
-    def of(self, storages: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    def resolve(self, storages: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """Return the array; raise ValueError if it reaches beyond its storage."""
         values = storages[self.storage.key]
         if len(self.shape) != len(self.strides) or min((self.offset, *self.shape, *self.strides)) < 0:
-            raise ValueError(f"a tensor of shape {self.shape} is not described as expected")
+            raise ValueError(f"a tensor of shape {self.shape} has an unexpected description")
         last = self.offset + sum(
             (size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True)
         )
@@ -59,7 +62,7 @@ class _Tensor:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds numbers, strings, containers and the tensors' descriptions; nothing else."""
+    """Unpickler that builds only numbers, strings, containers and descriptions of tensors."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -68,12 +71,12 @@ class _Unpickler(pickle.Unpickler):
             return _rebuild_tensor
         if module == "torch" and name in DTYPES:
             return np.dtype(DTYPES[name])
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which weights do not need")
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not allowed in a state dict")
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _location, count, view = pid
         if kind != "storage" or view is not None or not isinstance(dtype, np.dtype):
-            raise pickle.UnpicklingError("a storage is not described as expected")
+            raise pickle.UnpicklingError("a storage has an unexpected description")
         return _Storage(str(key), dtype, int(count))
 
 
@@ -82,23 +85,23 @@ def _rebuild_tensor(storage: _Storage, offset: int, shape: Any, strides: Any, *_
 
 
 def read(content: bytes, *, where: str) -> dict[str, NDArray[Any]]:
-    """The state dict of a legacy checkpoint, by name.
+    """Read the state dict of a legacy checkpoint.
 
     Args:
-        content: the whole file.
-        where: what to call it in an error.
+        content: content of the file.
+        where: name of the file for errors.
 
     Returns:
         Name -> float32 or int64 array in PyTorch's layout (convolutions are [out, in, h, w]).
 
     Raises:
-        InputError: not such a checkpoint, torn, or one that asks for anything beyond weights.
+        InputError: the file is not such a checkpoint, is truncated, or refers to anything but weights.
     """
     try:
         return _read(BytesIO(content))
     except _MALFORMED as error:
         raise InputError(
-            f"{where} is no checkpoint that can be read: {error}.", remedy="Give a legacy PyTorch state dict."
+            f"{where} is not a readable checkpoint: {error}.", remedy="Give a legacy PyTorch state dict."
         ) from error
 
 
@@ -113,7 +116,7 @@ _MALFORMED = (
     EOFError,
     OverflowError,
 )
-"""What a torn or foreign pickle is known to raise (the pickle module's documentation)."""
+"""Errors that unpickling a truncated or foreign file may raise (documentation of the pickle module)."""
 
 
 def _read(file: BytesIO) -> dict[str, NDArray[Any]]:
@@ -121,21 +124,21 @@ def _read(file: BytesIO) -> dict[str, NDArray[Any]]:
         return _Unpickler(file).load()
 
     if load() != MAGIC or load() != PROTOCOL:
-        raise ValueError("the magic number or the protocol is another")
-    load()  # the system record: the sizes of C types on the machine that wrote it
+        raise ValueError("the magic number or the protocol is not that of a legacy checkpoint")
+    load()  # system record: sizes of the C types on the machine that wrote the file
     tensors = load()
     used = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
-    storages = {key: _storage(file, used[key]) for key in load()}
+    storages = {key: _read_storage(file, used[key]) for key in load()}
     if file.read(1):
         raise ValueError("there are bytes after the last storage")
-    return {str(name): tensor.of(storages) for name, tensor in tensors.items()}
+    return {str(name): tensor.resolve(storages) for name, tensor in tensors.items()}
 
 
-def _storage(file: BytesIO, storage: _Storage) -> NDArray[Any]:
+def _read_storage(file: BytesIO, storage: _Storage) -> NDArray[Any]:
     (count,) = struct.unpack("<q", file.read(8))
     if count != storage.count or count < 0:
-        raise ValueError(f"storage {storage.key} holds {count} numbers, not {storage.count}")
+        raise ValueError(f"storage {storage.key} has {count} numbers; expected {storage.count}")
     content = file.read(count * storage.dtype.itemsize)
     if len(content) != count * storage.dtype.itemsize:
-        raise ValueError(f"storage {storage.key} is cut off")
+        raise ValueError(f"storage {storage.key} is truncated")
     return np.frombuffer(content, storage.dtype)

@@ -1,8 +1,8 @@
 """EfficientNet-Lite0 in TensorFlow, and its export as a TF2 Hub feature vector.
 
-The network: M. Tan, Q. Le, EfficientNet (2019), in the Lite variant of TensorFlow's TPU models - no
-squeeze-and-excitation, ReLU6 in place of swish, stem and head unscaled, pixels normalised as
-(x - 127) / 128. The weights keep the names of the checkpoint that they come from.
+The network is that of M. Tan and Q. Le, "EfficientNet" (2019), in the Lite variant of TensorFlow's TPU
+models: no squeeze-and-excitation, ReLU6 instead of swish, unscaled stem and head, and pixels normalised
+as (x - 127) / 128. The weights keep their names in the checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BN_MOMENTUM = 0.99
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One mobile inverted bottleneck: expand, depthwise convolution, project."""
+    """Mobile inverted bottleneck: expansion, depthwise convolution, projection and optional skip."""
 
     stride: int
     expands: bool
@@ -30,8 +30,8 @@ class Block:
 
 
 def blocks() -> list[Block]:
-    """The 16 blocks, first to last."""
-    # Each stage's repeats, stride and whether it expands; only the first block of a stage changes the shape.
+    """Return the 16 blocks, first to last."""
+    # (repeats, stride, expands) of each stage; only the first block of a stage changes the shape.
     stages = (
         (1, 1, False),
         (2, 2, True),
@@ -48,42 +48,43 @@ def blocks() -> list[Block]:
     ]
 
 
-def variables(weights: Mapping[str, NDArray[Any]], *, classifier: bool) -> dict[str, Any]:
-    """tf.Variables in TensorFlow's layout: kernels [h, w, in, out], depthwise [h, w, in, 1].
+def build_variables(weights: Mapping[str, NDArray[Any]], *, classifier: bool) -> dict[str, Any]:
+    """Return tf.Variables in TensorFlow's layout: kernels [h, w, in, out], depthwise [h, w, in, 1].
 
-    Batch-norm statistics are not trainable. The ImageNet classifier's weights (`_fc`) come along on demand.
+    Batch-norm statistics are not trainable. `classifier` includes the ImageNet classifier (`_fc`).
     """
     import tensorflow as tf
 
     return {
         name: tf.Variable(
-            _layout(name, value), trainable=".running_" not in name, name=name.replace(".", "/").strip("_")
+            _transpose(name, value), trainable=".running_" not in name, name=name.replace(".", "/").strip("_")
         )
         for name, value in weights.items()
         if not name.endswith(".num_batches_tracked") and (classifier or not name.startswith("_fc."))
     }
 
 
-def _layout(name: str, value: NDArray[Any]) -> NDArray[Any]:
+def _transpose(name: str, value: NDArray[Any]) -> NDArray[Any]:
+    """Convert a weight from PyTorch's layout to that of TensorFlow."""
     if value.ndim == 4:
         return np.transpose(value, (2, 3, 0, 1) if "_depthwise_" in name else (2, 3, 1, 0))
     return value.T
 
 
 def forward(weights: Mapping[str, Any], pixels: Any, *, training: bool) -> Any:
-    """Pixels float32 [N,H,W,3] in [0,1] -> pooled features float32 [N,1280]; arguments as those of `maps`."""
+    """Return pooled features float32 [N,1280] of pixels float32 [N,H,W,3] in [0,1]; see `feature_maps`."""
     import tensorflow as tf
 
-    return tf.reduce_mean(maps(weights, pixels, training=training)[-1], [1, 2])
+    return tf.reduce_mean(feature_maps(weights, pixels, training=training)[-1], [1, 2])
 
 
-def maps(weights: Mapping[str, Any], pixels: Any, *, training: bool) -> list[Any]:
-    """Pixels float32 [N,H,W,3] in [0,1] -> the maps of the stem, of each block and of the last convolution.
+def feature_maps(weights: Mapping[str, Any], pixels: Any, *, training: bool) -> list[Any]:
+    """Return the feature maps of the stem, of each block and of the last convolution.
 
     Args:
-        weights: as `variables` gives them.
-        pixels: the photos.
-        training: normalise by the batch and update the moving statistics.
+        weights: variables of `build_variables`.
+        pixels: photos, float32 [N,H,W,3] in [0,1].
+        training: normalise by the statistics of the batch, and update the moving averages.
     """
     import tensorflow as tf
 
@@ -116,24 +117,23 @@ def maps(weights: Mapping[str, Any], pixels: Any, *, training: bool) -> list[Any
     return [*found, tf.nn.relu6(normalise(convolve(x, "_conv_head"), "_bn1"))]
 
 
-def module(
+def build_module(
     weights: Mapping[str, NDArray[Any]], *, classifier: bool = False, image_size: int = IMAGE_SIZE
 ) -> Any:
-    """A trackable with TF2 Hub's reusable SavedModel interface.
+    """Build a trackable with the Reusable SavedModel interface of TF2 Hub.
 
-    `__call__(pixels, training=False)` takes float32 [N,size,size,3] in [0,1] and gives the features float32
-    [N,1280], or the ImageNet logits float32 [N,1000]; `variables`, `trainable_variables` and
-    `regularization_losses` are what fine-tuning needs
-    (https://www.tensorflow.org/hub/reusable_saved_models).
+    `__call__(pixels, training=False)` maps float32 [N,size,size,3] in [0,1] to features float32 [N,1280],
+    or to ImageNet logits float32 [N,1000]. `variables`, `trainable_variables` and
+    `regularization_losses` are for fine-tuning (https://www.tensorflow.org/hub/reusable_saved_models).
 
     Args:
-        weights: the checkpoint's state dict.
-        classifier: give the ImageNet logits.
-        image_size: height and width of the photos; all weights fit any.
+        weights: state dict of the checkpoint.
+        classifier: return the ImageNet logits.
+        image_size: height and width of the photos; the weights fit any size.
     """
     import tensorflow as tf
 
-    tensors = variables(weights, classifier=classifier)
+    tensors = build_variables(weights, classifier=classifier)
     spec = tf.TensorSpec([None, image_size, image_size, 3], tf.float32, name="inputs")
 
     @tf.function(autograph=False)
@@ -159,10 +159,10 @@ def export(
     classifier: bool = False,
     image_size: int = IMAGE_SIZE,
 ) -> None:
-    """Write `module` as a SavedModel whose signature serving_default is its inference."""
+    """Write the module as a SavedModel, with inference as the signature serving_default."""
     import tensorflow as tf
 
-    root = module(weights, classifier=classifier, image_size=image_size)
+    root = build_module(weights, classifier=classifier, image_size=image_size)
     spec = tf.TensorSpec([None, image_size, image_size, 3], tf.float32, name="inputs")
     output = "logits" if classifier else "feature_vector"
 

@@ -1,4 +1,4 @@
-"""What a SavedModel computes, as one number: the same wherever it lies and whenever it was exported."""
+"""Fingerprint of what a SavedModel computes, independent of its path and of the time of its export."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 from serving.contract import SAVED_MODEL_FILE
 
 
-def fingerprint(path: str) -> str:
-    """Hex sha256 over a SavedModel's variables (name, type, shape, value), assets and graph.
+def compute_fingerprint(path: str) -> str:
+    """Return the hex SHA-256 of a SavedModel's variables (name, type, shape, value), assets and graph.
 
-    Copies have equal fingerprints, and so have two exports of one model by one TensorFlow: names that
-    TensorFlow numbers anew in each process, gradient registrations and traces are left out. Any changed
-    weight or operation changes it.
+    Copies have the same fingerprint, and so do two exports of a model by the same TensorFlow: names that
+    TensorFlow numbers per process, gradient registrations and traces are excluded. Every changed weight
+    or operation changes the fingerprint.
 
     Raises:
         OSError, ValueError, tf.errors.OpError: the SavedModel is damaged.
     """
     digest = hashlib.sha256()
-    for parts in (_variables(path), _assets(path), _graphs(path)):
+    for parts in (_read_variables(path), _read_assets(path), _read_graphs(path)):
         for part in parts:
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part)
     return digest.hexdigest()
 
 
-def _variables(path: str) -> Iterator[bytes]:
+def _read_variables(path: str) -> Iterator[bytes]:
     import numpy as np
     import tensorflow as tf
 
@@ -36,14 +36,14 @@ def _variables(path: str) -> Iterator[bytes]:
         return
     reader = tf.train.load_checkpoint(checkpoint)
     for name, shape in sorted(reader.get_variable_to_shape_map().items()):
-        # A string that describes the objects and holds no value.
+        # This entry describes the objects and has no value of a variable.
         if name != "_CHECKPOINTABLE_OBJECT_GRAPH":
             value = np.asarray(reader.get_tensor(name))
             yield f"{name} {value.dtype} {shape}".encode()
             yield value.tobytes()
 
 
-def _assets(path: str) -> Iterator[bytes]:
+def _read_assets(path: str) -> Iterator[bytes]:
     import tensorflow as tf
 
     directory = f"{path}/assets"
@@ -52,7 +52,7 @@ def _assets(path: str) -> Iterator[bytes]:
         yield _read(f"{directory}/{name}")
 
 
-def _graphs(path: str) -> Iterator[bytes]:
+def _read_graphs(path: str) -> Iterator[bytes]:
     from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -62,25 +62,28 @@ def _graphs(path: str) -> Iterator[bytes]:
         raise ValueError(f"{SAVED_MODEL_FILE} is damaged: {error}") from error
     for meta_graph in saved_model.meta_graphs:
         names = [function.signature.name for function in meta_graph.graph_def.library.function]
-        digest = _digests(meta_graph.graph_def.library.function)
+        digest = _make_digest(meta_graph.graph_def.library.function)
         yield from sorted(digest(name).encode() for name in names)
-        yield from (digest(name).encode() for name in _call(meta_graph.object_graph_def))
-        yield from (_bytes(node, digest) for node in meta_graph.graph_def.node)
+        yield from (digest(name).encode() for name in _list_call_functions(meta_graph.object_graph_def))
+        yield from (_serialise_node(node, digest) for node in meta_graph.graph_def.node)
 
 
-def _digests(functions: Iterable[Any]) -> Callable[[str], str]:
-    """Function of the graph -> hex digest of what it does, its name left out; other names stay."""
+def _make_digest(functions: Iterable[Any]) -> Callable[[str], str]:
+    """Return a function that maps the name of a graph function to the digest of its content.
+
+    Other names are returned unchanged.
+    """
     by_name = {function.signature.name: function for function in functions}
     digests: dict[str, str] = {}
 
     def digest(name: str) -> str:
         if name in by_name and name not in digests:
-            digests[name] = ""  # what a function that calls itself finds
+            digests[name] = ""  # ends the recursion for a function that calls itself
             function = by_name[name]
-            content = b"".join(_bytes(node, digest) for node in function.node_def)
+            content = b"".join(_serialise_node(node, digest) for node in function.node_def)
             function.signature.name = ""
             function.ClearField("node_def")
-            function.ClearField("arg_attr")  # names captured variables by number
+            function.ClearField("arg_attr")  # contains numbered names of captured variables
             content += function.SerializeToString(deterministic=True)
             digests[name] = hashlib.sha256(content).hexdigest()
         return digests.get(name, name)
@@ -88,8 +91,8 @@ def _digests(functions: Iterable[Any]) -> Callable[[str], str]:
     return digest
 
 
-def _bytes(node: Any, digest: Callable[[str], str]) -> bytes:
-    """An operation's bytes, the functions it calls named by their digest; the node is changed."""
+def _serialise_node(node: Any, digest: Callable[[str], str]) -> bytes:
+    """Return an operation's bytes with called functions named by their digest; the node is modified."""
     node.ClearField("experimental_debug_info")
     node.attr.pop("_gradient_op_type", None)
     node.op = digest(node.op)
@@ -99,8 +102,8 @@ def _bytes(node: Any, digest: Callable[[str], str]) -> bytes:
     return bytes(node.SerializeToString(deterministic=True))
 
 
-def _call(objects: Any) -> Iterator[str]:
-    """Names of the functions behind the root's `__call__`."""
+def _list_call_functions(objects: Any) -> Iterator[str]:
+    """Yield the names of the concrete functions of the root's `__call__`."""
     for child in objects.nodes[0].children if objects.nodes else ():
         if child.local_name == "__call__":
             yield from objects.nodes[child.node_id].function.concrete_functions

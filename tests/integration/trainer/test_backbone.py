@@ -23,7 +23,7 @@ from trainer.backbones import (
     input_key,
     load,
 )
-from trainer.backbones.fingerprint import fingerprint
+from trainer.backbones.fingerprint import compute_fingerprint
 from trainer.backbones.hub import default_weights
 from trainer.dataset.download import cache_directory
 
@@ -45,7 +45,7 @@ def test_the_imagenet_classifier_on_these_weights_knows_real_fruits() -> None:
     import tensorflow as tf
 
     weights = default_weights(cache_directory())
-    classifier = efficientnet_lite0.module(weights, classifier=True)
+    classifier = efficientnet_lite0.build_module(weights, classifier=True)
     logits = classifier.__call__(pixels(list(FRUITS)))
     assert logits.shape == (4, 1000)
     probabilities = tf.nn.softmax(logits).numpy()
@@ -63,7 +63,7 @@ def test_every_weight_of_the_checkpoint_is_used() -> None:
             asked.add(name)
             return super().__getitem__(name)
 
-    tensors = Recording(efficientnet_lite0.variables(weights, classifier=False))
+    tensors = Recording(efficientnet_lite0.build_variables(weights, classifier=False))
     efficientnet_lite0.forward(tensors, np.zeros([1, 32, 32, 3], np.float32), training=False)
     unused = weights.keys() - asked
     assert {name for name in unused if not name.endswith(".num_batches_tracked")} == {
@@ -160,7 +160,7 @@ def test_the_default_at_another_size_has_the_same_weights(default_backbone: Back
 
 def test_a_copy_has_the_same_fingerprint(default_backbone: Backbone, tmp_path: Path) -> None:
     shutil.copytree(default_backbone.path, tmp_path / "elsewhere")
-    assert fingerprint(str(tmp_path / "elsewhere")) == default_backbone.fingerprint
+    assert compute_fingerprint(str(tmp_path / "elsewhere")) == default_backbone.fingerprint
 
 
 def test_another_export_of_the_same_model_has_the_same_fingerprint(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_another_export_of_the_same_model_has_the_same_fingerprint(tmp_path: Pat
     second = small_module(tmp_path / "second")
     written = [Path(path, "saved_model.pb").read_bytes() for path in (first, second)]
     assert written[0] != written[1]
-    assert fingerprint(first) == fingerprint(second)
+    assert compute_fingerprint(first) == compute_fingerprint(second)
 
 
 def test_a_changed_weight_or_operation_or_asset_changes_the_fingerprint(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_changed_weight_or_operation_or_asset_changes_the_fingerprint(tmp_path
         ),
         str(assets),
     ]
-    assert len({fingerprint(path) for path in [same, *others]}) == 5
+    assert len({compute_fingerprint(path) for path in [same, *others]}) == 5
 
 
 # What is a feature vector
@@ -208,17 +208,17 @@ def test_what_is_no_feature_vector_is_refused(tmp_path: Path) -> None:
     maps = small_module(tmp_path / "maps", function=lambda p, w: p)
     with pytest.raises(
         InputError,
-        match=r"is no feature vector.*called with photos, it gives feature maps float32 \(2, 16, 12, 3\)",
+        match=r"does not compute feature vectors.*called with photos, it returns feature maps float32 \(2, 16, 12, 3\)",
     ):
         load(maps, tmp_path)
     one = small_module(tmp_path / "one", function=lambda p, w: w[None])
-    with pytest.raises(InputError, match=r"it gives float32 \(1, 2\)"):
+    with pytest.raises(InputError, match=r"it returns float32 \(1, 2\)"):
         load(one, tmp_path)
     text = small_module(tmp_path / "text", function=lambda p, w: p @ w[:, None], shape=(None, 2))
-    with pytest.raises(InputError, match=r"it gives an error \("):
+    with pytest.raises(InputError, match=r"it returns an error \("):
         load(text, tmp_path)
     half = small_module(tmp_path / "half", function=lambda p, w: p[:, 0, 0] > 0.5)
-    with pytest.raises(InputError, match=r"it gives bool \(2, 3\)"):
+    with pytest.raises(InputError, match=r"it returns bool \(2, 3\)"):
         load(half, tmp_path)
 
 
@@ -274,7 +274,7 @@ def test_a_classifier_is_refused_with_the_feature_vector_that_belongs_to_it(
         ("tensorflow/efficientnet/b4/classification/1", "efficientnet/b4/feature-vector/1"),
     ):
         handle = in_hub_cache(f"https://tfhub.dev/{name}", path, tmp_path / "hub")
-        with pytest.raises(InputError, match=rf"Give https://tfhub\.dev/\w+/.*{suggested}\."):
+        with pytest.raises(InputError, match=rf"Use https://tfhub\.dev/\w+/.*{suggested}\."):
             load(handle, tmp_path)
 
 
@@ -282,7 +282,7 @@ def test_a_module_without_any_way_to_call_it_is_refused(tmp_path: Path) -> None:
     import tensorflow as tf
 
     tf.saved_model.save(tf.train.Checkpoint(weights=tf.Variable(1.0)), str(tmp_path / "mute"))
-    with pytest.raises(InputError, match=r"cannot be called, and of its signatures \(none at all\)"):
+    with pytest.raises(InputError, match=r"is not callable, and none of its signatures \(it has none\)"):
         load(str(tmp_path / "mute"), tmp_path)
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.float32, name=name) for name in "ab"])
@@ -290,7 +290,7 @@ def test_a_module_without_any_way_to_call_it_is_refused(tmp_path: Path) -> None:
         return {"sum": a + b}
 
     tf.saved_model.save(tf.train.Checkpoint(), str(tmp_path / "two"), signatures={"serving_default": add})
-    with pytest.raises(InputError, match=r"signatures \(serving_default\(a, b\)\) none is .* one input"):
+    with pytest.raises(InputError, match=r"signatures \(serving_default\(a, b\)\) is .* one input"):
         load(str(tmp_path / "two"), tmp_path)
 
 
@@ -301,7 +301,7 @@ def test_an_open_input_size_means_224(tmp_path: Path) -> None:
     path = small_module(tmp_path / "module", shape=(None, None, None, 3))
     lines: list[str] = []
     assert load(path, tmp_path, progress=lines.append).image_size == (224, 224)
-    assert "leaves its input size open: taking 224 x 224" in lines[0]
+    assert "accepts any input size: using 224 x 224" in lines[0]
     stated = load(path, tmp_path, options=InputOptions(image_size=(32, 48)), progress=lines.append)
     assert stated.image_size == (32, 48)
     assert len(lines) == 1
@@ -310,9 +310,9 @@ def test_an_open_input_size_means_224(tmp_path: Path) -> None:
 def test_a_size_that_the_module_does_not_take_is_refused(tmp_path: Path) -> None:
     path = small_module(tmp_path / "module")
     assert load(path, tmp_path, options=InputOptions(image_size=(16, 12))).image_size == (16, 12)
-    with pytest.raises(InputError, match="takes photos of 16 x 12 pixels alone"):
+    with pytest.raises(InputError, match="only accepts photos of 16 x 12 pixels"):
         load(path, tmp_path, options=InputOptions(image_size=(224, 224)))
-    with pytest.raises(InputError, match="Photos of 0 x 5 pixels do not exist"):
+    with pytest.raises(InputError, match="0 x 5 is not a valid image size"):
         InputOptions(image_size=(0, 5))
 
 
@@ -347,7 +347,7 @@ def test_a_stated_range_of_values_is_what_the_module_gets(tmp_path: Path) -> Non
         np.testing.assert_allclose(tf.function(loaded.apply)(photos)[:, 0], expected)
         prints.add(loaded.fingerprint)
     assert len(prints) == 3
-    assert fingerprint(path) in prints
+    assert compute_fingerprint(path) in prints
 
 
 def test_a_module_of_bytes_gets_bytes(tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_a_module_of_bytes_gets_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [(1.0, 0.0), (2.0, 2.0), (float("nan"), 1.0), (0.0, float("inf"))])
 def test_a_range_that_is_none_is_refused(wrong: tuple[float, float]) -> None:
-    with pytest.raises(InputError, match="is no range of values"):
+    with pytest.raises(InputError, match="is not a valid range of values"):
         InputOptions(value_range=wrong)
 
 
@@ -373,7 +373,7 @@ def test_a_model_of_keras_is_loaded_with_a_word_on_its_pixels(tmp_path: Path) ->
     keras.Sequential(layers).export(path, verbose=False)
     lines: list[str] = []
     assert load(path, tmp_path, progress=lines.append).dimension == 3
-    assert "is written by Keras: it gets pixels from 0 to 1" in lines[0]
+    assert "was saved by Keras: its input is scaled to 0 to 1" in lines[0]
     load(path, tmp_path, options=InputOptions(value_range=(0, 255)), progress=lines.append)
     load(small_module(tmp_path / "other"), tmp_path, progress=lines.append)
     assert len(lines) == 1

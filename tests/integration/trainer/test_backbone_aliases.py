@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from tests.support.hub_modules import small_module
 from trainer.backbones import Backbone
-from trainer.backbones.fingerprint import fingerprint
+from trainer.backbones.fingerprint import compute_fingerprint
 from trainer.commands.backbone import backbone as command
 from trainer.dataset.download import cache_directory
 
@@ -30,7 +30,7 @@ def test_the_command_shows_a_backbone(tmp_path: Path) -> None:
     path = small_module(tmp_path / "module")
     result = CliRunner().invoke(command, ["show", path, "--cache_dir", str(tmp_path)], catch_exceptions=False)
     assert result.exit_code == 0
-    for expected in ("float32 [N,16,12,3] in [0,1]", "float32 [N,2]", fingerprint(path), path):
+    for expected in ("float32 [N,16,12,3] in [0,1]", "float32 [N,2]", compute_fingerprint(path), path):
         assert expected in result.stdout
 
 

@@ -21,7 +21,7 @@ from serving.runtime.session import sample_jpeg
 from tests.support.hub_modules import in_hub_cache, small_module, tf1_module
 from trainer.backbones import InputOptions, load, resolve
 from trainer.backbones import address as addresses
-from trainer.backbones.fingerprint import fingerprint
+from trainer.backbones.fingerprint import compute_fingerprint
 
 pytestmark = pytest.mark.tf
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.tf
 
 
 def test_a_directory_without_a_saved_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no saved_model\.pb in it\. Give the directory that holds it"):
+    with pytest.raises(InputError, match=r"no saved_model\.pb in it\. Give the directory that contains it"):
         load(str(tmp_path), tmp_path)
     inside = small_module(tmp_path / "food" / "1")
     for above in (tmp_path, tmp_path / "food"):
@@ -45,15 +45,15 @@ def test_a_directory_without_a_saved_model_is_refused(tmp_path: Path) -> None:
         ("model.keras", r"model\.export\(directory\)"),
         ("model.h5", r"model\.export\(directory\)"),
         ("model.tflite", "give the SavedModel that it was made from"),
-        ("saved_model.pb", "Give the directory that holds it"),
-        ("notes.txt", "Give the directory that holds it"),
+        ("saved_model.pb", "Give the directory that contains it"),
+        ("notes.txt", "Give the directory that contains it"),
     ],
 )
 def test_a_file_in_place_of_a_directory_is_refused_with_what_to_do(
     name: str, hint: str, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(b"")
-    with pytest.raises(InputError, match=rf"is no SavedModel.*{hint}"):
+    with pytest.raises(InputError, match=rf"is not a SavedModel.*{hint}"):
         resolve(str(tmp_path / name), tmp_path)
 
 
@@ -112,7 +112,7 @@ def test_an_address_goes_through_tf_hub_and_a_cut_off_download_recovers(address:
         b"<html>Sign in to the network</html>",
     ):
         archive.write_bytes(broken)
-        with pytest.raises(FetchError, match="cannot be fetched"):
+        with pytest.raises(FetchError, match="cannot be downloaded"):
             load(handle, tmp_path)
     with pytest.raises(FetchError, match="404"):
         load(f"{address}/other.tar.gz", tmp_path)
@@ -121,7 +121,7 @@ def test_an_address_goes_through_tf_hub_and_a_cut_off_download_recovers(address:
     loaded = load(handle, tmp_path)
     assert loaded.dimension == 2
     assert Path(loaded.path).is_relative_to(tmp_path / "hub")
-    assert loaded.fingerprint == fingerprint(str(tmp_path / "module"))
+    assert loaded.fingerprint == compute_fingerprint(str(tmp_path / "module"))
     archive.unlink()
     assert load(handle, tmp_path).path == loaded.path
 
@@ -144,27 +144,27 @@ def test_a_server_that_refuses_is_an_error_with_its_status(
 
 def test_a_silent_server_is_given_up(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(addresses, "TIMEOUT", 0.2)
-    with pytest.raises(FetchError, match="does not answer"):
+    with pytest.raises(FetchError, match="does not respond"):
         load(f"{address}/silent/1", tmp_path)
     assert socket.getdefaulttimeout() is None
 
 
 def test_an_address_out_of_reach_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "hub"))
-    with pytest.raises(FetchError, match=r"127\.0\.0\.1:9 does not answer.*give its directory"):
+    with pytest.raises(FetchError, match=r"127\.0\.0\.1:9 does not respond.*give its directory"):
         load("http://127.0.0.1:9/module.tar.gz", tmp_path)
-    with pytest.raises(FetchError, match=r"does not answer.*not known|does not answer.*name resolution"):
+    with pytest.raises(FetchError, match=r"does not respond.*not known|does not respond.*name resolution"):
         load("https://tfhub.invalid/module/1", tmp_path)
 
 
 def test_an_address_that_tensorflow_cannot_read_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match="TensorFlow reads no nosuch:// addresses"):
+    with pytest.raises(FetchError, match="TensorFlow does not support nosuch:// addresses"):
         load("nosuch://bucket/module", tmp_path)
 
 
 def test_a_web_page_is_no_module(address: str, tmp_path: Path) -> None:
     (tmp_path / "served" / "page.html").write_text("<html>A page about a module</html>")
-    with pytest.raises(FetchError, match=r"sends is no tar archive.*not a web page's"):
+    with pytest.raises(FetchError, match=r"is not a tar archive.*not of a web page"):
         load(f"{address}/page.html", tmp_path)
 
 
@@ -214,7 +214,7 @@ def test_another_process_that_fetches_the_module_is_named(
     lock.touch()
     lines: list[str] = []
     resolve(handle, tmp_path, progress=lines.append)
-    assert f"If none is, delete {lock}" in lines[1]
+    assert f"If there is none, delete {lock}" in lines[1]
 
 
 # Modules in the format of TF1 Hub
@@ -266,13 +266,13 @@ def test_a_module_of_another_kind_becomes_the_graph_of_a_bundle(kind: str, tmp_p
 def test_the_weights_of_a_tf1_module_are_part_of_its_fingerprint(tmp_path: Path) -> None:
     import tensorflow as tf
 
-    first = fingerprint(tf1_module(tmp_path / "first"))
+    first = compute_fingerprint(tf1_module(tmp_path / "first"))
     second = tf1_module(tmp_path / "second")
-    assert fingerprint(second) == first
+    assert compute_fingerprint(second) == first
     tf.raw_ops.SaveV2(
         prefix=f"{second}/variables/variables",
         tensor_names=["weights"],
         shape_and_slices=[""],
         tensors=[tf.constant([1.0, 3.0])],
     )
-    assert fingerprint(second) != first
+    assert compute_fingerprint(second) != first

@@ -1,4 +1,4 @@
-"""Fetching pinned artifacts, and the sample photos: real pip and npm, against registries made here."""
+"""Downloading pinned artifacts, and the sample photos: real pip and npm, against registries made here."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_an_artifact_is_fetched_once_and_then_needs_no_subprocess(
     lines: list[str] = []
     path = fetch(artifact, tmp_path / "cache", progress=lines.append)
     assert sha256(path) == artifact.sha256
-    assert lines == ["Fetching small_artifact 1.0 (PyPI)"]
+    assert lines == ["Downloading small_artifact 1.0 (PyPI)"]
 
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     assert fetch(artifact, tmp_path / "cache", progress=lines.append) == path
@@ -97,7 +97,7 @@ def test_an_artifact_is_fetched_once_and_then_needs_no_subprocess(
 
 def test_a_wrong_checksum_is_refused_and_leaves_nothing(artifact: Artifact, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    with pytest.raises(FetchError, match=r"another file.*not 0000.*Check the network"):
+    with pytest.raises(FetchError, match=r"another file.*expected 0000.*Check the network"):
         fetch(replace(artifact, sha256="0" * 64), cache)
     assert list(cache.glob("downloads/*")) == []
     assert fetch(artifact, cache).is_file()
@@ -261,7 +261,7 @@ def test_npm_comes_from_a_wheel_where_the_path_has_none(
     )
     lines: list[str] = []
     assert fetch(artifact, tmp_path / "cache", progress=lines.append).read_bytes() == b"tarball"
-    assert "no npm on the PATH" in lines[1]
+    assert "npm is not on the PATH" in lines[1]
     assert files_below(tmp_path / "cache") == ["downloads/some-thing-2.0.tgz"]
 
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from serving.errors import InputError
-from trainer.backbones import ALIASES, alias_of, architecture, resolve
+from trainer.backbones import ALIASES, find_alias, resolve_architecture, resolve
 from trainer.backbones.aliases import ARCHITECTURES, BUILT, NAMES, SHORT
 from trainer.commands.backbone import backbone as command
 
@@ -25,8 +25,8 @@ def test_an_alias_is_an_address_of_the_hub_with_a_size_of_its_own() -> None:
     for name, alias in NAMES.items():
         if name not in BUILT:
             assert re.fullmatch(r"https://tfhub\.dev/\S+/feature[_-]vector/\d", alias.handle), name
-            assert alias_of(alias.handle) == alias
-            assert alias_of(f"{alias.handle.rpartition('/')[0]}/1") == alias
+            assert find_alias(alias.handle) == alias
+            assert find_alias(f"{alias.handle.rpartition('/')[0]}/1") == alias
         height, width = alias.image_size
         assert height == width
         stated = re.search(r"_(224|192|160|128|96)$", name)
@@ -57,7 +57,7 @@ def test_an_alias_is_an_address_of_the_hub_with_a_size_of_its_own() -> None:
     ],
 )
 def test_an_address_is_the_alias_of_the_module_that_it_leads_to(address_: str, name: str | None) -> None:
-    assert alias_of(address_) == (ALIASES[name] if name else None)
+    assert find_alias(address_) == (ALIASES[name] if name else None)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_an_unknown_name_is_refused_with_a_hint(handle: str, hint: str, tmp_path
 def test_every_mobilenet_of_the_old_flag_is_a_module(
     width: str, depth: int, size: int, quantized: str
 ) -> None:
-    found = architecture(f"MobileNet_{width}_{size}{quantized}")
+    found = resolve_architecture(f"MobileNet_{width}_{size}{quantized}")
     alias = ALIASES[found.alias]
     assert alias.handle.endswith(f"/mobilenet_v1_{depth:03}_{size}/feature_vector/5")
     assert alias.image_size == (size, size)
@@ -99,7 +99,7 @@ def test_every_mobilenet_of_the_old_flag_is_a_module(
 
 
 def test_the_old_flag_knows_inception_too() -> None:
-    assert architecture("inception_v3").alias == "inception_v3"
+    assert resolve_architecture("inception_v3").alias == "inception_v3"
     assert len(ARCHITECTURES) == 17
 
 
@@ -112,13 +112,13 @@ def test_the_old_flag_knows_inception_too() -> None:
         ("inception_v3_quantized", "Did you mean inception_v3"),
         ("mobilenet_1.0", r"Did you mean mobilenet_1\.0_"),
         ("resnet50", "Did you mean resnet_50"),
-        ("efficientnet_b0", "Did you mean efficientnet_b0.*is given by --tfhub_module"),
+        ("efficientnet_b0", "Did you mean efficientnet_b0.*use --tfhub_module"),
         ("", r"mobilenet_<1\.0\|0\.75\|0\.50\|0\.25>_<224\|192\|160\|128>"),
     ],
 )
 def test_an_unknown_architecture_is_refused_with_a_near_one(name: str, hint: str) -> None:
-    with pytest.raises(InputError, match=f"is no architecture.*{hint}"):
-        architecture(name)
+    with pytest.raises(InputError, match=f"is not an architecture.*{hint}"):
+        resolve_architecture(name)
 
 
 # The command

@@ -156,7 +156,7 @@ def test_a_quantised_architecture_is_explained() -> None:
 
 @pytest.mark.parametrize("function", [explain_flags, translate_flags])
 def test_an_unknown_architecture_is_an_error(function: Any) -> None:
-    with pytest.raises(InputError, match="no architecture"):
+    with pytest.raises(InputError, match="is not an architecture"):
         function({"architecture": "mobilenet_3.0_224"})
 
 
