@@ -17,7 +17,7 @@ from serving.errors import HubheadError
 
 FLINK = ("--runner=FlinkRunner", "--flink_master=localhost:1")
 
-pytestmark = pytest.mark.beam
+pytestmark = [pytest.mark.beam, pytest.mark.server]
 
 
 @pytest.fixture

@@ -47,6 +47,7 @@ def gateway(request: pytest.FixtureRequest) -> Iterator[Gateway]:
         thread.join()
 
 
+@pytest.mark.server
 def test_push_replaces_the_previous_one_and_logs_a_warning_on_failure(
     gateway: Gateway, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -30,7 +30,7 @@ from tests.support.score_job import GOOD, make_bundle
 PHOTOS = 120
 SECONDS = 180.0
 
-pytestmark = [pytest.mark.tf, pytest.mark.beam]
+pytestmark = [pytest.mark.tf, pytest.mark.beam, pytest.mark.server]
 
 
 @pytest.fixture(scope="module")

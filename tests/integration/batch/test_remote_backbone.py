@@ -44,6 +44,8 @@ DIMENSION = 16
 LABELS = ["apple", "pear", "plum"]
 KERNEL = np.random.default_rng(7).normal(size=(DIMENSION, len(LABELS))).astype(np.float32)
 
+pytestmark = pytest.mark.server
+
 Predict = Callable[[Any, grpc.ServicerContext], Any]
 
 
@@ -332,7 +334,7 @@ class TestServedModelIsVerified:
             assert (found.model, found.version) == ("food", 3)
             model.rename(model.with_name("9"))
             about = bundle.read(model.with_name("9"))
-            with pytest.raises(ModelNotFound, match="food/9 there, or say what it is called"):
+            with pytest.raises(ModelNotFound, match="food/9 there, or give its name on the server"):
                 remote_backbone.resolve_version(ClientConfig(address), [about])
             labelled = remote_backbone.resolve_version(ClientConfig(address, label="stable"), [about])
             assert (labelled.version, labelled.label) == (3, None), "the label is resolved to a number"
