@@ -95,6 +95,7 @@ def copy_photos(sample: Path, to: Path, odd: bool | None = None) -> None:
 
 
 @pytest.mark.tf
+@pytest.mark.server
 @pytest.mark.slow
 @pytest.mark.needs("kubectl|kustomize")
 def test_training_canary_promotion_and_rollback_lose_no_request(

@@ -65,6 +65,7 @@ def answer(request: Any, _: grpc.ServicerContext) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_the_wheel_predicts_in_an_environment_without_tensorflow(tmp_path: Path) -> None:
     run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path, cwd=REPO)
     [wheel] = tmp_path.glob("*.whl")

@@ -41,6 +41,7 @@ def pair(trained: Trained, tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.mark.slow
 @pytest.mark.tf
+@pytest.mark.server
 def test_a_bundle_as_good_as_the_live_version_is_blessed_and_can_be_promoted(
     pair: tuple[Path, Path], sample: SampleSummary, tmp_path: Path
 ) -> None:
@@ -63,6 +64,7 @@ def test_a_bundle_as_good_as_the_live_version_is_blessed_and_can_be_promoted(
 
 @pytest.mark.slow
 @pytest.mark.tf
+@pytest.mark.server
 def test_every_failed_check_is_listed_and_the_bundle_is_not_blessed(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -86,6 +88,7 @@ def test_every_failed_check_is_listed_and_the_bundle_is_not_blessed(
 
 @pytest.mark.slow
 @pytest.mark.tf
+@pytest.mark.server
 def test_a_bundle_that_does_not_load_gets_a_verdict(pair: tuple[Path, Path]) -> None:
     candidate, _ = pair
     for file in (candidate / "variables").iterdir():
