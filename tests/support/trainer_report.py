@@ -1,14 +1,12 @@
-"""Test data and helpers: trainer report."""
+"""Training reports of made-up photos and embeddings, for the tests of the report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from tests.support.live_comparison import FINGERPRINT, sha, write_live_bundle
@@ -20,21 +18,16 @@ from trainer.evaluation.cross_validation import CrossValidationScheme, cross_val
 from trainer.evaluation.features import HeadPredictions
 from trainer.training import live_comparison
 
-if TYPE_CHECKING:
-    pass
-
-pytestmark = pytest.mark.tf
-
 
 @dataclass(frozen=True)
-class Made:
-    """A report of made-up photos, and the folder of these."""
+class ReportOfPhotos:
+    """A report of made-up photos, and their folder."""
 
     report: report.Report
     top: Path
 
 
-def made(
+def make_report(
     top: Path,
     labels: Sequence[str],
     *,
@@ -42,11 +35,19 @@ def made(
     noise: float = 0.4,
     tested: bool = True,
     found: DuplicateReport | None = None,
-    judged: bool = False,
-) -> Made:
-    """A report of a head on random embeddings; the photos are there and small.
+    compared: bool = False,
+) -> ReportOfPhotos:
+    """Return the report of a head on random embeddings, whose small photos are written to `top`.
 
-    Judged: also by a cross-validation, and against a live version that learned from noisier photos.
+    Args:
+        top: folder of the photos.
+        labels: label names.
+        photos: number of photos of each label.
+        noise: standard deviation of the noise of the embeddings.
+        tested: whether there are test photos.
+        found: duplicates to report.
+        compared: add a cross-validation, and a comparison with a live version that was fitted on noisier
+            embeddings.
     """
     random = np.random.default_rng(0)
     classes = len(labels)
@@ -67,7 +68,7 @@ def made(
     fitted, selection = heads.fit(features[~is_tested], targets[~is_tested], classes)
     probabilities = fitted.probabilities(features)
     comparison, validated = None, None
-    if judged:
+    if compared:
         noisy = features + random.normal(0, noise, features.shape).astype(np.float32)
         other, _ = heads.fit(noisy[~is_tested], targets[~is_tested], classes)
         bundled = write_live_bundle(top / "live", other, [*labels[1:], "gone"], seen=[0])
@@ -97,4 +98,4 @@ def made(
         cross_validation=validated,
         top=str(top),
     )
-    return Made(composed, top)
+    return ReportOfPhotos(composed, top)

@@ -1,10 +1,10 @@
-"""The report of a training: one HTML file that needs no other, for people who look rather than read.
+"""The training report: one HTML file without external resources, for people.
 
-`compose` takes what is to be told from what a training knows, `render` makes the page of it, with
-the small pictures given, and `write` does all of it.
+`compose` takes the contents from the results of a training, `render` makes the page from them and the
+thumbnails, and `write` also makes the thumbnails and writes the file.
 """
 
-from trainer.report.contents import Answers, Coverage, LabelRow, Report, compose
+from trainer.report.contents import LabelRow, PhotoPrediction, Report, RiskCoverageCurve, compose
 from trainer.report.page import render, write
 
-__all__ = ["Answers", "Coverage", "LabelRow", "Report", "compose", "render", "write"]
+__all__ = ["LabelRow", "PhotoPrediction", "Report", "RiskCoverageCurve", "compose", "render", "write"]

@@ -1,4 +1,4 @@
-"""What a report tells, taken from what a training knows. No photo is read here."""
+"""Contents of the training report, taken from the results of a training; no photo is read here."""
 
 from __future__ import annotations
 
@@ -19,33 +19,37 @@ from trainer.evaluation.metrics import Evaluation
 from trainer.evaluation.version_changes import LiveComparison
 from trainer.heads import Floats, Ints, Selection
 
-PICTURES = 60
-"""Photos shown, so that the page stays below 2 MB; each takes some 12 KB."""
+MAX_PICTURES = 60
+"""Largest number of thumbnails, so that the page stays below 2 MB; each takes some 12 KB."""
 
-MISCLASSIFIED = 18
-UNSURE = 6
-CHANGED = 6
-"""Photos shown that are newly right or newly wrong, of each."""
+MAX_MISCLASSIFIED = 18
+"""Largest number of misclassified photos shown."""
 
-GROUPS = 8
-"""Of duplicates, contradictions first; two photos of each are shown."""
+MAX_LEAST_CONFIDENT = 6
+"""Largest number of lowest-confidence correct predictions shown."""
+
+MAX_CHANGED = 6
+"""Largest number of newly right photos shown, and of newly wrong ones."""
+
+MAX_GROUPS = 8
+"""Largest number of groups of duplicates shown, each by two photos at most."""
 
 PRECISIONS = (0.8, 0.9, 0.95, 0.99)
-"""The precisions that a threshold is told for."""
+"""Precisions for which a threshold is reported."""
 
-_POINTS = 120
-"""Of the curve of coverage and precision."""
+_CURVE_POINTS = 120
+"""Points of the risk-coverage curve."""
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What was answered for one photo.
+class PhotoPrediction:
+    """Prediction for one photo.
 
     Attributes:
-        uri: its path.
-        label: its own.
-        predicted: the best label.
-        score: the best label's probability.
+        uri: path of the photo.
+        label: true label of the photo.
+        predicted: best label.
+        score: probability of the best label.
     """
 
     uri: str
@@ -56,12 +60,12 @@ class Answers:
 
 @dataclass(frozen=True)
 class LabelRow:
-    """What is known of one label.
+    """A row of the table of labels.
 
     Attributes:
-        label: its name.
-        photos: in each set.
-        sample: the training photo that the head is surest of.
+        label: name of the label.
+        photos: number of its photos in each set.
+        sample: path of the training photo with the highest probability of the label; None without photos.
     """
 
     label: str
@@ -70,13 +74,13 @@ class LabelRow:
 
 
 @dataclass(frozen=True)
-class Coverage:
-    """How often the answers are right where only the surest are given.
+class RiskCoverageCurve:
+    """Accuracy of the answers if only the most confident ones are given.
 
     Attributes:
-        points: (share answered, share of these that are right), from the surest on.
-        thresholds: for each of PRECISIONS the threshold, None where none reaches it.
-        photos: held out.
+        points: (coverage, accuracy of the answers), in ascending order of coverage.
+        thresholds: threshold for each of PRECISIONS, None where no threshold reaches it.
+        photos: number of held-out photos.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -86,27 +90,27 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Report:
-    """What the page tells.
+    """Contents of the report.
 
     Attributes:
-        title: the model's name.
-        top: the folder of the photos; paths below it are shown relative to it.
-        test: on the untouched test photos, None where none were held out.
-        held_out: of the cross-validation or the validation photos that chose the settings.
-        method: "validation" or "cross-validation".
-        strength: the C taken.
-        losses: log-loss for each candidate C.
-        coverage: of the held-out photos.
-        labels: in the order of the model's outputs.
-        misclassified: test photos, the surest first.
-        unsure: test photos that are right, the least sure first.
-        misclassified_count: of all of them.
-        left_out: (path, reason).
-        duplicates: what is there more than once.
-        settings, seconds, versions: of the run.
-        created: when, for people.
-        comparison: with the live version, None where there is none.
-        cross_validation: of K folds, None where none was asked for.
+        title: name of the model.
+        top: folder of the photos; paths below it are shown relative to it.
+        test: metrics on the test photos, None where there are none.
+        held_out: metrics of the cross-validation, or on the validation photos, that chose the settings.
+        method: how the settings were chosen: "validation" or "cross-validation".
+        strength: the chosen C, the inverse regularisation strength.
+        losses: log-loss of each candidate for C.
+        risk_coverage: risk-coverage curve of the held-out photos.
+        labels: rows of the table of labels, in the order of the model's outputs.
+        misclassified: misclassified test photos, the most confident ones first.
+        least_confident: correctly predicted test photos, the least confident ones first.
+        misclassified_count: number of all misclassified test photos.
+        left_out: (path, reason) of each file that could not be used.
+        duplicates: exact and near duplicates.
+        settings, seconds, versions: settings, wall time by step and package versions of the run.
+        created: date and time of the run.
+        comparison: comparison with the live version, None where there is none.
+        cross_validation: result of the K-fold cross-validation, None where it was not requested.
     """
 
     title: str
@@ -116,10 +120,10 @@ class Report:
     method: str
     strength: float
     losses: Mapping[float, float]
-    coverage: Coverage
+    risk_coverage: RiskCoverageCurve
     labels: tuple[LabelRow, ...]
-    misclassified: tuple[Answers, ...]
-    unsure: tuple[Answers, ...]
+    misclassified: tuple[PhotoPrediction, ...]
+    least_confident: tuple[PhotoPrediction, ...]
     misclassified_count: int
     left_out: tuple[tuple[str, str], ...]
     duplicates: DuplicateReport
@@ -132,7 +136,7 @@ class Report:
 
     @property
     def by_label(self) -> Evaluation:
-        """The evaluation with most photos, which tells most of each label; a K-fold one flatters least."""
+        """Evaluation for the figures by label: the K-fold one if there is one, else that of most photos."""
         if self.cross_validation:
             return self.cross_validation.runs[0]
         if self.test and self.test.accuracy.n > self.held_out.accuracy.n:
@@ -140,21 +144,21 @@ class Report:
         return self.held_out
 
     @property
-    def judged_by(self) -> str:
-        """What the photos of `by_label` are."""
+    def by_label_photos(self) -> str:
+        """Description of the photos of `by_label`."""
         if self.cross_validation:
             return f"photos of the {self.cross_validation.folds}-fold cross-validation"
         return "test photos" if self.by_label is self.test else "held-out photos"
 
     @property
     def hardest_first(self) -> tuple[LabelRow, ...]:
-        """The labels by rising F1; those that nothing is known of last."""
+        """Rows of the table of labels in ascending order of F1; labels without photos come last."""
         f1 = self.by_label.f1
         return tuple(sorted(self.labels, key=lambda row: np.nan_to_num(f1[row.label].value, nan=2.0)))
 
     @property
-    def groups(self) -> tuple[DuplicateGroup, ...]:
-        """Photos that are there more than once, those that do most harm first, at most GROUPS."""
+    def duplicate_groups(self) -> tuple[DuplicateGroup, ...]:
+        """At most MAX_GROUPS groups of duplicates, the most harmful ones first."""
         found = self.duplicates
         ordered = (
             *found.label_conflicts,
@@ -163,25 +167,25 @@ class Report:
             *found.near,
             *found.exact,
         )
-        return tuple(dict.fromkeys(ordered))[:GROUPS]
+        return tuple(dict.fromkeys(ordered))[:MAX_GROUPS]
 
     @property
     def pictured(self) -> tuple[str, ...]:
-        """The paths of the photos to show, at most PICTURES, the most telling first."""
-        wanted = [answer.uri for answer in (*self.misclassified, *self.unsure)]
+        """Paths of the photos to show, the most important ones first, at most MAX_PICTURES."""
+        wanted = [photo.uri for photo in (*self.misclassified, *self.least_confident)]
         if self.comparison:
             for changed in (self.comparison.newly_wrong, self.comparison.newly_right):
-                wanted += [change.uri for change in changed[:CHANGED]]
-        for group in self.groups:
-            wanted += shown_of(group)
+                wanted += [change.uri for change in changed[:MAX_CHANGED]]
+        for group in self.duplicate_groups:
+            wanted += pick_group_uris(group)
         wanted += [row.sample for row in self.hardest_first if row.sample]
-        return tuple(dict.fromkeys(wanted))[:PICTURES]
+        return tuple(dict.fromkeys(wanted))[:MAX_PICTURES]
 
 
-def shown_of(group: DuplicateGroup) -> list[str]:
-    """The paths of the photos that stand for a group: one where all have the same bytes, else two.
+def pick_group_uris(group: DuplicateGroup) -> list[str]:
+    """Return the paths of the photos that represent a group: one if all have the same bytes, else two.
 
-    Of two, one is held out and one trained on where the group has such.
+    Two photos are of different sets if the group has photos of different sets.
     """
     first = group.pictures[0]
     if all(picture.similarity == 1 for picture in group.pictures):
@@ -195,7 +199,7 @@ def compose(
     labels: Sequence[str],
     examples: Sequence[Example],
     subsets: Sequence[Subset],
-    verdicts: HeadPredictions,
+    predictions: HeadPredictions,
     *,
     selection: Selection,
     held_out: Evaluation,
@@ -210,37 +214,38 @@ def compose(
     versions: Mapping[str, str] | None = None,
     created: str = "",
 ) -> Report:
-    """Take what is to be told.
+    """Compose the contents of a report from the results of a training.
 
     Args:
-        title: the model's name.
-        labels: K.
-        examples: the N distinct photos.
-        subsets: N, their sets.
-        verdicts: what the head says of them.
+        title: name of the model.
+        labels: K label names.
+        examples: N distinct photos.
+        subsets: set of each photo.
+        predictions: predictions of the head for the photos.
         selection: how the head's settings were chosen.
-        held_out: on the photos that they were chosen by.
-        test: on the test photos, None where there are none.
-        duplicates: see trainer.dataset.near_duplicates.
-        comparison: with the live version.
-        cross_validation: of K folds.
-        left_out: (path, reason).
-        top: the folder of the photos.
-        settings: of the run; nested ones become names with dots.
-        seconds: by step.
-        versions: by package.
-        created: when, for people.
+        held_out: metrics on the photos that the settings were chosen by.
+        test: metrics on the test photos, None where there are none.
+        duplicates: exact and near duplicates (trainer.dataset.near_duplicates).
+        comparison: comparison with the live version.
+        cross_validation: result of the K-fold cross-validation.
+        left_out: (path, reason) of each file that could not be used.
+        top: folder of the photos.
+        settings: settings of the run; nested names are joined by dots.
+        seconds: wall time by step.
+        versions: version by package.
+        created: date and time of the run.
     """
     targets = np.array([example.label for example in examples], np.int64)
-    best, score = verdicts.best, verdicts.score
+    best, score = predictions.best, predictions.score
     tested = np.flatnonzero([subset is Subset.TESTING for subset in subsets])
+    # In ascending order of confidence: the wrong ones are shown from the end, the right ones from the start.
     tested = tested[np.argsort(score[tested], kind="stable")]
     wrong = tested[best[tested] != targets[tested]][::-1]
     right = tested[best[tested] == targets[tested]]
 
-    def answers(rows: Ints) -> tuple[Answers, ...]:
+    def list_predictions(rows: Ints) -> tuple[PhotoPrediction, ...]:
         return tuple(
-            Answers(examples[row].uri, labels[targets[row]], labels[best[row]], float(score[row]))
+            PhotoPrediction(examples[row].uri, labels[targets[row]], labels[best[row]], float(score[row]))
             for row in rows.tolist()
         )
 
@@ -252,14 +257,14 @@ def compose(
         method=selection.method,
         strength=selection.strength,
         losses=dict(selection.losses),
-        coverage=_coverage(selection.probabilities, selection.targets),
-        labels=_label_rows(labels, examples, subsets, verdicts.own),
-        misclassified=answers(wrong[:MISCLASSIFIED]),
-        unsure=answers(right[:UNSURE]),
+        risk_coverage=_compute_risk_coverage(selection.probabilities, selection.targets),
+        labels=_make_label_rows(labels, examples, subsets, predictions.own),
+        misclassified=list_predictions(wrong[:MAX_MISCLASSIFIED]),
+        least_confident=list_predictions(right[:MAX_LEAST_CONFIDENT]),
         misclassified_count=len(wrong),
         left_out=tuple(left_out),
         duplicates=duplicates,
-        settings=dict(_flat(settings or {})),
+        settings=dict(_flatten_settings(settings or {})),
         seconds=dict(seconds or {}),
         versions=dict(versions or {}),
         created=created,
@@ -268,48 +273,53 @@ def compose(
     )
 
 
-def _label_rows(
+def _make_label_rows(
     labels: Sequence[str], examples: Sequence[Example], subsets: Sequence[Subset], own: Floats
 ) -> tuple[LabelRow, ...]:
-    """Each label with its photos, `own` being the probability [N] of each photo's own label."""
+    """Return the row of each label; `own` float32 [N] is the probability of each photo's true label."""
     photos: list[Counter[Subset]] = [Counter() for _ in labels]
     samples: dict[int, int] = {}
     for row, (example, subset) in enumerate(zip(examples, subsets, strict=True)):
         photos[example.label][subset] += 1
         if subset is Subset.TRAINING:
-            surest = samples.setdefault(example.label, row)
-            samples[example.label] = row if own[row] > own[surest] else surest
+            sample = samples.setdefault(example.label, row)
+            samples[example.label] = row if own[row] > own[sample] else sample
     return tuple(
         LabelRow(label, photos[index], examples[samples[index]].uri if index in samples else None)
         for index, label in enumerate(labels)
     )
 
 
-def _coverage(probabilities: Floats, targets: Ints) -> Coverage:
+def _compute_risk_coverage(probabilities: Floats, targets: Ints) -> RiskCoverageCurve:
+    """Return the risk-coverage curve and the thresholds of held-out photos."""
     count = len(targets)
     order = np.argsort(-probabilities.max(axis=1), kind="stable") if count else np.empty(0, np.int64)
     right = np.cumsum(probabilities.argmax(axis=1)[order] == targets[order]) if count else order
-    # A share of a handful of photos jumps about and says nothing.
-    places = np.unique(np.linspace(min(9, count - 1), count - 1, _POINTS).astype(int)) if count else order
-    return Coverage(
+    # The accuracy of fewer than ten photos is too noisy to be drawn.
+    places = (
+        np.unique(np.linspace(min(9, count - 1), count - 1, _CURVE_POINTS).astype(int)) if count else order
+    )
+    return RiskCoverageCurve(
         tuple(((place + 1) / count, float(right[place]) / (place + 1)) for place in places.tolist()),
-        {wanted: _threshold(probabilities, targets, wanted) for wanted in PRECISIONS},
+        {wanted: _find_threshold(probabilities, targets, wanted) for wanted in PRECISIONS},
         count,
     )
 
 
-def _threshold(probabilities: Floats, targets: Ints, wanted: float) -> Threshold | None:
+def _find_threshold(probabilities: Floats, targets: Ints, wanted: float) -> Threshold | None:
+    """Return the threshold for a precision, None where no threshold reaches it."""
     try:
         return threshold_for_precision(probabilities, targets, wanted)
     except InputError:
         return None
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
+def _flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return (name, value) of all settings that are not None, nested names joined by dots."""
+    flat: list[tuple[str, str]] = []
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            found += _flat(value, f"{prefix}{name}.")
+            flat += _flatten_settings(value, f"{prefix}{name}.")
         elif value is not None:
-            found.append((f"{prefix}{name}", str(value)))
-    return found
+            flat.append((f"{prefix}{name}", str(value)))
+    return flat

@@ -103,7 +103,7 @@ def test_the_same_training_again_is_neither_better_nor_worse_and_all_of_it_is_to
     assert "Compared with version 1 of food: accuracy +0.0%" in told
     assert "Accuracy by 2-fold cross-validation: " in told
     page = (result.bundle.path / contract.REPORT_FILE).read_text(encoding="utf-8")
-    assert "Against version 1 of food" in page
+    assert "Comparison with version 1 of food" in page
     assert "2-fold cross-validation" in page
     again = reexport(result.bundle.path, tmp_path / "again", threshold=0.5)
     marks = [training_digests.read(path) for path in (result.bundle.path, again.path)]

@@ -1,4 +1,4 @@
-"""The report: one file that needs no other, with everything in it escaped, and fit to be looked at."""
+"""The training report: contents, thumbnails, comparison with the live version, and layout in a browser."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from serving import contract
 from serving.errors import OutputError
 from tests.support.html_assertions import CHROMIUM, HOSTILE, Page, check_self_contained, measure_page
-from tests.support.trainer_report import made
+from tests.support.trainer_report import make_report
 from trainer import heads, report
 from trainer.dataset import Subset
 from trainer.evaluation.features import HeadPredictions
 from trainer.export.templates import get_package_versions
-from trainer.report.contents import CHANGED, PICTURES
+from trainer.report.contents import MAX_CHANGED, MAX_PICTURES
 
 if TYPE_CHECKING:
     from tests.support.trained import Trained
@@ -65,7 +65,7 @@ def real(trained: Trained) -> report.Report:
 
 
 @pytest.mark.slow
-def test_the_report_of_a_real_training_tells_what_it_found(
+def test_report_of_a_real_training_shows_its_metrics_and_photos(
     real: report.Report, trained: Trained, tmp_path: Path
 ) -> None:
     report.write(tmp_path / "report.html", real)
@@ -78,7 +78,7 @@ def test_the_report_of_a_real_training_tells_what_it_found(
     assert f"{100 * test.accuracy.value:.1f} %" in page.text.replace("\N{NO-BREAK SPACE}", " ")
     assert f"of {test.accuracy.n} test photos" in page.text
     assert f"{test.log_loss:.3f}" in page.text
-    assert sorted(answer.uri for answer in real.misclassified) == sorted(
+    assert sorted(photo.uri for photo in real.misclassified) == sorted(
         uri for uri, *_ in trained.result.misclassified
     )
     for label in trained.result.labels:
@@ -91,8 +91,8 @@ def test_the_report_of_a_real_training_tells_what_it_found(
     assert all(image["alt"] for image in images)
 
 
-def test_a_photo_that_is_gone_or_broken_is_told_in_words(tmp_path: Path) -> None:
-    example = made(tmp_path, ("a", "b"), noise=1.5)
+def test_missing_or_broken_photo_is_shown_as_text(tmp_path: Path) -> None:
+    example = make_report(tmp_path, ("a", "b"), noise=1.5)
     gone, broken = example.report.pictured[:2]
     Path(gone).unlink()
     Path(broken).write_bytes(b"no photo")
@@ -101,10 +101,10 @@ def test_a_photo_that_is_gone_or_broken_is_told_in_words(tmp_path: Path) -> None
     assert page.text.count("no picture") == 2
 
 
-def test_with_a_hundred_labels_the_pairs_confused_stand_for_the_matrix(tmp_path: Path) -> None:
+def test_many_labels_show_confused_pairs_in_place_of_the_confusion_matrix(tmp_path: Path) -> None:
     labels = [f"label {number}" for number in range(101)]
-    example = made(tmp_path, labels, photos=8, noise=0.5).report
-    assert len(example.pictured) == PICTURES
+    example = make_report(tmp_path, labels, photos=8, noise=0.5).report
+    assert len(example.pictured) == MAX_PICTURES
     report.write(tmp_path / "report.html", example)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     check_self_contained(text)
@@ -119,13 +119,13 @@ def test_with_a_hundred_labels_the_pairs_confused_stand_for_the_matrix(tmp_path:
         for column, count in enumerate(counts)
         if row != column
     )
-    pairs = page.text.split("Taken for", 1)[1]
+    pairs = page.text.split("Predicted as", 1)[1]
     assert pairs.split()[0] == str(highest)
 
 
-def test_what_changed_against_the_live_version_is_shown_with_its_photos(tmp_path: Path) -> None:
+def test_comparison_with_the_live_version_shows_changed_photos(tmp_path: Path) -> None:
     labels = (HOSTILE, "b", "c", "d")
-    example = made(tmp_path, labels, photos=20, noise=0.6, judged=True).report
+    example = make_report(tmp_path, labels, photos=20, noise=0.6, compared=True).report
     found, validated = example.comparison, example.cross_validation
     assert found is not None
     assert validated is not None
@@ -135,29 +135,29 @@ def test_what_changed_against_the_live_version_is_shown_with_its_photos(tmp_path
     check_self_contained(text)
     page = Page(text)
     words = page.text.replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-")
-    assert "Against version 1 of live" in words
+    assert "Comparison with version 1 of live" in words
     assert f"On {found.difference.n} test photos that it was not trained on" in words
-    assert f"{100 * found.difference.accuracy.value:+z.1f} percent points" in words
+    assert f"{100 * found.difference.accuracy.value:+z.1f} percentage points" in words
     assert f"p = {found.difference.p_value:.3f}" in words
-    assert "Labels that are gone: gone ." in words
+    assert "Removed labels: gone ." in words
     assert f"{len(found.newly_right)} photos" in words
-    shown = {change.uri for change in (*found.newly_wrong[:CHANGED], *found.newly_right[:CHANGED])}
+    shown = {change.uri for change in (*found.newly_wrong[:MAX_CHANGED], *found.newly_right[:MAX_CHANGED])}
     assert shown <= set(example.pictured)
     alts = [image["alt"] or "" for image in page.all("img")]
-    assert sum("version 1 says" in alt for alt in alts) == len(shown)
+    assert sum("version 1 predicts" in alt for alt in alts) == len(shown)
     assert f"photos of the {validated.folds}-fold cross-validation" in words
     assert f"{100 * validated.accuracy.value:.1f} %" in words
     assert "It was repeated 2 times" in words
     assert example.by_label is validated.runs[0]
-    plain = Page(report.render(made(tmp_path, labels, photos=20, noise=0.6).report, {})).text
-    assert "Against" not in plain
+    plain = Page(report.render(make_report(tmp_path, labels, photos=20, noise=0.6).report, {})).text
+    assert "Comparison with" not in plain
     assert "-fold" not in plain
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputError):
-        report.write(tmp_path / "file" / "report.html", made(tmp_path, ("a", "b")).report)
+        report.write(tmp_path / "file" / "report.html", make_report(tmp_path, ("a", "b")).report)
 
 
 # --- In a real browser --------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 @pytest.mark.needs(CHROMIUM)
 @pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
 @pytest.mark.parametrize("kind", ["real", "many labels", "long words"])
-def test_a_browser_shows_it_whole(
+def test_layout_in_a_browser_fits_desktop_and_phone(
     kind: str, width: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     if kind == "real":
@@ -175,13 +175,13 @@ def test_a_browser_shows_it_whole(
     else:
         long = ["Donaudampfschifffahrtsgesellschaftskapitän" * 2 + str(number) for number in range(12)]
         labels = long if kind == "long words" else [f"label {number}" for number in range(101)]
-        judged = kind == "long words"
-        example = made(tmp_path, labels, photos=8, noise=0.5, judged=judged).report
+        compared = kind == "long words"
+        example = make_report(tmp_path, labels, photos=8, noise=0.5, compared=compared).report
     report.write(tmp_path / "report.html", example)
-    found = measure_page(tmp_path / "report.html", tmp_path, width)
-    assert found["inner"] == width
-    assert found["width"] <= width, "the page can be scrolled sideways"
-    assert found["height"] > 2000
-    assert found["images"] == found["shown"] >= 8
-    assert found["flat"] == 0
-    assert found["ordered"]
+    measured = measure_page(tmp_path / "report.html", tmp_path, width)
+    assert measured["inner"] == width
+    assert measured["width"] <= width, "the page can be scrolled sideways"
+    assert measured["height"] > 2000
+    assert measured["images"] == measured["shown"] >= 8
+    assert measured["flat"] == 0
+    assert measured["ordered"]

@@ -1,30 +1,26 @@
-"""The report: one file that needs no other, with everything in it escaped, and fit to be looked at."""
+"""The training report: escaping, confusion matrix, headline, duplicates and samples."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from tests.support.html_assertions import HOSTILE, Page, check_self_contained
-from tests.support.trainer_report import made
+from tests.support.trainer_report import make_report
 from trainer import heads, report
 from trainer.dataset import Example, Subset
 from trainer.dataset.near_duplicates import DuplicateGroup, DuplicatePhoto, DuplicateReport
 from trainer.evaluation import metrics
 from trainer.evaluation.features import HeadPredictions
 
-if TYPE_CHECKING:
-    pass
-
 pytestmark = pytest.mark.tf
 
 
-def test_labels_and_paths_are_text_wherever_they_stand(tmp_path: Path) -> None:
+def test_labels_and_paths_are_escaped_everywhere(tmp_path: Path) -> None:
     labels = (HOSTILE, "crème brûlée 寿司 عسل", "a & b", "half \ud800 of a character, \x00 and \x1b")
     pictures = (
         DuplicatePhoto(HOSTILE, HOSTILE, Subset.TRAINING),
@@ -32,7 +28,9 @@ def test_labels_and_paths_are_text_wherever_they_stand(tmp_path: Path) -> None:
     )
     group = DuplicateGroup(pictures)
     near = DuplicateGroup(tuple(replace(picture, similarity=0.95) for picture in pictures))
-    example = made(tmp_path, labels, noise=1.5, found=DuplicateReport((group,), (near,), 0.93, 48, 48)).report
+    example = make_report(
+        tmp_path, labels, noise=1.5, found=DuplicateReport((group,), (near,), 0.93, 48, 48)
+    ).report
     text = report.render(
         replace(
             example,
@@ -55,34 +53,34 @@ def test_labels_and_paths_are_text_wherever_they_stand(tmp_path: Path) -> None:
     assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]", text)
 
 
-def test_the_matrix_has_the_counts_of_the_confusion(tmp_path: Path) -> None:
-    example = made(tmp_path, ("a", "b", "c"), noise=1.0).report
+def test_confusion_matrix_shows_the_counts(tmp_path: Path) -> None:
+    example = make_report(tmp_path, ("a", "b", "c"), noise=1.0).report
     page = Page(report.render(example, {}))
     titles = [(cell["title"] or "").split(",")[0] for cell in page.all("td") if cell.get("title")]
     shown = example.by_label
     assert sorted(titles) == sorted(
-        f"{label} answered as {other}: {count} of {sum(counts)}"
+        f"{label} predicted as {other}: {count} of {sum(counts)}"
         for label, counts in zip(shown.labels, shown.confusion, strict=True)
         for other, count in zip(shown.labels, counts, strict=True)
         if count
     )
 
 
-def test_without_test_photos_the_held_out_ones_head_the_page(tmp_path: Path) -> None:
-    page = Page(report.render(made(tmp_path, ("a", "b"), tested=False).report, {}))
+def test_headline_uses_held_out_photos_where_there_are_no_test_photos(tmp_path: Path) -> None:
+    page = Page(report.render(make_report(tmp_path, ("a", "b"), tested=False).report, {}))
     assert "24 held-out photos get the right label" in page.text
-    assert "No photos were held out for a test." in page.text
+    assert "There are no test photos." in page.text
     assert "Misclassified" not in page.text
 
 
-def test_without_a_mistake_the_page_says_so(tmp_path: Path) -> None:
-    example = made(tmp_path, ("a", "b"), noise=0.01).report
+def test_report_without_misclassified_photos_says_so(tmp_path: Path) -> None:
+    example = make_report(tmp_path, ("a", "b"), noise=0.01).report
     assert example.misclassified == ()
     page = Page(report.render(example, {}))
     assert "None: every test photo gets the right label." in page.text
 
 
-def test_contradictions_come_first_and_one_picture_stands_for_the_same_bytes(tmp_path: Path) -> None:
+def test_contradictory_duplicates_come_first_and_identical_files_have_one_thumbnail(tmp_path: Path) -> None:
     same = DuplicateGroup(
         (DuplicatePhoto("1.jpg", "a", Subset.TRAINING), DuplicatePhoto("2.jpg", "a", Subset.TRAINING))
     )
@@ -96,15 +94,17 @@ def test_contradictions_come_first_and_one_picture_stands_for_the_same_bytes(tmp
             DuplicatePhoto("7.jpg", "a", Subset.TESTING, 0.95),
         )
     )
-    example = made(tmp_path, ("a", "b"), found=DuplicateReport((same, torn), (across,), 0.93, 9, 9)).report
-    assert example.groups == (torn, across, same)
+    example = make_report(
+        tmp_path, ("a", "b"), found=DuplicateReport((same, torn), (across,), 0.93, 9, 9)
+    ).report
+    assert example.duplicate_groups == (torn, across, same)
     assert [uri for uri in example.pictured if "/" not in uri] == ["3.jpg", "5.jpg", "7.jpg", "1.jpg"]
     words = Page(report.render(example, {})).text
     assert "Identical files, under different labels" in words
     assert "Nearly the same, in different sets" in words
 
 
-def test_the_sample_of_a_label_is_the_training_photo_it_is_surest_of(tmp_path: Path) -> None:
+def test_sample_of_a_label_is_its_most_confident_training_photo(tmp_path: Path) -> None:
     examples = [Example(f"{number}.jpg", f"{number:064x}", number % 2) for number in range(6)]
     own = np.array([0.5, 0.9, 0.7, 0.6, 0.99, 0.2], np.float32)
     probabilities = np.stack([own, 1 - own], axis=1)
@@ -124,6 +124,6 @@ def test_the_sample_of_a_label_is_the_training_photo_it_is_surest_of(tmp_path: P
         duplicates=DuplicateReport((), (), 0.93, 6, 6),
     )
     assert [row.sample for row in composed.labels] == ["2.jpg", "1.jpg"]
-    assert [answer.uri for answer in composed.misclassified] == ["5.jpg"]
-    assert [answer.uri for answer in composed.unsure] == ["4.jpg"]
+    assert [photo.uri for photo in composed.misclassified] == ["5.jpg"]
+    assert [photo.uri for photo in composed.least_confident] == ["4.jpg"]
     check_self_contained(report.render(composed, {}))
