@@ -107,12 +107,12 @@ def resolve_version(server: ClientConfig, bundles: Sequence[Bundle]) -> ClientCo
     requested = replace(
         server,
         model=server.model or newest.name,
-        timeout=min(server.timeout, FIRST_RESPONSE_SECONDS),
+        timeout=min(server.timeout or FIRST_RESPONSE_SECONDS, FIRST_RESPONSE_SECONDS),
     )
     by_bundle = server.version is None and server.label is None and newest.version > 0
     if by_bundle:
         requested = replace(requested, version=newest.version)
-    with requested.client(convert=False) as client:
+    with Client(replace(requested, convert=False)) as client:
         try:
             metadata = client.metadata()
         except ModelNotFound as error:
@@ -161,7 +161,7 @@ def connect(server: ClientConfig, heads: Sequence[HeadRunner]) -> RemoteBackbone
         BundleError: the server has another model.
     """
     resolved = resolve_version(server, [head.bundle for head in heads])
-    client = resolved.client(convert=False, retry=RETRY_UNTIL_TIMEOUT)
+    client = Client(replace(resolved, convert=False, retry=RETRY_UNTIL_TIMEOUT))
     try:
         verify_head(client, heads)
     except BaseException:

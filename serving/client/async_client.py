@@ -13,17 +13,15 @@ import grpc
 from numpy.typing import NDArray
 
 from serving import protos
-from serving.client.channel import Headers, Tls, encode_headers, open_async_channel
+from serving.client.channel import ClientConfig, encode_headers, make_config, open_async_channel
 from serving.client.concurrency import (
-    MAX_CONCURRENCY,
     AdaptiveLimit,
     AsyncConcurrencyLimiter,
     map_in_tasks,
 )
 from serving.client.operations import Core, Rows, with_top_k
-from serving.client.photos import MAX_BYTES, MAX_PHOTOS, Item, Photo, batch_items
+from serving.client.photos import Item, Photo, batch_items
 from serving.client.responses import Embedding, Metadata, VersionStatus, truncate_top_k
-from serving.client.retry import Retry
 from serving.client.sans_io import Call, Operation, Pause, Step
 from serving.client.telemetry import Metrics, Telemetry
 from serving.contract import Prediction
@@ -48,45 +46,17 @@ class AsyncClient:
 
     def __init__(
         self,
-        target: str,
+        target: str | ClientConfig,
         *,
-        model: str,
-        version: int | None = None,
-        label: str | None = None,
-        canary: float = 0.0,
-        timeout: float | None = 10.0,
-        retry: Retry | None = None,
-        tls: Tls | None = None,
-        headers: Headers | None = None,
-        max_photos: int = MAX_PHOTOS,
-        max_bytes: int = MAX_BYTES,
-        max_concurrency: int = MAX_CONCURRENCY,
         channel: grpc.aio.Channel | None = None,
-        convert: bool = True,
-        downscale: bool = False,
         metrics: Metrics | None = None,
         tracer: Tracer | None = None,
+        **settings: Any,
     ) -> None:
-        self._telemetry = Telemetry(target, model, metrics, tracer)
-        self._core = Core(
-            target,
-            model=model,
-            version=version,
-            label=label,
-            canary=canary,
-            timeout=timeout,
-            retry=retry,
-            convert=convert,
-            downscale=downscale,
-            max_photos=max_photos,
-            max_bytes=max_bytes,
-            count_photos=self._telemetry.count_photos,
-        )
-        self._headers = headers or {}
-        # Invalid headers are reported here, not at the first call.
-        encode_headers({} if callable(self._headers) else self._headers)
-        self._limiter = AsyncConcurrencyLimiter(AdaptiveLimit(max_concurrency))
-        self._tls = tls
+        self._config = config = make_config(target, settings)
+        self._telemetry = Telemetry(config.target, config.model, metrics, tracer)
+        self._core = Core(config, self._telemetry.count_photos)
+        self._limiter = AsyncConcurrencyLimiter(AdaptiveLimit(config.max_concurrency))
         self._closed = False
         self._owns_channel = channel is None
         self._channel = channel
@@ -288,13 +258,13 @@ class AsyncClient:
         if self._closed:
             raise Cancelled(f"The client of {self.target} is closed.", remedy="Open a new client.")
         if self._channel is None:  # opened here, in the event loop that uses it
-            self._channel = open_async_channel(self.target, self._tls)
+            self._channel = open_async_channel(self._config)
         method = self._channel.unary_unary(
             step.method,
             request_serializer=type(step.request).SerializeToString,
             response_deserializer=step.response_type.FromString,
         )
-        headers = encode_headers(self._headers)
+        headers = encode_headers(self._config.headers)
         async with self._limiter(step.rows) if limited else nullcontext() as permit:
             with self._telemetry.observe_call(step) as trace_headers:
                 try:

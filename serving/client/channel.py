@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 
+from serving.client.concurrency import MAX_CONCURRENCY
+from serving.client.photos import MAX_BYTES, MAX_PHOTOS
+from serving.client.retry import Retry
 from serving.errors import InputError
-
-if TYPE_CHECKING:
-    from serving.client.async_client import AsyncClient
-    from serving.client.client import Client
 
 Headers: TypeAlias = Mapping[str, str] | Callable[[], Mapping[str, str]]
 """Metadata of every call, or a function that returns it before each call, such as a fresh token."""
@@ -76,40 +75,83 @@ class Tls:
 
 @dataclass(frozen=True)
 class ClientConfig:
-    """Server, model, version and connection settings of a client; can be pickled.
+    """Settings of a client; can be pickled where its headers can.
 
     Attributes:
-        target: gRPC target of the server, such as host:port.
+        target: host:port of the server's gRPC port, or any gRPC target; `dns:///name:port` of a headless
+            service spreads the requests over all of its pods (round robin).
         model: name under which the server serves the model; "" until it is known.
-        version: version to ask; None for the one that the server chooses.
-        label: version label to ask; None for no label.
-        timeout: deadline of each request in seconds, retries included.
-        headers: metadata of every call.
-        tls: TLS settings; None for plain text.
+        version: version to ask; None for the one that the server chooses, which is its newest.
+        label: version label to ask, such as "canary".
+        canary: fraction of the requests, 0 to 1, that goes to the version labelled "canary"; the others go
+            to `label`, or to "stable" if `label` is None. While no version has that label, all requests go
+            to the others.
+        timeout: deadline of each request in seconds, retries included; None for no deadline.
+        retry: number of attempts and backoff if the server is unavailable or overloaded;
+            Retry(attempts=1) never retries.
+        tls: TLS settings, with or without a client certificate; None for plain text.
+        headers: metadata of every call, or a function that returns it before each call.
+        max_photos: photos per request; lowered if the server states a smaller maximum batch size.
+        max_bytes: bytes of photos per request; a larger photo is sent in a request of its own.
+        max_concurrency: upper bound of requests in flight while many photos are sent; the number adapts to
+            the server's latency (serving/client/concurrency.py).
+        convert: True to convert formats that the model does not decode (HEIC, AVIF, TIFF, ...) before they
+            are sent (serving/photos/converter.py).
+        downscale: True to downscale photos much larger than the model's input to twice that size before
+            they are sent, as JPEGs; `python -m tests.bench.client` measures what that changes.
+
+    Raises:
+        InputError: settings that exclude each other or are out of range.
     """
 
     target: str
     model: str = ""
     version: int | None = None
     label: str | None = None
-    timeout: float = 10.0
-    headers: Mapping[str, str] = field(default_factory=dict)
+    canary: float = 0.0
+    timeout: float | None = 10.0
+    retry: Retry = field(default_factory=Retry)
     tls: Tls | None = None
+    headers: Headers = field(default_factory=dict)
+    max_photos: int = MAX_PHOTOS
+    max_bytes: int = MAX_BYTES
+    max_concurrency: int = MAX_CONCURRENCY
+    convert: bool = True
+    downscale: bool = False
 
-    def client(self, **settings: Any) -> Client:
-        """Open a blocking client; `settings` are more arguments of `Client`."""
-        from serving.client.client import Client
+    def __post_init__(self) -> None:
+        if self.version is not None and self.label is not None:
+            raise InputError(
+                f"Both version {self.version} and label {self.label!r} were given.",
+                remedy="Give one of the two.",
+            )
+        if self.canary and self.version is not None:
+            raise InputError(
+                f"Both version {self.version} and a canary fraction were given.",
+                remedy="Give one of the two.",
+            )
+        if self.max_photos < 1 or self.max_bytes < 1 or (self.timeout is not None and self.timeout <= 0):
+            raise InputError(
+                f"max_photos is {self.max_photos}, max_bytes {self.max_bytes} and timeout {self.timeout}.",
+                remedy="Give values above 0.",
+            )
+        encode_headers({} if callable(self.headers) else self.headers)  # reported here, not at the first call
 
-        return Client(**self._arguments(), **settings)
 
-    def async_client(self, **settings: Any) -> AsyncClient:
-        """Open an asyncio client; `settings` are more arguments of `AsyncClient`."""
-        from serving.client.async_client import AsyncClient
+def make_config(target: str | ClientConfig, settings: Mapping[str, Any]) -> ClientConfig:
+    """Return the settings of a client from the arguments of its constructor.
 
-        return AsyncClient(**self._arguments(), **settings)
-
-    def _arguments(self) -> dict[str, Any]:
-        return {attribute.name: getattr(self, attribute.name) for attribute in fields(self)}
+    Raises:
+        TypeError: unknown settings, no model, or settings beside a ClientConfig.
+        InputError: see `ClientConfig`.
+    """
+    if isinstance(target, str):
+        if not settings.get("model"):
+            raise TypeError("A client needs a model: Client('localhost:8500', model='food').")
+        return ClientConfig(target, **settings)
+    if settings:
+        raise TypeError(f"Put {', '.join(settings)} into the ClientConfig: dataclasses.replace(config, ...).")
+    return target
 
 
 def channel_options(tls: Tls | None) -> list[tuple[str, Any]]:
@@ -118,22 +160,24 @@ def channel_options(tls: Tls | None) -> list[tuple[str, Any]]:
     return [*DEFAULT_OPTIONS, *server_name]
 
 
-def open_channel(target: str, tls: Tls | None) -> grpc.Channel:
-    """Open a channel to any gRPC target: host:port, dns:///name:port, unix:path, ipv4:a:p,b:p.
+def open_channel(config: ClientConfig) -> grpc.Channel:
+    """Open the channel of a client.
 
     Raises:
         InputError: a PEM file cannot be read.
     """
-    if tls is None:
-        return grpc.insecure_channel(target, options=channel_options(None))
-    return grpc.secure_channel(target, tls.credentials(), options=channel_options(tls))
+    options = channel_options(config.tls)
+    if config.tls is None:
+        return grpc.insecure_channel(config.target, options=options)
+    return grpc.secure_channel(config.target, config.tls.credentials(), options=options)
 
 
-def open_async_channel(target: str, tls: Tls | None) -> grpc.aio.Channel:
+def open_async_channel(config: ClientConfig) -> grpc.aio.Channel:
     """Open an asyncio channel; call it in the event loop that will use the channel."""
-    if tls is None:
-        return grpc.aio.insecure_channel(target, options=channel_options(None))
-    return grpc.aio.secure_channel(target, tls.credentials(), options=channel_options(tls))
+    options = channel_options(config.tls)
+    if config.tls is None:
+        return grpc.aio.insecure_channel(config.target, options=options)
+    return grpc.aio.secure_channel(config.target, config.tls.credentials(), options=options)
 
 
 def encode_headers(headers: Headers) -> tuple[tuple[str, str], ...]:

@@ -14,18 +14,16 @@ import grpc
 from numpy.typing import NDArray
 
 from serving import protos
-from serving.client.channel import Headers, Tls, encode_headers, open_channel
+from serving.client.channel import ClientConfig, encode_headers, make_config, open_channel
 from serving.client.concurrency import (
-    MAX_CONCURRENCY,
     AdaptiveLimit,
     CancellationScope,
     ConcurrencyLimiter,
     map_in_threads,
 )
 from serving.client.operations import Core, Rows, with_top_k
-from serving.client.photos import MAX_BYTES, MAX_PHOTOS, Item, Photo, batch_items
+from serving.client.photos import Item, Photo, batch_items
 from serving.client.responses import Embedding, Metadata, VersionStatus, truncate_top_k
-from serving.client.retry import Retry
 from serving.client.sans_io import Call, Operation, Pause, Step, run_operation
 from serving.client.telemetry import Metrics, Telemetry
 from serving.contract import Prediction
@@ -46,75 +44,29 @@ class Client:
     """A blocking client of one model; safe to share between threads.
 
     Args:
-        target: host:port of the server's gRPC port, or any gRPC target; `dns:///name:port` of a headless
-            service spreads the requests over all of its pods (round robin).
-        model: name under which the server serves the model.
-        version: version to ask; None for the one that the server chooses, which is its newest.
-        label: version label to ask, such as "canary".
-        canary: fraction of the requests, 0 to 1, that goes to the version labelled "canary"; the others go
-            to `label`, or to "stable" if `label` is None. While no version has that label, all requests go
-            to the others.
-        timeout: deadline of each request in seconds, retries included; None for no deadline.
-        retry: number of attempts and backoff if the server is unavailable or overloaded;
-            Retry(attempts=1) never retries.
-        tls: TLS settings, with or without a client certificate; None for plain text.
-        headers: metadata of every call, or a function that returns it before each call.
-        max_photos: photos per request; lowered if the server states a smaller maximum batch size.
-        max_bytes: bytes of photos per request; a larger photo is sent in a request of its own.
-        max_concurrency: upper bound of requests in flight while many photos are sent; the number adapts to
-            the server's latency (serving/client/concurrency.py).
-        channel: open channel to use in place of one to `target`; the client does not close it.
-        convert: True to convert formats that the model does not decode (HEIC, AVIF, TIFF, ...) before they
-            are sent (serving/photos/converter.py).
-        downscale: True to downscale photos much larger than the model's input to twice that size before
-            they are sent, as JPEGs; `python -m tests.bench.client` measures what that changes.
+        target: settings of the client, or the server's gRPC target alone.
+        channel: open channel to use in place of one to the target; the client does not close it.
         metrics: Prometheus metrics to update (serving/client/telemetry.py).
         tracer: OpenTelemetry tracer that makes a span per call and propagates it to the server.
+        settings: beside a bare target the other attributes of `ClientConfig`; `model` is required.
     """
 
     def __init__(
         self,
-        target: str,
+        target: str | ClientConfig,
         *,
-        model: str,
-        version: int | None = None,
-        label: str | None = None,
-        canary: float = 0.0,
-        timeout: float | None = 10.0,
-        retry: Retry | None = None,
-        tls: Tls | None = None,
-        headers: Headers | None = None,
-        max_photos: int = MAX_PHOTOS,
-        max_bytes: int = MAX_BYTES,
-        max_concurrency: int = MAX_CONCURRENCY,
         channel: grpc.Channel | None = None,
-        convert: bool = True,
-        downscale: bool = False,
         metrics: Metrics | None = None,
         tracer: Tracer | None = None,
+        **settings: Any,
     ) -> None:
-        self._telemetry = Telemetry(target, model, metrics, tracer)
-        self._core = Core(
-            target,
-            model=model,
-            version=version,
-            label=label,
-            canary=canary,
-            timeout=timeout,
-            retry=retry,
-            convert=convert,
-            downscale=downscale,
-            max_photos=max_photos,
-            max_bytes=max_bytes,
-            count_photos=self._telemetry.count_photos,
-        )
-        self._headers = headers or {}
-        # Invalid headers are reported here, not at the first call.
-        encode_headers({} if callable(self._headers) else self._headers)
-        self._limiter = ConcurrencyLimiter(AdaptiveLimit(max_concurrency))
+        self._config = config = make_config(target, settings)
+        self._telemetry = Telemetry(config.target, config.model, metrics, tracer)
+        self._core = Core(config, self._telemetry.count_photos)
+        self._limiter = ConcurrencyLimiter(AdaptiveLimit(config.max_concurrency))
         self._closed = False
         self._owns_channel = channel is None
-        self._channel = channel or open_channel(target, tls)
+        self._channel = channel or open_channel(config)
 
     def __enter__(self) -> Self:
         return self
@@ -348,7 +300,7 @@ class Client:
         options: dict[str, Any] = {"timeout": step.timeout, "wait_for_ready": step.wait_for_ready}
         if self._closed:
             raise Cancelled(f"The client of {self.target} is closed.", remedy="Open a new client.")
-        headers = encode_headers(self._headers)
+        headers = encode_headers(self._config.headers)
         if scope is None:  # a single request: neither limited nor cancellable
             with self._telemetry.observe_call(step) as trace_headers:
                 return method(step.request, metadata=headers + trace_headers, **options)

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from serving import contract, protos
 from serving.client import responses
 from serving.client.canary import STABLE, Canary
+from serving.client.channel import ClientConfig
 from serving.client.grpc_errors import code_name, parse_max_batch_size, to_rejection
 from serving.client.photos import (
     DOWNSCALE_FACTOR,
-    MAX_BYTES,
-    MAX_PHOTOS,
     PROBE_PHOTO,
     Item,
     PhotoLoader,
@@ -26,7 +25,7 @@ from serving.client.photos import (
     encode_png,
 )
 from serving.client.responses import Embedding, Metadata, State, VersionStatus
-from serving.client.retry import Retry, RetryDecision, classify_error, with_retries
+from serving.client.retry import RetryDecision, classify_error, with_retries
 from serving.client.sans_io import Call, Compute, Operation, PartialResult, Pause
 from serving.contract import PhotoRejection, Prediction, Status
 from serving.errors import (
@@ -48,58 +47,32 @@ _READY_POLL_SECONDS = 0.1
 
 
 class Core:
-    """Settings of a client, and its operations on one model.
+    """The operations of a client on one model.
 
-    Args: those of `Client`, and `count_photos`, a function that is called with the status of each photo.
+    Args:
+        config: settings of the client.
+        count_photos: called with the status of each photo.
     """
 
-    def __init__(
-        self,
-        target: str,
-        *,
-        model: str,
-        version: int | None = None,
-        label: str | None = None,
-        canary: float = 0.0,
-        timeout: float | None = 10.0,
-        retry: Retry | None = None,
-        convert: bool = True,
-        downscale: bool = False,
-        max_photos: int = MAX_PHOTOS,
-        max_bytes: int = MAX_BYTES,
-        count_photos: Callable[[Iterable[Status]], None],
-    ) -> None:
-        if version is not None and label is not None:
-            raise InputError(
-                f"Both version {version} and label {label!r} were given.", remedy="Give one of the two."
-            )
-        if canary and version is not None:
-            raise InputError(
-                f"Both version {version} and a canary fraction were given.", remedy="Give one of the two."
-            )
-        if max_photos < 1 or max_bytes < 1 or (timeout is not None and timeout <= 0):
-            raise InputError(
-                f"max_photos is {max_photos}, max_bytes {max_bytes} and timeout {timeout}.",
-                remedy="Give values above 0.",
-            )
-        self.target = target
-        self.model = model
-        self.version = version
-        self.canary = Canary(canary)
+    def __init__(self, config: ClientConfig, count_photos: Callable[[Iterable[Status]], None]) -> None:
+        self.target = config.target
+        self.model = config.model
+        self.version = config.version
+        self.canary = Canary(config.canary)
         # A request without a label gets the newest version that serves, which would be the canary.
-        self.label = STABLE if canary and label is None else label
-        self.timeout = timeout
-        self.max_photos = max_photos
-        self.max_bytes = max_bytes
-        self.retry = retry or Retry()
-        self.converter = Converter() if convert or downscale else None
-        if downscale and self.converter and not self.converter.can_downscale:
+        self.label = STABLE if config.canary and config.label is None else config.label
+        self.timeout = config.timeout
+        self.max_photos = config.max_photos
+        self.max_bytes = config.max_bytes
+        self.retry = config.retry
+        self.converter = Converter() if config.convert or config.downscale else None
+        self.downscale = config.downscale
+        if self.downscale and self.converter and not self.converter.can_downscale:
             raise InputError(
                 "Downscaling needs Pillow, which is not installed.",
                 remedy=f"Install it with: pip install '{EXTRA}'",
             )
-        self.downscale = downscale
-        self.loader = PhotoLoader(self.converter, convert)
+        self.loader = PhotoLoader(self.converter, config.convert)
         self._count_photos = count_photos
         self._pixels: tuple[int, int] | None = None  # (0, 0): the model does not state its input size
 

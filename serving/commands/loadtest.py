@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,11 +142,11 @@ async def _run_loads(config: ClientConfig, contents: Sequence[bytes], loads: Seq
     from rich.console import Console
     from rich.progress import Progress
 
-    from serving.client import Retry
+    from serving.client import AsyncClient, Retry
     from serving.loadtest import run_load
 
     results = []
-    client = config.async_client(retry=Retry(attempts=1), convert=False)
+    client = AsyncClient(replace(config, retry=Retry(attempts=1), convert=False))
     async with client:
         with Progress(console=Console(stderr=True), transient=True) as progress:
             for load in loads:

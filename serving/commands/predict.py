@@ -6,6 +6,7 @@ import glob
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -154,7 +155,9 @@ def _open_photo(name: str) -> Photo:
 def _classify_on_server(
     server: ClientConfig, names: Sequence[str], top_k: int, downscale: bool
 ) -> Iterator[tuple[str, Prediction]]:
-    with server.client(downscale=downscale) as client:
+    from serving.client import Client
+
+    with Client(replace(server, downscale=downscale)) as client:
         if len(names) <= client.max_photos:  # one request, in this thread
             yield from zip(names, client.classify(map(_open_photo, names), top_k), strict=True)
             return

@@ -37,7 +37,9 @@ def status(wait: float | None, as_json: bool, **flags: Any) -> int:
 
     Exits with 0 if a version is available, otherwise with 1.
     """
-    with pop_required_client_config(flags).client() as client:
+    from serving.client import Client
+
+    with Client(pop_required_client_config(flags)) as client:
         if wait is not None:
             client.wait_until_ready(wait)
         versions = client.status()

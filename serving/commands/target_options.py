@@ -67,6 +67,7 @@ def open_target(flags: dict[str, Any]) -> Iterator[DeploymentTarget]:
         click.UsageError: flags exclude each other.
         InputError: an address is not valid, or the configuration file does not exist.
     """
+    from serving.client import Client
     from serving.registry.stores.download import open_store
     from serving.registry.target import DeploymentTarget
     from serving.storage import text
@@ -90,8 +91,8 @@ def open_target(flags: dict[str, Any]) -> Iterator[DeploymentTarget]:
         yield target
         return
     server = replace(server, model=target.model)
-    with server.client() as client:
-        yield replace(target, client=client, label_client=lambda label: replace(server, label=label).client())
+    with Client(server) as client:
+        yield replace(target, client=client, label_client=lambda label: Client(replace(server, label=label)))
 
 
 def _print_progress(line: str) -> None:

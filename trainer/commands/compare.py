@@ -72,9 +72,11 @@ def compare(
 
 
 def _client_for(server: ClientConfig, name: str) -> Client:
+    from serving.client import Client
+
     if name.isdecimal():
-        return replace(server, version=int(name)).client()
-    return replace(server, label=name).client()
+        return Client(replace(server, version=int(name)))
+    return Client(replace(server, label=name))
 
 
 def _list_files(photos: tuple[str, ...]) -> list[str]:
