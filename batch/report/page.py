@@ -116,8 +116,8 @@ class _Page:
         run, speed = self._run, self._run["this_run"]
         rows, rejected, photos = run["rows"], run["rejected"], run["photos"]
         abstained = sum(decisions.abstained for decisions in self._decisions.values())
-        known = f"{pluralize(run['known_photos'], 'photo')} known before" if run.get("known_photos") else ""
-        embedded = f"{speed['photos_embedded']:,} embedded, {speed['reused_embeddings']:,} known or identical"
+        known = f"{pluralize(run['known_photos'], 'photo')} scored before" if run.get("known_photos") else ""
+        embedded = f"{speed['photos_embedded']:,} embedded, {speed['reused_embeddings']:,} reused"
         return element(
             "header",
             element("h1", names, dir="auto"),
@@ -156,7 +156,7 @@ class _Page:
 
     def _render_drift(self) -> Element:
         if self._changes is None:
-            return section("Drift", "There is no previous run in this output to compare with.")
+            return section("Drift", "There is no previous run to compare with.")
         rows = [
             _format_change(self._title(what, name), change)
             for name, found in self._changes.models.items()
@@ -168,7 +168,7 @@ class _Page:
             words = f"Run {self._changes.since} has nothing that this run can be compared with."
             return section("Drift", words)
         table = table_of(
-            ("", "Difference", "Expected by chance", "Moderate from", "Verdict"),
+            ("", "Difference", "By chance at most", "Moderate from", "Verdict"),
             rows,
             "Labels and scores: population stability index (PSI). Embeddings: distance between the means, "
             "in units of the spread of the photos.",
