@@ -1,4 +1,4 @@
-# make demo and make test set up everything they need, then do what their name says.
+# `make demo` and `make test` first set up everything that they need in $(VENV).
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -8,67 +8,67 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test test-unit k8s-check lint bench bench-accuracy bench-planning bench-job bench-decoding bench-head fuzz old-tensorflow lock check-resolve clean help bench-training bench-server
 
-help: ## What there is to make
+help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
 
 demo: $(VENV)/demo.stamp ## Train, export, score, serve and predict on real photos
 	$(BIN)/hubhead demo
 
 JOBS ?= 2
-test: test-unit ## All tests, JOBS=2 files of them at once (each takes up to 7 GB)
+test: test-unit ## Run all tests, JOBS=2 files at a time (each needs up to 7 GB of memory)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/unit
 
-test-unit: $(VENV)/dev.stamp ## The tests that need no TensorFlow, no Beam, no sockets and no processes
+test-unit: $(VENV)/dev.stamp ## Run the tests that need no TensorFlow, no Beam, no sockets and no processes
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/unit
 
-k8s-check: $(VENV)/dev.stamp ## Build every overlay of k8s/ with kubectl and check it, without a cluster
+k8s-check: $(VENV)/dev.stamp ## Render every overlay of k8s/ with kubectl and check it, without a cluster
 	HUBHEAD_REQUIRE_PROGRAMS=1 $(BIN)/python -m pytest tests/k8s
 
-lint: $(VENV)/dev.stamp ## Style, types, layers and words
+lint: $(VENV)/dev.stamp ## Check style, types, import order and wording
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.support.language
 
-bench: $(VENV)/dev.stamp ## The figures that the README quotes
+bench: $(VENV)/dev.stamp ## Measure the throughput of the model variants: the first table of the README's figures
 	$(BIN)/python -m tests.bench
 
-bench-planning: $(VENV)/dev.stamp ## Planning of 10,000 to 1,000,000 photos: seconds and memory
+bench-planning: $(VENV)/dev.stamp ## Measure the planning of 10,000 to 1,000,000 photos: seconds and memory
 	$(BIN)/python -m tests.bench.planning
 
-bench-server: $(VENV)/dev.stamp ## The local server beside serving.runtime and a FastAPI server, and under twice its load
+bench-server: $(VENV)/dev.stamp ## Compare the local server with serving.runtime, bare gRPC and FastAPI; overload it to twice its capacity
 	$(BIN)/python -m tests.bench.server
 
-bench-job: $(VENV)/dev.stamp ## The batch job from files to Parquet, beside a bare loop, tf.data and RunInference
+bench-job: $(VENV)/dev.stamp ## Compare the batch job, from files to Parquet, with a bare loop, tf.data and RunInference
 	$(BIN)/python -m tests.bench.job
 
-bench-decoding: $(VENV)/dev.stamp ## Decoding: speed, agreement (on Debian), memory
+bench-decoding: $(VENV)/dev.stamp ## Measure decoding: speed, agreement with an area-resized original (on Debian), memory
 	$(BIN)/python -m tests.bench.decoding
 
-bench-accuracy: $(VENV)/dev.stamp ## Accuracy on the sample photos: heads, calibration, refusals, aspect of the preprocessing
+bench-accuracy: $(VENV)/dev.stamp ## Measure accuracy on the sample photos: heads, calibration, abstention, --aspect
 	$(BIN)/python -m tests.bench.heads
 	$(BIN)/python -m tests.bench.abstention
 	$(BIN)/python -m tests.bench.accuracy
 
-bench-head: $(VENV)/dev.stamp ## Fitting a head on 1,000 to 1,000,000 embeddings: seconds and memory
+bench-head: $(VENV)/dev.stamp ## Measure the fit of a head on 1,000 to 1,000,000 embeddings: seconds and memory
 	$(BIN)/python -m tests.bench.head
 
-bench-training: $(VENV)/dev.stamp ## hubhead train as a whole, first and from the store; accuracy by input size and views
+bench-training: $(VENV)/dev.stamp ## Measure hubhead train, first run and from the embedding store; accuracy by input size and views
 	$(BIN)/python -m tests.bench.training
 	$(BIN)/python -m tests.bench.fine_tune --tune_seeds 0
 
 FUZZ ?= 20000
-fuzz: $(VENV)/dev.stamp ## Damaged photos and headers without end: FUZZ=20000 examples a property
+fuzz: $(VENV)/dev.stamp ## Fuzz the decoders with damaged photos and headers, FUZZ=20000 examples per property
 	HUBHEAD_FUZZ_EXAMPLES=$(FUZZ) $(BIN)/python -m pytest tests/integration/trainer/test_preprocessing.py tests/integration/trainer/test_image_headers.py -k "damaged or bytes or plain or scans or sides"
 
 OLD_TENSORFLOW ?= 2.19.1
-old-tensorflow: $(VENV)/dev.stamp ## A bundle under OLD_TENSORFLOW=2.19.1, in an environment of its own
+old-tensorflow: $(VENV)/dev.stamp ## Test a bundle with OLD_TENSORFLOW=2.19.1, in a separate environment
 	test -x build/tensorflow-$(OLD_TENSORFLOW)/bin/python || $(PYTHON) -m venv build/tensorflow-$(OLD_TENSORFLOW)
 	build/tensorflow-$(OLD_TENSORFLOW)/bin/python -m pip install --quiet tensorflow-cpu==$(OLD_TENSORFLOW)
 	HUBHEAD_OLD_TENSORFLOW=build/tensorflow-$(OLD_TENSORFLOW)/bin/python $(BIN)/python -m pytest tests/integration/test_old_tensorflow.py
 
-lock: $(VENV)/dev.stamp ## Resolve the ranges of pyproject.toml anew into the two locked files
+lock: $(VENV)/dev.stamp ## Resolve the version ranges of pyproject.toml again, into the two lock files
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --extra train --extra formats --extra metrics --extra query --extra s3 --extra gs --extra build --universal --python-version 3.11 \
 	  --upgrade \
@@ -77,7 +77,7 @@ lock: $(VENV)/dev.stamp ## Resolve the ranges of pyproject.toml anew into the tw
 	  --constraint requirements.txt \
 	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet -o requirements-dev.txt
 
-check-resolve: ## Install the ranges of pyproject.toml afresh, without the lock, and import everything
+check-resolve: ## Install the version ranges of pyproject.toml without the lock files, and import everything
 	rm -rf build/resolve build/client
 	$(PYTHON) -m venv build/resolve && $(PYTHON) -m venv build/client
 	build/resolve/bin/python -m pip install --quiet '.[train,formats,metrics,query,s3,gs]'
@@ -90,11 +90,11 @@ check-resolve: ## Install the ranges of pyproject.toml afresh, without the lock,
 	cd build && client/bin/hubhead --help >/dev/null
 	rm -rf build/resolve build/client
 
-clean: ## Remove what was made here; the cache of photos and weights stays
+clean: ## Remove everything built here; the cache of photos and weights is kept
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-# The environment: the locked packages with their hashes, then hubhead itself as a link to this tree.
-# A stamp is written last, so an interrupted installation is taken up again.
+# The environment: the locked packages with their hashes, then hubhead itself as an editable installation.
+# The stamp is written last, so that an interrupted installation is repeated.
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "hubhead needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
