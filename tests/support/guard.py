@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
+import urllib3  # noqa: F401 # TensorFlow and Beam import it, and its import binds a socket to look for IPv6
 
 
 class Use(StrEnum):
