@@ -138,7 +138,7 @@ class Output:
         """Address of the HTML report of the newest run."""
         return files.join(self.directory, "report.html")
 
-    def run_record(self, run_id: str) -> str:
+    def run_record_file(self, run_id: str) -> str:
         """Return the address of a run's record."""
         return files.join(self.work_directory, "runs", f"{run_id}.json")
 

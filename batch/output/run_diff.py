@@ -48,7 +48,7 @@ class RunDiff:
 def find_previous_run(output: Output, run_id: str) -> RunRecord | None:
     """Return the record of the newest run in an output other than the given one; None if there is none."""
     directory = files.join(output.work_directory, "runs")
-    own = output.run_record(run_id)
+    own = output.run_record_file(run_id)
     uris = [files.join(directory, name) for name in files.list_names(directory) if name.endswith(".json")]
     with ThreadPoolExecutor(_READERS, "runs") as pool:
         found = list(pool.map(_read_record, (uri for uri in uris if uri != own)))

@@ -141,7 +141,7 @@ def build_run_record(
 def write_run(run: Mapping[str, Any], output: Output) -> None:
     """Write the run's record, and then run.json, whose presence means that the scores are complete."""
     text = json.dumps(run, indent=2, ensure_ascii=False) + "\n"
-    files.write(output.run_record(run["run_id"]), text.encode())
+    files.write(output.run_record_file(run["run_id"]), text.encode())
     files.write(output.run_file, text.encode())
 
 
