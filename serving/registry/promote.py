@@ -85,8 +85,7 @@ def promote(
     event = _promotion_event(target, candidate, label, force=force, reason=reason)
     target.store.create()
     with lock_target(target):
-        for withdrawn in target.store.finish_interrupted(target.say):
-            record_withdrawal(target, withdrawn, event)
+        _finish_interrupted(target, event)
         old = _live_version(target, label)
         number = target.store.find(source, candidate.digest) if source else version
         if target.config:
@@ -96,18 +95,16 @@ def promote(
             number = _publish(target, source, candidate, event)
         assert number is not None
         _make_live(target, number, label, event, published=published)
-        if old != number or published or not _is_promotion_logged(target, event.label, number):
-            audit.append(target.store, replace(event, old=old if old != number else None, new=number))
-        removed = prune(target, keep, event) if keep else ()
-    return Change(
-        target.model,
-        old,
-        number,
-        event.label,
-        published=published,
-        waited=target.client is not None,
-        removed=removed,
-    )
+        _log_promotion(target, replace(event, old=old, new=number), published=published)
+        return Change(
+            target.model,
+            old,
+            number,
+            event.label,
+            published=published,
+            waited=target.client is not None,
+            removed=prune(target, keep, event) if keep else (),
+        )
 
 
 def withdraw(target: DeploymentTarget, version: int, event: Event) -> None:
@@ -202,6 +199,12 @@ def _promotion_event(
     )
 
 
+def _finish_interrupted(target: DeploymentTarget, event: Event) -> None:
+    """Complete withdrawals and removals of an earlier call that was interrupted."""
+    for version in target.store.finish_interrupted(target.say):
+        record_withdrawal(target, version, event)
+
+
 def _live_version(target: DeploymentTarget, label: str) -> int | None:
     """Return the version that the label is on; without a configuration, the newest."""
     before = target.read_config()
@@ -249,10 +252,17 @@ def _make_live(target: DeploymentTarget, number: int, label: str, event: Event, 
         raise
 
 
-def _is_promotion_logged(target: DeploymentTarget, label: str | None, version: int) -> bool:
-    """Return whether the log contains the promotion; false if it was interrupted just before."""
-    events = audit.read(target.store)
-    return any(e.action is Action.PROMOTE and (e.label, e.new) == (label, version) for e in events)
+def _log_promotion(target: DeploymentTarget, event: Event, *, published: bool) -> None:
+    """Append the promotion to the audit log, unless nothing changed and the log already contains it.
+
+    The log may lack a promotion that was interrupted after its last other step.
+    """
+    moved = event.old != event.new
+    if not moved and not published:
+        events = audit.read(target.store)
+        if any(e.action is Action.PROMOTE and (e.label, e.new) == (event.label, event.new) for e in events):
+            return
+    audit.append(target.store, event if moved else replace(event, old=None))
 
 
 def _require_stable(target: DeploymentTarget, label: str, version: int | None) -> None:
