@@ -1,4 +1,4 @@
-"""Hundreds of odd and broken files (tests/corpus), by every path: each gets the status that it must get."""
+"""Corpus of unusual and damaged files (tests/corpus) on every path: each must get its expected status."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def cases() -> list[Case]:
 
 
 def shuffled(cases: Iterable[Case], seed: int) -> list[Case]:
-    """So that formats, good ones and bad ones meet in every batch."""
+    """Return the cases shuffled, so that every batch mixes formats, good and bad files."""
     order = list(cases)
     random.Random(seed).shuffle(order)
     return order
@@ -63,7 +63,7 @@ def batches(cases: Sequence[Case]) -> Iterator[Sequence[Case]]:
 
 
 def assert_answers(found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Equal; if they are not, what differs is said, and nothing else."""
+    """Assert equality, and report only the differences."""
     wrong = [
         f"{name}: {answer} expected, {found.get(name)} found"
         for name, answer in wanted.items()
@@ -76,7 +76,7 @@ def assert_answers(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 # --- The corpus itself --------------------------------------------------------------------------------
 
 
-def test_the_corpus_is_large_and_of_all_kinds(cases: list[Case]) -> None:
+def test_the_corpus_covers_all_formats_and_statuses(cases: list[Case]) -> None:
     assert len(cases) >= 500
     assert max(Counter(case.name for case in cases).values()) == 1
     assert {case.status for case in cases} == set(STATUSES)
@@ -86,13 +86,13 @@ def test_the_corpus_is_large_and_of_all_kinds(cases: list[Case]) -> None:
     assert sum(len(case.content) for case in cases) < 8 << 20
 
 
-def test_sides_stand_where_there_is_a_photo(cases: list[Case]) -> None:
+def test_cases_have_sides_if_they_decode(cases: list[Case]) -> None:
     for case in cases:
         assert (case.height > 0 and case.width > 0) == case.status.usable, case.name
         assert (case.height == case.width == 0) != case.status.usable, case.name
 
 
-def test_the_corpus_is_the_same_bytes_at_every_call(cases: list[Case]) -> None:
+def test_the_corpus_is_deterministic(cases: list[Case]) -> None:
     assert digest(corpus.cases()) == digest(cases)
 
 
@@ -100,20 +100,20 @@ def digest(cases: Iterable[Case]) -> str:
     return hashlib.sha256(repr(list(cases)).encode()).hexdigest()
 
 
-def test_rules_give_most_answers_and_the_golden_file_the_rest(cases: list[Case]) -> None:
+def test_expected_results_come_from_rules_or_the_golden_file(cases: list[Case]) -> None:
     by_file = [case.name for case in cases if case.golden]
     assert len(by_file) < len(cases) / 5
     assert sorted(by_file) == sorted(corpus.flips.golden()["answers"])
 
 
-def test_what_is_converted_is_what_the_graph_does_not_decode(cases: list[Case]) -> None:
-    # JPEGs of unusual processes are the exception: no reader that is at hand decodes them.
+def test_only_formats_that_the_preprocessing_does_not_decode_are_converted(cases: list[Case]) -> None:
+    # JPEGs of unusual processes are the exception: no available library decodes them.
     foreign = [case.name for case in cases if detect_unsupported_format(case.content)]
     refused = [case.name for case in cases if case.status is Status.UNSUPPORTED_FORMAT]
     assert set(foreign) ^ {name for name in refused if not name.startswith("jpeg/")} == set()
 
 
-# --- The graph ----------------------------------------------------------------------------------------
+# --- The preprocessing --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def decode() -> Decode:
     return make_decoder()
 
 
-def test_the_graph_gives_every_file_its_status_and_sides(cases: list[Case], decode: Decode) -> None:
+def test_the_preprocessing_returns_the_expected_status_and_sides(cases: list[Case], decode: Decode) -> None:
     found, wanted, painted = {}, {}, []
     for batch in batches(shuffled(cases, 1)):
         for case, row in zip(batch, decode(contents_of(batch)), strict=True):
@@ -133,7 +133,7 @@ def test_the_graph_gives_every_file_its_status_and_sides(cases: list[Case], deco
     assert painted == []
 
 
-def test_a_good_photo_between_bad_ones_is_bit_identical_to_itself_alone(
+def test_a_good_photo_among_bad_ones_is_bit_identical_to_a_single_call(
     cases: list[Case], decode: Decode
 ) -> None:
     good = shuffled((case for case in cases if case.status.usable), 3)[:150]
@@ -155,10 +155,10 @@ _TURNS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     7: lambda stored: np.rot90(np.swapaxes(stored, 0, 1), 2),
     8: np.rot90,
 }
-"""What brings stored pixels upright (TIFF 6.0, Orientation)."""
+"""Transposition that makes stored pixels upright, by orientation (TIFF 6.0, Orientation)."""
 
 
-def test_every_orientation_of_every_format_comes_out_upright(cases: list[Case], decode: Decode) -> None:
+def test_every_exif_orientation_of_every_format_is_applied(cases: list[Case], decode: Decode) -> None:
     named = [(case, match) for case in cases if (match := _ORIENTED.fullmatch(case.name))]
     rows = decode([case.content for case, _ in named])
     pixels = {match.groups(): row.pixels for (_, match), row in zip(named, rows, strict=True)}
@@ -168,8 +168,8 @@ def test_every_orientation_of_every_format_comes_out_upright(cases: list[Case], 
         np.testing.assert_array_equal(found, upright, err_msg=f"{kind}, {number}, {order}")
 
 
-def test_a_thin_photo_costs_what_its_pixels_cost(decode: Decode) -> None:
-    """A resize that goes over the rows first would hold 224 rows of a million pixels: 2.7 GB."""
+def test_a_thin_photo_needs_memory_for_its_pixels_only(decode: Decode) -> None:
+    """Without transposing wide photos, the resize would hold 224 rows of a million pixels: 2.7 GB."""
     content = corpus.png.png(1_000_000, 1, 1, corpus.png.GREY, 0, bytes(125_001))
     decode([corpus.png.plain()])
     before = peak_megabytes()
@@ -189,14 +189,14 @@ Way = Callable[[Bundle, Sequence[Case], Path], Answers]
 
 
 @pytest.fixture(scope="module")
-def light(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A real bundle whose backbone is the mean of the pixels: what it costs is the decoding.
+def light_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Bundle whose backbone is the mean of the pixels, so that its only cost is the decoding.
 
     With it the whole corpus goes through every path in a third of the time.
     """
     import tensorflow as tf
 
-    top = tmp_path_factory.mktemp("light")
+    top = tmp_path_factory.mktemp("light_bundle")
     root = tf.train.Checkpoint()
     root.__call__ = tf.function(
         lambda photos: tf.reduce_mean(photos, [1, 2]) + 1.0,
@@ -207,11 +207,11 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     zeros, ones = np.zeros(3, np.float32), np.ones(3, np.float32)
     head = Head(Scaling(zeros, ones), np.eye(3, 2, dtype=np.float32), zeros[:2], 1.0)
     template = prepare_template(str(top / "backbone"), top / "cache")
-    return export(template, HeadExport(head, ["this", "that"]), top / "models" / "light")
+    return export(template, HeadExport(head, ["this", "that"]), top / "models" / "light_bundle")
 
 
 def by_runtime(model: Bundle, cases: Sequence[Case], work: Path) -> Answers:
-    """Signature `embed`, which also tells the sides."""
+    """Return the results of the signature `embed`, which also returns height and width."""
     names = (contract.STATUS, contract.HEIGHT, contract.WIDTH)
     contents = (case.content for case in cases)
     outputs = list(runtime.load(model.path).imap(contract.EMBED, contract.IMAGE_BYTES, contents))
@@ -256,7 +256,7 @@ def _ask_server(model: Bundle, cases: Sequence[Case], *, convert: bool) -> Answe
 
 
 def by_beam_job(model: Bundle, cases: Sequence[Case], work: Path) -> Answers:
-    """With an embedding store of its own. All files are named as JPEGs: the name decides nothing."""
+    """Return the results of a Beam job with its own store; all files are named .jpg, which must not matter."""
     import pyarrow.parquet as pq
 
     photos = work / "photos"
@@ -287,22 +287,24 @@ CONVERTED: dict[str, Way] = {
 
 
 @pytest.mark.parametrize("path", AS_THEY_ARE)
-def test_every_path_gives_every_file_its_status(
-    light: Bundle, cases: list[Case], tmp_path: Path, path: str
+def test_every_path_returns_the_expected_status(
+    light_bundle: Bundle, cases: list[Case], tmp_path: Path, path: str
 ) -> None:
-    found = AS_THEY_ARE[path](light, shuffled(cases, 5), tmp_path)
+    found = AS_THEY_ARE[path](light_bundle, shuffled(cases, 5), tmp_path)
     assert_answers(found, {case.name: case.status for case in cases})
 
 
 @pytest.mark.parametrize("path", CONVERTED)
-def test_every_path_that_converts_gives_every_file_its_status(
-    light: Bundle, cases: list[Case], tmp_path: Path, path: str
+def test_every_converting_path_returns_the_expected_status(
+    light_bundle: Bundle, cases: list[Case], tmp_path: Path, path: str
 ) -> None:
-    found = CONVERTED[path](light, shuffled(cases, 6), tmp_path)
+    found = CONVERTED[path](light_bundle, shuffled(cases, 6), tmp_path)
     assert_answers(found, {case.name: case.converted or case.status for case in cases})
 
 
-def test_a_trained_bundle_answers_alike(trained: Trained, cases: list[Case], tmp_path: Path) -> None:
+def test_a_trained_bundle_returns_the_same_statuses(
+    trained: Trained, cases: list[Case], tmp_path: Path
+) -> None:
     some = shuffled(cases, 7)[:200]
     found = by_classic_session(trained.result.bundle, some, tmp_path)
     assert_answers(found, {case.name: case.status for case in some})

@@ -1,4 +1,4 @@
-"""Test data and helpers: head."""
+"""Data and reference implementations for tests of the head."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Data = tuple[heads.Floats, heads.Ints]
 
 
 def blobs(count: int, dimensions: int, classes: int, *, noise: float = 1.5, seed: int = 0) -> Data:
-    """Overlapping clouds of points, one a class."""
+    """Return overlapping clusters of points, one per class."""
     random = np.random.default_rng(seed)
     targets = np.arange(count) % classes
     centres = random.normal(size=(classes, dimensions))
@@ -28,7 +28,7 @@ def blobs(count: int, dimensions: int, classes: int, *, noise: float = 1.5, seed
 def yardstick(
     features: heads.Floats, targets: heads.Ints, strength: float, tolerance: float = 1e-4
 ) -> NDArray[np.float64]:
-    """scikit-learn's kernel and bias for the same objective, as one matrix [D+1,K]."""
+    """Return scikit-learn's kernel and bias for the same objective as one matrix [D+1,K]."""
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
@@ -47,7 +47,7 @@ def of_length_one(rows: heads.Floats) -> heads.Floats:
 
 
 def sample_features(trained: Trained) -> tuple[heads.Floats, heads.Ints, int]:
-    """Embeddings float32 [406,1280] and classes of the sample photos, as the training had them."""
+    """Return embeddings float32 [406,1280] and classes of the sample photos, as in the training."""
     from batch.embeddings import EmbeddingStore
     from trainer.evaluation.features import load_features
 

@@ -1,4 +1,4 @@
-"""Test data and helpers: head kinds."""
+"""Helpers for tests of the kinds of heads."""
 
 from __future__ import annotations
 

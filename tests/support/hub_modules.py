@@ -1,4 +1,4 @@
-"""Small backbones made for tests, the cache that hub modules wait in, and photos as pixels."""
+"""Small backbones for tests, entries of the TensorFlow Hub cache, and sample photos as pixels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def small_module(
     signature_only: bool = False,
     dtype: str = "float32",
 ) -> str:
-    """Save a feature vector of two numbers: the photo's mean, times the weights."""
+    """Save a module whose feature vector is the photo's mean multiplied by two weights."""
     import tensorflow as tf
 
     root = tf.train.Checkpoint()
@@ -55,7 +55,7 @@ def tf1_module(
     classes: int = 0,
     resource: bool = True,
 ) -> str:
-    """Save what hub.Module of TensorFlow 1 exported: untagged, with signatures, tfhub_module.pb beside it."""
+    """Save a module as TensorFlow 1's hub.Module did: untagged, with signatures and tfhub_module.pb."""
     import tensorflow as tf
     from google.protobuf.any_pb2 import Any as Attachment
     from google.protobuf.duration_pb2 import Duration
@@ -106,13 +106,13 @@ def tf1_module(
 
 
 def in_hub_cache(handle: str, module: str, cache: Path) -> str:
-    """Put a module where tensorflow-hub keeps what it fetched from a handle."""
+    """Put a module into the cache of tensorflow-hub as if it was downloaded from a handle."""
     shutil.copytree(module, cache / hashlib.sha1(handle.encode()).hexdigest())
     return handle
 
 
 def pixels(names: list[str]) -> NDArray[np.float32]:
-    """Photos of the sample package as float32 [N,224,224,3] in [0,1]; Pillow's resize is antialiased."""
+    """Return sample photos as float32 [N,224,224,3] in [0,1], resized by Pillow with antialiasing."""
     from PIL import Image
 
     photos = []

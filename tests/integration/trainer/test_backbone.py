@@ -1,4 +1,4 @@
-"""Backbones: the default is right, what is a feature vector, fingerprints, input sizes and ranges."""
+"""Backbones: the default, detection of feature vectors, fingerprints, input sizes and value ranges."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ FRUITS = {
     "E053": (953, 0.88),  # pineapple
     "E063": (949, 0.97),  # strawberry
 }
-"""Photo -> its class in ILSVRC 2012's order of 1,000 (Russakovsky et al., 2015), and what to be sure of."""
+"""Photo -> (index of its class in ILSVRC 2012 (Russakovsky et al., 2015), minimum probability)."""
 
 
 # The default backbone
 
 
-def test_the_imagenet_classifier_on_these_weights_knows_real_fruits() -> None:
+def test_the_imagenet_classifier_with_these_weights_recognises_fruits() -> None:
     import tensorflow as tf
 
     weights = default_weights(cache_directory())
@@ -72,7 +72,7 @@ def test_every_weight_of_the_checkpoint_is_used() -> None:
     }
 
 
-def test_the_default_is_a_feature_vector_of_tf_hub(default_backbone: Backbone) -> None:
+def test_the_default_backbone_has_the_tf_hub_feature_vector_interface(default_backbone: Backbone) -> None:
     import tensorflow_hub
 
     assert (default_backbone.image_size, default_backbone.dimension) == ((224, 224), 1280)
@@ -91,7 +91,7 @@ def test_the_default_is_a_feature_vector_of_tf_hub(default_backbone: Backbone) -
     np.testing.assert_array_equal(signature["feature_vector"], features)
 
 
-def test_a_backbone_applies_inside_a_graph_too(default_backbone: Backbone) -> None:
+def test_a_backbone_can_be_applied_inside_a_graph(default_backbone: Backbone) -> None:
     import tensorflow as tf
 
     photos = pixels(["E016"])
@@ -100,7 +100,7 @@ def test_a_backbone_applies_inside_a_graph_too(default_backbone: Backbone) -> No
     )
 
 
-def test_training_follows_the_batch_and_moves_the_statistics_and_inference_does_not() -> None:
+def test_training_updates_the_batch_norm_statistics_and_inference_does_not() -> None:
     import tensorflow as tf
     import tensorflow_hub
 
@@ -124,7 +124,7 @@ def test_training_follows_the_batch_and_moves_the_statistics_and_inference_does_
     assert all((variable.numpy() != value).any() for variable, value in zip(statistics, before, strict=True))
 
 
-def test_building_again_needs_no_download_and_changes_nothing(
+def test_a_second_build_uses_the_cache_without_download(
     default_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
@@ -133,7 +133,7 @@ def test_building_again_needs_no_download_and_changes_nothing(
     assert Path(default_backbone.path).stat().st_mtime_ns == before
 
 
-def test_without_network_the_default_is_an_error_and_nothing_is_left(
+def test_without_network_the_default_is_an_error_and_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
@@ -163,7 +163,7 @@ def test_a_copy_has_the_same_fingerprint(default_backbone: Backbone, tmp_path: P
     assert compute_fingerprint(str(tmp_path / "elsewhere")) == default_backbone.fingerprint
 
 
-def test_another_export_of_the_same_model_has_the_same_fingerprint(tmp_path: Path) -> None:
+def test_two_exports_of_the_same_model_have_the_same_fingerprint(tmp_path: Path) -> None:
     first = small_module(tmp_path / "first")
     second = small_module(tmp_path / "second")
     written = [Path(path, "saved_model.pb").read_bytes() for path in (first, second)]
@@ -193,9 +193,7 @@ def test_a_changed_weight_or_operation_or_asset_changes_the_fingerprint(tmp_path
 
 
 @pytest.mark.parametrize("signature_only", [False, True])
-def test_a_directory_is_a_handle_and_its_signature_gives_the_input_size(
-    tmp_path: Path, signature_only: bool
-) -> None:
+def test_the_input_size_of_a_directory_comes_from_its_signature(tmp_path: Path, signature_only: bool) -> None:
     path = small_module(tmp_path / "module", signature_only=signature_only)
     loaded = load(path, tmp_path)
     assert (loaded.handle, loaded.path) == (path, path)
@@ -204,11 +202,11 @@ def test_a_directory_is_a_handle_and_its_signature_gives_the_input_size(
     np.testing.assert_allclose(loaded.apply(photos), [[0.5, 1.0]] * 5)
 
 
-def test_what_is_no_feature_vector_is_refused(tmp_path: Path) -> None:
+def test_a_module_without_feature_vectors_is_an_error(tmp_path: Path) -> None:
     maps = small_module(tmp_path / "maps", function=lambda p, w: p)
     with pytest.raises(
         InputError,
-        match=r"does not compute feature vectors.*called with photos, it returns feature maps float32 \(2, 16, 12, 3\)",
+        match=r"does not compute feature vectors.*, it returns feature maps float32 \(2, 16, 12, 3\)",
     ):
         load(maps, tmp_path)
     one = small_module(tmp_path / "one", function=lambda p, w: w[None])
@@ -222,7 +220,7 @@ def test_what_is_no_feature_vector_is_refused(tmp_path: Path) -> None:
         load(half, tmp_path)
 
 
-def test_of_several_outputs_the_named_one_is_taken_and_others_are_listed(tmp_path: Path) -> None:
+def test_the_named_one_of_several_outputs_is_used_or_all_are_listed(tmp_path: Path) -> None:
     import tensorflow as tf
 
     def outputs(*names: str) -> Callable[[Any, Any], Any]:
@@ -239,7 +237,7 @@ def test_of_several_outputs_the_named_one_is_taken_and_others_are_listed(tmp_pat
         load(unclear, tmp_path)
 
 
-def test_a_module_that_has_to_be_told_not_to_train_is_told(tmp_path: Path) -> None:
+def test_a_module_that_needs_training_false_gets_it(tmp_path: Path) -> None:
     import tensorflow as tf
 
     @tf.function(autograph=False)
@@ -257,7 +255,7 @@ def test_a_module_that_has_to_be_told_not_to_train_is_told(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("classes", [1000, 1001])
-def test_a_classifier_is_refused_with_the_feature_vector_that_belongs_to_it(
+def test_a_classifier_is_an_error_that_suggests_its_feature_vector(
     classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import tensorflow as tf
@@ -278,7 +276,7 @@ def test_a_classifier_is_refused_with_the_feature_vector_that_belongs_to_it(
             load(handle, tmp_path)
 
 
-def test_a_module_without_any_way_to_call_it_is_refused(tmp_path: Path) -> None:
+def test_a_module_without_entry_points_is_an_error(tmp_path: Path) -> None:
     import tensorflow as tf
 
     tf.saved_model.save(tf.train.Checkpoint(weights=tf.Variable(1.0)), str(tmp_path / "mute"))
@@ -297,7 +295,7 @@ def test_a_module_without_any_way_to_call_it_is_refused(tmp_path: Path) -> None:
 # What photos it takes
 
 
-def test_an_open_input_size_means_224(tmp_path: Path) -> None:
+def test_an_unspecified_input_size_defaults_to_224(tmp_path: Path) -> None:
     path = small_module(tmp_path / "module", shape=(None, None, None, 3))
     lines: list[str] = []
     assert load(path, tmp_path, progress=lines.append).image_size == (224, 224)
@@ -307,7 +305,7 @@ def test_an_open_input_size_means_224(tmp_path: Path) -> None:
     assert len(lines) == 1
 
 
-def test_a_size_that_the_module_does_not_take_is_refused(tmp_path: Path) -> None:
+def test_an_unsupported_image_size_is_an_error(tmp_path: Path) -> None:
     path = small_module(tmp_path / "module")
     assert load(path, tmp_path, options=InputOptions(image_size=(16, 12))).image_size == (16, 12)
     with pytest.raises(InputError, match="only accepts photos of 16 x 12 pixels"):
@@ -323,7 +321,7 @@ def test_a_size_that_the_module_does_not_take_is_refused(tmp_path: Path) -> None
         "https://www.kaggle.com/models/google/inception-v3/TensorFlow2/feature-vector/2",
     ],
 )
-def test_an_address_of_a_known_module_has_its_input_size(
+def test_an_address_of_an_alias_has_the_input_size_of_the_alias(
     handle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "hub"))
@@ -335,7 +333,7 @@ def test_an_address_of_a_known_module_has_its_input_size(
     assert input_key(str(tmp_path), InputOptions((8, 8), (-1, 1))) == [None, (8, 8), (-1, 1)]
 
 
-def test_a_stated_range_of_values_is_what_the_module_gets(tmp_path: Path) -> None:
+def test_pixels_are_scaled_to_the_value_range(tmp_path: Path) -> None:
     import tensorflow as tf
 
     path = small_module(tmp_path / "module")
@@ -350,7 +348,7 @@ def test_a_stated_range_of_values_is_what_the_module_gets(tmp_path: Path) -> Non
     assert compute_fingerprint(path) in prints
 
 
-def test_a_module_of_bytes_gets_bytes(tmp_path: Path) -> None:
+def test_a_module_with_integer_input_gets_pixels_from_0_to_255(tmp_path: Path) -> None:
     for signature_only in (False, True):
         path = small_module(tmp_path / str(signature_only), dtype="uint8", signature_only=signature_only)
         loaded = load(path, tmp_path)
@@ -360,12 +358,12 @@ def test_a_module_of_bytes_gets_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [(1.0, 0.0), (2.0, 2.0), (float("nan"), 1.0), (0.0, float("inf"))])
-def test_a_range_that_is_none_is_refused(wrong: tuple[float, float]) -> None:
+def test_an_invalid_value_range_is_an_error(wrong: tuple[float, float]) -> None:
     with pytest.raises(InputError, match="is not a valid range of values"):
         InputOptions(value_range=wrong)
 
 
-def test_a_model_of_keras_is_loaded_with_a_word_on_its_pixels(tmp_path: Path) -> None:
+def test_a_keras_model_is_loaded_with_a_hint_about_its_value_range(tmp_path: Path) -> None:
     import keras
 
     layers = [keras.layers.Input((16, 12, 3)), keras.layers.GlobalAveragePooling2D()]

@@ -1,4 +1,4 @@
-"""Names of backbones: aliases, architectures of the old flag, and the command that lists and shows them."""
+"""The commands `hubhead backbone build` and `hubhead backbone show`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from trainer.dataset.download import cache_directory
 pytestmark = pytest.mark.tf
 
 
-def test_the_command_builds_the_default_and_prints_its_directory(default_backbone: Backbone) -> None:
+def test_backbone_build_prints_the_directory(default_backbone: Backbone) -> None:
     result = CliRunner().invoke(
         command, ["build", "--cache_dir", str(cache_directory())], catch_exceptions=False
     )
     assert (result.exit_code, result.stdout) == (0, f"{default_backbone.path}\n")
 
 
-def test_the_command_shows_a_backbone(tmp_path: Path) -> None:
+def test_backbone_show_prints_the_interface(tmp_path: Path) -> None:
     path = small_module(tmp_path / "module")
     result = CliRunner().invoke(command, ["show", path, "--cache_dir", str(tmp_path)], catch_exceptions=False)
     assert result.exit_code == 0
@@ -34,7 +34,7 @@ def test_the_command_shows_a_backbone(tmp_path: Path) -> None:
         assert expected in result.stdout
 
 
-def test_the_command_shows_a_backbone_as_it_is_stated_to_be(tmp_path: Path) -> None:
+def test_backbone_show_applies_image_size_and_value_range(tmp_path: Path) -> None:
     path = small_module(tmp_path / "module", shape=(None, None, None, 3))
     arguments = ["show", path, "--cache_dir", str(tmp_path), "--image_size", "40", "--value_range", "-1,1"]
     shown = CliRunner().invoke(command, arguments, catch_exceptions=False)
@@ -52,7 +52,7 @@ def test_the_command_shows_a_backbone_as_it_is_stated_to_be(tmp_path: Path) -> N
     }
 
 
-def test_the_command_loads_nothing_heavy_until_it_is_used() -> None:
+def test_the_backbone_command_imports_tensorflow_lazily() -> None:
     script = (
         "import sys, trainer.commands.backbone\n"
         "print(sorted({'tensorflow', 'tensorflow_hub', 'numpy', 'rich'} & sys.modules.keys()))"

@@ -1,4 +1,4 @@
-"""Photos in blocks: the head of many photos is the same in memory and streamed, and its memory is flat."""
+"""Fits on many photos in blocks: the same head streamed and in memory, with constant memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ print(int(line.split()[1]) * 1024)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("kind", ["linear", "hidden"])
-def test_the_memory_of_a_streamed_fit_is_flat(kind: str) -> None:
+def test_the_memory_of_a_streamed_fit_is_constant(kind: str) -> None:
     def peak(count: int) -> int:
         done = subprocess.run(
             [sys.executable, "-c", _PEAK, str(count), kind], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""Modules from directories and addresses: downloads, caches, servers that refuse, damage, TF1's format."""
+"""Modules from directories and addresses: downloads, caches, HTTP errors, damage, the TF1 Hub format."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.tf
 # Directories
 
 
-def test_a_directory_without_a_saved_model_is_refused(tmp_path: Path) -> None:
+def test_a_directory_without_a_saved_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no saved_model\.pb in it\. Give the directory that contains it"):
         load(str(tmp_path), tmp_path)
     inside = small_module(tmp_path / "food" / "1")
@@ -49,7 +49,7 @@ def test_a_directory_without_a_saved_model_is_refused(tmp_path: Path) -> None:
         ("notes.txt", "Give the directory that contains it"),
     ],
 )
-def test_a_file_in_place_of_a_directory_is_refused_with_what_to_do(
+def test_a_file_instead_of_a_directory_is_an_error_with_a_remedy(
     name: str, hint: str, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(b"")
@@ -60,7 +60,7 @@ def test_a_file_in_place_of_a_directory_is_refused_with_what_to_do(
 @pytest.mark.parametrize(
     "file", ["saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"]
 )
-def test_a_damaged_saved_model_is_refused(file: str, tmp_path: Path) -> None:
+def test_a_damaged_saved_model_is_an_error(file: str, tmp_path: Path) -> None:
     path = Path(small_module(tmp_path / "module"), file)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(InputError, match="cannot be loaded"):
@@ -72,7 +72,7 @@ def test_a_damaged_saved_model_is_refused(file: str, tmp_path: Path) -> None:
 
 @pytest.fixture
 def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An HTTP server of tmp_path/served, and an empty cache of TensorFlow Hub."""
+    """Serve tmp_path/served over HTTP, with an empty cache of TensorFlow Hub; yield the address."""
     (tmp_path / "served").mkdir()
     monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "hub"))
 
@@ -81,7 +81,7 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             kind, _, value = self.path.partition("?")[0].strip("/").partition("/")
             if kind == "status":
                 self.send_error(int(value))
-            elif kind == "silent":
+            elif kind == "unresponsive":
                 time.sleep(float(value))
             else:
                 super().do_GET()
@@ -98,7 +98,9 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     thread.join()
 
 
-def test_an_address_goes_through_tf_hub_and_a_cut_off_download_recovers(address: str, tmp_path: Path) -> None:
+def test_an_address_is_downloaded_by_tf_hub_and_a_truncated_download_recovers(
+    address: str, tmp_path: Path
+) -> None:
     archive = tmp_path / "served" / "module.tar.gz"
     with tarfile.open(archive, "w:gz") as file:
         file.add(small_module(tmp_path / "module"), arcname=".")
@@ -127,29 +129,29 @@ def test_an_address_goes_through_tf_hub_and_a_cut_off_download_recovers(address:
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "message"),
     [
-        (404, r"has no module there \(404 Not Found\)\. Spell it as on the module's page"),
-        (410, r"has no module there \(410 Gone\)"),
-        (403, r"does not give it to everyone \(403 Forbidden\)\. Download it with a browser"),
-        (503, r"answers 503 Service Unavailable\. Try again later"),
+        (404, r"has no module at this address \(404 Not Found\)\. Copy the address"),
+        (410, r"has no module at this address \(410 Gone\)"),
+        (403, r"requires a login or consent for it \(403 Forbidden\)\. Download it with a browser"),
+        (503, r"responds with 503 Service Unavailable\. Retry later"),
     ],
 )
-def test_a_server_that_refuses_is_an_error_with_its_status(
-    status: int, said: str, address: str, tmp_path: Path
-) -> None:
-    with pytest.raises(FetchError, match=rf"127\.0\.0\.1:\d+ {said}"):
+def test_an_http_error_status_is_reported(status: int, message: str, address: str, tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match=rf"127\.0\.0\.1:\d+ {message}"):
         load(f"{address}/status/{status}", tmp_path)
 
 
-def test_a_silent_server_is_given_up(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unresponsive_server_times_out(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(addresses, "TIMEOUT", 0.2)
     with pytest.raises(FetchError, match="does not respond"):
-        load(f"{address}/silent/1", tmp_path)
+        load(f"{address}/unresponsive/1", tmp_path)
     assert socket.getdefaulttimeout() is None
 
 
-def test_an_address_out_of_reach_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_address_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "hub"))
     with pytest.raises(FetchError, match=r"127\.0\.0\.1:9 does not respond.*give its directory"):
         load("http://127.0.0.1:9/module.tar.gz", tmp_path)
@@ -157,18 +159,18 @@ def test_an_address_out_of_reach_is_an_error(tmp_path: Path, monkeypatch: pytest
         load("https://tfhub.invalid/module/1", tmp_path)
 
 
-def test_an_address_that_tensorflow_cannot_read_is_an_error(tmp_path: Path) -> None:
+def test_an_unsupported_scheme_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FetchError, match="TensorFlow does not support nosuch:// addresses"):
         load("nosuch://bucket/module", tmp_path)
 
 
-def test_a_web_page_is_no_module(address: str, tmp_path: Path) -> None:
+def test_a_web_page_instead_of_a_module_is_an_error(address: str, tmp_path: Path) -> None:
     (tmp_path / "served" / "page.html").write_text("<html>A page about a module</html>")
     with pytest.raises(FetchError, match=r"is not a tar archive.*not of a web page"):
         load(f"{address}/page.html", tmp_path)
 
 
-def test_an_archive_without_a_module_at_its_top_is_refused(address: str, tmp_path: Path) -> None:
+def test_an_archive_without_a_module_at_its_top_is_an_error(address: str, tmp_path: Path) -> None:
     for name, content in (("deep", small_module(tmp_path / "module")), ("none", str(tmp_path / "served"))):
         with tarfile.open(tmp_path / "served" / f"{name}.tar.gz", "w:gz") as file:
             file.add(content, arcname="inside")
@@ -183,7 +185,7 @@ def test_an_archive_without_a_module_at_its_top_is_refused(address: str, tmp_pat
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_modules_stay_in_the_cache_of_tensorflow_hub_or_in_ours(
+def test_modules_are_cached_in_tfhub_cache_dir_or_the_hubhead_cache(
     named: bool, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not named:
@@ -194,7 +196,7 @@ def test_modules_stay_in_the_cache_of_tensorflow_hub_or_in_ours(
     assert Path(found).parent == (tmp_path / "hub" if named else tmp_path / "ours" / "tfhub")
 
 
-def test_the_progress_of_a_download_is_no_part_of_the_output(
+def test_download_progress_is_not_written_to_stdout(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TFHUB_DOWNLOAD_PROGRESS", "1")
@@ -206,7 +208,7 @@ def test_the_progress_of_a_download_is_no_part_of_the_output(
     assert "Downloaded http" in printed.err
 
 
-def test_another_process_that_fetches_the_module_is_named(
+def test_waiting_for_the_lock_of_another_process_is_reported(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle = in_hub_cache(f"{address}/module.tar.gz", small_module(tmp_path / "module"), tmp_path / "hub")
@@ -221,7 +223,7 @@ def test_another_process_that_fetches_the_module_is_named(
 
 
 @pytest.mark.parametrize("classes", [0, 1001])
-def test_a_tf1_module_gives_its_image_feature_vector(classes: int, tmp_path: Path) -> None:
+def test_the_feature_vector_signature_of_a_tf1_module_is_used(classes: int, tmp_path: Path) -> None:
     import tensorflow as tf
 
     loaded = load(tf1_module(tmp_path / "module", classes=classes), tmp_path)
@@ -231,12 +233,12 @@ def test_a_tf1_module_gives_its_image_feature_vector(classes: int, tmp_path: Pat
     np.testing.assert_allclose(tf.function(loaded.apply)(photos), [[0.5, 1.0]] * 3)
 
 
-def test_a_graph_with_reference_variables_is_refused_since_it_could_not_be_exported(tmp_path: Path) -> None:
+def test_a_graph_with_reference_variables_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"reference variables.*enable_resource_variables"):
         load(tf1_module(tmp_path / "module", resource=False), tmp_path)
 
 
-def test_a_tf1_module_of_any_size_has_one_attached(tmp_path: Path) -> None:
+def test_the_attached_input_size_of_a_tf1_module_is_used(tmp_path: Path) -> None:
     path = tf1_module(tmp_path / "module", shape=(None, None, None, 3), attached=(299, 160))
     lines: list[str] = []
     assert load(path, tmp_path, progress=lines.append).image_size == (299, 160)
@@ -247,7 +249,7 @@ def test_a_tf1_module_of_any_size_has_one_attached(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["tf1", "bytes"])
-def test_a_module_of_another_kind_becomes_the_graph_of_a_bundle(kind: str, tmp_path: Path) -> None:
+def test_tf1_and_keras_modules_can_be_exported_as_a_bundle(kind: str, tmp_path: Path) -> None:
     import tensorflow as tf
 
     from trainer.export.templates import prepare_template
@@ -263,7 +265,7 @@ def test_a_module_of_another_kind_becomes_the_graph_of_a_bundle(kind: str, tmp_p
     assert second == pytest.approx(2 * first, rel=1e-3)
 
 
-def test_the_weights_of_a_tf1_module_are_part_of_its_fingerprint(tmp_path: Path) -> None:
+def test_the_weights_of_a_tf1_module_change_its_fingerprint(tmp_path: Path) -> None:
     import tensorflow as tf
 
     first = compute_fingerprint(tf1_module(tmp_path / "first"))

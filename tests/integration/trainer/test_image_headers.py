@@ -1,4 +1,4 @@
-"""The header-reading ops against the same thing written plainly in Python, over mutated headers."""
+"""The ops that parse headers, compared with reference implementations in Python on mutated headers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 pytestmark = pytest.mark.tf
 
 EXAMPLES = int(os.environ.get("HUBHEAD_FUZZ_EXAMPLES", "150"))
-"""`make fuzz` asks for more."""
+"""Number of examples; `make fuzz` sets more."""
 
 fuzzed = settings(max_examples=EXAMPLES, deadline=None)
 
@@ -25,18 +25,18 @@ Scalar = Callable[[bytes], Any]
 
 
 def traced(function: Callable[[Any], Any]) -> Scalar:
-    """A function of a string scalar as a graph, traced once."""
+    """Trace a function of a string scalar once as a graph."""
     import tensorflow as tf
 
     graph = tf.function(function, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     return lambda content: graph(tf.constant(content)).numpy()
 
 
-# --- Exif ---------------------------------------------------------------------------------------------
+# --- EXIF ---------------------------------------------------------------------------------------------
 
 
 def tiff(order: str, entries: list[tuple[int, int, int, int]], directory: int = 8) -> bytes:
-    """A TIFF header and one directory; each entry is tag, type, count and value (TIFF 6.0, section 2)."""
+    """Return a TIFF header and a directory of (tag, type, count, value) entries (TIFF 6.0, section 2)."""
     body = struct.pack(f"{order}2sHI", {"<": b"II", ">": b"MM"}[order], 42, directory)
     body += struct.pack(f"{order}H", len(entries))
     for tag, kind, count, value in entries:
@@ -46,8 +46,8 @@ def tiff(order: str, entries: list[tuple[int, int, int, int]], directory: int = 
     return body + bytes(4)
 
 
-def orientation_of(data: bytes) -> int:
-    """What trainer.preprocessing.exif.read_orientation computes."""
+def reference_orientation(data: bytes) -> int:
+    """Reference implementation of trainer.preprocessing.exif.read_orientation."""
     if data[:2] not in (b"II", b"MM"):
         return 1
 
@@ -87,7 +87,7 @@ def tiffs(draw: st.DrawFn) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def orientation() -> Scalar:
+def read_orientation() -> Scalar:
     from trainer.preprocessing import exif
 
     return traced(exif.read_orientation)
@@ -98,11 +98,13 @@ def orientation() -> Scalar:
 @example(data=tiff("<", [(0x0112, 3, 1, 6)]))
 @example(data=tiff(">", [(0x0112, 4, 1, 8)]))
 @example(data=tiff("<", [(0x0112, 4, 1, 6 + (1 << 16))]))
-def test_the_orientation_is_what_a_plain_parser_finds(orientation: Scalar, data: bytes) -> None:
-    assert orientation(data) == orientation_of(data)
+def test_the_exif_orientation_equals_that_of_a_reference_parser(
+    read_orientation: Scalar, data: bytes
+) -> None:
+    assert read_orientation(data) == reference_orientation(data)
 
 
-# --- Scans of a JPEG ----------------------------------------------------------------------------------
+# --- The scan guard of JPEG ---------------------------------------------------------------------------
 
 SCAN_DATA = [b"", b"\x12\x34", b"\xff\x00\x55", b"\xff\xd0\x01", b"\xff\xff\x00", b"\x00" * 40]
 
@@ -122,8 +124,8 @@ def scan(components: int) -> bytes:
 
 
 @st.composite
-def scanned(draw: st.DrawFn) -> tuple[bytes, int]:
-    """A JPEG's segments, and how many scans its decoder goes through."""
+def jpegs_with_scans(draw: st.DrawFn) -> tuple[bytes, int]:
+    """Draw the segments of a JPEG, and the number of scans that its decoder processes."""
     marker = draw(st.sampled_from([0xC0, 0xC1, 0xC2]))
     content = b"\xff\xd8" + segment(0xE1, b"Exif\0\0" + b"\xff\xda" * draw(st.integers(0, 3))) + frame(marker)
     sizes = draw(st.lists(st.sampled_from([1, 1, 3]), max_size=12))
@@ -140,44 +142,46 @@ def scanned(draw: st.DrawFn) -> tuple[bytes, int]:
 
 
 @pytest.fixture(scope="module")
-def scans() -> Scalar:
+def count_scans() -> Scalar:
     import tensorflow as tf
 
     from trainer.preprocessing import jpeg
 
-    return traced(lambda content: jpeg._scans(content, tf.constant(1000, tf.int64)))
+    return traced(lambda content: jpeg._count_scans(content, tf.constant(1000, tf.int64)))
 
 
 @fuzzed
-@given(photo=scanned())
-def test_scans_are_those_of_the_image_itself(scans: Scalar, photo: tuple[bytes, int]) -> None:
+@given(photo=jpegs_with_scans())
+def test_the_scan_guard_counts_only_scans_of_the_image_itself(
+    count_scans: Scalar, photo: tuple[bytes, int]
+) -> None:
     content, count = photo
-    assert scans(content) == count
+    assert count_scans(content) == count
 
 
 @fuzzed
 @given(data=st.binary(max_size=300))
-def test_scans_of_anything_are_a_number(scans: Scalar, data: bytes) -> None:
-    assert 0 <= scans(b"\xff\xd8\xff" + data) <= len(data)
+def test_the_scan_guard_accepts_arbitrary_bytes(count_scans: Scalar, data: bytes) -> None:
+    assert 0 <= count_scans(b"\xff\xd8\xff" + data) <= len(data)
 
 
-def test_more_segments_than_any_photo_has_count_as_scans_without_end(scans: Scalar) -> None:
-    assert scans(b"\xff\xd8" + frame(0xC2) + segment(0xFE, b"") * 5000) > 1000
+def test_the_scan_guard_exceeds_the_limit_for_too_many_segments(count_scans: Scalar) -> None:
+    assert count_scans(b"\xff\xd8" + frame(0xC2) + segment(0xFE, b"") * 5000) > 1000
 
 
-# --- Blocks of a GIF ----------------------------------------------------------------------------------
+# --- Sub-blocks of GIF --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def behind_blocks() -> Scalar:
+def skip_sub_blocks() -> Scalar:
     import tensorflow as tf
 
     from trainer.preprocessing import gif
 
-    return traced(lambda content: gif._behind_blocks(content, 0, tf.constant(0))[0])
+    return traced(lambda content: gif._skip_sub_blocks(content, 0, tf.constant(0))[0])
 
 
-def behind_blocks_of(data: bytes) -> int:
+def reference_end_of_sub_blocks(data: bytes) -> int:
     position = 0
     while position < len(data):
         size = data[position]
@@ -198,8 +202,8 @@ def chains(draw: st.DrawFn) -> bytes:
 
 @fuzzed
 @given(data=chains())
-def test_a_chain_of_blocks_ends_where_a_plain_loop_ends(behind_blocks: Scalar, data: bytes) -> None:
-    assert behind_blocks(data) == behind_blocks_of(data)
+def test_gif_sub_blocks_end_where_a_reference_loop_ends(skip_sub_blocks: Scalar, data: bytes) -> None:
+    assert skip_sub_blocks(data) == reference_end_of_sub_blocks(data)
 
 
 # --- Dimensions ---------------------------------------------------------------------------------------
@@ -207,7 +211,7 @@ def test_a_chain_of_blocks_ends_where_a_plain_loop_ends(behind_blocks: Scalar, d
 
 @pytest.fixture(scope="module")
 def sides() -> Scalar:
-    """Status, height and width by decode_photos."""
+    """Return status, height and width of decode_photos."""
     import tensorflow as tf
 
     from trainer.preprocessing import Preprocessing, decode_photos
@@ -226,7 +230,7 @@ def sides() -> Scalar:
     height=st.integers(1, 700),
     number=st.integers(1, 8),
 )
-def test_the_sides_are_those_of_the_upright_photo(
+def test_height_and_width_are_those_of_the_upright_photo(
     sides: Scalar, kind: str, width: int, height: int, number: int
 ) -> None:
     about = Image.Exif()

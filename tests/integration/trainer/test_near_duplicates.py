@@ -1,4 +1,4 @@
-"""Photos that are there more than once: what counts as one, and what a report is told."""
+"""Near-duplicates of the sample photos at the default threshold."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.dataset.samples import SampleSummary
 @pytest.mark.tf
 @pytest.mark.beam
 @pytest.mark.slow
-def test_the_threshold_finds_copies_of_the_sample_photos_and_nothing_else(
+def test_the_threshold_finds_copies_of_the_sample_photos_only(
     cache: Path, sample: SampleSummary, tmp_path: Path
 ) -> None:
     from trainer.export.templates import prepare_template
@@ -52,7 +52,7 @@ def test_the_threshold_finds_copies_of_the_sample_photos_and_nothing_else(
     joined = {
         names[row]: {names[other] for other in group.rows} for group in near.groups for row in group.rows
     }
-    # No two of the distinct photos are joined.
+    # No two distinct photos are linked.
     assert all(len({name[:3] for name in group}) == 1 for group in joined.values())
     originals = [name for name in names if f"{name}-recoded" in names]
     for kind, share in (("recoded", 1.0), ("scaled", 1.0), ("cropped", 0.9)):

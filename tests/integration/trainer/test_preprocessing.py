@@ -1,4 +1,4 @@
-"""The preprocessing: real photos against Pillow; broken and hostile ones get a status and do no harm."""
+"""Preprocessing compared with Pillow on sound photos; damaged and malicious photos get a status."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.tf
 
 SIZE = 224
 EXAMPLES = int(os.environ.get("HUBHEAD_FUZZ_EXAMPLES", "120"))
-"""Damaged photos that are tried; `make fuzz` asks for more."""
+"""Number of damaged photos; `make fuzz` sets more."""
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +41,17 @@ def decode() -> Decode:
     return make_decoder()
 
 
-# --- Photos to look at ------------------------------------------------------------------------------
+# --- Sound photos -----------------------------------------------------------------------------------
 
 
 def expected(content: bytes) -> Pixels:
-    """The first frame by Pillow: upright, on white, resized by Keys' cubic filter with antialiasing."""
+    """Return the first frame by Pillow: upright, on white, resized by Keys' cubic filter, antialiased."""
     with Image.open(io.BytesIO(content)) as image:
         image = ImageOps.exif_transpose(image)
         if image.has_transparency_data:
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image.convert("RGBA"))
-        # In floats, since Pillow clips 8-bit pixels after each direction, where the cubic overshoots.
+        # As floats, since Pillow clips 8-bit pixels after each direction, where the cubic filter overshoots.
         bands = [
             band.convert("F").resize((SIZE, SIZE), Image.Resampling.BICUBIC)
             for band in image.convert("RGB").split()
@@ -60,7 +60,7 @@ def expected(content: bytes) -> Pixels:
 
 
 def assert_close(found: Pixels, wanted: Pixels, *, mean: float = 0.1, most: int = 1) -> None:
-    """Both resize by the same filter, so only the rounding may differ."""
+    """Assert that pixels differ by rounding at most: both resize with the same filter."""
     difference = np.abs(found.astype(int) - wanted.astype(int))
     assert difference.mean() <= mean
     assert difference.max() <= most
@@ -93,14 +93,14 @@ PHOTOS: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", PHOTOS)
-def test_a_format_decodes_as_pillow_decodes_it(decode: Decode, name: str) -> None:
+def test_every_format_decodes_as_in_pillow(decode: Decode, name: str) -> None:
     content = PHOTOS[name]()
     [row] = decode([content])
     assert (row.status, row.height, row.width) == (Status.OK, 200, 300)
     assert_close(row.pixels, expected(content))
 
 
-def test_a_png_of_16_bits_loses_the_lower_8(decode: Decode) -> None:
+def test_a_16_bit_png_is_reduced_to_the_upper_8_bits(decode: Decode) -> None:
     [deep, plain] = decode([deep_png(scene()), saved(scene(), "PNG")])
     assert (deep.status, deep.height, deep.width) == (Status.OK, 200, 300)
     np.testing.assert_array_equal(deep.pixels, plain.pixels)
@@ -120,7 +120,7 @@ def test_a_large_jpeg_decoded_at_a_reduced_scale_stays_close_to_the_mean_of_its_
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_every_orientation_comes_out_upright(decode: Decode, order: str) -> None:
+def test_every_exif_orientation_is_applied(decode: Decode, order: str) -> None:
     contents = [with_segments(segment(0xE1, exif(number, order))) for number in range(1, 9)]
     rows = decode(contents)
     for number, (content, row) in enumerate(zip(contents, rows, strict=True), 1):
@@ -136,14 +136,14 @@ def test_every_orientation_comes_out_upright(decode: Decode, order: str) -> None
     [XMP, segment(0xFE, b"a comment"), segment(0xE2, bytes(60_000)) * 2],
     ids=["XMP", "comment", "long ICC profile"],
 )
-def test_exif_is_found_behind_other_segments(decode: Decode, before: bytes) -> None:
+def test_exif_is_found_after_other_segments(decode: Decode, before: bytes) -> None:
     content = with_segments(before, segment(0xE1, exif(6)))
     [row] = decode([content])
     assert (row.status, row.height, row.width) == (Status.OK, 300, 200)
     assert_close(row.pixels, expected(content))
 
 
-def test_an_orientation_among_other_entries_is_found(decode: Decode) -> None:
+def test_the_exif_orientation_is_found_among_other_entries(decode: Decode) -> None:
     image = scene()
     about = Image.Exif()
     about[0x010F], about[0x0110], about[0x0112], about[0x0132] = "maker", "model", 8, "2020:01:01 00:00:00"
@@ -171,18 +171,18 @@ MISLEADING = {
 
 
 @pytest.mark.parametrize("name", MISLEADING)
-def test_broken_or_lying_exif_leaves_the_photo_as_it_is(decode: Decode, name: str) -> None:
+def test_invalid_exif_is_ignored(decode: Decode, name: str) -> None:
     plain, misled = decode([jpeg(), with_segments(segment(0xE1, MISLEADING[name]))])
     assert (misled.status, misled.height, misled.width) == (Status.OK, 200, 300)
     np.testing.assert_array_equal(misled.pixels, plain.pixels)
 
 
-def test_exif_text_outside_of_its_segment_turns_nothing(decode: Decode) -> None:
+def test_exif_bytes_outside_of_their_segment_are_ignored(decode: Decode) -> None:
     plain, misled = decode([jpeg(), with_segments(segment(0xFE, exif(6)))])
     np.testing.assert_array_equal(misled.pixels, plain.pixels)
 
 
-# --- What is no whole photo ---------------------------------------------------------------------------
+# --- Damaged and other files --------------------------------------------------------------------------
 
 
 REFUSED: dict[str, tuple[Callable[[], bytes], Status]] = {
@@ -222,7 +222,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], Status]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_photo_gets_its_status_and_blank_pixels(decode: Decode, name: str) -> None:
+def test_bytes_that_are_not_a_photo_get_a_status_and_blank_pixels(decode: Decode, name: str) -> None:
     make, status = REFUSED[name]
     [row] = decode([make()])
     assert (row.status, row.height, row.width) == (status, 0, 0)
@@ -230,7 +230,9 @@ def test_what_is_no_photo_gets_its_status_and_blank_pixels(decode: Decode, name:
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": exif(6)}], ids=str)
-def test_a_cut_jpeg_keeps_what_is_there_and_says_so(decode: Decode, options: dict[str, Any]) -> None:
+def test_a_truncated_jpeg_is_decoded_in_part_with_the_status_truncated(
+    decode: Decode, options: dict[str, Any]
+) -> None:
     photo = jpeg(**options)
     whole, cut = decode([photo, photo[: len(photo) * 2 // 3]])
     assert cut.status is Status.TRUNCATED
@@ -241,7 +243,7 @@ def test_a_cut_jpeg_keeps_what_is_there_and_says_so(decode: Decode, options: dic
 
 
 def empty_gif(side: int) -> bytes:
-    """A GIF of one frame that claims to be large (GIF89a, 18 and 20), with next to no data."""
+    """Return a GIF that declares a large frame (GIF89a, 18 and 20), with almost no data."""
     screen = b"GIF89a" + struct.pack("<HHBBB", side, side, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
     return screen + b"\x2c" + struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\x02\x02\x4c\x01\0\x3b"
 
@@ -266,33 +268,33 @@ def peak_megabytes() -> float:
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_is_refused_by_its_header_in_no_time_and_memory(decode: Decode, name: str) -> None:
+def test_a_decompression_bomb_is_rejected_by_its_header(decode: Decode, name: str) -> None:
     content = BOMBS[name]()
     decode([jpeg()])
     memory, start = peak_megabytes(), time.perf_counter()
     [row] = decode([content])
     assert row.status is Status.TOO_LARGE
     assert time.perf_counter() - start < 1.0
-    # The smallest of them would take 800 MB when it is decoded.
+    # Decoding the smallest of them would take 800 MB.
     assert peak_megabytes() - memory < 100
 
 
-def test_a_progressive_jpeg_of_many_scans_is_refused_by_what_they_would_cost(decode: Decode) -> None:
-    # Each scan is a pass over all pixels: a small file that takes minutes.
+def test_a_progressive_jpeg_with_many_scans_is_rejected_by_the_scan_guard(decode: Decode) -> None:
+    # Each scan is a pass over all pixels, so this small file would take minutes.
     start = time.perf_counter()
     [row] = decode([frame(4000, 4000, 0xC2) + SCAN * 500])
     assert row.status is Status.TOO_LARGE
     assert time.perf_counter() - start < 1.0
 
 
-def test_a_file_longer_than_the_limit_is_refused(decode: Decode) -> None:
+def test_a_file_above_max_bytes_is_rejected(decode: Decode) -> None:
     [row] = decode([jpeg() + bytes(Preprocessing().max_bytes)])
     assert row.status is Status.TOO_LARGE
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1), (2, 3), (SIZE, SIZE)], ids=str)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_absurd_shapes_decode(decode: Decode, kind: str, size: tuple[int, int]) -> None:
+def test_extreme_aspect_ratios_decode(decode: Decode, kind: str, size: tuple[int, int]) -> None:
     content = saved(Image.new("RGB", size, (200, 100, 50)), kind)
     [row] = decode([content])
     assert (row.status, row.width, row.height) == (Status.OK, *size)
@@ -314,7 +316,7 @@ def assert_same(found: DecodedPhoto, alone: DecodedPhoto) -> None:
     np.testing.assert_array_equal(found.pixels, alone.pixels)
 
 
-def test_every_photo_of_a_shuffled_batch_is_bit_identical_to_itself_alone(decode: Decode) -> None:
+def test_photos_of_a_shuffled_batch_are_bit_identical_to_single_calls(decode: Decode) -> None:
     contents = photos_and_others()
     alone = [decode([content])[0] for content in contents]
     order = list(range(len(contents)))
@@ -337,11 +339,11 @@ def test_a_batch_of_32_keeps_its_order(decode: Decode) -> None:
     assert [tuple(row.pixels[0, 0]) for row in rows] == colours
 
 
-def test_a_batch_without_photos_is_fine(decode: Decode) -> None:
+def test_an_empty_batch_is_accepted(decode: Decode) -> None:
     assert decode([]) == []
 
 
-def test_a_batch_of_bad_photos_alone_is_fine(decode: Decode) -> None:
+def test_a_batch_of_only_bad_photos_is_accepted(decode: Decode) -> None:
     rows = decode([make() for make, _ in REFUSED.values()])
     assert [row.status for row in rows] == [status for _, status in REFUSED.values()]
 
@@ -363,11 +365,11 @@ def small(name: str) -> bytes:
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """A small photo with some bytes changed, perhaps cut, perhaps with something behind it."""
+    """Draw a small photo with changed bytes, optionally truncated or with trailing bytes."""
     photo = bytearray(
         small(draw(st.sampled_from(["JPEG", "progressive", "PNG", "GIF", "BMP", "WebP", "lossless"])))
     )
-    # Headers decide most, so half of the changes go there.
+    # Headers matter most, so half of the changes are made there.
     places = st.one_of(st.integers(0, 63), st.integers(0, len(photo) - 1))
     for place, value in draw(st.lists(st.tuples(places, st.integers(0, 255)), max_size=6)):
         photo[min(place, len(photo) - 1)] = value
@@ -377,7 +379,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(contents=st.lists(damaged(), min_size=1, max_size=4))
-def test_no_damaged_photo_raises_or_harms_its_neighbour(decode: Decode, contents: list[bytes]) -> None:
+def test_damaged_photos_never_raise_or_affect_other_photos(decode: Decode, contents: list[bytes]) -> None:
     *rows, neighbour = decode([*contents, small("JPEG")])
     assert (neighbour.status, neighbour.height, neighbour.width) == (Status.OK, 24, 16)
     for row in rows:
@@ -388,11 +390,11 @@ def test_no_damaged_photo_raises_or_harms_its_neighbour(decode: Decode, contents
 
 @settings(max_examples=max(EXAMPLES // 3, 40), deadline=None)
 @given(contents=st.lists(st.binary(max_size=200), max_size=6))
-def test_no_bytes_raise(decode: Decode, contents: list[bytes]) -> None:
+def test_arbitrary_bytes_never_raise(decode: Decode, contents: list[bytes]) -> None:
     assert all(row.status in STATUSES for row in decode(contents))
 
 
-def test_a_status_has_its_name_and_is_usable_or_not() -> None:
+def test_status_names_and_is_usable_match_the_contract() -> None:
     indices = list(range(len(STATUSES)))
     names = [name.decode() for name in preprocessing.status_names(indices).numpy()]
     assert names == [str(status) for status in STATUSES]
@@ -401,7 +403,7 @@ def test_a_status_has_its_name_and_is_usable_or_not() -> None:
     ]
 
 
-# --- What must never be called ------------------------------------------------------------------------
+# --- Banned decoders ----------------------------------------------------------------------------------
 
 IMAGE_OPS = {
     "decode_and_crop_jpeg",
@@ -415,8 +417,8 @@ IMAGE_OPS = {
 HOME = "trainer/preprocessing"
 
 
-def dangers(source: str, path: str) -> Iterator[str]:
-    """What the docstring of trainer/preprocessing bans, wherever it is called."""
+def find_banned_calls(source: str, path: str) -> Iterator[str]:
+    """Yield the calls in a source that the docstring of trainer/preprocessing bans."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue
@@ -424,18 +426,18 @@ def dangers(source: str, path: str) -> Iterator[str]:
         name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
         given_ = {keyword.arg: keyword.value for keyword in node.keywords}
         if "try_recover_truncated" in given_:
-            yield "try_recover_truncated: does not return on three bytes"
+            yield "try_recover_truncated: hangs on three bytes"
         if name in IMAGE_OPS and not path.startswith(HOME):
-            yield f"{name}: decoding has one home"
+            yield f"{name}: decoding belongs into {HOME}"
         if name in {"decode_webp", "decode_and_crop_jpeg"}:
-            yield f"{name}: does not load in older servers, or looks at no header"
+            yield f"{name}: does not load in older servers, or skips the header"
         if name == "decode_image":
             channels = given_.get("channels")
             if channels is None or (isinstance(channels, ast.Constant) and not channels.value):
                 yield "decode_image(channels=0): crashes on an animated WebP"
 
 
-def test_no_dangerous_decoder_is_called_anywhere() -> None:
+def test_no_banned_decoder_is_called_anywhere() -> None:
     sources = [
         REPO / "hubhead.py",
         *(p for top in ("trainer", "batch", "serving") for p in (REPO / top).rglob("*.py")),
@@ -444,7 +446,7 @@ def test_no_dangerous_decoder_is_called_anywhere() -> None:
     found = [
         f"{path.relative_to(REPO)}: {danger}"
         for path in sources
-        for danger in dangers(path.read_text(), path.relative_to(REPO).as_posix())
+        for danger in find_banned_calls(path.read_text(), path.relative_to(REPO).as_posix())
     ]
     assert found == []
 
@@ -459,5 +461,5 @@ def test_no_dangerous_decoder_is_called_anywhere() -> None:
         ("decode_jpeg(x, channels=3)", "batch/inputs/listing.py"),
     ],
 )
-def test_the_lint_sees_what_it_bans(source: str, path: str) -> None:
-    assert list(dangers(source, path))
+def test_the_check_finds_banned_decoders(source: str, path: str) -> None:
+    assert list(find_banned_calls(source, path))

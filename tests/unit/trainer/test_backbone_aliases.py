@@ -1,4 +1,4 @@
-"""Names of backbones: aliases, architectures of the old flag, and the command that lists and shows them."""
+"""Aliases of backbones, names of retrain.py's --architecture, and `hubhead backbone`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from serving.errors import InputError
-from trainer.backbones import ALIASES, find_alias, resolve_architecture, resolve
+from trainer.backbones import ALIASES, find_alias, resolve, resolve_architecture
 from trainer.backbones.aliases import ARCHITECTURES, BUILT, NAMES, SHORT
 from trainer.commands.backbone import backbone as command
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.tf
 # Aliases
 
 
-def test_an_alias_is_an_address_of_the_hub_with_a_size_of_its_own() -> None:
+def test_aliases_have_hub_handles_and_input_sizes() -> None:
     assert len({alias.handle for alias in NAMES.values()}) == len(NAMES) - len(BUILT) + 1
     for name, alias in NAMES.items():
         if name not in BUILT:
@@ -56,7 +56,7 @@ def test_an_alias_is_an_address_of_the_hub_with_a_size_of_its_own() -> None:
         ("no_such_name", None),
     ],
 )
-def test_an_address_is_the_alias_of_the_module_that_it_leads_to(address_: str, name: str | None) -> None:
+def test_an_address_is_mapped_to_the_alias_of_its_module(address_: str, name: str | None) -> None:
     assert find_alias(address_) == (ALIASES[name] if name else None)
 
 
@@ -75,7 +75,7 @@ def test_an_address_is_the_alias_of_the_module_that_it_leads_to(address_: str, n
         ),
     ],
 )
-def test_an_unknown_name_is_refused_with_a_hint(handle: str, hint: str, tmp_path: Path) -> None:
+def test_an_unknown_handle_is_an_error_with_a_suggestion(handle: str, hint: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=hint):
         resolve(handle, tmp_path)
 
@@ -88,7 +88,7 @@ def test_an_unknown_name_is_refused_with_a_hint(handle: str, hint: str, tmp_path
     ("width", "depth"), [("1.0", 100), ("0.75", 75), ("0.50", 50), ("0.5", 50), ("0.25", 25)]
 )
 @pytest.mark.parametrize("size", [224, 192, 160, 128])
-def test_every_mobilenet_of_the_old_flag_is_a_module(
+def test_every_mobilenet_of_the_architecture_flag_has_an_alias(
     width: str, depth: int, size: int, quantized: str
 ) -> None:
     found = resolve_architecture(f"MobileNet_{width}_{size}{quantized}")
@@ -98,7 +98,7 @@ def test_every_mobilenet_of_the_old_flag_is_a_module(
     assert ("float32" in found.note) == bool(quantized)
 
 
-def test_the_old_flag_knows_inception_too() -> None:
+def test_the_architecture_flag_accepts_inception() -> None:
     assert resolve_architecture("inception_v3").alias == "inception_v3"
     assert len(ARCHITECTURES) == 17
 
@@ -116,7 +116,7 @@ def test_the_old_flag_knows_inception_too() -> None:
         ("", r"mobilenet_<1\.0\|0\.75\|0\.50\|0\.25>_<224\|192\|160\|128>"),
     ],
 )
-def test_an_unknown_architecture_is_refused_with_a_near_one(name: str, hint: str) -> None:
+def test_an_unknown_architecture_is_an_error_with_a_suggestion(name: str, hint: str) -> None:
     with pytest.raises(InputError, match=f"is not an architecture.*{hint}"):
         resolve_architecture(name)
 
@@ -124,7 +124,7 @@ def test_an_unknown_architecture_is_refused_with_a_near_one(name: str, hint: str
 # The command
 
 
-def test_the_command_lists_the_aliases() -> None:
+def test_backbone_list_prints_the_aliases() -> None:
     result = CliRunner().invoke(command, ["list"], catch_exceptions=False)
     assert result.exit_code == 0
     for name, alias in NAMES.items():
@@ -139,7 +139,7 @@ def test_the_command_lists_the_aliases() -> None:
         assert f"{short} is short for {name}" in result.stdout
 
 
-def test_the_list_can_be_narrowed_and_read_by_programs() -> None:
+def test_backbone_list_has_a_filter_and_json_output() -> None:
     result = CliRunner().invoke(command, ["list", "v2", "100", "--json"], catch_exceptions=False)
     records = json.loads(result.stdout)
     assert [record["alias"] for record in records] == [
@@ -160,7 +160,7 @@ def test_the_list_can_be_narrowed_and_read_by_programs() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["1", "a,b", "0,1,2", ""])
-def test_a_range_is_two_numbers(wrong: str) -> None:
+def test_a_value_range_must_be_two_numbers(wrong: str) -> None:
     result = CliRunner().invoke(command, ["show", "x", f"--value_range={wrong}"])
     assert result.exit_code == 2
     assert "Give two numbers, as in 0,255." in result.output

@@ -1,4 +1,4 @@
-"""The reader of PyTorch's legacy checkpoints: tensors come out as they are, and no pickle runs code."""
+"""Reader of PyTorch's legacy checkpoints: it restores tensors and never runs code of a pickle."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.tf
 
 
 class FloatStorage:
-    """Stands for torch.FloatStorage in the pickles made here."""
+    """Stand-in for torch.FloatStorage."""
 
 
 class Storage:
@@ -33,7 +33,7 @@ class Storage:
 
 
 def _rebuild_tensor_v2() -> None:
-    """Stands for torch._utils._rebuild_tensor_v2."""
+    """Stand-in for torch._utils._rebuild_tensor_v2."""
 
 
 class Tensor:
@@ -48,7 +48,7 @@ class Tensor:
 
 @pytest.fixture
 def torch_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pickle writes the stand-ins under torch's names."""
+    """Make pickle write the stand-ins under torch's names."""
     for module, stand_in in (("torch", FloatStorage), ("torch._utils", _rebuild_tensor_v2)):
         fake = types.ModuleType(module)
         setattr(fake, stand_in.__name__, stand_in)
@@ -73,7 +73,7 @@ def legacy_checkpoint(state: object, storages: list[Storage]) -> bytes:
     return file.getvalue()
 
 
-def test_tensors_come_out_with_their_offsets_and_strides(torch_names: None) -> None:
+def test_tensors_are_read_with_their_offsets_and_strides(torch_names: None) -> None:
     storage = Storage("7", np.arange(8, dtype=np.float32))
     state = OrderedDict(
         whole=Tensor(storage, 0, (2, 4), (4, 1)),
@@ -88,7 +88,7 @@ def test_tensors_come_out_with_their_offsets_and_strides(torch_names: None) -> N
     assert read["none"].shape == (0, 3)
 
 
-def test_a_checkpoint_cut_off_anywhere_is_refused(torch_names: None) -> None:
+def test_a_checkpoint_truncated_anywhere_is_an_error(torch_names: None) -> None:
     storage = Storage("7", np.arange(8, dtype=np.float32))
     content = legacy_checkpoint(OrderedDict(whole=Tensor(storage, 0, (2, 4), (4, 1))), [storage])
     for length in range(len(content)):
@@ -110,20 +110,20 @@ def test_a_checkpoint_cut_off_anywhere_is_refused(torch_names: None) -> None:
         (0, (10**12,), (0,)),
     ],
 )
-def test_a_tensor_that_reaches_beyond_its_storage_is_refused(torch_names: None, arguments: Any) -> None:
+def test_a_tensor_beyond_its_storage_is_an_error(torch_names: None, arguments: Any) -> None:
     storage = Storage("7", np.arange(8, dtype=np.float32))
     with pytest.raises(InputError, match="a tensor of shape"):
         checkpoint.read(legacy_checkpoint({"bad": Tensor(storage, *arguments)}, [storage]), where="here")
 
 
 @pytest.mark.parametrize("count", [7, 9, 2**60, -1])
-def test_a_storage_that_lies_about_its_size_is_refused(torch_names: None, count: int) -> None:
+def test_a_storage_with_a_wrong_size_is_an_error(torch_names: None, count: int) -> None:
     storage = Storage("7", np.arange(8, dtype=np.float32), count)
     with pytest.raises(InputError, match="here is not a readable checkpoint"):
         checkpoint.read(legacy_checkpoint({"a": Tensor(storage, 0, (1,), (1,))}, [storage]), where="here")
 
 
-class Malice:
+class MaliciousObject:
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.call = (function, arguments)
 
@@ -132,12 +132,12 @@ class Malice:
 
 
 @pytest.mark.parametrize("function", [os.system, eval, getattr])
-def test_a_pickle_that_would_run_code_is_refused_before_it_does(
+def test_a_pickle_that_would_run_code_is_rejected_before_it_runs(
     function: Callable[..., Any], tmp_path: Path
 ) -> None:
     victim = tmp_path / "ran"
     argument = f"touch {victim}" if function is os.system else f"open({str(victim)!r}, 'w')"
-    attack = Malice(function, argument)
+    attack = MaliciousObject(function, argument)
     for content in (pickle.dumps(attack, protocol=2), legacy_checkpoint({"weight": attack}, [])):
         with pytest.raises(InputError, match=r"it refers to \w+\.\w+, which is not allowed|magic"):
             checkpoint.read(content, where="here")
@@ -145,12 +145,12 @@ def test_a_pickle_that_would_run_code_is_refused_before_it_does(
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip", b"\x80\x02}q\x00.", b"\xff" * 100])
-def test_a_foreign_file_is_refused(content: bytes) -> None:
+def test_a_file_of_another_format_is_an_error(content: bytes) -> None:
     with pytest.raises(InputError, match="here is not a readable checkpoint"):
         checkpoint.read(content, where="here")
 
 
-def test_a_state_that_is_no_dictionary_of_tensors_is_refused() -> None:
+def test_a_state_that_is_not_a_dictionary_of_tensors_is_an_error() -> None:
     for state in (5, [1], {"a": 5}, None):
         with pytest.raises(InputError, match="here is not a readable checkpoint"):
             checkpoint.read(legacy_checkpoint(state, []), where="here")

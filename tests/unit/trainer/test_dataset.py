@@ -47,7 +47,7 @@ def example(number: int, label: int = 0, name: str = "") -> Example:
 # --- Labels and files ---------------------------------------------------------------------------------
 
 
-def test_directories_are_labels_in_alphabetical_order_and_files_below_them_are_photos(tmp_path: Path) -> None:
+def test_directories_are_labels_in_alphabetical_order_with_the_files_below_them(tmp_path: Path) -> None:
     top = write_photos(tmp_path / "photos", {"sushi": 2, "pizza": 3})
     (top / "pizza" / "oven" / "stone").mkdir(parents=True)
     (top / "pizza" / "oven" / "stone" / "x.JPG").write_bytes(b"x")
@@ -123,7 +123,7 @@ def test_a_label_with_few_photos_gets_a_warning_with_the_count(tmp_path: Path) -
     assert "'pizza' has 19 photos" in folder.warnings[0]
 
 
-def test_files_beside_the_labels_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_files_outside_the_label_directories_are_counted_and_left_out(tmp_path: Path) -> None:
     top = write_photos(tmp_path / "photos", {"pizza": 20, "sushi": 20})
     for name in ("readme.txt", "loose.jpg"):
         (top / name).write_bytes(b"x")
@@ -176,7 +176,7 @@ def split_by_name(top: Path | str) -> dict[str, Subset]:
     return {Path(item.uri).name: subset for item, subset in zip(examples, subsets, strict=True)}
 
 
-def test_the_split_does_not_depend_on_where_the_folder_is_or_how_it_is_spelled(
+def test_the_split_does_not_depend_on_the_path_of_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     top = write_photos(tmp_path / "photos", {"pizza": 60, "sushi": 60})
@@ -254,9 +254,7 @@ def test_every_label_has_a_photo_in_every_set(counts: list[int], seed: int, shar
     groups=st.lists(st.integers(1, 5), min_size=3, max_size=12),
     seed=st.integers(0, 10**9),
 )
-def test_photos_alike_before_nohash_stay_together_and_every_set_has_some(
-    groups: list[int], seed: int
-) -> None:
+def test_photos_with_the_same_name_before_nohash_stay_together(groups: list[int], seed: int) -> None:
     examples = [
         example(seed + 10 * group + copy, name=f"dish{seed}-{group}_nohash_{copy}")
         for group, size in enumerate(groups)
@@ -269,7 +267,7 @@ def test_photos_alike_before_nohash_stay_together_and_every_set_has_some(
     assert set.union(*together.values()) == set(Subset)
 
 
-def test_groups_are_what_a_label_has_to_spread_over_the_sets() -> None:
+def test_count_groups_counts_groups_once() -> None:
     one_group = [example(number, name=f"dish_nohash_{number}") for number in range(30)]
     counts = dataset.count_groups([*one_group, example(1, 1), example(2, 1)], ["pizza", "sushi"])
     assert counts == {"pizza": 1, "sushi": 2}
@@ -345,7 +343,7 @@ def grouped(draw: st.DrawFn) -> list[Example]:
 
 @settings(max_examples=150, deadline=None)
 @given(examples=grouped(), data=st.data())
-def test_groups_and_identical_photos_stay_in_one_set_whatever_their_labels(
+def test_groups_and_identical_photos_stay_in_one_set_across_labels(
     examples: list[Example], data: st.DataObject
 ) -> None:
     rows = st.lists(st.integers(0, len(examples) - 1), min_size=2, max_size=4)
@@ -514,7 +512,7 @@ def test_directories_are_labels_unless_all_are_sets(tmp_path: Path, sets: dict[s
     assert not dataset.scan(top).predefined_subsets
 
 
-def test_files_beside_the_labels_of_a_set_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_files_outside_the_label_directories_of_a_set_are_counted_and_left_out(tmp_path: Path) -> None:
     top = write_sets(tmp_path / "photos", {name: {"pizza": 20, "sushi": 20} for name in ("train", "test")})
     for name in ("readme.txt", "train/loose.jpg"):
         (top / name).write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""The head: the exact minimum, calibrated, repeatable, and as accurate on real photos as it must be."""
+"""Training of a linear head: exact minimum, calibration, repeatability, selection of C."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def objective(
     features: heads.Floats, targets: heads.Ints, weights: NDArray[np.float64], strength: float
 ) -> float:
-    """What logistic regression minimises, of kernel and bias as one matrix [D+1,K]."""
+    """Return the objective of logistic regression for kernel and bias as one matrix [D+1,K]."""
     halves = weights.astype(np.float32)
     equal = np.ones(halves.shape[1], np.float32)
     value, _, _ = loss_and_gradient(Blocks.from_array(features, targets), (halves[:-1], halves[-1]), equal)
@@ -37,17 +37,17 @@ def test_features_are_standardised_and_of_length_one() -> None:
     np.testing.assert_allclose(standardised.mean(axis=0), 0, atol=1e-4)
     assert (standardised.std(axis=0)[:-1] > 0.5).all()
     assert (standardised.std(axis=0) < 1).all()
-    assert (features[:, -1] == 0).all()  # an entry that never changes says nothing, and is not blown up
+    assert (features[:, -1] == 0).all()  # a constant entry stays zero rather than being scaled up
     np.testing.assert_array_equal(scaling.features(scaling.mean[None]), np.zeros((1, 6)))
 
 
-def test_probabilities_add_up_to_one_however_large_the_logits() -> None:
+def test_softmax_is_stable_for_large_logits() -> None:
     found = heads.softmax(np.array([[1e4, 0, -1e4], [0, 0, 0]], np.float32))
     np.testing.assert_allclose(found, [[1, 0, 0], [1 / 3] * 3], atol=1e-6)
 
 
 @pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [0.2, 1.0, 3.0]], ids=["equal", "weighted"])
-def test_the_gradient_is_that_of_the_loss(weights: list[float]) -> None:
+def test_the_gradient_matches_finite_differences(weights: list[float]) -> None:
     features, targets = blobs(50, 4, 3)
     blocks = Blocks.from_array(of_length_one(features), targets, size=20)
 
@@ -72,7 +72,7 @@ def test_the_gradient_is_that_of_the_loss(weights: list[float]) -> None:
 @pytest.mark.parametrize(
     ("count", "dimensions"), [(300, 20), (60, 200)], ids=["more photos", "more dimensions"]
 )
-def test_the_minimum_is_the_one_scikit_learn_finds(count: int, dimensions: int) -> None:
+def test_logistic_regression_matches_scikit_learn(count: int, dimensions: int) -> None:
     features, targets = blobs(count, dimensions, 4)
     features = of_length_one(features)
     unseen = of_length_one(blobs(100, dimensions, 4, seed=7)[0])
@@ -82,7 +82,7 @@ def test_the_minimum_is_the_one_scikit_learn_finds(count: int, dimensions: int) 
         assert (kernel.shape, bias.shape) == ((dimensions, 4), (4,))
         assert kernel.dtype == bias.dtype == np.float32
         wanted = yardstick(features, targets, strength, tolerance=1e-8)
-        # The kernel alone: a constant added to all biases changes nothing.
+        # Only the kernel is unique: a constant added to all biases has no effect.
         np.testing.assert_allclose(kernel, wanted[:-1], atol=1e-2 * np.abs(wanted).max())
         found = heads.softmax(unseen @ kernel + bias)
         np.testing.assert_allclose(found, predict(unseen, wanted), atol=2e-2)
@@ -98,7 +98,7 @@ def test_the_bias_is_not_regularised() -> None:
 
 
 @pytest.mark.parametrize("wrong", [0.2, 1.0, 5.0])
-def test_the_temperature_undoes_logits_that_are_too_sure_or_not_sure_enough(wrong: float) -> None:
+def test_the_temperature_corrects_over_and_underconfident_logits(wrong: float) -> None:
     random = np.random.default_rng(3)
     logits = random.normal(size=(20_000, 4)).astype(np.float32) * 2
     targets = np.array([random.choice(4, p=row / row.sum()) for row in heads.softmax(logits).astype(float)])
@@ -106,7 +106,7 @@ def test_the_temperature_undoes_logits_that_are_too_sure_or_not_sure_enough(wron
     assert temperature == pytest.approx(wrong, rel=0.05)
 
 
-def test_tempering_never_makes_the_log_loss_worse() -> None:
+def test_temperature_scaling_never_increases_the_log_loss() -> None:
     for seed in range(5):
         random = np.random.default_rng(seed)
         logits = (random.normal(size=(200, 5)) * 10**seed / 100).astype(np.float32)
@@ -115,7 +115,7 @@ def test_tempering_never_makes_the_log_loss_worse() -> None:
         assert heads.log_loss(tempered, targets) <= heads.log_loss(heads.softmax(logits), targets) + 1e-4
 
 
-def test_folds_hold_out_every_photo_once_and_spread_every_label_evenly() -> None:
+def test_stratified_folds_hold_out_every_photo_once() -> None:
     targets = np.repeat([0, 1, 2], [23, 50, 7])
     seen = np.zeros(80, int)
     for fitted, held_out in heads.stratified_folds(targets, 5, seed=1):
@@ -136,12 +136,12 @@ def test_a_fit_is_repeatable_to_the_bit() -> None:
     assert selection.losses == again.losses
 
 
-def test_the_strength_with_the_least_held_out_loss_is_taken() -> None:
+def test_the_strength_with_the_lowest_held_out_loss_is_selected() -> None:
     features, targets = blobs(150, 30, 3)
     _, selection = heads.fit(features, targets, 3)
     assert selection.method == "cross-validation"
     assert selection.losses.keys() >= set(heads.STRENGTHS)
-    # Beyond the first candidates only a real gain counts.
+    # The search beyond the first candidates stops without a sufficient gain.
     assert selection.losses[selection.strength] <= min(selection.losses.values()) + 1e-3
     assert selection.losses[selection.strength] <= min(map(selection.losses.__getitem__, heads.STRENGTHS))
     loss = heads.log_loss(selection.probabilities, selection.targets)
@@ -149,8 +149,8 @@ def test_the_strength_with_the_least_held_out_loss_is_taken() -> None:
     np.testing.assert_array_equal(selection.targets, targets)
 
 
-def test_held_out_probabilities_come_from_heads_that_have_not_seen_the_photo() -> None:
-    # Labels that mean nothing can be learned by heart, and not foretold.
+def test_held_out_probabilities_are_out_of_fold() -> None:
+    # Random labels can be memorised but not predicted.
     random = np.random.default_rng(0)
     features = random.normal(size=(100, 300)).astype(np.float32)
     targets = random.permutation(np.arange(100) % 4)
@@ -167,11 +167,11 @@ def test_few_validation_photos_join_the_others_and_many_are_held_out() -> None:
     many = blobs(heads.ENOUGH_VALIDATION, 10, 2, seed=1)
     fitted, selection = heads.fit(features, targets, 2, validation=many)
     assert (selection.method, len(selection.targets)) == ("validation", heads.ENOUGH_VALIDATION)
-    # Once C is chosen, all photos count.
+    # After C is selected, the head is fitted on all photos.
     np.testing.assert_allclose(fitted.scaling.mean, np.vstack([features, many[0]]).mean(axis=0), atol=1e-5)
 
 
-def test_the_discriminant_is_the_one_scikit_learn_finds() -> None:
+def test_the_discriminant_matches_scikit_learn() -> None:
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     for count, dimensions in ((300, 20), (60, 200)):
@@ -197,11 +197,11 @@ def test_the_head_is_the_mean_of_both_classifiers() -> None:
     assert (weights > 0).all()
 
 
-def test_views_count_as_their_photos_and_held_out_ones_are_not_seen() -> None:
+def test_views_count_as_their_photos_and_views_of_held_out_photos_are_not_used() -> None:
     embeddings, targets = blobs(150, 12, 3)
     same, _ = heads.fit(embeddings, targets, 3)
     doubled, selection = heads.fit(embeddings, targets, 3, views=[embeddings])
-    # The same photo twice is the same photo: C means the same, and so does the covariance.
+    # A view that equals the photo has no effect: C keeps its meaning, and so does the covariance.
     np.testing.assert_allclose(doubled.probabilities(embeddings), same.probabilities(embeddings), atol=2e-2)
     assert len(selection.probabilities) == 150
     noise = np.random.default_rng(0).normal(size=embeddings.shape).astype(np.float32)

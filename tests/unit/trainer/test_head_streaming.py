@@ -1,4 +1,4 @@
-"""Photos in blocks: the head of many photos is the same in memory and streamed, and its memory is flat."""
+"""Fits on many photos in blocks: the same head streamed and in memory, with constant memory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from trainer.heads.streaming import ROWS, Block, ShuffledRows
 STREAMED = HeadSettings(memory=0)
 
 
-def clouds(count: int, dimensions: int, classes: int, *, noise: float = 1.5, seed: int = 0) -> Block:
-    """Overlapping clouds of points, some labels rarer than others, in random order; float16 as stored."""
+def clusters(count: int, dimensions: int, classes: int, *, noise: float = 1.5, seed: int = 0) -> Block:
+    """Return overlapping clusters in random order, some labels rarer than others; float16 as stored."""
     random = np.random.default_rng(seed)
     shares = np.linspace(1, 3, classes)
     targets = random.choice(classes, count, p=shares / shares.sum())
@@ -32,25 +32,25 @@ def clouds(count: int, dimensions: int, classes: int, *, noise: float = 1.5, see
 
 @pytest.fixture(scope="module")
 def many() -> Block:
-    """Enough photos to hold a part out instead of folds."""
-    return clouds(6000, 24, 5)
+    """Enough photos that one part is held out instead of five folds."""
+    return clusters(6000, 24, 5)
 
 
-def test_a_streamed_head_is_the_one_fitted_in_memory(many: Block) -> None:
+def test_a_streamed_fit_equals_the_fit_in_memory(many: Block) -> None:
     rows, targets = many
     memory, chosen = heads.fit(rows, targets, 5)
     streamed, again = heads.fit(rows, targets, 5, settings=STREAMED)
     assert (chosen.settings["streamed"], again.settings["streamed"]) == (False, True)
     assert again.strength == chosen.strength
-    unseen = clouds(500, 24, 5, seed=7)[0]
+    unseen = clusters(500, 24, 5, seed=7)[0]
     np.testing.assert_allclose(streamed.probabilities(unseen), memory.probabilities(unseen), atol=2e-3)
     np.testing.assert_allclose(again.probabilities, chosen.probabilities, atol=2e-3)
     np.testing.assert_array_equal(again.targets, chosen.targets)
 
 
-def test_it_makes_no_difference_how_blocks_are_cut(many: Block) -> None:
+def test_the_fit_does_not_depend_on_the_block_size(many: Block) -> None:
     rows, targets = many
-    unseen = clouds(500, 24, 5, seed=7)[0]
+    unseen = clusters(500, 24, 5, seed=7)[0]
     found = [
         heads.fit_blocks(Blocks.from_array(rows, targets, size), 5, settings=STREAMED)[0].probabilities(
             unseen
@@ -72,36 +72,40 @@ def test_a_streamed_fit_is_repeatable_to_the_bit(many: Block, kind: settings.Kin
         np.testing.assert_array_equal(one.hidden.kernel, other.hidden.kernel)
 
 
-def test_the_number_of_threads_makes_no_difference(many: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fit_does_not_depend_on_the_number_of_threads(
+    many: Block, monkeypatch: pytest.MonkeyPatch
+) -> None:
     several, _ = heads.fit(*many, 5)
     monkeypatch.setattr("trainer.heads.streaming._WORKERS", 1)
     single, _ = heads.fit(*many, 5)
     np.testing.assert_array_equal(several.kernel, single.kernel)
 
 
-def test_many_photos_are_told_apart_better_than_few() -> None:
-    unseen, of_unseen = clouds(3000, 24, 5, noise=3, seed=7)
+def test_more_photos_reduce_the_log_loss() -> None:
+    unseen, of_unseen = clusters(3000, 24, 5, noise=3, seed=7)
     losses = [
-        heads.log_loss(heads.fit(*clouds(count, 24, 5, noise=3), 5)[0].probabilities(unseen), of_unseen)
+        heads.log_loss(heads.fit(*clusters(count, 24, 5, noise=3), 5)[0].probabilities(unseen), of_unseen)
         for count in (200, 4000, 12_000)
     ]
     assert losses[0] > losses[1] > losses[2] - 0.005
 
 
-def test_candidates_are_fitted_on_a_sample_and_the_best_one_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, targets = clouds(12_000, 24, 5, noise=3)
+def test_candidates_are_fitted_on_a_sample_and_the_best_on_all_photos(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows, targets = clusters(12_000, 24, 5, noise=3)
     whole, _ = heads.fit(rows, targets, 5)
     monkeypatch.setattr(block_training, "CHOOSING", 2000)
     sampled, selection = heads.fit(rows, targets, 5)
-    unseen, of_unseen = clouds(3000, 24, 5, noise=3, seed=7)
+    unseen, of_unseen = clusters(3000, 24, 5, noise=3, seed=7)
     ours, all_photos = (heads.log_loss(model.probabilities(unseen), of_unseen) for model in (sampled, whole))
     assert ours == pytest.approx(all_photos, abs=0.005)
     assert selection.method == "validation"
 
 
-def test_validation_photos_are_what_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, targets = clouds(6000, 12, 3)
-    few, enough = clouds(100, 12, 3, seed=1), clouds(700, 12, 3, seed=1)
+def test_validation_photos_are_held_out_if_there_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, targets = clusters(6000, 12, 3)
+    few, enough = clusters(100, 12, 3, seed=1), clusters(700, 12, 3, seed=1)
     _, selection = heads.fit(rows, targets, 3, validation=enough)
     np.testing.assert_array_equal(selection.targets, enough[1])
     _, selection = heads.fit(rows, targets, 3, validation=few)
@@ -112,15 +116,15 @@ def test_validation_photos_are_what_is_held_out(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_few_photos_in_blocks_are_fitted_as_in_memory() -> None:
-    rows, targets = clouds(300, 12, 3)
+    rows, targets = clusters(300, 12, 3)
     one, selection = heads.fit_blocks(Blocks.from_array(rows, targets, 50), 3, settings=STREAMED)
     other, _ = heads.fit(rows, targets, 3)
     assert selection.method == "cross-validation"
     np.testing.assert_array_equal(one.kernel, other.kernel)
 
 
-def test_a_label_of_one_photo_and_photos_sorted_by_label_are_no_trouble() -> None:
-    rows, targets = clouds(6000, 12, 3)
+def test_a_label_with_one_photo_and_sorted_labels_are_accepted() -> None:
+    rows, targets = clusters(6000, 12, 3)
     order = np.argsort(targets, kind="stable")
     rows, targets = np.vstack([rows[order], rows[:1] + 5]), np.append(targets[order], 3)
     for kind in ("linear", "hidden", "cosine"):
@@ -137,7 +141,7 @@ def test_a_label_of_one_photo_and_photos_sorted_by_label_are_no_trouble() -> Non
     size=st.integers(1, 30),
     first=st.booleans(),
 )
-def test_every_stride_th_photo_of_each_label_is_taken(
+def test_split_every_takes_every_stride_th_row_of_each_label(
     counts: list[int], stride: int, seed: int, size: int, first: bool
 ) -> None:
     targets = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
@@ -155,7 +159,7 @@ def test_every_stride_th_photo_of_each_label_is_taken(
 
 
 @given(cut=st.integers(1, 60), seed=st.integers(0, 20))
-def test_moments_of_two_sets_add_up(cut: int, seed: int) -> None:
+def test_moments_are_additive(cut: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     rows, targets = random.normal(size=(61, 4)).astype(np.float32), random.integers(0, 3, 61)
     weights = np.array([1.0, 0.5, 2.0], np.float32)
@@ -171,7 +175,7 @@ def test_moments_of_two_sets_add_up(cut: int, seed: int) -> None:
     np.testing.assert_allclose(equal.covariance, spread.T @ spread / 61, atol=1e-4)
 
 
-def test_the_scaling_of_blocks_is_that_of_the_whole() -> None:
+def test_the_scaling_of_blocks_equals_that_of_the_array() -> None:
     rows = (np.random.default_rng(0).normal(size=(5000, 6)) * [1, 2, 3, 4, 5, 0] + 7).astype(np.float32)
     found = fitter.compute_scaling(Blocks.from_array(rows, np.zeros(5000, np.int64), 300))
     wanted = heads.Scaling.from_embeddings(rows)
@@ -179,7 +183,7 @@ def test_the_scaling_of_blocks_is_that_of_the_whole() -> None:
     np.testing.assert_allclose(found.scale, wanted.scale, rtol=1e-4)
 
 
-def test_shuffling_through_files_gives_every_row_once_and_mixes_the_labels(tmp_path: Path) -> None:
+def test_shuffled_rows_in_files_yield_every_row_once_in_mixed_order(tmp_path: Path) -> None:
     targets = np.repeat(np.arange(4), 10_000)
     rows = np.arange(40_000, dtype=np.float32)[:, None] * np.ones((1, 3), np.float32)
     shuffled = ShuffledRows(Blocks.from_array(rows, targets), 0, tmp_path)
@@ -193,8 +197,8 @@ def test_shuffling_through_files_gives_every_row_once_and_mixes_the_labels(tmp_p
     assert (epochs[0][0][0] != epochs[1][0][0]).any()
 
 
-def test_an_error_while_reading_ends_the_fit_and_leaves_no_thread() -> None:
-    rows, targets = clouds(20_000, 8, 2)
+def test_a_read_error_ends_the_fit_and_leaves_no_thread() -> None:
+    rows, targets = clusters(20_000, 8, 2)
     before = threading.active_count()
 
     def torn() -> Iterator[Block]:
@@ -209,14 +213,14 @@ def test_an_error_while_reading_ends_the_fit_and_leaves_no_thread() -> None:
 @pytest.mark.parametrize("memory", [0, settings.MEMORY], ids=["streamed", "in memory"])
 @pytest.mark.parametrize("held", [0, 100, 700], ids=["no validation", "little", "enough"])
 def test_views_of_many_photos_count_as_their_photos(memory: int, held: int) -> None:
-    rows, targets = clouds(6000 + held, 24, 5)
+    rows, targets = clusters(6000 + held, 24, 5)
     validation = (rows[6000:], targets[6000:]) if held else None
     settings = HeadSettings(memory=memory)
     of = rows[:6000], targets[:6000], 5
     alone, _ = heads.fit(*of, validation=validation, settings=settings)
     doubled, selection = heads.fit(*of, validation=validation, views=[rows], settings=settings)
-    unseen = clouds(500, 24, 5, seed=7)[0]
-    # Not to the last digit: photos held out count once in the final fit, the others twice.
+    unseen = clusters(500, 24, 5, seed=7)[0]
+    # Not exactly: in the final fit photos held out count once, the others twice.
     difference = np.abs(doubled.probabilities(unseen) - alone.probabilities(unseen))
     assert difference.mean() < 5e-3
     assert difference.max() < 0.1
