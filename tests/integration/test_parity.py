@@ -1,6 +1,6 @@
-"""The same photos by every way to an answer: the same statuses, labels and scores.
+"""Parity: every path to a prediction returns the same statuses, labels and scores for the same photos.
 
-The training path, stored embeddings and numpy, is what the others are held against.
+The reference is the training path: stored embeddings and NumPy.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.tf, pytest.mark.beam]
 
 SAMPLES = 24
-ODD = {
+UNUSUAL = {
     "cut.jpeg": Status.TRUNCATED,
     "empty.jpeg": Status.EMPTY,
     "text.jpeg": Status.NOT_AN_IMAGE,
@@ -49,7 +49,7 @@ ODD = {
 
 @pytest.fixture(scope="module")
 def photos(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Sample photos of all labels, and one of each oddity."""
+    """Sample photos of all labels, and unusual ones, such as truncated or with an EXIF orientation."""
     top = tmp_path_factory.mktemp("parity")
     everything = sorted(trained.settings.image_dir.rglob("*.jpeg"))
     for path in everything[:: len(everything) // SAMPLES][:SAMPLES]:
@@ -59,14 +59,14 @@ def photos(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> list[P
     (top / "empty.jpeg").write_bytes(b"")
     (top / "text.jpeg").write_bytes(b"this is no photo")
     with Image.open(io.BytesIO(content)) as image:
-        about = Image.Exif()
-        about[0x0112] = 6
-        image.save(top / "turned.jpeg", exif=about)
+        exif = Image.Exif()
+        exif[0x0112] = 6  # orientation: rotated by 90 degrees
+        image.save(top / "turned.jpeg", exif=exif)
         image.resize((2000, 1200)).save(top / "large.jpeg")  # decoded at a reduced scale
         image.putalpha(90)
         image.save(top / "clear.png")
     found = sorted(top.iterdir())
-    assert len(found) == SAMPLES + len(ODD)
+    assert len(found) == SAMPLES + len(UNUSUAL)
     return found
 
 
@@ -75,7 +75,7 @@ KINDS = ("linear", "hidden", "cosine")
 
 @pytest.fixture(scope="module")
 def models(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    """A bundle of each kind of head, of one graph."""
+    """A bundle of each kind of head, all with the same graph."""
     from trainer import dataset, heads
     from trainer.evaluation.features import load_features
 
@@ -87,7 +87,7 @@ def models(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     blocks, labels = heads.Blocks.from_array(features.embeddings, targets), result.bundle.metadata.labels
     nothing = np.zeros((0, len(labels)), np.float32), np.zeros(0, np.int64)
 
-    def model(kind: str, strength: float, **more: object) -> Bundle:
+    def export_head(kind: str, strength: float, **more: object) -> Bundle:
         chosen = result.bundle.metadata.head | {"kind": kind} | more
         selection = heads.Selection("validation", strength, {}, *nothing, settings=chosen)
         part = HeadExport(heads.refit(blocks, len(labels), selection), labels, settings=chosen)
@@ -96,8 +96,8 @@ def models(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     layer = {"width": 24, "epochs": 4, "seed": 0, "layer_temperature": 0.8}
     return {
         "linear": result.bundle,
-        "hidden": model("hidden", 10.0, **layer),
-        "cosine": model("cosine", 16.0, shares=[1.0]),
+        "hidden": export_head("hidden", 10.0, **layer),
+        "cosine": export_head("cosine", 16.0, shares=[1.0]),
     }
 
 
@@ -106,7 +106,7 @@ Reference = list[tuple[Status, dict[str, float]]]
 
 @pytest.fixture(scope="module")
 def reference(trained: Trained, models: dict[str, Bundle], photos: list[Path]) -> dict[str, Reference]:
-    """By the training path, for each kind: the status of each photo, and the probability of every label."""
+    """For each kind of head, the status of each photo and the probabilities, by the training path."""
     metadata = trained.result.bundle.metadata
     store = EmbeddingStore(trained.settings.embedding_store, metadata.fingerprint, metadata.dimension)
     base = prepare_template(trained.settings.tfhub_module, trained.settings.cache)
@@ -117,7 +117,7 @@ def reference(trained: Trained, models: dict[str, Bundle], photos: list[Path]) -
     row_of = rows.row_by_digest()
     chosen = [row_of[shas[photo]] for photo in listed]
 
-    def of(model: Bundle) -> Reference:
+    def predict_reference(model: Bundle) -> Reference:
         head, _ = load_head(model.path / contract.HEAD_FILE)
         probabilities = head.probabilities(rows.vectors.astype(np.float32))
         return [
@@ -125,7 +125,7 @@ def reference(trained: Trained, models: dict[str, Bundle], photos: list[Path]) -
             for row in chosen
         ]
 
-    return {kind: of(model) for kind, model in models.items()}
+    return {kind: predict_reference(model) for kind, model in models.items()}
 
 
 def by_runtime(model: Bundle, photos: list[Path], work: Path) -> list[Prediction]:
@@ -140,7 +140,7 @@ def by_classic_session(model: Bundle, photos: list[Path], work: Path) -> list[Pr
 
 
 def by_beam_job(model: Bundle, photos: list[Path], work: Path) -> list[Prediction]:
-    """With an embedding store of its own, so that the job runs the backbone."""
+    """Score with a new embedding store, so that the job runs the backbone."""
     import pyarrow.parquet as pq
 
     settings = ScoreSettings(
@@ -197,7 +197,7 @@ PATHS: dict[str, Callable[[Bundle, list[Path], Path], list[Prediction]]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("path", PATHS)
-def test_every_path_answers_as_the_training_path(
+def test_every_path_predicts_as_the_training_path(
     models: dict[str, Bundle],
     photos: list[Path],
     reference: dict[str, Reference],
@@ -208,28 +208,28 @@ def test_every_path_answers_as_the_training_path(
     found = PATHS[path](models[kind], photos, tmp_path)
     assert len(found) == len(photos)
     for photo, prediction, (status, probabilities) in zip(photos, found, reference[kind], strict=True):
-        assert prediction.status is status is ODD.get(photo.name, Status.OK)
+        assert prediction.status is status is UNUSUAL.get(photo.name, Status.OK)
         if not status.usable:
             assert (prediction.label, prediction.top) == (None, ())
             continue
         assert len(prediction.top) == models[kind].metadata.top_k
         for label, score in prediction.top:
             assert score == pytest.approx(probabilities[label], abs=PARITY_TOLERANCE)
-        # Another label may win only where the training path has the two as good as equal.
+        # Another label may win only if both are equal within the tolerance on the training path.
         assert prediction.label == prediction.top[0][0]
         assert prediction.label is not None
         assert probabilities[prediction.label] >= max(probabilities.values()) - 2 * PARITY_TOLERANCE
 
 
-def test_the_training_path_tells_the_photos_apart(reference: dict[str, Reference]) -> None:
-    # Or the test above would hold for a model that says the same of everything.
-    for told in reference.values():
-        best = {max(table, key=table.__getitem__) for status, table in told if status.usable}
+def test_reference_predicts_several_labels(reference: dict[str, Reference]) -> None:
+    # Otherwise the test above would pass for a model that predicts the same for all photos.
+    for rows in reference.values():
+        best = {max(table, key=table.__getitem__) for status, table in rows if status.usable}
         assert len(best) >= 5
 
 
-def test_the_kinds_differ(reference: dict[str, Reference]) -> None:
-    # Or it would hold for a graph that leaves the hidden layer out.
+def test_kinds_of_heads_differ(reference: dict[str, Reference]) -> None:
+    # Otherwise the test above would pass for a graph without the hidden layer.
     linear, *others = (
         np.array([list(table.values()) for status, table in reference[kind] if status.usable])
         for kind in KINDS

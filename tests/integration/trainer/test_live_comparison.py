@@ -1,4 +1,4 @@
-"""The live version is judged on photos that it never saw, and a worse one does not take its place."""
+"""Comparison with the live version in real trainings; a worse version is not published."""
 
 from __future__ import annotations
 
@@ -27,14 +27,11 @@ if TYPE_CHECKING:
     from tests.support.trained import Trained
 
 
-# --- Real trainings ---------------------------------------------------------------------------------------
-
-
-def features_of(trained: Trained) -> tuple[list[Example], Floats]:
-    """The test photos of the shared training, and their embeddings."""
+def load_test_features(trained: Trained) -> tuple[list[Example], Floats]:
+    """Return the test photos of the shared training, and their embeddings."""
     from batch.embeddings import EmbeddingStore
     from trainer import dataset
-    from trainer.training.run import load_features
+    from trainer.evaluation.features import load_features
 
     metadata = trained.result.bundle.metadata
     store = EmbeddingStore(trained.settings.embedding_store, metadata.fingerprint, metadata.dimension)
@@ -46,11 +43,11 @@ def features_of(trained: Trained) -> tuple[list[Example], Floats]:
 
 @pytest.mark.tf
 @pytest.mark.beam
-def test_a_live_version_on_another_backbone_is_asked_about_the_bytes_and_says_the_same(
+def test_live_version_with_another_backbone_is_compared_on_the_photos_bytes(
     trained: Trained, tmp_path: Path
 ) -> None:
     published = trained.result.bundle
-    examples, embeddings = features_of(trained)
+    examples, embeddings = load_test_features(trained)
     gone = Example(str(tmp_path / "gone.jpg"), sha(1), examples[0].label)
     examples, embeddings = [gone, *examples], np.vstack([embeddings[:1], embeddings])
     labels = published.metadata.labels
@@ -59,7 +56,9 @@ def test_a_live_version_on_another_backbone_is_asked_about_the_bytes_and_says_th
     same = live_comparison.compare_with_live(
         published, published.metadata.fingerprint, labels, examples, embeddings, probabilities
     )
-    other = live_comparison.compare_with_live(published, "0" * 64, labels, examples, embeddings, probabilities)
+    other = live_comparison.compare_with_live(
+        published, "0" * 64, labels, examples, embeddings, probabilities
+    )
     assert (same.same_backbone, other.same_backbone) == (True, False)
     assert other.left_out == {"that it refuses": 1}
     assert (same.difference.n, other.difference.n) == (len(examples), len(examples) - 1)
@@ -70,9 +69,7 @@ def test_a_live_version_on_another_backbone_is_asked_about_the_bytes_and_says_th
 
 @pytest.mark.tf
 @pytest.mark.beam
-def test_the_same_training_again_is_neither_better_nor_worse_and_all_of_it_is_told(
-    trained: Trained, tmp_path: Path
-) -> None:
+def test_repeated_training_is_not_worse_and_reports_the_comparison(trained: Trained, tmp_path: Path) -> None:
     from trainer.training.run import train
     from trainer.training.summary import format_summary
 
@@ -99,9 +96,9 @@ def test_the_same_training_again_is_neither_better_nor_worse_and_all_of_it_is_to
     metrics = result.bundle.metadata.metrics
     assert metrics["comparison"]["difference"]["lost"] == 0
     assert metrics["cross_validate"]["folds"] == 2
-    told = format_summary(result)
-    assert "Compared with version 1 of food: accuracy +0.0%" in told
-    assert "Accuracy by 2-fold cross-validation: " in told
+    summary = format_summary(result)
+    assert "Compared with version 1 of food: accuracy +0.0%" in summary
+    assert "Accuracy by 2-fold cross-validation: " in summary
     page = (result.bundle.path / contract.REPORT_FILE).read_text(encoding="utf-8")
     assert "Comparison with version 1 of food" in page
     assert "2-fold cross-validation" in page
@@ -114,17 +111,17 @@ def test_the_same_training_again_is_neither_better_nor_worse_and_all_of_it_is_to
 
 @pytest.mark.tf
 @pytest.mark.beam
-def test_a_worse_version_is_not_published(trained: Trained, tmp_path: Path) -> None:
+def test_significantly_worse_version_is_not_published(trained: Trained, tmp_path: Path) -> None:
     from trainer.training.run import train
 
-    # A live version that knows the test photos by heart, and does not say so.
+    # A live version that was fitted on the test photos, but does not record it.
     base = tmp_path / "models" / "food"
     shutil.copytree(trained.result.bundle.path, base / "7")
-    examples, embeddings = features_of(trained)
+    examples, embeddings = load_test_features(trained)
     labels = trained.result.bundle.metadata.labels
     targets = np.array([example.label for example in examples])
-    by_heart, _ = heads.fit(embeddings, targets, len(labels))
-    save_head(base / "7" / contract.HEAD_FILE, by_heart)
+    overfitted, _ = heads.fit(embeddings, targets, len(labels))
+    save_head(base / "7" / contract.HEAD_FILE, overfitted)
     settings = replace(writable_settings(trained, tmp_path), saved_model_dir=base, output_labels=None)
     with pytest.raises(GateRejected, match="Worse than version 7 of food"):
         train(replace(settings, assert_not_worse_than_live="surely"))

@@ -1,4 +1,4 @@
-"""TensorFlow Lite files: what is in them, that they answer as their bundle does, and what stops one."""
+"""TensorFlow Lite files: their contents, their agreement with the bundle, and rejected conversions."""
 
 from __future__ import annotations
 
@@ -38,28 +38,30 @@ pytestmark = pytest.mark.tf
 
 @pytest.fixture(scope="module")
 def photos(trained: Trained) -> list[bytes]:
+    """Some test photos."""
     return [Path(path).read_bytes() for path, _ in trained.result.test_photos[:12]]
 
 
 @pytest.fixture(scope="module")
 def food(trained: Trained, photos: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The head of the training, published with a file."""
+    """The head of the shared training, exported with a TensorFlow Lite file."""
     source = trained.result.bundle
     head, novelty = load_head(source.path / contract.HEAD_FILE)
-    labels, option = source.metadata.labels, TfliteOptions(photos=photos)
-    part = HeadExport(head, labels, novelty=novelty, tflite=option)
+    labels, options = source.metadata.labels, TfliteOptions(photos=photos)
+    part = HeadExport(head, labels, novelty=novelty, tflite=options)
     return export(source, part, tmp_path_factory.mktemp("tflite") / "food")
 
 
 @pytest.fixture(scope="module")
 def content(food: Bundle) -> bytes:
+    """That TensorFlow Lite file."""
     return (food.path / tflite.BUNDLE_FILE).read_bytes()
 
 
-# What export made
+# --- Export ---------------------------------------------------------------------------------------------
 
 
-def test_the_bundle_has_the_file_and_its_record(food: Bundle, photos: list[bytes], content: bytes) -> None:
+def test_bundle_has_the_file_and_its_metrics(food: Bundle, photos: list[bytes], content: bytes) -> None:
     record = food.metadata.metrics["tflite"]
     assert record["sha256"] == hashlib.sha256(content).hexdigest()
     assert record["bytes"] == len(content)
@@ -69,14 +71,12 @@ def test_the_bundle_has_the_file_and_its_record(food: Bundle, photos: list[bytes
     assert 0 < record["largest_difference"] <= Quantize.NONE.tolerance
 
 
-def test_the_file_answers_photos_as_the_bundle_answers_their_bytes(
-    food: Bundle, content: bytes, photos: list[bytes]
-) -> None:
-    """From the bytes on the one side, from the pixels of the one decoder on the other."""
+def test_probabilities_equal_those_of_the_bundle(food: Bundle, content: bytes, photos: list[bytes]) -> None:
+    """The bundle decodes the photos itself; the file takes pixels decoded by the same preprocessing."""
     expected = np.concatenate(
         [
-            answer[contract.PROBABILITIES]
-            for answer in runtime.load(food.path).imap(contract.PROBABILITIES, contract.IMAGE_BYTES, photos)
+            outputs[contract.PROBABILITIES]
+            for outputs in runtime.load(food.path).imap(contract.PROBABILITIES, contract.IMAGE_BYTES, photos)
         ]
     )
     found = tflite.run_interpreter(content, tflite.decode_usable(photos, Preprocessing()))
@@ -85,27 +85,27 @@ def test_the_file_answers_photos_as_the_bundle_answers_their_bytes(
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
 
 
-def test_photos_that_cannot_be_decoded_are_left_out_of_the_check(photos: list[bytes]) -> None:
+def test_undecodable_photos_are_left_out_of_the_check(photos: list[bytes]) -> None:
     pixels = tflite.decode_usable([photos[0], b"no photo", photos[1]], Preprocessing())
     assert pixels.shape == (2, 224, 224, 3)
     assert pixels.dtype == np.uint8
 
 
-# What stands in the file
+# --- Metadata in the file -------------------------------------------------------------------------------
 
 
-def test_labels_and_manifest_are_an_archive_behind_the_model(food: Bundle, content: bytes) -> None:
+def test_labels_and_bundle_metadata_are_in_an_archive_behind_the_model(food: Bundle, content: bytes) -> None:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         assert archive.testzip() is None
         assert archive.read("labels.txt").decode().splitlines() == food.metadata.labels
-        manifest = json.loads(archive.read("hubhead.json"))
+        metadata = json.loads(archive.read("hubhead.json"))
         assert all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
-    assert manifest["labels"] == food.metadata.labels
-    assert manifest["preprocessing"] == food.metadata.preprocessing
+    assert metadata["labels"] == food.metadata.labels
+    assert metadata["preprocessing"] == food.metadata.preprocessing
 
 
-def described(content: bytes) -> bytes:
-    """The flatbuffer that a TensorFlow Lite file names TFLITE_METADATA."""
+def read_metadata(content: bytes) -> bytes:
+    """Return the flatbuffer TFLITE_METADATA of a TensorFlow Lite file."""
     from tensorflow.lite.tools import flatbuffer_utils
 
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
@@ -114,7 +114,7 @@ def described(content: bytes) -> bytes:
 
 
 class Reader:
-    """A table of a flatbuffer by the numbers of its fields, as flatbuffers' own reader sees it."""
+    """Reader of a flatbuffer table by field number, on the reader of the flatbuffers package."""
 
     def __init__(self, content: bytes, position: int) -> None:
         from flatbuffers.table import Table
@@ -127,7 +127,7 @@ class Reader:
 
     def _offset(self, field: int) -> int:
         offset: int = self._table.Offset(4 + 2 * field)
-        assert offset, f"field {field} is not there"
+        assert offset, f"field {field} not found"
         return offset + self._table.Pos
 
     def text(self, field: int) -> str:
@@ -147,31 +147,31 @@ class Reader:
         return Reader(bytes(self._table.Bytes), self._table.Indirect(self._table.Vector(offset)))
 
 
-def test_the_metadata_says_rgb_in_and_labelled_probabilities_out(content: bytes) -> None:
-    metadata = described(content)
+def test_metadata_describes_rgb_input_and_labelled_probabilities(content: bytes) -> None:
+    metadata = read_metadata(content)
     assert metadata[4:8] == b"M001"
     graph = Reader.root(metadata).only(3)
-    taken, given = graph.only(2), graph.only(3)
-    assert (taken.text(0), given.text(0)) == ("pixels", "probabilities")
-    properties = taken.table(3)
+    input_, output = graph.only(2), graph.only(3)
+    assert (input_.text(0), output.text(0)) == ("pixels", "probabilities")
+    properties = input_.table(3)
     assert (properties.number(0, "Uint8"), properties.table(1).number(0, "Int8")) == (2, 1)
-    labels = given.only(6)
+    labels = output.only(6)
     assert (labels.text(0), labels.number(2, "Int8")) == ("labels.txt", 2)
 
 
-def test_a_threshold_is_in_the_metadata() -> None:
+def test_metadata_contains_the_threshold() -> None:
     strict = BundleMetadata(["a", "b"], {}, {}, calibration={"threshold": 0.625})
     unit = Reader.root(describe_model(strict)).only(3).only(3).only(4)
     assert unit.number(0, "Uint8") == 3
     assert unit.table(1).number(0, "Float32") == 0.625
 
 
-# What stops a file
+# --- Rejected conversions -------------------------------------------------------------------------------
 
 
-def test_a_file_whose_labels_are_not_the_bundles_is_refused(food: Bundle, photos: list[bytes]) -> None:
+def test_file_with_other_labels_than_the_bundle_is_rejected(food: Bundle, photos: list[bytes]) -> None:
     wrong = replace(food.metadata, labels=food.metadata.labels[::-1])
-    with pytest.raises(GateRejected, match=r"is not the model: .* 0\.0% \(N=12"):
+    with pytest.raises(GateRejected, match=r"does not agree with the bundle: .* 0\.0% \(N=12"):
         tflite.convert(food.path, wrong, TfliteOptions(photos=photos))
 
 
@@ -187,32 +187,32 @@ def test_a_file_whose_labels_are_not_the_bundles_is_refused(food: Bundle, photos
         (Quantize.DYNAMIC, 89, 0.4, False),
     ],
 )
-def test_labels_and_probabilities_have_to_agree(
+def test_check_requires_agreeing_labels_and_probabilities(
     quantize: Quantize, right: int, difference: float, passes: bool
 ) -> None:
-    made = TfliteModel(b"", quantize, proportion(right, 100), difference, generated=False)
+    model = TfliteModel(b"", quantize, proportion(right, 100), difference, generated=False)
     if passes:
-        tflite.check_agreement(made)
+        tflite.check_agreement(model)
     else:
         with pytest.raises(GateRejected, match="Nothing was published"):
-            tflite.check_agreement(made)
+            tflite.check_agreement(model)
 
 
-def test_nothing_is_published_where_the_file_cannot_be_checked(food: Bundle, tmp_path: Path) -> None:
+def test_bundle_is_not_published_if_the_file_cannot_be_checked(food: Bundle, tmp_path: Path) -> None:
     head, novelty = load_head(food.path / contract.HEAD_FILE)
-    option = TfliteOptions(photos=[b"no photo"])
-    part = HeadExport(head, food.metadata.labels, novelty=novelty, tflite=option)
+    options = TfliteOptions(photos=[b"no photo"])
+    part = HeadExport(head, food.metadata.labels, novelty=novelty, tflite=options)
     with pytest.raises(InputError, match="None of the photos can be used"):
         export(food, part, tmp_path / "food")
     assert bundle.versions(tmp_path / "food") == []
 
 
-def test_what_is_no_tensorflow_lite_file_does_not_load() -> None:
+def test_invalid_file_is_an_error() -> None:
     with pytest.raises(BundleError, match="does not load"):
         tflite.run_interpreter(b"something else", tflite.generate_pictures(Preprocessing(), 1))
 
 
-def test_a_place_that_cannot_be_written_is_found_before_any_work(trained: Trained, tmp_path: Path) -> None:
+def test_unwritable_output_file_is_an_error_before_any_work(trained: Trained, tmp_path: Path) -> None:
     settings = replace(
         writable_settings(trained, tmp_path), tflite_output_file=tmp_path / "no" / "food.tflite"
     )
@@ -220,7 +220,7 @@ def test_a_place_that_cannot_be_written_is_found_before_any_work(trained: Traine
         run.check_outputs_writable(settings)
 
 
-def test_generated_pictures_are_many_and_always_the_same() -> None:
+def test_generated_pictures_are_distinct_and_deterministic() -> None:
     first, second = (tflite.generate_pictures(Preprocessing(height=32, width=48)) for _ in range(2))
     assert first.shape == (16, 32, 48, 3)
     assert np.array_equal(first, second)
@@ -229,11 +229,11 @@ def test_generated_pictures_are_many_and_always_the_same() -> None:
     assert first.max() > 225
 
 
-# The commands
+# --- Commands -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_quantised_file_of_a_published_bundle(food: Bundle, trained: Trained, tmp_path: Path) -> None:
+def test_export_command_writes_a_quantised_file(food: Bundle, trained: Trained, tmp_path: Path) -> None:
     file = tmp_path / "food.tflite"
     result = CliRunner().invoke(
         export_command,
@@ -262,13 +262,13 @@ def test_a_quantised_file_of_a_published_bundle(food: Bundle, trained: Trained, 
         (["--tflite", "x.tflite", "--tflite_quantize", "int4"], "Invalid value for '--tflite_quantize'"),
     ],
 )
-def test_wrong_usage_of_export_is_told(arguments: list[str], message: str) -> None:
+def test_wrong_usage_of_export_exits_with_2(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(export_command, ["--bundle", "b", *arguments])
     assert result.exit_code == 2
     assert message in result.output
 
 
-def test_a_quantisation_without_a_file_is_wrong_usage() -> None:
+def test_quantisation_without_a_file_is_wrong_usage() -> None:
     result = CliRunner().invoke(train_command, ["--image_dir", "photos", "--tflite_quantize", "float16"])
     assert result.exit_code == 2
     assert "--tflite_quantize needs --tflite or --tflite_output_file" in result.output

@@ -1,4 +1,4 @@
-"""Training end to end: what it makes of a folder, what it reuses, and how it refuses."""
+"""Training end to end: results, reuse of embeddings, and rejected input."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from trainer.training.config import TrainResult
 
 
-def colours(top: Path, photos: int = 8) -> Path:
-    """A folder of two labels that any backbone tells apart: reddish and bluish noise."""
+def write_colour_photos(top: Path, photos: int = 8) -> Path:
+    """Write photos of two labels that any backbone separates: reddish and bluish noise."""
     random = np.random.default_rng(0)
     for label, colour in (("blue sky", (40, 80, 220)), ("rouge grenat 赤", (220, 40, 30))):
         (top / label).mkdir(parents=True)
@@ -48,90 +48,93 @@ def colours(top: Path, photos: int = 8) -> Path:
     return top
 
 
-# --- Bad input, refused before any work -----------------------------------------------------------------
+# --- Input rejected before any work ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Refused:
-    """How a command line ends: what it is given, its exit code, and what its message holds."""
+class RejectedInput:
+    """A rejected command line: preparation of the folder, arguments, exit code, and parts of the message."""
 
     prepare: Callable[[Path], Any]
     arguments: tuple[str, ...]
     code: int
-    says: tuple[str, ...]
+    message: tuple[str, ...]
 
 
-def not_utf8(top: Path) -> None:
-    colours(top / "photos", 3)
-    os.mkdir(os.fsencode(top / "photos") + b"/caf\xe9")  # noqa: PTH102 # a name that no str spells
+def write_label_not_utf8(top: Path) -> None:
+    write_colour_photos(top / "photos", 3)
+    os.mkdir(os.fsencode(top / "photos") + b"/caf\xe9")  # noqa: PTH102 # a name that is not UTF-8
 
 
-def a_file_in_the_way(top: Path) -> None:
-    colours(top / "photos", 3)
+def write_file_at_models(top: Path) -> None:
+    write_colour_photos(top / "photos", 3)
     (top / "models").mkdir()
     (top / "models" / "photos").write_text("mine")
 
 
-def texts(top: Path) -> None:
+def write_text_files(top: Path) -> None:
     for label in ("a", "b"):
         (top / "photos" / label).mkdir(parents=True)
         for number in range(3):
             (top / "photos" / label / f"{number}.txt").write_text(f"{label} {number}")
 
 
-REFUSED = {
-    "no folder": Refused(lambda top: None, (), 1, ("photos", "no such directory")),
-    "an empty folder": Refused(lambda top: (top / "photos").mkdir(), (), 1, ("no label with photos",)),
-    "one label": Refused(
-        lambda top: shutil.rmtree(colours(top / "photos", 3) / "blue sky"), (), 1, ("only the label",)
+REJECTED = {
+    "no folder": RejectedInput(lambda top: None, (), 1, ("photos", "no such directory")),
+    "an empty folder": RejectedInput(lambda top: (top / "photos").mkdir(), (), 1, ("no label with photos",)),
+    "one label": RejectedInput(
+        lambda top: shutil.rmtree(write_colour_photos(top / "photos", 3) / "blue sky"),
+        (),
+        1,
+        ("only the label",),
     ),
-    "a label with too few photos": Refused(
-        lambda top: colours(top / "photos", 2), (), 1, ("Too few photos", "'blue sky' (2)")
+    "a label with too few photos": RejectedInput(
+        lambda top: write_colour_photos(top / "photos", 2), (), 1, ("Too few photos", "'blue sky' (2)")
     ),
-    "a label that is not UTF-8": Refused(not_utf8, (), 1, ("caf\\xe9", "not UTF-8")),
-    "a file where the models go": Refused(a_file_in_the_way, (), 1, ("models/photos", "Cannot write")),
-    "a second place for the labels that is a directory": Refused(
-        lambda top: colours(top / "photos", 3), ("--output_labels", "."), 1, ("--output_labels",)
+    "a label that is not UTF-8": RejectedInput(write_label_not_utf8, (), 1, ("caf\\xe9", "not UTF-8")),
+    "a file where the models go": RejectedInput(
+        write_file_at_models, (), 1, ("models/photos", "Cannot write")
     ),
-    "shares over 100 percent": Refused(
-        lambda top: colours(top / "photos", 3),
+    "a directory as the file for the labels": RejectedInput(
+        lambda top: write_colour_photos(top / "photos", 3), ("--output_labels", "."), 1, ("--output_labels",)
+    ),
+    "shares over 100 percent": RejectedInput(
+        lambda top: write_colour_photos(top / "photos", 3),
         ("--testing_percentage", "60", "--validation_percentage", "50"),
         1,
         ("--testing_percentage 60", "leave nothing to train on"),
     ),
-    "a mistyped flag": Refused(
-        lambda top: colours(top / "photos", 3), ("--sumaries_dir", "x"), 2, ("--sumaries_dir",)
+    "a mistyped flag": RejectedInput(
+        lambda top: write_colour_photos(top / "photos", 3), ("--sumaries_dir", "x"), 2, ("--sumaries_dir",)
     ),
-    "a nearly right flag": Refused(
+    "a nearly right flag": RejectedInput(
         lambda top: None, ("--testing_percent", "5"), 2, ("--testing_percentage",)
     ),
-    "no labels in an answer": Refused(
-        lambda top: colours(top / "photos", 3), ("--top_k", "0"), 2, ("--top_k", "x>=1")
+    "no labels in an answer": RejectedInput(
+        lambda top: write_colour_photos(top / "photos", 3), ("--top_k", "0"), 2, ("--top_k", "x>=1")
     ),
-    "an unknown split": Refused(lambda top: None, ("--split", "random"), 2, ("'content', 'retrain'",)),
+    "an unknown split": RejectedInput(lambda top: None, ("--split", "random"), 2, ("'content', 'retrain'",)),
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_bad_input_ends_the_command_with_a_line_that_helps_and_leaves_nothing(
-    name: str, tmp_path: Path
-) -> None:
-    case = REFUSED[name]
+@pytest.mark.parametrize("name", REJECTED)
+def test_rejected_input_exits_with_one_line_of_help_and_writes_nothing(name: str, tmp_path: Path) -> None:
+    case = REJECTED[name]
     case.prepare(tmp_path)
-    before = listing(tmp_path)
+    before = list_files(tmp_path)
     done = hubhead("train", "--image_dir", "photos", *case.arguments, where=tmp_path)
     assert done.returncode == case.code
-    assert all(part in done.stderr for part in case.says)
+    assert all(part in done.stderr for part in case.message)
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     if case.code == 1:
         warnings = [line for line in done.stderr.splitlines() if line.startswith("Label ")]
         assert len(done.stderr.splitlines()) == len(warnings) + 1
-    assert listing(tmp_path) == before
+    assert list_files(tmp_path) == before
 
 
 def hubhead(*arguments: str, where: Path) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, its cache where the test's files are."""
+    """Run the command in another process, with `where` as working directory and for its cache."""
     environment = os.environ | {"PYTHONPATH": str(REPO), "HUBHEAD_CACHE_DIR": str(where / "cache")}
     command = [sys.executable, "-m", "hubhead", *arguments]
     return subprocess.run(
@@ -139,24 +142,25 @@ def hubhead(*arguments: str, where: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def listing(top: Path) -> list[bytes]:
+def list_files(top: Path) -> list[bytes]:
+    """Return all paths below a directory."""
     return sorted(os.fsencode(path) for path in top.rglob("*"))
 
 
 @pytest.mark.tf
-def test_an_unknown_backbone_is_an_error_that_suggests_a_known_one(tmp_path: Path) -> None:
-    colours(tmp_path / "photos", 3)
-    before = listing(tmp_path)
+def test_unknown_backbone_is_an_error_with_a_suggestion(tmp_path: Path) -> None:
+    write_colour_photos(tmp_path / "photos", 3)
+    before = list_files(tmp_path)
     done = hubhead("train", "--image_dir", "photos", "--tfhub_module", "mobilnet", where=tmp_path)
     assert done.returncode == 1
     assert "no backbone mobilnet" in done.stderr
     assert "mobilenet_v2?" in done.stderr
     assert "Traceback" not in done.stderr
-    assert listing(tmp_path) == before
+    assert list_files(tmp_path) == before
 
 
-def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
-    look = (
+def test_help_imports_no_heavy_package(tmp_path: Path) -> None:
+    script = (
         "import sys, hubhead; from click.testing import CliRunner; "
         "assert CliRunner().invoke(hubhead.hubhead, ['train', '--help']).exit_code == 0; "
         "heavy = {'tensorflow', 'apache_beam', 'numpy', 'pyarrow', 'rich', 'grpc', 'scipy'}; "
@@ -164,7 +168,7 @@ def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
     )
     environment = os.environ | {"PYTHONPATH": str(REPO)}
     done = subprocess.run(
-        [sys.executable, "-c", look],
+        [sys.executable, "-c", script],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -174,12 +178,12 @@ def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
-# --- A real training --------------------------------------------------------------------------------------
+# --- Real trainings -------------------------------------------------------------------------------------
 
 
 @pytest.mark.tf
 @pytest.mark.beam
-def test_the_sample_photos_are_split_trained_measured_and_published(trained: Trained) -> None:
+def test_training_on_sample_photos_splits_evaluates_and_publishes(trained: Trained) -> None:
     result, settings = trained.result, trained.settings
     assert (result.bundle.version, result.bundle.name) == (1, "food")
     assert bundle.read(settings.saved_model_dir) == result.bundle
@@ -192,7 +196,7 @@ def test_the_sample_photos_are_split_trained_measured_and_published(trained: Tra
     assert round(result.test.accuracy.value * result.test.accuracy.n) == len(result.test_photos) - len(
         result.misclassified
     )
-    # Far above the 20 % of always saying the commonest label, whatever the split.
+    # Far above the 20 % of always predicting the most frequent label, whatever the split.
     assert result.held_out.accuracy.low > 0.6
     assert result.method == "cross-validation"
     assert settings.output_labels is not None
@@ -203,7 +207,7 @@ def test_the_sample_photos_are_split_trained_measured_and_published(trained: Tra
 
 @pytest.mark.tf
 @pytest.mark.beam
-def test_a_warning_names_each_label_with_few_photos(trained: Trained) -> None:
+def test_label_with_few_photos_gets_a_warning(trained: Trained) -> None:
     few = [label for label, count in trained.result.labels.items() if count < 20]
     assert few
     assert len([line for line in trained.messages if "rarely train well" in line]) == len(few)
@@ -211,15 +215,15 @@ def test_a_warning_names_each_label_with_few_photos(trained: Trained) -> None:
 
 @pytest.mark.tf
 @pytest.mark.beam
-def test_the_outcome_is_told_with_n_and_interval(trained: Trained) -> None:
-    told = format_summary(trained.result)
-    assert f"(N={len(trained.result.test_photos)}, 95 % interval" in told
-    assert f"Bundle: {trained.result.bundle.path}" in told
+def test_summary_has_accuracy_with_n_and_interval(trained: Trained) -> None:
+    summary = format_summary(trained.result)
+    assert f"(N={len(trained.result.test_photos)}, 95 % interval" in summary
+    assert f"Bundle: {trained.result.bundle.path}" in summary
 
 
 @pytest.mark.tf
 @pytest.mark.beam
-def test_a_second_training_runs_no_backbone_and_gives_the_same_head(
+def test_second_training_reuses_embeddings_and_gives_the_same_head(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from batch.beam import runner
@@ -244,10 +248,8 @@ def test_a_second_training_runs_no_backbone_and_gives_the_same_head(
 
 @pytest.mark.tf
 @pytest.mark.beam
-def test_bad_files_are_left_out_with_their_reasons_and_twins_count_once(
-    trained: Trained, tmp_path: Path
-) -> None:
-    top = colours(tmp_path / "photos")
+def test_unusable_files_are_left_out_and_identical_files_count_once(trained: Trained, tmp_path: Path) -> None:
+    top = write_colour_photos(tmp_path / "photos")
     label = top / "blue sky"
     whole = Image.effect_noise((300, 200), 80).convert("RGB")
     buffer = io.BytesIO()
@@ -259,14 +261,14 @@ def test_bad_files_are_left_out_with_their_reasons_and_twins_count_once(
     (label / "gone.jpg").symlink_to(top / "nowhere")
     (label / "twin.jpg").write_bytes((label / "0.jpg").read_bytes())
     shutil.copy(label / "1.jpg", top / "rouge grenat 赤" / "stray.jpg")
-    said: list[str] = []
+    messages: list[str] = []
     settings = replace(
         writable_settings(trained, tmp_path),
         image_dir=top,
         saved_model_dir=tmp_path / "models" / "sky",
         output_labels=None,
     )
-    result = train(settings, say=said.append)
+    result = train(settings, say=messages.append)
     reasons = {Path(path).name: Status(reason) for path, reason in result.left_out}
     assert reasons == {
         "text.jpg": Status.NOT_AN_IMAGE,
@@ -277,9 +279,9 @@ def test_bad_files_are_left_out_with_their_reasons_and_twins_count_once(
     assert [len(group.pictures) for group in result.duplicates.exact] == [2, 2]
     assert len(result.duplicates.label_conflicts) == 1
     assert result.labels == {"blue sky": 9, "rouge grenat 赤": 9}
-    assert any("stray.jpg" in line and "1.jpg" in line for line in said)
-    told = format_summary(result)
-    assert all(f"{label / name}: {reason}" in told for name, reason in reasons.items())
+    assert any("stray.jpg" in line and "1.jpg" in line for line in messages)
+    summary = format_summary(result)
+    assert all(f"{label / name}: {reason}" in summary for name, reason in reasons.items())
     assert (result.bundle.path / "assets" / "labels.txt").read_text("utf-8") == "blue sky\nrouge grenat 赤\n"
     data = result.bundle.metadata.data
     assert (data["left_out"], data["duplicates"]) == (4, 1)
@@ -288,8 +290,8 @@ def test_bad_files_are_left_out_with_their_reasons_and_twins_count_once(
 
 @pytest.mark.tf
 @pytest.mark.beam
-def test_a_folder_without_a_single_photo_publishes_nothing(trained: Trained, tmp_path: Path) -> None:
-    texts(tmp_path)
+def test_folder_without_usable_photos_publishes_nothing(trained: Trained, tmp_path: Path) -> None:
+    write_text_files(tmp_path)
     settings = replace(
         writable_settings(trained, tmp_path),
         image_dir=tmp_path / "photos",
@@ -302,10 +304,10 @@ def test_a_folder_without_a_single_photo_publishes_nothing(trained: Trained, tmp
 
 @pytest.mark.tf
 @pytest.mark.beam
-def test_a_manifest_is_trained_on_and_its_sets_and_groups_are_obeyed(
+def test_dataset_manifest_determines_sets_and_groups(
     trained: Trained, sample: SampleSummary, tmp_path: Path
 ) -> None:
-    # Embedded already: what is under test is what the manifest decides.
+    # These photos are embedded already, so the test is fast.
     labels = ["fruits", "grain legumes"]
     lines = ["photo,label,group,split"]
     for label in labels:
@@ -314,23 +316,23 @@ def test_a_manifest_is_trained_on_and_its_sets_and_groups_are_obeyed(
             lines.append(f"{path},{label},,{split}")
     manifest = tmp_path / "photos.csv"
     manifest.write_text("\n".join([*lines, f"{tmp_path / 'gone.jpg'},fruits,,train"]) + "\n")
-    said: list[str] = []
+    messages: list[str] = []
     settings = replace(
         writable_settings(trained, tmp_path),
         image_dir=str(manifest),
         saved_model_dir=tmp_path / "models" / "two",
         output_labels=None,
     )
-    result = train(settings, say=said.append)
+    result = train(settings, say=messages.append)
     assert result.subsets == {"training": 26, "validation": 6, "testing": 8}
     assert [Path(uri).name for uri, _ in result.test_photos[:4]] == [
         Path(line.split(",")[0]).name for line in lines[1:5]
     ]
     assert [Path(path).name for path, _ in result.left_out] == ["gone.jpg"]
-    assert any("sets are those of" in line for line in said)
+    assert any("sets are those of" in line for line in messages)
 
 
-def test_a_command_line_of_retrain_is_understood(tmp_path: Path) -> None:
+def test_retrain_command_line_is_accepted(tmp_path: Path) -> None:
     done = hubhead(
         "train",
         *(
@@ -372,7 +374,7 @@ def test_random_views_are_embedded_once_and_change_the_head(
     data = first.bundle.metadata.data
     assert (data["views"], without.bundle.metadata.data["views"]) == (2, 0)
     stores = {path.name for path in (tmp_path / "store").iterdir()}
-    assert len(stores) == 3  # of the photos, and of each view
+    assert len(stores) == 3  # one of the photos, and one of each view
     kernels = [
         load_head(result.bundle.path / contract.HEAD_FILE)[0].kernel for result in (first, again, without)
     ]
@@ -383,7 +385,7 @@ def test_random_views_are_embedded_once_and_change_the_head(
 
 @pytest.mark.tf
 @pytest.mark.beam
-def test_thresholds_reach_the_bundle_and_leave_labels_out(trained: Trained, tmp_path: Path) -> None:
+def test_bundle_abstains_by_the_thresholds(trained: Trained, tmp_path: Path) -> None:
     settings = replace(
         writable_settings(trained, tmp_path),
         saved_model_dir=tmp_path / "models" / "food",
@@ -401,18 +403,19 @@ def test_thresholds_reach_the_bundle_and_leave_labels_out(trained: Trained, tmp_
     assert calibration["keep_known"] == pytest.approx(result.known_kept.value)
     assert result.known_kept.value == pytest.approx(0.9, abs=0.01)
     assert 0.5 < calibration["threshold"] < 0.9
-    told = format_summary(result)
-    assert "Abstention threshold" in told
+    summary = format_summary(result)
+    assert "Abstention threshold" in summary
     assert not (result.bundle.path / contract.REPORT_FILE).exists()
     assert (trained.result.bundle.path / contract.REPORT_FILE).is_file()
     assert list((tmp_path / "logs").glob("*/events*"))
-    answers = runtime_of(result).classify(Path(uri).read_bytes() for uri, _ in result.test_photos)
-    silent = [answer for answer in answers if answer.label is None]
-    assert 0 < len(silent) < len(answers)
-    assert all(answer.top for answer in silent)
+    answers = load_model(result).classify(Path(uri).read_bytes() for uri, _ in result.test_photos)
+    abstained = [answer for answer in answers if answer.label is None]
+    assert 0 < len(abstained) < len(answers)
+    assert all(answer.top for answer in abstained)
 
 
-def runtime_of(result: TrainResult) -> Any:
+def load_model(result: TrainResult) -> Any:
+    """Load the published bundle."""
     from serving import runtime
 
     return runtime.load(result.bundle.path)
@@ -420,13 +423,13 @@ def runtime_of(result: TrainResult) -> Any:
 
 @pytest.mark.tf
 @pytest.mark.beam
-def test_photos_that_do_not_fit_in_memory_are_streamed_to_the_same_figures(
+def test_photos_streamed_from_a_file_give_the_same_metrics(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("training", "refit", "settings"):  # so that these are many
         monkeypatch.setattr(f"trainer.heads.{name}.LARGE_DATASET", 300)
     monkeypatch.setattr(heads, "LARGE_DATASET", 300)
-    said: list[str] = []
+    messages: list[str] = []
     found = {}
     for memory in (0, 1 << 30):
         settings = replace(
@@ -438,14 +441,14 @@ def test_photos_that_do_not_fit_in_memory_are_streamed_to_the_same_figures(
             keep_known=0.9,
             report=False,
         )
-        found[memory] = train(settings, say=said.append)
+        found[memory] = train(settings, say=messages.append)
     streamed, whole = found[0], found[1 << 30]
-    assert [line for line in said if "read from a file" in line] == [
+    assert [line for line in messages if "read from a file" in line] == [
         "The features of 406 photos exceed the memory limit of 0.0 GB and are read from a file."
     ]
     for result in found.values():
-        told = result.bundle.metadata.head
-        assert (told["kind"], told["class_weight"], told["width"]) == ("hidden", "balanced", 8)
+        head = result.bundle.metadata.head
+        assert (head["kind"], head["class_weight"], head["width"]) == ("hidden", "balanced", 8)
         assert result.method == "validation"
         assert result.known_kept is not None
     assert streamed.bundle.metadata.head["streamed"]
@@ -460,7 +463,7 @@ def test_photos_that_do_not_fit_in_memory_are_streamed_to_the_same_figures(
 
 @pytest.mark.tf
 @pytest.mark.beam
-def test_a_head_that_is_not_accurate_enough_is_not_published(trained: Trained, tmp_path: Path) -> None:
+def test_head_below_the_required_accuracy_is_not_published(trained: Trained, tmp_path: Path) -> None:
     settings = replace(
         writable_settings(trained, tmp_path),
         saved_model_dir=tmp_path / "models" / "food",
@@ -476,7 +479,7 @@ def test_a_head_that_is_not_accurate_enough_is_not_published(trained: Trained, t
 @pytest.mark.beam
 @pytest.mark.slow
 @pytest.mark.parametrize("better", [True, False])
-def test_a_tuned_backbone_is_taken_where_it_is_better(
+def test_tuned_backbone_is_used_only_if_it_is_better(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: bool
 ) -> None:
     from trainer.training import fine_tuning
@@ -484,13 +487,13 @@ def test_a_tuned_backbone_is_taken_where_it_is_better(
     real = fine_tuning.fine_tune
 
     def tune(*given: Any, **named: Any) -> Any:
-        """The real thing, with a verdict that does not depend on the machine."""
+        """Tune for real, but with a fixed gain or loss, which then does not depend on the machine."""
         tuned = real(*given, **named)
         assert tuned.after is not None
         return replace(tuned, before=tuned.after + (0.1 if better else -0.1))
 
     monkeypatch.setattr(fine_tuning, "fine_tune", tune)
-    said: list[str] = []
+    messages: list[str] = []
     settings = replace(
         writable_settings(trained, tmp_path),
         saved_model_dir=tmp_path / "models" / "food",
@@ -498,9 +501,9 @@ def test_a_tuned_backbone_is_taken_where_it_is_better(
         report=False,
         fine_tune=fine_tuning.FineTuneSettings(epochs=1, depth=0.1),
     )
-    result = train(settings, say=said.append)
-    assert any("Fine-tuned: validation log-loss" in line for line in said)
+    result = train(settings, say=messages.append)
+    assert any("Fine-tuned: validation log-loss" in line for line in messages)
     known = trained.result.bundle.metadata.backbone["fingerprint"]
     assert (result.bundle.metadata.backbone["fingerprint"] != known) is better
-    assert any("did not lower the validation log-loss" in line for line in said) is not better
+    assert any("did not lower the validation log-loss" in line for line in messages) is not better
     assert result.subsets == trained.result.subsets

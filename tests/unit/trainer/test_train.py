@@ -1,10 +1,10 @@
-"""Training end to end: what it makes of a folder, what it reuses, and how it refuses."""
+"""Training without TensorFlow: help texts, checks of the outputs, and the labels file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import pytest
@@ -13,11 +13,8 @@ from click.testing import CliRunner
 from serving.errors import OutputError
 from trainer.training.run import check_outputs_writable, write_labels
 
-if TYPE_CHECKING:
-    pass
 
-
-def test_every_command_explains_itself() -> None:
+def test_every_command_and_option_has_help() -> None:
     from hubhead import hubhead as group
 
     runner = CliRunner()
@@ -26,27 +23,28 @@ def test_every_command_explains_itself() -> None:
         assert shown.exit_code == 0
         for parameter in command.params:
             if isinstance(parameter, click.Option) and parameter.hidden:
-                continue  # a flag of an older tool: --help-retrain explains them
+                continue  # a flag of an older tool: --help-retrain lists them
             assert isinstance(parameter, click.Argument) or parameter.help
             assert all(flag in shown.output for flag in parameter.opts if flag.startswith("--"))
 
 
-def test_summaries_that_cannot_be_written_are_an_error_before_any_work(
-    trained_settings: Any, tmp_path: Path
+def test_unwritable_summaries_directory_is_an_error_before_any_work(
+    make_settings: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "logs").write_text("a file")
     with pytest.raises(OutputError, match="logs"):
-        check_outputs_writable(trained_settings(summaries_dir=tmp_path / "logs"))
+        check_outputs_writable(make_settings(summaries_dir=tmp_path / "logs"))
 
 
-def test_a_look_at_the_places_leaves_nothing(trained_settings: Any, tmp_path: Path) -> None:
-    settings = trained_settings(saved_model_dir=tmp_path / "models" / "food")
+def test_check_of_the_outputs_leaves_no_files(make_settings: Any, tmp_path: Path) -> None:
+    settings = make_settings(saved_model_dir=tmp_path / "models" / "food")
     check_outputs_writable(settings)
     assert not (tmp_path / "models" / "food").exists()
 
 
 @pytest.fixture
-def trained_settings(tmp_path: Path) -> Callable[..., Any]:
+def make_settings(tmp_path: Path) -> Callable[..., Any]:
+    """A function that returns the settings of a training in `tmp_path`, with changes."""
     from trainer.training.config import TrainSettings
 
     def make(**changes: Any) -> TrainSettings:
@@ -62,6 +60,6 @@ def trained_settings(tmp_path: Path) -> Callable[..., Any]:
     return make
 
 
-def test_labels_are_written_one_a_line_in_utf8(tmp_path: Path) -> None:
+def test_labels_file_has_one_label_per_line_in_utf8(tmp_path: Path) -> None:
     write_labels(["寿司", "crème brûlée"], tmp_path / "labels.txt")
     assert (tmp_path / "labels.txt").read_bytes() == "寿司\ncrème brûlée\n".encode()
