@@ -106,7 +106,7 @@ Reference = list[tuple[Status, dict[str, float]]]
 
 @pytest.fixture(scope="module")
 def reference(trained: Trained, models: dict[str, Bundle], photos: list[Path]) -> dict[str, Reference]:
-    """For each kind of head, the status of each photo and the probabilities, by the training path."""
+    """Status and probabilities of each photo by the training path, for each kind of head."""
     metadata = trained.result.bundle.metadata
     store = EmbeddingStore(trained.settings.embedding_store, metadata.fingerprint, metadata.dimension)
     base = prepare_template(trained.settings.tfhub_module, trained.settings.cache)

@@ -115,6 +115,7 @@ def threshold_for_precision(
 def _format_unreached(
     precision: float, observed: Doubles, bounds: Doubles, last: Bools, point_estimate: bool
 ) -> str:
+    """Return the error message for a precision that no threshold reaches, with the highest one found."""
     figures = np.where(last, observed if point_estimate else bounds, 0.0)
     place = int(figures.argmax())
     kind = "precision" if point_estimate else "95 % lower bound of the precision"

@@ -373,6 +373,7 @@ class _Page:
         )
 
     def _build_duplicate_group(self, group: DuplicateGroup) -> Element:
+        """Return a card with the photos of one group and how they are duplicates."""
         same = all(picture.similarity == 1 for picture in group.pictures)
         finding = ["Identical files" if same else "Nearly the same"]
         if len(group.labels) > 1:

@@ -5,7 +5,7 @@ Compared are the best labels and the probabilities; thresholds for abstention pl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -87,20 +87,14 @@ def compare_with_live(
     usable = _find_usable(live, labels, examples)
     same_backbone = live.metadata.fingerprint == fingerprint
     if same_backbone:
-        head, _ = load_head(live.path / contract.HEAD_FILE)
-        predicted = predict_probabilities(head, embeddings, usable.rows)
-        answered = np.ones(len(usable.rows), bool)
+        predicted, answered = _predict_from_embeddings(live, embeddings, usable.rows)
     else:
         predicted, answered = _predict_from_bytes(live, [examples[row].uri for row in usable.rows.tolist()])
     counts = usable.left_out | {"that it refuses": int((~answered).sum())}
     left_out = {reason: count for reason, count in counts.items() if count}
     rows, predicted = usable.rows[answered], predicted[answered]
     if not len(rows):
-        why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "there are none"
-        raise InputError(
-            f"No test photo can be used to compare with {live.path}: {why}.",
-            remedy="Keep test photos that it was not trained on, or give --compare_with none.",
-        )
+        raise _make_no_photos_error(live, left_out)
     # Both versions are evaluated over the labels of both, so that a wrong new label counts as an error.
     removed = tuple(label for label in own if label not in labels)
     both = (*labels, *removed)
@@ -177,6 +171,15 @@ def _find_usable(live: Bundle, labels: Sequence[str], examples: Sequence[Example
     return _UsablePhotos(np.flatnonzero(~seen & ~foreign), left_out, known is not None)
 
 
+def _make_no_photos_error(live: Bundle, left_out: Mapping[str, int]) -> InputError:
+    """Return the error for a comparison without photos."""
+    why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "there are none"
+    return InputError(
+        f"No test photo can be used to compare with {live.path}: {why}.",
+        remedy="Keep test photos that it was not trained on, or give --compare_with none.",
+    )
+
+
 def _find_differences(new: Floats, old: Floats, targets: Ints) -> tuple[Bools, Bools]:
     """Return the photos, bool [N], that only the new version gets right, and those that only the old does."""
     right, was_right = (probabilities.argmax(axis=1) == targets for probabilities in (new, old))
@@ -218,6 +221,12 @@ def _pick_best(row: Floats, labels: Sequence[str]) -> tuple[str, float]:
     """Return the label with the highest probability, and that probability."""
     index = int(row.argmax())
     return labels[index], float(row[index])
+
+
+def _predict_from_embeddings(live: Bundle, embeddings: Vectors, rows: Ints) -> tuple[Floats, Bools]:
+    """Run the live head on some rows of stored embeddings; returns the same as `_predict_from_bytes`."""
+    head, _ = load_head(live.path / contract.HEAD_FILE)
+    return predict_probabilities(head, embeddings, rows), np.ones(len(rows), bool)
 
 
 def _predict_from_bytes(live: Bundle, uris: Sequence[str]) -> tuple[Floats, Bools]:
