@@ -1,8 +1,8 @@
-"""Odd and broken files, each with the status that every path must give it.
+"""Corpus of unusual and damaged files, each with the status that every path must return.
 
-`cases()` makes them, the same bytes at every call. The statuses follow from the formats'
-specifications and the rules of the graph; where only the decoder can tell, they are kept in
-flips.json (`python -m tests.corpus --golden` makes it again).
+`cases()` generates them deterministically. The expected statuses follow from the specifications of the
+formats and the rules of the preprocessing. If only the decoder determines the result, the status is
+stored in flips.json, the golden file (`python -m tests.corpus --golden` regenerates it).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ MODULES = (jpeg, png, gif, bmp, webp, other, flips)
 
 
 def generate() -> Iterator[Case]:
-    """All cases; those that are `golden` have no answer yet."""
+    """Yield all cases; `golden` ones have no expected status yet."""
     for module in MODULES:
         yield from module.cases()
 
 
 def cases() -> list[Case]:
-    """All cases."""
+    """Return all cases with their expected statuses."""
     answers = flips.golden()["answers"]
-    return [_answered(case, *answers[case.name]) if case.golden else case for case in generate()]
+    return [_with_answer(case, *answers[case.name]) if case.golden else case for case in generate()]
 
 
-def _answered(case: Case, status: str, height: int, width: int) -> Case:
+def _with_answer(case: Case, status: str, height: int, width: int) -> Case:
     return replace(case, status=Status(status), height=height, width=width)

@@ -1,12 +1,12 @@
-"""The corpus as files to look at, its counts, or its golden file.
+"""Statistics, files and golden file of the corpus.
 
-    python -m tests.corpus                      how many of which format and status
-    python -m tests.corpus --directory DIR      also every case as a file of its own
-    python -m tests.corpus --golden             write flips.json anew, by the present graph
-    python -m tests.corpus --golden --photos    and the photos in it, by the present encoders
-    python -m tests.corpus --check              the cases whose answer the present graph does not give
+    python -m tests.corpus                      print the number of cases by format and status
+    python -m tests.corpus --directory DIR      also write every case to a file
+    python -m tests.corpus --golden             regenerate flips.json with the current preprocessing
+    python -m tests.corpus --golden --photos    and its photos with the current encoders
+    python -m tests.corpus --check              print cases for which the preprocessing differs
 
-Look through the changes of flips.json before you commit them: they are answers that photos get.
+Review the changes of flips.json before you commit them: they are results that users get.
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ from tests.corpus import Case, cases, golden
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.corpus", description=__doc__.splitlines()[0])
-    parser.add_argument("--golden", action="store_true", help="write flips.json by the present graph")
-    parser.add_argument("--photos", action="store_true", help="with --golden: make its photos anew")
-    parser.add_argument("--check", action="store_true", help="ask the present graph about every case")
+    parser.add_argument(
+        "--golden", action="store_true", help="regenerate flips.json with the current preprocessing"
+    )
+    parser.add_argument("--photos", action="store_true", help="with --golden: regenerate its photos too")
+    parser.add_argument(
+        "--check", action="store_true", help="compare every case with the current preprocessing"
+    )
     parser.add_argument("--directory", type=Path, help="write every case to a file")
     options = parser.parse_args()
     if options.golden:
@@ -36,14 +40,14 @@ def main() -> None:
 
 
 def write(found: list[Case], directory: Path) -> None:
-    """Each case as a file that is named by its number and name."""
+    """Write each case to a file with its number and name."""
     directory.mkdir(parents=True, exist_ok=True)
     for number, case in enumerate(found):
         (directory / f"{number:04} {case.name.replace('/', ', ')}").write_bytes(case.content)
 
 
 def table(found: list[Case]) -> str:
-    """Counts by format and status."""
+    """Return the number of cases by format and status as text."""
     counts = Counter((case.format, case.status) for case in found)
     lines = [f"{format_:6} {status:20} {count:5}" for (format_, status), count in sorted(counts.items())]
     size = sum(len(case.content) for case in found) / 2**20
@@ -52,12 +56,12 @@ def table(found: list[Case]) -> str:
 
 
 def check(found: list[Case]) -> None:
-    """Print where the graph answers otherwise."""
-    told = golden.answers(found)
+    """Print the cases for which the preprocessing returns another result than expected."""
+    actual = golden.answers(found)
     for case in found:
         wanted = [str(case.status), case.height, case.width]
-        if told[case.name] != wanted:
-            print(f"{case.name}: {wanted} expected, {told[case.name]} found")
+        if actual[case.name] != wanted:
+            print(f"{case.name}: {wanted} expected, {actual[case.name]} found")
 
 
 if __name__ == "__main__":

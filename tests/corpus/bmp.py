@@ -1,4 +1,4 @@
-"""BMP (BITMAPFILEHEADER and its info headers); what is decoded: 24 and 32 bit, not compressed."""
+"""BMP cases (BITMAPFILEHEADER and its info headers); 24 and 32 bit without compression are decoded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.corpus.case import Case, bad, good, open_case
 from tests.corpus.images import HEIGHT, WIDTH, saved, small, translucent
 
 W, H = 19, 13
-"""Sides of the handmade ones; a row of 24 bit has padding."""
+"""Sides of the hand-made files; a row of 24-bit pixels has padding."""
 
 
 def bmp(
@@ -27,7 +27,7 @@ def bmp(
     offset: int | None = None,
     planes: int = 1,
 ) -> bytes:
-    """A file of any header and any lie."""
+    """Return a BMP with the given, possibly inconsistent, header fields."""
     if data is None:
         stride = (abs(width) * bits + 31) // 32 * 4
         data = bytes((x * 3 + y * 11) % 256 for y in range(abs(height)) for x in range(stride))
@@ -45,7 +45,7 @@ def bmp(
 
 
 def cases() -> Iterator[Case]:
-    """All of them."""
+    """Yield all BMP cases."""
     photo = saved(small(), "BMP")
     yield good("bmp/Pillow's", photo, WIDTH, HEIGHT)
     yield good("bmp/Pillow's alpha", saved(translucent(WIDTH, HEIGHT), "BMP"), WIDTH, HEIGHT)

@@ -1,4 +1,4 @@
-"""One odd file and what must become of it."""
+"""One file of the corpus and its expected result."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from serving.contract import Status
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A file, and the answer that every path must give.
+    """File, and the result that every path must return.
 
     Attributes:
-        name: the format first, then what is odd: "jpeg/progressive/orientation 6".
-        content: the bytes.
-        status: by the rules of the format, or from the golden file.
-        height, width: of the upright photo by its header; 0 for refused ones.
-        converted: the status in the paths that convert a file before the call, where it differs.
-        golden: only the decoder can tell what becomes of it, so flips.json holds the answer.
+        name: format and description, such as "jpeg/progressive/orientation 6".
+        content: bytes of the file.
+        status: expected status, by the rules of the format or from the golden file.
+        height, width: size of the upright photo by its header; 0 for rejected ones.
+        converted: expected status on paths that convert files before the call, if it differs.
+        golden: true if only the decoder determines the result, so that flips.json stores it.
     """
 
     name: str
@@ -30,29 +30,29 @@ class Case:
 
     @property
     def format(self) -> str:
-        """The first part of the name."""
+        """Format: the first part of the name."""
         return self.name.partition("/")[0]
 
 
 def good(name: str, content: bytes, width: int, height: int, orientation: int = 1) -> Case:
-    """A photo that decodes whole; `width` and `height` are the stored ones."""
+    """Return a case that decodes completely; `width` and `height` are those before the orientation."""
     if orientation >= 5:
         width, height = height, width
     return Case(name, content, Status.OK, height, width)
 
 
 def bad(name: str, content: bytes, status: Status, converted: Status | None = None) -> Case:
-    """A file that is refused, in the paths that convert perhaps not, or for another reason."""
+    """Return a case that is rejected; `converted` is the status on paths with conversion, if it differs."""
     return Case(name, content, status, converted=converted)
 
 
 def open_case(name: str, content: bytes) -> Case:
-    """A file that only the decoder can judge; `cases()` fills in the answer of the golden file."""
+    """Return a case whose result only the decoder determines; `cases()` takes it from the golden file."""
     return Case(name, content, Status.CORRUPT, golden=True)
 
 
 def flipped(content: bytes, at: int, bit: int) -> bytes:
-    """One bit changed."""
+    """Return the content with one bit flipped."""
     changed = bytearray(content)
     changed[at] ^= 1 << bit
     return bytes(changed)

@@ -1,4 +1,4 @@
-"""Exif as cameras write it, and as they should not (Exif 2.32, 4.5.4 and 4.6.4)."""
+"""Valid and invalid EXIF data (Exif 2.32, 4.5.4 and 4.6.4)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def exif(
     offset: int = 8,
     mark: bytes = b"",
 ) -> bytes:
-    """The body of an APP1 segment whose one entry is the orientation."""
+    """Return the body of an APP1 segment with the orientation as its only entry."""
     mark = mark or {"<": b"II", ">": b"MM"}[order]
     value = struct.pack(f"{order}HH", orientation, 0) if kind == 3 else struct.pack(f"{order}I", orientation)
     entry = struct.pack(f"{order}HHI", tag, kind, 1) + value
@@ -27,12 +27,12 @@ def exif(
 
 
 def tiff(orientation: int, order: str = "<", **options: Any) -> bytes:
-    """Exif without the six bytes that mark it in a JPEG: what PNG and WebP carry."""
+    """Return EXIF data without the six bytes that identify it in a JPEG, as in PNG and WebP."""
     return exif(orientation, order, **options)[6:]
 
 
 def late_directory(orientation: int, order: str = "<") -> bytes:
-    """Other entries before the orientation, and the directory 100 bytes behind the header."""
+    """Return EXIF data with other entries before the orientation, and a gap of 100 bytes after the header."""
     mark = {"<": b"II", ">": b"MM"}[order]
     entries = [(0x010F, 2, 4, b"abc\0"), (0x0110, 2, 4, b"xyz\0")]
     packed = b"".join(struct.pack(f"{order}HHI", *entry[:3]) + entry[3] for entry in entries)
@@ -60,4 +60,4 @@ MISLEADING: dict[str, bytes] = {
     "cut inside the entry": exif(6)[:20],
     "nothing behind it": exif(6)[:6],
 }
-"""None of them turns the photo."""
+"""EXIF data that must not change the orientation."""

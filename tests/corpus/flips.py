@@ -1,7 +1,7 @@
-"""One bit of a sound photo changed. The rules of the format tell what becomes of it, mostly.
+"""Cases with one flipped bit in a sound photo; mostly the rules of the format determine the result.
 
-The photos are those of flips.json, byte by byte, not made anew: another version of an encoder
-would put other bytes under the bits. Where only the decoder can tell, the answer is there too.
+The photos are stored in flips.json, since another version of an encoder would produce other bytes. If
+only the decoder determines the result, that is stored there too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ W, H = 24, 16
 
 
 def photos() -> dict[str, bytes]:
-    """The photos that are damaged, as `python -m tests.corpus --golden --photos` makes them anew."""
+    """Return the photos to damage, as `python -m tests.corpus --golden --photos` regenerates them."""
     image = scene(W, H)
     text = png.chunk(b"tEXt", b"Comment\0a comment of some length")
     return {
@@ -41,7 +41,7 @@ def photos() -> dict[str, bytes]:
 
 @cache
 def golden() -> dict[str, Any]:
-    """The golden file: `photos` in base64, and `answers`: [status, height, width] by a case's name."""
+    """Return the golden file: `photos` in base64, and `answers`: case name -> [status, height, width]."""
     found: dict[str, Any] = json.loads(GOLDEN_FILE.read_text())
     return found
 
@@ -51,7 +51,7 @@ def base(name: str) -> bytes:
 
 
 def cases() -> Iterator[Case]:
-    """All of them."""
+    """Yield all cases with a flipped bit."""
     yield from _jpeg_scans()
     yield from _jpeg_headers()
     yield from _png()
@@ -61,13 +61,13 @@ def cases() -> Iterator[Case]:
 
 
 def _bits(seed: int, start: int, end: int, count: int) -> list[tuple[int, int]]:
-    """Distinct places and bits."""
+    """Return distinct random positions of bits."""
     everything = [(at, bit) for at in range(start, end) for bit in range(8)]
     return sorted(random.Random(seed).sample(everything, count))
 
 
 def _jpeg_scans() -> Iterator[Case]:
-    """No marker comes or goes: the decoder goes on, with wrong pixels."""
+    """Yield flips that neither add nor remove a marker, so that the decoder returns wrong pixels."""
     for kind, count in {"jpeg": 40, "jpeg/progressive": 40}.items():
         photo = base(kind)
         places = [
@@ -118,10 +118,10 @@ def _jpeg_headers() -> Iterator[Case]:
 
 
 def _png() -> Iterator[Case]:
-    """Every byte stands under a checksum."""
+    """Yield flips in a PNG, in which every byte is covered by a checksum."""
     photo = base("png")
     for kind, start, end in png.parts(photo):
-        # Kind, data and checksum; the sides are left out: they may make a bomb of it.
+        # Type, data and checksum; the sides are left out, since a flip may make the photo a bomb.
         first = start + 16 if kind == b"IHDR" else start + 8
         for at, bit in _bits(4, first, end, 8):
             name = f"png/flip in {kind.decode()}, byte {at} bit {bit}"
@@ -152,7 +152,7 @@ def _bmp() -> Iterator[Case]:
     for bit in range(8):
         for what, at in {"bits": 28, "compression": 30}.items():
             content = flipped(photo, at, bit)
-            # 24 bits become 16, which can be converted, or a number that means nothing.
+            # 24 bits become 16, which can be converted, or an invalid number.
             converted = Status.OK if content[28] == 16 else Status.CORRUPT
             name = f"bmp/flip in the {what}, bit {bit}"
             yield bad(name, content, Status.UNSUPPORTED_FORMAT, converted)

@@ -1,4 +1,4 @@
-"""GIF (GIF89a specification)."""
+"""GIF cases (GIF89a specification)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRAILER = b"\x3b"
 TABLE = bytes(i * 37 % 256 for i in range(48))
 """16 colours."""
 W, H = 20, 12
-"""Sides of the handmade ones."""
+"""Sides of the hand-made files."""
 
 
 def animation() -> bytes:
@@ -25,7 +25,7 @@ def animation() -> bytes:
 
 
 def lzw(indices: Sequence[int], bits: int = 4) -> bytes:
-    """Codes of one width: the table is cleared before it grows (appendix F)."""
+    """Return LZW codes of constant width: the table is cleared before it grows (appendix F)."""
     clear = 1 << bits
     codes = []
     for number, index in enumerate(indices):
@@ -38,7 +38,7 @@ def lzw(indices: Sequence[int], bits: int = 4) -> bytes:
 
 
 def sub_blocks(data: bytes, sizes: Sequence[int] = (255,)) -> bytes:
-    """Data in blocks of these sizes, in turn, and the terminator."""
+    """Return data in sub-blocks of these sizes, in turn, with the terminator."""
     found, at, turn = [], 0, 0
     while at < len(data):
         piece = data[at : at + sizes[turn % len(sizes)]]
@@ -60,7 +60,7 @@ def picture(
     sizes: Sequence[int] = (255,),
     shift: int = 0,
 ) -> bytes:
-    """An image block: descriptor, local table, pixels (20 to 22)."""
+    """Return an image block: descriptor, local colour table, pixels (20 to 22)."""
     packed = (0x83 if table else 0) | (0x40 if interlaced else 0)
     descriptor = b"\x2c" + struct.pack("<HHHHB", left, top, width, height, packed)
     if data is None:
@@ -76,13 +76,13 @@ def gif(
     table: bytes = TABLE,
     end: bytes = TRAILER,
 ) -> bytes:
-    """Header, logical screen, 16 colours or none, blocks and trailer (17 to 27)."""
+    """Return a GIF: header, logical screen, 16 colours or none, blocks and trailer (17 to 27)."""
     screen = struct.pack("<HHBBB", width, height, 0xB3 if table else 0x30, 0, 0)
     return b"GIF" + version + screen + table + b"".join(blocks) + end
 
 
 def control(transparent: int | None = None, delay: int = 5, disposal: int = 0) -> bytes:
-    """A graphic control extension (23)."""
+    """Return a graphic control extension (23)."""
     packed = disposal << 2 | (transparent is not None)
     return b"\x21\xf9\x04" + struct.pack("<BHB", packed, delay, transparent or 0) + b"\0"
 
@@ -94,7 +94,7 @@ UNKNOWN = b"\x21\x55" + sub_blocks(b"unknown")
 
 
 def cases() -> Iterator[Case]:
-    """All of them."""
+    """Yield all GIF cases."""
     yield from _kinds()
     yield from _canvases()
     yield from _cuts()
@@ -164,7 +164,7 @@ def _kinds() -> Iterator[Case]:
 
 
 def _canvases() -> Iterator[Case]:
-    """The canvas is enlarged where the first frame leaves it."""
+    """Yield canvases of all sizes; the canvas is enlarged if the first frame exceeds it."""
     for name, (canvas, sides, place) in {
         "a frame smaller than the canvas": ((30, 25), (10, 8), (0, 0)),
         "a frame in the middle of the canvas": ((30, 25), (10, 8), (12, 9)),
@@ -188,7 +188,7 @@ def _canvases() -> Iterator[Case]:
 
 
 def _cuts() -> Iterator[Case]:
-    """A first frame that is whole decodes, whatever is missing behind it."""
+    """Yield truncated files; a complete first frame decodes, whatever is missing after it."""
     blocks = {
         "header": b"GIF89a",
         "screen": struct.pack("<HHBBB", W, H, 0xB3, 0, 0),
@@ -239,7 +239,7 @@ def _broken() -> Iterator[Case]:
 
 
 def _bombs() -> Iterator[Case]:
-    # 40,000 blocks, no two neighbours of one length, where a sound file has some hundred of 255.
+    # 40,000 sub-blocks without two equal lengths in a row; a sound file has some hundreds of 255 bytes.
     slivers = picture(1500, 1000, data=bytes(60_000), sizes=(1, 2))
     tiny = picture(2, 2)
     for name, content in {

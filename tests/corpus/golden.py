@@ -1,4 +1,4 @@
-"""Asking the graph for the answers that only a decoder can give."""
+"""Generation of the golden file with the results that only the decoder determines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.corpus.case import Case
 
 
 def answers(found: Iterable[Case], batch: int = 16) -> dict[str, list[Any]]:
-    """[status, height, width] of each, by trainer.preprocessing at its default settings."""
+    """Return name -> [status, height, width] by trainer.preprocessing with its default settings."""
     import tensorflow as tf
 
     from trainer import preprocessing
@@ -22,17 +22,17 @@ def answers(found: Iterable[Case], batch: int = 16) -> dict[str, list[Any]]:
         input_signature=[tf.TensorSpec([None], tf.string)],
         autograph=False,
     )
-    waiting, told = list(found), {}
+    waiting, results = list(found), {}
     for start in range(0, len(waiting), batch):
         some = waiting[start : start + batch]
         columns = (column.numpy().tolist() for column in decode(tf.constant([case.content for case in some])))
         for case, status, height, width in zip(some, *columns, strict=True):
-            told[case.name] = [str(preprocessing.STATUSES[status]), height, width]
-    return told
+            results[case.name] = [str(preprocessing.STATUSES[status]), height, width]
+    return results
 
 
 def write(*, anew: bool = False) -> None:
-    """Make flips.json; `anew` also makes the photos that are damaged."""
+    """Write flips.json; `anew` also regenerates the photos to damage."""
     from tests.corpus import generate
 
     photos = {name: base64.b64encode(content).decode() for name, content in flips.photos().items()}

@@ -1,4 +1,4 @@
-"""The pictures that the odd files show, and Pillow's encoders."""
+"""Images of the corpus, and encoding by Pillow."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image
 
 WIDTH, HEIGHT = 48, 32
-"""Of the pictures of the corpus: small, so that a thousand of them are quick by every path."""
+"""Size of the images, small so that a thousand of them are fast on every path."""
 
 
 def scene(width: int = 300, height: int = 200) -> Image.Image:
-    """Smooth colours with edges and texture, no two corners alike."""
+    """Return an image of smooth colours with edges and texture and four different corners."""
     y, x = np.mgrid[0:height, 0:width] / [[[height]], [[width]]]
     texture = np.sin(40 * x * y + 25 * x) * 20
     disc = ((x - 0.3) ** 2 + (y - 0.6) ** 2 < 0.03) * 90.0
@@ -22,19 +22,19 @@ def scene(width: int = 300, height: int = 200) -> Image.Image:
 
 
 def small() -> Image.Image:
-    """The scene as the corpus shows it."""
+    """Return the scene in the size of the corpus."""
     return scene(WIDTH, HEIGHT)
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """Encoded by Pillow."""
+    """Return an image encoded by Pillow."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def translucent(width: int = 300, height: int = 200) -> Image.Image:
-    """The scene, fading out to the right."""
+    """Return the scene with alpha that fades out to the right."""
     image = scene(width, height)
     fade = np.tile(np.linspace(255, 0, image.width).astype(np.uint8), (image.height, 1))
     image.putalpha(Image.fromarray(fade))

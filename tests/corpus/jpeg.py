@@ -1,4 +1,4 @@
-"""JPEG (ITU-T T.81, JFIF 1.02, Exif 2.32)."""
+"""JPEG cases (ITU-T T.81, JFIF 1.02, Exif 2.32)."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ APP0, APP1, APP2, APP14 = 0xE0, 0xE1, 0xE2, 0xEE
 
 
 def jpeg(image: Image.Image | None = None, **options: Any) -> bytes:
-    """Of Pillow, by default the large scene."""
+    """Return an image, by default the large scene, as JPEG by Pillow."""
     return saved(image or scene(), "JPEG", **{"quality": 92, **options})
 
 
 def segment(marker: int, body: bytes) -> bytes:
-    """A marker segment: its length counts itself."""
+    """Return a marker segment; its length includes itself."""
     return b"\xff" + bytes([marker]) + struct.pack(">H", len(body) + 2) + body
 
 
 def with_segments(*segments: bytes, photo: bytes | None = None) -> bytes:
-    """Segments right behind the start of image."""
+    """Return a photo with segments inserted after the start of image."""
     photo = photo or jpeg()
     return photo[:2] + b"".join(segments) + photo[2:]
 
 
 def frame(width: int, height: int, marker: int = SOF0, precision: int = 8, parts: int = 3) -> bytes:
-    """A JPEG that ends with its frame header."""
+    """Return a JPEG that ends with its frame header."""
     components = b"".join(bytes([number, 0x11, 0]) for number in range(1, parts + 1))
     return START + segment(marker, struct.pack(">BHHB", precision, height, width, parts) + components)
 
 
 SCAN = segment(SOS, b"\x01\x01\0\x01\x01\0")
-"""The header of a scan of one component, with no data behind it."""
+"""Header of a scan of one component, without data."""
 
 XMP = segment(APP1, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta xmlns:x='adobe:ns:meta/'/>")
 
@@ -54,7 +54,7 @@ def until_scan(content: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A marker segment; `end` is behind the entropy-coded data, where it is a scan.
+    """Marker segment; for a scan, `end` is after the entropy-coded data.
 
     Attributes:
         start: of the marker.
@@ -70,7 +70,7 @@ class Part:
 
 
 def parts(content: bytes) -> list[Part]:
-    """The segments of a sound JPEG, from the one behind SOI to the end of the last scan."""
+    """Return the segments of a sound JPEG, from the first one after SOI to the last scan."""
     found, at = [], 2
     while content[at + 1] != 0xD9:
         marker = content[at + 1]
@@ -85,12 +85,12 @@ def parts(content: bytes) -> list[Part]:
 
 
 def part(content: bytes, marker: int) -> Part:
-    """The first segment of a kind."""
+    """Return the first segment with a marker."""
     return next(found for found in parts(content) if found.marker == marker)
 
 
 def without(content: bytes, *markers: int) -> bytes:
-    """All segments of these kinds left out."""
+    """Return the content without all segments with these markers."""
     for found in reversed(parts(content)):
         if found.marker in markers:
             content = content[: found.start] + content[found.end :]
@@ -98,7 +98,7 @@ def without(content: bytes, *markers: int) -> bytes:
 
 
 def before(content: bytes, marker: int, *inserted: bytes) -> bytes:
-    """Something put before the first segment of a kind."""
+    """Return the content with bytes inserted before the first segment with a marker."""
     at = part(content, marker).start
     return content[:at] + b"".join(inserted) + content[at:]
 
@@ -108,19 +108,19 @@ def patched(content: bytes, at: int, value: bytes) -> bytes:
 
 
 def of_kind(content: bytes, marker: int) -> bytes:
-    """The marker of the frame header changed."""
+    """Return the content with another marker of the frame header."""
     at = next(found for found in parts(content) if found.marker in (SOF0, SOF2)).start
     return patched(content, at + 1, bytes([marker]))
 
 
 def sized(content: bytes, width: int, height: int) -> bytes:
-    """The sides in the frame header changed."""
+    """Return the content with other sides in the frame header."""
     at = next(found for found in parts(content) if found.marker in (SOF0, SOF2)).body
     return patched(content, at + 1, struct.pack(">HH", height, width))
 
 
 def scans_apart(image: Image.Image | None = None, times: int = 1, empty: int = 0) -> bytes:
-    """Baseline with a scan for each component (T.81, A.2.2), which no common encoder writes.
+    """Return a baseline JPEG with one scan per component (T.81, A.2.2), which no common encoder writes.
 
     Args:
         image: by default the small scene.
@@ -142,7 +142,7 @@ def scans_apart(image: Image.Image | None = None, times: int = 1, empty: int = 0
 
 
 def many_scans(photo: bytes, count: int) -> bytes:
-    """A progressive photo whose first scan comes `count` times more, without data."""
+    """Return a progressive photo with `count` more copies of its first scan, without data."""
     scan = part(photo, SOS)
     return photo[: scan.end] + photo[scan.start : scan.header_end] * count + photo[scan.end :]
 
@@ -152,7 +152,7 @@ def real_scans(photo: bytes) -> int:
 
 
 def cut_status(content: bytes, at: int) -> Status:
-    """What a sound JPEG is when it ends at `at`.
+    """Return the expected status of a sound JPEG that is truncated at `at`.
 
     It is truncated where an end of image put behind it makes it whole: some scan must have begun,
     and no segment may be open, which would take the end of image for its own bytes.
@@ -167,7 +167,7 @@ def cut_status(content: bytes, at: int) -> Status:
 
 
 def cases() -> Iterator[Case]:
-    """All of them."""
+    """Yield all JPEG cases."""
     yield from _kinds()
     yield from _segments()
     yield from _oriented()
@@ -216,7 +216,7 @@ def _photos() -> dict[str, bytes]:
 def _kinds() -> Iterator[Case]:
     for name, content in _photos().items():
         yield good(f"jpeg/{name}", content, WIDTH, HEIGHT)
-    # The decoder has arithmetic coding, and makes something of these Huffman codes.
+    # The decoder supports arithmetic coding, and decodes these Huffman codes to something.
     yield good("jpeg/frame of kind SOF9", of_kind(_photos()["baseline"], 0xC9), WIDTH, HEIGHT)
     for marker in (0xC3, 0xC5, 0xC6, 0xC7, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF):
         content = of_kind(_photos()["baseline"], marker)
@@ -353,7 +353,7 @@ def _cuts() -> Iterator[Case]:
 
 
 def _places(photo: bytes, *, few: bool) -> dict[str, int]:
-    """Where to cut: at and in every segment, and all along the scans."""
+    """Return the positions to truncate at: at and in every segment, and along the scans."""
     places = {}
     seen: dict[int, int] = {}
     for found in parts(photo):
@@ -376,7 +376,7 @@ def _places(photo: bytes, *, few: bool) -> dict[str, int]:
 
 
 def _behind() -> Iterator[Case]:
-    """What stands behind the end of image is none of the photo's."""
+    """Yield photos with trailing bytes after the end of image, which are ignored."""
     photo, progressive = jpeg(small()), jpeg(small(), progressive=True)
     film = random.Random(3).randbytes(3000)
     large = jpeg(Image.new("RGB", (1200, 1000), (90, 120, 60)), progressive=True)
@@ -460,7 +460,7 @@ def _broken() -> Iterator[Case]:
 
 
 def _restarts(instead: bytes) -> bytes:
-    """Restart markers changed in a photo that has them."""
+    """Return a photo with restart intervals whose restart markers are changed."""
     photo = jpeg(small(), restart_marker_blocks=1)
     scan = part(photo, SOS)
     data = photo[scan.header_end : scan.end].replace(b"\xff\xd1", instead).replace(b"\xff\xd2", instead)

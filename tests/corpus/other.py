@@ -1,4 +1,4 @@
-"""What is no JPEG, PNG, GIF, BMP or WebP: other image formats, other files, and the begin of each."""
+"""Cases of other formats than JPEG, PNG, GIF, BMP and WebP: images, other files, and their signatures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOT, UNSUPPORTED = Status.NOT_AN_IMAGE, Status.UNSUPPORTED_FORMAT
 
 
 def cases() -> Iterator[Case]:
-    """All of them."""
+    """Yield all cases of other formats."""
     yield bad("other/empty", b"", Status.EMPTY)
     yield from _images()
     yield from _files()
@@ -27,13 +27,13 @@ def cases() -> Iterator[Case]:
 
 
 def brand(name: bytes, *compatible: bytes, size: int | None = None) -> bytes:
-    """The ftyp box that ISO media begin with (ISO/IEC 14496-12, 4.3)."""
+    """Return the ftyp box at the start of ISO media files (ISO/IEC 14496-12, 4.3)."""
     body = b"ftyp" + name + bytes(4) + b"".join(compatible)
     return struct.pack(">I", len(body) + 4 if size is None else size) + body
 
 
 def _images() -> Iterator[Case]:
-    """Known and not decoded in the graph; the whole ones can be converted before the call."""
+    """Yield image formats that the preprocessing does not decode; complete files can be converted before."""
     for name, content in {
         "TIFF": saved(small(), "TIFF"),
         "TIFF, LZW": saved(small(), "TIFF", compression="tiff_lzw"),
@@ -75,7 +75,7 @@ def _images() -> Iterator[Case]:
 
 
 def _big_endian_tiff() -> bytes:
-    """4x3, RGB, one strip (TIFF 6.0, 6)."""
+    """Return a big-endian TIFF of 4x3 RGB pixels in one strip (TIFF 6.0, 6)."""
     bits = 8 + 2 + 10 * 12 + 4
     entries = [
         (256, 3, 1, 4 << 16),
@@ -150,7 +150,7 @@ SIGNATURES: dict[str, tuple[bytes, int, Status, int]] = {
     "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0", 8, UNSUPPORTED, 12),
     "Photoshop": (b"8BPS\0\x01\0\0\0\0\0\0\0\x03\0\0", 4, UNSUPPORTED, 99),
 }
-"""16 bytes, how many make the signature, what the file is from there on, from where on a reader tries."""
+"""(16 bytes, length of the signature, status from there on, length from which a reader tries to decode)."""
 
 
 def _begins() -> Iterator[Case]:
@@ -164,7 +164,7 @@ def _begins() -> Iterator[Case]:
 
 
 def _disguised() -> Iterator[Case]:
-    """The signature decides, not the name; and it stands at the very start."""
+    """Yield files with misleading signatures; only the signature at the very start counts."""
     yield good("other/a PNG named .jpeg", saved(small(), "PNG"), WIDTH, HEIGHT)
     yield good("other/a WebP named .jpeg", webp.lossy(), WIDTH, HEIGHT)
     yield good("other/a GIF named .jpeg", gif.gif(gif.picture()), gif.W, gif.H)

@@ -1,4 +1,4 @@
-"""PNG (ISO/IEC 15948, third edition)."""
+"""PNG cases (ISO/IEC 15948, third edition)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
 DEPTHS = {GREY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8), GREY_ALPHA: (8, 16), RGBA: (8, 16)}
 COLOURS = {GREY: "grey", RGB: "RGB", PALETTE: "palette", GREY_ALPHA: "grey and alpha", RGBA: "RGBA"}
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-"""The seven passes of interlacing: first column, first row, step right, step down."""
+"""Seven passes of interlacing: first column, first row, step right, step down."""
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -30,25 +30,25 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def ihdr(width: int, height: int, depth: int = 8, colour: int = RGB, interlace: int = 0) -> bytes:
-    """The header chunk."""
+    """Return the header chunk."""
     return chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace))
 
 
 def png(width: int, height: int, depth: int, colour: int, interlace: int, data: bytes) -> bytes:
-    """A PNG of what Pillow does not write."""
+    """Return a PNG of a kind that Pillow does not write."""
     idat = chunk(b"IDAT", zlib.compress(data))
     return SIGNATURE + ihdr(width, height, depth, colour, interlace) + idat + chunk(b"IEND", b"")
 
 
 def deep_png(image: Image.Image) -> bytes:
-    """16 bit a channel; the lower byte is noise that rounding must not see."""
+    """Return a PNG with 16 bits per channel; the lower byte is noise that must not affect the rounding."""
     high = np.asarray(image).astype(np.uint16) << 8
     rows = (high | 0x40).astype(">u2")
     return png(image.width, image.height, 16, RGB, 0, b"".join(b"\0" + row.tobytes() for row in rows))
 
 
 def shallow_png(image: Image.Image, depth: int) -> bytes:
-    """Grey of 1, 2 or 4 bits, as scanners write it; the most significant bits come first."""
+    """Return a greyscale PNG of 1, 2 or 4 bits, as scanners write it; most significant bits come first."""
     grey = np.asarray(image.convert("L")) >> (8 - depth)
     bits = (grey[:, :, None] >> np.arange(depth - 1, -1, -1)) & 1
     rows = np.packbits(bits.reshape(image.height, -1).astype(np.uint8), axis=1)
@@ -56,14 +56,14 @@ def shallow_png(image: Image.Image, depth: int) -> bytes:
 
 
 def interlaced_png(image: Image.Image) -> bytes:
-    """Adam7."""
+    """Return a PNG with Adam7 interlacing."""
     pixels = np.asarray(image)
     data = b"".join(b"\0" + row.tobytes() for x, y, right, down in ADAM7 for row in pixels[y::down, x::right])
     return png(image.width, image.height, 8, RGB, 1, data)
 
 
 def rows(width: int, height: int, depth: int, colour: int, *, interlaced: bool = False) -> bytes:
-    """Unfiltered sample data of any kind, a ramp."""
+    """Return unfiltered sample data of any kind, a ramp."""
 
     def passed(wide: int, high: int) -> bytes:
         if not wide or not high:
@@ -80,12 +80,12 @@ def rows(width: int, height: int, depth: int, colour: int, *, interlaced: bool =
 
 
 def build(*chunks: bytes) -> bytes:
-    """The signature and chunks."""
+    """Return the signature and the chunks."""
     return SIGNATURE + b"".join(chunks)
 
 
 def parts(content: bytes) -> list[tuple[bytes, int, int]]:
-    """(kind, start, end) of every chunk of a sound PNG."""
+    """Return (type, start, end) of every chunk of a sound PNG."""
     found, at = [], len(SIGNATURE)
     while at < len(content):
         end = at + 12 + int.from_bytes(content[at : at + 4], "big")
@@ -95,7 +95,7 @@ def parts(content: bytes) -> list[tuple[bytes, int, int]]:
 
 
 def with_chunks(content: bytes, *inserted: bytes, before: bytes = b"IDAT") -> bytes:
-    """Chunks put before the first of a kind."""
+    """Return the content with chunks inserted before the first one of a type."""
     at = next(start for kind, start, _ in parts(content) if kind == before)
     return content[:at] + b"".join(inserted) + content[at:]
 
@@ -105,7 +105,7 @@ def plain() -> bytes:
 
 
 def cases() -> Iterator[Case]:
-    """All of them."""
+    """Yield all PNG cases."""
     yield from _kinds()
     yield from _chunks()
     yield from _oriented()
@@ -232,7 +232,7 @@ def _chunks() -> Iterator[Case]:
     for kind, _, end in parts(content):
         damaged = content[: end - 1] + bytes([content[end - 1] ^ 1]) + content[end:]
         name = f"png/checksum of {kind.decode()} wrong"
-        # 13.2: an unsound ancillary chunk may be passed over, a critical one makes the file unsound.
+        # 13.2: an invalid ancillary chunk may be skipped, an invalid critical one makes the file invalid.
         ancillary = kind[0] & 0x20
         yield good(name, damaged, WIDTH, HEIGHT) if ancillary else bad(name, damaged, Status.CORRUPT)
 

@@ -1,4 +1,4 @@
-"""WebP (RFC 9649)."""
+"""WebP cases (RFC 9649)."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def riff(*chunks: bytes) -> bytes:
-    """The container."""
+    """Return the RIFF container with chunks."""
     body = b"WEBP" + b"".join(chunks)
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 def canvas(flags: int, width: int = WIDTH, height: int = HEIGHT) -> bytes:
-    """The VP8X chunk."""
+    """Return the VP8X chunk."""
     sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     return chunk(b"VP8X", bytes([flags, 0, 0, 0]) + sides)
 
 
 def parts(content: bytes) -> list[tuple[bytes, int, int]]:
-    """(kind, start, end) of every chunk of a sound WebP."""
+    """Return (type, start, end) of every chunk of a sound WebP."""
     found, at = [], 12
     while at < len(content):
         size = int.from_bytes(content[at + 4 : at + 8], "little")
@@ -43,7 +43,7 @@ def parts(content: bytes) -> list[tuple[bytes, int, int]]:
 
 
 def frames(content: bytes) -> bytes:
-    """The chunks of pixels and alpha of a sound WebP."""
+    """Return the chunks of pixels and alpha of a sound WebP."""
     return b"".join(content[s:e] for kind, s, e in parts(content) if kind in (b"VP8 ", b"VP8L", b"ALPH"))
 
 
@@ -56,7 +56,7 @@ def lossless() -> bytes:
 
 
 def cases() -> Iterator[Case]:
-    """All of them."""
+    """Yield all WebP cases."""
     yield from _kinds()
     yield from _oriented()
     yield from _cuts()
@@ -135,7 +135,7 @@ def _oriented() -> Iterator[Case]:
 
 
 def _cuts() -> Iterator[Case]:
-    """The container's size tells that something is missing, so no cut file decodes."""
+    """Yield truncated files; none decodes, since the size of the container reveals the missing bytes."""
     about = [chunk(b"EXIF", tiff(6)), chunk(b"XMP ", b"<x:xmpmeta/>")]
     faded = frames(saved(translucent(WIDTH, HEIGHT), "WEBP", quality=90))
     for name, content in {

@@ -256,7 +256,7 @@ def _ask_server(model: Bundle, cases: Sequence[Case], *, convert: bool) -> Answe
 
 
 def by_beam_job(model: Bundle, cases: Sequence[Case], work: Path) -> Answers:
-    """Return the results of a Beam job with its own store; all files are named .jpg, which must not matter."""
+    """Return the results of a Beam job with its own store; all files are named .jpg, which is ignored."""
     import pyarrow.parquet as pq
 
     photos = work / "photos"

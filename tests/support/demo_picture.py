@@ -1,6 +1,6 @@
-"""The picture of the demo page in the README: `python -m tests.support.demo_picture models/food_images`.
+"""Screenshot of the demo page for the README: `python -m tests.support.demo_picture models/food_images`.
 
-The photo in it is drawn here; what is said of it is what the model says.
+The photo is drawn here, so that no licence applies to it; the result is that of the model.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Ask a bundle under whatever TensorFlow runs this, as TensorFlow Serving would; see test_old_tensorflow.py.
+"""Score photos with a bundle as TensorFlow Serving does, under any TensorFlow; see test_old_tensorflow.py.
 
-    python old_tensorflow.py BUNDLE PHOTOS ANSWERS
+    python old_tensorflow.py BUNDLE PHOTOS RESULTS
 
-PHOTOS has one photo in base64 a line. ANSWERS gets JSON: the version, and for each photo its status
-and best score.
+PHOTOS has one photo in base64 per line. RESULTS is written as JSON: the version of TensorFlow, and the
+status and best score of each photo.
 """
 
 import base64
@@ -16,8 +16,8 @@ import tensorflow as tf
 BATCH = 16
 
 
-def main(bundle: str, photos: str, answers: str) -> None:
-    """Run signature serving_default in a classic session."""
+def main(bundle: str, photos: str, results: str) -> None:
+    """Run the signature serving_default in a TF1-style session, and write the results."""
     contents = [base64.b64decode(line) for line in Path(photos).read_text().splitlines()]
     rows = []
     with tf.compat.v1.Session(graph=tf.Graph()) as session:
@@ -28,7 +28,7 @@ def main(bundle: str, photos: str, answers: str) -> None:
         for start in range(0, len(contents), BATCH):
             statuses, scores = session.run(fetched, {fed: contents[start : start + BATCH]})
             rows += [[status.decode(), float(row[0])] for status, row in zip(statuses, scores, strict=True)]
-    Path(answers).write_text(json.dumps({"version": tf.__version__, "rows": rows}))
+    Path(results).write_text(json.dumps({"version": tf.__version__, "rows": rows}))
 
 
 if __name__ == "__main__":
