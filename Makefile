@@ -60,7 +60,7 @@ bench-training: $(VENV)/dev.stamp ## Measure hubhead train, first run and from t
 
 FUZZ ?= 20000
 fuzz: $(VENV)/dev.stamp ## Fuzz the decoders with damaged photos and headers, FUZZ=20000 examples per property
-	HUBHEAD_FUZZ_EXAMPLES=$(FUZZ) $(BIN)/python -m pytest tests/integration/trainer/test_preprocessing.py tests/integration/trainer/test_image_headers.py -k "damaged or bytes or plain or scans or sides"
+	HUBHEAD_FUZZ_EXAMPLES=$(FUZZ) $(BIN)/python -m pytest tests/integration/trainer/test_preprocessing.py tests/integration/trainer/test_image_headers.py -k "damaged or arbitrary or reference or counts_only_scans or height_and_width"
 
 OLD_TENSORFLOW ?= 2.19.1
 old-tensorflow: $(VENV)/dev.stamp ## Test a bundle with OLD_TENSORFLOW=2.19.1, in a separate environment
