@@ -1,6 +1,6 @@
 """Screenshot of the demo page for the README: `python -m tests.support.demo_picture models/food_images`.
 
-The photo is drawn here, so that no licence applies to it; the result is that of the model.
+The photo is drawn here; the result shown is that of the model.
 """
 
 from __future__ import annotations
