@@ -70,7 +70,7 @@ old-tensorflow: $(VENV)/dev.stamp ## Test a bundle with OLD_TENSORFLOW=2.19.1, i
 
 lock: $(VENV)/dev.stamp ## Resolve the version ranges of pyproject.toml again, into the two lock files
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile pyproject.toml --extra train --extra formats --extra metrics --extra query --extra s3 --extra gs --extra build --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra train --extra formats --extra metrics --extra query --extra s3 --extra gs --extra az --extra http --extra build --universal --python-version 3.11 \
 	  --upgrade \
 	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet -o requirements.txt
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
@@ -80,10 +80,10 @@ lock: $(VENV)/dev.stamp ## Resolve the version ranges of pyproject.toml again, i
 check-resolve: ## Install the version ranges of pyproject.toml without the lock files, and import everything
 	rm -rf build/resolve build/client
 	$(PYTHON) -m venv build/resolve && $(PYTHON) -m venv build/client
-	build/resolve/bin/python -m pip install --quiet '.[train,formats,metrics,query,s3,gs]'
+	build/resolve/bin/python -m pip install --quiet '.[train,formats,metrics,query,s3,gs,az,http]'
 	cd build && resolve/bin/python -c "import hubhead, trainer.training.run, trainer.commands.demo, batch.jobs.score, serving.server, \
 	  serving.runtime, tensorflow, tensorflow_hub, apache_beam, pyarrow, scipy, threadpoolctl, PIL, pi_heif, aiohttp, \
-	  duckdb, fsspec, s3fs, gcsfs, prometheus_client, opentelemetry.trace, grpc_health.v1.health, grpc_reflection.v1alpha.reflection; print('all imported')"
+	  duckdb, fsspec, s3fs, gcsfs, adlfs, jinja2, msgspec, tensorboard, prometheus_client, opentelemetry.trace, grpc_health.v1.health, grpc_reflection.v1alpha.reflection; print('all imported')"
 	build/client/bin/python -m pip install --quiet .
 	cd build && client/bin/python -c "import serving.client, importlib.util as u; \
 	  assert u.find_spec('tensorflow') is None; print('client imported without TensorFlow')"
