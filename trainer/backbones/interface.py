@@ -126,7 +126,7 @@ def inspect_module(
             "TensorFlow 2 can run but not save.",
             remedy="Export it with tf.compat.v1.enable_resource_variables(), as Hub modules are.",
         )
-    image_size = _image_size(module, path, handle, options, say)
+    image_size = _determine_image_size(module, path, handle, options, say)
     found = []
     for entry in _list_entry_points(module):
         value_range = options.value_range or (BYTE_RANGE if entry.dtype.is_integer else UNIT_RANGE)
@@ -148,7 +148,7 @@ def _list_entry_points(module: Any) -> Iterator[_EntryPoint]:
 
     if callable(module):
         traces = getattr(getattr(module, "__call__", None), "concrete_functions", ())  # noqa: B004
-        dtype = next((spec.dtype for trace in traces for spec in _images(trace)), tf.float32)
+        dtype = next((spec.dtype for trace in traces for spec in _iter_image_specs(trace)), tf.float32)
         yield _EntryPoint(
             "called with photos, it returns", lambda pixels: _pick_output(module(pixels)), dtype
         )
@@ -268,17 +268,17 @@ def _describe_signatures(module: Any) -> str:
     )
 
 
-def _image_size(
+def _determine_image_size(
     module: Any, path: str, handle: str, options: InputOptions, say: Callable[[str], None]
 ) -> tuple[int, int]:
     """Return (height, width) of the input: that of the module, the options, the alias, or a default."""
-    fixed = _fixed_image_size(module)
+    fixed = _find_fixed_image_size(module)
     if fixed and options.image_size not in (None, fixed):
         raise InputError(
             f"The backbone {handle} only accepts photos of {fixed[0]} x {fixed[1]} pixels.",
             remedy="Remove --image_size.",
         )
-    known = fixed or options.image_size or _attached_image_size(path)
+    known = fixed or options.image_size or _find_attached_image_size(path)
     if known:
         return known
     alias = find_alias(handle)
@@ -291,18 +291,18 @@ def _image_size(
     return OPEN_IMAGE_SIZE
 
 
-def _fixed_image_size(module: Any) -> tuple[int, int] | None:
+def _find_fixed_image_size(module: Any) -> tuple[int, int] | None:
     """Return (height, width) of the first image input that specifies both, else None."""
     call = getattr(module, "__call__", None)  # noqa: B004 - for its traces
     for function in (*module.signatures.values(), *getattr(call, "concrete_functions", ())):
-        for spec in _images(function):
+        for spec in _iter_image_specs(function):
             height, width = spec.shape[1:3].as_list()
             if height and width:
                 return height, width
     return None
 
 
-def _images(function: Any) -> Iterator[Any]:
+def _iter_image_specs(function: Any) -> Iterator[Any]:
     """Yield the specs of a function's inputs that can be a batch of photos."""
     import tensorflow as tf
 
@@ -311,7 +311,7 @@ def _images(function: Any) -> Iterator[Any]:
             yield spec
 
 
-def _attached_image_size(path: str) -> tuple[int, int] | None:
+def _find_attached_image_size(path: str) -> tuple[int, int] | None:
     """Return (height, width) that a TF1 module of variable size was trained for, else None.
 
     It is attached to the graph as hub.ImageModuleInfo. The messages (tensorflow_hub/*.proto, 0.15) are:
@@ -320,15 +320,15 @@ def _attached_image_size(path: str) -> tuple[int, int] | None:
     """
     for meta_graph in read_saved_model(path).meta_graphs:
         for attached in meta_graph.collection_def[_ATTACHMENTS].bytes_list.value:
-            message = _fields(attached)
+            message = _parse_fields(attached)
             if message.get(1) == _IMAGE_INFO.encode():
-                size = _fields(_fields(message.get(2, b"")).get(1, b""))
+                size = _parse_fields(_parse_fields(message.get(2, b"")).get(1, b""))
                 if size.get(1) and size.get(2):
                     return size[1], size[2]
     return None
 
 
-def _fields(message: bytes) -> dict[int, Any]:
+def _parse_fields(message: bytes) -> dict[int, Any]:
     """Return number -> value of a serialised message's fields; empty if it is not a message."""
     from google.protobuf.empty_pb2 import Empty
     from google.protobuf.message import DecodeError
