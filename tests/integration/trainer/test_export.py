@@ -223,7 +223,7 @@ def test_answer_does_not_depend_on_the_batch(session: ClassicSession, photos: li
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexhash_file()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_reexport_changes_only_the_given_settings(food: Bundle, tmp_path: Path, photos: list[bytes]) -> None:
