@@ -132,9 +132,7 @@ def export(
     from trainer.preprocessing import Preprocessing
 
     if source:
-        published = reexport(
-            source, saved_model_dir, top_k=top_k, threshold=threshold, keep_known=keep_known
-        )
+        published = reexport(source, saved_model_dir, top_k=top_k, threshold=threshold, keep_known=keep_known)
     else:
         settings = Preprocessing.with_limits(aspect, max_pixels, max_bytes)
         options = InputOptions((image_size, image_size) if image_size else None, value_range)
