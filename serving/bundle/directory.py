@@ -170,7 +170,7 @@ def resolve(path: Path) -> Path:
             f"{path} does not exist.", remedy="Create a bundle with: hubhead train --image_dir DIR"
         )
     raise BundleError(
-        f"{path} is not a bundle: no {contract.SAVED_MODEL_FILE} in it, nor in a numbered directory below it.",
+        f"{path} is not a bundle: no {contract.SAVED_MODEL_FILE} in it, nor in a numbered directory in it.",
         remedy="Give the directory that hubhead train printed, such as models/food or models/food/1.",
     )
 
