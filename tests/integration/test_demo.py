@@ -67,7 +67,7 @@ def test_the_demo_trains_scores_serves_and_predicts(tmp_path: Path) -> None:
 def test_ctrl_c_stops_the_demo_and_its_server(tmp_path: Path) -> None:
     process = start_demo(tmp_path)
     deadline = threading.Timer(400, process.kill)
-    deadline.start_demo()
+    deadline.start()
     try:
         assert process.stdout is not None
         for line in process.stdout:
