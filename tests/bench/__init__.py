@@ -1,1 +1,1 @@
-"""Speed, as ratios between variants that take turns in one run: `make bench` or `python -m tests.bench`."""
+"""Benchmarks: `python -m tests.bench` and its modules. Speeds are ratios of variants that run in turns."""

@@ -1,4 +1,4 @@
-"""Photos through a backbone in many ways, as a table; `--output FILE` keeps the figures as JSON."""
+"""Throughput of photos through a backbone in several ways, as a table: `python -m tests.bench`."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import os
 import platform
 from pathlib import Path
 
-from tests.bench.interleave import measure, show
+from tests.bench.interleave import measure, print_table
 from tests.bench.variants import BASE, VARIANTS, prepare
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default 5)")
-    parser.add_argument("--only", default="", help="variants whose name contains this")
-    parser.add_argument("--output", type=Path, help="write the figures here, as JSON")
+    parser.add_argument("--rounds", type=int, default=5, help="number of counted rounds (default 5)")
+    parser.add_argument("--only", default="", help="run only variants whose name contains this text")
+    parser.add_argument("--output", type=Path, help="file to write the figures to, as JSON")
     options = parser.parse_args()
     chosen = tuple(v for v in VARIANTS if options.only in v.name or v.name == BASE)
-    figures = measure(chosen, options.rounds, BASE, prepare)
-    show(figures)
+    rows = measure(chosen, options.rounds, BASE, prepare)
+    print_table(rows)
     if options.output:
         record = {
             "machine": platform.machine(),
             "cores": os.cpu_count(),
             "rounds": options.rounds,
-            "figures": [vars(figure) for figure in figures],
+            "figures": [vars(row) for row in rows],
         }
         options.output.write_text(json.dumps(record, indent=2) + "\n")
 

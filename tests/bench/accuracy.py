@@ -1,8 +1,8 @@
-"""What the aspect of the preprocessing does to accuracy: `python -m tests.bench.accuracy`.
+"""Accuracy of a head by --aspect of the preprocessing: `python -m tests.bench.accuracy`.
 
-Every photo of a folder of labels is embedded under each setting; then heads are fitted in a
-stratified cross-validation, everything chosen inside the training folds. The photos, folds and
-seeds are the same for all, so that the difference in each is what can be trusted.
+Every photo of a labelled folder is embedded with each setting. Heads are then fitted in a stratified
+cross-validation, with everything selected inside the training folds. Photos, folds and seeds are the same
+for all settings, so that their differences are reliable.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ FOLDS = 5
 BATCH = 8
 
 
-def labelled(directory: Path) -> tuple[list[bytes], Ints]:
-    """The photos of a folder of labels, and the index of each one's label."""
+def read_labelled_photos(directory: Path) -> tuple[list[bytes], Ints]:
+    """Read the photos of a labelled folder; return their bytes and the index of each label, int64 [N]."""
     labels = sorted(path for path in directory.iterdir() if path.is_dir())
     found = [
         (path.read_bytes(), index) for index, label in enumerate(labels) for path in sorted(label.iterdir())
@@ -36,7 +36,7 @@ def labelled(directory: Path) -> tuple[list[bytes], Ints]:
 
 
 def embed(photos: Sequence[bytes], network: Backbone, settings: Preprocessing) -> Floats:
-    """Embeddings float32 [N,D] under one setting."""
+    """Return embeddings float32 [N,D] of photos that are decoded with these settings."""
     import tensorflow as tf
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
@@ -48,8 +48,8 @@ def embed(photos: Sequence[bytes], network: Backbone, settings: Preprocessing) -
     return np.concatenate([run(list(photos[start : start + BATCH])).numpy() for start in starts])
 
 
-def folds(embeddings: Floats, targets: Ints, seed: int) -> Iterator[tuple[Ints, Floats]]:
-    """For each fold the rows that were held out, and what is said of them."""
+def predict_folds(embeddings: Floats, targets: Ints, seed: int) -> Iterator[tuple[Ints, Floats]]:
+    """Yield, for each fold, the held-out rows and their probabilities float32 [M,K]."""
     classes = int(targets.max()) + 1
     for fitted, held_out in heads.stratified_folds(targets, FOLDS, seed):
         model, _ = heads.fit(embeddings[fitted], targets[fitted], classes, seed=seed)
@@ -57,36 +57,38 @@ def folds(embeddings: Floats, targets: Ints, seed: int) -> Iterator[tuple[Ints, 
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.accuracy", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--photos", type=Path, help="a folder of labels (default: the sample photos)")
-    parser.add_argument("--seeds", type=int, default=4, help="repeats (default 4)")
+    parser.add_argument("--photos", type=Path, help="labelled folder (default: the sample photos)")
+    parser.add_argument(
+        "--seeds", type=int, default=4, help="number of cross-validations with different folds (default 4)"
+    )
     options = parser.parse_args()
     from trainer.dataset.samples import fetch_sample_photos
 
-    photos, targets = labelled(options.photos or fetch_sample_photos(cache_directory()).directory)
+    photos, targets = read_labelled_photos(options.photos or fetch_sample_photos(cache_directory()).directory)
     network = backbones.load(backbones.DEFAULT, cache_directory())
     height, width = network.image_size
     print(f"{len(photos)} photos, {FOLDS} folds, {options.seeds} seeds")
     base: NDArray[Any] | None = None
     for aspect in Aspect:
         embeddings = embed(photos, network, Preprocessing(height=height, width=width, aspect=aspect))
-        right = np.zeros(len(targets))
+        correct = np.zeros(len(targets))
         losses = []
         for seed in range(options.seeds):
-            for rows, probabilities in folds(embeddings, targets, seed):
-                right[rows] += probabilities.argmax(1) == targets[rows]
+            for rows, probabilities in predict_folds(embeddings, targets, seed):
+                correct[rows] += probabilities.argmax(1) == targets[rows]
                 losses.append(heads.log_loss(probabilities, targets[rows]) * len(rows) / len(targets))
-        right /= options.seeds
-        found = metrics.proportion(round(right.sum()), len(targets))
-        base = right if base is None else base
-        # Paired: the standard error of the mean difference over photos.
-        difference, error = (right - base).mean(), (right - base).std() / len(targets) ** 0.5
+        correct /= options.seeds
+        found = metrics.proportion(round(correct.sum()), len(targets))
+        base = correct if base is None else base
+        # The comparison is paired: this is the standard error of the mean difference over photos.
+        difference, error = (correct - base).mean(), (correct - base).std() / len(targets) ** 0.5
         print(
-            f"{aspect:8} accuracy {right.mean():.1%} ({found.low:.1%} to {found.high:.1%}), "
-            f"against {next(iter(Aspect))} {difference:+.1%} +- {1.96 * error:.1%}, "
+            f"{aspect:8} accuracy {correct.mean():.1%} ({found.low:.1%} to {found.high:.1%}), "
+            f"difference from {next(iter(Aspect))} {difference:+.1%} +- {1.96 * error:.1%}, "
             f"log-loss {sum(losses) / options.seeds:.3f}",
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""Photos of camera size, from Debian's packages of free wallpapers; fetched, never shipped."""
+"""Photos of camera size from Debian's packages of free wallpapers, which are downloaded when needed."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from trainer.dataset.download import cache_directory, create_once
 
 PACKAGES = ("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "mate-backgrounds")
 DRAWN = ("analogpattern", "abstract", "desktop", "2004default", "warty")
-"""Parts of the names of what is no photo."""
+"""Parts of the names of files that are drawings, not photos."""
 
-LEAST_SIDE = 1000
+MIN_SIDE = 1000
 CROPPED_PIXELS = 3_000_000
-"""Photos above this count five times: whole, and as four overlapping parts of it."""
+"""Photos with more pixels count five times: the whole photo and four overlapping crops."""
 
 
-def directory(given: Path | None = None) -> Path:
-    """Where the photos are: the directory given, else the unpacked packages.
+def find_directory(given: Path | None = None) -> Path:
+    """Return the given directory of photos, or else that of the unpacked packages.
 
     Raises:
-        FetchError: apt-get and dpkg-deb are not there, or do not fetch them.
+        FetchError: apt-get or dpkg-deb is not installed, or the download failed.
     """
     if given:
         return given
-    place = cache_directory() / "camera"
-    if not place.is_dir():
-        with create_once(place) as staged:
+    directory = cache_directory() / "camera"
+    if not directory.is_dir():
+        with create_once(directory) as staged:
             try:
                 subprocess.run(
                     ["apt-get", "download", *PACKAGES], cwd=staged, check=True, capture_output=True
@@ -40,21 +40,21 @@ def directory(given: Path | None = None) -> Path:
                     package.unlink()
             except (OSError, subprocess.CalledProcessError) as error:
                 raise FetchError(
-                    f"The packages {', '.join(PACKAGES)} were not fetched: {error}",
-                    remedy="Run it on Debian, after apt-get update, or give --photos DIRECTORY.",
+                    f"Download of the packages {', '.join(PACKAGES)} failed: {error}",
+                    remedy="Run this on Debian, after apt-get update, or give --photos DIRECTORY.",
                 ) from error
-    return place
+    return directory
 
 
-def photos(place: Path) -> list[bytes]:
-    """Upright JPEGs of camera size, large ones also in parts, so that there are enough to count."""
+def read_photos(directory: Path) -> list[bytes]:
+    """Read the upright JPEGs of camera size, with four crops of each large one, to have enough photos."""
     found = []
-    for path in sorted({*place.rglob("*.jpg"), *place.rglob("*.jpeg")}):
+    for path in sorted({*directory.rglob("*.jpg"), *directory.rglob("*.jpeg")}):
         if path.is_symlink() or any(part in str(path) for part in DRAWN):
             continue
         with Image.open(path) as image:
             width, height = image.size
-            if min(width, height) < LEAST_SIDE or image.getexif().get(0x0112, 1) != 1:
+            if min(width, height) < MIN_SIDE or image.getexif().get(0x0112, 1) != 1:
                 continue
             found.append(path.read_bytes())
             if width * height > CROPPED_PIXELS:
@@ -62,28 +62,31 @@ def photos(place: Path) -> list[bytes]:
                 for x, y in ((0, 0), (1, 0), (0, 1), (1, 1)):
                     left, top = int(0.4 * x * width), int(0.4 * y * height)
                     part = whole.crop((left, top, left + int(0.6 * width), top + int(0.6 * height)))
-                    found.append(encoded(part))
+                    found.append(encode_jpeg(part))
     return found
 
 
-def resized(place: Path, width: int, height: int, count: int) -> list[bytes]:
-    """Some photos brought to one size, as baseline JPEGs."""
-    largest = sorted((path for path in place.rglob("*.jpg") if not path.is_symlink()), key=_pixels)[-count:]
+def read_resized_photos(directory: Path, width: int, height: int, count: int) -> list[bytes]:
+    """Resize the largest photos to one size; return them as baseline JPEGs."""
+    paths = (path for path in directory.rglob("*.jpg") if not path.is_symlink())
+    largest = sorted(paths, key=_count_pixels)[-count:]
     chosen = []
     for path in largest:
         with Image.open(path) as image:
-            chosen.append(encoded(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)))
+            resized = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+            chosen.append(encode_jpeg(resized))
     return chosen
 
 
-def encoded(image: Image.Image) -> bytes:
-    """Baseline, as cameras do: quality 90."""
+def encode_jpeg(image: Image.Image) -> bytes:
+    """Encode a picture as a baseline JPEG of quality 90, as cameras do."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
-def _pixels(path: Path) -> int:
+def _count_pixels(path: Path) -> int:
+    """Return the number of pixels of a photo, or 0 for a drawing."""
     if any(part in str(path) for part in DRAWN):
         return 0
     with Image.open(path) as image:

@@ -1,11 +1,11 @@
-"""What the client costs, and what downscaling changes: `python -m tests.bench.client --model models/food`.
+"""Start-up cost of the client, and effect of downscaling: `python -m tests.bench.client --model models/food`.
 
-    start      seconds and memory until a first request is built, beside TensorFlow Serving's own API
-    downscale  answers for photos reduced before sending, beside those for the photos whole
+    start      seconds and memory until a first request is built, compared with TensorFlow Serving's own API
+    downscale  results for photos that are downscaled before sending, compared with those for whole photos
 
-Both ways of `start` run in fresh processes that take turns, and each figure is the median. For
-`downscale` the sample photos are also brought to 12 megapixels, with noise as a sensor has it, since
-the photos of the package are small. No server takes part: the same bytes go to the bundle.
+The variants of `start` run in new processes, in turns, and each figure is the median. For `downscale` the
+sample photos are also enlarged to 12 megapixels, with the noise of a sensor, since the original photos are
+small. No server is involved: the bundle classifies the bytes that would be sent.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from trainer.dataset.download import cache_directory
 
 WIDTH, HEIGHT = 4000, 3000
 NOISE = 6.0
-"""Standard deviation of the noise, of 255."""
+"""Standard deviation of the noise, on the scale 0 to 255."""
 
 _BUILD = """
 request.model_spec.name = "food"
@@ -38,7 +38,7 @@ request.inputs["image_bytes"].dtype = 7
 request.inputs["image_bytes"].string_val.append(b"photo")
 """
 
-STARTS = {
+START_CODE = {
     "hubhead's client": "from serving import protos\nfrom serving.client import Client\n"
     "client = Client('localhost:1', model='food')\nrequest = protos.PredictRequest()" + _BUILD,
     "grpc and numpy alone": "import grpc, numpy\nchannel = grpc.insecure_channel('localhost:1')",
@@ -58,15 +58,15 @@ print(json.dumps([*done, peak, "tensorflow" in sys.modules]))
 """
 
 
-def start(rounds: int) -> None:
-    """Print seconds, processor seconds and peak memory of each way to a first request."""
-    found: dict[str, list[list[float]]] = {name: [] for name in STARTS}
-    for turn in range(rounds + 1):
-        for name, code in STARTS.items():
+def measure_start(rounds: int) -> None:
+    """Print wall seconds, processor seconds and peak memory until each variant has built a request."""
+    found: dict[str, list[list[float]]] = {name: [] for name in START_CODE}
+    for number in range(rounds + 1):
+        for name, code in START_CODE.items():
             done = subprocess.run(
                 [sys.executable, "-c", _MEASURE.format(code=code)], capture_output=True, text=True, check=True
             )
-            if turn:  # the first one fills the file cache
+            if number:  # the first round fills the file cache
                 found[name].append(json.loads(done.stdout.splitlines()[-1]))
     medians = {
         name: [statistics.median(column) for column in zip(*rows, strict=True)]
@@ -78,8 +78,8 @@ def start(rounds: int) -> None:
         print(f"{seconds:8.2f} {cpu:6.2f} {megabytes:6.0f} {cpu / base[1]:7.2f}  {name}")
 
 
-def enlarged(content: bytes, draw: np.random.Generator) -> bytes:
-    """The photo at 12 megapixels with noise, as a camera's JPEG."""
+def enlarge(content: bytes, draw: np.random.Generator) -> bytes:
+    """Enlarge a photo to 12 megapixels, add noise, and encode it as a camera would."""
     with Image.open(io.BytesIO(content)) as image:
         pixels = np.asarray(
             image.convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS), np.float32
@@ -90,8 +90,8 @@ def enlarged(content: bytes, draw: np.random.Generator) -> bytes:
     return buffer.getvalue()
 
 
-def downscale(model: Path, samples: int, large: int) -> None:
-    """Print how the answers agree."""
+def measure_downscaling(model: Path, samples: int, large: int) -> None:
+    """Print how well the results for downscaled and whole photos agree."""
     from serving import bundle, runtime
     from trainer.dataset.samples import fetch_sample_photos
 
@@ -102,22 +102,25 @@ def downscale(model: Path, samples: int, large: int) -> None:
     paths = sorted(fetch_sample_photos(cache_directory()).directory.glob("*/*"))
     draw = np.random.default_rng(1)
     step = max(1, len(paths) // samples)
-    # As they come, and at the size that is worth reducing.
+    # Unchanged, and at a size that is worth downscaling.
     small = [path.read_bytes() for path in paths[::step][:samples]]
     sets = {
         "sample photos": small,
-        f"the same at {WIDTH} x {HEIGHT}": [enlarged(content, draw) for content in small[:large]],
+        f"the same at {WIDTH} x {HEIGHT}": [enlarge(content, draw) for content in small[:large]],
     }
     print(f"\nshorter side at most {side} pixels")
     with Converter() as converter:
         loader = PhotoLoader(converter, target_side=side)
         for title, contents in sets.items():
             ready = [loader(content) for content in contents]
-            _compare(loaded, title, contents, [content for content in ready if isinstance(content, bytes)])
+            _compare_results(
+                loaded, title, contents, [content for content in ready if isinstance(content, bytes)]
+            )
 
 
-def _compare(model: Any, title: str, whole: Sequence[bytes], sent: Sequence[bytes]) -> None:
-    before, after = (_answers(model, contents) for contents in (whole, sent))
+def _compare_results(model: Any, title: str, whole: Sequence[bytes], sent: Sequence[bytes]) -> None:
+    """Print agreement of embeddings, best labels and probabilities, and the bytes saved."""
+    before, after = (_run_model(model, contents) for contents in (whole, sent))
     cosine = np.sum(before[0] * after[0], axis=1) / (
         np.linalg.norm(before[0], axis=1) * np.linalg.norm(after[0], axis=1)
     )
@@ -133,7 +136,8 @@ def _compare(model: Any, title: str, whole: Sequence[bytes], sent: Sequence[byte
     )
 
 
-def _answers(model: Any, contents: Sequence[bytes]) -> tuple[Any, list[bytes], Any]:
+def _run_model(model: Any, contents: Sequence[bytes]) -> tuple[Any, list[bytes], Any]:
+    """Return embeddings, best labels and their probabilities."""
     embeddings, labels, scores = [], [], []
     for outputs in model.imap(contract.EMBED, contract.IMAGE_BYTES, contents):
         embeddings.append(outputs[contract.EMBEDDING])
@@ -144,18 +148,22 @@ def _answers(model: Any, contents: Sequence[bytes]) -> tuple[Any, list[bytes], A
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.client", description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=["start", "downscale"], help="default both")
-    parser.add_argument("--rounds", type=int, default=5, help="of start (default 5)")
-    parser.add_argument("--model", type=Path, default=Path("demo/models/food"), help="a bundle")
-    parser.add_argument("--samples", type=int, default=200, help="sample photos (default 200)")
-    parser.add_argument("--large", type=int, default=60, help="of them at 12 megapixels (default 60)")
+    parser.add_argument("what", nargs="?", choices=["start", "downscale"], help="measurement (default: both)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of counted rounds of start (default 5)")
+    parser.add_argument(
+        "--model", type=Path, default=Path("demo/models/food"), help="bundle (default demo/models/food)"
+    )
+    parser.add_argument("--samples", type=int, default=200, help="number of sample photos (default 200)")
+    parser.add_argument(
+        "--large", type=int, default=60, help="number of them that are enlarged to 12 megapixels (default 60)"
+    )
     options = parser.parse_args()
     if options.what != "downscale":
-        start(options.rounds)
+        measure_start(options.rounds)
     if options.what != "start":
-        downscale(options.model, options.samples, options.large)
+        measure_downscaling(options.model, options.samples, options.large)
 
 
 if __name__ == "__main__":

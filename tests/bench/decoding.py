@@ -1,12 +1,12 @@
-"""How fast, how faithful and how frugal the preprocessing is: `python -m tests.bench.decoding`.
+"""Speed, accuracy and memory of the preprocessing: `python -m tests.bench.decoding`.
 
-    speed      decoding of 4000 x 3000 JPEGs, and of the sample photos, against plain decoders
-    agreement  embeddings of camera photos against those of a full decode, area-resized
-    memory     the process after thousands of calls with broken photos mixed in, and its peak
+    speed      decoding of 4000 x 3000 JPEGs and of the sample photos, compared with plain decoders
+    agreement  embeddings of camera photos, compared with those of a full decode with area resizing
+    memory     resident memory over thousands of calls with broken photos among them, and peak memory
                for photos at the limits
 
-`speed` is in milliseconds of processor time a photo on one thread, since that is what a busy
-machine leaves comparable; the ways take turns, and each figure is the median of the rounds.
+`speed` is in milliseconds of processor time per photo on one thread, which stays comparable on a busy
+machine. The decoders run in turns, and each figure is the median of the rounds.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ SIZE = [224, 224]
 BATCH = 4
 
 
-def _mapped(decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A decoder of one photo for a batch, in the plain way: a bad photo fails all."""
+def _map_over_batch(decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a plain decoder of batches, which fails as a whole if one photo is bad."""
     import tensorflow as tf
 
     spec = tf.TensorSpec([*SIZE, 3], tf.float32)
@@ -47,107 +47,110 @@ def _resize(pixels: Any, method: str) -> Any:
     return tf.image.resize(tf.ensure_shape(pixels, [None, None, 3]), SIZE, method=method, antialias=True)
 
 
-def _ways() -> dict[str, Callable[[Any], Any]]:
+def _make_decoders() -> dict[str, Callable[[Any], Any]]:
     import tensorflow as tf
 
-    def decoded(content: Any, dtype: Any) -> Any:
+    def decode_image(content: Any, dtype: Any) -> Any:
         return tf.io.decode_image(content, channels=3, expand_animations=False, dtype=dtype)
 
     settings = Preprocessing()
     return {
-        "decode_image to floats in [0,1], antialiased": _mapped(
-            lambda content: _resize(decoded(content, tf.float32), "bilinear")
+        "decode_image to floats in [0,1], antialiased": _map_over_batch(
+            lambda content: _resize(decode_image(content, tf.float32), "bilinear")
         ),
-        "decode_image to bytes, antialiased": _mapped(
-            lambda content: _resize(decoded(content, tf.uint8), "bilinear")
+        "decode_image to bytes, antialiased": _map_over_batch(
+            lambda content: _resize(decode_image(content, tf.uint8), "bilinear")
         ),
-        "decode_jpeg, bicubic, antialiased": _mapped(
+        "decode_jpeg, bicubic, antialiased": _map_over_batch(
             lambda content: _resize(tf.io.decode_jpeg(content, channels=3), "bicubic")
         ),
         "hubhead's graph": lambda contents: preprocessing.decode_photos(contents, settings)[0],
     }
 
 
-def speed(place: Path, rounds: int) -> None:
-    """Print the table of milliseconds."""
+def measure_speed(directory: Path, rounds: int) -> None:
+    """Print milliseconds per photo of each decoder."""
     import tensorflow as tf
 
     from trainer.dataset.samples import fetch_sample_photos
 
     samples = sorted(fetch_sample_photos(cache_directory()).directory.glob("*/*"))[:64]
     sets = {
-        "4000 x 3000": camera.resized(place, 4000, 3000, 8),
+        "4000 x 3000": camera.read_resized_photos(directory, 4000, 3000, 8),
         "sample photos": [path.read_bytes() for path in samples],
     }
-    ways = {
-        name: tf.function(way, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
-        for name, way in _ways().items()
+    decoders = {
+        name: tf.function(decoder, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+        for name, decoder in _make_decoders().items()
     }
     for title, contents in sets.items():
         batches = [tf.constant(contents[at : at + BATCH]) for at in range(0, len(contents), BATCH)]
-        spent: dict[str, list[float]] = {name: [] for name in ways}
-        for turn in range(rounds + 1):
-            for name, way in ways.items():
+        spent: dict[str, list[float]] = {name: [] for name in decoders}
+        for number in range(rounds + 1):
+            for name, decoder in decoders.items():
                 start = time.process_time()
                 for batch in batches:
-                    way(batch)
-                if turn:  # the first one warms up
+                    decoder(batch)
+                if number:  # the first round is a warm-up
                     spent[name].append((time.process_time() - start) / len(contents) * 1000)
         base = statistics.median(spent["hubhead's graph"])
         print(
             f"\n{title}: {len(contents)} photos, {sum(map(len, contents)) / len(contents) / 1e3:.0f} kB each"
         )
         for name, found in spent.items():
-            middle = statistics.median(found)
-            print(f"{middle:9.2f} ms {middle / base:6.2f} x  {name}")
+            median = statistics.median(found)
+            print(f"{median:9.2f} ms {median / base:6.2f} x  {name}")
 
 
-def agreement(place: Path) -> None:
-    """Print how close embeddings come to those of a full decode, area-resized."""
+def measure_agreement(directory: Path) -> None:
+    """Print the cosine of embeddings with those of a full decode with area resizing."""
     import tensorflow as tf
 
     from trainer import backbones
 
     network = backbones.load(backbones.DEFAULT, cache_directory())
-    contents = camera.photos(place)
+    contents = camera.read_photos(directory)
     decode = tf.function(
         lambda batch: preprocessing.decode_photos(batch, Preprocessing())[0],
         input_signature=[tf.TensorSpec([None], tf.string)],
         autograph=False,
     )
 
-    def whole(content: bytes) -> Any:
+    def decode_fully(content: bytes) -> Any:
         return tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE")
 
-    ways: dict[str, Callable[[bytes], Any]] = {
+    decoders: dict[str, Callable[[bytes], Any]] = {
         "full decode, area (the reference)": lambda content: tf.image.resize(
-            whole(content), SIZE, method="area"
+            decode_fully(content), SIZE, method="area"
         ),
-        "full decode, bilinear, antialiased": lambda content: _resize(whole(content), "bilinear"),
+        "full decode, bilinear, antialiased": lambda content: _resize(decode_fully(content), "bilinear"),
         "full decode, bilinear, not antialiased (retrain.py)": lambda content: tf.image.resize(
-            whole(content), SIZE
+            decode_fully(content), SIZE
         ),
         "hubhead's graph": lambda content: tf.cast(decode(tf.constant([content]))[0], tf.float32),
     }
     embeddings = {}
-    for name, way in ways.items():
-        pixels = [tf.clip_by_value(tf.round(way(content)), 0, 255) / 255 for content in contents]
+    for name, decoder in decoders.items():
+        pixels = [tf.clip_by_value(tf.round(decoder(content)), 0, 255) / 255 for content in contents]
         embeddings[name] = np.concatenate(
             [network.apply(tf.stack(pixels[at : at + 8])).numpy() for at in range(0, len(pixels), 8)]
         )
-    print(f"\n{len(contents)} photos; cosine with the embedding of the reference: mean, worst of 20, worst")
-    reference = _of_length_one(next(iter(embeddings.values())))
+    print(
+        f"\n{len(contents)} photos; cosine with the embedding of the reference: mean, 5 % quantile, minimum"
+    )
+    reference = _normalize(next(iter(embeddings.values())))
     for name, found in embeddings.items():
-        cosine = (_of_length_one(found) * reference).sum(axis=1)
+        cosine = (_normalize(found) * reference).sum(axis=1)
         print(f"{cosine.mean():9.4f} {np.quantile(cosine, 0.05):9.4f} {cosine.min():9.4f}  {name}")
 
 
-def _of_length_one(rows: Any) -> Any:
+def _normalize(rows: Any) -> Any:
+    """Scale rows to length one."""
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def memory(calls: int) -> None:
-    """Print the resident memory while calls go on, then the peak of calls at the limits."""
+def measure_memory(calls: int) -> None:
+    """Print the resident memory over many calls, then the peak memory of calls at the limits."""
     import tensorflow as tf
 
     from tests import corpus
@@ -160,20 +163,20 @@ def memory(calls: int) -> None:
     )
     random = np.random.default_rng(0)
     small = [case.content for case in cases if case.height * case.width < 1_000_000]
-    print(f"\n{calls} calls of {BATCH} out of {len(small)} odd and broken files: resident MB")
+    print(f"\n{calls} calls of {BATCH} out of {len(small)} odd and broken files: calls, resident MiB")
     for call in range(calls + 1):
         traced(tf.constant([small[index] for index in random.integers(0, len(small), BATCH)]))
         if call % max(calls // 10, 1) == 0:
-            print(f"{call:7} {_resident():8.0f}", flush=True)
-    print("\nPeak MB above that, a process each")
-    for name in extremes():
-        code = f"from tests.bench import decoding; decoding.peak({name!r})"
+            print(f"{call:7} {_resident_mib():8.0f}", flush=True)
+    print("\nPeak MiB of one call above the resident memory before it, each in a separate process")
+    for name in make_extreme_calls():
+        code = f"from tests.bench import decoding; decoding.print_peak({name!r})"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         print(done.stdout, end="", flush=True)
 
 
-def extremes() -> dict[str, Callable[[], Sequence[bytes]]]:
-    """Calls that cost as much as photos within the limits can."""
+def make_extreme_calls() -> dict[str, Callable[[], Sequence[bytes]]]:
+    """Return calls that need as much memory as photos within the limits can need, by name."""
     from PIL import Image
 
     from tests.corpus.images import saved, translucent
@@ -201,8 +204,8 @@ def extremes() -> dict[str, Callable[[], Sequence[bytes]]]:
     }
 
 
-def peak(name: str) -> None:
-    """Print what one call takes at its peak, above what the process took before it."""
+def print_peak(name: str) -> None:
+    """Print the peak memory of one call, its seconds, and whether all photos were decoded."""
     import tensorflow as tf
 
     traced = tf.function(
@@ -210,31 +213,36 @@ def peak(name: str) -> None:
         input_signature=[tf.TensorSpec([None], tf.string)],
         autograph=False,
     )
-    warm, contents = extremes()["32 sample-sized JPEGs"](), tf.constant(list(extremes()[name]()))
-    traced(tf.constant(warm[:1]))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far was that of making the photos
-    before, start = _resident(), time.perf_counter()
+    calls = make_extreme_calls()
+    contents = tf.constant(list(calls[name]()))
+    traced(tf.constant(calls["32 sample-sized JPEGs"]()[:1]))  # a warm-up
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak, which was that of generating the photos
+    before, start = _resident_mib(), time.perf_counter()
     statuses = traced(contents).numpy()
     seconds = time.perf_counter() - start
-    high = next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
-    print(f"{int(high.split()[1]) / 1024 - before:8.0f} {seconds:7.2f} s  {name}: {statuses.max() == 0}")
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+    decoded = "all decoded" if statuses.max() == 0 else "not all decoded"
+    print(f"{int(peak.split()[1]) / 1024 - before:8.0f} {seconds:7.2f} s  {name}: {decoded}")
 
 
-def _resident() -> float:
+def _resident_mib() -> float:
+    """Return the resident memory of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.decoding", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("what", nargs="*", help="speed, agreement, memory (default: all)")
-    parser.add_argument("--photos", type=Path, help="camera photos (default: of Debian's packages)")
-    parser.add_argument("--rounds", type=int, default=7, help="of speed (default 7)")
-    parser.add_argument("--calls", type=int, default=10_000, help="of memory (default 10000)")
+    parser.add_argument("what", nargs="*", help="measurements: speed, agreement, memory (default: all)")
+    parser.add_argument(
+        "--photos", type=Path, help="directory of camera photos (default: those of Debian's packages)"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="number of counted rounds of speed (default 7)")
+    parser.add_argument("--calls", type=int, default=10_000, help="number of calls of memory (default 10000)")
     options = parser.parse_args()
     import tensorflow as tf
 
@@ -242,11 +250,11 @@ def main() -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     chosen = options.what or ["speed", "agreement", "memory"]
     if "speed" in chosen:
-        speed(camera.directory(options.photos), options.rounds)
+        measure_speed(camera.find_directory(options.photos), options.rounds)
     if "agreement" in chosen:
-        agreement(camera.directory(options.photos))
+        measure_agreement(camera.find_directory(options.photos))
     if "memory" in chosen:
-        memory(options.calls)
+        measure_memory(options.calls)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""What would raise the accuracy of a head: `python -m tests.bench.fine_tune`.
+"""Accuracy by input size, views, combined embeddings and fine-tuning: `python -m tests.bench.fine_tune`.
 
-Input sizes, views, several embeddings at once, layers below the last, and fine-tuning, each by
-stratified cross-validation with everything chosen inside the training folds: a backbone is tuned
-on the training fold alone, and a head fitted on what it makes of the training fold. Photos, folds
-and seeds are the same for all, so that the difference in each is what can be trusted.
+Each setting is evaluated by stratified cross-validation with everything selected inside the training folds:
+a backbone is tuned on the training fold alone, and the head is fitted on its embeddings of the training fold.
+Photos, folds and seeds are the same for all settings, so that their differences are reliable.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import contract, runtime
-from tests.bench.accuracy import BATCH, FOLDS, embed, labelled
+from tests.bench.accuracy import BATCH, FOLDS, embed, read_labelled_photos
 from trainer import backbones, heads, preprocessing
 from trainer.backbones import Backbone, efficientnet_lite0
 from trainer.backbones.hub import default_weights
@@ -43,16 +42,16 @@ AUGMENTATIONS = {
     ),
 }
 MIDDLE = 10
-"""The block, counted from 0, whose output is one of the layers below the last."""
+"""Number of the block, from 0, whose output is one of the layers below the last."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What a setting makes of the photos.
+    """Embeddings of all photos with one setting.
 
     Attributes:
-        values: float32 [N,D], which heads are fitted on and asked with.
-        views: the same of random views of each photo, which heads are fitted on as well.
+        values: embeddings float32 [N,D], for fitting heads and for predictions.
+        views: embeddings of random views of each photo, for fitting heads only.
     """
 
     values: Floats
@@ -61,12 +60,12 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Fold:
-    """What is said of the photos that a fold held out.
+    """Predictions for the held-out photos of a fold.
 
     Attributes:
-        rows: which photos, int64 [M].
-        probabilities: float32 [M,K].
-        inner: the log-loss by cross-validation inside the training fold.
+        rows: indices of the photos, int64 [M].
+        probabilities: probabilities float32 [M,K].
+        inner: log-loss by cross-validation inside the training fold.
     """
 
     rows: Ints
@@ -75,76 +74,81 @@ class Fold:
 
 
 Folds = Sequence[Sequence[Fold]]
-"""Of each seed all folds."""
+"""All folds of each seed."""
 
 
 @dataclass(frozen=True)
-class Figure:
-    """What became of each photo, by seed.
+class Evaluation:
+    """Correctness and loss of each photo, by seed.
 
     Attributes:
-        right: bool [seeds,N].
-        losses: float [seeds,N], log-losses.
+        correct: whether the best label is correct, bool [seeds,N].
+        losses: log-losses, float64 [seeds,N].
     """
 
-    right: NDArray[np.bool_]
+    correct: NDArray[np.bool_]
     losses: NDArray[np.float64]
 
     @classmethod
-    def of(cls, seeds: Folds, targets: Ints) -> Figure:
-        """By what the folds of each seed say."""
-        right, losses = np.zeros((len(seeds), len(targets)), bool), np.zeros((len(seeds), len(targets)))
+    def from_folds(cls, seeds: Folds, targets: Ints) -> Evaluation:
+        """Evaluate the predictions of all folds."""
+        shape = (len(seeds), len(targets))
+        correct, losses = np.zeros(shape, bool), np.zeros(shape)
         for seed, found in enumerate(seeds):
             for fold in found:
                 rows, probabilities = fold.rows, fold.probabilities
-                right[seed, rows] = probabilities.argmax(1) == targets[rows]
+                correct[seed, rows] = probabilities.argmax(1) == targets[rows]
                 picked = probabilities[np.arange(len(rows)), targets[rows]]
                 losses[seed, rows] = -np.log(np.maximum(picked, 1e-15))
-        return cls(right, losses)
+        return cls(correct, losses)
 
-    def row(self, name: str, base: Figure) -> str:
-        """A line of the table; the difference to the base is paired by photo, over the same seeds."""
-        seeds, count = self.right.shape
-        share = metrics.proportion(round(self.right.mean(0).sum()), count)
-        more = _difference(100.0 * self.right, 100.0 * base.right[:seeds])
-        loss = _difference(self.losses, base.losses[:seeds])
+    def format_row(self, name: str, base: Evaluation) -> str:
+        """Format a row of the table; differences from the base are paired by photo, over the same seeds."""
+        seeds, count = self.correct.shape
+        interval = metrics.proportion(round(self.correct.mean(0).sum()), count)
+        points = _compare_paired(100.0 * self.correct, 100.0 * base.correct[:seeds])
+        loss = _compare_paired(self.losses, base.losses[:seeds])
+        accuracy = f"{self.correct.mean():.1%} ({interval.low:.1%} to {interval.high:.1%})"
         return (
-            f"| {name} | {seeds} | {self.right.mean():.1%} ({share.low:.1%} to {share.high:.1%}) "
-            f"| {more[0]:+.1f} ± {more[1]:.1f} | {self.losses.mean():.3f} | {loss[0]:+.3f} ± {loss[1]:.3f} |"
+            f"| {name} | {seeds} | {accuracy} | {points[0]:+.1f} ± {points[1]:.1f} "
+            f"| {self.losses.mean():.3f} | {loss[0]:+.3f} ± {loss[1]:.3f} |"
         )
 
 
-def _difference(values: NDArray[Any], others: NDArray[Any]) -> tuple[float, float]:
-    """Mean difference over photos and the half width of its 95 % interval."""
+def _compare_paired(values: NDArray[Any], others: NDArray[Any]) -> tuple[float, float]:
+    """Return the mean difference over photos and the half-width of its 95 % interval."""
     each = values.mean(0) - others.mean(0)
     return float(each.mean()), float(1.96 * each.std() / len(each) ** 0.5)
 
 
-def crossed(embedded: Embedded, targets: Ints, seeds: int) -> Folds:
-    """Heads fitted and asked in all folds of all seeds."""
+def cross_validate(embedded: Embedded, targets: Ints, seeds: int) -> Folds:
+    """Fit a head and predict the held-out photos in all folds of all seeds."""
     classes = int(targets.max()) + 1
 
-    def one(fitted: Ints, held_out: Ints, seed: int) -> Fold:
+    def predict_fold(fitted: Ints, held_out: Ints, seed: int) -> Fold:
         views = [view[fitted] for view in embedded.views]
-        model, held = heads.fit(embedded.values[fitted], targets[fitted], classes, views=views, seed=seed)
-        inner = heads.log_loss(held.probabilities, held.targets)
+        model, selection = heads.fit(
+            embedded.values[fitted], targets[fitted], classes, views=views, seed=seed
+        )
+        inner = heads.log_loss(selection.probabilities, selection.targets)
         return Fold(held_out, model.probabilities(embedded.values[held_out]), inner)
 
     return [
-        [one(*rows, seed) for rows in heads.stratified_folds(targets, FOLDS, seed)] for seed in range(seeds)
+        [predict_fold(*rows, seed) for rows in heads.stratified_folds(targets, FOLDS, seed)]
+        for seed in range(seeds)
     ]
 
 
-def chosen(settings: Sequence[Folds]) -> Folds:
-    """Of each fold the setting with the lowest log-loss inside the training fold."""
+def select_best(settings: Sequence[Folds]) -> Folds:
+    """Select, for each fold, the setting with the lowest log-loss inside the training fold."""
     return [
         [min(same, key=lambda fold: fold.inner) for same in zip(*seed, strict=True)]
         for seed in zip(*settings, strict=True)
     ]
 
 
-def viewed(photos: Sequence[bytes], alias: str, augmentation: Augmentation) -> list[Floats]:
-    """Embeddings of VIEWS random views of each photo, as `hubhead train` makes them."""
+def embed_views(photos: Sequence[bytes], alias: str, augmentation: Augmentation) -> list[Floats]:
+    """Embed VIEWS random views of each photo, as `hubhead train` does."""
     found = []
     for number in range(VIEWS):
         template = prepare_view_template(alias, cache_directory(), Preprocessing(), augmentation, number)
@@ -154,8 +158,8 @@ def viewed(photos: Sequence[bytes], alias: str, augmentation: Augmentation) -> l
     return found
 
 
-def mirrored(photos: Sequence[bytes], network: Backbone) -> Floats:
-    """The mean embedding of each photo and its mirror image."""
+def embed_with_mirror_image(photos: Sequence[bytes], network: Backbone) -> Floats:
+    """Return the mean embedding of each photo and its mirror image."""
     import tensorflow as tf
 
     height, width = network.image_size
@@ -165,11 +169,11 @@ def mirrored(photos: Sequence[bytes], network: Backbone) -> Floats:
         pixels = tf.cast(preprocessing.decode_photos(contents, settings)[0], tf.float32) / 255.0
         return (network.apply(pixels) + network.apply(tf.reverse(pixels, [2]))) / 2.0
 
-    return _in_batches(run, photos)
+    return _run_in_batches(run, photos)
 
 
-def layers(photos: Sequence[bytes], network: Backbone, weights: dict[str, Any]) -> Floats:
-    """Means over the map of block MIDDLE and over that of the last block."""
+def embed_lower_layers(photos: Sequence[bytes], network: Backbone, weights: dict[str, Any]) -> Floats:
+    """Return the spatial means of the outputs of block MIDDLE and of the last block, side by side."""
     import tensorflow as tf
 
     height, width = network.image_size
@@ -177,14 +181,14 @@ def layers(photos: Sequence[bytes], network: Backbone, weights: dict[str, Any]) 
 
     def run(contents: Any) -> Any:
         pixels = tf.cast(preprocessing.decode_photos(contents, settings)[0], tf.float32) / 255.0
-        # The stem's map comes first, the last block's is the last but one.
+        # The first feature map is that of the stem, the last but one that of the last block.
         found = efficientnet_lite0.feature_maps(weights, pixels, training=False)
         return tf.concat([tf.reduce_mean(found[index], [1, 2]) for index in (MIDDLE + 1, -2)], 1)
 
-    return _in_batches(run, photos)
+    return _run_in_batches(run, photos)
 
 
-def _in_batches(run: Callable[[Any], Any], photos: Sequence[bytes]) -> Floats:
+def _run_in_batches(run: Callable[[Any], Any], photos: Sequence[bytes]) -> Floats:
     import tensorflow as tf
 
     signature = [tf.TensorSpec([None], tf.string)]
@@ -193,14 +197,14 @@ def _in_batches(run: Callable[[Any], Any], photos: Sequence[bytes]) -> Floats:
     return np.concatenate([traced(list(photos[start : start + BATCH])).numpy() for start in starts])
 
 
-def at_size(size: int, directory: Path) -> Backbone:
-    """The default backbone for photos of another size."""
+def load_at_size(size: int, directory: Path) -> Backbone:
+    """Export the default backbone for another input size, and load it."""
     path = directory / f"{size}"
     efficientnet_lite0.export(default_weights(cache_directory()), path, image_size=size)
     return backbones.load(str(path), cache_directory())
 
 
-def tuned(
+def predict_fine_tuned(
     photos: Sequence[bytes],
     targets: Ints,
     network: Backbone,
@@ -208,7 +212,7 @@ def tuned(
     settings: FineTuneSettings,
     seed: int,
 ) -> Iterator[Fold]:
-    """With a backbone tuned in each training fold, and a head fitted on its embeddings."""
+    """Yield the predictions of each fold by a backbone that is tuned on the training fold."""
     classes = int(targets.max()) + 1
     height, width = network.image_size
     for fitted, held_out in heads.stratified_folds(targets, FOLDS, seed):
@@ -228,53 +232,41 @@ def tuned(
 
 
 def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.bench.fine_tune", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--photos", type=Path, help="a folder of labels (default: the sample photos)")
-    parser.add_argument("--seeds", type=int, default=4, help="repeats without fine-tuning (default 4)")
-    parser.add_argument("--tune_seeds", type=int, default=1, help="repeats with it, 0 for none (default 1)")
-    parser.add_argument("--tune_sizes", type=int, nargs="*", default=[224, 260], help="its input sizes")
-    parser.add_argument("--keep", type=float, default=FineTuneSettings.keep)
-    parser.add_argument("--learning_rate", type=float, default=FineTuneSettings.learning_rate)
-    parser.add_argument("--epochs", type=int, default=FineTuneSettings.epochs)
-    parser.add_argument("--depth", type=float, default=FineTuneSettings.depth)
-    parser.add_argument("--tune_alone", action="store_true", help="leave the settings without it out")
-    options = parser.parse_args()
+    """Run the command."""
+    options = _parse_options()
     from trainer.dataset.samples import fetch_sample_photos
 
-    photos, targets = labelled(options.photos or fetch_sample_photos(cache_directory()).directory)
+    photos, targets = read_labelled_photos(options.photos or fetch_sample_photos(cache_directory()).directory)
     print(f"{len(photos)} photos, {FOLDS} folds; ± and brackets are 95 % intervals\n")
-    print(
-        "| | seeds | accuracy | against the first | log-loss | against the first |\n|---|---|---|---|---|---|"
-    )
+    print("| setting | seeds | accuracy | difference from row 1 | log-loss | difference from row 1 |")
+    print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as directory:
         sizes = sorted({224, *options.tune_sizes}) if options.tune_alone else SIZES
-        networks = {size: at_size(size, Path(directory)) for size in {*sizes, *options.tune_sizes}}
+        networks = {size: load_at_size(size, Path(directory)) for size in {*sizes, *options.tune_sizes}}
         embeddings = {
             size: embed(photos, network, Preprocessing(height=size, width=size))
             for size, network in networks.items()
         }
-
-        names = {size: f"{size} pixels" for size in sorted(networks)}
-        found = {
-            name: crossed(Embedded(embeddings[size]), targets, options.seeds) for size, name in names.items()
+        by_size = {
+            f"{size} pixels": cross_validate(Embedded(embeddings[size]), targets, options.seeds)
+            for size in sorted(networks)
         }
-        base = Figure.of(found[names[224]], targets)
-        for name, folds in found.items():
-            print(Figure.of(folds, targets).row(name, base), flush=True)
+        base = Evaluation.from_folds(by_size["224 pixels"], targets)
+
+        def print_row(name: str, folds: Folds) -> None:
+            print(Evaluation.from_folds(folds, targets).format_row(name, base), flush=True)
+
+        for name, folds in by_size.items():
+            print_row(name, folds)
         if not options.tune_alone:
-            offered = {name: found[name] for name in (names[224], names[260])}
-            for name, embedded in _with_views(photos, embeddings):
-                offered[name] = crossed(embedded, targets, options.seeds)
-                print(Figure.of(offered[name], targets).row(name, base), flush=True)
-            best = chosen(list(offered.values()))
-            name = f"the one of {len(offered)}, {', '.join(offered)}, chosen inside each training fold"
-            print(Figure.of(best, targets).row(name, base), flush=True)
-            for name, values in _combined(photos, networks, embeddings):
-                folds = crossed(Embedded(values), targets, options.seeds)
-                print(Figure.of(folds, targets).row(name, base), flush=True)
+            candidates = {name: by_size[name] for name in ("224 pixels", "260 pixels")}
+            for name, embedded in _embed_with_views(photos, embeddings):
+                candidates[name] = cross_validate(embedded, targets, options.seeds)
+                print_row(name, candidates[name])
+            name = f"best of {len(candidates)} ({', '.join(candidates)}), selected inside each training fold"
+            print_row(name, select_best(list(candidates.values())))
+            for name, values in _combine_embeddings(photos, networks, embeddings):
+                print_row(name, cross_validate(Embedded(values), targets, options.seeds))
         settings = FineTuneSettings(
             epochs=options.epochs,
             learning_rate=options.learning_rate,
@@ -284,36 +276,54 @@ def main() -> None:
         for size in options.tune_sizes if options.tune_seeds else ():
             start = time.perf_counter()
             runs = [
-                list(tuned(photos, targets, networks[size], embeddings[size], settings, seed))
+                list(predict_fine_tuned(photos, targets, networks[size], embeddings[size], settings, seed))
                 for seed in range(options.tune_seeds)
             ]
             minutes = (time.perf_counter() - start) / 60 / FOLDS / options.tune_seeds
-            print(
-                Figure.of(runs, targets).row(f"{size} pixels, fine-tuned ({minutes:.1f} min a run)", base),
-                flush=True,
-            )
+            print_row(f"{size} pixels, fine-tuned ({minutes:.1f} min per fold)", runs)
 
 
-def _with_views(photos: Sequence[bytes], embeddings: dict[int, Floats]) -> Iterator[tuple[str, Embedded]]:
-    """The sizes that are aliases, with views, by name."""
+def _parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.fine_tune", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--photos", type=Path, help="labelled folder (default: the sample photos)")
+    parser.add_argument("--seeds", type=int, default=4, help="number of cross-validations (default 4)")
+    parser.add_argument(
+        "--tune_seeds", type=int, default=1, help="the same for fine-tuning, 0 to skip it (default 1)"
+    )
+    parser.add_argument("--tune_sizes", type=int, nargs="*", default=[224, 260], help="input sizes to tune")
+    parser.add_argument("--tune_alone", action="store_true", help="skip the settings without fine-tuning")
+    for name, kind in {"keep": float, "learning_rate": float, "epochs": int, "depth": float}.items():
+        default = getattr(FineTuneSettings, name)
+        parser.add_argument(
+            f"--{name}", type=kind, default=default, help=f"as in FineTuneSettings (default {default})"
+        )
+    return parser.parse_args()
+
+
+def _embed_with_views(
+    photos: Sequence[bytes], embeddings: dict[int, Floats]
+) -> Iterator[tuple[str, Embedded]]:
+    """Yield a name and embeddings for each size that has an alias, with random views."""
     for size, alias in ALIASES.items():
         for name, augmentation in AUGMENTATIONS.items():
-            views = viewed(photos, alias, augmentation)
+            views = embed_views(photos, alias, augmentation)
             yield f"{size} pixels, {VIEWS} {name}", Embedded(embeddings[size], views)
 
 
-def _combined(
+def _combine_embeddings(
     photos: Sequence[bytes], networks: dict[int, Backbone], embeddings: dict[int, Floats]
 ) -> Iterator[tuple[str, Floats]]:
-    """Embeddings made of several, by name."""
+    """Yield a name and embeddings for each combination of several embeddings."""
     for size in ALIASES:
-        yield f"{size} pixels, mean with the mirror image", mirrored(photos, networks[size])
+        yield f"{size} pixels, mean with the mirror image", embed_with_mirror_image(photos, networks[size])
     yield "224 and 300 pixels side by side", np.hstack([embeddings[224], embeddings[300]])
     yield "mean of 224, 260 and 300 pixels", np.mean([embeddings[size] for size in (224, 260, 300)], 0)
     yield "mean of 224, 300 and 380 pixels", np.mean([embeddings[size] for size in (224, 300, 380)], 0)
     yield "mean of all sizes", np.mean(list(embeddings.values()), 0)
     weights = efficientnet_lite0.build_variables(default_weights(cache_directory()), classifier=False)
-    below = layers(photos, networks[224], weights)
+    below = embed_lower_layers(photos, networks[224], weights)
     yield "224 pixels, with two layers below the last", np.hstack([embeddings[224], below])
 
 

@@ -1,9 +1,9 @@
 """Accuracy and log-loss of heads on the sample photos: `python -m tests.bench.heads`.
 
-By stratified five-fold cross-validation, the mean over the seeds, with the same features, folds and seeds
-for all: hubhead's head and its other kinds, scikit-learn's logistic regression, and retrain.py's head.
-What is chosen for a head (regularisation strength, temperature) is chosen inside the training folds.
-Then the calibration error of the served kind out of fold, beside the band of a calibrated model.
+Compared are the kinds of hubhead's head, scikit-learn's logistic regression, and retrain.py's head, by
+stratified five-fold cross-validation, averaged over the seeds, with the same features, folds and seeds. The
+settings of a head (regularisation strength, temperature) are selected inside the training folds. Then the
+out-of-fold calibration error of the default kind is printed, with the confidence band of a calibrated model.
 """
 
 from __future__ import annotations
@@ -27,13 +27,18 @@ FOLDS = 5
 KINDS = ("linear", "hidden", "cosine")
 
 Fit = Callable[[Floats, Ints, Floats, int, int], Floats]
-"""Training features and targets, held-out features, number of labels, seed; gives probabilities [N,K]."""
+"""Takes training features and targets, held-out features, number of labels, seed; returns probabilities."""
 
 
-def retrain_head(features: heads.Floats, targets: heads.Ints, classes: int, seed: int) -> NDArray[np.float64]:
-    """retrain.py's head: 4,000 steps of plain gradient descent, each on 100 photos drawn evenly by label.
+def fit_retrain_head(
+    features: heads.Floats, targets: heads.Ints, classes: int, seed: int
+) -> NDArray[np.float64]:
+    """Fit retrain.py's head: 4,000 steps of gradient descent, each on 100 photos drawn uniformly by label.
 
-    Its steps never leave the span of the features, so they are taken in that smaller space.
+    The steps never leave the span of the features, so they are computed in that smaller space.
+
+    Returns:
+        Kernel and bias as one matrix [D+1,K].
     """
     random = np.random.default_rng(seed)
     basis, triangle = np.linalg.qr(features.T)
@@ -53,7 +58,7 @@ def retrain_head(features: heads.Floats, targets: heads.Ints, classes: int, seed
 
 
 def fit_kind(kind: str) -> Fit:
-    """Return the fit of one of hubhead's kinds of heads."""
+    """Return the function that fits one of hubhead's kinds of heads."""
 
     def fit(rows: Floats, targets: Ints, held_out: Floats, classes: int, seed: int) -> Floats:
         settings = HeadSettings(kind=kind)  # type: ignore[arg-type]
@@ -63,16 +68,16 @@ def fit_kind(kind: str) -> Fit:
 
 
 def fit_scikit_learn(rows: Floats, targets: Ints, held_out: Floats, classes: int, seed: int) -> Floats:
-    """Fit scikit-learn's logistic regression with C=30 on features of length one."""
+    """Fit scikit-learn's logistic regression with C=30 on features of length one; return probabilities."""
     return predict(of_length_one(held_out), yardstick(of_length_one(rows), targets, 30.0))
 
 
 def fit_retrain(rows: Floats, targets: Ints, held_out: Floats, classes: int, seed: int) -> Floats:
-    """Fit retrain.py's head."""
-    return predict(held_out, retrain_head(rows, targets, classes, seed))
+    """Fit retrain.py's head; return probabilities."""
+    return predict(held_out, fit_retrain_head(rows, targets, classes, seed))
 
 
-def cross_validated(features: Floats, targets: Ints, classes: int, fit: Fit, seed: int) -> Floats:
+def predict_out_of_fold(features: Floats, targets: Ints, classes: int, fit: Fit, seed: int) -> Floats:
     """Return out-of-fold probabilities float32 [N,K]."""
     found = np.zeros((len(targets), classes), np.float32)
     for rows, held_out in heads.stratified_folds(targets, FOLDS, seed=100 + seed):
@@ -83,22 +88,24 @@ def cross_validated(features: Floats, targets: Ints, classes: int, fit: Fit, see
 def compare(
     features: Floats, targets: Ints, classes: int, fits: Mapping[str, Fit], seeds: int
 ) -> dict[str, tuple[float, float]]:
-    """Return accuracy and log-loss of each head, the mean over the seeds."""
+    """Return accuracy and log-loss of each head, averaged over the seeds."""
     from threadpoolctl import threadpool_limits
 
     figures = {}
     with threadpool_limits(1, user_api="blas"):
         for name, fit in fits.items():
-            runs = [cross_validated(features, targets, classes, fit, seed) for seed in range(seeds)]
+            runs = [predict_out_of_fold(features, targets, classes, fit, seed) for seed in range(seeds)]
             accuracy = float(np.mean([(run.argmax(axis=1) == targets).mean() for run in runs]))
             figures[name] = accuracy, float(np.mean([heads.log_loss(run, targets) for run in runs]))
     return figures
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.heads", description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=4, help="repeats (default 4)")
+    parser.add_argument(
+        "--seeds", type=int, default=4, help="number of cross-validations with different folds (default 4)"
+    )
     options = parser.parse_args()
     cache = cache_directory()
     trained = train_once(cache, fetch_sample_photos(cache))
@@ -106,8 +113,10 @@ def main() -> None:
     fits: dict[str, Fit] = {kind: fit_kind(kind) for kind in KINDS}
     fits |= {"scikit-learn, C=30": fit_scikit_learn, "retrain.py": fit_retrain}
     for name, (accuracy, loss) in compare(features, targets, classes, fits, options.seeds).items():
-        share = proportion(round(accuracy * len(targets)), len(targets))
-        print(f"{name:20} {share}, log-loss {loss:.3f}, mean of {options.seeds} x {FOLDS} folds", flush=True)
+        interval = proportion(round(accuracy * len(targets)), len(targets))
+        print(
+            f"{name:20} {interval}, log-loss {loss:.3f}, mean of {options.seeds} x {FOLDS} folds", flush=True
+        )
     validated = cross_validate(
         features,
         targets,
@@ -116,8 +125,8 @@ def main() -> None:
     )
     for run in validated.runs:
         assert run.calibration
-        print(f"calibration error out of fold: {run.calibration}, p = {run.calibration.p_value:.2f}")
-    print(f"macro F1, first of {options.seeds} repeats: {validated.runs[0].macro.f1}")
+        print(f"out-of-fold calibration error: {run.calibration}, p = {run.calibration.p_value:.2f}")
+    print(f"macro F1, first of {options.seeds} repetitions: {validated.runs[0].macro.f1}")
 
 
 if __name__ == "__main__":

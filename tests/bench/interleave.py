@@ -1,8 +1,8 @@
-"""Variants that take turns, so that what slows the machine slows all of them alike.
+"""Interleaved measurement: variants run in turns, so that whatever slows the machine slows all of them.
 
-TensorFlow's thread pools are fixed for a process, so each setting has a process of its own,
-which waits while the others are measured. Each figure is the median over the rounds; on a shared
-machine it is the ratios that can be trusted.
+TensorFlow's thread pools are fixed for a process, so each thread setting has a process of its own, which
+waits while the others are measured. Each figure is the median over the rounds. On a shared machine only
+the ratios are reliable.
 """
 
 from __future__ import annotations
@@ -15,20 +15,33 @@ from dataclasses import dataclass
 from tests.bench.worker import Prepare, Worker
 
 DEFAULT_THREADS = "default threads"
-ONE_THREAD_AN_OP = "one thread an op"
+ONE_THREAD_PER_OP = "one thread per op"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A name for the table, and the setting of TensorFlow's threads that it needs."""
+    """One way to do the work.
+
+    Attributes:
+        name: name in the table.
+        setting: thread setting of TensorFlow, DEFAULT_THREADS or ONE_THREAD_PER_OP.
+    """
 
     name: str
     setting: str
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One row of the table: photos/s, the median of the rounds."""
+class Throughput:
+    """One row of the table.
+
+    Attributes:
+        name: name of the variant.
+        photos_per_second: median over the rounds.
+        lowest: slowest round, in photos/s.
+        highest: fastest round, in photos/s.
+        ratio: median divided by that of the base variant.
+    """
 
     name: str
     photos_per_second: float
@@ -37,30 +50,29 @@ class Figure:
     ratio: float
 
 
-def measure(variants: Sequence[Variant], rounds: int, base: str, prepare: Prepare) -> list[Figure]:
-    """Let the variants take turns; the first round warms up and does not count."""
+def measure(variants: Sequence[Variant], rounds: int, base: str, prepare: Prepare) -> list[Throughput]:
+    """Run the variants in turns; the first round is a warm-up and does not count."""
     workers = {setting: Worker(setting, prepare) for setting in {variant.setting for variant in variants}}
     rates: dict[str, list[float]] = {variant.name: [] for variant in variants}
-    for turn in range(rounds + 1):
+    for number in range(rounds + 1):
         for variant in variants:
             rate = workers[variant.setting].run(variant.name)
-            print(f"round {turn} of {rounds}: {rate:8.1f} photos/s  {variant.name}", flush=True)
-            if turn:
+            print(f"round {number} of {rounds}: {rate:8.1f} photos/s  {variant.name}", flush=True)
+            if number:
                 rates[variant.name].append(rate)
     for worker in workers.values():
         worker.stop()
     unit = statistics.median(rates[base])
     return [
-        Figure(name, statistics.median(found), min(found), max(found), statistics.median(found) / unit)
+        Throughput(name, statistics.median(found), min(found), max(found), statistics.median(found) / unit)
         for name, found in rates.items()
     ]
 
 
-def show(figures: Sequence[Figure]) -> None:
-    """Print the table."""
+def print_table(rows: Sequence[Throughput]) -> None:
+    """Print one line per variant."""
     print(f"\n{'photos/s':>9} {'lowest':>8} {'highest':>8} {'ratio':>6}  variant ({os.cpu_count()} cores)")
-    for figure in figures:
+    for row in rows:
         print(
-            f"{figure.photos_per_second:9.1f} {figure.lowest:8.1f} {figure.highest:8.1f} "
-            f"{figure.ratio:6.2f}  {figure.name}"
+            f"{row.photos_per_second:9.1f} {row.lowest:8.1f} {row.highest:8.1f} {row.ratio:6.2f}  {row.name}"
         )

@@ -1,14 +1,14 @@
-"""The batch job from the files on a disk to Parquet, beside what else would do its work.
+"""The batch job, from files on disk to Parquet, compared with alternatives: `python -m tests.bench.job`.
 
-The rows, for small photos (the samples, 307 x 173) and for those of a camera (4000 x 3000):
+Variants, for small photos (the samples, 307 x 173) and for photos of a camera (4000 x 3000):
 
-* loop: reads the files and runs our graph on all cores, and does nothing else
+* loop: reads the files and runs hubhead's graph on all cores, and nothing else
 * job: `hubhead score`, from the listing to run.json and report.html
 * tf.data: a pipeline with antialiased resizing around the backbone's signature as loaded
-* RunInference: Beam's, with a plain TensorFlow handler, from the files to Parquet
+* RunInference: Beam's transform with a plain TensorFlow handler, from the files to Parquet
 
-Start-up (imports, loading the model) counts for none of them. The last two get every fifth photo:
-they are slow, and would be no faster with all.
+Start-up (imports, loading the model) is excluded for all of them. The last two process every fifth photo:
+they are slow, and all photos would not change their rate.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench import camera
-from tests.bench.interleave import DEFAULT_THREADS, ONE_THREAD_AN_OP, Variant, measure, show
-from tests.bench.variants import as_loaded, photos, template, threads
+from tests.bench.interleave import DEFAULT_THREADS, ONE_THREAD_PER_OP, Variant, measure, print_table
+from tests.bench.variants import count_cores, load_signature, load_template, read_sample_photos
 
 SIZES = {"small": 4000, "camera": 2000}
-"""Photos a round: half a minute on two cores, so that a run's own second or so weighs as little as it
-does in the work that the job is for."""
+"""Photos per round. They take half a minute on two cores, so that the fixed cost of a run weighs as little
+as in real work."""
 
 KINDS = {
-    "loop": ONE_THREAD_AN_OP,
-    "job": ONE_THREAD_AN_OP,
+    "loop": ONE_THREAD_PER_OP,
+    "job": ONE_THREAD_PER_OP,
     "tf.data": DEFAULT_THREADS,
     "RunInference": DEFAULT_THREADS,
 }
@@ -42,85 +42,96 @@ _BATCH = 32
 
 
 def prepare(name: str, setting: str) -> Callable[[], float]:
-    """A function that runs one round of a variant and gives photos/s; everything is loaded before."""
+    """Load what a variant needs; return a function that runs one round and returns photos/s."""
     import tensorflow as tf
 
-    if setting == ONE_THREAD_AN_OP:
+    if setting == ONE_THREAD_PER_OP:
         from serving import runtime
 
-        runtime.configure_threads(threads())
+        runtime.configure_threads(count_cores())
     tf.get_logger().setLevel("ERROR")
     size, _, kind = name.partition(": ")
-    top = _directory(size)
-    work = {"loop": _loop, "job": _job, "tf.data": _tf_data, "RunInference": _run_inference}[kind](top)
-    number = len(_paths(top, _PHOTOS[kind]))
+    top = _photo_directory(size)
+    makers = {
+        "loop": _make_loop,
+        "job": _make_job,
+        "tf.data": _make_tf_data,
+        "RunInference": _make_run_inference,
+    }
+    work = makers[kind](top)
+    number = len(_list_paths(top, _PHOTOS[kind]))
 
-    def one_round() -> float:
+    def run_round() -> float:
         begin = time.perf_counter()
-        start_up = work() or 0.0
-        return number / (time.perf_counter() - begin - start_up)
+        start_up_seconds = work() or 0.0
+        return number / (time.perf_counter() - begin - start_up_seconds)
 
-    return one_round
+    return run_round
 
 
-def _directory(size: str) -> Path:
-    """As many photo files as a round takes, all of different bytes."""
+def _photo_directory(size: str) -> Path:
+    """Return the directory of the photos of a round."""
     return Path(tempfile.gettempdir()) / f"hubhead-bench-{size}"
 
 
 def _write_photos(size: str, contents: Sequence[bytes]) -> None:
-    top = _directory(size)
-    shutil.rmtree(top, ignore_errors=True)  # an earlier version of this file may have left other names
+    """Write as many photo files as a round processes, all with different bytes."""
+    top = _photo_directory(size)
+    shutil.rmtree(top, ignore_errors=True)  # a previous run may have left files with other names
     top.mkdir()
     for number in range(SIZES[size]):
-        # Bytes behind the end of a JPEG do not change it, and make it a photo of its own.
+        # Bytes after the end of a JPEG do not change the picture, but make its content distinct.
         content = contents[number % len(contents)] + number.to_bytes(2, "big")
         (top / f"{number:05d}.jpeg").write_bytes(content)
 
 
-def _paths(top: Path, pattern: str) -> list[Path]:
+def _list_paths(top: Path, pattern: str) -> list[Path]:
     return sorted(top.glob(pattern))
 
 
-def _loop(top: Path) -> Callable[[], None]:
+def _make_loop(top: Path) -> Callable[[], None]:
+    """Return the bare loop over the files and the model."""
     from serving import contract, runtime
 
-    model = runtime.load(template().path)
+    model = runtime.load(load_template().path)
 
     def work() -> None:
-        contents = (path.read_bytes() for path in _paths(top, _ALL))
+        contents = (path.read_bytes() for path in _list_paths(top, _ALL))
         for _ in model.imap(contract.EMBED, contract.IMAGE_BYTES, contents):
             pass
 
     return work
 
 
-def _job(top: Path) -> Callable[[], float]:
-    """`hubhead score` of files that no store knows; gives the seconds that its start-up took."""
+def _make_job(top: Path) -> Callable[[], float]:
+    """Return `hubhead score` with an empty store, as a function that returns its start-up seconds."""
     from batch.jobs.score import ScoreSettings, score
 
-    place = Path(tempfile.mkdtemp(prefix="hubhead-bench-job-"))
-    model = _bundle(place / "models" / "bench")
+    directory = Path(tempfile.mkdtemp(prefix="hubhead-bench-job-"))
+    model = export_bundle(directory / "models" / "bench")
     rounds = iter(range(1000))
 
     def work() -> float:
         number = next(rounds)
         settings = ScoreSettings(
-            (model,), str(place / f"out{number}"), str(top), embedding_store=str(place / f"store{number}")
+            (model,),
+            str(directory / f"out{number}"),
+            str(top),
+            embedding_store=str(directory / f"store{number}"),
         )
         return score(settings).this_run.seconds["start"]
 
     return work
 
 
-def _bundle(base: Path) -> Path:
-    """A bundle of the default backbone with a head of two labels that knows nothing."""
+def export_bundle(base: Path) -> Path:
+    """Export the default backbone with a head of two labels whose weights are zero; return its directory."""
     import numpy as np
 
     from trainer.export import bundle
     from trainer.heads import Head, Scaling
 
-    source = template()
+    source = load_template()
     dimension = source.metadata.dimension
     scaling = Scaling(np.zeros(dimension, np.float32), np.ones(dimension, np.float32))
     head = Head(scaling, np.zeros((dimension, 2), np.float32), np.zeros(2, np.float32), 1.0)
@@ -133,31 +144,33 @@ def _decode(content: Any) -> Any:
     return tf.image.resize(tf.io.decode_jpeg(content, channels=3), [224, 224], antialias=True) / 255.0
 
 
-def _tf_data(top: Path) -> Callable[[], None]:
+def _make_tf_data(top: Path) -> Callable[[], None]:
+    """Return a tf.data pipeline around the signature."""
     import tensorflow as tf
 
-    signature = as_loaded()
+    signature = load_signature()
 
     def work() -> None:
-        dataset = tf.data.Dataset.from_tensor_slices([str(path) for path in _paths(top, _FIFTH)])
-        dataset = dataset.map(lambda path: _decode(tf.io.read_file(path)), num_parallel_calls=threads())
+        dataset = tf.data.Dataset.from_tensor_slices([str(path) for path in _list_paths(top, _FIFTH)])
+        dataset = dataset.map(lambda path: _decode(tf.io.read_file(path)), num_parallel_calls=count_cores())
         for pixels in dataset.batch(_BATCH).prefetch(2):
             signature(pixels)
 
     return work
 
 
-def _run_inference(top: Path) -> Callable[[], None]:
+def _make_run_inference(top: Path) -> Callable[[], None]:
+    """Return a Beam pipeline with RunInference."""
     import apache_beam as beam
     import pyarrow as pa
     from apache_beam.io import fileio
     from apache_beam.ml.inference.base import ModelHandler, RunInference
 
     class Handler(ModelHandler[tuple[str, bytes], dict[str, Any], Any]):  # type: ignore[misc]
-        """Decodes a batch, resizes it with antialiasing, calls the signature as loaded."""
+        """Decodes a batch, resizes it with antialiasing, and calls the signature as loaded."""
 
         def load_model(self) -> Any:
-            return as_loaded()
+            return load_signature()
 
         def batch_elements_kwargs(self) -> dict[str, Any]:
             return {"min_batch_size": _BATCH, "max_batch_size": _BATCH}
@@ -172,7 +185,7 @@ def _run_inference(top: Path) -> Callable[[], None]:
                 yield {"uri": path, "embedding": embedding.tolist()}
 
     schema = pa.schema([("uri", pa.string()), ("embedding", pa.list_(pa.float32()))])
-    place = Path(tempfile.mkdtemp(prefix="hubhead-bench-beam-"))
+    directory = Path(tempfile.mkdtemp(prefix="hubhead-bench-beam-"))
     rounds = iter(range(1000))
 
     def work() -> None:
@@ -183,34 +196,44 @@ def _run_inference(top: Path) -> Callable[[], None]:
                 | fileio.ReadMatches()
                 | beam.Map(lambda file: (file.metadata.path, file.read()))
                 | RunInference(Handler())
-                | beam.io.WriteToParquet(str(place / f"{next(rounds)}"), schema)
+                | beam.io.WriteToParquet(str(directory / f"{next(rounds)}"), schema)
             )
 
     return work
 
 
 @cache
-def _contents(size: str) -> list[bytes]:
-    return photos() if size == "small" else camera.resized(camera.directory(), 4000, 3000, 8)
+def _read_photos(size: str) -> list[bytes]:
+    """Read the distinct photos of a size."""
+    if size == "small":
+        return read_sample_photos()
+    return camera.read_resized_photos(camera.find_directory(), 4000, 3000, 8)
 
 
-def _variants(sizes: Iterable[str], kinds: Iterable[str]) -> Iterator[Variant]:
+def _list_variants(sizes: Iterable[str], kinds: Iterable[str]) -> Iterator[Variant]:
     for size in sizes:
         for kind in kinds:
             yield Variant(f"{size}: {kind}", KINDS[kind])
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.job", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="counted rounds (default 3)")
-    parser.add_argument("--size", choices=SIZES, action="append", help="only these (default all)")
-    parser.add_argument("--kind", choices=KINDS, action="append", help="beside the loop, only these")
+    parser.add_argument("--rounds", type=int, default=3, help="number of counted rounds (default 3)")
+    parser.add_argument(
+        "--size", choices=SIZES, action="append", help="size of the photos; can be repeated (default: both)"
+    )
+    parser.add_argument(
+        "--kind",
+        choices=KINDS,
+        action="append",
+        help="variant to compare with the loop; can be repeated (default: all)",
+    )
     options = parser.parse_args()
     kinds = dict.fromkeys(["loop", *(options.kind or KINDS)])
     for size in options.size or SIZES:
-        _write_photos(size, _contents(size))
-        show(measure(list(_variants([size], kinds)), options.rounds, f"{size}: loop", prepare))
+        _write_photos(size, _read_photos(size))
+        print_table(measure(list(_list_variants([size], kinds)), options.rounds, f"{size}: loop", prepare))
 
 
 if __name__ == "__main__":

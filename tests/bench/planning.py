@@ -1,10 +1,12 @@
-"""How planning grows with the input: `python -m tests.bench.planning`.
+"""Seconds and memory of planning, by the size of the input: `python -m tests.bench.planning`.
 
-Each figure is of a process of its own. `plan` sorts a manifest of local photos (which do not
-exist, so each costs the look that a file system takes for that) and cuts it into shards that are
-all written to the plan, with TensorFlow and Beam imported as they are in a job. `shards` does so
-for 100,000 lines cut into 100 and into 10,000 shards. `known` is a whole `hubhead score` that finds nothing
-to do: the shards of so many photos are made finished beforehand, without a model.
+Each figure is of a separate process, with TensorFlow and Beam imported as in a job:
+
+* plan: sort a dataset manifest of local photos, split it into shards, and write all of them to the plan. The
+  photos do not exist, so each costs one look-up in the file system. 100,000 lines are also split into shards
+  of 1,500 and of 15 photos.
+* score: a whole `hubhead score` that finds nothing to do. The shards of all photos are committed beforehand,
+  without running a model.
 """
 
 from __future__ import annotations
@@ -26,15 +28,15 @@ SIZES = (10_000, 100_000, 1_000_000)
 
 
 @dataclass(frozen=True)
-class Figure:
-    """What one process took.
+class Measurement:
+    """Cost of one process.
 
     Attributes:
-        name: of the case.
-        seconds: wall time of the work, without imports for `plan`, from the command to its end for `score`.
-        core_seconds: of the processor in it, which a busy machine does not lengthen as much.
+        name: name of the case.
+        seconds: wall time: without imports for `plan`, of the whole command for `score`.
+        core_seconds: processor time, which depends less on other load of the machine.
         megabytes: peak resident memory.
-        shards: how many there were.
+        shards: number of shards.
     """
 
     name: str
@@ -45,7 +47,7 @@ class Figure:
 
 
 def write_manifest(path: Path, lines: int) -> None:
-    """A manifest of that many photos, with two more columns."""
+    """Write a dataset manifest with that many photos and two more columns."""
     with path.open("w") as file:
         file.write("uri,shop,price\n")
         for number in range(lines):
@@ -55,13 +57,13 @@ def write_manifest(path: Path, lines: int) -> None:
 
 
 def plan(manifest: str, output: str, shard_size: int) -> int:
-    """Plan as a job does; the number of shards."""
-    job = _job(manifest, output, "digest")
-    job.check()
-    return job.plan(shard_size).shards
+    """Plan a run as a job does; return the number of shards."""
+    planner = _make_planner(manifest, output, "digest")
+    planner.check()
+    return planner.plan(shard_size).shards
 
 
-def _job(manifest: str, output: str, digest: str) -> Any:
+def _make_planner(manifest: str, output: str, digest: str) -> Any:
     from batch.inputs.sources import Source
     from batch.jobs.planner import RunPlanner
     from batch.output.dataset import Output
@@ -70,16 +72,16 @@ def _job(manifest: str, output: str, digest: str) -> Any:
     return RunPlanner(Output(output), "bench", Source(manifest=manifest), models)
 
 
-def bundle(path: str) -> int:
-    """Make the model; it is never asked."""
+def write_bundle(path: str) -> int:
+    """Write a bundle, which never runs; return 0."""
     from tests.support.score_job import make_bundle
 
     make_bundle(Path(path))
     return 0
 
 
-def finish(manifest: str, output: str, model: str) -> int:
-    """Make an output in which every shard is finished, with rows of nothing but addresses; their number."""
+def commit_all_shards(manifest: str, output: str, model: str) -> int:
+    """Write an output in which every shard is finished, with rows of addresses only; return their number."""
     import pyarrow as pa
 
     from batch.inputs.sources import Source
@@ -91,22 +93,22 @@ def finish(manifest: str, output: str, model: str) -> int:
     from batch.shards import shard as shards
 
     [bundle] = read_models([Path(model)])
-    job = RunPlanner(Output(output), "before", Source(manifest=manifest), [describe_model(bundle)])
-    job.check()
-    planned = job.plan(shards.DEFAULT_SIZE)
+    planner = RunPlanner(Output(output), "before", Source(manifest=manifest), [describe_model(bundle)])
+    planner.check()
+    planned = planner.plan(shards.DEFAULT_SIZE)
     for line in shards.read_plan(planned.path):
         shard = line.read_shard()
         stats = Stats(photos=len(shard.photos), rows=len(shard.photos))
         stats.statuses["ok"] = stats.photos
         stats.models["food/1"] = DecisionCounts(abstained=stats.photos)
         table = pa.table({"uri": [photo.uri for photo in shard.photos]})
-        job.output.commit(shard.id, "before", table, stats, {}, date="2026-05-31")
-    shards.remove_plan(job.output.plan_directory)
+        planner.output.commit(shard.id, "before", table, stats, {}, date="2026-05-31")
+    shards.remove_plan(planner.output.plan_directory)
     return planned.shards
 
 
-def apart(case: str, *arguments: str) -> tuple[int, float, float, float]:
-    """Run a case in a process of its own: shards, seconds, those of the processor, peak MB."""
+def run_in_process(case: str, *arguments: str) -> tuple[int, float, float, float]:
+    """Run a case in a separate process; return shards, seconds, processor seconds, and peak MB."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench.planning", "--case", case, *arguments],
         check=True,
@@ -118,15 +120,15 @@ def apart(case: str, *arguments: str) -> tuple[int, float, float, float]:
 
 
 def run_case(case: str, arguments: list[str]) -> None:
-    """What `apart` runs."""
+    """Run a case in this process and print its cost as JSON, for `run_in_process`."""
     import apache_beam  # noqa: F401
     import tensorflow  # noqa: F401
 
     manifest, output, last = arguments
     work: dict[str, Callable[[], int]] = {
         "plan": lambda: plan(manifest, output, int(last)),
-        "finish": lambda: finish(manifest, output, last),
-        "bundle": lambda: bundle(manifest),
+        "commit": lambda: commit_all_shards(manifest, output, last),
+        "bundle": lambda: write_bundle(manifest),
     }
     start, core_start = time.perf_counter(), time.process_time()
     shards = work[case]()
@@ -134,20 +136,20 @@ def run_case(case: str, arguments: list[str]) -> None:
     print(json.dumps([shards, *took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 
 
-def known(manifest: Path, output: Path, model: Path) -> tuple[float, float, float]:
-    """Seconds, those of the processor, and peak MB of `hubhead score` from the command to its end."""
+def measure_score(manifest: Path, output: Path, model: Path) -> tuple[float, float, float]:
+    """Run `hubhead score`; return its seconds, processor seconds, and peak MB."""
     command = [sys.executable, "-m", "batch", "--manifest", str(manifest), "--model", str(model)]
     command += ["--output", str(output), "--embedding_store", str(output.parent / "store")]
     start = time.perf_counter()
     process = subprocess.Popen([*command, "--run_id", "bench"], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit(f"hubhead score ended with {status}")
+        raise SystemExit(f"hubhead score failed with exit code {os.waitstatus_to_exitcode(status)}")
     return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.planning", description=__doc__.splitlines()[0]
     )
@@ -158,28 +160,30 @@ def main() -> None:
         run_case(options.case, options.arguments)
         return
     with tempfile.TemporaryDirectory(prefix="hubhead-bench-") as directory:
-        for figure in measure(Path(directory)):
-            took = f"{figure.seconds:8.2f} s {figure.core_seconds:8.2f} core s {figure.megabytes:6.0f} MB"
-            took += f" {figure.shards:7d} shards"
-            print(f"{took}  {figure.name}", flush=True)
+        for case in measure(Path(directory)):
+            cost = f"{case.seconds:8.2f} s {case.core_seconds:8.2f} core s {case.megabytes:6.0f} MB"
+            print(f"{cost} {case.shards:7d} shards  {case.name}", flush=True)
 
 
-def measure(top: Path) -> Iterator[Figure]:
-    """All figures, one after the other."""
+def measure(top: Path) -> Iterator[Measurement]:
+    """Run all cases, one after another."""
     for lines in SIZES:
         write_manifest(top / f"{lines}.csv", lines)
-        shards, *took = apart("plan", str(top / f"{lines}.csv"), str(top / f"plan-{lines}"), "8192")
-        yield Figure(f"plan {lines:,} lines", *took, shards)
+        shards, *cost = run_in_process("plan", str(top / f"{lines}.csv"), str(top / f"plan-{lines}"), "8192")
+        yield Measurement(f"plan {lines:,} lines", *cost, shards)
     for size in (1500, 15):
-        shards, *took = apart("plan", str(top / "100000.csv"), str(top / f"shards-{size}"), str(size))
-        yield Figure(f"plan 100,000 lines in shards of {size}", *took, shards)
-    # In a process of its own too: what this one holds would count as the peak of those that it starts.
+        shards, *cost = run_in_process(
+            "plan", str(top / "100000.csv"), str(top / f"shards-{size}"), str(size)
+        )
+        yield Measurement(f"plan 100,000 lines in shards of {size}", *cost, shards)
+    # In a separate process too: the memory of this one would count in the peak of its child processes.
     model = top / "models" / "food" / "1"
-    apart("bundle", str(model), "", "")
+    run_in_process("bundle", str(model), "", "")
     for lines in SIZES:
-        shards, *_ = apart("finish", str(top / f"{lines}.csv"), str(top / f"known-{lines}"), str(model))
-        took = [*known(top / f"{lines}.csv", top / f"known-{lines}", model)]
-        yield Figure(f"score, {lines:,} photos, nothing new", *took, shards)
+        manifest, output = top / f"{lines}.csv", top / f"scored-{lines}"
+        shards, *_ = run_in_process("commit", str(manifest), str(output), str(model))
+        cost = [*measure_score(manifest, output, model)]
+        yield Measurement(f"score, {lines:,} photos, nothing new", *cost, shards)
 
 
 if __name__ == "__main__":

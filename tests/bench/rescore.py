@@ -1,9 +1,8 @@
-"""Rescoring a million photos from the embedding store, beside scoring photos from their files.
+"""Rescoring a million photos, compared with scoring from the files: `python -m tests.bench.rescore`.
 
-Both run as commands of their own, in one run of this bench, with a head of ten labels on the
-default backbone. The embeddings are random, and stand in the store as scoring leaves them: a
-file for each shard. `--shuffled` has them in an order that has nothing to do with the photos'.
-Seconds and memory are of the whole command, from its start to its end.
+Both run as separate commands in one run of this benchmark, with a head of ten labels on the default backbone.
+The embeddings are random. They are in the store as scoring leaves them, one file per shard; `--shuffled`
+stores them in an order unrelated to that of the photos. Seconds and memory are those of the whole command.
 """
 
 from __future__ import annotations
@@ -24,30 +23,30 @@ from typing import Any
 
 import numpy as np
 
-from tests.bench.variants import photos, template
+from tests.bench.variants import load_template, read_sample_photos
 
 LABELS = [f"label {number}" for number in range(10)]
 SCORED = 512
-"""Photos that are scored from their files."""
+"""Number of photos that are scored from their files."""
 
 REPO = Path(__file__).parents[2]
 
 
-def bundle(base: Path) -> Any:
-    """The default backbone with a head of ten labels that knows nothing."""
+def export_bundle(base: Path) -> Any:
+    """Export the default backbone with a head of ten labels whose weights are random."""
     from trainer.export import bundle as export
     from trainer.heads import Head, Scaling
 
-    source, draw = template(), np.random.default_rng(0)
+    source, random = load_template(), np.random.default_rng(0)
     dimension = source.metadata.dimension
     scaling = Scaling(np.zeros(dimension, np.float32), np.ones(dimension, np.float32))
-    kernel = draw.standard_normal((dimension, len(LABELS))).astype(np.float32)
+    kernel = random.standard_normal((dimension, len(LABELS))).astype(np.float32)
     head = Head(scaling, kernel, np.zeros(len(LABELS), np.float32), 1.0)
     return export.export(source, export.HeadExport(head, LABELS), base)
 
 
-def earlier_scoring(top: Path, model: Any, number: int, *, shuffled: bool) -> None:
-    """A store and scores of that many photos, as a scoring of them would have left them."""
+def write_previous_scores(top: Path, model: Any, number: int, *, shuffled: bool) -> None:
+    """Write the store and the scores that scoring that many photos would have left."""
     import pyarrow as pa
 
     from batch.embeddings import layout
@@ -59,11 +58,11 @@ def earlier_scoring(top: Path, model: Any, number: int, *, shuffled: bool) -> No
 
     uris = sorted((f"/photos/uploads/2026/05/{i:08d}.jpg" for i in range(number)), key=hash_uri)
     shas = np.frombuffer(b"".join(hashlib.sha256(uri.encode()).digest() for uri in uris), "S32")
-    order, draw = np.arange(number), np.random.default_rng(1)
+    order, random = np.arange(number), np.random.default_rng(1)
     if shuffled:
-        draw.shuffle(order)
+        random.shuffle(order)
     dimension = model.metadata.dimension
-    base = np.abs(draw.standard_normal((DEFAULT_SIZE, dimension))).astype(np.float16)
+    base = np.abs(random.standard_normal((DEFAULT_SIZE, dimension))).astype(np.float16)
     output, started = Output(str(top / "scores")), datetime.now(UTC)
     for shard, start in enumerate(range(0, number, DEFAULT_SIZE)):
         here = slice(start, min(start + DEFAULT_SIZE, number))
@@ -73,19 +72,19 @@ def earlier_scoring(top: Path, model: Any, number: int, *, shuffled: bool) -> No
         embedding = pa.FixedSizeListArray.from_arrays(
             pa.array(vectors.reshape(-1)), type=layout.embeddings_schema(dimension).field("embedding").type
         )
-        kept = {"sha256": pa.array([sha.tobytes() for sha in shas[order[here]].view("V32")], pa.binary(32))}
-        kept |= {
+        stored = {"sha256": pa.array([sha.tobytes() for sha in shas[order[here]].view("V32")], pa.binary(32))}
+        stored |= {
             "embedding": embedding,
             "status": pa.array(["ok"] * size),
             "detail": pa.nulls(size, pa.string()),
         }
-        kept |= {"height": pa.array(ones), "width": pa.array(ones)}
+        stored |= {"height": pa.array(ones), "width": pa.array(ones)}
         layout.write_file(
             str(top / "store" / model.metadata.fingerprint),
             layout.EMBEDDINGS,
-            pa.table(kept, schema=layout.embeddings_schema(dimension)),
+            pa.table(stored, schema=layout.embeddings_schema(dimension)),
         )
-        about = PhotoColumns(
+        columns = PhotoColumns(
             uris=pa.array(uris[here]),
             shas=pa.array([sha.tobytes().hex() for sha in shas[here].view("V32")]),
             status=np.zeros(size, np.int8),
@@ -93,17 +92,17 @@ def earlier_scoring(top: Path, model: Any, number: int, *, shuffled: bool) -> No
             heights=ones,
             widths=ones,
         )
-        drawn = np.argsort(draw.random((size, len(LABELS))), axis=1)[:, :5]
-        said = Decisions(drawn, np.full((size, 5), 0.1, np.float32), drawn[:, 0])
-        table = build_scores_table(about, said, model, started)
+        top_labels = np.argsort(random.random((size, len(LABELS))), axis=1)[:, :5]
+        decisions = Decisions(top_labels, np.full((size, 5), 0.1, np.float32), top_labels[:, 0])
+        table = build_scores_table(columns, decisions, model, started)
         output.commit(f"{shard:032x}", "bench", table, Stats(photos=size), {}, date="2026-05-31")
-        print(f"\r{here.stop} of {number} made", end="", file=sys.stderr, flush=True)
+        print(f"\r{here.stop} of {number} written", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     Path(output.run_file).write_text("{}")
 
 
-def command(*arguments: str) -> tuple[float, float]:
-    """Run hubhead: seconds, and MiB resident at the peak."""
+def run_hubhead(*arguments: str) -> tuple[float, float]:
+    """Run hubhead; return its seconds and its peak resident memory in MiB."""
     start = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     process = subprocess.Popen(
@@ -112,28 +111,28 @@ def command(*arguments: str) -> tuple[float, float]:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"hubhead {arguments[0]} ended with {process.returncode}")
+        raise SystemExit(f"hubhead {arguments[0]} failed with exit code {process.returncode}")
     unit = 1 if sys.platform == "darwin" else 1024
     return time.perf_counter() - start, usage.ru_maxrss * unit / 2**20
 
 
-def scoring(top: Path, model: Any) -> float:
-    """Photos/s of `hubhead score`, without its start."""
+def measure_score(top: Path, model: Any) -> float:
+    """Return the photos/s of `hubhead score`, without its start-up."""
     folder = top / "photos"
     folder.mkdir()
-    contents = photos()
+    contents = read_sample_photos()
     for number in range(SCORED):
-        # Bytes behind the end of a JPEG do not change it, and make it a photo of its own.
+        # Bytes after the end of a JPEG do not change the picture, but make its content distinct.
         content = contents[number % len(contents)] + number.to_bytes(2, "big")
         (folder / f"{number}.jpeg").write_bytes(content)
     arguments = ["--model", str(model.path), "--output", str(top / "scored"), "--embedding_store"]
-    command("score", "--photos", str(folder), *arguments, str(top / "store of the photos"))
+    run_hubhead("score", "--photos", str(folder), *arguments, str(top / "store of the photos"))
     run = json.loads((top / "scored" / "run.json").read_text())
     return float(run["this_run"]["photos_per_second"])
 
 
-def head_alone(model: Any, rows: int = 32768) -> tuple[float, float, float]:
-    """Seconds to load the model, and for a million rows through its signature and through numpy."""
+def measure_head(model: Any, rows: int = 32768) -> tuple[float, float, float]:
+    """Return the seconds to load the head, and per million rows by its signature and by numpy."""
     from batch.scoring import head_runner
     from serving import contract
     from serving.runtime import single_signature
@@ -156,39 +155,47 @@ def head_alone(model: Any, rows: int = 32768) -> tuple[float, float, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.rescore", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--photos", type=int, default=1_000_000, help="that are rescored (default a million)")
-    parser.add_argument("--shuffled", action="store_true", help="the store in an order of its own")
-    parser.add_argument("--head", action="store_true", help="the head alone too: its signature, and numpy")
-    parser.add_argument("--directory", type=Path, help="for the store: 2.6 GB a million (default: temporary)")
+    parser.add_argument(
+        "--photos", type=int, default=1_000_000, help="number of photos to rescore (default a million)"
+    )
+    parser.add_argument("--shuffled", action="store_true", help="store the embeddings in random order")
+    parser.add_argument(
+        "--head", action="store_true", help="also measure the head alone: its signature, and numpy"
+    )
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        help="directory for the store, 2.6 GB per million photos (default: a temporary one)",
+    )
     options = parser.parse_args(arguments)
     top = Path(tempfile.mkdtemp(prefix="hubhead-bench-", dir=options.directory))
     try:
-        model = bundle(top / "models" / "bench")
-        earlier_scoring(top, model, options.photos, shuffled=options.shuffled)
-        place = ["--output", str(top / "rescored"), "--embedding_store", str(top / "store")]
-        seconds, peak = command(
-            "rescore", "--scores", str(top / "scores"), "--model", str(model.path), *place
+        model = export_bundle(top / "models" / "bench")
+        write_previous_scores(top, model, options.photos, shuffled=options.shuffled)
+        output = ["--output", str(top / "rescored"), "--embedding_store", str(top / "store")]
+        seconds, peak = run_hubhead(
+            "rescore", "--scores", str(top / "scores"), "--model", str(model.path), *output
         )
         run = json.loads((top / "rescored" / "run.json").read_text())
         assert run["rows"] == options.photos
-        rate = scoring(top, model)
+        rate = measure_score(top, model)
         print(f"\n{os.cpu_count()} cores, {options.photos} embeddings of {model.metadata.dimension}")
         print(f"{seconds:9.1f} s       hubhead rescore, the whole command")
-        print(f"{peak:9.0f} MiB     resident at its peak")
-        for stage, spent in run["this_run"]["seconds_by_stage"].items():
-            print(f"{spent:9.1f} s       of it: {stage}")
-        print(f"{options.photos / seconds:9.0f} photos/s with the start of the command")
-        print(f"{rate:9.1f} photos/s by hubhead score from the files, without its start")
+        print(f"{peak:9.0f} MiB     peak resident memory")
+        for stage, stage_seconds in run["this_run"]["seconds_by_stage"].items():
+            print(f"{stage_seconds:9.1f} s       of these: {stage}")
+        print(f"{options.photos / seconds:9.0f} photos/s, start-up included")
+        print(f"{rate:9.1f} photos/s by hubhead score from the files, start-up excluded")
         print(f"{options.photos / seconds / rate:9.0f} times faster")
         if options.head:
-            load, served, plain = head_alone(model)
+            load, signature, plain = measure_head(model)
             print(f"{load:9.1f} s       to load TensorFlow and the head")
-            print(f"{served:9.1f} s       a million rows through classify_embedding, one core")
-            print(f"{plain:9.1f} s       the same in numpy, probabilities alone")
+            print(f"{signature:9.1f} s       a million rows by classify_embedding, on one core")
+            print(f"{plain:9.1f} s       a million rows by numpy, probabilities only")
     finally:
         shutil.rmtree(top)
 

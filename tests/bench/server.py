@@ -1,10 +1,10 @@
-"""The local server beside serving.runtime called directly, bare gRPC and FastAPI: `make bench-server`.
+"""The local server compared with direct calls of serving.runtime, bare gRPC and FastAPI: `make bench-server`.
 
-ratio     photos/s of 16 callers with one photo each, over each of them; the sides take turns
-latency   median of a single caller, beside the direct call and beside grpc.aio around it with nothing
-else: on machines where memory that rests grows cold that alone takes many milliseconds
-overload  twice the capacity for a minute, each call with a deadline: who is answered, who is refused
-and how fast, the server's memory, and how soon it is itself again
+ratio     photos/s of 16 callers with one photo each, relative to each peer; the peers run in turns
+latency   median of a single caller, compared with the direct call and with grpc.aio around it and nothing
+          else: on machines whose idle memory gets cold that alone takes many milliseconds
+overload  twice the capacity for a minute, each call with a deadline: answered and rejected calls and their
+          latencies, the memory of the server, and the time until it has recovered
 """
 
 from __future__ import annotations
@@ -34,39 +34,41 @@ from tests.support.fake_model import free_port
 
 CALLERS = 16
 MODEL = "bench"
-SIDES = "tests.bench.server_sides"
+PEERS = "tests.bench.server_peers"
 
 
 @contextmanager
-def process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A side, once it says that it is ready; ended with the block."""
+def start_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a Python process within a `with` block, and terminate it at the end."""
     command = [sys.executable, *arguments]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as found:
+    ) as started:
         try:
-            yield found
+            yield started
         finally:
-            found.terminate()
+            started.terminate()
 
 
-def first_line(found: subprocess.Popen[str]) -> str:
-    assert found.stdout is not None
-    line = found.stdout.readline()
+def read_line(process: subprocess.Popen[str]) -> str:
+    """Wait for a line of output: the process prints one when it is ready, and one per command."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
     if not line:
-        raise RuntimeError(f"{found.args} ended before it was ready")
+        raise RuntimeError(f"{process.args} ended before it printed a line")
     return line
 
 
-def told(found: subprocess.Popen[str], line: str) -> float:
-    assert found.stdin is not None
-    found.stdin.write(f"{line}\n")
-    found.stdin.flush()
-    return float(first_line(found))
+def send_command(process: subprocess.Popen[str], command: str) -> float:
+    """Send a command to the process of `run_direct`; return the number that it answers."""
+    assert process.stdin is not None
+    process.stdin.write(f"{command}\n")
+    process.stdin.flush()
+    return float(read_line(process))
 
 
-def bodies(photos: list[bytes]) -> list[bytes]:
-    """Serialized PredictRequests, so that the callers cost next to nothing."""
+def serialize_requests(photos: list[bytes]) -> list[bytes]:
+    """Serialize a PredictRequest per photo beforehand, so that the callers use almost no processor time."""
     found = []
     for photo in photos:
         request = protos.PredictRequest(model_spec={"name": MODEL})
@@ -75,21 +77,21 @@ def bodies(photos: list[bytes]) -> list[bytes]:
     return found
 
 
-def grpc_caller(port: int, photos: list[bytes]) -> Callable[[int], None]:
-    """Asks about the photo of a number; one for all threads."""
+def make_grpc_caller(port: int, photos: list[bytes]) -> Callable[[int], None]:
+    """Return a function that classifies the photo of a number; threads can share it."""
     call = grpc.insecure_channel(f"localhost:{port}").unary_unary(protos.PREDICT)
-    sent = bodies(photos)
-    return lambda number: call(sent[number % len(sent)], timeout=60)
+    requests = serialize_requests(photos)
+    return lambda number: call(requests[number % len(requests)], timeout=60)
 
 
-def bare_caller(port: int, photos: list[bytes]) -> Callable[[int], None]:
-    """As `grpc_caller`, of the bare server."""
+def make_bare_caller(port: int, photos: list[bytes]) -> Callable[[int], None]:
+    """Return the same function for the bare gRPC server."""
     call = grpc.insecure_channel(f"localhost:{port}").unary_unary("/bench.Bare/Label")
     return lambda number: call(photos[number % len(photos)], timeout=60)
 
 
-def http_caller(port: int, photos: list[bytes]) -> Callable[[int], None]:
-    """As `grpc_caller`, over a connection a thread."""
+def make_http_caller(port: int, photos: list[bytes]) -> Callable[[int], None]:
+    """Return the same function for the FastAPI server, with one connection per thread."""
     local = threading.local()
 
     def call(number: int) -> None:
@@ -99,19 +101,21 @@ def http_caller(port: int, photos: list[bytes]) -> Callable[[int], None]:
         response = local.connection.getresponse()
         body = response.read()
         if response.status != 200:
-            raise RuntimeError(f"FastAPI answered {response.status}: {body[:200]!r}")
+            raise RuntimeError(f"FastAPI returned {response.status}: {body[:200]!r}")
 
     return call
 
 
-def throughput(call: Callable[[int], None], count: int, pool: ThreadPoolExecutor) -> float:
+def measure_throughput(call: Callable[[int], None], count: int, pool: ThreadPoolExecutor) -> float:
+    """Make calls from all threads of a pool; return photos/s."""
     start = time.perf_counter()
     for _ in pool.map(call, range(count)):
         pass
     return count / (time.perf_counter() - start)
 
 
-def median_seconds(call: Callable[[int], None], count: int) -> float:
+def measure_latency(call: Callable[[int], None], count: int) -> float:
+    """Make calls one after another; return the median seconds."""
     found = []
     for number in range(count):
         start = time.perf_counter()
@@ -120,10 +124,12 @@ def median_seconds(call: Callable[[int], None], count: int) -> float:
     return statistics.median(found)
 
 
-def overload(port: int, pid: int, photos: list[bytes], rate: float, seconds: float, deadline: float) -> None:
-    """Calls at a fixed rate whatever comes back, and what came back."""
+def measure_overload(
+    port: int, pid: int, photos: list[bytes], rate: float, seconds: float, deadline: float
+) -> None:
+    """Send open-loop load at a fixed rate, and print outcomes, latencies, memory and recovery time."""
     call = grpc.insecure_channel(f"localhost:{port}").unary_unary(protos.PREDICT)
-    sent = bodies(photos)
+    requests = serialize_requests(photos)
     ended: list[tuple[str, float]] = []
     memory: list[float] = []
     begin = time.perf_counter()
@@ -132,76 +138,88 @@ def overload(port: int, pid: int, photos: list[bytes], rate: float, seconds: flo
         due = begin + number / rate
         time.sleep(max(0.0, due - time.perf_counter()))
         start = time.perf_counter()
-        future = call.future(sent[number % len(sent)], timeout=deadline)
-        future.add_done_callback(lambda done, start=start: ended.append(outcome(done, start)))
+        future = call.future(requests[number % len(requests)], timeout=deadline)
+        future.add_done_callback(
+            lambda done, start=start: ended.append((done.code().name, time.perf_counter() - start))
+        )
         if number % max(1, int(rate)) == 0:
             memory.append(resident_mib(pid))
     offered = total / (time.perf_counter() - begin)
     stopped = time.perf_counter()
-    recovered = recovery(call, sent[0])
+    recovered = measure_recovery(call, requests[0])
     while len(ended) < total and time.perf_counter() - stopped < 4 * deadline:
         time.sleep(0.01)
     codes = Counter(code for code, _ in ended)
-    answered = sorted(took for code, took in ended if code == "OK")
-    refused = sorted(took for code, took in ended if code == "UNAVAILABLE")
+    answered = sorted(seconds for code, seconds in ended if code == "OK")
+    rejected = sorted(seconds for code, seconds in ended if code == "UNAVAILABLE")
     accepted = total - codes["UNAVAILABLE"]
     print(f"  offered {offered:.0f}/s for {seconds:.0f} s, deadline {deadline:g} s: {dict(codes)}")
     print(f"  lost: {total - len(ended)}; answered {codes['OK'] / seconds:.0f}/s")
-    print(
-        f"  of those accepted, in time: {codes['OK'] / max(accepted, 1):.2%}; p99 {at(answered, 0.99):.3f} s"
-    )
-    print(f"  refused within, median {at(refused, 0.5) * 1000:.1f} ms, p99 {at(refused, 0.99) * 1000:.1f} ms")
+    in_time = codes["OK"] / max(accepted, 1)
+    print(f"  accepted calls answered in time: {in_time:.2%}; p99 {quantile(answered, 0.99):.3f} s")
+    median, p99 = (1000 * quantile(rejected, fraction) for fraction in (0.5, 0.99))
+    print(f"  time to rejection: median {median:.1f} ms, p99 {p99:.1f} ms")
     quarter = max(1, len(memory) // 4)
     print(
-        f"  memory of the server, MiB: first quarter up to {max(memory[:quarter]):.0f}, "
-        f"last quarter up to {max(memory[-quarter:]):.0f}"
+        f"  memory of the server, MiB: up to {max(memory[:quarter]):.0f} in the first quarter, "
+        f"up to {max(memory[-quarter:]):.0f} in the last"
     )
-    print(f"  answers a single caller in time again after {recovered:.2f} s")
+    print(f"  recovered, with a single caller answered in time, after {recovered:.2f} s")
 
 
-def outcome(done: Any, start: float) -> tuple[str, float]:
-    return done.code().name, time.perf_counter() - start
-
-
-def recovery(call: Any, body: bytes) -> float:
-    """Seconds until the first of five calls in a row that are answered within half a second."""
+def measure_recovery(call: Any, request: bytes) -> float:
+    """Return the seconds until the first of five consecutive calls that are answered within 0.5 s."""
     begin = time.perf_counter()
-    since: float | None = None
-    row = 0
-    while row < 5:
+    first: float | None = None
+    consecutive = 0
+    while consecutive < 5:
         start = time.perf_counter()
         try:
-            call(body, timeout=0.5)
+            call(request, timeout=0.5)
         except grpc.RpcError:
-            since, row = None, 0
+            first, consecutive = None, 0
             time.sleep(0.02)
             continue
-        since, row = since or start, row + 1
-    return (since or begin) - begin
+        first, consecutive = first or start, consecutive + 1
+    return (first or begin) - begin
 
 
-def at(values: list[float], share: float) -> float:
-    return values[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
+def quantile(values: list[float], fraction: float) -> float:
+    """Return a quantile of sorted values; NaN without values."""
+    return values[min(len(values) - 1, int(fraction * len(values)))] if values else float("nan")
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process has used."""
+    """Return the processor seconds that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_mib(pid: int) -> float:
+    """Return the resident memory of a process in MiB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="of the comparison; 0: none (default 5)")
-    parser.add_argument("--photos", type=int, default=384, help="photos a round (default 384)")
-    parser.add_argument("--seconds", type=float, default=60, help="of overload; 0: none (default 60)")
-    parser.add_argument("--deadline", type=float, default=1.0, help="of a call in the overload (default 1)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=5,
+        help="number of counted rounds of the comparison; 0 skips it (default 5)",
+    )
+    parser.add_argument("--photos", type=int, default=384, help="photos per round (default 384)")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="duration of the overload; 0 skips it (default 60)"
+    )
+    parser.add_argument(
+        "--deadline",
+        type=float,
+        default=1.0,
+        help="deadline of a call in the overload, in seconds (default 1)",
+    )
     options = parser.parse_args()
 
     from trainer.dataset.download import cache_directory
@@ -217,20 +235,21 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, photos: list[bytes], base: Path) -> None:
-    with process("-m", SIDES, "bundle", str(base)) as made:
-        first_line(made)
-        made.wait()
+    """Start the server; compare it with its peers and overload it."""
+    with start_process("-m", PEERS, "bundle", str(base)) as writer:
+        read_line(writer)
+        writer.wait()
     arguments = ("-m", "serving", "serve", "--model_base_path", str(base), "--port", "0")
-    with process(*arguments) as server, ThreadPoolExecutor(CALLERS) as pool:
-        port = int(first_line(server).partition("localhost:")[2].split()[0])
-        ours = grpc_caller(port, photos)
+    with start_process(*arguments) as server, ThreadPoolExecutor(CALLERS) as pool:
+        port = int(read_line(server).partition("localhost:")[2].split()[0])
+        call_server = make_grpc_caller(port, photos)
         if options.rounds:
-            compare(options, photos, base, server.pid, ours, pool)
+            compare(options, photos, base, server.pid, call_server, pool)
         if options.seconds:
-            throughput(ours, options.photos // 4, pool)
-            capacity = throughput(ours, options.photos, pool)
-            print(f"overload, at twice {capacity:.0f}/s:", flush=True)
-            overload(port, server.pid, photos, 2 * capacity, options.seconds, options.deadline)
+            measure_throughput(call_server, options.photos // 4, pool)
+            capacity = measure_throughput(call_server, options.photos, pool)
+            print(f"overload at twice the capacity of {capacity:.0f}/s:", flush=True)
+            measure_overload(port, server.pid, photos, 2 * capacity, options.seconds, options.deadline)
 
 
 def compare(
@@ -238,79 +257,81 @@ def compare(
     photos: list[bytes],
     base: Path,
     pid: int,
-    ours: Callable[[int], None],
+    call_server: Callable[[int], None],
     pool: ThreadPoolExecutor,
 ) -> None:
-    """The sides take turns."""
+    """Measure the server and its peers in turns."""
     fastapi_port = str(free_port())
     with (
-        process("-m", SIDES, "direct", str(base)) as direct,
-        process("-m", SIDES, "bare", str(base)) as plain,
-        process("-m", SIDES, "fastapi", str(base), fastapi_port) as fastapi,
+        start_process("-m", PEERS, "direct", str(base)) as direct,
+        start_process("-m", PEERS, "bare", str(base)) as bare,
+        start_process("-m", PEERS, "fastapi", str(base), fastapi_port) as fastapi,
     ):
-        first_line(direct)
-        first_line(fastapi)
-        bare = bare_caller(int(first_line(plain).split()[1]), photos)
-        theirs = http_caller(int(fastapi_port), photos)
+        read_line(direct)
+        read_line(fastapi)
+        call_bare = make_bare_caller(int(read_line(bare).split()[1]), photos)
+        call_fastapi = make_http_caller(int(fastapi_port), photos)
         time.sleep(1)
         latencies: dict[str, list[float]] = {"direct": [], "bare gRPC": [], "server": []}
         runs: dict[str, tuple[int, Callable[[], float]]] = {
-            "direct": (direct.pid, lambda: told(direct, f"many {options.photos}")),
-            "bare gRPC": (plain.pid, lambda: throughput(bare, options.photos, pool)),
-            "server": (pid, lambda: throughput(ours, options.photos, pool)),
-            "FastAPI": (fastapi.pid, lambda: throughput(theirs, options.photos, pool)),
+            "direct": (direct.pid, lambda: send_command(direct, f"many {options.photos}")),
+            "bare gRPC": (bare.pid, lambda: measure_throughput(call_bare, options.photos, pool)),
+            "server": (pid, lambda: measure_throughput(call_server, options.photos, pool)),
+            "FastAPI": (fastapi.pid, lambda: measure_throughput(call_fastapi, options.photos, pool)),
         }
         rates: dict[str, list[float]] = {name: [] for name in runs}
         costs: dict[str, list[float]] = {name: [] for name in runs}
-        for turn in range(options.rounds + 1):
+        for number in range(options.rounds + 1):
             found, spent = {}, {}
-            for name, (side, run) in runs.items():
-                before = cpu_seconds(side)
+            for name, (process_id, run) in runs.items():
+                before = cpu_seconds(process_id)
                 found[name] = run()
-                spent[name] = (cpu_seconds(side) - before) / options.photos
+                spent[name] = (cpu_seconds(process_id) - before) / options.photos
             single = {
-                "direct": told(direct, "one 64"),
-                "bare gRPC": median_seconds(bare, 64),
-                "server": median_seconds(ours, 64),
+                "direct": send_command(direct, "one 64"),
+                "bare gRPC": measure_latency(call_bare, 64),
+                "server": measure_latency(call_server, 64),
             }
             print(
-                f"round {turn}: "
+                f"round {number}: "
                 + ", ".join(
-                    f"{name} {rate:.0f} photos/s at {spent[name] * 1000:.1f} ms of CPU"
+                    f"{name} {rate:.0f} photos/s at {spent[name] * 1000:.1f} ms of CPU per photo"
                     for name, rate in found.items()
                 )
-                + "; one caller "
+                + "; single caller "
                 + ", ".join(f"{name} {seconds * 1000:.1f} ms" for name, seconds in single.items()),
                 flush=True,
             )
-            if turn:  # the first warms up
+            if number:  # the first round is a warm-up
                 for name, rate in found.items():
                     rates[name].append(rate)
                     costs[name].append(spent[name])
                 for name, seconds in single.items():
                     latencies[name].append(seconds)
-    show(rates, costs, latencies)
+    print_table(rates, costs, latencies)
 
 
-def show(
+def print_table(
     rates: dict[str, list[float]], costs: dict[str, list[float]], latencies: dict[str, list[float]]
 ) -> None:
-    """Medians, and medians of the ratios of each round.
+    """Print medians, and medians of the ratios of each round.
 
-    On a machine that others use, CPU seconds say more than seconds.
+    On a shared machine, CPU seconds are more reliable than wall seconds.
     """
     for name, found in rates.items():
         ratio = statistics.median(a / b for a, b in zip(rates["server"], found, strict=True))
         print(
             f"{name:9} {statistics.median(found):7.1f} photos/s ({min(found):.0f} to {max(found):.0f}), "
-            f"server over it {ratio:.2f}; per CPU second "
+            f"ratio of the server {ratio:.2f}, per CPU second "
             f"{statistics.median(b / a for a, b in zip(costs['server'], costs[name], strict=True)):.2f}"
         )
     for name, found in latencies.items():
-        print(f"{name:9} {statistics.median(found) * 1000:7.1f} ms for a single caller's photo")
+        print(f"{name:9} {statistics.median(found) * 1000:7.1f} ms per photo of a single caller")
     for name in ("direct", "bare gRPC"):
-        more = statistics.median(a - b for a, b in zip(latencies["server"], latencies[name], strict=True))
-        print(f"server over {name}: {more * 1000:+.1f} ms")
+        difference = statistics.median(
+            a - b for a, b in zip(latencies["server"], latencies[name], strict=True)
+        )
+        print(f"server minus {name}: {difference * 1000:+.1f} ms")
 
 
 if __name__ == "__main__":

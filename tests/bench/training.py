@@ -1,11 +1,11 @@
-"""What `hubhead train` takes on the sample photos: `python -m tests.bench.training`.
+"""Duration of `hubhead train` on the sample photos: `python -m tests.bench.training`.
 
-The whole command, imports and report included, in a process of its own: first with an empty
-embedding store and an empty cache of graphs, then from the store. Downloads are not counted.
+The whole command, imports and report included, runs in a separate process: first with an empty embedding
+store and without cached graphs, then from the store. Downloads are excluded.
 
-Beside it the way of the original retrain.py (`retrain_way`), in the same run: all its text files,
-and as many of its 4,000 steps as `--retrain_steps` says, from which the others are reckoned. That
-is the least it can take: retrain.py itself took longer where it was measured (ORIGINAL).
+It is compared with the work of the original retrain.py (`retrain_baseline`) in the same run: all text
+files, and `--retrain_steps` of the 4,000 steps, from which the duration of all steps is extrapolated. This
+is a lower bound: retrain.py itself took longer where it was measured (ORIGINAL_SECONDS).
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from tests.bench import retrain_way
-from tests.bench.retrain_way import STEPS, Took
+from tests.bench.retrain_baseline import STEPS, Durations, measure_baseline
 from trainer import backbones
 from trainer.dataset.download import cache_directory
 from trainer.dataset.samples import fetch_sample_photos
 
-ORIGINAL = 258.0, 231.0
-"""Seconds of the original retrain.py, first and from its text files: measured once, on a machine of 2 cores
-that runs the default backbone as loaded at 90 photos/s (tests.bench), with 505 files: these photos before
-copies and rare labels are left out. All but some 27 s are its steps, of as many whatever the photos."""
+ORIGINAL_SECONDS = 258.0, 231.0
+"""Seconds of the original retrain.py: the first run, and a run from its text files.
+
+Measured once, on a machine with 2 cores that runs the default backbone as loaded at 90 photos/s
+(tests.bench), with 505 files: the sample photos before copies and rare labels are left out. All but about
+27 s are spent in the steps, whose number does not depend on the photos.
+"""
 
 _COMMAND = "import hubhead; hubhead.main()"
 
@@ -43,9 +45,9 @@ class Run:
     """One run of the command.
 
     Attributes:
-        wall: seconds from the process's start to its end.
-        processor: seconds of all its threads.
-        steps: wall seconds by step, as the command tells them.
+        wall: wall seconds from the start of the process to its end.
+        processor: processor seconds of all threads.
+        steps: wall seconds by step, as the command reports them.
     """
 
     wall: float
@@ -53,8 +55,8 @@ class Run:
     steps: Mapping[str, float]
 
 
-def run(photos: Path, top: Path, cache: Path) -> Run:
-    """Train once, with the store and models below `top`."""
+def run_train(photos: Path, top: Path, cache: Path) -> Run:
+    """Run `hubhead train` once, with the store and the models below `top`."""
     command = [sys.executable, "-c", _COMMAND, "train", "--json", "--image_dir", str(photos)]
     command += ["--saved_model_dir", str(top / "models" / "food"), "--embedding_store", str(top / "store")]
     before, start = os.times(), time.perf_counter()
@@ -71,15 +73,15 @@ def run(photos: Path, top: Path, cache: Path) -> Run:
     return Run(wall, processor, json.loads(done.stdout)["seconds"])
 
 
-def retrain(photos: Path, steps: int) -> Took:
-    """The other way, in a process of its own."""
+def run_baseline(photos: Path, steps: int) -> Durations:
+    """Measure retrain.py's way in a separate process."""
     module = backbones.load(backbones.DEFAULT, cache_directory()).path
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(retrain_way.run, photos, Path(module), steps).result()
+        return pool.submit(measure_baseline, photos, Path(module), steps).result()
 
 
-def fresh_cache(top: Path, kept: Path) -> Path:
-    """A cache with nothing in it but the downloads."""
+def make_cache(top: Path, kept: Path) -> Path:
+    """Create a cache directory that contains only the downloads."""
     cache = top / "cache"
     cache.mkdir(parents=True)
     (kept / "downloads").mkdir(exist_ok=True)
@@ -87,45 +89,56 @@ def fresh_cache(top: Path, kept: Path) -> Path:
     return cache
 
 
-def row(name: str, runs: Sequence[Run], peer: float, original: float) -> str:
-    """A line of the table, of medians; `peer` are the seconds of the other way, then and once."""
+def format_row(name: str, runs: Sequence[Run], baseline: float, original: float) -> str:
+    """Format a row of the table, with medians.
+
+    Args:
+        name: name of the row.
+        runs: runs of `hubhead train`.
+        baseline: seconds of retrain.py's way in this run of the benchmark.
+        original: seconds of the original retrain.py where it was measured.
+    """
     wall = statistics.median(run.wall for run in runs)
     processor = statistics.median(run.processor for run in runs)
     fit = statistics.median(run.steps["fit"] for run in runs)
     return (
         f"| {name} | {len(runs)} | {wall:.1f} s | {processor:.1f} s | {fit:.1f} s "
-        f"| {peer / wall:.1f} x | {original / wall:.1f} x |"
+        f"| {baseline / wall:.1f} x | {original / wall:.1f} x |"
     )
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.training", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--first_runs", type=int, default=3, help="with nothing cached (default 3)")
-    parser.add_argument("--runs", type=int, default=5, help="from the store (default 5)")
-    parser.add_argument("--retrain_steps", type=int, default=200, help="of the other way (default 200)")
+    parser.add_argument(
+        "--first_runs", type=int, default=3, help="number of runs with an empty cache (default 3)"
+    )
+    parser.add_argument("--runs", type=int, default=5, help="number of runs from the store (default 5)")
+    parser.add_argument(
+        "--retrain_steps", type=int, default=200, help="number of retrain.py's steps to run (default 200)"
+    )
     options = parser.parse_args()
     kept = cache_directory()
     photos = fetch_sample_photos(kept).directory
-    took = retrain(photos, options.retrain_steps)
+    baseline = run_baseline(photos, options.retrain_steps)
     print(
-        f"retrain.py's way: start {took.start:.1f} s, features {took.features:.1f} s, a step"
-        f" {took.step * 1000:.0f} ms ({options.retrain_steps} measured), so with {STEPS} steps"
-        f" {took.first_run:.0f} s, and {took.cached_run:.0f} s from its text files\n"
+        f"retrain.py's way: start {baseline.start:.1f} s, features {baseline.features:.1f} s, one step"
+        f" {baseline.step * 1000:.0f} ms ({options.retrain_steps} measured); with {STEPS} steps"
+        f" {baseline.first_run:.0f} s, and {baseline.cached_run:.0f} s from its text files\n"
     )
-    print("| | runs | wall | processor | of it the fit, wall | its way takes | it took once |")
+    print("| hubhead train | runs | wall | processor | fit, wall | retrain.py's way | original retrain.py |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as directory:
         tops = [Path(directory) / str(number) for number in range(options.first_runs)]
-        first = [run(photos, top, fresh_cache(top, kept)) for top in tops]
-        name = "first run: backbone, graphs and embeddings made"
-        print(row(name, first, took.first_run, ORIGINAL[0]), flush=True)
-        again = [run(photos, tops[-1], tops[-1] / "cache") for _ in range(options.runs)]
-        print(row("from the store", again, took.cached_run, ORIGINAL[1]))
+        first = [run_train(photos, top, make_cache(top, kept)) for top in tops]
+        name = "first run: builds backbone, graphs and embeddings"
+        print(format_row(name, first, baseline.first_run, ORIGINAL_SECONDS[0]), flush=True)
+        again = [run_train(photos, tops[-1], tops[-1] / "cache") for _ in range(options.runs)]
+        print(format_row("from the store", again, baseline.cached_run, ORIGINAL_SECONDS[1]))
         print("\nSeconds by step:")
-        for name, runs in {"first": first, "from the store": again}.items():
+        for name, runs in {"first run": first, "from the store": again}.items():
             steps = {step: statistics.median(run.steps[step] for run in runs) for step in runs[0].steps}
             print(f"{name}:", ", ".join(f"{step} {seconds:.1f}" for step, seconds in steps.items()))
 

@@ -1,7 +1,7 @@
-"""The ways to get photos through a backbone that are held against each other.
+"""Variants of a photo's way through the backbone, for `python -m tests.bench`.
 
-All run EfficientNet-Lite0 on the sample photos. "bare" ones are given decoded pixels; the
-others begin with the bytes of the files.
+All run EfficientNet-Lite0 on the sample photos. The input of "bare" variants is decoded pixels, the input
+of "bytes" variants the bytes of the files.
 """
 
 from __future__ import annotations
@@ -12,43 +12,42 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
-from tests.bench.interleave import DEFAULT_THREADS, ONE_THREAD_AN_OP, Variant
+from tests.bench.interleave import DEFAULT_THREADS, ONE_THREAD_PER_OP, Variant
 
 PHOTOS = 256
-"""Photos a round: some seconds on two cores."""
-
+"""Photos per round, which take a few seconds on two cores."""
 
 BASE = "bare: as loaded, batch 32"
 
 VARIANTS = (
     Variant(BASE, DEFAULT_THREADS),
     Variant("bare: frozen, batch 32", DEFAULT_THREADS),
-    Variant("bare: frozen, a thread a core, batch 32", ONE_THREAD_AN_OP),
-    Variant("bare: frozen, a thread a core, batch 8", ONE_THREAD_AN_OP),
-    Variant("bare: frozen, a thread a core, batch 4", ONE_THREAD_AN_OP),
-    Variant("bare: frozen, a thread a core, batch 1", ONE_THREAD_AN_OP),
+    Variant("bare: frozen, one thread per core, batch 32", ONE_THREAD_PER_OP),
+    Variant("bare: frozen, one thread per core, batch 8", ONE_THREAD_PER_OP),
+    Variant("bare: frozen, one thread per core, batch 4", ONE_THREAD_PER_OP),
+    Variant("bare: frozen, one thread per core, batch 1", ONE_THREAD_PER_OP),
     Variant("bytes: tf.data pipeline, antialiased, as loaded, batch 32", DEFAULT_THREADS),
-    Variant("bytes: a plain decoder in the graph, no guard, batch 8", ONE_THREAD_AN_OP),
-    Variant("bytes: serving.runtime on the bundle", ONE_THREAD_AN_OP),
-    Variant("bytes: serving.runtime on the bundle, micro-batch 4", ONE_THREAD_AN_OP),
-    Variant("bytes: serving.runtime on the bundle, micro-batch 16", ONE_THREAD_AN_OP),
+    Variant("bytes: a plain decoder in the graph, no guard, batch 8", ONE_THREAD_PER_OP),
+    Variant("bytes: serving.runtime on the bundle", ONE_THREAD_PER_OP),
+    Variant("bytes: serving.runtime on the bundle, micro-batch 4", ONE_THREAD_PER_OP),
+    Variant("bytes: serving.runtime on the bundle, micro-batch 16", ONE_THREAD_PER_OP),
 )
 
 
 def prepare(name: str, setting: str) -> Callable[[], float]:
-    """A function that runs one round of a variant and gives photos/s; everything is loaded before."""
+    """Load what a variant needs; return a function that runs one round and returns photos/s."""
     import tensorflow as tf
 
-    if setting == ONE_THREAD_AN_OP:
+    if setting == ONE_THREAD_PER_OP:
         from serving import runtime
 
         runtime.configure_threads(runtime.cores())
     tf.get_logger().setLevel("ERROR")
-    work, batch = _work(name)
-    contents = photos()[:PHOTOS]
-    callers = threads() if setting == ONE_THREAD_AN_OP else 1
+    work, batch = _make_work(name)
+    contents = read_sample_photos()[:PHOTOS]
+    callers = count_cores() if setting == ONE_THREAD_PER_OP else 1
 
-    def one_round() -> float:
+    def run_round() -> float:
         starts = range(0, PHOTOS, batch)
         begin = time.perf_counter()
         if batch == PHOTOS:
@@ -58,27 +57,27 @@ def prepare(name: str, setting: str) -> Callable[[], float]:
                 list(pool.map(lambda start: work(contents[start : start + batch]), starts))
         return PHOTOS / (time.perf_counter() - begin)
 
-    return one_round
+    return run_round
 
 
-def _work(name: str) -> tuple[Callable[[Sequence[bytes]], Any], int]:
-    """What is done with a batch, and its size."""
+def _make_work(name: str) -> tuple[Callable[[Sequence[bytes]], Any], int]:
+    """Return the function that processes a batch, and the size of the batch."""
     import tensorflow as tf
 
     kind, _, rest = name.partition(": ")
     if kind == "bare":
         batch = int(rest.rpartition(" ")[2])
         pixels = tf.random.uniform([batch, 224, 224, 3], seed=0)
-        function = _frozen() if "frozen" in rest else as_loaded()
+        function = freeze_signature() if "frozen" in rest else load_signature()
         return lambda contents: function(pixels), batch
     if "tf.data" in rest:
-        return _tf_data, PHOTOS
+        return _run_tf_data, PHOTOS
     if "plain decoder" in rest:
-        plain = _plain_graph()
+        plain = _build_plain_graph()
         return lambda contents: plain(tf.constant(contents)), 8
     from serving import contract, runtime
 
-    model = runtime.load(template().path)
+    model = runtime.load(load_template().path)
     size = int(rest.rpartition(" ")[2]) if "micro-batch" in rest else runtime.MICRO_BATCH
 
     def embed(contents: Sequence[bytes]) -> None:
@@ -88,26 +87,26 @@ def _work(name: str) -> tuple[Callable[[Sequence[bytes]], Any], int]:
     return embed, PHOTOS
 
 
-def _tf_data(contents: Sequence[bytes]) -> None:
-    """As a careful engineer would write it around a SavedModel."""
+def _run_tf_data(contents: Sequence[bytes]) -> None:
+    """Run a tf.data pipeline around a SavedModel, as a careful engineer would write it."""
     import tensorflow as tf
 
     def decode(content: Any) -> Any:
         return tf.image.resize(tf.io.decode_jpeg(content, channels=3), [224, 224], antialias=True) / 255.0
 
-    signature = as_loaded()
+    signature = load_signature()
     dataset = tf.data.Dataset.from_tensor_slices(list(contents))
-    for pixels in dataset.map(decode, num_parallel_calls=threads()).batch(32).prefetch(2):
+    for pixels in dataset.map(decode, num_parallel_calls=count_cores()).batch(32).prefetch(2):
         signature(pixels)
 
 
 @cache
-def _plain_graph() -> Any:
-    """Decode and backbone in one frozen graph, with no guard, no orientation and no catch."""
+def _build_plain_graph() -> Any:
+    """Build one frozen graph of decoder and backbone, without guard, EXIF orientation and try/catch."""
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    backbone = _backbone()
+    backbone = load_backbone()
 
     def decode(content: Any) -> Any:
         pixels = tf.io.decode_jpeg(content, channels=3)
@@ -122,7 +121,8 @@ def _plain_graph() -> Any:
 
 
 @cache
-def _backbone() -> Any:
+def load_backbone() -> Any:
+    """Load the default backbone."""
     from trainer import backbones
     from trainer.dataset.download import cache_directory
 
@@ -130,7 +130,8 @@ def _backbone() -> Any:
 
 
 @cache
-def template() -> Any:
+def load_template() -> Any:
+    """Load the traced graph of the default backbone, tracing it if it is not cached."""
     from trainer import backbones
     from trainer.dataset.download import cache_directory
     from trainer.export.templates import prepare_template
@@ -139,24 +140,27 @@ def template() -> Any:
 
 
 @cache
-def as_loaded() -> Any:
+def load_signature() -> Any:
+    """Load the serving_default signature of the default backbone, unchanged."""
     import tensorflow as tf
 
-    loaded = tf.saved_model.load(_backbone().path)
+    loaded = tf.saved_model.load(load_backbone().path)
     signature = loaded.signatures["serving_default"]
-    signature.keep = loaded  # its variables live as long as it does
+    signature.keep = loaded  # the variables are deleted with the loaded object
     return signature
 
 
 @cache
-def _frozen() -> Any:
+def freeze_signature() -> Any:
+    """Convert the variables of the signature to constants."""
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    return convert_variables_to_constants_v2(as_loaded())
+    return convert_variables_to_constants_v2(load_signature())
 
 
 @cache
-def photos() -> list[bytes]:
+def read_sample_photos() -> list[bytes]:
+    """Read all sample photos."""
     from trainer.dataset.download import cache_directory
     from trainer.dataset.samples import fetch_sample_photos
 
@@ -164,7 +168,8 @@ def photos() -> list[bytes]:
     return [path.read_bytes() for path in sorted(directory.glob("*/*"))]
 
 
-def threads() -> int:
+def count_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
     from serving import runtime
 
     return runtime.cores()

@@ -513,11 +513,11 @@ def test_stated_input_size_and_value_range_are_kept(
 
 @pytest.mark.slow
 def test_default_backbone_is_tuned_and_resumed(tmp_path: Path) -> None:
-    from tests.bench.accuracy import labelled
+    from tests.bench.accuracy import read_labelled_photos
     from trainer.dataset.samples import fetch_sample_photos
 
     given = load(DEFAULT, cache_directory())
-    contents, targets = labelled(fetch_sample_photos(cache_directory()).directory)
+    contents, targets = read_labelled_photos(fetch_sample_photos(cache_directory()).directory)
     chosen = np.concatenate([np.flatnonzero(targets == label)[:6] for label in (0, 2, 4)])
     contents, targets = [contents[row] for row in chosen], np.repeat(np.arange(3), 6)
     model, _ = fit(embed(given, contents), targets, 3)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.bench.abstention import areas_under_curve
+from tests.bench.abstention import measure_aurocs
 from tests.bench.heads import compare, fit_kind
 from tests.support.abstention import fit_novelty
 from tests.support.head import sample_features
@@ -57,7 +57,7 @@ def test_photos_of_hidden_labels_are_refused(trained: Trained, features: Sample)
 
 
 def test_novelty_score_separates_better_than_the_best_probability(features: Sample) -> None:
-    areas = areas_under_curve(*features, draws=3)
+    areas = measure_aurocs(*features, draws=3)
     assert areas["hubhead"] >= areas["best probability"] + 0.01
 
 

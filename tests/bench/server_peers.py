@@ -1,10 +1,10 @@
-"""What tests.bench.server asks, each in a process of its own: `python -m tests.bench.server_sides ROLE BASE`.
+"""Processes that tests.bench.server compares the server with: `python -m tests.bench.server_peers ROLE BASE`.
 
 bundle   writes a bundle of the default backbone to BASE
-direct   serving.runtime on it, told what to run over stdin
-bare     grpc.aio around serving.runtime and nothing else: what gRPC itself costs on this machine
+direct   serving.runtime on that bundle, with commands on stdin
+bare     grpc.aio around serving.runtime and nothing else: the cost of gRPC itself on this machine
 fastapi  the server that a user would write instead: FastAPI around the bundle as TensorFlow loads it,
-requests merged by asyncio
+         with requests merged by asyncio
 """
 
 from __future__ import annotations
@@ -25,48 +25,50 @@ from serving import contract
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-_LARGEST_BATCH = 32
+_MAX_BATCH = 32
 _WAIT_SECONDS = 0.002
 
 
-def bundle(base: Path) -> None:
-    from tests.bench.job import _bundle
+def write_bundle(base: Path) -> None:
+    """Write the bundle."""
+    from tests.bench.job import export_bundle
 
-    _bundle(base)
+    export_bundle(base)
     print("ready", flush=True)
 
 
-def direct(base: Path) -> None:
-    """Answer `many N` with photos/s and `one N` with the median seconds of a photo."""
+def run_direct(base: Path) -> None:
+    """Answer the command `many N` with photos/s, and `one N` with the median seconds per photo."""
     from serving import bundle, runtime
 
     contents = read_photos()
     model = runtime.load(bundle.resolve(base))
 
-    def one(photo: bytes) -> float:
+    def classify_one(photo: bytes) -> float:
         start = time.perf_counter()
         model.run(contract.SERVING_DEFAULT, {contract.IMAGE_BYTES: [photo]})
         return time.perf_counter() - start
 
-    def many(count: int) -> float:
+    def classify_many(count: int) -> float:
         start = time.perf_counter()
         items = (contents[number % len(contents)] for number in range(count))
         for _ in model.imap(contract.SERVING_DEFAULT, contract.IMAGE_BYTES, items):
             pass
         return count / (time.perf_counter() - start)
 
-    many(64)
+    classify_many(64)
     print("ready", flush=True)
     for line in sys.stdin:
-        what, _, count = line.partition(" ")
-        if what == "many":
-            print(many(int(count)), flush=True)
+        command, _, count = line.partition(" ")
+        if command == "many":
+            print(classify_many(int(count)), flush=True)
         else:
-            print(statistics.median(one(contents[n % len(contents)]) for n in range(int(count))), flush=True)
+            seconds = [classify_one(contents[n % len(contents)]) for n in range(int(count))]
+            print(statistics.median(seconds), flush=True)
 
 
-def bare(base: Path) -> None:
-    """Answer the bytes of a photo with those of its label, on a thread a core."""
+def serve_bare(base: Path) -> None:
+    """Serve a gRPC method from photo bytes to label bytes, on one thread per core."""
     import grpc
 
     from serving import bundle, runtime
@@ -77,7 +79,7 @@ def bare(base: Path) -> None:
         outputs = model.run(contract.SERVING_DEFAULT, {contract.IMAGE_BYTES: [photo]})
         return bytes(outputs[contract.LABEL][0])
 
-    async def answer() -> None:
+    async def serve() -> None:
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(model.threads) as pool:
 
@@ -92,11 +94,11 @@ def bare(base: Path) -> None:
             print(f"ready {port}", flush=True)
             await server.wait_for_termination()
 
-    asyncio.run(answer())
+    asyncio.run(serve())
 
 
-def fastapi(base: Path) -> None:
-    """POST / with a photo; what waits is merged, up to 32, while one batch runs."""
+def serve_fastapi(base: Path) -> None:
+    """Serve POST / with a photo; requests that wait while a batch runs are merged, up to 32."""
     import tensorflow as tf
     import uvicorn
     from fastapi import FastAPI, Request
@@ -127,7 +129,7 @@ def fastapi(base: Path) -> None:
         while True:
             batch = [await waiting.get()]
             until = time.monotonic() + _WAIT_SECONDS
-            while len(batch) < _LARGEST_BATCH and (left := until - time.monotonic()) > 0:
+            while len(batch) < _MAX_BATCH and (left := until - time.monotonic()) > 0:
                 try:
                     batch.append(await asyncio.wait_for(waiting.get(), left))
                 except TimeoutError:
@@ -150,7 +152,7 @@ def fastapi(base: Path) -> None:
         await waiting.put((await request.body(), future))
         return await future
 
-    predict.__annotations__["request"] = Request  # FastAPI looks for the name in this module
+    predict.__annotations__["request"] = Request  # FastAPI resolves the annotation in this module
     app.post("/")(predict)
     port = int(sys.argv[3])
     uvicorn.run(
@@ -159,9 +161,10 @@ def fastapi(base: Path) -> None:
 
 
 def read_photos() -> list[bytes]:
-    """The photos that all sides are asked about, as their paths come in the environment."""
+    """Read the photos whose paths are in the environment variable BENCH_PHOTOS."""
     return [Path(path).read_bytes() for path in json.loads(os.environ["BENCH_PHOTOS"])]
 
 
 if __name__ == "__main__":
-    {"bundle": bundle, "direct": direct, "bare": bare, "fastapi": fastapi}[sys.argv[1]](Path(sys.argv[2]))
+    roles = {"bundle": write_bundle, "direct": run_direct, "bare": serve_bare, "fastapi": serve_fastapi}
+    roles[sys.argv[1]](Path(sys.argv[2]))
