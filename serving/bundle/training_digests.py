@@ -6,7 +6,9 @@ others (the probability of one collision is 5e-8) and reveal neither a photo nor
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -46,3 +48,49 @@ def read(directory: Path) -> DigestPrefixes | None:
     except (OSError, ValueError, EOFError) as error:
         raise BundleError(f"{path} cannot be read: {error}.", remedy="Export the bundle again.") from error
     return np.asarray(digests, np.uint64)
+
+
+@dataclass(frozen=True)
+class TestPhotos:
+    """Photos that a version was tested on, by which a later gate compares it with the live version.
+
+    Attributes:
+        sha256: digests of the photos, in hexadecimal.
+        labels: true label of each.
+    """
+
+    __test__ = False  # no test class, whatever pytest thinks of its name
+
+    sha256: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+def write_test_photos(directory: Path, photos: TestPhotos) -> None:
+    """Write the test photos to a SavedModel directory."""
+    path = directory / contract.TEST_PHOTOS_FILE
+    path.parent.mkdir(exist_ok=True)
+    names = sorted(set(photos.labels))
+    np.savez_compressed(
+        path,
+        sha256=np.frombuffer(bytes.fromhex("".join(photos.sha256)), np.uint8).reshape(-1, 32),
+        label=np.array([names.index(label) for label in photos.labels], np.int32),
+        names=np.array([name.encode() for name in names], np.bytes_),
+    )
+
+
+def read_test_photos(directory: Path) -> TestPhotos | None:
+    """Read the test photos from a SavedModel directory; None if it has none, as bundles before 0.2.
+
+    Raises:
+        BundleError: the file is damaged.
+    """
+    path = directory / contract.TEST_PHOTOS_FILE
+    try:
+        with np.load(path) as file:
+            names = [name.decode() for name in file["names"].tolist()]
+            digests = tuple(row.tobytes().hex() for row in file["sha256"])
+            return TestPhotos(digests, tuple(names[index] for index in file["label"].tolist()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{path} cannot be read: {error}.", remedy="Export the bundle again.") from error

@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from statistics import NormalDist
 
-import numpy as np
-from numpy.typing import NDArray
-
 ALPHA = 0.05
 """Probability of calling a model worse whose fall equals the tolerance, for a test by itself."""
 
@@ -121,37 +118,21 @@ def separate_proportions(
     return NoninferiorityTest(live - new, tolerance, z, n, math.sqrt(sum(variances) * n))
 
 
-def paired_means(rise: NDArray[np.float64], tolerance: float) -> NoninferiorityTest:
-    """Test the rise of a mean, such as the log-loss, on the same photos.
-
-    Args:
-        rise: float64 [N], each photo's loss by the new model less that by the other one.
-        tolerance: allowed rise of the mean.
-    """
-    n = len(rise)
-    deviation = float(rise.std(ddof=1)) if n > 1 else 0.0
-    mean = float(rise.mean())
-    if deviation == 0.0:
-        return NoninferiorityTest(mean, tolerance, math.copysign(math.inf, mean - tolerance), n, 0.0)
-    z = (mean - tolerance) / (deviation / math.sqrt(n))
-    # Student's distribution has the heavier tails; its quantile as that of a normal one (Wallace 1959).
-    z = math.copysign(math.sqrt((n - 1) * math.log1p(z * z / (n - 1))) * (1 - 1 / (4 * n)), z)
-    return NoninferiorityTest(mean, tolerance, z, n, deviation)
-
-
-def bootstrapped(rise: float, samples: NDArray[np.float64], tolerance: float, n: int) -> NoninferiorityTest:
-    """Test the rise of a figure that is no mean, such as the calibration error, by its bootstrap.
+def paired_rise(rise: float, deviation: float, n: int, tolerance: float) -> NoninferiorityTest:
+    """Test the rise of a figure on the same photos, such as the mean log-loss or the calibration error.
 
     Args:
         rise: the figure of the new model less that of the other one.
-        samples: float64 [B], the same of B bootstrap samples of the photos.
+        deviation: standard error of the rise times the square root of n.
+        n: number of photos, 2 or more.
         tolerance: allowed rise.
-        n: number of photos.
     """
-    error = float(samples.std(ddof=1))
-    if error == 0.0:
+    if deviation == 0.0:
         return NoninferiorityTest(rise, tolerance, math.copysign(math.inf, rise - tolerance), n, 0.0)
-    return NoninferiorityTest(rise, tolerance, (rise - tolerance) / error, n, error * math.sqrt(n))
+    t = (rise - tolerance) / (deviation / math.sqrt(n))
+    # Student's t has heavier tails than a normal variable: Wallace (1959) gives the normal equivalent.
+    z = math.copysign(math.sqrt((n - 1) * math.log1p(t * t / (n - 1))) * (1 - 1 / (4 * n)), t)
+    return NoninferiorityTest(rise, tolerance, z, n, deviation)
 
 
 def control_family(tests: Mapping[str, NoninferiorityTest], alpha: float = ALPHA) -> dict[str, Outcome]:

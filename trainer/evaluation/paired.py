@@ -12,14 +12,26 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serving.errors import InputError
-from trainer.evaluation.metrics import Estimate, Z, bootstrap_mean_interval, nan_to_none
+from trainer.evaluation.metrics import (
+    MAX_BINS,
+    MIN_PER_BIN,
+    Estimate,
+    Z,
+    bootstrap_mean_interval,
+    nan_to_none,
+)
 from trainer.heads import Floats, Ints
 
 NEGLIGIBLE_LOG_LOSS = 1e-3
 """Differences of log-loss up to this do not count, even if they are significant. The log-loss of one head
 differs by some 1e-7 between batch sizes."""
+
+
+_DRAWS = 200
+_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,9 @@ class PairedComparison:
         log_loss: difference of the log-losses, negative where this model is better; paired bootstrap.
         p_value: McNemar's exact test: probability of so uneven a gain and loss if neither model is more
             accurate.
+        log_loss_deviation: standard deviation of the photos' differences of log-loss.
+        calibration: difference of the calibration errors, negative where this model is better.
+        calibration_deviation: bootstrap standard error of that difference, times the square root of n.
     """
 
     n: int
@@ -43,6 +58,9 @@ class PairedComparison:
     accuracy: Estimate
     log_loss: Estimate
     p_value: float
+    log_loss_deviation: float
+    calibration: float
+    calibration_deviation: float
 
     @property
     def is_better(self) -> bool:
@@ -99,6 +117,9 @@ def compare(probabilities: Floats, other: Floats, targets: Ints) -> PairedCompar
     )
     difference = losses - other_losses
     discordant = gained + lost
+    calibration, deviation = _compare_calibration(
+        [(probabilities.max(axis=1), right), (other.max(axis=1), other_right)]
+    )
     return PairedComparison(
         n=count,
         gained=gained,
@@ -106,7 +127,39 @@ def compare(probabilities: Floats, other: Floats, targets: Ints) -> PairedCompar
         accuracy=estimate_difference(gained, lost, count),
         log_loss=Estimate(float(difference.mean()), *bootstrap_mean_interval(difference)),
         p_value=min(1.0, 2 * float(bdtr(min(gained, lost), discordant, 0.5))) if discordant else 1.0,
+        log_loss_deviation=float(difference.std(ddof=1)) if count > 1 else 0.0,
+        calibration=calibration,
+        calibration_deviation=deviation,
     )
+
+
+def _compare_calibration(models: Sequence[tuple[Floats, NDArray[np.bool_]]]) -> tuple[float, float]:
+    """Return the difference of two models' calibration errors, and its deviation as in PairedComparison.
+
+    The photos are drawn by a Poisson bootstrap, the same ones for both models, in the bins of all photos.
+
+    Args:
+        models: the best probabilities float32 [N] and whether the best label is right, bool [N], of each.
+    """
+    count = len(models[0][1])
+    bins = min(MAX_BINS, max(1, count // MIN_PER_BIN))
+    starts = np.arange(bins) * count // bins
+    orders = [np.argsort(confidence, kind="stable") for confidence, _ in models]
+    excess = [
+        right[order].astype(np.float64) - confidence[order]
+        for order, (confidence, right) in zip(orders, models, strict=True)
+    ]
+
+    def difference(weights: NDArray[np.float64]) -> float:
+        new, other = (
+            np.abs(np.add.reduceat(weights[order] * part, starts)).sum()
+            for order, part in zip(orders, excess, strict=True)
+        )
+        return float((new - other) / max(weights.sum(), 1.0))
+
+    random = np.random.default_rng(_SEED)
+    drawn = [difference(random.poisson(1.0, count).astype(np.float64)) for _ in range(_DRAWS)]
+    return difference(np.ones(count)), float(np.std(drawn, ddof=1)) * math.sqrt(count)
 
 
 def estimate_difference(gained: int, lost: int, n: int) -> Estimate:
