@@ -130,7 +130,7 @@ def test_the_method_retrain_hashes_the_address_as_given(bucket: dict[str, bytes]
 
 
 def test_a_missing_remote_directory_is_an_error(bucket: dict[str, bytes]) -> None:
-    with pytest.raises(InputError, match="nowhere holds no label with photos"):
+    with pytest.raises(InputError, match="nowhere has no label with photos"):
         dataset.scan(f"{SCHEME}://bucket/nowhere")
 
 
