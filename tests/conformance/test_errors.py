@@ -10,6 +10,8 @@ from tests.conformance.conformance_server import ConformanceServer
 from tests.conformance.protocol import ERRORS
 from tests.conformance.requests import GRPC, REST
 
+pytestmark = [pytest.mark.tf, pytest.mark.server]
+
 
 def parametrize_rows(key: str) -> list[Any]:
     return [

@@ -24,6 +24,8 @@ from tests.conformance.requests import (
     toy_spec,
 )
 
+pytestmark = pytest.mark.server
+
 HTTP_STATUSES = {
     "INVALID_ARGUMENT": 400,
     "FAILED_PRECONDITION": 400,

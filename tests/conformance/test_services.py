@@ -35,6 +35,8 @@ from tests.conformance.requests import (
 )
 from tests.support.fake_model import LIMIT, eventually
 
+pytestmark = [pytest.mark.tf, pytest.mark.server]
+
 
 def values(response: Any, alias: str = "y") -> Any:
     return tensors.decode(response.outputs[alias], alias).tolist()
@@ -408,7 +410,6 @@ def test_per_model_batching_parameters_require_the_flag(model_base: Path) -> Non
 # --- Warm-up --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.tf
 @pytest.mark.protocol("warmup.repeats", "warmup.records", "warmup.batched")
 @pytest.mark.parametrize(
     ("flags", "runs"),

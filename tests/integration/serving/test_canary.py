@@ -21,6 +21,8 @@ from serving.client.canary import hash_user
 from serving.errors import GateRejected, InvalidRequest
 from tests.support.fake_grpc_server import answer_for, fake_grpc_server
 
+pytestmark = pytest.mark.server
+
 Classify = Callable[..., list[Prediction]]
 
 

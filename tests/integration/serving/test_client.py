@@ -37,6 +37,8 @@ from serving.errors import (
 from serving.protos import tensors
 from tests.support.fake_grpc_server import answer_for, fake_grpc_server, free_port
 
+pytestmark = pytest.mark.server
+
 TOP = (("apple", 0.75), ("pear", 0.25))
 
 

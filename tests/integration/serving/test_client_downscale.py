@@ -18,6 +18,8 @@ from serving.errors import InputError
 from serving.photos.converter import Converter
 from tests.support.fake_grpc_server import Answer, answer_for, fake_grpc_server
 
+pytestmark = pytest.mark.server
+
 
 def encode_photo(width: int, height: int, form: str = "JPEG", **settings: Any) -> bytes:
     """Encode a noisy photo, hence not a small file, with a dark left half and a light right half."""

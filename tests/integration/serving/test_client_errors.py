@@ -38,6 +38,8 @@ from serving.errors import (
 from serving.protos import tensors
 from tests.support.fake_grpc_server import Answer, answer_for, fake_grpc_server, free_port
 
+pytestmark = pytest.mark.server
+
 QUEUE_FULL = "The batch scheduling queue to which this task was submitted is full; currently 9 batches"
 QUEUE_TIMEOUT = "Run() timeout exceeded while waiting in batching queue"
 FAST = Retry(attempts=4, first=0.001, most=0.01)

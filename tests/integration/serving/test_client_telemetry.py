@@ -20,6 +20,8 @@ from serving.client import AsyncClient, Client, Metrics, Prediction, Retry
 from serving.errors import ModelNotFound
 from tests.support.fake_grpc_server import answer_for, fake_grpc_server
 
+pytestmark = pytest.mark.server
+
 FAST = Retry(attempts=3, first=0.001, most=0.01)
 
 

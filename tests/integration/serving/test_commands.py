@@ -26,6 +26,8 @@ from serving.loadtest.report import render_page
 from serving.protos import tensors
 from tests.support.fake_grpc_server import Answer, answer_for, fake_grpc_server, free_port
 
+pytestmark = pytest.mark.server
+
 
 def images_of(request: Any) -> list[bytes]:
     return list(request.inputs["image_bytes"].string_val)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tests.support.trained import Trained
     from trainer.dataset.samples import SampleSummary
 
+pytestmark = pytest.mark.server
+
 HOSTILE = "</script><script>alert(1)</script>"
 DONE = "document.getElementById('result').getAttribute('aria-busy') === 'false'"
 

@@ -19,6 +19,8 @@ from serving.server.models.warmup import warm_up
 from serving.server.status_error import StatusError
 from tests.support.fake_model import LIMIT
 
+pytestmark = pytest.mark.server
+
 FLOAT, INT, STRING = 1, 9, 7
 CLASSIFY, REGRESS = inference.CLASSIFY_METHOD, inference.REGRESS_METHOD
 

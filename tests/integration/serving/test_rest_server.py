@@ -23,6 +23,8 @@ from serving.server.config.settings import ModelSettings
 from serving.server.rest import admission
 from tests.support.fake_model import LIMIT, FakeModelLoader, eventually, write_fake_model
 
+pytestmark = pytest.mark.server
+
 JSON = {"Content-Type": "application/json"}
 
 

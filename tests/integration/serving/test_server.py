@@ -31,6 +31,8 @@ from serving.runtime import clean_error_message
 from serving.server import ServerSettings, start
 from tests.support.fake_model import LIMIT, FakeModelLoader, call_double, eventually, write_fake_model
 
+pytestmark = pytest.mark.server
+
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:

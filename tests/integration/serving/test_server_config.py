@@ -33,6 +33,8 @@ from serving.server.config.flags import FLAGS
 from serving.server.config.settings import BatchingParameters, Certificates, ModelSettings, VersionPolicy
 from tests.support.fake_model import LIMIT, FakeModelLoader, eventually, free_port, write_fake_model
 
+pytestmark = pytest.mark.server
+
 
 def format_entry(name: str, base: Path, text: str = "") -> str:
     return f'config {{ name: "{name}" base_path: "{base}" model_platform: "tensorflow" {text} }}'

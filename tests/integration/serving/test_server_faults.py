@@ -23,6 +23,8 @@ from serving.protos import tensors
 from serving.server import RunningServer, ServerSettings, start
 from tests.support.fake_model import LIMIT, FakeModelLoader, call_double, eventually, write_fake_model
 
+pytestmark = pytest.mark.server
+
 METHODS = (
     protos.PREDICT,
     protos.CLASSIFY,
