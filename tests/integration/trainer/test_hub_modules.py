@@ -23,7 +23,7 @@ from trainer.backbones import InputOptions, load, resolve
 from trainer.backbones import address as addresses
 from trainer.backbones.fingerprint import compute_fingerprint
 
-pytestmark = pytest.mark.tf
+pytestmark = [pytest.mark.tf, pytest.mark.server]
 
 
 # Directories
