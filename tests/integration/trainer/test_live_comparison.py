@@ -123,7 +123,7 @@ def test_significantly_worse_version_is_not_published(trained: Trained, tmp_path
     overfitted, _ = heads.fit(embeddings, targets, len(labels))
     save_head(base / "7" / contract.HEAD_FILE, overfitted)
     settings = replace(writable_settings(trained, tmp_path), saved_model_dir=base, output_labels=None)
-    with pytest.raises(GateRejected, match="Worse than version 7 of food"):
+    with pytest.raises(GateRejected, match="worse than version 7 of food"):
         train(replace(settings, assert_not_worse_than_live="surely"))
     assert bundle.versions(base) == [7]
     training_digests.write(
