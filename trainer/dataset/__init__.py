@@ -1,7 +1,8 @@
 """Labelled photos and their split into training, validation and test.
 
-Photos come from a folder with one directory per label, with or without predefined sets (`scan`),
-or from a dataset manifest, a table with one row per photo and label (`scan_manifest`).
+Photos come from a folder with one directory per label, with or without predefined sets, or from a
+dataset manifest, a table with one row per photo and label. `scan` lists them for a training, and
+`list_photos` for an evaluation, where labels may be missing.
 
 Three rules of retrain.py are kept: the directory's name is the label, a photo stays in its set as
 the folder grows, and photos whose names share the part before `_nohash_` stay together. Unlike in
@@ -13,6 +14,8 @@ from trainer.dataset.dataset import (
     FEW_PHOTOS,
     DatasetListing,
     Example,
+    LabelledPhoto,
+    PhotoListing,
     Subset,
     check_label_names,
     count_labels,
@@ -20,8 +23,8 @@ from trainer.dataset.dataset import (
     group_identical,
     select_distinct,
 )
-from trainer.dataset.folder import scan
-from trainer.dataset.manifest import Columns, scan_manifest
+from trainer.dataset.labelled_photos import list_photos, scan
+from trainer.dataset.manifest import Columns
 from trainer.dataset.split import (
     SplitSettings,
     assign_groups,
@@ -38,6 +41,8 @@ __all__ = [
     "Columns",
     "DatasetListing",
     "Example",
+    "LabelledPhoto",
+    "PhotoListing",
     "SplitSettings",
     "Subset",
     "assign_groups",
@@ -50,8 +55,8 @@ __all__ = [
     "describe_conflicting_labels",
     "describe_missing_labels",
     "group_identical",
+    "list_photos",
     "scan",
-    "scan_manifest",
     "select_distinct",
     "split",
 ]

@@ -98,43 +98,53 @@ class DatasetListing:
 
 
 class LabelledPhoto(NamedTuple):
-    """One listed photo with its label, set and group: the input of `build_listing`."""
+    """One listed photo with its label (None where it has none), its set and its group."""
 
     photo: Photo
-    label: str
+    label: str | None
     subset: Subset | None = None
     group: str = ""
 
 
-def build_listing(
-    names: Sequence[str],
-    found: Iterable[LabelledPhoto],
-    *,
-    where: str,
-    remedy: str,
-    notes: Sequence[str] = (),
-    sets_from: str = "",
-    left_out: Sequence[tuple[str, str]] = (),
-) -> DatasetListing:
-    """Sort labelled photos by label, and check that there are photos to train on.
+@dataclass(frozen=True)
+class PhotoListing:
+    """What a folder or dataset manifest lists, before the checks of a training.
+
+    Attributes:
+        where: folder or manifest, for messages.
+        photos: every photo once.
+        names: label names, sorted; may include labels without photos.
+        notes: messages for the user, one sentence each.
+        sets_from: description of what predefines the sets; "" if nothing does.
+        left_out: (path, reason) of each entry that cannot be used.
+    """
+
+    where: str
+    photos: Sequence[LabelledPhoto]
+    names: Sequence[str]
+    notes: Sequence[str] = ()
+    sets_from: str = ""
+    left_out: Sequence[tuple[str, str]] = ()
+
+
+def build_listing(listing: PhotoListing, remedy: str) -> DatasetListing:
+    """Sort the labelled photos of a listing by label, and check that there are photos to train on.
 
     Args:
-        names: label names, sorted; may include labels without photos.
-        found: labelled photos, each once.
-        where: folder or manifest, for messages.
+        listing: photos; those without a label are left out.
         remedy: advice for the error about fewer than two labels.
-        notes: warnings to include beside those that are found here.
-        sets_from: description of what predefines the sets; "" if nothing does.
-        left_out: (path, reason) of entries that cannot be used.
 
     Raises:
         InputError: fewer than two labels have photos, or one has none to train on.
     """
+    names, where, left_out = listing.names, listing.where, listing.left_out
     check_label_names(names, where=where)
     files: dict[str, list[Photo]] = {name: [] for name in names}
     subsets: dict[str, Subset] = {}
     groups: dict[str, str] = {}
-    for photo, label, subset, group in found:
+    for photo, label, subset, group in listing.photos:
+        if label is None:
+            continue
         files[label].append(photo)
         if subset not in (None, Subset.TRAINING):
             subsets[photo.uri] = subset
@@ -157,9 +167,9 @@ def build_listing(
         for index, name in enumerate(labels)
         for photo in sorted(files[name], key=lambda photo: photo.uri)
     }
-    warnings = [*notes, *_warn_of_few_photos(files, trained)]
-    if sets_from:
-        warnings.insert(0, _describe_sets(sets_from, len(photos), Counter(subsets.values())))
+    warnings = [*listing.notes, *_warn_of_few_photos(files, trained)]
+    if listing.sets_from:
+        warnings.insert(0, _describe_sets(listing.sets_from, len(photos), Counter(subsets.values())))
     return DatasetListing(tuple(labels), photos, tuple(warnings), tuple(left_out), subsets, groups)
 
 

@@ -8,44 +8,42 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from batch.inputs.listing import Photo, find_photos
+from batch.inputs.manifest import READERS
 from serving.errors import InputError
 from serving.storage import files
-from trainer.dataset.dataset import SET_NAMES, DatasetListing, LabelledPhoto, Subset, build_listing
+from trainer.dataset.dataset import SET_NAMES, LabelledPhoto, PhotoListing, Subset
 
 
-def scan(image_dir: str | os.PathLike[str]) -> DatasetListing:
-    """List the labels and files of `image_dir/<label>/**`, on any storage, without opening a file.
+def list_folder(image_dir: str | os.PathLike[str]) -> PhotoListing:
+    """List the photos of `image_dir/<label>/**`, on any storage, without opening a file.
 
     If all directories have names of sets (SET_NAMES), one of them is the training set and each has
-    sub-directories, they are the predefined sets: `train/<label>/**`.
-
-    Hidden files and directories are skipped.
+    sub-directories, they are the predefined sets: `train/<label>/**`. Files outside the label directories
+    have no label. Hidden files and directories are skipped.
 
     Args:
         image_dir: path, or an address such as gs://bucket/photos as a str (a Path would drop a slash).
 
     Raises:
-        InputError: the directory does not exist, fewer than two labels have files, two label names
-            are too similar or one cannot be written down, or a label has no photo to train on.
+        InputError: the directory does not exist, or two of its directories stand for the same set.
     """
     top = files.absolute(os.fspath(image_dir))
     if not files.is_remote(top) and not Path(top).is_dir():
         raise InputError(
-            f"--image_dir {image_dir}: there is no such directory.",
-            remedy="Give a directory that contains one directory of photos per label.",
+            f"{image_dir} is neither a directory nor a dataset manifest.",
+            remedy="Give a directory that contains one directory of photos per label, or a file whose name "
+            f"ends in {', '.join(READERS)}.",
         )
     photos = _list(top)
     sets = _find_sets(top, photos)
     parents = [(name,) for name in sets] if sets else [()]
     names = {name for parent in parents for name in _list_directories(top, photos, *parent)}
-    found = [labelled for photo in photos if (labelled := _label_photo(photo, top, names, sets))]
-    unlabelled = len(photos) - len(found)
-    return build_listing(
-        sorted(names),
+    found = [_label_photo(photo, top, names, sets) for photo in photos]
+    unlabelled = sum(photo.label is None for photo in found)
+    return PhotoListing(
+        top,
         found,
-        where=top,
-        remedy="Put the photos into one directory per label, such as "
-        f"{files.join(top, 'pizza')} and {files.join(top, 'sushi')}.",
+        sorted(names),
         notes=[f"{unlabelled} files outside the label directories are left out."] if unlabelled else [],
         sets_from=f"the directories {', '.join(f'{name}/' for name in sets)}" if sets else "",
     )
@@ -60,14 +58,12 @@ def _list(top: str) -> list[Photo]:
     return [photo for photo in find_photos(pattern, allow_empty=True) if photo.uri.startswith(f"{top}/")]
 
 
-def _label_photo(
-    photo: Photo, top: str, names: Collection[str], sets: Mapping[str, Subset]
-) -> LabelledPhoto | None:
-    """Return a photo with the label and set of its directories; None outside the label directories."""
+def _label_photo(photo: Photo, top: str, names: Collection[str], sets: Mapping[str, Subset]) -> LabelledPhoto:
+    """Return a photo with the label and set of its directories."""
     parts = _relative_parts(photo, top)
     depth = 1 if sets else 0
     if len(parts) < depth + 2 or parts[depth] not in names:
-        return None
+        return LabelledPhoto(photo, None)
     return LabelledPhoto(photo, parts[depth], sets.get(parts[0]))
 
 

@@ -1,111 +1,53 @@
-"""Photos to evaluate a bundle on, from a directory with one folder per label or from a list."""
+"""Reader of labelled photos: folders and dataset manifests, for training and for evaluation."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import os
+from collections.abc import Callable
 
-from serving.errors import InputError
-from serving.photos.formats import detect_unsupported_format
-
-_SUFFIXES = {f".{name}" for name in ("jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp")}
-
-
-@dataclass(frozen=True)
-class EvaluationPhoto:
-    """One photo to evaluate a bundle on.
-
-    Attributes:
-        path: file of the photo.
-        label: true label; None if it is not known.
-        content: encoded bytes.
-    """
-
-    path: Path
-    label: str | None
-    content: bytes
-
-    @property
-    def sha256(self) -> str:
-        """Hex SHA-256 digest of the encoded bytes."""
-        return hashlib.sha256(self.content).hexdigest()
+from batch.inputs.listing import no_photos_error
+from batch.inputs.manifest import is_manifest
+from batch.monitoring.stats import Progress
+from serving.storage import files
+from trainer.dataset.dataset import DatasetListing, PhotoListing, build_listing
+from trainer.dataset.folder import list_folder
+from trainer.dataset.manifest import Columns, list_manifest
 
 
-def list_directory(top: Path, labels: Collection[str]) -> list[tuple[Path, str | None]]:
-    """Return (path, label) of all photos below a directory.
+def scan(
+    place: str | os.PathLike[str],
+    columns: Columns | None = None,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+) -> DatasetListing:
+    """List the labels and photos to train on, without opening a photo.
 
-    The label is the name of the photo's own directory if it is one of `labels`, else None.
+    Args:
+        place: folder with one directory per label, or dataset manifest; a path, or an address as a str.
+        columns: names of a manifest's columns.
+        progress: called as the photos of a manifest are looked up; those left out count as rejected.
 
     Raises:
-        InputError: the directory does not exist or has no photos.
+        InputError: the folder or manifest cannot be read, fewer than two labels have photos, two label
+            names are too similar or one cannot be written down, or a label has no photo to train on.
     """
-    if not top.is_dir():
-        raise InputError(
-            f"{top} is not a directory.", remedy="Give a directory of photos with one folder per label."
-        )
-    known = set(labels)
-    found = sorted(path for path in top.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
-    if not found:
-        raise InputError(
-            f"{top} has no photos.", remedy=f"Add files that end in {', '.join(sorted(_SUFFIXES))}."
-        )
-    return [(path, path.parent.name if path.parent.name in known else None) for path in found]
+    if is_manifest(place):
+        listing = list_manifest(place, columns, progress=progress)
+        return build_listing(listing, "Add photos of at least two labels to the manifest.")
+    listing = list_folder(place)
+    pizza, sushi = (files.join(listing.where, name) for name in ("pizza", "sushi"))
+    return build_listing(
+        listing, f"Put the photos into one directory per label, such as {pizza} and {sushi}."
+    )
 
 
-def list_manifest(path: Path) -> list[tuple[Path, str | None]]:
-    """Return (path, label) of the photos in a .csv with a column `uri` and optionally `label`.
-
-    Any other file is a list with one path per line. Relative paths are relative to the file.
+def list_photos(place: str | os.PathLike[str]) -> PhotoListing:
+    """List the photos of a folder or dataset manifest to evaluate a model on; they need no labels.
 
     Raises:
-        InputError: the file cannot be read, has no column `uri`, or lists no photos.
+        InputError: the folder or manifest cannot be read, or lists no photos.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from error
-    if path.suffix.lower() == ".csv":
-        rows = list(csv.DictReader(text.splitlines()))
-        if rows and "uri" not in rows[0]:
-            raise InputError(
-                f"{path} has no column 'uri', only {', '.join(map(repr, rows[0]))}.",
-                remedy="Name the columns in its first line: uri,label",
-            )
-        listed = [(row["uri"], row.get("label") or None) for row in rows]
-    else:
-        listed = [(line, None) for line in text.splitlines() if line.strip()]
-    if not listed:
-        raise InputError(f"{path} lists no photos.", remedy="Add one photo per line.")
-    return [(path.parent / name, label) for name, label in listed]
-
-
-def read_photos(listed: Sequence[tuple[Path, str | None]]) -> list[EvaluationPhoto]:
-    """Read the photos that the model's preprocessing decodes; skip formats that need conversion first.
-
-    Raises:
-        InputError: a photo cannot be read, or none is left.
-    """
-    photos = []
-    for path, label in listed:
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-        if detect_unsupported_format(content) is None:
-            photos.append(EvaluationPhoto(path, label, content))
-    if not photos:
-        raise InputError(
-            "None of the photos has a format that the model decodes.",
-            remedy="Add JPEG, PNG, GIF, BMP or WebP.",
-        )
-    return photos
-
-
-def sample_evenly(photos: Sequence[EvaluationPhoto], count: int) -> list[EvaluationPhoto]:
-    """Return at most `count` photos at even distances in the list, so that every label is represented."""
-    if len(photos) <= count:
-        return list(photos)
-    return [photos[index * len(photos) // count] for index in range(count)]
+    listing = list_manifest(place, labelled=False) if is_manifest(place) else list_folder(place)
+    if not listing.photos:
+        raise no_photos_error(listing.where)
+    return listing

@@ -17,7 +17,7 @@ from batch.inputs.listing import Photo, list_directory
 from batch.monitoring.stats import Progress
 from serving.errors import InputError
 from serving.storage import files
-from trainer.dataset.dataset import SET_NAMES, DatasetListing, LabelledPhoto, Subset, build_listing
+from trainer.dataset.dataset import SET_NAMES, LabelledPhoto, PhotoListing, Subset
 
 NAMES = {
     "photo": manifest.URI_COLUMN_NAMES,
@@ -57,45 +57,44 @@ class _Row:
     subset: Subset | None
 
 
-def scan_manifest(
+def list_manifest(
     path: str | os.PathLike[str],
     columns: Columns | None = None,
     *,
+    labelled: bool = True,
     progress: Callable[[Progress], None] | None = None,
-) -> DatasetListing:
+) -> PhotoListing:
     """List the labels and photos of a manifest; check that each photo exists, but open none.
 
     A photo that does not exist, or that has different labels on two lines, is left out with the reason.
 
     Args:
-        path: file that ends in .csv, .tsv, .jsonl, .ndjson, .parquet or .pq, on any storage.
+        path: file whose name ends like one of batch.inputs.manifest.READERS, on any storage.
         columns: names of the columns.
+        labelled: True if every line needs a label; else lines without one list photos without a label.
         progress: called as photos are looked up; those left out count as rejected.
 
     Raises:
         InputError: the manifest or one of its lines cannot be used.
     """
     where = files.absolute(os.fspath(path))
-    rows, left_out, repeated = _collect(_read_rows(where, columns or Columns()), where)
+    rows, left_out, repeated = _collect(_read_rows(where, columns or Columns(), labelled), where)
     _check_groups(rows, where)
     found: list[LabelledPhoto] = []
     for uri, photo in _look_up(list(rows), progress):
         row = rows[uri]
         if isinstance(photo, Photo):
-            found.append(LabelledPhoto(photo, row.label, row.subset, row.group))
+            found.append(LabelledPhoto(photo, row.label or None, row.subset, row.group))
         else:
             left_out.append((uri, photo))
-    notes = (
-        [f"{repeated} lines repeat a photo of an earlier line; each photo counts once."] if repeated else []
-    )
-    held_out = any(row.subset for row in rows.values())
-    return build_listing(
-        sorted({row.label for row in rows.values()}),
+    return PhotoListing(
+        where,
         found,
-        where=where,
-        remedy="Add photos of at least two labels to the manifest.",
-        notes=notes,
-        sets_from="the manifest" if held_out else "",
+        sorted({row.label for row in rows.values() if row.label}),
+        notes=[f"{repeated} lines repeat a photo of an earlier line; each photo counts once."]
+        if repeated
+        else [],
+        sets_from="the manifest" if any(row.subset for row in rows.values()) else "",
         left_out=left_out,
     )
 
@@ -146,20 +145,22 @@ def _subset_of(row: _Row) -> Subset:
 # --- Lines ----------------------------------------------------------------------------------------------
 
 
-def _read_rows(where: str, columns: Columns) -> Iterator[tuple[str, _Row]]:
+def _read_rows(where: str, columns: Columns, labelled: bool) -> Iterator[tuple[str, _Row]]:
     """Yield the photo and the row of each line."""
     interned: dict[str, str] = {}  # one str object per label and group instead of one per line
-    for line, values in manifest.read(where, _ColumnFinder(where, columns)):
-        yield _parse_row(line, values, where, interned)
+    required = ("photo", "label") if labelled else ("photo",)
+    for line, values in manifest.read(where, _ColumnFinder(where, columns, required)):
+        yield _parse_row(line, values, where, required, interned)
 
 
 def _parse_row(
-    line: int, values: Mapping[str, Any], where: str, interned: dict[str, str]
+    line: int, values: Mapping[str, Any], where: str, required: Sequence[str], interned: dict[str, str]
 ) -> tuple[str, _Row]:
     """Check one line, and return its photo and row."""
-    photo, label, group, split = (_to_text(values.get(role), role, f"{where}, line {line}") for role in NAMES)
-    for role, value in (("photo", photo), ("label", label)):
-        if not value.strip():
+    cells = {role: _to_text(values.get(role), role, f"{where}, line {line}") for role in NAMES}
+    photo, label, group, split = cells.values()
+    for role in required:
+        if not cells[role].strip():
             raise InputError(
                 f"{where}, line {line}: the {role} is empty.", remedy="Fill it in, or remove the line."
             )
@@ -202,10 +203,12 @@ class _ColumnFinder:
     Args:
         where: manifest, for messages.
         columns: names that the user gave.
+        required: roles that need a column.
     """
 
-    def __init__(self, where: str, columns: Columns) -> None:
+    def __init__(self, where: str, columns: Columns, required: Sequence[str]) -> None:
         self._where = where
+        self._required = required
         self._given = {column.name: getattr(columns, column.name) for column in fields(columns)}
         self._known: dict[tuple[str, ...], dict[str, str]] = {}
 
@@ -230,7 +233,7 @@ class _ColumnFinder:
                 f"{self._where}, line {line}: {' and '.join(map(repr, found))} could be the {role}.",
                 remedy=f"Name the column with --{role}_column, or remove one of them.",
             )
-        if given or role in ("photo", "label"):
+        if given or role in self._required:
             wanted = repr(given) if given else " or ".join(NAMES[role])
             has = f"the columns are {', '.join(map(repr, names))}" if names else "there are no columns"
             raise InputError(

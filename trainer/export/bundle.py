@@ -45,6 +45,7 @@ class HeadExport:
         settings: kind of the head and the settings chosen for it, for hubhead.json.
         metrics, data: metrics and a summary of the dataset, for hubhead.json.
         trained_on: digests of the photos that the head was trained on; None if unknown.
+        test_photos: photos that it was tested on, for later comparisons; None if unknown.
         report: function that writes the report to a path; None for no report.
         tflite: options of the TensorFlow Lite file; None for no such file.
     """
@@ -58,6 +59,7 @@ class HeadExport:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     trained_on: training_digests.DigestPrefixes | None = None
+    test_photos: training_digests.TestPhotos | None = None
     report: Callable[[Path], None] | None = None
     tflite: TfliteOptions | None = None
 
@@ -107,6 +109,8 @@ def export(
         save_head(staged / contract.HEAD_FILE, part.head, part.novelty)
         if part.trained_on is not None:
             training_digests.write(staged, part.trained_on)
+        if part.test_photos is not None:
+            training_digests.write_test_photos(staged, part.test_photos)
         write_warmup(staged, base.name)
         # The report is written while the model is checked: both take seconds of one core.
         with ThreadPoolExecutor(1) as executor:
@@ -204,6 +208,7 @@ def reexport(
         metrics={name: values for name, values in metadata.metrics.items() if name != "tflite"},
         data=metadata.data,
         trained_on=training_digests.read(source.path),
+        test_photos=training_digests.read_test_photos(source.path),
     )
     return export(source, part, base)
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from batch.embeddings import EmbeddingStore
-from batch.inputs.manifest import is_manifest
 from batch.jobs import score
 from batch.monitoring.stats import Progress
 from serving import bundle
 from serving.bundle import Bundle, training_digests
+from serving.bundle.training_digests import TestPhotos
 from serving.errors import BundleError, GateRejected, HubheadError, OutputError
 from serving.photos.converter import Converter
 from serving.storage import files
@@ -78,7 +78,7 @@ def train(
     settings = replace(settings, head_settings=_set_spill_directory(settings))
     clock = _Clock()
     with clock.step("scan"):
-        folder = _scan_photos(settings, progress)
+        folder = dataset.scan(settings.image_dir, settings.columns, progress=progress)
         dataset.check_listing(folder, settings.split)
         check_outputs_writable(settings)
         live_bundle = _find_live_bundle(settings, say)
@@ -238,6 +238,10 @@ def train(
             },
             trained_on=training_digests.truncate_digests(
                 features.examples[row].sha256 for row in used.tolist()
+            ),
+            test_photos=TestPhotos(
+                tuple(features.examples[row].sha256 for row in test_rows.tolist()),
+                tuple(folder.labels[targets[row]] for row in test_rows.tolist()),
             ),
         )
         checked = (test_rows if len(test_rows) else np.arange(len(targets)))[:PARITY_PHOTOS]
@@ -442,13 +446,6 @@ def _make_tflite_options(
 def _pick_evenly(rows: Ints, count: int) -> Ints:
     """Return at most `count` rows, evenly spaced, so that all labels are among them."""
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64))]
-
-
-def _scan_photos(settings: TrainSettings, progress: Callable[[Progress], None] | None) -> DatasetListing:
-    """Return the labelled photos of the folder or dataset manifest."""
-    if is_manifest(settings.image_dir):
-        return dataset.scan_manifest(settings.image_dir, settings.columns, progress=progress)
-    return dataset.scan(settings.image_dir)
 
 
 def _split_photos(

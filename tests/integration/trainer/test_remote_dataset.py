@@ -143,7 +143,7 @@ def test_a_manifest_lists_each_directory_once(
     ]
     rows.append({"image": f"{SCHEME}://bucket/other [1]/x.jpg", "label": "a"})
     bucket[f"{SCHEME}://bucket/lists/m.jsonl"] = "\n".join(map(json.dumps, rows)).encode()
-    folder = dataset.scan_manifest(f"{SCHEME}://bucket/lists/m.jsonl")
+    folder = dataset.scan(f"{SCHEME}://bucket/lists/m.jsonl")
     assert folder.counts == {"a": 21, "b": 20}
     assert folder.left_out == tuple(
         (f"{SCHEME}://bucket/data/{label}/20.jpg", "there is no such file") for label in "ab"
@@ -156,13 +156,13 @@ def test_a_local_manifest_may_list_remote_photos(bucket: dict[str, bytes], tmp_p
     put(bucket, "a/1.jpg")
     (tmp_path / "2.jpg").write_bytes(b"2")
     (tmp_path / "m.csv").write_text(f"uri,label\n{SCHEME}://bucket/a/1.jpg,pizza\n2.jpg,sushi\n")
-    folder = dataset.scan_manifest(tmp_path / "m.csv")
+    folder = dataset.scan(tmp_path / "m.csv")
     assert [photo.uri for photo in folder.photos] == [f"{SCHEME}://bucket/a/1.jpg", str(tmp_path / "2.jpg")]
 
 
 def test_an_unresponsive_storage_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("uri,label\nunknownstorage://a/1.jpg,pizza\n")
     with pytest.raises(InputError, match="Cannot list unknownstorage://a"):
-        dataset.scan_manifest(tmp_path / "m.csv")
+        dataset.scan(tmp_path / "m.csv")
     with pytest.raises(InputError, match=r"Cannot read the manifest .*none\.csv"):
-        dataset.scan_manifest(f"{SCHEME}://bucket/none.csv")
+        dataset.scan(f"{SCHEME}://bucket/none.csv")

@@ -132,6 +132,18 @@ def test_files_outside_the_label_directories_are_counted_and_left_out(tmp_path: 
     assert folder.warnings == ("2 files outside the label directories are left out.",)
 
 
+def test_photos_for_an_evaluation_have_the_label_of_the_first_directory(tmp_path: Path) -> None:
+    top = write_photos(tmp_path / "photos", {"pizza/oven": 1, "sushi": 1})
+    (top / "loose.jpg").write_bytes(b"x")
+    found = {os.path.relpath(photo.photo.uri, top): photo.label for photo in dataset.list_photos(top).photos}
+    assert found == {"loose.jpg": None, "pizza/oven/000.jpg": "pizza", "sushi/000.jpg": "sushi"}
+    sets = write_photos(tmp_path / "sets", {"train/pizza": 1, "test/sushi": 1})
+    assert [photo.label for photo in dataset.list_photos(sets).photos] == ["sushi", "pizza"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="No photos in"):
+        dataset.list_photos(tmp_path / "empty")
+
+
 @pytest.mark.parametrize(
     ("photos", "message"),
     [

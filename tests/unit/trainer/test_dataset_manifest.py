@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from batch.monitoring.stats import Progress
 from serving.errors import InputError
 from trainer import dataset
-from trainer.dataset import Columns, DatasetListing, SplitSettings, Subset, scan_manifest
+from trainer.dataset import Columns, DatasetListing, SplitSettings, Subset, list_photos, scan
 
 TRAINING, VALIDATION, TESTING = Subset.TRAINING, Subset.VALIDATION, Subset.TESTING
 
@@ -71,7 +71,7 @@ def top(tmp_path: Path) -> Path:
 def test_paths_are_relative_to_the_manifest(top: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write_manifest(top / f"m{suffix}", BOTH)
     monkeypatch.chdir(top / "deep")
-    folder = scan_manifest(f"../m{suffix}")
+    folder = scan(f"../m{suffix}")
     assert folder.labels == ("pizza", "sushi")
     assert labels_by_path(folder, top) == {"a.jpg": "pizza", "deep/b.jpg": "sushi"}
     assert not folder.left_out
@@ -81,7 +81,7 @@ def test_a_manifest_lists_the_same_photos_as_their_folder(tmp_path: Path) -> Non
     names = [f"{label}/{number}.jpg" for label in ("pizza", "sushi") for number in range(3)]
     write_photos(tmp_path / "photos", *names)
     rows = [{"path": f"./photos/x/../{name}", "label": name.partition("/")[0]} for name in names]
-    assert scan_manifest(write_manifest(tmp_path / "m.csv", rows)) == dataset.scan(tmp_path / "photos")
+    assert scan(write_manifest(tmp_path / "m.csv", rows)) == dataset.scan(tmp_path / "photos")
 
 
 @pytest.mark.parametrize("photo", ["absolute", "file"])
@@ -89,7 +89,7 @@ def test_absolute_paths_and_file_addresses_are_taken_as_they_are(top: Path, phot
     spelled = str(top / "a.jpg") if photo == "absolute" else (top / "a.jpg").as_uri()
     (top / "lists").mkdir()
     rows = [{"uri": spelled, "label": "pizza"}, {"uri": "../c.jpg", "label": "sushi"}]
-    assert labels_by_path(scan_manifest(write_manifest(top / "lists" / "m.jsonl", rows)), top) == {
+    assert labels_by_path(scan(write_manifest(top / "lists" / "m.jsonl", rows)), top) == {
         "a.jpg": "pizza",
         "c.jpg": "sushi",
     }
@@ -99,7 +99,7 @@ def test_absolute_paths_and_file_addresses_are_taken_as_they_are(top: Path, phot
 @pytest.mark.parametrize("label", ["label", "Class", "category"])
 def test_default_column_names_are_recognised(top: Path, photo: str, label: str) -> None:
     rows = [{"size": 1, label: row["label"], photo: row["image"]} for row in BOTH]
-    assert scan_manifest(write_manifest(top / "m.csv", rows)).counts == {"pizza": 1, "sushi": 1}
+    assert scan(write_manifest(top / "m.csv", rows)).counts == {"pizza": 1, "sushi": 1}
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -109,9 +109,7 @@ def test_columns_can_be_named_explicitly(top: Path, suffix: str) -> None:
         {"image": "thumb", "picture": "c.jpg", "dish": "pizza", "plate": "p2", "part": "test"},
         {"image": "thumb", "picture": "deep/b.jpg", "dish": "sushi", "plate": None, "part": None},
     ]
-    folder = scan_manifest(
-        write_manifest(top / f"m{suffix}", rows), Columns("picture", "dish", "plate", "part")
-    )
+    folder = scan(write_manifest(top / f"m{suffix}", rows), Columns("picture", "dish", "plate", "part"))
     assert labels_by_path(folder, top) == {"a.jpg": "pizza", "c.jpg": "pizza", "deep/b.jpg": "sushi"}
     assert folder.groups == {str(top / "a.jpg"): "p1", str(top / "c.jpg"): "p2"}
     assert folder.subsets == {str(top / "c.jpg"): TESTING}
@@ -121,13 +119,13 @@ def test_columns_can_be_named_explicitly(top: Path, suffix: str) -> None:
 def test_csv_from_a_spreadsheet_is_read(top: Path, separator: str) -> None:
     lines = ["\ufeffimage,label,note", 'a.jpg,pizza,"two\r\nlines"', "", "deep/b.jpg,sushi,"]
     (top / "m.csv").write_text("\r\n".join(lines).replace(",", separator), encoding="utf-8", newline="")
-    assert scan_manifest(top / "m.csv").counts == {"pizza": 1, "sushi": 1}
+    assert scan(top / "m.csv").counts == {"pizza": 1, "sushi": 1}
 
 
 def test_integers_are_valid_labels(top: Path) -> None:
     rows = [{"image": row["image"], "label": number} for number, row in enumerate(BOTH)]
     for suffix in FORMATS:
-        assert scan_manifest(write_manifest(top / f"m{suffix}", rows)).labels == ("0", "1")
+        assert scan(write_manifest(top / f"m{suffix}", rows)).labels == ("0", "1")
 
 
 def test_parquet_columns_may_be_dictionary_encoded_and_other_columns_are_not_read(top: Path) -> None:
@@ -139,12 +137,12 @@ def test_parquet_columns_may_be_dictionary_encoded_and_other_columns_are_not_rea
         }
     )
     pq.write_table(table, top / "m.pq")
-    assert scan_manifest(top / "m.pq").counts == {"pizza": 1, "sushi": 1}
+    assert scan(top / "m.pq").counts == {"pizza": 1, "sushi": 1}
 
 
 def test_json_lines_may_leave_optional_keys_out(top: Path) -> None:
     rows = [BOTH[0], {**BOTH[1], "group": "g"}, {"image": "c.jpg", "label": "sushi", "split": "val"}]
-    folder = scan_manifest(write_manifest(top / "m.jsonl", rows))
+    folder = scan(write_manifest(top / "m.jsonl", rows))
     assert folder.groups == {str(top / "deep/b.jpg"): "g"}
     assert folder.subsets == {str(top / "c.jpg"): VALIDATION}
 
@@ -173,7 +171,7 @@ def test_manifest_round_trip(rows: list[tuple[str, str, str]], suffix: str) -> N
         (top / "photos").mkdir()
         for name, _, _ in rows:
             (top / "photos" / name).write_bytes(b"x")
-        folder = scan_manifest(write_manifest(top / f"m{suffix}", written))
+        folder = scan(write_manifest(top / f"m{suffix}", written))
         assert not folder.left_out
         assert labels_by_path(folder, top / "photos") == {name: label for name, label, _ in rows}
         assert folder.groups == {str(top / "photos" / name): group for name, _, group in rows if group}
@@ -189,7 +187,7 @@ def test_predefined_sets_of_the_manifest_are_used_and_reported(top: Path) -> Non
         for number, name in enumerate(names):
             write_photos(top, f"{label}{number}.jpg")
             rows.append({"image": f"{label}{number}.jpg", "label": label, "split": name})
-    folder = scan_manifest(write_manifest(top / "m.csv", rows))
+    folder = scan(write_manifest(top / "m.csv", rows))
     examples = [folder.make_example(photo, photo.uri) for photo in folder.photos]
     found = dict(zip(examples, dataset.split(examples, SplitSettings()), strict=True))
     wanted = [TRAINING] * 3 + [VALIDATION] * 4 + [TESTING] * 2
@@ -206,7 +204,7 @@ def test_a_group_stays_in_one_set_across_labels(top: Path) -> None:
         write_photos(top, f"{number}.jpg")
         label = ("pizza", "sushi")[number % 2]
         rows.append({"image": f"{number}.jpg", "label": label, "group": f"meal {number // 4}"})
-    folder = scan_manifest(write_manifest(top / "m.csv", rows))
+    folder = scan(write_manifest(top / "m.csv", rows))
     examples = [folder.make_example(photo, photo.uri) for photo in folder.photos]
     subsets = dataset.split(examples, SplitSettings())
     assert set(subsets) == set(Subset)
@@ -226,7 +224,7 @@ def test_a_missing_photo_is_left_out_with_the_reason(top: Path) -> None:
         *BOTH,
         *({"image": name, "label": "soup"} for name in ("gone.jpg", "deep", "dangling.jpg", "x" * 300)),
     ]
-    folder = scan_manifest(write_manifest(top / "m.csv", rows))
+    folder = scan(write_manifest(top / "m.csv", rows))
     reasons = {Path(uri).name[:12]: reason for uri, reason in folder.left_out}
     assert reasons == {
         "gone.jpg": "there is no such file",
@@ -240,7 +238,7 @@ def test_a_missing_photo_is_left_out_with_the_reason(top: Path) -> None:
 
 def test_a_photo_with_two_labels_is_left_out_with_both_and_their_lines(top: Path) -> None:
     rows = [*BOTH, {"image": "c.jpg", "label": "soup"}, {"image": "./c.jpg", "label": "pizza"}, BOTH[0]]
-    folder = scan_manifest(write_manifest(top / "m.csv", rows))
+    folder = scan(write_manifest(top / "m.csv", rows))
     assert folder.left_out == ((str(top / "c.jpg"), "labelled 'soup' on line 4 and 'pizza' on line 5"),)
     assert labels_by_path(folder, top) == {"a.jpg": "pizza", "deep/b.jpg": "sushi"}
     assert folder.warnings[0] == "2 lines repeat a photo of an earlier line; each photo counts once."
@@ -249,14 +247,43 @@ def test_a_photo_with_two_labels_is_left_out_with_both_and_their_lines(top: Path
 def test_a_manifest_without_existing_photos_is_an_error_with_a_reason(top: Path) -> None:
     rows = [{"image": "no.jpg", "label": "pizza"}, {"image": "none.jpg", "label": "sushi"}]
     with pytest.raises(InputError, match=r"no label with photos.*no\.jpg, for example, .*no such file"):
-        scan_manifest(write_manifest(top / "m.csv", rows))
+        scan(write_manifest(top / "m.csv", rows))
 
 
 def test_progress_counts_missing_photos_as_rejected(top: Path) -> None:
     rows = [*BOTH, *({"image": f"{number}.jpg", "label": "pizza"} for number in range(1500))]
     seen: list[Progress] = []
-    scan_manifest(write_manifest(top / "m.csv", rows), progress=seen.append)
+    scan(write_manifest(top / "m.csv", rows), progress=seen.append)
     assert seen == [Progress(1000, 1502, 998), Progress(1502, 1502, 1500)]
+
+
+# --- Photos for an evaluation, which need no labels -----------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_photos_without_a_label_are_listed_for_an_evaluation(top: Path, suffix: str) -> None:
+    rows = [{"image": "a.jpg", "label": "pizza"}, {"image": "deep/b.jpg", "label": None}]
+    listing = list_photos(write_manifest(top / f"m{suffix}", [*rows, {"image": "no.jpg", "label": "x"}]))
+    found = {os.path.relpath(photo.photo.uri, top): photo.label for photo in listing.photos}
+    assert found == {"a.jpg": "pizza", "deep/b.jpg": None}
+    assert listing.left_out == [(str(top / "no.jpg"), "there is no such file")]
+
+
+def test_a_text_file_lists_photos_without_labels(top: Path) -> None:
+    (top / "m.txt").write_text(f"a.jpg\n\n{top}/c.jpg\n")
+    listing = list_photos(top / "m.txt")
+    assert [(photo.photo.uri, photo.label) for photo in listing.photos] == [
+        (str(top / "a.jpg"), None),
+        (str(top / "c.jpg"), None),
+    ]
+    with pytest.raises(InputError, match="no column label or class"):
+        scan(top / "m.txt")
+
+
+def test_a_manifest_without_photos_is_an_error_for_an_evaluation(top: Path) -> None:
+    (top / "m.csv").write_text("image,label\n")
+    with pytest.raises(InputError, match=r"No photos in .*m\.csv"):
+        list_photos(top / "m.csv")
 
 
 # --- Manifests that cannot be used ----------------------------------------------------------------------
@@ -327,7 +354,7 @@ def test_an_unusable_manifest_is_an_error_with_line_and_remedy(name: str, top: P
     file, content, message = UNUSABLE[name]
     (top / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message) as caught:
-        scan_manifest(top / file)
+        scan(top / file)
     assert str(top / file) in caught.value.what
     assert caught.value.remedy
     assert len(caught.value.what.splitlines()) == 1
@@ -336,20 +363,18 @@ def test_an_unusable_manifest_is_an_error_with_line_and_remedy(name: str, top: P
 def test_a_missing_named_column_is_an_error(top: Path) -> None:
     write_manifest(top / "m.csv", BOTH)
     with pytest.raises(InputError, match=r"no column 'meal' for the group; the columns are 'image', 'label'"):
-        scan_manifest(top / "m.csv", Columns(group="meal"))
+        scan(top / "m.csv", Columns(group="meal"))
 
 
 def test_a_parquet_column_of_structs_is_an_error(top: Path) -> None:
     rows = [{"image": {"bytes": b"\xff", "path": "a.jpg"}, "label": 0}]
     with pytest.raises(InputError, match="line 1: the photo has the type dict"):
-        scan_manifest(write_manifest(top / "m.parquet", rows))
+        scan(write_manifest(top / "m.parquet", rows))
 
 
-@pytest.mark.parametrize("name", ["nowhere.csv", "deep.csv"])
-def test_a_manifest_that_cannot_be_read_is_an_error(top: Path, name: str) -> None:
-    (top / "deep.csv").mkdir()
-    with pytest.raises(InputError, match=rf"Cannot read the manifest .*{name}"):
-        scan_manifest(top / name)
+def test_a_manifest_that_cannot_be_read_is_an_error(top: Path) -> None:
+    with pytest.raises(InputError, match=r"Cannot read the manifest .*nowhere.csv"):
+        scan(top / "nowhere.csv")
 
 
 def test_memory_does_not_grow_with_unused_columns(tmp_path: Path) -> None:
@@ -360,7 +385,7 @@ def test_memory_does_not_grow_with_unused_columns(tmp_path: Path) -> None:
     write_photos(tmp_path, "0.jpg", "1.jpg")
     tracemalloc.start()
     try:
-        scan_manifest(tmp_path / "m.jsonl")
+        scan(tmp_path / "m.jsonl")
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
