@@ -15,7 +15,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -97,18 +97,17 @@ def serve_bare(base: Path) -> None:
     asyncio.run(serve())
 
 
-def serve_fastapi(base: Path) -> None:
-    """Serve POST / with a photo; requests that wait while a batch runs are merged, up to 32."""
+def _load_as_user(base: Path) -> Callable[[list[bytes]], list[dict[str, Any]]]:
+    """Load the bundle as TensorFlow does; return a function from photos to results."""
     import tensorflow as tf
-    import uvicorn
-    from fastapi import FastAPI, Request
 
     from serving import bundle
 
     loaded = tf.saved_model.load(str(bundle.resolve(base)))
-    signature = loaded.signatures[contract.SERVING_DEFAULT]
 
     def run(photos: list[bytes]) -> list[dict[str, Any]]:
+        # `loaded` must stay alive, since its variables are deleted with it.
+        signature = loaded.signatures[contract.SERVING_DEFAULT]
         outputs = {
             name: values.numpy() for name, values in signature(image_bytes=tf.constant(photos)).items()
         }
@@ -121,6 +120,15 @@ def serve_fastapi(base: Path) -> None:
             for row in range(len(photos))
         ]
 
+    return run
+
+
+def serve_fastapi(base: Path) -> None:
+    """Serve POST / with a photo; requests that wait while a batch runs are merged, up to 32."""
+    import uvicorn
+    from fastapi import FastAPI, Request
+
+    run = _load_as_user(base)
     for size in (1, 2, 4, 8, 16, 32):
         run(read_photos()[:size])
     waiting: asyncio.Queue[tuple[bytes, asyncio.Future[dict[str, Any]]]] = asyncio.Queue(256)
