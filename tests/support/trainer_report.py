@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,8 @@ from trainer.dataset import Example, Subset, near_duplicates
 from trainer.dataset.near_duplicates import DuplicateReport
 from trainer.evaluation import metrics
 from trainer.evaluation.cross_validation import CrossValidationScheme, cross_validate
-from trainer.evaluation.features import HeadPredictions
+from trainer.evaluation.features import Features, HeadPredictions
+from trainer.evaluation.training_record import FittedHead, TrainingData, TrainingRecord
 from trainer.training import live_comparison
 
 
@@ -80,22 +81,54 @@ def make_report(
             [examples[row] for row in tested_rows.tolist()],
             features[tested_rows],
             probabilities[tested_rows],
+            str(top / "store"),
         )
         validated = cross_validate(
             features, targets, labels, scheme=CrossValidationScheme(folds=2, repeats=2)
         )
-    composed = report.compose(
-        "made up",
-        labels,
+    record = make_record(
         examples,
         subsets,
-        HeadPredictions.from_probabilities(probabilities, targets),
-        selection=selection,
-        held_out=metrics.evaluate(selection.probabilities, selection.targets, labels),
-        test=metrics.evaluate(probabilities[is_tested], targets[is_tested], labels) if tested else None,
-        duplicates=found or DuplicateReport((), (), near_duplicates.THRESHOLD, len(targets), len(targets)),
-        comparison=comparison,
-        cross_validation=validated,
-        top=str(top),
+        labels,
+        fitted,
+        selection,
+        probabilities,
+        duplicates=found,
+        is_tested=tested,
     )
-    return ReportOfPhotos(composed, top)
+    record = replace(record, source=str(top), comparison=comparison, cross_validation=validated)
+    return ReportOfPhotos(report.compose(record), top)
+
+
+def make_record(
+    examples: Sequence[Example],
+    subsets: Sequence[Subset],
+    labels: Sequence[str],
+    head: heads.Head,
+    selection: heads.Selection,
+    probabilities: heads.Floats,
+    *,
+    duplicates: DuplicateReport | None = None,
+    is_tested: bool = True,
+) -> TrainingRecord:
+    """Return the record of a training with these photos and predictions."""
+    count = len(examples)
+    nothing = np.zeros((count, 0), np.float16)
+    data = TrainingData(
+        labels,
+        Features(examples, nothing, examples, ()),
+        subsets,
+        duplicates or DuplicateReport((), (), near_duplicates.THRESHOLD, count, count),
+        np.arange(count),
+    )
+    rows = data.rows(Subset.TESTING)
+    tested = probabilities[rows]
+    fitted = FittedHead(
+        head,
+        selection,
+        HeadPredictions.from_probabilities(probabilities, data.targets),
+        held_out=metrics.evaluate(selection.probabilities, selection.targets, labels),
+        test_probabilities=tested,
+        test=metrics.evaluate(tested, data.targets[rows], labels) if is_tested else None,
+    )
+    return TrainingRecord("made up", "", data, fitted)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from serving.errors import InputError
-from trainer.dataset import Example, Subset
+from trainer.dataset import Subset
 from trainer.dataset.near_duplicates import DuplicateGroup, DuplicateReport
 from trainer.evaluation.abstention import Threshold, threshold_for_precision
 from trainer.evaluation.cross_validation import CrossValidation
-from trainer.evaluation.features import HeadPredictions
 from trainer.evaluation.metrics import Evaluation
+from trainer.evaluation.training_record import TrainingData, TrainingRecord
 from trainer.evaluation.version_changes import LiveComparison
-from trainer.heads import Floats, Ints, Selection
+from trainer.export.templates import get_package_versions
+from trainer.heads import Floats, Ints
 
 MAX_PICTURES = 60
 """Largest number of thumbnails, so that the page stays below 2 MB; each takes some 12 KB."""
@@ -194,99 +196,63 @@ def pick_group_uris(group: DuplicateGroup) -> list[str]:
     return [first.uri, (others or group.pictures[1:])[0].uri]
 
 
-def compose(
-    title: str,
-    labels: Sequence[str],
-    examples: Sequence[Example],
-    subsets: Sequence[Subset],
-    predictions: HeadPredictions,
-    *,
-    selection: Selection,
-    held_out: Evaluation,
-    test: Evaluation | None,
-    duplicates: DuplicateReport,
-    comparison: LiveComparison | None = None,
-    cross_validation: CrossValidation | None = None,
-    left_out: Sequence[tuple[str, str]] = (),
-    top: str = "",
-    settings: Mapping[str, Any] | None = None,
-    seconds: Mapping[str, float] | None = None,
-    versions: Mapping[str, str] | None = None,
-    created: str = "",
-) -> Report:
-    """Compose the contents of a report from the results of a training.
-
-    Args:
-        title: name of the model.
-        labels: K label names.
-        examples: N distinct photos.
-        subsets: set of each photo.
-        predictions: predictions of the head for the photos.
-        selection: how the head's settings were chosen.
-        held_out: metrics on the photos that the settings were chosen by.
-        test: metrics on the test photos, None where there are none.
-        duplicates: exact and near duplicates (trainer.dataset.near_duplicates).
-        comparison: comparison with the live version.
-        cross_validation: result of the K-fold cross-validation.
-        left_out: (path, reason) of each file that could not be used.
-        top: folder of the photos.
-        settings: settings of the run; nested names are joined by dots.
-        seconds: wall time by step.
-        versions: version by package.
-        created: date and time of the run.
-    """
-    targets = np.array([example.label for example in examples], np.int64)
-    best, score = predictions.best, predictions.score
-    tested = np.flatnonzero([subset is Subset.TESTING for subset in subsets])
+def compose(record: TrainingRecord) -> Report:
+    """Compose the contents of a report from the record of a training."""
+    data, fitted, selection = record.data, record.fitted, record.fitted.selection
+    best, score = fitted.predictions.best, fitted.predictions.score
+    tested = data.rows(Subset.TESTING)
     # In ascending order of confidence: the wrong ones are shown from the end, the right ones from the start.
     tested = tested[np.argsort(score[tested], kind="stable")]
-    wrong = tested[best[tested] != targets[tested]][::-1]
-    right = tested[best[tested] == targets[tested]]
+    wrong = tested[best[tested] != data.targets[tested]][::-1]
+    right = tested[best[tested] == data.targets[tested]]
 
     def list_predictions(rows: Ints) -> tuple[PhotoPrediction, ...]:
         return tuple(
-            PhotoPrediction(examples[row].uri, labels[targets[row]], labels[best[row]], float(score[row]))
+            PhotoPrediction(
+                data.examples[row].uri,
+                data.labels[data.targets[row]],
+                data.labels[best[row]],
+                float(score[row]),
+            )
             for row in rows.tolist()
         )
 
     return Report(
-        title=title,
-        top=top,
-        test=test,
-        held_out=held_out,
+        title=record.name,
+        top=record.source,
+        test=fitted.test,
+        held_out=fitted.held_out,
         method=selection.method,
         strength=selection.strength,
         losses=dict(selection.losses),
         risk_coverage=_compute_risk_coverage(selection.probabilities, selection.targets),
-        labels=_make_label_rows(labels, examples, subsets, predictions.own),
+        labels=_make_label_rows(data, fitted.predictions.own),
         misclassified=list_predictions(wrong[:MAX_MISCLASSIFIED]),
         least_confident=list_predictions(right[:MAX_LEAST_CONFIDENT]),
         misclassified_count=len(wrong),
-        left_out=tuple(left_out),
-        duplicates=duplicates,
-        settings=dict(_flatten_settings(settings or {})),
-        seconds=dict(seconds or {}),
-        versions=dict(versions or {}),
-        created=created,
-        comparison=comparison,
-        cross_validation=cross_validation,
+        left_out=tuple(data.features.left_out),
+        duplicates=data.duplicates,
+        settings=dict(_flatten_settings(record.settings)),
+        seconds=dict(record.seconds),
+        versions=get_package_versions(),
+        created=time.strftime("%d %B %Y, %H:%M UTC", time.gmtime()),
+        comparison=record.comparison,
+        cross_validation=record.cross_validation,
     )
 
 
-def _make_label_rows(
-    labels: Sequence[str], examples: Sequence[Example], subsets: Sequence[Subset], own: Floats
-) -> tuple[LabelRow, ...]:
+def _make_label_rows(data: TrainingData, own: Floats) -> tuple[LabelRow, ...]:
     """Return the row of each label; `own` float32 [N] is the probability of each photo's true label."""
-    photos: list[Counter[Subset]] = [Counter() for _ in labels]
+    photos: list[Counter[Subset]] = [Counter() for _ in data.labels]
     samples: dict[int, int] = {}
-    for row, (example, subset) in enumerate(zip(examples, subsets, strict=True)):
+    for row, (example, subset) in enumerate(zip(data.examples, data.subsets, strict=True)):
         photos[example.label][subset] += 1
         if subset is Subset.TRAINING:
             sample = samples.setdefault(example.label, row)
             samples[example.label] = row if own[row] > own[sample] else sample
     return tuple(
-        LabelRow(label, photos[index], examples[samples[index]].uri if index in samples else None)
-        for index, label in enumerate(labels)
+        LabelRow(label, photos[index], data.examples[samples[index]].uri if index in samples else None)
+        for index, label in enumerate(data.labels)
     )
 
 

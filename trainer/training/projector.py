@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from serving.photos.thumbnails import make_thumbnails
-from trainer.dataset import Example, Subset
-from trainer.heads import Ints, Vectors
+from trainer.evaluation.training_record import TrainingData
+from trainer.heads import Ints
 
 POINTS = 5000
 """Photos in the projector; more are sampled. Each takes some 9 KB with 1,280 dimensions."""
@@ -23,26 +23,22 @@ SPRITE_SIDE = 48
 """Width and height of a thumbnail, in pixels."""
 
 
-def write_projector(
-    directory: Path,
-    embeddings: Vectors,
-    examples: Sequence[Example],
-    subsets: Sequence[Subset],
-    labels: Sequence[str],
-) -> None:
+def write_projector(directory: Path, data: TrainingData) -> None:
     """Write the projector's files: embeddings, metadata and, up to MAX_SPRITES photos, thumbnails.
 
     Raises:
         OSError: the directory cannot be written.
     """
+    examples = data.examples
     rows = sample_rows(np.arange(len(examples)))
     with (directory / "embeddings.tsv").open("w", encoding="utf-8") as file:
         for row in rows.tolist():
-            file.write("\t".join(f"{number:.5g}" for number in embeddings[row].tolist()) + "\n")
+            file.write("\t".join(f"{number:.5g}" for number in data.embeddings[row].tolist()) + "\n")
     with (directory / "metadata.tsv").open("w", encoding="utf-8", errors="replace") as file:
         file.write("label\tset\tpath\n")
         for row in rows.tolist():
-            cells = labels[examples[row].label], str(subsets[row]), examples[row].uri
+            example = examples[row]
+            cells = data.labels[example.label], str(data.subsets[row]), example.uri
             # Tabs and line breaks in a label or path would break the table.
             file.write("\t".join(" ".join(cell.split()) for cell in cells) + "\n")
     config = [

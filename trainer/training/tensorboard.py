@@ -25,9 +25,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,9 @@ from numpy.typing import NDArray
 
 from serving.errors import OutputError
 from trainer import heads
-from trainer.dataset import Example, Subset
+from trainer.dataset import Subset
 from trainer.evaluation.metrics import Evaluation
+from trainer.evaluation.training_record import FittedHead, TrainingData
 from trainer.heads import (
     Floats,
     Head,
@@ -54,49 +54,14 @@ from trainer.training.projector import sample_rows, write_projector
 
 DIRECTORIES = {Subset.TRAINING: "train", Subset.VALIDATION: "validation", Subset.TESTING: "test"}
 
-_BUCKETS = 30
-"""Buckets of a histogram."""
 
-
-@dataclass(frozen=True)
-class LoggedTraining:
-    """Data of a training that is logged.
-
-    Attributes:
-        embeddings: float32 or float16 [N,D], in memory or mapped from a file.
-        examples: N distinct photos.
-        subsets: set of each photo.
-        labels: K label names.
-        fitted: the exported head.
-        selection: how the head's settings were chosen.
-        held_out: metrics on the photos that the settings were chosen by.
-        test: metrics on the test photos, None where there are none.
-    """
-
-    embeddings: Vectors
-    examples: Sequence[Example]
-    subsets: Sequence[Subset]
-    labels: Sequence[str]
-    fitted: Head
-    selection: Selection
-    held_out: Evaluation
-    test: Evaluation | None
-
-    def get_rows(self) -> dict[Subset, Ints]:
-        """Return the row numbers int64 [n] of the photos of each set."""
-        return {subset: np.flatnonzero([found is subset for found in self.subsets]) for subset in Subset}
-
-    def get_targets(self) -> Ints:
-        """Return the classes int64 [N] of the photos."""
-        return np.array([example.label for example in self.examples], np.int64)
-
-
-def write(directory: Path, training: LoggedTraining) -> Path:
+def write(directory: Path, data: TrainingData, fitted: FittedHead) -> Path:
     """Write the logs of one run to `directory`, or to a sub-directory if it contains a run already.
 
     Args:
         directory: directory of the logs, created if missing.
-        training: the data to log.
+        data: the photos.
+        fitted: the exported head and its evaluation.
 
     Returns:
         The directory of this run.
@@ -106,22 +71,16 @@ def write(directory: Path, training: LoggedTraining) -> Path:
     """
     try:
         run = _create_run_directory(directory)
-        if _can_refit_candidates(training):
-            _write_candidate_steps(run, training)
+        if _can_refit_candidates(data, fitted.selection):
+            _write_candidate_steps(run, data, fitted)
         else:
-            _write_exported_step(run, training)
-        if test := training.test:
+            _write_exported_step(run, data, fitted)
+        if test := fitted.test:
             with _open_events(run / DIRECTORIES[Subset.TESTING]) as events:
-                step = number_steps(training.selection)[training.selection.strength]
+                step = number_steps(fitted.selection)[fitted.selection.strength]
                 scalars = {"accuracy_1": test.accuracy.value, "cross_entropy_1": test.log_loss}
                 events.add(step, scalars | _collect_label_scalars(test))
-        write_projector(
-            run / DIRECTORIES[Subset.TRAINING],
-            training.embeddings,
-            training.examples,
-            training.subsets,
-            training.labels,
-        )
+        write_projector(run / DIRECTORIES[Subset.TRAINING], data)
     except OSError as error:
         raise OutputError(
             f"The summaries cannot be written to {directory}: {error.strerror or error}.",
@@ -150,21 +109,20 @@ def _create_run_directory(directory: Path) -> Path:
 # --- Candidates -------------------------------------------------------------------------------------------
 
 
-def _can_refit_candidates(training: LoggedTraining) -> bool:
+def _can_refit_candidates(data: TrainingData, selection: Selection) -> bool:
     """Return whether a head is fitted again for each candidate, which takes a moment only."""
-    plain = {"kind": "linear", "class_weight": "none"}.items() <= training.selection.settings.items()
-    rows = training.get_rows()
-    return plain and len(rows[Subset.TRAINING]) + len(rows[Subset.VALIDATION]) < heads.LARGE_DATASET
+    plain = {"kind": "linear", "class_weight": "none"}.items() <= selection.settings.items()
+    return plain and len(data.rows(Subset.TRAINING, Subset.VALIDATION)) < heads.LARGE_DATASET
 
 
-def _write_exported_step(run: Path, training: LoggedTraining) -> None:
+def _write_exported_step(run: Path, data: TrainingData, fitted: FittedHead) -> None:
     """Write a single step, that of the exported head."""
-    fitted, selection, held_out = training.fitted, training.selection, training.held_out
-    shown = sample_rows(training.get_rows()[Subset.TRAINING])
+    head, selection, held_out = fitted.head, fitted.selection, fitted.held_out
+    shown = sample_rows(data.rows(Subset.TRAINING))
     step = number_steps(selection)[selection.strength]
     with _open_events(run / DIRECTORIES[Subset.TRAINING]) as events:
-        events.add(step, *_evaluate_head(fitted, training.embeddings[shown], training.get_targets()[shown]))
-        for name, values in (("weights", fitted.kernel), ("biases", fitted.bias)):
+        events.add(step, *_evaluate_head(head, data.embeddings[shown], data.targets[shown]))
+        for name, values in (("weights", head.kernel), ("biases", head.bias)):
             events.add(step, *_summarize_variable(name, values))
     with _open_events(run / DIRECTORIES[Subset.VALIDATION]) as events:
         scalars = {"accuracy_1": held_out.accuracy.value, "cross_entropy_1": held_out.log_loss}
@@ -172,17 +130,17 @@ def _write_exported_step(run: Path, training: LoggedTraining) -> None:
         _add_selection(events, selection, held_out)
 
 
-def _write_candidate_steps(run: Path, training: LoggedTraining) -> None:
+def _write_candidate_steps(run: Path, data: TrainingData, fitted: FittedHead) -> None:
     """Write a step for each candidate of C, each with a head of its own."""
-    embeddings, targets, rows = training.embeddings, training.get_targets(), training.get_rows()
-    train_rows, validation_rows = rows[Subset.TRAINING], rows[Subset.VALIDATION]
-    steps = number_steps(training.selection)
+    embeddings, targets, selection = data.embeddings, data.targets, fitted.selection
+    train_rows, validation_rows = data.rows(Subset.TRAINING), data.rows(Subset.VALIDATION)
+    steps = number_steps(selection)
     with (
         _open_events(run / DIRECTORIES[Subset.TRAINING]) as train_events,
         _open_events(run / DIRECTORIES[Subset.VALIDATION]) as validation_events,
     ):
         calibration_rows = validation_rows if len(validation_rows) else train_rows
-        candidates = fit_candidates(embeddings, targets, train_rows, calibration_rows, training.selection)
+        candidates = fit_candidates(embeddings, targets, train_rows, calibration_rows, selection)
         for strength, candidate in candidates.items():
             step = steps[strength]
             train_events.add(step, *_evaluate_head(candidate, embeddings[train_rows], targets[train_rows]))
@@ -190,10 +148,9 @@ def _write_candidate_steps(run: Path, training: LoggedTraining) -> None:
                 validation_events.add(
                     step, *_evaluate_head(candidate, embeddings[validation_rows], targets[validation_rows])
                 )
-        for strength, candidate in candidates.items():
             for name, values in (("weights", candidate.kernel), ("biases", candidate.bias)):
-                train_events.add(steps[strength], *_summarize_variable(name, values))
-        _add_selection(validation_events, training.selection, training.held_out)
+                train_events.add(step, *_summarize_variable(name, values))
+        _add_selection(validation_events, selection, fitted.held_out)
 
 
 def _add_selection(events: _EventFile, selection: Selection, held_out: Evaluation) -> None:
@@ -287,60 +244,38 @@ def _collect_label_scalars(evaluation: Evaluation) -> dict[str, float]:
 
 
 class _EventFile:
-    """An event file that is being written.
+    """An event file of TensorBoard.
 
     Args:
-        writer: writer of TFRecords.
+        directory: directory of the file, created if missing.
     """
 
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
+    def __init__(self, directory: Path) -> None:
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        directory.mkdir(parents=True, exist_ok=True)
+        self._writer = EventFileWriter(str(directory))
 
     def add(
         self, step: int, scalars: Mapping[str, float], histograms: Mapping[str, NDArray[Any]] | None = None
     ) -> None:
         """Add scalars and histograms at a step; scalars that are NaN are left out."""
-        import tensorflow as tf
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 
-        event = tf.compat.v1.Event(wall_time=time.time(), step=step)
+        event = Event(wall_time=time.time(), step=step)
         for tag, value in scalars.items():
             if not math.isnan(value):
                 event.summary.value.add(tag=tag, simple_value=value)
         for tag, values in (histograms or {}).items():
-            event.summary.value.add(tag=tag, histo=_make_histogram(values))
-        self._writer.write(event.SerializeToString())
+            event.summary.MergeFrom(histogram_pb(tag, values.astype(np.float64)))
+        self._writer.add_event(event)
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+        self._writer.close()
 
 
-@contextmanager
-def _open_events(directory: Path) -> Iterator[_EventFile]:
-    """Open a new event file; TensorBoard sees it when the block is left, since it is then renamed."""
-    import tensorflow as tf
-
-    directory.mkdir(parents=True, exist_ok=True)
-    now = time.time()
-    staged = directory / ".staged"
-    try:
-        with tf.io.TFRecordWriter(str(staged)) as writer:
-            version = tf.compat.v1.Event(wall_time=now, file_version="brain.Event:2")
-            writer.write(version.SerializeToString())
-            yield _EventFile(writer)
-    except tf.errors.OpError as error:
-        raise OSError(error.message) from error
-    staged.rename(directory / f"events.out.tfevents.{int(now)}.hubhead")
-
-
-def _make_histogram(values: NDArray[Any]) -> Any:
-    """Return a HistogramProto: counts below ascending limits, and the moments."""
-    import tensorflow as tf
-
-    flat = values.astype(np.float64).ravel()
-    counts, edges = np.histogram(flat, bins=_BUCKETS)
-    return tf.compat.v1.HistogramProto(
-        min=flat.min(),
-        max=flat.max(),
-        num=len(flat),
-        sum=flat.sum(),
-        sum_squares=(flat**2).sum(),
-        bucket_limit=edges[1:].tolist(),
-        bucket=counts.tolist(),
-    )
+def _open_events(directory: Path) -> closing[_EventFile]:
+    """Open a new event file, which is complete when the block is left."""
+    return closing(_EventFile(directory))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,9 @@ import pytest
 from serving import contract
 from serving.errors import OutputError
 from tests.support.html_assertions import CHROMIUM, HOSTILE, Page, check_self_contained, measure_page
-from tests.support.trainer_report import make_report
+from tests.support.trainer_report import make_record, make_report
 from trainer import heads, report
 from trainer.dataset import Subset
-from trainer.evaluation.features import HeadPredictions
-from trainer.export.templates import get_package_versions
 from trainer.report.contents import MAX_CHANGED, MAX_PICTURES
 
 if TYPE_CHECKING:
@@ -45,22 +43,28 @@ def real(trained: Trained) -> report.Report:
     targets = np.array([example.label for example in features.examples], np.int64)
     chosen = np.array([subset is not Subset.TESTING for subset in subsets])
     fitted, selection = heads.fit(features.embeddings[chosen], targets[chosen], len(folder.labels))
-    return report.compose(
-        "food",
-        folder.labels,
+    left_out = ((f"{settings.image_dir}/fruits/notes.txt", str(contract.Status.NOT_AN_IMAGE)),)
+    record = make_record(
         features.examples,
         subsets,
-        HeadPredictions.from_embeddings(fitted, features.embeddings, targets),
-        selection=selection,
-        held_out=result.held_out,
-        test=result.test,
+        folder.labels,
+        fitted,
+        selection,
+        fitted.probabilities(features.embeddings),
         duplicates=result.duplicates,
-        left_out=[(f"{settings.image_dir}/fruits/notes.txt", str(contract.Status.NOT_AN_IMAGE))],
-        top=str(settings.image_dir),
-        settings=asdict(settings),
-        seconds=result.seconds,
-        versions=get_package_versions(),
-        created="24 November 2026",
+    )
+    data = replace(record.data, features=replace(record.data.features, left_out=left_out))
+    head = replace(record.fitted, held_out=result.held_out, test=result.test)
+    return report.compose(
+        replace(
+            record,
+            name="food",
+            source=str(settings.image_dir),
+            data=data,
+            fitted=head,
+            settings=asdict(settings),
+            seconds=result.seconds,
+        )
     )
 
 

@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from serving.errors import OutputError
+from tests.support.trainer_report import make_record
 from trainer import heads
 from trainer.dataset import Example, Subset
 from trainer.evaluation import metrics
-from trainer.heads import Floats, Ints
+from trainer.evaluation.training_record import FittedHead, TrainingData
 from trainer.training import projector, tensorboard
 
 pytestmark = pytest.mark.tf
@@ -29,32 +30,12 @@ ROUND = (Subset.TRAINING, Subset.TRAINING, Subset.TRAINING, Subset.VALIDATION, S
 class Run:
     """Data of a training that is logged."""
 
-    embeddings: Floats
-    targets: Ints
-    examples: tuple[Example, ...]
-    subsets: tuple[Subset, ...]
-    fitted: heads.Head
-    selection: heads.Selection
-    held_out: metrics.Evaluation
-    test: metrics.Evaluation
-
-    def rows(self, subset: Subset) -> Ints:
-        """Return the row numbers of a set."""
-        return np.flatnonzero([found is subset for found in self.subsets])
+    data: TrainingData
+    fitted: FittedHead
 
     def write(self, directory: Path, test: metrics.Evaluation | None) -> Path:
         """Write the logs, and return the directory of the run."""
-        training = tensorboard.LoggedTraining(
-            self.embeddings,
-            self.examples,
-            self.subsets,
-            LABELS,
-            fitted=self.fitted,
-            selection=self.selection,
-            held_out=self.held_out,
-            test=test,
-        )
-        return tensorboard.write(directory, training)
+        return tensorboard.write(directory, self.data, replace(self.fitted, test=test))
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +53,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     features = embeddings.astype(np.float32)
     seen = np.flatnonzero([subset is not Subset.TESTING for subset in subsets])
     fitted, selection = heads.fit(features[seen], targets[seen], 3)
-    tested = np.flatnonzero([subset is Subset.TESTING for subset in subsets])
-    return Run(
-        features,
-        targets,
-        tuple(examples),
-        subsets,
-        fitted,
-        selection,
-        metrics.evaluate(selection.probabilities, selection.targets, LABELS),
-        metrics.evaluate(fitted.probabilities(features[tested]), targets[tested], LABELS),
-    )
+    record = make_record(examples, subsets, LABELS, fitted, selection, fitted.probabilities(features))
+    data = replace(record.data, features=replace(record.data.features, embeddings=features))
+    return Run(data, record.fitted)
 
 
 def read_events(directory: Path) -> dict[str, dict[int, Any]]:
@@ -98,7 +71,9 @@ def read_events(directory: Path) -> dict[str, dict[int, Any]]:
         for value in event.summary.value:
             steps = found.setdefault(value.tag, {})
             assert event.step not in steps
-            steps[event.step] = value.histo if value.HasField("histo") else value.simple_value
+            steps[event.step] = (
+                tf.make_ndarray(value.tensor) if value.HasField("tensor") else value.simple_value
+            )
     assert versions[0] == "brain.Event:2"
     return found
 
@@ -113,7 +88,7 @@ def read_files(directory: Path) -> dict[str, bytes]:
 def test_event_files_have_the_tags_of_retrain_with_values_for_each_candidate(
     run: Run, tmp_path: Path
 ) -> None:
-    assert run.write(tmp_path / "logs", run.test) == tmp_path / "logs"
+    assert run.write(tmp_path / "logs", run.fitted.test) == tmp_path / "logs"
     train, validation = read_events(tmp_path / "logs/train"), read_events(tmp_path / "logs/validation")
     variables = {
         f"{variable}/summaries/{figure}"
@@ -124,38 +99,43 @@ def test_event_files_have_the_tags_of_retrain_with_values_for_each_candidate(
     assert set(train) == evaluated | variables
     assert evaluated | {"selection/cross_entropy"} <= set(validation)
     for steps in (*train.values(), *(validation[tag] for tag in evaluated)):
-        assert list(steps) == sorted(run.selection.losses)
-    assert validation["selection/cross_entropy"] == pytest.approx(run.selection.losses)
+        assert list(steps) == sorted(run.fitted.selection.losses)
+    assert validation["selection/cross_entropy"] == pytest.approx(run.fitted.selection.losses)
 
-    training, held = run.rows(Subset.TRAINING), run.rows(Subset.VALIDATION)
-    candidates = tensorboard.fit_candidates(run.embeddings, run.targets, training, held, run.selection)
+    training, held = run.data.rows(Subset.TRAINING), run.data.rows(Subset.VALIDATION)
+    candidates = tensorboard.fit_candidates(
+        run.data.embeddings, run.data.targets, training, held, run.fitted.selection
+    )
     for strength, candidate in candidates.items():
         for rows, found in ((training, train), (held, validation)):
             expected = metrics.evaluate(
-                candidate.probabilities(run.embeddings[rows]), run.targets[rows], LABELS
+                candidate.probabilities(run.data.embeddings[rows]), run.data.targets[rows], LABELS
             )
             assert found["accuracy_1"][strength] == pytest.approx(expected.accuracy.value)
             assert found["cross_entropy_1"][strength] == pytest.approx(expected.log_loss, abs=1e-5)
         assert train["weights/summaries/mean"][strength] == pytest.approx(candidate.kernel.mean(), abs=1e-6)
         assert train["biases/summaries/max"][strength] == pytest.approx(candidate.bias.max(), abs=1e-6)
         histogram = train["weights/summaries/histogram"][strength]
-        assert histogram.num == sum(histogram.bucket) == 16 * 3
-        assert list(histogram.bucket_limit) == sorted(histogram.bucket_limit)
-        assert histogram.bucket_limit[-1] == pytest.approx(histogram.max)
+        left, right, count = histogram.T
+        assert count.sum() == 16 * 3
+        np.testing.assert_allclose(left[1:], right[:-1])
+        assert right[-1] == pytest.approx(candidate.kernel.max(), rel=1e-5)
 
 
 def test_candidates_have_the_log_loss_of_the_selection_by_validation_photos(run: Run) -> None:
-    training, held = run.rows(Subset.TRAINING), run.rows(Subset.VALIDATION)
+    training, held = run.data.rows(Subset.TRAINING), run.data.rows(Subset.VALIDATION)
     _, selection = heads.fit(
-        run.embeddings[training],
-        run.targets[training],
+        run.data.embeddings[training],
+        run.data.targets[training],
         3,
-        validation=(np.tile(run.embeddings[held], (30, 1)), np.tile(run.targets[held], 30)),
+        validation=(np.tile(run.data.embeddings[held], (30, 1)), np.tile(run.data.targets[held], 30)),
     )
     assert selection.method == "validation"
-    candidates = tensorboard.fit_candidates(run.embeddings, run.targets, training, held, selection)
+    candidates = tensorboard.fit_candidates(run.data.embeddings, run.data.targets, training, held, selection)
     for (strength, loss), candidate in zip(selection.losses.items(), candidates.values(), strict=True):
-        loss_again = heads.log_loss(candidate.probabilities(run.embeddings[held]), run.targets[held])
+        loss_again = heads.log_loss(
+            candidate.probabilities(run.data.embeddings[held]), run.data.targets[held]
+        )
         assert loss_again == pytest.approx(loss, abs=2e-4), strength
 
 
@@ -163,14 +143,14 @@ def test_candidates_have_the_log_loss_of_the_selection_by_validation_photos(run:
     ("strengths", "steps"), [((30.0, 3.0, 10.0), [3, 10, 30]), ((0.1, 0.3, 1.0), [0, 1, 2])]
 )
 def test_each_candidate_has_a_distinct_step(run: Run, strengths: tuple[float, ...], steps: list[int]) -> None:
-    found = tensorboard.number_steps(replace(run.selection, losses=dict.fromkeys(strengths, 1.0)))
+    found = tensorboard.number_steps(replace(run.fitted.selection, losses=dict.fromkeys(strengths, 1.0)))
     assert found == dict(zip(sorted(strengths), steps, strict=True))
 
 
 def test_metrics_of_each_label_are_logged_unless_nan(run: Run, tmp_path: Path) -> None:
-    run.write(tmp_path, run.test)
-    step = tensorboard.number_steps(run.selection)[run.selection.strength]
-    for name, evaluation in (("validation", run.held_out), ("test", run.test)):
+    run.write(tmp_path, run.fitted.test)
+    step = tensorboard.number_steps(run.fitted.selection)[run.fitted.selection.strength]
+    for name, evaluation in (("validation", run.fitted.held_out), ("test", run.fitted.test)):
         found = read_events(tmp_path / name)
         for label in LABELS:
             for figure in ("recall", "precision", "f1"):
@@ -189,16 +169,18 @@ def test_head_without_refitted_candidates_has_a_single_step(
         monkeypatch.setattr(heads, "LARGE_DATASET", 50)
     other = {"kind": {"kind": "cosine"}, "class_weight": {"class_weight": "balanced"}, "many": {}}[why]
     monkeypatch.setattr(projector, "POINTS", 40)
-    settings = run.selection.settings | other
-    changed = replace(run, selection=replace(run.selection, settings=settings))
-    changed.write(tmp_path, run.test)
+    settings = run.fitted.selection.settings | other
+    changed = replace(
+        run, fitted=replace(run.fitted, selection=replace(run.fitted.selection, settings=settings))
+    )
+    changed.write(tmp_path, run.fitted.test)
     train, validation = read_events(tmp_path / "train"), read_events(tmp_path / "validation")
-    step = tensorboard.number_steps(run.selection)[run.selection.strength]
+    step = tensorboard.number_steps(run.fitted.selection)[run.fitted.selection.strength]
     assert all(list(steps) == [step] for steps in train.values())
-    assert train["activations"][step].num == 40 * 3
-    assert train["weights/summaries/mean"][step] == pytest.approx(run.fitted.kernel.mean(), abs=1e-6)
-    assert validation["accuracy_1"] == {step: pytest.approx(run.held_out.accuracy.value)}
-    assert validation["selection/cross_entropy"] == pytest.approx(run.selection.losses)
+    assert train["activations"][step][:, 2].sum() == 40 * 3
+    assert train["weights/summaries/mean"][step] == pytest.approx(run.fitted.head.kernel.mean(), abs=1e-6)
+    assert validation["accuracy_1"] == {step: pytest.approx(run.fitted.held_out.accuracy.value)}
+    assert validation["selection/cross_entropy"] == pytest.approx(run.fitted.selection.losses)
 
 
 def test_new_run_does_not_change_existing_files(run: Run, tmp_path: Path) -> None:
@@ -206,35 +188,34 @@ def test_new_run_does_not_change_existing_files(run: Run, tmp_path: Path) -> Non
     (tmp_path / "train" / "events.out.tfevents.1.mine").write_bytes(b"mine")
     (tmp_path / "notes.txt").write_text("mine")
     before = read_files(tmp_path)
-    assert run.write(tmp_path, run.test) == tmp_path / "run-2"
+    assert run.write(tmp_path, run.fitted.test) == tmp_path / "run-2"
     between = read_files(tmp_path)
     assert before.items() <= between.items()
     assert run.write(tmp_path, None) == tmp_path / "run-3"
     assert between.items() <= read_files(tmp_path).items()
     assert not (tmp_path / "run-3/test").exists()
-    assert not list(tmp_path.rglob(".staged"))
 
 
 def test_projector_files_agree_with_each_other(run: Run, tmp_path: Path) -> None:
-    directory = run.write(tmp_path, run.test) / "train"
+    directory = run.write(tmp_path, run.fitted.test) / "train"
     config = (directory / "projector_config.pbtxt").read_text()
     for name in ("embeddings.tsv", "metadata.tsv", "sprite.png"):
         assert f'"{name}"' in config
     vectors = np.loadtxt(directory / "embeddings.tsv", delimiter="\t")
-    np.testing.assert_array_equal(vectors.astype(np.float16), run.embeddings.astype(np.float16))
+    np.testing.assert_array_equal(vectors.astype(np.float16), run.data.embeddings.astype(np.float16))
     header, *lines = (directory / "metadata.tsv").read_text(encoding="utf-8").splitlines()
     assert header == "label\tset\tpath"
     names = [label.replace("\t", " ") for label in LABELS]
     assert [tuple(line.split("\t")) for line in lines] == [
         (names[example.label], str(subset), example.uri)
-        for example, subset in zip(run.examples, run.subsets, strict=True)
+        for example, subset in zip(run.data.examples, run.data.subsets, strict=True)
     ]
     with Image.open(directory / "sprite.png") as sheet:
         columns, side = 10, projector.SPRITE_SIDE
         assert sheet.size == (columns * side, columns * side)
         for number in (0, 9, 10, 47, 89):
             middle = (number % columns * side + side // 2, number // columns * side + side // 2)
-            colour = (2 * number, 90 * int(run.targets[number]), 0)
+            colour = (2 * number, 90 * int(run.data.targets[number]), 0)
             assert sheet.getpixel(middle) == pytest.approx(colour, abs=4)  # JPEG
 
 
@@ -243,12 +224,12 @@ def test_projector_samples_many_photos_and_omits_thumbnails(
 ) -> None:
     monkeypatch.setattr(projector, "POINTS", 40)
     monkeypatch.setattr(projector, "MAX_SPRITES", 39)
-    projector.write_projector(tmp_path, run.embeddings, run.examples, run.subsets, LABELS)
+    projector.write_projector(tmp_path, run.data)
     vectors = np.loadtxt(tmp_path / "embeddings.tsv", delimiter="\t")
     shown = [line.split("\t")[2] for line in (tmp_path / "metadata.tsv").read_text().splitlines()[1:]]
     assert len(vectors) == len(set(shown)) == 40
-    row_of = {example.uri: row for row, example in enumerate(run.examples)}
-    np.testing.assert_allclose(vectors, run.embeddings[[row_of[uri] for uri in shown]], rtol=1e-4)
+    row_of = {example.uri: row for row, example in enumerate(run.data.examples)}
+    np.testing.assert_allclose(vectors, run.data.embeddings[[row_of[uri] for uri in shown]], rtol=1e-4)
     assert "sprite" not in (tmp_path / "projector_config.pbtxt").read_text()
     assert not (tmp_path / "sprite.png").exists()
 

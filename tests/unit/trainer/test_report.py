@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 
 from tests.support.html_assertions import HOSTILE, Page, check_self_contained
-from tests.support.trainer_report import make_report
+from tests.support.trainer_report import make_record, make_report
 from trainer import heads, report
 from trainer.dataset import Example, Subset
 from trainer.dataset.near_duplicates import DuplicateGroup, DuplicatePhoto, DuplicateReport
-from trainer.evaluation import metrics
-from trainer.evaluation.features import HeadPredictions
 
 pytestmark = pytest.mark.tf
 
@@ -111,18 +109,9 @@ def test_sample_of_a_label_is_its_most_confident_training_photo(tmp_path: Path) 
     probabilities[1::2] = probabilities[1::2, ::-1]
     subsets = [Subset.TRAINING] * 4 + [Subset.TESTING] * 2
     targets = np.array([0, 1, 0, 1])
-    evaluation = metrics.evaluate(probabilities[:4], targets, ("a", "b"))
-    composed = report.compose(
-        "x",
-        ("a", "b"),
-        examples,
-        subsets,
-        HeadPredictions.from_probabilities(probabilities, np.array([example.label for example in examples])),
-        selection=heads.Selection("validation", 3.0, {3.0: 0.5}, probabilities[:4], targets),
-        held_out=evaluation,
-        test=evaluation,
-        duplicates=DuplicateReport((), (), 0.93, 6, 6),
-    )
+    selection = heads.Selection("validation", 3.0, {3.0: 0.5}, probabilities[:4], targets)
+    head, _ = heads.fit(np.eye(4, dtype=np.float32), targets, 2)
+    composed = report.compose(make_record(examples, subsets, ("a", "b"), head, selection, probabilities))
     assert [row.sample for row in composed.labels] == ["2.jpg", "1.jpg"]
     assert [photo.uri for photo in composed.misclassified] == ["5.jpg"]
     assert [photo.uri for photo in composed.least_confident] == ["4.jpg"]
