@@ -109,6 +109,26 @@ class EmbeddingStore:
             for position, name in zip(positions, content[STATUS].to_pylist(), strict=True)
         }
 
+    def find_uris(self, shas: Iterable[bytes]) -> dict[bytes, list[str]]:
+        """Return the addresses that contents were read from; all index files are read for it."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        wanted = pa.array(list(shas), pa.binary(SHA_BYTES))
+        found: dict[bytes, list[str]] = {}
+        for name in files.list_names(self.directory):
+            if layout.file_kind(name) != INDEX:
+                continue
+            try:
+                with layout.open_parquet(files.join(self.directory, name)) as parquet:
+                    for batch in parquet.iter_batches(columns=["uri", SHA]):
+                        rows = batch.filter(pc.is_in(batch[SHA], value_set=wanted))
+                        for uri, sha in zip(rows["uri"].to_pylist(), rows[SHA].to_pylist(), strict=True):
+                            found.setdefault(sha, []).append(uri)
+            except layout.read_errors() as error:
+                self._warn_unreadable(name, error)
+        return found
+
     def iter_blocks(
         self, wanted: NDArray[np.bytes_], columns: Sequence[str] = COLUMNS
     ) -> Iterator[tuple[NDArray[np.int64], pa.Table]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from serving.contract import Prediction
+from serving.storage import files
 
 if TYPE_CHECKING:
     from serving.client import Client
@@ -67,13 +68,29 @@ class Agreement:
         }
 
 
+@dataclass(frozen=True)
+class _StoredPhoto:
+    """A photo on any storage, which the client reads before it sends it."""
+
+    uri: str
+
+    def read(self) -> bytes:
+        """Return the content of the photo."""
+        return files.read(self.uri)
+
+
 def classify_with_both(first: Client, second: Client, photos: Sequence[str]) -> Iterator[PredictionPair]:
-    """Classify each photo with two clients, in input order and in bounded memory.
+    """Classify each photo, given by path or address, with two clients, in input order and bounded memory.
 
     Raises:
         ServerError: see `Client.classify`.
     """
-    answers = zip(photos, first.iclassify(photos), second.iclassify(photos), strict=True)
+    answers = zip(
+        photos,
+        first.iclassify(map(_StoredPhoto, photos)),
+        second.iclassify(map(_StoredPhoto, photos)),
+        strict=True,
+    )
     for photo, (_, one), (_, two) in answers:
         yield photo, one, two
 

@@ -152,7 +152,8 @@ def main() -> None:
             f"{name} {count / options.candidates:.1%}" for name, count in found.items() if name != "any"
         )
         print(
-            f"{fall:>9.0%} {discordance:>11.0%} {photos:>6,} {found['any'] / options.candidates:>8.1%}  {shares}"
+            f"{fall:>9.0%} {discordance:>11.0%} {photos:>6,} "
+            f"{found['any'] / options.candidates:>8.1%}  {shares}"
         )
 
 

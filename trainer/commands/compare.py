@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.predict import resolve_paths
 from serving.commands.server_options import connection_flags, pop_required_client_config
 
 if TYPE_CHECKING:
@@ -34,7 +32,8 @@ _MAX_ROWS = 20
     multiple=True,
     required=True,
     metavar="DIR|FILE|PATTERN",
-    help="Photos to classify: a directory, a file, or a pattern such as 'uploads/**/*.jpg'. Can be repeated.",
+    help="Photos to classify: a directory, a dataset manifest, a file, or a pattern such as "
+    "'uploads/**/*.jpg'. Can be repeated.",
 )
 @click.option(
     "--min_agreement",
@@ -80,14 +79,16 @@ def _client_for(server: ClientConfig, name: str) -> Client:
 
 
 def _list_files(photos: tuple[str, ...]) -> list[str]:
-    from trainer.dataset import labelled_photos
+    from batch.inputs.listing import find_photos
+    from batch.inputs.manifest import is_manifest
+    from trainer.dataset import list_photos
 
     found: list[str] = []
-    for photo in photos:
-        if Path(photo).is_dir():
-            found += [str(path) for path, _ in labelled_photos.list_directory(Path(photo), ())]
+    for place in photos:
+        if is_manifest(place):
+            found += [listed.photo.uri for listed in list_photos(place).photos]
         else:
-            found += resolve_paths([photo])
+            found += [photo.uri for photo in find_photos(place)]
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving import contract
-from serving.commands.main import require_tensorflow
 from serving.errors import GateRejected
+from trainer.commands.options import require_extra
 from trainer.gate.thresholds import RegressionLimits
 
 if TYPE_CHECKING:
@@ -20,17 +21,20 @@ if TYPE_CHECKING:
 
     from serving.registry.verdict import Check, Verdict
     from serving.storage.address import Address
-    from trainer.dataset.labelled_photos import EvaluationPhoto
+    from trainer.dataset import LabelledPhoto
 
 _HELP = {
-    "accuracy": "Largest decrease of the accuracy; 0.02 is two percentage points.",
+    "accuracy": "Largest decrease of the accuracy; 0.02 is two percentage points. The check fails if the "
+    "decrease is larger with 95 % confidence.",
     "label": "Largest decrease of the recall of a label; 0.1 is ten percentage points.",
-    "label_photos": "Number of test photos from which the recall of a label is checked; with fewer it is "
-    "only shown.",
+    "label_photos": "Number of photos from which the recall of a label is checked; with fewer it is only "
+    "shown.",
     "log_loss": "Largest increase of the log-loss, in nats.",
     "calibration": "Largest increase of the expected calibration error.",
     "latency": "Largest time per photo, as a multiple of that of the live version.",
     "size": "Largest size on disk, as a multiple of that of the live version.",
+    "photos": "Number of photos that both versions must be compared on; with fewer the bundle is not "
+    "blessed.",
 }
 
 
@@ -81,17 +85,20 @@ def _limit_flags(command: Any) -> Any:
 )
 @click.option(
     "--photos",
-    type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Directory of photos for the checks. With one directory per label, the accuracy of both versions is "
-    "measured on them too; use the same photos every time.",
+    help="Directory of photos for the checks, with one directory per label as for hubhead train. Both "
+    "versions are compared on the labelled ones, in addition to the candidate's test photos.",
 )
 @click.option(
     "--manifest",
-    type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Dataset manifest to use instead of --photos: a .csv with the columns uri and label, or a text file "
-    "with one path per line.",
+    help="Dataset manifest to use instead of --photos, in any format of hubhead train; labels are optional.",
+)
+@click.option(
+    "--embedding_store",
+    default="",
+    show_default="embeddings below the cache directory",
+    help="Directory of the embedding store. Photos whose embeddings it contains are not read.",
 )
 @_limit_flags
 @click.option("--force", is_flag=True, help="Bless the bundle even if checks fail; the verdict records that.")
@@ -100,8 +107,9 @@ def validate(
     candidate: str,
     live: str | None,
     model_config_file: Path | None,
-    photos: Path | None,
-    manifest: Path | None,
+    photos: str | None,
+    manifest: str | None,
+    embedding_store: str,
     force: bool,
     as_json: bool,
     **limits: Any,
@@ -110,9 +118,11 @@ def validate(
 
     The bundle must load in TensorFlow Serving's loader and in the local server, have all signatures,
     warm up, reject invalid photos, and give the same results by every inference path. With --live it
-    is compared with the live version: accuracy, recall of each label, log-loss and calibration as
-    recorded in both bundles, and again on labelled photos that neither was trained on; time per photo
-    and size on disk. Added and removed labels are listed.
+    is compared with the live version on photos that neither was trained on, those of the candidate's
+    test set and of --photos: accuracy, recall of each label, log-loss and calibration; and by time per
+    photo and size on disk. Added and removed labels are listed. A figure fails only if it is worse by
+    more than its tolerance with 95 % confidence; if there are too few photos to tell, the verdict
+    states how many are needed. Without common photos the recorded accuracies are compared.
 
     The verdict contains every check with its figure and its limit. It is written to
     assets.extra/verdict.json of the bundle and is valid for this content only; hubhead promote
@@ -124,7 +134,7 @@ def validate(
         raise click.UsageError("Give only one of --photos and --manifest.")
     if model_config_file and not live:
         raise click.UsageError("--model_config_file needs --live.")
-    require_tensorflow()
+    require_extra("train", "tensorflow", "pyarrow", "scipy")
     from serving.registry.stores.download import fetch_bundle
     from serving.storage.address import parse_address
     from trainer.gate import gate
@@ -138,7 +148,8 @@ def validate(
             new.path,
             live=old.path if old else None,
             live_origin=old.origin if old else None,
-            photos=_read_photos(new.path, photos, manifest),
+            photos=_list_photos(photos or manifest),
+            embedding_store=embedding_store,
             limits=RegressionLimits(**limits),
             force=force,
             say=_say,
@@ -177,16 +188,16 @@ def _resolve_live(address: Address, config: Path | None = None) -> Address | Non
     return resolve_label(address, config, STABLE) if config and isinstance(address, Path) else address
 
 
-def _read_photos(candidate: Path, directory: Path | None, manifest: Path | None) -> list[EvaluationPhoto]:
-    from serving import bundle
-    from trainer.dataset import labelled_photos
+def _list_photos(place: str | None) -> Sequence[LabelledPhoto]:
+    """Return the photos of a directory or manifest; entries that cannot be used are reported."""
+    from trainer.dataset import list_photos
 
-    if manifest:
-        return labelled_photos.read_photos(labelled_photos.list_manifest(manifest))
-    if directory:
-        labels = bundle.read(candidate).metadata.labels
-        return labelled_photos.read_photos(labelled_photos.list_directory(directory, labels))
-    return []
+    if not place:
+        return ()
+    listing = list_photos(place)
+    for path, reason in listing.left_out:
+        _say(f"{path} is left out: {reason}")
+    return listing.photos
 
 
 def _build_table(found: Verdict) -> Table:

@@ -124,9 +124,11 @@ def paired_rise(rise: float, deviation: float, n: int, tolerance: float) -> Noni
     Args:
         rise: the figure of the new model less that of the other one.
         deviation: standard error of the rise times the square root of n.
-        n: number of photos, 2 or more.
+        n: number of photos; a single one decides nothing.
         tolerance: allowed rise.
     """
+    if n < 2 or rise == tolerance:
+        return NoninferiorityTest(rise, tolerance, 0.0, n, deviation)
     if deviation == 0.0:
         return NoninferiorityTest(rise, tolerance, math.copysign(math.inf, rise - tolerance), n, 0.0)
     t = (rise - tolerance) / (deviation / math.sqrt(n))

@@ -56,8 +56,8 @@ class LiveComparison:
         added: labels that the live version does not know.
         removed: labels that only the live version knows.
         left_out: number of test photos left out, by reason.
-        trained_on_known: True if the live version records which photos it was trained on; otherwise they
-            may be among the N photos and make its figures too good.
+        trained_on_known: True if the live version records which photos it was trained on, and the new one
+            where that matters; otherwise they may be among the N photos and make its figures too good.
         new, live: metrics of each version, over the labels of both. A label that a version does not know
             has probability 0 there; none of the photos has such a label.
         difference: the new version compared with the live one.

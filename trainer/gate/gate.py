@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-
+from batch.embeddings import EmbeddingStore, default_root, hash_photo
+from batch.inputs.listing import read_photo, stat_photo
 from serving import bundle, contract
 from serving.bundle import Bundle, training_digests
+from serving.bundle.training_digests import TestPhotos
 from serving.errors import HubheadError, InputError
+from serving.photos.converter import EXTRA
 from serving.registry import audit, verdict
 from serving.registry.stores.local import file_sizes
 from serving.registry.stores.store import Say, silent
 from serving.registry.verdict import Check, Verdict
 from serving.storage.address import Address
-from trainer.dataset.labelled_photos import EvaluationPhoto, sample_evenly
+from serving.storage.files import is_remote
+from trainer.dataset import Example, LabelledPhoto
+from trainer.export.head_file import load_head
 from trainer.gate import parity, thresholds
+from trainer.gate.comparison import compare_predictions, select_photos
+from trainer.gate.predictions import open_converter, predict
 from trainer.gate.thresholds import RegressionLimits
 
 if TYPE_CHECKING:
     from serving.runtime import Model
 
+T = TypeVar("T")
+
 PARITY_PHOTOS = 64
-"""Maximum number of photos for the parity check of all paths; accuracy is measured on all photos."""
+"""Maximum number of photos for the parity check of all paths, whose bytes are kept in memory."""
 
 LATENCY_PHOTOS = 16
 """Maximum number of photos for the latency measurement."""
@@ -57,7 +65,8 @@ def validate(
     *,
     live: Path | None = None,
     live_origin: Address | None = None,
-    photos: Sequence[EvaluationPhoto] = (),
+    photos: Sequence[LabelledPhoto] = (),
+    embedding_store: str = "",
     limits: RegressionLimits | None = None,
     force: bool = False,
     say: Say = silent,
@@ -68,17 +77,22 @@ def validate(
         candidate: directory of the bundle, or the base path above its versions for the newest one.
         live: version that it would replace; None to skip the comparison.
         live_origin: path or address of the live version, for the verdict; None if it is `live` itself.
-        photos: photos for the parity check; those with a label also measure the accuracy of both versions.
-            If empty, a generated photo is used.
+        photos: photos for the parity check; if empty, a generated photo is used. Both versions are compared
+            on those with a label, in addition to the candidate's test photos.
+        embedding_store: directory of the embedding store; "" for the default.
         limits: how much worse than the live version the candidate may be.
         force: True to bless the candidate whatever the checks find; the verdict records that.
         say: called with one line of progress per step.
 
     Raises:
         BundleError: one of the two is not a bundle.
-        InputError: the candidate or the live version has no head, or they are the same bundle.
+        InputError: the candidate or the live version has no head, they are the same bundle, or no photo
+            can be read.
         OutputError: the verdict cannot be written.
     """
+    from serving import runtime
+    from serving.runtime import session
+
     limits = limits or RegressionLimits()
     new = _read_with_head(candidate)
     old = _read_with_head(live) if live else None
@@ -89,14 +103,21 @@ def validate(
         )
     content = verdict.digest(new.path)
     checks = _CheckList(say)
-    model = _check_alone(new, [photo.content for photo in sample_evenly(photos, PARITY_PHOTOS)], checks)
+    images = _read_sample(new, photos)
+    model = _check_alone(new, images, checks)
     if old:
-        checks.found += thresholds.compare_recorded_metrics(new.metadata, old.metadata, limits)
         checks.found += thresholds.list_label_changes(new.metadata.labels, old.metadata.labels)
         sizes = [sum(file_sizes(one.path).values()) / 1e6 for one in (new, old)]
         checks.found.append(thresholds.check_ratio("size", sizes[0], sizes[1], limits.size, "MB"))
-        if model:
-            _compare_with_live(new, model, old, photos, limits, checks)
+        with checks.run_step("the live version runs"):
+            live_model = runtime.load(old.path)
+            if model:
+                timed = _sample_evenly(images, LATENCY_PHOTOS) or [session.sample_jpeg()]
+                mine, theirs = (1e3 * time for time in parity.measure_latency((model, live_model), timed))
+                latency = thresholds.check_ratio("latency", mine, theirs, limits.latency, "ms per photo")
+                checks.found.append(latency)
+            store = embedding_store or default_root()
+            checks.found += _compare_with_live((new, model), (old, live_model), photos, store, limits)
     found = Verdict(
         content,
         tuple(checks.found),
@@ -156,6 +177,9 @@ def _check_alone(new: Bundle, images: Sequence[bytes], checks: _CheckList) -> Mo
             )
         )
         answers["the runtime"] = parity.run_signatures(model.run, images, labels)
+        # The comparison with the live version uses the head file.
+        head, _ = load_head(new.path / contract.HEAD_FILE)
+        checks.found.append(parity.check_head(head, model.run, images, PARITY_TOLERANCE))
     if model:
         with (
             checks.run_step("loads and warms up in the local server"),
@@ -181,69 +205,86 @@ def _check_warmup(directory: Path) -> Check:
 
 
 def _compare_with_live(
-    new: Bundle,
-    model: Model,
-    old: Bundle,
-    photos: Sequence[EvaluationPhoto],
+    new: tuple[Bundle, Model | None],
+    old: tuple[Bundle, Model],
+    photos: Sequence[LabelledPhoto],
+    store_root: str,
     limits: RegressionLimits,
-    checks: _CheckList,
-) -> None:
-    """Compare the candidate with the live version on the same photos: latency, accuracy and log-loss."""
-    from serving import runtime
-    from serving.runtime import session
-
-    with checks.run_step("the live version runs"):
-        live_model = runtime.load(old.path)
-        timed = [photo.content for photo in sample_evenly(photos, LATENCY_PHOTOS)] or [session.sample_jpeg()]
-        mine, theirs = (1e3 * seconds for seconds in parity.measure_latency((model, live_model), timed))
-        checks.found.append(thresholds.check_ratio("latency", mine, theirs, limits.latency, "ms per photo"))
-        unseen, left_out, unknown = _select_unseen(new, old, photos)
-        if not unseen and not left_out:
-            return
-        why = "used for the training of one of the two versions"
-        if unknown:
-            why += (
-                f"; the training photos of {', '.join(unknown)} are unknown: its accuracy may be optimistic"
-            )
-        checks.found.append(Check("photos left out", None, left_out, None, why))
-        if not unseen:
-            return
-        images = [photo.content for photo in unseen]
-        rows, usable = parity.predict_probabilities(model, images)
-        live_rows, live_usable = parity.predict_probabilities(live_model, images)
-        both = usable & live_usable
-        if not both.any():
-            checks.found.append(
-                Check("accuracy on the photos", None, detail="no photo can be decoded by both versions")
-            )
-            return
-        truth = [photo.label or "" for photo, taken in zip(unseen, both, strict=True) if taken]
-        checks.found += thresholds.compare_on_photos(
-            (rows[both], new.metadata.labels), (live_rows[both], old.metadata.labels), truth, limits
-        )
+) -> list[Check]:
+    """Compare the candidate with the live version: on the same photos, or by the recorded figures."""
+    examples, left_out = _collect_examples(new[0], photos, store_root)
+    labels = new[0].metadata.labels
+    usable = select_photos(examples, labels, old[0], new[0])
+    usable = replace(usable, left_out={**left_out, **usable.left_out})
+    predictions = [predict(version, usable.examples, store_root, model) for version, model in (new, old)]
+    same_backbone = new[0].metadata.fingerprint == old[0].metadata.fingerprint
+    try:
+        comparison = compare_predictions(old[0], labels, usable, *predictions, same_backbone=same_backbone)
+    except InputError as error:
+        return thresholds.judge_recorded(new[0].metadata, old[0].metadata, limits, error.what)
+    return thresholds.judge(comparison, limits)
 
 
-def _select_unseen(
-    new: Bundle, old: Bundle, photos: Sequence[EvaluationPhoto]
-) -> tuple[list[EvaluationPhoto], int, list[str]]:
-    """Select the labelled photos that neither version was trained on.
+def _collect_examples(
+    new: Bundle, photos: Sequence[LabelledPhoto], store_root: str
+) -> tuple[list[Example], dict[str, int]]:
+    """Return the labelled photos and the candidate's test photos, distinct by content.
+
+    Digests of photos that are in the store come from its index, and so do addresses of the test photos.
 
     Returns:
-        Photos with a label that both versions know, without those seen in training; number of photos left
-        out for that; paths of the bundles that do not record their training photos.
+        Photos of the candidate's labels; number of other photos, by reason.
     """
-    shared = set(new.metadata.labels) & set(old.metadata.labels)
-    labelled = [photo for photo in photos if photo.label in shared]
-    if not labelled:
-        return [], 0, []
-    marks = training_digests.truncate_digests(photo.sha256 for photo in labelled)
-    seen = np.zeros(len(labelled), bool)
-    unknown: list[str] = []
-    for one in (new, old):
-        known = training_digests.read(one.path)
-        if known is None:
-            unknown.append(str(one.path))
+    index = {label: number for number, label in enumerate(new.metadata.labels)}
+    store = EmbeddingStore(store_root, new.metadata.fingerprint, new.metadata.dimension)
+    listed = {photo.photo: photo.label for photo in photos if photo.label in index}
+    known = store.lookup_digests(listed)
+    found: dict[str, Example] = {}
+    unreadable = 0
+    for photo, label in listed.items():
+        try:
+            sha256 = (known.get(photo) or hash_photo(read_photo(photo))).hex()
+        except OSError:
+            unreadable += 1
         else:
-            seen |= np.isin(marks, known)
-    unseen = [photo for photo, out in zip(labelled, seen, strict=True) if not out]
-    return unseen, int(seen.sum()), unknown
+            found.setdefault(sha256, Example(photo.uri, sha256, index[label or ""]))
+    tested = training_digests.read_test_photos(new.path) or TestPhotos((), ())
+    uris = store.find_uris(map(bytes.fromhex, tested.sha256))
+    for sha256, label in zip(tested.sha256, tested.labels, strict=True):
+        # Of the addresses of one content, a file that has been moved no longer exists.
+        places = (
+            uri for uri in uris.get(bytes.fromhex(sha256), ()) if stat_photo(uri).size or is_remote(uri)
+        )
+        found.setdefault(sha256, Example(next(places, ""), sha256, index[label]))
+    foreign = sum(photo.label is not None and photo.label not in index for photo in photos)
+    return list(found.values()), {
+        "of labels that the new version does not know": foreign,
+        "that cannot be read": unreadable,
+    }
+
+
+def _read_sample(new: Bundle, photos: Sequence[LabelledPhoto]) -> list[bytes]:
+    """Return a sample of the photos in a format that the candidate decodes.
+
+    Raises:
+        InputError: there are photos, but none of the sample can be used.
+    """
+    images = []
+    with open_converter(new) as converter:
+        for photo in _sample_evenly(photos, PARITY_PHOTOS):
+            with suppress(OSError):
+                images.append(converter.convert_if_needed(read_photo(photo.photo)))
+    usable = [image for image in images if isinstance(image, bytes)]
+    if photos and not usable:
+        raise InputError(
+            f"None of the photos can be read and decoded; {photos[0].photo.uri} is an example.",
+            remedy=f"Add JPEG, PNG, GIF, BMP or WebP; {EXTRA} converts other formats.",
+        )
+    return usable
+
+
+def _sample_evenly(items: Sequence[T], count: int) -> list[T]:
+    """Return at most `count` items at even distances, so that every label is represented."""
+    if len(items) <= count:
+        return list(items)
+    return [items[index * len(items) // count] for index in range(count)]

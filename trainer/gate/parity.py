@@ -21,6 +21,7 @@ from serving.registry.verdict import Check
 if TYPE_CHECKING:
     from serving.client import Client
     from serving.runtime import Model
+    from trainer.heads import Head
 
 Run = Callable[[str, Mapping[str, Any]], Mapping[str, NDArray[Any]]]
 """Function from a signature name and its inputs to its outputs."""
@@ -145,14 +146,17 @@ def _max_difference(one: NDArray[Any], other: NDArray[Any]) -> float:
     return float(np.abs(one.astype(np.float64) - other).max(initial=0.0))
 
 
-def predict_probabilities(
-    model: Model, photos: Sequence[bytes]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return the probabilities, float32 [N,K], of N photos and which of them the model accepts, bool [N]."""
-    parts = list(model.imap(contract.PROBABILITIES, contract.IMAGE_BYTES, photos))
-    rows = np.concatenate([part[contract.PROBABILITIES] for part in parts])
-    statuses = [status for part in parts for status in part[contract.STATUS]]
-    return rows, np.array([Status(status.decode()).usable for status in statuses], bool)
+def check_head(head: Head, run: Run, photos: Sequence[bytes], tolerance: float) -> Check:
+    """Check that the head file, by which versions are compared, gives the probabilities of the graph."""
+    embedded = run(contract.EMBED, {contract.IMAGE_BYTES: np.array(photos[:_BATCH], object)})
+    served = run(contract.CLASSIFY_EMBEDDING, {contract.EMBEDDING: embedded[contract.EMBEDDING]})
+    difference = _max_difference(
+        head.probabilities(embedded[contract.EMBEDDING]), served[contract.PROBABILITIES]
+    )
+    detail = f"largest difference of a probability {difference:.2g}"
+    return Check(
+        "the head file agrees with the graph", difference <= tolerance, difference, tolerance, detail
+    )
 
 
 def measure_latency(models: Sequence[Model], photos: Sequence[bytes]) -> list[float]:

@@ -1,4 +1,9 @@
-"""Comparison of a candidate's figures with those of the live version. Pure functions."""
+"""Judgement of a candidate's figures against those of the live version. Pure functions.
+
+A figure fails only where it is worse by more than its tolerance with statistical confidence. The accuracy
+is tested by itself. Log-loss, calibration error and the recalls are one family of tests (Holm), so that a
+model with many labels is not rejected by chance.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from serving.bundle import BundleMetadata
 from serving.registry.verdict import Check
+from trainer.evaluation.noninferiority import (
+    ALPHA,
+    NoninferiorityTest,
+    Outcome,
+    control_family,
+    paired_proportions,
+    paired_rise,
+    separate_proportions,
+)
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from trainer.evaluation.metrics import Evaluation
+    from trainer.evaluation.version_changes import LiveComparison
 
 
 @dataclass(frozen=True)
@@ -21,12 +35,13 @@ class RegressionLimits:
     Attributes:
         accuracy: decrease of the accuracy; 0.02 is two percentage points.
         label: decrease of the recall of a label.
-        label_photos: number of test photos, in both versions, from which the recall of a label is checked;
-            with fewer it is reported only, since the recall of a few photos says little.
+        label_photos: number of photos from which the recall of a label is checked; with fewer it is
+            reported only.
         log_loss: increase of the log-loss, in nats.
         calibration: increase of the expected calibration error.
         latency: ratio of the times per photo.
         size: ratio of the sizes on disk.
+        photos: number of photos that both versions have to be compared on.
     """
 
     accuracy: float = 0.02
@@ -36,36 +51,128 @@ class RegressionLimits:
     calibration: float = 0.05
     latency: float = 1.5
     size: float = 1.5
+    photos: int = 0
 
 
-_EPSILON = 1e-9
-"""Slack for rounding, so that a figure exactly at its limit passes."""
+@dataclass(frozen=True)
+class _Figure:
+    """One figure of both versions.
+
+    Attributes:
+        name: name of the check.
+        new: figure of the candidate.
+        limit: limit of that figure.
+        detail: both figures and their photos, in words.
+        test: test of the regression.
+        min_photos: number of photos below which the figure is reported only.
+    """
+
+    name: str
+    new: float
+    limit: float
+    detail: str
+    test: NoninferiorityTest
+    min_photos: int = 0
+
+    def to_check(self, outcome: Outcome | None) -> Check:
+        """Return the check with the outcome of the test; None if there are too few photos for one."""
+        passed = {Outcome.WORSE: False, Outcome.NOT_WORSE: True}.get(outcome) if outcome else None
+        return Check(self.name, passed, self.new, self.limit, f"{self.detail}: {self._explain(outcome)}")
+
+    def _explain(self, outcome: Outcome | None) -> str:
+        needed = self.test.photos_needed
+        if outcome is None:
+            return "too few for a check"
+        if outcome is not Outcome.UNDECIDED:
+            return outcome.value
+        if needed is None:
+            return "no significant decrease"
+        if needed <= self.test.n:
+            return "too close to the tolerance to tell"
+        return f"too few to tell; about {float(f'{needed:.3g}'):,.0f} would be needed"
 
 
-def compare_recorded_metrics(
-    new: BundleMetadata, live: BundleMetadata, limits: RegressionLimits
-) -> list[Check]:
-    """Compare the metrics recorded in hubhead.json, each measured on the version's own test photos."""
-    new_test, live_test = new.metrics.get("test") or {}, live.metrics.get("test") or {}
-    checks = [
-        _check_proportion("accuracy", new_test.get("accuracy"), live_test.get("accuracy"), limits.accuracy),
-        _check_increase("log-loss", new_test.get("log_loss"), live_test.get("log_loss"), limits.log_loss),
-        _check_increase(
-            "calibration error",
-            _calibration_error(new_test),
-            _calibration_error(live_test),
-            limits.calibration,
-        ),
+def judge(comparison: LiveComparison, limits: RegressionLimits) -> list[Check]:
+    """Judge a candidate by a comparison with the live version on the same photos."""
+    difference, new, live = comparison.difference, comparison.new, comparison.live
+    n = difference.n
+    accuracy = _make_proportion(
+        "accuracy",
+        (new.accuracy.value, live.accuracy.value),
+        limits.accuracy,
+        f"the same {n} photos ({difference.gained} gained, {difference.lost} lost)",
+        paired_proportions(difference.gained, difference.lost, n, limits.accuracy),
+    )
+    rises = [
+        ("log-loss", new.log_loss, live.log_loss, limits.log_loss),
+        ("calibration error", _get_error(new), _get_error(live), limits.calibration),
     ]
-    recalls = [found.get("recall") or {} for found in (new_test, live_test)]
-    checks += [
-        _check_proportion(
-            f"recall of {label}", recalls[0][label], recalls[1][label], limits.label, limits.label_photos
+    measured = [
+        (difference.log_loss.value, difference.log_loss_deviation),
+        (difference.calibration, difference.calibration_deviation),
+    ]
+    family = [
+        _Figure(
+            name,
+            value,
+            other + tolerance,
+            f"{value:.4g} against {other:.4g} on the same {n} photos",
+            paired_rise(rise, deviation, n, tolerance),
+        )
+        for (name, value, other, tolerance), (rise, deviation) in zip(rises, measured, strict=True)
+    ]
+    family += [
+        _make_proportion(
+            f"recall of {change.label}",
+            (change.new.value, change.live.value),
+            limits.label,
+            f"the same {change.new.n} photos ({change.gained} gained, {change.lost} lost)",
+            paired_proportions(change.gained, change.lost, change.new.n, limits.label),
+            limits.label_photos,
+        )
+        for change in comparison.labels
+    ]
+    reasons = [f"{count} left out {reason}" for reason, count in comparison.left_out.items()]
+    if not comparison.trained_on_known:
+        reasons.append("the training photos of one version are unknown, whose figures may be too good")
+    return [_check_count(n, "; ".join(reasons), limits), *_decide(accuracy, family)]
+
+
+def judge_recorded(
+    new: BundleMetadata, live: BundleMetadata, limits: RegressionLimits, why: str
+) -> list[Check]:
+    """Judge a candidate by the figures recorded in both bundles, each on its own test photos.
+
+    Log-loss and calibration error are shown only: their variation between photos is not recorded.
+
+    Args:
+        new: metadata of the candidate.
+        live: metadata of the live version.
+        limits: largest allowed regression.
+        why: why there are no common photos.
+    """
+    tests = [metadata.metrics.get("test") or {} for metadata in (new, live)]
+    count = _check_count(0, f"{why} Recorded figures are compared, each on its own test photos", limits)
+    accuracies = [found.get("accuracy") for found in tests]
+    accuracy = _make_recorded("accuracy", accuracies, limits.accuracy)
+    if accuracy is None:
+        return [count, Check("accuracy", None, detail="not judged: not recorded in both bundles")]
+    shown = [
+        Check(name, None, values[0], None, f"{values[0]:.4g} against {values[1]:.4g}: shown only")
+        for name, values in (
+            ("log-loss", [found.get("log_loss") for found in tests]),
+            ("calibration error", [(found.get("calibration") or {}).get("error") for found in tests]),
+        )
+        if None not in values
+    ]
+    recalls = [found.get("recall") or {} for found in tests]
+    family = [
+        _make_recorded(
+            f"recall of {label}", [recall.get(label) for recall in recalls], limits.label, limits.label_photos
         )
         for label in new.labels
-        if all(label in recall for recall in recalls)
     ]
-    return checks
+    return [count, *shown, *_decide(accuracy, [figure for figure in family if figure])]
 
 
 def list_label_changes(new: Sequence[str], live: Sequence[str]) -> list[Check]:
@@ -81,99 +188,57 @@ def check_ratio(name: str, new: float, live: float, limit: float, unit: str) -> 
     """Check that a figure is at most `limit` times that of the live version."""
     found = new / live if live else float("inf")
     detail = f"{new:.4g} {unit} vs. {live:.4g}"
-    return Check(name, found <= limit + _EPSILON, round(found, 4), limit, detail)
+    return Check(name, found <= limit + 1e-9, round(found, 4), limit, detail)
 
 
-def compare_on_photos(
-    new: tuple[NDArray[np.float32], Sequence[str]],
-    live: tuple[NDArray[np.float32], Sequence[str]],
-    truth: Sequence[str],
-    limits: RegressionLimits,
-) -> list[Check]:
-    """Compare both versions on the same labelled photos.
-
-    Args:
-        new: probabilities of the candidate, float32 [N,K], and its K labels.
-        live: probabilities and labels of the live version.
-        truth: N true labels, known to both versions.
-        limits: largest allowed regression.
-    """
-    import numpy as np
-
-    correct, live_correct = (
-        np.array([labels[column] for column in rows.argmax(axis=1)], object) == np.array(truth, object)
-        for rows, labels in (new, live)
-    )
-    checks = [
-        _check_proportion(
-            "accuracy on the photos", _accuracy(correct), _accuracy(live_correct), limits.accuracy
-        ),
-        _check_increase(
-            "log-loss on the photos",
-            _log_loss(*new, truth),
-            _log_loss(*live, truth),
-            limits.log_loss,
-            f" (N={len(truth)})",
-        ),
-    ]
-    for label in sorted(set(truth)):
-        own = np.array([name == label for name in truth])
-        checks.append(
-            _check_proportion(
-                f"recall of {label} on the photos",
-                _accuracy(correct[own]),
-                _accuracy(live_correct[own]),
-                limits.label,
-                limits.label_photos,
-            )
-        )
-    return checks
+def _check_count(n: int, detail: str, limits: RegressionLimits) -> Check:
+    """Check the number of compared photos; informative if no number is required."""
+    required = limits.photos or None
+    return Check("photos compared", n >= limits.photos if required else None, n, required, detail)
 
 
-def _accuracy(correct: NDArray[Any]) -> dict[str, float]:
-    return {"value": float(correct.mean()), "n": len(correct)}
-
-
-def _log_loss(rows: NDArray[np.float32], labels: Sequence[str], truth: Sequence[str]) -> float:
-    import numpy as np
-
-    columns = [list(labels).index(label) for label in truth]
-    chosen = rows[np.arange(len(truth)), columns].astype(np.float64)
-    return float(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)).mean())
-
-
-def _calibration_error(metrics: Mapping[str, Any]) -> float | None:
-    found = metrics.get("calibration")
-    return found.get("error") if isinstance(found, Mapping) else None
-
-
-def _check_proportion(
+def _make_proportion(
     name: str,
-    new: Mapping[str, Any] | None,
-    live: Mapping[str, Any] | None,
+    values: tuple[float, float],
     tolerance: float,
+    photos: str,
+    test: NoninferiorityTest,
     min_photos: int = 0,
-) -> Check:
+) -> _Figure:
+    """Return the figure of a proportion of the candidate and of the live version."""
+    new, live = values
+    detail = f"{new:.1%} against {live:.1%} on {photos}"
+    return _Figure(name, new, max(0.0, live - tolerance), detail, test, min_photos)
+
+
+def _make_recorded(
+    name: str, recorded: Sequence[Mapping[str, Any] | None], tolerance: float, min_photos: int = 0
+) -> _Figure | None:
+    """Return the figure of a recorded proportion; None if a version does not record it."""
+    new, live = recorded
     if not new or not live or new.get("value") is None or live.get("value") is None:
-        return _missing_figure(name, bool(live and live.get("value") is not None))
-    limit = max(0.0, live["value"] - tolerance)
-    detail = f"{new['value']:.1%} (N={new['n']}) vs. {live['value']:.1%} (N={live['n']})"
-    if min(new["n"], live["n"]) < min_photos:
-        return Check(name, None, new["value"], limit, f"{detail}: too few photos for a check")
-    return Check(name, new["value"] >= limit - _EPSILON, new["value"], limit, detail)
+        return None
+    return _make_proportion(
+        name,
+        (new["value"], live["value"]),
+        tolerance,
+        f"their own test photos ({new['n']} and {live['n']})",
+        separate_proportions(new["value"], new["n"], live["value"], live["n"], tolerance),
+        min_photos,
+    )
 
 
-def _check_increase(
-    name: str, new: float | None, live: float | None, tolerance: float, suffix: str = ""
-) -> Check:
-    if new is None or live is None:
-        return _missing_figure(name, live is not None)
-    limit = live + tolerance
-    return Check(name, new <= limit + _EPSILON, new, limit, f"{new:.4g} vs. {live:.4g}{suffix}")
+def _decide(accuracy: _Figure, family: Sequence[_Figure]) -> list[Check]:
+    """Decide the tests: the accuracy at the full level, all others together."""
+    outcomes = control_family(
+        {figure.name: figure.test for figure in family if figure.test.n >= figure.min_photos}
+    )
+    return [
+        accuracy.to_check(accuracy.test.outcome(ALPHA)),
+        *(figure.to_check(outcomes.get(figure.name)) for figure in family),
+    ]
 
 
-def _missing_figure(name: str, live_knows: bool) -> Check:
-    """Fail a figure that only the candidate lacks; report one that the live version lacks."""
-    if live_knows:
-        return Check(name, False, detail="the candidate does not record it, but the live version does")
-    return Check(name, None, detail="the live version does not record it")
+def _get_error(evaluation: Evaluation) -> float:
+    """Return the calibration error of an evaluation on at least one photo."""
+    return evaluation.calibration.error if evaluation.calibration else 0.0
