@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -14,7 +14,6 @@ from trainer.commands.options import SETTINGS, preprocessing_options, refuse, re
 from trainer.training.summary import format_summary, to_dict
 
 if TYPE_CHECKING:
-    from trainer.heads.settings import ClassWeight, Kind
     from trainer.training.config import TrainSettings
 
 
@@ -304,7 +303,7 @@ def train(
         raise click.UsageError("--hidden_units needs --head hidden.", context)
     name = Path(source).resolve()
     target = saved_model_dir or Path("models") / (name.name if image_dir else name.stem)
-    settings = _train_settings(source, target, **given)
+    settings = _train_settings(source, target, given)
     with progress_bar() as report:
         result = run(settings, say=lambda line: click.echo(line, err=True), progress=report)
     if as_json:
@@ -319,39 +318,8 @@ def train(
             click.echo(f"  {path}: {label}, predicted {found} ({score:.0%})")
 
 
-def _train_settings(
-    source: str,
-    target: Path,
-    *,
-    embedding_store: str,
-    photo_column: str,
-    label_column: str,
-    group_column: str,
-    split_column: str,
-    image_size: int | None,
-    value_range: tuple[float, float] | None,
-    aspect: str,
-    max_pixels: int,
-    max_bytes: int,
-    testing_percentage: float,
-    validation_percentage: float,
-    split_method: str,
-    fine_tune: bool,
-    flip_left_right: bool,
-    random_crop: int,
-    random_scale: int,
-    random_brightness: int,
-    head_kind: str,
-    hidden_units: int | None,
-    class_weight: str,
-    near_duplicates: str,
-    no_report: bool,
-    add_tflite: bool,
-    tflite_quantize: str,
-    tflite_output_file: Path | None,
-    **same: Any,
-) -> TrainSettings:
-    """Build the settings from the flags; `same` are the flags named like the attribute."""
+def _train_settings(source: str, target: Path, flags: dict[str, Any]) -> TrainSettings:
+    """Build the settings from the parsed flags; those that are named like an attribute are it."""
     from batch.embeddings import default_root
     from trainer.backbones import InputOptions
     from trainer.dataset import Columns, SplitSettings
@@ -362,21 +330,24 @@ def _train_settings(
     from trainer.training.config import NearDuplicatesOption, TrainSettings
     from trainer.training.fine_tune_types import FineTuneSettings
 
-    return TrainSettings(
-        image_dir=source,
-        saved_model_dir=target,
-        embedding_store=embedding_store or default_root(),
-        cache=cache_directory(),
-        columns=Columns(photo_column, label_column, group_column, split_column),
-        backbone_input=InputOptions((image_size, image_size) if image_size else None, value_range),
-        preprocessing=Preprocessing.with_limits(aspect, max_pixels, max_bytes),
-        split=SplitSettings(testing_percentage, validation_percentage, split_method),
-        augmentation=Augmentation(flip_left_right, random_crop, random_scale, random_brightness),
-        fine_tune=FineTuneSettings() if fine_tune else None,
-        head_settings=HeadSettings(cast("Kind", head_kind), cast("ClassWeight", class_weight), hidden_units),
-        near_duplicates=NearDuplicatesOption(near_duplicates),
-        report=not no_report,
-        tflite=Quantize(tflite_quantize) if add_tflite or tflite_output_file else None,
-        tflite_output_file=tflite_output_file,
-        **same,
-    )
+    def pop(*names: str) -> list[Any]:
+        return [flags.pop(name) for name in names]
+
+    size, value_range = pop("image_size", "value_range")
+    add_tflite, quantize = pop("add_tflite", "tflite_quantize")
+    parts = {
+        "embedding_store": flags.pop("embedding_store") or default_root(),
+        "columns": Columns(*pop("photo_column", "label_column", "group_column", "split_column")),
+        "backbone_input": InputOptions((size, size) if size else None, value_range),
+        "preprocessing": Preprocessing.with_limits(*pop("aspect", "max_pixels", "max_bytes")),
+        "split": SplitSettings(*pop("testing_percentage", "validation_percentage", "split_method")),
+        "augmentation": Augmentation(
+            *pop("flip_left_right", "random_crop", "random_scale", "random_brightness")
+        ),
+        "fine_tune": FineTuneSettings() if flags.pop("fine_tune") else None,
+        "head_settings": HeadSettings(*pop("head_kind", "class_weight", "hidden_units")),
+        "near_duplicates": NearDuplicatesOption(flags.pop("near_duplicates")),
+        "report": not flags.pop("no_report"),
+        "tflite": Quantize(quantize) if add_tflite or flags["tflite_output_file"] else None,
+    }
+    return TrainSettings(source, target, cache=cache_directory(), **parts, **flags)
