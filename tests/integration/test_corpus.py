@@ -286,6 +286,7 @@ CONVERTED: dict[str, Way] = {
 }
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("path", AS_THEY_ARE)
 def test_every_path_returns_the_expected_status(
     light_bundle: Bundle, cases: list[Case], tmp_path: Path, path: str
@@ -294,6 +295,7 @@ def test_every_path_returns_the_expected_status(
     assert_answers(found, {case.name: case.status for case in cases})
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("path", CONVERTED)
 def test_every_converting_path_returns_the_expected_status(
     light_bundle: Bundle, cases: list[Case], tmp_path: Path, path: str
