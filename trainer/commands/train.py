@@ -335,7 +335,7 @@ def _train_settings(source: str, target: Path, flags: dict[str, Any]) -> TrainSe
 
     size, value_range = pop("image_size", "value_range")
     add_tflite, quantize = pop("add_tflite", "tflite_quantize")
-    parts = {
+    parts: dict[str, Any] = {
         "embedding_store": flags.pop("embedding_store") or default_root(),
         "columns": Columns(*pop("photo_column", "label_column", "group_column", "split_column")),
         "backbone_input": InputOptions((size, size) if size else None, value_range),
