@@ -36,10 +36,9 @@ _FOREIGN = (
 def decode_photos(contents: Any, settings: Preprocessing, *, views: Any = None) -> tuple[Any, Any, Any, Any]:
     """Decode a batch of encoded photos with arbitrary bytes.
 
-    There are up to four attempts. The first one is made for ordinary JPEGs and runs on all photos in
-    parallel. The next ones run only on the photos that need them: other formats, in parallel; photos
-    that are too large to be decoded in parallel, one by one; and photos that did not decode, one by
-    one, with a repair of truncated files.
+    The first attempt is for ordinary JPEGs and runs on all photos in parallel. The next ones run only on
+    the photos that need them: other formats, in parallel; photos too large for that, one by one; and
+    photos that did not decode, one by one, with a repair of truncated files.
 
     Args:
         contents: string [N], N may be 0.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from batch.monitoring.stats import Progress
 from serving.errors import InputError
 from trainer import dataset
-from trainer.dataset import Example, SplitSettings, Subset
+from trainer.dataset import Example, SplitSettings, Subset, similarity_graph
 from trainer.dataset import near_duplicates as duplicates
 from trainer.dataset.near_duplicates import find_near_duplicates
 
@@ -50,7 +50,7 @@ def expected(numbers: list[int]) -> list[tuple[int, ...]]:
 def test_near_duplicates_do_not_depend_on_the_block_size(numbers: list[int], block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(duplicates, "_BLOCK", block)
-        patch.setattr(duplicates, "_MAX_LINKS", 2)
+        patch.setattr(similarity_graph, "_MAX_LINKS", 2)
         assert rows_of(find_near_duplicates(vectors(numbers), 0.95)) == expected(numbers)
 
 
