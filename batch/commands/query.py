@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-FORMATS = ("table", "csv", "json", "parquet")
+from batch.query import FORMATS
 
 
 @click.command(
@@ -48,13 +48,12 @@ def query(sql: str, directory: str, kind: str | None, output: str) -> None:
     Table runs has one row per run: run_id, started, finished, photos, rejected, seconds, and json with the
     whole run.json.
     """
-    from batch.query import formats
     from batch.query.sql import run_query
 
     ending = output.rpartition(".")[2].lower()
     kind = kind or (ending if ending in FORMATS else "table")
     if kind == "parquet" and not output:
         raise click.UsageError("Parquet cannot be printed on a terminal. Give --output FILE.")
-    count = formats.write_result(run_query(sql, directory), kind, output)
+    count = run_query(sql, directory, kind, output)
     if output:
         click.echo(f"{count:,} rows written to {output}", err=True)
