@@ -4,7 +4,9 @@
     ├── BundleError        a model directory is missing, incomplete or was not made by hubhead
     ├── InputError         photos, directories, files or settings that cannot be used
     ├── OutputError        a location that cannot be written, or that holds something else
-    │   └── OutputBusy          another run is writing there
+    │   ├── OutputBusy          another run is writing there
+    │   ├── LeaseLost           another run took over while this one was stopped
+    │   └── StorageError        remote storage failed; an InputError and an OSError as well
     ├── GateRejected       a model did not meet the required quality
     ├── FetchError         a download failed or does not have the expected content
     └── ServerError        a model server answered with an error, or did not answer
@@ -60,6 +62,14 @@ class OutputBusy(OutputError):
     """Another run is writing to the location; the command can be run again later."""
 
     exit_code = 5
+
+
+class LeaseLost(OutputError):
+    """Another run took over because this one was stopped for too long; it has published nothing since."""
+
+
+class StorageError(InputError, OutputError, OSError):
+    """Remote storage that does not answer, or that rejects an operation."""
 
 
 class GateRejected(HubheadError):

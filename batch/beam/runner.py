@@ -67,7 +67,8 @@ def run(plan: str, worker: ShardWorker, meter: Meter, beam_args: Sequence[str]) 
         with watch, beam.Pipeline(options=options) as pipeline:
             _ = (
                 pipeline
-                | "photos" >> beam.io.ReadFromText(plan)
+                | "plan" >> beam.Create([plan])
+                | "photos" >> beam.FlatMap(shard.read_plan)
                 | "shards" >> beam.Reshuffle()
                 | "embed and score" >> beam.Map(_process_shard, worker, handle)
             )
@@ -175,12 +176,11 @@ class _ProcessState:
         self.failure: HubheadError | KeyboardInterrupt | None = None
 
 
-def _process_shard(line: str, worker: ShardWorker, handle: Any) -> str:
+def _process_shard(planned: PlannedShard, worker: ShardWorker, handle: Any) -> str:
     """Process one shard of the plan and return its id. The state is created once per process."""
     state: _ProcessState = handle.acquire(lambda: _ProcessState(worker))
     if state.failure:  # skip the rest, so that the pipeline ends soon
         return ""
-    planned = PlannedShard.parse(line)
     try:
         stats = worker.process(planned, state.models)
     except (HubheadError, KeyboardInterrupt) as error:

@@ -30,7 +30,7 @@ from batch.embeddings.rewrite import (
     rewrite_index,
 )
 from serving.errors import OutputError
-from serving.storage import files, lock
+from serving.storage import files, lock, remote
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -298,6 +298,6 @@ def _list_young_files(directory: str) -> set[str]:
     """Return the names of the files written within the last YOUNG_SECONDS."""
     limit = time.time() - YOUNG_SECONDS
     if files.is_remote(directory):
-        entries = files.match_files(files.join(directory, "*"))
-        return {e.path.rpartition("/")[2] for e in entries if (e.last_updated_in_seconds or 0) > limit}
+        found = remote.walk_files(directory)
+        return {info.uri.rpartition("/")[2] for info in found if info.modified > limit * 1e9}
     return {path.name for path in Path(directory).iterdir() if path.stat().st_mtime > limit}

@@ -1,19 +1,17 @@
-"""Photos from a file, a directory or a glob, on the local disk or on any storage that Beam knows."""
+"""Photos from a file, a directory or a glob, on the local disk or on remote storage."""
 
 from __future__ import annotations
 
 import glob
 import os
-import re
 import stat
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from serving.errors import InputError
-from serving.storage import files
+from serving.storage import files, remote
 
 _LOCAL_ATTEMPTS = 3
 _LOCAL_PAUSE = 0.05
@@ -87,8 +85,8 @@ def stat_photo(uri: str) -> Photo:
     return Photo(uri, info.st_size, info.st_mtime_ns) if stat.S_ISREG(info.st_mode) else Photo(uri, 0, 0)
 
 
-def list_directory(directory: str, wanted: Container[str]) -> dict[str, Photo]:
-    """Return the wanted photos of a remote directory by uri, with a single listing request.
+def list_directory(directory: str, wanted: Collection[str]) -> dict[str, Photo]:
+    """Return the wanted photos of a remote directory by uri, with a single listing if it has listings.
 
     Args:
         directory: address of the directory.
@@ -97,12 +95,7 @@ def list_directory(directory: str, wanted: Container[str]) -> dict[str, Photo]:
     Raises:
         InputError: the storage cannot be listed.
     """
-    # Beam's patterns have no escape character, so `?` stands in for glob characters in the name.
-    # The filter by `wanted` removes what matches by accident.
-    pattern = files.join(re.sub(r"[*?\[]", "?", directory), "*")
-    return {
-        entry.path: photo_from_metadata(entry) for entry in files.match_files(pattern) if entry.path in wanted
-    }
+    return {info.uri: to_photo(info) for info in remote.find_files(directory, wanted)}
 
 
 def read_photo(photo: Photo) -> bytes:
@@ -123,13 +116,12 @@ def read_photo(photo: Photo) -> bytes:
     )
 
 
-def photo_from_metadata(entry: Any) -> Photo:
-    """Return a photo from Beam's FileMetadata."""
-    return Photo(entry.path, entry.size_in_bytes, round((entry.last_updated_in_seconds or 0) * 1e9))
+def to_photo(info: remote.FileInfo) -> Photo:
+    """Return a photo as its storage lists it."""
+    return Photo(info.uri, info.size, info.modified)
 
 
 def _iter_local(pattern: str) -> Iterator[Photo]:
-    # Beam's FileSystems are not used here: importing Beam takes seconds, and its listing is slower.
     path = str(Path(files.local_path(pattern)).expanduser())
     if Path(path).is_dir():
         return _stat_paths(_walk(path))
@@ -179,13 +171,11 @@ def _stat_paths(paths: Iterable[str]) -> Iterator[Photo]:
 
 def _iter_remote(pattern: str) -> Iterator[Photo]:
     # Object stores have no directories: a pattern that matches nothing is tried as a prefix.
-    entries = files.match_files(pattern)
-    first = next(entries, None)
-    entries = files.match_files(files.join(pattern, "**")) if first is None else chain([first], entries)
-    for entry in entries:
-        # Storage consoles create empty objects ending in a slash to show a directory.
-        if not entry.path.endswith("/") and not _is_hidden(entry.path, pattern):
-            yield photo_from_metadata(entry)
+    found = remote.match_files(pattern)
+    first = next(found, None)
+    for info in remote.walk_files(pattern.rstrip("/")) if first is None else chain([first], found):
+        if not _is_hidden(info.uri, pattern):
+            yield to_photo(info)
 
 
 def _is_hidden(uri: str, pattern: str) -> bool:

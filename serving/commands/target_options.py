@@ -70,13 +70,13 @@ def open_target(flags: dict[str, Any]) -> Iterator[DeploymentTarget]:
     from serving.client import Client
     from serving.registry.stores.download import open_store
     from serving.registry.target import DeploymentTarget
-    from serving.storage import text
+    from serving.storage import files
     from serving.storage.address import parse_address
 
     base = parse_address(flags.pop("model_base_path"))
     given = flags.pop("model_config_file")
     config = parse_address(given) if given else None
-    if config and not text.exists(config):
+    if config and not files.exists(str(config)):
         raise InputError(
             f"{config} does not exist.",
             remedy="Give the --model_config_file that the server was started with.",

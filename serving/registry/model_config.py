@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from serving import protos
 from serving.errors import InputError
+from serving.storage import files
 from serving.storage.address import Address
-from serving.storage.text import read_text, replace_text
 
 _TOKEN = re.compile(
     r"""\#[^\n]* | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' | [{}<>\[\]:,;] | [^\s{}<>\[\]:,;\#"']+""",
@@ -59,7 +59,7 @@ def parse(path: Address) -> protos.Message:
     """
     from serving.server.config.files import parse_text_proto
 
-    return parse_text_proto(read_text(path), protos.ModelServerConfig(), path)
+    return parse_text_proto(files.read_text(path), protos.ModelServerConfig(), path)
 
 
 def read(path: Address, model: str) -> ModelConfig:
@@ -101,7 +101,7 @@ def write(path: Address, model: str, *, versions: Collection[int] | None, labels
         entry.model_version_policy.specific.versions.extend(sorted(versions))
     entry.version_labels.clear()
     entry.version_labels.update(labels)
-    replace_text(path, _render(read_text(path), changed, number))
+    files.write(str(path), _render(files.read_text(path), changed, number).encode())
 
 
 def _find_entry(path: Address, config: protos.Message, model: str) -> protos.Message:

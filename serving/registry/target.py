@@ -17,7 +17,6 @@ from serving.registry.stores.download import open_store
 from serving.registry.stores.store import Say, Store, silent
 from serving.storage.address import Address, base_name, parent
 from serving.storage.lease import hold_file_lock, hold_lease
-from serving.storage.objects import Objects
 
 if TYPE_CHECKING:
     from serving.client import Client
@@ -172,4 +171,4 @@ def _lock_config(config: Address | None) -> AbstractContextManager[None]:
     if isinstance(config, Path):
         config = config.resolve()
         return hold_file_lock(config.with_name(f".{config.name}.lock"))
-    return hold_lease(Objects.from_address(parent(config)), f".{base_name(config)}.lease")
+    return hold_lease(parent(config), f".{base_name(config)}.lease")

@@ -9,8 +9,8 @@ from serving.errors import InputError
 Address = Path | str
 """A local path, or an address in an object store such as s3://bucket/models/food."""
 
-EXTRAS = {"s3": "s3", "gs": "gs", "memory": ""}
-"""Supported schemes, and the package extra that each needs. `memory` lives as long as its process."""
+EXTRAS = {"s3": "s3", "gs": "gs", "az": "az", "abfs": "az", "http": "http", "https": "http", "memory": ""}
+"""Package extra that each scheme needs. `memory` lives as long as its process."""
 
 
 def parse_address(text: str) -> Address:
@@ -22,10 +22,10 @@ def parse_address(text: str) -> Address:
     if "://" not in text:
         return Path(text)
     scheme, _, rest = text.partition("://")
-    if scheme not in EXTRAS:
+    if EXTRAS.get(scheme, "http") == "http":
         raise InputError(
             f"{text} is neither a local path nor an address of a supported object store.",
-            remedy="Give a path, s3://BUCKET/DIRECTORY or gs://BUCKET/DIRECTORY.",
+            remedy="Give a path, s3://BUCKET/DIRECTORY, gs://BUCKET/DIRECTORY or az://CONTAINER/DIRECTORY.",
         )
     if not rest.strip("/"):
         raise InputError(f"{text} has no bucket.", remedy=f"Give {scheme}://BUCKET/DIRECTORY.")

@@ -1,7 +1,7 @@
-"""File operations of the batch job, on the local disk and on every storage that Beam supports.
+"""Files on the local disk and on remote storage, by path or address.
 
-Local paths do not import Beam, which takes seconds; `gs://`, `s3://` and the like go through
-Beam's FileSystems and its extras (`pip install apache-beam[gcp]`).
+Local paths never import fsspec. Files appear complete: under their name is either nothing, or what was there
+before, or the whole new content.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO, TypeVar
+from typing import IO, BinaryIO, TypeVar, cast
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from serving.errors import InputError, OutputError
+from serving.errors import InputError, OutputError, StorageError
+from serving.storage import remote
+from serving.storage.address import Address
 
 CACHE_VARIABLE = "HUBHEAD_CACHE_DIR"
 
@@ -33,7 +35,6 @@ INITIAL_PAUSE = 0.5
 """Upper limit of the first pause between attempts, in seconds."""
 
 _MAX_PAUSE = 8.0  # seconds
-_SPOOL_BYTES = 32 << 20  # content of a remote file that is kept in memory; more goes to the disk
 
 _T = TypeVar("_T")
 
@@ -86,16 +87,8 @@ def open_file(uri: str) -> Iterator[BinaryIO]:
     Raises:
         OSError: the file cannot be read, for whatever reason.
     """
-    if not is_remote(uri):
-        with Path(local_path(uri)).open("rb") as file:
-            yield file
-        return
-    with _remote_errors(uri):
-        from apache_beam.io.filesystem import CompressionTypes
-
-        # By default Beam would decompress a .gz file; return its bytes as they are.
-        with _filesystems().open(uri, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-            yield file
+    with remote.open_file(uri) if is_remote(uri) else Path(local_path(uri)).open("rb") as file:
+        yield cast(BinaryIO, file)
 
 
 def read(uri: str) -> bytes:
@@ -104,17 +97,40 @@ def read(uri: str) -> bytes:
     Raises:
         OSError: the file cannot be read, for whatever reason.
     """
-    with open_file(uri) as file:
-        return file.read()
+    return remote.read(uri) if is_remote(uri) else Path(local_path(uri)).read_bytes()
+
+
+def read_text(address: Address) -> str:
+    """Return the content of a text file in UTF-8.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return read(str(address)).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{address} cannot be read: {error}.") from error
+
+
+def exists(uri: str) -> bool:
+    """Return whether there is a file.
+
+    Raises:
+        StorageError: the storage does not answer.
+    """
+    return any(True for _ in remote.find_files("", [uri])) if is_remote(uri) else Path(uri).is_file()
 
 
 def write(uri: str, content: bytes, *, attempts: int = ATTEMPTS) -> None:
-    """Write a file atomically, replacing an existing one; `attempts` as in `create_file`.
+    """Create or replace a file; `attempts` as in `create_file`.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    with create_file(uri, attempts=attempts) as file:
+    if is_remote(uri):
+        retry_with_backoff(lambda: remote.write(uri, content), initial_pause=INITIAL_PAUSE, attempts=attempts)
+        return
+    with create_file(uri) as file:
         file.write(content)
 
 
@@ -129,14 +145,46 @@ def create_file(uri: str, *, attempts: int = ATTEMPTS) -> Iterator[IO[bytes]]:
     Raises:
         OutputError: the file cannot be written.
     """
-    try:
-        with _create_remote(uri, attempts) if is_remote(uri) else _create_local(Path(uri)) as file:
+    with _output_errors(uri):
+        if not is_remote(uri):
+            with _create_local(Path(uri)) as file:
+                yield file
+            return
+        with tempfile.NamedTemporaryFile(prefix="hubhead-upload-") as file:
             yield file
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write {uri}: {error.strerror or error}.",
-            remedy="Choose a location that you can write to, with enough space; finished work is kept.",
-        ) from error
+            file.flush()
+            retry_with_backoff(
+                lambda: remote.upload(file.name, uri), initial_pause=INITIAL_PAUSE, attempts=attempts
+            )
+
+
+def create_if_absent(uri: str, content: bytes) -> bool:
+    """Create a file unless it exists; return whether it now has this content.
+
+    Of several processes exactly one succeeds. The content is to be unique to the process: if the response to
+    its request is lost and the request repeated, it finds its own file.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    if is_remote(uri):
+        return remote.create_if_absent(uri, content)
+    path = Path(uri)
+    with _output_errors(uri), _write_temporary(path) as temporary:
+        with temporary.open("xb") as file:
+            _write_through(file, content)
+        try:
+            path.hardlink_to(temporary)
+        except FileExistsError:
+            return path.read_bytes() == content
+        except OSError:  # a file system without links: the file is then empty for a moment
+            try:
+                with path.open("xb") as file:
+                    _write_through(file, content)
+            except FileExistsError:
+                return False
+        _sync_directory(path.parent)
+        return True
 
 
 def retry_with_backoff(attempt: Callable[[], _T], *, initial_pause: float, attempts: int) -> _T:
@@ -168,7 +216,7 @@ def retry_with_backoff(attempt: Callable[[], _T], *, initial_pause: float, attem
 def list_names(directory: str) -> list[str]:
     """Return the names in a directory, sorted; none if there is no such directory."""
     if is_remote(directory):
-        return sorted(entry.path.rsplit("/", 1)[-1] for entry in match_files(join(directory, "*")))
+        return [uri.rpartition("/")[2] for uri, _ in remote.list_directory(directory)]
     try:
         return sorted(path.name for path in Path(directory).iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -178,42 +226,14 @@ def list_names(directory: str) -> list[str]:
 def walk_files(directory: str) -> Iterator[tuple[str, int]]:
     """Yield the relative path and the size in bytes of every file below a directory."""
     if is_remote(directory):
-        start = len(directory) + 1
-        for entry in match_files(join(directory, "**")):
-            yield entry.path[start:], entry.size_in_bytes
+        for found in remote.walk_files(directory):
+            yield found.uri[len(directory) + 1 :], found.size
         return
-    for top, _, found in os.walk(directory):
-        for name in found:
+    for top, _, names in os.walk(directory):
+        for name in names:
             path = f"{top}/{name}"
             with suppress(FileNotFoundError):  # deleted since it was listed
                 yield path[len(directory) + 1 :], Path(path).lstat().st_size
-
-
-def match_files(pattern: str) -> Iterator[Any]:
-    """Yield the remote files that match a pattern, in the order of the storage's listing.
-
-    Each is a FileMetadata of Beam: path, size_in_bytes, last_updated_in_seconds.
-
-    Raises:
-        InputError: the storage does not answer, or needs an extra that is not installed.
-    """
-    try:
-        with _remote_errors(pattern):
-            yield from _iterate_matches(pattern)
-    except OSError as error:
-        raise InputError(
-            f"Cannot list {pattern}: {error}.",
-            remedy="Check the address and credentials; gs:// needs apache-beam[gcp], s3:// apache-beam[aws].",
-        ) from error
-
-
-def _iterate_matches(pattern: str) -> Iterator[Any]:
-    """Iterate over what Beam's FileSystem.match returns, without collecting it in a list as Beam does."""
-    storage = _filesystems().get_filesystem(pattern)
-    prefix = re.split(r"[*?\[]", pattern)[0]
-    if prefix == pattern or storage.has_dirs():
-        return iter(storage.match([pattern])[0].metadata_list)
-    return iter(storage.match_files(storage._list(prefix), pattern))
 
 
 def remove(uri: str) -> None:
@@ -222,30 +242,31 @@ def remove(uri: str) -> None:
     Raises:
         OutputError: the file cannot be deleted.
     """
-    try:
-        if not is_remote(uri):
-            Path(uri).unlink(missing_ok=True)
-            return
-        with _remote_errors(uri):
-            if _filesystems().exists(uri):
-                _filesystems().delete([uri])
-    except OSError as error:
-        raise OutputError(f"Cannot delete {uri}: {error.strerror or error}.") from error
+    if is_remote(uri):
+        remote.remove(uri)
+        return
+    with _output_errors(uri, "delete"):
+        Path(uri).unlink(missing_ok=True)
 
 
 def remove_directory(directory: str) -> None:
-    """Delete a directory and the files in it, if it exists."""
-    for name in list_names(directory):
-        remove(join(directory, name))
-    if not is_remote(directory) and Path(directory).is_dir():
-        Path(directory).rmdir()
+    """Delete a directory and everything in it, if it exists.
+
+    Raises:
+        OutputError: it cannot be deleted.
+    """
+    if is_remote(directory):
+        for path, _ in walk_files(directory):
+            remote.remove(join(directory, path))
+        return
+    with _output_errors(directory, "delete"), suppress(FileNotFoundError):
+        shutil.rmtree(directory)
 
 
 def check_writable(directory: str) -> None:
     """Create the directory and check that it can be written, by writing a file to it.
 
-    On remote storage there is one attempt: its client retries for minutes by itself, and no work
-    can be lost yet.
+    On remote storage there is one attempt: its client retries by itself, and no work can be lost yet.
 
     Raises:
         OutputError: it cannot be written.
@@ -262,20 +283,52 @@ def _absolute(path: str) -> str:
 
 
 @contextmanager
-def _create_local(path: Path) -> Iterator[IO[bytes]]:
-    """Write to a temporary file in the same directory, and rename it at the end."""
+def _output_errors(uri: str, action: str = "write") -> Iterator[None]:
+    """Raise the errors of the local file system as OutputError."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"Cannot {action} {uri}: {error.strerror or error}.",
+            remedy="Choose a location that you can write to, with enough space; finished work is kept.",
+        ) from error
+
+
+@contextmanager
+def _write_temporary(path: Path) -> Iterator[Path]:
+    """Provide the name of a temporary file beside a file; it is deleted unless the block renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
     try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _create_local(path: Path) -> Iterator[IO[bytes]]:
+    """Write to a temporary file in the same directory, and rename it at the end.
+
+    The permissions of an existing file are kept, and symbolic links such as those of a mounted ConfigMap.
+    """
+    path = path.resolve()
+    with _write_temporary(path) as temporary:
         with temporary.open("xb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())  # after a power failure, the name must not refer to an incomplete file
+            _write_through(file)
+        if path.exists():
+            temporary.chmod(path.stat().st_mode & 0o777)
         temporary.replace(path)
         _sync_directory(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+
+def _write_through(file: IO[bytes], content: bytes = b"") -> None:
+    """Write content to the disk: after a power failure, a name must not refer to an incomplete file."""
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _sync_directory(directory: Path) -> None:
@@ -286,47 +339,3 @@ def _sync_directory(directory: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _create_remote(uri: str, attempts: int) -> Iterator[IO[bytes]]:
-    """Write to an object store, which publishes a file atomically at close and has no cheap rename."""
-    with tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as content:
-        yield content  # nothing is published if the block raises
-        retry_with_backoff(lambda: _publish(uri, content), initial_pause=INITIAL_PAUSE, attempts=attempts)
-
-
-def _publish(uri: str, content: IO[bytes]) -> None:
-    """Upload content to remote storage."""
-    content.seek(0)
-    with _remote_errors(uri):
-        from apache_beam.io.filesystem import CompressionTypes
-
-        file = _filesystems().create(uri, compression_type=CompressionTypes.UNCOMPRESSED)
-        try:
-            shutil.copyfileobj(content, file, 1 << 20)
-            file.close()
-        except BaseException:
-            # When it is garbage-collected, Google's writer would otherwise upload its content again and
-            # replace a newer object.
-            if terminate := getattr(file, "terminate", None):
-                with suppress(Exception):
-                    terminate()
-            raise
-
-
-def _filesystems() -> Any:
-    from apache_beam.io.filesystems import FileSystems
-
-    return FileSystems
-
-
-@contextmanager
-def _remote_errors(uri: str) -> Iterator[None]:
-    """Raise the errors of all storage clients as OSError; each has classes of its own."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        raise OSError(f"{uri}: {type(error).__name__}: {error}") from error

@@ -20,7 +20,7 @@ from typing import Any
 
 from serving.errors import HubheadError, OutputBusy, OutputError
 from serving.process import process_has_ended, process_identity
-from serving.storage.objects import Objects
+from serving.storage import files
 
 LEASE_SECONDS = 120.0
 """Age in seconds from which a lease counts as abandoned."""
@@ -56,63 +56,61 @@ def hold_file_lock(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def hold_lease(objects: Objects, prefix: str) -> Iterator[None]:
+def hold_lease(base: str, prefix: str) -> Iterator[None]:
     """Hold the lease below a prefix within a `with` block.
 
     Raises:
         OutputBusy: another process holds the lease.
         OutputError: the lease cannot be written.
     """
-    numbers = sorted(int(name) for name in objects.list_children(prefix) if name.isdecimal())
+    numbers = sorted(int(name) for name in files.list_names(files.join(base, prefix)) if name.isdecimal())
     last = numbers[-1] if numbers else 0
     if last:
-        _check_free(objects, f"{prefix}/{last:08d}")
+        _check_free(base, f"{prefix}/{last:08d}")
     own = f"{prefix}/{last + 1:08d}"
     # The token makes the content unique, so that `create` can tell our own object from another's.
     holder = {**process_identity(), "token": secrets.token_hex(8)}
-    if not objects.create(own, _serialize(holder)):
-        raise _busy(objects, {})
+    if not files.create_if_absent(files.join(base, own), _serialize(holder)):
+        raise _busy(base, {})
     for number in numbers:
-        objects.remove(f"{prefix}/{number:08d}")
+        files.remove(files.join(base, f"{prefix}/{number:08d}"))
     done = threading.Event()
-    thread = threading.Thread(
-        target=_renew_until, args=(objects, own, holder, done), name="lease", daemon=True
-    )
+    thread = threading.Thread(target=_renew_until, args=(base, own, holder, done), name="lease", daemon=True)
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join()
-        objects.write(own, json.dumps({**holder, "free": True}).encode())
+        files.write(files.join(base, own), json.dumps({**holder, "free": True}).encode())
 
 
-def _check_free(objects: Objects, name: str) -> None:
+def _check_free(base: str, name: str) -> None:
     """Raise OutputBusy if a lease is neither free nor abandoned."""
     try:
-        lease = json.loads(objects.read(name))
+        lease = json.loads(files.read(files.join(base, name)))
     except FileNotFoundError as error:  # another process has just taken it over
-        raise _busy(objects, {}) from error
+        raise _busy(base, {}) from error
     except ValueError:  # damaged: it protects nothing
         return
     fresh = time.time() - float(lease.get("beat", 0)) < LEASE_SECONDS
     if not lease.get("free") and fresh and not process_has_ended(lease):
-        raise _busy(objects, lease)
+        raise _busy(base, lease)
 
 
-def _busy(objects: Objects, lease: dict[str, Any]) -> OutputBusy:
+def _busy(base: str, lease: dict[str, Any]) -> OutputBusy:
     process = f" (process {lease['pid']} on {lease['host']})" if {"pid", "host"} <= lease.keys() else ""
     return OutputBusy(
-        f"Another promotion or rollback is in progress in {objects.address}{process}.",
+        f"Another promotion or rollback is in progress in {base}{process}.",
         remedy=f"{_WAIT} If it was killed, its lease expires after {LEASE_SECONDS:g} s.",
     )
 
 
-def _renew_until(objects: Objects, own: str, holder: dict[str, Any], done: threading.Event) -> None:
+def _renew_until(base: str, own: str, holder: dict[str, Any], done: threading.Event) -> None:
     """Rewrite the lease every few seconds until `done` is set."""
     while not done.wait(HEARTBEAT_SECONDS):
         try:
-            objects.write(own, _serialize(holder))
+            files.write(files.join(base, own), _serialize(holder))
         except HubheadError:
             continue  # a later heartbeat may succeed; the lease outlasts several
 

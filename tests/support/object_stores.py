@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -46,6 +51,40 @@ def serve_gs() -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.stop()
+
+
+@contextmanager
+def serve_http(directory: Path) -> Iterator[str]:
+    """Run a web server of a directory, and provide its address. It does not support ranges."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            """Log nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(directory))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def count_listings() -> Iterator[list[str]]:
+    """Provide the paths of `memory://` that are listed in the block."""
+    listed: list[str] = []
+    storage = type(fsspec.filesystem("memory"))
+    original = storage.ls
+
+    def ls(self: Any, path: str, *arguments: Any, **named: Any) -> Any:
+        listed.append(path)
+        return original(self, path, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "ls", ls)
+        yield listed
 
 
 def new_base_path(kind: str, patch: pytest.MonkeyPatch, servers: dict[str, str]) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import glob
 import os
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -52,10 +52,7 @@ def list_folder(image_dir: str | os.PathLike[str]) -> PhotoListing:
 def _list(top: str) -> list[Photo]:
     if not files.is_remote(top):
         return find_photos(top, allow_empty=True)
-    # Beam's patterns cannot be escaped: `?` in place of a special character matches it, and the filter
-    # below removes whatever else it matches.
-    pattern = files.join(re.sub(r"[*?\[]", "?", top), "**")
-    return [photo for photo in find_photos(pattern, allow_empty=True) if photo.uri.startswith(f"{top}/")]
+    return find_photos(files.join(glob.escape(top), "**"), allow_empty=True)
 
 
 def _label_photo(photo: Photo, top: str, names: Collection[str], sets: Mapping[str, Subset]) -> LabelledPhoto:

@@ -13,8 +13,8 @@ from serving.errors import BundleError
 from serving.registry.stores.local import LocalStore
 from serving.registry.stores.object_store import RECORDS_PREFIX, ObjectStore
 from serving.registry.stores.store import Say, Store, silent
+from serving.storage import files, remote
 from serving.storage.address import Address, base_name, parent
-from serving.storage.objects import Objects
 
 
 def open_store(base: Address) -> Store:
@@ -23,7 +23,7 @@ def open_store(base: Address) -> Store:
     Raises:
         InputError: the package for this kind of address is not installed.
     """
-    return LocalStore(base) if isinstance(base, Path) else ObjectStore(Objects.from_address(base))
+    return LocalStore(base) if isinstance(base, Path) else ObjectStore(base)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class FetchedBundle:
             OutputError: the file cannot be written.
         """
         if isinstance(self.origin, str):
-            Objects.from_address(self.origin).upload(self.path / file, file)
+            remote.upload(str(self.path / file), files.join(self.origin, file))
 
 
 @contextmanager
@@ -65,16 +65,15 @@ def fetch_bundle(address: Address, say: Say = silent) -> Iterator[FetchedBundle]
         yield FetchedBundle(path, path)
         return
     origin = _resolve_address(address)
-    objects = Objects.from_address(origin)
     with tempfile.TemporaryDirectory(prefix="hubhead-fetch-") as top:
         path = (
             Path(top) / base_name(parent(origin)) / base_name(origin)
         )  # a bundle has the name of its parent
         say(f"fetching {origin}")
-        for file in objects.list_sizes(""):
+        for file, _ in files.walk_files(origin):
             target = path / file
             target.parent.mkdir(parents=True, exist_ok=True)
-            objects.download(file, target)
+            remote.download(files.join(origin, file), str(target))
         yield FetchedBundle(path, origin)
 
 
@@ -86,9 +85,9 @@ def has_no_version(base: Address) -> bool:
     """
     if isinstance(base, Path):
         return base.is_dir() and not (base / contract.SAVED_MODEL_FILE).exists() and not bundle.versions(base)
-    store = ObjectStore(Objects.from_address(base))
+    store = ObjectStore(base)
     has_versions = store.versions() or "foreign" in store.list_unfinished().values()
-    return not has_versions and contract.SAVED_MODEL_FILE not in store.objects.list_children()
+    return not has_versions and contract.SAVED_MODEL_FILE not in files.list_names(base)
 
 
 def _resolve_address(address: str) -> str:
@@ -100,13 +99,13 @@ def _resolve_address(address: str) -> str:
     Raises:
         BundleError: there is no bundle at the address.
     """
-    above = Objects.from_address(parent(address))
-    if base_name(address).isdecimal() and base_name(address) in above.list_children(RECORDS_PREFIX):
-        ObjectStore(above).require(int(base_name(address)))
+    above, name = parent(address), base_name(address)
+    if name.isdecimal() and files.exists(files.join(above, RECORDS_PREFIX, name)):
+        ObjectStore(above).require(int(name))
         return address
-    if contract.SAVED_MODEL_FILE in Objects.from_address(address).list_children():
+    if contract.SAVED_MODEL_FILE in files.list_names(address):
         return address
-    below = ObjectStore(Objects.from_address(address))
+    below = ObjectStore(address)
     if complete := below.versions():
         return str(below.path(complete[-1]))
     for number, why in sorted(below.list_unfinished().items(), reverse=True):

@@ -34,9 +34,9 @@ from serving.errors import BundleError, InputError, OutputError
 from serving.registry import verdict
 from serving.registry.stores.local import file_sizes
 from serving.registry.stores.store import Say, Store
+from serving.storage import files, remote
 from serving.storage.address import base_name
 from serving.storage.lease import hold_lease
-from serving.storage.objects import Objects
 
 STATE_PREFIX = ".hubhead"
 """Prefix below the base path for staging, records, lease and audit log. No server takes it for a version."""
@@ -106,39 +106,39 @@ class ObjectStore(Store):
     """Store below a base path on an object store.
 
     Args:
-        objects: objects below the base path.
+        base: address whose numbered children are the versions.
     """
 
-    def __init__(self, objects: Objects) -> None:
-        self.objects = objects
+    def __init__(self, base: str) -> None:
+        self.base = base
 
     def __str__(self) -> str:
-        return self.objects.address
+        return self.base
 
     @property
     def name(self) -> str:
-        return base_name(self.objects.address)
+        return base_name(self.base)
 
     def exists(self) -> bool:
-        return bool(self.objects.list_children())
+        return bool(files.list_names(self.base))
 
     def create(self) -> None:
         """Do nothing: an object store has no directories."""
 
     def lock(self) -> AbstractContextManager[None]:
-        return hold_lease(self.objects, LEASE_PREFIX)
+        return hold_lease(self.base, LEASE_PREFIX)
 
     def versions(self) -> list[int]:
         return [number for number, record in self._read_records().items() if record.state is State.WHOLE]
 
     def path(self, version: int) -> str:
-        return self.objects.address_of(str(version))
+        return self._at(str(version))
 
     def read_file(self, version: int, name: str) -> bytes:
-        return self.objects.read(f"{version}/{name}")
+        return files.read(self._at(f"{version}/{name}"))
 
     def sizes(self, version: int) -> dict[str, int]:
-        return self.objects.list_sizes(str(version))
+        return dict(files.walk_files(self._at(str(version))))
 
     def digest(self, version: int) -> str:
         record = self._read_record(version)
@@ -157,24 +157,24 @@ class ObjectStore(Store):
         staging = f"{STAGING_PREFIX}/{digest}"
         self._upload(source, staging, sizes, say)
         if verdict.digest(source) != digest:
-            self._delete(staging)
+            files.remove_directory(self._at(staging))
             raise BundleError(f"{source} changed while it was uploaded.", remedy="Promote it again.")
         number, record = self._claim_number(digest, _without_verdict(sizes), at_least)
         say(f"copying to {self.path(number)}")
         for name in names:
-            self.objects.copy(f"{staging}/{name}", f"{number}/{name}")
+            remote.copy(self._at(f"{staging}/{name}"), self._at(f"{number}/{name}"))
         if self.sizes(number) != sizes:
             raise OutputError(
                 f"{self.path(number)} differs from what was uploaded: another writer is at work there.",
                 remedy="Stop the other writer and promote the bundle again.",
             )
         self._write_record(number, replace(record, state=State.WHOLE))
-        self._delete(staging)
+        files.remove_directory(self._at(staging))
         return number
 
     def withdraw(self, version: int) -> str:
         self._take_down(version, State.WITHDRAWING)
-        return self.objects.address_of(bundle.WITHDRAWN)
+        return self._at(bundle.WITHDRAWN)
 
     def remove(self, version: int) -> None:
         self._take_down(version, State.REMOVING)
@@ -186,19 +186,18 @@ class ObjectStore(Store):
         next.
         """
         number = max(
-            (int(name) for name in self.objects.list_children(AUDIT_PREFIX) if name.isdecimal()), default=0
+            (int(name) for name in files.list_names(self._at(AUDIT_PREFIX)) if name.isdecimal()), default=0
         )
-        while not self.objects.create(f"{AUDIT_PREFIX}/{(number := number + 1):08d}", line.encode()):
+        while not files.create_if_absent(
+            self._at(f"{AUDIT_PREFIX}/{(number := number + 1):08d}"), line.encode()
+        ):
             pass
 
     def read_log(self) -> Iterator[tuple[str, str]]:
-        names = [
-            f"{AUDIT_PREFIX}/{name}"
-            for name in sorted(self.objects.list_children(AUDIT_PREFIX))
-            if name.isdecimal()
-        ]
-        for name, line in zip(names, self.objects.read_all(names), strict=True):
-            yield self.objects.address_of(name), line.decode(errors="replace")
+        numbers = [name for name in files.list_names(self._at(AUDIT_PREFIX)) if name.isdecimal()]
+        addresses = [self._at(f"{AUDIT_PREFIX}/{number}") for number in numbers]
+        for address, line in zip(addresses, remote.read_all(addresses), strict=True):
+            yield address, line.decode(errors="replace")
 
     def finish_interrupted(self, say: Say) -> list[int]:
         leaving = {
@@ -209,10 +208,10 @@ class ObjectStore(Store):
         for number, record in leaving.items():
             say(f"{record.state} version {number}, which was interrupted")
             self._take_down(number, record.state)
-        uploads = self.objects.list_children(STAGING_PREFIX)
+        uploads = files.list_names(self._at(STAGING_PREFIX))
         complete = {record.content for record in self._read_records().values() if record.state is State.WHOLE}
         for content in complete.intersection(uploads):
-            self._delete(f"{STAGING_PREFIX}/{content}")
+            files.remove_directory(self._at(f"{STAGING_PREFIX}/{content}"))
         return [number for number, record in leaving.items() if record.state is State.WITHDRAWING]
 
     def list_unfinished(self) -> dict[int, str]:
@@ -225,55 +224,54 @@ class ObjectStore(Store):
 
     def _list_numbers(self) -> list[int]:
         """List the numbers that a server takes for versions, ascending."""
-        return sorted({int(name) for name in self.objects.list_children() if name.isdecimal()})
+        return sorted({int(name) for name in files.list_names(self.base) if name.isdecimal()})
 
     def _read_records(self) -> dict[int, Record]:
         """Read the records of the numbers that have objects, ascending."""
-        known = {name for name in self.objects.list_children(RECORDS_PREFIX) if name.isdecimal()}
+        known = {name for name in files.list_names(self._at(RECORDS_PREFIX)) if name.isdecimal()}
         numbers = [number for number in self._list_numbers() if str(number) in known]
-        names = [f"{RECORDS_PREFIX}/{number}" for number in numbers]
-        found = zip(names, self.objects.read_all(names), strict=True)
-        records = (Record.from_bytes(content, self.objects.address_of(name)) for name, content in found)
+        addresses = [self._at(f"{RECORDS_PREFIX}/{number}") for number in numbers]
+        records = map(Record.from_bytes, remote.read_all(addresses), addresses)
         return dict(zip(numbers, records, strict=True))
 
     def _read_record(self, version: int) -> Record:
         name = f"{RECORDS_PREFIX}/{version}"
         try:
-            return Record.from_bytes(self.objects.read(name), self.objects.address_of(name))
+            return Record.from_bytes(files.read(self._at(name)), self._at(name))
         except FileNotFoundError as error:
             raise BundleError(f"{self} has no version {version}.") from error
 
     def _write_record(self, version: int, record: Record) -> None:
-        self.objects.write(f"{RECORDS_PREFIX}/{version}", record.to_bytes())
+        files.write(self._at(f"{RECORDS_PREFIX}/{version}"), record.to_bytes())
 
     def _upload(self, source: Path, staging: str, sizes: Mapping[str, int], say: Say) -> None:
         """Upload the files that are missing; the verdict always, since the digest does not cover it."""
-        uploaded = self.objects.list_sizes(staging)
+        uploaded = dict(files.walk_files(self._at(staging)))
         missing = [n for n in sizes if uploaded.get(n) != sizes[n] or n == contract.VERDICT_FILE]
         for position, name in enumerate(missing, 1):
             say(f"uploading {name} ({sizes[name] / 1e6:.1f} MB, {position} of {len(missing)})")
-            self.objects.upload(source / name, f"{staging}/{name}")
+            remote.upload(str(source / name), self._at(f"{staging}/{name}"))
 
-    def _claim_number(self, content: str, files: Mapping[str, int], at_least: int) -> tuple[int, Record]:
+    def _claim_number(self, content: str, sizes: Mapping[str, int], at_least: int) -> tuple[int, Record]:
         """Return a number for this content, that of an interrupted copy or the next one, and its record."""
-        record = Record(State.ARRIVING, content, dict(files), secrets.token_hex(8))
-        known = {int(name) for name in self.objects.list_children(RECORDS_PREFIX) if name.isdecimal()}
+        record = Record(State.ARRIVING, content, dict(sizes), secrets.token_hex(8))
+        known = {int(name) for name in files.list_names(self._at(RECORDS_PREFIX)) if name.isdecimal()}
         newest = max(known | set(self._list_numbers()), default=0)
         if newest in known:
             last = self._read_record(newest)
             if (last.state, last.content) == (State.ARRIVING, content):
                 return newest, last
         number = max(newest + 1, at_least)
-        while not self.objects.create(f"{RECORDS_PREFIX}/{number}", record.to_bytes()):
+        while not files.create_if_absent(self._at(f"{RECORDS_PREFIX}/{number}"), record.to_bytes()):
             number += 1
         return number, record
 
     def _remove_interrupted(self, content: str, say: Say) -> None:
         """Delete interrupted uploads and copies of any other content."""
-        for other in self.objects.list_children(STAGING_PREFIX):
+        for other in files.list_names(self._at(STAGING_PREFIX)):
             if other != content:
                 say(f"removing an interrupted upload of content {other[:12]}")
-                self._delete(f"{STAGING_PREFIX}/{other}")
+                files.remove_directory(self._at(f"{STAGING_PREFIX}/{other}"))
         newest = max(self._list_numbers(), default=0)
         for number, record in self._read_records().items():
             if record.state is State.ARRIVING and (record.content != content or number != newest):
@@ -288,14 +286,14 @@ class ObjectStore(Store):
         if state is State.WITHDRAWING:
             # saved_model.pb is copied last and deleted first: no prefix holds a model without weights.
             for name in reversed(names):
-                self.objects.copy(f"{version}/{name}", f"{bundle.WITHDRAWN}/{version}/{name}")
+                remote.copy(self._at(f"{version}/{name}"), self._at(f"{bundle.WITHDRAWN}/{version}/{name}"))
         for name in names:
-            self.objects.remove(f"{version}/{name}")
+            files.remove(self._at(f"{version}/{name}"))
         self._write_record(version, replace(record, state=State.GONE))
 
-    def _delete(self, prefix: str) -> None:
-        for name in self.objects.list_sizes(prefix):
-            self.objects.remove(f"{prefix}/{name}")
+    def _at(self, name: str) -> str:
+        """Return the address of an object."""
+        return files.join(self.base, name)
 
 
 def _without_verdict(sizes: Mapping[str, int]) -> dict[str, int]:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from serving import contract
@@ -26,9 +27,7 @@ from serving.registry.rollback import rollback
 from serving.registry.stores.download import fetch_bundle, has_no_version
 from serving.registry.stores.object_store import AUDIT_PREFIX, LEASE_PREFIX, STAGING_PREFIX, ObjectStore
 from serving.registry.target import DeploymentTarget, lock_target
-from serving.storage import lease
-from serving.storage.objects import Objects
-from serving.storage.text import replace_text
+from serving.storage import files, lease, remote
 from tests.support import object_stores
 from tests.support.registry import CONFIG, command, write_bundle
 from tests.support.repository import REPO
@@ -41,7 +40,7 @@ pytestmark = [
     ),
 ]
 
-MUTATING_CALLS = ("write", "create", "upload", "copy", "remove")
+MUTATING_CALLS = ("write", "create_if_absent", "upload", "copy", "remove")
 
 
 class Interrupted(BaseException):
@@ -113,14 +112,13 @@ def interrupt_before(
         return change
 
     for name in MUTATING_CALLS:
-        patch.setattr(Objects, name, wrapped(getattr(Objects, name)))
+        patch.setattr(remote, name, wrapped(getattr(remote, name)))
 
 
 def expire_lease(base: str) -> None:
     """Expire the lease, which the heartbeat of this process keeps alive after a simulated kill."""
-    objects = Objects.from_address(base)
-    for name in objects.list_children(LEASE_PREFIX):
-        objects.write(f"{LEASE_PREFIX}/{name}", b'{"beat": 0}')
+    for name in files.list_names(f"{base}/{LEASE_PREFIX}"):
+        files.write(f"{base}/{LEASE_PREFIX}/{name}", b'{"beat": 0}')
 
 
 def read_files(directory: Path) -> dict[str, bytes]:
@@ -128,8 +126,7 @@ def read_files(directory: Path) -> dict[str, bytes]:
 
 
 def read_objects(base: str, prefix: str) -> dict[str, bytes]:
-    objects = Objects.from_address(base)
-    return {name: objects.read(f"{prefix}/{name}") for name in objects.list_sizes(prefix)}
+    return {name: files.read(f"{base}/{prefix}/{name}") for name, _ in files.walk_files(f"{base}/{prefix}")}
 
 
 # --- Atomic publication -------------------------------------------------------------------------------
@@ -142,7 +139,7 @@ def test_a_promotion_uploads_the_whole_bundle(base: str, models: Path) -> None:
     assert (change.old, change.new, change.published) == (None, 2, True)
     assert read_objects(base, "2") == read_files(models / "2")
     assert target.versions == [2]
-    assert not Objects.from_address(base).list_sizes(STAGING_PREFIX)
+    assert not read_objects(base, STAGING_PREFIX)
     assert not has_no_version(base)
     again = promote(target, source=models / "2")
     assert (again.new, again.published) == (2, False)
@@ -168,8 +165,8 @@ def test_a_server_never_sees_a_model_without_its_weights(
 
     def inspect() -> None:
         for number in ("1", "2", "3"):
-            seen.append(set(Objects.from_address(memory).list_sizes(number)))
-        numbered.append(any(name.isdecimal() for name in Objects.from_address(memory).list_children()))
+            seen.append(set(read_objects(memory, number)))
+        numbered.append(any(name.isdecimal() for name in files.list_names(memory)))
 
     interrupt_before(1 << 30, monkeypatch, inspect)
     target = target_at(memory)
@@ -215,17 +212,17 @@ def promote_after_interruption(memory: str, cut: int, models: Path) -> bool:
         assert read_objects(memory, "2") == read_files(models / "2")
     uploads: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        upload = Objects.upload
-        patch.setattr(Objects, "upload", lambda *a: uploads.append(a[2]) or upload(*a))
-        arrived = Objects.from_address(memory).list_sizes(STAGING_PREFIX)
+        upload = remote.upload
+        patch.setattr(remote, "upload", lambda *a: uploads.append(a[1]) or upload(*a))
+        arrived = read_objects(memory, STAGING_PREFIX)
         assert promote(target, source=models / "2").new == 2
     assert {name.partition("/")[2] for name in arrived} & {
-        name.removeprefix(f"{STAGING_PREFIX}/").partition("/")[2] for name in uploads
+        name.removeprefix(f"{memory}/{STAGING_PREFIX}/").partition("/")[2] for name in uploads
     } <= {contract.VERDICT_FILE}
     assert target.versions == [1, 2]
     assert read_objects(memory, "2") == read_files(models / "2")
     assert not target.store.list_unfinished()
-    assert not Objects.from_address(memory).list_sizes(STAGING_PREFIX)
+    assert not read_objects(memory, STAGING_PREFIX)
     assert [e.new for e in audit.read(target.store) if e.action is Action.PROMOTE] == [1, 2]
     return True
 
@@ -247,7 +244,7 @@ def roll_back_after_interruption(memory: str, cut: int, models: Path) -> bool:
         else:
             return False
     expire_lease(memory)
-    if Objects.from_address(memory).list_sizes("3"):
+    if read_objects(memory, "3"):
         change = rollback(target)
         assert (change.old, change.new) == (3, 2)
     assert target.versions == [1, 2]
@@ -272,8 +269,8 @@ def test_another_bundle_can_be_promoted_after_an_interruption(
     assert "1 is not a complete version: hubhead was interrupted while publishing it" in listed.stderr
     assert promote(target, source=models / "2").new == 2
     assert target.versions == [2]
-    assert not Objects.from_address(memory).list_sizes("1")
-    assert not Objects.from_address(memory).list_sizes(STAGING_PREFIX)
+    assert not read_objects(memory, "1")
+    assert not read_objects(memory, STAGING_PREFIX)
 
 
 def test_sigkill_during_a_promotion_leaves_no_visible_version(on_s3: str, models: Path) -> None:
@@ -283,16 +280,16 @@ import os, signal, sys
 from pathlib import Path
 from serving.registry.target import DeploymentTarget
 from serving.registry.promote import promote
-from serving.storage.objects import Objects
+from serving.storage import remote
 copied = 0
-copy = Objects.copy
-def killed(self, name, other):
+copy = remote.copy
+def killed(name, other):
     global copied
     copied += 1
     if copied == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    copy(self, name, other)
-Objects.copy = killed
+    copy(name, other)
+remote.copy = killed
 promote(DeploymentTarget(sys.argv[1], "double"), source=Path(sys.argv[2]))
 """
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
@@ -315,33 +312,33 @@ promote(DeploymentTarget(sys.argv[1], "double"), source=Path(sys.argv[2]))
 def test_a_bundle_that_changes_while_it_is_uploaded_is_not_published(
     memory: str, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upload = Objects.upload
+    upload = remote.upload
 
-    def changing_upload(self: Objects, path: Path, name: str) -> None:
-        upload(self, path, name)
+    def changing_upload(path: str, uri: str) -> None:
+        upload(path, uri)
         (models / "1" / contract.LABELS_FILE).write_text("c\n")
 
-    monkeypatch.setattr(Objects, "upload", changing_upload)
+    monkeypatch.setattr(remote, "upload", changing_upload)
     with pytest.raises(BundleError, match="changed while"):
         promote(target_at(memory), source=models / "1")
     assert target_at(memory).versions == []
-    assert not Objects.from_address(memory).list_sizes(STAGING_PREFIX)
+    assert not read_objects(memory, STAGING_PREFIX)
 
 
 def test_foreign_objects_are_reported_and_left_alone(memory: str, models: Path) -> None:
-    Objects.from_address(memory).write("7/saved_model.pb", b"theirs")
+    files.write(f"{memory}/7/saved_model.pb", b"theirs")
     target = target_at(memory)
     assert (
         promote(target, source=models / "1").new == 8
     )  # above the number that a server of the newest version would take
     assert target.store.list_unfinished() == {7: "foreign"}
-    assert Objects.from_address(memory).read("7/saved_model.pb") == b"theirs"
+    assert files.read(f"{memory}/7/saved_model.pb") == b"theirs"
 
 
 def test_the_verdict_of_a_version_that_lost_an_object_is_void(memory: str, models: Path) -> None:
     target = target_at(memory)
     promote(target, source=models / "1")
-    Objects.from_address(memory).remove("1/variables/variables.index")
+    files.remove(f"{memory}/1/variables/variables.index")
     (seen,) = inventory.list_versions(target)
     assert seen.verdict == "void"
     with pytest.raises(GateRejected, match="changed since"):
@@ -362,15 +359,15 @@ def test_concurrent_changes_are_rejected_by_the_lease(base: str, models: Path) -
 def test_one_of_many_takers_gets_an_abandoned_lease(
     kind: str, servers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    objects = Objects.from_address(object_stores.new_base_path(kind, monkeypatch, servers))
-    objects.write(f"{LEASE_PREFIX}/00000003", b'{"beat": 0}')
+    base = object_stores.new_base_path(kind, monkeypatch, servers)
+    files.write(f"{base}/{LEASE_PREFIX}/00000003", b'{"beat": 0}')
     start, hold = threading.Barrier(6), threading.Event()
     got: list[str] = []
 
     def take() -> None:
         start.wait()
         try:
-            with lease.hold_lease(objects, LEASE_PREFIX):
+            with lease.hold_lease(base, LEASE_PREFIX):
                 got.append("held")
                 hold.wait(20)
         except OutputBusy:
@@ -386,8 +383,8 @@ def test_one_of_many_takers_gets_an_abandoned_lease(
     for taker in takers:
         taker.join(20)
     assert sorted(got) == ["busy"] * 5 + ["held"]
-    with lease.hold_lease(objects, LEASE_PREFIX):
-        assert objects.list_children(LEASE_PREFIX) == ["00000005"]
+    with lease.hold_lease(base, LEASE_PREFIX):
+        assert files.list_names(f"{base}/{LEASE_PREFIX}") == ["00000005"]
 
 
 def test_a_lease_is_renewed_by_heartbeats_while_its_holder_lives(
@@ -395,19 +392,18 @@ def test_a_lease_is_renewed_by_heartbeats_while_its_holder_lives(
 ) -> None:
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.01)
     monkeypatch.setattr(lease, "LEASE_SECONDS", 0.5)
-    objects = Objects.from_address(memory)
-    with lease.hold_lease(objects, LEASE_PREFIX):
-        first = json.loads(objects.read(f"{LEASE_PREFIX}/00000001"))["beat"]
+    with lease.hold_lease(memory, LEASE_PREFIX):
+        first = json.loads(files.read(f"{memory}/{LEASE_PREFIX}/00000001"))["beat"]
         deadline = time.monotonic() + 20
-        while json.loads(objects.read(f"{LEASE_PREFIX}/00000001"))["beat"] < first + 0.6:
+        while json.loads(files.read(f"{memory}/{LEASE_PREFIX}/00000001"))["beat"] < first + 0.6:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        with pytest.raises(OutputBusy), lease.hold_lease(objects, LEASE_PREFIX):
+        with pytest.raises(OutputBusy), lease.hold_lease(memory, LEASE_PREFIX):
             pass
 
 
 def test_the_audit_log_keeps_order_and_loses_no_line(on_s3: str) -> None:
-    store = ObjectStore(Objects.from_address(on_s3))
+    store = ObjectStore(on_s3)
     for number in range(11):
         store.append_to_log(f"{number}")
     writers = [threading.Thread(target=store.append_to_log, args=(f"w{number}",)) for number in range(5)]
@@ -423,7 +419,7 @@ def test_the_audit_log_keeps_order_and_loses_no_line(on_s3: str) -> None:
 def test_a_damaged_line_of_the_audit_log_is_an_error(memory: str, models: Path) -> None:
     target = target_at(memory)
     promote(target, source=models / "1")
-    Objects.from_address(memory).write(f"{AUDIT_PREFIX}/00000003", b"torn {")
+    files.write(f"{memory}/{AUDIT_PREFIX}/00000003", b"torn {")
     with pytest.raises(InputError, match="00000003 is not an audit event"):
         audit.read(target.store)
 
@@ -433,7 +429,7 @@ def test_a_damaged_line_of_the_audit_log_is_an_error(memory: str, models: Path) 
 
 def test_labels_move_in_a_model_config_on_the_object_store(memory: str, models: Path) -> None:
     config = f"{memory.rpartition('/')[0]}/model.config"
-    replace_text(config, CONFIG % ("/o", memory))
+    files.write(config, (CONFIG % ("/o", memory)).encode())
     promote(target_at(memory), source=models / "1")
     target = replace(target_at(memory), config=config)
     promote(target, version=1)
@@ -444,8 +440,7 @@ def test_labels_move_in_a_model_config_on_the_object_store(memory: str, models: 
     assert (back.old, back.new, back.also) == (2, 1, ("canary",))
     promote(target, source=models / "3", keep=1)
     assert target.versions == [1, 2, 3]  # without a server to query, earlier versions may still be served
-    objects = Objects.from_address(memory.rpartition("/")[0])
-    assert b"# Kept by hand." in objects.read("model.config")
+    assert b"# Kept by hand." in files.read(config)
     with lock_target(target), pytest.raises(OutputBusy):
         promote(DeploymentTarget(f"{memory}-other", "double", config), source=models / "1")
 
@@ -456,7 +451,7 @@ def test_keep_deletes_old_versions_and_numbers_are_not_reused(memory: str, model
         change = promote(target, source=models / str(number), keep=2)
     assert change.removed == (1,)
     assert target.versions == [2, 3]
-    assert not Objects.from_address(memory).list_sizes("1")
+    assert not read_objects(memory, "1")
     assert [event.old for event in audit.read(target.store) if event.action is Action.REMOVE] == [1]
 
 
@@ -511,21 +506,21 @@ def test_a_missing_extra_is_named(
     assert f"hubhead[{scheme}]" in refused.exception.remedy
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(InputError, match=rf"hubhead\[{scheme}\]"):
-        Objects.from_address(f"{scheme}://bucket/models/food")
+        files.read(f"{scheme}://bucket/models/food")
 
 
 def test_a_missing_bucket_and_missing_credentials_are_reported(
     on_s3: str, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(OutputError, match=r"s3://nowhere-1/models/food.* cannot be written") as caught:
+    with pytest.raises(OutputError, match=r"Cannot write s3://nowhere-1/models/food") as caught:
         promote(target_at("s3://nowhere-1/models/food"), source=models / "1")
     assert "bucket" in caught.value.remedy
-    objects = Objects.from_address(on_s3)
+    storage, _ = fsspec.url_to_fs(on_s3, use_listings_cache=False)
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("no credentials")
 
-    monkeypatch.setattr(objects.storage, "ls", fail)
+    monkeypatch.setattr(storage, "ls", fail)
     with pytest.raises(OutputError, match="no credentials") as caught:
         inventory.list_versions(target_at(on_s3))
     assert "AWS_PROFILE" in caught.value.remedy
