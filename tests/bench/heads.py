@@ -24,7 +24,7 @@ from trainer.evaluation.metrics import proportion
 from trainer.heads import Floats, HeadSettings, Ints
 
 FOLDS = 5
-KINDS = ("linear", "hidden", "cosine")
+KINDS = ("linear", "hidden")
 
 Fit = Callable[[Floats, Ints, Floats, int, int], Floats]
 """Takes training features and targets, held-out features, number of labels, seed; returns probabilities."""

@@ -70,7 +70,7 @@ def photos(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> list[P
     return found
 
 
-KINDS = ("linear", "hidden", "cosine")
+KINDS = ("linear", "hidden")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,6 @@ def models(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return {
         "linear": result.bundle,
         "hidden": export_head("hidden", 10.0, **layer),
-        "cosine": export_head("cosine", 16.0, shares=[1.0]),
     }
 
 

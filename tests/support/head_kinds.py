@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     pass
 
 Data = tuple[heads.Floats, heads.Ints]
-KINDS = ("linear", "hidden", "cosine")
+KINDS = ("linear", "hidden")
 
 
 def fitted(data: Data, classes: int, **chosen: object) -> tuple[heads.Head, heads.Selection]:

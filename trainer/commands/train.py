@@ -26,6 +26,21 @@ def _parse_tolerance(
     return "surely" if value == "surely" else float(click.FloatRange(0, 100)(value, parameter, context))
 
 
+class HeadKind(click.Choice[str]):
+    """Kind of a head; a value of former versions is an error that says why it was removed."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Convert a value of the command line."""
+        if value == "cosine":
+            self.fail(
+                "cosine was removed: by cross-validation on the sample photos it had an accuracy of 74.9 % "
+                "and a log-loss of 0.792, where linear has 75.6 % and 0.757. Use linear.",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
+
+
 @click.command(
     cls=retrain_flags.RetrainCommand,
     context_settings=SETTINGS,
@@ -146,10 +161,10 @@ def _parse_tolerance(
 @click.option(
     "--head",
     "head_kind",
-    type=click.Choice(["linear", "hidden", "cosine"]),
+    type=HeadKind(["linear", "hidden"]),
     default="linear",
-    help="Type of head: linear; linear plus one hidden layer, for classes that are not linearly separable "
-    "and thousands of photos or more; or cosine similarity to one direction per label.",
+    help="Type of head: linear; or linear plus one hidden layer, for classes that are not linearly separable "
+    "and thousands of photos or more.",
 )
 @click.option(
     "--hidden_units",

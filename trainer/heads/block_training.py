@@ -136,7 +136,7 @@ class BlockTraining:
         self._held_weights = weights_of_photos(weights, data.held_targets, settings)
         self._moments = Moments.from_blocks(data.rows, weights)
         self._shrinkage = select_shrinkage(
-            self._moments, data.held_features, data.held_targets, self._held_weights, settings.kind
+            self._moments, data.held_features, data.held_targets, self._held_weights
         )
         self._sample = _sample(data.photos, len(weights), seed)
 
@@ -166,10 +166,10 @@ class BlockTraining:
 
     def _select(self) -> BestStrength:
         """Select the strength on the sample, then fit and calibrate it on all rows not held out."""
-        data, kind = self._data, self._settings.kind
+        data = self._data
         fitter = self._fitter(self._sample, self._moments, None, 1)
         fold = Fold(fitter, data.held_features, np.arange(len(data.held_targets)))
-        best = select_strength([fold], data.held_targets, self._held_weights, kind)
+        best = select_strength([fold], data.held_targets, self._held_weights)
         if self._sample is data.photos and self._copies == 1:
             return best  # the candidates were fitted on these very rows
         fitter = self._fitter(data.rows, self._moments, best.linears[0][0], self._copies)
@@ -180,7 +180,7 @@ class BlockTraining:
 
     def _fitter(self, rows: Blocks, moments: Moments, start: Linear | None, copies: int) -> Fitter:
         options = FitOptions(shrinkage=self._shrinkage, copies=copies)
-        return Fitter(self._settings.kind, rows, moments, self._weights, start=start, options=options)
+        return Fitter(rows, moments, self._weights, start=start, options=options)
 
     def _train_layer(self, base: Linear) -> tuple[int, EarlyStop]:
         """Select the width of the layer on the sample, then train the layer on all rows not held out."""

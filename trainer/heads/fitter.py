@@ -13,13 +13,11 @@ from trainer.heads.calibration import weighted_sum
 from trainer.heads.head import Floats, Ints, Linear, Scaling
 from trainer.heads.linear import (
     SHRINKAGE,
-    CosineClassifier,
     LogisticRegression,
     Moments,
     compute_span,
     lift_linear,
 )
-from trainer.heads.settings import Kind
 from trainer.heads.streaming import Blocks
 
 TOLERANCE = 1e-5
@@ -46,10 +44,9 @@ class FitOptions:
 
 
 class Fitter:
-    """Fits the linear classifiers of a head: one for each C or scale, and the discriminant.
+    """Fits the linear classifiers of a head: one for each C, and the discriminant.
 
     Args:
-        kind: kind of the head; "cosine" has no discriminant.
         features: rows to fit on.
         moments: moments of these rows, or of a superset.
         weights: label weights, float32 [K].
@@ -60,7 +57,6 @@ class Fitter:
 
     def __init__(
         self,
-        kind: Kind,
         features: Blocks,
         moments: Moments,
         weights: Floats,
@@ -71,30 +67,29 @@ class Fitter:
     ) -> None:
         options = options or FitOptions()
         self._basis = basis
-        self._strength_factor = 1.0 if kind == "cosine" else 1.0 / options.copies
-        regression = CosineClassifier if kind == "cosine" else LogisticRegression
-        self._regression = regression(features, moments, weights, start=start, tolerance=options.tolerance)
+        self._copies = options.copies
+        self._regression = LogisticRegression(
+            features, moments, weights, start=start, tolerance=options.tolerance
+        )
         # The discriminant does not depend on the strength, so it is computed once.
-        self._discriminant: list[Linear] = []
-        if kind != "cosine":
-            dimension = None if basis is None else len(basis)
-            self._discriminant = [lift_linear(basis, moments.discriminant(options.shrinkage, dimension))]
+        dimension = None if basis is None else len(basis)
+        self._discriminant = lift_linear(basis, moments.discriminant(options.shrinkage, dimension))
 
     @classmethod
     def from_array(
-        cls, kind: Kind, features: Floats, targets: Ints, weights: Floats, options: FitOptions | None = None
+        cls, features: Floats, targets: Ints, weights: Floats, options: FitOptions | None = None
     ) -> Fitter:
         """Fit on few rows, float32 [N,D] and int64 [N], as coordinates in their span."""
         basis, coordinates = compute_span(features)
         blocks = Blocks.from_array(coordinates, targets)
         moments = Moments.from_blocks(blocks, weights)
-        return cls(kind, blocks, moments, weights, basis=basis, options=options)
+        return cls(blocks, moments, weights, basis=basis, options=options)
 
     def fit(self, strength: float) -> list[Linear]:
-        """Return the classifiers for a C or scale; the descent begins at the previous result."""
+        """Return the classifiers for a C; the descent begins at the previous result."""
         return [
-            lift_linear(self._basis, self._regression.fit(strength * self._strength_factor)),
-            *self._discriminant,
+            lift_linear(self._basis, self._regression.fit(strength * (1.0 / self._copies))),
+            self._discriminant,
         ]
 
 

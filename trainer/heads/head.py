@@ -86,8 +86,7 @@ class Head:
 
     The probabilities of features f are
     softmax((f kernel + relu(f hidden.kernel + hidden.bias) hidden.output + bias) / temperature).
-    Without a hidden layer its term is missing. In a head of kind "cosine" all columns of the kernel
-    have the same length, the scale.
+    Without a hidden layer its term is missing.
 
     Attributes:
         scaling: scaling of embeddings to features.

@@ -27,9 +27,6 @@ EXACT_TOLERANCE = 1e-8
 _CURVATURE = 0.2
 """K times the curvature of the loss in whitened directions, near the minimum."""
 
-_LENGTH_PENALTY = 0.1
-"""Weight of the squared difference between a direction's length and one."""
-
 
 @dataclass(frozen=True)
 class Moments:
@@ -233,70 +230,6 @@ class LogisticRegression:
         kernel, bias = to_linear(minimise(objective, start, self._tolerance))
         self._last = kernel.astype(np.float32), bias.astype(np.float32)
         return self._last
-
-
-class CosineClassifier:
-    """Cosine classifier: a logit is a scale times the cosine with the label's direction, plus a bias.
-
-    The directions minimise the log-loss, beginning at the means of the labels (Gidaris and Komodakis
-    2018, "Dynamic Few-Shot Visual Learning without Forgetting"). The scale bounds the logits, which is
-    the only regularisation. Without the bias, rare labels would be predicted too often: one of three
-    labels with 5 % of the photos got 19 % of the probability.
-
-    Args:
-        features: rows to fit on, of length one.
-        moments, weights, start, tolerance: see LogisticRegression.
-    """
-
-    def __init__(
-        self,
-        features: Blocks,
-        moments: Moments,
-        weights: Floats,
-        *,
-        start: Linear | None = None,
-        tolerance: float = EXACT_TOLERANCE,
-    ) -> None:
-        self._features, self._moments, self._weights = features, moments, weights
-        self._tolerance = tolerance
-        if start is None:
-            # A label without rows begins opposite to all others.
-            absent = moments.counts == 0
-            means: Doubles = moments.means
-            means[absent] = -means.sum(axis=0)
-            start = means.T.astype(np.float32), np.zeros(len(weights), np.float32)
-        self._last = _normalise_columns(start[0].astype(np.float64))[0], start[1].astype(np.float64)
-
-    def fit(self, strength: float) -> Linear:
-        """Return the minimum for a scale: a kernel with columns of that length, and a bias."""
-        covariance = self._moments.covariance
-        curvature = _CURVATURE / len(self._weights)
-        white = Whitening(self._moments, 0.3 * curvature * np.trace(covariance) / len(covariance))
-
-        def objective(unknowns: Doubles) -> tuple[float, Doubles]:
-            directions, lengths = _normalise_columns(white.kernel(unknowns[:-1]))
-            linear = (strength * directions).astype(np.float32), unknowns[-1].astype(np.float32)
-            value, of_kernel, of_bias = loss_and_gradient(self._features, linear, self._weights)
-            of_kernel *= strength
-            # The gradient of the normalisation: remove the part along the direction, divide by the length.
-            of_kernel -= directions * (directions * of_kernel).sum(axis=0)
-            # The loss does not depend on the lengths, so a penalty on them does not move the minimum. It
-            # only keeps the steps of the descent from making the lengths grow.
-            gap = lengths - 1.0
-            of_kernel = of_kernel / lengths + _LENGTH_PENALTY * gap * directions
-            penalty = 0.5 * _LENGTH_PENALTY * float((gap**2).sum())
-            return value + penalty, np.vstack([white.gradient(of_kernel), of_bias])
-
-        directions, bias = self._last
-        unknowns = minimise(objective, np.vstack([white.unknowns(directions), bias]), self._tolerance)
-        self._last = _normalise_columns(white.kernel(unknowns[:-1]))[0], unknowns[-1]
-        return (strength * self._last[0]).astype(np.float32), self._last[1].astype(np.float32)
-
-
-def _normalise_columns(kernel: Doubles) -> tuple[Doubles, Doubles]:
-    """Return the columns divided by their lengths, and the lengths [K]."""
-    lengths = np.maximum(np.linalg.norm(kernel, axis=0), 1e-12)
-    return kernel / lengths, lengths
 
 
 def equal_weights(classes: int) -> Floats:

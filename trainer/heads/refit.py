@@ -52,7 +52,7 @@ def refit(
             scaling = Scaling.from_embeddings(rows)
             features = scaling.features(rows)
             exact = replace(options, tolerance=EXACT_TOLERANCE)
-            fitter = Fitter.from_array(chosen["kind"], features, targets, weights, exact)
+            fitter = Fitter.from_array(features, targets, weights, exact)
             basis, coordinates = compute_span(features)
             parts = Blocks.from_array(coordinates, targets)
         else:
@@ -63,7 +63,7 @@ def refit(
             elif chosen.get("epochs"):
                 directory = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=settings.directory)))
             moments = Moments.from_blocks(parts, weights)
-            fitter = Fitter(chosen["kind"], parts, moments, weights, options=options)
+            fitter = Fitter(parts, moments, weights, options=options)
         linear = combine_calibrated(chosen["shares"], 1.0, fitter.fit(selection.strength))
         if not chosen.get("epochs"):
             return Head(scaling, *linear, chosen["temperature"])

@@ -16,8 +16,8 @@ import numpy as np
 from trainer.heads.calibration import Mixture, fit_mixture
 from trainer.heads.fitter import Fitter, combine_calibrated
 from trainer.heads.head import Floats, Head, Ints, Linear, Scaling
-from trainer.heads.linear import SHRINKAGE, Moments
-from trainer.heads.settings import HeadSettings, Kind, Selection
+from trainer.heads.linear import Moments
+from trainer.heads.settings import HeadSettings, Selection
 
 STRENGTHS = (3.0, 10.0, 30.0, 100.0)
 """Candidates for C, the weight of the summed loss relative to half the squared weights.
@@ -27,11 +27,6 @@ minimum lies between 10 and 30. If the best candidate is at the edge, the next o
 """
 
 STRENGTH_LADDER = (0.1, 0.3, 1.0, *STRENGTHS, 300.0, 1000.0)
-
-SCALES = (8.0, 16.0, 32.0)
-"""Candidates for the scale of a cosine head, as STRENGTHS."""
-
-SCALE_LADDER = (2.0, 4.0, *SCALES, 64.0)
 
 SHRINKAGES = (0.5, 0.2, 0.05, 0.01)
 """Candidates for the discriminant's shrinkage on many photos; on few photos it is SHRINKAGE."""
@@ -74,16 +69,14 @@ class BestStrength:
     losses: dict[float, float]
 
 
-def select_strength(folds: Sequence[Fold], targets: Ints, weights: Floats | None, kind: Kind) -> BestStrength:
-    """Return the C or scale with the lowest held-out log-loss.
+def select_strength(folds: Sequence[Fold], targets: Ints, weights: Floats | None) -> BestStrength:
+    """Return the C with the lowest held-out log-loss.
 
     Args:
         folds: folds that together hold out every one of the photos of `targets` once.
         targets: labels of the photos held out, int64 [N].
         weights: their weights in the log-loss, float32 [N]; None for equal ones.
-        kind: kind of the head.
     """
-    candidates, ladder = (SCALES, SCALE_LADDER) if kind == "cosine" else (STRENGTHS, STRENGTH_LADDER)
     tried: dict[float, tuple[list[list[Linear]], Mixture]] = {}
 
     def evaluate(strength: float) -> None:
@@ -95,12 +88,12 @@ def select_strength(folds: Sequence[Fold], targets: Ints, weights: Floats | None
                 whole[fold.places] = found
         tried[strength] = linears, fit_mixture(logits, targets, weights)
 
-    for strength in candidates:
+    for strength in STRENGTHS:
         evaluate(strength)
     best = min(tried, key=lambda strength: tried[strength][1].loss)
     # The minimum may lie beyond the candidates: go on along the ladder while the loss decreases.
-    step = {candidates[0]: -1, candidates[-1]: 1}.get(best, 0)
-    beyond = ladder[ladder.index(best) + step :: step] if step else ()
+    step = {STRENGTHS[0]: -1, STRENGTHS[-1]: 1}.get(best, 0)
+    beyond = STRENGTH_LADDER[STRENGTH_LADDER.index(best) + step :: step] if step else ()
     for strength in beyond:
         evaluate(strength)
         if tried[strength][1].loss > tried[best][1].loss - _MIN_GAIN:
@@ -111,9 +104,7 @@ def select_strength(folds: Sequence[Fold], targets: Ints, weights: Floats | None
     return BestStrength(best, linears, mixture, losses)
 
 
-def select_shrinkage(
-    moments: Moments, held: Floats, targets: Ints, weights: Floats | None, kind: Kind
-) -> float:
+def select_shrinkage(moments: Moments, held: Floats, targets: Ints, weights: Floats | None) -> float:
     """Return the discriminant's shrinkage with the lowest held-out log-loss after calibration.
 
     Args:
@@ -121,10 +112,7 @@ def select_shrinkage(
         held: features of the photos held out, float32 [N,D].
         targets: their labels, int64 [N].
         weights: their weights in the log-loss, float32 [N]; None for equal ones.
-        kind: kind of the head; "cosine" has no discriminant.
     """
-    if kind == "cosine":
-        return SHRINKAGE
     losses = [
         fit_mixture(compute_logits([moments.discriminant(shrinkage)], held), targets, weights).loss
         for shrinkage in SHRINKAGES
@@ -183,9 +171,8 @@ def record_selection(
         "temperature": best.mixture.temperature,
         "held_out": len(targets),
         "streamed": streamed,
+        "shrinkage": shrinkage,
     }
-    if settings.kind != "cosine":
-        chosen["shrinkage"] = shrinkage
     return Selection(method, best.strength, best.losses, best.mixture.probabilities, targets, chosen)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from trainer.heads.head import Floats, Ints
 
-Kind = Literal["linear", "hidden", "cosine"]
+Kind = Literal["linear", "hidden"]
 ClassWeight = Literal["none", "balanced"]
 
 LARGE_DATASET = 5000
@@ -30,8 +30,7 @@ class HeadSettings:
 
     Attributes:
         kind: "linear": mean of logistic regression and linear discriminant analysis. "hidden": linear
-            plus one hidden layer, for classes that are not linearly separable. "cosine": a scale
-            times the cosine with one direction per label, plus a bias.
+            plus one hidden layer, for classes that are not linearly separable.
         class_weight: "none": every photo has the same weight, and probabilities are calibrated for
             the label frequencies of the training photos. This is the default, since probabilities
             stay correct as long as new photos have these frequencies. "balanced": every label has
@@ -62,7 +61,7 @@ class Selection:
 
     Attributes:
         method: "validation" or "cross-validation".
-        strength: selected C, or scale of a cosine head.
+        strength: selected C.
         losses: candidate C or scale -> held-out log-loss, with the class weights of the settings.
         probabilities: calibrated probabilities of the held-out photos, float32 [N,K].
         targets: labels of these photos, int64 [N].

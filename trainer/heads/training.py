@@ -150,15 +150,15 @@ def _fit_in_memory(
         folds, training = [], []
         for fitted, held in splits:
             scaling, features, labels = photos.training_rows(fitted)
-            fitter = Fitter.from_array(settings.kind, features, labels, weights, options)
+            fitter = Fitter.from_array(features, labels, weights, options)
             folds.append(Fold(fitter, scaling.features(photos.embeddings[held]), held - (held_from or 0)))
             training.append((features, labels))
-        best = select_strength(folds, held_targets, held_weights, settings.kind)
+        best = select_strength(folds, held_targets, held_weights)
 
         # The final fit on all photos, to a smaller tolerance than that of the candidates.
         scaling, features, labels = photos.training_rows(rows)
         exact = replace(options, tolerance=EXACT_TOLERANCE)
-        fitter = Fitter.from_array(settings.kind, features, labels, weights, exact)
+        fitter = Fitter.from_array(features, labels, weights, exact)
         final = fitter.fit(best.strength)
         head = build_head(scaling, best.mixture, final)
         selection = record_selection(

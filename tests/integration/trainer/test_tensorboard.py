@@ -167,7 +167,7 @@ def test_head_without_refitted_candidates_has_a_single_step(
 ) -> None:
     if why == "many":
         monkeypatch.setattr(heads, "LARGE_DATASET", 50)
-    other = {"kind": {"kind": "cosine"}, "class_weight": {"class_weight": "balanced"}, "many": {}}[why]
+    other = {"kind": {"kind": "hidden"}, "class_weight": {"class_weight": "balanced"}, "many": {}}[why]
     monkeypatch.setattr(projector, "POINTS", 40)
     settings = run.fitted.selection.settings | other
     changed = replace(

@@ -202,9 +202,9 @@ def test_mapped_embeddings_give_the_score_of_embeddings_in_memory(
     np.testing.assert_array_equal(chosen.known, alone.known)
 
 
-def test_energy_uses_all_logits_of_hidden_and_cosine_heads(clouds: tuple[Floats, Ints, Floats]) -> None:
+def test_energy_uses_all_logits_of_hidden_heads(clouds: tuple[Floats, Ints, Floats]) -> None:
     embeddings, targets, unknown = clouds
-    for kind in ("hidden", "cosine"):
+    for kind in ("linear", "hidden"):
         settings = heads.HeadSettings(kind=kind, width=8)  # type: ignore[arg-type]
         fitted, selection = heads.fit(embeddings, targets, 5, settings=settings)
         found = Novelty.fit(fitted, selection, embeddings, targets)

@@ -1,4 +1,4 @@
-"""Kinds of heads (linear, hidden, cosine) and class weights."""
+"""Kinds of heads (linear, hidden) and class weights."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from tests.support.head_kinds import KINDS, Data, fitted
 from trainer import heads
 from trainer.heads import HeadSettings
 from trainer.heads.calibration import fit_mixture
-from trainer.heads.linear import CosineClassifier, Moments
-from trainer.heads.streaming import Blocks
 
 if TYPE_CHECKING:
     pass
@@ -139,21 +137,6 @@ def test_the_seed_determines_the_hidden_layer() -> None:
     assert (one.hidden.kernel != other.hidden.kernel).any()
 
 
-def test_the_directions_of_a_cosine_head_minimise_the_loss() -> None:
-    rows, targets = blobs(200, 8, 3, noise=3)
-    features = Blocks.from_array(heads.Scaling.from_embeddings(rows).features(rows), targets)
-    weights = np.ones(3, np.float32)
-    kernel, bias = CosineClassifier(features, Moments.from_blocks(features, weights), weights).fit(8.0)
-
-    def value(kernel: heads.Floats) -> float:
-        kernel = 8 * kernel / np.linalg.norm(kernel, axis=0)
-        return heads.linear.loss_and_gradient(features, (kernel.astype(np.float32), bias), weights)[0]
-
-    random = np.random.default_rng(0)
-    for _ in range(20):
-        assert value(kernel) <= value(kernel + 0.2 * random.normal(size=kernel.shape)) + 1e-6
-
-
 def test_the_probabilities_of_a_hidden_head_match_the_formula() -> None:
     model, _ = fitted(chessboard(600), 2, kind="hidden", width=8)
     assert model.hidden is not None
@@ -181,17 +164,3 @@ def test_an_uninformative_classifier_gets_no_weight() -> None:
     mixture = fit_mixture([knows, noise], targets)
     assert mixture.weights[1] < 0.05 * mixture.weights[0]
     assert mixture.loss <= fit_mixture([knows], targets).loss + 1e-4
-
-
-@pytest.mark.parametrize("count", [200, 6000])
-def test_the_logits_of_a_cosine_head_are_cosines_times_a_scale(count: int) -> None:
-    rows, targets = blobs(count, 20, 4)
-    model, selection = fitted((rows, targets), 4, kind="cosine")
-    lengths = np.linalg.norm(model.kernel, axis=0)
-    np.testing.assert_allclose(lengths, lengths[0], rtol=1e-4)
-    features = model.scaling.features(rows)
-    logits = np.log(model.probabilities(rows))
-    wanted = (lengths[0] * features @ (model.kernel / lengths) + model.bias) / model.temperature
-    np.testing.assert_allclose(logits - logits[:, :1], wanted - wanted[:, :1], atol=1e-2)
-    assert selection.strength in heads.selection.SCALE_LADDER
-    assert (model.probabilities(rows).argmax(axis=1) == targets).mean() > 0.9

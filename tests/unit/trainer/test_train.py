@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from serving.errors import OutputError
+from trainer.commands.train import train
 from trainer.training.run import check_outputs_writable, write_labels
 
 
@@ -26,6 +27,13 @@ def test_every_command_and_option_has_help() -> None:
                 continue  # a flag of an older tool: --help-retrain lists them
             assert isinstance(parameter, click.Argument) or parameter.help
             assert all(flag in shown.output for flag in parameter.opts if flag.startswith("--"))
+
+
+def test_the_removed_cosine_head_is_explained() -> None:
+    result = CliRunner().invoke(train, ["--image_dir", "photos", "--head", "cosine"])
+    assert result.exit_code == 2
+    assert "cosine was removed" in result.output
+    assert "0.792" in result.output
 
 
 def test_unwritable_summaries_directory_is_an_error_before_any_work(
