@@ -34,7 +34,7 @@ from trainer.export.templates import prepare_template
 if TYPE_CHECKING:
     from tests.support.trained import Trained
 
-pytestmark = [pytest.mark.tf, pytest.mark.beam]
+pytestmark = [pytest.mark.tf, pytest.mark.beam, pytest.mark.server]
 
 SAMPLES = 24
 UNUSUAL = {
