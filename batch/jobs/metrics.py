@@ -24,7 +24,8 @@ import logging
 import time
 from typing import Any
 
-from batch.output.run_diff import RunDiff, RunRecord, model_key
+from batch.output.run_diff import RunDiff, model_key
+from batch.output.run_record import RunRecord
 from serving.contract import Status
 from serving.errors import InputError
 from serving.storage import files

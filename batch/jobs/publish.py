@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from batch import report
 from batch.jobs import metrics
 from batch.output import run_diff, run_record
 from batch.output.dataset import Output
-from batch.output.run_diff import RunRecord
-from batch.output.run_record import Summary
+from batch.output.run_record import RunRecord, Summary
 
 
 class RunArtifacts(Protocol):
@@ -39,7 +38,7 @@ def check_dependencies(settings: RunArtifacts) -> None:
 
 
 def publish_run(
-    run: dict[str, Any], summary: Summary, output: Output, settings: RunArtifacts, before: RunRecord | None
+    run: RunRecord, summary: Summary, output: Output, settings: RunArtifacts, before: RunRecord | None
 ) -> None:
     """Compare a run with the previous one, and write its artifacts.
 
@@ -56,7 +55,7 @@ def publish_run(
         OutputError: a file cannot be written.
     """
     changes = run_diff.compare_runs(run, before) if before else None
-    run["changes"] = changes and changes.to_json()
+    run["changes"] = changes.to_json() if changes else None
     if not settings.no_report:
         report.write(output.report_file, run, summary.total.examples, changes)
     run_record.write_run(run, output)

@@ -26,7 +26,7 @@ from batch.monitoring.stats import Meter, Progress, Stats
 from batch.output import run_diff, run_record
 from batch.output.dataset import WORK_DIRECTORY, Output, ScoredKeys, check_run_id
 from batch.output.previous_scores import PreviousFile, PreviousScores
-from batch.output.run_record import Summary
+from batch.output.run_record import RunRecord, Summary
 from batch.output.schema import STATUSES, USABLE, PhotoColumns, build_scores_table, count_decisions
 from batch.scoring import shard
 from batch.scoring.embed import START
@@ -150,10 +150,10 @@ def _find_output(previous: PreviousScores) -> Output:
     return Output(top if inside else previous.directory)
 
 
-def _find_newest_run(previous: Output) -> run_diff.RunRecord | None:
+def _find_newest_run(previous: Output) -> RunRecord | None:
     """Return the newest run of the previous scores, with their directory in its id to distinguish it."""
     run = run_diff.find_previous_run(previous, "")
-    return run and {**run, "run_id": f"{run.get('run_id')} of {previous.directory}"}
+    return run and {**run, "run_id": f"{run['run_id']} of {previous.directory}"}
 
 
 def _group_files(previous_files: Iterable[PreviousFile]) -> Iterator[list[PreviousFile]]:

@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Self
+from typing import Any, NotRequired, Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,22 @@ _CHANCE_SIGMAS = 3.0
 _FLOAT_FORMAT = "<f4"
 
 Floats = NDArray[np.float64]
+
+
+class MomentsRecord(TypedDict):
+    """Moments as JSON values, with the float32 vectors in base64."""
+
+    count: int
+    mean: str
+    scatter: str
+
+
+class DecisionCountsRecord(TypedDict):
+    """Decision counts as JSON values; early versions of hubhead wrote no scores."""
+
+    labels: dict[str, int]
+    abstained: int
+    scores: NotRequired[list[int]]
 
 
 @dataclass(frozen=True)
@@ -95,7 +111,7 @@ class Moments:
         """Trace of the covariance matrix: the sum of the variances of all dimensions."""
         return float(self.scatter.sum()) / max(1, self.count - 1)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> MomentsRecord:
         """Return the moments as JSON values."""
         return {
             "count": self.count,
@@ -161,7 +177,7 @@ class DecisionCounts:
         scores = [a + b for a, b in zip(self.scores, other.scores, strict=True)]
         return DecisionCounts(self.labels + other.labels, self.abstained + other.abstained, scores)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> DecisionCountsRecord:
         """Return the counts as JSON values."""
         labels = dict(sorted(self.labels.items()))
         return {"labels": labels, "abstained": self.abstained, "scores": self.scores}

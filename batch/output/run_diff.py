@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,10 +11,11 @@ from typing import Any
 from batch.monitoring import drift
 from batch.monitoring.drift import Change, DecisionCounts, Moments
 from batch.output.dataset import Output
+from batch.output.run_record import ModelRecord, RunRecord, read_run
+from serving.errors import InputError
 from serving.storage import files
 
-RunRecord = Mapping[str, Any]
-"""Content of run.json."""
+_log = logging.getLogger(__name__)
 
 _READERS = 16
 
@@ -52,42 +53,37 @@ def find_previous_run(output: Output, run_id: str) -> RunRecord | None:
     uris = [files.join(directory, name) for name in files.list_names(directory) if name.endswith(".json")]
     with ThreadPoolExecutor(_READERS, "runs") as pool:
         found = list(pool.map(_read_record, (uri for uri in uris if uri != own)))
-    return max(
-        (run for run in found if run is not None), key=lambda run: str(run.get("finished")), default=None
-    )
+    return max((run for run in found if run is not None), key=lambda run: run["finished"], default=None)
 
 
 def _read_record(uri: str) -> RunRecord | None:
     try:
-        run = json.loads(files.read(uri))
-    except (OSError, ValueError):
+        return read_run(uri)
+    except (OSError, InputError) as error:
+        _log.warning("The record of a previous run is ignored: %s", error)
         return None
-    return run if isinstance(run, dict) else None
 
 
-def model_key(model: Mapping[str, Any]) -> str:
+def model_key(model: ModelRecord) -> str:
     """Return `name/version` of a model in a run record."""
     return f"{model['name']}/{model['version']}"
 
 
 def compare_runs(now: RunRecord, before: RunRecord) -> RunDiff:
-    """Return the changes between two runs.
-
-    If a record lacks the figures, such as one of an old version of hubhead, there are no changes.
-    """
-    since = str(before.get("run_id", ""))
+    """Return the changes between two runs, as far as both records have the figures."""
+    since = before["run_id"]
     try:
         pairs = {
             model_key(model): (DecisionCounts.from_json(model), DecisionCounts.from_json(previous))
             for model in now["models"]
-            if (previous := _find_counterpart(model, before["models"])) is not None
+            if (previous := _find_counterpart(model, before["models"])) is not None and "scores" in previous
         }
         embeddings = None
-        if _fingerprints(now) == _fingerprints(before):
+        if "embeddings" in before and _list_fingerprints(now) == _list_fingerprints(before):
             embeddings = drift.embedding_shift(
                 *(Moments.from_json(run["embeddings"]) for run in (now, before))
             )
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except ValueError:  # histograms or moments of another size
         return RunDiff(since)
     return RunDiff(
         since,
@@ -97,12 +93,12 @@ def compare_runs(now: RunRecord, before: RunRecord) -> RunDiff:
     )
 
 
-def _find_counterpart(model: Mapping[str, Any], others: list[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def _find_counterpart(model: ModelRecord, others: list[ModelRecord]) -> ModelRecord | None:
     """Return the same version of a model in another run, or else its newest version there."""
     same_name = [other for other in others if other["name"] == model["name"]]
     same_version = [other for other in same_name if other["version"] == model["version"]]
-    return max(same_version or same_name, key=lambda other: int(other["version"]), default=None)
+    return max(same_version or same_name, key=lambda other: other["version"], default=None)
 
 
-def _fingerprints(run: RunRecord) -> set[str]:
-    return {str(model["fingerprint"]) for model in run["models"]}
+def _list_fingerprints(run: RunRecord) -> set[str]:
+    return {model["fingerprint"] for model in run["models"]}

@@ -7,18 +7,107 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
-from batch.monitoring.drift import DecisionCounts
+from batch.monitoring.drift import DecisionCounts, DecisionCountsRecord, MomentsRecord
 from batch.monitoring.stats import Stats
 from batch.output.dataset import Output
+from serving.errors import InputError
 from serving.storage import files
+from serving.storage.records import RecordFormat
 
 SCHEMA = 2
 """Version of the format of run.json."""
 
 _PACKAGES = ("hubhead", "tensorflow", "apache-beam", "pyarrow", "numpy")
 _MILLION = 1_000_000
+
+
+class ModelRecord(DecisionCountsRecord):
+    """A model in run.json: its identity, and the counts of its decisions."""
+
+    name: str
+    version: int
+    digest: str
+    fingerprint: str
+
+
+class ThroughputRecord(TypedDict):
+    """Throughput and cost in run.json; rates are None if there was nothing to do."""
+
+    rows_written: int
+    photos: int
+    photos_per_second: float | None
+    photos_embedded: int
+    photos_embedded_per_second: float | None
+    reused_embeddings: int
+    bytes_read: int
+    seconds_by_stage: dict[str, float]
+    core_seconds_per_million: float | None
+    cost_per_million: float | None
+
+
+class RunRecord(TypedDict):
+    """Content of run.json.
+
+    Attributes:
+        schema: version of the layout.
+        run_id: id of the run.
+        started, finished: times of the run, ISO 8601 in UTC.
+        lines: lines of the input; a photo may be on several.
+        photos: photos that have rows, without those that a previous run scored.
+        known_photos: photos excluded because a previous run has scored them.
+        rows, rejected: rows, and photos without an embedding.
+        statuses: photos by status.
+        models: identity and decisions of each model.
+        embeddings: moments of the embeddings.
+        seconds: wall-clock time.
+        shards, skipped_shards: shards processed by this run, and shards finished before.
+        price_per_hour: price of one machine; None if not given.
+        this_run, all_runs: throughput under this run id, and of all runs that finished a shard.
+        settings: settings of the run.
+        packages: versions of the installed packages.
+        changes: difference from the previous run (RunDiff); None if there was none.
+    """
+
+    schema: int
+    run_id: str
+    started: str
+    finished: str
+    lines: int
+    photos: int
+    known_photos: int
+    rows: int
+    rejected: int
+    statuses: dict[str, int]
+    models: list[ModelRecord]
+    embeddings: NotRequired[MomentsRecord]
+    seconds: float
+    shards: int
+    skipped_shards: int
+    price_per_hour: float | None
+    this_run: ThroughputRecord
+    all_runs: ThroughputRecord
+    settings: dict[str, Any]
+    packages: dict[str, str]
+    changes: NotRequired[dict[str, Any] | None]
+
+
+def _upgrade_from_1(record: dict[str, Any]) -> dict[str, Any]:
+    """Convert a run record of the first layout: one model, without a run id or duplicate photos."""
+    photos = record["photos"]
+    throughput = {
+        name: {**part, "photos": part["rows_written"], "photos_per_second": part["rows_per_second"]}
+        for name, part in record.items()
+        if name in ("this_run", "all_runs")
+    }
+    model = {**record["model"], "labels": record["labels"], "abstained": record["abstained"]}
+    added = {"run_id": "", "lines": photos, "known_photos": 0, "rows": photos, "models": [model]}
+    return {**record, **throughput, **added}
+
+
+FORMAT = RecordFormat(RunRecord, SCHEMA, InputError, {1: _upgrade_from_1}, ignored=None)
+"""Format of run.json."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +157,7 @@ class Summary:
         """Photos per second of shard time; None if there was nothing to do."""
         return _ratio(self.this_run.photos, self.this_run.elapsed)
 
-    def counts(self) -> dict[str, Any]:
-        """Return the part of run.json with the numbers of photos and rows."""
-        return {
-            "lines": self.lines,
-            "photos": self.total.photos,
-            "known_photos": self.known,
-            "rows": self.total.rows,
-            "rejected": self.rejected,
-            "statuses": dict(sorted(self.total.statuses.items())),
-        }
-
-    def throughput(self, stats: Stats) -> dict[str, Any]:
+    def throughput(self, stats: Stats) -> ThroughputRecord:
         """Return the part of run.json with throughput and cost.
 
         The time is that of the shards without loading the model, which does not grow with the number
@@ -109,8 +187,8 @@ def build_run_record(
     *,
     started: datetime,
     models: Sequence[Mapping[str, Any]],
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
+    settings: dict[str, Any],
+) -> RunRecord:
     """Return the content of run.json.
 
     Args:
@@ -124,8 +202,13 @@ def build_run_record(
         "run_id": summary.run_id,
         "started": started.isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        **summary.counts(),
-        "models": [{**model, **_decision_counts(summary.total, model)} for model in models],
+        "lines": summary.lines,
+        "photos": summary.total.photos,
+        "known_photos": summary.known,
+        "rows": summary.total.rows,
+        "rejected": summary.rejected,
+        "statuses": dict(sorted(summary.total.statuses.items())),
+        "models": [_describe_decisions(model, summary.total) for model in models],
         "embeddings": summary.total.embeddings.to_json(),
         "seconds": summary.seconds,
         "shards": summary.worked_shards,
@@ -138,16 +221,26 @@ def build_run_record(
     }
 
 
-def write_run(run: Mapping[str, Any], output: Output) -> None:
+def write_run(run: RunRecord, output: Output) -> None:
     """Write the run's record, and then run.json, whose presence means that the scores are complete."""
     text = json.dumps(run, indent=2, ensure_ascii=False) + "\n"
     files.write(output.run_record_file(run["run_id"]), text.encode())
     files.write(output.run_file, text.encode())
 
 
-def _decision_counts(stats: Stats, model: Mapping[str, Any]) -> dict[str, Any]:
+def read_run(uri: str) -> RunRecord:
+    """Read a run.json, or the record of a run, of this or an earlier version of hubhead.
+
+    Raises:
+        OSError: the file cannot be read.
+        InputError: its content is damaged, or of a newer layout.
+    """
+    return FORMAT.parse(files.read(uri), uri, remedy="Delete it if its run was interrupted.")
+
+
+def _describe_decisions(model: Mapping[str, Any], stats: Stats) -> ModelRecord:
     counts = stats.models.get(f"{model['name']}/{model['version']}", DecisionCounts())
-    return counts.to_json()
+    return cast("ModelRecord", {**model, **counts.to_json()})
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -11,7 +11,8 @@ from batch.monitoring import drift
 from batch.monitoring.drift import Change, DecisionCounts
 from batch.monitoring.progress import format_duration
 from batch.monitoring.sample_photos import MAX_PER_LABEL, Example, Examples
-from batch.output.run_diff import RunDiff, RunRecord, model_key
+from batch.output.run_diff import RunDiff, model_key
+from batch.output.run_record import RunRecord
 from batch.report import charts
 from serving.contract import Status
 from serving.html.markup import Child, Element, element

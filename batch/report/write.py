@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from batch.monitoring.sample_photos import Examples
-from batch.output.run_diff import RunDiff, RunRecord
+from batch.output.run_diff import RunDiff
+from batch.output.run_record import RunRecord
 from batch.report.page import THUMBNAIL_PIXELS, render, select_photos
 from serving.photos.thumbnails import make_thumbnails
 from serving.storage import files

@@ -14,17 +14,38 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
 from serving import contract
 from serving.errors import BundleError, OutputError
+from serving.storage.records import RecordFormat
 
 SCHEMA = 1
 
 WITHDRAWN = ".withdrawn"
 """Directory below a base path for versions taken out of service. Their numbers are not reused."""
+
+
+class BackboneRecord(TypedDict, total=False):
+    """Backbone of a bundle.
+
+    Attributes:
+        handle: alias, directory or Hub handle.
+        fingerprint: hex digest of weights, preprocessing and its version; key of the embedding store.
+        image_size: height and width of the input in pixels.
+        value_range: lowest and highest value of a pixel.
+        dimension: length of an embedding.
+        of_photos: fingerprint without augmentation, in the graph of one augmented view.
+    """
+
+    handle: str
+    fingerprint: Required[str]
+    image_size: list[int]
+    value_range: list[float]
+    dimension: Required[int]
+    of_photos: str
 
 
 @dataclass(frozen=True)
@@ -33,8 +54,7 @@ class BundleMetadata:
 
     Attributes:
         labels: class labels in the order of the head's outputs; empty for a headless bundle.
-        backbone: handle (str), fingerprint (hex str, over weights, preprocessing and its
-            version), image_size (int, pixels), dimension (int).
+        backbone: identity of the backbone.
         preprocessing: settings of the preprocessing graph, including its limits.
         calibration: temperature (float) and threshold (float; the model abstains below it).
         head: kind of the head ("linear", "hidden", "cosine") and the selected settings; empty in
@@ -47,7 +67,7 @@ class BundleMetadata:
     """
 
     labels: list[str]
-    backbone: dict[str, Any]
+    backbone: BackboneRecord
     preprocessing: dict[str, Any]
     calibration: dict[str, float] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)
@@ -60,12 +80,12 @@ class BundleMetadata:
     @property
     def fingerprint(self) -> str:
         """Key of the embeddings in the store: equal fingerprints give equal embeddings."""
-        return str(self.backbone["fingerprint"])
+        return self.backbone["fingerprint"]
 
     @property
     def dimension(self) -> int:
         """Length of an embedding."""
-        return int(self.backbone["dimension"])
+        return self.backbone["dimension"]
 
     @staticmethod
     def parse(content: bytes, source: str | Path) -> BundleMetadata:
@@ -76,21 +96,9 @@ class BundleMetadata:
             source: path or address of the file, for error messages.
 
         Raises:
-            BundleError: the content is damaged, or of another layout.
+            BundleError: the content is damaged, or of a newer layout.
         """
-        try:
-            record = json.loads(content)
-        except ValueError as error:
-            raise BundleError(
-                f"{source} is not valid JSON: {error}.", remedy="Export the bundle again."
-            ) from error
-        known = {f.name for f in fields(BundleMetadata)}
-        if not isinstance(record, dict) or record.get("schema") != SCHEMA or not known >= record.keys():
-            raise BundleError(
-                f"{source} does not have layout {SCHEMA}, the only one this version of hubhead reads.",
-                remedy="Export the bundle again with this version, or use the version that wrote it.",
-            )
-        return BundleMetadata(**record)
+        return METADATA_FORMAT.parse(content, source, remedy="Export the bundle again.")
 
     def write(self, directory: Path) -> None:
         """Write hubhead.json and labels.txt to a SavedModel directory."""
@@ -101,6 +109,10 @@ class BundleMetadata:
             path = directory / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
+
+
+METADATA_FORMAT = RecordFormat(BundleMetadata, SCHEMA, BundleError)
+"""Format of hubhead.json."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +191,7 @@ def read(path: str | os.PathLike[str]) -> Bundle:
     """Read a bundle, given its version directory or the base path above it.
 
     Raises:
-        BundleError: there is no SavedModel, or its hubhead.json is missing, damaged or of another
+        BundleError: there is no SavedModel, or its hubhead.json is missing, damaged or of a newer
             layout.
     """
     directory = resolve(Path(path))

@@ -11,8 +11,9 @@ from typing import Any
 
 from serving import contract
 from serving.errors import BundleError, GateRejected
+from serving.storage import files
 from serving.storage.address import Address
-from serving.storage.text import replace_text
+from serving.storage.records import RecordFormat
 
 SCHEMA = 1
 
@@ -71,6 +72,11 @@ class Verdict:
         return {"blessed": self.blessed, "failed": [check.name for check in self.failed], **asdict(self)}
 
 
+# The file also has `blessed` and `failed`, which follow from the checks, for other readers of it.
+FORMAT = RecordFormat(Verdict, SCHEMA, BundleError, ignored=frozenset({"blessed", "failed"}))
+"""Format of verdict.json."""
+
+
 def digest(directory: Path) -> str:
     """Return the SHA-256 digest, in hex, of the names and contents of a bundle's files except its verdict.
 
@@ -101,7 +107,8 @@ def write(directory: Path, verdict: Verdict) -> Path:
         OutputError: the file cannot be written.
     """
     path = directory / contract.VERDICT_FILE
-    replace_text(path, json.dumps(verdict.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(verdict.to_dict(), indent=2, ensure_ascii=False)
+    files.write(str(path), f"{text}\n".encode())
     return path
 
 
@@ -109,7 +116,7 @@ def read(directory: Path) -> Verdict | None:
     """Read the verdict of a bundle; None if there is none.
 
     Raises:
-        BundleError: the file is damaged or has another layout.
+        BundleError: the file is damaged, or of a newer layout.
     """
     path = directory / contract.VERDICT_FILE
     try:
@@ -124,23 +131,9 @@ def parse(content: bytes, bundle: Address) -> Verdict:
     """Parse the content of a verdict file.
 
     Raises:
-        BundleError: the content is damaged or has another layout.
+        BundleError: the content is damaged, or of a newer layout.
     """
-    path = f"{bundle}/{contract.VERDICT_FILE}"
-    try:
-        record = {
-            key: value for key, value in json.loads(content).items() if key not in ("blessed", "failed")
-        }
-        checks = tuple(Check(**check) for check in record.pop("checks"))
-        found = Verdict(checks=checks, **record)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{path} cannot be read: {error}.", remedy=_remedy(bundle)) from error
-    if found.schema != SCHEMA:
-        raise BundleError(
-            f"{path} has layout {found.schema}; this version of hubhead reads layout {SCHEMA}.",
-            remedy=_remedy(bundle),
-        )
-    return found
+    return FORMAT.parse(content, f"{bundle}/{contract.VERDICT_FILE}", remedy=_remedy(bundle))
 
 
 def require_blessed(directory: Address, found: Verdict | None, content: str) -> None:

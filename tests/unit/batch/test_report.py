@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from batch import report
 from batch.monitoring.drift import DecisionCounts
 from batch.monitoring.sample_photos import Example, Examples
 from batch.monitoring.stats import Stats
-from batch.output import run_diff
+from batch.output import run_diff, run_record
 from batch.output.dataset import Output
 from batch.output.run_diff import compare_runs
 from batch.output.run_record import write_run
@@ -18,6 +19,8 @@ from batch.report.page import MAX_LABELS, MAX_PHOTOS, select_photos
 from serving.errors import OutputError
 from tests.support.batch_report import COUNTS, make_examples, make_run, make_stats
 from tests.support.html_assertions import HOSTILE, Page, check_self_contained
+
+CORPUS = Path(__file__).parents[2] / "corpus"
 
 
 def test_drift_is_reported_beside_its_chance_level(tmp_path: Path) -> None:
@@ -45,19 +48,39 @@ def test_versions_of_a_model_are_compared_and_embeddings_only_with_the_same_back
     assert list(compare_runs(newer, before).models) == ["food/4"]
     newer["models"][0]["fingerprint"] = "f2"
     assert compare_runs(newer, before).embeddings is None
-    assert compare_runs(newer, {"run_id": "old", "schema": 1}).models == {}
 
 
-def test_previous_run_is_the_newest_one_with_another_id(tmp_path: Path) -> None:
+def test_runs_of_early_versions_are_compared_as_far_as_they_have_figures() -> None:
+    run = make_run(make_stats({"fruits": 900}, models=("food/1",)))
+    for model in run["models"]:
+        model["fingerprint"] = "21b94c068b771e9fe5a4e07b51ed6e43b117f96782153e36a566018cd1a9ab2c"
+    today = compare_runs(run, run_record.read_run(str(CORPUS / "run_0_1.json")))
+    assert list(today.models) == ["food/1"]
+    assert today.embeddings is not None
+    first = compare_runs(run, run_record.read_run(str(CORPUS / "run_schema_1.json")))
+    assert (first.models, first.embeddings) == ({}, None)
+    other_bins = {**run, "models": [{**run["models"][0], "scores": [1, 2]}]}
+    assert compare_runs(run, other_bins).models == {}
+
+
+def test_previous_run_is_the_newest_one_with_another_id(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     output = Output(str(tmp_path))
     assert run_diff.find_previous_run(output, "a") is None
     for run_id, hour in (("b", "03"), ("z", "01"), ("a", "04")):
         run = make_run(make_stats(COUNTS), run_id)
         write_run({**run, "finished": f"2026-05-31T{hour}:00:00+00:00"}, output)
     (tmp_path / "_hubhead" / "runs" / "torn.json").write_text('{"fini')
+    newer = json.dumps({**run, "schema": 9, "finished": "2027"})
+    (tmp_path / "_hubhead" / "runs" / "newer.json").write_text(newer)
     found = run_diff.find_previous_run(output, "a")
     assert found is not None
     assert found["run_id"] == "b"
+    newer, torn = sorted(record.getMessage() for record in caplog.records)
+    assert "newer.json has schema 9" in newer
+    assert newer.endswith("Upgrade hubhead.")
+    assert "torn.json cannot be read" in torn
 
 
 def test_labels_paths_and_settings_are_escaped(tmp_path: Path) -> None:
