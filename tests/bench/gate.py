@@ -31,7 +31,7 @@ from trainer.heads import Floats, Ints, softmax
 
 LABELS = tuple(f"label {number}" for number in range(10))
 ACCURACY = 0.78
-_PHOTOS = 40_000
+_PHOTOS = 20_000
 """Photos on which a scenario's signal and correlation are adjusted."""
 
 
@@ -50,7 +50,7 @@ class Scenario:
 
 def bisect(measure: Callable[[float], float], target: float, low: float, high: float) -> float:
     """Return where a rising function reaches the target."""
-    for _ in range(30):
+    for _ in range(14):
         middle = (low + high) / 2
         low, high = (middle, high) if measure(middle) < target else (low, middle)
     return high

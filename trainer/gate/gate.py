@@ -206,7 +206,7 @@ def _check_warmup(directory: Path) -> Check:
 
 def _compare_with_live(
     new: tuple[Bundle, Model | None],
-    old: tuple[Bundle, Model],
+    old: tuple[Bundle, Model | None],
     photos: Sequence[LabelledPhoto],
     store_root: str,
     limits: RegressionLimits,

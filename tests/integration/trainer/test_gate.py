@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from hubhead import hubhead
 from serving import bundle, contract
+from serving.bundle import training_digests
 from serving.errors import GateRejected
 from serving.registry import verdict
 from serving.registry.promote import promote
 from serving.registry.target import DeploymentTarget
+from tests.support.repository import REPO
+from tests.support.trained import copy_store
+from trainer.export.head_file import load_head, save_head
+from trainer.gate import gate
+from trainer.gate.thresholds import RegressionLimits
 
 if TYPE_CHECKING:
     from tests.support.trained import Trained
@@ -26,8 +34,17 @@ if TYPE_CHECKING:
 
 
 def validate(*arguments: str | Path) -> tuple[Any, dict[str, Any]]:
-    done = CliRunner().invoke(hubhead, ["validate", "--json", *map(str, arguments)])
+    # The latency ratio is not tested here: other processes on the machine disturb it.
+    settings = ["--json", "--max_latency_ratio", "100"]
+    done = CliRunner().invoke(hubhead, ["validate", *settings, *map(str, arguments)])
     return done, json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+
+
+def write_heic(path: Path) -> None:
+    from PIL import Image
+    from pillow_heif import from_pillow
+
+    from_pillow(Image.new("RGB", (320, 240), (200, 40, 30))).save(path)
 
 
 @pytest.fixture
@@ -43,22 +60,36 @@ def pair(trained: Trained, tmp_path: Path) -> tuple[Path, Path]:
 @pytest.mark.tf
 @pytest.mark.server
 def test_a_bundle_as_good_as_the_live_version_is_blessed_and_can_be_promoted(
-    pair: tuple[Path, Path], sample: SampleSummary, tmp_path: Path
+    trained: Trained, pair: tuple[Path, Path], sample: SampleSummary, tmp_path: Path
 ) -> None:
     candidate, live = pair
-    # The latency ratio is not tested here: other processes on the machine disturb it.
-    done, record = validate(
-        "--bundle", candidate, "--live", live, "--photos", sample.directory, "--max_latency_ratio", "100"
-    )
+    # HEIC photos and nested directories count as in a training; the unknown label is not compared.
+    photos = tmp_path / "photos"
+    shutil.copytree(sample.directory / "fruits", photos / "fruits" / "ripe")
+    write_heic(photos / "fruits" / "new.heic")
+    shutil.copytree(sample.directory / "nuts and oil seeds", photos / "unknown")
+    store = copy_store(trained, tmp_path)
+    places = ("--live", live, "--photos", photos, "--embedding_store", store)
+    done, record = validate("--bundle", candidate, *places)
     assert done.exit_code == 0, done.output
     assert record["blessed"]
     assert record == json.loads((candidate / contract.VERDICT_FILE).read_text())
     checks = {check["name"]: check for check in record["checks"]}
-    n = bundle.read(candidate).metadata.metrics["test"]["accuracy"]["n"]
-    assert f"N={n}" in checks["accuracy on the photos"]["detail"]  # training photos are left out
-    assert checks["photos left out"]["figure"] == 406 - n
+    tested = training_digests.read_test_photos(candidate)
+    assert tested
+    assert checks["photos compared"]["figure"] == len(tested.sha256) + 1
+    fruits, nuts = (
+        len(list((sample.directory / name).iterdir())) for name in ("fruits", "nuts and oil seeds")
+    )
+    trained_on = fruits - tested.labels.count("fruits")
+    assert (
+        f"{trained_on} left out that the live version was trained on" in checks["photos compared"]["detail"]
+    )
+    assert f"{nuts} left out of labels that the new version" in checks["photos compared"]["detail"]
+    assert "(0 gained, 0 lost)" in checks["accuracy"]["detail"]
     for name in ("the runtime", "the local server"):
         assert checks[f"{name} agrees with a classic session"]["passed"]
+    assert checks["the head file agrees with the graph"]["passed"]
     assert promote(DeploymentTarget(tmp_path / "served", "food"), source=candidate).new == 2
 
 
@@ -66,24 +97,63 @@ def test_a_bundle_as_good_as_the_live_version_is_blessed_and_can_be_promoted(
 @pytest.mark.tf
 @pytest.mark.server
 def test_every_failed_check_is_listed_and_the_bundle_is_not_blessed(
-    pair: tuple[Path, Path], tmp_path: Path
+    trained: Trained, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     candidate, live = pair
     (candidate / contract.WARMUP_FILE).unlink()
     (candidate / "ballast").write_bytes(bytes(20 << 20))
-    content = json.loads((candidate / contract.METADATA_FILE).read_text())
-    content["metrics"]["test"]["accuracy"]["value"] = 0.1
-    (candidate / contract.METADATA_FILE).write_text(json.dumps(content))
-    done, record = validate("--bundle", candidate, "--live", live, "--max_latency_ratio", "100")
+    # A head that takes every photo for the next label.
+    head, _ = load_head(candidate / contract.HEAD_FILE)
+    shifted = replace(head, kernel=np.roll(head.kernel, 1, axis=1), bias=np.roll(head.bias, 1))
+    save_head(candidate / contract.HEAD_FILE, shifted)
+    places = ("--live", live, "--embedding_store", copy_store(trained, tmp_path))
+    done, record = validate("--bundle", candidate, *places)
     assert isinstance(done.exception, GateRejected)
-    assert set(record["failed"]) == {"warm-up requests", "accuracy", "size"}
+    expected = {"warm-up requests", "accuracy", "log-loss", "size", "the head file agrees with the graph"}
+    assert expected <= set(record["failed"])
+    assert all(name in expected or name.startswith(("recall of", "cal")) for name in record["failed"])
     with pytest.raises(GateRejected, match="warm-up requests"):
         promote(DeploymentTarget(tmp_path / "served", "food"), source=candidate)
-    done, record = validate("--bundle", candidate, "--live", live, "--max_latency_ratio", "100", "--force")
+    done, record = validate("--bundle", candidate, *places, "--force")
     assert done.exit_code == 0, done.output
     assert record["forced"]
     assert record["failed"]
     promote(DeploymentTarget(tmp_path / "served", "food"), source=candidate)
+
+
+@pytest.mark.slow
+@pytest.mark.tf
+@pytest.mark.server
+def test_a_bundle_of_hubhead_0_1_is_compared_by_its_recorded_figures(
+    trained: Trained, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    candidate, live = pair
+    (candidate / contract.TEST_PHOTOS_FILE).unlink()
+    shutil.copyfile(REPO / "tests" / "corpus" / "hubhead_0_1.json", candidate / contract.METADATA_FILE)
+    done, record = validate("--bundle", candidate, "--live", live, "--min_photos", "10")
+    assert record["failed"] == ["photos compared"]
+    checks = {check["name"]: check for check in record["checks"]}
+    assert "Recorded figures are compared" in checks["photos compared"]["detail"]
+    assert "their own test photos (45 and 45)" in checks["accuracy"]["detail"]
+    done, record = validate("--bundle", candidate, "--live", live)
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+def test_photos_without_embeddings_are_read_from_where_the_store_knows_them(
+    trained: Trained, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A live version with another backbone, whose embeddings the store does not have."""
+    candidate, live = pair
+    record = json.loads((live / contract.METADATA_FILE).read_text())
+    record["backbone"]["fingerprint"] = "0" * 64
+    (live / contract.METADATA_FILE).write_text(json.dumps(record))
+    versions = [(bundle.read(path), None) for path in (candidate, live)]
+    checks = gate._compare_with_live(*versions, (), str(copy_store(trained, tmp_path)), RegressionLimits())
+    by_name = {check.name: check for check in checks}
+    assert by_name["photos compared"].figure == len(trained.result.test_photos)
+    assert "(0 gained, 0 lost)" in by_name["accuracy"].detail
 
 
 @pytest.mark.slow
