@@ -39,11 +39,12 @@ def encode_statuses(statuses: Sequence[Status]) -> NDArray[np.int8]:
 
 
 def encode_status_column(column: Any) -> NDArray[np.int8]:
-    """Return the code of each status in a column (pa.Array) of status names."""
+    """Return the code of each status in a column (pa.Array) of status names; -1 for null and unknown ones."""
     import pyarrow.compute as pc
 
     names: Any = [status.value for status in STATUSES]
-    return pc.index_in(column, value_set=_strings(names)).to_numpy(zero_copy_only=False).astype(np.int8)
+    codes = pc.index_in(column, value_set=_strings(names)).fill_null(-1)
+    return codes.to_numpy(zero_copy_only=False).astype(np.int8)
 
 
 @dataclass(frozen=True)

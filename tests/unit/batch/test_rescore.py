@@ -62,3 +62,16 @@ def test_digests_are_parsed_from_hexadecimal() -> None:
     for wrong in ("00", "zz" * 16):
         with pytest.raises(ValueError, match="hexadecimal"):
             schema.parse_hex_digests(pa.array([wrong]), 16)
+
+
+def test_null_and_unknown_statuses_have_a_negative_code() -> None:
+    import pyarrow as pa
+
+    column = pa.array(["ok", None, "of a later version", "corrupt", ""])
+    codes = schema.encode_status_column(column)
+    assert codes.dtype == np.int8
+    assert codes.tolist() == [0, -1, -1, schema.STATUSES.index(contract.Status.CORRUPT), -1]
+    assert schema.encode_status_column(column[3:]).tolist() == [codes[3], -1]
+    assert schema.encode_status_column(
+        pa.array([status.value for status in schema.STATUSES])
+    ).tolist() == list(range(len(schema.STATUSES)))
