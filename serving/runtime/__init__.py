@@ -10,10 +10,6 @@ from serving.runtime.model import (
     load,
 )
 
-# Former names, kept for code that imports them.
-own_words = clean_error_message
-one_thread_an_op = configure_threads
-
 __all__ = [
     "MICRO_BATCH",
     "Model",
@@ -22,6 +18,4 @@ __all__ = [
     "configure_threads",
     "cores",
     "load",
-    "one_thread_an_op",
-    "own_words",
 ]
