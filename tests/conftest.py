@@ -16,7 +16,7 @@ from tests.support.guard import Use, forbidding
 
 if TYPE_CHECKING:
     from tests.support.trained import Trained
-    from trainer.backbones import Backbone
+    from trainer.backbones.hub import Backbone
     from trainer.dataset.samples import SampleSummary
 
 UNIT_TESTS = Path(__file__).parent / "unit"
@@ -81,7 +81,8 @@ def cache() -> Path:
 @pytest.fixture(scope="module")
 def default_backbone(cache: Path) -> Backbone:
     """The default backbone."""
-    from trainer.backbones import DEFAULT, load
+    from trainer.backbones import DEFAULT
+    from trainer.backbones.hub import load
 
     return load(DEFAULT, cache)
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer import backbones, heads
-from trainer.backbones import Backbone
+from trainer import heads
+from trainer.backbones import DEFAULT
+from trainer.backbones.hub import Backbone, load
 from trainer.dataset.download import cache_directory
 from trainer.evaluation import metrics
 from trainer.heads import Floats, Ints
@@ -69,7 +70,7 @@ def main() -> None:
     from trainer.dataset.samples import fetch_sample_photos
 
     photos, targets = read_labelled_photos(options.photos or fetch_sample_photos(cache_directory()).directory)
-    network = backbones.load(backbones.DEFAULT, cache_directory())
+    network = load(DEFAULT, cache_directory())
     height, width = network.image_size
     print(f"{len(photos)} photos, {FOLDS} folds, {options.seeds} seeds")
     base: NDArray[Any] | None = None

@@ -106,9 +106,10 @@ def measure_agreement(directory: Path) -> None:
     """Print the cosine of embeddings with those of a full decode with area resizing."""
     import tensorflow as tf
 
-    from trainer import backbones
+    from trainer.backbones import DEFAULT
+    from trainer.backbones.hub import load
 
-    network = backbones.load(backbones.DEFAULT, cache_directory())
+    network = load(DEFAULT, cache_directory())
     contents = camera.read_photos(directory)
     decode = tf.function(
         lambda batch: preprocessing.decode_photos(batch, Preprocessing())[0],

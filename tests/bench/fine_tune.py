@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from serving import contract, runtime
 from tests.bench.accuracy import BATCH, FOLDS, embed, read_labelled_photos
-from trainer import backbones, heads, preprocessing
-from trainer.backbones import Backbone, efficientnet_lite0
-from trainer.backbones.hub import default_weights
+from trainer import heads, preprocessing
+from trainer.backbones import efficientnet_lite0
+from trainer.backbones.hub import Backbone, default_weights, load
 from trainer.dataset.download import cache_directory
 from trainer.evaluation import metrics
 from trainer.export.templates import prepare_view_template
@@ -201,7 +201,7 @@ def load_at_size(size: int, directory: Path) -> Backbone:
     """Export the default backbone for another input size, and load it."""
     path = directory / f"{size}"
     efficientnet_lite0.export(default_weights(cache_directory()), path, image_size=size)
-    return backbones.load(str(path), cache_directory())
+    return load(str(path), cache_directory())
 
 
 def predict_fine_tuned(
@@ -225,7 +225,7 @@ def predict_fine_tuned(
                 settings,
                 checkpoint_directory=Path(directory),
             )
-            better = backbones.load(str(result.path), cache_directory(), options=result.options)
+            better = load(str(result.path), cache_directory(), options=result.options)
         new = embed(photos, better, Preprocessing(height=height, width=width))
         model, _ = heads.fit(new[fitted], targets[fitted], classes, seed=seed)
         yield Fold(held_out, model.probabilities(new[held_out]))

@@ -25,7 +25,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from tests.bench.retrain_baseline import STEPS, Durations, measure_baseline
-from trainer import backbones
+from trainer.backbones import DEFAULT
+from trainer.backbones.hub import load
 from trainer.dataset.download import cache_directory
 from trainer.dataset.samples import fetch_sample_photos
 
@@ -75,7 +76,7 @@ def run_train(photos: Path, top: Path, cache: Path) -> Run:
 
 def run_baseline(photos: Path, steps: int) -> Durations:
     """Measure retrain.py's way in a separate process."""
-    module = backbones.load(backbones.DEFAULT, cache_directory()).path
+    module = load(DEFAULT, cache_directory()).path
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(measure_baseline, photos, Path(module), steps).result()
 

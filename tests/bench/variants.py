@@ -123,20 +123,21 @@ def _build_plain_graph() -> Any:
 @cache
 def load_backbone() -> Any:
     """Load the default backbone."""
-    from trainer import backbones
+    from trainer.backbones import DEFAULT
+    from trainer.backbones.hub import load
     from trainer.dataset.download import cache_directory
 
-    return backbones.load(backbones.DEFAULT, cache_directory())
+    return load(DEFAULT, cache_directory())
 
 
 @cache
 def load_template() -> Any:
     """Load the traced graph of the default backbone, tracing it if it is not cached."""
-    from trainer import backbones
+    from trainer.backbones import DEFAULT
     from trainer.dataset.download import cache_directory
     from trainer.export.templates import prepare_template
 
-    return prepare_template(backbones.DEFAULT, cache_directory())
+    return prepare_template(DEFAULT, cache_directory())
 
 
 @cache

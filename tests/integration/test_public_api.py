@@ -33,6 +33,42 @@ def test_import_is_lazy_and_loads_no_tensorflow() -> None:
     assert done.stdout.strip() == "False []"
 
 
+def test_client_loads_no_package_of_servers_and_bundles() -> None:
+    look = "import sys, serving.client; print(sorted({'msgspec', 'jinja2', 'fsspec'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", look], cwd=REPO, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_of_no_command_loads_a_heavy_package() -> None:
+    """All commands run in one process, so that a package is reported for the first one that loads it."""
+    script = """
+import sys
+from click.testing import CliRunner
+from hubhead import hubhead
+
+heavy = set("apache_beam duckdb fsspec grpc jinja2 msgspec numpy pyarrow scipy tensorflow".split())
+
+def list_commands(command, path):
+    yield path
+    for name, child in getattr(command, "commands", {}).items():
+        yield from list_commands(child, [*path, name])
+
+seen = set()
+for path in list_commands(hubhead, []):
+    result = CliRunner().invoke(hubhead, [*path, "--help"])
+    assert result.exit_code == 0, result.output
+    loaded = sorted((heavy & sys.modules.keys()) - seen)
+    seen.update(loaded)
+    print(" ".join(path), loaded or "")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, check=True
+    )
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert {"train", "backbone list", "score", "serve", "promote"} <= set(lines)
+    assert not [line for line in lines if "[" in line]
+
+
 def test_type_checker_sees_the_types_of_train(tmp_path: Path) -> None:
     """mypy, strict, over a user's script: right uses pass, a misspelt field does not."""
     script = tmp_path / "script.py"

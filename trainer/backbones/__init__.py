@@ -1,7 +1,9 @@
-"""Pretrained backbones: the built-in default, a SavedModel directory, or a TensorFlow Hub handle."""
+"""Pretrained backbones: the built-in default, a SavedModel directory, or a TensorFlow Hub handle.
+
+`trainer.backbones.hub` loads them. The names below do not import numpy, so that every --help is fast.
+"""
 
 from trainer.backbones.aliases import ALIASES, DEFAULT, Alias, Architecture, find_alias, resolve_architecture
-from trainer.backbones.hub import Backbone, build, load, resolve
 from trainer.backbones.interface import InputOptions, input_key
 
 __all__ = [
@@ -9,12 +11,8 @@ __all__ = [
     "DEFAULT",
     "Alias",
     "Architecture",
-    "Backbone",
     "InputOptions",
-    "build",
     "find_alias",
     "input_key",
-    "load",
-    "resolve",
     "resolve_architecture",
 ]

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from trainer.backbones.aliases import NAMES, SHORT, Alias
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
-
-    from trainer.backbones import Alias
 
 PIPE_WIDTH = 240
 """Width of the table, in characters, if the output is not a terminal."""
@@ -84,8 +84,6 @@ def list_(words: tuple[str, ...], as_json: bool) -> None:
     Parameters are in millions, as published, including the ImageNet classifier. Handles are shown if
     the terminal is wide enough, in a pipe, and with --json.
     """
-    from trainer.backbones.aliases import NAMES
-
     chosen = {name: alias for name, alias in NAMES.items() if all(word in name for word in words)}
     if as_json:
         records = [{"alias": name, **asdict(alias)} for name, alias in chosen.items()]
@@ -98,8 +96,6 @@ def _print_table(chosen: dict[str, Alias]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
-
-    from trainer.backbones.aliases import SHORT
 
     # In a pipe the width is free, and unwrapped handles can be found by grep.
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)

@@ -12,6 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from trainer.backbones.aliases import resolve_architecture
+
 
 class Support(StrEnum):
     """How `hubhead train` treats a flag of an older tool."""
@@ -79,8 +81,6 @@ class LegacyFlag:
 
 def _backbone_alias(name: str) -> str:
     """Return the alias of the backbone that an --architecture of retrain.py stands for."""
-    from trainer.backbones.aliases import resolve_architecture  # imported lazily: the package needs numpy
-
     return resolve_architecture(name).alias
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from serving.errors import InputError
+from trainer.backbones.aliases import resolve_architecture
 from trainer.commands.retrain_flag_table import ABSENT, LEGACY_FLAGS, LegacyFlag, Support
 
 
@@ -26,8 +27,6 @@ def explain_flags(given: Mapping[str, object]) -> list[str]:
     Raises:
         InputError: a value is invalid.
     """
-    from trainer.backbones.aliases import resolve_architecture  # imported lazily: the package needs numpy
-
     sentences = []
     for flag in LEGACY_FLAGS.values():
         if flag.support is not Support.UNCHANGED and given.get(flag.name) not in (None, False):

@@ -21,7 +21,8 @@ from serving.errors import BundleError
 from serving.protos import tensors
 from serving.runtime.session import ClassicSession, check_answers, sample_jpeg
 from serving.runtime.tensorflow_import import import_tensorflow
-from trainer.backbones import InputOptions, load
+from trainer.backbones import InputOptions
+from trainer.backbones.hub import load
 from trainer.dataset.download import ProgressLogger, no_progress
 from trainer.evaluation.novelty import Novelty
 from trainer.export import signatures, tflite
@@ -140,7 +141,7 @@ def export_headless(
     """Publish a backbone without a head, with signature `embed` alone, as the next version below `base`.
 
     Args:
-        handle: alias, directory or Hub handle of the backbone (trainer.backbones.load).
+        handle: alias, directory or Hub handle of the backbone (trainer.backbones.hub.load).
         base: `<models>/<name>`.
         cache: cache directory.
         preprocessing: preprocessing settings, of which the size is replaced by the backbone's.
@@ -148,7 +149,7 @@ def export_headless(
         say: function that is called with one line of text before each download.
 
     Raises:
-        InputError, FetchError: as trainer.backbones.load.
+        InputError, FetchError: as trainer.backbones.hub.load.
         OutputError: `base` cannot be written.
     """
     with bundle.staging(base) as staged:

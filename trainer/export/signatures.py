@@ -15,7 +15,8 @@ import numpy as np
 
 from serving import contract
 from serving.errors import BundleError
-from trainer.backbones import Backbone, interface
+from trainer.backbones import interface
+from trainer.backbones.hub import Backbone
 from trainer.evaluation.novelty import Novelty
 from trainer.heads import Head, HiddenLayer
 from trainer.preprocessing import (

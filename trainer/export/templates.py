@@ -21,8 +21,9 @@ import numpy as np
 from serving import bundle, contract
 from serving.bundle import Bundle, BundleMetadata
 from serving.runtime.tensorflow_import import import_tensorflow
-from trainer.backbones import Backbone, InputOptions, input_key, load, resolve
+from trainer.backbones import InputOptions, input_key
 from trainer.backbones.fingerprint import compute_fingerprint
+from trainer.backbones.hub import Backbone, load, resolve
 from trainer.dataset.download import ProgressLogger, create_once, no_progress
 from trainer.export import signatures
 from trainer.preprocessing import Augmentation, Preprocessing
@@ -44,14 +45,14 @@ def prepare_template(
     The template embeds photos for training, and every head of this backbone is exported with it.
 
     Args:
-        handle: alias, directory or Hub handle of the backbone (trainer.backbones.load).
+        handle: alias, directory or Hub handle of the backbone (trainer.backbones.hub.load).
         cache: cache directory.
         preprocessing: preprocessing settings, of which the size is replaced by the backbone's.
         options: the backbone's input as stated by the user.
         say: function that is called with one line of text before each download.
 
     Raises:
-        InputError, FetchError, OutputError: as trainer.backbones.load.
+        InputError, FetchError, OutputError: as trainer.backbones.hub.load.
     """
     import_tensorflow()
     path = resolve(handle, cache, progress=say)

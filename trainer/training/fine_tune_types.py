@@ -86,7 +86,7 @@ class FineTuned:
     """Result of fine-tuning.
 
     Attributes:
-        path: SavedModel directory of the tuned backbone, as trainer.backbones.load takes it.
+        path: SavedModel directory of the tuned backbone, as trainer.backbones.hub.load takes it.
         options: options that `load` needs for the same input size and value range.
         epochs: results of all epochs.
         best: number of the epoch whose weights were taken.

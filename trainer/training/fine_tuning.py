@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 
 from serving.errors import InputError
-from trainer.backbones import Backbone, InputOptions
+from trainer.backbones import InputOptions
+from trainer.backbones.hub import Backbone
 from trainer.dataset.download import create_once, no_progress
 from trainer.heads import Floats, Head, Ints
 from trainer.preprocessing import Preprocessing

@@ -16,7 +16,8 @@ from serving.bundle import Bundle
 from serving.photos.converter import Converter
 from serving.storage import files
 from trainer import dataset, heads
-from trainer.backbones import InputOptions, load
+from trainer.backbones import InputOptions
+from trainer.backbones.hub import load
 from trainer.dataset import DatasetListing, Example, SplitSettings, Subset, near_duplicates
 from trainer.dataset.download import no_progress
 from trainer.evaluation import abstention, metrics

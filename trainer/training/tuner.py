@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from serving.errors import InputError, OutputError
-from trainer.backbones import Backbone
+from trainer.backbones.hub import Backbone
 from trainer.heads import Head, Ints, log_loss, softmax
 from trainer.preprocessing import Preprocessing, random_views
 from trainer.training.fine_tune_types import Epoch, FineTuneSettings

@@ -16,15 +16,12 @@ from tests.support.hub_modules import in_hub_cache, pixels, small_module
 from trainer.backbones import (
     ALIASES,
     DEFAULT,
-    Backbone,
     InputOptions,
-    build,
     efficientnet_lite0,
     input_key,
-    load,
 )
 from trainer.backbones.fingerprint import compute_fingerprint
-from trainer.backbones.hub import default_weights
+from trainer.backbones.hub import Backbone, build, default_weights, load
 from trainer.dataset.download import cache_directory
 
 pytestmark = pytest.mark.tf

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from tests.support.hub_modules import small_module
-from trainer.backbones import Backbone
 from trainer.backbones.fingerprint import compute_fingerprint
+from trainer.backbones.hub import Backbone
 from trainer.commands.backbone import backbone as command
 from trainer.dataset.download import cache_directory
 

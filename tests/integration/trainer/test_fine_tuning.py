@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from serving.errors import InputError, OutputError
 from trainer import preprocessing
-from trainer.backbones import DEFAULT, Backbone, InputOptions, load
+from trainer.backbones import DEFAULT, InputOptions
+from trainer.backbones.hub import Backbone, load
 from trainer.dataset.download import cache_directory
 from trainer.heads import Floats, Head, Ints, fit, log_loss
 from trainer.preprocessing import Aspect, Augmentation, Preprocessing, random_views

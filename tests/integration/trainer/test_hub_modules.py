@@ -19,9 +19,10 @@ import pytest
 from serving.errors import FetchError, InputError
 from serving.runtime.session import sample_jpeg
 from tests.support.hub_modules import in_hub_cache, small_module, tf1_module
-from trainer.backbones import InputOptions, load, resolve
+from trainer.backbones import InputOptions
 from trainer.backbones import address as addresses
 from trainer.backbones.fingerprint import compute_fingerprint
+from trainer.backbones.hub import load, resolve
 
 pytestmark = [pytest.mark.tf, pytest.mark.server]
 

@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from serving.errors import InputError
-from trainer.backbones import ALIASES, find_alias, resolve, resolve_architecture
+from trainer.backbones import ALIASES, find_alias, resolve_architecture
 from trainer.backbones.aliases import ARCHITECTURES, BUILT, NAMES, SHORT
+from trainer.backbones.hub import resolve
 from trainer.commands.backbone import backbone as command
 
 pytestmark = pytest.mark.tf
