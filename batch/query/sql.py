@@ -75,7 +75,6 @@ def _connect(statement: str, directory: str) -> Iterator[tuple[DuckDBPyConnectio
             connection.execute("set parquet_metadata_cache = true")
             _check_read_only(connection.extract_statements(statement))
             settings = {
-                "enable_progress_bar": False,  # it would appear in stdout, in the result
                 "allowed_paths": create_views(connection, directory),
                 "allowed_directories": [scratch],
                 "enable_external_access": False,

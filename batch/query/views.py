@@ -28,7 +28,7 @@ select json->>'run_id' as run_id,
     try_cast(json->>'rejected' as bigint) as rejected,
     try_cast(json->>'seconds' as double) as seconds,
     json::varchar as json
-from (select try(json(decode(content))) as json from {source})
+from (select try(json(decode(content))) as json from read_blob(getvariable('runs')))
 where json_type(json) = 'OBJECT'
 order by started
 """
@@ -56,8 +56,7 @@ def create_views(connection: DuckDBPyConnection, directory: str) -> list[str]:
             runs = _list_files(storage, f"{top}/_hubhead/runs", ".json")
             runs = runs or _list_files(storage, f"{top}/run.json", ".json")
             connection.execute("set variable runs = ?", [runs])
-            source = "read_blob(getvariable('runs'))" if runs else "(select ''::blob as content)"
-            connection.execute(_RUNS.format(source=source))
+            connection.execute(_RUNS)
             return scores + runs
     except InputError:
         raise

@@ -43,6 +43,7 @@ def output(tmp_path: Path) -> Path:
     more = rows(60, 40).append_column("album", pa.array(["summer"] * 40))
     pq.write_table(more, top / "scores" / "scores-b.parquet")
     (top / "scores" / ".tmp-0.parquet").write_bytes(b"half a file")
+    (top / "scores" / "notes.md").write_text("no rows")
     (top / "_hubhead" / "runs").mkdir(parents=True)
     for day, photos in (("2026-05-30", 60), ("2026-05-31", 100)):
         run = {"run_id": day, "started": f"{day}T01:00:00+00:00", "photos": photos, "seconds": 4.0, "x": [1]}
@@ -187,7 +188,7 @@ def test_rejects_invalid_writing_and_file_reading_statements(
 
 
 def test_settings_are_locked(output: Path) -> None:
-    names = ("enable_external_access", "enable_progress_bar", "python_enable_replacements")
+    names = ("enable_external_access", "python_enable_replacements")
     columns = ", ".join(f"current_setting('{name}') as {name}" for name in names)
     assert select(f"select {columns}", output) == [dict.fromkeys(names, False)]
     assert select("select current_setting('lock_configuration') as locked", output) == [{"locked": True}]
