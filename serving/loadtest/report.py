@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from serving.html import parts, plot
-from serving.html.markup import Element, element
+from serving import html
+from serving.html import Axis, Chart, Point
 from serving.loadtest.figures import PERCENTILES, Result, percentile
 
 _MAX_POINTS = 400
@@ -14,11 +14,6 @@ _MAX_POINTS = 400
 
 _TAIL_PERCENTILES = (0.0, 50.0, 90.0, 99.0, 99.9, 99.99)
 """Ticks of the percentile axis."""
-
-_METHOD = (
-    "Open-loop load: requests arrive at random times, independent of earlier responses. Latency is measured "
-    "from the intended send time, so that a server that falls behind cannot hide it."
-)
 
 
 def render_page(results: Sequence[Result], model: str, server: str) -> str:
@@ -29,92 +24,42 @@ def render_page(results: Sequence[Result], model: str, server: str) -> str:
         model: name of the model.
         server: gRPC target of the server.
     """
-    highest = results[-1]
-    figures = element(
-        "dl",
-        parts.key_figure(
-            "throughput", f"{highest.throughput:.1f}/s", f"at an arrival rate of {highest.rate:g} requests/s"
-        ),
-        *(
-            parts.key_figure(
-                f"p{number:g} latency",
-                _format_ms(percentile(highest.latencies, number)),
-                "from the intended send time to the response",
-            )
-            for number in (50.0, 99.0)
-        ),
-        parts.key_figure(
-            "errors",
-            f"{len(highest.samples) + highest.dropped - highest.successes}",
-            _format_errors(highest),
-        ),
-        class_="figures",
+    return html.render(
+        "serving.loadtest",
+        results=results,
+        model=model,
+        server=server,
+        percentiles=PERCENTILES,
+        percentile=percentile,
+        milliseconds=_format_ms,
+        by_percentile=_chart_by_percentile(results[-1]),
+        over_time=_chart_over_time(results[-1]),
+        by_rate=_chart_by_rate(results),
     )
-    return parts.document(
-        f"Load test of {model}",
-        element("h1", f"Load test of {model}"),
-        element("p", server, class_="path"),
-        figures,
-        parts.section("Results by arrival rate", _METHOD, _table(results)),
-        parts.section(
-            "Latency",
-            "",
-            element(
-                "div",
-                parts.diagram(
-                    "Latency by percentile",
-                    _chart_by_percentile(highest),
-                    f"At {highest.rate:g} requests/s. The axis is stretched towards the slowest requests.",
-                ),
-                parts.diagram(
-                    "Latency over time",
-                    _chart_over_time(highest),
-                    "Each dot is a request at its intended send time; failed requests are highlighted.",
-                ),
-                parts.diagram(
-                    "Latency by arrival rate", _chart_by_rate(results), "Lower line: p50; upper line: p99."
-                )
-                if results[1:]
-                else None,
-                class_="charts",
-            ),
-        ),
-    )
-
-
-def _table(results: Sequence[Result]) -> Element:
-    heads = ["requests/s", "responses/s", *(f"p{number:g}" for number in PERCENTILES), "errors"]
-    rows = [
-        [
-            f"{result.rate:g}",
-            f"{result.throughput:.1f}",
-            *(_format_ms(percentile(result.latencies, number)) for number in PERCENTILES),
-            _format_errors(result),
-        ]
-        for result in results
-    ]
-    return parts.table_of(heads, rows)
-
-
-def _format_errors(result: Result) -> str:
-    return ", ".join(f"{count:,} {code}" for code, count in result.errors.items()) or "none"
 
 
 def _format_ms(seconds: float) -> str:
-    return "–" if math.isnan(seconds) else f"{1000 * seconds:.1f}{parts.SPACE}ms"
+    return "–" if math.isnan(seconds) else f"{1000 * seconds:.1f}\N{NO-BREAK SPACE}ms"
 
 
-def _chart_by_percentile(result: Result) -> Element:
+def _chart_by_percentile(result: Result) -> Chart:
     count = len(result.latencies)
     # The 99.9th percentile, say, needs 1,000 requests to be more than the maximum.
     ticks = [percent for percent in _TAIL_PERCENTILES if percent == 0 or count >= 100 / (100 - percent)]
-    x = plot.x_axis(0, max(1.0, _nines(ticks[-1])), [(_nines(p), f"{p:g}") for p in ticks], "percentile")
-    y = _latency_axis(result.latencies[-1:])
-    positions = [x.high * step / _MAX_POINTS for step in range(_MAX_POINTS + 1)]
-    points = [
-        (x(at), y(1000 * percentile(result.latencies, 100 * (1 - 10**-at)))) for at in positions if count
-    ]
-    return plot.chart("Latency by percentile", x, y, [plot.line(points)])
+    end = max(1.0, _nines(ticks[-1]))
+    positions = [end * step / _MAX_POINTS for step in range(_MAX_POINTS + 1)]
+    return Chart(
+        "Latency by percentile",
+        Axis(0, end, [(_nines(percent), f"{percent:g}") for percent in ticks], "percentile"),
+        _latency_axis(result.latencies[-1:]),
+        [
+            [
+                (position, 1000 * percentile(result.latencies, 100 * (1 - 10**-position)))
+                for position in positions
+                if count
+            ]
+        ],
+    )
 
 
 def _nines(percent: float) -> float:
@@ -122,45 +67,44 @@ def _nines(percent: float) -> float:
     return -math.log10(1 - percent / 100)
 
 
-def _chart_over_time(result: Result) -> Element:
-    x = plot.x_axis(0, result.seconds, _round_ticks(result.seconds), "seconds")
-    y = _latency_axis([sample.seconds for sample in result.samples])
+def _chart_over_time(result: Result) -> Chart:
     # A sample of the requests would miss outliers: the slowest are always shown.
     slowest = sorted(result.samples, key=lambda sample: sample.seconds)[-_MAX_POINTS // 4 :]
     thinned = result.samples[:: max(1, len(result.samples) // _MAX_POINTS)]
     points = [
-        plot.point(
-            x(sample.intended),
-            y(1000 * sample.seconds),
+        Point(
+            sample.intended,
+            1000 * sample.seconds,
             f"{sample.error or 'response'} after {_format_ms(sample.seconds)}",
             highlighted=bool(sample.error),
         )
         for sample in sorted({*thinned, *slowest}, key=lambda sample: sample.intended)
     ]
-    return plot.chart("Latency over time", x, y, points)
+    return Chart(
+        "Latency over time",
+        Axis(0, result.seconds, _round_ticks(result.seconds), "seconds"),
+        _latency_axis([sample.seconds for sample in result.samples]),
+        points=points,
+    )
 
 
-def _chart_by_rate(results: Sequence[Result]) -> Element:
-    highest = max(result.rate for result in results)
+def _chart_by_rate(results: Sequence[Result]) -> Chart:
     ticks = [(result.rate, f"{result.rate:g}") for result in results]
-    x = plot.x_axis(0, highest, ticks, "requests/s")
-    y = _latency_axis([percentile(result.latencies, 99.0) for result in results if result.latencies])
     lines = [
-        plot.line(
-            [
-                (x(result.rate), y(1000 * percentile(result.latencies, number)))
-                for result in results
-                if result.latencies
-            ]
-        )
+        [(result.rate, 1000 * percentile(result.latencies, number)) for result in results if result.latencies]
         for number in (50.0, 99.0)
     ]
-    return plot.chart("Latency by arrival rate", x, y, lines)
+    return Chart(
+        "Latency by arrival rate",
+        Axis(0, max(result.rate for result in results), ticks, "requests/s"),
+        _latency_axis([percentile(result.latencies, 99.0) for result in results if result.latencies]),
+        lines,
+    )
 
 
-def _latency_axis(seconds: Sequence[float]) -> plot.Axis:
+def _latency_axis(seconds: Sequence[float]) -> Axis:
     highest = 1000 * max(seconds, default=0.001) or 1.0
-    return plot.y_axis(0, highest, _round_ticks(highest), "ms")
+    return Axis(0, highest, _round_ticks(highest), "ms")
 
 
 def _round_ticks(highest: float) -> list[tuple[float, str]]:

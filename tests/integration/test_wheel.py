@@ -11,6 +11,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import grpc
 import pytest
@@ -69,6 +70,14 @@ def answer(request: Any, _: grpc.ServicerContext) -> Any:
 def test_the_wheel_predicts_in_an_environment_without_tensorflow(tmp_path: Path) -> None:
     run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path, cwd=REPO)
     [wheel] = tmp_path.glob("*.whl")
+    templates = {
+        path.relative_to(REPO).as_posix()
+        for package in ("serving", "batch", "trainer")
+        for path in (REPO / package).rglob("templates/*")
+    }
+    with ZipFile(wheel) as archive:
+        assert len(templates) >= 6
+        assert templates <= set(archive.namelist())
     (tmp_path / "core.txt").write_text(locked_entries(core_packages()))
     python = tmp_path / "venv" / "bin" / "python"
     run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
@@ -88,6 +97,8 @@ def test_the_wheel_predicts_in_an_environment_without_tensorflow(tmp_path: Path)
         ("bad.jpg", "corrupt", None),
         ("photo.jpg", "ok", "apple"),
     ]
+    code = "from serving.loadtest import *; print(render_page([Result(1, 1, 1, [])], 'food', ''))"
+    assert "Load test of food" in run(python, "-c", code, cwd=tmp_path)
     assert "Retrain a head" in run(hubhead, "--help", cwd=tmp_path)
     spec = run(python, "-c", "import importlib.util as u; print(u.find_spec('tensorflow'))", cwd=tmp_path)
     assert spec.strip() == "None"

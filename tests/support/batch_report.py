@@ -30,7 +30,8 @@ def make_stats(labels: dict[str, int], *, seed: int = 0, models: tuple[str, ...]
         rows=(count + 47) * len(models),
         statuses=Counter({"ok": count + 40, "corrupt": 5, "unreadable": 2}),
         models={name: DecisionCounts(Counter(labels), 40, scores.tolist()) for name in models},
-        embeddings=Moments.from_embeddings(random.normal(0.2 * seed, 1, (count, 64))),
+        # Embeddings of all photos would take up to a gigabyte.
+        embeddings=Moments.from_embeddings(random.normal(0.2 * seed, 1, (min(count, 2000), 64))),
         embedded=count,
         reused=40,
         seconds={

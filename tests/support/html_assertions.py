@@ -83,9 +83,23 @@ addEventListener("load", () => {
   const tops = [...document.querySelectorAll("h2")].map(title => title.getBoundingClientRect().top);
   const tall = [...document.querySelectorAll(".chart, .matrix, .interval")]
     .filter(part => part.getBoundingClientRect().height < 5);
+  // Words of column headings and of cells that are on two lines, but for names, paths and settings.
+  const broken = [...document.querySelectorAll("thead th, td:not([dir]):not(.tables td)")].flatMap(cell => {
+    const words = [], texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) {
+      if (texts.currentNode.parentElement.closest("ul, title, .matrix")) continue;
+      for (const word of texts.currentNode.data.matchAll(/[^ \\n-]+-?/g)) {
+        const range = document.createRange();
+        range.setStart(texts.currentNode, word.index);
+        range.setEnd(texts.currentNode, word.index + word[0].length);
+        if (range.getClientRects().length > 1) words.push(word[0]);
+      }
+    }
+    return words;
+  });
   outer.dataset.measured = JSON.stringify({
-    inner: innerWidth, width: page.scrollWidth, height: page.scrollHeight,
-    images: document.images.length, shown: shown.length, flat: tall.length,
+    inner: innerWidth, width: page.scrollWidth, height: Math.ceil(page.getBoundingClientRect().height),
+    images: document.images.length, shown: shown.length, flat: tall.length, broken,
     ordered: tops.every((top, i) => i === 0 || top > tops[i - 1]),
   });
 });

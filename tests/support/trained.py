@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from trainer.dataset.samples import SampleSummary
 
 SOURCES = ("requirements.txt", "serving", "batch", "trainer")
+SUFFIXES = (".txt", ".py", ".html", ".css")
 NOT_SOURCES = (
     "serving/client",
     "serving/commands",
@@ -64,9 +65,9 @@ def hash_sources() -> str:
     digest = hashlib.sha256(platform.python_version().encode())
     for source in SOURCES:
         top = REPO / source
-        for path in sorted(top.rglob("*.py")) if top.is_dir() else [top]:
+        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
             name = path.relative_to(REPO).as_posix()
-            if not name.startswith(NOT_SOURCES):
+            if path.suffix in SUFFIXES and not name.startswith(NOT_SOURCES):
                 digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -68,4 +68,5 @@ def test_browser_renders_without_horizontal_scrolling(tmp_path: Path, width: int
     assert found["height"] > 2000
     assert found["images"] == found["shown"] == 16
     assert found["flat"] == 0
+    assert found["broken"] == []
     assert found["ordered"]

@@ -25,6 +25,7 @@ from serving.loadtest.generator import Load, draw_arrivals
 from serving.loadtest.report import render_page
 from serving.protos import tensors
 from tests.support.fake_grpc_server import Answer, answer_for, fake_grpc_server, free_port
+from tests.support.html_assertions import CHROMIUM, HOSTILE, Page, check_self_contained, measure_page
 
 pytestmark = pytest.mark.server
 
@@ -353,6 +354,40 @@ def test_percentiles_are_observed_values() -> None:
     values = [float(number) for number in range(1, 101)]
     assert [percentile(values, p) for p in (0, 50, 99, 99.9, 100)] == [1, 50, 99, 100, 100]
     assert math.isnan(percentile([], 50))
+
+
+def make_results() -> list[Figures]:
+    """Return results at three rates, with failed and dropped requests at the last one."""
+    samples = [Sample(0.01 * at, 0.0, 0.02 + 0.001 * (at % 37), "") for at in range(400)]
+    failed = [Sample(0.01 * at, 0.0, 2.0, "RESOURCE_EXHAUSTED") for at in range(0, 400, 9)]
+    return [
+        *(Figures(rate, 4.0, 1, samples) for rate in (50, 1000)),
+        Figures(2000, 4.0, 1, [*samples, *failed], dropped=12),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.needs(CHROMIUM)
+@pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
+def test_report_in_a_browser_fits_desktop_and_phone(tmp_path: Path, width: int) -> None:
+    (tmp_path / "load.html").write_text(
+        render_page(make_results(), "food", f"dns:///{'a-long-name.' * 9}example:8500")
+    )
+    measured = measure_page(tmp_path / "load.html", tmp_path, width)
+    assert measured["inner"] == width
+    assert measured["width"] <= width, "the page can be scrolled sideways"
+    assert measured["flat"] == 0
+    assert measured["broken"] == []
+    assert measured["ordered"]
+
+
+def test_report_is_self_contained_and_has_one_row_per_rate() -> None:
+    text = render_page(make_results(), HOSTILE, HOSTILE)
+    check_self_contained(text)
+    page = Page(text)
+    assert page.text.count(HOSTILE) == 3
+    assert len(page.all("tr")) == 4
+    assert "45 RESOURCE_EXHAUSTED, 12 NOT_SENT" in page.text
 
 
 def test_report_without_successful_requests() -> None:

@@ -188,4 +188,5 @@ def test_layout_in_a_browser_fits_desktop_and_phone(
     assert measured["height"] > 2000
     assert measured["images"] == measured["shown"] >= 8
     assert measured["flat"] == 0
+    assert measured["broken"] == []
     assert measured["ordered"]
