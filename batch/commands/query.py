@@ -25,7 +25,7 @@ Examples:
     "directory",
     required=True,
     metavar="DIR",
-    help="Output directory of hubhead score or rescore; a local path, gs:// or s3://.",
+    help="Output directory of hubhead score or rescore; a local path, s3://, gs:// or az://.",
 )
 @click.option(
     "--format",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from serving.errors import InputError
-from serving.storage import files
-from serving.storage.address import EXTRAS
+from serving.storage import files, remote
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -43,55 +43,41 @@ def create_views(connection: DuckDBPyConnection, directory: str) -> list[str]:
 
     Raises:
         InputError: there are no scores, or they cannot be read.
+        StorageError: the storage does not answer.
     """
+    import duckdb
+
+    scores, runs = _find_files(connection, files.absolute(directory))
+    if not scores:
+        raise InputError(f"There are no scores in {directory}.", remedy=_REMEDY)
+    partitions = [f"'{name}': {kind}" for name, kind in _PARTITIONS.items() if f"/{name}=" in scores[0]]
+    hive = f"hive_types={{{', '.join(partitions)}}}" if partitions else "hive_partitioning=false"
+    connection.execute("set variable scores = ?", [scores])
+    connection.execute("set variable runs = ?", [runs])
     try:
-        storage, top = _open_storage(connection, directory)
-        scores = _list_files(storage, f"{top}/scores", ".parquet") or _list_files(storage, top, ".parquet")
-        if scores:
-            found = [f"'{name}': {kind}" for name, kind in _PARTITIONS.items() if f"/{name}=" in scores[0]]
-            hive = f"hive_types={{{', '.join(found)}}}" if found else "hive_partitioning=false"
-            connection.execute("set variable scores = ?", [scores])
-            connection.execute(_SCORES.format(hive=hive))
-            top = top.removesuffix("/scores")
-            runs = _list_files(storage, f"{top}/_hubhead/runs", ".json")
-            runs = runs or _list_files(storage, f"{top}/run.json", ".json")
-            connection.execute("set variable runs = ?", [runs])
-            connection.execute(_RUNS)
-            return scores + runs
-    except InputError:
-        raise
-    except Exception as error:  # every storage client has classes of its own
+        connection.execute(_SCORES.format(hive=hive))
+        connection.execute(_RUNS)
+    except duckdb.Error as error:
         reason = summarize_error(error).splitlines()[0].rstrip(".")
         raise InputError(f"The scores in {directory} cannot be read: {reason}.", remedy=_REMEDY) from error
-    raise InputError(f"There are no scores in {directory}.", remedy=_REMEDY)
+    return scores + runs
 
 
-def summarize_error(error: Exception) -> str:
-    """Return the message of an error.
-
-    For an error of fsspec, DuckDB's message is the traceback and then the position in the statement;
-    of it the last line of the traceback is returned.
-    """
-    text = str(error).strip() or type(error).__name__
-    return text.split("\n\n")[0].splitlines()[-1] if text.startswith("Traceback") else text
-
-
-def _open_storage(connection: DuckDBPyConnection, directory: str) -> tuple[Any, str]:
-    """Return fsspec's file system of a directory and its path there; DuckDB reads remote files through it."""
-    address = files.absolute(directory)
-    try:
+def _find_files(connection: DuckDBPyConnection, address: str) -> tuple[list[str], list[str]]:
+    """Return the files of the scores and of the runs; DuckDB gets access to remote ones through fsspec."""
+    with suppress(FileNotFoundError), remote.connect(address, "list"):
         import fsspec
 
-        storage, top = fsspec.url_to_fs(address)
-    except ImportError as error:
-        scheme = address.partition("://")[0]
-        raise InputError(
-            f"{scheme}:// addresses need a package that is not installed: {error}.",
-            remedy=f"Install it with: pip install 'hubhead[{EXTRAS.get(scheme) or scheme}]'",
-        ) from error
-    if files.is_remote(address):
-        connection.register_filesystem(storage)
-    return storage, top.rstrip("/")
+        # Unlike connect's file system, it caches the listing, so that no request is needed for a file's size.
+        storage, top = fsspec.url_to_fs(address, skip_instance_cache=True)
+        if files.is_remote(address):
+            connection.register_filesystem(storage)
+        top = top.rstrip("/")
+        scores = _list_files(storage, f"{top}/scores", ".parquet") or _list_files(storage, top, ".parquet")
+        top = top.removesuffix("/scores")
+        runs = _list_files(storage, f"{top}/_hubhead/runs", ".json")
+        return scores, runs or _list_files(storage, f"{top}/run.json", ".json")
+    return [], []
 
 
 def _list_files(storage: Any, top: str, ending: str) -> list[str]:
@@ -105,3 +91,13 @@ def _list_files(storage: Any, top: str, ending: str) -> list[str]:
         if path.endswith(ending)
         and not any(part.startswith((".", "_")) for part in path[len(top) :].split("/"))
     ]
+
+
+def summarize_error(error: Exception) -> str:
+    """Return the message of an error.
+
+    For an error of fsspec, DuckDB's message is the traceback and then the position in the statement;
+    of it the last line of the traceback is returned.
+    """
+    text = str(error).strip() or type(error).__name__
+    return text.split("\n\n")[0].splitlines()[-1] if text.startswith("Traceback") else text

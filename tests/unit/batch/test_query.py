@@ -210,8 +210,17 @@ def test_remote_scores_are_read_through_fsspec(remote: str) -> None:
     assert select("select count(*) as n from runs", f"{remote}/scores/") == [{"n": 2}]
     assert "disabled" in fail("select * from read_text('memory://bucket/notes.txt')", remote)
     assert "disabled" in fail("select * from glob('memory://bucket/*')", remote)
-    with pytest.raises(InputError, match="no scores in memory://bucket/none"):
-        raise run_command("select 1", "memory://bucket/none").exception or AssertionError
+    assert "no scores in memory://bucket/none" in fail("select 1", "memory://bucket/none")
+
+
+def test_remote_outputs_are_written_atomically(remote: str) -> None:
+    path = "memory://bucket/results/labels.csv"
+    assert run_command(COUNTS, remote, "--output", path).exit_code == 0
+    storage = fsspec.filesystem("memory")
+    assert storage.cat_file(path).decode().splitlines()[:2] == ["label,photos", "crème/0,20"]
+    failing = "select case when score > 0.8 then error('late') else uri end from scores"
+    assert "late" in fail(failing, remote, "--output", "memory://bucket/results/never.csv")
+    assert storage.find("memory://bucket/results") == ["/bucket/results/labels.csv"]
 
 
 def test_a_failing_object_store_is_an_input_error(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +233,7 @@ def test_a_failing_object_store_is_an_input_error(remote: str, monkeypatch: pyte
 
 
 def test_missing_storage_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail_to_import(*_: Any) -> None:
+    def fail_to_import(*_: Any, **__: Any) -> None:
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec, "url_to_fs", fail_to_import)
