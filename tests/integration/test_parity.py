@@ -27,6 +27,7 @@ from serving.commands.predict import predict
 from serving.contract import Prediction, Status
 from serving.runtime.session import PARITY_TOLERANCE, ClassicSession
 from serving.server import ServerSettings, start
+from tests.support.trained import copy_store
 from trainer.export.bundle import HeadExport, export
 from trainer.export.head_file import load_head
 from trainer.export.templates import prepare_template
@@ -104,10 +105,17 @@ Reference = list[tuple[Status, dict[str, float]]]
 
 
 @pytest.fixture(scope="module")
-def reference(trained: Trained, models: dict[str, Bundle], photos: list[Path]) -> dict[str, Reference]:
+def reference(
+    trained: Trained,
+    models: dict[str, Bundle],
+    photos: list[Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Reference]:
     """Status and probabilities of each photo by the training path, for each kind of head."""
     metadata = trained.result.bundle.metadata
-    store = EmbeddingStore(trained.settings.embedding_store, metadata.fingerprint, metadata.dimension)
+    # A copy of the shared store, since the unusual photos are embedded into it.
+    copied = str(copy_store(trained, tmp_path_factory.mktemp("reference")))
+    store = EmbeddingStore(copied, metadata.fingerprint, metadata.dimension)
     base = prepare_template(trained.settings.tfhub_module, trained.settings.cache)
     listed = find_photos(str(photos[0].parent))
     pipeline.embed(listed, base.path, store)
