@@ -140,7 +140,7 @@ def test_comparison_with_the_live_version_shows_changed_photos(tmp_path: Path) -
     page = Page(text)
     words = page.text.replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-")
     assert "Comparison with version 1 of live" in words
-    assert f"On {found.difference.n} test photos that it was not trained on" in words
+    assert f"On {found.difference.n} test photos that version 1 was not trained on" in words
     assert f"{100 * found.difference.accuracy.value:+z.1f} percentage points" in words
     assert f"p = {found.difference.p_value:.3f}" in words
     assert "Removed labels: gone ." in words
