@@ -135,7 +135,10 @@ def check_paths_agree(manifests: list[Manifest]) -> list[str]:
     for owner, pod, container in containers(manifests):
         given = flags(arguments(container))
         named = dict(given)
-        if container.get("command", [""])[-1] == "promote":
+        command = container.get("command", [""])[-1]
+        if command in ("train", "validate", "score") and "embedding_store" not in given:
+            findings.append(f"{owner}: hubhead {command} uses an embedding store of its own")
+        if command == "promote":
             named["bundle"] = next((arg for arg in arguments(container) if not arg.startswith("--")), "")
         for flag in roles.keys() & named.keys():
             try:

@@ -41,6 +41,10 @@ JOBS = [
         ),
     ),
     Mutation(
+        "a validation without the embeddings",
+        lambda m: container(m, "hubhead-train", "validate")["args"].remove("--embedding_store=/embeddings"),
+    ),
+    Mutation(
         "two embedding stores",
         lambda m: swap(
             container(m, "hubhead-score", "score"),

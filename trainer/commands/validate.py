@@ -85,6 +85,7 @@ def _limit_flags(command: Any) -> Any:
 )
 @click.option(
     "--photos",
+    "directory",
     metavar="DIR",
     help="Directory of photos for the checks, with one directory per label as for hubhead train. Both "
     "versions are compared on the labelled ones, in addition to the candidate's test photos.",
@@ -107,7 +108,7 @@ def validate(
     candidate: str,
     live: str | None,
     model_config_file: Path | None,
-    photos: str | None,
+    directory: str | None,
     manifest: str | None,
     embedding_store: str,
     force: bool,
@@ -130,7 +131,7 @@ def validate(
 
     Exit code: 0 if the bundle is blessed, 4 if it is not.
     """
-    if photos and manifest:
+    if directory and manifest:
         raise click.UsageError("Give only one of --photos and --manifest.")
     if model_config_file and not live:
         raise click.UsageError("--model_config_file needs --live.")
@@ -148,7 +149,7 @@ def validate(
             new.path,
             live=old.path if old else None,
             live_origin=old.origin if old else None,
-            photos=_list_photos(photos or manifest),
+            photos=_list_photos(directory or manifest),
             embedding_store=embedding_store,
             limits=RegressionLimits(**limits),
             force=force,

@@ -100,7 +100,7 @@ def judge(comparison: LiveComparison, limits: RegressionLimits) -> list[Check]:
         "accuracy",
         (new.accuracy.value, live.accuracy.value),
         limits.accuracy,
-        f"the same {n} photos ({difference.gained} gained, {difference.lost} lost)",
+        f"on the same {n} photos ({difference.gained} gained, {difference.lost} lost)",
         paired_proportions(difference.gained, difference.lost, n, limits.accuracy),
     )
     rises = [
@@ -126,16 +126,17 @@ def judge(comparison: LiveComparison, limits: RegressionLimits) -> list[Check]:
             f"recall of {change.label}",
             (change.new.value, change.live.value),
             limits.label,
-            f"the same {change.new.n} photos ({change.gained} gained, {change.lost} lost)",
+            f"at N={change.new.n} ({change.gained} gained, {change.lost} lost)",
             paired_proportions(change.gained, change.lost, change.new.n, limits.label),
             limits.label_photos,
         )
         for change in comparison.labels
     ]
-    reasons = [f"{count} left out {reason}" for reason, count in comparison.left_out.items()]
+    left_out = ", ".join(f"{count} {reason}" for reason, count in comparison.left_out.items())
+    detail = f"left out: {left_out}" if left_out else ""
     if not comparison.trained_on_known:
-        reasons.append("the training photos of one version are unknown, whose figures may be too good")
-    return [_check_count(n, "; ".join(reasons), limits), *_decide(accuracy, family)]
+        detail += "; the training photos of one version are unknown, whose figures may be too good"
+    return [_check_count(n, detail.removeprefix("; "), limits), *_decide(accuracy, family)]
 
 
 def judge_recorded(
@@ -201,13 +202,13 @@ def _make_proportion(
     name: str,
     values: tuple[float, float],
     tolerance: float,
-    photos: str,
+    where: str,
     test: NoninferiorityTest,
     min_photos: int = 0,
 ) -> _Figure:
     """Return the figure of a proportion of the candidate and of the live version."""
     new, live = values
-    detail = f"{new:.1%} against {live:.1%} on {photos}"
+    detail = f"{new:.1%} against {live:.1%} {where}"
     return _Figure(name, new, max(0.0, live - tolerance), detail, test, min_photos)
 
 
@@ -222,7 +223,7 @@ def _make_recorded(
         name,
         (new["value"], live["value"]),
         tolerance,
-        f"their own test photos ({new['n']} and {live['n']})",
+        f"on their own test photos ({new['n']} and {live['n']})",
         separate_proportions(new["value"], new["n"], live["value"], live["n"], tolerance),
         min_photos,
     )

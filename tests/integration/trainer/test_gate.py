@@ -82,10 +82,8 @@ def test_a_bundle_as_good_as_the_live_version_is_blessed_and_can_be_promoted(
         len(list((sample.directory / name).iterdir())) for name in ("fruits", "nuts and oil seeds")
     )
     trained_on = fruits - tested.labels.count("fruits")
-    assert (
-        f"{trained_on} left out that the live version was trained on" in checks["photos compared"]["detail"]
-    )
-    assert f"{nuts} left out of labels that the new version" in checks["photos compared"]["detail"]
+    assert f"{trained_on} that the live version was trained on" in checks["photos compared"]["detail"]
+    assert f"{nuts} of labels that the new version" in checks["photos compared"]["detail"]
     assert "(0 gained, 0 lost)" in checks["accuracy"]["detail"]
     for name in ("the runtime", "the local server"):
         assert checks[f"{name} agrees with a classic session"]["passed"]
