@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,15 +15,6 @@ from trainer.training.summary import format_summary, to_dict
 
 if TYPE_CHECKING:
     from trainer.training.config import TrainSettings
-
-
-def _parse_tolerance(
-    context: click.Context, parameter: click.Parameter, value: str | None
-) -> float | Literal["surely"] | None:
-    """Convert the value of --assert_not_worse_than_live; click gives `surely` if there is no value."""
-    if value is None:
-        return None
-    return "surely" if value == "surely" else float(click.FloatRange(0, 100)(value, parameter, context))
 
 
 class HeadKind(click.Choice[str]):
@@ -223,11 +214,11 @@ class HeadKind(click.Choice[str]):
     "--assert_not_worse_than_live",
     metavar="[POINTS]",
     is_flag=False,
-    flag_value="surely",
-    callback=_parse_tolerance,
-    help="Publish nothing and exit with code 4 if the accuracy is more than POINTS percentage points below "
-    "the live version; without POINTS, if it is significantly lower (95 % interval). Has no effect while no "
-    "version is live.",
+    flag_value=0.0,
+    type=click.FloatRange(0, 100),
+    help="Publish nothing and exit with code 4 if the new version is worse than the live one, as hubhead "
+    "validate judges it, with an accuracy that may fall by POINTS percentage points (without a value, by "
+    "none). Has no effect while no version is live.",
 )
 @click.option(
     "--cross_validate",

@@ -21,7 +21,6 @@ from trainer.export.tflite import Quantize
 from trainer.heads import HeadSettings
 from trainer.preprocessing import Augmentation, Preprocessing
 from trainer.training.fine_tune_types import FineTuneSettings
-from trainer.training.live_comparison import Tolerance
 
 
 class NearDuplicatesOption(StrEnum):
@@ -66,8 +65,8 @@ class TrainSettings:
         summaries_dir: directory of TensorBoard logs; None for none.
         compare_with: the live version: a version directory or the base path above it, "" for the newest
             version in saved_model_dir, "none" for no comparison.
-        assert_not_worse_than_live: how much worse than the live version the new one may be, or nothing is
-            published; None for no limit. Has no effect while no version is live.
+        assert_not_worse_than_live: percentage points of accuracy by which the new version may be worse than
+            the live one, or nothing is published; None for no limit. Has no effect while no version is live.
         cross_validate: number of folds of an additional cross-validation; None for none.
         cross_validate_repeats: number of repeats of it, each with other folds.
         tflite: type of the weights of a TensorFlow Lite file to add to the bundle; None for no file.
@@ -98,7 +97,7 @@ class TrainSettings:
     report: bool = True
     summaries_dir: Path | None = None
     compare_with: str | Path = ""
-    assert_not_worse_than_live: Tolerance | None = None
+    assert_not_worse_than_live: float | None = None
     cross_validate: int | None = None
     cross_validate_repeats: int = 1
     tflite: Quantize | None = None

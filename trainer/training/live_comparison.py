@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -24,9 +23,6 @@ from trainer.heads import Floats, Vectors
 
 NO_COMPARISON = "none"
 """Value in place of a bundle that turns the comparison off."""
-
-Tolerance = float | Literal["surely"]
-"""How much worse the new version may be: percentage points of accuracy; "surely" for none."""
 
 
 def find_live_version(given: str | Path, base: Path) -> Bundle | None:
@@ -90,17 +86,16 @@ def compare_with_live(
     return compare_predictions(live, labels, usable, new, old, same_backbone=same_backbone)
 
 
-def check_not_worse(comparison: LiveComparison, tolerance: Tolerance) -> None:
+def check_not_worse(comparison: LiveComparison, points: float) -> None:
     """Check that the new version is not worse than the live one, by the limits and tests of the gate.
 
     Args:
         comparison: the comparison of both.
-        tolerance: percentage points that the accuracy may fall; "surely" for none.
+        points: percentage points that the accuracy may fall.
 
     Raises:
         GateRejected: the new version is worse; the message has the figures.
     """
-    points = 0.0 if tolerance == "surely" else tolerance
     checks = thresholds.judge(comparison, RegressionLimits(accuracy=points / 100))
     if failed := [check for check in checks if check.passed is False]:
         raise GateRejected(

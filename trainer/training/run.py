@@ -33,7 +33,6 @@ from trainer.heads import Ints, Selection, Vectors
 from trainer.preprocessing import Augmentation
 from trainer.training import live_comparison, steps, tensorboard
 from trainer.training.config import TrainResult, TrainSettings
-from trainer.training.live_comparison import Tolerance
 from trainer.training.steps import Embedder, Reporter
 
 PARITY_PHOTOS = 8
@@ -237,7 +236,7 @@ def _compare_with_live(
     data: TrainingData,
     fitted: FittedHead,
     store_root: str,
-    tolerance: Tolerance | None,
+    tolerance: float | None,
     say: Callable[[str], None],
 ) -> LiveComparison | None:
     """Compare the new version with the live one, and check that it is not worse if that is required.

@@ -79,7 +79,7 @@ def test_repeated_training_is_not_worse_and_reports_the_comparison(trained: Trai
         saved_model_dir=tmp_path / "models" / "food",
         output_labels=None,
         compare_with=trained.result.bundle.path,
-        assert_not_worse_than_live="surely",
+        assert_not_worse_than_live=0.0,
         cross_validate=2,
     )
     result = train(settings)
@@ -125,7 +125,7 @@ def test_significantly_worse_version_is_not_published(trained: Trained, tmp_path
     save_head(base / "7" / contract.HEAD_FILE, overfitted)
     settings = replace(writable_settings(trained, tmp_path), saved_model_dir=base, output_labels=None)
     with pytest.raises(GateRejected, match="worse than version 7 of food"):
-        train(replace(settings, assert_not_worse_than_live="surely"))
+        train(replace(settings, assert_not_worse_than_live=0.0))
     assert bundle.versions(base) == [7]
     training_digests.write(
         base / "7", training_digests.truncate_digests(example.sha256 for example in examples)

@@ -135,9 +135,9 @@ def test_flag_without_a_value_rejects_a_significantly_less_accurate_version(
     with_changes: Callable[..., LiveComparison],
 ) -> None:
     for gained, lost in ((0, 0), (3, 5), (20, 0), (20, 29)):
-        live_comparison.check_not_worse(with_changes(gained, lost), "surely")
+        live_comparison.check_not_worse(with_changes(gained, lost), 0)
     with pytest.raises(GateRejected) as caught:
-        live_comparison.check_not_worse(with_changes(1, 10), "surely")
+        live_comparison.check_not_worse(with_changes(1, 10), 0)
     assert caught.value.exit_code == 4
     assert caught.value.remedy
 
@@ -218,11 +218,11 @@ def parse_command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 def test_assert_not_worse_than_live_takes_points_or_no_value(parse_command: Callable[..., Any]) -> None:
     assert parse_command().assert_not_worse_than_live is None
-    assert parse_command("--assert_not_worse_than_live").assert_not_worse_than_live == "surely"
+    assert parse_command("--assert_not_worse_than_live").assert_not_worse_than_live == 0
     given = parse_command(
         "--assert_not_worse_than_live", "--cross_validate", "4", "--compare_with", "models/food/3"
     )
-    assert (given.assert_not_worse_than_live, given.cross_validate) == ("surely", 4)
+    assert (given.assert_not_worse_than_live, given.cross_validate) == (0, 4)
     assert given.compare_with == "models/food/3"
     assert parse_command("--assert_not_worse_than_live", "1.5").assert_not_worse_than_live == 1.5
 
