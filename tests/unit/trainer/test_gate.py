@@ -27,7 +27,7 @@ from trainer.commands.validate import _resolve_live
 from trainer.dataset import Example, LabelledPhoto
 from trainer.evaluation.noninferiority import paired_proportions
 from trainer.evaluation.version_changes import LiveComparison
-from trainer.gate import gate, thresholds
+from trainer.gate import gate, predictions, thresholds
 from trainer.gate.comparison import compare_predictions, select_photos
 from trainer.gate.predictions import Predictions, predict
 from trainer.gate.thresholds import RegressionLimits
@@ -238,6 +238,18 @@ def test_a_version_predicts_stored_embeddings_without_reading_photos(tmp_path: P
     assert found.answered.tolist() == [True, False, False, True, True]
     assert found.probabilities[[0, 3, 4]].argmax(axis=1).tolist() == [0, 2, 0]
     assert found.probabilities[0].sum() == pytest.approx(1)
+
+
+def test_files_that_changed_or_vanished_are_not_predicted(tmp_path: Path) -> None:
+    version = write_live_bundle(tmp_path / "food", make_head(), LABELS)
+    contents = {name: b"\xff\xd8\xff" + name.encode() for name in ("same", "changed", "gone", "last")}
+    examples = [Example(str(tmp_path / name), hash_photo(contents[name]).hex(), 0) for name in contents]
+    for name in ("same", "changed", "last"):
+        (tmp_path / name).write_bytes(contents[name])
+    (tmp_path / "changed").write_bytes(b"\xff\xd8\xffanother")
+    sent: list[int] = []
+    images = list(predictions._read_photos(version, examples, range(4), sent))
+    assert (sent, images) == ([0, 3], [contents["same"], contents["last"]])
 
 
 def test_test_photos_and_given_photos_are_compared_once_each(tmp_path: Path) -> None:
