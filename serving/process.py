@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -18,7 +19,15 @@ def cores() -> int:
 
 def process_identity() -> dict[str, Any]:
     """Return the host name and process id of this process, as a lease records its holder."""
-    return {"host": platform.node(), "pid": os.getpid()}
+    return {"host": platform.node(), "pid": os.getpid(), "namespace": _pid_namespace()}
+
+
+def _pid_namespace() -> str:
+    """Return what tells containers of one host name apart; "" where there is no such thing."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
 
 
 def process_has_ended(identity: Mapping[str, Any]) -> bool:
@@ -26,7 +35,7 @@ def process_has_ended(identity: Mapping[str, Any]) -> bool:
 
     Only processes of this host can be checked; False for any other.
     """
-    if identity.get("host") != platform.node():
+    if identity.get("host") != platform.node() or identity.get("namespace") != _pid_namespace():
         return False
     try:
         os.kill(int(identity.get("pid", 0)), 0)  # signal 0 only checks that the process exists

@@ -124,26 +124,17 @@ def photo_key(photo: Photo) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES).digest()
 
 
-def write_file(directory: str, prefix: str, content: pa.Table) -> str:
-    """Write a file whose name is derived from its content, so that writing it twice has no effect.
+def encode_file(prefix: str, content: pa.Table) -> tuple[str, bytes]:
+    """Return name and content of a file. The content determines the name: writing twice has no effect.
 
     Args:
-        directory: directory of the backbone in the store.
         prefix: EMBEDDINGS or INDEX.
         content: rows of the file.
-
-    Returns:
-        Name of the file.
-
-    Raises:
-        OutputError: the store cannot be written.
     """
     # Compression makes embeddings smaller by a seventh only, and reading them takes twice as long.
     compression: Literal["zstd", "none"] = "zstd" if prefix == INDEX else "none"
     data = to_parquet(content, compression=compression, row_group=ROW_GROUP if prefix == EMBEDDINGS else None)
-    name = f"{prefix}{hashlib.sha256(data).hexdigest()[:32]}.parquet"
-    files.write(files.join(directory, name), data)
-    return name
+    return f"{prefix}{hashlib.sha256(data).hexdigest()[:32]}.parquet", data
 
 
 def to_parquet(

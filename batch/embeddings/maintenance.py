@@ -1,16 +1,17 @@
 """Maintenance of an embedding store: listing, checking, repairing, compacting and pruning.
 
 Files are never changed: a new file is written completely before the files that it replaces are deleted.
-An interruption in between leaves some rows twice, which does no harm, and which the next `compact`
+An interruption in between leaves some rows twice, which does no harm, and which the next maintenance
 removes. A reader that holds an old list of files reads it again if a file is gone
 (`EmbeddingStore.iter_blocks`). Writers only add files, and maintenance touches none that they add
-meanwhile. Maintenance of one backbone takes a lock (`serving.storage.lock`), so that one runs at a time.
+meanwhile. Maintenance of one backbone holds a lease (`serving.storage.lease`), so that one runs at a time.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,8 @@ from batch.embeddings.rewrite import (
     rewrite_index,
 )
 from serving.errors import OutputError
-from serving.storage import files, lock, remote
+from serving.storage import files, remote
+from serving.storage.lease import Lease, hold
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -170,22 +172,22 @@ def repair(root: str, summary: StoreSummary) -> MaintenanceResult:
     Raises:
         OutputError: the store cannot be written.
         OutputBusy: another maintenance operation is running.
+        LeaseLost: this one was stopped for so long that another one took over.
     """
     directory = files.join(root, summary.fingerprint)
-    with lock.hold(directory):
-        for name in (*summary.torn, *summary.other_dimension):
-            files.remove(files.join(directory, name))
+    with _hold_lease(directory) as lease:
+        lease.publish(removes=[*summary.torn, *summary.other_dimension])
         have = Lookup(SHA_BYTES, np.int8)  # used as a set
         for name in list_files(directory, EMBEDDINGS):
             shas = read_digests(directory, name)
             have.add(shas, np.zeros(len(shas), np.int8))
         photos = rewrite_index(
-            directory, 1, lambda content: have.find(layout.to_digest_array(content[SHA]))[1], dry_run=False
+            lease, 1, lambda content: have.find(layout.to_digest_array(content[SHA]))[1], dry_run=False
         )
         if not summary.duplicates:
             return MaintenanceResult(0, photos)
         before = len(list_files(directory, EMBEDDINGS))
-        rows = merge_embeddings(directory, FILE_ROWS)
+        rows = merge_embeddings(lease, FILE_ROWS)
         return MaintenanceResult(rows, photos, (before, len(list_files(directory, EMBEDDINGS))))
 
 
@@ -203,12 +205,13 @@ def compact(root: str, fingerprint: str, rows: int = FILE_ROWS) -> MaintenanceRe
     Raises:
         OutputError: the store cannot be written, or a file is corrupt.
         OutputBusy: another maintenance operation is running.
+        LeaseLost: this one was stopped for so long that another one took over.
     """
     directory = files.join(root, fingerprint)
-    with lock.hold(directory):
+    with _hold_lease(directory) as lease:
         before = list_files(directory, EMBEDDINGS) + list_files(directory, INDEX)
-        removed = merge_embeddings(directory, rows)
-        photos = rewrite_index(directory, INDEX_ROWS, None, dry_run=False)
+        removed = merge_embeddings(lease, rows)
+        photos = rewrite_index(lease, INDEX_ROWS, None, dry_run=False)
         after = list_files(directory, EMBEDDINGS) + list_files(directory, INDEX)
     return MaintenanceResult(removed, photos, (len(before), len(after)))
 
@@ -233,6 +236,7 @@ def prune(
     Raises:
         OutputError: the store cannot be written, or a file is corrupt.
         OutputBusy: another maintenance operation is running.
+        LeaseLost: this one was stopped for so long that another one took over.
     """
     directory = files.join(root, fingerprint)
     limit = None if older_than is None else (time.time() - older_than * 86400) * 1e9
@@ -250,10 +254,10 @@ def prune(
         wanted.add(shas, np.zeros(len(shas), np.int8))
         return kept
 
-    with lock.hold(directory):
+    with _hold_lease(directory) as lease:
         before = list_files(directory, EMBEDDINGS) + list_files(directory, INDEX)
         young = _list_young_files(directory)  # listed before the index is read
-        photos = rewrite_index(directory, 1, keep, dry_run=dry_run)
+        photos = rewrite_index(lease, 1, keep, dry_run=dry_run)
         rows = 0
         for name in list_files(directory, EMBEDDINGS):
             if name in young:
@@ -261,7 +265,7 @@ def prune(
             kept = wanted.find(read_digests(directory, name))[1]
             rows += int((~kept).sum())
             if not kept.all() and not dry_run:
-                replace_files(directory, EMBEDDINGS, [name], read_table(directory, name).filter(kept))
+                replace_files(lease, EMBEDDINGS, [name], read_table(directory, name).filter(kept))
         after = list_files(directory, EMBEDDINGS) + list_files(directory, INDEX)
     return MaintenanceResult(rows, photos, (len(before), len(after)))
 
@@ -272,12 +276,15 @@ def delete_backbone(root: str, fingerprint: str) -> None:
     Raises:
         OutputError: the store cannot be written.
         OutputBusy: another maintenance operation is running.
+        LeaseLost: this one was stopped for so long that another one took over.
     """
     directory = files.join(root, fingerprint)
-    with lock.hold(directory):
-        for prefix in (INDEX, EMBEDDINGS):  # index first: an interruption leaves no entry without its row
-            for name in list_files(directory, prefix):
-                files.remove(files.join(directory, name))
+    with _hold_lease(directory) as lease:
+        lease.publish(removes=list_files(directory, INDEX) + list_files(directory, EMBEDDINGS))
+
+
+def _hold_lease(directory: str) -> AbstractContextManager[Lease]:
+    return hold(directory, "lease", "Another maintenance operation is running in")
 
 
 def _kind(path: str) -> str | None:

@@ -1,6 +1,6 @@
 """Rewriting of embeddings and index files: merging, filtering and sorting.
 
-Callers hold the lock of the backbone. Embeddings are sorted by the hash of the photos' uris, which is
+Callers hold the lease of the backbone. Embeddings are sorted by the hash of the photos' uris, which is
 also the order in which photos are split into shards: a shard's photos are adjacent in each file.
 """
 
@@ -18,6 +18,7 @@ from batch.embeddings.lookup import Lookup
 from batch.shards.shard import hash_uri
 from serving.errors import OutputError
 from serving.storage import files
+from serving.storage.lease import Lease
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,11 +67,11 @@ def read_table(directory: str, name: str, columns: list[str] | None = None) -> A
         ) from error
 
 
-def merge_embeddings(directory: str, rows: int) -> int:
+def merge_embeddings(lease: Lease, rows: int) -> int:
     """Merge small embeddings files, drop duplicates, and return the number of rows removed.
 
     Args:
-        directory: directory of the backbone.
+        lease: lease of the directory of the backbone.
         rows: rows per merged file; files with at least half of it are not rewritten.
 
     Raises:
@@ -78,6 +79,7 @@ def merge_embeddings(directory: str, rows: int) -> int:
     """
     import pyarrow as pa
 
+    directory = lease.root
     sort_keys = _read_sort_keys(directory)
     names = list_files(directory, EMBEDDINGS)
     shas = {name: read_digests(directory, name) for name in names}
@@ -107,17 +109,15 @@ def merge_embeddings(directory: str, rows: int) -> int:
             [read_table(directory, name).filter(mask) for name, mask in zip(group, kept, strict=True)]
         )
         order = np.argsort(_sort_keys_of(sort_keys, layout.to_digest_array(content[SHA])), kind="stable")
-        replace_files(directory, EMBEDDINGS, group, content.take(order))
+        replace_files(lease, EMBEDDINGS, group, content.take(order))
     return removed
 
 
-def rewrite_index(
-    directory: str, rows: int, keep: Callable[[pa.Table], Mask] | None, *, dry_run: bool
-) -> int:
+def rewrite_index(lease: Lease, rows: int, keep: Callable[[pa.Table], Mask] | None, *, dry_run: bool) -> int:
     """Filter and merge index files, and return the number of entries removed.
 
     Args:
-        directory: directory of the backbone.
+        lease: lease of the directory of the backbone.
         rows: entries per merged file; 1 to rewrite each file on its own.
         keep: returns a mask of the entries to keep; None to keep all but duplicates.
         dry_run: count only, change nothing.
@@ -127,7 +127,7 @@ def rewrite_index(
     """
     import pyarrow as pa
 
-    removed = 0
+    removed, directory = 0, lease.root
     sizes = {name: len(read_digests(directory, name)) for name in list_files(directory, INDEX)}
     # With rows=1 every file is a group of its own, and none is too large to be rewritten.
     small = [name for name in sizes if 2 * sizes[name] < rows or rows == 1]
@@ -139,28 +139,27 @@ def rewrite_index(
         first = first[mask[first]]
         removed += content.num_rows - len(first)
         if not dry_run and (len(group) > 1 or len(first) < content.num_rows):
-            replace_files(directory, INDEX, group, content.take(first))
+            replace_files(lease, INDEX, group, content.take(first))
     return removed
 
 
-def replace_files(directory: str, prefix: str, old: Sequence[str], content: pa.Table) -> None:
-    """Write a new file, then delete the old ones: an interruption in between loses no row.
+def replace_files(lease: Lease, prefix: str, old: Sequence[str], content: pa.Table) -> None:
+    """Write a new file, then delete the old ones; the next maintenance completes what is interrupted.
 
     Nothing is written if there are no rows. If the content equals that of an old file, that file stays.
 
     Args:
-        directory: directory of the backbone.
+        lease: lease of the directory of the backbone.
         prefix: EMBEDDINGS or INDEX.
         old: names of the files to delete.
         content: rows of the new file.
 
     Raises:
+        LeaseLost: another maintenance operation took over; nothing is changed.
         OutputError: the store cannot be written.
     """
-    new = layout.write_file(directory, prefix, content) if content.num_rows else ""
-    for name in old:
-        if name != new:
-            files.remove(files.join(directory, name))
+    new = dict([layout.encode_file(prefix, content)]) if content.num_rows else {}
+    lease.publish(new, removes=[name for name in old if name not in new])
 
 
 def _group_by_rows(names: Sequence[str], size: Callable[[str], int], rows: int) -> Iterator[list[str]]:

@@ -190,7 +190,8 @@ class EmbeddingStore:
             self._write(INDEX, layout.to_index_table(index))
 
     def _write(self, prefix: str, content: pa.Table) -> None:
-        name = layout.write_file(self.directory, prefix, content)
+        name, data = layout.encode_file(prefix, content)
+        files.write(files.join(self.directory, name), data)
         with self._lock:
             if name not in self._numbers:
                 # If the name belonged to a corrupt file, the new file has to be loaded.

@@ -100,7 +100,6 @@ class RunPlanner:
             InputError: there are no photos, or a line of a manifest cannot be used.
             OutputError: the output cannot be written, or its existing rows have other columns.
         """
-        shards.remove_plan(self.output.plan_directory)
         finished = {} if self._taken_over else self.output.list_records()
         earlier = self.output.read_columns() if self.only_new else None
         self.source.columns = PassThroughColumns(dict(earlier or []))
@@ -205,8 +204,7 @@ class RunPlanner:
         """Remove the records of shards that are no longer part of the input, and of torn ones."""
         models = [model["digest"] for model in self.models]
         outdated = [(shard, run) for shard, runs in finished.items() if shard not in seen for run in runs]
-        for shard_id, run_id in outdated + self._torn:
-            self.output.remove_shard(shard_id, run_id, models)
+        self.output.remove_shards(outdated + self._torn, models)
 
     def finish(self, plan: Plan) -> Stats:
         """Verify that every shard of the plan is complete, and add it to `total`.

@@ -52,13 +52,13 @@ def publish_run(
         before: content of the previous run's run.json; None if there is none.
 
     Raises:
+        LeaseLost: another run took over; nothing is published.
         OutputError: a file cannot be written.
     """
     changes = run_diff.compare_runs(run, before) if before else None
     run["changes"] = changes.to_json() if changes else None
-    if not settings.no_report:
-        report.write(output.report_file, run, summary.total.examples, changes)
-    run_record.write_run(run, output)
+    page = None if settings.no_report else report.build(run, summary.total.examples, changes)
+    output.publish_run(run["run_id"], run_record.encode_run(run), page)
     if settings.metrics_textfile or settings.metrics_push:
         registry = metrics.build_registry(run, changes)
         if settings.metrics_textfile:

@@ -37,7 +37,7 @@ from serving import contract
 from serving.bundle import Bundle
 from serving.errors import InputError
 from serving.process import cores
-from serving.storage import files, lock
+from serving.storage import files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -93,6 +93,7 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
             scores of the other photos are kept then.
         BundleError: a model cannot be used, or two do not go together.
         OutputBusy: another run is writing to the output.
+        LeaseLost: this run was stopped for so long that another one took over.
         OutputError: the output cannot be written, or has other content.
     """
     started, start = datetime.now(UTC), perf_counter()
@@ -109,7 +110,7 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
         )
     identity = {"photos": previous.directory, "models": models, "partition_by": settings.partition_by}
     output.check(identity, append=False, overwrite=settings.overwrite)
-    with lock.hold(output.work_directory):
+    with output.hold_lease() as output:
         if output.check(identity, append=False, overwrite=settings.overwrite):
             output.reset()
         output.claim(identity, [list(column) for column in previous.columns], append=False)
@@ -331,10 +332,9 @@ class _Rescoring:
 
     def remove_outdated(self) -> None:
         """Remove rows of photos that are no longer in the previous scores, and leftovers of killed runs."""
-        for shard_id, runs in self.output.list_records().items():
-            if shard_id not in self._seen:
-                for run_id in runs:
-                    self.output.remove_shard(shard_id, run_id, self.digests)
+        finished = [(file, run) for file, runs in self.output.list_records().items() for run in runs]
+        outdated = [(file, run) for file, run in finished if file not in self._seen]
+        self.output.remove_shards(outdated, self.digests)
         self.output.sweep(self.output.list_file_sizes(), lambda _, path: path in self._kept)
 
     def check_complete(self) -> None:
@@ -343,11 +343,12 @@ class _Rescoring:
         Raises:
             InputError: photos have no embedding; they are listed in MISSING_FILE.
         """
-        uri = files.join(self.output.work_directory, MISSING_FILE)
+        name = f"{WORK_DIRECTORY}/{MISSING_FILE}"
+        uri = files.join(self.output.directory, name)
         if not self.missing:
-            files.remove(uri)
+            self.output.writer.publish(removes=[name])
             return
-        files.write(uri, "".join(f"{name}\n" for name in self._missing_uris).encode())
+        self.output.writer.publish({name: "".join(f"{uri}\n" for uri in self._missing_uris).encode()})
         model = self.bundles[0].path
         raise InputError(
             f"{self.missing} photos have no embedding in {self.store.directory}"

@@ -36,7 +36,7 @@ from serving.bundle import Bundle
 from serving.client import ClientConfig
 from serving.contract import Status
 from serving.errors import BundleError, InputError
-from serving.storage import files, lock
+from serving.storage import files
 
 ProgressReport = Callable[[Progress], None]
 
@@ -112,6 +112,7 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
         InputError: there are no photos, or a line of a manifest, a runner or an option of Beam is invalid.
         BundleError: a model cannot be used, two do not go together, or a server has another model.
         OutputBusy: another run is writing to the output.
+        LeaseLost: this run was stopped for so long that another one took over.
         OutputError: the output or the store cannot be written, or the output has other content.
         ServerError: a model server does not answer, at the start or within its `timeout`.
     """
@@ -130,7 +131,9 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
     files.check_writable(settings.store_root)
     if settings.server:
         remote_backbone.resolve_version(settings.server, bundles)
-    with lock.hold(output.work_directory):
+    files.check_writable(output.work_directory)
+    with output.hold_lease() as output:
+        planner.output = output
         planner.check()  # again, now that no other run can change the output
         plan = planner.plan(settings.shard_size, progress)
         worker = _configure_worker(settings, bundles, ScoresTarget(output, run_id, started, _digests(models)))
@@ -141,7 +144,6 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
             summary, started=started, models=models, settings=_settings_to_json(settings)
         )
         publish.publish_run(run, summary, output, settings, run_diff.find_previous_run(output, run_id))
-        shard.remove_plan(output.plan_directory)
     return summary
 
 

@@ -5,11 +5,12 @@
     _hubhead/runs/<run>.json                              run.json of every run
     _hubhead/shards/<shard>.<run>.json                    record of a finished shard
     _hubhead/keys/...                                     scored photos (batch.shards.scored_index)
-    _hubhead/input.json, lock, plan/                      identity of the job, lock, plan of the present run
+    _hubhead/input.json                                   identity of the job
+    _hubhead/lease/                                       lease of the present run, and its plan
 
 The rows have a directory of their own, because Parquet readers open every file of a directory. A
 shard's record is written after its rows and keys, as the commit of the shard: rows and keys without a
-record are leftovers of an interrupted run.
+record are leftovers of an interrupted run. All changes go through the run's lease (serving.storage.lease).
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from batch.embeddings import to_parquet
 from batch.monitoring.stats import Stats
-from batch.shards.scored_index import ScoredIndex, remove_keys, write_keys
+from batch.shards.scored_index import SUFFIX, ScoredIndex, encode_keys
 from serving.errors import InputError, OutputError
 from serving.storage import files
+from serving.storage.lease import Lease, hold
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,12 +36,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RUN_FILE = "run.json"
+REPORT_FILE = "report.html"
 WORK_DIRECTORY = "_hubhead"
 """Directory for everything but rows and results; Parquet readers ignore names with a leading underscore."""
 
 PARTITIONS = ("date", "label")
 """Columns by which the rows can be partitioned in Hive's layout: day of the run, or predicted label."""
 
+_SCORES = "scores"
+_LEASE = f"{WORK_DIRECTORY}/lease"
+_IDENTITY = f"{WORK_DIRECTORY}/input.json"
 _APPENDED, _COLUMNS = "only_new", "columns"
 _NO_LABEL = "__HIVE_DEFAULT_PARTITION__"  # Hive's name for null, which Parquet readers know
 _UNREADABLE = "~unreadable"  # suffix of key files; `~` cannot occur in the id of a run
@@ -108,15 +115,17 @@ class Output:
     Attributes:
         directory: absolute path or address.
         partition_by: one of PARTITIONS; "" for no partitions.
+        lease: lease of the run that changes it; None changes it without a lease.
     """
 
     directory: str
     partition_by: str = ""
+    lease: Lease | None = None
 
     @property
     def scores_directory(self) -> str:
         """Directory of the Parquet dataset."""
-        return files.join(self.directory, "scores")
+        return files.join(self.directory, _SCORES)
 
     @property
     def work_directory(self) -> str:
@@ -126,7 +135,7 @@ class Output:
     @property
     def plan_directory(self) -> str:
         """Directory of the plan: the open shards of a run."""
-        return files.join(self.work_directory, "plan")
+        return files.join(self.directory, self.lease.staging if self.lease else WORK_DIRECTORY, "plan")
 
     @property
     def run_file(self) -> str:
@@ -136,11 +145,11 @@ class Output:
     @property
     def report_file(self) -> str:
         """Address of the HTML report of the newest run."""
-        return files.join(self.directory, "report.html")
+        return files.join(self.directory, REPORT_FILE)
 
     def run_record_file(self, run_id: str) -> str:
         """Return the address of a run's record."""
-        return files.join(self.work_directory, "runs", f"{run_id}.json")
+        return files.join(self.directory, _run_name(run_id))
 
     def key_directory(self, model: str) -> str:
         """Return the directory of the keys of what a model has scored.
@@ -150,10 +159,22 @@ class Output:
         """
         return files.join(self.work_directory, "keys", model)
 
-    def _shard_record(self, shard_id: str, run_id: str) -> str:
-        return files.join(self.work_directory, "shards", f"{shard_id}.{run_id}.json")
+    @property
+    def writer(self) -> Lease:
+        """Lease through which everything is changed; names are relative to the output directory."""
+        return self.lease or Lease(self.directory)
 
     # --- Claiming -------------------------------------------------------------------------------------
+
+    @contextmanager
+    def hold_lease(self) -> Iterator[Output]:
+        """Provide the output as the only run that may change it.
+
+        Raises:
+            OutputBusy: another run is writing to the output.
+        """
+        with hold(self.directory, _LEASE, "Another run is writing to") as lease:
+            yield replace(self, lease=lease)
 
     def check(self, identity: Mapping[str, Any], *, append: bool, overwrite: bool) -> bool:
         """Check that the directory is empty or belongs to this job, without changing anything.
@@ -199,27 +220,36 @@ class Output:
         Raises:
             OutputError: the directory cannot be written.
         """
-        files.check_writable(self.work_directory)
         # Until this run is complete, no run.json may claim that the rows are.
-        files.remove(self.run_file)
-        files.remove(self.report_file)
+        self.writer.publish(removes=[RUN_FILE, REPORT_FILE])
         content = {**identity, _APPENDED: append, _COLUMNS: columns}
-        files.write(self._identity_file, json.dumps(content, indent=2, ensure_ascii=False).encode())
+        self.writer.publish({_IDENTITY: json.dumps(content, indent=2, ensure_ascii=False).encode()})
 
     def read_columns(self) -> list[list[str]] | None:
         """Return name and type of each pass-through column of the existing rows; None without rows."""
-        found = read_json(self._identity_file)
+        found = read_json(files.join(self.directory, _IDENTITY))
         return found.get(_COLUMNS) if isinstance(found, dict) else None
 
-    @property
-    def _identity_file(self) -> str:
-        return files.join(self.work_directory, "input.json")
-
     def _read_identity(self) -> dict[str, Any] | None:
-        found = read_json(self._identity_file)
+        found = read_json(files.join(self.directory, _IDENTITY))
         if not isinstance(found, dict):
             return None
         return {name: value for name, value in found.items() if name != _COLUMNS}
+
+    def publish_run(self, run_id: str, record: bytes, report: bytes | None) -> None:
+        """Write run.json, whose presence means that the scores are complete, its copy, and the report.
+
+        Args:
+            run_id: id of the run.
+            record: content of run.json.
+            report: content of the report; None to write none.
+
+        Raises:
+            LeaseLost: another run took over; nothing is written.
+            OutputError: a file cannot be written.
+        """
+        reports = {REPORT_FILE: report} if report is not None else {}
+        self.writer.publish({**reports, _run_name(run_id): record, RUN_FILE: record})
 
     # --- Shards ---------------------------------------------------------------------------------------
 
@@ -234,7 +264,9 @@ class Output:
     def read_record(self, shard_id: str, run_id: str) -> ShardRecord | None:
         """Return the record of a shard; None if there is none or it is corrupt."""
         try:
-            return ShardRecord.from_json(files.read(self._shard_record(shard_id, run_id)))
+            return ShardRecord.from_json(
+                files.read(files.join(self.directory, _record_name(shard_id, run_id)))
+            )
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
@@ -259,19 +291,29 @@ class Output:
             date: day of the run, such as 2026-05-31.
 
         Raises:
+            LeaseLost: another run took over; what it wrote is unchanged.
             OutputError: a file cannot be written.
         """
-        written = {}
-        for directory, rows in self._split_by_partition(table, date):
-            path = f"{directory}scores-{shard_id}.parquet"
-            content = to_parquet(rows, compression="zstd")
-            files.write(files.join(self.scores_directory, path), content)
-            written[path] = len(content)
-        for model, photos in scored.items():
-            write_keys(self.key_directory(model), f"{shard_id}.{run_id}", photos.keys)
-            write_keys(self.key_directory(model), f"{shard_id}.{run_id}{_UNREADABLE}", photos.retryable)
-        record = ShardRecord(written, stats)
-        files.write(self._shard_record(shard_id, run_id), record.to_json())
+        rows = {
+            f"{directory}scores-{shard_id}.parquet": to_parquet(part, compression="zstd")
+            for directory, part in self._split_by_partition(table, date)
+        }
+        keys = {
+            name: content
+            for model, photos in scored.items()
+            for name, part in zip(
+                _key_names(model, shard_id, run_id), (photos.keys, photos.retryable), strict=True
+            )
+            if (content := encode_keys(part))
+        }
+        record = ShardRecord({path: len(content) for path, content in rows.items()}, stats)
+        self.writer.write(
+            {
+                **{f"{_SCORES}/{path}": content for path, content in rows.items()},
+                **keys,
+                _record_name(shard_id, run_id): record.to_json(),
+            }
+        )
         return record
 
     def _split_by_partition(self, table: pa.Table, date: str) -> Iterator[tuple[str, pa.Table]]:
@@ -287,18 +329,20 @@ class Output:
         else:
             yield (f"date={date}/" if self.partition_by == "date" else ""), table
 
-    def remove_shard(self, shard_id: str, run_id: str, models: Sequence[str]) -> None:
-        """Delete the record and the keys of a finished shard; the next `sweep` deletes its rows.
+    def remove_shards(self, finished: Iterable[tuple[str, str]], models: Sequence[str]) -> None:
+        """Delete the records and the keys of finished shards; the next `sweep` deletes their rows.
 
         Args:
-            shard_id: id of the shard.
-            run_id: id of the run that finished it.
+            finished: id of each shard, and of the run that finished it.
             models: digests of the models whose keys are deleted.
         """
-        files.remove(self._shard_record(shard_id, run_id))
-        for model in models:
-            remove_keys(self.key_directory(model), f"{shard_id}.{run_id}")
-            remove_keys(self.key_directory(model), f"{shard_id}.{run_id}{_UNREADABLE}")
+        self.writer.publish(
+            removes=[
+                name
+                for shard in finished
+                for name in (_record_name(*shard), *(key for m in models for key in _key_names(m, *shard)))
+            ]
+        )
 
     def list_file_sizes(self) -> dict[str, int]:
         """Return the size in bytes of every file below `scores/`, by path."""
@@ -311,16 +355,15 @@ class Output:
             found: paths below `scores/`.
             keep: called with a shard id and a path; returns whether the file stays.
         """
-        for path in found:
-            name = path.rpartition("/")[2]
-            match = _SCORES_FILE.fullmatch(name)
-            if name.startswith(files.TEMPORARY_PREFIX) or (match and not keep(match[1], path)):
-                files.remove(files.join(self.scores_directory, path))
-        # Only local writers use temporary names.
-        for top in () if files.is_remote(self.directory) else (self.work_directory, self.directory):
-            for path, _ in files.walk_files(top):
-                if path.rpartition("/")[2].startswith(files.TEMPORARY_PREFIX):
-                    files.remove(files.join(top, path))
+        removes = [
+            f"{_SCORES}/{path}"
+            for path in found
+            if (match := _SCORES_FILE.fullmatch(path.rpartition("/")[2])) and not keep(match[1], path)
+        ]
+        if not files.is_remote(self.directory):  # only local writers use temporary names
+            names = (path for path, _ in files.walk_files(self.directory) if not path.startswith(_LEASE))
+            removes += [path for path in names if path.rpartition("/")[2].startswith(files.TEMPORARY_PREFIX)]
+        self.writer.publish(removes=removes)
 
     def reset(self) -> None:
         """Delete all records and keys before a takeover; the next `sweep` deletes the rows.
@@ -328,11 +371,12 @@ class Output:
         Until `claim` the directory belongs to no job. So if this run is interrupted, only a run with
         --overwrite can follow.
         """
-        files.write(self._identity_file, json.dumps({"overwritten": True}).encode())
-        for name in ("shards", "keys"):  # records first: keys without a record are not valid
-            top = files.join(self.work_directory, name)
-            for path, _ in files.walk_files(top):
-                files.remove(files.join(top, path))
+        removes = [
+            f"{WORK_DIRECTORY}/{name}/{path}"
+            for name in ("shards", "keys")  # records first: keys without a record are not valid
+            for path, _ in files.walk_files(files.join(self.work_directory, name))
+        ]
+        self.writer.publish({_IDENTITY: json.dumps({"overwritten": True}).encode()}, removes=removes)
 
     def load_scored_index(self, model: str, run_id: str) -> ScoredIndex:
         """Return the index of the photos that a model has scored, from the point of view of a run.
@@ -368,6 +412,22 @@ class Output:
         models = files.list_names(files.join(self.work_directory, "keys")) if len(uris) else []
         keys = [self.load_scored_index(model, "").find_keys(uris) for model in models]
         return np.unique(np.concatenate([uris[:0].astype("S24"), *keys]))
+
+
+def _run_name(run_id: str) -> str:
+    """Return the name of the record of a run."""
+    return f"{WORK_DIRECTORY}/runs/{run_id}.json"
+
+
+def _record_name(shard_id: str, run_id: str) -> str:
+    """Return the name of the record of a shard."""
+    return f"{WORK_DIRECTORY}/shards/{shard_id}.{run_id}.json"
+
+
+def _key_names(model: str, shard_id: str, run_id: str) -> tuple[str, str]:
+    """Return the names of a shard's key files: of scored photos, and of those that the next run retries."""
+    name = f"{WORK_DIRECTORY}/keys/{model}/{shard_id}.{run_id}"
+    return f"{name}{SUFFIX}", f"{name}{_UNREADABLE}{SUFFIX}"
 
 
 def read_json(uri: str) -> Any:

@@ -221,11 +221,9 @@ def build_run_record(
     }
 
 
-def write_run(run: RunRecord, output: Output) -> None:
-    """Write the run's record, and then run.json, whose presence means that the scores are complete."""
-    text = json.dumps(run, indent=2, ensure_ascii=False) + "\n"
-    files.write(output.run_record_file(run["run_id"]), text.encode())
-    files.write(output.run_file, text.encode())
+def encode_run(run: RunRecord) -> bytes:
+    """Return the content of run.json."""
+    return f"{json.dumps(run, indent=2, ensure_ascii=False)}\n".encode()
 
 
 def read_run(uri: str) -> RunRecord:

@@ -1,10 +1,10 @@
 """The report of a scoring run: one self-contained HTML file.
 
-`render` returns the page for the content of run.json; `write` also reads and downscales the photos that it
+`render` returns the page for the content of run.json; `build` also reads and downscales the photos that it
 shows.
 """
 
 from batch.report.page import render
-from batch.report.write import write
+from batch.report.write import build
 
-__all__ = ["render", "write"]
+__all__ = ["build", "render"]

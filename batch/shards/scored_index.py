@@ -31,7 +31,7 @@ from serving.storage import files
 
 KEY_BYTES = 24
 _HASH_BYTES = 16
-_SUFFIX = ".keys"
+SUFFIX = ".keys"
 _MERGED = "merged-"
 _MAX_FILES = 32
 """Number of files up to which nothing is merged."""
@@ -83,21 +83,9 @@ def _uri_hashes_of(keys: NDArray[np.bytes_]) -> Any:
     return np.ascontiguousarray(keys).view([("uri", _HASH), ("state", f"S{KEY_BYTES - _HASH_BYTES}")])["uri"]
 
 
-def write_keys(directory: str, name: str, scored: Iterable[bytes]) -> None:
-    """Write the keys of scored photos to a file; write nothing if there are none.
-
-    Args:
-        directory: key directory of the model.
-        name: name of the file without suffix; it decides when the keys are valid (see ScoredIndex).
-        scored: keys in any order.
-    """
-    if content := b"".join(sorted(scored)):
-        files.write(files.join(directory, name + _SUFFIX), content)
-
-
-def remove_keys(directory: str, name: str) -> None:
-    """Delete the key file of this name, if it exists."""
-    files.remove(files.join(directory, name + _SUFFIX))
+def encode_keys(scored: Iterable[bytes]) -> bytes:
+    """Return the content of a key file, given keys in any order."""
+    return b"".join(sorted(scored))
 
 
 class ScoredIndex:
@@ -121,7 +109,7 @@ class ScoredIndex:
         return [
             name
             for name in files.list_names(self._directory)
-            if name.endswith(_SUFFIX) and (name.startswith(_MERGED) or accept(name.removesuffix(_SUFFIX)))
+            if name.endswith(SUFFIX) and (name.startswith(_MERGED) or accept(name.removesuffix(SUFFIX)))
         ]
 
     def merge_files(self) -> None:
@@ -136,7 +124,7 @@ class ScoredIndex:
             chosen = names[:_FAN_IN]
             with ExitStack() as stack:
                 streams = [_iter_keys(self._open(stack, name)) for name in chosen]
-                merged = files.join(self._directory, f"{_MERGED}{secrets.token_hex(8)}{_SUFFIX}")
+                merged = files.join(self._directory, f"{_MERGED}{secrets.token_hex(8)}{SUFFIX}")
                 with files.create_file(merged) as file:
                     keys = heapq.merge(*streams)
                     while block := b"".join(islice(keys, _CHUNK_KEYS)):

@@ -243,6 +243,12 @@ def staging(base: Path) -> Iterator[Path]:
                 created.rmdir()
 
 
+def next_version(base: Path, at_least: int) -> int:
+    """Return the next free version number, which is at least the given one."""
+    newest = max([*versions(base), *versions(base / WITHDRAWN)], default=0)
+    return max(newest + 1, at_least)
+
+
 def publish(staged: Path, base: Path, *, at_least: int = 1) -> Path:
     """Rename a finished directory to the next free version number of `base`.
 
@@ -261,8 +267,7 @@ def publish(staged: Path, base: Path, *, at_least: int = 1) -> Path:
         OutputError: the rename failed, and not because the number is in use.
     """
     while True:
-        newest = max([*versions(base), *versions(base / WITHDRAWN)], default=0)
-        target = base / str(max(newest + 1, at_least))
+        target = base / str(next_version(base, at_least))
         try:
             staged.rename(target)
         except OSError as error:

@@ -85,8 +85,13 @@ def append(store: Store, event: Event) -> None:
     Raises:
         OutputError: the log cannot be written.
     """
+    store.append_to_log(to_line(event))
+
+
+def to_line(event: Event) -> str:
+    """Return an event as a line of the log, without its end."""
     record = {_KEYS.get(name, name): value for name, value in asdict(event).items()}
-    store.append_to_log(json.dumps(record, ensure_ascii=False))
+    return json.dumps(record, ensure_ascii=False)
 
 
 def read(store: Store) -> list[Event]:

@@ -80,18 +80,17 @@ def read(path: Address, model: str) -> ModelConfig:
             return ModelConfig(labels, latest=policy.latest.num_versions or 1)
 
 
-def write(path: Address, model: str, *, versions: Collection[int] | None, labels: Mapping[str, int]) -> None:
-    """Set the served versions and the labels of one model.
+def edit(path: Address, model: str, *, versions: Collection[int] | None, labels: Mapping[str, int]) -> str:
+    """Return the text of a configuration with other versions and labels of one model.
 
     Args:
-        path: file to change; it is replaced atomically.
+        path: the present configuration.
         model: name of the model; the entries of other models stay as they are.
         versions: versions to serve; None keeps the policy.
         labels: all labels of the model.
 
     Raises:
         InputError: see `read`.
-        OutputError: the file cannot be written.
     """
     changed = parse(path)
     entry = _find_entry(path, changed, model)
@@ -101,7 +100,7 @@ def write(path: Address, model: str, *, versions: Collection[int] | None, labels
         entry.model_version_policy.specific.versions.extend(sorted(versions))
     entry.version_labels.clear()
     entry.version_labels.update(labels)
-    files.write(str(path), _render(files.read_text(path), changed, number).encode())
+    return _render(files.read_text(path), changed, number)
 
 
 def _find_entry(path: Address, config: protos.Message, model: str) -> protos.Message:

@@ -83,9 +83,7 @@ def promote(
     if not force:
         verdict.require_blessed(candidate.origin, candidate.verdict, candidate.digest)
     event = _promotion_event(target, candidate, label, force=force, reason=reason)
-    target.store.create()
-    with lock_target(target):
-        _finish_interrupted(target, event)
+    with lock_target(target) as target:
         old = _live_version(target, label)
         number = target.store.find(source, candidate.digest) if source else version
         if target.config:
@@ -110,14 +108,9 @@ def promote(
 def withdraw(target: DeploymentTarget, version: int, event: Event) -> None:
     """Hide a version from servers; its files are kept and its number is not used again."""
     target.say(f"withdrawing version {version}")
-    location = target.store.withdraw(version)
+    event = replace(event, action=Action.WITHDRAW, label=None, old=version, new=None)
+    location = target.store.withdraw(version, audit.to_line(event))
     target.say(f"version {version} is in {location}")
-    record_withdrawal(target, version, event)
-
-
-def record_withdrawal(target: DeploymentTarget, version: int, event: Event) -> None:
-    """Append a withdrawal to the audit log; `event` states its user and reason."""
-    audit.append(target.store, replace(event, action=Action.WITHDRAW, label=None, old=version, new=None))
 
 
 def prune(target: DeploymentTarget, keep: int, event: Event) -> tuple[int, ...]:
@@ -140,8 +133,8 @@ def prune(target: DeploymentTarget, keep: int, event: Event) -> tuple[int, ...]:
     removed = tuple(version for version in existing if version not in needed)
     for version in removed:
         target.say(f"removing version {version}")
-        target.store.remove(version)
-        audit.append(target.store, replace(event, action=Action.REMOVE, old=version, new=None))
+        line = audit.to_line(replace(event, action=Action.REMOVE, old=version, new=None))
+        target.store.remove(version, line)
     return removed
 
 
@@ -199,12 +192,6 @@ def _promotion_event(
     )
 
 
-def _finish_interrupted(target: DeploymentTarget, event: Event) -> None:
-    """Complete withdrawals and removals of an earlier call that was interrupted."""
-    for version in target.store.finish_interrupted(target.say):
-        record_withdrawal(target, version, event)
-
-
 def _live_version(target: DeploymentTarget, label: str) -> int | None:
     """Return the version that the label is on; without a configuration, the newest."""
     before = target.read_config()
@@ -227,10 +214,14 @@ def _publish(target: DeploymentTarget, source: Path, candidate: _Candidate, even
                 f"{target.versions[-1]}, with the same --model_config_file.",
             )
         rollout.pin_current(target)
-    number = target.store.publish(source, candidate.digest, at_least=candidate.number or 1, say=target.say)
-    origin = str(candidate.origin)
-    audit.append(target.store, replace(event, action=Action.PUBLISH, label=None, new=number, source=origin))
-    return number
+    event = replace(event, action=Action.PUBLISH, label=None, source=str(candidate.origin))
+    return target.store.publish(
+        source,
+        candidate.digest,
+        at_least=candidate.number or 1,
+        log=lambda number: audit.to_line(replace(event, new=number)),
+        say=target.say,
+    )
 
 
 def _make_live(target: DeploymentTarget, number: int, label: str, event: Event, *, published: bool) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from serving.client.canary import STABLE
 from serving.errors import InputError
 from serving.registry import audit, inventory, rollout
 from serving.registry.audit import Action, Event
-from serving.registry.promote import Change, record_withdrawal, withdraw
+from serving.registry.promote import Change, withdraw
 from serving.registry.target import DeploymentTarget, lock_target
 
 
@@ -32,15 +30,10 @@ def rollback(
     """
     if not target.store.exists():
         raise InputError(f"{target.base} does not exist.", remedy="Give the directory above the versions.")
-    with lock_target(target):
-        withdrawn = target.store.finish_interrupted(target.say)
-        for version in withdrawn:
-            record_withdrawal(
-                target, version, Event(Action.WITHDRAW, target.model, None, None, reason=reason)
-            )
+    with lock_target(target) as target:
         if target.config:
             return _roll_back_label(target, label, to, reason)
-        return _roll_back_newest(target, to, reason, withdrawn)
+        return _roll_back_newest(target, to, reason)
 
 
 def _roll_back_label(target: DeploymentTarget, label: str, to: int | None, reason: str) -> Change:
@@ -60,19 +53,18 @@ def _roll_back_label(target: DeploymentTarget, label: str, to: int | None, reaso
     return Change(target.model, current, new, label, waited=target.client is not None, also=along)
 
 
-def _roll_back_newest(
-    target: DeploymentTarget, to: int | None, reason: str, withdrawn: Sequence[int]
-) -> Change:
+def _roll_back_newest(target: DeploymentTarget, to: int | None, reason: str) -> Change:
     """Withdraw all versions above the one to return to.
 
     Args:
         target: deployment target without a configuration.
         to: version to return to; None for the one below the newest.
         reason: reason for the audit log.
-        withdrawn: versions of an interrupted rollback, which this one completes.
     """
     existing = target.versions
-    current = max([*existing, *withdrawn], default=None)
+    # The withdrawal of an interrupted rollback was completed just now; this rollback continues it.
+    withdrawn = target.store.lease.recovered
+    current = max([*existing, *([withdrawn] if withdrawn else [])], default=None)
     if to is None:
         to = max((version for version in existing if version != current), default=None)
     new = _require_other(target, to, current, "the newest version")

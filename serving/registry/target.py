@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +14,9 @@ from serving.errors import BundleError, DeadlineExceeded, ModelNotFound, ServerU
 from serving.registry import model_config
 from serving.registry.model_config import NEWEST, ModelConfig
 from serving.registry.stores.download import open_store
-from serving.registry.stores.store import Say, Store, silent
+from serving.registry.stores.store import LEASE_DIRECTORY, Say, Store, silent
 from serving.storage.address import Address, base_name, parent
-from serving.storage.lease import hold_file_lock, hold_lease
+from serving.storage.lease import Lease, hold
 
 if TYPE_CHECKING:
     from serving.client import Client
@@ -37,6 +37,7 @@ class DeploymentTarget:
         reload: True to send the configuration by HandleReloadConfigRequest; else the server polls the file.
         timeout: time limit for each step of the server, in seconds.
         say: called with one line of progress per step.
+        lease, config_lease: leases of `base` and of the directory of `config`; see `lock_target`.
     """
 
     base: Address
@@ -47,11 +48,13 @@ class DeploymentTarget:
     reload: bool = False
     timeout: float = 300.0
     say: Say = silent
+    lease: Lease | None = None
+    config_lease: Lease | None = None
 
     @cached_property
     def store(self) -> Store:
         """Store of the versions."""
-        return open_store(self.base)
+        return open_store(self.base, self.lease)
 
     @property
     def versions(self) -> list[int]:
@@ -79,7 +82,9 @@ class DeploymentTarget:
             ServerError: the server rejects the configuration.
         """
         assert self.config is not None
-        model_config.write(self.config, self.model, versions=versions, labels=labels)
+        text = model_config.edit(self.config, self.model, versions=versions, labels=labels)
+        directory, name = _split(self.config)
+        (self.config_lease or Lease(directory)).publish({name: text.encode()})
         if self.reload and self.client:
             self.client.reload(model_config.parse(self.config))
 
@@ -154,21 +159,24 @@ class DeploymentTarget:
 
 
 @contextmanager
-def lock_target(target: DeploymentTarget) -> Iterator[None]:
-    """Hold the locks on the versions and on the configuration.
+def lock_target(target: DeploymentTarget) -> Iterator[DeploymentTarget]:
+    """Provide the target with the leases on its versions and its configuration.
 
     Raises:
-        OutputBusy: another process holds one of the locks.
+        OutputBusy: another process holds one of them.
         OutputError: the directory cannot be written.
     """
-    with target.store.lock(), _lock_config(target.config):
-        yield
+    activity = "Another promotion or rollback is in progress in"
+    with ExitStack() as stack:
+        lease = stack.enter_context(hold(str(target.base), LEASE_DIRECTORY, activity))
+        config_lease = None
+        if target.config:
+            directory, name = _split(target.config)
+            config_lease = stack.enter_context(hold(directory, f".{name}.lease", activity))
+        yield replace(target, lease=lease, config_lease=config_lease)
 
 
-def _lock_config(config: Address | None) -> AbstractContextManager[None]:
-    if config is None:
-        return nullcontext()
-    if isinstance(config, Path):
-        config = config.resolve()
-        return hold_file_lock(config.with_name(f".{config.name}.lock"))
-    return hold_lease(parent(config), f".{base_name(config)}.lease")
+def _split(config: Address) -> tuple[str, str]:
+    """Return directory and name of a configuration; symbolic links such as those of a ConfigMap are kept."""
+    address = str(config.resolve() if isinstance(config, Path) else config)
+    return parent(address), base_name(address)

@@ -6,6 +6,7 @@ before, or the whole new content.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import re
@@ -145,7 +146,7 @@ def create_file(uri: str, *, attempts: int = ATTEMPTS) -> Iterator[IO[bytes]]:
     Raises:
         OutputError: the file cannot be written.
     """
-    with _output_errors(uri):
+    with output_errors(uri):
         if not is_remote(uri):
             with _create_local(Path(uri)) as file:
                 yield file
@@ -170,7 +171,7 @@ def create_if_absent(uri: str, content: bytes) -> bool:
     if is_remote(uri):
         return remote.create_if_absent(uri, content)
     path = Path(uri)
-    with _output_errors(uri), _write_temporary(path) as temporary:
+    with output_errors(uri), _write_temporary(path) as temporary:
         with temporary.open("xb") as file:
             _write_through(file, content)
         try:
@@ -236,6 +237,30 @@ def walk_files(directory: str) -> Iterator[tuple[str, int]]:
                 yield path[len(directory) + 1 :], Path(path).lstat().st_size
 
 
+def rename(path: str, other: str) -> bool:
+    """Give a local file or directory another name, in place of a file of that name, whose permissions stay.
+
+    Returns:
+        False if there is nothing to rename, or if the other name is that of a directory with files.
+
+    Raises:
+        OutputError: it cannot be renamed.
+    """
+    source, target = Path(path), Path(other)
+    with output_errors(other):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if target.is_file():
+                source.chmod(target.stat().st_mode & 0o777)
+            source.replace(target)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+        _sync_directory(target.parent)
+    return True
+
+
 def remove(uri: str) -> None:
     """Delete a file, if it exists.
 
@@ -245,7 +270,7 @@ def remove(uri: str) -> None:
     if is_remote(uri):
         remote.remove(uri)
         return
-    with _output_errors(uri, "delete"):
+    with output_errors(uri, "delete"):
         Path(uri).unlink(missing_ok=True)
 
 
@@ -259,7 +284,7 @@ def remove_directory(directory: str) -> None:
         for path, _ in walk_files(directory):
             remote.remove(join(directory, path))
         return
-    with _output_errors(directory, "delete"), suppress(FileNotFoundError):
+    with output_errors(directory, "delete"), suppress(FileNotFoundError):
         shutil.rmtree(directory)
 
 
@@ -283,7 +308,7 @@ def _absolute(path: str) -> str:
 
 
 @contextmanager
-def _output_errors(uri: str, action: str = "write") -> Iterator[None]:
+def output_errors(uri: str, action: str = "write") -> Iterator[None]:
     """Raise the errors of the local file system as OutputError."""
     try:
         yield

@@ -1,126 +1,317 @@
-"""Lock that allows one change at a time: flock on a file system, numbered leases in an object store.
+"""Lease on a directory: one process at a time changes it, and nobody else can publish there, however late.
 
-The lease is the object with the highest number. To acquire it, a process creates the next number, which
-succeeds for one process only; so two processes that find an abandoned lease cannot both get it. The holder
-rewrites its lease every few seconds, and the lease is valid while it is recent. When it is released it is
-marked as free and kept, so that the numbers always rise.
+A lease is a chain of numbered files, `<root>/<directory>/00000007`, of which the one with the highest number
+counts. Each step creates the next number, and files.create_if_absent lets one process succeed:
+
+- To acquire the lease, if the last entry is free or abandoned: its process has ended on this host, or the
+  holder has not renewed its beat (`beat-<token>`) for LEASE_SECONDS.
+- To publish. The entry has an intent: files to move into place, which were staged before, and files to
+  delete. If the entry cannot be created, another process took over, and LeaseLost is raised. Otherwise the
+  publication is decided. The holder carries it out; if it is interrupted, the next holder does, before
+  anything else.
+
+So a process that was stopped for longer than its lease (SIGSTOP, a suspended machine) fails at its next
+step. One that was stopped while it carried out an intent finds its staged files gone, since the next holder
+moved or deleted them, and moves nothing. Worker processes, which `write` without an entry of their own, rely
+on the same: they stage, check the lease, and move. The lease is checked before each single step.
+
+What each storage contributes:
+
+- S3, Google Cloud Storage, Azure: conditional writes, consistent listings, and copies that the store makes in
+  one request, which fails if the source is gone. An S3-compatible store without If-None-Match lets two
+  processes in, of which the later one wins.
+- Local disk: a hard link creates an entry with its content, and a rename moves a staged file. Without hard
+  links the entry is created exclusively and then written. A process that reads it in between takes the lease
+  over, and the first one fails at its next step.
+- NFS: link and rename are atomic on the server. A listing may be seconds old. That lets no second process in,
+  since creating an entry does not depend on it, nor does a late one find its staged files.
+
+One case is left: a process that is stopped exactly between a check and the deletion of a file deletes it
+when it continues, which matters if the file was created again under the same name meanwhile. Clocks of
+several hosts are compared for the age of a beat only: if they differ by more than LEASE_SECONDS, a lease is
+taken over early and its holder fails, but nothing is damaged.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import secrets
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
-from serving.errors import HubheadError, OutputBusy, OutputError
+from serving.errors import HubheadError, LeaseLost, OutputBusy
 from serving.process import process_has_ended, process_identity
-from serving.storage import files
+from serving.storage import files, remote
 
 LEASE_SECONDS = 120.0
-"""Age in seconds from which a lease counts as abandoned."""
+"""Age in seconds from which a beat counts as the last one of its process."""
 
 HEARTBEAT_SECONDS = 20.0
-"""Seconds between two renewals of a lease."""
+"""Seconds between two beats."""
 
-_WAIT = "Run the command again when it has finished."
+Move = tuple[str, str]
+"""Name of a file, and the name that it gets, replacing any file of that name."""
 
 
-@contextmanager
-def hold_file_lock(path: Path) -> Iterator[None]:
-    """Hold the lock of a file within a `with` block; the kernel releases it however the process ends.
+@dataclass
+class Lease:
+    """Right to change the files below a root; can be sent to worker processes. All names are relative to it.
 
-    Raises:
-        OutputBusy: another process holds the lock.
-        OutputError: the directory cannot be written.
+    Without a directory it stands for no lease at all: everything is done at once and unchecked.
+
+    Attributes:
+        root: path or address.
+        directory: name of the directory of the chain.
+        token: random name of the holder.
+        number: number of the holder's last entry.
+        intent: what that entry is to publish; None once it is done.
+        recovered: note of the publication of an interrupted process that was completed when the lease was
+            acquired; None if there was none.
     """
-    try:
-        file = path.open("a")
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    with file:
+
+    root: str
+    directory: str = ""
+    token: str = ""
+    number: int = 0
+    intent: dict[str, Any] | None = None
+    recovered: Any = None
+
+    @property
+    def staging(self) -> str:
+        """Name of the holder's own directory, which is deleted when the lease is released or taken over."""
+        return files.join(self.directory, "staged", self.token)
+
+    def check(self) -> None:
+        """Check that no other process has taken the lease over.
+
+        Raises:
+            LeaseLost: another process has.
+        """
+        if not self.directory or (newest := self._find_newest()) == self.number:
+            return
+        # The holder may have published since it sent the lease to this process.
+        if (self._read(newest) or {}).get("token") != self.token:
+            raise self._lost_error()
+
+    def stage(self, contents: Mapping[str, bytes]) -> list[Move]:
+        """Write the contents of files to the staging directory; return the moves that put them into place.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
+        moves = []
+        for name, content in contents.items():
+            staged = files.join(self.staging, secrets.token_hex(8)) if self.directory else name
+            files.write(self._at(staged), content)
+            moves.append((staged, name))
+        return moves if self.directory else []
+
+    def write(self, contents: Mapping[str, bytes]) -> None:
+        """Create or replace files one after the other, unless the lease is lost.
+
+        Raises:
+            LeaseLost: another process took over; what it has published is unchanged.
+            OutputError: a file cannot be written.
+        """
+        self._perform({"moves": self.stage(contents), "removes": []})
+
+    def publish(
+        self,
+        contents: Mapping[str, bytes] | None = None,
+        *,
+        moves: Iterable[Move] = (),
+        removes: Iterable[str] = (),
+        note: Any = None,
+    ) -> None:
+        """Move files into place, create or replace others, and then delete files: all of it or nothing.
+
+        Args:
+            contents: contents of the files to create or replace, by name.
+            moves: files to move; on remote storage they are copied in this order and then deleted in reverse.
+            removes: names of files to delete, in this order.
+            note: value for `recovered`, as JSON.
+
+        Raises:
+            LeaseLost: another process took over; nothing is published.
+            OutputError: a file cannot be written. If it was decided, the next holder completes it.
+        """
+        moves = [*moves, *self.stage(contents or {})]
+        intent = {"moves": moves, "removes": list(removes), "note": note}
+        if moves or intent["removes"]:
+            self._advance(intent)
+            self._finish(intent)
+
+    def _advance(self, intent: dict[str, Any] | None) -> None:
+        """Create the next entry of the chain.
+
+        Raises:
+            LeaseLost: another process has created it, or a later one.
+        """
+        if not self.directory:
+            return
+        number = self.number + 1
+        created = files.create_if_absent(self._entry(number), self._serialize(intent=intent))
+        # Old entries are deleted, so the number may be free although the chain is further.
+        if not created or self._find_newest() != number:
+            raise self._lost_error()
+        self.number, self.intent = number, intent
+
+    def _finish(self, intent: dict[str, Any]) -> None:
+        """Carry an intent out, and record that it is done."""
+        self._perform(intent)
+        if self.directory:
+            files.write(self._entry(self.number), self._serialize(intent=None))
+        self.intent = None
+
+    def _perform(self, intent: Mapping[str, Any]) -> None:
+        """Carry an intent out. What another process has already moved is skipped."""
+        is_remote = files.is_remote(self.root)
+        for source, target in intent["moves"]:
+            self.check()
+            if not (remote.copy if is_remote else files.rename)(self._at(source), self._at(target)):
+                self.check()
+        for source, _ in reversed(intent["moves"]) if is_remote else ():
+            files.remove(self._at(source))
+        for name in intent["removes"]:
+            self.check()
+            files.remove(self._at(name))
+
+    def _acquire(self, activity: str) -> None:
+        """Create the entry that makes this process the holder.
+
+        Raises:
+            OutputBusy: another process holds the lease.
+        """
+        with files.output_errors(self._at(self.directory), "read"):
+            self.number = self._find_newest()
+            last: dict[str, Any] | None = self._read(self.number) if self.number else {"free": True}
+            if last is None or not self._is_abandoned(last):
+                raise self._busy_error(activity, last or {})
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputBusy(
-                f"Another promotion or rollback is in progress in {path.parent}.", remedy=_WAIT
-            ) from error
-        except OSError as error:
-            raise _unwritable(path, error) from error
-        yield
+            self._advance(last.get("intent"))
+        except LeaseLost as error:
+            raise self._busy_error(activity, {}) from error
+
+    def _recover(self) -> None:
+        """Complete the publication of an interrupted holder, and delete what earlier holders left."""
+        if self.intent:
+            self.recovered = self.intent.get("note")
+            self._finish(self.intent)
+        for name in files.list_names(self._at(self.directory)):
+            if name.startswith("beat-") or (name.isdecimal() and int(name) < self.number):
+                files.remove(self._at(files.join(self.directory, name)))
+        for token in files.list_names(self._at(files.join(self.directory, "staged"))):
+            files.remove_directory(self._at(files.join(self.directory, "staged", token)))
+
+    def _beat_until(self, done: threading.Event) -> None:
+        """Renew the beat until `done` is set or the lease is lost."""
+        while not done.wait(HEARTBEAT_SECONDS):
+            try:
+                self.check()
+                files.write(self._at(self._beat(self.token)), json.dumps({"time": time.time()}).encode())
+            except LeaseLost:
+                return
+            except HubheadError:
+                continue  # a later beat may succeed; the lease outlasts several
+
+    def _release(self) -> None:
+        with suppress(HubheadError):  # otherwise the lease expires
+            if not self.intent:
+                files.remove_directory(self._at(self.staging))
+            self.check()
+            files.write(self._entry(self.number), self._serialize(intent=self.intent, free=True))
+            files.remove(self._at(self._beat(self.token)))
+
+    def _is_abandoned(self, entry: Mapping[str, Any]) -> bool:
+        if entry.get("free") or process_has_ended(entry):
+            return True
+        beat = _read_json(self._at(self._beat(str(entry.get("token"))))) or {}
+        newest = max(float(entry.get("time", 0)), float(beat.get("time", 0)))
+        return time.time() - newest >= LEASE_SECONDS
+
+    def _serialize(self, **values: Any) -> bytes:
+        # The token and the time make the content unique, as files.create_if_absent requires.
+        return json.dumps({**process_identity(), "token": self.token, "time": time.time(), **values}).encode()
+
+    def _find_newest(self) -> int:
+        names = files.list_names(self._at(self.directory))
+        return max((int(name) for name in names if name.isdecimal()), default=0)
+
+    def _read(self, number: int) -> dict[str, Any] | None:
+        return _read_json(self._entry(number))
+
+    def _at(self, name: str) -> str:
+        return files.join(self.root, name)
+
+    def _entry(self, number: int) -> str:
+        return self._at(files.join(self.directory, f"{number:08d}"))
+
+    def _beat(self, token: str) -> str:
+        return files.join(self.directory, f"beat-{token}")
+
+    def _busy_error(self, activity: str, entry: Mapping[str, Any]) -> OutputBusy:
+        return OutputBusy(
+            f"{activity} {self.root}{_describe_holder(entry)}.",
+            remedy="Run the command again when it has finished. If it was killed on another machine, its"
+            f" lease expires after {LEASE_SECONDS:g} s.",
+        )
+
+    def _lost_error(self) -> LeaseLost:
+        entry = self._read(self._find_newest()) or {}
+        return LeaseLost(
+            f"This process was stopped for longer than its lease of {self.root} ({LEASE_SECONDS:g} s), and"
+            f" another process{_describe_holder(entry)} took over; this one has published nothing since.",
+            remedy="Run the same command again.",
+        )
 
 
 @contextmanager
-def hold_lease(base: str, prefix: str) -> Iterator[None]:
-    """Hold the lease below a prefix within a `with` block.
+def hold(root: str, directory: str, activity: str) -> Iterator[Lease]:
+    """Hold the lease of a directory within a `with` block.
+
+    Args:
+        root: path or address below which only the holder changes files.
+        directory: name of the lease's own directory below the root.
+        activity: what another holder does, for its error, such as "Another run is writing to".
 
     Raises:
         OutputBusy: another process holds the lease.
         OutputError: the lease cannot be written.
     """
-    numbers = sorted(int(name) for name in files.list_names(files.join(base, prefix)) if name.isdecimal())
-    last = numbers[-1] if numbers else 0
-    if last:
-        _check_free(base, f"{prefix}/{last:08d}")
-    own = f"{prefix}/{last + 1:08d}"
-    # The token makes the content unique, so that `create` can tell our own object from another's.
-    holder = {**process_identity(), "token": secrets.token_hex(8)}
-    if not files.create_if_absent(files.join(base, own), _serialize(holder)):
-        raise _busy(base, {})
-    for number in numbers:
-        files.remove(files.join(base, f"{prefix}/{number:08d}"))
+    lease = Lease(root, directory, secrets.token_hex(8))
+    lease._acquire(activity)
     done = threading.Event()
-    thread = threading.Thread(target=_renew_until, args=(base, own, holder, done), name="lease", daemon=True)
+    thread = threading.Thread(target=lease._beat_until, args=(done,), name="lease", daemon=True)
     thread.start()
     try:
-        yield
+        lease._recover()
+        yield lease
     finally:
         done.set()
         thread.join()
-        files.write(files.join(base, own), json.dumps({**holder, "free": True}).encode())
+        lease._release()
 
 
-def _check_free(base: str, name: str) -> None:
-    """Raise OutputBusy if a lease is neither free nor abandoned."""
+def read_intent(root: str, directory: str) -> Mapping[str, Any]:
+    """Return the moves and removes of an interrupted publication; {} if there is none."""
+    lease = Lease(root, directory)
+    return (lease._read(lease._find_newest()) or {}).get("intent") or {}
+
+
+def _describe_holder(entry: Mapping[str, Any]) -> str:
+    return f" (process {entry['pid']} on {entry['host']})" if {"pid", "host"} <= entry.keys() else ""
+
+
+def _read_json(uri: str) -> dict[str, Any] | None:
+    """Return the content of a JSON object; None if there is no such file, {} if it is damaged."""
     try:
-        lease = json.loads(files.read(files.join(base, name)))
-    except FileNotFoundError as error:  # another process has just taken it over
-        raise _busy(base, {}) from error
-    except ValueError:  # damaged: it protects nothing
-        return
-    fresh = time.time() - float(lease.get("beat", 0)) < LEASE_SECONDS
-    if not lease.get("free") and fresh and not process_has_ended(lease):
-        raise _busy(base, lease)
-
-
-def _busy(base: str, lease: dict[str, Any]) -> OutputBusy:
-    process = f" (process {lease['pid']} on {lease['host']})" if {"pid", "host"} <= lease.keys() else ""
-    return OutputBusy(
-        f"Another promotion or rollback is in progress in {base}{process}.",
-        remedy=f"{_WAIT} If it was killed, its lease expires after {LEASE_SECONDS:g} s.",
-    )
-
-
-def _renew_until(base: str, own: str, holder: dict[str, Any], done: threading.Event) -> None:
-    """Rewrite the lease every few seconds until `done` is set."""
-    while not done.wait(HEARTBEAT_SECONDS):
-        try:
-            files.write(files.join(base, own), _serialize(holder))
-        except HubheadError:
-            continue  # a later heartbeat may succeed; the lease outlasts several
-
-
-def _serialize(holder: dict[str, Any]) -> bytes:
-    return json.dumps({**holder, "beat": time.time()}).encode()
-
-
-def _unwritable(path: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"{path.parent} cannot be written: {error.strerror}.",
-        remedy="Give --model_base_path the directory above the versions; you need write permission on it.",
-    )
+        content = json.loads(files.read(uri))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}

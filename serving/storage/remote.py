@@ -206,14 +206,21 @@ def download(uri: str, path: str) -> None:
         storage.get_file(source, path)
 
 
-def copy(uri: str, other: str) -> None:
-    """Copy a file within its storage, without transferring it to this machine.
+def copy(uri: str, other: str) -> bool:
+    """Copy a file within its storage, which does it in one request; return False if there is no such file.
 
     Raises:
         OutputError: it cannot be written.
     """
     with connect(other, "write") as (storage, target):
-        storage.cp_file(storage._strip_protocol(uri), target)
+        source = storage._strip_protocol(uri)
+        try:
+            storage.cp_file(source, target)
+        except FileNotFoundError:
+            if storage.exists(source):
+                raise
+            return False
+        return True
 
 
 def remove(uri: str) -> None:

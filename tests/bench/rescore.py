@@ -55,6 +55,7 @@ def write_previous_scores(top: Path, model: Any, number: int, *, shuffled: bool)
     from batch.output.schema import PhotoColumns, build_scores_table
     from batch.shards.shard import DEFAULT_SIZE, hash_uri
     from serving.contract import Decisions
+    from serving.storage import files
 
     uris = sorted((f"/photos/uploads/2026/05/{i:08d}.jpg" for i in range(number)), key=hash_uri)
     shas = np.frombuffer(b"".join(hashlib.sha256(uri.encode()).digest() for uri in uris), "S32")
@@ -79,11 +80,10 @@ def write_previous_scores(top: Path, model: Any, number: int, *, shuffled: bool)
             "detail": pa.nulls(size, pa.string()),
         }
         stored |= {"height": pa.array(ones), "width": pa.array(ones)}
-        layout.write_file(
-            str(top / "store" / model.metadata.fingerprint),
-            layout.EMBEDDINGS,
-            pa.table(stored, schema=layout.embeddings_schema(dimension)),
+        name, content = layout.encode_file(
+            layout.EMBEDDINGS, pa.table(stored, schema=layout.embeddings_schema(dimension))
         )
+        files.write(f"{top}/store/{model.metadata.fingerprint}/{name}", content)
         columns = PhotoColumns(
             uris=pa.array(uris[here]),
             shas=pa.array([sha.tobytes().hex() for sha in shas[here].view("V32")]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 import fsspec
 import pytest
 
+from serving.storage import files
 from tests.support.fake_model import free_port
 
 KINDS = ("memory", "s3", "gs")
@@ -85,6 +87,13 @@ def count_listings() -> Iterator[list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "ls", ls)
         yield listed
+
+
+def expire_lease(directory: str) -> None:
+    """Expire a lease whose holder was interrupted by an exception that stands for a kill of the process."""
+    newest = max(name for name in files.list_names(directory) if name.isdecimal())
+    entry = json.loads(files.read(f"{directory}/{newest}"))
+    files.write(f"{directory}/{newest}", json.dumps({**entry, "time": 0}).encode())
 
 
 def new_base_path(kind: str, patch: pytest.MonkeyPatch, servers: dict[str, str]) -> str:

@@ -15,15 +15,12 @@ from serving.registry.stores.object_store import RECORDS_PREFIX, ObjectStore
 from serving.registry.stores.store import Say, Store, silent
 from serving.storage import files, remote
 from serving.storage.address import Address, base_name, parent
+from serving.storage.lease import Lease
 
 
-def open_store(base: Address) -> Store:
-    """Return the store of the versions below a base path.
-
-    Raises:
-        InputError: the package for this kind of address is not installed.
-    """
-    return LocalStore(base) if isinstance(base, Path) else ObjectStore(base)
+def open_store(base: Address, lease: Lease | None = None) -> Store:
+    """Return the store of the versions below a base path, to be changed by the holder of a lease."""
+    return LocalStore(base, lease) if isinstance(base, Path) else ObjectStore(base, lease)
 
 
 @dataclass(frozen=True)

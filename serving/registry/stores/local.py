@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from serving import bundle, contract
-from serving.errors import BundleError, InputError, OutputError
+from serving.errors import BundleError, InputError
 from serving.registry import verdict
 from serving.registry.stores.store import Say, Store
-from serving.storage.lease import hold_file_lock
+from serving.storage.lease import Lease
 
 AUDIT_LOG = "audit.jsonl"
 
@@ -22,10 +20,12 @@ class LocalStore(Store):
 
     Args:
         base: directory whose numbered children are the versions.
+        lease: lease of the base path; None changes it without a lease.
     """
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, lease: Lease | None = None) -> None:
         self.base = base
+        self.lease = lease or Lease(str(base))
 
     def __str__(self) -> str:
         return str(self.base)
@@ -36,14 +36,6 @@ class LocalStore(Store):
 
     def exists(self) -> bool:
         return self.base.is_dir()
-
-    def create(self) -> None:
-        if not self.base.is_dir():
-            with bundle.staging(self.base):
-                self.base.joinpath(".lock").touch()
-
-    def lock(self) -> AbstractContextManager[None]:
-        return hold_file_lock(self.base / ".lock")
 
     def versions(self) -> list[int]:
         return bundle.versions(self.base)
@@ -76,7 +68,9 @@ class LocalStore(Store):
                 return version
         return None
 
-    def publish(self, source: Path, digest: str, *, at_least: int, say: Say) -> int:
+    def publish(
+        self, source: Path, digest: str, *, at_least: int, log: Callable[[int], str], say: Say
+    ) -> int:
         say(f"copying {source}")
         with bundle.staging(self.base) as staged:
             try:
@@ -85,33 +79,28 @@ class LocalStore(Store):
                 raise BundleError(f"{source} cannot be copied to {self.base}: {error}.") from error
             if verdict.digest(staged) != digest:
                 raise BundleError(f"{source} changed while it was copied.", remedy="Promote it again.")
-            return int(bundle.publish(staged, self.base, at_least=at_least).name)
+            while staged.exists():  # again if hubhead train, which needs no lease, takes the number
+                number = bundle.next_version(self.base, at_least)
+                self.lease.publish(self.log_content(log(number)), moves=[(staged.name, str(number))])
+            return number
 
-    def withdraw(self, version: int) -> str:
-        directory = self.path(version)
-        withdrawn = self.base / bundle.WITHDRAWN
-        withdrawn.mkdir(exist_ok=True)
-        directory.rename(withdrawn / directory.name)
-        return str(withdrawn)
+    def withdraw(self, version: int, log: str) -> str:
+        name = self.path(version).name
+        move = (name, f"{bundle.WITHDRAWN}/{name}")
+        self.lease.publish(self.log_content(log), moves=[move], note=version)
+        return str(self.base / bundle.WITHDRAWN)
 
-    def remove(self, version: int) -> None:
-        directory = self.path(version)
+    def remove(self, version: int, log: str) -> None:
+        name = self.path(version).name
         # Renamed first, so that no server sees a version of which some files are deleted.
-        removing = self.base / f".removing-{directory.name}"
-        directory.rename(removing)
-        shutil.rmtree(removing, ignore_errors=True)
+        self.lease.publish(self.log_content(log), moves=[(name, f".removing-{name}")])
+        shutil.rmtree(self.base / f".removing-{name}", ignore_errors=True)
 
-    def append_to_log(self, line: str) -> None:
+    def log_content(self, line: str) -> Mapping[str, bytes]:
         path = self.base / AUDIT_LOG
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(descriptor, f"{line}\n".encode())  # one write, so that concurrent lines do not mix
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
+        before = path.read_bytes() if path.exists() else b""
+        # A last line without its end was interrupted before its change was reported as done.
+        return {AUDIT_LOG: before[: before.rfind(b"\n") + 1] + f"{line}\n".encode()}
 
     def read_log(self) -> Iterator[tuple[str, str]]:
         path = self.base / AUDIT_LOG

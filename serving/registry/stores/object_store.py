@@ -5,65 +5,40 @@ an object, and loads it at once (file_system_storage_path_source.cc lists childr
 If saved_model.pb is there before the variables, the server loads a model without weights, since its loader
 takes a missing checkpoint for a model that has none. If saved_model.pb is not there yet, the load fails; it
 is retried --max_num_load_retries times (5), --load_retry_interval_micros (a minute) apart, and then never. A
-version is therefore published in four steps:
+version is therefore published in steps:
 
 1. It is uploaded below another prefix, `.hubhead/arriving/<digest>/`, which takes minutes. An interrupted
    upload is resumed, since the prefix names the content.
-2. It gets a number by a record that only one writer can create: `.hubhead/versions/<number>`, in state
-   "arriving".
-3. It is copied to its number within the store, which takes moments; saved_model.pb comes last.
-4. Its record is set to "whole". From now on hubhead treats it as a version.
+2. The publication is decided, by an entry in the lease (serving.storage.lease). It is then carried out within
+   the store, which takes moments, if need be by the next process that changes the store: the objects are
+   copied to their number, saved_model.pb last, and then the record `.hubhead/versions/<number>` is written.
+   From now on hubhead treats it as a version.
 
-A version is removed in the opposite order: its record is set to "withdrawing" or "removing", then
-saved_model.pb is deleted first, so that a server that starts meanwhile fails to load it instead of loading a
-part of it. The next change completes whatever was interrupted.
+A version is removed in the opposite order: its record is replaced, then saved_model.pb is deleted first, so
+that a server that starts meanwhile fails to load it instead of loading a part of it.
 """
 
 from __future__ import annotations
 
 import json
-import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 
 from serving import bundle, contract
 from serving.errors import BundleError, InputError, OutputError
 from serving.registry import verdict
 from serving.registry.stores.local import file_sizes
-from serving.registry.stores.store import Say, Store
+from serving.registry.stores.store import LEASE_DIRECTORY, Say, Store
 from serving.storage import files, remote
 from serving.storage.address import base_name
-from serving.storage.lease import hold_lease
+from serving.storage.lease import Lease, read_intent
 
-STATE_PREFIX = ".hubhead"
-"""Prefix below the base path for staging, records, lease and audit log. No server takes it for a version."""
+STAGING_PREFIX = ".hubhead/arriving"
+AUDIT_PREFIX = ".hubhead/audit"
+RECORDS_PREFIX = ".hubhead/versions"
 
-STAGING_PREFIX = f"{STATE_PREFIX}/arriving"
-AUDIT_PREFIX = f"{STATE_PREFIX}/audit"
-LEASE_PREFIX = f"{STATE_PREFIX}/lease"
-RECORDS_PREFIX = f"{STATE_PREFIX}/versions"
-
-
-class State(StrEnum):
-    """Stage of a version's life cycle."""
-
-    ARRIVING = "arriving"
-    WHOLE = "whole"
-    WITHDRAWING = "withdrawing"
-    REMOVING = "removing"
-    GONE = "gone"
-
-
-_INTERRUPTED = {
-    State.ARRIVING: "hubhead was interrupted while publishing it",
-    State.WITHDRAWING: "hubhead was interrupted while withdrawing it",
-    State.REMOVING: "hubhead was interrupted while removing it",
-    State.GONE: "hubhead removed it, and objects are there again",
-}
-"""Why a number with objects is not a version, by the state of its record."""
+_WHOLE, _GONE = "whole", "gone"
 
 
 @dataclass(frozen=True)
@@ -71,13 +46,13 @@ class Record:
     """Record of a version number; it outlives the version, so that numbers are not used again.
 
     Attributes:
-        state: stage of the version.
+        state: _WHOLE, or anything else for a number that is no version any more.
         content: digest of the version.
         files: size in bytes of each file, by name, without the verdict, which may be replaced.
-        token: random token that tells two writers apart.
+        token: of earlier versions of hubhead.
     """
 
-    state: State
+    state: str
     content: str
     files: Mapping[str, int]
     token: str = ""
@@ -94,9 +69,8 @@ class Record:
             InputError: the content is not a record.
         """
         try:
-            found = json.loads(content)
-            return Record(**{**found, "state": State(found["state"])})
-        except (ValueError, KeyError, TypeError) as error:
+            return Record(**json.loads(content))
+        except (ValueError, TypeError) as error:
             raise InputError(
                 f"{location} is not a version record of hubhead: {error}.", remedy="Remove it."
             ) from error
@@ -107,10 +81,12 @@ class ObjectStore(Store):
 
     Args:
         base: address whose numbered children are the versions.
+        lease: lease of the base path; None changes it without a lease.
     """
 
-    def __init__(self, base: str) -> None:
+    def __init__(self, base: str, lease: Lease | None = None) -> None:
         self.base = base
+        self.lease = lease or Lease(base)
 
     def __str__(self) -> str:
         return self.base
@@ -122,14 +98,8 @@ class ObjectStore(Store):
     def exists(self) -> bool:
         return bool(files.list_names(self.base))
 
-    def create(self) -> None:
-        """Do nothing: an object store has no directories."""
-
-    def lock(self) -> AbstractContextManager[None]:
-        return hold_lease(self.base, LEASE_PREFIX)
-
     def versions(self) -> list[int]:
-        return [number for number, record in self._read_records().items() if record.state is State.WHOLE]
+        return [number for number, record in self._read_records().items() if record.state == _WHOLE]
 
     def path(self, version: int) -> str:
         return self._at(str(version))
@@ -150,48 +120,52 @@ class ObjectStore(Store):
         matching = (v for v in reversed(self.versions()) if self._read_record(v).content == digest)
         return next(matching, None)
 
-    def publish(self, source: Path, digest: str, *, at_least: int, say: Say) -> int:
-        self._remove_interrupted(digest, say)
+    def publish(
+        self, source: Path, digest: str, *, at_least: int, log: Callable[[int], str], say: Say
+    ) -> int:
+        for other in files.list_names(self._at(STAGING_PREFIX)):
+            if other != digest:
+                say(f"removing an interrupted upload of content {other[:12]}")
+                files.remove_directory(self._at(f"{STAGING_PREFIX}/{other}"))
         sizes = file_sizes(source)
-        names = sorted(sizes, key=lambda name: (name == contract.SAVED_MODEL_FILE, name))
         staging = f"{STAGING_PREFIX}/{digest}"
         self._upload(source, staging, sizes, say)
         if verdict.digest(source) != digest:
             files.remove_directory(self._at(staging))
             raise BundleError(f"{source} changed while it was uploaded.", remedy="Promote it again.")
-        number, record = self._claim_number(digest, _without_verdict(sizes), at_least)
+        recorded = files.list_names(self._at(RECORDS_PREFIX))
+        used = [*self._list_numbers(), *(int(name) for name in recorded if name.isdecimal())]
+        number = max(max(used, default=0) + 1, at_least)
         say(f"copying to {self.path(number)}")
-        for name in names:
-            remote.copy(self._at(f"{staging}/{name}"), self._at(f"{number}/{name}"))
+        record = Record(_WHOLE, digest, _without_verdict(sizes))
+        self.lease.publish(
+            {f"{RECORDS_PREFIX}/{number}": record.to_bytes(), **self.log_content(log(number))},
+            moves=[(f"{staging}/{name}", f"{number}/{name}") for name in _model_last(sizes)],
+        )
         if self.sizes(number) != sizes:
             raise OutputError(
                 f"{self.path(number)} differs from what was uploaded: another writer is at work there.",
                 remedy="Stop the other writer and promote the bundle again.",
             )
-        self._write_record(number, replace(record, state=State.WHOLE))
-        files.remove_directory(self._at(staging))
         return number
 
-    def withdraw(self, version: int) -> str:
-        self._take_down(version, State.WITHDRAWING)
+    def withdraw(self, version: int, log: str) -> str:
+        moves = [
+            (f"{version}/{name}", f"{bundle.WITHDRAWN}/{version}/{name}")
+            for name in _model_last(self.sizes(version))
+        ]
+        self.lease.publish(self._gone_content(version, log), moves=moves, note=version)
         return self._at(bundle.WITHDRAWN)
 
-    def remove(self, version: int) -> None:
-        self._take_down(version, State.REMOVING)
+    def remove(self, version: int, log: str) -> None:
+        names = reversed(_model_last(self.sizes(version)))
+        removes = [f"{version}/{name}" for name in names]
+        self.lease.publish(self._gone_content(version, log), removes=removes)
 
-    def append_to_log(self, line: str) -> None:
-        """Write the line as an object of its own: nothing is rewritten, so no earlier line can be lost.
-
-        Objects are numbered. Only one of two concurrent writers can create a number; the other one tries the
-        next.
-        """
-        number = max(
-            (int(name) for name in files.list_names(self._at(AUDIT_PREFIX)) if name.isdecimal()), default=0
-        )
-        while not files.create_if_absent(
-            self._at(f"{AUDIT_PREFIX}/{(number := number + 1):08d}"), line.encode()
-        ):
-            pass
+    def log_content(self, line: str) -> Mapping[str, bytes]:
+        """Return the line as an object of its own: nothing is rewritten, so no earlier line can be lost."""
+        numbers = [int(name) for name in files.list_names(self._at(AUDIT_PREFIX)) if name.isdecimal()]
+        return {f"{AUDIT_PREFIX}/{max(numbers, default=0) + 1:08d}": line.encode()}
 
     def read_log(self) -> Iterator[tuple[str, str]]:
         numbers = [name for name in files.list_names(self._at(AUDIT_PREFIX)) if name.isdecimal()]
@@ -199,28 +173,20 @@ class ObjectStore(Store):
         for address, line in zip(addresses, remote.read_all(addresses), strict=True):
             yield address, line.decode(errors="replace")
 
-    def finish_interrupted(self, say: Say) -> list[int]:
-        leaving = {
-            number: record
-            for number, record in self._read_records().items()
-            if record.state in (State.WITHDRAWING, State.REMOVING)
-        }
-        for number, record in leaving.items():
-            say(f"{record.state} version {number}, which was interrupted")
-            self._take_down(number, record.state)
-        uploads = files.list_names(self._at(STAGING_PREFIX))
-        complete = {record.content for record in self._read_records().values() if record.state is State.WHOLE}
-        for content in complete.intersection(uploads):
-            files.remove_directory(self._at(f"{STAGING_PREFIX}/{content}"))
-        return [number for number, record in leaving.items() if record.state is State.WITHDRAWING]
-
-    def list_unfinished(self) -> dict[int, str]:
+    def list_unfinished(self) -> Mapping[int, str]:
+        intent = read_intent(self.base, LEASE_DIRECTORY)
+        names = [name for move in intent.get("moves", ()) for name in move] + intent.get("removes", [])
+        changing = {name.partition("/")[0] for name in names}
         records = self._read_records()
-        return {
-            number: _INTERRUPTED[records[number].state] if number in records else "foreign"
-            for number in self._list_numbers()
-            if number not in records or records[number].state is not State.WHOLE
-        }
+        unfinished = {}
+        for number in self._list_numbers():
+            if str(number) in changing:
+                unfinished[number] = "hubhead is changing it or was interrupted, which the next change completes"
+            elif number not in records:
+                unfinished[number] = "foreign"
+            elif records[number].state != _WHOLE:
+                unfinished[number] = "hubhead removed it, and objects are there again"
+        return unfinished
 
     def _list_numbers(self) -> list[int]:
         """List the numbers that a server takes for versions, ascending."""
@@ -241,8 +207,10 @@ class ObjectStore(Store):
         except FileNotFoundError as error:
             raise BundleError(f"{self} has no version {version}.") from error
 
-    def _write_record(self, version: int, record: Record) -> None:
-        files.write(self._at(f"{RECORDS_PREFIX}/{version}"), record.to_bytes())
+    def _gone_content(self, version: int, log: str) -> Mapping[str, bytes]:
+        """Return the record of a version that is taken away, and the line of the audit log, by name."""
+        record = replace(self._read_record(version), state=_GONE)
+        return {f"{RECORDS_PREFIX}/{version}": record.to_bytes(), **self.log_content(log)}
 
     def _upload(self, source: Path, staging: str, sizes: Mapping[str, int], say: Say) -> None:
         """Upload the files that are missing; the verdict always, since the digest does not cover it."""
@@ -252,48 +220,14 @@ class ObjectStore(Store):
             say(f"uploading {name} ({sizes[name] / 1e6:.1f} MB, {position} of {len(missing)})")
             remote.upload(str(source / name), self._at(f"{staging}/{name}"))
 
-    def _claim_number(self, content: str, sizes: Mapping[str, int], at_least: int) -> tuple[int, Record]:
-        """Return a number for this content, that of an interrupted copy or the next one, and its record."""
-        record = Record(State.ARRIVING, content, dict(sizes), secrets.token_hex(8))
-        known = {int(name) for name in files.list_names(self._at(RECORDS_PREFIX)) if name.isdecimal()}
-        newest = max(known | set(self._list_numbers()), default=0)
-        if newest in known:
-            last = self._read_record(newest)
-            if (last.state, last.content) == (State.ARRIVING, content):
-                return newest, last
-        number = max(newest + 1, at_least)
-        while not files.create_if_absent(self._at(f"{RECORDS_PREFIX}/{number}"), record.to_bytes()):
-            number += 1
-        return number, record
-
-    def _remove_interrupted(self, content: str, say: Say) -> None:
-        """Delete interrupted uploads and copies of any other content."""
-        for other in files.list_names(self._at(STAGING_PREFIX)):
-            if other != content:
-                say(f"removing an interrupted upload of content {other[:12]}")
-                files.remove_directory(self._at(f"{STAGING_PREFIX}/{other}"))
-        newest = max(self._list_numbers(), default=0)
-        for number, record in self._read_records().items():
-            if record.state is State.ARRIVING and (record.content != content or number != newest):
-                say(f"removing version {number}, which was never complete")
-                self._take_down(number, State.REMOVING)
-
-    def _take_down(self, version: int, state: State) -> None:
-        """Withdraw or remove a version, in steps that can be repeated after an interruption."""
-        record = self._read_record(version)
-        self._write_record(version, replace(record, state=state))
-        names = sorted(self.sizes(version), key=lambda name: (name != contract.SAVED_MODEL_FILE, name))
-        if state is State.WITHDRAWING:
-            # saved_model.pb is copied last and deleted first: no prefix holds a model without weights.
-            for name in reversed(names):
-                remote.copy(self._at(f"{version}/{name}"), self._at(f"{bundle.WITHDRAWN}/{version}/{name}"))
-        for name in names:
-            files.remove(self._at(f"{version}/{name}"))
-        self._write_record(version, replace(record, state=State.GONE))
-
     def _at(self, name: str) -> str:
         """Return the address of an object."""
         return files.join(self.base, name)
+
+
+def _model_last(names: Iterable[str]) -> list[str]:
+    """Return names with saved_model.pb last: no prefix then ever holds a model without weights."""
+    return sorted(names, key=lambda name: (name == contract.SAVED_MODEL_FILE, name))
 
 
 def _without_verdict(sizes: Mapping[str, int]) -> dict[str, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from serving import contract
@@ -13,6 +12,10 @@ from serving.errors import BundleError
 from serving.registry import verdict
 from serving.registry.verdict import Verdict
 from serving.storage.address import Address
+from serving.storage.lease import Lease
+
+LEASE_DIRECTORY = ".hubhead/lease"
+"""Directory of the lease below the base path. No server takes it for a version."""
 
 Say = Callable[[str], None]
 """Callback for one line of progress."""
@@ -27,8 +30,13 @@ class Store(ABC):
     """Versions of a model and the audit log of changes to them.
 
     All methods raise OutputError if the storage cannot be read or written, and BundleError if a version is
-    missing or cannot be read. Methods that change the store must be called while `lock` is held.
+    missing or cannot be read. Methods that change the store raise LeaseLost if another process took over.
+
+    Attributes:
+        lease: lease of the base path, through which everything is changed.
     """
+
+    lease: Lease
 
     @property
     @abstractmethod
@@ -38,18 +46,6 @@ class Store(ABC):
     @abstractmethod
     def exists(self) -> bool:
         """Return whether the location exists."""
-
-    @abstractmethod
-    def create(self) -> None:
-        """Create what must exist before the first version is published."""
-
-    @abstractmethod
-    def lock(self) -> AbstractContextManager[None]:
-        """Hold the exclusive right to change the versions.
-
-        Raises:
-            OutputBusy: another process holds it.
-        """
 
     @abstractmethod
     def versions(self) -> list[int]:
@@ -80,38 +76,44 @@ class Store(ABC):
         """Return the version with this digest, or at this very path; None if there is none."""
 
     @abstractmethod
-    def publish(self, source: Path, digest: str, *, at_least: int, say: Say) -> int:
+    def publish(
+        self, source: Path, digest: str, *, at_least: int, log: Callable[[int], str], say: Say
+    ) -> int:
         """Copy a bundle into the store and return its version number.
 
-        The version is invisible here, and no server loads it, before it is complete.
+        The version is invisible here, and no server loads it, before it is complete. A publication that is
+        interrupted is completed by the next process that changes the store.
 
         Args:
             source: local directory of the bundle.
             digest: digest of the bundle.
             at_least: number to use if it is above all numbers ever used; else the next free number is taken.
+            log: returns the line of the audit log for a version number.
             say: called with one line of progress per step.
         """
 
     @abstractmethod
-    def withdraw(self, version: int) -> str:
-        """Hide a version from servers, keep its files, and return where they are."""
+    def withdraw(self, version: int, log: str) -> str:
+        """Hide a version from servers, keep its files, append to the audit log; return where the files are.
+
+        If it is interrupted, `lease.recovered` of the process that completes it is the version.
+        """
 
     @abstractmethod
-    def remove(self, version: int) -> None:
-        """Delete a version; servers never load a part of it."""
+    def remove(self, version: int, log: str) -> None:
+        """Delete a version and append to the audit log; servers never load a part of it."""
 
     @abstractmethod
+    def log_content(self, line: str) -> Mapping[str, bytes]:
+        """Return the file to write to append a line to the audit log, by name."""
+
     def append_to_log(self, line: str) -> None:
         """Append a line to the audit log."""
+        self.lease.publish(self.log_content(line))
 
     @abstractmethod
     def read_log(self) -> Iterator[tuple[str, str]]:
         """Yield (location, line) of the audit log, oldest first."""
-
-    def finish_interrupted(self, say: Say) -> list[int]:
-        """Complete interrupted withdrawals and removals; return the versions withdrawn."""
-        del say
-        return []
 
     def list_unfinished(self) -> Mapping[int, str]:
         """Return the numbers that are not complete versions, each with the reason."""

@@ -15,7 +15,7 @@ from tests.support.html_assertions import CHROMIUM, Page, check_self_contained, 
 
 def test_report_shows_the_figures_of_run_json(tmp_path: Path) -> None:
     run, chosen = make_run(make_stats(COUNTS)), make_examples(tmp_path)
-    report.write(str(tmp_path / "report.html"), run, chosen)
+    (tmp_path / "report.html").write_bytes(report.build(run, chosen))
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     check_self_contained(text)
     page = Page(text)
@@ -46,7 +46,7 @@ def test_missing_or_broken_photos_are_shown_without_thumbnail(tmp_path: Path) ->
     gone, broken = select_photos(run, chosen)[:2]
     Path(gone).unlink()
     Path(broken).write_bytes(b"\xff\xd8\xff no photo")
-    report.write(str(tmp_path / "report.html"), run, chosen)
+    (tmp_path / "report.html").write_bytes(report.build(run, chosen))
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.text.count("no picture") == 2
     assert len(page.all("img")) == 10
@@ -59,9 +59,8 @@ def test_browser_renders_without_horizontal_scrolling(tmp_path: Path, width: int
     labels = {**COUNTS, "Donaudampfschifffahrtsgesellschaftskapitän" * 2: 50}
     run = make_run(make_stats(labels), embedding_store="gs://a-bucket/with/a/long/name/" + "x" * 80)
     before = make_run(make_stats(COUNTS, seed=2), "2026-05-30")
-    report.write(
-        str(tmp_path / "report.html"), run, make_examples(tmp_path, tuple(labels)), compare_runs(run, before)
-    )
+    page = report.build(run, make_examples(tmp_path, tuple(labels)), compare_runs(run, before))
+    (tmp_path / "report.html").write_bytes(page)
     found = measure_page(tmp_path / "report.html", tmp_path, width)
     assert found["inner"] == width
     assert found["width"] <= width, "the page can be scrolled sideways"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +35,7 @@ from batch.shards.scored_index import ScoredIndex, exclude_scored
 from batch.shards.shard import Entry, PlanWriter, sort_entries
 from serving import bundle
 from serving.errors import BundleError, InputError, OutputBusy, OutputError
-from serving.storage import files, lock
+from serving.storage import files, lease
 from tests.support.score_job import GOOD, LABELS, make_bundle
 
 
@@ -275,54 +277,42 @@ def test_invalid_run_ids_are_rejected(wrong: str) -> None:
     assert check_run_id("2026-05-31.night_2") == "2026-05-31.night_2"
 
 
-class TestLock:
-    def test_second_run_is_rejected_while_the_first_holds_the_lock(self, tmp_path: Path) -> None:
-        directory = str(tmp_path / "_hubhead")
-        busy = pytest.raises(OutputBusy, match=f"process {os.getpid()} on")
-        with lock.hold(directory), busy as caught, lock.hold(directory):
+class TestLease:
+    def test_second_run_is_rejected_while_the_first_holds_the_lease(self, tmp_path: Path) -> None:
+        output = Output(str(tmp_path))
+        busy = pytest.raises(OutputBusy, match=f"Another run is writing to .*process {os.getpid()} on")
+        with output.hold_lease(), busy as caught, output.hold_lease():
             pass
         assert caught.value.exit_code == 5
-        with lock.hold(directory):
+        with output.hold_lease():
             pass
 
-    def test_lock_of_a_killed_process_is_released(self, tmp_path: Path) -> None:
-        directory = str(tmp_path / "_hubhead")
+    def test_lease_of_a_killed_process_is_taken_over_at_once(self, tmp_path: Path) -> None:
         context = multiprocessing.get_context("spawn")
         ready = context.Event()
-        process = context.Process(target=_hold_lock, args=(directory, ready))
+        process = context.Process(target=_hold_lease, args=(str(tmp_path), ready))
         process.start()
         assert ready.wait(60)
-        with pytest.raises(OutputBusy), lock.hold(directory):
+        with pytest.raises(OutputBusy), Output(str(tmp_path)).hold_lease():
             pass
         process.kill()
         process.join(60)
-        with lock.hold(directory):
+        with Output(str(tmp_path)).hold_lease():
             pass
 
-    def test_lease_on_object_storage_expires(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        stored: dict[str, bytes] = {}
-        monkeypatch.setattr(files, "write", stored.__setitem__)
-        monkeypatch.setattr(files, "remove", lambda uri: stored.pop(uri, None))
-        monkeypatch.setattr(lock, "_SETTLE_SECONDS", 0.0)
-
-        def read(uri: str) -> bytes:
-            if uri not in stored:
-                raise FileNotFoundError(uri)
-            return stored[uri]
-
-        monkeypatch.setattr(files, "read", read)
-        where = "gs://bucket/out/_hubhead"
-        with lock.hold(where), pytest.raises(OutputBusy), lock.hold(where):
+    def test_lease_of_another_host_expires(self, tmp_path: Path) -> None:
+        entry = {"host": "elsewhere", "pid": 1, "token": "t", "time": time.time() - 60}
+        file = tmp_path / "_hubhead" / "lease" / "00000041"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(entry))
+        with (
+            pytest.raises(OutputBusy, match="process 1 on elsewhere"),
+            Output(str(tmp_path)).hold_lease(),
+        ):
             pass
-        assert not stored
-        lease = {"host": "elsewhere", "pid": 1, "token": "t", "beat": lock.time.time() - 60}
-        stored["gs://bucket/out/_hubhead/lock"] = json.dumps(lease).encode()
-        with pytest.raises(OutputBusy, match="process 1 on elsewhere"), lock.hold("gs://bucket/out/_hubhead"):
-            pass
-        lease["beat"] -= lock.LEASE_SECONDS
-        stored["gs://bucket/out/_hubhead/lock"] = json.dumps(lease).encode()
-        with lock.hold("gs://bucket/out/_hubhead"):
-            pass
+        file.write_text(json.dumps({**entry, "time": time.time() - lease.LEASE_SECONDS}))
+        with Output(str(tmp_path)).hold_lease():
+            assert [path.name for path in file.parent.iterdir()] == ["00000042"]
 
     def test_busy_output_exits_with_5(self, tmp_path: Path) -> None:
         assert OutputBusy("x").exit_code == 5
@@ -330,10 +320,14 @@ class TestLock:
         assert "5 another run is writing to the output" in text
 
 
-def _hold_lock(directory: str, ready: Any) -> None:
-    with lock.hold(directory):
+def _hold_lease(directory: str, ready: Any) -> None:
+    with Output(directory).hold_lease():
         ready.set()
         multiprocessing.Event().wait(600)
+
+
+def write_keys(directory: str, name: str, keys: Iterable[bytes]) -> None:
+    files.write(f"{directory}/{name}{scored_index.SUFFIX}", scored_index.encode_keys(keys))
 
 
 class TestScoredIndex:
@@ -348,9 +342,9 @@ class TestScoredIndex:
 
     def test_keys_of_photos_are_found_in_all_files(self, tmp_path: Path) -> None:
         changed = Photo("/7.jpg", 70, 2)
-        scored_index.write_keys(str(tmp_path), "a", map(self.key, range(100)))
-        scored_index.write_keys(str(tmp_path), "b", [scored_index.scored_key(changed), self.key(200)])
-        scored_index.write_keys(str(tmp_path), "unfinished", [self.key(300)])
+        write_keys(str(tmp_path), "a", map(self.key, range(100)))
+        write_keys(str(tmp_path), "b", [scored_index.scored_key(changed), self.key(200)])
+        write_keys(str(tmp_path), "unfinished", [self.key(300)])
         known = ScoredIndex(str(tmp_path), lambda _: False, lambda name: name != "unfinished")
         wanted = scored_index.hash_uris(f"/{number}.jpg" for number in (7, 40, 200, 300, 1000))
         found = np.unique(known.find_keys(wanted))
@@ -360,9 +354,9 @@ class TestScoredIndex:
 
     def test_photos_scored_by_every_model_are_excluded(self, tmp_path: Path) -> None:
         one, two = str(tmp_path / "one"), str(tmp_path / "two")
-        scored_index.write_keys(one, "a", map(self.key, range(0, 100)))
-        scored_index.write_keys(one, "unfinished", map(self.key, range(100, 200)))
-        scored_index.write_keys(two, "a", map(self.key, range(50, 60)))
+        write_keys(one, "a", map(self.key, range(0, 100)))
+        write_keys(one, "unfinished", map(self.key, range(100, 200)))
+        write_keys(two, "a", map(self.key, range(50, 60)))
         known = [
             ScoredIndex(place, lambda name: name == "a", lambda name: name == "a") for place in (one, two)
         ]
@@ -375,17 +369,15 @@ class TestScoredIndex:
         assert sum(left) == 10
 
     def test_changed_photo_is_not_excluded(self, tmp_path: Path) -> None:
-        scored_index.write_keys(str(tmp_path), "a", [self.key(1)])
+        write_keys(str(tmp_path), "a", [self.key(1)])
         known = ScoredIndex(str(tmp_path), lambda _: True, lambda _: True)
         changed = sort_entries([(Photo("/1.jpg", 1, 2), [])])
         assert len(list(exclude_scored(changed, [known], lambda _: None))) == 1
 
     def test_many_index_files_are_merged_without_changing_the_result(self, tmp_path: Path) -> None:
         for number in range(150):
-            scored_index.write_keys(
-                str(tmp_path), f"s{number}", map(self.key, range(number * 3, number * 3 + 3))
-            )
-        scored_index.write_keys(str(tmp_path), "unfinished", [self.key(1000)])
+            write_keys(str(tmp_path), f"s{number}", map(self.key, range(number * 3, number * 3 + 3)))
+        write_keys(str(tmp_path), "unfinished", [self.key(1000)])
         known = ScoredIndex(
             str(tmp_path), lambda name: name != "unfinished", lambda name: name != "unfinished"
         )

@@ -25,9 +25,11 @@ from serving.registry.audit import Action
 from serving.registry.promote import promote
 from serving.registry.rollback import rollback
 from serving.registry.stores.download import fetch_bundle, has_no_version
-from serving.registry.stores.object_store import AUDIT_PREFIX, LEASE_PREFIX, STAGING_PREFIX, ObjectStore
+from serving.registry.stores.object_store import AUDIT_PREFIX, STAGING_PREFIX, ObjectStore
+from serving.registry.stores.store import LEASE_DIRECTORY
 from serving.registry.target import DeploymentTarget, lock_target
 from serving.storage import files, lease, remote
+from serving.storage.lease import hold
 from tests.support import object_stores
 from tests.support.registry import CONFIG, command, write_bundle
 from tests.support.repository import REPO
@@ -115,12 +117,6 @@ def interrupt_before(
         patch.setattr(remote, name, wrapped(getattr(remote, name)))
 
 
-def expire_lease(base: str) -> None:
-    """Expire the lease, which the heartbeat of this process keeps alive after a simulated kill."""
-    for name in files.list_names(f"{base}/{LEASE_PREFIX}"):
-        files.write(f"{base}/{LEASE_PREFIX}/{name}", b'{"beat": 0}')
-
-
 def read_files(directory: Path) -> dict[str, bytes]:
     return {p.relative_to(directory).as_posix(): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
@@ -205,7 +201,7 @@ def promote_after_interruption(memory: str, cut: int, models: Path) -> bool:
             pass
         else:
             return False
-    expire_lease(memory)
+    object_stores.expire_lease(f"{memory}/{LEASE_DIRECTORY}")
     there = target.versions
     assert there in ([1], [1, 2])
     if there == [1, 2]:
@@ -243,7 +239,7 @@ def roll_back_after_interruption(memory: str, cut: int, models: Path) -> bool:
             pass
         else:
             return False
-    expire_lease(memory)
+    object_stores.expire_lease(f"{memory}/{LEASE_DIRECTORY}")
     if read_objects(memory, "3"):
         change = rollback(target)
         assert (change.old, change.new) == (3, 2)
@@ -254,22 +250,41 @@ def roll_back_after_interruption(memory: str, cut: int, models: Path) -> bool:
     return True
 
 
-def test_another_bundle_can_be_promoted_after_an_interruption(
+def test_a_publication_that_was_decided_is_completed_by_the_next_change(
     memory: str, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = target_at(memory)
-    copied = len(read_files(models / "1")) + 4
+    copied = len(read_files(models / "1")) + 6
     with pytest.MonkeyPatch.context() as patch:
         interrupt_before(copied, patch)  # in the middle of the copying
         with pytest.raises(Interrupted):
             promote(target, source=models / "1")
-    expire_lease(memory)
+    object_stores.expire_lease(f"{memory}/{LEASE_DIRECTORY}")
+    assert target.versions == []
     assert list(target.store.list_unfinished()) == [1]
     listed = command("models", "--model_base_path", memory)
-    assert "1 is not a complete version: hubhead was interrupted while publishing it" in listed.stderr
+    assert "1 is not a complete version: hubhead is changing it or was interrupted" in listed.stderr
+    assert promote(target, source=models / "2").new == 2
+    assert target.versions == [1, 2]
+    assert read_objects(memory, "1") == read_files(models / "1")
+    assert not read_objects(memory, STAGING_PREFIX)
+    assert [(e.action, e.new) for e in audit.read(target.store)] == [
+        (Action.PUBLISH, 1),
+        (Action.PUBLISH, 2),
+        (Action.PROMOTE, 2),
+    ]
+
+
+def test_an_upload_that_was_not_decided_is_deleted_by_the_next_promotion(memory: str, models: Path) -> None:
+    target = target_at(memory)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_before(4, patch)  # during the upload
+        with pytest.raises(Interrupted):
+            promote(target, source=models / "1")
+    assert read_objects(memory, STAGING_PREFIX)
+    object_stores.expire_lease(f"{memory}/{LEASE_DIRECTORY}")
     assert promote(target, source=models / "2").new == 2
     assert target.versions == [2]
-    assert not read_objects(memory, "1")
     assert not read_objects(memory, STAGING_PREFIX)
 
 
@@ -288,7 +303,7 @@ def killed(name, other):
     copied += 1
     if copied == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    copy(name, other)
+    return copy(name, other)
 remote.copy = killed
 promote(DeploymentTarget(sys.argv[1], "double"), source=Path(sys.argv[2]))
 """
@@ -301,7 +316,7 @@ promote(DeploymentTarget(sys.argv[1], "double"), source=Path(sys.argv[2]))
     assert target.versions == []
     assert len(target.store.sizes(1)) == 2
     assert list(target.store.list_unfinished()) == [1]
-    with pytest.raises(BundleError, match="has no version 1"), fetch_bundle(f"{on_s3}/1"):
+    with pytest.raises(BundleError, match="is not a bundle"), fetch_bundle(f"{on_s3}/1"):
         pass
     done = command("promote", models / "1", "--model_base_path", on_s3)
     assert done.exit_code == 0, done.output
@@ -360,16 +375,16 @@ def test_one_of_many_takers_gets_an_abandoned_lease(
     kind: str, servers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = object_stores.new_base_path(kind, monkeypatch, servers)
-    files.write(f"{base}/{LEASE_PREFIX}/00000003", b'{"beat": 0}')
-    start, hold = threading.Barrier(6), threading.Event()
+    files.write(f"{base}/lease/00000003", b'{"time": 0}')
+    start, release = threading.Barrier(6), threading.Event()
     got: list[str] = []
 
     def take() -> None:
         start.wait()
         try:
-            with lease.hold_lease(base, LEASE_PREFIX):
+            with hold(base, "lease", "Busy:"):
                 got.append("held")
-                hold.wait(20)
+                release.wait(20)
         except OutputBusy:
             got.append("busy")
 
@@ -379,12 +394,12 @@ def test_one_of_many_takers_gets_an_abandoned_lease(
     deadline = time.monotonic() + 20
     while len(got) < 6 and time.monotonic() < deadline:
         time.sleep(0.01)
-    hold.set()
+    release.set()
     for taker in takers:
         taker.join(20)
     assert sorted(got) == ["busy"] * 5 + ["held"]
-    with lease.hold_lease(base, LEASE_PREFIX):
-        assert files.list_names(f"{base}/{LEASE_PREFIX}") == ["00000005"]
+    with hold(base, "lease", "Busy:"):
+        assert files.list_names(f"{base}/lease") == ["00000005"]
 
 
 def test_a_lease_is_renewed_by_heartbeats_while_its_holder_lives(
@@ -392,28 +407,23 @@ def test_a_lease_is_renewed_by_heartbeats_while_its_holder_lives(
 ) -> None:
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.01)
     monkeypatch.setattr(lease, "LEASE_SECONDS", 0.5)
-    with lease.hold_lease(memory, LEASE_PREFIX):
-        first = json.loads(files.read(f"{memory}/{LEASE_PREFIX}/00000001"))["beat"]
+    with hold(memory, "lease", "Busy:") as held:
+        time.sleep(0.6)
         deadline = time.monotonic() + 20
-        while json.loads(files.read(f"{memory}/{LEASE_PREFIX}/00000001"))["beat"] < first + 0.6:
+        while not files.exists(f"{memory}/lease/beat-{held.token}"):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        with pytest.raises(OutputBusy), lease.hold_lease(memory, LEASE_PREFIX):
+        with pytest.raises(OutputBusy), hold(memory, "lease", "Busy:"):
             pass
+    assert files.list_names(f"{memory}/lease") == ["00000001"]
 
 
 def test_the_audit_log_keeps_order_and_loses_no_line(on_s3: str) -> None:
-    store = ObjectStore(on_s3)
-    for number in range(11):
-        store.append_to_log(f"{number}")
-    writers = [threading.Thread(target=store.append_to_log, args=(f"w{number}",)) for number in range(5)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join(20)
-    lines = [line for _, line in store.read_log()]
-    assert lines[:11] == [str(number) for number in range(11)]
-    assert sorted(lines[11:]) == [f"w{number}" for number in range(5)]
+    with hold(on_s3, LEASE_DIRECTORY, "Busy:") as held:
+        store = ObjectStore(on_s3, held)
+        for number in range(11):
+            store.append_to_log(f"{number}")
+    assert [line for _, line in store.read_log()] == [str(number) for number in range(11)]
 
 
 def test_a_damaged_line_of_the_audit_log_is_an_error(memory: str, models: Path) -> None:

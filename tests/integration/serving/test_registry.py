@@ -415,7 +415,8 @@ def test_writing_model_config_changes_only_the_model(text: str, tmp_path: Path) 
     path.chmod(0o640)
     expected = text_format.Parse(text, protos.ModelServerConfig())
     for versions, labels in (({1}, {"stable": 1}), ({1, 2}, {"stable": 1, "canary": 2}), ({7}, {})):
-        model_config.write(path, "double", versions=versions, labels=labels)
+        with lock_target(DeploymentTarget(tmp_path / "models", "double", path)) as target:
+            target.write_config(versions, labels)
         entry = next(e for e in expected.model_config_list.config if e.name == "double")
         entry.model_version_policy.Clear()
         entry.model_version_policy.specific.versions.extend(sorted(versions))
@@ -424,7 +425,7 @@ def test_writing_model_config_changes_only_the_model(text: str, tmp_path: Path) 
         assert model_config.parse(path) == expected
         assert path.read_text().count("#") == (text.count("#") if "[" not in text else 0)
     assert path.stat().st_mode & 0o777 == 0o640
-    assert [child.name for child in tmp_path.iterdir()] == ["model.config"]
+    assert {child.name for child in tmp_path.iterdir()} == {"model.config", ".model.config.lease", "models"}
 
 
 def test_a_model_missing_from_model_config_is_an_error(tmp_path: Path) -> None:

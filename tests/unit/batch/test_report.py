@@ -14,7 +14,7 @@ from batch.monitoring.stats import Stats
 from batch.output import run_diff, run_record
 from batch.output.dataset import Output
 from batch.output.run_diff import compare_runs
-from batch.output.run_record import write_run
+from batch.output.run_record import encode_run
 from batch.report.page import MAX_LABELS, MAX_PHOTOS, select_photos
 from serving.errors import OutputError
 from tests.support.batch_report import COUNTS, make_examples, make_run, make_stats
@@ -70,7 +70,8 @@ def test_previous_run_is_the_newest_one_with_another_id(
     assert run_diff.find_previous_run(output, "a") is None
     for run_id, hour in (("b", "03"), ("z", "01"), ("a", "04")):
         run = make_run(make_stats(COUNTS), run_id)
-        write_run({**run, "finished": f"2026-05-31T{hour}:00:00+00:00"}, output)
+        content = encode_run({**run, "finished": f"2026-05-31T{hour}:00:00+00:00"})
+        output.publish_run(run["run_id"], content, None)
     (tmp_path / "_hubhead" / "runs" / "torn.json").write_text('{"fini')
     newer = json.dumps({**run, "schema": 9, "finished": "2027"})
     (tmp_path / "_hubhead" / "runs" / "newer.json").write_text(newer)
@@ -119,4 +120,4 @@ def test_run_without_photos_renders() -> None:
 def test_unwritable_report_raises_output_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputError):
-        report.write(str(tmp_path / "file" / "report.html"), make_run(make_stats(COUNTS)), Examples())
+        Output(str(tmp_path / "file")).publish_run("night", b"{}", b"<html>")

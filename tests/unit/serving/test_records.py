@@ -60,7 +60,7 @@ def test_records_of_hubhead_0_1_are_read_and_written_unchanged(tmp_path: Path) -
     assert json.loads(verdict.write(tmp_path, found).read_bytes()) == json.loads(VERDICT.read_bytes())
     run = run_record.read_run(str(RUN))
     output = Output(str(tmp_path))
-    run_record.write_run(run, output)
+    output.publish_run(run["run_id"], run_record.encode_run(run), None)
     assert Path(output.run_file).read_text("utf-8") == RUN.read_text("utf-8")
     assert run_record.read_run(output.run_record_file("2026-05-31")) == run
 
