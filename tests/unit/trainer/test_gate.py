@@ -301,6 +301,19 @@ def test_photos_that_either_version_was_trained_on_are_left_out(tmp_path: Path) 
     assert not select_photos(examples, LABELS, live, unknown).trained_on_known
 
 
+def test_photos_that_one_version_rejects_are_left_out(tmp_path: Path) -> None:
+    live = write_live_bundle(tmp_path / "live", make_head(), LABELS, seen=[])
+    photos = select_photos([Example("", sha(number), 0) for number in range(4)], LABELS, live)
+    rows = np.full((4, 3), 1 / 3, np.float32)
+    new, old = (
+        Predictions(rows, np.array(answered))
+        for answered in ([True, False, True, True], [True, True, False, True])
+    )
+    found = compare_predictions(live, LABELS, photos, new, old, same_backbone=False)
+    assert found.difference.n == 2
+    assert found.left_out == {"that a version rejects or that cannot be read": 2}
+
+
 def test_versions_without_common_photos_are_compared_by_recorded_figures(tmp_path: Path) -> None:
     new, live = (write_live_bundle(tmp_path / name, make_head(), LABELS, seen=[]) for name in ("new", "live"))
     training_digests.write_test_photos(new.path, TestPhotos((sha(1),), ("a",)))
