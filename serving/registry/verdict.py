@@ -24,7 +24,7 @@ class Check:
 
     Attributes:
         name: name of the check, such as "accuracy".
-        passed: True or False; None for a check that is informative only.
+        passed: True or False; None for a check that is informative only or undecided.
         figure: measured value; None if there is none.
         limit: value that `figure` is compared with; None if there is none.
         detail: explanation in words.

@@ -24,7 +24,6 @@ from trainer.evaluation.noninferiority import (
 )
 
 if TYPE_CHECKING:
-    from trainer.evaluation.metrics import Evaluation
     from trainer.evaluation.version_changes import LiveComparison
 
 
@@ -103,23 +102,20 @@ def judge(comparison: LiveComparison, limits: RegressionLimits) -> list[Check]:
         f"on the same {n} photos ({difference.gained} gained, {difference.lost} lost)",
         paired_proportions(difference.gained, difference.lost, n, limits.accuracy),
     )
-    rises = [
-        ("log-loss", new.log_loss, live.log_loss, limits.log_loss),
-        ("calibration error", _get_error(new), _get_error(live), limits.calibration),
-    ]
-    measured = [
-        (difference.log_loss.value, difference.log_loss_deviation),
-        (difference.calibration, difference.calibration_deviation),
-    ]
+    error = new.calibration.error if new.calibration else 0.0
+    log_loss, calibration = difference.log_loss.value, difference.calibration
     family = [
         _Figure(
             name,
             value,
-            other + tolerance,
-            f"{value:.4g} against {other:.4g} on the same {n} photos",
+            value - rise + tolerance,
+            f"{value:.4g} against {value - rise:.4g} on the same {n} photos",
             paired_rise(rise, deviation, n, tolerance),
         )
-        for (name, value, other, tolerance), (rise, deviation) in zip(rises, measured, strict=True)
+        for name, value, rise, deviation, tolerance in (
+            ("log-loss", new.log_loss, log_loss, difference.log_loss_deviation, limits.log_loss),
+            ("calibration error", error, calibration, difference.calibration_deviation, limits.calibration),
+        )
     ]
     family += [
         _make_proportion(
@@ -238,8 +234,3 @@ def _decide(accuracy: _Figure, family: Sequence[_Figure]) -> list[Check]:
         accuracy.to_check(accuracy.test.outcome(ALPHA)),
         *(figure.to_check(outcomes.get(figure.name)) for figure in family),
     ]
-
-
-def _get_error(evaluation: Evaluation) -> float:
-    """Return the calibration error of an evaluation on at least one photo."""
-    return evaluation.calibration.error if evaluation.calibration else 0.0

@@ -153,6 +153,8 @@ def test_a_fall_beyond_the_tolerance_fails(tmp_path: Path) -> None:
         "93.3% against 99.2% on the same 1200 photos (10 gained, 80 lost): worse by more than the tolerance"
     )
     assert found["accuracy"].limit == pytest.approx(1190 / 1200 - 0.02)
+    live = -np.log([0.8] * 1190 + [0.1] * 10).mean()
+    assert found["log-loss"].limit == pytest.approx(live + 0.05)
     assert found["recall of b"].passed
     assert found["photos compared"].figure == 1200
 
