@@ -5,6 +5,6 @@ shows.
 """
 
 from batch.report.page import render
-from batch.report.write import build
+from batch.report.build import build
 
 __all__ = ["build", "render"]

@@ -181,7 +181,9 @@ class ObjectStore(Store):
         unfinished = {}
         for number in self._list_numbers():
             if str(number) in changing:
-                unfinished[number] = "hubhead is changing it or was interrupted, which the next change completes"
+                unfinished[number] = (
+                    "hubhead is changing it or was interrupted, which the next change completes"
+                )
             elif number not in records:
                 unfinished[number] = "foreign"
             elif records[number].state != _WHOLE:

@@ -1,0 +1,142 @@
+"""Lease of a directory: publications are decided once, completed after interruptions, and fenced."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from serving.errors import LeaseLost, OutputBusy, OutputError
+from serving.storage import files, lease
+from serving.storage.lease import Lease, hold, read_intent
+from tests.support.object_stores import expire_lease
+
+
+@contextmanager
+def taken_over(root: Path) -> Iterator[Lease]:
+    """Let the present lease expire, and hold the next one."""
+    expire_lease(f"{root}/lease")
+    with hold(str(root), "lease", "Busy:") as other:
+        yield other
+
+
+def names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.name != "lease")
+
+
+def test_a_publication_replaces_moves_and_deletes_files(tmp_path: Path) -> None:
+    for name in ("old", "staged", "kept"):
+        (tmp_path / name).write_text(name)
+    with hold(str(tmp_path), "lease", "Busy:") as held:
+        held.publish({"deep/new": b"new"}, moves=[("staged", "moved")], removes=["old", "missing"])
+        assert files.list_names(f"{tmp_path}/lease") == ["00000001", "00000002", "staged"]
+    assert names(tmp_path) == ["deep", "kept", "moved"]
+    assert (tmp_path / "deep" / "new").read_bytes() == b"new"
+    assert not read_intent(str(tmp_path), "lease")
+    with hold(str(tmp_path), "lease", "Busy:") as held:
+        assert held.recovered is None
+        assert files.list_names(f"{tmp_path}/lease") == ["00000003", "staged"]
+
+
+def test_permissions_of_a_replaced_file_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "file").touch(0o640)
+    with hold(str(tmp_path), "lease", "Busy:") as held:
+        held.publish({"file": b"new"})
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_holder_that_was_overtaken_publishes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(LeaseLost, match="took over; this one has published nothing since"):  # noqa: SIM117, PT012
+        with hold(str(tmp_path), "lease", "Busy:") as held:
+            with taken_over(tmp_path) as other:
+                other.publish({"a": b"theirs"})
+            for change in (held.publish, held.write):
+                with pytest.raises(LeaseLost):
+                    change({"a": b"mine", "b": b"mine"})
+            held.publish(removes=["a"])
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"theirs"
+    with hold(str(tmp_path), "lease", "Busy:"):
+        pass
+
+
+def test_a_number_that_is_free_again_does_not_decide_a_publication(tmp_path: Path) -> None:
+    with hold(str(tmp_path), "lease", "Busy:") as held:
+        for content in (b"1", b"2", b"3"):
+            with taken_over(tmp_path) as other:
+                other.publish({"a": content})
+        numbers = [path.name for path in (tmp_path / "lease").glob("0*")]
+        assert f"{held.number + 1:08d}" not in numbers
+        with pytest.raises(LeaseLost):
+            held.publish({"a": b"mine"})
+    assert (tmp_path / "a").read_bytes() == b"3"
+    with hold(str(tmp_path), "lease", "Busy:"):
+        assert (tmp_path / "a").read_bytes() == b"3"
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_an_interrupted_publication_is_completed_by_the_next_holder(
+    tmp_path: Path, done: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "old").touch()
+    left = done
+
+    def fail(path: str, other: str) -> bool:
+        nonlocal left
+        if not left:
+            raise OutputError("The disk is full.")
+        left -= 1
+        return rename(path, other)
+
+    rename = files.rename
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "rename", fail)
+        with pytest.raises(OutputError, match="disk is full"), hold(str(tmp_path), "lease", "Busy:") as held:
+            held.publish({"a": b"1", "b": b"2", "c": b"3"}, removes=["old"], note=[7])
+    assert len(names(tmp_path)) == done + 1
+    assert read_intent(str(tmp_path), "lease")["removes"] == ["old"]
+    with hold(str(tmp_path), "lease", "Busy:") as held:
+        assert names(tmp_path) == ["a", "b", "c"]
+        assert held.recovered == [7]
+    with hold(str(tmp_path), "lease", "Busy:") as held:
+        assert held.recovered is None
+
+
+def test_a_worker_process_writes_until_the_lease_is_lost(tmp_path: Path) -> None:
+    with hold(str(tmp_path), "lease", "Busy:") as held:
+        worker = pickle.loads(pickle.dumps(held))
+        held.publish({"a": b"1"})
+        worker.write({"b": b"2"})
+        staged = worker.stage({"c": b"3"})
+        with taken_over(tmp_path):
+            assert not files.list_names(f"{tmp_path}/{worker.staging}")
+        with pytest.raises(LeaseLost):
+            worker.write({"b": b"late"})
+        with pytest.raises(LeaseLost):
+            worker._perform({"moves": staged, "removes": []})
+    assert names(tmp_path) == ["a", "b"]
+    assert (tmp_path / "b").read_bytes() == b"2"
+
+
+def test_a_beat_keeps_a_lease_and_a_damaged_entry_does_not(tmp_path: Path) -> None:
+    directory = tmp_path / "lease"
+    directory.mkdir()
+    entry = {"host": "elsewhere", "pid": 7, "token": "t", "time": 0}
+    (directory / "00000005").write_text(json.dumps(entry))
+    (directory / "beat-t").write_text(json.dumps({"time": lease.time.time() - lease.LEASE_SECONDS / 2}))
+    with pytest.raises(OutputBusy, match="process 7 on elsewhere"), hold(str(tmp_path), "lease", "Busy:"):
+        pass
+    (directory / "00000006").write_text("torn {")
+    with hold(str(tmp_path), "lease", "Busy:") as held:
+        assert held.number == 7
+        assert files.list_names(str(directory)) == ["00000007"]
+
+
+def test_a_directory_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="Cannot"), hold(str(tmp_path / "file"), "lease", "Busy:"):
+        pass
