@@ -4,7 +4,7 @@
 shows.
 """
 
-from batch.report.page import render
 from batch.report.build import build
+from batch.report.page import render
 
 __all__ = ["build", "render"]
