@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,11 +12,9 @@ from typing import Any
 import numpy as np
 
 from batch.monitoring.stats import Progress
-from serving import bundle
 from serving.bundle import Bundle
-from serving.errors import BundleError, GateRejected, HubheadError, OutputError
-from serving.storage import files
-from trainer import dataset, report
+from serving.errors import BundleError, GateRejected, HubheadError
+from trainer import dataset
 from trainer.dataset import Subset
 from trainer.dataset.download import no_progress
 from trainer.evaluation import cross_validation
@@ -26,17 +22,12 @@ from trainer.evaluation.cross_validation import CrossValidation, CrossValidation
 from trainer.evaluation.metrics import Evaluation
 from trainer.evaluation.training_record import FittedHead, TrainingData, TrainingRecord
 from trainer.evaluation.version_changes import LiveComparison
-from trainer.export import tflite
-from trainer.export.bundle import HeadExport, export
-from trainer.export.tflite import Quantize, TfliteOptions
-from trainer.heads import Ints, Selection, Vectors
+from trainer.heads import Selection, Vectors
 from trainer.preprocessing import Augmentation
 from trainer.training import live_comparison, steps, tensorboard
 from trainer.training.config import TrainResult, TrainSettings
+from trainer.training.outputs import Outputs
 from trainer.training.steps import Embedder, Reporter
-
-PARITY_PHOTOS = 8
-"""Test photos on which the exported bundle is compared with the training path."""
 
 
 def train(
@@ -60,13 +51,15 @@ def train(
         GateRejected: the head is not accurate enough, or worse than the live version; nothing was
             published.
     """
-    reporter, clock, embedder = Reporter(say, progress), _Clock(), _make_embedder(settings)
+    reporter, clock = Reporter(say, progress), _Clock()
+    embedder, outputs = _make_embedder(settings), Outputs.from_settings(settings)
     is_cross_validated = settings.cross_validate is not None
     with clock.step("scan"):
         listing = dataset.scan(settings.image_dir, settings.columns, progress=progress)
         dataset.check_listing(listing, settings.split)
-        check_outputs_writable(settings)
-        live = _find_live_bundle(settings, say)
+        outputs.check_writable()
+        is_required = bool(settings.compare_with) or settings.assert_not_worse_than_live is not None
+        live = _find_live_bundle(settings.compare_with, outputs.model_dir, say, is_required=is_required)
         for warning in listing.warnings:
             say(warning)
     with clock.step("backbone"):
@@ -112,7 +105,7 @@ def train(
         )
     check_accuracy(fitted.test or fitted.held_out, settings.assert_accuracy_at_least)
     record = TrainingRecord(
-        settings.saved_model_dir.name,
+        outputs.model_dir.name,
         str(settings.image_dir),
         data,
         fitted,
@@ -138,11 +131,11 @@ def train(
             )
             validated = _cross_validate(data, scheme, embedder, views, say)
         record = replace(record, cross_validation=validated)
-    if settings.summaries_dir:
+    if outputs.summaries:
         with clock.step("summaries"):
-            tensorboard.write(settings.summaries_dir, data, fitted)
+            tensorboard.write(outputs.summaries, data, fitted)
     with clock.step("export"):
-        published = _publish(base, record, settings)
+        published = outputs.publish(base, record)
     return _make_result(record, published)
 
 
@@ -162,29 +155,13 @@ def _make_embedder(settings: TrainSettings) -> Embedder:
     )
 
 
-def check_outputs_writable(settings: TrainSettings) -> None:
-    """Check before any work that all outputs of the run can be written.
-
-    Raises:
-        OutputError: one of them cannot.
-    """
-    for name in ("output_labels", "tflite_output_file"):
-        target = getattr(settings, name)
-        if target and (target.is_dir() or not os.access(target.parent, os.W_OK)):
-            raise OutputError(
-                f"--{name} {target} cannot be written.", remedy="Give a file in a directory that exists."
-            )
-    with bundle.staging(settings.saved_model_dir):
-        pass
-    if settings.summaries_dir:
-        files.check_writable(str(settings.summaries_dir))
-
-
 def describe_settings(settings: TrainSettings, selection: Selection) -> dict[str, Any]:
     """Return the settings that the user asked for, with those that were chosen for the head."""
     described = asdict(settings)
     del described["head_settings"]
     described["head"] = selection.settings
+    if settings.augmentation == Augmentation():
+        described["views"] = 0
     # Omit local paths: the report may be shared.
     for name in (
         "cache",
@@ -212,19 +189,24 @@ def check_accuracy(evaluation: Evaluation, minimum: float | None) -> None:
         )
 
 
-def _find_live_bundle(settings: TrainSettings, say: Callable[[str], None]) -> Bundle | None:
+def _find_live_bundle(
+    compare_with: str | Path, model_dir: Path, say: Callable[[str], None], *, is_required: bool
+) -> Bundle | None:
     """Return the version to compare with.
 
-    If it cannot be read, that is an error only where the user asked for the comparison or made the
-    publication depend on it.
+    Args:
+        compare_with: version that the user named; "" for the newest one below `model_dir`.
+        model_dir: base path of the model.
+        say: for the reason why there will be no comparison.
+        is_required: True if the user asked for the comparison, or made the publication depend on it.
 
     Raises:
         BundleError: the version cannot be read, and the comparison is required.
     """
     try:
-        return live_comparison.find_live_version(settings.compare_with, settings.saved_model_dir)
+        return live_comparison.find_live_version(compare_with, model_dir)
     except BundleError as error:
-        if settings.compare_with or settings.assert_not_worse_than_live is not None:
+        if is_required:
             raise
         say(f"The new version will not be compared with the live one. {error.what}")
         return None
@@ -287,67 +269,6 @@ def _cross_validate(
         groups=data.groups,
         progress=lambda done, fits: say(f"Cross-validation: {done} of {fits} heads fitted"),
     )
-
-
-def _publish(base: Bundle, record: TrainingRecord, settings: TrainSettings) -> Bundle:
-    """Export the bundle with its records and its report, and copy what the user wants elsewhere too."""
-    data, fitted = record.data, record.fitted
-    page = report.compose(record) if settings.report else None
-    part = HeadExport(
-        fitted.head,
-        data.labels,
-        threshold=fitted.threshold.value if fitted.threshold else 0.0,
-        novelty=fitted.novelty,
-        top_k=settings.top_k,
-        settings=fitted.selection.settings,
-        report=(lambda path: report.write(path, page)) if page else None,
-        tflite=_make_tflite_options(data, settings.tflite),
-        metrics=record.metrics(),
-        data=data.to_dict()
-        | {
-            "split": asdict(settings.split),
-            "seed": settings.seed,
-            "augmentation": asdict(settings.augmentation),
-            "views": settings.views if settings.augmentation != Augmentation() else 0,
-        },
-        trained_on=data.training_digests(),
-        test_photos=data.test_photos(),
-    )
-    tested = data.rows(Subset.TESTING)
-    checked = (tested if len(tested) else np.arange(len(data.targets)))[:PARITY_PHOTOS]
-    sent = steps.read_as_sent(data.examples, checked)
-    published = export(
-        base,
-        part,
-        settings.saved_model_dir,
-        photos=list(sent.values()),
-        probabilities=fitted.head.probabilities(data.embeddings[list(sent)]),
-    )
-    if settings.output_labels:
-        write_labels(data.labels, settings.output_labels)
-    if settings.tflite_output_file:
-        shutil.copyfile(published.path / tflite.BUNDLE_FILE, settings.tflite_output_file)
-    return published
-
-
-def _make_tflite_options(data: TrainingData, quantize: Quantize | None) -> TfliteOptions | None:
-    """Return the options of the TensorFlow Lite file, with test photos for its check; None for no file."""
-    if quantize is None:
-        return None
-    testing = data.rows(Subset.TESTING)
-    rows = testing if len(testing) else data.rows(Subset.TRAINING)
-    photos = steps.read_as_sent(data.examples, _pick_evenly(rows, tflite.MAX_PHOTOS))
-    return TfliteOptions(quantize, list(photos.values()))
-
-
-def _pick_evenly(rows: Ints, count: int) -> Ints:
-    """Return at most `count` rows, evenly spaced, so that all labels are among them."""
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64))]
-
-
-def write_labels(labels: Sequence[str], path: Path) -> None:
-    """Write the labels, one per line, in the order of the model's outputs."""
-    path.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
 
 
 def _make_result(record: TrainingRecord, published: Bundle) -> TrainResult:

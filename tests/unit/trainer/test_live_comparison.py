@@ -168,30 +168,19 @@ def test_damaged_training_digests_are_an_error(tmp_path: Path) -> None:
         compare_head(other, identity_head(3))
 
 
-def make_settings(tmp_path: Path, **changes: Any) -> TrainSettings:
-    """Return settings of a training in `tmp_path`."""
-    from trainer.training.config import TrainSettings
-
-    given: dict[str, Any] = {"image_dir": tmp_path / "photos", "saved_model_dir": tmp_path / "food"}
-    return TrainSettings(**{**given, **changes})
-
-
 def test_unreadable_live_version_is_an_error_only_where_it_is_required(tmp_path: Path) -> None:
     from trainer.training.run import _find_live_bundle
 
     (tmp_path / "food" / "1").mkdir(parents=True)
     (tmp_path / "food" / "1" / contract.SAVED_MODEL_FILE).write_bytes(b"")
     messages: list[str] = []
-    assert _find_live_bundle(make_settings(tmp_path), messages.append) is None
+    base = tmp_path / "food"
+    assert _find_live_bundle("", base, messages.append, is_required=False) is None
     assert "The new version will not be compared with the live one." in messages[0]
     assert "hubhead.json" in messages[0]
-    changes: tuple[dict[str, Any], ...] = (
-        {"compare_with": tmp_path / "food"},
-        {"assert_not_worse_than_live": 1.0},
-    )
-    for change in changes:
+    for given in (base, ""):
         with pytest.raises(BundleError, match=r"hubhead\.json"):
-            _find_live_bundle(make_settings(tmp_path, **change), messages.append)
+            _find_live_bundle(given, base, messages.append, is_required=True)
 
 
 # --- Command --------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from serving.errors import OutputError
 from trainer.commands.train import train
-from trainer.training.run import check_outputs_writable, write_labels
+from trainer.training.outputs import Outputs, write_labels
 
 
 def test_every_command_and_option_has_help() -> None:
@@ -41,12 +41,12 @@ def test_unwritable_summaries_directory_is_an_error_before_any_work(
 ) -> None:
     (tmp_path / "logs").write_text("a file")
     with pytest.raises(OutputError, match="logs"):
-        check_outputs_writable(make_settings(summaries_dir=tmp_path / "logs"))
+        Outputs.from_settings(make_settings(summaries_dir=tmp_path / "logs")).check_writable()
 
 
 def test_check_of_the_outputs_leaves_no_files(make_settings: Any, tmp_path: Path) -> None:
     settings = make_settings(saved_model_dir=tmp_path / "models" / "food")
-    check_outputs_writable(settings)
+    Outputs.from_settings(settings).check_writable()
     assert not (tmp_path / "models" / "food").exists()
 
 
