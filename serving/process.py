@@ -1,10 +1,11 @@
-"""The CPU cores of this process, and the identity of processes that hold a lock."""
+"""The CPU cores and installed packages of this process, and the identity of processes that hold a lease."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,17 @@ def cores() -> int:
     In a container or under taskset these are fewer than the machine has.
     """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def get_package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the installed versions of packages; those that are not installed are left out."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue  # an optional extra, or hubhead itself if it runs from a source tree
+    return versions
 
 
 def process_identity() -> dict[str, Any]:

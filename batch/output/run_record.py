@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from batch.monitoring.drift import DecisionCounts, DecisionCountsRecord, Moments
 from batch.monitoring.stats import Stats
 from batch.output.dataset import Output
 from serving.errors import InputError
+from serving.process import get_package_versions
 from serving.storage import files
 from serving.storage.records import RecordFormat
 
@@ -217,7 +217,7 @@ def build_run_record(
         "this_run": summary.throughput(summary.of_id),
         "all_runs": summary.throughput(summary.total),  # including the runs that finished the skipped shards
         "settings": settings,
-        "packages": _package_versions(),
+        "packages": get_package_versions(_PACKAGES),
     }
 
 
@@ -243,13 +243,3 @@ def _describe_decisions(model: Mapping[str, Any], stats: Stats) -> ModelRecord:
 
 def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
-
-
-def _package_versions() -> dict[str, str]:
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # hubhead runs from a source tree, or the package is an optional extra
-    return versions

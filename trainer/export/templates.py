@@ -12,7 +12,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from serving import bundle, contract
 from serving.bundle import Bundle, BundleMetadata
+from serving.process import get_package_versions
 from serving.runtime.tensorflow_import import import_tensorflow
 from trainer.backbones import InputOptions, input_key
 from trainer.backbones.fingerprint import compute_fingerprint
@@ -161,19 +161,8 @@ def record_provenance() -> dict[str, Any]:
     """Return the present time and the versions of the packages, for hubhead.json."""
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "packages": get_package_versions(),
+        "packages": get_package_versions(PACKAGES),
     }
-
-
-def get_package_versions() -> dict[str, str]:
-    """Return the installed versions of PACKAGES."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def _hash_json(content: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from serving.errors import InputError
+from serving.process import get_package_versions
 from trainer.dataset import Subset
 from trainer.dataset.near_duplicates import DuplicateGroup, DuplicateReport
 from trainer.evaluation.abstention import Threshold, threshold_for_precision
@@ -18,7 +19,7 @@ from trainer.evaluation.cross_validation import CrossValidation
 from trainer.evaluation.metrics import Evaluation
 from trainer.evaluation.training_record import TrainingData, TrainingRecord
 from trainer.evaluation.version_changes import LiveComparison
-from trainer.export.templates import get_package_versions
+from trainer.export.templates import PACKAGES
 from trainer.heads import Floats, Ints
 
 MAX_PICTURES = 60
@@ -234,7 +235,7 @@ def compose(record: TrainingRecord) -> Report:
         duplicates=data.duplicates,
         settings=dict(_flatten_settings(record.settings)),
         seconds=dict(record.seconds),
-        versions=get_package_versions(),
+        versions=get_package_versions(PACKAGES),
         created=time.strftime("%d %B %Y, %H:%M UTC", time.gmtime()),
         comparison=record.comparison,
         cross_validation=record.cross_validation,
