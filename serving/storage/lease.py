@@ -281,6 +281,7 @@ def hold(root: str, directory: str, activity: str) -> Iterator[Lease]:
     Raises:
         OutputBusy: another process holds the lease.
         OutputError: the lease cannot be written.
+        LeaseLost: another process took over within the block.
     """
     lease = Lease(root, directory, secrets.token_hex(8))
     lease._acquire(activity)
@@ -290,6 +291,9 @@ def hold(root: str, directory: str, activity: str) -> Iterator[Lease]:
     try:
         lease._recover()
         yield lease
+    except Exception:
+        lease.check()  # if it is lost, that is why: the process that took over deletes what was staged
+        raise
     finally:
         done.set()
         thread.join()

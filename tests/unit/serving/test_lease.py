@@ -122,6 +122,15 @@ def test_a_worker_process_writes_until_the_lease_is_lost(tmp_path: Path) -> None
     assert (tmp_path / "b").read_bytes() == b"2"
 
 
+def test_a_staged_file_that_is_gone_means_that_the_lease_is_lost(tmp_path: Path) -> None:
+    with pytest.raises(LeaseLost), hold(str(tmp_path), "lease", "Busy:") as held:  # noqa: PT012
+        plan = f"{tmp_path}/{held.staging}/plan"
+        files.write(plan, b"plan")
+        with taken_over(tmp_path):
+            pass
+        files.read(plan)
+
+
 def test_a_beat_keeps_a_lease_and_a_damaged_entry_does_not(tmp_path: Path) -> None:
     directory = tmp_path / "lease"
     directory.mkdir()
