@@ -8,6 +8,7 @@ from collections.abc import Callable
 from batch.inputs.listing import no_photos_error
 from batch.inputs.manifest import is_manifest
 from batch.monitoring.stats import Progress
+from serving.errors import InputError
 from serving.storage import files
 from trainer.dataset.dataset import DatasetListing, PhotoListing, build_listing
 from trainer.dataset.folder import list_folder
@@ -49,5 +50,7 @@ def list_photos(place: str | os.PathLike[str]) -> PhotoListing:
     """
     listing = list_manifest(place, labelled=False) if is_manifest(place) else list_folder(place)
     if not listing.photos:
-        raise no_photos_error(listing.where)
+        error = no_photos_error(listing.where)
+        examples = [f" {path}, for example, is left out: {why}." for path, why in listing.left_out[:1]]
+        raise InputError("".join([error.what, *examples]), remedy=error.remedy)
     return listing

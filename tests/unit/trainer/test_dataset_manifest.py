@@ -284,6 +284,9 @@ def test_a_manifest_without_photos_is_an_error_for_an_evaluation(top: Path) -> N
     (top / "m.csv").write_text("image,label\n")
     with pytest.raises(InputError, match=r"No photos in .*m\.csv"):
         list_photos(top / "m.csv")
+    (top / "m.csv").write_text("image,label\nno.jpg,x\n")
+    with pytest.raises(InputError, match=r"no\.jpg, for example, is left out: there is no such file"):
+        list_photos(top / "m.csv")
 
 
 # --- Manifests that cannot be used ----------------------------------------------------------------------
