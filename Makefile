@@ -50,6 +50,7 @@ bench-accuracy: $(VENV)/dev.stamp ## Measure accuracy on the sample photos: head
 	$(BIN)/python -m tests.bench.heads
 	$(BIN)/python -m tests.bench.abstention
 	$(BIN)/python -m tests.bench.accuracy
+	$(BIN)/python -m tests.bench.gate
 
 bench-head: $(VENV)/dev.stamp ## Measure the fit of a head on 1,000 to 1,000,000 embeddings: seconds and memory
 	$(BIN)/python -m tests.bench.head
