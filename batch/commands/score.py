@@ -47,8 +47,8 @@ def parse_share(_context: click.Context, _option: click.Parameter, text: str) ->
     "--photos",
     default="",
     show_default=False,
-    help="Photos to score: a file, a directory or a quoted glob such as 'photos/**/*.jpg'; local, gs:// or"
-    " s3://.",
+    help="Photos to score: a file, a directory or a quoted glob such as 'photos/**/*.jpg'; local, s3://,"
+    " gs://, az:// or https://.",
 )
 @click.option(
     "--manifest",

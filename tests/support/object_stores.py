@@ -30,6 +30,9 @@ def serve_s3() -> Iterator[str]:
     import logging
 
     from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()  # a client of an earlier server keeps its address
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -45,7 +48,9 @@ def serve_s3() -> Iterator[str]:
 def serve_gs() -> Iterator[str]:
     """Run a Google Cloud Storage server, and provide its address. It ignores preconditions."""
     from gcp_storage_emulator.server import create_server
+    from gcsfs import GCSFileSystem
 
+    GCSFileSystem.clear_instance_cache()
     port = free_port()
     server = create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
     server.start()

@@ -472,6 +472,7 @@ def test_concurrent_changes_are_rejected_by_the_lock(base: Path, models: Path) -
 def test_unsupported_addresses_are_rejected() -> None:
     assert parse_address("models/food") == Path("models/food")
     assert parse_address("gs://bucket/models/food/") == "gs://bucket/models/food"
+    assert parse_address("az://container/models/food") == "az://container/models/food"
     for text in ("https://host/models", "gs://", "hdfs://a/b"):
         with pytest.raises(InputError):
             parse_address(text)
