@@ -24,7 +24,7 @@ from functools import cache
 import numpy as np
 
 from trainer.evaluation.metrics import evaluate, proportion
-from trainer.evaluation.paired import compare, estimate_difference
+from trainer.evaluation.paired_comparison import compare, estimate_difference
 from trainer.evaluation.version_changes import LabelChange, LiveComparison
 from trainer.gate.thresholds import RegressionLimits, judge
 from trainer.heads import Floats, Ints, softmax

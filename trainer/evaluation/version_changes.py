@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trainer.evaluation.metrics import Estimate, Evaluation, Proportion, nan_to_none
-from trainer.evaluation.paired import PairedComparison
+from trainer.evaluation.paired_comparison import PairedComparison
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from serving.bundle import Bundle, training_digests
 from serving.errors import InputError
 from trainer.dataset import Example
 from trainer.evaluation.metrics import Evaluation, evaluate
-from trainer.evaluation.paired import align_columns, compare, estimate_difference
+from trainer.evaluation.paired_comparison import align_columns, compare, estimate_difference
 from trainer.evaluation.version_changes import LabelChange, LiveComparison, PhotoChange
 from trainer.gate.predictions import Bools, Predictions
 from trainer.heads import Floats, Ints

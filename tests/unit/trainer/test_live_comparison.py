@@ -20,7 +20,7 @@ from tests.support.live_comparison import FINGERPRINT, sha, write_live_bundle
 from trainer import heads
 from trainer.commands.train import train as command
 from trainer.dataset import Example
-from trainer.evaluation.paired import compare
+from trainer.evaluation.paired_comparison import compare
 from trainer.evaluation.version_changes import LiveComparison
 from trainer.heads import Head
 from trainer.training import live_comparison

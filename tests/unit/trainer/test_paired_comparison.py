@@ -10,7 +10,7 @@ import pytest
 
 from serving.errors import InputError
 from tests.support.evaluation_metrics import LABELS, PROBABILITIES, TARGETS
-from trainer.evaluation.paired import PairedComparison, align_columns, compare
+from trainer.evaluation.paired_comparison import PairedComparison, align_columns, compare
 
 
 def test_comparison_counts_gained_and_lost_photos() -> None:
