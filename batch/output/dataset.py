@@ -25,6 +25,7 @@ from urllib.parse import quote
 
 from batch.embeddings import to_parquet
 from batch.monitoring.stats import Stats
+from batch.output.shard_record import ScoredKeys, ShardRecord
 from batch.shards.scored_index import SUFFIX, ScoredIndex, encode_keys
 from serving.errors import InputError, OutputError
 from serving.storage import files
@@ -66,46 +67,6 @@ def check_run_id(run_id: str) -> str:
             remedy="Use up to 64 letters, digits, dots, dashes and underscores, such as 2026-05-31.",
         )
     return run_id
-
-
-@dataclass(frozen=True)
-class ScoredKeys:
-    """Keys (batch.shards.scored_index) of the photos of a shard.
-
-    Attributes:
-        keys: keys of photos with a final result.
-        retryable: keys of photos that the next run tries again, such as those that could not be read.
-    """
-
-    keys: Sequence[bytes]
-    retryable: Sequence[bytes] = ()
-
-
-@dataclass(frozen=True)
-class ShardRecord:
-    """Record of a finished shard.
-
-    Attributes:
-        files: size in bytes of each of its files, by path below `scores/`.
-        stats: statistics of the shard.
-    """
-
-    files: Mapping[str, int]
-    stats: Stats
-
-    def to_json(self) -> bytes:
-        """Return the record as the bytes of a JSON object."""
-        return json.dumps({"files": dict(self.files), "stats": json.loads(self.stats.to_json())}).encode()
-
-    @classmethod
-    def from_json(cls, content: bytes) -> ShardRecord:
-        """Parse the output of `to_json`.
-
-        Raises:
-            ValueError, TypeError, KeyError, AttributeError: the content has another form.
-        """
-        values = json.loads(content)
-        return cls(dict(values["files"]), Stats.from_json(json.dumps(values["stats"])))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from batch.embeddings import EmbeddingStore
 from batch.monitoring.stats import Meter, Stats
-from batch.output.dataset import Output, ScoredKeys
+from batch.output.dataset import Output
+from batch.output.shard_record import ScoredKeys
 from batch.scoring import remote_backbone
 from batch.scoring.embed import Backbone, ModelResources
 from batch.scoring.head_runner import HeadRunner

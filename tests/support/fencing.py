@@ -24,7 +24,8 @@ def write_scores(where: str, name: str) -> None:
     import pyarrow as pa
 
     from batch.monitoring.stats import Stats
-    from batch.output.dataset import Output, ScoredKeys
+    from batch.output.dataset import Output
+    from batch.output.shard_record import ScoredKeys
 
     with Output(f"{where}/out").hold_lease() as output:
         output.claim({"photos": "p", "models": [], "partition_by": ""}, [], append=False)
