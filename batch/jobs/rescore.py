@@ -24,11 +24,11 @@ from batch.jobs.score import describe_model, read_models
 from batch.monitoring import sample_photos
 from batch.monitoring.stats import Meter, Progress, Stats
 from batch.output import run_diff, run_record
-from batch.output.dataset import WORK_DIRECTORY, Output, check_run_id
+from batch.output.dataset import Output, check_run_id
 from batch.output.previous_scores import PreviousFile, PreviousScores
 from batch.output.run_record import RunRecord, Summary
 from batch.output.schema import STATUSES, USABLE, PhotoColumns, build_scores_table, count_decisions
-from batch.output.shard_record import ScoredKeys
+from batch.output.shard_record import WORK_DIRECTORY, ScoredKeys
 from batch.scoring import shard
 from batch.scoring.embed import START
 from batch.scoring.head_outputs import NOT_STORED, HeadOutputs

@@ -25,8 +25,16 @@ from urllib.parse import quote
 
 from batch.embeddings import to_parquet
 from batch.monitoring.stats import Stats
-from batch.output.shard_record import ScoredKeys, ShardRecord
-from batch.shards.scored_index import SUFFIX, ScoredIndex, encode_keys
+from batch.output.shard_record import (
+    UNREADABLE,
+    WORK_DIRECTORY,
+    ScoredKeys,
+    ShardRecord,
+    key_names,
+    record_name,
+    run_name,
+)
+from batch.shards.scored_index import ScoredIndex, encode_keys
 from serving.errors import InputError, OutputError
 from serving.storage import files
 from serving.storage.lease import Lease, hold
@@ -38,9 +46,6 @@ if TYPE_CHECKING:
 
 RUN_FILE = "run.json"
 REPORT_FILE = "report.html"
-WORK_DIRECTORY = "_hubhead"
-"""Directory for everything but rows and results; Parquet readers ignore names with a leading underscore."""
-
 PARTITIONS = ("date", "label")
 """Columns by which the rows can be partitioned in Hive's layout: day of the run, or predicted label."""
 
@@ -49,7 +54,6 @@ _LEASE = f"{WORK_DIRECTORY}/lease"
 _IDENTITY = f"{WORK_DIRECTORY}/input.json"
 _APPENDED, _COLUMNS = "only_new", "columns"
 _NO_LABEL = "__HIVE_DEFAULT_PARTITION__"  # Hive's name for null, which Parquet readers know
-_UNREADABLE = "~unreadable"  # suffix of key files; `~` cannot occur in the id of a run
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SCORES_FILE = re.compile(r"scores-([0-9a-f]{32})\.parquet")
 _RECORD_FILE = re.compile(r"([0-9a-f]{32})\.(.+)\.json")
@@ -110,7 +114,7 @@ class Output:
 
     def run_record_file(self, run_id: str) -> str:
         """Return the address of a run's record."""
-        return files.join(self.directory, _run_name(run_id))
+        return files.join(self.directory, run_name(run_id))
 
     def key_directory(self, model: str) -> str:
         """Return the directory of the keys of what a model has scored.
@@ -210,7 +214,7 @@ class Output:
             OutputError: a file cannot be written.
         """
         reports = {REPORT_FILE: report} if report is not None else {}
-        self.writer.publish({**reports, _run_name(run_id): record, RUN_FILE: record})
+        self.writer.publish({**reports, run_name(run_id): record, RUN_FILE: record})
 
     # --- Shards ---------------------------------------------------------------------------------------
 
@@ -226,7 +230,7 @@ class Output:
         """Return the record of a shard; None if there is none or it is corrupt."""
         try:
             return ShardRecord.from_json(
-                files.read(files.join(self.directory, _record_name(shard_id, run_id)))
+                files.read(files.join(self.directory, record_name(shard_id, run_id)))
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
@@ -263,7 +267,7 @@ class Output:
             name: content
             for model, photos in scored.items()
             for name, part in zip(
-                _key_names(model, shard_id, run_id), (photos.keys, photos.retryable), strict=True
+                key_names(model, shard_id, run_id), (photos.keys, photos.retryable), strict=True
             )
             if (content := encode_keys(part))
         }
@@ -272,7 +276,7 @@ class Output:
             {
                 **{f"{_SCORES}/{path}": content for path, content in rows.items()},
                 **keys,
-                _record_name(shard_id, run_id): record.to_json(),
+                record_name(shard_id, run_id): record.to_json(),
             }
         )
         return record
@@ -301,7 +305,7 @@ class Output:
             removes=[
                 name
                 for shard in finished
-                for name in (_record_name(*shard), *(key for m in models for key in _key_names(m, *shard)))
+                for name in (record_name(*shard), *(key for m in models for key in key_names(m, *shard)))
             ]
         )
 
@@ -355,7 +359,7 @@ class Output:
 
         def is_valid(name: str) -> bool:
             return is_permanent(name) or (
-                name.endswith(f".{run_id}{_UNREADABLE}") and is_permanent(name.removesuffix(_UNREADABLE))
+                name.endswith(f".{run_id}{UNREADABLE}") and is_permanent(name.removesuffix(UNREADABLE))
             )
 
         return ScoredIndex(self.key_directory(model), is_valid, is_permanent)
@@ -373,22 +377,6 @@ class Output:
         models = files.list_names(files.join(self.work_directory, "keys")) if len(uris) else []
         keys = [self.load_scored_index(model, "").find_keys(uris) for model in models]
         return np.unique(np.concatenate([uris[:0].astype("S24"), *keys]))
-
-
-def _run_name(run_id: str) -> str:
-    """Return the name of the record of a run."""
-    return f"{WORK_DIRECTORY}/runs/{run_id}.json"
-
-
-def _record_name(shard_id: str, run_id: str) -> str:
-    """Return the name of the record of a shard."""
-    return f"{WORK_DIRECTORY}/shards/{shard_id}.{run_id}.json"
-
-
-def _key_names(model: str, shard_id: str, run_id: str) -> tuple[str, str]:
-    """Return the names of a shard's key files: of scored photos, and of those that the next run retries."""
-    name = f"{WORK_DIRECTORY}/keys/{model}/{shard_id}.{run_id}"
-    return f"{name}{SUFFIX}", f"{name}{_UNREADABLE}{SUFFIX}"
 
 
 def read_json(uri: str) -> Any:

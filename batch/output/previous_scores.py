@@ -12,8 +12,9 @@ import numpy as np
 
 from batch.embeddings import SHA_BYTES
 from batch.embeddings.lookup import Lookup
-from batch.output.dataset import RUN_FILE, WORK_DIRECTORY
+from batch.output.dataset import RUN_FILE
 from batch.output.schema import COLUMNS, encode_status_column, parse_hex_digests
+from batch.output.shard_record import WORK_DIRECTORY
 from serving.errors import InputError
 from serving.storage import files
 

@@ -1,4 +1,4 @@
-"""Record of a finished shard, and the keys of its photos."""
+"""Record of a finished shard, the keys of its photos, and the names of both."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from batch.monitoring.stats import Stats
+from batch.shards.scored_index import SUFFIX
+
+WORK_DIRECTORY = "_hubhead"
+"""Directory for everything but rows and results; Parquet readers ignore names with a leading underscore."""
+
+UNREADABLE = "~unreadable"
+"""Suffix of key files of photos that the next run retries; `~` cannot occur in the id of a run."""
 
 
 @dataclass(frozen=True)
@@ -47,3 +54,19 @@ class ShardRecord:
         """
         values = json.loads(content)
         return cls(dict(values["files"]), Stats.from_json(json.dumps(values["stats"])))
+
+
+def run_name(run_id: str) -> str:
+    """Return the name of the record of a run."""
+    return f"{WORK_DIRECTORY}/runs/{run_id}.json"
+
+
+def record_name(shard_id: str, run_id: str) -> str:
+    """Return the name of the record of a shard."""
+    return f"{WORK_DIRECTORY}/shards/{shard_id}.{run_id}.json"
+
+
+def key_names(model: str, shard_id: str, run_id: str) -> tuple[str, str]:
+    """Return the names of a shard's key files: of scored photos, and of those that the next run retries."""
+    name = f"{WORK_DIRECTORY}/keys/{model}/{shard_id}.{run_id}"
+    return f"{name}{SUFFIX}", f"{name}{UNREADABLE}{SUFFIX}"
