@@ -16,7 +16,7 @@ demo: $(VENV)/demo.stamp ## Train, export, score, serve and predict on real phot
 
 JOBS ?= 2
 test: test-unit ## Run all tests, JOBS=2 files at a time (each needs up to 7 GB of memory)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/unit
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --ignore tests/unit
 
 test-unit: $(VENV)/dev.stamp ## Run the tests that need no TensorFlow, no Beam, no sockets and no processes
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/unit

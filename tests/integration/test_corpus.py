@@ -35,7 +35,7 @@ from trainer.preprocessing import STATUSES
 if TYPE_CHECKING:
     from tests.support.trained import Trained
 
-pytestmark = [pytest.mark.tf, pytest.mark.beam]
+pytestmark = [pytest.mark.tf, pytest.mark.beam, pytest.mark.slow(seconds=18)]
 
 BATCH = 32
 SIZE = 224

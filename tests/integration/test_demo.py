@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-pytestmark = [pytest.mark.tf, pytest.mark.beam, pytest.mark.slow]
+pytestmark = [pytest.mark.tf, pytest.mark.beam, pytest.mark.slow(seconds=45)]
 
 
 def start_demo(directory: Path) -> subprocess.Popen[str]:

@@ -96,7 +96,7 @@ def copy_photos(sample: Path, to: Path, odd: bool | None = None) -> None:
 
 @pytest.mark.tf
 @pytest.mark.server
-@pytest.mark.slow
+@pytest.mark.slow(seconds=150)
 @pytest.mark.needs("kubectl|kustomize")
 def test_training_canary_promotion_and_rollback_lose_no_request(
     sample: SampleSummary, cache: Path, tmp_path: Path

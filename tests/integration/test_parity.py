@@ -35,7 +35,7 @@ from trainer.export.templates import prepare_template
 if TYPE_CHECKING:
     from tests.support.trained import Trained
 
-pytestmark = [pytest.mark.tf, pytest.mark.beam, pytest.mark.server]
+pytestmark = [pytest.mark.tf, pytest.mark.beam, pytest.mark.server, pytest.mark.slow(seconds=12)]
 
 SAMPLES = 24
 UNUSUAL = {

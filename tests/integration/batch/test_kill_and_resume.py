@@ -17,7 +17,7 @@ KILLS = 20
 
 @pytest.mark.tf
 @pytest.mark.beam
-@pytest.mark.slow
+@pytest.mark.slow(seconds=35)
 def test_runs_killed_at_random_points_resume_with_identical_rows(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()

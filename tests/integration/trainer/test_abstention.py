@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.abstention import fit_novelty
 from tests.support.head import blobs
-from trainer.evaluation.abstention import Novelty
+from trainer.evaluation.novelty import Novelty
 from trainer.heads import Floats, Ints
 
 if TYPE_CHECKING:

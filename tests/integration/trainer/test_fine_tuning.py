@@ -512,7 +512,7 @@ def test_stated_input_size_and_value_range_are_kept(
 # --- Default backbone -----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 def test_default_backbone_is_tuned_and_resumed(tmp_path: Path) -> None:
     from tests.bench.accuracy import read_labelled_photos
     from trainer.dataset.samples import fetch_sample_photos

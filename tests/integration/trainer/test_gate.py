@@ -56,7 +56,7 @@ def pair(trained: Trained, tmp_path: Path) -> tuple[Path, Path]:
     return copies[1], copies[0]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=50)
 @pytest.mark.tf
 @pytest.mark.server
 def test_a_bundle_as_good_as_the_live_version_is_blessed_and_can_be_promoted(
@@ -91,7 +91,7 @@ def test_a_bundle_as_good_as_the_live_version_is_blessed_and_can_be_promoted(
     assert promote(DeploymentTarget(tmp_path / "served", "food"), source=candidate).new == 2
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=50)
 @pytest.mark.tf
 @pytest.mark.server
 def test_every_failed_check_is_listed_and_the_bundle_is_not_blessed(
@@ -119,7 +119,7 @@ def test_every_failed_check_is_listed_and_the_bundle_is_not_blessed(
     promote(DeploymentTarget(tmp_path / "served", "food"), source=candidate)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=50)
 @pytest.mark.tf
 @pytest.mark.server
 def test_a_bundle_of_hubhead_0_1_is_compared_by_its_recorded_figures(
@@ -154,7 +154,7 @@ def test_photos_without_embeddings_are_read_from_where_the_store_knows_them(
     assert "(0 gained, 0 lost)" in by_name["accuracy"].detail
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=50)
 @pytest.mark.tf
 @pytest.mark.server
 def test_a_bundle_that_does_not_load_gets_a_verdict(pair: tuple[Path, Path]) -> None:

@@ -479,7 +479,7 @@ def test_head_below_the_required_accuracy_is_not_published(trained: Trained, tmp
 
 @pytest.mark.tf
 @pytest.mark.beam
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 @pytest.mark.parametrize("better", [True, False])
 def test_tuned_backbone_is_used_only_if_it_is_better(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: bool
