@@ -59,7 +59,7 @@ class FakeModel:
             if np.any(inputs["x"] < 0):
                 raise runtime.RunError("x is negative" + "!" * 2000, "OUT_OF_RANGE")
             with np.errstate(over="ignore"):  # any bytes may arrive; a warning is an error in the tests
-            return {"y": np.asarray(inputs["x"] * 2)}
+                return {"y": np.asarray(inputs["x"] * 2)}
         finally:
             with self.lock:
                 self.running -= 1
