@@ -68,7 +68,7 @@ class Retry:
 
 
 class RetryDecision(Enum):
-    """What to do about an error of a Predict call, which is idempotent and may be repeated."""
+    """Action after an error of a Predict call, which is idempotent and may be repeated."""
 
     RETRY = "retry the same request with backoff"
     SPLIT = "send smaller requests"

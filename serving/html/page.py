@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-"""What HTML cannot contain: control characters and unpaired surrogates."""
+"""Characters that HTML cannot contain: control characters and unpaired surrogates."""
 
 
 def render(package: str, **values: Any) -> str:

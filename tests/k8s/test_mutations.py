@@ -16,7 +16,7 @@ from tests.k8s.test_manifests import CHECK_ERRORS, CHECKS, run_all_checks
 MUTATIONS = [*SERVING, *PODS, *JOBS]
 
 MADE, CAUGHT = 40, 38
-"""Of MADE mistakes at least CAUGHT must be found."""
+"""Number of MADE mistakes that must be found at least."""
 
 
 @needs_builder

@@ -1,1 +1,1 @@
-"""What the tests share: models, servers and processes made for them, and assertions."""
+"""Models, servers, processes and assertions that the tests share."""

@@ -1,4 +1,4 @@
-"""What a test may use: enforced by an audit hook (PEP 578), so that markers and tests/unit stay true.
+"""Guard of what a test may use, by an audit hook (PEP 578), so that markers and tests/unit stay true.
 
 The hook names what a test did: imports of TensorFlow and Beam (the first one in a process raises an
 event, so that a run of one file or of `-m "not tf"` sees what a run of everything may not), ports that are

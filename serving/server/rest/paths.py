@@ -26,7 +26,7 @@ _MAX_VERSION = 2**63 - 1
 
 @dataclass(frozen=True)
 class ApiRequest:
-    """What a path asks for, and of which model.
+    """Method, model and version that a REST path names.
 
     Attributes:
         verb: "predict", "classify", "regress", "metadata" or "status".
