@@ -82,7 +82,7 @@ def connect(uri: str, action: str = "read") -> Iterator[tuple[Any, str]]:
         ) from error
     except (FileExistsError, HubheadError):
         raise
-    except Exception as error:
+    except Exception as error:  # each store raises classes of its own, most of them no OSError
         remedy = f"Check the address, the credentials and their permissions. {_CREDENTIALS.get(extra, '')}"
         if isinstance(error, FileNotFoundError):
             if not changes:

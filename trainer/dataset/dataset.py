@@ -108,7 +108,7 @@ class LabelledPhoto(NamedTuple):
 
 @dataclass(frozen=True)
 class PhotoListing:
-    """What a folder or dataset manifest lists, before the checks of a training.
+    """Contents of a folder or dataset manifest, before the checks of a training.
 
     Attributes:
         where: folder or manifest, for messages.

@@ -123,7 +123,7 @@ class FittedHead:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What a training found out.
+    """Results of a training.
 
     Attributes:
         name: name of the model.

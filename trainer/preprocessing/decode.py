@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trainer.preprocessing import augment, bmp, gif, headers, jpeg, limits, png, resize, webp
+from trainer.preprocessing import augment, bmp, exif, gif, headers, jpeg, limits, png, resize, webp
 from trainer.preprocessing.limits import POSTPONED, UNUSUAL, DecodeAttempt
 from trainer.preprocessing.settings import (
     CORRUPT,
@@ -214,9 +214,7 @@ def _finish(found: Any, view: Any, settings: Preprocessing) -> tuple[Any, Any, A
     decoded = limits.DecodedPhoto(*found)
     sideways = decoded.orientation >= 5
     pixels = decoded.pixels if view is None else augment.crop_view(decoded.pixels, view)
-    upright = resize.apply_orientation(
-        resize.resize_to_input(pixels, settings, sideways), decoded.orientation
-    )
+    upright = exif.apply_orientation(resize.resize_to_input(pixels, settings, sideways), decoded.orientation)
     if view is not None:
         upright = tf.cond(
             is_usable(decoded.status), lambda: augment.adjust_brightness(upright, view), lambda: upright

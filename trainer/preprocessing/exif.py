@@ -1,4 +1,4 @@
-"""Orientation from EXIF, which is a TIFF structure (Exif 2.32, 4.5.4 and 4.6.4; TIFF 6.0, section 2)."""
+"""EXIF orientation: read from its TIFF structure (Exif 2.32, 4.5.4, 4.6.4; TIFF 6.0, section 2), undone."""
 
 from __future__ import annotations
 
@@ -54,3 +54,21 @@ def read_orientation(tiff: Any) -> Any:
         return tf.where((value >= 1) & (value <= 8), value, 1)
 
     return tf.cond(little | big, search, lambda: tf.constant(1))
+
+
+def apply_orientation(pixels: Any, orientation: Any) -> Any:
+    """Undo the rotation and mirroring of an EXIF orientation, 1 to 8.
+
+    This runs after the resize, when the photo is small.
+    """
+    import tensorflow as tf
+
+    def is_any_of(*orientations: int) -> Any:
+        return tf.reduce_any(tf.equal(orientation, orientations))
+
+    def rotate() -> Any:
+        transposed = tf.transpose(pixels, tf.where(is_any_of(5, 6, 7, 8), [1, 0, 2], [0, 1, 2]))
+        axes = tf.boolean_mask([0, 1], [is_any_of(3, 4, 7, 8), is_any_of(2, 3, 6, 7)])
+        return tf.reverse(transposed, axes)
+
+    return tf.cond(orientation > 1, rotate, lambda: pixels)

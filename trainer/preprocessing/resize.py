@@ -91,24 +91,6 @@ def _resize(pixels: Any, size: Any) -> Any:
     return tf.clip_by_value(tf.cond(wide, resize_transposed, lambda: resize(pixels, size)), 0.0, 255.0)
 
 
-def apply_orientation(pixels: Any, orientation: Any) -> Any:
-    """Undo the rotation and mirroring of an EXIF orientation, 1 to 8.
-
-    This runs after the resize, when the photo is small.
-    """
-    import tensorflow as tf
-
-    def is_any_of(*orientations: int) -> Any:
-        return tf.reduce_any(tf.equal(orientation, orientations))
-
-    def rotate() -> Any:
-        transposed = tf.transpose(pixels, tf.where(is_any_of(5, 6, 7, 8), [1, 0, 2], [0, 1, 2]))
-        axes = tf.boolean_mask([0, 1], [is_any_of(3, 4, 7, 8), is_any_of(2, 3, 6, 7)])
-        return tf.reverse(transposed, axes)
-
-    return tf.cond(orientation > 1, rotate, lambda: pixels)
-
-
 def compose_on_white(pixels: Any) -> Any:
     """Compose RGBA, uint8 [h,w,4], on white: uint8 [h,w,3].
 

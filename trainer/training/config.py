@@ -24,7 +24,7 @@ from trainer.training.fine_tune_types import FineTuneSettings
 
 
 class NearDuplicatesOption(StrEnum):
-    """What to do with photos that are nearly the same: report them, keep them in one set, or ignore them."""
+    """Treatment of near-duplicates: report them, keep them in one set, or ignore them."""
 
     REPORT = "report"
     TOGETHER = "together"
