@@ -19,17 +19,18 @@ does not matter.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NotRequired, Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
+
+from batch.monitoring.json_record import JsonRecord
 
 BINS = 20
 """Number of equal bins of the score histogram, over scores from 0 to 1."""
@@ -48,8 +49,6 @@ ABSTAINED = ""
 
 _CHANCE_SIGMAS = 3.0
 """Standard deviations explained by chance, exceeded in about 1 of 740 runs if nothing changed."""
-
-_FLOAT_FORMAT = "<f4"
 
 Floats = NDArray[np.float64]
 
@@ -71,7 +70,7 @@ class DecisionCountsRecord(TypedDict):
 
 
 @dataclass(frozen=True)
-class Moments:
+class Moments(JsonRecord):
     """Count, mean and scatter of projected embeddings, mergeable by addition.
 
     Attributes:
@@ -83,6 +82,10 @@ class Moments:
     count: int = 0
     mean: Floats = field(default_factory=lambda: np.zeros(PROJECTION_DIMENSIONS))
     scatter: Floats = field(default_factory=lambda: np.zeros(PROJECTION_DIMENSIONS))
+
+    def __post_init__(self) -> None:
+        if not self.mean.shape == self.scatter.shape == (PROJECTION_DIMENSIONS,):
+            raise ValueError(f"expected moments of {PROJECTION_DIMENSIONS} dimensions")
 
     @classmethod
     def from_embeddings(cls, vectors: NDArray[np.floating[Any]]) -> Self:
@@ -106,34 +109,6 @@ class Moments:
             self.scatter + other.scatter + np.square(delta) * self.count * weight,
         )
 
-    @property
-    def total_variance(self) -> float:
-        """Trace of the covariance matrix: the sum of the variances of all dimensions."""
-        return float(self.scatter.sum()) / max(1, self.count - 1)
-
-    def to_json(self) -> MomentsRecord:
-        """Return the moments as JSON values."""
-        return {
-            "count": self.count,
-            "mean": _encode_floats(self.mean),
-            "scatter": _encode_floats(self.scatter),
-        }
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Parse the output of `to_json`.
-
-        Raises:
-            ValueError, TypeError, KeyError, AttributeError: the values have another form.
-        """
-        mean, scatter = (
-            np.frombuffer(base64.b64decode(values[name], validate=True), _FLOAT_FORMAT).astype(np.float64)
-            for name in ("mean", "scatter")
-        )
-        if not mean.shape == scatter.shape == (PROJECTION_DIMENSIONS,):
-            raise ValueError(f"expected moments of {PROJECTION_DIMENSIONS} dimensions")
-        return cls(int(values["count"]), mean, scatter)
-
 
 @cache
 def _projection(dimension: int) -> NDArray[np.float32]:
@@ -149,13 +124,8 @@ def _projection(dimension: int) -> NDArray[np.float32]:
     return ((2.0 * signs - 1.0) / math.sqrt(PROJECTION_DIMENSIONS)).astype(np.float32)
 
 
-def _encode_floats(values: Floats) -> str:
-    """Return numbers as base64, which keeps run.json free of long lists."""
-    return base64.b64encode(values.astype(_FLOAT_FORMAT).tobytes()).decode()
-
-
 @dataclass
-class DecisionCounts:
+class DecisionCounts(JsonRecord):
     """Counts of one model's decisions, mergeable by addition.
 
     Attributes:
@@ -168,6 +138,10 @@ class DecisionCounts:
     abstained: int = 0
     scores: list[int] = field(default_factory=lambda: [0] * BINS)
 
+    def __post_init__(self) -> None:
+        if len(self.scores) != BINS:
+            raise ValueError(f"expected a histogram of {BINS} bins")
+
     @staticmethod
     def histogram(scores: NDArray[np.floating[Any]]) -> list[int]:
         """Return the number of top scores in each of BINS bins."""
@@ -176,22 +150,6 @@ class DecisionCounts:
     def __add__(self, other: DecisionCounts) -> DecisionCounts:
         scores = [a + b for a, b in zip(self.scores, other.scores, strict=True)]
         return DecisionCounts(self.labels + other.labels, self.abstained + other.abstained, scores)
-
-    def to_json(self) -> DecisionCountsRecord:
-        """Return the counts as JSON values."""
-        labels = dict(sorted(self.labels.items()))
-        return {"labels": labels, "abstained": self.abstained, "scores": self.scores}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Parse the output of `to_json`.
-
-        Raises:
-            ValueError, TypeError, KeyError, AttributeError: the values have another form.
-        """
-        if len(values["scores"]) != BINS:
-            raise ValueError(f"expected a histogram of {BINS} bins")
-        return cls(Counter(values["labels"]), int(values["abstained"]), list(values["scores"]))
 
 
 # --- Differences ------------------------------------------------------------------------------------------

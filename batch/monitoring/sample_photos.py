@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from batch.monitoring.json_record import JsonRecord
 from serving.contract import Status
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ ExamplesByName = Mapping[str, tuple[Example, ...]]
 
 
 @dataclass(frozen=True)
-class Examples:
+class Examples(JsonRecord):
     """Sample photos of a shard or a run, mergeable by addition.
 
     Attributes:
@@ -72,21 +73,6 @@ class Examples:
             },
             _merge(self.rejected, other.rejected, MAX_PER_STATUS),
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the sample photos as JSON values."""
-        models = {name: _to_json_values(self.models[name]) for name in sorted(self.models)}
-        return {"models": models, "rejected": _to_json_values(self.rejected)}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Parse the output of `to_json`.
-
-        Raises:
-            ValueError, TypeError, KeyError, AttributeError: the values have another form.
-        """
-        models = {name: _from_json_values(examples) for name, examples in values["models"].items()}
-        return cls(models, _from_json_values(values["rejected"]))
 
 
 def choose_examples(tables: Mapping[str, pa.Table]) -> Examples:
@@ -151,11 +137,3 @@ def _merge(one: ExamplesByName, other: ExamplesByName, limit: int) -> dict[str, 
             distinct.setdefault(example.key or example.uri, example)
         found[name] = tuple(distinct.values())[:limit]
     return found
-
-
-def _to_json_values(examples: ExamplesByName) -> dict[str, Any]:
-    return {name: [vars(example) for example in examples[name]] for name in sorted(examples)}
-
-
-def _from_json_values(values: Mapping[str, Any]) -> dict[str, tuple[Example, ...]]:
-    return {name: tuple(Example(**example) for example in examples) for name, examples in values.items()}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from batch.monitoring.drift import DecisionCounts, Moments
+from batch.monitoring.json_record import JsonRecord
 from batch.monitoring.sample_photos import Examples
 from serving.contract import Status
 
@@ -74,7 +75,7 @@ class Meter:
 
 
 @dataclass
-class Stats:
+class Stats(JsonRecord):
     """Statistics of a shard, or the sum over several shards.
 
     Attributes:
@@ -107,26 +108,8 @@ class Stats:
     core_seconds: float = 0.0
 
     def __add__(self, other: Stats) -> Stats:
-        total = Stats(
-            photos=self.photos + other.photos,
-            rows=self.rows + other.rows,
-            statuses=self.statuses + other.statuses,
-            models={
-                name: self.models.get(name, DecisionCounts()) + other.models.get(name, DecisionCounts())
-                for name in {**self.models, **other.models}
-            },
-            embeddings=self.embeddings + other.embeddings,
-            examples=self.examples + other.examples,
-            embedded=self.embedded + other.embedded,
-            reused=self.reused + other.reused,
-            read_bytes=self.read_bytes + other.read_bytes,
-            seconds=dict(self.seconds),
-            elapsed=self.elapsed + other.elapsed,
-            core_seconds=self.core_seconds + other.core_seconds,
-        )
-        for stage, seconds in other.seconds.items():
-            total.add_seconds(stage, seconds)
-        return total
+        names = [field.name for field in fields(self)]
+        return Stats(**{name: _add(getattr(self, name), getattr(other, name)) for name in names})
 
     @property
     def labels(self) -> Counter[str]:
@@ -154,27 +137,9 @@ class Stats:
         """Add seconds that were measured elsewhere to a stage."""
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
-    def to_json(self) -> str:
-        """Return the statistics as the text of a JSON object."""
-        parts = {
-            "models": {name: decisions.to_json() for name, decisions in self.models.items()},
-            "embeddings": self.embeddings.to_json(),
-            "examples": self.examples.to_json(),
-        }
-        return json.dumps(vars(self) | parts, ensure_ascii=False)
 
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Stats:
-        """Parse the output of `to_json`.
-
-        Raises:
-            ValueError, TypeError, KeyError, AttributeError: the text is not such an object.
-        """
-        content = json.loads(text)
-        parts = {
-            "statuses": Counter(content["statuses"]),
-            "models": {name: DecisionCounts.from_json(values) for name, values in content["models"].items()},
-            "embeddings": Moments.from_json(content["embeddings"]),
-            "examples": Examples.from_json(content["examples"]),
-        }
-        return cls(**content | parts)
+def _add(one: Any, other: Any) -> Any:
+    """Return the sum of two values; that of dictionaries by key, with values of one alone as they are."""
+    if not isinstance(one, dict) or isinstance(one, Counter):
+        return one + other
+    return {**one, **other, **{key: _add(one[key], other[key]) for key in one.keys() & other.keys()}}

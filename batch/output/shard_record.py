@@ -43,7 +43,7 @@ class ShardRecord:
 
     def to_json(self) -> bytes:
         """Return the record as the bytes of a JSON object."""
-        return json.dumps({"files": dict(self.files), "stats": json.loads(self.stats.to_json())}).encode()
+        return json.dumps({"files": dict(self.files), "stats": self.stats.to_json()}).encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> ShardRecord:
@@ -53,7 +53,7 @@ class ShardRecord:
             ValueError, TypeError, KeyError, AttributeError: the content has another form.
         """
         values = json.loads(content)
-        return cls(dict(values["files"]), Stats.from_json(json.dumps(values["stats"])))
+        return cls(dict(values["files"]), Stats.from_json(values["stats"]))
 
 
 def run_name(run_id: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -99,7 +100,7 @@ class ShardWorker:
         shard = planned.read_shard()
         if self.scores is None:
             stats = embed_shard(shard, models[0])
-            files.write(self._stats_file(shard.id), stats.to_json().encode())
+            files.write(self._stats_file(shard.id), json.dumps(stats.to_json()).encode())
             return stats
         table, stats = score_shard(shard, models, self.scores.started)
         with stats.time_stage("write"):  # for Beam only: the record is already written
@@ -119,8 +120,8 @@ class ShardWorker:
             record = self.scores.output.read_record(shard_id, self.scores.run_id)
             return record.stats if record else None
         try:
-            return Stats.from_json(files.read(self._stats_file(shard_id)))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return Stats.from_json(json.loads(files.read(self._stats_file(shard_id))))
+        except (OSError, ValueError):
             return None
 
     def list_finished(self) -> set[str]:

@@ -95,7 +95,7 @@ def test_merged_moments_match_mean_and_variance_of_the_projection() -> None:
     np.testing.assert_allclose(found.mean, projected.mean(axis=0), atol=1e-4)
     np.testing.assert_allclose(found.scatter / 499, projected.var(axis=0, ddof=1), rtol=1e-3)
     # The projection preserves lengths: the total variance is that of 1280 dimensions of unit variance.
-    assert found.total_variance == pytest.approx(1280, rel=0.05)
+    assert found.scatter.sum() / 499 == pytest.approx(1280, rel=0.05)
 
 
 def test_random_projection_is_pinned_by_its_hash() -> None:
@@ -107,9 +107,9 @@ def test_random_projection_is_pinned_by_its_hash() -> None:
 def test_stats_survive_a_json_roundtrip_and_are_small() -> None:
     table = rows(range(8192))
     stats = sketch(table, embeddings(300))
-    text = stats.to_json()
+    text = json.dumps(stats.to_json())
     assert len(text) < 8_000
-    back = Stats.from_json(text)
+    back = Stats.from_json(json.loads(text))
     assert back.models == stats.models
     assert back.examples == stats.examples
     np.testing.assert_allclose(back.embeddings.mean, stats.embeddings.mean, rtol=1e-6)
@@ -120,9 +120,9 @@ def test_stats_survive_a_json_roundtrip_and_are_small() -> None:
 
 @pytest.mark.parametrize("values", [{}, {"count": 1}, {"count": 1, "mean": "AAAA", "scatter": "?"}, []])
 def test_from_json_rejects_malformed_moments_and_counts(values: Any) -> None:
-    with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
+    with pytest.raises(ValueError, match=r"Expected|missing|buffer"):
         Moments.from_json(values)
-    with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
+    with pytest.raises(ValueError, match=r"Expected|missing"):
         DecisionCounts.from_json(values)
 
 
