@@ -20,6 +20,8 @@ from typing import Any, Required, TypedDict
 
 from serving import contract
 from serving.errors import BundleError, OutputError
+from serving.storage import files
+from serving.storage.address import Address
 from serving.storage.records import RecordFormat
 
 SCHEMA = 1
@@ -87,19 +89,6 @@ class BundleMetadata:
         """Length of an embedding."""
         return self.backbone["dimension"]
 
-    @staticmethod
-    def parse(content: bytes, source: str | Path) -> BundleMetadata:
-        """Parse the content of a hubhead.json.
-
-        Args:
-            content: content of the file.
-            source: path or address of the file, for error messages.
-
-        Raises:
-            BundleError: the content is damaged, or of a newer layout.
-        """
-        return METADATA_FORMAT.parse(content, source, remedy="Export the bundle again.")
-
     def write(self, directory: Path) -> None:
         """Write hubhead.json and labels.txt to a SavedModel directory."""
         for name, text in (
@@ -134,9 +123,7 @@ class Bundle:
 
 def versions(base: Path) -> list[int]:
     """Return the version numbers below a model's base path, ascending."""
-    if not base.is_dir():
-        return []
-    return sorted({int(child.name) for child in base.iterdir() if child.name.isdecimal() and child.is_dir()})
+    return sorted({int(child.name) for child in _list_numbered(base)})
 
 
 def version_directory(base: Path, version: int) -> Path:
@@ -158,11 +145,12 @@ def version_directory(base: Path, version: int) -> Path:
 
 def version_directories(base: Path, version: int) -> list[Path]:
     """Return all directories of a version, such as 1 and 001, sorted by name."""
-    return sorted(
-        child
-        for child in base.iterdir()
-        if child.name.isdecimal() and int(child.name) == version and child.is_dir()
-    )
+    return sorted(child for child in _list_numbered(base) if int(child.name) == version)
+
+
+def _list_numbered(base: Path) -> list[Path]:
+    children = base.iterdir() if base.is_dir() else ()
+    return [child for child in children if child.name.isdecimal() and child.is_dir()]
 
 
 def resolve(path: Path) -> Path:
@@ -195,25 +183,31 @@ def read(path: str | os.PathLike[str]) -> Bundle:
             layout.
     """
     directory = resolve(Path(path))
-    metadata_path = directory / contract.METADATA_FILE
-    try:
-        content = metadata_path.read_bytes()
-    except FileNotFoundError as error:
-        raise BundleError(
-            f"{directory} is a SavedModel without {contract.METADATA_FILE}, so it is not a hubhead bundle.",
-            remedy="Create a bundle with hubhead train or hubhead export.",
-        ) from error
-    except OSError as error:
-        raise BundleError(
-            f"{metadata_path} cannot be read: {error}.", remedy="Export the bundle again."
-        ) from error
     numbered = directory.name.isdecimal()
     return Bundle(
         path=directory,
         name=directory.resolve().parent.name if numbered else directory.name,
         version=int(directory.name) if numbered else 0,
-        metadata=BundleMetadata.parse(content, metadata_path),
+        metadata=read_metadata(directory),
     )
+
+
+def read_metadata(directory: Address) -> BundleMetadata:
+    """Read the metadata of a bundle, given the path or address of its version.
+
+    Raises:
+        BundleError: its hubhead.json is missing, damaged or of a newer layout.
+        StorageError: remote storage does not answer.
+    """
+    try:
+        return METADATA_FORMAT.read(
+            files.join(str(directory), contract.METADATA_FILE), remedy="Export the bundle again."
+        )
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{directory} is a SavedModel without {contract.METADATA_FILE}, so it is not a hubhead bundle.",
+            remedy="Create a bundle with hubhead train or hubhead export.",
+        ) from error
 
 
 @contextmanager
@@ -226,13 +220,9 @@ def staging(base: Path) -> Iterator[Path]:
         OutputError: `base` cannot be written.
     """
     missing = [directory for directory in (base, *base.parents) if not directory.exists()]
-    try:
+    with files.output_errors(str(base), "write to"):
         base.mkdir(parents=True, exist_ok=True)
         directory = Path(tempfile.mkdtemp(prefix=".staging-", dir=base))
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write to {base}: {error.strerror}.", remedy="Choose a directory that you can write to."
-        ) from error
     directory.chmod(0o755)  # mkdtemp makes it 0700, which a server of another user could not read
     try:
         yield directory

@@ -68,10 +68,9 @@ def open_target(flags: dict[str, Any]) -> Iterator[DeploymentTarget]:
         InputError: an address is not valid, or the configuration file does not exist.
     """
     from serving.client import Client
-    from serving.registry.stores.download import open_store
     from serving.registry.target import DeploymentTarget
     from serving.storage import files
-    from serving.storage.address import parse_address
+    from serving.storage.address import base_name, parse_address, resolve
 
     base = parse_address(flags.pop("model_base_path"))
     given = flags.pop("model_config_file")
@@ -85,7 +84,7 @@ def open_target(flags: dict[str, Any]) -> Iterator[DeploymentTarget]:
     server = pop_client_config(flags)
     if reload and not (server and config):
         raise click.UsageError("--reload requires --server and --model_config_file.")
-    name = (server.model if server else "") or open_store(base).name
+    name = (server.model if server else "") or base_name(resolve(base))
     target = DeploymentTarget(base, name, config, reload=reload, timeout=wait, say=_print_progress)
     if server is None:
         yield target

@@ -85,7 +85,7 @@ def append(store: Store, event: Event) -> None:
     Raises:
         OutputError: the log cannot be written.
     """
-    store.append_to_log(to_line(event))
+    store.lease.publish(store.log_content(to_line(event)))
 
 
 def to_line(event: Event) -> str:

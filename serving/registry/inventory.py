@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from serving import bundle
 from serving.errors import BundleError
+from serving.registry import verdict
 from serving.registry.stores.store import Store
 from serving.registry.target import DeploymentTarget
 from serving.storage.address import Address
@@ -80,7 +82,7 @@ def list_versions(target: DeploymentTarget) -> list[Version]:
 
 def verdict_of(store: Store, version: int) -> tuple[str, tuple[str, ...]]:
     """Return the verdict and the names of the failed checks of a version, as in `Version`."""
-    found = store.read_verdict(version)
+    found = verdict.read(store.path(version))
     if found is None:
         return "none", ()
     failed = tuple(check.name for check in found.failed)
@@ -98,7 +100,7 @@ def _describe_version(store: Store, number: int, **known: Any) -> Version:
     metrics: Mapping[str, Any] = {}
     label_count, created = 0, None
     try:
-        metadata = store.read_metadata(number)
+        metadata = bundle.read_metadata(store.path(number))
         metrics, label_count = metadata.metrics, len(metadata.labels)
         created = metadata.provenance.get("created")
         word, failed = verdict_of(store, number)

@@ -168,9 +168,9 @@ def _read_candidate(source: Path, origin: Address | None) -> _Candidate:
 
 def _stored_candidate(target: DeploymentTarget, version: int) -> _Candidate:
     target.store.require(version)
-    target.store.read_metadata(version)  # raises BundleError if it cannot be read
     path = target.store.path(version)
-    return _Candidate(path, target.store.digest(version), target.store.read_verdict(version), version)
+    bundle.read_metadata(path)  # raises BundleError if it cannot be read
+    return _Candidate(path, target.store.digest(version), verdict.read(path), version)
 
 
 def _promotion_event(

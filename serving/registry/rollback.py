@@ -28,8 +28,8 @@ def rollback(
         BundleError: the version does not load; nothing has changed.
         ServerError: the server did not reach the expected state.
     """
-    if not target.store.exists():
-        raise InputError(f"{target.base} does not exist.", remedy="Give the directory above the versions.")
+    if not target.versions:
+        raise InputError(f"{target.base} has no versions.", remedy="Give the directory above the versions.")
     with lock_target(target) as target:
         if target.config:
             return _roll_back_label(target, label, to, reason)

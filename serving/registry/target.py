@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.errors import BundleError, DeadlineExceeded, ModelNotFound, ServerUnavailable
@@ -15,7 +14,7 @@ from serving.registry import model_config
 from serving.registry.model_config import NEWEST, ModelConfig
 from serving.registry.stores.download import open_store
 from serving.registry.stores.store import LEASE_DIRECTORY, Say, Store, silent
-from serving.storage.address import Address, base_name, parent
+from serving.storage.address import Address, base_name, parent, resolve
 from serving.storage.lease import Lease, hold
 
 if TYPE_CHECKING:
@@ -83,8 +82,8 @@ class DeploymentTarget:
         """
         assert self.config is not None
         text = model_config.edit(self.config, self.model, versions=versions, labels=labels)
-        directory, name = _split(self.config)
-        (self.config_lease or Lease(directory)).publish({name: text.encode()})
+        config = resolve(self.config)
+        (self.config_lease or Lease(parent(config))).publish({base_name(config): text.encode()})
         if self.reload and self.client:
             self.client.reload(model_config.parse(self.config))
 
@@ -171,12 +170,7 @@ def lock_target(target: DeploymentTarget) -> Iterator[DeploymentTarget]:
         lease = stack.enter_context(hold(str(target.base), LEASE_DIRECTORY, activity))
         config_lease = None
         if target.config:
-            directory, name = _split(target.config)
-            config_lease = stack.enter_context(hold(directory, f".{name}.lease", activity))
+            config = resolve(target.config)
+            lease_name = f".{base_name(config)}.lease"
+            config_lease = stack.enter_context(hold(parent(config), lease_name, activity))
         yield replace(target, lease=lease, config_lease=config_lease)
-
-
-def _split(config: Address) -> tuple[str, str]:
-    """Return directory and name of a configuration; symbolic links such as those of a ConfigMap are kept."""
-    address = str(config.resolve() if isinstance(config, Path) else config)
-    return parent(address), base_name(address)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,19 +86,14 @@ def digest(directory: Path) -> str:
     """
     total = hashlib.sha256()
     try:
-        for path in list_files(directory):
+        verdict = directory / contract.VERDICT_FILE
+        for path in sorted(path for path in directory.rglob("*") if path.is_file() and path != verdict):
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
             total.update(f"{path.relative_to(directory).as_posix()}\0{content}\n".encode())
     except OSError as error:
         raise BundleError(f"{directory} cannot be read: {error}.") from error
     return total.hexdigest()
-
-
-def list_files(directory: Path) -> list[Path]:
-    """List the files of a bundle, sorted, without its verdict."""
-    verdict = directory / contract.VERDICT_FILE
-    return sorted(path for path in directory.rglob("*") if path.is_file() and path != verdict)
 
 
 def write(directory: Path, verdict: Verdict) -> Path:
@@ -112,28 +108,16 @@ def write(directory: Path, verdict: Verdict) -> Path:
     return path
 
 
-def read(directory: Path) -> Verdict | None:
-    """Read the verdict of a bundle; None if there is none.
+def read(bundle: Address) -> Verdict | None:
+    """Read the verdict of a bundle, given its path or address; None if there is none.
 
     Raises:
         BundleError: the file is damaged, or of a newer layout.
+        StorageError: remote storage does not answer.
     """
-    path = directory / contract.VERDICT_FILE
-    try:
-        return parse(path.read_bytes(), directory)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error}.", remedy=_remedy(directory)) from error
-
-
-def parse(content: bytes, bundle: Address) -> Verdict:
-    """Parse the content of a verdict file.
-
-    Raises:
-        BundleError: the content is damaged, or of a newer layout.
-    """
-    return FORMAT.parse(content, f"{bundle}/{contract.VERDICT_FILE}", remedy=_remedy(bundle))
+    with suppress(FileNotFoundError):
+        return FORMAT.read(files.join(str(bundle), contract.VERDICT_FILE), remedy=_remedy(bundle))
+    return None
 
 
 def require_blessed(directory: Address, found: Verdict | None, content: str) -> None:

@@ -32,6 +32,11 @@ def parse_address(text: str) -> Address:
     return text.rstrip("/")
 
 
+def resolve(address: Address) -> str:
+    """Return an address as it is, and a path without symbolic links, such as those of a mounted ConfigMap."""
+    return str(address.resolve()) if isinstance(address, Path) else address
+
+
 def parent(address: str) -> str:
     """Return the address without its last part."""
     return address.rpartition("/")[0]

@@ -234,7 +234,7 @@ def walk_files(directory: str) -> Iterator[tuple[str, int]]:
         for name in names:
             path = f"{top}/{name}"
             with suppress(FileNotFoundError):  # deleted since it was listed
-                yield path[len(directory) + 1 :], Path(path).lstat().st_size
+                yield path[len(directory) + 1 :], Path(path).stat().st_size
 
 
 def rename(path: str, other: str) -> bool:

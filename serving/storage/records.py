@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from serving.errors import HubheadError
+from serving.errors import HubheadError, StorageError
+from serving.storage import files
 
 T = TypeVar("T")
 
@@ -29,6 +30,22 @@ class RecordFormat(Generic[T]):
     error: type[HubheadError]
     upgrades: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
     ignored: frozenset[str] | None = frozenset()
+
+    def read(self, uri: str, *, remedy: str) -> T:
+        """Read and parse a file, see `parse`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            StorageError: remote storage does not answer.
+            HubheadError: the file cannot be read, or as `parse`; its class is `error`.
+        """
+        try:
+            content = files.read(uri)
+        except (FileNotFoundError, StorageError):
+            raise
+        except OSError as error:
+            raise self.error(f"{uri} cannot be read: {error}.", remedy=remedy) from error
+        return self.parse(content, uri, remedy=remedy)
 
     def parse(self, content: bytes, source: object, *, remedy: str) -> T:
         """Parse a record of the current or an earlier layout.

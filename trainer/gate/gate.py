@@ -16,11 +16,10 @@ from serving.bundle.training_digests import TestPhotos
 from serving.errors import HubheadError, InputError
 from serving.photos.converter import EXTRA
 from serving.registry import audit, verdict
-from serving.registry.stores.local import file_sizes
 from serving.registry.stores.store import Say, silent
 from serving.registry.verdict import Check, Verdict
 from serving.storage.address import Address
-from serving.storage.files import is_remote
+from serving.storage.files import is_remote, walk_files
 from trainer.dataset import Example, LabelledPhoto
 from trainer.export.head_file import load_head
 from trainer.gate import parity, thresholds
@@ -107,7 +106,7 @@ def validate(
     model = _check_alone(new, images, checks)
     if old:
         checks.found += thresholds.list_label_changes(new.metadata.labels, old.metadata.labels)
-        sizes = [sum(file_sizes(one.path).values()) / 1e6 for one in (new, old)]
+        sizes = [sum(size for _, size in walk_files(str(one.path))) / 1e6 for one in (new, old)]
         checks.found.append(thresholds.check_ratio("size", sizes[0], sizes[1], limits.size, "MB"))
         with checks.run_step("the live version runs"):
             live_model = runtime.load(old.path)

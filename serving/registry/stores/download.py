@@ -63,9 +63,7 @@ def fetch_bundle(address: Address, say: Say = silent) -> Iterator[FetchedBundle]
         return
     origin = _resolve_address(address)
     with tempfile.TemporaryDirectory(prefix="hubhead-fetch-") as top:
-        path = (
-            Path(top) / base_name(parent(origin)) / base_name(origin)
-        )  # a bundle has the name of its parent
+        path = Path(top, *origin.split("/")[-2:])  # a bundle has the name of its parent
         say(f"fetching {origin}")
         for file, _ in files.walk_files(origin):
             target = path / file

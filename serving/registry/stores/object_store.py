@@ -28,11 +28,9 @@ from pathlib import Path
 from serving import bundle, contract
 from serving.errors import BundleError, InputError, OutputError
 from serving.registry import verdict
-from serving.registry.stores.local import file_sizes
-from serving.registry.stores.store import LEASE_DIRECTORY, Say, Store
+from serving.registry.stores.store import LEASE_DIRECTORY, Say, Store, content_sizes
 from serving.storage import files, remote
-from serving.storage.address import base_name
-from serving.storage.lease import Lease, read_intent
+from serving.storage.lease import read_intent
 
 STAGING_PREFIX = ".hubhead/arriving"
 AUDIT_PREFIX = ".hubhead/audit"
@@ -77,26 +75,9 @@ class Record:
 
 
 class ObjectStore(Store):
-    """Store below a base path on an object store.
+    """Store below a base path on an object store."""
 
-    Args:
-        base: address whose numbered children are the versions.
-        lease: lease of the base path; None changes it without a lease.
-    """
-
-    def __init__(self, base: str, lease: Lease | None = None) -> None:
-        self.base = base
-        self.lease = lease or Lease(base)
-
-    def __str__(self) -> str:
-        return self.base
-
-    @property
-    def name(self) -> str:
-        return base_name(self.base)
-
-    def exists(self) -> bool:
-        return bool(files.list_names(self.base))
+    base: str
 
     def versions(self) -> list[int]:
         return [number for number, record in self._read_records().items() if record.state == _WHOLE]
@@ -104,16 +85,10 @@ class ObjectStore(Store):
     def path(self, version: int) -> str:
         return self._at(str(version))
 
-    def read_file(self, version: int, name: str) -> bytes:
-        return files.read(self._at(f"{version}/{name}"))
-
-    def sizes(self, version: int) -> dict[str, int]:
-        return dict(files.walk_files(self._at(str(version))))
-
     def digest(self, version: int) -> str:
         record = self._read_record(version)
         # Objects may have been lost or replaced; sizes show that without a download.
-        return record.content if _without_verdict(self.sizes(version)) == record.files else ""
+        return record.content if content_sizes(self.path(version)) == record.files else ""
 
     def find(self, source: Path, digest: str) -> int | None:
         del source
@@ -127,7 +102,7 @@ class ObjectStore(Store):
             if other != digest:
                 say(f"removing an interrupted upload of content {other[:12]}")
                 files.remove_directory(self._at(f"{STAGING_PREFIX}/{other}"))
-        sizes = file_sizes(source)
+        sizes = dict(sorted(files.walk_files(str(source))))
         staging = f"{STAGING_PREFIX}/{digest}"
         self._upload(source, staging, sizes, say)
         if verdict.digest(source) != digest:
@@ -137,7 +112,7 @@ class ObjectStore(Store):
         used = [*self._list_numbers(), *(int(name) for name in recorded if name.isdecimal())]
         number = max(max(used, default=0) + 1, at_least)
         say(f"copying to {self.path(number)}")
-        record = Record(_WHOLE, digest, _without_verdict(sizes))
+        record = Record(_WHOLE, digest, content_sizes(source))
         self.lease.publish(
             {f"{RECORDS_PREFIX}/{number}": record.to_bytes(), **self.log_content(log(number))},
             moves=[(f"{staging}/{name}", f"{number}/{name}") for name in _model_last(sizes)],
@@ -207,7 +182,7 @@ class ObjectStore(Store):
         try:
             return Record.from_bytes(files.read(self._at(name)), self._at(name))
         except FileNotFoundError as error:
-            raise BundleError(f"{self} has no version {version}.") from error
+            raise BundleError(f"{self.base} has no version {version}.") from error
 
     def _gone_content(self, version: int, log: str) -> Mapping[str, bytes]:
         """Return the record of a version that is taken away, and the line of the audit log, by name."""
@@ -230,7 +205,3 @@ class ObjectStore(Store):
 def _model_last(names: Iterable[str]) -> list[str]:
     """Return names with saved_model.pb last: no prefix then ever holds a model without weights."""
     return sorted(names, key=lambda name: (name == contract.SAVED_MODEL_FILE, name))
-
-
-def _without_verdict(sizes: Mapping[str, int]) -> dict[str, int]:
-    return {name: size for name, size in sizes.items() if name != contract.VERDICT_FILE}

@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from serving import contract
-from serving.bundle import BundleMetadata
 from serving.errors import BundleError
-from serving.registry import verdict
-from serving.registry.verdict import Verdict
+from serving.storage import files
 from serving.storage.address import Address
 from serving.storage.lease import Lease
 
@@ -32,20 +30,17 @@ class Store(ABC):
     All methods raise OutputError if the storage cannot be read or written, and BundleError if a version is
     missing or cannot be read. Methods that change the store raise LeaseLost if another process took over.
 
-    Attributes:
-        lease: lease of the base path, through which everything is changed.
+    Args:
+        base: path or address whose numbered children are the versions.
+        lease: lease of the base path, through which everything is changed; None changes it without a lease.
     """
 
+    base: Address
     lease: Lease
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """Last part of the location: the default name of the model."""
-
-    @abstractmethod
-    def exists(self) -> bool:
-        """Return whether the location exists."""
+    def __init__(self, base: Address, lease: Lease | None = None) -> None:
+        self.base = base
+        self.lease = lease or Lease(str(base))
 
     @abstractmethod
     def versions(self) -> list[int]:
@@ -55,17 +50,9 @@ class Store(ABC):
     def path(self, version: int) -> Address:
         """Return the path or address of a version."""
 
-    @abstractmethod
-    def read_file(self, version: int, name: str) -> bytes:
-        """Read a small file of a version.
-
-        Raises:
-            FileNotFoundError: the version has no file of that name.
-        """
-
-    @abstractmethod
-    def sizes(self, version: int) -> Mapping[str, int]:
+    def sizes(self, version: int) -> dict[str, int]:
         """Return the size in bytes of each file of a version, by relative name."""
+        return dict(files.walk_files(str(self.path(version))))
 
     @abstractmethod
     def digest(self, version: int) -> str:
@@ -107,10 +94,6 @@ class Store(ABC):
     def log_content(self, line: str) -> Mapping[str, bytes]:
         """Return the file to write to append a line to the audit log, by name."""
 
-    def append_to_log(self, line: str) -> None:
-        """Append a line to the audit log."""
-        self.lease.publish(self.log_content(line))
-
     @abstractmethod
     def read_log(self) -> Iterator[tuple[str, str]]:
         """Yield (location, line) of the audit log, oldest first."""
@@ -128,24 +111,11 @@ class Store(ABC):
         existing = self.versions()
         if version not in existing:
             raise BundleError(
-                f"{self} has no version {version}.",
+                f"{self.base} has no version {version}.",
                 remedy=f"Existing versions: {', '.join(map(str, existing)) or 'none'}.",
             )
 
-    def read_metadata(self, version: int) -> BundleMetadata:
-        """Read the bundle metadata (hubhead.json) of a version."""
-        location = f"{self.path(version)}/{contract.METADATA_FILE}"
-        try:
-            return BundleMetadata.parse(self.read_file(version, contract.METADATA_FILE), location)
-        except FileNotFoundError as error:
-            raise BundleError(
-                f"{self.path(version)} has no {contract.METADATA_FILE}, so it is not a hubhead bundle.",
-                remedy="Make one with hubhead train or hubhead export.",
-            ) from error
 
-    def read_verdict(self, version: int) -> Verdict | None:
-        """Read the verdict of a version; None if there is none."""
-        try:
-            return verdict.parse(self.read_file(version, contract.VERDICT_FILE), self.path(version))
-        except FileNotFoundError:
-            return None
+def content_sizes(directory: Address) -> dict[str, int]:
+    """Return the size in bytes of each file that a digest covers: all but the verdict, by relative name."""
+    return {name: size for name, size in files.walk_files(str(directory)) if name != contract.VERDICT_FILE}

@@ -422,7 +422,7 @@ def test_the_audit_log_keeps_order_and_loses_no_line(on_s3: str) -> None:
     with hold(on_s3, LEASE_DIRECTORY, "Busy:") as held:
         store = ObjectStore(on_s3, held)
         for number in range(11):
-            store.append_to_log(f"{number}")
+            store.lease.publish(store.log_content(f"{number}"))
     assert [line for _, line in store.read_log()] == [str(number) for number in range(11)]
 
 

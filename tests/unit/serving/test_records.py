@@ -12,7 +12,6 @@ import pytest
 from batch.output import run_record
 from batch.output.dataset import Output
 from serving import contract
-from serving.bundle import BundleMetadata
 from serving.bundle.directory import METADATA_FORMAT
 from serving.errors import BundleError, HubheadError, InputError
 from serving.registry import verdict
@@ -50,11 +49,11 @@ def change(record: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 def test_records_of_hubhead_0_1_are_read_and_written_unchanged(tmp_path: Path) -> None:
-    metadata = BundleMetadata.parse(METADATA.read_bytes(), METADATA)
+    metadata = METADATA_FORMAT.read(str(METADATA), remedy="")
     metadata.write(tmp_path)
     assert (tmp_path / contract.METADATA_FILE).read_text("utf-8") == METADATA.read_text("utf-8")
     assert (metadata.dimension, len(metadata.labels)) == (1280, 10)
-    found = verdict.parse(VERDICT.read_bytes(), "models/food/1")
+    found = verdict.FORMAT.read(str(VERDICT), remedy="")
     assert found.blessed
     assert len(found.checks) == 10
     assert json.loads(verdict.write(tmp_path, found).read_bytes()) == json.loads(VERDICT.read_bytes())

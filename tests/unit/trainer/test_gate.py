@@ -16,6 +16,7 @@ from batch.embeddings import Embeddings, EmbeddingStore, hash_photo
 from batch.inputs.listing import Photo, stat_photo
 from serving import contract
 from serving.bundle import BundleMetadata, training_digests
+from serving.bundle.directory import METADATA_FORMAT
 from serving.bundle.training_digests import TestPhotos
 from serving.contract import Status
 from serving.errors import BundleError, InputError
@@ -107,7 +108,7 @@ def test_required_photos_that_are_missing_reject_the_candidate() -> None:
 
 
 def test_metadata_of_hubhead_0_1_is_read_and_judged() -> None:
-    found = BundleMetadata.parse(METADATA_0_1.read_bytes(), METADATA_0_1)
+    found = METADATA_FORMAT.parse(METADATA_0_1.read_bytes(), METADATA_0_1, remedy="")
     checks = by_name(thresholds.judge_recorded(found, found, RegressionLimits(), ""))
     assert checks["accuracy"].figure == pytest.approx(34 / 45)
     assert "75.6% against 75.6%" in checks["accuracy"].detail
