@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from itertools import chain, islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import grpc
 from numpy.typing import NDArray
@@ -21,9 +22,9 @@ from serving.client.concurrency import (
     ConcurrencyLimiter,
     map_in_threads,
 )
-from serving.client.operations import Core, Rows, with_top_k
-from serving.client.photos import Item, Photo, batch_items
-from serving.client.responses import Embedding, Metadata, VersionStatus, truncate_top_k
+from serving.client.operations import READ_AHEAD, Core, Rows, answer_photos
+from serving.client.photos import Item, LoadedPhoto, Photo
+from serving.client.responses import Embedding, Metadata, VersionStatus
 from serving.client.sans_io import Call, Operation, Pause, Step, run_operation
 from serving.client.telemetry import Metrics, Telemetry
 from serving.contract import Prediction
@@ -33,14 +34,68 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
 T = TypeVar("T")
+C = TypeVar("C", grpc.Channel, grpc.aio.Channel)
 A = TypeVar("A")
 
-_READERS = 4
-_READ_AHEAD = 2 * _READERS
-"""Photos that are read and converted ahead of the request they go into."""
+_READERS = READ_AHEAD // 2  # each reads one photo and has one ready
 
 
-class Client:
+class ClientBase(Generic[C]):
+    """State and calls that both clients have in common; `Client` describes the arguments."""
+
+    def __init__(
+        self,
+        target: str | ClientConfig,
+        *,
+        channel: C | None = None,
+        metrics: Metrics | None = None,
+        tracer: Tracer | None = None,
+        **settings: Any,
+    ) -> None:
+        self._config = make_config(target, settings)
+        self._telemetry = Telemetry(self._config.target, self._config.model, metrics, tracer)
+        self._core = Core(self._config, self._telemetry.count_photos)
+        self._closed = False
+        self._owns_channel = channel is None
+        self._open(channel, AdaptiveLimit(self._config.max_concurrency))
+
+    def _open(self, channel: C | None, limit: AdaptiveLimit) -> None:
+        """Keep or open the channel, and make the limiter; called by the constructor."""
+        raise NotImplementedError
+
+    @property
+    def target(self) -> str:
+        """gRPC target of the server."""
+        return self._config.target
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return self._config.model
+
+    @property
+    def max_photos(self) -> int:
+        """Photos per request: as given, or the maximum batch size that the server has stated since."""
+        return self._core.max_photos
+
+    def _check_open(self) -> None:
+        """Raise Cancelled if the client is closed."""
+        if self._closed:
+            raise Cancelled(f"The client of {self.target} is closed.", remedy="Open a new client.")
+
+    @contextmanager
+    def _observe(self, step: Call) -> Iterator[dict[str, Any]]:
+        """Measure the call made in the block; yield its options."""
+        headers = encode_headers(self._config.headers)
+        with self._telemetry.observe_call(step) as trace_headers:
+            yield {
+                "timeout": step.timeout,
+                "wait_for_ready": step.wait_for_ready,
+                "metadata": headers + trace_headers,
+            }
+
+
+class Client(ClientBase[grpc.Channel]):
     """A blocking client of one model; safe to share between threads.
 
     Args:
@@ -51,22 +106,9 @@ class Client:
         settings: beside a bare target the other attributes of `ClientConfig`; `model` is required.
     """
 
-    def __init__(
-        self,
-        target: str | ClientConfig,
-        *,
-        channel: grpc.Channel | None = None,
-        metrics: Metrics | None = None,
-        tracer: Tracer | None = None,
-        **settings: Any,
-    ) -> None:
-        self._config = config = make_config(target, settings)
-        self._telemetry = Telemetry(config.target, config.model, metrics, tracer)
-        self._core = Core(config, self._telemetry.count_photos)
-        self._limiter = ConcurrencyLimiter(AdaptiveLimit(config.max_concurrency))
-        self._closed = False
-        self._owns_channel = channel is None
-        self._channel = channel or open_channel(config)
+    def _open(self, channel: grpc.Channel | None, limit: AdaptiveLimit) -> None:
+        self._limiter = ConcurrencyLimiter(limit)
+        self._channel = channel or open_channel(self._config)
 
     def __enter__(self) -> Self:
         return self
@@ -75,21 +117,6 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    @property
-    def target(self) -> str:
-        """gRPC target of the server."""
-        return self._core.target
-
-    @property
-    def model(self) -> str:
-        """Name of the model."""
-        return self._core.model
-
-    @property
-    def max_photos(self) -> int:
-        """Photos per request: as given, or the maximum batch size that the server has stated since."""
-        return self._core.max_photos
 
     def close(self) -> None:
         """Close the channel, unless it was given, and stop the processes that convert photos."""
@@ -119,8 +146,7 @@ class Client:
             InputError: an item is not a photo, such as an array of another dtype.
             ServerError: or one of its subclasses, see serving/errors.py.
         """
-        predictions = self._collect(photos, lambda items: self._core.classify(items, user))
-        return truncate_top_k(predictions, top_k)
+        return self._collect(photos, lambda items: self._core.classify(items, top_k, user))
 
     def embed(self, photos: Iterable[Photo]) -> list[Embedding]:
         """Return one embedding per photo, in order; otherwise like `classify`."""
@@ -142,7 +168,7 @@ class Client:
         Raises:
             ServerError: as `classify`, at the photo that it concerns.
         """
-        return self._stream(photos, lambda items: with_top_k(self._core.classify(items), top_k), ordered)
+        return self._stream(photos, lambda items: self._core.classify(items, top_k), ordered)
 
     def iembed(self, photos: Iterable[Photo], *, ordered: bool = True) -> Generator[tuple[Photo, Embedding]]:
         """Yield (photo, embedding) for any number of photos; otherwise like `iclassify`."""
@@ -160,7 +186,7 @@ class Client:
             InputError: the inputs have no rows, or differ in their number of rows.
             ServerError: or one of its subclasses.
         """
-        return run_operation(self._core.run(signature, inputs), self._perform)
+        return self._run(self._core.run(signature, inputs))
 
     def imap(
         self, signature: str, batches: Iterable[Mapping[str, Rows]], *, ordered: bool = True
@@ -174,7 +200,7 @@ class Client:
         Raises:
             ServerError: or one of its subclasses.
         """
-        return run_operation(self._core.metadata(), self._perform)
+        return self._run(self._core.metadata())
 
     def status(self) -> list[VersionStatus]:
         """Return all versions that the server has of the model, or the one asked for; newest first.
@@ -182,7 +208,7 @@ class Client:
         Raises:
             ServerError: or one of its subclasses.
         """
-        return run_operation(self._core.status(), self._perform)
+        return self._run(self._core.status())
 
     def reload(self, config: protos.Message) -> None:
         """Replace the server's model configuration (HandleReloadConfigRequest).
@@ -196,7 +222,7 @@ class Client:
         Raises:
             ServerError: or one of its subclasses.
         """
-        run_operation(self._core.reload(config), self._perform)
+        self._run(self._core.reload(config))
 
     def wait_until_ready(self, timeout: float) -> None:
         """Block until the server responds and the model is AVAILABLE.
@@ -207,7 +233,7 @@ class Client:
         Raises:
             DeadlineExceeded: the model was not ready in time; the message has the state seen last.
         """
-        run_operation(self._core.wait_until_ready(timeout), self._perform)
+        self._run(self._core.wait_until_ready(timeout))
 
     # --- Photos to requests ------------------------------------------------------------------------------
 
@@ -215,52 +241,36 @@ class Client:
         self, photos: Iterable[Photo], request: Callable[[list[Item]], Operation[list[T]]]
     ) -> list[T]:
         """Return one result per photo: by a single request in this thread if it suffices, else a stream."""
-        run_operation(self._core.prepare(), self._perform)
+        core = self._core
+        self._run(core.prepare())
         iterator = iter(photos)
-        first = list(islice(iterator, self._core.max_photos))
-        rest = list(islice(iterator, 1))
-        if rest:
-            stream = self._stream(chain(first, rest, iterator), request, ordered=True)
-            return [result for _, result in stream]
-        items = [self._core.loader(photo) for photo in first]
-        batches = list(batch_items(items, max_bytes=self._core.max_bytes))
-        if len(batches) <= 1:
-            return [result for batch in batches for result in run_operation(request(batch), self._perform)]
-        return [result for results in self._run_concurrently(batches, request, True) for result in results]
+        first = list(islice(iterator, core.max_photos + 1))
+        if len(first) > core.max_photos:
+            return [result for _, result in self._stream(chain(first, iterator), request, ordered=True)]
+        batches = list(core.batcher().split((photo, core.loader(photo)) for photo in first))
+        answer = partial(answer_photos, request)
+        if len(batches) > 1:
+            answers: Iterable[list[tuple[Photo, T]]] = self._run_concurrently(batches, answer, ordered=True)
+        else:
+            answers = (self._run(answer(batch)) for batch in batches)
+        return [result for pairs in answers for _, result in pairs]
 
     def _stream(
         self, photos: Iterable[Photo], request: Callable[[list[Item]], Operation[list[T]]], ordered: bool
     ) -> Generator[tuple[Photo, T]]:
         core = self._core
-        run_operation(core.prepare(), self._perform)
-        unbatched: list[Photo] = []  # photos that were read and are not in a batch yet
+        self._run(core.prepare())
 
-        def read() -> Generator[Item]:
-            with ThreadPoolExecutor(_READERS, thread_name_prefix="hubhead-read") as pool:
-                pairs = map_in_threads(
-                    pool, lambda photo: (photo, core.loader(photo)), photos, lambda: _READ_AHEAD
-                )
-                with closing(pairs):
-                    for photo, item in pairs:
-                        unbatched.append(photo)
-                        yield item
-
-        def batch() -> Generator[tuple[list[Photo], list[Item]]]:
-            # batch_items keeps the order: a batch of n items belongs to the n oldest photos.
-            with closing(read()) as items:
-                for group in batch_items(items, max_photos=core.max_photos, max_bytes=core.max_bytes):
-                    batched, unbatched[: len(group)] = unbatched[: len(group)], []
-                    yield batched, group
-
-        def request_pairs(batch: tuple[list[Photo], list[Item]]) -> Operation[list[tuple[Photo, T]]]:
-            results = yield from request(batch[1])
-            return list(zip(batch[0], results, strict=True))
+        def load(photo: Photo) -> LoadedPhoto:
+            return photo, core.loader(photo)
 
         with (
-            closing(batch()) as batches,
-            closing(self._run_concurrently(batches, request_pairs, ordered)) as responses,
+            ThreadPoolExecutor(_READERS, thread_name_prefix="hubhead-read") as pool,
+            closing(map_in_threads(pool, load, photos, lambda: READ_AHEAD)) as loaded,
+            closing(core.batcher().split(loaded)) as batches,
+            closing(self._run_concurrently(batches, partial(answer_photos, request), ordered)) as answers,
         ):
-            for pairs in responses:
+            for pairs in answers:
                 yield from pairs
 
     def _run_concurrently(
@@ -271,7 +281,7 @@ class Client:
         limit = self._limiter.limit
 
         def run(batch: A) -> T:
-            return run_operation(operation(batch), lambda step: self._perform(step, scope))
+            return self._run(operation(batch), scope)
 
         with ThreadPoolExecutor(limit.maximum, thread_name_prefix="hubhead-ask") as pool:
             # One batch more than the limit, so that a request is ready as soon as a permit is free.
@@ -282,7 +292,11 @@ class Client:
                 scope.cancel()
                 results.close()
 
-    def _perform(self, step: Step, scope: CancellationScope | None = None) -> Any:
+    def _run(self, operation: Operation[T], scope: CancellationScope | None = None) -> T:
+        """Run an operation to its end; without a scope its calls are neither limited nor cancellable."""
+        return run_operation(operation, lambda step: self._perform(step, scope))
+
+    def _perform(self, step: Step, scope: CancellationScope | None) -> Any:
         match step:
             case Call():
                 return self._call(step, scope)
@@ -292,22 +306,9 @@ class Client:
                 return step.function()
 
     def _call(self, step: Call, scope: CancellationScope | None) -> Any:
-        method = self._channel.unary_unary(
-            step.method,
-            request_serializer=type(step.request).SerializeToString,
-            response_deserializer=step.response_type.FromString,
-        )
-        options: dict[str, Any] = {"timeout": step.timeout, "wait_for_ready": step.wait_for_ready}
-        if self._closed:
-            raise Cancelled(f"The client of {self.target} is closed.", remedy="Open a new client.")
-        headers = encode_headers(self._config.headers)
-        if scope is None:  # a single request: neither limited nor cancellable
-            with self._telemetry.observe_call(step) as trace_headers:
-                return method(step.request, metadata=headers + trace_headers, **options)
-        with self._limiter(step.rows) as permit, self._telemetry.observe_call(step) as trace_headers:
-            metadata = headers + trace_headers
-            try:
-                return scope.run_call(lambda: method.future(step.request, metadata=metadata, **options))
-            except BaseException as error:
-                permit.record_failure(error)
-                raise
+        self._check_open()
+        method = step.bind(self._channel)
+        with self._limiter(step.rows) if scope else nullcontext(), self._observe(step) as options:
+            if scope is None:
+                return method(step.request, **options)
+            return scope.run_call(lambda: method.future(step.request, **options))

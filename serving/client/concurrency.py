@@ -14,7 +14,6 @@ import asyncio
 import contextvars
 import threading
 import time
-from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -27,7 +26,7 @@ from collections.abc import (
 )
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
@@ -36,6 +35,9 @@ from serving.errors import InputError
 
 A = TypeVar("A")
 T = TypeVar("T")
+
+Many: TypeAlias = Iterable[A] | AsyncIterable[A]
+"""Items that exist, or that arrive over time."""
 
 ALPHA = 1.0
 BETA = 3.0
@@ -108,91 +110,85 @@ class AdaptiveLimit:
             self._no_cut_before = now + seconds
 
 
-class Permit:
-    """The right to have one request in flight; it measures that request.
+class _Permits:
+    """Permits of the requests in flight, which adjust the limit to the outcome of each request.
 
-    Args:
-        in_flight: requests in flight, this one included.
+    Attributes:
+        limit: the adaptive limit.
     """
 
-    def __init__(self, in_flight: int) -> None:
-        self._failed = self._overloaded = False
-        self._in_flight = in_flight
-        self._begin = time.monotonic()
+    def __init__(self, limit: AdaptiveLimit) -> None:
+        self.limit = limit
+        self._in_flight = 0
 
-    def record_failure(self, error: BaseException) -> None:
-        """Mark the request as failed; only an overload or a missed deadline changes the limit."""
-        self._failed = True
-        self._overloaded = isinstance(error, grpc.RpcError) and is_overload(error)
+    def _is_available(self) -> bool:
+        return self._in_flight < int(self.limit.value)
 
-    def report_to(self, limit: AdaptiveLimit, rows: int) -> None:
-        """Adjust the limit to the outcome of the request."""
+    def _take(self) -> tuple[int, float]:
+        """Take a permit; return the requests in flight, this one included, and the time."""
+        self._in_flight += 1
+        return self._in_flight, time.monotonic()
+
+    def _return(self, permit: tuple[int, float], rows: int, failure: BaseException | None) -> None:
+        """Return a permit; of the failures, only an overload or a missed deadline changes the limit."""
+        in_flight, begin = permit
         now = time.monotonic()
-        if self._overloaded:
-            limit.record_overload(now, now - self._begin)
-        elif not self._failed:
-            limit.record_response(rows, now - self._begin, self._in_flight)
+        if failure is None:
+            self.limit.record_response(rows, now - begin, in_flight)
+        elif isinstance(failure, grpc.RpcError) and is_overload(failure):
+            self.limit.record_overload(now, now - begin)
+        self._in_flight -= 1
 
 
-class ConcurrencyLimiter:
+class ConcurrencyLimiter(_Permits):
     """Blocks threads so that no more requests are in flight than the limit allows."""
 
     def __init__(self, limit: AdaptiveLimit) -> None:
-        self.limit = limit
+        super().__init__(limit)
         self._changed = threading.Condition()
-        self._in_flight = 0
 
     @contextmanager
-    def __call__(self, rows: int) -> Iterator[Permit]:
-        """Wait for a permit, hold it during the block, then report the block's latency to the limit."""
+    def __call__(self, rows: int) -> Iterator[None]:
+        """Wait for a permit, hold it during the block, then report the block's outcome to the limit."""
         with self._changed:
-            self._changed.wait_for(lambda: self._in_flight < int(self.limit.value))
-            self._in_flight += 1
-            permit = Permit(self._in_flight)
+            self._changed.wait_for(self._is_available)
+            permit = self._take()
+        failure = None
         try:
-            yield permit
+            yield
+        except BaseException as error:
+            failure = error
+            raise
         finally:
             with self._changed:
-                permit.report_to(self.limit, rows)
-                self._in_flight -= 1
+                self._return(permit, rows, failure)
                 self._changed.notify_all()
 
 
-class AsyncConcurrencyLimiter:
+class AsyncConcurrencyLimiter(_Permits):
     """`ConcurrencyLimiter` for the tasks of one event loop."""
 
     def __init__(self, limit: AdaptiveLimit) -> None:
-        self.limit = limit
-        self._in_flight = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        super().__init__(limit)
+        self._changed = asyncio.Event()
 
     @asynccontextmanager
-    async def __call__(self, rows: int) -> AsyncIterator[Permit]:
-        """Wait for a permit, hold it during the block, then report the block's latency to the limit."""
-        while self._in_flight >= int(self.limit.value):
-            woken = asyncio.get_running_loop().create_future()
-            self._waiting.append(woken)
-            try:
-                await woken
-            except asyncio.CancelledError:
-                self._wake_waiting()  # this task may have been woken: pass it on to another
-                raise
-        self._in_flight += 1
-        permit = Permit(self._in_flight)
+    async def __call__(self, rows: int) -> AsyncIterator[None]:
+        """Wait for a permit, hold it during the block, then report the block's outcome to the limit."""
+        # An event wakes all waiting tasks and needs no lock, so cancelled tasks take no wake-ups.
+        while not self._is_available():
+            self._changed.clear()
+            await self._changed.wait()
+        permit = self._take()
+        failure = None
         try:
-            yield permit
+            yield
+        except BaseException as error:
+            failure = error
+            raise
         finally:
-            permit.report_to(self.limit, rows)
-            self._in_flight -= 1
-            self._wake_waiting()
-
-    def _wake_waiting(self) -> None:
-        free = int(self.limit.value) - self._in_flight
-        while free > 0 and self._waiting:
-            woken = self._waiting.popleft()
-            if not woken.done():  # a cancelled task has a future that is done
-                woken.set_result(None)
-                free -= 1
+            self._return(permit, rows, failure)
+            self._changed.set()
 
 
 class CancellationScope:
@@ -254,16 +250,11 @@ def map_in_threads(
     def drain(least: int) -> Generator[T]:
         """Yield finished results, and wait for more until fewer than `least` are pending."""
         while pending:
-            if ordered:
-                if len(pending) < least and not pending[0].done():
-                    return
-                yield pending.pop(0).result()
-                continue
-            finished = [future for future in pending if future.done()]
+            finished = [future for future in pending[: 1 if ordered else None] if future.done()]
             if not finished:
                 if len(pending) < least:
                     return
-                finished = list(wait(pending, return_when=FIRST_COMPLETED).done)
+                wait(pending[:1] if ordered else pending, return_when=FIRST_COMPLETED)
             for future in finished:
                 pending.remove(future)
                 yield future.result()
@@ -281,7 +272,7 @@ def map_in_threads(
 
 async def map_in_tasks(
     function: Callable[[A], Awaitable[T]],
-    items: Iterable[A] | AsyncIterable[A],
+    items: Many[A],
     window: Callable[[], int],
     ordered: bool = True,
 ) -> AsyncGenerator[T]:
@@ -314,7 +305,7 @@ async def map_in_tasks(
         await asyncio.gather(*pending, return_exceptions=True)
 
 
-async def _iterate(items: Iterable[A] | AsyncIterable[A]) -> AsyncGenerator[A]:
+async def _iterate(items: Many[A]) -> AsyncGenerator[A]:
     if isinstance(items, AsyncIterable):
         async for item in items:
             yield item

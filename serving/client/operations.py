@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import numpy as np
@@ -19,7 +20,10 @@ from serving.client.grpc_errors import code_name, parse_max_batch_size, to_rejec
 from serving.client.photos import (
     DOWNSCALE_FACTOR,
     PROBE_PHOTO,
+    Batcher,
     Item,
+    LoadedPhoto,
+    Photo,
     PhotoLoader,
     Pixels,
     encode_png,
@@ -42,6 +46,13 @@ Rows = NDArray[Any] | Sequence[bytes]
 """One input tensor, batch first."""
 
 R = TypeVar("R", Prediction, Embedding)
+T = TypeVar("T")
+
+Decoder: TypeAlias = Callable[[responses.Outputs, int, int | None], list[R]]
+"""A function that decodes the outputs of a number of rows, with the version that answered."""
+
+READ_AHEAD = 8
+"""Photos that are read and converted ahead of the request they go into."""
 
 _READY_POLL_SECONDS = 0.1
 
@@ -55,19 +66,13 @@ class Core:
     """
 
     def __init__(self, config: ClientConfig, count_photos: Callable[[Iterable[Status]], None]) -> None:
-        self.target = config.target
-        self.model = config.model
-        self.version = config.version
+        self.config = config
         self.canary = Canary(config.canary)
         # A request without a label gets the newest version that serves, which would be the canary.
         self.label = STABLE if config.canary and config.label is None else config.label
-        self.timeout = config.timeout
         self.max_photos = config.max_photos
-        self.max_bytes = config.max_bytes
-        self.retry = config.retry
         self.converter = Converter() if config.convert or config.downscale else None
-        self.downscale = config.downscale
-        if self.downscale and self.converter and not self.converter.can_downscale:
+        if config.downscale and self.converter and not self.converter.can_downscale:
             raise InputError(
                 "Downscaling needs Pillow, which is not installed.",
                 remedy=f"Install it with: pip install '{EXTRA}'",
@@ -83,81 +88,40 @@ class Core:
 
     def prepare(self) -> Operation[None]:
         """Look up the model's input size, if photos are to be downscaled; run before the other operations."""
-        if self.downscale and self.loader.target_side is None:
+        if self.config.downscale and self.loader.target_side is None:
             size = yield from self._input_size()
             if size is None:
                 raise InputError(
-                    f"Model {self.model!r} does not state its input size, which downscaling needs.",
+                    f"Model {self.config.model!r} does not state its input size, which downscaling needs.",
                     remedy="Turn downscaling off, or use a model made by hubhead.",
                 )
             self.loader = replace(self.loader, target_side=DOWNSCALE_FACTOR * max(size))
 
+    def batcher(self) -> Batcher:
+        """Return a new batcher with the bounds of a request."""
+        return Batcher(self.max_photos, self.config.max_bytes)
+
     # --- Operations --------------------------------------------------------------------------------------
 
-    def classify(self, items: Sequence[Item], user: str | None = None) -> Operation[list[Prediction]]:
-        """Return one prediction per item.
+    def classify(
+        self, items: Sequence[Item], top_k: int | None, user: str | None = None
+    ) -> Operation[list[Prediction]]:
+        """Return one prediction per item, with at most `top_k` labels.
 
         Decoded pixels of the model's input size go to `classify_pixels`. Those of another size are sent as
         PNG, without loss, and are resized by the model like every photo.
         """
-        canary = self.canary.selects(user)
         size = None
         if any(isinstance(item, np.ndarray) for item in items):
             size = yield from self._input_size()
-        ready = list(items)
-        direct: list[int] = []
-        encoded: list[int] = []
-        for index, item in enumerate(items):
-            if isinstance(item, np.ndarray):
-                if item.shape[:2] == size:
-                    direct.append(index)
-                    continue
-                ready[index] = yield Compute(_png_encoder(item))
-            if not isinstance(item, PhotoRejection):
-                encoded.append(index)
-        results = [
-            Prediction.from_rejection(item) if isinstance(item, PhotoRejection) else None for item in items
-        ]
-        # At most two requests: encoded photos and decoded pixels go to different signatures. The indices
-        # put the predictions back into the order of the items.
-        for signature, name, indices in (
-            (contract.SERVING_DEFAULT, contract.IMAGE_BYTES, encoded),
-            (contract.CLASSIFY_PIXELS, contract.PIXELS, direct),
-        ):
-            if indices:
-                rows = [ready[index] for index in indices]
-                answers = yield from self._predict_each(
-                    signature, name, rows, responses.decode_predictions, canary
-                )
-                for index, answer in zip(indices, answers, strict=True):
-                    results[index] = (
-                        Prediction.from_rejection(answer) if isinstance(answer, PhotoRejection) else answer
-                    )
-        predictions = [result for result in results if result is not None]
-        self._count_photos(prediction.status for prediction in predictions)
-        return predictions
+        predictions = yield from self._answer(
+            items, contract.SERVING_DEFAULT, responses.decode_predictions, Prediction, user, size
+        )
+        return responses.truncate_top_k(predictions, top_k)
 
     def embed(self, items: Sequence[Item]) -> Operation[list[Embedding]]:
         """Return one embedding per item; decoded pixels are sent as PNG."""
-        rows: list[Any] = []
-        for item in items:
-            if isinstance(item, np.ndarray):
-                rows.append((yield Compute(_png_encoder(item))))
-            elif not isinstance(item, PhotoRejection):
-                rows.append(item)
-        answers: list[Embedding | PhotoRejection] = []
-        if rows:
-            canary = self.canary.selects(None)
-            answers = yield from self._predict_each(
-                contract.EMBED, contract.IMAGE_BYTES, rows, responses.decode_embeddings, canary
-            )
-        remaining = iter(answers)
-        results = (item if isinstance(item, PhotoRejection) else next(remaining) for item in items)
-        embeddings = [
-            Embedding.from_rejection(item) if isinstance(item, PhotoRejection) else item for item in results
-        ]
-        self._count_photos(embedding.status for embedding in embeddings)
-        return embeddings
+        return (yield from self._answer(items, contract.EMBED, responses.decode_embeddings, Embedding))
 
     def run(self, signature: str, inputs: Mapping[str, Rows]) -> Operation[dict[str, NDArray[Any]]]:
         """Return the outputs of any signature; rows beyond `max_photos` are sent in further requests."""
@@ -181,35 +145,28 @@ class Core:
         request = protos.GetModelMetadataRequest(
             model_spec=self._model_spec(), metadata_field=["signature_def"]
         )
-        call = Call(protos.GET_MODEL_METADATA, request, protos.GetModelMetadataResponse, self.timeout)
-        response = yield from self._call(call)
-        return responses.decode_metadata(response, self.target)
+        call = Call(protos.GET_MODEL_METADATA, request, protos.GetModelMetadataResponse, self.config.timeout)
+        return responses.decode_metadata((yield from self._call(call)), self.config.target)
 
     def status(
         self, timeout: float | None = None, *, wait_for_ready: bool = False
     ) -> Operation[list[VersionStatus]]:
         """Return the versions that the server has of the model, newest first."""
         request = protos.GetModelStatusRequest(model_spec=self._model_spec())
-        call = Call(
-            protos.GET_MODEL_STATUS,
-            request,
-            protos.GetModelStatusResponse,
-            timeout or self.timeout,
-            wait_for_ready=wait_for_ready,
-        )
-        response = yield from self._call(call)
-        return responses.decode_statuses(response)
+        timeout = timeout or self.config.timeout
+        call = Call(protos.GET_MODEL_STATUS, request, protos.GetModelStatusResponse, timeout, wait_for_ready)
+        return responses.decode_statuses((yield from self._call(call)))
 
     def reload(self, config: protos.Message) -> Operation[None]:
         """Replace the server's configuration by a protos.ModelServerConfig."""
         request = protos.ReloadConfigRequest(config=config)
-        call = Call(protos.RELOAD_CONFIG, request, protos.ReloadConfigResponse, self.timeout)
-        response = yield from self._call(call)
-        if response.status.error_code:
+        call = Call(protos.RELOAD_CONFIG, request, protos.ReloadConfigResponse, self.config.timeout)
+        status = (yield from self._call(call)).status
+        if status.error_code:
             raise ServerError(
-                f"The server at {self.target} rejected the configuration: {response.status.error_message}.",
-                code=code_name(response.status.error_code),
-                details=response.status.error_message,
+                f"The server at {self.config.target} rejected the configuration: {status.error_message}.",
+                code=code_name(status.error_code),
+                details=status.error_message,
             )
 
     def wait_until_ready(self, timeout: float) -> Operation[None]:
@@ -233,20 +190,70 @@ class Core:
                     for status in statuses
                 )
             yield Pause(min(_READY_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+        model, target = self.config.model, self.config.target
         raise DeadlineExceeded(
-            f"Model {self.model!r} at {self.target} was not ready within {timeout:g} s: {last_state}.",
-            remedy=f"Start one with: hubhead serve --model_base_path MODELS/{self.model}",
+            f"Model {model!r} at {target} was not ready within {timeout:g} s: {last_state}.",
+            remedy=f"Start one with: hubhead serve --model_base_path MODELS/{model}",
             code=grpc.StatusCode.DEADLINE_EXCEEDED.name,
         )
 
     # --- Requests ----------------------------------------------------------------------------------------
+
+    def _answer(
+        self,
+        items: Sequence[Item],
+        signature: str,
+        decode: Decoder[R],
+        record: type[R],
+        user: str | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Operation[list[R]]:
+        """Return one record per item.
+
+        Args:
+            items: photos ready to be sent, and rejections.
+            signature: name of the signature for encoded photos.
+            decode: function that decodes the outputs of a number of rows.
+            record: class of the records.
+            user: id of the user, which decides whether the canary answers.
+            size: (height, width) of the pixels that go to `classify_pixels` as they are; others are
+                encoded.
+        """
+        canary = self.canary.selects(user)
+        results: dict[int, R | PhotoRejection] = {}
+        encoded: dict[int, bytes] = {}
+        direct: dict[int, Pixels] = {}
+        for index, item in enumerate(items):
+            if isinstance(item, PhotoRejection):
+                results[index] = item
+            elif not isinstance(item, np.ndarray):
+                encoded[index] = item
+            elif item.shape[:2] == size:
+                direct[index] = item
+            else:
+                encoded[index] = yield Compute(partial(encode_png, item))
+        # At most two requests: encoded photos and decoded pixels go to different signatures. The indices
+        # put the results back into the order of the items.
+        for name, tensor, rows in (
+            (signature, contract.IMAGE_BYTES, encoded),
+            (contract.CLASSIFY_PIXELS, contract.PIXELS, direct),
+        ):
+            if rows:
+                answers = yield from self._predict_each(name, tensor, list(rows.values()), decode, canary)
+                results.update(zip(rows, answers, strict=True))
+        records = [
+            record.from_rejection(result) if isinstance(result, PhotoRejection) else result
+            for _, result in sorted(results.items())
+        ]
+        self._count_photos(record.status for record in records)
+        return records
 
     def _predict_each(
         self,
         signature: str,
         name: str,
         rows: list[Any],
-        decode: Callable[[responses.Outputs, int, int | None], list[R]],
+        decode: Decoder[R],
         canary: bool,
     ) -> Operation[list[R | PhotoRejection]]:
         """Return one result per row; a row that the server fails on even alone is a PhotoRejection.
@@ -335,17 +342,17 @@ class Core:
             request.inputs[name].CopyFrom(tensors.encode(value))
         try:
             response = yield from self._call(
-                Call(protos.PREDICT, request, protos.PredictResponse, self.timeout, rows=count)
+                Call(protos.PREDICT, request, protos.PredictResponse, self.config.timeout, rows=count)
             )
         except ModelNotFound:
             if not canary:
                 raise
             return (yield from self._predict(signature, rows, count))
         version = response.model_spec.version.value if response.model_spec.HasField("version") else None
-        return PartialResult(count, responses.decode_outputs(response, self.target), version)
+        return PartialResult(count, responses.decode_outputs(response, self.config.target), version)
 
     def _call(self, call: Call) -> Operation[protos.Message]:
-        return (yield from with_retries(call, self.retry, self.target, self.model))
+        return (yield from with_retries(call, self.config.retry, self.config.target, self.config.model))
 
     def _input_size(self) -> Operation[tuple[int, int] | None]:
         """Return the (height, width) of `classify_pixels`, or None if the model has no such signature."""
@@ -356,18 +363,22 @@ class Core:
         return self._pixels if all(self._pixels) else None
 
     def _model_spec(self) -> protos.Message:
-        spec = protos.ModelSpec(name=self.model)
-        if self.version is not None:
-            spec.version.value = self.version
+        spec = protos.ModelSpec(name=self.config.model)
+        if self.config.version is not None:
+            spec.version.value = self.config.version
         if self.label is not None:
             spec.version_label = self.label
         return spec
 
 
-def with_top_k(operation: Operation[list[Prediction]], top_k: int | None) -> Operation[list[Prediction]]:
-    """Apply `responses.truncate_top_k` to the result of an operation."""
-    return responses.truncate_top_k((yield from operation), top_k)
+def answer_photos(
+    request: Callable[[list[Item]], Operation[list[T]]], batch: Sequence[LoadedPhoto]
+) -> Operation[list[tuple[Photo, T]]]:
+    """Return the photos of a batch, each with its result.
 
-
-def _png_encoder(pixels: Pixels) -> Callable[[], bytes]:
-    return lambda: encode_png(pixels)
+    Args:
+        request: returns the operation that returns one result per item.
+        batch: photos to send.
+    """
+    results = yield from request([item for _, item in batch])
+    return [(photo, result) for (photo, _), result in zip(batch, results, strict=True)]

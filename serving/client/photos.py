@@ -52,6 +52,9 @@ Photo: TypeAlias = bytes | bytearray | memoryview | str | os.PathLike[str] | Rea
 Item: TypeAlias = bytes | Pixels | PhotoRejection
 """A photo ready to be sent, or the reason why it is not."""
 
+LoadedPhoto: TypeAlias = tuple[Photo, Item]
+"""A photo as the caller gave it, and as it is sent."""
+
 
 @dataclass(frozen=True)
 class PhotoLoader:
@@ -146,39 +149,46 @@ PROBE_PHOTO = encode_png(np.full((8, 8, 3), 128, np.uint8))
 
 def count_bytes(item: Item) -> int:
     """Return the bytes that an item takes in a request."""
-    match item:
-        case PhotoRejection():
-            return 0
-        case bytes():
-            return len(item)
-        case _:
-            return int(item.nbytes)
+    if isinstance(item, PhotoRejection):
+        return 0
+    return len(item) if isinstance(item, bytes) else item.nbytes
 
 
-def batch_items(
-    items: Iterable[Item],
-    *,
-    max_photos: int = MAX_PHOTOS,
-    max_bytes: int = MAX_BYTES,
-) -> Generator[list[Item]]:
-    """Yield items in order, in batches within both bounds; an item above `max_bytes` is a batch by itself.
+class Batcher:
+    """Splits photos into batches within both bounds, in order; one above `max_bytes` is a batch by itself.
 
     Args:
-        items: photos ready to be sent, and rejections, which take no bytes.
-        max_photos: maximum number of items per batch.
-        max_bytes: maximum bytes per batch.
+        max_photos: maximum number of photos per batch.
+        max_bytes: maximum bytes per batch; rejections take none.
+
+    Attributes:
+        batch: the photos that are in no complete batch yet.
     """
-    batch: list[Item] = []
-    size = 0
-    for item in items:
-        length = count_bytes(item)
-        if batch and (len(batch) == max_photos or size + length > max_bytes):
-            yield batch
-            batch, size = [], 0
-        batch.append(item)
-        size += length
-    if batch:
-        yield batch
+
+    def __init__(self, max_photos: int = MAX_PHOTOS, max_bytes: int = MAX_BYTES) -> None:
+        self._max_photos = max_photos
+        self._max_bytes = max_bytes
+        self._size = 0
+        self.batch: list[LoadedPhoto] = []
+
+    def add(self, loaded: LoadedPhoto) -> list[LoadedPhoto] | None:
+        """Add a photo; return the batch before it if that is complete, else None."""
+        item = loaded[1]
+        size = count_bytes(item)
+        complete = None
+        if self.batch and (len(self.batch) == self._max_photos or self._size + size > self._max_bytes):
+            complete, self.batch, self._size = self.batch, [], 0
+        self.batch.append(loaded)
+        self._size += size
+        return complete
+
+    def split(self, photos: Iterable[LoadedPhoto]) -> Generator[list[LoadedPhoto]]:
+        """Yield the batches of all photos."""
+        for loaded in photos:
+            if complete := self.add(loaded):
+                yield complete
+        if self.batch:
+            yield self.batch
 
 
 def classify(
@@ -195,11 +205,12 @@ def classify(
         top_k: number of labels to keep; None for all that the model returns.
     """
     results: list[Prediction] = []
-    for batch in batch_items(map(PhotoLoader(), photos)):
-        images = [item for item in batch if isinstance(item, bytes)]
+    loader = PhotoLoader()
+    for batch in Batcher().split((photo, loader(photo)) for photo in photos):
+        images = [item for _, item in batch if isinstance(item, bytes)]
         predictions = iter(ask(images) if images else ())
         results.extend(
             Prediction.from_rejection(item) if isinstance(item, PhotoRejection) else next(predictions)
-            for item in batch
+            for _, item in batch
         )
     return truncate_top_k(results, top_k)

@@ -83,19 +83,16 @@ def classify_error(error: ServerError) -> RetryDecision:
             return RetryDecision.SPLIT
         case ServerUnavailable():
             return RetryDecision.RETRY
-        case ServerError(code="RESOURCE_EXHAUSTED"):  # out of memory: fewer rows need less
-            return RetryDecision.ISOLATE
+        case ServerError() if error.details.startswith(_REQUEST_ERRORS):
+            return RetryDecision.RAISE
         case ServerError(code="INVALID_ARGUMENT" | "INTERNAL" | "UNKNOWN" | "OUT_OF_RANGE" | "DATA_LOSS"):
-            return _isolate_unless_request_error(error)
-        case ServerError(code="FAILED_PRECONDITION" | "ABORTED"):
-            # Among others: shapes that do not match those of other clients in a merged batch.
-            return _isolate_unless_request_error(error)
+            return RetryDecision.ISOLATE
+        # Out of memory, where fewer rows need less; shapes that do not match those of other clients in a
+        # merged batch.
+        case ServerError(code="RESOURCE_EXHAUSTED" | "FAILED_PRECONDITION" | "ABORTED"):
+            return RetryDecision.ISOLATE
         case _:
             return RetryDecision.RAISE
-
-
-def _isolate_unless_request_error(error: ServerError) -> RetryDecision:
-    return RetryDecision.RAISE if error.details.startswith(_REQUEST_ERRORS) else RetryDecision.ISOLATE
 
 
 def with_retries(call: Call, retry: Retry, target: str, model: str) -> Operation[protos.Message]:

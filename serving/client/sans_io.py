@@ -39,6 +39,14 @@ class Call:
     rows: int = 0
     attempt: int = 1
 
+    def bind(self, channel: Any) -> Any:
+        """Return the function of a channel that makes this call."""
+        return channel.unary_unary(
+            self.method,
+            request_serializer=type(self.request).SerializeToString,
+            response_deserializer=self.response_type.FromString,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Pause:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from serving import contract, protos
 from serving.client import Client, Retry, Signature, State, TensorInfo, VersionStatus, predictions
-from serving.client.photos import batch_items
+from serving.client.photos import Batcher
 from serving.commands.predict import predict
 from serving.contract import Prediction, Status
 from serving.errors import (
@@ -155,7 +155,8 @@ def test_no_converter_process_is_started_for_jpegs(monkeypatch: pytest.MonkeyPat
 def test_batches_keep_order_within_max_photos_and_max_bytes(
     photos: list[bytes], max_photos: int, max_bytes: int
 ) -> None:
-    groups = list(batch_items(photos, max_photos=max_photos, max_bytes=max_bytes))
+    batches = list(Batcher(max_photos, max_bytes).split((photo, photo) for photo in photos))
+    groups = [[item for _, item in batch] for batch in batches]
     assert [image for group in groups for image in group] == photos
     for group in groups:
         assert 1 <= len(group) <= max_photos
