@@ -78,11 +78,7 @@ def stat_photo(uri: str) -> Photo:
 
     A missing file is not an error here: it becomes a row of the scores with a status.
     """
-    try:
-        info = os.stat(files.local_path(uri))  # noqa: PTH116 # creating a Path takes longer than this call
-    except (OSError, ValueError):
-        return Photo(uri, 0, 0)
-    return Photo(uri, info.st_size, info.st_mtime_ns) if stat.S_ISREG(info.st_mode) else Photo(uri, 0, 0)
+    return _stat_file(uri) or Photo(uri, 0, 0)
 
 
 def list_directory(directory: str, wanted: Collection[str]) -> dict[str, Photo]:
@@ -95,7 +91,8 @@ def list_directory(directory: str, wanted: Collection[str]) -> dict[str, Photo]:
     Raises:
         InputError: the storage cannot be listed.
     """
-    return {info.uri: to_photo(info) for info in remote.find_files(directory, wanted)}
+    found = remote.find_files(directory, wanted)
+    return {info.uri: Photo(info.uri, info.size, info.modified) for info in found}
 
 
 def read_photo(photo: Photo) -> bytes:
@@ -107,29 +104,22 @@ def read_photo(photo: Photo) -> bytes:
     Raises:
         OSError: the last attempt failed.
     """
+    pause, attempts = _LOCAL_PAUSE, _LOCAL_ATTEMPTS
     if files.is_remote(photo.uri):
-        return files.retry_with_backoff(
-            lambda: files.read(photo.uri), initial_pause=files.INITIAL_PAUSE, attempts=files.ATTEMPTS
-        )
-    return files.retry_with_backoff(
-        lambda: files.read(photo.uri), initial_pause=_LOCAL_PAUSE, attempts=_LOCAL_ATTEMPTS
-    )
-
-
-def to_photo(info: remote.FileInfo) -> Photo:
-    """Return a photo as its storage lists it."""
-    return Photo(info.uri, info.size, info.modified)
+        pause, attempts = files.INITIAL_PAUSE, files.ATTEMPTS
+    return files.retry_with_backoff(lambda: files.read(photo.uri), initial_pause=pause, attempts=attempts)
 
 
 def _iter_local(pattern: str) -> Iterator[Photo]:
     path = str(Path(files.local_path(pattern)).expanduser())
+    paths: Iterable[str] = [path]
     if Path(path).is_dir():
-        return _stat_paths(_walk(path))
-    if os.path.lexists(path):
-        return _stat_paths([path])
-    if not glob.has_magic(path):
-        raise InputError(f"{path} does not exist.", remedy="Check the spelling; a glob needs quotes.")
-    return _stat_paths(glob.iglob(path, recursive=True))  # noqa: PTH207 # Path.glob matches hidden files too
+        paths = _walk(path)
+    elif not os.path.lexists(path):
+        if not glob.has_magic(path):
+            raise InputError(f"{path} does not exist.", remedy="Check the spelling; a glob needs quotes.")
+        paths = glob.iglob(path, recursive=True)  # noqa: PTH207 # Path.glob matches hidden files too
+    return filter(None, map(_stat_file, map(files.local_uri, paths)))
 
 
 def _walk(top: str) -> Iterator[str]:
@@ -156,17 +146,14 @@ def _raise_cannot_list(error: OSError) -> None:
     ) from error
 
 
-def _stat_paths(paths: Iterable[str]) -> Iterator[Photo]:
-    """Yield a photo for each path that is a regular file, or that cannot be examined."""
-    for path in paths:
-        try:
-            info = Path(path).stat()
-        except OSError:
-            # A dangling link, or a file deleted since the listing: it becomes a row with a status.
-            yield Photo(files.local_uri(path), 0, 0)
-            continue
-        if stat.S_ISREG(info.st_mode):
-            yield Photo(files.local_uri(path), info.st_size, info.st_mtime_ns)
+def _stat_file(uri: str) -> Photo | None:
+    """Return a local file with its size and time; None if it is something else than a regular file."""
+    try:
+        info = os.stat(files.local_path(uri))  # noqa: PTH116 # creating a Path takes longer than this call
+    except (OSError, ValueError):
+        # A dangling link, or a file deleted since the listing: it becomes a row with a status.
+        return Photo(uri, 0, 0)
+    return Photo(uri, info.st_size, info.st_mtime_ns) if stat.S_ISREG(info.st_mode) else None
 
 
 def _iter_remote(pattern: str) -> Iterator[Photo]:
@@ -175,7 +162,7 @@ def _iter_remote(pattern: str) -> Iterator[Photo]:
     first = next(found, None)
     for info in remote.walk_files(pattern.rstrip("/")) if first is None else chain([first], found):
         if not _is_hidden(info.uri, pattern):
-            yield to_photo(info)
+            yield Photo(info.uri, info.size, info.modified)
 
 
 def _is_hidden(uri: str, pattern: str) -> bool:

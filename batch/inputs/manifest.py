@@ -128,11 +128,8 @@ def _read_csv(file: BinaryIO, where: str, pick: ColumnPicker, delimiters: str = 
         header = next(reader, [])
         column_of = pick(header, start)
         at = {role: header.index(column) for role, column in column_of.items()}
-        while True:
-            start = reader.line_num + 1  # a quoted cell may span several lines
-            cells = next(reader, None)
-            if cells is None:
-                return
+        start = reader.line_num + 1
+        for cells in reader:
             if cells and len(cells) != len(header):
                 raise InputError(
                     f"{where}, line {start}: {len(cells)} cells, but the header has {len(header)}.",
@@ -140,6 +137,7 @@ def _read_csv(file: BinaryIO, where: str, pick: ColumnPicker, delimiters: str = 
                 )
             if cells:
                 yield start, {role: cells[index] for role, index in at.items()}
+            start = reader.line_num + 1  # a quoted cell may span several lines
     except csv.Error as error:
         raise InputError(
             f"{where}, line {start}: {error}.",

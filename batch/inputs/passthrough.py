@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -22,30 +23,40 @@ _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
+@dataclass
+class _Column:
+    """What is known of a column so far.
+
+    Attributes:
+        at: position among the columns.
+        kind: narrowest kind that holds all values.
+        all_text: whether all values come from text formats such as CSV.
+        declared: declared type, which no value changes; None to infer it.
+    """
+
+    at: int
+    kind: Kind = "null"
+    all_text: bool = True
+    declared: pa.DataType | None = None
+
+
 class PassThroughColumns:
     """The pass-through columns of a source, whose types are inferred line by line.
 
     Args:
         previous_types: type, by name, of the columns of existing rows. New values get the same type
             where they allow it, such as text for codes that happen to be numbers this time.
-
-    Attributes:
-        names: column names in the order in which they appeared.
     """
 
     def __init__(self, previous_types: Mapping[str, str] | None = None) -> None:
         self._previous_types = previous_types or {}
-        self.names: list[str] = []
-        self._at: dict[str, int] = {}  # position of each name
-        self._kinds: list[Kind] = []  # narrowest kind that holds all values so far
-        self._all_text: list[bool] = []  # whether all values come from text formats such as CSV
-        self._types: dict[str, pa.DataType] = {}  # declared types, which no value changes
+        self._columns: dict[str, _Column] = {}  # in the order in which they appeared
 
     def __bool__(self) -> bool:
-        return bool(self.names)
+        return bool(self._columns)
 
-    def declare(self, name: str, kind: pa.DataType | None = None) -> None:
-        """Add a column unless it exists.
+    def declare(self, name: str, kind: pa.DataType | None = None) -> _Column:
+        """Add a column unless it exists, and return it.
 
         Args:
             name: column name.
@@ -54,16 +65,15 @@ class PassThroughColumns:
         Raises:
             ValueError: the column is already declared with another type.
         """
-        if name not in self._at:
-            self._at[name] = len(self.names)
-            self.names.append(name)
-            self._kinds.append("null")
-            self._all_text.append(True)
-        if kind is not None and self._types.setdefault(name, kind) != kind:
-            raise ValueError(f"{name!r} is {kind}, and {self._types[name]} in an earlier file")
+        column = self._columns.setdefault(name, _Column(len(self._columns)))
+        if column.declared is None:
+            column.declared = kind
+        elif kind is not None and column.declared != kind:
+            raise ValueError(f"{name!r} is {kind}, and {column.declared} in an earlier file")
+        return column
 
     def encode_row(self, cells: Mapping[str, Any], *, text: bool = False) -> list[Any]:
-        """Return a line's cells as JSON values in the order of `names`, and learn their types.
+        """Return a line's cells as JSON values in the order of the columns, and learn their types.
 
         Columns that first appear on a later line are absent at the end of the list.
 
@@ -74,26 +84,13 @@ class PassThroughColumns:
         Raises:
             ValueError: a value's type conflicts with those of previous lines.
         """
-        values: list[Any] = [None] * len(self.names)
+        values: list[Any] = [None] * len(self._columns)
         for name, value in cells.items():
-            if name not in self._at:
-                self.declare(name)
+            column = self._columns.get(name) or self.declare(name)
+            if column.at == len(values):
                 values.append(None)
-            at = self._at[name]
-            if name not in self._types:
-                value = self._encode_value(at, value, text=text)
-            values[at] = value
+            values[column.at] = value if column.declared else _encode_value(name, column, value, text=text)
         return values
-
-    def _encode_value(self, at: int, value: Any, *, text: bool) -> Any:
-        """Return a JSON value, and widen the kind of its column if necessary."""
-        if value is None or (text and value == ""):
-            return None
-        kind, before = _infer_text_kind(value) if text else _infer_kind(value), self._kinds[at]
-        if kind != before:
-            self._kinds[at] = _widen(before, kind, self.names[at], text=text)
-        self._all_text[at] &= text
-        return json.dumps(value, ensure_ascii=False, sort_keys=True) if kind == "json" else value
 
     def describe(self) -> list[list[str]]:
         """Return [name, type] of each column as JSON values, once all lines are encoded."""
@@ -103,21 +100,19 @@ class PassThroughColumns:
         """Return the Arrow schema, once all lines are encoded."""
         import pyarrow as pa
 
-        arrow = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64()}
-        return pa.schema(
-            [
-                pa.field(name, self._types.get(name) or arrow.get(self._final_kind(at), pa.string()))
-                for at, name in enumerate(self.names)
-            ]
-        )
+        types = {
+            name: column.declared or pa.type_for_alias(self._final_type(name, column))
+            for name, column in self._columns.items()
+        }
+        return pa.schema(types)
 
-    def _final_kind(self, at: int) -> Kind:
-        """Return the kind of a column: that of the existing rows if all its values can be stored so."""
-        kind, previous = self._kinds[at], _KINDS.get(self._previous_types.get(self.names[at], ""))
+    def _final_type(self, name: str, column: _Column) -> Any:
+        """Return the type of a column: that of the existing rows if all its values can be stored so."""
+        found, previous = _TYPES.get(column.kind, "string"), self._previous_types.get(name, "")
         # Text from CSV stays text, nulls fit anywhere, and integers are also floats.
-        text = self._all_text[at] and previous == "text"
-        fits = text or kind == "null" or (kind, previous) == ("int", "float")
-        return previous if previous and fits else kind
+        text = column.all_text and previous == "string"
+        fits = text or column.kind == "null" or (found, previous) == ("int64", "double")
+        return previous if previous in _TYPES.values() and fits else found
 
     def to_table(self, rows: Sequence[Sequence[Any]]) -> pa.Table:
         """Return encoded rows as a table of `schema`, once all lines are encoded."""
@@ -125,21 +120,37 @@ class PassThroughColumns:
 
         schema = self.schema()
         arrays = []
-        for at, field in enumerate(schema):
+        for at, (field, column) in enumerate(zip(schema, self._columns.values(), strict=True)):
             # Rows from before the column appeared are shorter: their value is null.
             values = [row[at] if at < len(row) else None for row in rows]
-            declared = field.name in self._types
-            arrays.append(
-                from_json_values(values, field.type)
-                if declared
-                else pa.array([_CONVERTERS[self._final_kind(at)](value) for value in values], field.type)
-            )
+            if not column.declared:
+                convert = _CONVERTERS.get(str(field.type), str)
+                values = [None if value is None else convert(value) for value in values]
+            arrays.append(from_json_values(values, field.type))
         # A table without columns has to keep its number of rows.
         return pa.table(arrays, schema=schema) if arrays else pa.table({"": pa.nulls(len(rows))}).select([])
 
 
-_KINDS: Mapping[str, Kind] = {"bool": "bool", "int64": "int", "double": "float", "string": "text"}
-"""Kind of each Arrow type that inference can produce."""
+_TYPES: Mapping[Kind, str] = {"bool": "bool", "int": "int64", "float": "double", "text": "string"}
+"""Arrow type of each kind; the values of all other kinds are text."""
+
+_CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
+    "bool": lambda value: value in (True, "true"),
+    "int64": int,
+    "double": float,
+}
+"""Conversion of values to each type but text."""
+
+
+def _encode_value(name: str, column: _Column, value: Any, *, text: bool) -> Any:
+    """Return a JSON value, and widen the kind of its column if necessary."""
+    if value is None or (text and value == ""):
+        return None
+    kind = _infer_text_kind(value) if text else _infer_kind(value)
+    if kind != column.kind:
+        column.kind = _widen(column.kind, kind, name, text=text)
+    column.all_text &= text
+    return json.dumps(value, ensure_ascii=False, sort_keys=True) if kind == "json" else value
 
 
 def _infer_text_kind(text: str) -> Kind:
@@ -151,15 +162,9 @@ def _infer_text_kind(text: str) -> Kind:
 
 
 def _infer_kind(value: Any) -> Kind:
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, int):
-        if value not in _INT64:
-            raise ValueError(f"{value} has more than 64 bits")
-        return "int"
-    if isinstance(value, float):
-        return "float"
-    return "text" if isinstance(value, str) else "json"
+    if isinstance(value, int) and value not in _INT64:
+        raise ValueError(f"{value} has more than 64 bits")
+    return _PYTHON_KINDS.get(type(value), "json")
 
 
 def _widen(before: Kind, kind: Kind, name: str, *, text: bool) -> Kind:
@@ -177,30 +182,14 @@ def _widen(before: Kind, kind: Kind, name: str, *, text: bool) -> Kind:
     raise ValueError(f"{name!r} is {_KIND_NAMES[kind]} here and {_KIND_NAMES[before]} on an earlier line")
 
 
+_PYTHON_KINDS: Mapping[type, Kind] = {bool: "bool", int: "int", float: "float", str: "text"}
+
 _KIND_NAMES: Mapping[Kind, str] = {
     "bool": "true or false",
     "int": "a number",
     "float": "a number",
     "text": "text",
     "json": "an object or a list",
-}
-
-
-def _to_bool(value: Any) -> Any:
-    return value == "true" if isinstance(value, str) else value
-
-
-def _keep_null(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: None if value is None else convert(value)
-
-
-_CONVERTERS: Mapping[Kind, Callable[[Any], Any]] = {
-    "null": _keep_null(str),
-    "bool": _keep_null(_to_bool),
-    "int": _keep_null(int),
-    "float": _keep_null(float),
-    "text": _keep_null(str),
-    "json": _keep_null(str),
 }
 
 
@@ -226,15 +215,9 @@ def _is_json_type(kind: pa.DataType) -> bool:
     if is_.is_list(kind) or is_.is_large_list(kind):
         return _is_json_type(kind.value_type)
     if is_.is_struct(kind):
-        return all(_is_json_type(kind.field(i).type) for i in range(kind.num_fields))
-    integral = is_.is_integer(kind) or is_.is_boolean(kind) or is_.is_null(kind)
-    return (
-        integral
-        or is_.is_string(kind)
-        or is_.is_large_string(kind)
-        or is_.is_float32(kind)
-        or is_.is_float64(kind)
-    )
+        return all(_is_json_type(field.type) for field in kind)
+    text, floats = (is_.is_string, is_.is_large_string), (is_.is_float32, is_.is_float64)
+    return any(check(kind) for check in (is_.is_integer, is_.is_boolean, is_.is_null, *text, *floats))
 
 
 def to_json_values(array: Any) -> list[Any]:
