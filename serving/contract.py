@@ -63,40 +63,34 @@ k8s/base/batching_parameters.txt allows the same sizes; a test compares them.
 
 
 class Status(StrEnum):
-    """Outcome of one photo. The set is closed, so that outcomes can be counted and filtered."""
+    """Outcome of one photo. The set is closed, so that outcomes can be counted and filtered.
 
-    OK = "ok"
-    TRUNCATED = "truncated"
-    EMPTY = "empty"
-    NOT_AN_IMAGE = "not_an_image"
-    UNSUPPORTED_FORMAT = "unsupported_format"
-    TOO_LARGE = "too_large"
-    CORRUPT = "corrupt"
-    UNREADABLE = "unreadable"
-    FAILED = "failed"
+    Attributes:
+        meaning: one phrase that explains the status to people.
+    """
+
+    meaning: str
+
+    OK = "ok", "decoded completely"
+    TRUNCATED = "truncated", "the file is cut off; scored from the part that could be read"
+    EMPTY = "empty", "the file is empty"
+    NOT_AN_IMAGE = "not_an_image", "not in a known image format"
+    UNSUPPORTED_FORMAT = "unsupported_format", "an image format that cannot be decoded here"
+    TOO_LARGE = "too_large", "more pixels, bytes or frames than the limits allow"
+    CORRUPT = "corrupt", "looks like an image but cannot be decoded"
+    UNREADABLE = "unreadable", "the file could not be read from storage"
+    FAILED = "failed", "the server fails on this photo, but not on others"
+
+    def __new__(cls, value: str, meaning: str = "") -> Status:
+        """Create the member with this value, and keep its meaning beside it."""
+        status = str.__new__(cls, value)
+        status._value_, status.meaning = value, meaning
+        return status
 
     @property
     def usable(self) -> bool:
         """True if the photo has an embedding, computed from all of it or from its readable part."""
         return self in (Status.OK, Status.TRUNCATED)
-
-    @property
-    def meaning(self) -> str:
-        """One phrase that explains the status to people."""
-        return _MEANING[self]
-
-
-_MEANING = {
-    Status.OK: "decoded completely",
-    Status.TRUNCATED: "the file is cut off; scored from the part that could be read",
-    Status.EMPTY: "the file is empty",
-    Status.NOT_AN_IMAGE: "not in a known image format",
-    Status.UNSUPPORTED_FORMAT: "an image format that cannot be decoded here",
-    Status.TOO_LARGE: "more pixels, bytes or frames than the limits allow",
-    Status.CORRUPT: "looks like an image but cannot be decoded",
-    Status.UNREADABLE: "the file could not be read from storage",
-    Status.FAILED: "the server fails on this photo, but not on others",
-}
 
 
 @dataclass(frozen=True, slots=True)

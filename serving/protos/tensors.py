@@ -68,7 +68,7 @@ def encode(values: NDArray[Any] | Sequence[bytes], *, typed_fields: bool = False
     Raises:
         InputError: a TensorProto cannot have this dtype, or the strings are not bytes.
     """
-    array = values if isinstance(values, np.ndarray) else _object_array(values)
+    array = values if isinstance(values, np.ndarray) else make_string_array(values)
     proto = protos.TensorProto()
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
@@ -158,8 +158,8 @@ def _decode_typed(values: Any, dtype: np.dtype[Any], field: str) -> NDArray[Any]
 
 def _decode_strings(proto: protos.Message, name: str, count: int) -> NDArray[np.object_]:
     if proto.tensor_content:
-        return _object_array(_parse_string_list(proto.tensor_content, name, count))
-    return _fill(_object_array(proto.string_val), name, count)
+        return make_string_array(_parse_string_list(proto.tensor_content, name, count))
+    return _fill(make_string_array(proto.string_val), name, count)
 
 
 def _parse_string_list(content: bytes, name: str, count: int) -> list[bytes]:
@@ -201,7 +201,8 @@ def _fill(values: NDArray[Any], name: str, count: int) -> NDArray[Any]:
     return filled
 
 
-def _object_array(strings: Sequence[bytes]) -> NDArray[np.object_]:
+def make_string_array(strings: Sequence[bytes]) -> NDArray[np.object_]:
+    """Return strings as an object array, shape [N]."""
     array = np.empty(len(strings), dtype=object)  # np.array would strip trailing zero bytes
     array[:] = strings
     return array

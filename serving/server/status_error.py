@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import grpc
 
 _MAX_DETAILS = 1024
@@ -24,9 +26,11 @@ class StatusError(Exception):
         self.details = details if len(details) <= _MAX_DETAILS else details[:_MAX_DETAILS] + "...TRUNCATED"
 
 
-def invalid_argument(details: str) -> StatusError:
-    """Return an INVALID_ARGUMENT error, the most frequent one."""
-    return StatusError(grpc.StatusCode.INVALID_ARGUMENT, details)
+invalid_argument = functools.partial(StatusError, grpc.StatusCode.INVALID_ARGUMENT)
+failed_precondition = functools.partial(StatusError, grpc.StatusCode.FAILED_PRECONDITION)
+not_found = functools.partial(StatusError, grpc.StatusCode.NOT_FOUND)
+unavailable = functools.partial(StatusError, grpc.StatusCode.UNAVAILABLE)
+unimplemented = functools.partial(StatusError, grpc.StatusCode.UNIMPLEMENTED)
 
 
 def queue_full(waiting: int, limit: int) -> StatusError:
@@ -38,8 +42,7 @@ def queue_full(waiting: int, limit: int) -> StatusError:
         waiting: number of batches in the queue.
         limit: number of batches that the queue may hold.
     """
-    return StatusError(
-        grpc.StatusCode.UNAVAILABLE,
+    return unavailable(
         "The batch scheduling queue to which this task was submitted is full; "
         f"currently {waiting} batches enqueued and max_enqueued_batches is {limit}",
     )

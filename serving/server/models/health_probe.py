@@ -25,17 +25,17 @@ class HealthProbe:
     """
 
     def __init__(self) -> None:
-        self._recorded_at = time.monotonic()
-        self.healthy = True
+        self.record(healthy=True)
         self.request: protos.Message | None = None
 
-    def record_success(self) -> None:
-        """Note that the model has answered, or that an error was the request's fault."""
-        self._recorded_at, self.healthy = time.monotonic(), True
+    def record(self, *, healthy: bool) -> None:
+        """Note the outcome of a call.
 
-    def record_failure(self) -> None:
-        """Note that the model has failed, or did not answer in time."""
-        self._recorded_at, self.healthy = time.monotonic(), False
+        Args:
+            healthy: True if the model has answered, or an error was the request's fault; False if the model
+                has failed, or did not answer in time.
+        """
+        self._recorded_at, self.healthy = time.monotonic(), healthy
 
     def idle_seconds(self) -> float:
         """Return the seconds since the model's last answer; infinity after a failure."""
@@ -50,11 +50,11 @@ class HealthProbe:
             seconds: time limit.
         """
         if self.request is None:
-            self.record_success()
+            self.record(healthy=True)
             return
         try:
             predict(self.request, seconds)
         except StatusError as error:
             # Where the model was called, `predict` has recorded its outcome; a timeout leaves none.
             if error.code in _TIMEOUTS:
-                self.record_failure()
+                self.record(healthy=False)

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import grpc
 import numpy as np
 from numpy.typing import NDArray
 
 from serving import contract, protos
 from serving.errors import InputError
 from serving.protos import tensors
-from serving.server.status_error import StatusError, invalid_argument
+from serving.server.status_error import failed_precondition, invalid_argument, unimplemented
 
 SIGNATURE_DEF = "signature_def"
 CLASSIFY_METHOD = "tensorflow/serving/classify"
@@ -47,7 +46,7 @@ def find_predict_signature(signatures: Signatures, name: str) -> protos.Message:
         StatusError: there is none of that name, or it is internal to TensorFlow (`__...`).
     """
     if name not in signatures or name.startswith("__"):
-        raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
+        raise failed_precondition(f'Serving signature key "{name}" not found.')
     return signatures[name]
 
 
@@ -69,7 +68,7 @@ def decode_predict_inputs(signature: protos.Message, sent: Mapping[str, Any]) ->
             f"Sent extra: {_format_set(set(sent) - set(required))}. "
             f"Missing but required: {_format_set(set(required) - set(sent))}."
         )
-    protos_by_alias = {}
+    protos_by_alias, inputs = {}, {}
     for alias in sorted(required):
         if alias not in sent and alias not in defaults:
             raise invalid_argument(
@@ -78,16 +77,15 @@ def decode_predict_inputs(signature: protos.Message, sent: Mapping[str, Any]) ->
                 f"or default input alias set: {','.join(sorted(defaults))}"
             )
         protos_by_alias[alias] = sent[alias] if alias in sent else defaults[alias]
-    used = set(sent) & set(required)
-    inputs = {}
     for alias, proto in protos_by_alias.items():
         try:
             inputs[alias] = tensors.decode(proto, alias)
         except InputError as error:
             raise invalid_argument(f"tensor parsing error: {alias}") from error
-    if len(used) != len(sent):
+    if not set(sent) <= set(required):
+        used = ",".join(sorted(set(sent) & set(required)))
         raise invalid_argument(
-            f"Inputs contains invalid_argument name. Used request inputs: {','.join(sorted(used))}, "
+            f"Inputs contains invalid_argument name. Used request inputs: {used}, "
             f"request input: {','.join(sorted(sent))}"
         )
     # DirectSession numbers the arguments by feed name, and checks dtypes last.
@@ -142,9 +140,8 @@ def serialize_examples(request_input: protos.Message) -> dict[str, NDArray[Any]]
     if found is None or not found.examples:
         raise invalid_argument("Input is empty.")
     context = found.context.SerializeToString() if kind == "example_list_with_context" else b""
-    rows = np.empty(len(found.examples), dtype=object)
-    rows[:] = [context + example.SerializeToString() for example in found.examples]
-    return {EXAMPLES: rows}
+    rows = [context + example.SerializeToString() for example in found.examples]
+    return {EXAMPLES: tensors.make_string_array(rows)}
 
 
 def find_examples_signature(signatures: Signatures, name: str) -> protos.Message:
@@ -169,10 +166,10 @@ def select_classify_outputs(signature: protos.Message) -> tuple[str, ...]:
     if len(signature.outputs) not in (1, 2):
         raise invalid_argument(f"Expected one or two output Tensors, found {len(signature.outputs)}")
     if EXAMPLES not in signature.inputs:
-        raise _failed_precondition(f"No classification inputs found in SignatureDef: {signature}")
+        raise failed_precondition(f"No classification inputs found in SignatureDef: {signature}")
     wanted = tuple(alias for alias in (CLASSES, SCORES) if alias in signature.outputs)
     if not wanted:
-        raise _failed_precondition(
+        raise failed_precondition(
             f'Expected classification signature outputs to contain at least one of "{CLASSES}" or '
             f'"{SCORES}". Signature was: {signature}'
         )
@@ -190,9 +187,9 @@ def select_regress_outputs(signature: protos.Message) -> tuple[str, ...]:
     if len(signature.outputs) != 1:
         raise invalid_argument("Expected one output Tensor.")
     if EXAMPLES not in signature.inputs:
-        raise _failed_precondition(f"No regression inputs found in SignatureDef: {signature}")
+        raise failed_precondition(f"No regression inputs found in SignatureDef: {signature}")
     if OUTPUTS not in signature.outputs:
-        raise _failed_precondition(f"No regression outputs found in SignatureDef: {signature}")
+        raise failed_precondition(f"No regression outputs found in SignatureDef: {signature}")
     return (OUTPUTS,)
 
 
@@ -255,28 +252,32 @@ def build_regression_result(outputs: Tensors, count: int) -> protos.Message:
         raise invalid_argument(f"Input batch size did not match output batch size: {count} vs. {len(values)}")
     if values.dtype != np.float32:
         raise invalid_argument(f"Expected output Tensor of DT_FLOAT.  Got: {_dtype_name(values)}")
-    result = protos.RegressionResult()
-    for value in values.ravel().tolist():
-        result.regressions.add(value=value)
-    return result
+    return protos.RegressionResult(regressions=[{"value": value} for value in values.ravel().tolist()])
+
+
+EXAMPLES_METHODS = {
+    CLASSIFY_METHOD: ("classification_result", select_classify_outputs, build_classification_result),
+    REGRESS_METHOD: ("regression_result", select_regress_outputs, build_regression_result),
+}
+"""By method name: field of InferenceResult, function that selects the outputs, builder of the result."""
 
 
 def select_multi_inference_outputs(
     signatures: Signatures, tasks: Iterable[protos.Message]
-) -> dict[str, tuple[str, ...]]:
-    """Return the output aliases to compute for each signature, in the order of the InferenceTasks.
+) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Return the method name and the output aliases of each signature, in the order of the InferenceTasks.
 
     Raises:
         StatusError: the tasks name different models or inputs, repeat a signature, or name an unknown one.
     """
-    found: dict[str, tuple[str, ...]] = {}
-    model, feed = "", ""
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    models, feeds = set[str](), set[str]()
     for task in tasks:
         spec, name = task.model_spec, get_signature_key(task.model_spec)
         if not spec.name:
             raise invalid_argument("Found ModelSpec with an empty model name.")
-        model = model or spec.name
-        if spec.name != model:
+        models.add(spec.name)
+        if len(models) > 1:
             raise invalid_argument(
                 "All ModelSpecs in a MultiInferenceRequest must access the same model name."
             )
@@ -284,15 +285,12 @@ def select_multi_inference_outputs(
             raise invalid_argument(f"Duplicate evaluation of signature: {name}")
         if name not in signatures:
             raise invalid_argument(f"Requested signature not found in model graph: {name}")
-        selectors = {CLASSIFY_METHOD: select_classify_outputs, REGRESS_METHOD: select_regress_outputs}
-        if task.method_name not in selectors:
-            raise StatusError(
-                grpc.StatusCode.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}"
-            )
-        found[name] = selectors[task.method_name](signatures[name])
-        name_of_feed = signatures[name].inputs[EXAMPLES].name
-        feed = feed or name_of_feed
-        if name_of_feed != feed:
+        if task.method_name not in EXAMPLES_METHODS:
+            raise unimplemented(f"Unsupported signature method_name: {task.method_name}")
+        _, select_outputs, _ = EXAMPLES_METHODS[task.method_name]
+        found[name] = task.method_name, select_outputs(signatures[name])
+        feeds.add(signatures[name].inputs[EXAMPLES].name)
+        if len(feeds) > 1:
             raise invalid_argument("Input tensor must be the same for all Signatures.")
     return found
 
@@ -310,17 +308,13 @@ def check_metadata_fields(fields: Sequence[str]) -> None:
             raise invalid_argument(f"Metadata field {field} is not supported")
 
 
-def _failed_precondition(details: str) -> StatusError:
-    return StatusError(grpc.StatusCode.FAILED_PRECONDITION, details)
-
-
 def _format_set(names: Iterable[str]) -> str:
     return f"{{{','.join(sorted(names))}}}"
 
 
 def _format_shape(values: NDArray[Any]) -> str:
     """Format a shape as TensorShape::DebugString does."""
-    return f"[{','.join(str(size) for size in values.shape)}]"
+    return f"[{','.join(map(str, values.shape))}]"
 
 
 def _dtype_name(values: NDArray[Any]) -> str:

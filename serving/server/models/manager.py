@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 
 import grpc
 
@@ -13,8 +13,14 @@ from serving import protos
 from serving.server.config import files
 from serving.server.config.settings import ModelSettings
 from serving.server.models.servable import Servable
-from serving.server.models.versions import LoadVersion, Versions, not_found
-from serving.server.status_error import StatusError, invalid_argument
+from serving.server.models.versions import LoadVersion, Versions, make_not_found_error
+from serving.server.status_error import (
+    StatusError,
+    failed_precondition,
+    invalid_argument,
+    not_found,
+    unavailable,
+)
 
 _TICK_SECONDS = 0.05
 """Time between scans while a configuration waits for its first versions."""
@@ -38,22 +44,20 @@ class Manager:
         self._reloading = threading.Lock()
         self._polling = threading.Lock()
         self._models: dict[str, Versions] = {}
-        self._settings: tuple[ModelSettings, ...] = ()
         self._labels: dict[str, dict[str, int]] | None = None  # None before the first configuration
 
     @property
     def settings(self) -> tuple[ModelSettings, ...]:
         """Settings of the configured models."""
-        return self._settings
+        return tuple(model.settings for model in self.models.values())
 
     @property
     def models(self) -> dict[str, Versions]:
         """Versions of each model, by model name."""
         return dict(self._models)
 
-    @contextmanager
-    def use(self, spec: protos.Message) -> Iterator[Servable]:
-        """Yield the version that a ModelSpec names, which stays loaded inside the block.
+    def use(self, spec: protos.Message) -> AbstractContextManager[Servable]:
+        """Return a context of the version that a ModelSpec names, which stays loaded inside it.
 
         Raises:
             StatusError: there is no name, or the model, version or version label is unknown.
@@ -63,9 +67,8 @@ class Manager:
         version = self._resolve_version(spec)
         model = self._models.get(spec.name)
         if model is None:
-            raise not_found(spec.name, version)
-        with model.use(version) as servable:
-            yield servable
+            raise make_not_found_error(spec.name, version)
+        return model.use(version)
 
     def get_status(self, spec: protos.Message) -> protos.Message:
         """Answer a GetModelStatusRequest; a version label in it is ignored, as in TensorFlow Serving.
@@ -80,12 +83,10 @@ class Manager:
         if spec.HasField("version"):
             version = spec.version.value
             if version not in states:
-                raise StatusError(
-                    grpc.StatusCode.NOT_FOUND, f"Could not find version {version} of model {spec.name}"
-                )
+                raise not_found(f"Could not find version {version} of model {spec.name}")
             states = {version: states[version]}
         if not states:
-            raise StatusError(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {spec.name}")
+            raise not_found(f"Could not find any versions of model {spec.name}")
         response = protos.GetModelStatusResponse()
         for version, state in states.items():
             entry = response.model_version_status.add(version=version, state=state.state)
@@ -95,15 +96,14 @@ class Manager:
 
     def poll(self) -> None:
         """Scan every base path once for new and removed versions."""
+        self._poll(self.models.values())
+
+    def _poll(self, models: Iterable[Versions]) -> None:
         with self._polling:
-            for model in self.models.values():
+            for model in models:
                 model.poll()
 
-    def configure(
-        self,
-        wanted: Sequence[ModelSettings],
-        is_cancelled: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def configure(self, wanted: Sequence[ModelSettings], is_cancelled: Callable[[], bool]) -> None:
         """Replace the configuration, and wait until every new model has a version or has failed.
 
         A model whose base path stays the same keeps its versions. While a base path has no version, this
@@ -118,11 +118,12 @@ class Manager:
                 version that is not loaded, or the wait was cancelled.
         """
         with self._reloading:
-            files.check_platforms(self._settings, wanted)
+            files.check_platforms(self.settings, wanted)
             # TensorFlow Serving checks the labels of the first configuration before it loads anything.
             if self._labels is None or self._allow_labels_for_unavailable:
                 self._labels = self._check_labels(wanted)
-            self._wait_for_versions(self._apply(wanted), is_cancelled)
+            self._apply(wanted)
+            self._wait_for_versions(is_cancelled)
             self._labels = self._check_labels(wanted)
 
     def close(self) -> None:
@@ -130,35 +131,29 @@ class Manager:
         for model in self.models.values():
             model.close()
 
-    def _apply(self, wanted: Sequence[ModelSettings]) -> list[Versions]:
-        """Replace the configured models, scan every base path once, and return the models' versions."""
+    def _apply(self, wanted: Sequence[ModelSettings]) -> None:
+        """Replace the configured models, and scan every base path once."""
         models: dict[str, Versions] = {}
         for settings in wanted:
             old = self._models.get(settings.name)
-            if old is not None and old.base == settings.base_path:
-                old.policy = settings.policy
-                models[settings.name] = old
-            else:
-                models[settings.name] = Versions(
-                    settings.name, settings.base_path, self._load, settings.policy
-                )
+            if old is None or old.settings.base_path != settings.base_path:
+                old = Versions(settings, self._load)
+            old.settings = settings
+            models[settings.name] = old
         dropped = [old for name, old in self._models.items() if models.get(name) is not old]
         # A model with a new base path keeps serving from the old one until the new one has been scanned.
-        with self._polling:
-            for model in models.values():
-                model.poll()
-        self._models, self._settings = models, tuple(wanted)
+        self._poll(models.values())
+        self._models = models
         for model in dropped:
             model.close()
-        return list(models.values())
 
-    def _wait_for_versions(self, models: Sequence[Versions], is_cancelled: Callable[[], bool]) -> None:
+    def _wait_for_versions(self, is_cancelled: Callable[[], bool]) -> None:
         """Scan until every model has a version and none is still being copied.
 
         Raises:
             StatusError: no version of a model loads, or the wait was cancelled.
         """
-        waiting = list(models)
+        waiting = list(self._models.values())
         while waiting := [model for model in waiting if model.current is None or model.pending]:
             for model in waiting:
                 failed = {version: state.error for version, state in model.states().items() if state.error}
@@ -166,17 +161,16 @@ class Manager:
                     reasons = " ".join(f"Version {version}: {reason}" for version, reason in failed.items())
                     raise StatusError(
                         grpc.StatusCode.UNKNOWN,
-                        f"No version of model {model.name} in {model.base} could be loaded. {reasons}",
+                        f"No version of model {model.settings.name} in {model.settings.base_path} "
+                        f"could be loaded. {reasons}",
                     )
             if is_cancelled():
-                names = ", ".join(model.name for model in waiting)
+                names = ", ".join(model.settings.name for model in waiting)
                 raise StatusError(
                     grpc.StatusCode.CANCELLED, f"The wait for versions of {names} was cancelled."
                 )
             time.sleep(_TICK_SECONDS)
-            with self._polling:
-                for model in waiting:
-                    model.poll()
+            self._poll(waiting)
 
     def _resolve_version(self, spec: protos.Message) -> int | None:
         """Return the version number that a ModelSpec names, directly or by label; None: the newest one.
@@ -187,9 +181,7 @@ class Manager:
         if spec.WhichOneof("version_choice") != "version_label":
             return int(spec.version.value) if spec.HasField("version") else None
         if self._labels is None:
-            raise StatusError(
-                grpc.StatusCode.UNAVAILABLE, f"Model labels does not init yet.{spec.version_label}"
-            )
+            raise unavailable(f"Model labels does not init yet.{spec.version_label}")
         version = self._labels.get(spec.name, {}).get(spec.version_label)
         if version is None:
             raise invalid_argument(f"Unrecognized servable version label: {spec.version_label}")
@@ -209,8 +201,7 @@ class Manager:
                 # Even with the flag, an existing label moves only to a loaded version.
                 allowed = self._allow_labels_for_unavailable and known in (None, version)
                 if not allowed and not (versions and versions.is_available(version)):
-                    raise StatusError(
-                        grpc.StatusCode.FAILED_PRECONDITION,
+                    raise failed_precondition(
                         f"Request to assign label to version {version} of model {model.name}, "
                         "which is not currently available for inference",
                     )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,11 +49,12 @@ _MODEL_FAULTS = ("ABORTED", "DATA_LOSS", "INTERNAL", "RESOURCE_EXHAUSTED", "UNKN
 
 
 class Servable:
-    """One version: its model, its declared signatures, and a count of the requests that use it.
+    """One version: its model and its declared signatures.
 
     Attributes:
         name: model name.
         version: version number.
+        users: number of requests that use it; it is unloaded only when there are none.
         health_probe: whether the model answers.
     """
 
@@ -82,7 +81,7 @@ class Servable:
             rows_independent: whether each row of an output depends only on the same row of the inputs;
                 without a batching file, only such models get batches.
             tensor_content: whether responses carry tensors as raw bytes.
-            metrics: registry that counts requests and batches.
+            metrics: registry that counts requests and batches; None: one of its own.
         """
         self.name = name
         self.version = version
@@ -90,39 +89,16 @@ class Servable:
         self._signatures = signatures
         self._rows_independent = rows_independent
         self._tensor_content = tensor_content
-        self._metrics = metrics
-        self._batcher = Batcher(
-            name, make_policy(model.threads, batching), self._call_model, self._is_batchable, metrics=metrics
-        )
-        self._users = 0
-        self._users_lock = threading.Lock()
+        self._metrics = metrics or Metrics()
+        policy = make_policy(model.threads, batching)
+        self._batcher = Batcher(name, policy, self._call_model, self._is_batchable, metrics=self._metrics)
+        self.users = 0
         self.health_probe = HealthProbe()
 
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Mark the version as used, so that it is not unloaded inside the block."""
-        with self._users_lock:
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._users_lock:
-                self._users -= 1
-
-    @property
-    def idle(self) -> bool:
-        """True while no request uses this version."""
-        return self._users == 0
-
     def close(self) -> None:
-        """Free the model and its threads; the version must be idle and unreachable for new requests."""
+        """Free the model and its threads; the version must have no users and be unreachable for new ones."""
         self._batcher.close()
         del self._model
-
-    @property
-    def signatures(self) -> Mapping[str, Any]:
-        """Declared SignatureDefs by signature key, including those internal to TensorFlow."""
-        return self._signatures
 
     def find_signature(self, name: str) -> protos.Message | None:
         """Return the SignatureDef of that name, or the default one for ""; None if there is none."""
@@ -152,39 +128,36 @@ class Servable:
 
     def classify(self, request: protos.Message, seconds: float | None = None) -> protos.Message:
         """Answer a ClassificationRequest; parameters and errors as for `predict`."""
-        key = inference.get_signature_key(request.model_spec)
-        wanted = inference.select_classify_outputs(inference.find_examples_signature(self._signatures, key))
-        feed = inference.serialize_examples(request.input)
-        outputs = self.run(key, feed, wanted, seconds, "Classify")
-        result = inference.build_classification_result(outputs, len(feed[inference.EXAMPLES]))
-        return protos.ClassificationResponse(model_spec=self.make_spec(key), result=result)
+        fields = self._answer_examples("Classify", inference.CLASSIFY_METHOD, request, seconds)
+        return protos.ClassificationResponse(**fields)
 
     def regress(self, request: protos.Message, seconds: float | None = None) -> protos.Message:
         """Answer a RegressionRequest; parameters and errors as for `predict`."""
+        fields = self._answer_examples("Regress", inference.REGRESS_METHOD, request, seconds)
+        return protos.RegressionResponse(**fields)
+
+    def _answer_examples(
+        self, api: str, method: str, request: protos.Message, seconds: float | None
+    ) -> dict[str, protos.Message]:
+        """Return the fields of the response to a Classify or Regress request."""
+        _, select_outputs, build_result = inference.EXAMPLES_METHODS[method]
         key = inference.get_signature_key(request.model_spec)
-        wanted = inference.select_regress_outputs(inference.find_examples_signature(self._signatures, key))
+        wanted = select_outputs(inference.find_examples_signature(self._signatures, key))
         feed = inference.serialize_examples(request.input)
-        outputs = self.run(key, feed, wanted, seconds, "Regress")
-        result = inference.build_regression_result(outputs, len(feed[inference.EXAMPLES]))
-        return protos.RegressionResponse(model_spec=self.make_spec(key), result=result)
+        outputs = self.run(key, feed, wanted, seconds, api)
+        result = build_result(outputs, len(feed[inference.EXAMPLES]))
+        return {"model_spec": self.make_spec(key), "result": result}
 
     def multi_inference(self, request: protos.Message, seconds: float | None = None) -> protos.Message:
         """Answer a MultiInferenceRequest, several signatures on the same examples; as for `predict`."""
         tasks = inference.select_multi_inference_outputs(self._signatures, request.tasks)
         feed = inference.serialize_examples(request.input)
-        count = len(feed[inference.EXAMPLES])
         response = protos.MultiInferenceResponse()
-        for name, wanted in tasks.items():
+        for name, (method, wanted) in tasks.items():
             outputs = self.run(name, feed, wanted, seconds, "MultiInference")
-            if wanted == (inference.OUTPUTS,):
-                result = protos.InferenceResult(
-                    regression_result=inference.build_regression_result(outputs, count)
-                )
-            else:
-                classified = inference.build_classification_result(outputs, count)
-                result = protos.InferenceResult(classification_result=classified)
-            result.model_spec.CopyFrom(self.make_spec(name))
-            response.results.append(result)
+            field, _, build_result = inference.EXAMPLES_METHODS[method]
+            result = {field: build_result(outputs, len(feed[inference.EXAMPLES]))}
+            response.results.add(model_spec=self.make_spec(name), **result)
         return response
 
     def get_metadata(self) -> protos.Message:
@@ -218,20 +191,16 @@ class Servable:
         """
         start = time.perf_counter()
         outputs = self._batcher.run(key, inputs, wanted, seconds)
-        if self._metrics:
-            self._metrics.observe_runtime(self.name, api, time.perf_counter() - start)
+        self._metrics.observe_runtime(self.name, api, time.perf_counter() - start)
         return outputs
 
     def _call_model(self, key: str, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         try:
             outputs = self._model.run(key, inputs)
         except runtime.RunError as error:
-            if error.code in _MODEL_FAULTS:
-                self.health_probe.record_failure()
-            else:
-                self.health_probe.record_success()
+            self.health_probe.record(healthy=error.code not in _MODEL_FAULTS)
             raise StatusError(grpc.StatusCode[error.code], error.what) from error
-        self.health_probe.record_success()
+        self.health_probe.record(healthy=True)
         return outputs
 
     def _is_batchable(self, key: str, wanted: Sequence[str]) -> bool:
@@ -255,12 +224,7 @@ class Servable:
 
 
 def load(
-    name: str,
-    version: int,
-    directory: Path,
-    loader: Loader,
-    settings: ServerSettings | None = None,
-    metrics: Metrics | None = None,
+    name: str, version: int, directory: Path, loader: Loader, settings: ServerSettings, metrics: Metrics
 ) -> Servable:
     """Load the version in a directory.
 
@@ -269,14 +233,13 @@ def load(
         version: version number.
         directory: directory of the version, with its saved_model.pb.
         loader: function that loads the model.
-        settings: settings of the server; None: defaults.
+        settings: settings of the server.
         metrics: registry that counts requests and batches.
 
     Raises:
         BundleError: saved_model.pb is missing, corrupt, or has no graph for serving.
         InputError: the version's batching file cannot be used.
     """
-    settings = settings or ServerSettings()
     signatures, batching = read_signatures(directory), settings.batching
     per_version = directory / BATCHING_FILE
     if settings.enable_per_model_batching_parameters and per_version.is_file():

@@ -14,17 +14,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-
 from serving import bundle
 from serving.errors import BundleError
-from serving.server.config.settings import VersionPolicy
+from serving.server.config.settings import ModelSettings
 from serving.server.models.servable import Servable
-from serving.server.status_error import StatusError
+from serving.server.status_error import StatusError, not_found
 
 _MAX_VERSION = 2**63 - 1
 """Versions are int64 in the protocol."""
@@ -58,16 +56,12 @@ class Versions:
     Call `poll` from one thread at a time; the other methods are safe to call from any thread.
 
     Attributes:
-        name: model name.
-        base: directory whose numbered children are the versions.
-        policy: which versions to serve.
+        settings: name, base path and version policy of the model.
         pending: versions to serve that were still being copied at the last scan.
     """
 
-    def __init__(self, name: str, base: Path, load: LoadVersion, policy: VersionPolicy | None = None) -> None:
-        self.name = name
-        self.base = base
-        self.policy = policy or VersionPolicy()
+    def __init__(self, settings: ModelSettings, load: LoadVersion) -> None:
+        self.settings = settings
         self._load_version = load
         self._lock = threading.Lock()
         self._serving: dict[int, Servable] = {}
@@ -104,31 +98,35 @@ class Versions:
         Raises:
             StatusError: the version is not served.
         """
-        with ExitStack() as stack:
-            with self._lock:
-                chosen = max(self._serving, default=None) if version is None else version
-                servable = None if chosen is None else self._serving.get(chosen)
-                if servable is None:
-                    raise not_found(self.name, version)
-                stack.enter_context(servable.in_use())  # inside the lock, or it could be unloaded before
+        with self._lock:
+            chosen = max(self._serving, default=0) if version is None else version
+            servable = self._serving.get(chosen)
+            if servable is None:
+                raise make_not_found_error(self.settings.name, version)
+            servable.users += 1  # inside the lock, or it could be unloaded before
+        try:
             yield servable
+        finally:
+            with self._lock:
+                servable.users -= 1
 
     def poll(self) -> None:
         """Scan the base path once: load the versions that the policy wants, unload the others."""
         self._free_retired()
+        policy = self.settings.policy
         try:
-            found = bundle.versions(self.base)
-        except (
-            OSError
-        ) as error:  # removed during the scan, or storage that is offline: retry at the next scan
-            _log.warning("%s cannot be read: %s", self.base, error)
+            found = bundle.versions(self.settings.base_path)
+        except OSError as error:
+            # Removed during the scan, or on storage that is offline: retry at the next scan.
+            _log.warning("%s cannot be read: %s", self.settings.base_path, error)
             return
-        candidates = [version for version in self._candidates(found) if version <= _MAX_VERSION]
         # Newest first. A version that fails does not count, so that an older one serves in its place.
         kept: list[int] = []
         pending: list[int] = []
-        for version in candidates:
-            if not self.policy.specific and self.policy.latest and len(kept) == self.policy.latest:
+        for version in sorted(found, reverse=True):
+            if version > _MAX_VERSION or (policy.specific and version not in policy.specific):
+                continue
+            if not policy.specific and policy.latest and len(kept) == policy.latest:
                 break
             if version in self._serving or self._try_load(version):
                 kept.append(version)
@@ -143,34 +141,28 @@ class Versions:
         self._closed = True
         self._unload_except([])
 
-    def _candidates(self, found: Sequence[int]) -> list[int]:
-        """Return the versions that the policy may want, newest first."""
-        wanted = found
-        if self.policy.specific:
-            wanted = [version for version in found if version in self.policy.specific]
-        return sorted(wanted, reverse=True)
-
     def _try_load(self, version: int) -> bool:
         """Load a version unless it failed before or is still being copied; return whether it is served."""
+        name, base = self.settings.name, self.settings.base_path
         try:
-            directory = bundle.version_directory(self.base, version)
+            directory = bundle.version_directory(base, version)
             snapshot = _take_snapshot(directory)
         except (BundleError, OSError):
             return False  # it was removed after the scan
         if self._failed.get(version) == snapshot or not self._is_stable(version, snapshot):
             return False
-        others = [path.name for path in bundle.version_directories(self.base, version) if path != directory]
+        others = [path.name for path in bundle.version_directories(base, version) if path != directory]
         if others:
             _log.warning("using %s for version %d and ignoring %s", directory, version, ", ".join(others))
         self._set_state(version, VersionState("LOADING"))
         try:
-            servable = self._load_version(self.name, version, directory)
+            servable = self._load_version(name, version, directory)
         # TensorFlow may raise anything for a broken model; the served versions must stay available.
         except Exception as error:
             self._failed[version] = snapshot
             reason = str(error) or type(error).__name__
             self._set_state(version, VersionState("END", reason))
-            _log.warning("version %d of model %s failed to load: %s", version, self.name, reason)
+            _log.warning("version %d of model %s failed to load: %s", version, name, reason)
             return False
         self._failed.pop(version, None)
         with self._lock:
@@ -178,7 +170,7 @@ class Versions:
                 return False
             self._serving[version] = servable
             self._states[version] = VersionState("AVAILABLE")
-        _log.info("version %d of model %s is available", version, self.name)
+        _log.info("version %d of model %s is available", version, name)
         return True
 
     def _is_stable(self, version: int, snapshot: DirectorySnapshot) -> bool:
@@ -199,7 +191,7 @@ class Versions:
 
     def _free_retired(self) -> None:
         """Free retired versions that no request uses any more."""
-        for servable in [old for old in self._retiring if old.idle]:
+        for servable in [old for old in self._retiring if not old.users]:
             self._retiring.remove(servable)
             servable.close()
             if servable.version not in self._serving:  # it may have been loaded again meanwhile
@@ -210,7 +202,7 @@ class Versions:
             self._states[version] = state
 
 
-def not_found(name: str, version: int | None) -> StatusError:
+def make_not_found_error(name: str, version: int | None) -> StatusError:
     """Return the NOT_FOUND error of TensorFlow Serving (core/basic_manager.cc).
 
     Args:
@@ -218,7 +210,7 @@ def not_found(name: str, version: int | None) -> StatusError:
         version: requested version; None: the newest one.
     """
     requested = f"Latest({name})" if version is None else f"Specific({name}, {version})"
-    return StatusError(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {requested}")
+    return not_found(f"Servable not found for request: {requested}")
 
 
 def _take_snapshot(directory: Path) -> DirectorySnapshot:

@@ -9,6 +9,7 @@ import grpc
 
 from serving import contract, protos
 from serving.server.models.manager import Manager
+from serving.server.models.servable import Servable
 from serving.server.rest import messages
 from serving.server.rest.json_tensors import Json
 from serving.server.rest.paths import ApiRequest
@@ -52,15 +53,14 @@ def answer_request(
     api_request.spec.signature_name = messages.get_signature_name(content)
     if api_request.verb == "predict":
         return _predict(manager, api_request.spec, content, deadline)
-    examples = messages.parse_examples(content)
+    request_class, answer, format_result = {
+        "classify": (protos.ClassificationRequest, Servable.classify, messages.format_classifications),
+        "regress": (protos.RegressionRequest, Servable.regress, messages.format_regressions),
+    }[api_request.verb]
+    request = request_class(model_spec=api_request.spec, input=messages.parse_examples(content))
     with manager.use(api_request.spec) as servable:
-        if api_request.verb == "classify":
-            request = protos.ClassificationRequest(model_spec=api_request.spec, input=examples)
-            response = servable.classify(request, _seconds_left(deadline))
-            return JsonResponse(messages.format_classifications(response.result), servable.version)
-        request = protos.RegressionRequest(model_spec=api_request.spec, input=examples)
-        response = servable.regress(request, _seconds_left(deadline))
-        return JsonResponse(messages.format_regressions(response.result), servable.version)
+        response = answer(servable, request, _seconds_left(deadline))
+        return JsonResponse(format_result(response.result), servable.version)
 
 
 def _predict(
