@@ -37,8 +37,8 @@ SET_NAMES = {
 }
 """Name of a set in a directory or a manifest, in lower case, and the set. Case is ignored."""
 
-# Identical photos in several sets count for the set of the lowest rank: see `select_distinct`.
-_RANK = {Subset.TESTING: 0, Subset.VALIDATION: 1, Subset.TRAINING: 2, None: 2}
+# Identical photos in several sets count for the first of these sets: see `select_distinct`.
+_PRECEDENCE = (Subset.TESTING, Subset.VALIDATION, Subset.TRAINING)
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class Example:
         sha256: hex digest of the photo's content.
         label: index into the labels.
         group: name of the group, whose photos stay in one set; "" for none.
-        subset: VALIDATION or TESTING if the folder or manifest predefines it, else None.
+        subset: VALIDATION or TESTING if the folder or manifest predefines it, else TRAINING.
     """
 
     uri: str
     sha256: str
     label: int
     group: str = ""
-    subset: Subset | None = None
+    subset: Subset = Subset.TRAINING
 
 
 @dataclass(frozen=True)
@@ -80,21 +80,10 @@ class DatasetListing:
     subsets: Mapping[str, Subset] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Number of files of each label."""
-        found = Counter(self.photos.values())
-        return {label: found[index] for index, label in enumerate(self.labels)}
-
-    @property
-    def predefined_subsets(self) -> frozenset[Subset]:
-        """Sets other than training that the folder or manifest predefines, so that none is split off."""
-        return frozenset(self.subsets.values())
-
     def make_example(self, photo: Photo, sha256: str) -> Example:
         """Return the example of a listed photo whose content has been hashed."""
-        uri = photo.uri
-        return Example(uri, sha256, self.photos[photo], self.groups.get(uri, ""), self.subsets.get(uri))
+        group, subset = self.groups.get(photo.uri, ""), self.subsets.get(photo.uri, Subset.TRAINING)
+        return Example(photo.uri, sha256, self.photos[photo], group, subset)
 
 
 class LabelledPhoto(NamedTuple):
@@ -102,7 +91,7 @@ class LabelledPhoto(NamedTuple):
 
     photo: Photo
     label: str | None
-    subset: Subset | None = None
+    subset: Subset = Subset.TRAINING
     group: str = ""
 
 
@@ -140,16 +129,11 @@ def build_listing(listing: PhotoListing, remedy: str) -> DatasetListing:
     names, where, left_out = listing.names, listing.where, listing.left_out
     check_label_names(names, where=where)
     files: dict[str, list[Photo]] = {name: [] for name in names}
-    subsets: dict[str, Subset] = {}
-    groups: dict[str, str] = {}
-    for photo, label, subset, group in listing.photos:
-        if label is None:
-            continue
-        files[label].append(photo)
-        if subset not in (None, Subset.TRAINING):
-            subsets[photo.uri] = subset
-        if group:
-            groups[photo.uri] = group
+    for photo, label, *_ in sorted(listing.photos, key=lambda entry: entry.photo.uri):
+        if label is not None:
+            files[label].append(photo)
+    subsets = {entry.photo.uri: entry.subset for entry in listing.photos if entry.subset != Subset.TRAINING}
+    groups = {entry.photo.uri: entry.group for entry in listing.photos if entry.group}
     labels = [name for name in names if files[name]]
     if len(labels) < 2:
         what = f"only the label {labels[0]!r}" if labels else "no label with photos"
@@ -162,11 +146,7 @@ def build_listing(listing: PhotoListing, remedy: str) -> DatasetListing:
             f"{' and '.join(sorted({subsets[photo.uri] for name in alone for photo in files[name]}))}.",
             remedy="Add training photos of each label, or remove these labels from the other sets.",
         )
-    photos = {
-        photo: index
-        for index, name in enumerate(labels)
-        for photo in sorted(files[name], key=lambda photo: photo.uri)
-    }
+    photos = {photo: index for index, name in enumerate(labels) for photo in files[name]}
     warnings = [*listing.notes, *_warn_of_few_photos(files, trained)]
     if listing.sets_from:
         warnings.insert(0, _describe_sets(listing.sets_from, len(photos), Counter(subsets.values())))
@@ -228,11 +208,8 @@ def select_distinct(examples: Sequence[Example]) -> list[int]:
     test figures do not include photos that the head was trained on; validation comes second.
     """
     chosen: dict[tuple[str, int], int] = {}
-    for row, example in enumerate(examples):
-        key = example.sha256, example.label
-        first = chosen.setdefault(key, row)
-        if _RANK[example.subset] < _RANK[examples[first].subset]:
-            chosen[key] = row
+    for row in sorted(range(len(examples)), key=lambda row: _PRECEDENCE.index(examples[row].subset)):
+        chosen.setdefault((examples[row].sha256, examples[row].label), row)
     return sorted(chosen.values())
 
 
@@ -254,7 +231,7 @@ def describe_conflicting_labels(examples: Sequence[Example], labels: Sequence[st
     ]
 
 
-def count_labels(examples: Iterable[Example], labels: Sequence[str]) -> dict[str, int]:
-    """Return the number of photos of each label, zeros included."""
-    counts = Counter(example.label for example in examples)
+def count_labels(indices: Iterable[int], labels: Sequence[str]) -> dict[str, int]:
+    """Return how often each label occurs among indices into the labels, zeros included."""
+    counts = Counter(indices)
     return {label: counts[index] for index, label in enumerate(labels)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from batch.inputs.listing import Photo, find_photos
@@ -34,10 +34,11 @@ def list_folder(image_dir: str | os.PathLike[str]) -> PhotoListing:
             remedy="Give a directory that contains one directory of photos per label, or a file whose name "
             f"ends in {', '.join(READERS)}.",
         )
-    photos = _list(top)
+    photos = find_photos(
+        files.join(glob.escape(top), "**") if files.is_remote(top) else top, allow_empty=True
+    )
     sets = _find_sets(top, photos)
-    parents = [(name,) for name in sets] if sets else [()]
-    names = {name for parent in parents for name in _list_directories(top, photos, *parent)}
+    names = {name for parent in sets or [""] for name in _list_directories(top, photos, parent)}
     found = [_label_photo(photo, top, names, sets) for photo in photos]
     unlabelled = sum(photo.label is None for photo in found)
     return PhotoListing(
@@ -49,19 +50,13 @@ def list_folder(image_dir: str | os.PathLike[str]) -> PhotoListing:
     )
 
 
-def _list(top: str) -> list[Photo]:
-    if not files.is_remote(top):
-        return find_photos(top, allow_empty=True)
-    return find_photos(files.join(glob.escape(top), "**"), allow_empty=True)
-
-
 def _label_photo(photo: Photo, top: str, names: Collection[str], sets: Mapping[str, Subset]) -> LabelledPhoto:
     """Return a photo with the label and set of its directories."""
     parts = _relative_parts(photo, top)
     depth = 1 if sets else 0
     if len(parts) < depth + 2 or parts[depth] not in names:
         return LabelledPhoto(photo, None)
-    return LabelledPhoto(photo, parts[depth], sets.get(parts[0]))
+    return LabelledPhoto(photo, parts[depth], sets.get(parts[0], Subset.TRAINING))
 
 
 def _find_sets(top: str, photos: Sequence[Photo]) -> dict[str, Subset]:
@@ -72,9 +67,8 @@ def _find_sets(top: str, photos: Sequence[Photo]) -> dict[str, Subset]:
     """
     names = _list_directories(top, photos)
     sets = {name: SET_NAMES[name.casefold()] for name in names if name.casefold() in SET_NAMES}
-    if len(sets) < len(names) or Subset.TRAINING not in sets.values():
-        return {}
-    if not all(_list_directories(top, photos, name) for name in names):
+    all_sets = len(sets) == len(names) and Subset.TRAINING in sets.values()
+    if not all_sets or not all(_list_directories(top, photos, name) for name in names):
         return {}
     for subset in Subset:
         same = [name for name in names if sets[name] is subset]
@@ -86,25 +80,21 @@ def _find_sets(top: str, photos: Sequence[Photo]) -> dict[str, Subset]:
     return sets
 
 
-def _list_directories(top: str, photos: Sequence[Photo], *parent: str) -> list[str]:
-    """Return the names of the directories in `top/<parent>`, sorted.
+def _list_directories(top: str, photos: Sequence[Photo], parent: str = "") -> list[str]:
+    """Return the names of the directories in `top` or in its directory `parent`, sorted.
 
     Object stores have no directories, so there the names come from the paths of the files.
     """
     if files.is_remote(top):
-        depth = len(parent)
-        parts = (_relative_parts(photo, top) for photo in photos)
-        return sorted(
-            {part[depth] for part in parts if tuple(part[:depth]) == parent and len(part) > depth + 1}
-        )
-    return sorted(_iter_local_directories(Path(top, *parent)))
-
-
-def _iter_local_directories(directory: Path) -> Iterator[str]:
+        depth = 1 if parent else 0
+        paths = (_relative_parts(photo, top) for photo in photos)
+        inside = (parts[depth:] for parts in paths if not parent or parts[0] == parent)
+        return sorted({parts[0] for parts in inside if len(parts) > 1})
+    directory = Path(top, parent)
     try:
-        for child in directory.iterdir():
-            if child.is_dir() and not child.name.startswith("."):
-                yield child.name
+        return sorted(
+            child.name for child in directory.iterdir() if child.is_dir() and not child.name.startswith(".")
+        )
     except OSError as error:
         raise InputError(
             f"Cannot list {directory}: {error.strerror}.", remedy="Make it readable, or remove it."

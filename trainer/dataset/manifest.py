@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ NAMES = {
 """Default names of the columns, by role. Case is ignored."""
 
 _REPORT_EVERY = 1000
+_NOT_FOUND = "there is no such file"
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class _Row:
     line: int
     label: str
     group: str
-    subset: Subset | None
+    subset: Subset
 
 
 def list_manifest(
@@ -94,7 +97,7 @@ def list_manifest(
         notes=[f"{repeated} lines repeat a photo of an earlier line; each photo counts once."]
         if repeated
         else [],
-        sets_from="the manifest" if any(row.subset for row in rows.values()) else "",
+        sets_from="the manifest" if any(row.subset != Subset.TRAINING for row in rows.values()) else "",
         left_out=left_out,
     )
 
@@ -132,14 +135,10 @@ def _check_groups(rows: Mapping[str, _Row], where: str) -> None:
         if row.group and first.setdefault(row.group, row).subset is not row.subset:
             other = first[row.group]
             raise InputError(
-                f"{where}: the group {row.group!r} is in two sets: {_subset_of(other)} on line {other.line}, "
-                f"{_subset_of(row)} on line {row.line}.",
+                f"{where}: the group {row.group!r} is in two sets: {other.subset} on line {other.line}, "
+                f"{row.subset} on line {row.line}.",
                 remedy="Put each group into one set, or leave out one of the two columns.",
             )
-
-
-def _subset_of(row: _Row) -> Subset:
-    return row.subset or Subset.TRAINING
 
 
 # --- Lines ----------------------------------------------------------------------------------------------
@@ -147,34 +146,23 @@ def _subset_of(row: _Row) -> Subset:
 
 def _read_rows(where: str, columns: Columns, labelled: bool) -> Iterator[tuple[str, _Row]]:
     """Yield the photo and the row of each line."""
-    interned: dict[str, str] = {}  # one str object per label and group instead of one per line
     required = ("photo", "label") if labelled else ("photo",)
     for line, values in manifest.read(where, _ColumnFinder(where, columns, required)):
-        yield _parse_row(line, values, where, required, interned)
-
-
-def _parse_row(
-    line: int, values: Mapping[str, Any], where: str, required: Sequence[str], interned: dict[str, str]
-) -> tuple[str, _Row]:
-    """Check one line, and return its photo and row."""
-    cells = {role: _to_text(values.get(role), role, f"{where}, line {line}") for role in NAMES}
-    photo, label, group, split = cells.values()
-    for role in required:
-        if not cells[role].strip():
+        at = f"{where}, line {line}"
+        cells = {role: _to_text(values.get(role), role, at) for role in NAMES}
+        photo, label, group, split = cells.values()
+        for role in required:
+            if not cells[role].strip():
+                raise InputError(f"{at}: the {role} is empty.", remedy="Fill it in, or remove the line.")
+        name = split.strip().casefold()
+        if name and name not in SET_NAMES:
             raise InputError(
-                f"{where}, line {line}: the {role} is empty.", remedy="Fill it in, or remove the line."
+                f"{at}: the set {split!r} is unknown.",
+                remedy=f"Use one of {', '.join(SET_NAMES)}; leave it empty for a training photo.",
             )
-    name = split.strip().casefold()
-    if name and name not in SET_NAMES:
-        raise InputError(
-            f"{where}, line {line}: the set {split!r} is unknown.",
-            remedy=f"Use one of {', '.join(SET_NAMES)}; leave it empty for a training photo.",
-        )
-    subset = SET_NAMES.get(name, Subset.TRAINING)
-    held_out = subset if subset is not Subset.TRAINING else None
-    return manifest.resolve_address(photo, where), _Row(
-        line, interned.setdefault(label, label), interned.setdefault(group, group), held_out
-    )
+        # Interned: one str object per label and group instead of one per line.
+        row = _Row(line, sys.intern(label), sys.intern(group), SET_NAMES.get(name, Subset.TRAINING))
+        yield manifest.resolve_address(photo, where), row
 
 
 def _to_text(value: Any, role: str, where: str) -> str:
@@ -250,10 +238,19 @@ def _look_up(
     uris: Sequence[str], progress: Callable[[Progress], None] | None
 ) -> Iterator[tuple[str, Photo | str]]:
     """Yield each uri with its photo as the storage lists it, or with the reason why it cannot be used."""
-    listings = _RemoteListings(uri for uri in uris if files.is_remote(uri))
+    # One listing per directory: a lookup per photo would cost a network call for every line.
+    remote: dict[str, set[str]] = {}
+    for uri in uris:
+        if files.is_remote(uri):
+            remote.setdefault(uri.rpartition("/")[0], set()).add(uri)
+    list_once = cache(lambda directory: list_directory(directory, remote[directory]))
     rejected = 0
     for done, uri in enumerate(uris, 1):
-        photo = listings.photo(uri) if files.is_remote(uri) else _stat_local(uri)
+        photo: Photo | str
+        if files.is_remote(uri):
+            photo = list_once(uri.rpartition("/")[0]).get(uri, _NOT_FOUND)
+        else:
+            photo = _stat_local(uri)
         rejected += isinstance(photo, str)
         if progress and (done % _REPORT_EVERY == 0 or done == len(uris)):
             progress(Progress(done, len(uris), rejected))
@@ -264,7 +261,7 @@ def _stat_local(uri: str) -> Photo | str:
     try:
         about = Path(files.local_path(uri)).stat()
     except FileNotFoundError:
-        return "there is no such file"
+        return _NOT_FOUND
     except OSError as error:
         return error.strerror or str(error)
     except ValueError as error:
@@ -272,26 +269,3 @@ def _stat_local(uri: str) -> Photo | str:
     if not stat.S_ISREG(about.st_mode):
         return "not a file"
     return Photo(uri, about.st_size, about.st_mtime_ns)
-
-
-class _RemoteListings:
-    """Looks up photos on object stores with one listing per directory.
-
-    A lookup per photo would cost a network call for every line of the manifest.
-
-    Args:
-        uris: addresses that may be looked up.
-    """
-
-    def __init__(self, uris: Iterable[str]) -> None:
-        self._wanted: dict[str, set[str]] = {}
-        for uri in uris:
-            self._wanted.setdefault(uri.rpartition("/")[0], set()).add(uri)
-        self._found: dict[str, dict[str, Photo]] = {}
-
-    def photo(self, uri: str) -> Photo | str:
-        """Return the photo at an address, or the reason why it cannot be used."""
-        directory = uri.rpartition("/")[0]
-        if directory not in self._found:
-            self._found[directory] = list_directory(directory, self._wanted[directory])
-        return self._found[directory].get(uri, "there is no such file")

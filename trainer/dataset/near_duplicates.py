@@ -59,38 +59,23 @@ _Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class NearDuplicateGroup:
-    """Connected component of near-duplicates: each photo is one of another in it, not of every other.
-
-    Attributes:
-        rows: rows of the embeddings, ascending.
-        similarities: for each row, its highest cosine with another one.
-    """
-
-    rows: tuple[int, ...]
-    similarities: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class NearDuplicates:
     """Near-duplicates among some embeddings.
 
     Attributes:
-        groups: groups of near-duplicates, in the order of their first rows.
+        together: ascending rows of each connected component of near-duplicates, in the order of their
+            first rows; each photo is a near-duplicate of another in it, not of every other.
+        similarities: float32 [N], each photo's highest cosine with a near-duplicate; 0 if it has none.
         threshold: minimum cosine of near-duplicates.
         compared: number of photos that were compared with all others.
         photos: number of all photos.
     """
 
-    groups: tuple[NearDuplicateGroup, ...]
+    together: tuple[tuple[int, ...], ...]
+    similarities: _Floats
     threshold: float
     compared: int
     photos: int
-
-    @property
-    def together(self) -> list[tuple[int, ...]]:
-        """Rows that `dataset.split` should keep in one set, per group."""
-        return [group.rows for group in self.groups]
 
 
 @dataclass(frozen=True)
@@ -220,23 +205,21 @@ def find_near_duplicates(
     threshold: float = THRESHOLD,
     *,
     limit: int = LIMIT,
-    first: Sequence[int] = (),
     progress: Callable[[Progress], None] | None = None,
 ) -> NearDuplicates:
-    """DuplicateGroup the photos whose embeddings have a cosine of `threshold` or more.
+    """Group the photos whose embeddings have a cosine of `threshold` or more.
 
     Cosines are computed block by block: beyond the embeddings this takes less than 100 MiB and about
     420 bytes per photo, however many near-duplicates there are. Most blocks are skipped by an upper
     bound on their cosines (`_sketch`), which never misses a pair.
 
-    Above `limit` photos, only limit**2 / 2N photos are compared with all others, which takes the same
-    time; those of `first` come before the rest.
+    Above `limit` photos, only the first limit**2 / 2N photos are compared with all others, which takes
+    the same time.
 
     Args:
         embeddings: float16 or float32 [N,D]; never copied as a whole.
         threshold: minimum cosine, above 0 and at most 1.
         limit: maximum number of photos for which every pair is compared.
-        first: rows to compare first if there are more photos, such as the test photos.
         progress: called after each block of rows.
 
     Raises:
@@ -249,11 +232,11 @@ def find_near_duplicates(
         )
     count = len(embeddings)
     every = count <= limit
-    rows = np.arange(count) if every else _first_rows(count, max(1, limit**2 // (2 * count)), first)
+    compared = count if every else max(1, limit**2 // (2 * count))
     links = SimilarityGraph(count)
     sketch = _sketch(embeddings)
-    for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK]
+    for start in range(0, compared, _BLOCK):
+        block = np.arange(start, min(start + _BLOCK, compared))
         left = _unit(embeddings[block])
         # The matrix of cosines is symmetric: where every row is compared, one half of it is enough.
         for low in range(start if every else 0, count, _BLOCK):
@@ -266,18 +249,10 @@ def find_near_duplicates(
         if progress:
             done = start + len(block)
             # The number of blocks to the right shrinks with each row block, hence the square.
-            share = 1 - (1 - done / len(rows)) ** 2 if every else done / len(rows)
-            progress(Progress(round(share * len(rows)), len(rows), 0))
-    groups = tuple(
-        NearDuplicateGroup(tuple(group.tolist()), tuple(links.nearest[group].clip(max=1.0).tolist()))
-        for group in links.groups()
-    )
-    return NearDuplicates(groups, threshold, len(rows), count)
-
-
-def _first_rows(count: int, number: int, first: Sequence[int]) -> NDArray[np.int64]:
-    """Return `number` of `count` rows: those of `first`, then the others in their order."""
-    return np.fromiter(dict.fromkeys([*first, *range(count)]), np.int64, count)[:number]
+            share = 1 - (1 - done / compared) ** 2 if every else done / compared
+            progress(Progress(round(share * compared), compared, 0))
+    groups = tuple(tuple(group.tolist()) for group in links.groups())
+    return NearDuplicates(groups, links.nearest.clip(max=1.0), threshold, compared, count)
 
 
 def _sketch(embeddings: NDArray[np.floating]) -> _Floats:
@@ -327,20 +302,15 @@ def build_report(
     def describe_photo(file: Example, similarity: float = 1.0) -> DuplicatePhoto:
         used, subset = kept[file.sha256, file.label]
         # Of copies in several predefined sets one is used; the others are shown with the set of their own.
-        if file.uri != used.uri and used.subset:
-            subset = file.subset or Subset.TRAINING
+        if file.uri != used.uri and used.subset is not Subset.TRAINING:
+            subset = file.subset
         return DuplicatePhoto(file.uri, labels[file.label], subset, similarity)
 
     exact = [DuplicateGroup(tuple(describe_photo(file) for file in same)) for same in group_identical(files)]
     alike = [
-        DuplicateGroup(
-            tuple(
-                describe_photo(examples[row], cosine)
-                for row, cosine in zip(g.rows, g.similarities, strict=True)
-            )
-        )
-        for g in near.groups
-        if len({examples[row].sha256 for row in g.rows}) > 1
+        DuplicateGroup(tuple(describe_photo(examples[row], float(near.similarities[row])) for row in rows))
+        for rows in near.together
+        if len({examples[row].sha256 for row in rows}) > 1
     ]
     return DuplicateReport(tuple(exact), tuple(alike), near.threshold, near.compared, near.photos)
 

@@ -38,7 +38,7 @@ class SimilarityGraph:
         np.maximum.at(self.nearest, right[to], cosines[at, to])
         # A block full of near-duplicates is reduced to a spanning tree: one link per row instead of one
         # per pair, so that memory does not grow with the number of pairs.
-        parts = _connected_components(len(left) + len(right), at, to + len(left))
+        parts = find_components(len(left) + len(right), at, to + len(left))
         rows = np.concatenate([left, right])
         touched = np.unique(np.concatenate([at, to + len(left)]))
         _, first, part = np.unique(parts[touched], return_index=True, return_inverse=True)
@@ -62,11 +62,17 @@ class SimilarityGraph:
 
     def _components(self) -> _Ints:
         at, to = np.concatenate([np.empty((2, 0), np.int64), *self._pairs], axis=1)
-        return _connected_components(self._count, at, to)
+        return find_components(self._count, at, to)
 
 
-def _connected_components(count: int, at: _Ints, to: _Ints) -> _Ints:
-    """Return the component number of each node."""
+def find_components(count: int, at: _Ints, to: _Ints) -> _Ints:
+    """Return the number of each node's connected component, int64 [count].
+
+    Args:
+        count: number of nodes.
+        at: int64 [L], first node of each link.
+        to: int64 [L], second node of each link.
+    """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -13,6 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 
 from serving.errors import InputError
 from serving.storage.files import local_path
-from trainer.dataset.dataset import DatasetListing, Example, Subset
+from trainer.dataset.dataset import DatasetListing, Example, Subset, count_labels
+from trainer.dataset.similarity_graph import find_components
 
 _RETRAIN_BUCKETS = 2**27 - 1
 """MAX_NUM_IMAGES_PER_CLASS of retrain.py; part of its hash."""
@@ -51,17 +53,19 @@ class SplitSettings:
             )
 
     @property
-    def held_out(self) -> tuple[tuple[Subset, float], ...]:
-        """Requested sets other than training, with their percentages."""
-        shares = (
-            (Subset.VALIDATION, self.validation_percentage),
-            (Subset.TESTING, self.testing_percentage),
-        )
-        return tuple((subset, share) for subset, share in shares if share > 0)
+    def intervals(self) -> dict[Subset, tuple[float, float]]:
+        """Lowest and highest position of each set, in ascending order."""
+        held_out = self.validation_percentage + self.testing_percentage
+        return {
+            Subset.VALIDATION: (0.0, self.validation_percentage),
+            Subset.TESTING: (self.validation_percentage, held_out),
+            Subset.TRAINING: (held_out, 100.0),
+        }
 
     def missing_subsets(self, predefined: Collection[Subset]) -> tuple[Subset, ...]:
-        """Return the requested sets that are not predefined and have to be split off."""
-        return tuple(subset for subset, _ in self.held_out if subset not in predefined)
+        """Return the requested sets other than training that are not predefined and have to be split off."""
+        others = {*predefined, Subset.TRAINING}
+        return tuple(s for s, (low, high) in self.intervals.items() if low < high and s not in others)
 
 
 def check_counts(
@@ -97,9 +101,8 @@ def check_listing(listing: DatasetListing, settings: SplitSettings) -> None:
     Raises:
         InputError: a label has too few files.
     """
-    found = Counter(label for photo, label in listing.photos.items() if photo.uri not in listing.subsets)
-    counts = {label: found[index] for index, label in enumerate(listing.labels)}
-    check_counts(counts, settings, listing.predefined_subsets)
+    to_split = (label for photo, label in listing.photos.items() if photo.uri not in listing.subsets)
+    check_counts(count_labels(to_split, listing.labels), settings, set(listing.subsets.values()))
 
 
 def check_examples(
@@ -113,7 +116,8 @@ def check_examples(
     Raises:
         InputError: a label has too few photos.
     """
-    check_counts(count_groups(examples, labels, together), settings, _predefined_subsets(examples))
+    predefined = {example.subset for example in examples}
+    check_counts(count_groups(examples, labels, together), settings, predefined)
 
 
 def split(
@@ -143,17 +147,18 @@ def split(
     Returns:
         The set of each example.
     """
-    missing = settings.missing_subsets(_predefined_subsets(examples))
-    subsets = [example.subset or Subset.TRAINING for example in examples]
+    subsets = [example.subset for example in examples]
+    missing = settings.missing_subsets(subsets)
     if settings.method == "retrain":
         for row in _rows_to_split(examples):
-            position = _retrain_position(_retrain_path(examples[row].uri, os.fspath(image_dir)))
+            position = _retrain_position(examples[row].uri, os.fspath(image_dir))
             subsets[row] = _subset_at(position, settings, missing)
         return subsets
     units = _build_units(examples, together)
-    for unit, subset in zip(units, _assign_units(units, settings, missing), strict=True):
+    _assign_units(units, settings, missing)
+    for unit in units:
         for row in unit.rows:
-            subsets[row] = subset
+            subsets[row] = unit.subset
     return subsets
 
 
@@ -175,8 +180,7 @@ def count_groups(
     examples: Sequence[Example], labels: Sequence[str], together: Iterable[Sequence[int]] = ()
 ) -> dict[str, int]:
     """Return the number of units of each label, zeros included; a unit is never split across sets."""
-    counts = Counter(label for unit in _build_units(examples, together) for label in unit.labels)
-    return {label: counts[index] for index, label in enumerate(labels)}
+    return count_labels((label for unit in _build_units(examples, together) for label in unit.labels), labels)
 
 
 def assign_groups(examples: Sequence[Example], together: Iterable[Sequence[int]] = ()) -> NDArray[np.int64]:
@@ -194,7 +198,7 @@ def assign_groups(examples: Sequence[Example], together: Iterable[Sequence[int]]
     return numbers
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Unit:
     """Photos that are assigned to a set together.
 
@@ -202,20 +206,18 @@ class _Unit:
         rows: rows of the examples.
         labels: labels of these photos.
         position: value between 0 and 100, uniformly distributed and independent of the files' paths.
+        subset: set that the unit is assigned to.
     """
 
     rows: tuple[int, ...]
     labels: frozenset[int]
     position: float
-
-
-def _predefined_subsets(examples: Iterable[Example]) -> frozenset[Subset]:
-    return frozenset(example.subset for example in examples if example.subset) - {Subset.TRAINING}
+    subset: Subset = Subset.TRAINING
 
 
 def _rows_to_split(examples: Sequence[Example]) -> list[int]:
     """Return the rows that are not predefined for validation or testing."""
-    return [row for row, example in enumerate(examples) if example.subset in (None, Subset.TRAINING)]
+    return [row for row, example in enumerate(examples) if example.subset is Subset.TRAINING]
 
 
 def _build_units(examples: Sequence[Example], together: Iterable[Sequence[int]]) -> list[_Unit]:
@@ -234,69 +236,52 @@ def _join_rows(
     examples: Sequence[Example], rows: Iterable[int], together: Iterable[Sequence[int]]
 ) -> list[list[int]]:
     """Group the given rows by what has to stay together, in the order of each group's first row."""
-    # Union-find: a root is always the lowest row of its group, so the order of the rows does not matter.
-    root = {row: row for row in rows}
-
-    def find(row: int) -> int:
-        while root[row] != row:
-            root[row] = root[root[row]]
-            row = root[row]
-        return row
-
-    def join(one: int, other: int) -> None:
-        low, high = sorted((find(one), find(other)))
-        root[high] = low
-
+    at = {row: index for index, row in enumerate(rows)}
     first: dict[tuple[int | str, str], int] = {}
-    for row in root:
-        for key in (_group_key(examples[row]), ("", examples[row].sha256)):
-            join(first.setdefault(key, row), row)
-    for alike in together:
-        known = [row for row in alike if row in root]
-        for row in known[1:]:
-            join(known[0], row)
+    alike = (
+        (first.setdefault(key, index), index)
+        for row, index in at.items()
+        for key in (_group_key(examples[row]), ("", examples[row].sha256))
+    )
+    joined = (pairwise(at[row] for row in rows if row in at) for rows in together)
+    links = np.fromiter(chain(alike, *joined), np.dtype((np.int64, 2)))
     members: dict[int, list[int]] = {}
-    for row in root:
-        members.setdefault(find(row), []).append(row)
+    for row, component in zip(at, find_components(len(at), *links.T).tolist(), strict=True):
+        members.setdefault(component, []).append(row)
     return list(members.values())
 
 
-def _assign_units(units: Sequence[_Unit], settings: SplitSettings, missing: Sequence[Subset]) -> list[Subset]:
-    """Return the set of each unit, with every label in every set as far as possible."""
-    subsets = [_subset_at(unit.position, settings, missing) for unit in units]
-    counts = Counter(
-        (label, subset) for unit, subset in zip(units, subsets, strict=True) for label in unit.labels
-    )
+def _assign_units(units: Sequence[_Unit], settings: SplitSettings, missing: Sequence[Subset]) -> None:
+    """Assign each unit to a set, with every label in every set as far as possible."""
     # Repair: labels and sets in a fixed order, units by position, so that the result is deterministic.
-    of_label: dict[int, list[int]] = {}
-    for index in sorted(range(len(units)), key=lambda index: units[index].position):
-        for label in units[index].labels:
-            of_label.setdefault(label, []).append(index)
-    for label, wanted in (
-        (label, wanted) for label in sorted(of_label) for wanted in (*missing, Subset.TRAINING)
-    ):
+    of_label: dict[int, list[_Unit]] = {}
+    for unit in sorted(units, key=lambda unit: unit.position):
+        unit.subset = _subset_at(unit.position, settings, missing)
+        for label in unit.labels:
+            of_label.setdefault(label, []).append(unit)
+    counts = Counter((label, unit.subset) for unit in units for label in unit.labels)
+    for label, wanted in product(sorted(of_label), (*missing, Subset.TRAINING)):
         if counts[label, wanted]:
             continue
+        low, high = settings.intervals[wanted]
         # A unit may move only if none of its labels loses its last unit in the set that it leaves.
-        spare = [
-            index
-            for index in of_label[label]
-            if all(counts[other, subsets[index]] > 1 for other in units[index].labels)
-        ]
-        if spare:
-            low, high = _interval(wanted, settings)
-            nearest = min(
-                spare,
-                key=lambda index: (
-                    subsets[index] is not Subset.TRAINING,
-                    max(low - units[index].position, units[index].position - high),
-                ),
-            )
-            for other in units[nearest].labels:
-                counts[other, subsets[nearest]] -= 1
+        nearest = min(
+            (
+                unit
+                for unit in of_label[label]
+                if all(counts[other, unit.subset] > 1 for other in unit.labels)
+            ),
+            key=lambda unit: (
+                unit.subset is not Subset.TRAINING,
+                max(low - unit.position, unit.position - high),
+            ),
+            default=None,
+        )
+        if nearest:
+            for other in nearest.labels:
+                counts[other, nearest.subset] -= 1
                 counts[other, wanted] += 1
-            subsets[nearest] = wanted
-    return subsets
+            nearest.subset = wanted
 
 
 def _group_of(example: Example) -> str:
@@ -326,31 +311,21 @@ def _hash_position(groups: Iterable[str]) -> float:
     return int.from_bytes(chosen[:8], "big") / 2**64 * 100
 
 
-def _retrain_path(uri: str, image_dir: str) -> str:
-    """Return the path as retrain.py spelled it: --image_dir as given, joined with the relative path."""
+def _retrain_position(uri: str, image_dir: str) -> float:
+    """Return the position that retrain.py computes: SHA-1 of the path as spelled, up to `_nohash_`.
+
+    retrain.py spelled a path as --image_dir as given, joined with the relative path.
+    """
     path = local_path(uri)
-    return os.path.join(image_dir, os.path.relpath(path, image_dir)) if image_dir else path  # noqa: PTH118
-
-
-def _retrain_position(path: str) -> float:
-    """Return the position that retrain.py computes: SHA-1 of the path as spelled, up to `_nohash_`."""
+    if image_dir:
+        path = os.path.join(image_dir, os.path.relpath(path, image_dir))  # noqa: PTH118
     digest = hashlib.sha1(path.partition("_nohash_")[0].encode(errors="surrogateescape")).hexdigest()
     return int(digest, 16) % (_RETRAIN_BUCKETS + 1) * (100.0 / _RETRAIN_BUCKETS)
 
 
-def _interval(subset: Subset, settings: SplitSettings) -> tuple[float, float]:
-    """Return the lowest and highest position of a set."""
-    held_out = settings.validation_percentage + settings.testing_percentage
-    return {
-        Subset.VALIDATION: (0.0, settings.validation_percentage),
-        Subset.TESTING: (settings.validation_percentage, held_out),
-        Subset.TRAINING: (held_out, 100.0),
-    }[subset]
-
-
 def _subset_at(position: float, settings: SplitSettings, missing: Collection[Subset]) -> Subset:
     """Return the set at a position; training if that set is predefined or not requested."""
-    for subset in (Subset.VALIDATION, Subset.TESTING):
-        if position < _interval(subset, settings)[1]:
-            return subset if subset in missing else Subset.TRAINING
-    return Subset.TRAINING
+    found = next(
+        (subset for subset, (_, high) in settings.intervals.items() if position < high), Subset.TRAINING
+    )
+    return found if found in missing else Subset.TRAINING

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -71,7 +71,7 @@ class TrainingData:
 
     def count_labels(self) -> dict[str, int]:
         """Return the number of photos of each label."""
-        return dataset.count_labels(self.examples, self.labels)
+        return dataset.count_labels((example.label for example in self.examples), self.labels)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary of the dataset for hubhead.json."""
@@ -121,6 +121,22 @@ class FittedHead:
     novelty: Novelty | None = None
 
 
+class PhotoPrediction(NamedTuple):
+    """Prediction for one photo.
+
+    Attributes:
+        uri: path of the photo.
+        label: true label of the photo.
+        predicted: best label.
+        score: probability of the best label.
+    """
+
+    uri: str
+    label: str
+    predicted: str
+    score: float
+
+
 @dataclass(frozen=True)
 class TrainingRecord:
     """Results of a training.
@@ -159,17 +175,15 @@ class TrainingRecord:
             },
         }
 
-    def misclassified(self) -> tuple[tuple[str, str, str, float], ...]:
-        """Return (path, label, predicted label, its probability) of the misclassified test photos."""
-        data, predictions = self.data, self.fitted.predictions
-        rows = data.rows(Subset.TESTING)
-        wrong = rows[predictions.best[rows] != data.targets[rows]]
+    def test_predictions(self) -> tuple[PhotoPrediction, ...]:
+        """Return the predictions for the test photos."""
+        data, found = self.data, self.fitted.predictions
         return tuple(
-            (
+            PhotoPrediction(
                 data.examples[row].uri,
                 data.labels[data.targets[row]],
-                data.labels[predictions.best[row]],
-                float(predictions.score[row]),
+                data.labels[found.best[row]],
+                float(found.score[row]),
             )
-            for row in wrong.tolist()
+            for row in data.rows(Subset.TESTING).tolist()
         )

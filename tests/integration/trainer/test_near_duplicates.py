@@ -49,9 +49,7 @@ def test_the_threshold_finds_copies_of_the_sample_photos_only(
     rows = store.get(shas.values())
     names = [Path(photo.uri).stem for photo in found]
     near = find_near_duplicates(rows.vectors[[rows.row_by_digest()[shas[photo]] for photo in found]])
-    joined = {
-        names[row]: {names[other] for other in group.rows} for group in near.groups for row in group.rows
-    }
+    joined = {names[row]: {names[other] for other in alike} for alike in near.together for row in alike}
     # No two distinct photos are linked.
     assert all(len({name[:3] for name in group}) == 1 for group in joined.values())
     originals = [name for name in names if f"{name}-recoded" in names]

@@ -59,7 +59,7 @@ def test_predefined_remote_sets_are_used(bucket: str) -> None:
     put(bucket, *(f"photos/{name}/{label}/{n}.jpg" for name in sets for label in "ab" for n in range(30)))
     folder = dataset.scan(f"{bucket}/photos")
     assert folder.labels == ("a", "b")
-    assert folder.predefined_subsets == {Subset.TESTING}
+    assert set(folder.subsets.values()) == {Subset.TESTING}
     assert folder.warnings[0].startswith(
         "The sets are predefined by the directories Test/, train/: 60 for training, 60"
     )
@@ -97,7 +97,7 @@ def test_a_manifest_lists_each_directory_once(bucket: str) -> None:
     files.write(f"{bucket}/lists/m.jsonl", "\n".join(map(json.dumps, rows)).encode())
     with object_stores.count_listings() as listed:
         folder = dataset.scan(f"{bucket}/lists/m.jsonl")
-    assert folder.counts == {"a": 21, "b": 20}
+    assert dataset.count_labels(folder.photos.values(), folder.labels) == {"a": 21, "b": 20}
     assert folder.left_out == tuple(
         (f"{bucket}/data/{label}/20.jpg", "there is no such file") for label in "ab"
     )

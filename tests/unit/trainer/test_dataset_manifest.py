@@ -99,7 +99,10 @@ def test_absolute_paths_and_file_addresses_are_taken_as_they_are(top: Path, phot
 @pytest.mark.parametrize("label", ["label", "Class", "category"])
 def test_default_column_names_are_recognised(top: Path, photo: str, label: str) -> None:
     rows = [{"size": 1, label: row["label"], photo: row["image"]} for row in BOTH]
-    assert scan(write_manifest(top / "m.csv", rows)).counts == {"pizza": 1, "sushi": 1}
+    assert sorted(labels_by_path(scan(write_manifest(top / "m.csv", rows)), top).values()) == [
+        "pizza",
+        "sushi",
+    ]
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -119,7 +122,7 @@ def test_columns_can_be_named_explicitly(top: Path, suffix: str) -> None:
 def test_csv_from_a_spreadsheet_is_read(top: Path, separator: str) -> None:
     lines = ["\ufeffimage,label,note", 'a.jpg,pizza,"two\r\nlines"', "", "deep/b.jpg,sushi,"]
     (top / "m.csv").write_text("\r\n".join(lines).replace(",", separator), encoding="utf-8", newline="")
-    assert scan(top / "m.csv").counts == {"pizza": 1, "sushi": 1}
+    assert sorted(labels_by_path(scan(top / "m.csv"), top).values()) == ["pizza", "sushi"]
 
 
 def test_integers_are_valid_labels(top: Path) -> None:
@@ -137,7 +140,7 @@ def test_parquet_columns_may_be_dictionary_encoded_and_other_columns_are_not_rea
         }
     )
     pq.write_table(table, top / "m.pq")
-    assert scan(top / "m.pq").counts == {"pizza": 1, "sushi": 1}
+    assert sorted(labels_by_path(scan(top / "m.pq"), top).values()) == ["pizza", "sushi"]
 
 
 def test_json_lines_may_leave_optional_keys_out(top: Path) -> None:

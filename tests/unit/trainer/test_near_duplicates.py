@@ -32,7 +32,7 @@ def vectors(
 
 
 def rows_of(found: duplicates.NearDuplicates) -> list[tuple[int, ...]]:
-    return [group.rows for group in found.groups]
+    return list(found.together)
 
 
 def expected(numbers: list[int]) -> list[tuple[int, ...]]:
@@ -57,9 +57,9 @@ def test_near_duplicates_do_not_depend_on_the_block_size(numbers: list[int], blo
 def test_each_photo_has_its_highest_cosine() -> None:
     angles = np.radians([0, 5, 15, 90])
     embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    [group] = find_near_duplicates(embeddings, 0.98).groups
-    assert group.rows == (0, 1, 2)  # 0 and 2 are joined by 1 alone: their own cosine is .966
-    assert group.similarities == pytest.approx(np.cos(np.radians([5, 5, 10])), abs=1e-5)
+    found = find_near_duplicates(embeddings, 0.98)
+    assert rows_of(found) == [(0, 1, 2)]  # 0 and 2 are joined by 1 alone: their own cosine is .966
+    assert found.similarities == pytest.approx([*np.cos(np.radians([5, 5, 10])), 0], abs=1e-5)
 
 
 def test_float16_and_zero_embeddings_are_accepted() -> None:
@@ -71,10 +71,8 @@ def test_float16_and_zero_embeddings_are_accepted() -> None:
 
 def test_beyond_the_limit_the_first_rows_are_compared_with_all() -> None:
     numbers = [*range(90), 5, *range(90, 98), 50]
-    found = find_near_duplicates(vectors(numbers), 0.95, limit=60, first=[99])
-    assert (found.compared, found.photos) == (18, 100)
-    assert rows_of(found) == [(5, 90), (50, 99)]
     found = find_near_duplicates(vectors(numbers), 0.95, limit=60)
+    assert (found.compared, found.photos) == (18, 100)
     assert rows_of(found) == [(5, 90)]
 
 
@@ -88,7 +86,7 @@ def test_memory_does_not_grow_with_the_pairs(same: bool) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert [len(group.rows) for group in found.groups] == ([6000] if same else [])
+    assert [len(rows) for rows in found.together] == ([6000] if same else [])
     assert peak < 100 << 20  # all pairs would be 288 MB as float64, more as indices
 
 
@@ -106,7 +104,7 @@ def test_the_upper_bound_never_misses_a_pair(noise: float, monkeypatch: pytest.M
     found = find_near_duplicates(embeddings, 0.93)
     monkeypatch.setattr(duplicates, "_sketch", lambda rows: np.ones((len(rows), 1), np.float32))
     assert rows_of(found) == rows_of(find_near_duplicates(embeddings, 0.93))
-    assert bool(found.groups) == (noise < 1)
+    assert bool(found.together) == (noise < 1)
 
 
 def test_progress_ends_at_all_photos() -> None:
@@ -126,7 +124,7 @@ def test_a_threshold_that_is_not_a_cosine_is_an_error(threshold: float) -> None:
 # --- The report -----------------------------------------------------------------------------------------
 
 
-def example(name: str, label: int = 0, content: str = "", subset: Subset | None = None) -> Example:
+def example(name: str, label: int = 0, content: str = "", subset: Subset = TRAINING) -> Example:
     sha = hashlib.sha256((content or name).encode()).hexdigest()
     return Example(f"/photos/{label}/{name}.jpg", sha, label, subset=subset)
 
