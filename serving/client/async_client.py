@@ -14,7 +14,7 @@ import grpc
 from numpy.typing import NDArray
 
 from serving import protos
-from serving.client.channel import open_async_channel
+from serving.client.channel import open_channel
 from serving.client.client import ClientBase
 from serving.client.concurrency import AdaptiveLimit, AsyncConcurrencyLimiter, Many, map_in_tasks
 from serving.client.operations import READ_AHEAD, Rows, answer_photos
@@ -194,7 +194,7 @@ class AsyncClient(ClientBase[grpc.aio.Channel]):
     async def _call(self, step: Call, limited: bool) -> Any:
         self._check_open()
         if self._channel is None:  # opened here, in the event loop that uses it
-            self._channel = open_async_channel(self._config)
+            self._channel = open_channel(grpc.aio, self._config)
         method = step.bind(self._channel)
         async with self._limiter(step.rows) if limited else nullcontext():
             with self._observe(step) as options:

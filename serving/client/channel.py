@@ -154,30 +154,22 @@ def make_config(target: str | ClientConfig, settings: Mapping[str, Any]) -> Clie
     return target
 
 
-def channel_options(tls: Tls | None) -> list[tuple[str, Any]]:
-    """Return the gRPC channel options for these TLS settings."""
-    server_name = [("grpc.ssl_target_name_override", tls.server_name)] if tls and tls.server_name else []
-    return [*DEFAULT_OPTIONS, *server_name]
-
-
-def open_channel(config: ClientConfig) -> grpc.Channel:
+def open_channel(api: Any, config: ClientConfig) -> Any:
     """Open the channel of a client.
+
+    Args:
+        api: module `grpc` for a grpc.Channel, or `grpc.aio` for its asyncio counterpart, which belongs to the
+            running event loop.
+        config: settings of the client.
 
     Raises:
         InputError: a PEM file cannot be read.
     """
-    options = channel_options(config.tls)
-    if config.tls is None:
-        return grpc.insecure_channel(config.target, options=options)
-    return grpc.secure_channel(config.target, config.tls.credentials(), options=options)
-
-
-def open_async_channel(config: ClientConfig) -> grpc.aio.Channel:
-    """Open an asyncio channel; call it in the event loop that will use the channel."""
-    options = channel_options(config.tls)
-    if config.tls is None:
-        return grpc.aio.insecure_channel(config.target, options=options)
-    return grpc.aio.secure_channel(config.target, config.tls.credentials(), options=options)
+    tls = config.tls
+    if tls is None:
+        return api.insecure_channel(config.target, options=DEFAULT_OPTIONS)
+    server_name = [("grpc.ssl_target_name_override", tls.server_name)] if tls.server_name else []
+    return api.secure_channel(config.target, tls.credentials(), options=[*DEFAULT_OPTIONS, *server_name])
 
 
 def encode_headers(headers: Headers) -> tuple[tuple[str, str], ...]:

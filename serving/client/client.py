@@ -108,7 +108,7 @@ class Client(ClientBase[grpc.Channel]):
 
     def _open(self, channel: grpc.Channel | None, limit: AdaptiveLimit) -> None:
         self._limiter = ConcurrencyLimiter(limit)
-        self._channel = channel or open_channel(self._config)
+        self._channel = channel or open_channel(grpc, self._config)
 
     def __enter__(self) -> Self:
         return self

@@ -30,7 +30,7 @@ from serving.client.photos import (
 )
 from serving.client.responses import Embedding, Metadata, State, VersionStatus
 from serving.client.retry import RetryDecision, classify_error, with_retries
-from serving.client.sans_io import Call, Compute, Operation, PartialResult, Pause
+from serving.client.sans_io import Call, Compute, Operation, Pause, Response
 from serving.contract import PhotoRejection, Prediction, Status
 from serving.errors import (
     DeadlineExceeded,
@@ -135,7 +135,7 @@ class Core:
                 remedy="Give all inputs the same number of rows, at least one.",
             )
         results = yield from self._predict_all(signature, rows, None, self.canary.selects(None))
-        outputs = [result.outputs for result in results if result.outputs is not None]
+        outputs = [result.outputs for result in results if isinstance(result, Response)]
         if len(outputs) == 1:
             return outputs[0]
         return {name: np.concatenate([part[name] for part in outputs]) for name in outputs[0]}
@@ -145,23 +145,28 @@ class Core:
         request = protos.GetModelMetadataRequest(
             model_spec=self._model_spec(), metadata_field=["signature_def"]
         )
-        call = Call(protos.GET_MODEL_METADATA, request, protos.GetModelMetadataResponse, self.config.timeout)
-        return responses.decode_metadata((yield from self._call(call)), self.config.target)
+        response = yield from self._call(protos.GET_MODEL_METADATA, request, protos.GetModelMetadataResponse)
+        return responses.decode_metadata(response, self.config.target)
 
     def status(
         self, timeout: float | None = None, *, wait_for_ready: bool = False
     ) -> Operation[list[VersionStatus]]:
         """Return the versions that the server has of the model, newest first."""
         request = protos.GetModelStatusRequest(model_spec=self._model_spec())
-        timeout = timeout or self.config.timeout
-        call = Call(protos.GET_MODEL_STATUS, request, protos.GetModelStatusResponse, timeout, wait_for_ready)
-        return responses.decode_statuses((yield from self._call(call)))
+        response = yield from self._call(
+            protos.GET_MODEL_STATUS,
+            request,
+            protos.GetModelStatusResponse,
+            timeout=timeout or self.config.timeout,
+            wait_for_ready=wait_for_ready,
+        )
+        return responses.decode_statuses(response)
 
     def reload(self, config: protos.Message) -> Operation[None]:
         """Replace the server's configuration by a protos.ModelServerConfig."""
         request = protos.ReloadConfigRequest(config=config)
-        call = Call(protos.RELOAD_CONFIG, request, protos.ReloadConfigResponse, self.config.timeout)
-        status = (yield from self._call(call)).status
+        response = yield from self._call(protos.RELOAD_CONFIG, request, protos.ReloadConfigResponse)
+        status = response.status
         if status.error_code:
             raise ServerError(
                 f"The server at {self.config.target} rejected the configuration: {status.error_message}.",
@@ -249,12 +254,7 @@ class Core:
         return records
 
     def _predict_each(
-        self,
-        signature: str,
-        name: str,
-        rows: list[Any],
-        decode: Decoder[R],
-        canary: bool,
+        self, signature: str, name: str, rows: list[Any], decode: Decoder[R], canary: bool
     ) -> Operation[list[R | PhotoRejection]]:
         """Return one result per row; a row that the server fails on even alone is a PhotoRejection.
 
@@ -273,17 +273,16 @@ class Core:
         slices = yield from self._predict_all(signature, {name: batch}, {name: probe}, canary)
         results: list[R | PhotoRejection] = []
         for part in slices:
-            if part.outputs is not None:
-                results.extend(decode(part.outputs, part.count, part.version))
+            if isinstance(part, ServerError):
+                results.append(to_rejection(part))
             else:
-                assert part.failure is not None
-                results.append(to_rejection(part.failure))
+                results.extend(decode(part.outputs, part.count, part.version))
         return results
 
     def _predict_all(
         self, signature: str, rows: Mapping[str, Rows], probe: Mapping[str, Rows] | None, canary: bool
-    ) -> Operation[list[PartialResult]]:
-        """Return the results of all rows, splitting requests where needed.
+    ) -> Operation[list[Response | ServerError]]:
+        """Return the responses for all rows, splitting requests where needed, or the error of a single row.
 
         A request that is too large is halved. A request that one photo may have made fail is halved until
         that photo is alone; halving n rows takes about 2 log2(n) requests. The probe then tells a faulty
@@ -296,44 +295,38 @@ class Core:
             canary: True to ask the canary.
         """
         count = len(next(iter(rows.values())))
-        if count > self.max_photos:
-            results: list[PartialResult] = []
-            for begin in range(0, count, self.max_photos):
-                part = {name: value[begin : begin + self.max_photos] for name, value in rows.items()}
-                results += yield from self._predict_all(signature, part, probe, canary)
-            return results
-        try:
-            return [(yield from self._predict(signature, rows, count, canary))]
-        except ServerError as error:
-            failure = error
-        if (allowed := parse_max_batch_size(failure)) and allowed < count:
-            self.max_photos = allowed  # kept for all later requests
-            return (yield from self._predict_all(signature, rows, probe, canary))
-        decision = classify_error(failure)
-        splits = decision is RetryDecision.SPLIT or (decision is RetryDecision.ISOLATE and probe is not None)
-        if not splits:  # RETRY too: with_retries has used up its attempts
-            raise failure
-        if count > 1:
-            middle = count // 2
-            halves = (slice(None, middle), slice(middle, None))
-            results = []
-            for half in halves:
-                part = {name: value[half] for name, value in rows.items()}
-                results += yield from self._predict_all(signature, part, probe, canary)
-            return results
-        if probe is None:
-            raise failure
-        if decision is RetryDecision.ISOLATE:
+        size = self.max_photos
+        if count <= size:
             try:
-                yield from self._predict(signature, probe, 1, canary)
-            except ServerError:
-                raise failure from failure.__cause__
-        return [PartialResult(1, failure=failure)]
+                return [(yield from self._predict(signature, rows, count, canary))]
+            except ServerError as error:
+                failure = error
+            if (allowed := parse_max_batch_size(failure)) and allowed < count:
+                size = self.max_photos = allowed  # kept for all later requests
+            else:
+                decision = classify_error(failure)
+                if decision not in (RetryDecision.SPLIT, RetryDecision.ISOLATE):
+                    raise failure  # RETRY too: with_retries has used up its attempts
+                if probe is None and (count == 1 or decision is RetryDecision.ISOLATE):
+                    raise failure
+                if count == 1:
+                    if decision is RetryDecision.ISOLATE and probe is not None:
+                        try:
+                            yield from self._predict(signature, probe, 1, canary)
+                        except ServerError:
+                            raise failure from failure.__cause__
+                    return [failure]
+                size = (count + 1) // 2
+        results: list[Response | ServerError] = []
+        for begin in range(0, count, size):
+            part = {name: value[begin : begin + size] for name, value in rows.items()}
+            results += yield from self._predict_all(signature, part, probe, canary)
+        return results
 
     def _predict(
         self, signature: str, rows: Mapping[str, Rows], count: int, canary: bool = False
-    ) -> Operation[PartialResult]:
-        """Return the result of one request; without a canary on the server, the other versions answer it."""
+    ) -> Operation[Response]:
+        """Return the response to one request; while no version is the canary, the others answer it."""
         request = protos.PredictRequest(model_spec=self._model_spec())
         if canary:
             request.model_spec.version_label = self.canary.label
@@ -341,17 +334,19 @@ class Core:
         for name, value in rows.items():
             request.inputs[name].CopyFrom(tensors.encode(value))
         try:
-            response = yield from self._call(
-                Call(protos.PREDICT, request, protos.PredictResponse, self.config.timeout, rows=count)
-            )
+            response = yield from self._call(protos.PREDICT, request, protos.PredictResponse, rows=count)
         except ModelNotFound:
             if not canary:
                 raise
             return (yield from self._predict(signature, rows, count))
         version = response.model_spec.version.value if response.model_spec.HasField("version") else None
-        return PartialResult(count, responses.decode_outputs(response, self.config.target), version)
+        return Response(count, responses.decode_outputs(response, self.config.target), version)
 
-    def _call(self, call: Call) -> Operation[protos.Message]:
+    def _call(
+        self, method: str, request: protos.Message, response_type: protos.Message, **options: Any
+    ) -> Operation[protos.Message]:
+        """Make a call with retries; the options are further attributes of `Call`."""
+        call = Call(method, request, response_type, **{"timeout": self.config.timeout, **options})
         return (yield from with_retries(call, self.config.retry, self.config.target, self.config.model))
 
     def _input_size(self) -> Operation[tuple[int, int] | None]:
@@ -363,12 +358,12 @@ class Core:
         return self._pixels if all(self._pixels) else None
 
     def _model_spec(self) -> protos.Message:
-        spec = protos.ModelSpec(name=self.config.model)
-        if self.config.version is not None:
-            spec.version.value = self.config.version
-        if self.label is not None:
-            spec.version_label = self.label
-        return spec
+        version = self.config.version
+        return protos.ModelSpec(
+            name=self.config.model,
+            version=None if version is None else {"value": version},
+            version_label=self.label,
+        )
 
 
 def answer_photos(

@@ -235,10 +235,9 @@ def _parse_status(raw: bytes) -> Status:
 
 
 def _tensor_infos(declared: Mapping[str, Any]) -> dict[str, TensorInfo]:
-    return {name: _tensor_info(info) for name, info in sorted(declared.items())}
-
-
-def _tensor_info(info: protos.Message) -> TensorInfo:
-    shape = info.tensor_shape
-    sizes = None if shape.unknown_rank else tuple(d.size if d.size >= 0 else None for d in shape.dim)
-    return TensorInfo(tensors.dtype_name(info.dtype), sizes)
+    infos = {}
+    for name, info in sorted(declared.items()):
+        shape = info.tensor_shape
+        sizes = None if shape.unknown_rank else tuple(d.size if d.size >= 0 else None for d in shape.dim)
+        infos[name] = TensorInfo(tensors.dtype_name(info.dtype), sizes)
+    return infos

@@ -14,7 +14,6 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 
 from serving import protos
-from serving.errors import ServerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +91,15 @@ def run_operation(operation: Operation[T], perform: Callable[[Step], Any]) -> T:
 
 
 @dataclass(frozen=True)
-class PartialResult:
-    """The result of one request slice.
+class Response:
+    """The decoded response to one Predict call.
 
     Attributes:
-        count: rows of the slice.
-        outputs: output tensors by name; None if the slice failed.
+        count: rows of the request.
+        outputs: output tensors by name.
         version: model version that answered.
-        failure: the error of a slice that could not be split further.
     """
 
     count: int
-    outputs: dict[str, Any] | None = None
-    version: int | None = None
-    failure: ServerError | None = None
+    outputs: dict[str, Any]
+    version: int | None

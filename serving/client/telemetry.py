@@ -8,8 +8,8 @@ The extra `metrics` installs both libraries; they are imported only if they are 
 
 from __future__ import annotations
 
+import collections
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -51,34 +51,26 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         try:
-            import prometheus_client
+            from prometheus_client import REGISTRY, Counter, Gauge, Histogram
         except ImportError as error:
             raise InputError(
                 "Client metrics need prometheus_client, which is not installed.",
                 remedy="Install it with: pip install 'hubhead[metrics]'",
             ) from error
-        common: dict[str, Any] = {
-            "registry": registry or prometheus_client.REGISTRY,
-            "namespace": "hubhead_client",
-        }
-        counter, gauge, histogram = (
-            prometheus_client.Counter,
-            prometheus_client.Gauge,
-            prometheus_client.Histogram,
-        )
-        self.requests = counter(
+        common: dict[str, Any] = {"registry": registry or REGISTRY, "namespace": "hubhead_client"}
+        self.requests = Counter(
             "requests", "Calls by gRPC code; each attempt counts.", ["model", "method", "code"], **common
         )
-        self.seconds = histogram(
+        self.seconds = Histogram(
             "request_seconds",
             "Latency of a call in seconds.",
             ["model", "method"],
             buckets=_LATENCY_BUCKETS,
             **common,
         )
-        self.retries = counter("retries", "Attempts after the first.", ["model", "method"], **common)
-        self.under_way = gauge("under_way", "Calls in flight.", ["model"], **common)
-        self.photos = counter("photos", "Photos by status.", ["model", "status"], **common)
+        self.retries = Counter("retries", "Attempts after the first.", ["model", "method"], **common)
+        self.under_way = Gauge("under_way", "Calls in flight.", ["model"], **common)
+        self.photos = Counter("photos", "Photos by status.", ["model", "status"], **common)
 
 
 class Telemetry:
@@ -100,16 +92,13 @@ class Telemetry:
     @contextmanager
     def observe_call(self, step: Call) -> Iterator[Headers]:
         """Measure the call made in the block; yield the headers that propagate its span to the server."""
-        if self._metrics is None and self._tracer is None:
-            yield ()
-            return
         with self._measure(step), self._trace(step) as headers:
             yield headers
 
     def count_photos(self, statuses: Iterable[Status]) -> None:
         """Count photos by status."""
         if self._metrics is not None:
-            for status, count in Counter(statuses).items():
+            for status, count in collections.Counter(statuses).items():
                 self._metrics.photos.labels(self._model, status.value).inc(count)
 
     @contextmanager
