@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from serving import protos
-from serving.client import Client, Retry, sans_io
+from serving.client import Client, ClientConfig, Retry, sans_io
 from serving.client.concurrency import ALPHA, BETA, AdaptiveLimit
+from serving.client.operations import Core
 from serving.client.photos import encode_png
 from serving.client.retry import with_retries
 from serving.errors import (
@@ -26,6 +27,7 @@ from serving.errors import (
     ServerUnavailable,
     TooLarge,
 )
+from serving.protos import tensors
 
 
 def test_backoff_is_drawn_from_a_range_that_doubles_up_to_the_maximum() -> None:
@@ -160,3 +162,20 @@ def test_cancellation_by_the_server_at_the_deadline_is_deadline_exceeded(
     with pytest.raises(ServerError) as raised:
         sans_io.run_operation(with_retries(call, Retry(), "there:1", "food"), perform)
     assert type(raised.value) is expected
+
+
+def test_no_rows_are_lost_when_the_server_states_its_maximum_batch_size_between_two_requests() -> None:
+    def perform(step: sans_io.Step) -> Any:
+        assert isinstance(step, sans_io.Call)
+        values = tensors.decode(step.request.inputs["x"], "x")
+        if len(values) > 3:
+            details = f"Task size {len(values)} is larger than maximum input batch size 3"
+            raise FakeRpcError(grpc.StatusCode.INVALID_ARGUMENT, details)
+        response = protos.PredictResponse()
+        response.outputs["y"].CopyFrom(tensors.encode(values))
+        return response
+
+    core = Core(ClientConfig("there:1", model="double", max_photos=8, convert=False), lambda statuses: None)
+    values = np.arange(15, dtype=np.float32)
+    outputs = sans_io.run_operation(core.run("serving_default", {"x": values}), perform)
+    assert outputs["y"].tolist() == values.tolist()
