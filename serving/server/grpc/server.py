@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Coroutine
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
+from grpc_reflection.v1alpha import reflection
 
 from serving import protos
 from serving.errors import HubheadError, OutputError
 from serving.server.config.settings import ServerSettings
+from serving.server.event_loop import EventLoopThread
 from serving.server.grpc.dispatcher import Dispatcher
 from serving.server.grpc.handlers import make_handlers
 from serving.server.health import HealthService
@@ -27,8 +25,6 @@ _OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.so_reuseport", 0),  # otherwise a second server could share the port and take half of the requests
 )
-
-T = TypeVar("T")
 
 
 class GrpcServer:
@@ -47,23 +43,21 @@ class GrpcServer:
             OutputError: the port or the socket cannot be opened.
         """
         self._dispatcher = Dispatcher(settings.grpc_max_threads, metrics)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="hubhead-grpc", daemon=True)
-        self._thread.start()
+        self._loop = EventLoopThread("hubhead-grpc")
         try:
-            self._server, self.port = self._run_on_loop(self._open(settings, manager, health)).result()
+            self._server, self.port = self._loop.run(self._open(settings, manager, health))
         except HubheadError:
-            self._close_loop()
+            self._close()
             raise
 
     def start(self) -> None:
         """Start to answer calls."""
-        self._run_on_loop(self._server.start()).result()
+        self._loop.run(self._server.start())
 
     def stop(self, seconds: float) -> None:
         """Reject new calls, wait up to `seconds` for those in flight, and close the port."""
-        self._run_on_loop(self._server.stop(seconds)).result()
-        self._close_loop()
+        self._loop.run(self._server.stop(seconds))
+        self._close()
 
     async def _open(
         self, settings: ServerSettings, manager: Manager, health: HealthService
@@ -71,45 +65,18 @@ class GrpcServer:
         server = grpc.aio.server(
             options=(*_OPTIONS, *settings.grpc_channel_arguments), maximum_concurrent_rpcs=_MAX_STREAMS
         )
-        methods = make_handlers(manager)
-        for service in (protos.PREDICTION_SERVICE, protos.MODEL_SERVICE):
-            handlers = {
-                path.rpartition("/")[2]: self._dispatcher.make_rpc_handler(
-                    path.rpartition("/")[2], handler, request
-                )
-                for path, (handler, request) in methods.items()
-                if path.startswith(f"/{service}/")
-            }
-            generic = grpc.method_handlers_generic_handler(service, handlers)
-            server.add_generic_rpc_handlers((generic,))
+        for path, (handler, request_class) in make_handlers(manager).items():
+            _, service, method = path.split("/")
+            handlers = {method: self._dispatcher.make_rpc_handler(method, handler, request_class)}
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         health.add_to(server)
-        _add_reflection(server)
+        names = (protos.PREDICTION_SERVICE, protos.MODEL_SERVICE, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server, protos.pool())
         return server, _bind(server, settings)
 
-    def _run_on_loop(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-
-    def _close_loop(self) -> None:
+    def _close(self) -> None:
         self._dispatcher.close()
-        self._run_on_loop(_cancel_tasks()).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
         self._loop.close()
-
-
-async def _cancel_tasks() -> None:
-    """Cancel all other tasks of this loop, and wait until they have ended."""
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _add_reflection(server: Any) -> None:
-    from grpc_reflection.v1alpha import reflection
-
-    names = (protos.PREDICTION_SERVICE, protos.MODEL_SERVICE, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server, protos.pool())
 
 
 def _bind(server: Any, settings: ServerSettings) -> int:
@@ -118,24 +85,20 @@ def _bind(server: Any, settings: ServerSettings) -> int:
     Raises:
         OutputError: one of them cannot be opened.
     """
-    address = f"[::]:{settings.port}"
-    certificates = settings.certificates
+    address, tls = f"[::]:{settings.port}", settings.certificates
     try:
-        if certificates is None:
+        if tls is None:
             bound = server.add_insecure_port(address)
         else:
-            bound = server.add_secure_port(
-                address,
-                grpc.ssl_server_credentials(
-                    [(certificates.server_key.encode(), certificates.server_cert.encode())],
-                    certificates.custom_ca.encode() or None,
-                    certificates.client_verify,
-                ),
-            )
+            pair = (tls.server_key.encode(), tls.server_cert.encode())
+            authority = tls.custom_ca.encode() or None
+            credentials = grpc.ssl_server_credentials([pair], authority, tls.client_verify)
+            bound = server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        raise _port_error(settings.port) from error
-    if bound == 0:  # older releases of grpcio return 0 in place of raising
-        raise _port_error(settings.port)
+        raise OutputError(
+            f"Port {settings.port} cannot be opened: it is in use, or its use is not permitted.",
+            remedy="Choose another port with --port, or let --port 0 pick a free one.",
+        ) from error
     if settings.grpc_socket_path:
         try:
             server.add_insecure_port(f"unix:{settings.grpc_socket_path}")
@@ -145,10 +108,3 @@ def _bind(server: Any, settings: ServerSettings) -> int:
                 remedy="Give --grpc_socket_path a path in a writable directory.",
             ) from error
     return int(bound)
-
-
-def _port_error(port: int) -> OutputError:
-    return OutputError(
-        f"Port {port} cannot be opened: it is in use, or its use is not permitted.",
-        remedy="Choose another port with --port, or let --port 0 pick a free one.",
-    )

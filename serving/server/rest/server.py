@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
-import threading
 from concurrent import futures
-from typing import Any
 
 from aiohttp import web
 
 from serving.errors import OutputError
 from serving.server.config.settings import ServerSettings
+from serving.server.event_loop import EventLoopThread
 from serving.server.metrics import Metrics
 from serving.server.models.manager import Manager
 from serving.server.rest.handler import make_application
@@ -33,14 +31,14 @@ class RestServer:
         Raises:
             OutputError: the port cannot be opened.
         """
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="hubhead-rest", daemon=True)
-        self._thread.start()
-        self._runner: Any = None
+        self._loop = EventLoopThread("hubhead-rest")
         self._pool = futures.ThreadPoolExecutor(settings.grpc_max_threads, thread_name_prefix="hubhead-rest")
         app = make_application(settings, manager, metrics, self._pool)
+        self._runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, shutdown_timeout=GRACE_SECONDS
+        )
         try:
-            self.port = self._run_on_loop(self._open(app, settings))
+            self.port = self._loop.run(self._open(settings.rest_api_port or 0))
         except OSError as error:
             self.stop()
             raise OutputError(
@@ -50,31 +48,15 @@ class RestServer:
 
     def stop(self) -> None:
         """Reject new requests, wait up to 5 seconds for those in flight, and close the port."""
-        if self._runner is not None:
-            self._run_on_loop(self._close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        self._loop.run(self._runner.cleanup())
         self._loop.close()
         self._pool.shutdown(wait=False)
 
-    async def _open(self, app: web.Application, settings: ServerSettings) -> int:
-        listener = _open_socket(settings.rest_api_port or 0)
-        self._runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, shutdown_timeout=GRACE_SECONDS
-        )
+    async def _open(self, port: int) -> int:
+        listener = _open_socket(port)
         await self._runner.setup()
         await web.SockSite(self._runner, listener).start()
         return int(listener.getsockname()[1])
-
-    async def _close(self) -> None:
-        await self._runner.cleanup()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _run_on_loop(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
 
 def _open_socket(port: int) -> socket.socket:
