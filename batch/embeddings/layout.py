@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,7 +26,6 @@ EMBEDDINGS, INDEX = "embeddings-", "index-"
 
 SHA, VECTOR, STATUS = "sha256", "embedding", "status"
 COLUMNS = [SHA, VECTOR, STATUS, "detail", "height", "width"]
-INDEX_COLUMNS = ["photo", "uri", "size", "modified", SHA]
 
 ROW_GROUP = 1024
 """Rows per row group, the unit of reading: a few rows of a large file are read without the rest."""
@@ -39,41 +38,33 @@ def file_kind(name: str) -> str | None:
     return next((prefix for prefix in (EMBEDDINGS, INDEX) if name.startswith(prefix)), None)
 
 
-def embeddings_schema(dimension: int) -> pa.Schema:
-    """Return the schema of an embeddings file.
+def file_schema(name: str, dimension: int) -> pa.Schema:
+    """Return the schema of a file.
 
     Args:
-        dimension: D, floats per embedding.
+        name: name of the file, or its prefix.
+        dimension: D, floats per embedding; of no effect on index files.
     """
     import pyarrow as pa
 
-    # Non-nullable elements are read in a third of the time.
-    embedding: Any = pa.list_(pa.field("element", pa.float16(), nullable=False), dimension)
-    fields: list[Any] = [
-        pa.field(SHA, pa.binary(SHA_BYTES), nullable=False),
-        pa.field(VECTOR, embedding, nullable=False),
-        pa.field(STATUS, pa.string(), nullable=False),
-        pa.field("detail", pa.string()),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-    ]
-    return pa.schema(fields)
-
-
-def index_schema() -> pa.Schema:
-    """Return the schema of an index file."""
-    import pyarrow as pa
-
-    fields: list[Any] = [
-        pa.field(
-            "photo", pa.binary(KEY_BYTES), nullable=False
-        ),  # digest of the next three columns: `photo_key`
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("size", pa.int64(), nullable=False),
-        pa.field("modified", pa.int64(), nullable=False),
-        pa.field(SHA, pa.binary(SHA_BYTES), nullable=False),
-    ]
-    return pa.schema(fields)
+    types: dict[str, Any] = {
+        "photo": pa.binary(KEY_BYTES),  # digest of the next three columns: `photo_key`
+        "uri": pa.string(),
+        "size": pa.int64(),
+        "modified": pa.int64(),
+        SHA: pa.binary(SHA_BYTES),
+    }
+    if name.startswith(EMBEDDINGS):
+        types = {
+            SHA: pa.binary(SHA_BYTES),
+            # Non-nullable elements are read in a third of the time.
+            VECTOR: pa.list_(pa.field("element", pa.float16(), nullable=False), dimension),
+            STATUS: pa.string(),
+            "detail": pa.string(),
+            "height": pa.int32(),
+            "width": pa.int32(),
+        }
+    return pa.schema([pa.field(name, kind, nullable=name == "detail") for name, kind in types.items()])
 
 
 def to_table(rows: Embeddings, dimension: int) -> pa.Table:
@@ -85,37 +76,22 @@ def to_table(rows: Embeddings, dimension: int) -> pa.Table:
     """
     import pyarrow as pa
 
-    columns = embeddings_schema(dimension)
+    schema = file_schema(EMBEDDINGS, dimension)
     usable = np.array([status.usable for status in rows.statuses])
-    vectors = np.where(usable[:, None], rows.vectors, 0).astype(np.float16)
-    embedding: Any = pa.FixedSizeListArray.from_arrays(
-        pa.array(vectors.reshape(-1)), type=columns.field(VECTOR).type
-    )
-    return pa.table(
-        {
-            SHA: pa.array(rows.shas, pa.binary(SHA_BYTES)),
-            VECTOR: embedding,
-            STATUS: [status.value for status in rows.statuses],
-            "detail": rows.details,
-            "height": rows.heights,
-            "width": rows.widths,
-        },
-        schema=columns,
-    )
+    flat = pa.array(np.where(usable[:, None], rows.vectors, 0).astype(np.float16).ravel())
+    vectors: Any = pa.FixedSizeListArray.from_arrays(flat, type=schema.field(VECTOR).type)
+    statuses = [status.value for status in rows.statuses]
+    columns: list[Any] = [rows.shas, vectors, statuses, rows.details, rows.heights, rows.widths]
+    return pa.table(columns, schema=schema)
 
 
 def to_index_table(index: Mapping[Photo, bytes]) -> pa.Table:
     """Return the sha256 of each photo as a table with the schema of an index file."""
     import pyarrow as pa
 
-    columns = {
-        "photo": [photo_key(photo) for photo in index],
-        "uri": [photo.uri for photo in index],
-        "size": [photo.size for photo in index],
-        "modified": [photo.modified for photo in index],
-        SHA: list(index.values()),
-    }
-    return pa.table(columns, schema=index_schema())
+    rows = [(photo_key(photo), photo.uri, photo.size, photo.modified, sha) for photo, sha in index.items()]
+    columns: list[Any] = list(zip(*rows, strict=True))
+    return pa.table(columns, schema=file_schema(INDEX, 0))
 
 
 def photo_key(photo: Photo) -> bytes:
@@ -168,21 +144,19 @@ def open_parquet(uri: str) -> Iterator[Any]:
     """
     import pyarrow.parquet as pq
 
-    if not files.is_remote(uri):  # given a path, Arrow reads without the GIL
-        with pq.ParquetFile(uri, page_checksum_verification=True) as parquet:
-            yield parquet
-        return
-    with files.open_file(uri) as file:
-        yield pq.ParquetFile(file, page_checksum_verification=True)
+    # Given a path, Arrow reads without the GIL.
+    opened: Any = files.open_file(uri) if files.is_remote(uri) else nullcontext(uri)
+    with opened as source, pq.ParquetFile(source, page_checksum_verification=True) as parquet:
+        yield parquet
 
 
-def check_types(found: pa.Schema, expected: pa.Schema, columns: Sequence[str]) -> None:
+def check_types(found: pa.Schema, expected: pa.Schema, columns: Sequence[str] = ()) -> None:
     """Check that columns of a file have the expected types.
 
     Args:
         found: schema of the file.
         expected: expected schema.
-        columns: names of the columns to check.
+        columns: names of the columns to check; none for all of the expected schema.
 
     Raises:
         KeyError: a column is missing.
@@ -190,7 +164,7 @@ def check_types(found: pa.Schema, expected: pa.Schema, columns: Sequence[str]) -
     """
     import pyarrow as pa
 
-    for column in columns:
+    for column in columns or expected.names:
         if found.field(column).type != expected.field(column).type:
             raise pa.ArrowInvalid(f"column {column} is {found.field(column).type}")
 
@@ -199,14 +173,11 @@ def to_digest_array(column: Any) -> NDArray[np.bytes_]:
     """Return a fixed-size binary column without nulls as a numpy array of dtype S<width>."""
     import pyarrow as pa
 
-    width = column.type.byte_width
-    chunks: list[Any] = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    parts = [
-        np.frombuffer(chunk.buffers()[1], f"S{width}", len(chunk), chunk.offset * width)
-        for chunk in chunks
-        if len(chunk)
-    ]
-    return np.concatenate([np.empty(0, f"S{width}"), *parts])
+    array: Any = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    width = array.type.byte_width
+    # Arrow may give an empty array no buffer.
+    buffer = array.buffers()[1] if len(array) else b""
+    return np.frombuffer(buffer, f"S{width}", len(array), array.offset * width)
 
 
 def to_vectors(content: pa.Table, dimension: int) -> NDArray[np.float16]:

@@ -90,16 +90,12 @@ class Lookup:
         """
         runs = []
         for run in self._runs:
-            kept = np.concatenate([wanted(values) for _, values in _iter_blocks(run)])
-            if kept.all():
+            count = sum(int(wanted(values).sum()) for _, values in _iter_blocks(run))
+            if count == len(run.keys):
                 runs.append(run)
-            elif kept.any():
-                blocks = zip(range(0, len(kept), _BLOCK_KEYS), _iter_blocks(run), strict=True)
-                parts = (
-                    (keys[kept[start : start + len(keys)]], values[kept[start : start + len(keys)]])
-                    for start, (keys, values) in blocks
-                )
-                runs.append(self._build_run(parts, int(kept.sum())))
+            elif count:
+                blocks = ((keys, values, wanted(values)) for keys, values in _iter_blocks(run))
+                runs.append(self._build_run(((k[kept], v[kept]) for k, v, kept in blocks), count))
         self._runs = runs
 
     def _build_run(self, parts: Iterable[tuple[Keys, Values]], length: int) -> _Run:

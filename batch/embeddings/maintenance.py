@@ -10,16 +10,16 @@ meanwhile. Maintenance of one backbone holds a lease (`serving.storage.lease`), 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from batch.embeddings import layout
-from batch.embeddings.layout import EMBEDDINGS, INDEX, SHA, SHA_BYTES, VECTOR
+from batch.embeddings.layout import EMBEDDINGS, INDEX, ROW_GROUP, SHA, SHA_BYTES, VECTOR
 from batch.embeddings.lookup import Lookup
 from batch.embeddings.rewrite import (
     Mask,
@@ -90,7 +90,7 @@ class MaintenanceResult:
     Attributes:
         rows: number of embeddings removed.
         photos: number of index entries removed.
-        files: number of files before and after.
+        files: number of files before and after, of `compact`.
     """
 
     rows: int = 0
@@ -100,15 +100,14 @@ class MaintenanceResult:
 
 def list_fingerprints(root: str) -> list[str]:
     """Return the fingerprints of the backbones in a store."""
-    found = {path.split("/")[0] for path, _ in files.walk_files(root) if "/" in path and _kind(path)}
-    return sorted(found)
+    paths = [path for path, _ in files.walk_files(root) if layout.file_kind(path.rpartition("/")[2])]
+    return sorted({path.split("/")[0] for path in paths if "/" in path})
 
 
 def summarize(root: str, fingerprint: str) -> StoreSummary:
     """Return the contents of a store for a backbone, by reading the footers of its files only."""
     summary = StoreSummary(fingerprint)
-    dimensions: dict[int, list[str]] = {}
-    rows: dict[str, int] = {}
+    rows: dict[int, dict[str, int]] = {}  # rows of each embeddings file, by dimension
     directory = files.join(root, fingerprint)
     for name, size in sorted(files.walk_files(directory)):
         if "/" in name or not (kind := layout.file_kind(name)):
@@ -117,24 +116,21 @@ def summarize(root: str, fingerprint: str) -> StoreSummary:
         try:
             with layout.open_parquet(files.join(directory, name)) as parquet:
                 found, count = parquet.schema_arrow, parquet.metadata.num_rows
-            if kind == INDEX:
-                layout.check_types(found, layout.index_schema(), layout.INDEX_COLUMNS)
-                summary.index_files += 1
-                summary.photos += count
-            else:
-                dimension = int(getattr(found.field(VECTOR).type, "list_size", 0))
-                layout.check_types(found, layout.embeddings_schema(dimension), layout.COLUMNS)
-                dimensions.setdefault(dimension, []).append(name)
-                rows[name] = count
+            dimension = 0 if kind == INDEX else int(getattr(found.field(VECTOR).type, "list_size", 0))
+            layout.check_types(found, layout.file_schema(name, dimension))
         except layout.read_errors():
             summary.torn.append(name)
-    for names in dimensions.values():
-        summary.files += len(names)
-        summary.rows += sum(rows[name] for name in names)
-    by_rows = sorted(dimensions, key=lambda d: sum(rows[name] for name in dimensions[d]))
-    if by_rows:
-        summary.dimension = by_rows.pop()
-        summary.other_dimension = sorted(name for d in by_rows for name in dimensions[d])
+            continue
+        if kind == INDEX:
+            summary.index_files += 1
+            summary.photos += count
+        else:
+            summary.files += 1
+            summary.rows += count
+            rows.setdefault(dimension, {})[name] = count
+    summary.dimension = max(rows, key=lambda dimension: sum(rows[dimension].values()), default=0)
+    rows.pop(summary.dimension, None)
+    summary.other_dimension = sorted(chain.from_iterable(rows.values()))
     return summary
 
 
@@ -144,11 +140,11 @@ def check(root: str, fingerprint: str) -> StoreSummary:
     directory = files.join(root, fingerprint)
     excluded = {*summary.torn, *summary.other_dimension}
     have = Lookup(SHA_BYTES, np.int8)  # used as a set
-    for name in list_files(directory, EMBEDDINGS, excluded):
-        parts = []
+    for name in sorted({*list_files(directory, EMBEDDINGS)} - excluded):
         try:
-            for content in _iter_row_groups(directory, name):
-                parts.append(layout.to_digest_array(content[SHA]))
+            with layout.open_parquet(files.join(directory, name)) as parquet:
+                # All columns are read, so that their checksums are verified.
+                parts = [layout.to_digest_array(batch[SHA]) for batch in parquet.iter_batches(ROW_GROUP)]
         except layout.read_errors():
             summary.torn.append(name)
             continue
@@ -156,7 +152,7 @@ def check(root: str, fingerprint: str) -> StoreSummary:
         distinct = np.unique(shas)
         summary.duplicates += len(shas) - len(distinct) + int(have.find(distinct)[1].sum())
         have.add(distinct, np.zeros(len(distinct), np.int8))
-    for name in list_files(directory, INDEX, excluded):
+    for name in sorted({*list_files(directory, INDEX)} - excluded):
         try:
             shas = layout.to_digest_array(read_table(directory, name)[SHA])
         except OutputError:
@@ -166,7 +162,7 @@ def check(root: str, fingerprint: str) -> StoreSummary:
     return summary
 
 
-def repair(root: str, summary: StoreSummary) -> MaintenanceResult:
+def repair(root: str, summary: StoreSummary) -> None:
     """Remove the defects that `check` found; affected photos are embedded again when needed.
 
     Raises:
@@ -181,14 +177,11 @@ def repair(root: str, summary: StoreSummary) -> MaintenanceResult:
         for name in list_files(directory, EMBEDDINGS):
             shas = read_digests(directory, name)
             have.add(shas, np.zeros(len(shas), np.int8))
-        photos = rewrite_index(
+        rewrite_index(
             lease, 1, lambda content: have.find(layout.to_digest_array(content[SHA]))[1], dry_run=False
         )
-        if not summary.duplicates:
-            return MaintenanceResult(0, photos)
-        before = len(list_files(directory, EMBEDDINGS))
-        rows = merge_embeddings(lease, FILE_ROWS)
-        return MaintenanceResult(rows, photos, (before, len(list_files(directory, EMBEDDINGS))))
+        if summary.duplicates:
+            merge_embeddings(lease, FILE_ROWS)
 
 
 def compact(root: str, fingerprint: str, rows: int = FILE_ROWS) -> MaintenanceResult:
@@ -209,11 +202,10 @@ def compact(root: str, fingerprint: str, rows: int = FILE_ROWS) -> MaintenanceRe
     """
     directory = files.join(root, fingerprint)
     with _hold_lease(directory) as lease:
-        before = list_files(directory, EMBEDDINGS) + list_files(directory, INDEX)
+        before = len(list_files(directory, EMBEDDINGS, INDEX))
         removed = merge_embeddings(lease, rows)
         photos = rewrite_index(lease, INDEX_ROWS, None, dry_run=False)
-        after = list_files(directory, EMBEDDINGS) + list_files(directory, INDEX)
-    return MaintenanceResult(removed, photos, (len(before), len(after)))
+        return MaintenanceResult(removed, photos, (before, len(list_files(directory, EMBEDDINGS, INDEX))))
 
 
 def prune(
@@ -255,7 +247,6 @@ def prune(
         return kept
 
     with _hold_lease(directory) as lease:
-        before = list_files(directory, EMBEDDINGS) + list_files(directory, INDEX)
         young = _list_young_files(directory)  # listed before the index is read
         photos = rewrite_index(lease, 1, keep, dry_run=dry_run)
         rows = 0
@@ -266,8 +257,7 @@ def prune(
             rows += int((~kept).sum())
             if not kept.all() and not dry_run:
                 replace_files(lease, EMBEDDINGS, [name], read_table(directory, name).filter(kept))
-        after = list_files(directory, EMBEDDINGS) + list_files(directory, INDEX)
-    return MaintenanceResult(rows, photos, (len(before), len(after)))
+    return MaintenanceResult(rows, photos)
 
 
 def delete_backbone(root: str, fingerprint: str) -> None:
@@ -285,16 +275,6 @@ def delete_backbone(root: str, fingerprint: str) -> None:
 
 def _hold_lease(directory: str) -> AbstractContextManager[Lease]:
     return hold(directory, "lease", "Another maintenance operation is running in")
-
-
-def _kind(path: str) -> str | None:
-    return layout.file_kind(path.rpartition("/")[2])
-
-
-def _iter_row_groups(directory: str, name: str) -> Iterator[Any]:
-    with layout.open_parquet(files.join(directory, name)) as parquet:
-        for number in range(parquet.num_row_groups):
-            yield parquet.read_row_group(number)
 
 
 def _exists(uri: str) -> bool:

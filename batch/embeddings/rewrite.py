@@ -6,7 +6,7 @@ also the order in which photos are split into shards: a shard's photos are adjac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from batch.embeddings import layout
 from batch.embeddings.layout import EMBEDDINGS, INDEX, SHA, SHA_BYTES
 from batch.embeddings.lookup import Lookup
+from batch.embeddings.rows import group_by_rows
 from batch.shards.shard import hash_uri
 from serving.errors import OutputError
 from serving.storage import files
@@ -33,13 +34,9 @@ _LAST = np.uint64(2**64 - 1)
 Mask = NDArray[np.bool_]
 
 
-def list_files(directory: str, prefix: str, excluded: Any = ()) -> list[str]:
-    """Return the names of the files of one kind, without the excluded ones."""
-    return [
-        name
-        for name in files.list_names(directory)
-        if layout.file_kind(name) == prefix and name not in excluded
-    ]
+def list_files(directory: str, *prefixes: str) -> list[str]:
+    """Return the names of the files of one kind or both."""
+    return [name for name in files.list_names(directory) if layout.file_kind(name) in prefixes]
 
 
 def read_digests(directory: str, name: str) -> NDArray[np.bytes_]:
@@ -97,7 +94,7 @@ def merge_embeddings(lease: Lease, rows: int) -> int:
     numbers = {name: number for number, name in enumerate([*large, *small])}
     removed = 0
     # Files are merged with their neighbours in sort order, so that merged files overlap little.
-    for group in _group_by_rows(sorted(small, key=lowest_sort_key), lambda name: len(shas[name]), rows):
+    for group in group_by_rows(sorted(small, key=lowest_sort_key), lambda name: len(shas[name]), rows):
         kept = []
         for name in group:
             owner, _ = owners.find(shas[name])
@@ -131,7 +128,7 @@ def rewrite_index(lease: Lease, rows: int, keep: Callable[[pa.Table], Mask] | No
     sizes = {name: len(read_digests(directory, name)) for name in list_files(directory, INDEX)}
     # With rows=1 every file is a group of its own, and none is too large to be rewritten.
     small = [name for name in sizes if 2 * sizes[name] < rows or rows == 1]
-    for group in _group_by_rows(small, sizes.__getitem__, rows):
+    for group in group_by_rows(small, sizes.__getitem__, rows):
         content = pa.concat_tables([read_table(directory, name) for name in group])
         mask = keep(content) if keep else np.ones(content.num_rows, bool)
         # Sorted by photo key, one entry per photo.
@@ -160,18 +157,6 @@ def replace_files(lease: Lease, prefix: str, old: Sequence[str], content: pa.Tab
     """
     new = dict([layout.encode_file(prefix, content)]) if content.num_rows else {}
     lease.publish(new, removes=[name for name in old if name not in new])
-
-
-def _group_by_rows(names: Sequence[str], size: Callable[[str], int], rows: int) -> Iterator[list[str]]:
-    """Yield groups of consecutive files with at least `rows` rows together; the last may have fewer."""
-    group: list[str] = []
-    for name in names:
-        group.append(name)
-        if sum(map(size, group)) >= rows:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 def _read_sort_keys(directory: str) -> Lookup:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.contract import Status
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,26 @@ class Embeddings:
             heights=self.heights[order],
             widths=self.widths[order],
         )
+
+
+def group_by_rows(items: Iterable[T], count: Callable[[T], int], rows: int) -> Iterator[list[T]]:
+    """Yield groups of consecutive items that have at least `rows` rows together; the last may have fewer.
+
+    Args:
+        items: items such as files.
+        count: returns the number of rows of an item.
+        rows: rows per group.
+    """
+    group: list[T] = []
+    total = 0
+    for item in items:
+        group.append(item)
+        total += count(item)
+        if total >= rows:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group
 
 
 def hash_photo(content: bytes) -> bytes:

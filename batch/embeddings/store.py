@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from batch.embeddings import layout
 from batch.embeddings.layout import COLUMNS, EMBEDDINGS, INDEX, KEY_BYTES, SHA, SHA_BYTES, STATUS, VECTOR
 from batch.embeddings.lookup import SPILL_KEYS, Lookup
-from batch.embeddings.rows import Embeddings
+from batch.embeddings.rows import Embeddings, group_by_rows
 from batch.inputs.listing import Photo
 from serving.contract import Status
 from serving.storage import files
@@ -86,17 +86,19 @@ class EmbeddingStore:
 
     def get(self, shas: Iterable[bytes]) -> Embeddings:
         """Return the rows of these digests, without duplicates; digests without a row are left out."""
+        import pyarrow as pa
+
         wanted = list(dict.fromkeys(shas))
         blocks = list(self.iter_blocks(_to_key_array(wanted, SHA_BYTES), COLUMNS))
-        tables: list[Any] = [content for _, content in blocks]
-        blank: Any = np.empty((0, self.dimension), np.float16)
+        none = layout.file_schema(EMBEDDINGS, self.dimension).empty_table()
+        rows: Any = pa.concat_tables([none, *(content for _, content in blocks)])
         return Embeddings(
             shas=[wanted[position] for positions, _ in blocks for position in positions],
-            vectors=np.concatenate([blank, *(layout.to_vectors(t, self.dimension) for t in tables)]),
-            statuses=[Status(name) for t in tables for name in t[STATUS].to_pylist()],
-            details=[text for t in tables for text in t["detail"].to_pylist()],
-            heights=_concatenate_column(tables, "height"),
-            widths=_concatenate_column(tables, "width"),
+            vectors=layout.to_vectors(rows, self.dimension),
+            statuses=[Status(name) for name in rows[STATUS].to_pylist()],
+            details=rows["detail"].to_pylist(),
+            heights=rows["height"].to_numpy(),
+            widths=rows["width"].to_numpy(),
         )
 
     def get_statuses(self, shas: Iterable[bytes]) -> dict[bytes, Status]:
@@ -119,14 +121,11 @@ class EmbeddingStore:
         for name in files.list_names(self.directory):
             if layout.file_kind(name) != INDEX:
                 continue
-            try:
-                with layout.open_parquet(files.join(self.directory, name)) as parquet:
-                    for batch in parquet.iter_batches(columns=["uri", SHA]):
-                        rows = batch.filter(pc.is_in(batch[SHA], value_set=wanted))
-                        for uri, sha in zip(rows["uri"].to_pylist(), rows[SHA].to_pylist(), strict=True):
-                            found.setdefault(sha, []).append(uri)
-            except layout.read_errors() as error:
-                self._warn_unreadable(name, error)
+            with self._skip_unreadable(name), self._open(name) as parquet:
+                for batch in parquet.iter_batches(columns=["uri", SHA]):
+                    rows = batch.filter(pc.is_in(batch[SHA], value_set=wanted))
+                    for uri, sha in zip(rows["uri"].to_pylist(), rows[SHA].to_pylist(), strict=True):
+                        found.setdefault(sha, []).append(uri)
         return found
 
     def iter_blocks(
@@ -220,39 +219,34 @@ class EmbeddingStore:
             run: `map`, or the `map` of a thread pool.
         """
         lookup = self._rows if prefix == EMBEDDINGS else self._index
-        keys: list[Any] = []
-        values: list[Any] = []
-        for name, read in zip(names, run(self._read_digests, names), strict=True):
-            if read is None:
-                continue
-            if prefix == EMBEDDINGS:
-                self._numbers[name] = number = len(self._names)
-                self._names.append(name)
-                keys.append(read[0])
-                values.append((number << _ROW_BITS) + np.arange(len(read[0])))
-            else:
-                keys.append(read[1])
-                values.append(read[0].view(f"V{SHA_BYTES}"))
-            if sum(map(len, keys)) >= SPILL_KEYS:
-                lookup.add(np.concatenate(keys), np.concatenate(values))
-                keys, values = [], []
-        if keys:
+        contents: Iterator[Any] = filter(None, map(self._register, names, run(self._read_digests, names)))
+        for group in group_by_rows(contents, lambda content: len(content[0]), SPILL_KEYS):
+            keys, values = zip(*group, strict=True)
             lookup.add(np.concatenate(keys), np.concatenate(values))
 
-    def _read_digests(self, name: str) -> list[NDArray[np.bytes_]] | None:
-        """Return the content digests of a file, and the photo keys of an index file; None if unreadable."""
+    def _register(self, name: str, digests: list[NDArray[np.bytes_]]) -> tuple[Any, Any] | None:
+        """Return the keys and the values of a file for its lookup; None if it is unreadable.
+
+        Args:
+            name: name of the file; an embeddings file gets a number.
+            digests: as returned by `_read_digests`.
+        """
+        if not digests:
+            return None
+        if layout.file_kind(name) == INDEX:
+            return digests[1], digests[0].view(f"V{SHA_BYTES}")
+        self._numbers[name] = number = len(self._names)
+        self._names.append(name)
+        return digests[0], (number << _ROW_BITS) + np.arange(len(digests[0]))
+
+    def _read_digests(self, name: str) -> list[NDArray[np.bytes_]]:
+        """Return the content digests of a file, and the photo keys of an index file; [] if unreadable."""
         columns = [SHA, "photo"] if layout.file_kind(name) == INDEX else [SHA, VECTOR]
-        try:
-            with layout.open_parquet(files.join(self.directory, name)) as parquet:
-                layout.check_types(parquet.schema_arrow, self._schema(name), columns)
-                content = parquet.read([column for column in columns if column != VECTOR], use_threads=False)
-                return [layout.to_digest_array(content[column]) for column in content.column_names]
-        except FileNotFoundError:  # merged since it was listed: the next refresh loads the merged file
-            self._seen.discard(name)
-            return None
-        except layout.read_errors() as error:
-            self._warn_unreadable(name, error)
-            return None
+        with self._skip_unreadable(name), self._open(name) as parquet:
+            layout.check_types(parquet.schema_arrow, layout.file_schema(name, self.dimension), columns)
+            content = parquet.read([column for column in columns if column != VECTOR], use_threads=False)
+            return [layout.to_digest_array(content[column]) for column in content.column_names]
+        return []
 
     def _read(self, name: str, columns: Sequence[str], rows: NDArray[np.int64]) -> Iterator[pa.Table]:
         """Yield rows of a file in blocks; fewer than requested if it is corrupt or deleted.
@@ -262,36 +256,35 @@ class EmbeddingStore:
             columns: names of the columns to read.
             rows: row numbers, ascending.
         """
-        try:
-            with layout.open_parquet(files.join(self.directory, name)) as parquet:
-                metadata = parquet.metadata
-                sizes = np.array(
-                    [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], np.int64
-                )
-                starts = np.cumsum(sizes) - sizes
-                group_of = np.searchsorted(starts, rows, side="right") - 1
-                for groups in _batch_row_groups(np.unique(group_of), sizes):
-                    content = parquet.read_row_groups(groups, columns=list(columns), use_threads=False)
-                    layout.check_types(content.schema, self._schema(name), columns)
-                    # Translate row numbers of the file to rows of `content`, in which the chosen row
-                    # groups are adjacent: subtract the group's start in the file, add that in `content`.
-                    begins = np.cumsum(sizes[groups]) - sizes[groups]
-                    here = np.isin(group_of, groups)
-                    at = rows[here] - starts[group_of[here]] + begins[np.searchsorted(groups, group_of[here])]
-                    yield content if len(at) == len(content) else content.take(at)
-        except FileNotFoundError:
-            return
-        except layout.read_errors() as error:
-            self._warn_unreadable(name, error)
+        expected = layout.file_schema(name, self.dimension)
+        with self._skip_unreadable(name), self._open(name) as parquet:
+            metadata = parquet.metadata
+            sizes = np.array([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], int)
+            starts = np.cumsum(sizes) - sizes
+            group_of = np.searchsorted(starts, rows, side="right") - 1
+            for groups in _batch_row_groups(np.unique(group_of), sizes):
+                content = parquet.read_row_groups(groups, columns=list(columns), use_threads=False)
+                layout.check_types(content.schema, expected, columns)
+                # Translate row numbers of the file to rows of `content`, in which the chosen row
+                # groups are adjacent: subtract the group's start in the file, add that in `content`.
+                begins = np.cumsum(sizes[groups]) - sizes[groups]
+                here = np.isin(group_of, groups)
+                at = rows[here] - starts[group_of[here]] + begins[np.searchsorted(groups, group_of[here])]
+                yield content if len(at) == len(content) else content.take(at)
 
-    def _warn_unreadable(self, name: str, error: Exception) -> None:
-        """Log that a file is corrupt or has another layout."""
-        _log.warning(
-            "Ignoring unreadable file %s in the embedding store %s; its photos are embedded again (%s)",
-            name,
-            self.directory,
-            error,
-        )
+    def _open(self, name: str) -> AbstractContextManager[Any]:
+        return layout.open_parquet(files.join(self.directory, name))
+
+    @contextmanager
+    def _skip_unreadable(self, name: str) -> Iterator[None]:
+        """End a `with` block early if the file that it reads is corrupt or deleted."""
+        try:
+            yield
+        except FileNotFoundError:  # merged since it was listed: the next refresh loads the merged file
+            self._seen.discard(name)
+        except layout.read_errors() as error:
+            text = "Ignoring unreadable file %s in the embedding store %s; its photos are embedded again (%s)"
+            _log.warning(text, name, self.directory, error)
 
     def _forget_files(self, numbers: Sequence[int]) -> None:
         """Remove the rows of files that are corrupt or deleted from the lookup."""
@@ -301,13 +294,6 @@ class EmbeddingStore:
             for number in numbers:
                 self._numbers.pop(self._names[number], None)
             self._rows.filter(lambda places: ~np.isin(places >> _ROW_BITS, numbers))
-
-    def _schema(self, name: str) -> pa.Schema:
-        return (
-            layout.index_schema()
-            if layout.file_kind(name) == INDEX
-            else layout.embeddings_schema(self.dimension)
-        )
 
 
 def _batch_row_groups(groups: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[list[int]]:
@@ -329,7 +315,3 @@ def _batch_row_groups(groups: NDArray[np.int64], sizes: NDArray[np.int64]) -> It
 
 def _to_key_array(digests: Sequence[bytes], width: int) -> NDArray[np.bytes_]:
     return np.frombuffer(b"".join(digests), f"S{width}")
-
-
-def _concatenate_column(tables: Sequence[pa.Table], column: str) -> NDArray[np.int32]:
-    return np.concatenate([np.empty(0, np.int32), *(table[column].to_numpy() for table in tables)])
