@@ -13,7 +13,9 @@ import click
 
 from serving.commands.predict import resolve_paths
 from serving.commands.server_options import pop_required_client_config, server_flags
+from serving.commands.tables import print_table
 from serving.errors import InputError, OutputError
+from serving.loadtest.figures import MAX_SEND_DELAY_SECONDS, PERCENTILES, percentile
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -113,7 +115,8 @@ def loadtest(
         for result in results:
             click.echo(json.dumps(result.to_dict()))
     else:
-        _print_table(results)
+        columns = ("requests/s", "responses/s", *(f"p{p:g} ms" for p in PERCENTILES), "max ms", "errors")
+        print_table(columns, map(_format_row, results))
 
 
 def _read_photos(names: Sequence[str]) -> list[bytes]:
@@ -165,8 +168,6 @@ def _progress_callback(progress: Progress, load: Load) -> Any:
 
 
 def _warn_if_delayed(result: Result) -> None:
-    from serving.loadtest.figures import MAX_SEND_DELAY_SECONDS
-
     if result.send_delay_p99 > MAX_SEND_DELAY_SECONDS:
         click.secho(
             f"At {result.rate:g} requests/s this machine sent 1 % of the requests at least "
@@ -177,19 +178,11 @@ def _warn_if_delayed(result: Result) -> None:
         )
 
 
-def _print_table(results: Sequence[Result]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from serving.loadtest.figures import PERCENTILES, percentile
-
-    table = Table("requests/s", "responses/s", *(f"p{p:g} ms" for p in PERCENTILES), "max ms", "errors")
-    for result in results:
-        values = [percentile(result.latencies, number) for number in (*PERCENTILES, 100.0)]
-        table.add_row(
-            f"{result.rate:g}",
-            f"{result.throughput:.1f}",
-            *(f"{1000 * value:.1f}" for value in values),
-            ", ".join(f"{count} {code}" for code, count in result.errors.items()) or "0",
-        )
-    Console().print(table)
+def _format_row(result: Result) -> tuple[str, ...]:
+    latencies = (percentile(result.latencies, number) for number in (*PERCENTILES, 100.0))
+    return (
+        f"{result.rate:g}",
+        f"{result.throughput:.1f}",
+        *(f"{1000 * latency:.1f}" for latency in latencies),
+        ", ".join(f"{count} {code}" for code, count in result.errors.items()) or "0",
+    )

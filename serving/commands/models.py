@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.commands.tables import Cell, print_table
 from serving.commands.target_options import open_target, target_flags
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from serving.registry.inventory import Version
 
 
@@ -51,29 +50,22 @@ def models(as_json: bool, **flags: Any) -> None:
     if not versions:
         click.echo(f"{target.base} has no versions.")
         return
-    from rich.console import Console
+    columns = ("version", "labels", "state", "verdict", "accuracy", "created", "size")
+    print_table(columns, map(_format_row, versions))
 
-    Console().print(_table(versions))
 
-
-def _table(versions: list[Version]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("version", "labels", "state", "verdict", "accuracy", "created", "size")
-    for version in versions:
-        state = version.state or ("served" if version.serves else "")
-        row = (
-            str(version.version),
-            ", ".join(version.labels),
-            f"live ({state})" if version.live else state,
-            _format_verdict(version),
-            _format_accuracy(version),
-            version.created or "",
-            f"{version.size / 1e6:.1f} MB",
-        )
-        table.add_row(*map(Text, row), style="bold" if version.live else None)
-    return table
+def _format_row(version: Version) -> list[Cell]:
+    state = version.state or ("served" if version.serves else "")
+    row = (
+        str(version.version),
+        ", ".join(version.labels),
+        f"live ({state})" if version.live else state,
+        _format_verdict(version),
+        _format_accuracy(version),
+        version.created or "",
+        f"{version.size / 1e6:.1f} MB",
+    )
+    return [(text, "bold" if version.live else "") for text in row]
 
 
 def _format_verdict(version: Version) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import glob
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -20,11 +20,10 @@ from serving.commands.server_options import (
     require_model_name,
     server_flags,
 )
+from serving.commands.tables import print_table
 from serving.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from serving.client import ClientConfig, Photo
     from serving.contract import Prediction
 
@@ -35,9 +34,6 @@ STDIN = "-"
 
 _BUNDLE_PHOTOS = 64
 """Photos that a bundle classifies at a time, before their results are printed."""
-
-Results = Iterable[tuple[str, "Prediction"]]
-"""(photo, prediction) in the order of the photos."""
 
 
 @click.command(
@@ -117,10 +113,8 @@ def predict(
     if as_json:
         for name, prediction in results:
             click.echo(json.dumps(_to_dict(name, prediction), ensure_ascii=False))
-        return
-    from rich.console import Console
-
-    Console().print(_table(results))
+    else:
+        print_table(("photo", "label", "score", "other labels", "status"), starmap(_format_row, results))
 
 
 def resolve_paths(photos: Sequence[str]) -> list[str]:
@@ -190,33 +184,15 @@ def _to_dict(photo: str, prediction: Prediction) -> dict[str, object]:
     }
 
 
-def _table(results: Results) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("photo", "label", "score", "other labels", "status")
-    for photo, prediction in results:
-        status = prediction.status
-        table.add_row(
-            Text(photo),  # Text: rich would interpret markup in a file name such as a[red].jpg
-            Text(prediction.label or ("none of these" if status.usable else "")),
-            Text(_format_score(prediction.score)),
-            Text(", ".join(f"{label} {score:.2f}" for label, score in _other_labels(prediction))),
-            Text(_format_status(prediction)),
-        )
-    return table
-
-
-def _format_status(prediction: Prediction) -> str:
-    status = prediction.status
+def _format_row(photo: str, prediction: Prediction) -> tuple[str, ...]:
+    status, score = prediction.status, prediction.score
+    # All labels are listed beside the label column if the model abstains.
+    others = prediction.top[1:] if prediction.label else prediction.top
     reason = f" ({prediction.detail})" if prediction.detail else ""
-    return "ok" if status == "ok" else f"{status}: {status.meaning}{reason}"
-
-
-def _other_labels(prediction: Prediction) -> Sequence[tuple[str, float]]:
-    """Return the labels to list besides the label column: all of them if the model abstains."""
-    return prediction.top[1:] if prediction.label else prediction.top
-
-
-def _format_score(score: float | None) -> str:
-    return "" if score is None else f"{score:.2f} {'█' * round(score * BAR_WIDTH)}"
+    return (
+        photo,
+        prediction.label or ("none of these" if status.usable else ""),
+        "" if score is None else f"{score:.2f} {'█' * round(score * BAR_WIDTH)}",
+        ", ".join(f"{label} {score:.2f}" for label, score in others),
+        "ok" if status == "ok" else f"{status}: {status.meaning}{reason}",
+    )

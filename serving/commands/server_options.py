@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
-    from serving.client import ClientConfig, Tls
+    from serving.client import ClientConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-
-
-FLAGS = (
-    "server",
-    "model_name",
-    "model_version",
-    "label",
-    "timeout",
-    "header",
-    "tls",
-    "tls_ca",
-    "tls_cert",
-    "tls_key",
-)
-"""Names of the flags of `server_flags`."""
 
 
 def pop_client_config(flags: dict[str, Any]) -> ClientConfig | None:
@@ -42,23 +27,25 @@ def pop_client_config(flags: dict[str, Any]) -> ClientConfig | None:
     Raises:
         click.UsageError: flags exclude or require each other.
     """
-    from serving.client import ClientConfig
+    from serving.client import ClientConfig, Tls
 
-    given = {name: flags.pop(name, None) for name in FLAGS}
-    if given["model_version"] is not None and given["label"] is not None:
+    server, model, version, label, timeout, header, tls, *pems = (flags.pop(name, None) for name in FLAGS)
+    if version is not None and label is not None:
         raise click.UsageError("--model_version and --label exclude each other: give one of them.")
-    headers = dict(map(_parse_header, given["header"] or ()))
-    tls = _tls(given)
-    if given["server"] is None:
+    headers = dict(map(_parse_header, header or ()))
+    ca, certificate, key = pems
+    if (certificate is None) != (key is None):
+        raise click.UsageError("--tls_cert and --tls_key go together: give both or neither.")
+    if server is None:
         return None
     return ClientConfig(
-        given["server"],
-        model=given["model_name"] or "",
-        version=given["model_version"],
-        label=given["label"],
-        timeout=given["timeout"],
+        server,
+        model=model or "",
+        version=version,
+        label=label,
+        timeout=timeout,
         headers=headers,
-        tls=tls,
+        tls=Tls(ca, certificate, key) if tls or ca or certificate else None,
     )
 
 
@@ -96,76 +83,68 @@ def _parse_header(header: str) -> tuple[str, str]:
     return name, value
 
 
-def _tls(given: Mapping[str, Any]) -> Tls | None:
-    from serving.client import Tls
-
-    ca, certificate, key = given["tls_ca"], given["tls_cert"], given["tls_key"]
-    if (certificate is None) != (key is None):
-        raise click.UsageError("--tls_cert and --tls_key go together: give both or neither.")
-    return Tls(ca, certificate, key) if given["tls"] or ca or certificate else None
-
-
-_CONNECTION = (
-    click.option(
+_OPTIONS = {
+    "server": click.option(
         "--server",
         metavar="HOST:PORT",
         help="Address of the model server's gRPC port. dns:///NAME:PORT spreads requests over all pods of a "
         "headless service.",
     ),
-    click.option(
+    "model_name": click.option(
         "--model_name",
         envvar="HUBHEAD_MODEL",
         show_envvar=True,
         help="With --server: name of the model on the server.",
     ),
-    click.option(
+    "model_version": click.option(
+        "--model_version",
+        type=click.IntRange(min=0),
+        help="With --server: version number to use.  [default: the server's choice, its newest version]",
+    ),
+    "label": click.option("--label", help="With --server: version label to use, such as stable or canary."),
+    "timeout": click.option(
         "--timeout",
         type=click.FloatRange(min=0, min_open=True),
         default=10.0,
         show_default=True,
         help="With --server: deadline of each request in seconds, retries included.",
     ),
-    click.option(
+    "header": click.option(
         "--header",
         multiple=True,
         metavar="NAME=VALUE",
         help="With --server: header (gRPC metadata) to send with every call. Can be repeated.",
     ),
-    click.option("--tls", is_flag=True, help="With --server: encrypt the connection (TLS)."),
-    click.option(
+    "tls": click.option("--tls", is_flag=True, help="With --server: encrypt the connection (TLS)."),
+    "tls_ca": click.option(
         "--tls_ca",
         type=_FILE,
         help="PEM file of the CA certificates to verify the server with. Implies --tls.",
     ),
-    click.option(
+    "tls_cert": click.option(
         "--tls_cert",
         type=_FILE,
         help="PEM file of the client certificate, for servers that require one (mTLS).",
     ),
-    click.option("--tls_key", type=_FILE, help="PEM file of the private key of --tls_cert."),
-)
+    "tls_key": click.option("--tls_key", type=_FILE, help="PEM file of the private key of --tls_cert."),
+}
 
-_VERSION = (
-    click.option(
-        "--model_version",
-        type=click.IntRange(min=0),
-        help="With --server: version number to use.  [default: the server's choice, its newest version]",
-    ),
-    click.option("--label", help="With --server: version label to use, such as stable or canary."),
-)
+FLAGS = tuple(_OPTIONS)
+"""Names of the flags of `server_flags`."""
 
 
 def server_flags(command: F) -> F:
     """Add the flags that name a server, a model and a version, and the connection flags."""
-    for flag in reversed((*_CONNECTION[:2], *_VERSION, *_CONNECTION[2:])):
-        command = flag(command)
+    for option in reversed(_OPTIONS.values()):
+        command = option(command)
     return command
 
 
 def connection_flags(command: F) -> F:
     """Add the flags of `server_flags` except those that name a version."""
-    for flag in reversed(_CONNECTION):
-        command = flag(command)
+    for name in reversed(_OPTIONS):
+        if name not in ("model_version", "label"):
+            command = _OPTIONS[name](command)
     return command
 
 

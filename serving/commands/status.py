@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from serving.commands.server_options import pop_required_client_config, server_flags
+from serving.commands.tables import print_table
 from serving.errors import ServerError
 
 if TYPE_CHECKING:
@@ -51,9 +53,9 @@ def status(wait: float | None, as_json: bool, **flags: Any) -> int:
         record = {
             "model": client.model,
             "server": client.target,
-            "versions": [{"version": v.version, "state": v.state.value, "error": v.error} for v in versions],
+            "versions": [asdict(version) for version in versions],
             "answering": metadata.version if metadata else None,
-            "signatures": _signatures_dict(metadata) if metadata else None,
+            "signatures": asdict(metadata)["signatures"] if metadata else None,
         }
         click.echo(json.dumps(record, ensure_ascii=False))
     else:
@@ -61,38 +63,27 @@ def status(wait: float | None, as_json: bool, **flags: Any) -> int:
     return 0 if any(version.state == "AVAILABLE" for version in versions) else _NONE_AVAILABLE
 
 
-def _signatures_dict(metadata: Metadata) -> dict[str, Any]:
-    def to_dict(tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
-        return {name: {"dtype": info.dtype, "shape": info.shape} for name, info in tensors.items()}
-
-    return {
-        name: {"inputs": to_dict(signature.inputs), "outputs": to_dict(signature.outputs)}
-        for name, signature in metadata.signatures.items()
-    }
-
-
 def _print_tables(versions: list[VersionStatus], metadata: Metadata | None, error_text: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    table = Table("version", "state", "error")
-    for version in versions:
-        colour = "green" if version.state == "AVAILABLE" else "yellow"
-        table.add_row(str(version.version), Text(version.state.value, style=colour), Text(version.error))
-    console.print(table)
+    colours = {"AVAILABLE": "green"}
+    print_table(
+        ("version", "state", "error"),
+        (
+            (str(version.version), (version.state.value, colours.get(version.state, "yellow")), version.error)
+            for version in versions
+        ),
+    )
     if metadata is None:
-        console.print(Text(f"No version answers: {error_text}"))
+        click.echo(f"No version answers: {error_text}")
         return
-    console.print(f"Signatures of version {metadata.version}:")
-    signatures = Table("signature", "inputs", "outputs")
-    for name, signature in metadata.signatures.items():
-        signatures.add_row(Text(name), _format_tensors(signature.inputs), _format_tensors(signature.outputs))
-    console.print(signatures)
+    click.echo(f"Signatures of version {metadata.version}:")
+    print_table(
+        ("signature", "inputs", "outputs"),
+        (
+            (name, _format_tensors(signature.inputs), _format_tensors(signature.outputs))
+            for name, signature in metadata.signatures.items()
+        ),
+    )
 
 
 def _format_tensors(tensors: Mapping[str, TensorInfo]) -> str:
-    from rich.markup import escape
-
-    return escape("\n".join(f"{name} {info}" for name, info in tensors.items()))
+    return "\n".join(f"{name} {info}" for name, info in tensors.items())
