@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer import dataset, heads
+from trainer.heads.fitter import EXACT_TOLERANCE, Fitter
+from trainer.heads.head import Linear
 
 if TYPE_CHECKING:
     from tests.support.trained import Trained
@@ -44,6 +46,14 @@ def predict(features: heads.Floats, weights: NDArray[np.float64]) -> heads.Float
 
 def of_length_one(rows: heads.Floats) -> heads.Floats:
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+
+def fit_exactly(
+    features: heads.Floats, targets: heads.Ints, strength: float, weights: heads.Floats | None = None
+) -> list[Linear]:
+    """Return the logistic regression and the discriminant of features, fitted to the exact tolerance."""
+    weights = np.ones(int(targets.max()) + 1, np.float32) if weights is None else weights
+    return Fitter.from_array(features, targets, weights, tolerance=EXACT_TOLERANCE).fit(strength)
 
 
 def sample_features(trained: Trained) -> tuple[heads.Floats, heads.Ints, int]:

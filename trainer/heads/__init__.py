@@ -15,8 +15,7 @@ A hidden layer pays off for classes that are not linearly separable, with enough
 
     head         Head, Scaling, probabilities
     streaming    rows in blocks that need not fit in memory
-    lbfgs        the minimiser
-    linear       logistic regression, linear discriminant
+    linear       loss of logistic regression, linear discriminant
     hidden       the hidden layer
     calibration  temperatures, and the mixture of two classifiers
     settings     HeadSettings and the record of a selection
@@ -30,8 +29,19 @@ A hidden layer pays off for classes that are not linearly separable, with enough
 from trainer.heads.block_training import ENOUGH_VALIDATION
 from trainer.heads.calibration import fit_temperature
 from trainer.heads.fitter import single_blas_thread
-from trainer.heads.head import Floats, Head, HiddenLayer, Ints, Linear, Scaling, Vectors, log_loss, softmax
-from trainer.heads.linear import SHRINKAGE, fit_discriminant, fit_logistic
+from trainer.heads.head import (
+    Doubles,
+    Floats,
+    Head,
+    HiddenLayer,
+    Ints,
+    Scaling,
+    Vectors,
+    log_loss,
+    log_losses,
+    softmax,
+)
+from trainer.heads.linear import SHRINKAGE
 from trainer.heads.refit import refit
 from trainer.heads.selection import FOLDS, STRENGTHS, stratified_folds
 from trainer.heads.settings import LARGE_DATASET, HeadSettings, Selection, class_weights
@@ -45,22 +55,21 @@ __all__ = [
     "SHRINKAGE",
     "STRENGTHS",
     "Blocks",
+    "Doubles",
     "Floats",
     "Head",
     "HeadSettings",
     "HiddenLayer",
     "Ints",
-    "Linear",
     "Scaling",
     "Selection",
     "Vectors",
     "class_weights",
     "fit",
     "fit_blocks",
-    "fit_discriminant",
-    "fit_logistic",
     "fit_temperature",
     "log_loss",
+    "log_losses",
     "refit",
     "single_blas_thread",
     "softmax",

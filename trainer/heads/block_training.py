@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from trainer.heads.calibration import fit_mixture
-from trainer.heads.fitter import FitOptions, Fitter, compute_scaling, count_rows_by_label
+from trainer.heads.fitter import Fitter, compute_scaling, count_rows_by_label
 from trainer.heads.head import Floats, Head, Ints, Linear, Scaling
 from trainer.heads.hidden import EarlyStop, LayerTraining, record_layer, train_layers
 from trainer.heads.linear import Moments
+from trainer.heads.refit import fit_selected
 from trainer.heads.selection import (
     FOLDS,
     BestStrength,
     Fold,
-    build_head,
-    calibrate,
     compute_logits,
     record_selection,
     select_shrinkage,
@@ -80,8 +79,6 @@ def hold_out(
         label in both parts, int64 [K].
     """
     if validation is not None and validation.count < ENOUGH_VALIDATION:
-        if views:
-            raise ValueError("views need the validation photos among the blocks, or enough of them")
         blocks, validation = blocks.chain(validation), None
     counts = count_rows_by_label(blocks, classes)
     if validation is None:
@@ -93,6 +90,7 @@ def hold_out(
         held_counts = count_rows_by_label(held, classes)
         more, held = held.split_every(held_counts, -(-held.count // HELD_OUT), seed)
         rest = rest.chain(more)
+    views = [view.first(blocks.count) for view in views]
     return rest, held, views, counts + count_rows_by_label(validation, classes)
 
 
@@ -100,21 +98,20 @@ def prepare_features(rest: Blocks, held: Blocks, views: Sequence[Blocks], memory
     """Scale the embeddings to features, and load them if they fit in `memory` bytes."""
     # The scaling is that of the photos to fit on, without views, so that it does not see those held out.
     scaling = compute_scaling(rest)
-    photos, held = rest.with_scaling(scaling), Blocks.from_array(*held.gather()).with_scaling(scaling)
-    rows = photos
+    photos, held = (replace(part, scaling=scaling) for part in (rest, Blocks.from_array(*held.gather())))
+    rows, loaded = photos, held.load_features()
     for view in views:
-        rows = rows.chain(view.with_scaling(scaling))
+        rows = rows.chain(replace(view, scaling=scaling))
     streamed = 4 * rows.count * rows.dimension > memory
     if not streamed:
-        rows, held = rows.load_features(), held.load_features()
+        rows, held = rows.load_features(), loaded
         # The photos come first among the rows, so they are a slice of the same array.
         whole, labels = rows.gather()
         photos = Blocks.from_array(whole[: photos.count], labels[: photos.count]) if views else rows
-    held_features, held_targets = held.gather()
-    if held.scaling:
-        held_features = scaling.features(held_features)
-    held_features = np.asarray(held_features, np.float32)
-    return BlockData(scaling, photos, rows, held, held_features, held_targets, streamed)
+    held_features, held_targets = loaded.gather()
+    return BlockData(
+        scaling, photos, rows, held, np.asarray(held_features, np.float32), held_targets, streamed
+    )
 
 
 class BlockTraining:
@@ -153,16 +150,16 @@ class BlockTraining:
             streamed=data.streamed,
         )
         if self._settings.kind == "hidden":
-            base = calibrate(best.mixture, best.linears[0])
-            width, stop = self._train_layer(base)
-            selection = record_layer(selection, width, stop, self._seed)
+            base = best.mixture.calibrate(best.linears[0])
+            stop = self._train_layer(base)
+            selection = record_layer(selection, stop, self._seed)
             # The layer complements this very linear head, so neither is fitted again on all photos.
             if stop.epochs:
                 return Head(data.scaling, *base, stop.temperature, stop.layers[0]), selection
         # The final fit on all photos begins at the best candidate, so that it takes few passes.
         moments = self._moments + Moments.from_blocks(data.held, self._weights)
         fitter = self._fitter(data.rows.chain(data.held), moments, best.linears[0][0], self._copies)
-        return build_head(data.scaling, best.mixture, fitter.fit(best.strength)), selection
+        return fit_selected(data.scaling, fitter, self._weights, selection), selection
 
     def _select(self) -> BestStrength:
         """Select the strength on the sample, then fit and calibrate it on all rows not held out."""
@@ -179,26 +176,23 @@ class BlockTraining:
         return replace(best, linears=[linears], mixture=mixture)
 
     def _fitter(self, rows: Blocks, moments: Moments, start: Linear | None, copies: int) -> Fitter:
-        options = FitOptions(shrinkage=self._shrinkage, copies=copies)
-        return Fitter(rows, moments, self._weights, start=start, options=options)
+        return Fitter(rows, moments, self._weights, start=start, shrinkage=self._shrinkage, copies=copies)
 
-    def _train_layer(self, base: Linear) -> tuple[int, EarlyStop]:
+    def _train_layer(self, base: Linear) -> EarlyStop:
         """Select the width of the layer on the sample, then train the layer on all rows not held out."""
-        data, settings = self._data, self._settings
+        data, settings, seed = self._data, self._settings, self._seed
         places = np.arange(len(data.held_targets))
 
-        def train(rows: Blocks, width: int | None, directory: Path | None) -> tuple[int, EarlyStop]:
-            shuffled = ShuffledRows(rows, self._seed, directory)
-            training = LayerTraining(None, shuffled, base, data.held_features, places)
-            return train_layers(
-                [training], data.held_targets, self._held_weights, self._weights, width, self._seed
+        def train(rows: Blocks, width: int | None, directory: str | None) -> EarlyStop:
+            training = LayerTraining(
+                None, ShuffledRows(rows, seed, directory), base, data.held_features, places
             )
+            return train_layers([training], data.held_targets, self._held_weights, self._weights, width, seed)
 
-        width = settings.width or train(self._sample, None, None)[0]
-        if not data.streamed:
-            return width, train(data.rows, width, None)[1]
-        with tempfile.TemporaryDirectory(dir=settings.directory) as directory:
-            return width, train(data.rows, width, Path(directory))[1]
+        width = settings.width or train(self._sample, None, None).width
+        files = tempfile.TemporaryDirectory(dir=settings.directory) if data.streamed else nullcontext()
+        with files as directory:
+            return train(data.rows, width, directory)
 
 
 def _sample(blocks: Blocks, classes: int, seed: int) -> Blocks:

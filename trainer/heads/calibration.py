@@ -34,10 +34,18 @@ class Mixture:
     probabilities: Floats
     loss: float
 
-    def combine(self, linears: Sequence[Linear]) -> Linear:
-        """Return the weighted sum of classifiers as one classifier, before the temperature."""
-        kernels, biases = zip(*linears, strict=True)
-        return weighted_sum(self.weights, kernels), weighted_sum(self.weights, biases)
+    def calibrate(self, linears: Sequence[Linear]) -> Linear:
+        """Return the mixture of classifiers as one classifier with calibrated logits."""
+        return combine_linears(self.weights, linears, self.temperature)
+
+
+def combine_linears(
+    factors: Sequence[float | np.float32], linears: Sequence[Linear], temperature: float = 1.0
+) -> Linear:
+    """Return the weighted sum of classifiers, divided by the temperature, as one classifier."""
+    single = [np.float32(factor) for factor in factors]
+    kernel, bias = (weighted_sum(single, arrays) for arrays in zip(*linears, strict=True))
+    return kernel / np.float32(temperature), bias / np.float32(temperature)
 
 
 def weighted_sum(factors: Iterable[np.float32], arrays: Iterable[Floats]) -> Floats:

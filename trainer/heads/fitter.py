@@ -2,57 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 
-from trainer.heads.calibration import weighted_sum
-from trainer.heads.head import Floats, Ints, Linear, Scaling
-from trainer.heads.linear import (
-    SHRINKAGE,
-    LogisticRegression,
-    Moments,
-    compute_span,
-    lift_linear,
-)
+from trainer.heads.head import Doubles, Floats, Ints, Linear, Scaling
+from trainer.heads.linear import SHRINKAGE, Moments, Whitening, compute_span, lift_linear, loss_and_gradient
 from trainer.heads.streaming import Blocks
 
 TOLERANCE = 1e-5
 """Relative decrease of the log-loss by one step at which a minimum counts as found.
 
-It is used to compare candidates, and for fits on many photos; `linear.EXACT_TOLERANCE` for others.
+It is used to compare candidates, and for fits on many photos; EXACT_TOLERANCE for others.
 """
 
+EXACT_TOLERANCE = 1e-8
 
-@dataclass(frozen=True, slots=True)
-class FitOptions:
-    """Options of a `Fitter`.
+_MAX_STEPS = 500
+_MEMORY = 20
+"""Steps that approximate the inverse Hessian."""
 
-    Attributes:
-        tolerance: decrease of the loss by one step at which the minimum counts as found.
-        shrinkage: shrinkage of the discriminant's covariance.
-        copies: rows per photo. C multiplies the sum over rows, so it is divided by the copies to
-            keep its meaning.
-    """
-
-    tolerance: float = TOLERANCE
-    shrinkage: float = SHRINKAGE
-    copies: int = 1
+_GRADIENT_TOLERANCE = 1e-6
+"""Largest entry of the gradient at which the minimum counts as found."""
 
 
 class Fitter:
-    """Fits the linear classifiers of a head: one for each C, and the discriminant.
+    """Fits the linear classifiers of a head: logistic regression for each C, and the discriminant.
+
+    The objective of the multinomial logistic regression is the mean log-loss plus half the squared kernel
+    divided by C N. The bias is not regularised. Each fit begins at the result of the previous one.
 
     Args:
         features: rows to fit on.
         moments: moments of these rows, or of a superset.
         weights: label weights, float32 [K].
-        start: classifier at which the first descent begins; None for the default.
+        start: classifier at which the first descent begins; None for zeros.
         basis: float32 [D,N] if the rows are coordinates in it.
-        options: tolerance, shrinkage and copies.
+        tolerance: relative decrease of the loss by one step at which the minimum counts as found.
+        shrinkage: shrinkage of the discriminant's covariance.
+        copies: rows per photo. C multiplies the sum over rows, so it is divided by the copies to
+            keep its meaning.
     """
 
     def __init__(
@@ -63,34 +55,51 @@ class Fitter:
         *,
         start: Linear | None = None,
         basis: Floats | None = None,
-        options: FitOptions | None = None,
+        tolerance: float = TOLERANCE,
+        shrinkage: float = SHRINKAGE,
+        copies: int = 1,
     ) -> None:
-        options = options or FitOptions()
-        self._basis = basis
-        self._copies = options.copies
-        self._regression = LogisticRegression(
-            features, moments, weights, start=start, tolerance=options.tolerance
-        )
+        self.features, self.basis = features, basis
+        self._moments, self._weights = moments, weights
+        self._tolerance, self._copies = tolerance, copies
+        classes = len(weights)
+        nothing = np.zeros((features.dimension, classes), np.float32), np.zeros(classes, np.float32)
+        self._last = start or nothing
         # The discriminant does not depend on the strength, so it is computed once.
         dimension = None if basis is None else len(basis)
-        self._discriminant = lift_linear(basis, moments.discriminant(options.shrinkage, dimension))
+        self._discriminant = lift_linear(basis, moments.discriminant(shrinkage, dimension))
 
     @classmethod
-    def from_array(
-        cls, features: Floats, targets: Ints, weights: Floats, options: FitOptions | None = None
-    ) -> Fitter:
+    def from_array(cls, features: Floats, targets: Ints, weights: Floats, **options: Any) -> Fitter:
         """Fit on few rows, float32 [N,D] and int64 [N], as coordinates in their span."""
         basis, coordinates = compute_span(features)
         blocks = Blocks.from_array(coordinates, targets)
-        moments = Moments.from_blocks(blocks, weights)
-        return cls(blocks, moments, weights, basis=basis, options=options)
+        return cls(blocks, Moments.from_blocks(blocks, weights), weights, basis=basis, **options)
 
     def fit(self, strength: float) -> list[Linear]:
-        """Return the classifiers for a C; the descent begins at the previous result."""
-        return [
-            lift_linear(self._basis, self._regression.fit(strength * (1.0 / self._copies))),
-            self._discriminant,
-        ]
+        """Return the classifiers for a C, regression and discriminant."""
+        from scipy.optimize import minimize
+
+        decay = self._copies / (strength * self.features.count)
+        white = Whitening(self._moments, decay)
+        start = white.to_unknowns(self._last)
+
+        def objective(unknowns: Doubles) -> tuple[float, Doubles]:
+            linear = white.to_linear(unknowns.reshape(start.shape))
+            value, of_kernel, of_bias = loss_and_gradient(self.features, linear, self._weights)
+            kernel = linear[0].astype(np.float64)
+            gradient = white.to_gradient(of_kernel + decay * kernel, of_bias)
+            return value + 0.5 * decay * float((kernel**2).sum()), gradient.ravel()
+
+        limits: Any = {
+            "maxiter": _MAX_STEPS,
+            "maxcor": _MEMORY,
+            "ftol": self._tolerance,
+            "gtol": _GRADIENT_TOLERANCE,
+        }
+        found: Any = minimize(objective, start.ravel(), jac=True, method="L-BFGS-B", options=limits)
+        self._last = white.to_linear(found.x.reshape(start.shape))
+        return [lift_linear(self.basis, self._last), self._discriminant]
 
 
 @contextmanager
@@ -111,10 +120,8 @@ def single_blas_thread() -> Iterator[None]:
 
 def count_rows_by_label(blocks: Blocks, classes: int) -> Ints:
     """Return the number of rows of each label, int64 [K]."""
-    counts = np.zeros(classes, np.int64)
-    for _, targets in blocks.read():
-        counts += np.bincount(targets, minlength=classes)
-    return counts
+    counts = (np.bincount(targets, minlength=classes) for _, targets in blocks.read())
+    return sum(counts, np.zeros(classes, np.int64))
 
 
 def compute_scaling(blocks: Blocks) -> Scaling:
@@ -138,13 +145,3 @@ def compute_scaling(blocks: Blocks) -> Scaling:
         count = total
     deviation = np.sqrt(squares / count)
     return Scaling.from_moments(mean.astype(np.float32), deviation.astype(np.float32))
-
-
-def combine_calibrated(
-    factors: Sequence[float | np.float32], temperature: float, linears: Sequence[Linear]
-) -> Linear:
-    """Return the weighted sum of classifiers, divided by the temperature, as one classifier."""
-    single = [np.float32(factor) for factor in factors]
-    kernels, biases = zip(*linears, strict=True)
-    kernel, bias = weighted_sum(single, kernels), weighted_sum(single, biases)
-    return kernel / np.float32(temperature), bias / np.float32(temperature)

@@ -9,7 +9,7 @@ linear head was worse than the linear head at every width (best: accuracy 75.1 %
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from trainer.heads.calibration import fit_temperature
 from trainer.heads.head import Floats, HiddenLayer, Ints, Linear, log_loss, softmax
-from trainer.heads.linear import compute_span, project_linear
+from trainer.heads.linear import project_linear
 from trainer.heads.settings import Selection
-from trainer.heads.streaming import Blocks, ShuffledRows
+from trainer.heads.streaming import ShuffledRows
 
 WIDTHS = (256, 1024)
 """Candidates for the number of units, H, selected by held-out log-loss."""
@@ -110,6 +110,7 @@ class EarlyStop:
     """State of the networks at the epoch with the lowest held-out log-loss.
 
     Attributes:
+        width: number of units.
         epochs: number of epochs; 0 if the linear head alone is best.
         layers: layer of each network at that epoch.
         logits: logits of the held-out photos, float32 [N,K].
@@ -117,53 +118,12 @@ class EarlyStop:
         loss: log-loss of the calibrated logits.
     """
 
+    width: int
     epochs: int
     layers: tuple[HiddenLayer, ...]
     logits: Floats
     temperature: float
     loss: float
-
-
-def stop_early(
-    networks: Sequence[Network],
-    held: Sequence[tuple[Floats, Ints]],
-    targets: Ints,
-    weights: Floats | None,
-) -> EarlyStop:
-    """Train networks, one per fold, epoch by epoch until the held-out log-loss stops decreasing.
-
-    All networks share one number of epochs, which then holds for the head on all photos.
-
-    Args:
-        networks: untrained networks.
-        held: features held out of each network, and their places in `targets`.
-        targets: labels of all photos held out, int64 [N].
-        weights: weights of these photos in the log-loss, float32 [N]; None for equal ones.
-    """
-    best: EarlyStop | None = None
-    for epoch, logits in _run_epochs(networks, held, len(targets)):
-        temperature = fit_temperature(logits, targets, weights)
-        loss = log_loss(softmax(logits / np.float32(temperature)), targets, weights)
-        if best is None or loss < best.loss:
-            best = EarlyStop(epoch, tuple(network.layer for network in networks), logits, temperature, loss)
-        elif epoch - best.epochs >= PATIENCE:
-            break
-    assert best is not None
-    return best
-
-
-def _run_epochs(
-    networks: Sequence[Network], held: Sequence[tuple[Floats, Ints]], count: int
-) -> Iterator[tuple[int, Floats]]:
-    """Yield each epoch, from 0, with the logits of all photos held out; train between them."""
-    for epoch in range(MOST_EPOCHS + 1):
-        parts = [network.logits(features) for network, (features, _) in zip(networks, held, strict=True)]
-        logits = np.empty((count, parts[0].shape[1]), np.float32)
-        for part, (_, places) in zip(parts, held, strict=True):
-            logits[places] = part
-        yield epoch, logits
-        for network in networks:
-            network.run_epoch()
 
 
 @dataclass(frozen=True)
@@ -184,35 +144,6 @@ class LayerTraining:
     held: Floats
     places: Ints
 
-    @classmethod
-    def from_features(
-        cls,
-        features: Floats,
-        targets: Ints,
-        base: Linear,
-        *,
-        held: Floats | None = None,
-        places: Ints | None = None,
-    ) -> LayerTraining:
-        """Return the training on features in memory, as coordinates in their span.
-
-        Args:
-            features: features to train on, float32 [N,D].
-            targets: their labels, int64 [N].
-            base: calibrated linear classifier.
-            held: features held out; None if nothing is.
-            places: rows of these among all photos held out.
-        """
-        basis, coordinates = compute_span(features)
-        rows = ShuffledRows(Blocks.from_array(coordinates, targets), 0, None)
-        if held is None or places is None:
-            held, places = np.zeros((0, features.shape[1]), np.float32), np.zeros(0, np.int64)
-        return cls(basis, rows, base, held, places)
-
-    def build_network(self, width: int, weights: Floats, seed: int) -> Network:
-        """Return an untrained network of `width` units."""
-        return Network(self.rows, project_linear(self.basis, self.base), width, weights, seed)
-
 
 def train_layers(
     trainings: Sequence[LayerTraining],
@@ -221,8 +152,8 @@ def train_layers(
     weights: Floats,
     width: int | None,
     seed: int,
-) -> tuple[int, EarlyStop]:
-    """Train a layer per fold; return the width with the lowest held-out log-loss, and its early stop.
+) -> EarlyStop:
+    """Train a layer per fold; return the early stop of the width with the lowest held-out log-loss.
 
     Args:
         trainings: one training per fold.
@@ -232,26 +163,58 @@ def train_layers(
         width: number of units; None to select one of WIDTHS.
         seed: seed of the networks.
     """
-    held = [
-        (training.held if training.basis is None else training.held @ training.basis, training.places)
-        for training in trainings
-    ]
 
     def train(width: int) -> EarlyStop:
-        networks = [training.build_network(width, weights, seed) for training in trainings]
-        return stop_early(networks, held, targets, held_weights)
+        networks = [
+            Network(training.rows, project_linear(training.basis, training.base), width, weights, seed)
+            for training in trainings
+        ]
+        return stop_early(networks, trainings, targets, held_weights)
 
-    tried = {width: train(width) for width in ((width,) if width else WIDTHS)}
-    best = min(tried, key=lambda width: tried[width].loss)
-    layers = tuple(
-        layer.lift(training.basis) for training, layer in zip(trainings, tried[best].layers, strict=True)
-    )
-    return best, replace(tried[best], layers=layers)
+    return min(map(train, (width,) if width else WIDTHS), key=lambda stop: stop.loss)
 
 
-def record_layer(selection: Selection, width: int, stop: EarlyStop, seed: int) -> Selection:
+def stop_early(
+    networks: Sequence[Network],
+    trainings: Sequence[LayerTraining],
+    targets: Ints,
+    weights: Floats | None,
+) -> EarlyStop:
+    """Train networks, one per fold, epoch by epoch until the held-out log-loss stops decreasing.
+
+    All networks share one number of epochs, which then holds for the head on all photos.
+
+    Args:
+        networks: untrained networks.
+        trainings: training of each network.
+        targets: labels of all photos held out, int64 [N].
+        weights: weights of these photos in the log-loss, float32 [N]; None for equal ones.
+    """
+    held = [
+        training.held if training.basis is None else training.held @ training.basis for training in trainings
+    ]
+    best: EarlyStop | None = None
+    for epoch in range(MOST_EPOCHS + 1):
+        logits = np.empty((len(targets), len(trainings[0].base[1])), np.float32)
+        for network, features, training in zip(networks, held, trainings, strict=True):
+            if epoch > 0:
+                network.run_epoch()
+            logits[training.places] = network.logits(features)
+        temperature = fit_temperature(logits, targets, weights)
+        loss = log_loss(softmax(logits / np.float32(temperature)), targets, weights)
+        if best is None or loss < best.loss:
+            layers = tuple(network.layer for network in networks)
+            best = EarlyStop(len(layers[0].bias), epoch, layers, logits, temperature, loss)
+        elif epoch - best.epochs >= PATIENCE:
+            break
+    assert best is not None
+    lifted = (layer.lift(training.basis) for layer, training in zip(best.layers, trainings, strict=True))
+    return replace(best, layers=tuple(lifted))
+
+
+def record_layer(selection: Selection, stop: EarlyStop, seed: int) -> Selection:
     """Return the selection with a hidden layer; the figures stay those of the linear head after 0 epochs."""
-    settings = selection.settings | {"width": width, "epochs": stop.epochs, "seed": seed}
+    settings = selection.settings | {"width": stop.width, "epochs": stop.epochs, "seed": seed}
     if not stop.epochs:
         return replace(selection, settings=settings)
     settings["layer_temperature"] = stop.temperature

@@ -1,28 +1,23 @@
-"""Linear classifiers: logistic regression and cosine by L-BFGS, and the discriminant in closed form.
+"""Linear classifiers: the loss and the variables of logistic regression, and the discriminant in closed form.
 
 All of them read the rows in blocks, so that memory does not grow with the number of rows. To need few
-passes, the two descents use the unknowns of whitened features: up to a factor, the covariance is a
+passes, the descent by L-BFGS uses the unknowns of whitened features: up to a factor, the covariance is a
 bound of the curvature of the loss (Boehning 1992, "Multinomial logistic regression algorithm"). On
 30,000 synthetic embeddings of 101 labels that takes 20 passes, where plain L-BFGS takes 60 to 100.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from trainer.heads.head import Floats, Ints, Linear, softmax
-from trainer.heads.lbfgs import Doubles, minimise
+from trainer.heads.head import Doubles, Floats, Ints, Linear, log_losses, softmax
 from trainer.heads.streaming import Blocks
 
 SHRINKAGE = 0.5
 """Weight of the spherical part of the covariance (Friedman 1989, "Regularized Discriminant Analysis")."""
-
-EXACT_TOLERANCE = 1e-8
-"""Relative decrease of the mean log-loss by one step at which the minimum counts as found."""
 
 _CURVATURE = 0.2
 """K times the curvature of the loss in whitened directions, near the minimum."""
@@ -45,19 +40,13 @@ class Moments:
     @classmethod
     def from_blocks(cls, features: Blocks, weights: Floats) -> Moments:
         """Compute the moments in one pass over features, with label weights float32 [K]."""
-        classes, dimension = len(weights), features.dimension
-        total = cls(np.zeros(classes), np.zeros((classes, dimension)), np.zeros((dimension, dimension)))
 
         def sum_block(rows: Floats, targets: Ints) -> tuple[Doubles, Any, Any]:
-            expected = np.eye(classes, dtype=np.float32)[targets] * weights[targets, None]
+            expected = np.eye(len(weights), dtype=np.float32)[targets] * weights[targets, None]
             weighted = rows if (weights == 1).all() else rows * weights[targets, None]
             return expected.sum(axis=0, dtype=np.float64), expected.T @ rows, rows.T @ weighted
 
-        for counts, sums, products in features.map(sum_block):
-            total.counts[:] += counts
-            total.sums[:] += sums
-            total.products[:] += products
-        return total
+        return cls(*features.sum(sum_block))
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.counts + other.counts, self.sums + other.sums, self.products + other.products)
@@ -104,7 +93,8 @@ class Whitening:
     """Change of variables by which the loss has about the same curvature in all directions.
 
     The kernel [D,K] is `matrix` [D,D] times the unknowns [D,K], where matrix' (c S + decay) matrix is
-    the identity, S the covariance and c an estimate of the curvature of the loss.
+    the identity, S the covariance and c an estimate of the curvature of the loss. The last row of the
+    unknowns [D+1,K] is the bias of centred features, which does not depend on the kernel.
 
     Args:
         moments: moments of the features.
@@ -123,17 +113,20 @@ class Whitening:
         self.mean = moments.mean
         self.step = curvature**-0.5
 
-    def kernel(self, unknowns: Doubles) -> Doubles:
-        """Return the kernel [D,K] of unknowns [D,K]."""
-        return np.asarray(self.matrix @ unknowns.astype(np.float32), np.float64)
+    def to_linear(self, unknowns: Doubles) -> Linear:
+        """Return the classifier of unknowns [D+1,K]."""
+        kernel = self.matrix @ unknowns[:-1].astype(np.float32)
+        return kernel, (self.step * unknowns[-1] - self.mean @ kernel).astype(np.float32)
 
-    def gradient(self, gradient: Doubles) -> Doubles:
-        """Return the gradient with respect to the unknowns, given that with respect to the kernel."""
-        return np.asarray(self.matrix.T @ gradient.astype(np.float32), np.float64)
+    def to_unknowns(self, linear: Linear) -> Doubles:
+        """Return the unknowns [D+1,K] of a classifier."""
+        kernel, bias = linear
+        return np.vstack([self.lower.T @ kernel, (bias + self.mean @ kernel) / self.step])
 
-    def unknowns(self, kernel: Floats | Doubles) -> Doubles:
-        """Return the unknowns [D,K] of a kernel [D,K]."""
-        return np.asarray(self.lower.T @ kernel.astype(np.float64))
+    def to_gradient(self, of_kernel: Doubles, of_bias: Doubles) -> Doubles:
+        """Return the gradient with respect to the unknowns, given those to the kernel and the bias."""
+        centred = of_kernel - np.outer(self.mean, of_bias)
+        return np.vstack([self.matrix.T @ centred.astype(np.float32), self.step * of_bias])
 
 
 def loss_and_gradient(features: Blocks, linear: Linear, weights: Floats) -> tuple[float, Doubles, Doubles]:
@@ -148,93 +141,19 @@ def loss_and_gradient(features: Blocks, linear: Linear, weights: Floats) -> tupl
         The loss, its gradient with respect to the kernel, [D,K], and to the bias, [K].
     """
     kernel, bias = linear
-    classes = len(bias)
 
-    def sum_block(rows: Floats, targets: Ints) -> tuple[float, float, Floats, Doubles]:
+    def sum_block(rows: Floats, targets: Ints) -> tuple[Any, ...]:
         error: Any = softmax(rows @ kernel + bias)
-        places = np.arange(len(targets)), targets
         row_weights = weights[targets]
-        losses = -np.log(np.maximum(error[places], 1e-15)) * row_weights
+        loss = log_losses(error, targets) @ row_weights
         # The gradient of the loss with respect to the logits: probabilities minus one-hot targets.
-        error[places] -= 1.0
+        error[np.arange(len(targets)), targets] -= 1.0
         error *= row_weights[:, None]
-        return (
-            float(losses.sum(dtype=np.float64)),
-            float(row_weights.sum(dtype=np.float64)),
-            rows.T @ error,
-            error.sum(axis=0, dtype=np.float64),
-        )
+        total = row_weights.sum(dtype=np.float64)
+        return loss, total, rows.T @ error, error.sum(axis=0, dtype=np.float64)
 
-    value, total = 0.0, 0.0
-    of_kernel, of_bias = np.zeros((features.dimension, classes)), np.zeros(classes)
-    for block_value, block_total, block_of_kernel, block_of_bias in features.map(sum_block):
-        value += block_value
-        total += block_total
-        of_kernel += block_of_kernel
-        of_bias += block_of_bias
-    return value / total, of_kernel / total, of_bias / total
-
-
-class LogisticRegression:
-    """Multinomial logistic regression; each fit begins at the result of the previous one.
-
-    The objective is the mean log-loss plus half the squared kernel divided by C N. The bias is not
-    regularised.
-
-    Args:
-        features: rows to fit on.
-        moments: moments of such features, with the same weights.
-        weights: label weights, float32 [K].
-        start: classifier at which the first fit begins; None for zeros.
-        tolerance: relative decrease of the loss by one step at which the minimum counts as found.
-    """
-
-    def __init__(
-        self,
-        features: Blocks,
-        moments: Moments,
-        weights: Floats,
-        *,
-        start: Linear | None = None,
-        tolerance: float = EXACT_TOLERANCE,
-    ) -> None:
-        self._features, self._moments, self._weights = features, moments, weights
-        self._tolerance = tolerance
-        classes = len(weights)
-        self._last = start or (
-            np.zeros((features.dimension, classes), np.float32),
-            np.zeros(classes, np.float32),
-        )
-
-    def fit(self, strength: float) -> Linear:
-        """Return the minimum for a C."""
-        decay = 1.0 / (strength * self._features.count)
-        white = Whitening(self._moments, decay)
-
-        def to_linear(unknowns: Doubles) -> tuple[Doubles, Doubles]:
-            # The unknown bias is that of centred features, which does not depend on the kernel.
-            kernel = white.kernel(unknowns[:-1])
-            return kernel, white.step * unknowns[-1] - white.mean @ kernel
-
-        def objective(unknowns: Doubles) -> tuple[float, Doubles]:
-            kernel, bias = to_linear(unknowns)
-            linear = kernel.astype(np.float32), bias.astype(np.float32)
-            value, of_kernel, of_bias = loss_and_gradient(self._features, linear, self._weights)
-            # The regularisation, and the share of the kernel in the bias (see to_linear).
-            of_kernel += decay * kernel - np.outer(white.mean, of_bias)
-            gradient = np.vstack([white.gradient(of_kernel), white.step * of_bias])
-            return value + 0.5 * decay * float((kernel**2).sum()), gradient
-
-        last, offset = self._last
-        start = np.vstack([white.unknowns(last), (offset + white.mean @ last) / white.step])
-        kernel, bias = to_linear(minimise(objective, start, self._tolerance))
-        self._last = kernel.astype(np.float32), bias.astype(np.float32)
-        return self._last
-
-
-def equal_weights(classes: int) -> Floats:
-    """Return label weights of one, float32 [K]."""
-    return np.ones(classes, np.float32)
+    value, total, of_kernel, of_bias = features.sum(sum_block)
+    return float(value / total), of_kernel / total, of_bias / total
 
 
 def compute_span(features: Floats) -> tuple[Floats | None, Floats]:
@@ -257,46 +176,3 @@ def lift_linear(basis: Floats | None, linear: Linear) -> Linear:
 def project_linear(basis: Floats | None, linear: Linear) -> Linear:
     """Return the classifier of coordinates in a basis [D,N] (or None), given that of the features."""
     return linear if basis is None else (basis.T @ linear[0], linear[1])
-
-
-def fit_discriminant(
-    features: Floats, targets: Ints, classes: int, weights: Floats | None = None, shrinkage: float = SHRINKAGE
-) -> Linear:
-    """Fit linear discriminant analysis with the within-label covariance shrunk towards a sphere.
-
-    Args:
-        features: rows to fit on, float32 [N,D].
-        targets: their labels, int64 [N].
-        classes: number of labels, K. A label without photos gets a probability of about 0.
-        weights: label weights, float32 [K]; None for equal ones.
-        shrinkage: weight of the sphere.
-    """
-    basis, coordinates = compute_span(features)
-    weights = equal_weights(classes) if weights is None else weights
-    moments = Moments.from_blocks(Blocks.from_array(coordinates, targets), weights)
-    return lift_linear(basis, moments.discriminant(shrinkage, features.shape[1]))
-
-
-def fit_logistic(
-    features: Floats,
-    targets: Ints,
-    classes: int,
-    strengths: Sequence[float],
-    weights: Floats | None = None,
-) -> list[Linear]:
-    """Fit logistic regression: return kernel [D,K] and bias [K] for each C.
-
-    The bias is not regularised. Each fit begins at the result of the previous one.
-
-    Args:
-        features: rows to fit on, float32 [N,D].
-        targets: their labels, int64 [N].
-        classes: number of labels, K.
-        strengths: values of C, ascending.
-        weights: label weights, float32 [K]; None for equal ones.
-    """
-    basis, coordinates = compute_span(features)
-    weights = equal_weights(classes) if weights is None else weights
-    blocks = Blocks.from_array(coordinates, targets)
-    regression = LogisticRegression(blocks, Moments.from_blocks(blocks, weights), weights)
-    return [lift_linear(basis, regression.fit(strength)) for strength in strengths]

@@ -5,21 +5,20 @@ from __future__ import annotations
 import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
+from trainer.heads.calibration import combine_linears
 from trainer.heads.fitter import (
-    FitOptions,
+    EXACT_TOLERANCE,
     Fitter,
-    combine_calibrated,
     compute_scaling,
     count_rows_by_label,
     single_blas_thread,
 )
 from trainer.heads.head import Floats, Head, Scaling
 from trainer.heads.hidden import Network
-from trainer.heads.linear import EXACT_TOLERANCE, Moments, compute_span, project_linear
+from trainer.heads.linear import SHRINKAGE, Moments, project_linear
 from trainer.heads.settings import LARGE_DATASET, HeadSettings, Selection, class_weights
 from trainer.heads.streaming import Blocks, ShuffledRows
 
@@ -41,40 +40,47 @@ def refit(
     settings = settings or HeadSettings()
     chosen = selection.settings
     weights = class_weights(count_rows_by_label(blocks, classes), chosen["class_weight"])
-    options = FitOptions(shrinkage=chosen["shrinkage"]) if "shrinkage" in chosen else FitOptions()
+    shrinkage = chosen.get("shrinkage", SHRINKAGE)
     with single_blas_thread(), ExitStack() as stack:
-        basis: Floats | None = None
-        directory: Path | None = None
+        directory: str | None = None
         if blocks.count < LARGE_DATASET:
             # Few photos: in memory, to the exact tolerance, as coordinates in their span.
             embeddings, targets = blocks.gather()
             rows = np.asarray(embeddings, np.float32)
             scaling = Scaling.from_embeddings(rows)
-            features = scaling.features(rows)
-            exact = replace(options, tolerance=EXACT_TOLERANCE)
-            fitter = Fitter.from_array(features, targets, weights, exact)
-            basis, coordinates = compute_span(features)
-            parts = Blocks.from_array(coordinates, targets)
+            fitter = Fitter.from_array(
+                scaling.features(rows), targets, weights, tolerance=EXACT_TOLERANCE, shrinkage=shrinkage
+            )
         else:
             scaling = compute_scaling(blocks)
-            parts = blocks.with_scaling(scaling)
+            parts = replace(blocks, scaling=scaling)
             if 4 * blocks.count * blocks.dimension <= settings.memory:
                 parts = parts.load_features()
             elif chosen.get("epochs"):
-                directory = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=settings.directory)))
-            moments = Moments.from_blocks(parts, weights)
-            fitter = Fitter(parts, moments, weights, options=options)
-        linear = combine_calibrated(chosen["shares"], 1.0, fitter.fit(selection.strength))
-        if not chosen.get("epochs"):
-            return Head(scaling, *linear, chosen["temperature"])
-        base = linear[0] / np.float32(chosen["temperature"]), linear[1] / np.float32(chosen["temperature"])
-        network = Network(
-            ShuffledRows(parts, chosen["seed"], directory),
-            project_linear(basis, base),
-            chosen["width"],
-            weights,
-            chosen["seed"],
-        )
-        for _ in range(chosen["epochs"]):
-            network.run_epoch()
-    return Head(scaling, *base, chosen["layer_temperature"], network.layer.lift(basis))
+                directory = stack.enter_context(tempfile.TemporaryDirectory(dir=settings.directory))
+            fitter = Fitter(parts, Moments.from_blocks(parts, weights), weights, shrinkage=shrinkage)
+        return fit_selected(scaling, fitter, weights, selection, directory)
+
+
+def fit_selected(
+    scaling: Scaling, fitter: Fitter, weights: Floats, selection: Selection, directory: str | None = None
+) -> Head:
+    """Fit a head on the rows of a fitter with the settings of a selection.
+
+    Args:
+        scaling: scaling of the embeddings to the features of the fitter.
+        fitter: fitter of the linear classifiers.
+        weights: label weights, float32 [K].
+        selection: selection of the head whose settings are used.
+        directory: directory for the rows of a hidden layer; None if the features are in memory.
+    """
+    chosen = selection.settings
+    linears = fitter.fit(selection.strength)
+    if not chosen.get("epochs"):
+        return Head(scaling, *combine_linears(chosen["shares"], linears), chosen["temperature"])
+    base = combine_linears(chosen["shares"], linears, chosen["temperature"])
+    rows = ShuffledRows(fitter.features, chosen["seed"], directory)
+    network = Network(rows, project_linear(fitter.basis, base), chosen["width"], weights, chosen["seed"])
+    for _ in range(chosen["epochs"]):
+        network.run_epoch()
+    return Head(scaling, *base, chosen["layer_temperature"], network.layer.lift(fitter.basis))

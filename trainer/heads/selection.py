@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from trainer.heads.calibration import Mixture, fit_mixture
-from trainer.heads.fitter import Fitter, combine_calibrated
-from trainer.heads.head import Floats, Head, Ints, Linear, Scaling
+from trainer.heads.fitter import Fitter
+from trainer.heads.head import Floats, Ints, Linear
 from trainer.heads.linear import Moments
 from trainer.heads.settings import HeadSettings, Selection
 
@@ -174,14 +174,3 @@ def record_selection(
         "shrinkage": shrinkage,
     }
     return Selection(method, best.strength, best.losses, best.mixture.probabilities, targets, chosen)
-
-
-def build_head(scaling: Scaling, mixture: Mixture, linears: Sequence[Linear]) -> Head:
-    """Return a head without hidden layer."""
-    kernel, bias = mixture.combine(linears)
-    return Head(scaling, kernel, bias, mixture.temperature)
-
-
-def calibrate(mixture: Mixture, linears: Sequence[Linear]) -> Linear:
-    """Return the mixture of classifiers as one classifier with calibrated logits."""
-    return combine_calibrated(mixture.weights, mixture.temperature, linears)

@@ -49,8 +49,8 @@ class HeadSettings:
     directory: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("linear", "hidden", "cosine"):
-            raise ValueError(f"kind {self.kind!r} is unknown; expected linear, hidden or cosine")
+        if self.kind not in ("linear", "hidden"):
+            raise ValueError(f"kind {self.kind!r} is unknown; expected linear or hidden")
         if self.class_weight not in ("none", "balanced"):
             raise ValueError(f"class_weight {self.class_weight!r} is unknown; expected none or balanced")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +11,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from trainer.heads.head import Floats, Ints, Scaling, Vectors
+from serving.process import cores
+from trainer.heads.head import Doubles, Floats, Ints, Scaling, Vectors
 
 Block = tuple[Vectors, Ints]
 Result = TypeVar("Result")
@@ -60,25 +60,27 @@ class Blocks:
             size: rows per block.
             chosen: rows to use, in this order, int64 [n]; None for all.
         """
-        if chosen is not None:
-            order = chosen
-
-            def read_chosen() -> Iterator[Block]:
-                for start in range(0, len(order), size):
-                    at = order[start : start + size]
-                    yield rows[at], targets[at]
-
-            return cls(read_chosen, len(order), rows.shape[1])
+        count = len(targets if chosen is None else chosen)
 
         def read() -> Iterator[Block]:
-            for start in range(0, len(targets), size):
-                yield rows[start : start + size], targets[start : start + size]
+            for start in range(0, count, size):
+                part = slice(start, start + size)
+                at = part if chosen is None else chosen[part]
+                yield rows[at], targets[at]
 
-        return cls(read, len(targets), rows.shape[1], array=(rows, targets))
+        return cls(read, count, rows.shape[1], array=(rows, targets) if chosen is None else None)
 
-    def with_scaling(self, scaling: Scaling) -> Blocks:
-        """Return these embeddings with a scaling to features."""
-        return replace(self, scaling=scaling)
+    def first(self, count: int) -> Blocks:
+        """Return the first `count` rows."""
+
+        def read() -> Iterator[Block]:
+            left = count
+            for rows, targets in self.read():
+                if left > 0:
+                    yield rows[:left], targets[:left]
+                left -= len(targets)
+
+        return replace(self, read=read, count=count, array=None)
 
     def chain(self, other: Blocks) -> Blocks:
         """Return the rows of both, those of `other` last.
@@ -104,9 +106,9 @@ class Blocks:
 
         def process(block: Block) -> Result:
             rows, targets = block
-            return work(_to_features(rows, self.scaling), targets)
+            return work(self.to_features(rows), targets)
 
-        workers = min(_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+        workers = min(_WORKERS, cores())
         if self.count <= ROWS or workers == 1:
             yield from map(process, self.read())
             return
@@ -119,6 +121,15 @@ class Blocks:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
+
+    def sum(self, work: Callable[[Floats, Ints], tuple[Any, ...]]) -> list[Doubles]:
+        """Return the float64 sums over the blocks, one or more, of the results of `work` as for `map`."""
+        results = self.map(work)
+        totals = [np.array(part, np.float64) for part in next(results)]
+        for result in results:
+            for total, part in zip(totals, result, strict=True):
+                total += part
+        return totals
 
     def gather(self) -> Block:
         """Return all rows, unscaled, and their labels."""
@@ -173,9 +184,9 @@ class Blocks:
         others = replace(self, read=read(False), count=self.count - taken, array=None)
         return others, replace(others, read=read(True), count=taken)
 
-
-def _to_features(rows: Vectors, scaling: Scaling | None) -> Floats:
-    return np.asarray(rows, np.float32) if scaling is None else scaling.features(rows)
+    def to_features(self, rows: Vectors) -> Floats:
+        """Return the features of some rows, float32 [n,D]."""
+        return np.asarray(rows, np.float32) if self.scaling is None else self.scaling.features(rows)
 
 
 def _index_within_label(targets: Ints) -> Ints:
@@ -200,18 +211,14 @@ class ShuffledRows:
         directory: directory of the files; None if the blocks are in memory (`Blocks.load_features`).
     """
 
-    def __init__(self, blocks: Blocks, seed: int, directory: Path | None) -> None:
+    def __init__(self, blocks: Blocks, seed: int, directory: str | Path | None = None) -> None:
         self.count = blocks.count
-        self._scaling = blocks.scaling
-        self._dimension = blocks.dimension
-        self._paths: list[Path] = []
-        self._dtype: np.dtype[Any] = np.dtype(np.float32)
-        if directory is None:
-            self._memory = [blocks.gather()]
-            return
-        self._memory = []
+        self._blocks = blocks
+        self._memory = [blocks.gather()] if directory is None else []
         buckets = min(-(-blocks.count // _BUCKET), _MOST_BUCKETS)
-        self._paths = [directory / f"{index}" for index in range(buckets)]
+        self._paths = [Path(directory, f"{index}") for index in range(buckets)] if directory else []
+        if not self._paths:
+            return
         random = np.random.default_rng(seed)
         for rows, targets in blocks.read():
             bucket = random.integers(0, buckets, len(targets))
@@ -228,7 +235,7 @@ class ShuffledRows:
             order = random.permutation(len(targets))
             for start in range(0, len(order), size):
                 chosen = order[start : start + size]
-                yield _to_features(rows[chosen], self._scaling), targets[chosen]
+                yield self._blocks.to_features(rows[chosen]), targets[chosen]
 
     def _chunks(self, random: np.random.Generator) -> Iterator[Block]:
         """Yield the rows in memory, or file by file in random order."""
@@ -236,5 +243,5 @@ class ShuffledRows:
         for index in random.permutation(len(self._paths)):
             path = self._paths[index]
             if path.exists():
-                rows: Vectors = np.fromfile(path, self._dtype).reshape(-1, self._dimension)
+                rows: Any = np.fromfile(path, self._dtype).reshape(-1, self._blocks.dimension)
                 yield rows, np.fromfile(path.with_suffix(".labels"), np.int64)

@@ -38,18 +38,10 @@ from trainer import heads
 from trainer.dataset import Subset
 from trainer.evaluation.metrics import Evaluation
 from trainer.evaluation.training_record import FittedHead, TrainingData
-from trainer.heads import (
-    Floats,
-    Head,
-    Ints,
-    Scaling,
-    Selection,
-    Vectors,
-    fit_discriminant,
-    fit_logistic,
-    fit_temperature,
-    log_loss,
-)
+from trainer.heads import Floats, Head, Ints, Scaling, Selection, Vectors, log_loss
+from trainer.heads.calibration import combine_linears, fit_mixture
+from trainer.heads.fitter import EXACT_TOLERANCE, Fitter
+from trainer.heads.selection import compute_logits
 from trainer.training.projector import sample_rows, write_projector
 
 DIRECTORIES = {Subset.TRAINING: "train", Subset.VALIDATION: "validation", Subset.TESTING: "test"}
@@ -181,25 +173,17 @@ def fit_candidates(
         calibration: int64 [m], rows to fit the temperature on.
         selection: the candidates.
     """
-    from threadpoolctl import threadpool_limits
-
-    classes = selection.probabilities.shape[1]
+    weights = np.ones(selection.probabilities.shape[1], np.float32)
     scaling = Scaling.from_embeddings(np.asarray(embeddings[training], np.float32))
     features, held = scaling.features(embeddings[training]), scaling.features(embeddings[calibration])
-    known, strengths = targets[training], sorted(selection.losses)
-
-    def temperature(kernel: Floats, bias: Floats) -> np.float32:
-        return np.float32(fit_temperature(held @ kernel + bias, targets[calibration]))
-
-    with threadpool_limits(1, user_api="blas"):
-        other = fit_discriminant(features, known, classes)
-        fits = fit_logistic(features, known, classes, strengths)
-        candidates = {}
-        for strength, fit in zip(strengths, fits, strict=True):
-            # As in trainer.heads: the mean of logistic regression and the discriminant, each tempered.
-            shares = [np.float32(0.5) / temperature(*linear) for linear in (fit, other)]
-            kernel, bias = (shares[0] * one + shares[1] * two for one, two in zip(fit, other, strict=True))
-            candidates[strength] = Head(scaling, kernel, bias, float(temperature(kernel, bias)))
+    candidates = {}
+    with heads.single_blas_thread():
+        fitter = Fitter.from_array(features, targets[training], weights, tolerance=EXACT_TOLERANCE)
+        for strength in sorted(selection.losses):
+            linears = fitter.fit(strength)
+            mixture = fit_mixture(compute_logits(linears, held), targets[calibration])
+            linear = combine_linears(mixture.weights, linears)
+            candidates[strength] = Head(scaling, *linear, mixture.temperature)
     return candidates
 
 

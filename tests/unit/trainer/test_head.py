@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.support.head import blobs, of_length_one, predict, yardstick
+from tests.support.head import blobs, fit_exactly, of_length_one, predict, yardstick
 from trainer import heads
+from trainer.heads.fitter import EXACT_TOLERANCE, Fitter
 from trainer.heads.linear import loss_and_gradient
 from trainer.heads.streaming import Blocks
 
@@ -77,8 +78,10 @@ def test_logistic_regression_matches_scikit_learn(count: int, dimensions: int) -
     features = of_length_one(features)
     unseen = of_length_one(blobs(100, dimensions, 4, seed=7)[0])
     strengths = [1.0, 10.0, 100.0]
-    fits = heads.fit_logistic(features, targets, 4, strengths)
-    for strength, (kernel, bias) in zip(strengths, fits, strict=True):
+    weights = np.ones(4, np.float32)
+    fitter = Fitter.from_array(features, targets, weights, tolerance=EXACT_TOLERANCE)
+    for strength in strengths:  # each fit begins at the result of the previous one
+        kernel, bias = fitter.fit(strength)[0]
         assert (kernel.shape, bias.shape) == ((dimensions, 4), (4,))
         assert kernel.dtype == bias.dtype == np.float32
         wanted = yardstick(features, targets, strength, tolerance=1e-8)
@@ -92,7 +95,7 @@ def test_logistic_regression_matches_scikit_learn(count: int, dimensions: int) -
 
 def test_the_bias_is_not_regularised() -> None:
     targets = np.array([0] * 90 + [1] * 10)
-    [(kernel, bias)] = heads.fit_logistic(np.zeros((100, 3), np.float32), targets, 2, [1e-3])
+    kernel, bias = fit_exactly(np.zeros((100, 3), np.float32), targets, 1e-3)[0]
     np.testing.assert_allclose(heads.softmax(bias[None])[0], [0.9, 0.1], atol=1e-3)
     np.testing.assert_array_equal(kernel, 0)
 
@@ -176,7 +179,7 @@ def test_the_discriminant_matches_scikit_learn() -> None:
 
     for count, dimensions in ((300, 20), (60, 200)):
         features, targets = blobs(count, dimensions, 4)
-        kernel, bias = heads.fit_discriminant(features, targets, 4)
+        kernel, bias = fit_exactly(features, targets, 1.0)[1]
         theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=heads.SHRINKAGE)
         theirs.fit(features.astype(np.float64), targets)
         unseen = blobs(100, dimensions, 4, seed=7)[0]
@@ -189,8 +192,7 @@ def test_the_head_is_the_mean_of_both_classifiers() -> None:
     features, targets = blobs(150, 30, 3)
     fitted, selection = heads.fit(features, targets, 3)
     scaled = fitted.scaling.features(features)
-    [(logistic, _)] = heads.fit_logistic(scaled, targets, 3, [selection.strength])
-    discriminant, _ = heads.fit_discriminant(scaled, targets, 3)
+    (logistic, _), (discriminant, _) = fit_exactly(scaled, targets, selection.strength)
     columns = np.stack([logistic.ravel(), discriminant.ravel()], axis=1).astype(np.float64)
     weights, residual, _, _ = np.linalg.lstsq(columns, fitted.kernel.ravel().astype(np.float64))
     assert residual[0] < 1e-6 * (fitted.kernel**2).sum()

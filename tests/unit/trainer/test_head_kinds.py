@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.head import blobs
+from tests.support.head import blobs, fit_exactly
 from tests.support.head_kinds import KINDS, Data, fitted
 from trainer import heads
 from trainer.heads import HeadSettings
@@ -52,12 +52,10 @@ def test_a_class_weight_equals_copies_of_the_photos(times: list[int], seed: int)
     # The loss is a weighted mean, so C scales with the sum of the weights.
     weights = np.array(times, np.float32)
     strength = 10.0
-    [(kernel, _)] = heads.fit_logistic(features, targets, 3, [strength * len(copies) / 90], weights)
-    [(wanted, _)] = heads.fit_logistic(features[copies], targets[copies], 3, [strength])
-    np.testing.assert_allclose(kernel, wanted, atol=2e-2 * np.abs(wanted).max())
-    kernel, bias = heads.fit_discriminant(features, targets, 3, weights)
-    wanted, wanted_bias = heads.fit_discriminant(features[copies], targets[copies], 3)
-    np.testing.assert_allclose(kernel, wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
+    (logistic, _), (kernel, bias) = fit_exactly(features, targets, strength * len(copies) / 90, weights)
+    (wanted, _), (wanted_kernel, wanted_bias) = fit_exactly(features[copies], targets[copies], strength)
+    np.testing.assert_allclose(logistic, wanted, atol=2e-2 * np.abs(wanted).max())
+    np.testing.assert_allclose(kernel, wanted_kernel, rtol=1e-3, atol=1e-3 * np.abs(wanted_kernel).max())
     np.testing.assert_allclose(bias, wanted_bias, rtol=1e-3, atol=1e-2)
 
 
