@@ -21,7 +21,7 @@ DT_STRING = 7
 DT_BFLOAT16 = 14
 DT_HALF = 19
 
-_NUMERIC: dict[int, tuple[np.dtype[Any], str]] = {
+NUMERIC: dict[int, tuple[np.dtype[Any], str]] = {
     1: (np.dtype("<f4"), "float_val"),
     2: (np.dtype("<f8"), "double_val"),
     3: (np.dtype("<i4"), "int_val"),
@@ -43,7 +43,7 @@ _NUMERIC: dict[int, tuple[np.dtype[Any], str]] = {
 Numpy has no bfloat16; its bits are the upper half of those of a float32.
 """
 
-_NUMBERS = {dtype: number for number, (dtype, _) in _NUMERIC.items() if number != DT_BFLOAT16}
+_NUMBERS = {dtype: number for number, (dtype, _) in NUMERIC.items() if number != DT_BFLOAT16}
 
 _MAX_REPEATED_BYTES = 1 << 26
 """Size limit of a tensor that repeats its last value; a message of a few bytes can state any shape."""
@@ -90,7 +90,7 @@ def encode(values: NDArray[Any] | Sequence[bytes], *, typed_fields: bool = False
     if not typed_fields:
         proto.tensor_content = flat.tobytes()
         return proto
-    field = _NUMERIC[proto.dtype][1]
+    field = NUMERIC[proto.dtype][1]
     if field == "half_val":
         flat = flat.view("<u2")
     elif flat.dtype.kind == "c":
@@ -119,9 +119,9 @@ def decode(proto: protos.Message, name: str) -> NDArray[Any]:
     count = math.prod(shape)
     if proto.dtype == DT_STRING:
         return _reshape(_decode_strings(proto, name, count), name, shape)
-    if proto.dtype not in _NUMERIC:
+    if proto.dtype not in NUMERIC:
         raise InputError(f"Tensor {name!r} is of dtype {dtype_name(proto.dtype)}, which is not supported.")
-    dtype, field = _NUMERIC[proto.dtype]
+    dtype, field = NUMERIC[proto.dtype]
     if proto.tensor_content:
         if len(proto.tensor_content) != count * dtype.itemsize:
             raise _mismatch(name, shape, f"{len(proto.tensor_content)} bytes of {dtype.itemsize} each")

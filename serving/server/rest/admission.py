@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from serving.server.status_error import StatusError
+from serving.server.status_error import StatusError, unavailable
 
 MAX_BODY_BYTES = 128 << 20
 """Maximum body of one request; a photo of 64 MiB takes 86 MiB in base64."""
@@ -19,7 +19,7 @@ MAX_REQUESTS = 256
 """Maximum number of requests in flight; requests beyond it get 503."""
 
 
-class BodyTooLargeError(Exception):
+class BodyTooLargeError(StatusError):
     """The body of a request is larger than MAX_BODY_BYTES."""
 
 
@@ -43,7 +43,6 @@ class Reservation:
         if in_flight.requests >= MAX_REQUESTS:
             raise _busy(f"{MAX_REQUESTS} REST requests are in flight")
         self._in_flight, self._bytes = in_flight, 0
-        self._on_thread = False
         in_flight.requests += 1
 
     def add_bytes(self, size: int) -> None:
@@ -54,31 +53,27 @@ class Reservation:
             StatusError: all bodies in flight are larger than MAX_TOTAL_BODY_BYTES.
         """
         if self._bytes + size > MAX_BODY_BYTES:
-            raise BodyTooLargeError(f"The body is larger than {MAX_BODY_BYTES} bytes.")
+            text = f"The body is larger than {MAX_BODY_BYTES} bytes."
+            raise BodyTooLargeError(grpc.StatusCode.INVALID_ARGUMENT, text)
         if self._in_flight.bytes + size > MAX_TOTAL_BODY_BYTES:
             raise _busy(f"the bodies of REST requests in flight take {MAX_TOTAL_BODY_BYTES} bytes")
         self._bytes += size
         self._in_flight.bytes += size
 
-    def release_after(self, work: asyncio.Future[Any]) -> None:
-        """Release the reservation when the thread has finished, even if the caller has left before."""
-        self._on_thread = True
-        work.add_done_callback(self._finish)
+    def release(self, work: asyncio.Future[Any] | None) -> None:
+        """Release the reservation once the thread has finished, even if the caller has left before.
 
-    def release(self) -> None:
-        """Release the reservation, unless a thread still works on the request."""
-        if not self._on_thread:
-            self._subtract()
-
-    def _finish(self, work: asyncio.Future[Any]) -> None:
-        if not work.cancelled():
+        Args:
+            work: future of the thread that answers the request; None if none was started.
+        """
+        if work and not work.done():
+            work.add_done_callback(self.release)
+            return
+        if work and not work.cancelled():
             work.exception()  # retrieve it, or asyncio logs it as unhandled when the request has timed out
-        self._subtract()
-
-    def _subtract(self) -> None:
         self._in_flight.requests -= 1
         self._in_flight.bytes -= self._bytes
 
 
 def _busy(why: str) -> StatusError:
-    return StatusError(grpc.StatusCode.UNAVAILABLE, f"The server is overloaded: {why}. Retry later.")
+    return unavailable(f"The server is overloaded: {why}. Retry later.")

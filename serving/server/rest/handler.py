@@ -117,9 +117,6 @@ class _RestApi:
         except StatusError as error:
             code = error.code.name
             return self._error_response(error)
-        except BodyTooLargeError as error:
-            code = "INVALID_ARGUMENT"
-            return self._json_response(messages.format_error(str(error)), HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         finally:
             if api_request.verb in _RPC_NAMES:
                 # Unknown names are counted as "", or callers could create any number of time series.
@@ -138,31 +135,31 @@ class _RestApi:
 
         Raises:
             StatusError: the request is rejected, timed out, or failed.
-            BodyTooLargeError: the body is too large.
         """
-        reservation = Reservation(self._in_flight)
+        reservation, work = Reservation(self._in_flight), None
         try:
             async with asyncio.timeout(self._seconds) as timeout:
                 body = await _read_body(request, reservation)
                 work = asyncio.get_running_loop().run_in_executor(
                     self._threads, answer_request, self._manager, api_request, body, start + self._seconds
                 )
-                reservation.release_after(work)
                 # The thread checks the same deadline and its error is more specific, so let it answer first.
                 timeout.reschedule((timeout.when() or 0) + _GRACE_SECONDS)
                 return await asyncio.shield(work)
         except TimeoutError as error:
             raise timeout_error() from error
-        except (StatusError, BodyTooLargeError):
+        except StatusError:
             raise
         except Exception as error:  # a bug here: INTERNAL for this caller, and a traceback in the log
             _log.exception("a REST request failed")
             raise StatusError(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}") from error
         finally:
-            reservation.release()
+            reservation.release(work)
 
     def _error_response(self, error: StatusError) -> web.Response:
-        return self._json_response(messages.format_error(error.text), http_status(error.code))
+        too_large = isinstance(error, BodyTooLargeError)
+        status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE if too_large else http_status(error.code)
+        return self._json_response(messages.format_error(error.text), status)
 
     def _json_response(self, text: str, status: int = HTTPStatus.OK) -> web.Response:
         headers = {"Content-Type": "application/json", **self._headers}
@@ -173,8 +170,7 @@ async def _read_body(request: web.Request, reservation: Reservation) -> bytearra
     """Read the body; aiohttp decompresses gzip, so the limits apply to the decompressed bytes.
 
     Raises:
-        StatusError: the body is corrupt, or too many bytes are in flight.
-        BodyTooLargeError: the body is too large.
+        StatusError: the body is corrupt or too large, or too many bytes are in flight.
     """
     body = bytearray()
     try:

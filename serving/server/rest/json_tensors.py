@@ -19,28 +19,19 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeAlias
 
-import grpc
 import numpy as np
 from numpy.typing import NDArray
 
 from serving import protos
 from serving.protos import tensors
-from serving.server.status_error import StatusError, invalid_argument
+from serving.server.status_error import invalid_argument, unimplemented
 
 Json: TypeAlias = Any
 """Any result of json.loads."""
 
-# DataType numbers and their numpy types.
-_FLOATS: dict[int, Any] = {1: np.float32, 2: np.float64}
-_INTEGERS: dict[int, Any] = {
-    3: np.int32,
-    4: np.uint8,
-    5: np.int16,
-    6: np.int8,
-    9: np.int64,
-    22: np.uint32,
-    23: np.uint64,
-}
+# DataType numbers.
+_FLOATS = (1, 2)
+_INTEGERS = (3, 4, 5, 6, 9, 22, 23)
 _BOOL = 10
 
 _MAX_SHOWN = 512
@@ -199,10 +190,10 @@ def _check_uniform(leaves: list[Any], dtype: int) -> list[Any] | None:
     """Return the elements if one check of all shows that they have the dtype; None: check each."""
     types = set(map(type, leaves))
     if dtype in _INTEGERS and types == {int}:
-        limits = np.iinfo(_INTEGERS[dtype])
+        limits = np.iinfo(tensors.NUMERIC[dtype][0])
         return leaves if limits.min <= min(leaves) and max(leaves) <= limits.max else None
     if dtype in _FLOATS and types and types <= {int, float}:
-        floats = np.finfo(_FLOATS[dtype])
+        floats = np.finfo(tensors.NUMERIC[dtype][0])
         limit = floats.max if types == {float} else 2.0**floats.nmant  # integers up to it are exact
         try:
             values = np.abs(np.array(leaves, np.float64))
@@ -250,16 +241,15 @@ def _check_element(value: Json, dtype: int) -> Any:
     elif dtype == _BOOL:
         if isinstance(value, bool):
             return value
-    elif dtype not in _FLOATS and dtype not in _INTEGERS:
-        raise StatusError(
-            grpc.StatusCode.UNIMPLEMENTED,
-            f"Conversion of JSON Value: {format_value(value)} to type: {tensors.dtype_name(dtype)}",
+    elif dtype not in (*_FLOATS, *_INTEGERS):
+        raise unimplemented(
+            f"Conversion of JSON Value: {format_value(value)} to type: {tensors.dtype_name(dtype)}"
         )
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         if dtype in _FLOATS:
             check_float(value, single=dtype == 1)
             return value
-        limits = np.iinfo(_INTEGERS[dtype])
+        limits = np.iinfo(tensors.NUMERIC[dtype][0])
         if isinstance(value, int) and limits.min <= value <= limits.max:
             return value
     raise invalid_argument(
@@ -270,15 +260,12 @@ def _check_element(value: Json, dtype: int) -> Any:
 
 def _make_proto(leaves: list[Any], shape: tuple[int, ...], dtype: int) -> protos.Message:
     if dtype == tensors.DT_STRING:
-        proto = tensors.encode(leaves)
+        array: NDArray[Any] = tensors.make_string_array(leaves)
     else:
-        known = _FLOATS | _INTEGERS | {_BOOL: np.bool_}
-        proto = tensors.encode(np.array(leaves, dtype=known.get(dtype, np.float32)))
-        proto.dtype = dtype
+        array = np.array(leaves, tensors.NUMERIC[dtype][0] if dtype in tensors.NUMERIC else np.float32)
     # The shape is set explicitly: numpy cannot tell the shape of nested empty lists.
-    del proto.tensor_shape.dim[:]
-    for size in shape:
-        proto.tensor_shape.dim.add(size=size)
+    proto = tensors.encode(array.reshape(shape))
+    proto.dtype = dtype  # a dtype that numpy lacks has no elements here
     return proto
 
 
@@ -294,23 +281,17 @@ def format_rows(outputs: Mapping[str, protos.Message]) -> str:
     Raises:
         StatusError: the first dimensions differ or are missing, or a dtype has no JSON form.
     """
-    columns: dict[str, list[str]] = {}
-    sizes: list[int] = []
+    columns: list[list[str]] = []
     for alias, proto in sorted(outputs.items()):
         shape = _get_shape(proto)
         if not shape:
             raise invalid_argument(f"Tensor name: {alias} has no shape information ")
-        if sizes and sizes[0] != shape[0]:
+        if columns and len(columns[0]) != shape[0]:
             raise invalid_argument(
-                f"Tensor name: {alias} has inconsistent batch size: {shape[0]} expecting: {sizes[0]}"
+                f"Tensor name: {alias} has inconsistent batch size: {shape[0]} expecting: {len(columns[0])}"
             )
-        sizes.append(shape[0])
-        columns[alias] = _nest(_format_elements(alias, proto), shape, 1)
-    if len(columns) == 1:
-        return _format_list(next(iter(columns.values())))
-    return _format_list(
-        [_format_object(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
-    )
+        columns.append(_nest(_format_elements(alias, proto), shape, 1))
+    return _format_list([_format_item(sorted(outputs), row) for row in zip(*columns, strict=True)])
 
 
 def format_columns(outputs: Mapping[str, protos.Message]) -> str:
@@ -319,11 +300,10 @@ def format_columns(outputs: Mapping[str, protos.Message]) -> str:
     Raises:
         StatusError: a dtype has no JSON form.
     """
-    values = {
-        alias: _nest(_format_elements(alias, proto), _get_shape(proto), 0)[0]
-        for alias, proto in sorted(outputs.items())
-    }
-    return next(iter(values.values())) if len(values) == 1 else _format_object(values)
+    texts = []
+    for alias, proto in sorted(outputs.items()):
+        texts += _nest(_format_elements(alias, proto), _get_shape(proto), 0)
+    return _format_item(sorted(outputs), texts)
 
 
 def format_floats(values: NDArray[Any]) -> list[str]:
@@ -364,7 +344,7 @@ def _format_elements(alias: str, proto: protos.Message) -> list[str]:
         StatusError: the dtype has no JSON form.
     """
     dtype = proto.dtype
-    if dtype != _BOOL and dtype != tensors.DT_STRING and dtype not in _FLOATS and dtype not in _INTEGERS:
+    if dtype not in (_BOOL, tensors.DT_STRING, *_FLOATS, *_INTEGERS):
         raise invalid_argument(f"Failed to write JSON value for tensor type: {tensors.dtype_name(dtype)}")
     values = tensors.decode(proto, alias).ravel()
     if dtype in _FLOATS:
@@ -393,5 +373,9 @@ def _format_list(texts: Sequence[str]) -> str:
     return f"[{', '.join(texts)}]"
 
 
-def _format_object(texts: Mapping[str, str]) -> str:
-    return "{" + ", ".join(f"{quote(key)}: {text}" for key, text in texts.items()) + "}"
+def _format_item(aliases: Sequence[str], texts: Sequence[str]) -> str:
+    """Format the values of the outputs: the value of the only one, or an object."""
+    if len(aliases) == 1:
+        return texts[0]
+    pairs = zip(map(quote, aliases), texts, strict=True)
+    return "{" + ", ".join(f"{alias}: {text}" for alias, text in pairs) + "}"
