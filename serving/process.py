@@ -1,13 +1,18 @@
-"""The CPU cores and installed packages of this process, and the identity of processes that hold a lease."""
+"""Cores, threads and installed packages of this process, and the identity of processes that hold a lease."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def cores() -> int:
@@ -16,6 +21,29 @@ def cores() -> int:
     In a container or under taskset these are fewer than the machine has.
     """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_ahead(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int, ahead: int
+) -> Iterator[_Result]:
+    """Yield the result of a function for each item, in order, computed by threads.
+
+    Unlike with `ThreadPoolExecutor.map`, memory is bounded: items are taken as their results are needed.
+
+    Args:
+        function: function to call.
+        items: its arguments.
+        threads: number of threads.
+        ahead: number of items that are taken before the result of the first one is needed.
+    """
+    pending: deque[Future[_Result]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def get_package_versions(packages: Iterable[str]) -> dict[str, str]:

@@ -8,11 +8,12 @@ model runs on all cores (`serving.runtime`), or of the requests to a model serve
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +27,6 @@ from serving import contract
 from serving.bundle import Bundle
 from serving.contract import PhotoRejection, Status
 from serving.errors import OutputError
-
-if TYPE_CHECKING:
-    pass
 
 START = "start"
 """Stage of loading and warming up the model. It does not count towards a shard's elapsed time."""
@@ -153,11 +151,13 @@ def embed_photos(photos: Sequence[Photo], model: ModelResources, stats: Stats) -
     )
 
 
+_Row = tuple[bytes, NDArray[Any], Status, str | None, int, int]
+"""A row of Embeddings, in the order of its fields."""
+
+
 @dataclass
 class _EmbeddingPass:
     """One pass of new photos through the backbone.
-
-    Outputs are in the order of `_sent`; after a failure they cover its beginning only.
 
     Attributes:
         model: resources of the model.
@@ -169,10 +169,9 @@ class _EmbeddingPass:
     meter: Meter
     rejections: dict[Photo, UnstoredRejection] = field(default_factory=dict)
     _shas: dict[Photo, bytes] = field(default_factory=dict)
-    _sent: list[FetchedPhoto] = field(default_factory=list)
-    _rejected: list[FetchedPhoto] = field(default_factory=list)  # by the converter, for good
-    _outputs: list[Mapping[str, NDArray[Any]]] = field(default_factory=list)
-    _statuses: list[Status] = field(default_factory=list)
+    _sent: deque[FetchedPhoto] = field(default_factory=deque)  # sent to the backbone and not yet answered
+    _rows: list[_Row] = field(default_factory=list)  # from the backbone
+    _rejected: list[_Row] = field(default_factory=list)  # by the converter, for good
     _unanswered: dict[bytes, UnstoredRejection] = field(default_factory=dict)
 
     def run(self, photos: Sequence[Photo], stats: Stats) -> None:
@@ -210,7 +209,8 @@ class _EmbeddingPass:
                 continue
             seen.add(fetched.sha)
             if isinstance(fetched.image, PhotoRejection):
-                self._rejected.append(fetched)
+                blank = np.zeros(self.model.store.dimension, np.float16)
+                self._rejected.append((fetched.sha, blank, fetched.image.status, fetched.description, 0, 0))
                 self.meter.add(1, 1)
                 continue
             self._sent.append(replace(fetched, image=b""))  # without the bytes: it is kept to the end
@@ -218,47 +218,34 @@ class _EmbeddingPass:
 
     def _take_output(self, output: Mapping[str, NDArray[Any]]) -> None:
         statuses = [Status(raw.decode()) for raw in output[contract.STATUS]]
-        answered = self._sent[len(self._statuses) :]
-        for fetched, status, why in zip(answered, statuses, output.get(UNANSWERED, ()), strict=False):
-            if why is not None and fetched.sha is not None:
-                self._unanswered[fetched.sha] = UnstoredRejection(PhotoRejection(status, why), fetched.sha)
-        self._outputs.append(output)
-        self._statuses += statuses
+        columns = [output[name] for name in (contract.EMBEDDING, contract.HEIGHT, contract.WIDTH)]
+        reasons = output.get(UNANSWERED, [None] * len(statuses))
         self.meter.add(len(statuses), sum(not status.usable for status in statuses))
+        for status, vector, height, width, reason in zip(statuses, *columns, reasons, strict=True):
+            fetched = self._sent.popleft()
+            assert fetched.sha is not None
+            if reason is not None:
+                self._unanswered[fetched.sha] = UnstoredRejection(PhotoRejection(status, reason), fetched.sha)
+                continue
+            detail = None if status.usable else fetched.description
+            # The size is that of the original, not of the PNG that it was converted to.
+            sides = fetched.sides if fetched.sides and status.usable else (height, width)
+            self._rows.append((fetched.sha, vector, status, detail, *sides))
 
     def answered_shas(self) -> dict[Photo, bytes]:
         """Return the sha256 of each photo whose content has a row, here or in the store."""
-        unsettled = {fetched.sha for fetched in self._sent[len(self._statuses) :]} | self._unanswered.keys()
+        unsettled = {fetched.sha for fetched in self._sent} | self._unanswered.keys()
         return {photo: sha for photo, sha in self._shas.items() if sha not in unsettled}
 
     def rows(self) -> Embeddings:
         """Return rows for the store: the answers, followed by the photos that the converter rejected."""
-        chosen = [
-            row
-            for row, fetched in enumerate(self._sent[: len(self._statuses)])
-            if fetched.sha not in self._unanswered
-        ]
-        sent = [self._sent[row] for row in chosen]
-
-        def concatenate(name: str, shape: tuple[int, ...], dtype: type) -> Any:
-            blank: Any = np.zeros((len(self._rejected), *shape), dtype)
-            parts = [blank[:0], *(output[name] for output in self._outputs)]
-            answers: Any = np.concatenate(parts, dtype=dtype, casting="unsafe")
-            return np.concatenate([answers[chosen], blank])
-
-        statuses = [self._statuses[row] for row in chosen]
-        details = [None if s.usable else f.description for s, f in zip(statuses, sent, strict=True)]
-        heights = concatenate(contract.HEIGHT, (), np.int32)
-        widths = concatenate(contract.WIDTH, (), np.int32)
-        for row, (status, fetched) in enumerate(zip(statuses, sent, strict=True)):
-            if fetched.sides and status.usable:  # size of the original, not of the PNG
-                heights[row], widths[row] = fetched.sides
-        rejected = [f.image.status for f in self._rejected if isinstance(f.image, PhotoRejection)]
+        rows = [*self._rows, *self._rejected]
+        shas, vectors, statuses, details, heights, widths = zip(*rows, strict=True) if rows else [()] * 6
         return Embeddings(
-            shas=[fetched.sha for fetched in (*sent, *self._rejected) if fetched.sha is not None],
-            vectors=concatenate(contract.EMBEDDING, (self.model.store.dimension,), np.float16),
-            statuses=statuses + rejected,
-            details=details + [fetched.description for fetched in self._rejected],
-            heights=heights,
-            widths=widths,
+            shas,
+            np.array(vectors, np.float16).reshape(-1, self.model.store.dimension),
+            statuses,
+            details,
+            np.array(heights, np.int32),
+            np.array(widths, np.int32),
         )

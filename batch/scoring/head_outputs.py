@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +15,7 @@ from batch.scoring.head_runner import SignatureFunction
 from serving.bundle import Bundle
 from serving.contract import Decisions
 from serving.errors import OutputError
-from serving.process import cores
+from serving.process import cores, map_ahead
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,15 +60,13 @@ class HeadOutputs:
         Raises:
             OutputError: the store has a status that this version does not know.
         """
-        pending: deque[Future[None]] = deque()
-        with ThreadPoolExecutor(cores(), "head") as pool:
-            for positions, block in store.iter_blocks(self._digests, _COLUMNS):
-                pending.append(pool.submit(self._classify_block, positions, block, store.dimension, heads))
-                # Bounded, so that blocks do not pile up when the store is faster than the heads.
-                if len(pending) > _PENDING_PER_CORE * cores():
-                    pending.popleft().result()
-            while pending:
-                pending.popleft().result()
+
+        def classify(block: tuple[NDArray[np.int64], pa.Table]) -> None:
+            self._classify_block(*block, store.dimension, heads)
+
+        blocks = store.iter_blocks(self._digests, _COLUMNS)
+        for _ in map_ahead(classify, blocks, cores(), _PENDING_PER_CORE * cores()):
+            pass
 
     def _classify_block(
         self,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +12,7 @@ from batch.inputs import listing
 from batch.inputs.listing import Photo
 from serving.contract import PhotoRejection, Status
 from serving.photos.converter import ConversionLimits, Converted, Converter
+from serving.process import map_ahead
 
 READER_THREADS = 8
 """Threads that read photos, so that the latency of an object store does not stall the model."""
@@ -82,17 +81,8 @@ class PhotoFetcher:
 
     def prefetch(self, photos: Sequence[Photo]) -> Iterator[tuple[Photo, FetchedPhoto]]:
         """Yield each photo with its content, in order, with a bounded number of photos in memory."""
-        pending: deque[tuple[Photo, Future[FetchedPhoto]]] = deque()
-        with ThreadPoolExecutor(READER_THREADS, "read") as pool:
-            for photo in photos:
-                pending.append((photo, pool.submit(self.fetch, photo)))
-                # Two per thread: one being read and one waiting for the model.
-                if len(pending) > 2 * READER_THREADS:
-                    first, future = pending.popleft()
-                    yield first, future.result()
-            while pending:
-                first, future = pending.popleft()
-                yield first, future.result()
+        # Two per thread: one being read and one waiting for the model.
+        return zip(photos, map_ahead(self.fetch, photos, READER_THREADS, 2 * READER_THREADS), strict=True)
 
 
 def describe_bytes(content: bytes) -> str:

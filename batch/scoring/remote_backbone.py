@@ -13,7 +13,7 @@ requests name the version number that was verified, whatever the server loads in
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -161,12 +161,11 @@ def connect(server: ClientConfig, heads: Sequence[HeadRunner]) -> RemoteBackbone
         BundleError: the server has another model.
     """
     resolved = resolve_version(server, [head.bundle for head in heads])
-    client = Client(replace(resolved, convert=False, retry=RETRY_UNTIL_TIMEOUT))
-    try:
+    with ExitStack() as stack:
+        client = Client(replace(resolved, convert=False, retry=RETRY_UNTIL_TIMEOUT))
+        stack.callback(client.close)
         verify_head(client, heads)
-    except BaseException:
-        client.close()
-        raise
+        stack.pop_all()  # the client stays open
     return RemoteBackbone(client, heads[0].bundle.metadata.dimension)
 
 
