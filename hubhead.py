@@ -2,56 +2,49 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import click
 
-from batch.commands.embeddings import embeddings
-from batch.commands.query import query
-from batch.commands.rescore import rescore
-from batch.commands.score import score
-from serving.commands.loadtest import loadtest
 from serving.commands.main import run
-from serving.commands.models import models
-from serving.commands.predict import predict
-from serving.commands.promote import promote, rollback
-from serving.commands.serve import serve
-from serving.commands.status import status
-from trainer.commands.backbone import backbone
-from trainer.commands.compare import compare
-from trainer.commands.demo import demo
-from trainer.commands.export import export
-from trainer.commands.train import train
-from trainer.commands.validate import validate
+
+COMMANDS = {
+    "train": "trainer.commands.train",
+    "export": "trainer.commands.export",
+    "score": "batch.commands.score",
+    "rescore": "batch.commands.rescore",
+    "query": "batch.commands.query",
+    "embeddings": "batch.commands.embeddings",
+    "validate": "trainer.commands.validate",
+    "models": "serving.commands.models",
+    "promote": "serving.commands.promote",
+    "rollback": "serving.commands.promote",
+    "compare": "trainer.commands.compare",
+    "serve": "serving.commands.serve",
+    "predict": "serving.commands.predict",
+    "status": "serving.commands.status",
+    "loadtest": "serving.commands.loadtest",
+    "backbone": "trainer.commands.backbone",
+    "demo": "trainer.commands.demo",
+}
+"""Module of each command, in the order of a workflow."""
 
 
-class OrderedGroup(click.Group):
-    """Group whose help lists the commands in the order of a workflow instead of the alphabet."""
+class LazyGroup(click.Group):
+    """Group that imports the module of a command when the command is used, and lists them in order."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
-        return list(self.commands)
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        module = COMMANDS.get(cmd_name)
+        return getattr(import_module(module), cmd_name) if module else None
 
 
 @click.group(
-    cls=OrderedGroup,
-    commands=[
-        train,
-        export,
-        score,
-        rescore,
-        query,
-        embeddings,
-        validate,
-        models,
-        promote,
-        rollback,
-        compare,
-        serve,
-        predict,
-        status,
-        loadtest,
-        backbone,
-        demo,
-    ],
+    cls=LazyGroup,
     context_settings={"max_content_width": 100},
     epilog="\b\nFrom a folder of photos to a prediction:\n"
     "  hubhead train --image_dir food_images\n"

@@ -43,6 +43,7 @@ def test_help_of_no_command_loads_a_heavy_package() -> None:
     """All commands run in one process, so that a package is reported for the first one that loads it."""
     script = """
 import sys
+import click
 from click.testing import CliRunner
 from hubhead import hubhead
 
@@ -50,8 +51,10 @@ heavy = set("apache_beam duckdb fsspec grpc jinja2 msgspec numpy pyarrow scipy t
 
 def list_commands(command, path):
     yield path
-    for name, child in getattr(command, "commands", {}).items():
-        yield from list_commands(child, [*path, name])
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            yield from list_commands(command.get_command(context, name), [*path, name])
 
 seen = set()
 for path in list_commands(hubhead, []):
@@ -67,6 +70,23 @@ for path in list_commands(hubhead, []):
     lines = [line.strip() for line in done.stdout.splitlines()]
     assert {"train", "backbone list", "score", "serve", "promote"} <= set(lines)
     assert not [line for line in lines if "[" in line]
+
+
+def test_a_command_imports_no_module_of_the_others() -> None:
+    script = """
+import atexit, sys
+from hubhead import main
+atexit.register(lambda: print(*sorted(name for name in sys.modules if ".commands." in name)))
+sys.argv = ["hubhead", "status", "--help"]
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, check=True
+    )
+    imported = done.stdout.splitlines()[-1].split()
+    assert "serving.commands.status" in imported
+    assert not {name for name in imported if name.startswith(("batch.", "trainer."))}
+    assert "serving.commands.predict" not in imported
 
 
 def test_type_checker_sees_the_types_of_train(tmp_path: Path) -> None:

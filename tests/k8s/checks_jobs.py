@@ -41,7 +41,10 @@ def command_of(name: str) -> click.Command:
     """
     from hubhead import hubhead
 
-    return hubhead.commands[name]
+    command = hubhead.get_command(click.Context(hubhead), name)
+    if command is None:
+        raise KeyError(name)
+    return command
 
 
 def usage_error(name: str, args: Sequence[str]) -> str:

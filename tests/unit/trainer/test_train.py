@@ -12,14 +12,17 @@ from click.testing import CliRunner
 
 from serving.errors import OutputError
 from trainer.commands.train import train
-from trainer.training.outputs import Outputs, write_labels
+from trainer.training.outputs import check_writable, write_labels
 
 
 def test_every_command_and_option_has_help() -> None:
     from hubhead import hubhead as group
 
     runner = CliRunner()
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
         shown = runner.invoke(group, [name, "--help"])
         assert shown.exit_code == 0
         for parameter in command.params:
@@ -41,12 +44,11 @@ def test_unwritable_summaries_directory_is_an_error_before_any_work(
 ) -> None:
     (tmp_path / "logs").write_text("a file")
     with pytest.raises(OutputError, match="logs"):
-        Outputs.from_settings(make_settings(summaries_dir=tmp_path / "logs")).check_writable()
+        check_writable(make_settings(summaries_dir=tmp_path / "logs"))
 
 
 def test_check_of_the_outputs_leaves_no_files(make_settings: Any, tmp_path: Path) -> None:
-    settings = make_settings(saved_model_dir=tmp_path / "models" / "food")
-    Outputs.from_settings(settings).check_writable()
+    check_writable(make_settings(saved_model_dir=tmp_path / "models" / "food"))
     assert not (tmp_path / "models" / "food").exists()
 
 
