@@ -15,13 +15,13 @@ from serving.commands.predict import resolve_paths
 from serving.commands.server_options import pop_required_client_config, server_flags
 from serving.commands.tables import print_table
 from serving.errors import InputError, OutputError
+from serving.loadtest import Load, Result, render_page, run_load
 from serving.loadtest.figures import MAX_SEND_DELAY_SECONDS, PERCENTILES, percentile
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from serving.client import ClientConfig
-    from serving.loadtest import Load, Result
 
 MAX_BYTES = 512 << 20
 """Bytes of photos that are kept in memory to choose from."""
@@ -95,8 +95,6 @@ def loadtest(
     times, independent of earlier responses, and are not retried. Latency is measured from the intended
     send time, so that a server that falls behind cannot hide it.
     """
-    from serving.loadtest import Load, render_page
-
     config = pop_required_client_config(flags)
     loads = [Load(rate, seconds, photos_per_request, max_under_way, seed) for rate in sorted(set(rates))]
     contents = _read_photos(resolve_paths(photos))
@@ -110,7 +108,14 @@ def loadtest(
                 remedy="Give a file in an existing, writable directory to --output.",
             ) from error
     for result in results:
-        _warn_if_delayed(result)
+        if result.send_delay_p99 > MAX_SEND_DELAY_SECONDS:
+            click.secho(
+                f"At {result.rate:g} requests/s this machine sent 1 % of the requests at least "
+                f"{1000 * result.send_delay_p99:.0f} ms late; the latencies include that delay. Test at a "
+                "lower rate, or from several machines.",
+                err=True,
+                fg="yellow",
+            )
     if as_json:
         for result in results:
             click.echo(json.dumps(result.to_dict()))
@@ -146,15 +151,12 @@ async def _run_loads(config: ClientConfig, contents: Sequence[bytes], loads: Seq
     from rich.progress import Progress
 
     from serving.client import AsyncClient, Retry
-    from serving.loadtest import run_load
 
-    results = []
-    client = AsyncClient(replace(config, retry=Retry(attempts=1), convert=False))
-    async with client:
+    async with AsyncClient(replace(config, retry=Retry(attempts=1), convert=False)) as client:
         with Progress(console=Console(stderr=True), transient=True) as progress:
-            for load in loads:
-                results.append(await run_load(client, contents, load, _progress_callback(progress, load)))
-    return results
+            return [
+                await run_load(client, contents, load, _progress_callback(progress, load)) for load in loads
+            ]
 
 
 def _progress_callback(progress: Progress, load: Load) -> Any:
@@ -165,17 +167,6 @@ def _progress_callback(progress: Progress, load: Load) -> Any:
         progress.update(task, completed=passed, description=description)
 
     return update
-
-
-def _warn_if_delayed(result: Result) -> None:
-    if result.send_delay_p99 > MAX_SEND_DELAY_SECONDS:
-        click.secho(
-            f"At {result.rate:g} requests/s this machine sent 1 % of the requests at least "
-            f"{1000 * result.send_delay_p99:.0f} ms late; the latencies include that delay. Test at a lower "
-            "rate, or from several machines.",
-            err=True,
-            fg="yellow",
-        )
 
 
 def _format_row(result: Result) -> tuple[str, ...]:

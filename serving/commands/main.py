@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -17,6 +18,7 @@ from serving.errors import HubheadError
 FAILED = 1
 TOO_MANY_REJECTED = 3
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 def run_group(commands: Sequence[click.Command], name: str, help_text: str) -> NoReturn:
@@ -28,9 +30,11 @@ def run(command: click.Command, name: str) -> NoReturn:
     """Run a command as the main program of a process, and exit.
 
     Exit codes: 0 success, 1 failure, 2 usage error (click's own), 3 success, but more photos were rejected
-    than allowed, 4 rejected by the gate, 5 another run is writing to the output, 130 interrupted. An
-    unexpected exception keeps its traceback: it is a bug.
+    than allowed, 4 rejected by the gate, 5 another run is writing to the output, 130 interrupted, 143
+    terminated. An unexpected exception keeps its traceback: it is a bug.
     """
+    # SIGTERM, as of a drained pod, unwinds the stack like Ctrl-C: leases are released, jobs cancelled.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     # TensorFlow's C++ logs are of no use to the user; an explicit setting takes precedence.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

@@ -86,10 +86,8 @@ def promote(
 
     if (bundle is None) == (model_version is None):
         raise click.UsageError("Give exactly one of BUNDLE and --model_version N.")
-    if label and not flags["model_config_file"]:
-        raise click.UsageError("--label requires --model_config_file, which holds the labels.")
     with (
-        open_target(flags) as target,
+        open_target(flags, label) as target,
         fetch_bundle(parse_address(bundle)) if bundle else nullcontext() as local,
     ):
         change = registry.promote(
@@ -143,9 +141,7 @@ def rollback(label: str | None, to: int | None, reason: str, as_json: bool, **fl
     from serving.client.canary import STABLE
     from serving.registry import rollback as registry
 
-    if label and not flags["model_config_file"]:
-        raise click.UsageError("--label requires --model_config_file, which holds the labels.")
-    with open_target(flags) as target:
+    with open_target(flags, label) as target:
         change = registry.rollback(target, label=label or STABLE, to=to, reason=reason)
     _print_change(change, as_json, polled=bool(target.config))
 

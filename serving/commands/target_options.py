@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -57,11 +58,12 @@ def target_change_flags(command: F) -> F:
 
 
 @contextmanager
-def open_target(flags: dict[str, Any]) -> Iterator[DeploymentTarget]:
+def open_target(flags: dict[str, Any], label: str | None = None) -> Iterator[DeploymentTarget]:
     """Open the deployment target that the flags name, with a client if they name a server.
 
     Args:
         flags: parsed flags of the command; those of `target_flags` or `target_change_flags` are removed.
+        label: version label that the command moves; None for none.
 
     Raises:
         click.UsageError: flags exclude each other.
@@ -72,6 +74,8 @@ def open_target(flags: dict[str, Any]) -> Iterator[DeploymentTarget]:
     from serving.storage import files
     from serving.storage.address import base_name, parse_address, resolve
 
+    if label and not flags["model_config_file"]:
+        raise click.UsageError("--label requires --model_config_file, which holds the labels.")
     base = parse_address(flags.pop("model_base_path"))
     given = flags.pop("model_config_file")
     config = parse_address(given) if given else None
@@ -85,14 +89,12 @@ def open_target(flags: dict[str, Any]) -> Iterator[DeploymentTarget]:
     if reload and not (server and config):
         raise click.UsageError("--reload requires --server and --model_config_file.")
     name = (server.model if server else "") or base_name(resolve(base))
-    target = DeploymentTarget(base, name, config, reload=reload, timeout=wait, say=_print_progress)
+    target = DeploymentTarget(
+        base, name, config, reload=reload, timeout=wait, say=partial(click.echo, err=True)
+    )
     if server is None:
         yield target
         return
     server = replace(server, model=target.model)
     with Client(server) as client:
         yield replace(target, client=client, label_client=lambda label: Client(replace(server, label=label)))
-
-
-def _print_progress(line: str) -> None:
-    click.echo(line, err=True)
