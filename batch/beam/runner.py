@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from batch.beam.engine import EngineJob
 from batch.monitoring.stats import Meter, Stats
 from batch.scoring.worker import ShardWorker
 from batch.shards import shard
@@ -38,14 +43,24 @@ _REFUSED_RUNNERS = {
 }
 
 
-def run(plan: str, worker: ShardWorker, meter: Meter, beam_args: Sequence[str]) -> None:
-    """Process the shards of a plan with Beam.
+def run(
+    plan: str,
+    worker: ShardWorker,
+    meter: Meter,
+    beam_args: Sequence[str],
+    *,
+    name: str,
+    on_job: Callable[[EngineJob], None] | None = None,
+) -> None:
+    """Process the shards of a plan with Beam. If this process is interrupted, the engine's job is cancelled.
 
     Args:
         plan: file with one planned shard per line.
         worker: configuration of the workers.
         meter: progress meter of this process.
         beam_args: options of Beam, including `--runner`.
+        name: name of the job, unless Beam's options give one: letters, digits and dashes.
+        on_job: called with the job of a cluster's engine before it is submitted, and again with its id.
 
     Raises:
         HubheadError: the job failed; finished shards are kept.
@@ -53,40 +68,74 @@ def run(plan: str, worker: ShardWorker, meter: Meter, beam_args: Sequence[str]) 
     with _suppress_apitools_message():
         import apache_beam as beam
         import grpc
-        from apache_beam.options.pipeline_options import PipelineOptions
+        from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
         from apache_beam.utils.shared import Shared
 
     options = PipelineOptions(list(beam_args))
     _check_unknown_options(options)
+    cloud = options.view_as(GoogleCloudOptions)
+    cloud.job_name = cloud.job_name or name
+    job = EngineJob.from_options(options, str(cloud.job_name))
     handle = Shared()
     # Shards that run in this process find this state, and with it the meter, by the handle. Other worker
     # processes create their own.
     state = handle.acquire(lambda: _ProcessState(worker, meter))
-    watch = nullcontext() if _runs_in_this_process(options) else _watch_progress(plan, worker, meter)
+    pipeline = beam.Pipeline(options=options)
+    Path(pipeline.local_tempdir).rmdir()  # for cross-language transforms only; a killed driver would leave it
+    _ = (
+        pipeline
+        | "plan" >> beam.Create([plan])
+        | "photos" >> beam.FlatMap(shard.read_plan)
+        | "shards" >> beam.Reshuffle()
+        | "embed and score" >> beam.Map(_process_shard, worker, handle)
+    )
     try:
-        with watch, beam.Pipeline(options=options) as pipeline:
-            _ = (
-                pipeline
-                | "plan" >> beam.Create([plan])
-                | "photos" >> beam.FlatMap(shard.read_plan)
-                | "shards" >> beam.Reshuffle()
-                | "embed and score" >> beam.Map(_process_shard, worker, handle)
-            )
+        if _runs_in_this_process(options):
+            pipeline.run().wait_until_finish()
+        else:
+            _run_on_engine(pipeline, job, on_job, _Watch(plan, worker, meter))
     except RuntimeError as error:
         # Beam passes on only the text of an exception, and has logged the traceback.
-        raise _job_error(error) from error
+        raise _job_error(error, job) from error
     except (ValueError, OSError, grpc.RpcError, grpc.FutureTimeoutError) as error:
         if _is_default_runner(options):
             raise  # a bug: this runner connects to nothing
-        raise _job_error(error) from error
+        raise _job_error(error, job) from error
     if state.failure:
         raise state.failure
 
 
-def _job_error(error: Exception) -> HubheadError:
+def _run_on_engine(
+    pipeline: Any, job: EngineJob, on_job: Callable[[EngineJob], None] | None, watch: _Watch
+) -> None:
+    """Run a pipeline on an engine with processes of its own, and cancel its job if this process gives up."""
+    result: Any = None
+    record = on_job or (lambda _: None)
+    record(job)
+    try:
+        with watch.run(job):
+            result = pipeline.run()
+            watch.job = job = replace(job, id=str(getattr(result, "_job_id", "")))
+            watch.get_state = lambda: str(result.state)
+            record(job)
+            result.wait_until_finish()
+    except BaseException:
+        try:
+            result.cancel() if result else job.cancel()
+        except Exception as error:  # of whatever class: it must not replace the one that is handled
+            _log.warning(
+                "The job could not be cancelled (%s; %s). It cannot change the scores, but uses the cluster"
+                " until it ends: cancel it there.",
+                job.where,
+                _summarize(error),
+            )
+        raise
+
+
+def _job_error(error: Exception, job: EngineJob) -> HubheadError:
     """Return the error for a failed job, with a remedy for the known causes."""
-    text = str(error).strip() or type(error).__name__
-    cause, remedy = text.splitlines()[-1], "Run the same command again; finished shards are kept."
+    text, cause = str(error), _summarize(error)
+    remedy = f"Correct the cause, which the engine's log describes ({job.where})."
     if "jar URL" in text:
         # Beam's own advice is for developers of Beam.
         cause = text.partition(". ")[0]
@@ -96,9 +145,24 @@ def _job_error(error: Exception) -> HubheadError:
     elif isinstance(error, FileNotFoundError) and str(error.filename).endswith("java"):
         cause = f"{error.filename} was not found, which Beam's job server needs"
         remedy = "Install Java 11 or later, or give the address of a running job server with --job_endpoint."
-    elif not isinstance(error, RuntimeError):
-        remedy = f"Check Beam's options, and that the cluster is reachable. {remedy}"
-    return HubheadError(f"The Beam job failed: {cause.rstrip('.')}.", remedy=remedy)
+    elif "ModuleNotFoundError" in text or "No module named" in text:
+        remedy = f"Install the same version of hubhead in the environment of the workers ({job.where})."
+    elif not isinstance(error, RuntimeError) or "UNAVAILABLE" in text or "onnection refused" in text:
+        remedy = f"Check Beam's options, and that the cluster is reachable ({job.where})."
+    return HubheadError(
+        f"The Beam job failed: {cause.rstrip('.')}.",
+        remedy=f"{remedy} Finished shards are kept, and the same command then does the rest.",
+    )
+
+
+def _summarize(error: Exception) -> str:
+    """Return the line of an error's text that says what happened."""
+    text = str(error).strip()
+    # The text of a gRPC error is a block of several lines, with the message in one of them.
+    if details := re.findall(r'details = "(.+?)"\s*$', text, re.MULTILINE):
+        return str(details[-1])
+    lines = [line.strip() for line in text.splitlines() if re.search(r"\w\w", line)]
+    return lines[-1] if lines else type(error).__name__
 
 
 def _is_default_runner(options: Any) -> bool:
@@ -116,33 +180,56 @@ def _runs_in_this_process(options: Any) -> bool:
     return str(options.view_as(PortableOptions).environment_type) == "LOOPBACK"
 
 
-@contextmanager
-def _watch_progress(plan: str, worker: ShardWorker, meter: Meter) -> Iterator[None]:
-    """Report the shards that other processes finish, by polling for the files that they write."""
-    unfinished = {planned.id for planned in shard.read_plan(plan)}
-    ended = threading.Event()
+class _Watch:
+    """Reports the shards that other processes finish, by polling for the files that they write.
 
-    def report_finished() -> None:
-        for shard_id in worker.list_finished() & unfinished:
-            if stats := worker.finished_stats(shard_id):
-                unfinished.remove(shard_id)
-                meter.add(stats.photos, stats.rejected)
+    Attributes:
+        job: the engine's job, for the heartbeat.
+        get_state: returns the state of the job as the engine calls it.
+    """
 
-    def poll() -> None:
-        while not ended.wait(POLL_SECONDS):
+    def __init__(self, plan: str, worker: ShardWorker, meter: Meter) -> None:
+        self._unfinished = {planned.id for planned in shard.read_plan(plan)}
+        self._worker, self._meter = worker, meter
+        self._latest = time.monotonic()  # when a shard was last found to be finished
+        self.get_state: Callable[[], str] = lambda: "not submitted yet"
+
+    @contextmanager
+    def run(self, job: EngineJob) -> Iterator[None]:
+        """Poll within a `with` block, and once more at its end."""
+        self.job = job
+        ended = threading.Event()
+
+        def poll() -> None:
+            while not ended.wait(POLL_SECONDS):
+                try:
+                    self._report()
+                except OSError as error:  # storage briefly unreachable: only the progress display is late
+                    _log.warning("Cannot list the finished shards, retrying in %g s: %s", POLL_SECONDS, error)
+
+        thread = threading.Thread(target=poll, name="hubhead-watch", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+        self._report()
+
+    def _report(self) -> None:
+        for shard_id in self._worker.list_finished() & self._unfinished:
+            if stats := self._worker.finished_stats(shard_id):
+                self._unfinished.remove(shard_id)
+                self._latest = time.monotonic()
+                self._meter.add(stats.photos, stats.rejected)
+        if (waiting := time.monotonic() - self._latest) > 2 * POLL_SECONDS:
             try:
-                report_finished()
-            except OSError as error:  # storage briefly unreachable: only the progress display is late
-                _log.warning("Cannot list the finished shards, retrying in %g s: %s", POLL_SECONDS, error)
-
-    thread = threading.Thread(target=poll, name="hubhead-watch", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-    report_finished()
+                state = self.get_state()
+            except (
+                Exception
+            ) as error:  # grpc's, Dataflow's, ...: the engine itself is asked for this text only
+                state = f"not reachable ({_summarize(error)})"
+            self._meter.note(f"no shard finished for {waiting:.0f} s, engine {state} ({self.job.where})")
 
 
 @contextmanager
@@ -173,7 +260,7 @@ class _ProcessState:
     def __init__(self, worker: ShardWorker, meter: Meter | None = None) -> None:
         self.models = worker.load_models(meter or Meter())
         self.is_driver = meter is not None
-        self.failure: HubheadError | KeyboardInterrupt | None = None
+        self.failure: HubheadError | KeyboardInterrupt | SystemExit | None = None
 
 
 def _process_shard(planned: PlannedShard, worker: ShardWorker, handle: Any) -> str:
@@ -183,7 +270,7 @@ def _process_shard(planned: PlannedShard, worker: ShardWorker, handle: Any) -> s
         return ""
     try:
         stats = worker.process(planned, state.models)
-    except (HubheadError, KeyboardInterrupt) as error:
+    except (HubheadError, KeyboardInterrupt, SystemExit) as error:
         if not state.is_driver:
             raise
         state.failure = error

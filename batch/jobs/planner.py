@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import tee
 from typing import Any
 
 from batch.inputs import listing
@@ -12,13 +12,12 @@ from batch.inputs.passthrough import PassThroughColumns
 from batch.inputs.sources import Source
 from batch.monitoring.stats import Progress, Stats
 from batch.output.dataset import Output
+from batch.output.finished import Publication
 from batch.shards import shard as shards
 from batch.shards.partition import WHOLE_INPUT, Partition
 from batch.shards.scored_index import exclude_scored
-from batch.shards.shard import Entry, PlannedShard, PlanWriter, RawShard
+from batch.shards.shard import Entry, PlannedShard, PlanWriter
 from serving.errors import OutputError
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ class RunPlanner:
         skipped: number of shards that were finished before.
         lines: number of lines of the input.
         known: number of photos that were left out because a run has scored them.
+        publication: shards of this run, since `plan`.
     """
 
     output: Output
@@ -70,8 +70,8 @@ class RunPlanner:
     skipped: int = 0
     lines: int = 0
     known: int = 0
+    publication: Publication = field(init=False)
     _taken_over: bool = False
-    _torn: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -92,46 +92,32 @@ class RunPlanner:
         self._taken_over = self.output.check(self.identity, append=self.only_new, overwrite=self.overwrite)
 
     def plan(self, shard_size: int, progress: Callable[[Progress], None] | None = None) -> Plan:
-        """Write the plan of open shards, and remove rows that are outdated.
-
-        Before the whole input was read, nothing but the plan is written.
+        """Write the plan of open shards; the rows of the output stay as they are until `finish`.
 
         Raises:
             InputError: there are no photos, or a line of a manifest cannot be used.
             OutputError: the output cannot be written, or its existing rows have other columns.
         """
-        finished = {} if self._taken_over else self.output.list_records()
+        self.publication = Publication(self.output, append=self.only_new, replace_all=self._taken_over)
         earlier = self.output.read_columns() if self.only_new else None
         self.source.columns = PassThroughColumns(dict(earlier or []))
-        sizes = {} if self.only_new else self.output.list_file_sizes()
-        kept: set[str] = set()  # paths of row files that stay
-        seen: set[str] = set()  # ids of the input's shards
         open_photos = 0
-        with PlanWriter(self.output.plan_directory) as writer:
+        with PlanWriter(self.publication.attempt.plan_directory) as writer:
             entries, columns = self._read_entries(progress), self.source.columns
             # A shard's id is a digest of its photos and of all that its rows depend on. So a finished
             # shard of the same id has the very rows that this run would write.
             for raw in shards.plan_shards(entries, shard_size, self._row_inputs, columns):
-                seen.add(raw.id)
-                if (paths := self._skip_finished(raw, finished.get(raw.id, ()), sizes)) is not None:
-                    kept.update(paths)
+                if found := self.publication.find(raw.id):
+                    self._count(found.stats, found.run_id)
+                    self.skipped += 1
                     continue
                 writer.add(raw.to_shard(columns), len(self.models))
                 open_photos += len(raw.entries)
         if not self.lines:
             raise listing.no_photos_error(self.source.address)
         self._check_columns(earlier)
-        # From here on the output changes. `reset` comes first: a run that is killed now can only be
-        # followed by one that replaces the old scores as well.
-        if self._taken_over:
-            self.output.reset()
-        self.output.claim(self.identity, self.source.columns.describe(), append=self.only_new)
         if self.only_new:
-            self._count_previous_attempt(finished)
-            self.output.sweep(self.output.list_file_sizes(), lambda shard, _: shard in finished)
-        else:
-            self._remove_outdated(seen, finished)
-            self.output.sweep(sizes, lambda _, path: path in kept)
+            self._count_previous_attempt()
         return Plan(writer.path, writer.shards, open_photos)
 
     @property
@@ -157,36 +143,14 @@ class RunPlanner:
     def _count_known(self, photos: int) -> None:
         self.known += photos
 
-    def _skip_finished(
-        self, raw: RawShard, runs: Iterable[str], sizes: Mapping[str, int]
-    ) -> list[str] | None:
-        """Count a finished shard and return the paths of its files; return None if the shard is open.
-
-        Args:
-            raw: shard of the input.
-            runs: ids of the runs that have a record of the shard.
-            sizes: size of each existing file of rows. A file of another size than recorded is torn.
-        """
-        if self.only_new:
-            return None  # photos of finished shards were already left out
-        for run_id in runs:
-            record = self.output.read_record(raw.id, run_id)
-            if record and all(sizes.get(path) == size for path, size in record.files.items()):
-                self._count(record.stats, run_id)
-                self.skipped += 1
-                return list(record.files)
-            _log.warning("The files of shard %s are torn or missing; its photos are scored again.", raw.id)
-            self._torn.append((raw.id, run_id))
-        return None
-
     def _count(self, stats: Stats, run_id: str) -> None:
         self.total += stats
         if run_id == self.run_id:
             self.of_id += stats
 
-    def _count_previous_attempt(self, finished: Mapping[str, Iterable[str]]) -> None:
-        """Count the shards that an interrupted run of the same id finished."""
-        for shard_id, runs in finished.items():
+    def _count_previous_attempt(self) -> None:
+        """Count the shards that a run of the same id published."""
+        for shard_id, runs in self.publication.published.items():
             if self.run_id in runs and (record := self.output.read_record(shard_id, self.run_id)):
                 self._count(record.stats, self.run_id)
                 self.skipped += 1
@@ -200,35 +164,26 @@ class RunPlanner:
                 remedy="Give a manifest with the same columns and types, or another --output.",
             )
 
-    def _remove_outdated(self, seen: Iterable[str], finished: Mapping[str, Iterable[str]]) -> None:
-        """Remove the records of shards that are no longer part of the input, and of torn ones."""
-        models = [model["digest"] for model in self.models]
-        outdated = [(shard, run) for shard, runs in finished.items() if shard not in seen for run in runs]
-        self.output.remove_shards(outdated + self._torn, models)
-
     def finish(self, plan: Plan) -> Stats:
-        """Verify that every shard of the plan is complete, and add it to `total`.
+        """Verify that every shard of the plan is complete, and make the rows of this run those of the output.
 
         Returns:
-            Statistics of the shards of the plan.
+            Statistics of the shards of the plan, which are added to `total`.
 
         Raises:
-            OutputError: a shard has no record, or fewer or more rows than planned.
+            LeaseLost: another run took over; what it published is unchanged.
+            OutputError: a shard is incomplete, or a file cannot be written.
         """
         worked = Stats()
-        kept: dict[str, set[str]] = {}
-        for planned in shards.read_plan(plan.path):
-            record = self.output.read_record(planned.id, self.run_id)
-            if record is None or not is_complete(planned, record.stats) or record.stats.rows != planned.rows:
+        all_planned, ids = tee(shards.read_plan(plan.path))
+        finished = self.publication.collect(planned.id for planned in ids)
+        for planned, shard in zip(all_planned, finished, strict=True):
+            stats = shard.record.stats if shard else Stats()
+            if not is_complete(planned, stats) or stats.rows != planned.rows:
                 raise incomplete_error(planned)
-            worked += record.stats
-            if self.output.partition_by == "label":
-                kept[planned.id] = set(record.files)
-        # An attempt that was cut off may have left files of labels that the finished attempt did not write.
-        if kept:
-            self.output.sweep(
-                self.output.list_file_sizes(), lambda shard, path: shard not in kept or path in kept[shard]
-            )
+            worked += stats
+        digests = [model["digest"] for model in self.models]
+        self.publication.publish(self.identity, self.source.columns.describe(), digests)
         self._count(worked, self.run_id)
         return worked
 

@@ -25,6 +25,7 @@ from batch.monitoring import sample_photos
 from batch.monitoring.stats import Meter, Progress, Stats
 from batch.output import run_diff, run_record
 from batch.output.dataset import Output, check_run_id
+from batch.output.finished import Publication
 from batch.output.previous_scores import PreviousFile, PreviousScores
 from batch.output.run_record import RunRecord, Summary
 from batch.output.schema import STATUSES, USABLE, PhotoColumns, build_scores_table, count_decisions
@@ -112,13 +113,11 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
     identity = {"photos": previous.directory, "models": models, "partition_by": settings.partition_by}
     output.check(identity, append=False, overwrite=settings.overwrite)
     with output.hold_lease() as output:
-        if output.check(identity, append=False, overwrite=settings.overwrite):
-            output.reset()
-        output.claim(identity, [list(column) for column in previous.columns], append=False)
+        replaces = output.check(identity, append=False, overwrite=settings.overwrite)
         metadata = bundles[0].metadata
         previous_output = _find_output(previous)
         run = _Rescoring(
-            output,
+            Publication(output, replace_all=replaces),
             run_id,
             started,
             bundles,
@@ -129,14 +128,15 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
         )
         for group in _group_files(run.iter_open(previous.iter_files({"models": models, "of": "rescore"}))):
             run.score_group(group)
-        run.remove_outdated()
         run.check_complete()
+        run.publication.publish(identity, [list(column) for column in previous.columns], run.digests)
         summary = run.summarize(previous.rows, settings.price_per_hour, perf_counter() - start)
         record = run_record.build_run_record(
             summary, started=started, models=models, settings=_settings_to_json(settings)
         )
         before = run_diff.find_previous_run(output, run_id) or _find_newest_run(previous_output)
         publish.publish_run(record, summary, output, settings, before)
+        output.remove_attempts()
     return summary
 
 
@@ -175,6 +175,7 @@ class _Rescoring:
     """State of a rescore run. Each file of the previous scores becomes one shard of the new ones.
 
     Attributes:
+        publication: shards of this run.
         digests: digest of each model, in the order of the bundles.
         find_keys: returns the keys (batch.shards.scored_index) that the previous output has of photos, by
             the hashes of their addresses.
@@ -186,7 +187,7 @@ class _Rescoring:
         missing: number of photos without an embedding.
     """
 
-    output: Output
+    publication: Publication
     run_id: str
     started: datetime
     bundles: Sequence[Bundle]
@@ -201,24 +202,15 @@ class _Rescoring:
     shards: int = 0
     missing: int = 0
     _missing_uris: list[str] = field(default_factory=list)
-    _kept: set[str] = field(default_factory=set)
-    _seen: set[str] = field(default_factory=set)
     _heads: list[SignatureFunction] = field(default_factory=list)
 
     def iter_open(self, previous_files: Iterable[PreviousFile]) -> Iterator[PreviousFile]:
         """Yield the files that are not rescored yet, and count the finished ones."""
-        finished, sizes = self.output.list_records(), self.output.list_file_sizes()
         for file in previous_files:
-            self._seen.add(file.id)
-            for run_id in finished.get(file.id, ()):
-                record = self.output.read_record(file.id, run_id)
-                # A file of another size than recorded is torn, and written again.
-                if record and all(sizes.get(path) == size for path, size in record.files.items()):
-                    self._count(record.stats, run_id)
-                    self._kept.update(record.files)
-                    self.skipped += 1
-                    self.meter.add(record.stats.photos, record.stats.rejected, known=True)
-                    break
+            if found := self.publication.find(file.id):
+                self._count(found.stats, found.run_id)
+                self.skipped += 1
+                self.meter.add(found.stats.photos, found.stats.rejected, known=True)
             else:
                 yield file
 
@@ -312,7 +304,7 @@ class _Rescoring:
         self._commit(file, table, stats, scored)
 
     def _commit(self, file: PreviousFile, table: pa.Table, stats: Stats, scored: ScoredKeys) -> None:
-        record = self.output.commit(
+        self.publication.attempt.commit(
             file.id,
             self.run_id,
             table,
@@ -320,8 +312,8 @@ class _Rescoring:
             dict.fromkeys(self.digests, scored),
             date=self.started.date().isoformat(),
         )
-        self._kept.update(record.files)
-        self._count(stats, self.run_id)
+        for _ in self.publication.collect([file.id]):
+            self._count(stats, self.run_id)
         self.worked += stats
         self.shards += 1
         self.meter.add(stats.photos, stats.rejected)
@@ -331,25 +323,18 @@ class _Rescoring:
         if run_id == self.run_id:
             self.of_id += stats
 
-    def remove_outdated(self) -> None:
-        """Remove rows of photos that are no longer in the previous scores, and leftovers of killed runs."""
-        finished = [(file, run) for file, runs in self.output.list_records().items() for run in runs]
-        outdated = [(file, run) for file, run in finished if file not in self._seen]
-        self.output.remove_shards(outdated, self.digests)
-        self.output.sweep(self.output.list_file_sizes(), lambda _, path: path in self._kept)
-
     def check_complete(self) -> None:
         """Check that no photo was left out.
 
         Raises:
             InputError: photos have no embedding; they are listed in MISSING_FILE.
         """
-        name = f"{WORK_DIRECTORY}/{MISSING_FILE}"
-        uri = files.join(self.output.directory, name)
+        output, name = self.publication.output, f"{WORK_DIRECTORY}/{MISSING_FILE}"
+        uri = files.join(output.directory, name)
         if not self.missing:
-            self.output.writer.publish(removes=[name])
+            output.writer.publish(removes=[name])
             return
-        self.output.writer.publish({name: "".join(f"{uri}\n" for uri in self._missing_uris).encode()})
+        output.writer.publish({name: "".join(f"{uri}\n" for uri in self._missing_uris).encode()})
         model = self.bundles[0].path
         raise InputError(
             f"{self.missing} photos have no embedding in {self.store.directory}"
@@ -368,7 +353,7 @@ class _Rescoring:
             seconds: wall time of the run.
         """
         return Summary(
-            path=self.output.directory,
+            path=self.publication.output.directory,
             total=self.total,
             this_run=self.worked,
             of_id=self.of_id,

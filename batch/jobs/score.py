@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +15,7 @@ from time import perf_counter
 from typing import Any
 
 from batch.beam import runner
+from batch.beam.engine import EngineJob
 from batch.beam.runner import check_beam_args
 from batch.embeddings import EmbeddingStore, default_root
 from batch.inputs.listing import Photo
@@ -37,6 +39,8 @@ from serving.client import ClientConfig
 from serving.contract import Status
 from serving.errors import BundleError, InputError
 from serving.storage import files
+
+_log = logging.getLogger(__name__)
 
 ProgressReport = Callable[[Progress], None]
 
@@ -135,8 +139,12 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
     with output.hold_lease() as output:
         planner.output = output
         planner.check()  # again, now that no other run can change the output
+        cancel_earlier_jobs(output)
         plan = planner.plan(settings.shard_size, progress)
-        worker = _configure_worker(settings, bundles, ScoresTarget(output, run_id, started, _digests(models)))
+        attempt = planner.publication.attempt
+        worker = _configure_worker(
+            settings, bundles, ScoresTarget(attempt, run_id, started, _digests(models))
+        )
         _process_plan(plan, planner.total, worker, progress, beam_args)
         worked = planner.finish(plan)
         summary = _summarize(planner, plan, worked, settings.price_per_hour, perf_counter() - start)
@@ -144,6 +152,7 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
             summary, started=started, models=models, settings=_settings_to_json(settings)
         )
         publish.publish_run(run, summary, output, settings, run_diff.find_previous_run(output, run_id))
+        output.remove_attempts()
     return summary
 
 
@@ -172,7 +181,7 @@ def _configure_worker(
     return ShardWorker(
         tuple(str(model.path) for model in bundles),
         settings.store_root,
-        target.output.plan_directory,
+        target.attempt.plan_directory,
         target,
         settings.server,
     )
@@ -196,8 +205,34 @@ def _process_plan(
     """
     meter = Meter(finished.photos + plan.photos, progress)
     meter.add(finished.photos, finished.rejected, known=True)
-    if plan.shards:
-        runner.run(plan.path, worker, meter, beam_args)
+    if plan.shards and worker.scores:
+        attempt = worker.scores.attempt
+
+        def record(job: EngineJob) -> None:
+            files.write(attempt.job_file, job.encode())
+
+        name = f"hubhead-score-{attempt.token}"
+        runner.run(plan.path, worker, meter, beam_args, name=name, on_job=record)
+
+
+def cancel_earlier_jobs(output: Output) -> None:
+    """Cancel the jobs of earlier attempts that an engine still runs, as far as it can be asked.
+
+    What they do cannot change the scores, but they use the cluster, and would do this run's work twice.
+    """
+    for attempt in output.list_attempts():
+        job = EngineJob.read(attempt.job_file)
+        if job is None:
+            continue
+        try:
+            if found := job.cancel():
+                _log.warning("An earlier attempt left a job running (%s). %s", job.where, found)
+        except OSError as error:
+            _log.warning(
+                "An earlier attempt may have left a job running (%s), but %s. It cannot change the scores.",
+                job.where,
+                error,
+            )
 
 
 def _summarize(
@@ -272,13 +307,14 @@ def _embed_missing(
     """
     files.check_writable(store.directory)
     # A unique name, since two runs may embed the same photos at the same time.
-    plan = files.join(store.directory, f"_plan-{secrets.token_hex(8)}")
+    token = secrets.token_hex(8)
+    plan = files.join(store.directory, f"_plan-{token}")
     worker = ShardWorker((str(model.path),), store.root, plan)
     try:
         with PlanWriter(plan) as writer:
             for raw in shard.plan_shards(entries, shard_size, {}):
                 writer.add(raw.to_shard(PassThroughColumns()))
-        runner.run(writer.path, worker, meter, beam_args)
+        runner.run(writer.path, worker, meter, beam_args, name=f"hubhead-embed-{token}")
         total = Stats()
         for planned in shard.read_plan(writer.path):
             stats = worker.finished_stats(planned.id)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import json
 from dataclasses import fields
 from typing import Any, Self, get_origin
 
 import numpy as np
+
+from serving.storage import files
 
 _FLOAT_FORMAT = "<f4"
 
@@ -33,6 +36,18 @@ class JsonRecord:
         if missing := [field.name for field in fields(cls) if field.name not in values]:  # type: ignore[arg-type]
             raise ValueError(f"missing keys: {', '.join(missing)}")
         return record
+
+    def encode(self) -> bytes:
+        """Return the record as the content of a file."""
+        return json.dumps(self.to_json(), ensure_ascii=False).encode()
+
+    @classmethod
+    def read(cls, uri: str) -> Self | None:
+        """Return the record in a file; None if there is no such file or it is damaged."""
+        try:
+            return cls.from_json(json.loads(files.read(uri)))
+        except (OSError, ValueError):
+            return None
 
 
 def _encode_floats(values: Any) -> str:

@@ -111,10 +111,10 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
         BarColumn(),
         TextColumn("{task.percentage:.0f} %"),
         # The field is the estimator itself: its text is current at every refresh, not only at reports.
-        TextColumn("{task.fields[estimator]!s}{task.fields[rejected]}"),
+        TextColumn("{task.fields[estimator]!s}{task.fields[rejected]}{task.fields[note]}"),
     )
     bar = Bar(*columns, console=Console(stderr=True))
-    task = bar.add_task("", total=0, position="", estimator=estimator, rejected="")
+    task = bar.add_task("", total=0, position="", estimator=estimator, rejected="", note="")
 
     def report(progress: Progress) -> None:
         estimator.update(progress)
@@ -124,6 +124,7 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
             total=progress.total,
             position=_format_position(progress),
             rejected=_format_rejected(progress.rejected),
+            note=_format_note(progress.note),
         )
         # Shown only while there is work left, so that other output does not break the bar.
         if progress.done < progress.total:
@@ -162,6 +163,7 @@ class LogReporter:
         percent = f" ({100 * progress.done / progress.total:.0f} %)" if progress.total else ""
         words = [_format_position(progress) + (percent if not progress.listing else ""), str(self._estimator)]
         line = ", ".join(word for word in words if word) + _format_rejected(progress.rejected)
+        line += _format_note(progress.note)
         print(line, file=sys.stderr, flush=True)
         # The next phase, such as scoring after listing, starts over with the short interval.
         self._wrote_line = not ended
@@ -177,3 +179,7 @@ def _format_position(progress: Progress) -> str:
 
 def _format_rejected(count: int) -> str:
     return f", {count:,} rejected" if count else ""
+
+
+def _format_note(note: str) -> str:
+    return f"; {note}" if note else ""

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from batch.monitoring.drift import DecisionCounts, Moments
@@ -27,6 +27,7 @@ class Progress:
         known: photos among `done` whose result comes from a previous run; they do not count for
             the rate.
         listing: whether the photos are still being listed; `total` is then the number so far.
+        note: what the run is waiting for; "" for nothing in particular.
     """
 
     done: int
@@ -34,6 +35,7 @@ class Progress:
     rejected: int
     known: int = 0
     listing: bool = False
+    note: str = ""
 
     @property
     def worked(self) -> int:
@@ -64,14 +66,20 @@ class Meter:
         """
         with self._lock:
             before = self._progress
-            self._progress = Progress(
-                before.done + done,
-                before.total,
-                before.rejected + rejected,
-                before.known + (done if known else 0),
+            self._progress = replace(
+                before,
+                done=before.done + done,
+                rejected=before.rejected + rejected,
+                known=before.known + done * known,
             )
             if self._report:
                 self._report(self._progress)
+
+    def note(self, text: str) -> None:
+        """Report what the run is waiting for, without progress."""
+        with self._lock:
+            if self._report:
+                self._report(replace(self._progress, note=text))
 
 
 @dataclass

@@ -1,16 +1,17 @@
 """Output directory of scoring runs: its files, and the records of finished shards.
 
-    scores/[date=.../|label=.../]scores-<shard>.parquet   rows of the scores
-    run.json, report.html                                 the newest run, once all rows are written
-    _hubhead/runs/<run>.json                              run.json of every run
-    _hubhead/shards/<shard>.<run>.json                    record of a finished shard
-    _hubhead/keys/...                                     scored photos (batch.shards.scored_index)
-    _hubhead/input.json                                   identity of the job
-    _hubhead/lease/                                       lease of the present run, and its plan
+    scores/[date=.../|label=.../]scores-<shard>.<token>.parquet   rows of the scores
+    run.json, report.html                                         the newest run, once all rows are there
+    _hubhead/runs/<run>.json                                      run.json of every run
+    _hubhead/shards/<shard>.<run>.json                            record of a published shard
+    _hubhead/keys/...                                             scored photos (batch.shards.scored_index)
+    _hubhead/input.json                                           identity of the job
+    _hubhead/lease/                                               lease of the present run
+    _hubhead/attempts/<token>/...                                 what is not published (batch.output.attempt)
 
-The rows have a directory of their own, because Parquet readers open every file of a directory. A
-shard's record is written after its rows and keys, as the commit of the shard: rows and keys without a
-record are leftovers of an interrupted run. All changes go through the run's lease (serving.storage.lease).
+The rows have a directory of their own, because Parquet readers open every file of a directory. Workers write
+none of this but the attempts. The run that holds the lease (serving.storage.lease) publishes the shards when
+all are finished, each publication as a whole: docs/decisions/0001-attempts.md has the reasons and the cases.
 """
 
 from __future__ import annotations
@@ -21,27 +22,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
-from batch.embeddings import to_parquet
-from batch.monitoring.stats import Stats
+from batch.output.attempt import ATTEMPTS, SCORES, Attempt, StagedShard
 from batch.output.shard_record import (
     UNREADABLE,
     WORK_DIRECTORY,
-    ScoredKeys,
     ShardRecord,
     key_names,
     record_name,
     run_name,
 )
-from batch.shards.scored_index import ScoredIndex, encode_keys
+from batch.shards.scored_index import ScoredIndex
 from serving.errors import InputError, OutputError
 from serving.storage import files
-from serving.storage.lease import Lease, hold
+from serving.storage.address import base_name
+from serving.storage.lease import Lease, Move, hold
 
 if TYPE_CHECKING:
     import numpy as np
-    import pyarrow as pa
     from numpy.typing import NDArray
 
 RUN_FILE = "run.json"
@@ -49,13 +47,12 @@ REPORT_FILE = "report.html"
 PARTITIONS = ("date", "label")
 """Columns by which the rows can be partitioned in Hive's layout: day of the run, or predicted label."""
 
-_SCORES = "scores"
 _LEASE = f"{WORK_DIRECTORY}/lease"
 _IDENTITY = f"{WORK_DIRECTORY}/input.json"
 _APPENDED, _COLUMNS = "only_new", "columns"
-_NO_LABEL = "__HIVE_DEFAULT_PARTITION__"  # Hive's name for null, which Parquet readers know
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_SCORES_FILE = re.compile(r"scores-([0-9a-f]{32})\.parquet")
+_SCORES_FILE = re.compile(r"scores-([0-9a-f]{32})(?:\.[0-9a-f]+)?\.parquet")  # without a token before 0.3
+_MOVES = 2000  # moves of one publication, whose list is a file of some hundred kB
 _RECORD_FILE = re.compile(r"([0-9a-f]{32})\.(.+)\.json")
 
 
@@ -90,17 +87,12 @@ class Output:
     @property
     def scores_directory(self) -> str:
         """Directory of the Parquet dataset."""
-        return files.join(self.directory, _SCORES)
+        return files.join(self.directory, SCORES)
 
     @property
     def work_directory(self) -> str:
         """Directory of the files that runs leave for later runs."""
         return files.join(self.directory, WORK_DIRECTORY)
-
-    @property
-    def plan_directory(self) -> str:
-        """Directory of the plan: the open shards of a run."""
-        return files.join(self.directory, self.lease.staging if self.lease else WORK_DIRECTORY, "plan")
 
     @property
     def run_file(self) -> str:
@@ -216,6 +208,32 @@ class Output:
         reports = {REPORT_FILE: report} if report is not None else {}
         self.writer.publish({**reports, run_name(run_id): record, RUN_FILE: record})
 
+    # --- Attempts -------------------------------------------------------------------------------------
+
+    def begin_attempt(self) -> Attempt:
+        """Return the attempt of the present holder of the lease, after deleting the plans of earlier ones.
+
+        Workers of an earlier attempt that are still running end at their next shard.
+        """
+        assert self.lease, "an attempt needs the lease of the output"
+        for earlier in self.list_attempts():
+            files.remove_directory(earlier.plan_directory)
+        return Attempt(self.directory, self.lease.token, self.partition_by, self.lease)
+
+    def list_attempts(self) -> list[Attempt]:
+        """Return the attempts whose directories exist."""
+        tokens = files.list_names(files.join(self.directory, ATTEMPTS))
+        return [Attempt(self.directory, token, self.partition_by) for token in tokens]
+
+    def remove_attempts(self) -> None:
+        """Delete the directories of all attempts.
+
+        Raises:
+            LeaseLost: another run took over; nothing is deleted.
+        """
+        self.writer.check()
+        files.remove_directory(files.join(self.directory, ATTEMPTS))
+
     # --- Shards ---------------------------------------------------------------------------------------
 
     def list_records(self) -> dict[str, list[str]]:
@@ -228,71 +246,22 @@ class Output:
 
     def read_record(self, shard_id: str, run_id: str) -> ShardRecord | None:
         """Return the record of a shard; None if there is none or it is corrupt."""
-        try:
-            return ShardRecord.from_json(
-                files.read(files.join(self.directory, record_name(shard_id, run_id)))
-            )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return None
+        return ShardRecord.read(files.join(self.directory, record_name(shard_id, run_id)))
 
-    def commit(
-        self,
-        shard_id: str,
-        run_id: str,
-        table: pa.Table,
-        stats: Stats,
-        scored: Mapping[str, ScoredKeys],
-        *,
-        date: str,
-    ) -> ShardRecord:
-        """Write a shard's rows, then its keys, and finally its record.
-
-        Args:
-            shard_id: id of the shard.
-            run_id: id of the run.
-            table: rows of the shard.
-            stats: statistics of the shard.
-            scored: keys of the photos that the rows are about, by the digest of the model.
-            date: day of the run, such as 2026-05-31.
+    def publish_shards(self, shards: Iterable[StagedShard]) -> None:
+        """Move the files of finished shards into place, many shards at a time.
 
         Raises:
-            LeaseLost: another run took over; what it wrote is unchanged.
-            OutputError: a file cannot be written.
+            LeaseLost: another run took over; what it published is unchanged.
+            OutputError: a file cannot be moved. What was decided is completed by the next run.
         """
-        rows = {
-            f"{directory}scores-{shard_id}.parquet": to_parquet(part, compression="zstd")
-            for directory, part in self._split_by_partition(table, date)
-        }
-        keys = {
-            name: content
-            for model, photos in scored.items()
-            for name, part in zip(
-                key_names(model, shard_id, run_id), (photos.keys, photos.retryable), strict=True
-            )
-            if (content := encode_keys(part))
-        }
-        record = ShardRecord({path: len(content) for path, content in rows.items()}, stats)
-        self.writer.write(
-            {
-                **{f"{_SCORES}/{path}": content for path, content in rows.items()},
-                **keys,
-                record_name(shard_id, run_id): record.to_json(),
-            }
-        )
-        return record
-
-    def _split_by_partition(self, table: pa.Table, date: str) -> Iterator[tuple[str, pa.Table]]:
-        """Yield the directory and the rows of each partition."""
-        if self.partition_by == "label":
-            import pyarrow.compute as pc
-
-            for label in sorted(set(table["label"].to_pylist()), key=lambda label: (label is None, label)):
-                has_label = pc.is_null(table["label"]) if label is None else pc.equal(table["label"], label)
-                name = _NO_LABEL if label is None else quote(label, safe="")
-                # Readers take the column from the directory's name, and fail if the file has it too.
-                yield f"label={name}/", table.filter(has_label).drop_columns(["label"])
-        else:
-            yield (f"date={date}/" if self.partition_by == "date" else ""), table
+        moves: list[Move] = []
+        for shard in shards:
+            moves += shard.moves
+            if len(moves) >= _MOVES:
+                self.writer.publish(moves=moves, unordered=True)
+                moves = []
+        self.writer.publish(moves=moves, unordered=True)
 
     def remove_shards(self, finished: Iterable[tuple[str, str]], models: Sequence[str]) -> None:
         """Delete the records and the keys of finished shards; the next `sweep` deletes their rows.
@@ -306,29 +275,31 @@ class Output:
                 name
                 for shard in finished
                 for name in (record_name(*shard), *(key for m in models for key in key_names(m, *shard)))
-            ]
+            ],
+            unordered=True,
         )
 
-    def list_file_sizes(self) -> dict[str, int]:
-        """Return the size in bytes of every file below `scores/`, by path."""
-        return dict(files.walk_files(self.scores_directory))
+    def list_row_files(self) -> dict[str, int]:
+        """Return the size in bytes of each of hubhead's files below `scores/`, by path."""
+        found = files.walk_files(self.scores_directory)
+        return {path: size for path, size in found if _SCORES_FILE.fullmatch(base_name(path))}
 
-    def sweep(self, found: Iterable[str], keep: Callable[[str, str], bool]) -> None:
+    def sweep(self, keep: Callable[[str, str], bool]) -> None:
         """Delete rows that belong to no finished shard, and temporary files.
 
         Args:
-            found: paths below `scores/`.
-            keep: called with a shard id and a path; returns whether the file stays.
+            keep: called with a shard id and a path below `scores/`; returns whether the file stays.
         """
-        removes = [
-            f"{_SCORES}/{path}"
-            for path in found
-            if (match := _SCORES_FILE.fullmatch(path.rpartition("/")[2])) and not keep(match[1], path)
-        ]
+        removes = []
+        for path in self.list_row_files():
+            match = _SCORES_FILE.fullmatch(base_name(path))
+            if match and not keep(match[1], path):
+                removes.append(f"{SCORES}/{path}")
         if not files.is_remote(self.directory):  # only local writers use temporary names
-            names = (path for path, _ in files.walk_files(self.directory) if not path.startswith(_LEASE))
-            removes += [path for path in names if path.rpartition("/")[2].startswith(files.TEMPORARY_PREFIX)]
-        self.writer.publish(removes=removes)
+            ours = (_LEASE, ATTEMPTS)
+            names = (path for path, _ in files.walk_files(self.directory) if not path.startswith(ours))
+            removes += [path for path in names if base_name(path).startswith(files.TEMPORARY_PREFIX)]
+        self.writer.publish(removes=removes, unordered=True)
 
     def reset(self) -> None:
         """Delete all records and keys before a takeover; the next `sweep` deletes the rows.
@@ -338,10 +309,12 @@ class Output:
         """
         removes = [
             f"{WORK_DIRECTORY}/{name}/{path}"
-            for name in ("shards", "keys")  # records first: keys without a record are not valid
+            for name in ("shards", "keys")
             for path, _ in files.walk_files(files.join(self.work_directory, name))
         ]
-        self.writer.publish({_IDENTITY: json.dumps({"overwritten": True}).encode()}, removes=removes)
+        self.writer.publish(removes=[RUN_FILE, REPORT_FILE])
+        marker = json.dumps({"overwritten": True}).encode()
+        self.writer.publish({_IDENTITY: marker}, removes=removes, unordered=True)
 
     def load_scored_index(self, model: str, run_id: str) -> ScoredIndex:
         """Return the index of the photos that a model has scored, from the point of view of a run.

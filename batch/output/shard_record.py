@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from batch.monitoring.json_record import JsonRecord
 from batch.monitoring.stats import Stats
 from batch.shards.scored_index import SUFFIX
 
@@ -30,7 +30,7 @@ class ScoredKeys:
 
 
 @dataclass(frozen=True)
-class ShardRecord:
+class ShardRecord(JsonRecord):
     """Record of a finished shard.
 
     Attributes:
@@ -40,20 +40,6 @@ class ShardRecord:
 
     files: Mapping[str, int]
     stats: Stats
-
-    def to_json(self) -> bytes:
-        """Return the record as the bytes of a JSON object."""
-        return json.dumps({"files": dict(self.files), "stats": self.stats.to_json()}).encode()
-
-    @classmethod
-    def from_json(cls, content: bytes) -> ShardRecord:
-        """Parse the output of `to_json`.
-
-        Raises:
-            ValueError, TypeError, KeyError, AttributeError: the content has another form.
-        """
-        values = json.loads(content)
-        return cls(dict(values["files"]), Stats.from_json(values["stats"]))
 
 
 def run_name(run_id: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from batch.embeddings import EmbeddingStore
 from batch.monitoring.stats import Meter, Stats
-from batch.output.dataset import Output
+from batch.output.attempt import Attempt
 from batch.output.shard_record import ScoredKeys
 from batch.scoring import remote_backbone
 from batch.scoring.embed import Backbone, ModelResources
@@ -37,13 +36,13 @@ class ScoresTarget:
     """Destination of the rows, and the run that they belong to.
 
     Attributes:
-        output: scores dataset.
+        attempt: attempt of the run, in whose directory workers leave finished shards.
         run_id: id of the run.
         started: start of the run; written as `scored_at` into all of its rows.
         models: digest of each model.
     """
 
-    output: Output
+    attempt: Attempt
     run_id: str
     started: datetime
     models: tuple[str, ...]
@@ -92,19 +91,22 @@ class ShardWorker:
             Statistics of the shard.
 
         Raises:
+            LeaseLost: another run took the output over.
             OutputError: the rows or the embedding store cannot be written.
             ServerError: a model server does not answer.
         """
+        if self.scores:
+            self.scores.attempt.check()
         if (stats := self.finished_stats(planned.id)) is not None:
             return stats
         shard = planned.read_shard()
         if self.scores is None:
             stats = embed_shard(shard, models[0])
-            files.write(self._stats_file(shard.id), json.dumps(stats.to_json()).encode())
+            files.write(self._stats_file(shard.id), stats.encode())
             return stats
         table, stats = score_shard(shard, models, self.scores.started)
         with stats.time_stage("write"):  # for Beam only: the record is already written
-            self.scores.output.commit(
+            self.scores.attempt.commit(
                 shard.id,
                 self.scores.run_id,
                 table,
@@ -117,18 +119,14 @@ class ShardWorker:
     def finished_stats(self, shard_id: str) -> Stats | None:
         """Return the statistics of a shard that this run finished; None if it did not."""
         if self.scores is not None:
-            record = self.scores.output.read_record(shard_id, self.scores.run_id)
-            return record.stats if record else None
-        try:
-            return Stats.from_json(json.loads(files.read(self._stats_file(shard_id))))
-        except (OSError, ValueError):
-            return None
+            shard = self.scores.attempt.read(shard_id)
+            return shard.record.stats if shard else None
+        return Stats.read(self._stats_file(shard_id))
 
     def list_finished(self) -> set[str]:
         """Return the ids of the shards that this run finished, judged by the names of their files."""
         if self.scores is not None:
-            run_id, records = self.scores.run_id, self.scores.output.list_records()
-            return {shard_id for shard_id, runs in records.items() if run_id in runs}
+            return self.scores.attempt.list_finished()
         names = files.list_names(self.plan)
         return {name.removesuffix(_STATS) for name in names if name.endswith(_STATS)}
 

@@ -12,8 +12,8 @@ counts. Each step creates the next number, and files.create_if_absent lets one p
 
 So a process that was stopped for longer than its lease (SIGSTOP, a suspended machine) fails at its next
 step. One that was stopped while it carried out an intent finds its staged files gone, since the next holder
-moved or deleted them, and moves nothing. Worker processes, which `write` without an entry of their own, rely
-on the same: they stage, check the lease, and move. The lease is checked before each single step.
+moved or deleted them, and moves nothing. The lease is checked before each step. Worker processes publish
+nothing; they `check` a copy of the lease to notice that their holder was replaced.
 
 What each storage contributes:
 
@@ -38,10 +38,11 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from serving.errors import HubheadError, LeaseLost, OutputBusy
 from serving.process import process_has_ended, process_identity
@@ -52,6 +53,11 @@ LEASE_SECONDS = 120.0
 
 HEARTBEAT_SECONDS = 20.0
 """Seconds between two beats."""
+
+CONCURRENT = 32
+"""Files of an unordered publication that are moved or deleted at a time on remote storage."""
+
+T = TypeVar("T")
 
 Move = tuple[str, str]
 """Name of a file, and the name that it gets, replacing any file of that name."""
@@ -110,15 +116,6 @@ class Lease:
             moves.append((staged, name))
         return moves if self.directory else []
 
-    def write(self, contents: Mapping[str, bytes]) -> None:
-        """Create or replace files one after the other, unless the lease is lost.
-
-        Raises:
-            LeaseLost: another process took over; what it has published is unchanged.
-            OutputError: a file cannot be written.
-        """
-        self._perform({"moves": self.stage(contents), "removes": []})
-
     def publish(
         self,
         contents: Mapping[str, bytes] | None = None,
@@ -126,6 +123,7 @@ class Lease:
         moves: Iterable[Move] = (),
         removes: Iterable[str] = (),
         note: Any = None,
+        unordered: bool = False,
     ) -> None:
         """Move files into place, create or replace others, and then delete files: all of it or nothing.
 
@@ -134,13 +132,14 @@ class Lease:
             moves: files to move; on remote storage they are copied in this order and then deleted in reverse.
             removes: names of files to delete, in this order.
             note: value for `recovered`, as JSON.
+            unordered: whether many files of remote storage may be moved, and then deleted, at a time.
 
         Raises:
             LeaseLost: another process took over; nothing is published.
             OutputError: a file cannot be written. If it was decided, the next holder completes it.
         """
         moves = [*moves, *self.stage(contents or {})]
-        intent = {"moves": moves, "removes": list(removes), "note": note}
+        intent = {"moves": moves, "removes": list(removes), "note": note, "unordered": unordered}
         if moves or intent["removes"]:
             self._advance(intent)
             self._finish(intent)
@@ -170,15 +169,25 @@ class Lease:
     def _perform(self, intent: Mapping[str, Any]) -> None:
         """Carry an intent out. What another process has already moved is skipped."""
         is_remote = files.is_remote(self.root)
-        for source, target in intent["moves"]:
-            self.check()
-            if not (remote.copy if is_remote else files.rename)(self._at(source), self._at(target)):
+        at_once = CONCURRENT if is_remote and intent.get("unordered") else 1
+
+        def move(names: Move) -> None:
+            if not (remote.copy if is_remote else files.rename)(*map(self._at, names)):
                 self.check()
-        for source, _ in reversed(intent["moves"]) if is_remote else ():
-            files.remove(self._at(source))
-        for name in intent["removes"]:
-            self.check()
+
+        def remove(name: str) -> None:
             files.remove(self._at(name))
+
+        sources = [source for source, _ in reversed(intent["moves"])] if is_remote else []
+        self._each(intent["moves"], move, at_once)
+        self._each([*sources, *intent["removes"]], remove, at_once)
+
+    def _each(self, items: Sequence[T], action: Callable[[T], None], at_once: int) -> None:
+        """Carry out an action on each item, some of them at a time, unless the lease is lost."""
+        with ThreadPoolExecutor(at_once) as pool:
+            for start in range(0, len(items), at_once):
+                self.check()
+                list(pool.map(action, items[start : start + at_once]))
 
     def _acquire(self, activity: str) -> None:
         """Create the entry that makes this process the holder.

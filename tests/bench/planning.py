@@ -93,17 +93,19 @@ def commit_all_shards(manifest: str, output: str, model: str) -> int:
     from batch.shards import shard as shards
 
     [bundle] = read_models([Path(model)])
-    planner = RunPlanner(Output(output), "before", Source(manifest=manifest), [describe_model(bundle)])
-    planner.check()
-    planned = planner.plan(shards.DEFAULT_SIZE)
-    for line in shards.read_plan(planned.path):
-        shard = line.read_shard()
-        stats = Stats(photos=len(shard.photos), rows=len(shard.photos))
-        stats.statuses["ok"] = stats.photos
-        stats.models["food/1"] = DecisionCounts(abstained=stats.photos)
-        table = pa.table({"uri": [photo.uri for photo in shard.photos]})
-        planner.output.commit(shard.id, "before", table, stats, {}, date="2026-05-31")
-    shards.remove_plan(planner.output.plan_directory)
+    with Output(output).hold_lease() as held:
+        planner = RunPlanner(held, "before", Source(manifest=manifest), [describe_model(bundle)])
+        planner.check()
+        planned = planner.plan(shards.DEFAULT_SIZE)
+        for line in shards.read_plan(planned.path):
+            shard = line.read_shard()
+            stats = Stats(photos=len(shard.photos), rows=len(shard.photos))
+            stats.statuses["ok"] = stats.photos
+            stats.models["food/1"] = DecisionCounts(abstained=stats.photos)
+            table = pa.table({"uri": [photo.uri for photo in shard.photos]})
+            planner.publication.attempt.commit(shard.id, "before", table, stats, {}, date="2026-05-31")
+        planner.finish(planned)
+        held.remove_attempts()
     return planned.shards
 
 

@@ -49,8 +49,7 @@ def write_previous_scores(top: Path, model: Any, number: int, *, shuffled: bool)
     """Write the store and the scores that scoring that many photos would have left."""
     import pyarrow as pa
 
-    from batch.embeddings import layout
-    from batch.monitoring.stats import Stats
+    from batch.embeddings import layout, to_parquet
     from batch.output.dataset import Output
     from batch.output.schema import PhotoColumns, build_scores_table
     from batch.shards.shard import DEFAULT_SIZE, hash_uri
@@ -95,7 +94,8 @@ def write_previous_scores(top: Path, model: Any, number: int, *, shuffled: bool)
         top_labels = np.argsort(random.random((size, len(LABELS))), axis=1)[:, :5]
         decisions = Decisions(top_labels, np.full((size, 5), 0.1, np.float32), top_labels[:, 0])
         table = build_scores_table(columns, decisions, model, started)
-        output.commit(f"{shard:032x}", "bench", table, Stats(photos=size), {}, date="2026-05-31")
+        rows = files.join(output.scores_directory, f"scores-{shard:032x}.parquet")
+        files.write(rows, to_parquet(table, compression="zstd"))
         print(f"\r{here.stop} of {number} written", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     Path(output.run_file).write_text("{}")

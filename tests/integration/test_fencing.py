@@ -106,11 +106,11 @@ def steps(*local: tuple[str, int], s3: tuple[tuple[str, int], ...]) -> pytest.Ma
     return pytest.mark.parametrize(("where", "function", "number"), cases, indirect=["where"])
 
 
-# Publications of a scoring run: delete run.json, write input.json, delete outdated rows, (write a shard,)
-# delete leftovers (none here), publish run.json: the fifth that is carried out, as the shard counts as well.
+# Publications of a scoring run: delete run.json, write input.json, delete outdated records and rows, move the
+# new shards into place, publish run.json: the fifth that is carried out, as no record is outdated here.
 @steps(
-    ("publish", 1), ("publish", 3), ("write", 1), ("publish", 5), ("_perform", 5),
-    s3=(("publish", 3), ("write", 1), ("_perform", 5)),
+    ("publish", 1), ("publish", 4), ("publish", 5), ("publish", 6), ("_perform", 5),
+    s3=(("publish", 4), ("publish", 5), ("_perform", 5)),
 )  # fmt: skip
 def test_scores(where: str, function: str, number: int) -> None:
     fencing.write_scores(where, "previous")

@@ -20,7 +20,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def _run_crash_tests(given: dict[str, Any], rng: random.Random) -> Report:
                 f"{place.name}: rows differ from the undisturbed run ({len(rows)}, expected {len(expected)})"
             )
         # Temporary files in the store may belong to a running job; only `hubhead embeddings` removes them.
-        if left := [*(place / "out").rglob(".tmp-*"), *(place / "out" / "_hubhead").glob("plan/*")]:
+        if left := [*(place / "out").rglob(".tmp-*"), *(place / "out" / "_hubhead").glob("attempts/*")]:
             report.problems.append(f"{place.name}: leftovers, {left[0].relative_to(place)}")
         report.outputs += 1
     return report
@@ -105,7 +105,7 @@ def _run_until_success(
         rng: source of randomness.
         seconds: time that an undisturbed run takes.
     """
-    finished: dict[Path, tuple[int, int]] = {}
+    finished: dict[str, tuple[int, int]] = {}
     while True:
         crash = rng.choices(["inside", "outside", "full"], [6, 2, 2])[0]
         if crash == "inside":
@@ -116,10 +116,11 @@ def _run_until_success(
         else:
             max_size = rng.randint(200, 4000)
             code = _run_fork(settings, lambda: _limit_file_size(max_size))  # noqa: B023
-        for path, state in finished.items():
-            if not path.exists() or _state(path) != state:
-                report.problems.append(f"{path.name} of a finished shard was written again")
-        finished = {path: _state(path) for path in _list_finished(place / "out")}
+        now = _list_finished(place / "out")
+        for name, state in finished.items():
+            if now.get(name) != state:
+                report.problems.append(f"{name} of a finished shard was written again")
+        finished = now
         if code == _SUCCESS:
             return
         if code == -signal.SIGKILL:
@@ -224,16 +225,16 @@ def _limit_file_size(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def _list_finished(output: Path) -> Iterator[Path]:
-    """Yield the files of finished shards, as listed in their records."""
-    for record in (output / "_hubhead" / "shards").glob("[0-9a-f]*.json"):
-        for path in json.loads(record.read_text())["files"]:
-            yield output / "scores" / path
-
-
-def _state(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_ino, stat.st_mtime_ns
+def _list_finished(output: Path) -> dict[str, tuple[int, int]]:
+    """Return the files of rows of finished shards, published or not, with their inodes and times."""
+    top, found = output / "_hubhead", [output / "scores"]
+    for record in top.glob("attempts/*/shards/*.json"):
+        with contextlib.suppress(ValueError):  # cut off by a full disk
+            found += [output / name for name, _ in json.loads(record.read_text())["moves"]]
+    # The file of a shard keeps its name when it is moved.
+    paths = [path for place in found for path in (place.rglob("*.parquet") if place.is_dir() else [place])]
+    stats = {path.name: path.stat() for path in paths if path.suffix == ".parquet" and path.exists()}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 def _read_rows(place: Path) -> list[dict[str, Any]]:

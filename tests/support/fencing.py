@@ -25,15 +25,18 @@ def write_scores(where: str, name: str) -> None:
 
     from batch.monitoring.stats import Stats
     from batch.output.dataset import Output
+    from batch.output.finished import Publication
     from batch.output.shard_record import ScoredKeys
 
     with Output(f"{where}/out").hold_lease() as output:
-        output.claim({"photos": "p", "models": [], "partition_by": ""}, [], append=False)
-        output.sweep(output.list_file_sizes(), lambda _, path: name in path)
+        publication = Publication(output)
         table, scored = pa.table({"run": [name]}), {"model": ScoredKeys([name.encode().ljust(24)])}
-        record = output.commit("0" * 32, "night", table, Stats(photos=1, rows=1), scored, date="2026-05-31")
-        output.sweep(output.list_file_sizes(), lambda _, path: path in record.files)
+        stats = Stats(photos=1, rows=1)
+        publication.attempt.commit("0" * 32, name, table, stats, scored, date="2026-05-31")
+        assert list(publication.collect(["0" * 32]))
+        publication.publish({"photos": "p", "models": [], "partition_by": ""}, [], ["model"])
         output.publish_run("night", name.encode(), b"<html>")
+        output.remove_attempts()
 
 
 def compact_store(where: str, name: str) -> None:

@@ -116,10 +116,14 @@ def score(reference: dict[str, Any], tmp_path: Path, server: int, pool: int) -> 
     return processes.start(arguments, tmp_path / "log")
 
 
-def list_records(tmp_path: Path) -> dict[str, int]:
-    """Return the records of finished shards with their times of modification."""
-    records = (tmp_path / "out" / "_hubhead" / "shards").glob("*.json")
-    return {record.name: record.stat().st_mtime_ns for record in records}
+def list_records(tmp_path: Path) -> set[str]:
+    """Return the ids of the shards that an attempt finished."""
+    return {path.stem for path in tmp_path.glob("out/_hubhead/attempts/*/shards/*.json")}
+
+
+def list_rows(tmp_path: Path) -> dict[str, int]:
+    """Return the files of rows, published or not, with their times of modification."""
+    return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("scores-*.parquet")}
 
 
 def test_external_workers_give_the_same_rows_and_report_progress(
@@ -153,7 +157,7 @@ def test_killed_workers_lose_only_their_unfinished_shards(reference: dict[str, A
         time.sleep(1)
         first.kill()  # some runners wait forever for a lost worker
         first.communicate()
-    before = list_records(tmp_path)
+    before, files = list_records(tmp_path), list_rows(tmp_path)
     assert 3 <= len(before) < PHOTOS // 2, "it was not killed in the middle"
     assert not (tmp_path / "out" / "run.json").exists()
     with job_server(tmp_path) as server, worker_pool() as (pool, _):
@@ -162,5 +166,6 @@ def test_killed_workers_lose_only_their_unfinished_shards(reference: dict[str, A
     assert second.returncode == 0, (tmp_path / "log").read_text()
     assert "of them were written by a previous run" in out
     assert read_rows(tmp_path / "out") == reference["rows"]
-    after = list_records(tmp_path)
-    assert {name: after[name] for name in before} == before, "a finished shard was processed again"
+    after = list_rows(tmp_path)
+    kept = {name: time for name, time in files.items() if name[7:39] in before}
+    assert {name: after[name] for name in kept} == kept, "a finished shard was processed again"

@@ -17,7 +17,7 @@ from batch.commands.rescore import rescore as command
 from batch.jobs import rescore
 from batch.jobs.rescore import RescoreSettings
 from batch.jobs.score import ScoreSettings, score
-from batch.output.dataset import Output
+from batch.output.attempt import Attempt
 from serving.errors import InputError, OutputError
 from tests.support.rescore import read_rows
 from tests.support.score_job import GOOD, make_bundle
@@ -143,20 +143,20 @@ class TestRescoring:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        commit, done = Output.commit, 0
+        commit, done = Attempt.commit, 0
 
-        def failing(self: Output, *args: Any, **named: Any) -> Any:
+        def failing(self: Attempt, *args: Any, **named: Any) -> Any:
             nonlocal done
             done += 1
             if done > 3:
                 raise OutputError("No space left.")
             return commit(self, *args, **named)
 
-        monkeypatch.setattr(Output, "commit", failing)
+        monkeypatch.setattr(Attempt, "commit", failing)
         with pytest.raises(OutputError):
             rescore.rescore(make_settings("new"))
         assert not (tmp_path / "out" / "run.json").exists()
-        monkeypatch.setattr(Output, "commit", commit)
+        monkeypatch.setattr(Attempt, "commit", commit)
         summary = rescore.rescore(make_settings("new"))
         assert summary.skipped_shards == 3
         assert read_rows(tmp_path / "out") == read_rows(scored / "new")

@@ -27,6 +27,7 @@ from batch.jobs import rescore, score
 from batch.jobs.rescore import RescoreSettings
 from batch.jobs.score import ScoreSettings
 from batch.monitoring.stats import Stats
+from batch.output.attempt import Attempt
 from batch.output.dataset import Output
 from batch.scoring.worker import ScoresTarget, ShardWorker
 from batch.shards import scored_index, shard
@@ -255,16 +256,16 @@ class TestOverwriteAndRetry:
         assert output.check(mine, append=False, overwrite=True)
 
     def test_finished_shard_is_skipped_when_beam_retries_its_element(self, tmp_path: Path) -> None:
-        output = Output(str(tmp_path / "out"))
+        attempt = Attempt(str(tmp_path / "out"), "0" * 16)
         entries = sort_entries([(Photo("/a.jpg", 1, 1), [])])
         [piece] = shard.plan_shards(entries, 5, {})
-        with PlanWriter(output.plan_directory) as writer:
+        with PlanWriter(attempt.plan_directory) as writer:
             writer.add(piece.to_shard(PassThroughColumns()))
         [planned] = shard.read_plan(writer.path)
-        scores = ScoresTarget(output, "night", datetime.now(UTC), ("digest",))
-        task = ShardWorker(("nowhere",), str(tmp_path / "store"), output.plan_directory, scores)
+        scores = ScoresTarget(attempt, "night", datetime.now(UTC), ("digest",))
+        task = ShardWorker(("nowhere",), str(tmp_path / "store"), attempt.plan_directory, scores)
         table = pa.table({"uri": ["/a.jpg"]})
-        output.commit(planned.id, "night", table, Stats(photos=1, rows=1), {}, date="2026-05-31")
+        attempt.commit(planned.id, "night", table, Stats(photos=1, rows=1), {}, date="2026-05-31")
         assert task.process(planned, models=[]).to_json() == Stats(photos=1, rows=1).to_json()
 
 

@@ -237,13 +237,13 @@ class TestScoring:
         command += ["--shard_size", "1"]
         root = REPO
         process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        finished: dict[Path, int] = {}
+        finished: dict[str, int] = {}  # inodes of the files of finished shards
         deadline = time.monotonic() + 120
-        out = tmp_path / "out"
+        work = tmp_path / "out" / "_hubhead" / "attempts"
         while len(finished) < 3 and time.monotonic() < deadline and process.poll() is None:
-            records = [path.name.partition(".")[0] for path in out.glob("_hubhead/shards/*.json")]
-            rows = [out / "scores" / f"scores-{shard}.parquet" for shard in records]
-            finished = {path: path.stat().st_ino for path in rows if path.exists()}
+            shards = [path.stem for path in work.glob("*/shards/*.json")]
+            rows = [path for path in work.rglob("*.parquet") if path.name[7:39] in shards]
+            finished = {path.name: path.stat().st_ino for path in rows}
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         _, errors = process.communicate(timeout=60)
@@ -255,7 +255,9 @@ class TestScoring:
         score.score(settings(folder, bundles["food"], undisturbed, shard_size=1))
         assert read_rows(tmp_path / "out") == read_rows(undisturbed / "out")
         assert summary.skipped_shards >= len(finished)
-        assert all(path.stat().st_ino == inode for path, inode in finished.items())
+        inodes = {path.name: path.stat().st_ino for path in (tmp_path / "out" / "scores").iterdir()}
+        assert {name: inodes[name] for name in finished} == finished
+        assert not work.exists()
 
 
 @pytest.mark.tf

@@ -54,9 +54,8 @@ def test_a_holder_that_was_overtaken_publishes_nothing(tmp_path: Path) -> None:
         with hold(str(tmp_path), "lease", "Busy:") as held:
             with taken_over(tmp_path) as other:
                 other.publish({"a": b"theirs"})
-            for change in (held.publish, held.write):
-                with pytest.raises(LeaseLost):
-                    change({"a": b"mine", "b": b"mine"})
+            with pytest.raises(LeaseLost):
+                held.publish({"a": b"mine", "b": b"mine"})
             held.publish(removes=["a"])
     assert names(tmp_path) == ["a"]
     assert (tmp_path / "a").read_bytes() == b"theirs"
@@ -106,20 +105,19 @@ def test_an_interrupted_publication_is_completed_by_the_next_holder(
         assert held.recovered is None
 
 
-def test_a_worker_process_writes_until_the_lease_is_lost(tmp_path: Path) -> None:
+def test_a_worker_process_notices_that_the_lease_is_lost(tmp_path: Path) -> None:
     with hold(str(tmp_path), "lease", "Busy:") as held:
         worker = pickle.loads(pickle.dumps(held))
         held.publish({"a": b"1"})
-        worker.write({"b": b"2"})
+        worker.check()
         staged = worker.stage({"c": b"3"})
         with taken_over(tmp_path):
             assert not files.list_names(f"{tmp_path}/{worker.staging}")
         with pytest.raises(LeaseLost):
-            worker.write({"b": b"late"})
+            worker.check()
         with pytest.raises(LeaseLost):
             worker._perform({"moves": staged, "removes": []})
-    assert names(tmp_path) == ["a", "b"]
-    assert (tmp_path / "b").read_bytes() == b"2"
+    assert names(tmp_path) == ["a"]
 
 
 def test_a_staged_file_that_is_gone_means_that_the_lease_is_lost(tmp_path: Path) -> None:
