@@ -8,19 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from batch.commands.options import embedding_store_flag
 from serving.commands.main import FAILED
 from serving.errors import InputError
 
 if TYPE_CHECKING:
     from batch.embeddings.maintenance import MaintenanceResult, StoreSummary
 
-_store = click.option(
-    "--embedding_store",
-    default="",
-    show_default="embeddings below the cache directory",
-    metavar="DIR",
-    help="Directory of the embedding store.",
-)
 _fingerprint = click.option(
     "--fingerprint",
     multiple=True,
@@ -29,7 +23,8 @@ _fingerprint = click.option(
 
 
 @click.group(
-    context_settings={"max_content_width": 100}, short_help="Inspect and maintain the embedding store."
+    context_settings={"show_default": True, "max_content_width": 100},
+    short_help="Inspect and maintain the embedding store.",
 )
 def embeddings() -> None:
     """Inspect and maintain the embedding store that training, scoring and rescoring share.
@@ -38,8 +33,8 @@ def embeddings() -> None:
     """
 
 
-@embeddings.command("list", context_settings={"show_default": True})
-@_store
+@embeddings.command("list")
+@embedding_store_flag
 @click.option(
     "--models",
     multiple=True,
@@ -70,8 +65,8 @@ def list_(embedding_store: str, models: tuple[Path, ...], as_json: bool) -> None
             click.echo(f"  used by {path}")
 
 
-@embeddings.command(context_settings={"show_default": True})
-@_store
+@embeddings.command
+@embedding_store_flag
 @_fingerprint
 @click.option(
     "--repair",
@@ -97,16 +92,12 @@ def check(
         click.echo(json.dumps([vars(one) for one in found], indent=2))
     for one in found if not as_json else ():
         click.echo(_format_summary(one))
-        for name in one.torn:
-            click.echo(f"  torn: {name}")
-        for name in one.other_dimension:
-            click.echo(f"  another dimension: {name}")
-        for number, what in (
-            (one.duplicates, "duplicate rows"),
-            (one.without_rows, "index entries without a row"),
-        ):
-            if number:
-                click.echo(f"  {number} {what}")
+        defects = [f"torn: {name}" for name in one.torn]
+        defects += [f"another dimension: {name}" for name in one.other_dimension]
+        counts = {"duplicate rows": one.duplicates, "index entries without a row": one.without_rows}
+        defects += [f"{number} {what}" for what, number in counts.items() if number]
+        for defect in defects:
+            click.echo(f"  {defect}")
     damaged = [one for one in found if one.needs_repair]
     if repair:
         for one in damaged:
@@ -116,8 +107,8 @@ def check(
         ctx.exit(FAILED)
 
 
-@embeddings.command(context_settings={"show_default": True})
-@_store
+@embeddings.command
+@embedding_store_flag
 @_fingerprint
 def compact(embedding_store: str, fingerprint: tuple[str, ...]) -> None:
     """Merge small files into large ones.
@@ -135,8 +126,8 @@ def compact(embedding_store: str, fingerprint: tuple[str, ...]) -> None:
         )
 
 
-@embeddings.command(context_settings={"show_default": True})
-@_store
+@embeddings.command
+@embedding_store_flag
 @_fingerprint
 @click.option("--gone", is_flag=True, help="Forget photos that no longer exist. Local files only.")
 @click.option(

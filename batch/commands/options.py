@@ -1,10 +1,12 @@
-"""Options shared by the commands that write scores: `hubhead score` and `hubhead rescore`."""
+"""Options shared by commands, above all by those that write scores: `hubhead score` and `hubhead rescore`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -52,7 +54,34 @@ def parse_limit(_context: click.Context, _option: click.Parameter, text: str | N
     return RejectionLimit(limit, percent)
 
 
+text_option = partial(click.option, default="", show_default=False)
+"""An option with a text that is empty by default, which the help does not show."""
+
+embedding_store_flag = text_option(
+    "--embedding_store",
+    show_default="embeddings below the cache directory",
+    metavar="DIR",
+    help="Directory of the embedding store. Unchanged photos whose embeddings are stored are not read again,"
+    " whatever head scores them.",
+)
+
 _FLAGS = (
+    click.option(
+        "--model",
+        required=True,
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="Bundle to score with: a version's directory, or its parent for the newest version. Repeat to"
+        " score with several models of the same backbone, one row each.",
+    ),
+    click.option(
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="Directory to write scores/*.parquet, report.html and run.json to. run.json is written last,"
+        " when all rows are there.",
+    ),
+    embedding_store_flag,
     click.option(
         "--run_id",
         default="",
@@ -82,18 +111,14 @@ _FLAGS = (
         help="Price of one machine per hour, in any currency. Used to report the cost per million photos.",
     ),
     click.option("--no_report", is_flag=True, help="Do not write report.html beside run.json."),
-    click.option(
+    text_option(
         "--metrics_textfile",
-        default="",
-        show_default=False,
         metavar="FILE",
         help="Write the run's metrics to a file for the textfile collector of Prometheus' node exporter,"
         " which reads *.prom. Needs hubhead[metrics].",
     ),
-    click.option(
+    text_option(
         "--metrics_push",
-        default="",
-        show_default=False,
         metavar="URL",
         help="Push the run's metrics to a Prometheus Pushgateway; a failure is only a warning. Needs"
         " hubhead[metrics].",

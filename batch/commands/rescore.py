@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -19,29 +18,8 @@ from batch.commands.score import print_result
     "--scores",
     required=True,
     metavar="DIR",
-    help="Output directory of a previous hubhead score or rescore. Its photos are scored again, and its"
-    " pass-through columns are kept.",
-)
-@click.option(
-    "--model",
-    required=True,
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Bundle with the new head, on the same backbone: a version's directory, or its parent for the newest"
-    " version. Repeat to score with several heads, one row each.",
-)
-@click.option(
-    "--output",
-    required=True,
-    metavar="DIR",
-    help="Directory to write scores/*.parquet, report.html and run.json to; not the directory of --scores.",
-)
-@click.option(
-    "--embedding_store",
-    default="",
-    show_default="embeddings below the cache directory",
-    metavar="DIR",
-    help="Embedding store that the previous scoring used.",
+    help="Output directory of a previous hubhead score or rescore, other than --output. Its photos are scored"
+    " again with heads on the same backbone, and its pass-through columns are kept.",
 )
 @run_flags
 @click.pass_context
@@ -54,9 +32,9 @@ def rescore(
 ) -> None:
     """Score the photos of a previous run with a new head, from their stored embeddings.
 
-    The photos themselves are not needed, except for the thumbnails in report.html: a million photos take
-    less than a minute. The rows are those that hubhead score would write. If a photo has rows of several
-    runs or models, its newest row counts.
+    Give the --embedding_store of the previous scoring. The photos themselves are not needed, except for the
+    thumbnails in report.html: a million photos take less than a minute. The rows are those that hubhead score
+    would write. If a photo has rows of several runs or models, its newest row counts.
 
     The report and run.json compare the run with the previous one in --output, or else with --scores.
 

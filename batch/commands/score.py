@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batch.commands.options import RejectionLimit, run_flags
+from batch.commands.options import RejectionLimit, run_flags, text_option
 from serving.commands.main import TOO_MANY_REJECTED
 from serving.commands.server_options import forbid_server_flags, pop_client_config, server_flags
 from serving.contract import Status
@@ -43,36 +43,23 @@ def parse_share(_context: click.Context, _option: click.Parameter, text: str) ->
     },
     short_help="Score any number of photos into Parquet.",
 )
-@click.option(
+@text_option(
     "--photos",
-    default="",
-    show_default=False,
     help="Photos to score: a file, a directory or a quoted glob such as 'photos/**/*.jpg'; local, s3://,"
     " gs://, az:// or https://.",
 )
-@click.option(
+@text_option(
     "--manifest",
-    default="",
-    show_default=False,
     metavar="FILE",
     help="Dataset manifest to use instead of --photos: .txt with one photo per line, or .csv, .tsv, .jsonl or"
     " .parquet, whose other columns are copied to the scores; or a quoted glob of such files. Relative"
     " paths are resolved from the manifest's directory.",
 )
-@click.option(
+@text_option(
     "--uri_column",
-    default="",
     show_default="uri, path, image, ...",
     metavar="NAME",
     help="Name of the manifest's column that holds the path or address of the photo.",
-)
-@click.option(
-    "--model",
-    required=True,
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Bundle to score with: a version's directory, or its parent for the newest version. Repeat to score"
-    " with several models of the same backbone, one row each.",
 )
 @click.option(
     "--model_config_file",
@@ -80,21 +67,6 @@ def parse_share(_context: click.Context, _option: click.Parameter, text: str) ->
     metavar="FILE",
     help="Model config file of the servers. Where --model is the parent of its versions, the version with the"
     " version label --label (default: stable) is used instead of the newest, which may be a canary.",
-)
-@click.option(
-    "--output",
-    required=True,
-    metavar="DIR",
-    help="Directory to write scores/*.parquet, report.html and run.json to. run.json is written last, when"
-    " all rows are there.",
-)
-@click.option(
-    "--embedding_store",
-    default="",
-    show_default="embeddings below the cache directory",
-    metavar="DIR",
-    help="Directory of the embedding store. Unchanged photos whose embeddings are stored are not read again,"
-    " whatever head scores them.",
 )
 @run_flags
 @click.option(

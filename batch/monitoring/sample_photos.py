@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,15 +119,13 @@ def _choose_rejected(table: Any) -> dict[str, tuple[Example, ...]]:
     import pyarrow.compute as pc
 
     usable = pa.array([status.value for status in Status if status.usable])
-    rejected = table.select(["uri", "status", "detail"]).filter(
-        pc.invert(pc.is_in(table["status"], value_set=usable))
-    )
-    found: dict[str, list[Example]] = {}
-    for row in rejected.sort_by("uri").to_pylist():
-        examples = found.setdefault(row["status"], [])
-        if len(examples) < MAX_PER_STATUS:
-            examples.append(Example("", row["uri"], None, row["detail"]))
-    return {status: tuple(examples) for status, examples in sorted(found.items())}
+    columns = table.select(["uri", "status", "detail"])
+    rejected = columns.filter(pc.invert(pc.is_in(table["status"], value_set=usable)))
+    rows = rejected.sort_by([("status", "ascending"), ("uri", "ascending")]).to_pylist()
+    return {
+        status: tuple(Example("", row["uri"], None, row["detail"]) for row in islice(group, MAX_PER_STATUS))
+        for status, group in groupby(rows, key=itemgetter("status"))
+    }
 
 
 def _merge(one: ExamplesByName, other: ExamplesByName, limit: int) -> dict[str, tuple[Example, ...]]:

@@ -4,7 +4,6 @@
 shows.
 """
 
-from batch.report.build import build
-from batch.report.page import render
+from batch.report.page import build, render
 
 __all__ = ["build", "render"]

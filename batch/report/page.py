@@ -15,6 +15,7 @@ from batch.output.run_record import RunRecord
 from batch.report.charts import draw_score_histogram
 from serving import html
 from serving.contract import Status
+from serving.photos.thumbnails import make_thumbnails
 
 THUMBNAIL_PIXELS = 160
 """Width and height of a thumbnail."""
@@ -24,6 +25,18 @@ MAX_PHOTOS = 60
 
 MAX_LABELS = 50
 """Rows of the label table, most frequent labels first."""
+
+
+def build(run: RunRecord, examples: Examples, changes: RunDiff | None = None) -> bytes:
+    """Return the page with thumbnails as HTML in UTF-8; a photo that cannot be read has none.
+
+    Args:
+        run: content of run.json.
+        examples: sample photos of labels and of rejections.
+        changes: difference from the previous run; None if there is none.
+    """
+    thumbnails = make_thumbnails(select_photos(run, examples), THUMBNAIL_PIXELS)
+    return render(run, examples, changes, thumbnails).encode()
 
 
 def render(
