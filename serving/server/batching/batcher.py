@@ -27,10 +27,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-import grpc
-
 from serving.server.batching.queue import (
-    BatchingPolicy,
+    MAX_QUEUED_ROWS_PER_THREAD,
     Queue,
     Request,
     RequestSlice,
@@ -39,13 +37,15 @@ from serving.server.batching.queue import (
     merge_inputs,
     round_up_rows,
 )
+from serving.server.config.settings import BatchingParameters
 from serving.server.metrics import Metrics
 from serving.server.status_error import (
-    StatusError,
     execution_timeout,
+    failed_precondition,
     invalid_argument,
     queue_full,
     queue_timeout,
+    unavailable,
 )
 
 MAX_BYTES = 1 << 29
@@ -77,18 +77,18 @@ class Batcher:
     def __init__(
         self,
         name: str,
-        policy: BatchingPolicy,
+        policy: BatchingParameters,
         run: RunModel,
         is_batchable: Callable[[str, Sequence[str]], bool],
         *,
-        metrics: Metrics | None = None,
+        metrics: Metrics,
         max_bytes: int = MAX_BYTES,
     ) -> None:
         """Create a batcher without starting threads.
 
         Args:
             name: model name, for thread names and metrics.
-            policy: how requests are merged, split and admitted.
+            policy: how requests are merged, split and admitted, from `make_policy`.
             run: function that calls the model.
             is_batchable: function that returns whether a signature's inputs and the given outputs declare
                 a batch as their first dimension; used only without a batching file.
@@ -104,15 +104,10 @@ class Batcher:
         # Signatures and outputs whose results turned out to have no batch dimension, despite is_batchable.
         self._unbatchable: set[tuple[str, tuple[str, ...]]] = set()
         self._queued_rows = self._running_rows = self._held_bytes = 0
-        # Batches that may start now. Inline runs count too, so never more than policy.threads run.
-        self._free_threads = policy.threads
+        # Batches that may start now. Inline runs count too, so never more than num_batch_threads run.
+        self._free_threads = policy.num_batch_threads
         self._seconds_per_row = 0.0  # on one thread; 0.0 until the first batch has run
         self._closed = False
-
-    @property
-    def queued_rows(self) -> int:
-        """Number of rows in the queues."""
-        return self._queued_rows
 
     def run(
         self, signature: str, inputs: Tensors, outputs: tuple[str, ...], seconds: float | None = None
@@ -154,9 +149,11 @@ class Batcher:
                     raise execution_timeout()
             return request.result.result(seconds)
         except TimeoutError:
-            if request.result.cancel():
-                raise self._cancel(key, request) from None
-            return request.result.result()  # it was set between the timeout and the cancellation
+            if not request.result.cancel():
+                return request.result.result()  # it was set between the timeout and the cancellation
+            with self._changed:
+                removed = self._remove(key, request)
+            raise (queue_timeout() if removed else execution_timeout()) from None
         finally:
             with self._changed:
                 self._held_bytes -= nbytes
@@ -167,7 +164,8 @@ class Batcher:
             self._closed = True
             self._changed.notify_all()
             # Inline runs have no thread to join: wait until every reservation was returned.
-            self._changed.wait_for(lambda: self._free_threads == self._policy.threads, _GRACE_SECONDS)
+            threads = self._policy.num_batch_threads
+            self._changed.wait_for(lambda: self._free_threads == threads, _GRACE_SECONDS)
         for thread in self._threads:
             thread.join(_GRACE_SECONDS)
 
@@ -191,13 +189,12 @@ class Batcher:
             return alone
         if len(sizes) != 1 or sizes == {0}:
             return alone
-        rows, limit = sizes.pop(), self._policy.max_request_rows
-        if limit is not None and rows > limit:
+        rows, limit = sizes.pop(), self._policy.max_batch_size
+        if self._policy.tensorflow_serving and rows > limit:
             raise invalid_argument(f"Task size {rows} is larger than maximum input batch size {limit}")
         # Requests are merged only if they can be concatenated: equal shapes, or equal ranks with padding.
-        shapes = tuple(
-            (alias, x.ndim if self._policy.pad_shapes else x.shape[1:]) for alias, x in inputs.items()
-        )
+        pads = self._policy.pad_variable_length_inputs
+        shapes = tuple((alias, x.ndim if pads else x.shape[1:]) for alias, x in inputs.items())
         return (signature, outputs, shapes), rows
 
     def _admit(self, request: Request, queue: Queue, nbytes: int, now: float) -> None:
@@ -208,21 +205,21 @@ class Batcher:
         """
         policy = self._policy
         if self._closed:
-            raise StatusError(grpc.StatusCode.UNAVAILABLE, f"Model {self._name} is being unloaded.")
+            raise unavailable(f"Model {self._name} is being unloaded.")
         if self._held_bytes and self._held_bytes + nbytes > self._max_bytes:
             raise queue_full(len(queue), len(queue))
-        if policy.max_queued_batches is not None:  # as TensorFlow Serving does: per queue, deadlines aside
-            if queue.count_batches_with(request.rows) > policy.max_queued_batches:
-                raise queue_full(len(queue), policy.max_queued_batches)
+        if policy.tensorflow_serving:  # the limit is per queue, and deadlines do not count
+            if queue.count_batches_with(request.rows) > policy.max_enqueued_batches:
+                raise queue_full(len(queue), policy.max_enqueued_batches)
             return
         if not self._queued_rows:  # so a request larger than the limit is accepted too
             return
         # Rows that may be queued, this request's among them. With a deadline: the rows that all threads
         # finish within the headroom, minus those that are running.
-        capacity = policy.max_queued_rows
+        capacity = MAX_QUEUED_ROWS_PER_THREAD * policy.num_batch_threads
         if request.deadline is not None and self._seconds_per_row:
             usable_seconds = (request.deadline - now) * ADMISSION_HEADROOM
-            rows_in_time = int(usable_seconds * policy.threads / self._seconds_per_row)
+            rows_in_time = int(usable_seconds * policy.num_batch_threads / self._seconds_per_row)
             capacity = min(capacity, rows_in_time - self._running_rows)
         if self._queued_rows + request.rows > capacity:
             waiting = math.ceil(self._queued_rows / policy.batch_rows)
@@ -236,12 +233,6 @@ class Batcher:
         if self._policy.tensorflow_serving or self._queued_rows or not self._free_threads:
             return False
         return rows <= self._policy.batch_rows and math.ceil(rows / self._free_threads) == rows
-
-    def _cancel(self, key: QueueKey, request: Request) -> StatusError:
-        """Drop a request whose caller's deadline has passed; return the error to raise."""
-        with self._changed:
-            removed = self._remove(key, request)
-        return queue_timeout() if removed else execution_timeout()
 
     def _remove(self, key: QueueKey, request: Request) -> int:
         """Remove a request's waiting rows from its queue; return how many there were."""
@@ -258,7 +249,7 @@ class Batcher:
         if not self._threads:
             self._threads = [
                 threading.Thread(target=self._run_batches, name=f"{self._name}-batch-{number}", daemon=True)
-                for number in range(self._policy.threads)
+                for number in range(self._policy.num_batch_threads)
             ]
             for thread in self._threads:
                 thread.start()
@@ -321,7 +312,7 @@ class Batcher:
     def _run_batch(self, key: QueueKey, batch: list[RequestSlice]) -> None:
         start = time.monotonic()
         rows = count_rows(batch)
-        padding = round_up_rows(rows, self._policy.padded_sizes) - rows if key[2] is not None else 0
+        padding = round_up_rows(rows, self._policy.allowed_batch_sizes) - rows if key[2] is not None else 0
         try:
             outputs = self._call_model(key, batch, rows, padding)
         except Exception as error:  # any error belongs to the callers; this thread has to go on
@@ -334,9 +325,8 @@ class Batcher:
         weight = EWMA_WEIGHT if self._seconds_per_row else 1
         self._seconds_per_row += (seconds - self._seconds_per_row) * weight
         self._deliver(batch, outputs, padding)
-        if self._metrics:
-            waits = [start - piece.request.arrived for piece in batch]
-            self._metrics.observe_batch(self._name, rows + padding, padding, waits)
+        waits = [start - piece.request.arrived for piece in batch]
+        self._metrics.observe_batch(self._name, rows + padding, padding, waits)
 
     def _call_model(self, key: QueueKey, batch: list[RequestSlice], rows: int, padding: int) -> Tensors:
         """Call the model with a batch; return the requested outputs.
@@ -354,8 +344,7 @@ class Batcher:
             if not values.ndim or len(values) != rows + padding:
                 # Without a batching file the retry runs each request alone, and so do later requests.
                 self._unbatchable.add((signature, wanted))
-                raise StatusError(
-                    grpc.StatusCode.FAILED_PRECONDITION,
+                raise failed_precondition(
                     "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension "
                     "sizes of the input tensors"
                     if values.ndim
@@ -378,9 +367,8 @@ class Batcher:
                 continue
             # Other slices of this request may be delivered by other threads at the same time.
             with self._changed:
-                request.partial_outputs[piece.start] = part
-                request.rows_left -= piece.rows
-                complete = not request.rows_left and not request.retried
+                request.partial_outputs[piece] = part
+                complete = count_rows(request.partial_outputs) == request.rows and not request.retried
             if complete:
                 request.resolve(request.join_outputs())
 

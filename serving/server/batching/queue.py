@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,59 +23,21 @@ Tensors = Mapping[str, NDArray[Any]]
 """Arrays by input or output alias."""
 
 
-@dataclass(frozen=True)
-class BatchingPolicy:
-    """How requests are merged, split and admitted.
-
-    Attributes:
-        threads: number of batches that run at once.
-        batch_rows: maximum rows of a batch.
-        max_request_rows: maximum rows of a request; None: no limit.
-        split: whether one request may be spread over several batches.
-        timeout: seconds that a batch with free rows waits for more requests.
-        max_queued_batches: maximum batches in one queue; None: `max_queued_rows` applies instead.
-        max_queued_rows: maximum rows in all queues together.
-        padded_sizes: batch sizes to pad to, ascending; empty: no padding.
-        pad_shapes: whether tensors of unequal shapes are padded to one shape, so that they can be merged.
-        tensorflow_serving: True follows TensorFlow Serving: a signature without a batch dimension is
-            rejected, and each thread takes a whole batch. False favours latency on CPUs: such a signature
-            runs alone, idle threads divide the queued rows, and a request that cannot meet its deadline
-            is rejected immediately.
-    """
-
-    threads: int
-    batch_rows: int = MICRO_BATCH
-    max_request_rows: int | None = None
-    split: bool = True
-    timeout: float = 0.0
-    max_queued_batches: int | None = None
-    max_queued_rows: int = MAX_QUEUED_ROWS_PER_THREAD
-    padded_sizes: tuple[int, ...] = ()
-    pad_shapes: bool = False
-    tensorflow_serving: bool = False
-
-
-def make_policy(threads: int, parameters: BatchingParameters | None = None) -> BatchingPolicy:
-    """Return the policy of a batching file, or the one that is fastest on CPUs (see serving.runtime).
+def make_policy(threads: int, parameters: BatchingParameters | None = None) -> BatchingParameters:
+    """Return how requests to a model are merged, split and admitted.
 
     Args:
         threads: number of threads of the model.
-        parameters: contents of the batching file; None: no file is given.
+        parameters: contents of the batching file; None: the parameters that are fastest on CPUs (see
+            serving.runtime).
     """
-    if parameters is None:
-        return BatchingPolicy(threads, max_queued_rows=MAX_QUEUED_ROWS_PER_THREAD * threads)
-    # max_execution_batch_size has a meaning only where large requests are split; 0 means max_batch_size.
-    execution_rows = parameters.enable_large_batch_splitting and parameters.max_execution_batch_size
-    return BatchingPolicy(
-        threads=parameters.num_batch_threads or threads,
-        batch_rows=execution_rows or parameters.max_batch_size,
-        max_request_rows=parameters.max_batch_size,
-        split=parameters.enable_large_batch_splitting,
-        timeout=parameters.batch_timeout_micros / 1e6,
-        max_queued_batches=parameters.max_enqueued_batches,
-        padded_sizes=parameters.allowed_batch_sizes,
-        pad_shapes=parameters.pad_variable_length_inputs,
-        tensorflow_serving=True,
+    if parameters is not None:
+        return replace(parameters, num_batch_threads=parameters.num_batch_threads or threads)
+    return BatchingParameters(
+        max_batch_size=MICRO_BATCH,
+        num_batch_threads=threads,
+        enable_large_batch_splitting=True,
+        tensorflow_serving=False,
     )
 
 
@@ -91,8 +53,7 @@ class Request:
         deadline: time.monotonic() at which the caller stops waiting; None: no deadline.
         arrived: time.monotonic() of arrival.
         result: future of the outputs.
-        partial_outputs: outputs of the slices that have run, by their first row.
-        rows_left: rows that have not run yet.
+        partial_outputs: outputs of the slices that have run.
         retried: whether the request was taken out of its batches to run alone.
     """
 
@@ -103,17 +64,16 @@ class Request:
     deadline: float | None
     arrived: float
     result: Future[Tensors] = field(default_factory=Future)
-    partial_outputs: dict[int, Tensors] = field(default_factory=dict)
-    rows_left: int = field(init=False)
+    partial_outputs: dict[RequestSlice, Tensors] = field(default_factory=dict)
     retried: bool = False
-
-    def __post_init__(self) -> None:
-        self.rows_left = self.rows
 
     @property
     def nbytes(self) -> int:
-        """Size of the inputs in bytes."""
-        return sum(count_bytes(values) for values in self.inputs.values())
+        """Size of the inputs in bytes, their strings included."""
+        return sum(
+            sum(map(len, values.flat)) if values.dtype == object else values.nbytes
+            for values in self.inputs.values()
+        )
 
     def is_expired(self, now: float) -> bool:
         """Return whether the deadline has passed."""
@@ -132,9 +92,7 @@ class Request:
     def join_outputs(self) -> Tensors:
         """Return the outputs of all slices, concatenated in row order."""
         # Slices may finish in any order, as they run on several threads.
-        parts = [self.partial_outputs[start] for start in sorted(self.partial_outputs)]
-        if len(parts) == 1:
-            return parts[0]
+        parts = [part for _, part in sorted(self.partial_outputs.items(), key=lambda item: item[0].start)]
         return {alias: np.concatenate([part[alias] for part in parts]) for alias in self.outputs}
 
 
@@ -163,7 +121,7 @@ class Queue:
     Only the last batch may have free rows; the ones before it are complete.
     """
 
-    def __init__(self, policy: BatchingPolicy, *, merges: bool) -> None:
+    def __init__(self, policy: BatchingParameters, *, merges: bool) -> None:
         """Create an empty queue.
 
         Args:
@@ -186,10 +144,8 @@ class Queue:
 
     def count_batches_with(self, rows: int) -> int:
         """Return the number of batches that would be queued after a request with `rows` rows."""
-        if not self._batches:
-            return math.ceil(rows / self._policy.batch_rows)
         free = self._free_rows()
-        if not self._policy.split:
+        if not self._policy.enable_large_batch_splitting:
             return len(self) + (rows > free)
         return len(self) + math.ceil(max(rows - free, 0) / self._policy.batch_rows)
 
@@ -202,7 +158,8 @@ class Queue:
         while start < request.rows:
             free, remaining = self._free_rows(), request.rows - start
             # Fill the last batch first; without splitting, the request moves to a new batch as a whole.
-            taken = min(remaining, free or self._policy.batch_rows) if self._policy.split else remaining
+            splits = self._policy.enable_large_batch_splitting
+            taken = min(remaining, free or self._policy.batch_rows) if splits else remaining
             piece = RequestSlice(request, start, start + taken)
             if taken <= free:
                 self._batches[-1].append(piece)
@@ -214,7 +171,7 @@ class Queue:
         """Return the time.monotonic() from which the first batch may run; the queue must not be empty."""
         # A batch is complete once it is full or another one was opened behind it.
         complete = not self.merges or len(self) > 1 or not self._free_rows()
-        return 0.0 if complete else self._opened_at + self._policy.timeout
+        return 0.0 if complete else self._opened_at + self._policy.batch_timeout_micros / 1e6
 
     def take(self, max_rows: int | None = None) -> list[RequestSlice]:
         """Remove and return the first batch, or its first `max_rows` rows if its requests can be split."""
@@ -256,7 +213,7 @@ def split_batch(batch: Sequence[RequestSlice], rows: int) -> tuple[list[RequestS
     return first, rest
 
 
-def count_rows(batch: Sequence[RequestSlice]) -> int:
+def count_rows(batch: Iterable[RequestSlice]) -> int:
     """Return the number of rows of a batch."""
     return sum(piece.rows for piece in batch)
 
@@ -300,10 +257,3 @@ def _pad_to_shape(values: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
 def round_up_rows(rows: int, sizes: Sequence[int]) -> int:
     """Return the smallest of the allowed sizes that holds `rows` rows, or `rows` if none does."""
     return next((size for size in sizes if size >= rows), rows)
-
-
-def count_bytes(values: NDArray[Any]) -> int:
-    """Return the size of an array in bytes, its strings included."""
-    if values.dtype == object:
-        return sum(map(len, values.flat))
-    return int(values.nbytes)

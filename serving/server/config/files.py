@@ -9,19 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from google.protobuf import text_format
 
 from serving import protos
 from serving.errors import InputError
-from serving.server.config.settings import BatchingParameters, Certificates, ModelSettings, VersionPolicy
+from serving.server.config.settings import BatchingParameters, ModelSettings, VersionPolicy
 from serving.server.status_error import StatusError, invalid_argument
 
 PLATFORM = "tensorflow"
 DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
-
-_LIST = "model_config_list"
 
 
 def read_text_proto(path: Path, message: protos.Message) -> protos.Message:
@@ -77,7 +74,7 @@ def parse_models(config: protos.Message) -> tuple[ModelSettings, ...]:
     Raises:
         StatusError: it is not a list of models, names a model twice, or has a relative path.
     """
-    if config.WhichOneof("config") not in (None, _LIST):
+    if config.WhichOneof("config") not in (None, "model_config_list"):
         raise invalid_argument("custom_model_config is not supported; use model_config_list.")
     found: dict[str, ModelSettings] = {}
     for entry in config.model_config_list.config:
@@ -175,8 +172,7 @@ def _check_batching(path: Path, batching: BatchingParameters) -> None:
         InputError: a value is out of range, or two contradict each other.
     """
     sizes = batching.allowed_batch_sizes
-    least: dict[str, Any] = {"max_batch_size": 1, "batch_timeout_micros": 0, "max_enqueued_batches": 1}
-    for name, lowest in least.items():
+    for name, lowest in (("max_batch_size", 1), ("batch_timeout_micros", 0), ("max_enqueued_batches", 1)):
         if getattr(batching, name) < lowest:
             raise InputError(f"{path}: {name} must be at least {lowest}, not {getattr(batching, name)}.")
     if sizes and (list(sizes) != sorted(set(sizes)) or sizes[0] < 1):
@@ -203,8 +199,8 @@ def read_monitoring(path: Path) -> str:
     return (prometheus.path or DEFAULT_METRICS_PATH) if prometheus.enable else ""
 
 
-def read_certificates(path: Path) -> Certificates:
-    """Return the TLS settings of a --ssl_config_file.
+def read_certificates(path: Path) -> protos.Message:
+    """Return the SSLConfig of a --ssl_config_file.
 
     Raises:
         InputError: the file cannot be used, or has no key or no certificate.
@@ -213,7 +209,7 @@ def read_certificates(path: Path) -> Certificates:
     for name in ("server_key", "server_cert"):
         if "-----BEGIN" not in getattr(message, name):
             raise InputError(f"{path}: {name} must be the PEM text itself, not a path.")
-    return Certificates(message.server_key, message.server_cert, message.custom_ca, message.client_verify)
+    return message
 
 
 def parse_channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:

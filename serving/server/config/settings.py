@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from serving import protos
+
 BATCHING_FILE = "batching_params.pbtxt"
 """File with the BatchingParameters of one version, in the version's directory."""
 
@@ -44,10 +46,10 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class BatchingParameters:
-    """How requests of several callers are merged (BatchingParameters of TensorFlow Serving).
+    """How requests of several callers are merged and split (BatchingParameters of TensorFlow Serving).
 
     Attributes:
-        max_batch_size: maximum rows of a batch.
+        max_batch_size: maximum rows of a batch, and of a request if `tensorflow_serving` is True.
         batch_timeout_micros: time that a batch with free rows waits for more requests, in microseconds.
         max_enqueued_batches: maximum number of queued batches; requests beyond it get UNAVAILABLE.
         num_batch_threads: number of batches that run at once; 0: the number of the model's threads.
@@ -55,6 +57,10 @@ class BatchingParameters:
         pad_variable_length_inputs: whether tensors of unequal shapes are padded to one shape.
         enable_large_batch_splitting: whether a request may be split over several batches.
         max_execution_batch_size: maximum rows of a batch when requests are split; 0: `max_batch_size`.
+        tensorflow_serving: True follows TensorFlow Serving: a signature without a batch dimension is
+            rejected, each thread takes a whole batch, and `max_enqueued_batches` applies. False favours
+            latency on CPUs: such a signature runs alone, idle threads divide the queued rows, and a request
+            that cannot meet its deadline is rejected immediately.
     """
 
     max_batch_size: int = 1000
@@ -65,23 +71,12 @@ class BatchingParameters:
     pad_variable_length_inputs: bool = False
     enable_large_batch_splitting: bool = False
     max_execution_batch_size: int = 0
+    tensorflow_serving: bool = True
 
-
-@dataclass(frozen=True)
-class Certificates:
-    """TLS settings of the gRPC port (SSLConfig of TensorFlow Serving), as PEM texts.
-
-    Attributes:
-        server_key: private key of the server.
-        server_cert: certificate of the server.
-        custom_ca: certificate authority of the clients' certificates; "": the system's roots.
-        client_verify: whether clients must present a certificate.
-    """
-
-    server_key: str
-    server_cert: str
-    custom_ca: str = ""
-    client_verify: bool = False
+    @property
+    def batch_rows(self) -> int:
+        """Maximum rows of the batches that run."""
+        return (self.enable_large_batch_splitting and self.max_execution_batch_size) or self.max_batch_size
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,7 @@ class ServerSettings:
         rest_api_port: port of the REST API and the demo page; None: disabled; 0: a free one.
         rest_api_timeout_in_ms: time limit of a REST request, in milliseconds.
         rest_api_enable_cors_support: whether pages of other origins may use the REST API.
-        certificates: TLS settings of the gRPC port; None: no TLS.
+        certificates: SSLConfig message with the TLS settings of the gRPC port, as PEM texts; None: no TLS.
         metrics_path: path of the Prometheus metrics on the REST port; "": disabled.
         file_system_poll_wait_seconds: seconds between scans of the base paths for versions.
         allow_version_labels_for_unavailable_models: whether a new label may point to a version that is
@@ -125,7 +120,7 @@ class ServerSettings:
     rest_api_port: int | None = None
     rest_api_timeout_in_ms: int = 30_000
     rest_api_enable_cors_support: bool = False
-    certificates: Certificates | None = None
+    certificates: protos.Message | None = None
     metrics_path: str = ""
     file_system_poll_wait_seconds: float = 1.0
     allow_version_labels_for_unavailable_models: bool = False

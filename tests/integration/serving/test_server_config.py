@@ -30,7 +30,7 @@ from serving.server.config.files import (
     read_monitoring,
 )
 from serving.server.config.flags import FLAGS
-from serving.server.config.settings import BatchingParameters, Certificates, ModelSettings, VersionPolicy
+from serving.server.config.settings import BatchingParameters, ModelSettings, VersionPolicy
 from tests.support.fake_model import LIMIT, FakeModelLoader, eventually, free_port, write_fake_model
 
 pytestmark = pytest.mark.server
@@ -328,13 +328,13 @@ def test_configuration_files_are_parsed(tmp_path: Path) -> None:
     assert read_models(file) == (ModelSettings("a", Path("/a"), VersionPolicy(3), {"stable": 2}),)
 
 
-def write_certificates(directory: Path) -> Certificates:
+def write_certificates(directory: Path) -> protos.Message:
     """Write a self-signed certificate of localhost; return it with its key."""
     key, cert = directory / "key.pem", directory / "cert.pem"
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost"
     command += f" -addext subjectAltName=DNS:localhost -keyout {key} -out {cert}"
     subprocess.run(command.split(), check=True, capture_output=True)
-    return Certificates(key.read_text(), cert.read_text())
+    return protos.SSLConfig(server_key=key.read_text(), server_cert=cert.read_text())
 
 
 @pytest.mark.needs("openssl")

@@ -19,7 +19,6 @@ from serving.server.batching.batcher import Batcher
 from serving.server.batching.queue import (
     MAX_QUEUED_ROWS_PER_THREAD,
     MICRO_BATCH,
-    BatchingPolicy,
     Queue,
     Request,
     RequestSlice,
@@ -61,8 +60,9 @@ class Model:
 class Callers:
     """A batcher, and threads that send requests to it."""
 
-    def __init__(self, policy: BatchingPolicy, *, batchable: bool = True, **more: Any) -> None:
+    def __init__(self, policy: BatchingParameters, *, batchable: bool = True, **more: Any) -> None:
         self.model = Model()
+        more.setdefault("metrics", Metrics())
         self.batcher = Batcher("m", policy, self.model, lambda *_: batchable, **more)
         self.pool = ThreadPoolExecutor(64)
 
@@ -100,7 +100,7 @@ def started() -> Iterator[list[Callers]]:
 
 @pytest.fixture
 def callers(started: list[Callers]) -> Any:
-    def make(policy: BatchingPolicy, **more: Any) -> Callers:
+    def make(policy: BatchingParameters, **more: Any) -> Callers:
         started.append(Callers(policy, **more))
         return started[-1]
 
@@ -168,7 +168,7 @@ def test_single_request_runs_inline_while_a_thread_is_free(callers: Any) -> None
     assert not two.batcher._threads
     third = two.ask(3)  # no free thread: it is queued
     eventually(lambda: len(two.batcher._threads) == 2)
-    assert (len(two.model.batches), two.batcher.queued_rows) == (2, 1)
+    assert (len(two.model.batches), two.batcher._queued_rows) == (2, 1)
     two.model.gate.set()
     assert [y(future) for future in (first, second, third)] == [[0], [0], [6]]
 
@@ -244,7 +244,7 @@ def test_full_queue_rejects_immediately_and_accepts_again_once_there_is_room(cal
     one = callers(make_policy(1))
     blocker = one.block()
     futures = [one.ask(*range(64)) for _ in range(2)]
-    assert one.batcher.queued_rows == MAX_QUEUED_ROWS_PER_THREAD
+    assert one.batcher._queued_rows == MAX_QUEUED_ROWS_PER_THREAD
     assert error_of(one.ask(1)) == queue_full_error(limit := MAX_QUEUED_ROWS_PER_THREAD // MICRO_BATCH, limit)
     one.model.gate.set()
     for future in [blocker, *futures]:
@@ -293,7 +293,7 @@ def test_request_whose_deadline_passes_in_the_queue_never_runs(callers: Any) -> 
     one.block()
     expired, other = one.ask(5, seconds=0.05), one.ask(6)
     assert error_of(expired) == ("RESOURCE_EXHAUSTED", QUEUE_TIMEOUT)
-    assert one.batcher.queued_rows == 1
+    assert one.batcher._queued_rows == 1
     assert error_of(one.ask(7, seconds=0)) == ("RESOURCE_EXHAUSTED", QUEUE_TIMEOUT)
     one.model.gate.set()
     assert y(other) == [12]
@@ -328,7 +328,7 @@ def test_close_ends_the_batch_threads(callers: Any) -> None:
 # --- With a batching file --------------------------------------------------------------------------------
 
 
-def file_policy(**fields: Any) -> BatchingPolicy:
+def file_policy(**fields: Any) -> BatchingParameters:
     return make_policy(1, BatchingParameters(**fields))
 
 
@@ -463,7 +463,8 @@ def test_unequal_shapes_are_padded_only_with_pad_variable_length_inputs(
 def test_merging_and_splitting_neither_loses_nor_repeats_a_row(
     sizes: list[int], rows: int, splits: bool, takes: list[int]
 ) -> None:
-    queue = Queue(BatchingPolicy(1, batch_rows=rows if splits else 30, split=splits), merges=True)
+    policy = BatchingParameters(rows if splits else 30, enable_large_batch_splitting=splits)
+    queue = Queue(policy, merges=True)
     requests = []
     for size in sizes:
         expected = queue.count_batches_with(size)
@@ -524,4 +525,4 @@ def test_every_caller_gets_its_own_response_under_any_traffic(
                 assert y(future) == [2 * value for value in x]
     finally:
         found.close()
-    assert found.batcher.queued_rows == found.batcher._running_rows == found.batcher._held_bytes == 0
+    assert found.batcher._queued_rows == found.batcher._running_rows == found.batcher._held_bytes == 0
