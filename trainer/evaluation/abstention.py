@@ -11,18 +11,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from serving.errors import InputError
-from trainer.evaluation.metrics import Doubles, Proportion, proportion
+from trainer.evaluation.metrics import Proportion, proportion
 from trainer.heads import Floats, Ints
-
-Bools = NDArray[np.bool_]
 
 CONFIDENCE = 0.95
 """Confidence of the one-sided lower bound that must reach the requested precision."""
-
-_REMEDY = "Ask for a lower precision, or give more photos of each label."
 
 
 @dataclass(frozen=True)
@@ -94,13 +89,17 @@ def threshold_for_precision(
     right = np.cumsum(probabilities.argmax(axis=1)[order] == targets[order])
     answered = np.arange(1, count + 1)
     bounds = np.where(right > 0, betaincinv(np.maximum(right, 1), answered - right + 1, 1 - CONFIDENCE), 0.0)
-    reached = (right / answered if point_estimate else bounds) >= precision
+    reached = right / answered if point_estimate else bounds
     # Equal probabilities are answered together: only the last of them is a possible threshold.
     last = np.append(confidence[1:] < confidence[:-1], True)
-    passing = np.flatnonzero(reached & last)
+    passing = np.flatnonzero((reached >= precision) & last)
     if not len(passing):
+        place = int(np.where(last, reached, 0.0).argmax())
+        kind = "precision" if point_estimate else "95 % lower bound of the precision"
         raise InputError(
-            _format_unreached(precision, right / answered, bounds, last, point_estimate), remedy=_REMEDY
+            f"No threshold reaches a precision of {precision:.1%} on {count} held-out photos: the "
+            f"highest {kind} is {reached[place]:.1%}, where {place + 1} are answered.",
+            remedy="Ask for a lower precision, or give more photos of each label.",
         )
     place = int(passing[-1])
     return Threshold(
@@ -109,19 +108,6 @@ def threshold_for_precision(
         bound=float(bounds[place]),
         precision=proportion(int(right[place]), place + 1),
         coverage=proportion(place + 1, count),
-    )
-
-
-def _format_unreached(
-    precision: float, observed: Doubles, bounds: Doubles, last: Bools, point_estimate: bool
-) -> str:
-    """Return the error message for a precision that no threshold reaches, with the highest one found."""
-    figures = np.where(last, observed if point_estimate else bounds, 0.0)
-    place = int(figures.argmax())
-    kind = "precision" if point_estimate else "95 % lower bound of the precision"
-    return (
-        f"No threshold reaches a precision of {precision:.1%} on {len(observed)} held-out photos: the "
-        f"highest {kind} is {figures[place]:.1%}, where {place + 1} are answered."
     )
 
 

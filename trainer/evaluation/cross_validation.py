@@ -93,14 +93,8 @@ class CrossValidation:
     @property
     def recall(self) -> dict[str, Proportion]:
         """Mean recall over the repeats, by label."""
-        return {
-            label: _average_proportions([run.recall[label] for run in self.runs]) for label in self.labels
-        }
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The K labels."""
-        return self.runs[0].labels
+        labels = self.runs[0].labels
+        return {label: _average_proportions([run.recall[label] for run in self.runs]) for label in labels}
 
     def __str__(self) -> str:
         repeats = f", {len(self.runs)} repeats" if len(self.runs) > 1 else ""

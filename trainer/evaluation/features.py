@@ -66,15 +66,12 @@ class HeadPredictions:
             targets: int64 [N], true classes.
         """
 
-        def predict_block(rows: Floats, classes: Ints) -> HeadPredictions:
-            return cls.from_probabilities(fitted.probabilities(rows), classes)
+        def predict_block(rows: Floats, classes: Ints) -> tuple[Ints, Floats, Floats]:
+            found = cls.from_probabilities(fitted.probabilities(rows), classes)
+            return found.best, found.score, found.own
 
-        parts = list(Blocks.from_array(embeddings, targets).map(predict_block))
-        return cls(
-            np.concatenate([part.best for part in parts]),
-            np.concatenate([part.score for part in parts]),
-            np.concatenate([part.own for part in parts]),
-        )
+        columns = zip(*Blocks.from_array(embeddings, targets).map(predict_block), strict=True)
+        return cls(*map(np.concatenate, columns))
 
     @classmethod
     def from_probabilities(cls, probabilities: Floats, targets: Ints) -> HeadPredictions:

@@ -24,9 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.heads import Floats, Ints, log_loss
-
-Doubles = NDArray[np.float64]
+from trainer.heads import Doubles, Floats, Ints, log_losses
 
 TOP_K = (1, 3, 5)
 """The k of the top-k accuracies; only those below the number of labels are reported."""
@@ -218,23 +216,22 @@ def evaluate(probabilities: Floats, targets: Ints, labels: Sequence[str]) -> Eva
     count, classes = len(targets), len(labels)
     best = order[:, 0] if count else targets
     confusion = confusion_matrix(targets, best, classes)
-    right, of_label, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+
+    def count_right(totals: Ints) -> dict[str, Proportion]:
+        shares = map(proportion, np.diag(confusion).tolist(), totals.tolist())
+        return dict(zip(labels, shares, strict=True))
+
     f1, macro = _estimate_f1(confusion)
     within = {k: proportion(int(hits[:, :k].sum()), count) for k in TOP_K}
-    # A probability of 0 for the true class costs a log-loss of 34.5, not infinity.
-    losses = -np.log(np.maximum(probabilities[np.arange(count), targets], 1e-15)).astype(np.float64)
+    losses = log_losses(probabilities, targets)
     return Evaluation(
         accuracy=within[1],
         top_3=within[3],
         top={k: within[k] for k in TOP_K if k == 1 or k < classes},
-        log_loss=log_loss(probabilities, targets) if count else math.nan,
+        log_loss=float(losses.mean()) if count else math.nan,
         log_loss_interval=bootstrap_mean_interval(losses),
-        recall={
-            label: proportion(int(r), int(n)) for label, r, n in zip(labels, right, of_label, strict=True)
-        },
-        precision={
-            label: proportion(int(r), int(n)) for label, r, n in zip(labels, right, predicted, strict=True)
-        },
+        recall=count_right(confusion.sum(axis=1)),
+        precision=count_right(confusion.sum(axis=0)),
         f1=dict(zip(labels, f1, strict=True)),
         macro=macro,
         calibration=measure_calibration(probabilities.max(axis=1), hits[:, 0]) if count else None,
@@ -314,11 +311,9 @@ def measure_calibration(confidence: Floats, right: NDArray[np.bool_], bins: int 
         bins: number of bins; None chooses it by N (MAX_BINS, MIN_PER_BIN).
     """
     count = len(confidence)
-    bins = min(bins or max(1, min(MAX_BINS, count // MIN_PER_BIN)), count)
     order = np.argsort(confidence, kind="stable")
     sorted_confidence, correct = confidence[order].astype(np.float64), right[order]
-    # Bins of equal mass: their sizes differ by one photo at most.
-    starts = np.arange(bins) * count // bins
+    starts = start_bins(count, bins)
     sizes = np.diff(np.append(starts, count))
     expected = np.add.reduceat(sorted_confidence, starts)
 
@@ -342,3 +337,14 @@ def measure_calibration(confidence: Floats, right: NDArray[np.bool_], bins: int 
             for total, hit, size in zip(expected, hits, sizes, strict=True)
         ),
     )
+
+
+def start_bins(count: int, bins: int | None = None) -> Ints:
+    """Return the first row of each bin of equal mass, whose sizes differ by one photo at most.
+
+    Args:
+        count: number of photos, 1 or more, in ascending order of confidence.
+        bins: number of bins; None chooses it by the number of photos (MAX_BINS, MIN_PER_BIN).
+    """
+    bins = min(bins or max(1, min(MAX_BINS, count // MIN_PER_BIN)), count)
+    return np.arange(bins) * count // bins

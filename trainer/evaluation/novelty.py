@@ -35,7 +35,6 @@ Recognition: a Good Closed-Set Classifier is All You Need?").
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -43,8 +42,8 @@ from numpy.typing import NDArray
 
 from serving.errors import InputError
 from trainer import heads
-from trainer.evaluation.metrics import Doubles, Proportion, proportion
-from trainer.heads import Blocks, Floats, Head, HeadSettings, Ints, Selection, Vectors
+from trainer.evaluation.metrics import Proportion, proportion
+from trainer.heads import Blocks, Doubles, Floats, Head, HeadSettings, Ints, Selection, Vectors
 
 Bools = NDArray[np.bool_]
 
@@ -143,15 +142,17 @@ class Novelty:
             return Blocks.from_array(embeddings, targets, chosen=rows[chosen])
 
         with heads.single_blas_thread():
-            parts = []
-            for rest, held in _iterate_folds(targets[rows], seed):
+            parts: list[Floats] = []
+            for rest, held in heads.stratified_folds(targets[rows], FOLDS, seed):
+                if sum(part.shape[1] for part in parts) >= ENOUGH_HELD_OUT:
+                    break
                 # Everything that is fitted sees `rest` alone, so that the scores of `held` are unbiased.
                 model = heads.refit(blocks(rest), classes, selection, settings=settings)
                 parts.append(compute_terms(model, *_fit_directions(blocks(rest), classes), blocks(held)))
             centre, directions = _fit_directions(blocks(np.arange(len(rows))), classes)
-        residual, energy = np.concatenate(parts, axis=1)
-        weights = _inverse_deviation(residual), _inverse_deviation(energy)
-        known = np.sort(np.float32(weights[0]) * residual - np.float32(weights[1]) * energy)
+        terms = np.concatenate(parts, axis=1)
+        weights = _inverse_deviation(terms[0]), _inverse_deviation(terms[1])
+        known = np.sort(_subtract_energy(terms, *weights))
         return cls(fitted, centre, directions, *weights, math.inf, known).with_kept(kept)
 
     def with_kept(self, kept: float) -> Novelty:
@@ -175,10 +176,8 @@ class Novelty:
         The higher a score, the less the photo is like the known ones.
         """
         blocks = Blocks.from_array(embeddings, np.zeros(len(embeddings), np.int64))
-        residual, energy = compute_terms(self.head, self.centre, self.directions, blocks)
-        return np.asarray(
-            np.float32(self.residual_weight) * residual - np.float32(self.energy_weight) * energy, np.float32
-        )
+        terms = compute_terms(self.head, self.centre, self.directions, blocks)
+        return _subtract_energy(terms, self.residual_weight, self.energy_weight)
 
     def is_novel(self, embeddings: Vectors) -> Bools:
         """Return bool [N]: True for photos that are rejected as unlike the known ones."""
@@ -196,16 +195,6 @@ def check_kept(kept: float) -> None:
             f"The fraction of photos to keep, {kept:g}, is out of range.",
             remedy="Give one above 0, and at most 1, such as 0.95.",
         )
-
-
-def _iterate_folds(targets: Ints, seed: int) -> Iterator[tuple[Ints, Ints]]:
-    """Yield folds of the known photos until enough of them have been held out."""
-    held_out = 0
-    for rest, held in heads.stratified_folds(targets, FOLDS, seed):
-        if held_out >= ENOUGH_HELD_OUT:
-            return
-        held_out += len(held)
-        yield rest, held
 
 
 def compute_terms(model: Head, centre: Floats, directions: Floats, embeddings: Blocks) -> Floats:
@@ -255,14 +244,16 @@ def _fit_directions(embeddings: Blocks, classes: int) -> tuple[Floats, Floats]:
         return points.sum(axis=0, dtype=np.float64), points.T @ points
 
     # Otherwise the covariance [D,D], summed block by block in float64.
-    total, products = np.zeros(dimension), np.zeros((dimension, dimension))
-    for block_sum, block_products in embeddings.map(sum_block):
-        total += block_sum
-        products += block_products
+    total, products = embeddings.sum(sum_block)
     mean = total / count
     scatter = products - count * np.outer(mean, mean)
     _, directions = eigh(scatter, subset_by_index=(dimension - rank, dimension - 1))
     return mean.astype(np.float32), np.ascontiguousarray(directions, np.float32)
+
+
+def _subtract_energy(terms: Floats, residual_weight: float, energy_weight: float) -> Floats:
+    """Return the scores float32 [N] of residuals and energies, float32 [2,N]."""
+    return np.float32(residual_weight) * terms[0] - np.float32(energy_weight) * terms[1]
 
 
 def _inverse_deviation(values: Floats) -> float:

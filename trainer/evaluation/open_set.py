@@ -7,8 +7,7 @@ measures `trainer.evaluation.novelty` without any photos from elsewhere.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,10 +55,6 @@ class OpenSetResult:
     auroc: Estimate
     rates: tuple[RejectionRate, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return asdict(self)
-
     def __str__(self) -> str:
         rates = (f"{rate.refused.value:.1%} rejected at {rate.kept.value:.1%} kept" for rate in self.rates)
         return f"AUROC {self.auroc.value:.3f}, " + ", ".join(rates)
@@ -98,8 +93,7 @@ def leave_labels_out(
         )
     for share in shares:
         check_kept(share)
-    areas = []
-    counters = [_RateCounter(len(labels)) for _ in shares]
+    areas, accepted, rejected, shown = [], [], [], []
     for draw, unknown in enumerate(draw_hidden_classes(len(labels), hidden, draws, seed)):
         is_hidden = np.isin(targets, unknown)
         rows = np.flatnonzero(~is_hidden)
@@ -113,14 +107,16 @@ def leave_labels_out(
         known_scores = novelty.score(embeddings[rows[held]])
         unknown_scores = novelty.score(embeddings[is_hidden])
         areas.append(auroc(known_scores, unknown_scores))
-        for share, counter in zip(shares, counters, strict=True):
-            threshold = novelty.with_kept(share).threshold
-            counter.add(known_scores <= threshold, unknown_scores > threshold, targets[is_hidden])
+        thresholds = np.array([[novelty.with_kept(share).threshold] for share in shares])
+        accepted.append(known_scores <= thresholds)
+        rejected.append(unknown_scores > thresholds)
+        shown.append(targets[is_hidden])
+    of_shares = zip(shares, np.hstack(accepted), np.hstack(rejected), strict=True)
     return OpenSetResult(
         hidden,
         draws,
         Estimate(float(np.mean(areas)), *bootstrap_mean_interval(np.array(areas))),
-        tuple(counter.rate(share, targets, labels) for share, counter in zip(shares, counters, strict=True)),
+        tuple(_measure_rate(*of_share, np.concatenate(shown), targets, labels) for of_share in of_shares),
     )
 
 
@@ -146,32 +142,27 @@ def draw_hidden_classes(classes: int, size: int, draws: int, seed: int) -> Itera
         yield np.sort(chosen)
 
 
-class _RateCounter:
-    """Counts of photos accepted and rejected at one threshold, over the draws."""
+def _measure_rate(
+    wanted: float, accepted: Bools, rejected: Bools, hidden: Ints, targets: Ints, labels: Sequence[str]
+) -> RejectionRate:
+    """Return the rates over all draws.
 
-    def __init__(self, classes: int) -> None:
-        self._kept: list[float] = []
-        self._refused, self._shown = np.zeros(classes), np.zeros(classes)
-
-    def add(self, kept: Bools, refused: Bools, hidden: Ints) -> None:
-        """Add one draw: `kept` of the held-out known photos, `refused` of photos with classes `hidden`."""
-        self._kept.extend(kept)
-        self._refused += np.bincount(hidden, refused, minlength=len(self._refused))
-        self._shown += np.bincount(hidden, minlength=len(self._shown))
-
-    def rate(self, wanted: float, targets: Ints, labels: Sequence[str]) -> RejectionRate:
-        """Return the rates over all draws."""
-        photos = np.bincount(targets, minlength=len(labels))[self._shown > 0].sum()
-        return RejectionRate(
-            wanted,
-            _scale_to_photos(float(np.mean(self._kept)), min(len(self._kept), len(targets))),
-            _scale_to_photos(float(self._refused.sum() / self._shown.sum()), int(photos)),
-            {
-                label: float(refused / shown)
-                for label, refused, shown in zip(labels, self._refused, self._shown, strict=True)
-                if shown
-            },
-        )
+    Args:
+        wanted: fraction of known photos to keep.
+        accepted: bool [n], True for each held-out known photo that is accepted.
+        rejected: bool [m], True for each photo of a hidden label that is rejected.
+        hidden: int64 [m], classes of these.
+        targets: int64 [N], classes of all photos.
+        labels: K label names.
+    """
+    times = np.bincount(hidden, minlength=len(labels))
+    counts = np.bincount(hidden, rejected, minlength=len(labels))
+    return RejectionRate(
+        wanted,
+        _scale_to_photos(float(accepted.mean()), min(len(accepted), len(targets))),
+        _scale_to_photos(float(rejected.mean()), int(np.isin(targets, hidden).sum())),
+        {label: float(counts[own] / times[own]) for own, label in enumerate(labels) if times[own]},
+    )
 
 
 def _scale_to_photos(value: float, n: int) -> Proportion:

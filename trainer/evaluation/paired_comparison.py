@@ -15,15 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import InputError
-from trainer.evaluation.metrics import (
-    MAX_BINS,
-    MIN_PER_BIN,
-    Estimate,
-    Z,
-    bootstrap_mean_interval,
-    nan_to_none,
-)
-from trainer.heads import Floats, Ints
+from trainer.evaluation.metrics import Estimate, Z, bootstrap_mean_interval, nan_to_none, start_bins
+from trainer.heads import Floats, Ints, log_losses
 
 NEGLIGIBLE_LOG_LOSS = 1e-3
 """Differences of log-loss up to this do not count, even if they are significant. The log-loss of one head
@@ -111,11 +104,7 @@ def compare(probabilities: Floats, other: Floats, targets: Ints) -> PairedCompar
         )
     right, other_right = (rows.argmax(axis=1) == targets for rows in (probabilities, other))
     gained, lost = int((right & ~other_right).sum()), int((other_right & ~right).sum())
-    picked = np.arange(count), targets
-    losses, other_losses = (
-        -np.log(np.maximum(rows[picked], 1e-15)).astype(np.float64) for rows in (probabilities, other)
-    )
-    difference = losses - other_losses
+    difference = log_losses(probabilities, targets) - log_losses(other, targets)
     discordant = gained + lost
     calibration, deviation = _compare_calibration(
         [(probabilities.max(axis=1), right), (other.max(axis=1), other_right)]
@@ -142,8 +131,7 @@ def _compare_calibration(models: Sequence[tuple[Floats, NDArray[np.bool_]]]) -> 
         models: the best probabilities float32 [N] and whether the best label is right, bool [N], of each.
     """
     count = len(models[0][1])
-    bins = min(MAX_BINS, max(1, count // MIN_PER_BIN))
-    starts = np.arange(bins) * count // bins
+    starts = start_bins(count)
     orders = [np.argsort(confidence, kind="stable") for confidence, _ in models]
     excess = [
         right[order].astype(np.float64) - confidence[order]
@@ -182,8 +170,5 @@ def align_columns(probabilities: Floats, own: Sequence[str], labels: Sequence[st
     Labels that the model does not know have probability 0.
     """
     column = {label: index for index, label in enumerate(own)}
-    result = np.zeros((len(probabilities), len(labels)), np.float32)
-    for index, label in enumerate(labels):
-        if label in column:
-            result[:, index] = probabilities[:, column[label]]
-    return result
+    # The last column, which is appended, stands for unknown labels.
+    return np.pad(probabilities, ((0, 0), (0, 1)))[:, [column.get(label, -1) for label in labels]]

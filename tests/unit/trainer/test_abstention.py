@@ -281,7 +281,6 @@ def test_rejection_rates_count_the_photos_of_hidden_labels() -> None:
     assert found.rates[0].refused.value <= found.rates[1].refused.value
     assert found.rates[1].refused.value > 0.5
     assert found.auroc.value > 0.6
-    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["draws"] == 3
     assert str(found).startswith("AUROC 0.")
 
 
