@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
 from contextlib import aclosing, nullcontext
 from functools import partial
 from itertools import chain, islice
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
@@ -41,9 +40,7 @@ class AsyncClient(ClientBase[grpc.aio.Channel]):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *details: object) -> None:
         await self.close()
 
     async def close(self) -> None:

@@ -22,10 +22,10 @@ import subprocess
 import sys
 import threading
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from serving import process
@@ -40,8 +40,7 @@ _INHERITED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 
 # The protocol of converter_process.py, which must have the same formats.
 _REQUEST = struct.Struct(">8sQQ")
-_LENGTH = struct.Struct(">Q")
-_RESPONSE = struct.Struct(">cQQ")
+_RESPONSE = struct.Struct(">cQQQ")
 _NO_PILLOW = 69
 """Exit code of a child that cannot import Pillow; converter_process.py has the same number."""
 
@@ -101,9 +100,7 @@ class Converter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -124,14 +121,12 @@ class Converter:
             return None
         name, reader = found
         if len(content) > self.limits.max_bytes:
-            return PhotoRejection(
-                Status.TOO_LARGE, f"{len(content)} bytes, more than the {self.limits.max_bytes} allowed"
-            )
+            detail = f"{len(content)} bytes, more than the {self.limits.max_bytes} allowed"
+            return PhotoRejection(Status.TOO_LARGE, detail)
         if not reader:
-            return PhotoRejection(
-                Status.UNSUPPORTED_FORMAT, f"{name}, which is not converted", permanent=True
-            )
-        if "PIL" not in self._packages or (reader == "HEIF" and "pi_heif" not in self._packages):
+            detail = f"{name}, which is not converted"
+            return PhotoRejection(Status.UNSUPPORTED_FORMAT, detail, permanent=True)
+        if not self._can_read(reader):
             return PhotoRejection(Status.UNSUPPORTED_FORMAT, f"{name}; install {EXTRA} to convert it")
         with self._slots:
             return self._run_child(name, reader, content)
@@ -143,9 +138,7 @@ class Converter:
         installed. Does not raise.
         """
         name, reader = identify_unsupported(content) or ("a photo", find_decoded_reader(content))
-        if not reader or len(content) > self.limits.max_bytes or not self.can_downscale:
-            return None
-        if reader == "HEIF" and "pi_heif" not in self._packages:
+        if not reader or len(content) > self.limits.max_bytes or not self._can_read(reader):
             return None
         with self._slots:
             result = self._run_child(name, reader, content, side)
@@ -155,6 +148,9 @@ class Converter:
     def can_downscale(self) -> bool:
         """True if Pillow is installed, which `downscale` needs."""
         return "PIL" in self._packages
+
+    def _can_read(self, reader: str) -> bool:
+        return self.can_downscale and (reader != "HEIF" or "pi_heif" in self._packages)
 
     def convert_if_needed(self, content: bytes) -> bytes | PhotoRejection:
         """Return bytes that the graph decodes, converted if necessary, or why the photo was rejected."""
@@ -177,50 +173,39 @@ class Converter:
         try:
             child = self._acquire_child()
         except OSError as error:
-            return PhotoRejection(
-                Status.UNSUPPORTED_FORMAT,
-                f"{name}; its converter process does not start: {error.strerror}",
-            )
+            detail = f"{name}; its converter process does not start: {error.strerror}"
+            return PhotoRejection(Status.UNSUPPORTED_FORMAT, detail)
         try:
             response = child.convert(reader, content, self.limits.seconds, side)
         finally:
             self._release_child(child)
         if response is not None:
-            return self._parse_response(name, response)
+            return self._parse_response(name, *response)
         if child.timed_out:
-            return PhotoRejection(
-                Status.TOO_LARGE, f"{name}; converting it takes more than {self.limits.seconds:g} s"
-            )
+            detail = f"{name}; converting it takes more than {self.limits.seconds:g} s"
+            return PhotoRejection(Status.TOO_LARGE, detail)
         if child.exit_code == _NO_PILLOW:
-            return PhotoRejection(
-                Status.UNSUPPORTED_FORMAT, f"{name}; the installed Pillow cannot be imported"
-            )
-        return PhotoRejection(
-            Status.CORRUPT, f"{name}; its converter process ended with exit code {child.exit_code}"
-        )
+            detail = f"{name}; the installed Pillow cannot be imported"
+            return PhotoRejection(Status.UNSUPPORTED_FORMAT, detail)
+        detail = f"{name}; its converter process ended with exit code {child.exit_code}"
+        return PhotoRejection(Status.CORRUPT, detail)
 
-    def _parse_response(self, name: str, response: bytes) -> Converted | PhotoRejection:
-        kind, height, width = _RESPONSE.unpack_from(response)
-        body = response[_RESPONSE.size :]
+    def _parse_response(
+        self, name: str, kind: bytes, height: int, width: int, body: bytes
+    ) -> Converted | PhotoRejection:
         limits = self.limits
         match kind:
             case b"P":
                 return Converted(body, height, width)
             case b"L":
-                return PhotoRejection(
-                    Status.TOO_LARGE,
-                    f"{name} of {width} x {height} pixels, more than the {limits.max_pixels} allowed",
-                    permanent=True,
-                )
+                detail = f"{name} of {width} x {height} pixels, more than the {limits.max_pixels} allowed"
+                return PhotoRejection(Status.TOO_LARGE, detail, permanent=True)
             case b"M":
-                return PhotoRejection(
-                    Status.TOO_LARGE,
-                    f"{name}; converting it takes more than {limits.memory_bytes >> 20} MiB of memory",
-                )
+                detail = f"{name}; converting it takes more than {limits.memory_bytes >> 20} MiB of memory"
+                return PhotoRejection(Status.TOO_LARGE, detail)
             case b"N":
-                return PhotoRejection(
-                    Status.UNSUPPORTED_FORMAT, f"{name}, which the installed Pillow or pi-heif cannot decode"
-                )
+                detail = f"{name}, which the installed Pillow or pi-heif cannot decode"
+                return PhotoRejection(Status.UNSUPPORTED_FORMAT, detail)
             case _:
                 message = body.decode(errors="replace")
                 detail = f"{name} that cannot be decoded" + (f": {message}" if message else "")
@@ -278,8 +263,13 @@ class _Child:
         """Exit code; the negative number of a signal that ended it, None while it runs."""
         return self._process.returncode
 
-    def convert(self, reader: str, content: bytes, seconds: float, side: int) -> bytes | None:
-        """Send a photo and return the response; None if the child died or took too long."""
+    def convert(
+        self, reader: str, content: bytes, seconds: float, side: int
+    ) -> tuple[bytes, int, int, bytes] | None:
+        """Send a photo and return the response: kind, height, width and body.
+
+        None if the child died or took too long.
+        """
         requests, responses = self._process.stdin, self._process.stdout
         assert requests is not None
         assert responses is not None
@@ -291,40 +281,33 @@ class _Child:
             requests.write(_REQUEST.pack(reader.ljust(8).encode(), side, len(content)))
             requests.write(content)
             requests.flush()
-            size = responses.read(_LENGTH.size)
-            response = responses.read(_LENGTH.unpack(size)[0]) if len(size) == _LENGTH.size else b""
-        except BrokenPipeError:
+            kind, height, width, length = _RESPONSE.unpack(responses.read(_RESPONSE.size))
+            body = responses.read(length)
+        except (BrokenPipeError, struct.error):  # struct.error: it died before the response
             return None
         finally:
             timer.cancel()
             timer.join()
-        if self.timed_out or len(size) < _LENGTH.size or len(response) < _LENGTH.unpack(size)[0]:
+        if self.timed_out or len(body) < length:
             return None
         # A child that ran out of memory (M) ends by itself and cannot be reused.
-        self._between_photos = not response.startswith(b"M")
-        return response
+        self._between_photos = kind != b"M"
+        return kind, height, width, body
 
     def end(self) -> None:
         """Kill it, which is safe because its only state is the photo; let one that is ending finish."""
-        self._process.kill() if self._between_photos or self.timed_out else self._reap()
+        if not self._between_photos and not self.timed_out:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)  # it has an exit code of its own then
+        self._process.kill()
         for pipe in (self._process.stdin, self._process.stdout):
-            try:
-                if pipe is not None:
-                    pipe.close()
-            except BrokenPipeError:
-                continue  # buffered bytes of a photo that it did not read
+            with suppress(BrokenPipeError):  # buffered bytes of a photo that it did not read
+                pipe.close()  # type: ignore[union-attr]
         self._process.wait()
 
     def _kill_late(self) -> None:
         self.timed_out = True
         self._process.kill()
-
-    def _reap(self) -> None:
-        """Wait for a child that is ending by itself, to get its exit code; kill it after a second."""
-        try:
-            self._process.wait(1)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
 
 
 def _end_children(children: list[_Child]) -> None:

@@ -2,8 +2,8 @@
 
 It imports nothing of hubhead. Requests arrive on stdin: the name of the Pillow reader in 8 bytes, a side
 in 8, a length in 8, and a photo of that length. Side 0 requests a PNG with (nearly) all pixels, another
-side a JPEG whose shorter side is at most that long. Responses go to stdout, each after its length: a kind,
-height, width and a body.
+side a JPEG whose shorter side is at most that long. Responses go to stdout: a kind, height, width, the
+length of the body, and the body.
 
 | kind | meaning | body |
 |---|---|---|
@@ -16,6 +16,8 @@ height, width and a body.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
 import os
 import signal
@@ -46,8 +48,7 @@ QUALITY = 90
 
 # The protocol of converter.py, which must have the same formats.
 _REQUEST = struct.Struct(">8sQQ")
-_LENGTH = struct.Struct(">Q")
-_RESPONSE = struct.Struct(">cQQ")
+_RESPONSE = struct.Struct(">cQQQ")
 
 _FEATURES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
 """Readers that a build of Pillow can lack, and the feature names that tell."""
@@ -75,7 +76,7 @@ def convert(content: bytes, reader: str, max_pixels: int, side: int = 0) -> byte
     from PIL import Image, features
 
     if reader not in Image.OPEN or not features.check(_FEATURES.get(reader, "pil")):
-        return _RESPONSE.pack(b"N", 0, 0)
+        return _respond(b"N")
     pixels = 0
     try:
         # The plugin for WebP allocates the canvas as soon as a photo is opened, so check its size first.
@@ -83,11 +84,11 @@ def convert(content: bytes, reader: str, max_pixels: int, side: int = 0) -> byte
             width, height = (1 + int.from_bytes(content[at : at + 3], "little") for at in (24, 27))
             pixels = width * height
             if pixels > max_pixels:
-                return _RESPONSE.pack(b"L", height, width)
+                return _respond(b"L", height, width)
         with Image.open(io.BytesIO(content), formats=[reader]) as image:
             pixels = image.width * image.height
             if pixels > max_pixels:
-                return _RESPONSE.pack(b"L", image.height, image.width)
+                return _respond(b"L", image.height, image.width)
             size = image.height, image.width
             if side:  # JPEGs are then decoded at a half, a quarter or an eighth of their size
                 image.draft("RGB", _downscaled_size(image.size, side))
@@ -98,13 +99,13 @@ def convert(content: bytes, reader: str, max_pixels: int, side: int = 0) -> byte
                 return _encode_jpeg(upright, side, size if _orientation(image) < 5 else size[::-1])
             return _encode_png(upright)
     except MemoryError:
-        return _RESPONSE.pack(b"M", 0, 0)
+        return _respond(b"M")
     except _ERRORS as error:
         message = " ".join(str(error).split())
     if any(word in message.lower() for word in ("memory", "alloc")) or _may_lack_memory(pixels):
-        return _RESPONSE.pack(b"M", 0, 0)
+        return _respond(b"M")
     # Omit messages with an address in this process: they are of no use to a reader.
-    return _RESPONSE.pack(b"C", 0, 0) + ("" if "0x" in message else message[:_MAX_MESSAGE]).encode()
+    return _respond(b"C", body=("" if "0x" in message else message[:_MAX_MESSAGE]).encode())
 
 
 def _encode_png(upright: Images.Image) -> bytes:
@@ -113,10 +114,7 @@ def _encode_png(upright: Images.Image) -> bytes:
     factor = min(width, height) // MIN_SIDE
     if factor > 1:
         upright = upright.reduce(factor)
-    upright.info.clear()  # the PNG gets no colour profile and no transparency
-    png = io.BytesIO()
-    upright.save(png, "PNG", compress_level=1)
-    return _RESPONSE.pack(b"P", height, width) + png.getbuffer()
+    return _encode(upright, height, width, "PNG", compress_level=1)
 
 
 def _encode_jpeg(upright: Images.Image, side: int, size: tuple[int, int]) -> bytes:
@@ -126,10 +124,18 @@ def _encode_jpeg(upright: Images.Image, side: int, size: tuple[int, int]) -> byt
     wanted = _downscaled_size(upright.size, side)
     if wanted != upright.size:
         upright = upright.resize(wanted, Image.Resampling.BICUBIC)  # like the graph, with antialiasing
-    upright.info.clear()
-    jpeg = io.BytesIO()
-    upright.save(jpeg, "JPEG", quality=QUALITY)
-    return _RESPONSE.pack(b"P", *size) + jpeg.getbuffer()
+    return _encode(upright, *size, "JPEG", quality=QUALITY)
+
+
+def _encode(image: Images.Image, height: int, width: int, name: str, **options: int) -> bytes:
+    image.info.clear()  # no colour profile and no transparency
+    encoded = io.BytesIO()
+    image.save(encoded, name, **options)
+    return _respond(b"P", height, width, encoded.getvalue())
+
+
+def _respond(kind: bytes, height: int = 0, width: int = 0, body: bytes = b"") -> bytes:
+    return _RESPONSE.pack(kind, height, width, len(body)) + body
 
 
 def _downscaled_size(size: tuple[int, int], side: int) -> tuple[int, int]:
@@ -224,17 +230,10 @@ def _load_pillow() -> bool:
     Pillow would otherwise import all its readers, including the one for PostScript.
     """
     try:
-        from PIL import (  # noqa: F401
-            AvifImagePlugin,
-            BmpImagePlugin,
-            GifImagePlugin,
-            Image,
-            Jpeg2KImagePlugin,
-            JpegImagePlugin,
-            PngImagePlugin,
-            TiffImagePlugin,
-            WebPImagePlugin,
-        )
+        from PIL import AvifImagePlugin, Image
+
+        for name in ("Bmp", "Gif", "Jpeg2K", "Jpeg", "Png", "Tiff", "WebP"):
+            importlib.import_module(f"PIL.{name}ImagePlugin")
     except ImportError:
         return False
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is one child per core
@@ -258,10 +257,8 @@ def _set_limits(memory_bytes: int) -> None:
     ):
         _, most = resource.getrlimit(kind)
         limit = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
-        try:
+        with contextlib.suppress(ValueError, OSError):  # macOS has the limit but does not allow setting it
             resource.setrlimit(kind, (limit, limit))
-        except (ValueError, OSError):
-            continue  # macOS has the limit but does not allow setting it
 
 
 def _set_alarm(seconds: float) -> None:
@@ -279,7 +276,6 @@ def serve(requests: BinaryIO, responses: BinaryIO, max_pixels: int, seconds: flo
         _set_alarm(2 * seconds + 1)
         reader, side, length = _REQUEST.unpack(head)
         response = convert(requests.read(length), reader.decode().strip(), max_pixels, side)
-        responses.write(_LENGTH.pack(len(response)))
         responses.write(response)
         responses.flush()
         _set_alarm(0)

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 _HEADER_BYTES = 256
 
-_DECODED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")
-"""Signatures of formats that the graph always decodes."""
-
 _READERS = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -48,7 +45,7 @@ def detect_unsupported_format(content: bytes) -> str | None:
 def identify_unsupported(content: bytes) -> tuple[str, str] | None:
     """Return (name of the format, Pillow reader or "") if the graph cannot decode the photo, else None."""
     head = content[:_HEADER_BYTES].ljust(40, b"\0")
-    if head.startswith(_DECODED):
+    if find_decoded_reader(head) in ("JPEG", "PNG", "GIF"):  # always decoded
         return None
     if head.startswith(b"BM"):
         return _identify_bmp(head)
