@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from batch import report
 from batch.jobs import metrics
+from batch.jobs.settings import RunSettings
 from batch.output import run_diff, run_record
 from batch.output.dataset import Output
 from batch.output.run_record import RunRecord, Summary
 
 
-class RunArtifacts(Protocol):
-    """Settings of a run that select the artifacts to publish."""
-
-    @property
-    def no_report(self) -> bool:
-        """True to write no report.html."""
-
-    @property
-    def metrics_textfile(self) -> str:
-        """File for the node exporter's textfile collector, or ""."""
-
-    @property
-    def metrics_push(self) -> str:
-        """Address of a Pushgateway, or ""."""
-
-
-def check_dependencies(settings: RunArtifacts) -> None:
+def check_dependencies(settings: RunSettings) -> None:
     """Check that the packages for the wanted artifacts are installed; called before any work is done.
 
     Raises:
@@ -38,7 +21,7 @@ def check_dependencies(settings: RunArtifacts) -> None:
 
 
 def publish_run(
-    run: RunRecord, summary: Summary, output: Output, settings: RunArtifacts, before: RunRecord | None
+    run: RunRecord, summary: Summary, output: Output, settings: RunSettings, before: RunRecord | None
 ) -> None:
     """Compare a run with the previous one, and write its artifacts.
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import cached_property
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from batch.embeddings import EmbeddingStore, default_root
+from batch.embeddings import EmbeddingStore
+from batch.embeddings.rows import group_by_rows
 from batch.jobs import publish
 from batch.jobs.score import describe_model, read_models
+from batch.jobs.settings import RunSettings
 from batch.monitoring import sample_photos
 from batch.monitoring.stats import Meter, Progress, Stats
 from batch.output import run_diff, run_record
@@ -33,9 +35,8 @@ from batch.output.shard_record import WORK_DIRECTORY, ScoredKeys
 from batch.scoring import shard
 from batch.scoring.embed import START
 from batch.scoring.head_outputs import NOT_STORED, HeadOutputs
-from batch.scoring.head_runner import SignatureFunction
+from batch.scoring.head_runner import HeadRunner, SignatureFunction
 from batch.shards import scored_index
-from serving import contract
 from serving.bundle import Bundle
 from serving.errors import InputError
 from serving.process import cores
@@ -51,40 +52,15 @@ MISSING_FILE = "missing.txt"
 """Manifest for `hubhead score` in the output's work directory, of the photos that have no embedding."""
 
 
-@dataclass(frozen=True)
-class RescoreSettings:
+@dataclass(frozen=True, kw_only=True)
+class RescoreSettings(RunSettings):
     """Settings of a rescore job.
 
     Attributes:
         scores: output directory of a previous score or rescore; its photos are scored.
-        model: bundle directories, or the base paths above their versions; all with one backbone.
-        output: directory of the new scores, local or remote.
-        embedding_store: root of the embedding store; "" for the default store.
-        run_id: id of the run; "" for the date (UTC) on which it starts.
-        partition_by: one of batch.output.dataset.PARTITIONS, or "".
-        price_per_hour: price of one machine, for the cost in run.json; None to omit it.
-        overwrite: replace the scores of another model or of other photos.
-        no_report: write no report.html.
-        metrics_textfile: file for the node exporter's textfile collector, or "".
-        metrics_push: address of a Pushgateway, or "".
     """
 
     scores: str
-    model: tuple[Path, ...]
-    output: str
-    embedding_store: str = ""
-    run_id: str = ""
-    partition_by: str = ""
-    price_per_hour: float | None = None
-    overwrite: bool = False
-    no_report: bool = False
-    metrics_textfile: str = ""
-    metrics_push: str = ""
-
-    @property
-    def store_root(self) -> str:
-        """Root of the embedding store; the default store unless one is given."""
-        return files.absolute(self.embedding_store or default_root())
 
 
 def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | None = None) -> Summary:
@@ -126,23 +102,19 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
             Meter(previous.rows, progress),
             previous_output.find_keys,
         )
-        for group in _group_files(run.iter_open(previous.iter_files({"models": models, "of": "rescore"}))):
+        opened = run.iter_open(previous.iter_files({"models": models, "of": "rescore"}))
+        for group in group_by_rows(opened, lambda file: file.table.num_rows, GROUP_PHOTOS):
             run.score_group(group)
         run.check_complete()
         run.publication.publish(identity, [list(column) for column in previous.columns], run.digests)
         summary = run.summarize(previous.rows, settings.price_per_hour, perf_counter() - start)
         record = run_record.build_run_record(
-            summary, started=started, models=models, settings=_settings_to_json(settings)
+            summary, started=started, models=models, settings=settings.to_json()
         )
         before = run_diff.find_previous_run(output, run_id) or _find_newest_run(previous_output)
         publish.publish_run(record, summary, output, settings, before)
         output.remove_attempts()
     return summary
-
-
-def _settings_to_json(settings: RescoreSettings) -> dict[str, Any]:
-    models = [str(path) for path in settings.model]
-    return {**asdict(settings), "model": models, "embedding_store": settings.store_root}
 
 
 def _find_output(previous: PreviousScores) -> Output:
@@ -156,18 +128,6 @@ def _find_newest_run(previous: Output) -> RunRecord | None:
     """Return the newest run of the previous scores, with their directory in its id to distinguish it."""
     run = run_diff.find_previous_run(previous, "")
     return run and {**run, "run_id": f"{run['run_id']} of {previous.directory}"}
-
-
-def _group_files(previous_files: Iterable[PreviousFile]) -> Iterator[list[PreviousFile]]:
-    """Yield groups of files that have at least GROUP_PHOTOS photos together; the last may have fewer."""
-    group: list[PreviousFile] = []
-    for file in previous_files:
-        group.append(file)
-        if sum(one.table.num_rows for one in group) >= GROUP_PHOTOS:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 @dataclass
@@ -202,7 +162,11 @@ class _Rescoring:
     shards: int = 0
     missing: int = 0
     _missing_uris: list[str] = field(default_factory=list)
-    _heads: list[SignatureFunction] = field(default_factory=list)
+
+    @cached_property
+    def heads(self) -> list[SignatureFunction]:
+        """The head of each bundle, loaded on first use."""
+        return [HeadRunner(bundle).run for bundle in self.bundles]
 
     def iter_open(self, previous_files: Iterable[PreviousFile]) -> Iterator[PreviousFile]:
         """Yield the files that are not rescored yet, and count the finished ones."""
@@ -226,9 +190,9 @@ class _Rescoring:
         distinct = np.unique(np.concatenate(shas))
         outputs = HeadOutputs(distinct, self.bundles)
         with stats.time_stage(START):
-            self._load_heads()
+            heads = self.heads
         with stats.time_stage("classify"):
-            outputs.classify(self.store, self._heads)
+            outputs.classify(self.store, heads)
         elapsed, rows = perf_counter() - start - stats.seconds[START], sum(map(len, shas))
         uri_hashes = [scored_index.hash_uris(file.table["uri"].to_pylist()) for file in group]
         known = self.find_keys(np.concatenate(uri_hashes))
@@ -238,12 +202,6 @@ class _Rescoring:
             self._write_shard(file, at, codes, outputs, stats, elapsed / rows, scored)
             # The stages of the whole group count for its first shard, so that sums over shards are right.
             stats = Stats()
-
-    def _load_heads(self) -> None:
-        if not self._heads:
-            from serving.runtime import single_signature
-
-            self._heads = [single_signature.load(b.path, contract.CLASSIFY_EMBEDDING) for b in self.bundles]
 
     def _write_shard(
         self,

@@ -7,7 +7,7 @@ import json
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -17,12 +17,13 @@ from typing import Any
 from batch.beam import runner
 from batch.beam.engine import EngineJob
 from batch.beam.runner import check_beam_args
-from batch.embeddings import EmbeddingStore, default_root
+from batch.embeddings import EmbeddingStore
 from batch.inputs.listing import Photo
 from batch.inputs.passthrough import PassThroughColumns
 from batch.inputs.sources import Source
 from batch.jobs import publish
 from batch.jobs.planner import Plan, RunPlanner, incomplete_error, is_complete
+from batch.jobs.settings import RunSettings
 from batch.monitoring.stats import Meter, Progress, Stats
 from batch.output import run_diff, run_record, schema
 from batch.output.dataset import Output, check_run_id
@@ -46,67 +47,42 @@ ProgressReport = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
-class EmbedSettings:
-    """Settings of an embed job.
-
-    Attributes:
-        shard_size: maximum number of photos per shard.
-        beam_args: options of Apache Beam, such as `--runner=FlinkRunner`.
-    """
-
-    shard_size: int = shard.DEFAULT_SIZE
-    beam_args: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ScoreSettings:
+class ScoreSettings(RunSettings):
     """Settings of a score job.
 
     Attributes:
-        model: bundle directories, or the base paths above their versions; all with one backbone.
-        output: directory of the scores, local or remote.
         photos: file, directory or glob; "" with a manifest.
         manifest: dataset manifest, or a glob of several; "" with photos.
         uri_column: name of the manifest's column that holds the address; "" for the usual names.
-        embedding_store: root of the embedding store; "" for the default store.
         shard_size: maximum number of photos per shard.
         share: partition of the photos that this run scores. Runs over several partitions need separate
             outputs.
-        run_id: id of the run; "" for the date (UTC) on which it starts.
         only_new: add rows of photos that no run in this output has scored, and keep all existing rows.
-        partition_by: one of batch.output.dataset.PARTITIONS, or "".
-        price_per_hour: price of one machine, for the cost in run.json; None to omit it.
-        overwrite: replace the scores of another model or of other photos.
-        no_report: write no report.html.
-        metrics_textfile: file for the node exporter's textfile collector, or "".
-        metrics_push: address of a Pushgateway, or "".
         server: connection to a model server that embeds the photos; None to embed them in the workers.
         beam_args: options of Apache Beam, such as `--runner=FlinkRunner`.
     """
 
-    model: tuple[Path, ...]
-    output: str
     photos: str = ""
     manifest: str = ""
     uri_column: str = ""
-    embedding_store: str = ""
     shard_size: int = shard.DEFAULT_SIZE
     share: Partition = WHOLE_INPUT
-    run_id: str = ""
     only_new: bool = False
-    partition_by: str = ""
-    price_per_hour: float | None = None
-    overwrite: bool = False
-    no_report: bool = False
-    metrics_textfile: str = ""
-    metrics_push: str = ""
     server: ClientConfig | None = None
     beam_args: tuple[str, ...] = ()
 
-    @property
-    def store_root(self) -> str:
-        """Root of the embedding store; the default store unless one is given."""
-        return files.absolute(self.embedding_store or default_root())
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values, with the address of a server but without its credentials."""
+        values = super().to_json()
+        if self.server:
+            values["server"] = {
+                "server": self.server.target,
+                "model_name": self.server.model or None,
+                "model_version": self.server.version,
+                "label": self.server.label,
+                "timeout": self.server.timeout,
+            }
+        return values
 
 
 def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Summary:
@@ -149,7 +125,7 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
         worked = planner.finish(plan)
         summary = _summarize(planner, plan, worked, settings.price_per_hour, perf_counter() - start)
         run = run_record.build_run_record(
-            summary, started=started, models=models, settings=_settings_to_json(settings)
+            summary, started=started, models=models, settings=settings.to_json()
         )
         publish.publish_run(run, summary, output, settings, run_diff.find_previous_run(output, run_id))
         output.remove_attempts()
@@ -257,8 +233,8 @@ def embed(
     photos: Sequence[Photo],
     bundle_path: Path,
     store: EmbeddingStore,
-    settings: EmbedSettings | None = None,
     progress: ProgressReport | None = None,
+    beam_args: Sequence[str] = (),
 ) -> Summary:
     """Add the embeddings of photos to the store. Photos whose embeddings are stored cost one lookup.
 
@@ -269,8 +245,8 @@ def embed(
         BundleError: the bundle cannot be used, or has another backbone than the store.
         OutputError: the store cannot be written.
     """
-    settings, start = settings or EmbedSettings(), perf_counter()
-    beam_args = check_beam_args(settings.beam_args)
+    start = perf_counter()
+    beam_args = check_beam_args(beam_args)
     model = bundle.read(bundle_path)
     if store.fingerprint != model.metadata.fingerprint:
         raise BundleError(
@@ -287,7 +263,7 @@ def embed(
     worked, count = Stats(), 0
     if len(reused) < len(photos):
         entries = shard.sort_entries((photo, []) for photo in photos if photo not in reused)
-        worked, count = _embed_missing(entries, model, store, meter, settings.shard_size, beam_args)
+        worked, count = _embed_missing(entries, model, store, meter, beam_args)
     total = before + worked
     return Summary(store.directory, total, worked, worked, 0, count, perf_counter() - start)
 
@@ -297,7 +273,6 @@ def _embed_missing(
     model: Bundle,
     store: EmbeddingStore,
     meter: Meter,
-    shard_size: int,
     beam_args: Sequence[str],
 ) -> tuple[Stats, int]:
     """Embed photos that the store does not contain.
@@ -312,7 +287,7 @@ def _embed_missing(
     worker = ShardWorker((str(model.path),), store.root, plan)
     try:
         with PlanWriter(plan) as writer:
-            for raw in shard.plan_shards(entries, shard_size, {}):
+            for raw in shard.plan_shards(entries, shard.DEFAULT_SIZE, {}):
                 writer.add(raw.to_shard(PassThroughColumns()))
         runner.run(writer.path, worker, meter, beam_args, name=f"hubhead-embed-{token}")
         total = Stats()
@@ -381,18 +356,3 @@ def _reserved_columns(partition_by: str) -> dict[str, str]:
     """Return the names that a pass-through column may not have, each with the reason for the error."""
     ours = {name: f"where {name} is one of hubhead's columns" for name in schema.COLUMNS}
     return ours | ({partition_by: f"which are partitioned by {partition_by}"} if partition_by else {})
-
-
-def _settings_to_json(settings: ScoreSettings) -> dict[str, Any]:
-    """Return the settings as JSON values, with the address of a server but without its credentials."""
-    models = [str(model) for model in settings.model]
-    values = {**asdict(settings), "model": models, "embedding_store": settings.store_root}
-    if settings.server:
-        values["server"] = {
-            "server": settings.server.target,
-            "model_name": settings.server.model or None,
-            "model_version": settings.server.version,
-            "label": settings.server.label,
-            "timeout": settings.server.timeout,
-        }
-    return values

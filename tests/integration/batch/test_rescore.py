@@ -219,9 +219,9 @@ class TestRescoring:
         assert len(read_rows(tmp_path / "scores")) == 5
         rescore.rescore(
             RescoreSettings(
-                str(tmp_path / "scores"),
                 (models["new"],),
                 str(tmp_path / "out"),
+                scores=str(tmp_path / "scores"),
                 embedding_store=str(tmp_path / "store"),
             )
         )

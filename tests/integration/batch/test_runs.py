@@ -129,9 +129,9 @@ class TestOnlyNew:
         (folder / "lost.jpg").symlink_to(folder / "nowhere")
         score.score(settings(tmp_path, models["one"], only_new=True, run_id="tuesday"))
         again = RescoreSettings(
-            str(tmp_path / "out"),
             (models["two"],),
             str(tmp_path / "again" / "out"),
+            scores=str(tmp_path / "out"),
             embedding_store=str(tmp_path / "store"),
             run_id="new-head",
         )

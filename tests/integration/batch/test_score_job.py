@@ -23,7 +23,7 @@ from batch.commands.score import score as score_command
 from batch.embeddings import EmbeddingStore
 from batch.inputs import listing
 from batch.jobs import score
-from batch.jobs.score import EmbedSettings, ScoreSettings
+from batch.jobs.score import ScoreSettings
 from batch.monitoring.stats import Progress
 from serving.commands.server_options import FLAGS
 from serving.errors import BundleError, InputError, OutputError
@@ -392,7 +392,7 @@ assert not {{"apache_beam", "tensorflow"}} & sys.modules.keys()
                 listing.find_photos(str(folder)),
                 bundles["headless"],
                 store,
-                EmbedSettings(beam_args=("--no_such_option=1",)),
+                beam_args=("--no_such_option=1",),
             )
 
 
