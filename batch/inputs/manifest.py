@@ -10,7 +10,8 @@ import csv
 import json
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,15 +21,8 @@ from serving.errors import InputError
 from serving.storage import files
 
 URI_COLUMN_NAMES = (
-    "image",
-    "photo",
-    "path",
-    "uri",
-    "file",
-    "filename",
-    "file_name",
-    "filepath",
-    "image_path",
+    *("image", "photo", "path", "uri"),
+    *("file", "filename", "file_name", "filepath", "image_path"),
 )
 """Default names of the address column, matched in any case."""
 
@@ -38,8 +32,55 @@ TEXT_COLUMN = "uri"
 _BATCH_ROWS = 1 << 13
 """Rows of a Parquet manifest that are read at a time."""
 
-ColumnPicker = Callable[[Iterable[str], int], Mapping[str, str]]
+ColumnPicker = Callable[[Sequence[str], int], Mapping[str, str]]
 """Function from the column names of a line and its number to the wanted columns, by role."""
+
+
+@dataclass(frozen=True)
+class ColumnRole:
+    """A role that a column of a dataset manifest may have, and the names by which it is found.
+
+    Attributes:
+        name: what the column contains, for errors.
+        option: option that names the column, for errors.
+        given: name that the user gave; "" for the default names.
+        defaults: default names, matched in any case.
+        required: whether a manifest without the column is an error.
+    """
+
+    name: str
+    option: str
+    given: str
+    defaults: Sequence[str]
+    required: bool = True
+
+    def find(self, names: Sequence[str], where: str) -> str | None:
+        """Return the column of this role; None if there is none.
+
+        Args:
+            names: column names of the manifest.
+            where: the manifest and the line, for errors.
+
+        Raises:
+            InputError: several columns match, or none does although the role is required or its name given.
+        """
+        given = self.given
+        found = [
+            name for name in names if (name == given if given else name.strip().casefold() in self.defaults)
+        ]
+        if len(found) > 1:
+            raise InputError(
+                f"{where}: {' and '.join(map(repr, found))} could be the {self.name}.",
+                remedy=f"Name the column with {self.option}, or remove one of them.",
+            )
+        if not found and (given or self.required):
+            expected = repr(given) if given else " or ".join(self.defaults)
+            has = f"the columns are {', '.join(map(repr, names))}" if names else "there are no columns"
+            raise InputError(
+                f"{where}: no column {expected} for the {self.name}; {has}.",
+                remedy=f"Name the column with {self.option}, or rename it in the manifest.",
+            )
+        return found[0] if found else None
 
 
 def is_manifest(place: str | os.PathLike[str]) -> bool:
@@ -52,7 +93,7 @@ def read(where: str, pick: ColumnPicker) -> Iterator[tuple[int, dict[str, Any]]]
 
     Args:
         where: path or address of the manifest; its suffix must be one of READERS.
-        pick: selects the columns; called for the header, or for every line of JSON.
+        pick: selects the columns; called for the header, or for each set of keys of JSON.
 
     Raises:
         InputError: the manifest or one of its lines cannot be read.
@@ -164,6 +205,7 @@ def _read_text(file: BinaryIO, where: str, pick: ColumnPicker) -> _Lines:
 
 
 def _read_json_lines(file: BinaryIO, where: str, pick: ColumnPicker) -> _Lines:
+    picked: dict[tuple[str, ...], Mapping[str, str]] = {}
     for line, text in enumerate(_decode_lines(file, where), 1):
         if not text.strip():
             continue
@@ -178,7 +220,10 @@ def _read_json_lines(file: BinaryIO, where: str, pick: ColumnPicker) -> _Lines:
                 f"{where}, line {line}: expected a JSON object, found {type(row).__name__}.",
                 remedy='Write lines such as {"image": "a.jpg", "label": "pizza"}.',
             )
-        yield line, {role: row[column] for role, column in pick(row, line).items()}
+        names = tuple(row)
+        if names not in picked:
+            picked[names] = pick(names, line)
+        yield line, {role: row[column] for role, column in picked[names].items()}
 
 
 def _read_parquet(file: BinaryIO, where: str, pick: ColumnPicker) -> _Lines:

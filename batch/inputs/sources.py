@@ -5,13 +5,15 @@ from __future__ import annotations
 import glob
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from batch.inputs import listing, manifest
 from batch.inputs.listing import Photo
+from batch.inputs.manifest import ColumnRole
 from batch.inputs.passthrough import PassThroughColumns, passthrough_type
 from serving.errors import InputError
 from serving.storage import files
@@ -19,6 +21,9 @@ from serving.storage.external_sort import Sorter
 
 _BLOCK_LINES = 1 << 16
 """Lines with remote photos that are listed together."""
+
+_ADDRESS = ""
+"""Role of the address of a photo. The roles of all other columns are their names, which are not empty."""
 
 Line = tuple[Photo, list[Any]]
 """A photo, and its values of the source's pass-through columns as JSON values."""
@@ -66,23 +71,22 @@ class Source:
     def _iter_manifest_rows(self) -> Iterator[tuple[str, list[Any]]]:
         """Yield the address and the values of every line of the manifests."""
         for where in _find_manifests(self.address):
-            pick = _ColumnPicker(where, self)
+            pick = partial(self._pick_columns, where)
             text = manifest.is_text_format(where)
             try:
                 if types := manifest.read_parquet_types(where):
-                    pick(types, 1)
-                    for name, kind in types.items():
-                        if name != pick.uri:
-                            self.columns.declare(name, passthrough_type(kind))
+                    for role, name in pick(list(types), 1).items():
+                        if role != _ADDRESS:
+                            self.columns.declare(name, passthrough_type(types[name]))
             except ValueError as error:
                 raise InputError(
                     f"{where}: {error}.", remedy="Write the column as another type, or leave it out."
                 ) from error
             for line, cells in manifest.read(where, pick):
-                uri = cells.pop(pick.uri, None)
+                uri = cells.pop(_ADDRESS)
                 if not isinstance(uri, str) or not uri.strip():
                     raise InputError(
-                        f"{where}, line {line}: there is no address in {pick.uri!r}.",
+                        f"{where}, line {line}: there is no address, but {uri!r}.",
                         remedy="Fill it in as text, or delete the line.",
                     )
                 try:
@@ -92,6 +96,27 @@ class Source:
                     raise InputError(
                         f"{where}, line {line}: {error}.", remedy="Give all values of a column the same type."
                     ) from error
+
+    def _pick_columns(self, where: str, names: Sequence[str], line: int) -> dict[str, str]:
+        """Return the column of the address under the role _ADDRESS, and all others under their own names."""
+        where = f"{where}, line {line}"
+        duplicates = [name for name, count in Counter(map(str.casefold, names)).items() if count > 1]
+        if duplicates:
+            raise InputError(
+                f"{where}: more than one column is called {duplicates[0]!r}.",
+                remedy="Give each column a different name.",
+            )
+        if "" in names:
+            raise InputError(f"{where}: a column has no name.", remedy="Name it, or leave it out.")
+        role = ColumnRole("address", "--uri_column", self.uri_column, manifest.URI_COLUMN_NAMES)
+        uri = names[0] if tuple(names) == (manifest.TEXT_COLUMN,) else role.find(names, where)
+        for name in names:
+            if name != uri and (why := self.reserved.get(name.casefold())):
+                raise InputError(
+                    f"{where}: the column {name!r} passes through to the scores, {why}.",
+                    remedy="Rename it in the manifest, or leave it out.",
+                )
+        return {_ADDRESS if name == uri else name: name for name in names}
 
 
 def _find_manifests(address: str) -> list[str]:
@@ -105,66 +130,6 @@ def _find_manifests(address: str) -> list[str]:
             remedy=f"Give a glob that ends in one of {', '.join(manifest.READERS)}.",
         )
     return found
-
-
-class _ColumnPicker:
-    """Selection of all columns of a manifest, under their own names.
-
-    Each distinct set of column names is validated once: JSON lines call the picker for every line.
-
-    Args:
-        where: address of the manifest, for errors.
-        source: source whose `uri_column` and `reserved` names apply.
-
-    Attributes:
-        uri: name of the address column, known after the first call.
-    """
-
-    def __init__(self, where: str, source: Source) -> None:
-        self.uri = source.uri_column
-        self._where = where
-        self._source = source
-        self._picked: dict[tuple[str, ...], dict[str, str]] = {}
-
-    def __call__(self, names: Iterable[str], line: int) -> dict[str, str]:
-        key = tuple(names)
-        if key not in self._picked:
-            self._check(key, f"{self._where}, line {line}")
-            self._picked[key] = {name: name for name in key}
-        return self._picked[key]
-
-    def _check(self, names: tuple[str, ...], where: str) -> None:
-        duplicates = [name for name, count in Counter(map(str.casefold, names)).items() if count > 1]
-        if duplicates:
-            raise InputError(
-                f"{where}: more than one column is called {duplicates[0]!r}.",
-                remedy="Give each column a different name.",
-            )
-        self.uri = self._find_uri_column(names, where)
-        for name in names:
-            if name != self.uri and (why := self._source.reserved.get(name.casefold())):
-                raise InputError(
-                    f"{where}: the column {name!r} passes through to the scores, {why}.",
-                    remedy="Rename it in the manifest, or leave it out.",
-                )
-            if not name:
-                raise InputError(f"{where}: a column has no name.", remedy="Name it, or leave it out.")
-
-    def _find_uri_column(self, names: tuple[str, ...], where: str) -> str:
-        given = self._source.uri_column
-        if names == (manifest.TEXT_COLUMN,) or given in names:
-            return given if given in names else manifest.TEXT_COLUMN
-        found = [name for name in names if not given and name.strip().casefold() in manifest.URI_COLUMN_NAMES]
-        if len(found) == 1:
-            return found[0]
-        has = f"the columns are {', '.join(map(repr, names))}" if names else "there are no columns"
-        expected = repr(given) if given else " or ".join(manifest.URI_COLUMN_NAMES)
-        raise InputError(
-            f"{where}: {' and '.join(map(repr, found))} could each be the address."
-            if found
-            else f"{where}: no column {expected}; {has}.",
-            remedy="Name the address column with --uri_column.",
-        )
 
 
 def _resolve_photos(rows: Iterator[tuple[str, list[Any]]]) -> Iterator[Line]:

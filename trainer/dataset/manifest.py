@@ -9,13 +9,14 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from batch.inputs import manifest
 from batch.inputs.listing import Photo, list_directory
+from batch.inputs.manifest import ColumnRole
 from batch.monitoring.stats import Progress
 from serving.errors import InputError
 from serving.storage import files
@@ -147,7 +148,11 @@ def _check_groups(rows: Mapping[str, _Row], where: str) -> None:
 def _read_rows(where: str, columns: Columns, labelled: bool) -> Iterator[tuple[str, _Row]]:
     """Yield the photo and the row of each line."""
     required = ("photo", "label") if labelled else ("photo",)
-    for line, values in manifest.read(where, _ColumnFinder(where, columns, required)):
+    roles = [
+        ColumnRole(role, f"--{role}_column", getattr(columns, role), names, role in required)
+        for role, names in NAMES.items()
+    ]
+    for line, values in manifest.read(where, partial(_pick_columns, where, roles)):
         at = f"{where}, line {line}"
         cells = {role: _to_text(values.get(role), role, at) for role in NAMES}
         photo, label, group, split = cells.values()
@@ -185,50 +190,10 @@ def _to_text(value: Any, role: str, where: str) -> str:
     return value
 
 
-class _ColumnFinder:
-    """Finds the column of each role by its name.
-
-    Args:
-        where: manifest, for messages.
-        columns: names that the user gave.
-        required: roles that need a column.
-    """
-
-    def __init__(self, where: str, columns: Columns, required: Sequence[str]) -> None:
-        self._where = where
-        self._required = required
-        self._given = {column.name: getattr(columns, column.name) for column in fields(columns)}
-        self._known: dict[tuple[str, ...], dict[str, str]] = {}
-
-    def __call__(self, names: Iterable[str], line: int) -> dict[str, str]:
-        """Return role -> column for a line that has the columns `names`."""
-        key = tuple(names)
-        if key not in self._known:
-            self._known[key] = {
-                role: column for role in NAMES if (column := self._find(role, key, line)) is not None
-            }
-        return self._known[key]
-
-    def _find(self, role: str, names: Sequence[str], line: int) -> str | None:
-        given = self._given[role]
-        found = [
-            name for name in names if (name == given if given else name.strip().casefold() in NAMES[role])
-        ]
-        if len(found) == 1:
-            return found[0]
-        if len(found) > 1:
-            raise InputError(
-                f"{self._where}, line {line}: {' and '.join(map(repr, found))} could be the {role}.",
-                remedy=f"Name the column with --{role}_column, or remove one of them.",
-            )
-        if given or role in self._required:
-            wanted = repr(given) if given else " or ".join(NAMES[role])
-            has = f"the columns are {', '.join(map(repr, names))}" if names else "there are no columns"
-            raise InputError(
-                f"{self._where}, line {line}: no column {wanted} for the {role}; {has}.",
-                remedy=f"Name the column with --{role}_column, or rename it in the manifest.",
-            )
-        return None
+def _pick_columns(where: str, roles: Sequence[ColumnRole], names: Sequence[str], line: int) -> dict[str, str]:
+    """Return role -> column for a line that has the columns `names`."""
+    found = {role.name: role.find(names, f"{where}, line {line}") for role in roles}
+    return {name: column for name, column in found.items() if column is not None}
 
 
 # --- Files ----------------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ class TestCsvTypeInference:
 INVALID_MANIFESTS = {
     "no address": ("m.csv", "uri,n\na.jpg,1\n,2\n", "line 3: there is no address"),
     "no column": ("m.csv", "shop,n\na.jpg,1\n", "line 1: no column image or"),
-    "two columns": ("m.csv", "uri,path\na.jpg,b.jpg\n", "'uri' and 'path' could each be the address"),
+    "two columns": ("m.csv", "uri,path\na.jpg,b.jpg\n", "'uri' and 'path' could be the address"),
     "ours": ("m.csv", "uri,Score\na.jpg,1\n", "'Score' passes through to the scores, where score is one of"),
     "twice": ("m.csv", "uri,n,N\na.jpg,1,2\n", "more than one column is called 'n'"),
     "nameless": ("m.csv", "uri,\na.jpg,1\n", "a column has no name"),
