@@ -25,7 +25,7 @@ from trainer.backbones import efficientnet_lite0
 from trainer.backbones.hub import Backbone, default_weights, load
 from trainer.dataset.download import cache_directory
 from trainer.evaluation import metrics
-from trainer.export.templates import prepare_view_template
+from trainer.export.templates import prepare_template
 from trainer.heads import Floats, Ints
 from trainer.preprocessing import Augmentation, Preprocessing
 from trainer.training.fine_tune_types import FineTuneSettings
@@ -151,7 +151,7 @@ def embed_views(photos: Sequence[bytes], alias: str, augmentation: Augmentation)
     """Embed VIEWS random views of each photo, as `hubhead train` does."""
     found = []
     for number in range(VIEWS):
-        template = prepare_view_template(alias, cache_directory(), Preprocessing(), augmentation, number)
+        template = prepare_template(alias, cache_directory(), view=(augmentation, number))
         model = runtime.load(template.path)
         answers = model.imap(contract.EMBED, contract.IMAGE_BYTES, photos)
         found.append(np.concatenate([answer[contract.EMBEDDING] for answer in answers]))
@@ -322,7 +322,7 @@ def _combine_embeddings(
     yield "mean of 224, 260 and 300 pixels", np.mean([embeddings[size] for size in (224, 260, 300)], 0)
     yield "mean of 224, 300 and 380 pixels", np.mean([embeddings[size] for size in (224, 300, 380)], 0)
     yield "mean of all sizes", np.mean(list(embeddings.values()), 0)
-    weights = efficientnet_lite0.build_variables(default_weights(cache_directory()), classifier=False)
+    weights = efficientnet_lite0.build_variables(default_weights(cache_directory()))
     below = embed_lower_layers(photos, networks[224], weights)
     yield "224 pixels, with two layers below the last", np.hstack([embeddings[224], below])
 

@@ -28,6 +28,12 @@ from trainer.dataset.download import ProgressLogger
 TIMEOUT = 60.0
 """Socket timeout in seconds; tensorflow-hub itself would wait forever."""
 
+ARCHIVE_ERRORS = (EOFError, tarfile.TarError, zlib.error)
+
+DOWNLOAD_ERRORS = (OSError, ValueError, RuntimeError, HTTPException, *ARCHIVE_ERRORS)
+"""Errors that the resolvers of tensorflow-hub raise, beside TensorFlow's: network errors, their own, and
+those of a truncated archive."""
+
 MANUAL_DOWNLOAD = "or download it elsewhere and give its directory"
 
 
@@ -55,16 +61,12 @@ def fetch_module(address: str, cache: Path, *, progress: ProgressLogger) -> str:
             # The progress of $TFHUB_DOWNLOAD_PROGRESS must not mix with a command's output on stdout.
             with contextlib.redirect_stdout(sys.stderr), _socket_timeout(TIMEOUT):
                 return str(tensorflow_hub.resolve(address))
-        # Errors that the resolvers of tensorflow-hub raise: network errors, their own, and those of a
-        # truncated archive.
         except (
             OSError,
             ValueError,
             RuntimeError,
-            EOFError,
             HTTPException,
-            tarfile.TarError,
-            zlib.error,
+            *ARCHIVE_ERRORS,
             tf.errors.OpError,
         ) as error:
             reason, remedy = _explain_error(error, address)
@@ -122,18 +124,12 @@ def _explain_error(error: Exception, address: str) -> tuple[str, str]:
             f"TensorFlow does not support {scheme}:// addresses on this machine",
             "Copy the module to a local directory, and give that.",
         )
-    if _is_invalid_archive(error):
+    if isinstance(error, ARCHIVE_ERRORS) or "does not appear to be a valid module" in str(error):
         return (
             f"the response of {host} is not a tar archive of a module, or is truncated ({first_line(error)})",
             f"Check that the address is that of a module, not of a web page, and retry, {MANUAL_DOWNLOAD}.",
         )
     return first_line(error).rstrip("."), f"Check the address and the network, {MANUAL_DOWNLOAD}."
-
-
-def _is_invalid_archive(error: Exception) -> bool:
-    return isinstance(error, (tarfile.TarError, EOFError, zlib.error)) or (
-        "does not appear to be a valid module" in str(error)
-    )
 
 
 def _explain_status(code: int, host: str) -> tuple[str, str]:

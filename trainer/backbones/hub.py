@@ -33,14 +33,11 @@ RECIPE = "1"
 """Version of the SavedModel that `build` writes; increment it when the network or its export changes."""
 
 FILE_REMEDIES = {
-    ".gz": "Unpack the archive, and give the directory.",
-    ".tgz": "Unpack the archive, and give the directory.",
-    ".tar": "Unpack the archive, and give the directory.",
-    ".zip": "Unpack the archive, and give the directory.",
-    ".h5": "Load it with Keras, and write a SavedModel with model.export(directory).",
-    ".keras": "Load it with Keras, and write a SavedModel with model.export(directory).",
+    **dict.fromkeys((".gz", ".tgz", ".tar", ".zip"), "Unpack the archive, and give the directory."),
+    **dict.fromkeys(
+        (".h5", ".keras"), "Load it with Keras, and write a SavedModel with model.export(directory)."
+    ),
     ".tflite": "A TensorFlow Lite file cannot be a backbone: give the SavedModel that it was made from.",
-    ".pb": "Give the directory that contains it.",
 }
 """Suffix of a file that is given instead of a directory -> remedy."""
 

@@ -7,10 +7,11 @@ format, and SavedModels from other sources, only have signatures
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from serving.contract import SAVED_MODEL_FILE
@@ -87,22 +88,19 @@ class Interface:
 
     def apply(self, pixels: Any) -> Any:
         """Return features float32 [N,D] of photos float32 [N,H,W,3] in [0,1]."""
-        return self.call(_convert_pixels(pixels, self.value_range, self.dtype))
+        import tensorflow as tf
+
+        low, high = self.value_range
+        scaled = pixels if self.value_range == UNIT_RANGE else pixels * (high - low) + low
+        if self.dtype != tf.float32:
+            scaled = tf.cast(tf.round(scaled) if self.dtype.is_integer else scaled, self.dtype)
+        return _pick_output(self.call(scaled))
 
     def extend_fingerprint(self, fingerprint: str) -> str:
         """Return a SavedModel's fingerprint, combined with the value range if that is not [0,1]."""
         if self.value_range == UNIT_RANGE:
             return fingerprint
         return hashlib.sha256(f"{fingerprint} {self.value_range}".encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class _EntryPoint:
-    """One way to call a module, with a description for errors."""
-
-    description: str
-    call: Callable[[Any], Any]
-    dtype: Any
 
 
 def inspect_module(
@@ -120,6 +118,8 @@ def inspect_module(
     Raises:
         InputError: the module does not compute feature vectors, or an option contradicts it.
     """
+    import tensorflow as tf
+
     if not callable(module) and _has_reference_variables(path):
         raise InputError(
             f"The backbone {handle} has its weights in reference variables of TensorFlow 1, which "
@@ -128,13 +128,18 @@ def inspect_module(
         )
     image_size = _determine_image_size(module, path, handle, options, say)
     found = []
-    for entry in _list_entry_points(module):
-        value_range = options.value_range or (BYTE_RANGE if entry.dtype.is_integer else UNIT_RANGE)
-        output = _call_entry_point(entry, image_size, value_range)
-        if _is_feature_vector(output):
-            _reject_classifier(int(output.shape[-1]), handle)
-            return Interface(entry.call, entry.dtype, image_size, value_range, int(output.shape[-1]))
-        found.append(f"{entry.description} {_describe_output(output)}")
+    for description, call, dtype in _list_entry_points(module):
+        value_range = options.value_range or (BYTE_RANGE if dtype.is_integer else UNIT_RANGE)
+        candidate = Interface(call, dtype, image_size, value_range, dimension=0)
+        try:
+            output = candidate.apply(tf.zeros([2, *image_size, 3]))
+        except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
+            output = error
+        if tf.is_tensor(output) and output.dtype == tf.float32 and output.shape[:-1] == [2]:
+            dimension = int(output.shape[-1])
+            _reject_classifier(dimension, handle)
+            return replace(candidate, dimension=dimension)
+        found.append(f"{description} {_describe_output(output)}")
     raise InputError(
         f"The backbone {handle} does not compute feature vectors. Expected float32 (2, D) for 2 photos of "
         f"{image_size[0]} x {image_size[1]}; {'; '.join(found) or _describe_signatures(module)}.",
@@ -142,46 +147,33 @@ def inspect_module(
     )
 
 
-def _list_entry_points(module: Any) -> Iterator[_EntryPoint]:
-    """Yield the ways to call a module: itself, with training=False, and its signatures by preference."""
+def _list_entry_points(module: Any) -> Iterator[tuple[str, Callable[[Any], Any], Any]]:
+    """Yield the ways to call a module: itself, with training=False, and its signatures by preference.
+
+    Each is a description for errors, a function from photos to the output, and the type of the photos.
+    """
     import tensorflow as tf
 
     if callable(module):
         traces = getattr(getattr(module, "__call__", None), "concrete_functions", ())  # noqa: B004
         dtype = next((spec.dtype for trace in traces for spec in _iter_image_specs(trace)), tf.float32)
-        yield _EntryPoint(
-            "called with photos, it returns", lambda pixels: _pick_output(module(pixels)), dtype
-        )
-        if any(
-            "training" in trace.structured_input_signature[1] or _has_bool_argument(trace) for trace in traces
+        yield "called with photos, it returns", module, dtype
+        arguments = [trace.structured_input_signature for trace in traces]
+        if any("training" in named for _, named in arguments) or any(
+            isinstance(value, bool) for value in tf.nest.flatten(arguments)
         ):
-            yield _EntryPoint(
-                "called with photos and training=False, it returns",
-                lambda pixels: _pick_output(module(pixels, training=False)),
-                dtype,
-            )
+            call = functools.partial(module, training=False)
+            yield "called with photos and training=False, it returns", call, dtype
     for name in SIGNATURES:
-        if name in module.signatures:
-            yield from _signature_entry_point(name, module.signatures[name])
+        inputs = module.signatures[name].structured_input_signature[1] if name in module.signatures else {}
+        if len(inputs) == 1:
+            ((argument, spec),) = inputs.items()
+            call = functools.partial(_call_signature, module.signatures[name], argument)
+            yield f"its signature {name} returns", call, spec.dtype
 
 
-def _has_bool_argument(trace: Any) -> bool:
-    """Return true if a trace has a bool among its arguments, such as `training`."""
-    import tensorflow as tf
-
-    return any(isinstance(value, bool) for value in tf.nest.flatten(trace.structured_input_signature))
-
-
-def _signature_entry_point(name: str, signature: Any) -> Iterator[_EntryPoint]:
-    """Yield the entry point of a signature with one input."""
-    inputs = signature.structured_input_signature[1]
-    if len(inputs) == 1:
-        ((argument, spec),) = inputs.items()
-        yield _EntryPoint(
-            f"its signature {name} returns",
-            lambda pixels: _pick_output(signature(**{argument: pixels})),
-            spec.dtype,
-        )
+def _call_signature(signature: Any, argument: str, pixels: Any) -> Any:
+    return signature(**{argument: pixels})
 
 
 def _pick_output(output: Any) -> Any:
@@ -192,35 +184,6 @@ def _pick_output(output: Any) -> Any:
         if name in output:
             return output[name]
     return next(iter(output.values())) if len(output) == 1 else output
-
-
-def _call_entry_point(
-    entry: _EntryPoint, image_size: tuple[int, int], value_range: tuple[float, float]
-) -> Any:
-    """Return the output for two blank photos, or the exception."""
-    import tensorflow as tf
-
-    try:
-        return entry.call(_convert_pixels(tf.zeros([2, *image_size, 3]), value_range, entry.dtype))
-    except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
-        return error
-
-
-def _convert_pixels(pixels: Any, value_range: tuple[float, float], dtype: Any) -> Any:
-    """Convert photos float32 in [0,1] to a module's value range and type."""
-    import tensorflow as tf
-
-    low, high = value_range
-    scaled = pixels if value_range == UNIT_RANGE else pixels * (high - low) + low
-    if dtype == tf.float32:
-        return scaled
-    return tf.cast(tf.round(scaled) if dtype.is_integer else scaled, dtype)
-
-
-def _is_feature_vector(output: Any) -> bool:
-    import tensorflow as tf
-
-    return bool(tf.is_tensor(output) and output.dtype == tf.float32 and output.shape[:-1] == [2])
 
 
 def _reject_classifier(dimension: int, handle: str) -> None:
@@ -245,11 +208,8 @@ def _describe_output(output: Any) -> str:
     if isinstance(output, Exception):
         return f"an error ({first_line(output)})"
     if isinstance(output, Mapping):
-        return (
-            "several outputs ("
-            + ", ".join(f"{key} {_describe_output(output[key])}" for key in sorted(output))
-            + ")"
-        )
+        parts = ", ".join(f"{key} {_describe_output(output[key])}" for key in sorted(output))
+        return f"several outputs ({parts})"
     if not tf.is_tensor(output):
         return f"a {type(output).__name__}"
     kind = "feature maps " if output.shape.rank == 4 else ""
@@ -278,12 +238,10 @@ def _determine_image_size(
             f"The backbone {handle} only accepts photos of {fixed[0]} x {fixed[1]} pixels.",
             remedy="Remove --image_size.",
         )
-    known = fixed or options.image_size or _find_attached_image_size(path)
+    alias = find_alias(handle)
+    known = fixed or options.image_size or _find_attached_image_size(path) or (alias and alias.image_size)
     if known:
         return known
-    alias = find_alias(handle)
-    if alias:
-        return alias.image_size
     say(
         f"{handle} accepts any input size: using {OPEN_IMAGE_SIZE[0]} x {OPEN_IMAGE_SIZE[1]}. "
         "Set --image_size for another one"

@@ -42,8 +42,9 @@ def test_the_imagenet_classifier_with_these_weights_recognises_fruits() -> None:
     import tensorflow as tf
 
     weights = default_weights(cache_directory())
-    classifier = efficientnet_lite0.build_module(weights, classifier=True)
-    logits = classifier.__call__(pixels(list(FRUITS)))
+    variables = efficientnet_lite0.build_variables(weights)
+    features = efficientnet_lite0.forward(variables, pixels(list(FRUITS)), training=False)
+    logits = features @ weights["_fc.weight"].T + weights["_fc.bias"]
     assert logits.shape == (4, 1000)
     probabilities = tf.nn.softmax(logits).numpy()
     for row, (index, sure) in zip(probabilities, FRUITS.values(), strict=True):
@@ -60,7 +61,7 @@ def test_every_weight_of_the_checkpoint_is_used() -> None:
             asked.add(name)
             return super().__getitem__(name)
 
-    tensors = Recording(efficientnet_lite0.build_variables(weights, classifier=False))
+    tensors = Recording(efficientnet_lite0.build_variables(weights))
     efficientnet_lite0.forward(tensors, np.zeros([1, 32, 32, 3], np.float32), training=False)
     unused = weights.keys() - asked
     assert {name for name in unused if not name.endswith(".num_batches_tracked")} == {
