@@ -10,7 +10,9 @@ descriptors are in a separate pool, so that TensorFlow's own can exist in the sa
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -57,16 +59,14 @@ def _find(name: str) -> Any:
     from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
     from google.protobuf.message_factory import GetMessageClass
 
-    messages = pool()
-    for package in _PACKAGES:
-        try:
-            return GetMessageClass(messages.FindMessageTypeByName(f"{package}.{name}"))
-        except KeyError:
-            pass
-        try:
-            return EnumTypeWrapper(messages.FindEnumTypeByName(f"{package}.{name}"))
-        except KeyError:
-            pass
+    messages: Any = pool()
+    kinds = [
+        (messages.FindMessageTypeByName, GetMessageClass),
+        (messages.FindEnumTypeByName, EnumTypeWrapper),
+    ]
+    for package, (find, make_class) in itertools.product(_PACKAGES, kinds):
+        with contextlib.suppress(KeyError):
+            return make_class(find(f"{package}.{name}"))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}: no such message or enum")
 
 

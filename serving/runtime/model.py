@@ -10,9 +10,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from serving.contract import PhotoRejection, Prediction
 from serving.errors import BundleError, HubheadError
 from serving.photos.converter import Converter
 from serving.process import cores as cores
+from serving.process import map_ahead
 from serving.protos import tensors
 from serving.runtime.tensorflow_import import import_tensorflow
 
@@ -59,19 +58,6 @@ class RunError(HubheadError):
         self.code = code
 
 
-@dataclass(frozen=True)
-class _FrozenFunction:
-    """A frozen function.
-
-    Attributes:
-        dtypes: dtypes of its inputs, in the order of the signature.
-        call: takes and returns tensors in the order of the signature.
-    """
-
-    dtypes: tuple[Any, ...]
-    call: Callable[..., Sequence[Any]]
-
-
 class Model:
     """A SavedModel whose signatures can be run from any number of threads.
 
@@ -92,7 +78,7 @@ class Model:
         }
         self.signatures = {name: _describe_signature(function) for name, function in self._functions.items()}
         self._loaded = loaded  # owns the variables, which must outlive the functions
-        self._frozen: dict[str, _FrozenFunction] = {}
+        self._frozen: dict[str, Any] = {}
         self._freezing = threading.Lock()
         self._converter = Converter()
 
@@ -113,20 +99,16 @@ class Model:
         import tensorflow as tf
 
         function = self._frozen_function(signature)
-        names = self.signatures[signature].inputs
-        if inputs.keys() != names.keys():
+        described = self.signatures[signature]
+        if inputs.keys() != described.inputs.keys():
             raise RunError(
-                f"Signature {signature} takes {sorted(names)}, not {sorted(inputs)}.", "INVALID_ARGUMENT"
+                f"Signature {signature} takes {sorted(described.inputs)}, not {sorted(inputs)}.",
+                "INVALID_ARGUMENT",
             )
         try:
-            values = [
-                tf.constant(inputs[name], dtype) for name, dtype in zip(names, function.dtypes, strict=True)
-            ]
-            outputs = function.call(*values)
-            return {
-                name: tensor.numpy()
-                for name, tensor in zip(self.signatures[signature].outputs, outputs, strict=True)
-            }
+            values = [tf.constant(inputs[name], info.dtype) for name, info in described.inputs.items()]
+            outputs = zip(described.outputs, function(*values), strict=True)
+            return {name: tensor.numpy() for name, tensor in outputs}
         except tf.errors.OpError as error:
             raise RunError(clean_error_message(error.message), _grpc_code(error.error_code)) from error
         except UnicodeDecodeError as error:
@@ -136,13 +118,10 @@ class Model:
         except (TypeError, ValueError) as error:
             raise RunError(str(error), "INVALID_ARGUMENT") from error
 
-    def _frozen_function(self, signature: str) -> _FrozenFunction:
+    def _frozen_function(self, signature: str) -> Any:
         """Return the frozen function of a signature; its first use takes about a second."""
         if signature not in self.signatures:
-            raise BundleError(
-                f"{self.path} has no signature {signature!r}.",
-                remedy=f"It has: {', '.join(self.signatures)}.",
-            )
+            raise make_signature_error(self.path, signature, self.signatures)
         with self._freezing:
             if signature not in self._frozen:
                 self._frozen[signature] = _freeze(self._functions[signature])
@@ -162,18 +141,16 @@ class Model:
             items: encoded inputs.
             micro_batch: items per call.
 
-        Yields:
-            Outputs by name, one dict per micro-batch, in the order of the items.
+        Returns:
+            Iterator over the outputs by name, one dict per micro-batch, in the order of the items.
         """
         iterator = iter(items)
-        with ThreadPoolExecutor(self.threads) as pool:
-            pending: list[Future[dict[str, NDArray[Any]]]] = []
-            while chunk := list(islice(iterator, micro_batch)):
-                pending.append(pool.submit(self.run, signature, {input_name: chunk}))
-                if len(pending) >= 2 * self.threads:
-                    yield pending.pop(0).result()
-            for future in pending:
-                yield future.result()
+        chunks = iter(lambda: list(islice(iterator, micro_batch)), [])
+
+        def run(chunk: list[bytes]) -> dict[str, NDArray[Any]]:
+            return self.run(signature, {input_name: chunk})
+
+        return map_ahead(run, chunks, self.threads, ahead=2 * self.threads - 1)
 
     def classify(self, photos: Iterable[bytes], *, convert: bool = True) -> list[Prediction]:
         """Classify encoded photos with a hubhead bundle, as the client does over gRPC.
@@ -221,10 +198,7 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Model:
     try:
         loaded = tf.saved_model.load(str(directory))
     except (OSError, ValueError, tf.errors.OpError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BundleError(
-            f"{directory} cannot be loaded as a SavedModel: {first}", remedy="Export the bundle again."
-        ) from error
+        raise make_load_error(directory, error) from error
     return Model(directory, loaded, threads)
 
 
@@ -243,7 +217,18 @@ def configure_threads(threads: int) -> None:
         return
 
 
-def _freeze(function: Any) -> _FrozenFunction:
+def make_load_error(path: str | os.PathLike[str], error: Exception) -> BundleError:
+    """Return the error for a directory that cannot be loaded, with the first line of the cause."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return BundleError(f"{path} cannot be loaded as a SavedModel: {first}", remedy="Export the bundle again.")
+
+
+def make_signature_error(path: str | os.PathLike[str], name: str, known: Iterable[str]) -> BundleError:
+    """Return the error for a signature that a model does not have."""
+    return BundleError(f"{path} has no signature {name!r}.", remedy=f"It has: {', '.join(known)}.")
+
+
+def _freeze(function: Any) -> Any:
     """Return a signature as a function of its inputs in order, with its variables inlined as constants.
 
     Variables are not inlined if the function uses other resources, such as tables, or if they are
@@ -266,10 +251,7 @@ def _freeze(function: Any) -> _FrozenFunction:
     resources = {id(tensor) for tensor in concrete.graph.internal_captures if tensor.dtype == tf.resource}
     size = sum((variable.shape.num_elements() or 0) * variable.dtype.size for variable in variables)
     freeze = size > _SMALL_VARIABLES and len(resources) == len(variables)
-    return _FrozenFunction(
-        tuple(spec.dtype for spec in specs.values()),
-        convert_variables_to_constants_v2(concrete) if freeze else concrete,
-    )
+    return convert_variables_to_constants_v2(concrete) if freeze else concrete
 
 
 def _inputs(function: Any) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from serving import contract
-from serving.errors import BundleError
 from serving.process import cores
+from serving.runtime.model import make_load_error, make_signature_error
 from serving.runtime.tensorflow_import import import_tensorflow
 
 Run = Callable[[Mapping[str, Any]], dict[str, NDArray[Any]]]
@@ -44,16 +45,10 @@ def load(path: str | os.PathLike[str], name: str, threads: int | None = None) ->
         saved.ParseFromString((Path(path) / contract.SAVED_MODEL_FILE).read_bytes())
         meta = next(graph for graph in saved.meta_graphs if "serve" in graph.meta_info_def.tags)
         signature = meta.signature_def.get(name)
-    except (OSError, StopIteration, ValueError) as error:
-        raise _load_error(path, error) from error
-    except Exception as error:  # the class of protobuf's DecodeError depends on its implementation
-        if type(error).__name__ != "DecodeError":
-            raise
-        raise _load_error(path, error) from error
+    except (OSError, StopIteration, ValueError, DecodeError) as error:
+        raise make_load_error(path, error) from error
     if signature is None:
-        raise BundleError(
-            f"{path} has no signature {name!r}.", remedy=f"It has: {', '.join(meta.signature_def)}."
-        )
+        raise make_signature_error(path, name, meta.signature_def)
     inputs = {key: info.name for key, info in signature.inputs.items()}
     outputs = {key: info.name for key, info in signature.outputs.items()}
     restore, file = meta.saver_def.restore_op_name, meta.saver_def.filename_tensor_name
@@ -70,18 +65,13 @@ def load(path: str | os.PathLike[str], name: str, threads: int | None = None) ->
         session = tf.compat.v1.Session(graph=graph, config=config)
         session.run(restore, {file: str(Path(path) / "variables" / "variables")})
     except (ValueError, tf.errors.OpError) as error:
-        raise _load_error(path, error) from error
+        raise make_load_error(path, error) from error
     call = session.make_callable(list(outputs.values()), feed_list=list(inputs.values()))
 
     def run(values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         return dict(zip(outputs, call(*(values[key] for key in inputs)), strict=True))
 
     return run
-
-
-def _load_error(path: str | os.PathLike[str], error: Exception) -> BundleError:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return BundleError(f"{path} cannot be loaded as a SavedModel: {first}", remedy="Export the bundle again.")
 
 
 def _node_name(tensor: str) -> str:
