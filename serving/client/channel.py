@@ -130,6 +130,11 @@ class ClientConfig:
                 f"Both version {self.version} and a canary fraction were given.",
                 remedy="Give one of the two.",
             )
+        if not 0 <= self.canary <= 1:
+            raise InputError(
+                f"The canary fraction is {self.canary}, which is not between 0 and 1.",
+                remedy="Give the fraction of the requests, such as 0.05 for 5 %.",
+            )
         if self.max_photos < 1 or self.max_bytes < 1 or (self.timeout is not None and self.timeout <= 0):
             raise InputError(
                 f"max_photos is {self.max_photos}, max_bytes {self.max_bytes} and timeout {self.timeout}.",

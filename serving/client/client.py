@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from itertools import chain, islice
@@ -262,8 +261,7 @@ class Client(ClientBase[grpc.Channel]):
             return photo, core.loader(photo)
 
         with (
-            ThreadPoolExecutor(_READERS, thread_name_prefix="hubhead-read") as pool,
-            closing(map_in_threads(pool, load, photos, lambda: READ_AHEAD)) as loaded,
+            closing(map_in_threads(_READERS, load, photos, lambda: READ_AHEAD)) as loaded,
             closing(core.batcher().split(loaded)) as batches,
             closing(self._run_concurrently(batches, partial(answer_photos, request), ordered)) as answers,
         ):
@@ -274,20 +272,21 @@ class Client(ClientBase[grpc.Channel]):
         self, batches: Iterable[A], operation: Callable[[A], Operation[T]], ordered: bool
     ) -> Generator[T]:
         """Run an operation per batch, in as many threads as the adaptive limit allows."""
-        scope = CancellationScope()
         limit = self._limiter.limit
 
         def run(batch: A) -> T:
             return self._run(operation(batch), scope)
 
-        with ThreadPoolExecutor(limit.maximum, thread_name_prefix="hubhead-ask") as pool:
-            # One batch more than the limit, so that a request is ready as soon as a permit is free.
-            results = map_in_threads(pool, run, batches, lambda: int(limit.value) + 1, ordered)
-            try:
-                yield from results
-            finally:
-                scope.cancel()
-                results.close()
+        def window() -> int:  # one batch more than the limit: it is ready as soon as a permit is free
+            return int(limit.value) + 1
+
+        with (
+            closing(map_in_threads(limit.maximum, run, batches, window, ordered)) as results,
+            CancellationScope() as scope,
+        ):
+            # Not `yield from`, which would wait for the calls in flight before the scope cancels them.
+            for result in results:  # noqa: UP028
+                yield result
 
     def _run(self, operation: Operation[T], scope: CancellationScope | None = None) -> T:
         """Run an operation to its end; without a scope its calls are neither limited nor cancellable."""

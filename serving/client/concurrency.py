@@ -25,8 +25,8 @@ from collections.abc import (
     Iterator,
 )
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import aclosing, asynccontextmanager, contextmanager
-from typing import Any, TypeAlias, TypeVar
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager, nullcontext
+from typing import Any, Self, TypeAlias, TypeVar
 
 import grpc
 
@@ -110,49 +110,30 @@ class AdaptiveLimit:
             self._no_cut_before = now + seconds
 
 
-class _Permits:
-    """Permits of the requests in flight, which adjust the limit to the outcome of each request.
+class _Limiter:
+    """Permits of an adaptive limit, which is adjusted to the outcome of each request.
 
-    Attributes:
+    Args:
         limit: the adaptive limit.
+        lock: held while a permit is returned.
+        wake: wakes those who wait for a permit; called with the lock.
     """
 
-    def __init__(self, limit: AdaptiveLimit) -> None:
+    def __init__(
+        self, limit: AdaptiveLimit, lock: AbstractContextManager[Any], wake: Callable[[], None]
+    ) -> None:
         self.limit = limit
+        self._lock = lock
+        self._wake = wake
         self._in_flight = 0
 
     def _is_available(self) -> bool:
         return self._in_flight < int(self.limit.value)
 
-    def _take(self) -> tuple[int, float]:
-        """Take a permit; return the requests in flight, this one included, and the time."""
-        self._in_flight += 1
-        return self._in_flight, time.monotonic()
-
-    def _return(self, permit: tuple[int, float], rows: int, failure: BaseException | None) -> None:
-        """Return a permit; of the failures, only an overload or a missed deadline changes the limit."""
-        in_flight, begin = permit
-        now = time.monotonic()
-        if failure is None:
-            self.limit.record_response(rows, now - begin, in_flight)
-        elif isinstance(failure, grpc.RpcError) and is_overload(failure):
-            self.limit.record_overload(now, now - begin)
-        self._in_flight -= 1
-
-
-class ConcurrencyLimiter(_Permits):
-    """Blocks threads so that no more requests are in flight than the limit allows."""
-
-    def __init__(self, limit: AdaptiveLimit) -> None:
-        super().__init__(limit)
-        self._changed = threading.Condition()
-
     @contextmanager
-    def __call__(self, rows: int) -> Iterator[None]:
-        """Wait for a permit, hold it during the block, then report the block's outcome to the limit."""
-        with self._changed:
-            self._changed.wait_for(self._is_available)
-            permit = self._take()
+    def _measure(self, rows: int) -> Iterator[None]:
+        """Report the outcome of the block to the limit, then return the permit that the caller took."""
+        in_flight, begin = self._in_flight, time.monotonic()
         failure = None
         try:
             yield
@@ -160,46 +141,65 @@ class ConcurrencyLimiter(_Permits):
             failure = error
             raise
         finally:
-            with self._changed:
-                self._return(permit, rows, failure)
-                self._changed.notify_all()
+            now = time.monotonic()
+            with self._lock:
+                # Of the failures, only an overload or a missed deadline changes the limit.
+                if failure is None:
+                    self.limit.record_response(rows, now - begin, in_flight)
+                elif isinstance(failure, grpc.RpcError) and is_overload(failure):
+                    self.limit.record_overload(now, now - begin)
+                self._in_flight -= 1
+                self._wake()
 
 
-class AsyncConcurrencyLimiter(_Permits):
+class ConcurrencyLimiter(_Limiter):
+    """Blocks threads so that no more requests are in flight than the limit allows."""
+
+    def __init__(self, limit: AdaptiveLimit) -> None:
+        self._changed = threading.Condition()
+        super().__init__(limit, self._changed, self._changed.notify_all)
+
+    @contextmanager
+    def __call__(self, rows: int) -> Iterator[None]:
+        """Wait for a permit, and hold it during the block."""
+        with self._changed:
+            self._changed.wait_for(self._is_available)
+            self._in_flight += 1
+        with self._measure(rows):
+            yield
+
+
+class AsyncConcurrencyLimiter(_Limiter):
     """`ConcurrencyLimiter` for the tasks of one event loop."""
 
     def __init__(self, limit: AdaptiveLimit) -> None:
-        super().__init__(limit)
         self._changed = asyncio.Event()
+        super().__init__(limit, nullcontext(), self._changed.set)
 
     @asynccontextmanager
     async def __call__(self, rows: int) -> AsyncIterator[None]:
-        """Wait for a permit, hold it during the block, then report the block's outcome to the limit."""
+        """Wait for a permit, and hold it during the block."""
         # An event wakes all waiting tasks and needs no lock, so cancelled tasks take no wake-ups.
         while not self._is_available():
             self._changed.clear()
             await self._changed.wait()
-        permit = self._take()
-        failure = None
-        try:
+        self._in_flight += 1
+        with self._measure(rows):
             yield
-        except BaseException as error:
-            failure = error
-            raise
-        finally:
-            self._return(permit, rows, failure)
-            self._changed.set()
 
 
 class CancellationScope:
-    """Cancels the calls in flight and the pauses of one stream, from any thread."""
+    """Cancels the calls in flight and the pauses of one stream, in all threads, when its block ends."""
 
     def __init__(self) -> None:
         self._cancelled = threading.Event()
         self._lock = threading.Lock()
         self._calls: set[Any] = set()
 
-    def cancel(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *details: object) -> None:
         """Cancel all calls, now and from now on, and end all pauses."""
         with self._lock:
             self._cancelled.set()
@@ -216,7 +216,7 @@ class CancellationScope:
         Args:
             start: function that starts the call and returns its grpc.Future.
         """
-        # Registered and checked under one lock: no call can slip past `cancel`.
+        # Registered and checked under one lock: no call can slip past `__exit__`.
         with self._lock:
             call = start()
             self._calls.add(call)
@@ -230,16 +230,16 @@ class CancellationScope:
 
 
 def map_in_threads(
-    pool: ThreadPoolExecutor,
+    threads: int,
     function: Callable[[A], T],
     items: Iterable[A],
     window: Callable[[], int],
     ordered: bool = True,
 ) -> Generator[T]:
-    """Apply a function to each item in a thread pool, in bounded memory.
+    """Apply a function to each item in threads, in bounded memory.
 
     Args:
-        pool: threads that run the function.
+        threads: number of threads that run the function.
         function: function to apply.
         items: items to apply it to; any number of them.
         window: returns how many results may be pending, or finished and not yet consumed, at a time.
@@ -259,15 +259,16 @@ def map_in_threads(
                 pending.remove(future)
                 yield future.result()
 
-    try:
-        for item in items:
-            context = contextvars.copy_context()  # the caller's span is the parent of spans in the pool
-            pending.append(pool.submit(context.run, function, item))
-            yield from drain(max(1, window()))
-        yield from drain(0)
-    finally:
-        for future in pending:
-            future.cancel()
+    with ThreadPoolExecutor(threads, thread_name_prefix="hubhead-client") as pool:
+        try:
+            for item in items:
+                context = contextvars.copy_context()  # the caller's span is the parent of spans in the pool
+                pending.append(pool.submit(context.run, function, item))
+                yield from drain(max(1, window()))
+            yield from drain(0)
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 async def map_in_tasks(

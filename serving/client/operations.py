@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from serving import contract, protos
 from serving.client import responses
-from serving.client.canary import STABLE, Canary
+from serving.client.canary import CANARY, STABLE, selects_canary
 from serving.client.channel import ClientConfig
 from serving.client.grpc_errors import code_name, parse_max_batch_size, to_rejection
 from serving.client.photos import (
@@ -67,7 +67,6 @@ class Core:
 
     def __init__(self, config: ClientConfig, count_photos: Callable[[Iterable[Status]], None]) -> None:
         self.config = config
-        self.canary = Canary(config.canary)
         # A request without a label gets the newest version that serves, which would be the canary.
         self.label = STABLE if config.canary and config.label is None else config.label
         self.max_photos = config.max_photos
@@ -134,7 +133,8 @@ class Core:
                 f"The inputs {sorted(rows)} of signature {signature} have {sorted(counts)} rows.",
                 remedy="Give all inputs the same number of rows, at least one.",
             )
-        results = yield from self._predict_all(signature, rows, None, self.canary.selects(None))
+        canary = selects_canary(self.config.canary, None)
+        results = yield from self._predict_all(signature, rows, None, canary)
         outputs = [result.outputs for result in results if isinstance(result, Response)]
         if len(outputs) == 1:
             return outputs[0]
@@ -224,7 +224,7 @@ class Core:
             size: (height, width) of the pixels that go to `classify_pixels` as they are; others are
                 encoded.
         """
-        canary = self.canary.selects(user)
+        canary = selects_canary(self.config.canary, user)
         results: dict[int, R | PhotoRejection] = {}
         encoded: dict[int, bytes] = {}
         direct: dict[int, Pixels] = {}
@@ -329,7 +329,7 @@ class Core:
         """Return the response to one request; while no version is the canary, the others answer it."""
         request = protos.PredictRequest(model_spec=self._model_spec())
         if canary:
-            request.model_spec.version_label = self.canary.label
+            request.model_spec.version_label = CANARY
         request.model_spec.signature_name = signature
         for name, value in rows.items():
             request.inputs[name].CopyFrom(tensors.encode(value))

@@ -47,28 +47,24 @@ MAX_BYTES = 512 << 20
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     default=10.0,
-    show_default=True,
     help="Duration of the test at each rate, in seconds.",
 )
 @click.option(
     "--photos_per_request",
     type=click.IntRange(1, 32),
     default=1,
-    show_default=True,
     help="Number of photos in each request.",
 )
 @click.option(
     "--max_under_way",
     type=click.IntRange(min=1),
     default=2000,
-    show_default=True,
     help="Maximum number of requests in flight; requests beyond it are counted as NOT_SENT.",
 )
 @click.option(
     "--seed",
     type=int,
     default=0,
-    show_default=True,
     help="Random seed of the arrival times and of the choice of photos.",
 )
 @click.option(

@@ -13,7 +13,9 @@ from serving.commands.target_options import open_target, target_change_flags
 if TYPE_CHECKING:
     from serving.registry.promote import Change
 
-_REASON = click.option("--reason", default="", help="Reason of the change, recorded in the audit log.")
+_REASON = click.option(
+    "--reason", default="", show_default=False, help="Reason of the change, recorded in the audit log."
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
 

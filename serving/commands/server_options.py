@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -29,23 +30,23 @@ def pop_client_config(flags: dict[str, Any]) -> ClientConfig | None:
     """
     from serving.client import ClientConfig, Tls
 
-    server, model, version, label, timeout, header, tls, *pems = (flags.pop(name, None) for name in FLAGS)
-    if version is not None and label is not None:
+    given = SimpleNamespace(**{name: flags.pop(name, None) for name in FLAGS})
+    if given.model_version is not None and given.label is not None:
         raise click.UsageError("--model_version and --label exclude each other: give one of them.")
-    headers = dict(map(_parse_header, header or ()))
-    ca, certificate, key = pems
-    if (certificate is None) != (key is None):
+    headers = dict(map(_parse_header, given.header or ()))
+    if (given.tls_cert is None) != (given.tls_key is None):
         raise click.UsageError("--tls_cert and --tls_key go together: give both or neither.")
-    if server is None:
+    encrypted = given.tls or given.tls_ca or given.tls_cert
+    if given.server is None:
         return None
     return ClientConfig(
-        server,
-        model=model or "",
-        version=version,
-        label=label,
-        timeout=timeout,
+        given.server,
+        model=given.model_name or "",
+        version=given.model_version,
+        label=given.label,
+        timeout=given.timeout,
         headers=headers,
-        tls=Tls(ca, certificate, key) if tls or ca or certificate else None,
+        tls=Tls(given.tls_ca, given.tls_cert, given.tls_key) if encrypted else None,
     )
 
 
@@ -106,7 +107,6 @@ _OPTIONS = {
         "--timeout",
         type=click.FloatRange(min=0, min_open=True),
         default=10.0,
-        show_default=True,
         help="With --server: deadline of each request in seconds, retries included.",
     ),
     "header": click.option(

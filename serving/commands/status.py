@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.commands.main import FAILED
 from serving.commands.server_options import pop_required_client_config, server_flags
 from serving.commands.tables import print_table
 from serving.errors import ServerError
 
 if TYPE_CHECKING:
     from serving.client import Metadata, TensorInfo, VersionStatus
-
-_NONE_AVAILABLE = 1
-"""Exit code if no version is AVAILABLE."""
 
 
 @click.command(
@@ -60,7 +58,7 @@ def status(wait: float | None, as_json: bool, **flags: Any) -> int:
         click.echo(json.dumps(record, ensure_ascii=False))
     else:
         _print_tables(versions, metadata, error_text)
-    return 0 if any(version.state == "AVAILABLE" for version in versions) else _NONE_AVAILABLE
+    return 0 if any(version.state == "AVAILABLE" for version in versions) else FAILED
 
 
 def _print_tables(versions: list[VersionStatus], metadata: Metadata | None, error_text: str) -> None:

@@ -41,7 +41,6 @@ _WAIT = click.option(
     "--wait",
     type=click.FloatRange(min=0, min_open=True),
     default=300.0,
-    show_default=True,
     metavar="SECONDS",
     help="With --server: seconds to wait, at each step, until the server has applied the change.",
 )

@@ -102,7 +102,8 @@ async def run_load(
         samples.append(Sample(intended, send_delay, latency, error))
 
     for intended in draw_arrivals(load):
-        await _sleep_until(start + intended)
+        # Yields to the event loop even if the time has passed, so that responses are always handled.
+        await asyncio.sleep(max(0.0, start + intended - time.perf_counter()))
         if len(tasks) >= load.max_in_flight:
             dropped += 1
         else:
@@ -118,11 +119,3 @@ async def run_load(
         on_progress(load.seconds, sent, failed)
     samples.sort(key=lambda sample: sample.intended)
     return Result(load.rate, load.seconds, load.photos, samples, dict(statuses), dropped)
-
-
-async def _sleep_until(moment: float) -> None:
-    """Sleep until a time of the performance counter.
-
-    Yields to the event loop even if that time has passed, so that responses are always handled.
-    """
-    await asyncio.sleep(max(0.0, moment - time.perf_counter()))
