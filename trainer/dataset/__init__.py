@@ -11,16 +11,12 @@ count once, and every label has a photo in every set.
 """
 
 from trainer.dataset.dataset import (
-    FEW_PHOTOS,
     DatasetListing,
     Example,
     LabelledPhoto,
-    PhotoListing,
     Subset,
-    check_label_names,
     count_labels,
     describe_conflicting_labels,
-    group_identical,
     select_distinct,
 )
 from trainer.dataset.labelled_photos import list_photos, scan
@@ -28,33 +24,25 @@ from trainer.dataset.manifest import Columns
 from trainer.dataset.split import (
     SplitSettings,
     assign_groups,
-    check_counts,
     check_examples,
     check_listing,
-    count_groups,
     describe_missing_labels,
     split,
 )
 
 __all__ = [
-    "FEW_PHOTOS",
     "Columns",
     "DatasetListing",
     "Example",
     "LabelledPhoto",
-    "PhotoListing",
     "SplitSettings",
     "Subset",
     "assign_groups",
-    "check_counts",
     "check_examples",
-    "check_label_names",
     "check_listing",
-    "count_groups",
     "count_labels",
     "describe_conflicting_labels",
     "describe_missing_labels",
-    "group_identical",
     "list_photos",
     "scan",
     "select_distinct",

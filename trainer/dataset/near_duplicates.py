@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from batch.monitoring.stats import Progress
 from serving.errors import InputError
-from trainer.dataset import Example, Subset, group_identical
+from trainer.dataset.dataset import Example, Subset, group_identical
 from trainer.dataset.similarity_graph import SimilarityGraph
 
 THRESHOLD = 0.93
@@ -163,32 +163,24 @@ class DuplicateReport:
         if self.exact:
             files = sum(len(group.pictures) for group in self.exact)
             yield f"{files} files are identical to others; they are {len(self.exact)} distinct photos."
-        if repeated := [group for group in self.exact if group.across_sets]:
-            yield (
-                f"{len(repeated)} photos are in several predefined sets; "
-                "each counts only for the held-out set."
-            )
+        if repeated := sum(group.across_sets for group in self.exact):
+            yield f"{repeated} photos are in several predefined sets; each counts only for the held-out set."
         if self.label_conflicts:
             yield f"{len(self.label_conflicts)} photos have more than one label."
-        if self.near:
-            photos = sum(len(group.pictures) for group in self.near)
-            labels = (
-                f", {len(self.near_label_conflicts)} of them with different labels"
-                if self.near_label_conflicts
-                else ""
-            )
+        sizes = [len(group.pictures) for group in self.near]
+        if sizes:
+            conflicts = len(self.near_label_conflicts)
+            labels = f", {conflicts} of them with different labels" if conflicts else ""
             yield (
-                f"{photos} photos are near-duplicates (cosine {self.threshold:g} or more), "
-                f"in {len(self.near)} groups{labels}."
+                f"{sum(sizes)} photos are near-duplicates (cosine {self.threshold:g} or more), "
+                f"in {len(sizes)} groups{labels}."
             )
         if leaked := self.leaked_photos():
             yield (
                 f"{len(leaked)} test photos have a near-duplicate in the training set: "
                 "the test figures are too optimistic."
             )
-        if self.near and max(len(group.pictures) for group in self.near) > max(
-            2, LARGE_GROUP_SHARE * self.photos
-        ):
+        if max(sizes, default=0) > max(2, LARGE_GROUP_SHARE * self.photos):
             yield (
                 f"One group of near-duplicates contains over {LARGE_GROUP_SHARE:.0%} of the photos: "
                 f"a threshold of {self.threshold:g} is too low for this dataset."

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from serving.errors import InputError
 from trainer import dataset
 from trainer.dataset import Example, SplitSettings, Subset
+from trainer.dataset.split import check_counts, count_groups
 
 TRAINING, VALIDATION, TESTING = Subset.TRAINING, Subset.VALIDATION, Subset.TESTING
 
@@ -286,10 +287,10 @@ def test_photos_with_the_same_name_before_nohash_stay_together(groups: list[int]
 
 def test_count_groups_counts_groups_once() -> None:
     one_group = [example(number, name=f"dish_nohash_{number}") for number in range(30)]
-    counts = dataset.count_groups([*one_group, example(1, 1), example(2, 1)], ["pizza", "sushi"])
+    counts = count_groups([*one_group, example(1, 1), example(2, 1)], ["pizza", "sushi"])
     assert counts == {"pizza": 1, "sushi": 2}
     with pytest.raises(InputError, match=r"'pizza' \(1\), 'sushi' \(2\).*_nohash_"):
-        dataset.check_counts(counts, SplitSettings())
+        check_counts(counts, SplitSettings())
 
 
 @settings(max_examples=25, deadline=None)
@@ -316,10 +317,10 @@ def test_a_set_of_zero_percent_is_empty() -> None:
 def test_labels_with_too_few_photos_are_an_error_that_counts_them() -> None:
     counts = {"pizza": 2, "sushi": 3, "soup": 1}
     with pytest.raises(InputError, match=r"each of 3 sets: 'pizza' \(2\), 'soup' \(1\)"):
-        dataset.check_counts(counts, SplitSettings())
+        check_counts(counts, SplitSettings())
     with pytest.raises(InputError, match=r"each of 2 sets: 'soup' \(1\)"):
-        dataset.check_counts(counts, SplitSettings(10, 0))
-    dataset.check_counts(counts, SplitSettings(0, 0))
+        check_counts(counts, SplitSettings(10, 0))
+    check_counts(counts, SplitSettings(0, 0))
 
 
 def test_count_labels_includes_zeros() -> None:
@@ -627,4 +628,4 @@ def test_the_method_retrain_hashes_the_path_as_it_was_spelled(
 
 
 def test_the_method_retrain_may_leave_a_label_without_photos() -> None:
-    dataset.check_counts({"pizza": 1, "sushi": 1}, SplitSettings(method="retrain"))
+    check_counts({"pizza": 1, "sushi": 1}, SplitSettings(method="retrain"))

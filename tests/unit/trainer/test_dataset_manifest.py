@@ -22,6 +22,7 @@ from batch.monitoring.stats import Progress
 from serving.errors import InputError
 from trainer import dataset
 from trainer.dataset import Columns, DatasetListing, SplitSettings, Subset, list_photos, scan
+from trainer.dataset.split import count_groups
 
 TRAINING, VALIDATION, TESTING = Subset.TRAINING, Subset.VALIDATION, Subset.TESTING
 
@@ -215,7 +216,7 @@ def test_a_group_stays_in_one_set_across_labels(top: Path) -> None:
     for example, subset in zip(examples, subsets, strict=True):
         of_group.setdefault(example.group, set()).add(subset)
     assert all(len(found) == 1 for found in of_group.values())
-    assert dataset.count_groups(examples, folder.labels) == {"pizza": 30, "sushi": 30}
+    assert count_groups(examples, folder.labels) == {"pizza": 30, "sushi": 30}
 
 
 # --- Photos that are left out ---------------------------------------------------------------------------

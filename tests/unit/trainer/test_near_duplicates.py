@@ -17,6 +17,7 @@ from trainer import dataset
 from trainer.dataset import Example, SplitSettings, Subset, similarity_graph
 from trainer.dataset import near_duplicates as duplicates
 from trainer.dataset.near_duplicates import find_near_duplicates
+from trainer.dataset.split import count_groups
 
 TRAINING, VALIDATION, TESTING = Subset.TRAINING, Subset.VALIDATION, Subset.TESTING
 
@@ -202,7 +203,7 @@ def test_near_duplicates_kept_together_are_never_across_sets(numbers: list[int],
     subsets = dataset.split(examples, SplitSettings(20, 20), together=near.together)
     found = duplicates.build_report(examples, examples, subsets, near, ["pizza"])
     assert not found.across_sets
-    groups = dataset.count_groups(examples, ["pizza"], near.together)["pizza"]
+    groups = count_groups(examples, ["pizza"], near.together)["pizza"]
     assert groups == len(set(numbers))
     if groups >= 3:
         assert set(subsets) == set(Subset)
