@@ -36,20 +36,11 @@ __all__ = [
     "train",
 ]
 
-_MODULES = {
-    "trainer.backbones": {"InputOptions"},
-    "trainer.dataset": {"Columns", "SplitSettings"},
-    "trainer.training.fine_tune_types": {"FineTuneSettings"},
-    "trainer.preprocessing": {"Augmentation", "Preprocessing"},
-    "trainer.heads": {"HeadSettings"},
-    "trainer.training.config": {"NearDuplicatesOption", "TrainResult", "TrainSettings"},
-    "trainer.training.run": {"train"},
-}
-
 if not TYPE_CHECKING:  # mypy would take every name for an attribute of the package
 
     def __getattr__(name: str) -> object:
-        for module, names in _MODULES.items():
-            if name in names:
-                return getattr(importlib.import_module(module), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        # The module of the configuration imports the types of all its parts.
+        home = "run" if name == "train" else "config"
+        return getattr(importlib.import_module(f"{__name__}.training.{home}"), name)

@@ -61,8 +61,8 @@ embedding_store_flag = text_option(
     "--embedding_store",
     show_default="embeddings below the cache directory",
     metavar="DIR",
-    help="Directory of the embedding store. Unchanged photos whose embeddings are stored are not read again,"
-    " whatever head scores them.",
+    help="Directory of the embedding store, which all commands share. Unchanged photos whose embeddings are"
+    " stored are not read again, whatever the head.",
 )
 
 _FLAGS = (

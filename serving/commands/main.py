@@ -39,7 +39,7 @@ def run(command: click.Command, name: str) -> NoReturn:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        code = command.main(prog_name=name, standalone_mode=False)
+        code = command.main(prog_name=name, standalone_mode=False, show_default=True)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -59,16 +59,15 @@ def run(command: click.Command, name: str) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def require_tensorflow() -> None:
-    """Check that TensorFlow is installed, before a command does any work.
-
-    It is here and not in serving.runtime because importing that package needs TensorFlow.
+def require_extra(extra: str, *modules: str) -> None:
+    """Check that the modules of an extra are installed, before a command does any work.
 
     Raises:
-        HubheadError: TensorFlow is not installed.
+        HubheadError: a module is not installed.
     """
-    if importlib.util.find_spec("tensorflow") is None:
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
         raise HubheadError(
-            "TensorFlow, which is needed to run a model, is not installed.",
-            remedy="Install it with: pip install 'hubhead[serve]'",
+            f"This command needs {', '.join(missing)}, which is not installed.",
+            remedy=f"Install it with: pip install 'hubhead[{extra}]'",
         )

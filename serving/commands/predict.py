@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from serving.commands.main import require_tensorflow
+from serving.commands.main import require_extra
 from serving.commands.server_options import (
     forbid_server_flags,
     pop_client_config,
@@ -164,7 +164,7 @@ def _classify_with_bundle(path: Path, names: Sequence[str], top_k: int) -> Itera
     from serving import bundle, client, runtime
 
     directory = bundle.resolve(path)
-    require_tensorflow()
+    require_extra("serve", "tensorflow")
     model = runtime.load(directory)
     remaining = iter(names)
     while chunk := list(islice(remaining, _BUNDLE_PHOTOS)):

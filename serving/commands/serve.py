@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.main import require_tensorflow
+from serving.commands.main import require_extra
 from serving.server.config.flags import FLAGS, build_settings, describe_ignored_flags
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def serve(context: click.Context, /, version: bool, **values: Any) -> None:
     for message in describe_ignored_flags(given):
         click.echo(message, err=True)
     settings = build_settings(values)
-    require_tensorflow()
+    require_extra("serve", "tensorflow")
     from serving.server import serve_until_signalled
 
     serve_until_signalled(settings, _print_ready)

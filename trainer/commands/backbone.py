@@ -6,15 +6,12 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from serving.storage import files
 from trainer.backbones.aliases import NAMES, SHORT, Alias
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+from trainer.commands.options import option_group, say
 
 PIPE_WIDTH = 240
 """Width of the table, in characters, if the output is not a terminal."""
@@ -23,13 +20,13 @@ WITH_HANDLES = 200
 """Width, in characters, from which the table shows the handles without wrapping."""
 
 
-def _cache_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--cache_dir",
-        type=click.Path(file_okay=False, path_type=Path),
-        help="Directory for downloads and the backbones built from them.  "
-        "[default: $HUBHEAD_CACHE_DIR, else hubhead in the user's cache directory]",
-    )(command)
+_cache_option = click.option(
+    "--cache_dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=files.cache_directory,
+    show_default="$HUBHEAD_CACHE_DIR, else hubhead in the user's cache directory",
+    help="Directory for downloads and the backbones built from them.",
+)
 
 
 def _parse_range(
@@ -44,25 +41,22 @@ def _parse_range(
     return low, high
 
 
-def input_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --image_size and --value_range, for backbones that do not declare their input."""
-    for option in (
-        click.option(
-            "--value_range",
-            metavar="LOW,HIGH",
-            callback=_parse_range,
-            help="Range of pixel values that the backbone expects, from black to white. TensorFlow Hub "
-            "modules take 0,1; models of keras.applications take -1,1 or 0,255.  [default: 0,1]",
-        ),
-        click.option(
-            "--image_size",
-            type=click.IntRange(min=1),
-            help="Height and width of the input in pixels, for a backbone that accepts any size.  "
-            "[default: the size it was trained with, else 224]",
-        ),
-    ):
-        command = option(command)
-    return command
+input_options = option_group(
+    click.option(
+        "--value_range",
+        metavar="LOW,HIGH",
+        callback=_parse_range,
+        help="Range of pixel values that the backbone expects, from black to white. TensorFlow Hub "
+        "modules take 0,1; models of keras.applications take -1,1 or 0,255.  [default: 0,1]",
+    ),
+    click.option(
+        "--image_size",
+        type=click.IntRange(min=1),
+        help="Height and width of the input in pixels, for a backbone that accepts any size.  "
+        "[default: the size it was trained with, else 224]",
+    ),
+)
+"""Add --image_size and --value_range, for backbones that do not declare their input."""
 
 
 @click.group(short_help="List, build and inspect pretrained backbones.")
@@ -95,17 +89,14 @@ def list_(words: tuple[str, ...], as_json: bool) -> None:
 def _print_table(chosen: dict[str, Alias]) -> None:
     from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     # In a pipe the width is free, and unwrapped handles can be found by grep.
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     wide = console.width >= WITH_HANDLES
-    table = Table(box=box.SIMPLE)
-    table.add_column("alias", no_wrap=True)
-    for column in ("input", "dimension", "parameters"):
-        table.add_column(column, no_wrap=True, justify="right")
-    for column in ("origin", "handle")[: 1 + wide]:
-        table.add_column(column, overflow="fold")
+    figures = [Column(name, no_wrap=True, justify="right") for name in ("input", "dimension", "parameters")]
+    texts = [Column(name, overflow="fold") for name in ("origin", "handle")[: 1 + wide]]
+    table = Table(Column("alias", no_wrap=True), *figures, *texts, box=box.SIMPLE)
     for name, alias in chosen.items():
         height, width = alias.image_size
         table.add_row(
@@ -123,14 +114,14 @@ def _print_table(chosen: dict[str, Alias]) -> None:
 
 @backbone.command()
 @_cache_option
-def build(cache_dir: Path | None) -> None:
+def build(cache_dir: Path) -> None:
     """Download and build the default backbone, and print its directory.
 
     Training does this on demand. Run it to prepare a machine for work without a network.
     """
     from trainer.backbones.hub import build as build_default
 
-    click.echo(build_default(cache_dir or _default_cache(), progress=_progress))
+    click.echo(build_default(cache_dir, progress=say))
 
 
 @backbone.command(
@@ -146,7 +137,7 @@ def show(
     handle: str,
     image_size: int | None,
     value_range: tuple[float, float] | None,
-    cache_dir: Path | None,
+    cache_dir: Path,
     as_json: bool,
 ) -> None:
     """Load the backbone HANDLE and show its input, output and fingerprint.
@@ -157,7 +148,7 @@ def show(
     from trainer.backbones.interface import InputOptions
 
     options = InputOptions((image_size, image_size) if image_size else None, value_range)
-    loaded = load(handle, cache_dir or _default_cache(), options=options, progress=_progress)
+    loaded = load(handle, cache_dir, options=options, progress=say)
     height, width = loaded.image_size
     interface = loaded.interface
     if as_json:
@@ -180,13 +171,3 @@ def show(
         ("path", loaded.path),
     ):
         click.echo(f"{name:<12}{value}")
-
-
-def _default_cache() -> Path:
-    from trainer.dataset.download import cache_directory
-
-    return cache_directory()
-
-
-def _progress(line: str) -> None:
-    click.echo(line, err=True)

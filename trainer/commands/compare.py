@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving.commands.server_options import connection_flags, pop_required_client_config
+from serving.commands.tables import print_table
 
 if TYPE_CHECKING:
     from serving.client import Client, ClientConfig
@@ -73,9 +74,8 @@ def compare(
 def _client_for(server: ClientConfig, name: str) -> Client:
     from serving.client import Client
 
-    if name.isdecimal():
-        return Client(replace(server, version=int(name)))
-    return Client(replace(server, label=name))
+    chosen: dict[str, Any] = {"version": int(name)} if name.isdecimal() else {"label": name}
+    return Client(replace(server, **chosen))
 
 
 def _list_files(photos: tuple[str, ...]) -> list[str]:
@@ -93,10 +93,6 @@ def _list_files(photos: tuple[str, ...]) -> list[str]:
 
 
 def _print_agreement(found: Agreement, first: str, second: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     versions = [", ".join(map(str, numbers)) or "?" for numbers in found.versions]
     click.echo(f"{first}: version {versions[0]}; {second}: version {versions[1]}.")
     click.echo(
@@ -106,12 +102,10 @@ def _print_agreement(found: Agreement, first: str, second: str) -> None:
     rejected = found.photos - found.compared - found.statuses_differ
     if rejected or found.statuses_differ:
         click.echo(f"Rejected by both: {rejected}; by one only: {found.statuses_differ}.")
-    if not found.disagreements:
-        return
-    table = Table("photo", first, second)
-    for photo, one, two in found.disagreements[:_MAX_ROWS]:
-        table.add_row(Text(photo), Text(_format_prediction(one)), Text(_format_prediction(two)))
-    Console().print(table)
+    if found.disagreements:
+        shown = found.disagreements[:_MAX_ROWS]
+        rows = ((photo, _format_prediction(one), _format_prediction(two)) for photo, one, two in shown)
+        print_table(("photo", first, second), rows)
     if len(found.disagreements) > _MAX_ROWS:
         click.echo(f"And {len(found.disagreements) - _MAX_ROWS} more; --json lists all.")
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from serving.commands.main import require_extra
+from serving.commands.tables import print_table
+from trainer.commands.options import SETTINGS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,21 +27,19 @@ MODEL = "food"
 SHOWN_PHOTOS = 6
 """Test photos in the table of predictions."""
 
-START_SECONDS = 120
-"""Time limit for the start of the server, generous for a busy machine."""
-
 
 @click.command(
-    context_settings={"show_default": True, "max_content_width": 100},
+    context_settings=SETTINGS,
     short_help="Train, score, serve and predict once, on real photos.",
 )
 @click.option(
     "--output_dir",
+    "output",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("demo"),
     help="Directory to write the model, the embeddings and the scores to.",
 )
-def demo(output_dir: Path) -> None:
+def demo(output: Path) -> None:
     """Run the whole workflow on real photos: train, export, score, serve, predict.
 
     Downloads 542 food photos and a pretrained backbone once, about 24 MB, and verifies their
@@ -51,25 +47,23 @@ def demo(output_dir: Path) -> None:
     """
     from rich.console import Console
 
-    from trainer.commands.options import require_extra
-
     require_extra("train", "tensorflow", "tensorflow_hub", "apache_beam", "pyarrow", "scipy")
-    run_demo(output_dir, Console(highlight=False))
-
-
-def run_demo(output: Path, console: Console) -> None:
-    """Run the steps of the demo and print them on `console`; the server is stopped in any case."""
     from batch.output.dataset import Output
     from serving.client import Client
     from serving.contract import METADATA_FILE, REPORT_FILE
+    from serving.server import ServerSettings
+    from serving.server import start as serve
 
+    console = Console(highlight=False)
     start = time.perf_counter()
     photos, all_photos = _get_photos(console)
     result = _train(photos, output, console)
     scores = _score(all_photos, result.bundle, output, console)
     _print_title(console, 4, "Serve", "the bundle, by the gRPC protocol of TensorFlow Serving")
-    with _run_server(output / "models" / MODEL) as (address, seconds):
-        console.print(f"  local model server ready at {address} after {seconds:.1f} s")
+    begin = time.perf_counter()
+    with serve(ServerSettings(output / "models" / MODEL, port=0)) as server:
+        address = f"localhost:{server.port}"
+        console.print(f"  local model server ready at {address} after {time.perf_counter() - begin:.1f} s")
         _print_title(
             console, 5, "Predict", "photos of the test set, by the client, which does not need TensorFlow"
         )
@@ -110,7 +104,6 @@ def _get_photos(console: Console) -> tuple[Path, Path]:
 
 def _train(photos: Path, output: Path, console: Console) -> TrainResult:
     from batch.monitoring.progress import progress_bar
-    from trainer.dataset.download import cache_directory
     from trainer.training.config import TrainSettings
     from trainer.training.run import train
 
@@ -120,9 +113,7 @@ def _train(photos: Path, output: Path, console: Console) -> TrainResult:
     settings = TrainSettings(
         image_dir=photos,
         saved_model_dir=output / "models" / MODEL,
-        tfhub_module="efficientnet_lite0",
         embedding_store=str(output / "embeddings"),
-        cache=cache_directory(),
     )
     with progress_bar() as report:
         result = train(settings, say=lambda line: console.print(f"  [dim]{line}[/]"), progress=report)
@@ -162,86 +153,23 @@ def _score(photos: Path, bundle: Bundle, output: Path, console: Console) -> Summ
     return first
 
 
-@contextmanager
-def _run_server(base_path: Path) -> Iterator[tuple[str, float]]:
-    """Run a model server in a process of its own and yield (address, seconds until it was ready)."""
-    from serving.errors import HubheadError
-
-    start = time.perf_counter()
-    command = [sys.executable, "-m", "serving", "serve", "--model_base_path", str(base_path), "--port", "0"]
-    with ExitStack() as ending:
-        # An interrupt between the start and the callback would leave the server running.
-        with _interrupts_deferred():
-            # In its own process group the server does not get the terminal's Ctrl-C: this process stops it.
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0)
-            ending.callback(_stop, process)
-            start_timeout = threading.Timer(START_SECONDS, process.kill)
-            ending.callback(start_timeout.cancel)
-            start_timeout.start()
-        assert process.stdout is not None
-        ready = process.stdout.readline()
-        if not ready:
-            raise HubheadError(
-                f"The model server exited with code {process.wait()} before it was ready.",
-                remedy=f"See its error with: hubhead serve --model_base_path {base_path}",
-            )
-        start_timeout.cancel()
-        address = next(word for word in ready.split() if word.startswith("localhost:"))
-        yield address, time.perf_counter() - start
-
-
-@contextmanager
-def _interrupts_deferred() -> Iterator[None]:
-    """Defer Ctrl-C until the end of the block."""
-    received: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if received:
-        raise KeyboardInterrupt
-
-
-def _stop(process: subprocess.Popen[str]) -> None:
-    process.terminate()
-    try:
-        process.wait(timeout=15)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    if process.stdout:
-        process.stdout.close()
-
-
 def _predict(client: Client, result: TrainResult, output: Path, console: Console) -> None:
-    from rich.table import Table
-
     no_photo = output / "tmp" / "no_photo.jpg"
     no_photo.write_text("A shopping list that was uploaded as a photo.\n")
-    chosen = [*_first_of_each_label(result.test_photos)[:SHOWN_PHOTOS], (str(no_photo), "")]
+    photo_of = {label: path for path, label in result.test_photos}
+    chosen = [*list(photo_of.items())[:SHOWN_PHOTOS], ("", str(no_photo))]
     start = time.perf_counter()
-    predictions = client.classify([path for path, _ in chosen])
+    predictions = client.classify([path for _, path in chosen])
     milliseconds = (time.perf_counter() - start) * 1000
-    table = Table("photo", "label", "predicted", "score", "status")
-    for (path, label), prediction in zip(chosen, predictions, strict=True):
-        colour = "green" if prediction.label == label else "yellow"
-        score = "" if prediction.score is None else f"{prediction.score:.2f}"
-        table.add_row(
-            Path(path).name, label, f"[{colour}]{prediction.label or ''}[/]", score, str(prediction.status)
-        )
-    console.print(table)
+    rows = []
+    for (label, path), found in zip(chosen, predictions, strict=True):
+        colour = "green" if found.label == label else "yellow"
+        score = "" if found.score is None else f"{found.score:.2f}"
+        rows.append((Path(path).name, label, (found.label or "", colour), score, str(found.status)))
+    print_table(("photo", "label", "predicted", "score", "status"), rows)
     console.print(
         f"  {len(chosen)} photos in one request, {milliseconds:.0f} ms; the invalid file affects no other"
     )
-
-
-def _first_of_each_label(photos: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the first photo of each label."""
-    first: dict[str, tuple[str, str]] = {}
-    for path, label in photos:
-        first.setdefault(label, (path, label))
-    return list(first.values())
 
 
 def _print_title(console: Console, number: int, name: str, what: str) -> None:

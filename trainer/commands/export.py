@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.commands.main import require_extra
 from trainer.commands.backbone import input_options
 from trainer.commands.options import (
     SETTINGS,
     preprocessing_options,
     refuse,
-    require_extra,
     say,
     tflite_quantize,
 )
@@ -85,6 +85,7 @@ if TYPE_CHECKING:
 @click.pass_context
 def export(
     context: click.Context,
+    /,
     source: Path | None,
     headless: bool,
     tfhub_module: str,
@@ -92,14 +93,12 @@ def export(
     tflite_file: Path | None,
     tflite_quantize: str,
     photos: str | None,
-    top_k: int | None,
-    threshold: float | None,
-    keep_known: float | None,
     aspect: str,
     max_pixels: int,
     max_bytes: int,
     image_size: int | None,
     value_range: tuple[float, float] | None,
+    **head_options: Any,
 ) -> None:
     """Export a trained head with other settings, or a backbone without a head.
 
@@ -110,8 +109,6 @@ def export(
     if (saved_model_dir is None) == (tflite_file is None):
         raise click.UsageError("Give exactly one of --saved_model_dir DIRECTORY and --tflite FILE.")
     backbone_options = ["tfhub_module", "aspect", "max_pixels", "max_bytes", "image_size", "value_range"]
-    head_options = ["top_k", "threshold", "keep_known"]
-    tflite_options = ["tflite_quantize", "photos"]
     refuse(
         context,
         backbone_options if source else head_options,
@@ -120,7 +117,7 @@ def export(
     if tflite_file:
         refuse(context, [*head_options, "headless"], "cannot be combined with --tflite")
     else:
-        refuse(context, tflite_options, "cannot be combined with --saved_model_dir")
+        refuse(context, ["tflite_quantize", "photos"], "cannot be combined with --saved_model_dir")
     require_extra("train", "tensorflow", "tensorflow_hub")
     if tflite_file and source:
         click.echo(f"{tflite_file}: {_write_tflite(source, tflite_file, tflite_quantize, photos)}")
@@ -132,7 +129,7 @@ def export(
     from trainer.preprocessing import Preprocessing
 
     if source:
-        published = reexport(source, saved_model_dir, top_k=top_k, threshold=threshold, keep_known=keep_known)
+        published = reexport(source, saved_model_dir, **head_options)
     else:
         settings = Preprocessing.with_limits(aspect, max_pixels, max_bytes)
         options = InputOptions((image_size, image_size) if image_size else None, value_range)

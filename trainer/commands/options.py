@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
 
+Decorator = Callable[[Any], Any]
+
 SETTINGS = {"show_default": True, "max_content_width": 100}
 
 
-def preprocessing_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the common preprocessing options; trainer.preprocessing.Preprocessing has all settings."""
-    for option in (
-        click.option(
-            "--max_bytes",
-            type=click.IntRange(min=1),
-            default=64 << 20,
-            help="Largest file size of a photo, in bytes; larger ones get the status too_large. Stored in "
-            "the bundle.",
-        ),
-        click.option(
-            "--max_pixels",
-            type=click.IntRange(min=1),
-            default=120_000_000,
-            help="Largest number of pixels of a photo by its header; larger ones get the status too_large. "
-            "PNG, BMP, WebP and progressive JPEG are limited to 50 million, GIF to 16 million in any case.",
-        ),
-        click.option(
-            "--aspect",
-            type=click.Choice(["stretch", "crop", "pad"]),
-            default="stretch",
-            help="Resizing of photos that are not square: stretch both sides as retrain.py does, crop the "
-            "centre, or pad with grey bars. Stored in the bundle.",
-        ),
-    ):
-        command = option(command)
-    return command
+def option_group(*options: Decorator) -> Decorator:
+    """Return a decorator that adds several options, which --help shows in this order."""
+    return lambda command: functools.reduce(
+        lambda wrapped, option: option(wrapped), reversed(options), command
+    )
+
+
+preprocessing_options = option_group(
+    click.option(
+        "--max_bytes",
+        type=click.IntRange(min=1),
+        default=64 << 20,
+        help="Largest file size of a photo, in bytes; larger ones get the status too_large. Stored in "
+        "the bundle.",
+    ),
+    click.option(
+        "--max_pixels",
+        type=click.IntRange(min=1),
+        default=120_000_000,
+        help="Largest number of pixels of a photo by its header; larger ones get the status too_large. "
+        "PNG, BMP, WebP and progressive JPEG are limited to 50 million, GIF to 16 million in any case.",
+    ),
+    click.option(
+        "--aspect",
+        type=click.Choice(["stretch", "crop", "pad"]),
+        default="stretch",
+        help="Resizing of photos that are not square: stretch both sides as retrain.py does, crop the "
+        "centre, or pad with grey bars. Stored in the bundle.",
+    ),
+)
+"""Add the common preprocessing options; trainer.preprocessing.Preprocessing has all settings."""
 
 
 tflite_quantize = click.option(
@@ -48,25 +55,7 @@ tflite_quantize = click.option(
 )
 
 
-def require_extra(extra: str, *modules: str) -> None:
-    """Check that the modules of an extra are installed.
-
-    Raises:
-        HubheadError: a module is not installed.
-    """
-    import importlib.util
-
-    from serving.errors import HubheadError
-
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    if missing:
-        raise HubheadError(
-            f"This command needs {', '.join(missing)}, which is not installed.",
-            remedy=f"Install it with: pip install 'hubhead[{extra}]'",
-        )
-
-
-def refuse(context: click.Context, names: list[str], why: str) -> None:
+def refuse(context: click.Context, names: Iterable[str], why: str) -> None:
     """Raise UsageError if one of the options was given on the command line.
 
     Args:
@@ -75,8 +64,13 @@ def refuse(context: click.Context, names: list[str], why: str) -> None:
         why: rest of the sentence that starts with the option.
     """
     for name in names:
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+        if is_given(context, name):
             raise click.UsageError(f"--{name} {why}.")
+
+
+def is_given(context: click.Context, name: str) -> bool:
+    """Return whether an option was given on the command line."""
+    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
 def say(line: str) -> None:

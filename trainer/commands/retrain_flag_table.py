@@ -6,6 +6,7 @@ tensorflow-for-poets-2. `make_image_classifier` is the tool of tensorflow-hub 0.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,12 +17,12 @@ from trainer.backbones.aliases import resolve_architecture
 
 
 class Support(StrEnum):
-    """How `hubhead train` treats a flag of an older tool."""
+    """How `hubhead train` treats a flag of an older tool, in words; {to} is `LegacyFlag.to`."""
 
-    UNCHANGED = "unchanged"
-    ALIAS = "alias of another flag"
-    REPLACED = "replaced"
-    IGNORED = "ignored"
+    UNCHANGED = "the same"
+    ALIAS = "taken as --{to}"
+    REPLACED = "replaced by {to}"
+    IGNORED = "no effect"
 
 
 class _Absent:
@@ -38,35 +39,37 @@ class LegacyFlag:
     """One flag of an older tool.
 
     Attributes:
-        name: flag name without dashes.
         support: how `hubhead train` treats the flag.
-        kind: type of its value.
+        name: flag name without dashes.
+        why: explanation for the user; the difference in behaviour for UNCHANGED.
+        to: name of the flag that an alias stands for; what to use instead of a replaced flag.
+        convert: function from its value to the value of the flag that it is an alias of.
         retrain: default in retrain.py.
         classifier: default in make_image_classifier.
-        to: name of the flag that an alias stands for; what to use instead of a replaced flag.
-        why: explanation for the user; the difference in behaviour for UNCHANGED.
-        convert: function from its value to the value of the flag that it is an alias of.
         choices: accepted values.
+        is_switch: True for a switch whose default is None.
     """
 
-    name: str
     support: Support
-    kind: type = str
+    name: str
+    why: str = ""
+    to: str = ""
+    convert: Callable[[Any], Any] | None = None
     retrain: Any = ABSENT
     classifier: Any = ABSENT
-    to: str = ""
-    why: str = ""
-    convert: Callable[[Any], Any] | None = None
     choices: tuple[str, ...] = ()
+    is_switch: bool = False
+
+    @property
+    def kind(self) -> type:
+        """Type of its value, which is that of its default; str where the default is None."""
+        if self.is_switch:
+            return bool
+        return next(type(d) for d in (self.retrain, self.classifier, "") if d not in (ABSENT, None))
 
     def describe(self) -> str:
         """Return how `hubhead train` treats the flag, in a few words."""
-        what = {
-            Support.UNCHANGED: "the same",
-            Support.ALIAS: f"taken as --{self.to}",
-            Support.REPLACED: f"replaced by {self.to}",
-            Support.IGNORED: "no effect",
-        }[self.support]
+        what = self.support.format(to=self.to)
         return f"{what}: {self.why}" if self.why else what
 
     def format_notice(self, value: Any) -> str:
@@ -84,250 +87,165 @@ def _backbone_alias(name: str) -> str:
     return resolve_architecture(name).alias
 
 
+# One row per flag below: how it is treated, its name, why, what it is replaced by, and the tools' defaults.
+_unchanged, _alias, _replaced, _ignored = (functools.partial(LegacyFlag, support) for support in Support)
+
 _EXACT_SOLVER = "the head is fitted to convergence; there are no gradient steps to configure"
 _FULL_BATCH = "all training photos form one batch"
 _REGULARISATION = "the regularisation strength is selected on held-out photos"
 _VIEWS = "applied to --views random views of each photo, which are stored and reused"
 _SEPARATE_FLAGS = "each of these enables random views of the photos by itself"
 
-UNCHANGED, ALIAS, REPLACED, IGNORED = Support
-
-_DATA_AND_OUTPUT = (
-    LegacyFlag("image_dir", UNCHANGED, retrain="", classifier=None),
-    LegacyFlag(
+_FLAGS = (
+    # Photos, backbone and outputs
+    _unchanged("image_dir", retrain="", classifier=None),
+    _unchanged(
         "output_labels",
-        UNCHANGED,
+        "labels are the exact directory names; the bundle also contains them as assets/labels.txt",
         retrain="/tmp/output_labels.txt",
-        why="labels are the exact directory names; the bundle also contains them as assets/labels.txt",
     ),
-    LegacyFlag("testing_percentage", UNCHANGED, float, retrain=10),
-    LegacyFlag("validation_percentage", UNCHANGED, float, retrain=10),
-    LegacyFlag("print_misclassified_test_images", UNCHANGED, bool, retrain=False),
-    LegacyFlag(
+    _unchanged("testing_percentage", retrain=10),
+    _unchanged("validation_percentage", retrain=10),
+    _unchanged("print_misclassified_test_images", retrain=False),
+    _unchanged(
         "tfhub_module",
-        UNCHANGED,
         retrain="https://tfhub.dev/google/imagenet/inception_v3/feature_vector/3",
         classifier="https://tfhub.dev/google/tf2-preview/mobilenet_v2/feature_vector/4",
     ),
-    LegacyFlag(
+    _unchanged(
         "saved_model_dir",
-        UNCHANGED,
+        "each run adds a numbered version below it; the signatures take photo bytes",
         retrain="",
         classifier=None,
-        why="each run adds a numbered version below it; the signatures take photo bytes",
     ),
-)
-
-_RETRAIN_PATHS = (
-    LegacyFlag(
+    # retrain.py: paths
+    _alias(
         "architecture",
-        ALIAS,
+        "for MobileNets it uses the features, while retrain.py used the class scores",
+        "tfhub_module",
+        _backbone_alias,
         retrain="inception_v3",
-        to="tfhub_module",
-        convert=_backbone_alias,
-        why="for MobileNets it uses the features, while retrain.py used the class scores",
     ),
-    LegacyFlag(
+    _alias(
         "bottleneck_dir",
-        ALIAS,
+        "embeddings are stored by the content of the photos; text files of retrain.py are not read",
+        "embedding_store",
+        str,
         retrain="/tmp/bottleneck",
-        to="embedding_store",
-        convert=str,
-        why="embeddings are stored by the content of the photos; text files of retrain.py are not read",
     ),
-    LegacyFlag(
+    _replaced(
         "model_dir",
-        REPLACED,
+        "backbones are cached there, or below $HUBHEAD_CACHE_DIR if it is not set",
+        "$TFHUB_CACHE_DIR",
         retrain="/tmp/imagenet",
-        to="$TFHUB_CACHE_DIR",
-        why="backbones are cached there, or below $HUBHEAD_CACHE_DIR if it is not set",
     ),
-    LegacyFlag(
+    _replaced(
         "output_graph",
-        REPLACED,
+        "the result is a SavedModel from photo bytes to labels, not a frozen graph",
+        "--saved_model_dir",
         retrain="/tmp/output_graph.pb",
-        to="--saved_model_dir",
-        why="the result is a SavedModel from photo bytes to labels, not a frozen graph",
     ),
-)
-
-_RETRAIN_TRAINING = (
-    LegacyFlag("how_many_training_steps", IGNORED, int, retrain=4000, why=_EXACT_SOLVER),
-    LegacyFlag("learning_rate", IGNORED, float, retrain=0.01, classifier=0.005, why=_EXACT_SOLVER),
-    LegacyFlag("eval_step_interval", IGNORED, int, retrain=10, why=_EXACT_SOLVER),
-    LegacyFlag("train_batch_size", IGNORED, int, retrain=100, why=_FULL_BATCH),
-    LegacyFlag(
-        "test_batch_size",
-        IGNORED,
-        int,
-        retrain=-1,
-        why="all test photos are evaluated, as with -1 in retrain.py",
+    # retrain.py: training
+    _ignored("how_many_training_steps", _EXACT_SOLVER, retrain=4000),
+    _ignored("learning_rate", _EXACT_SOLVER, retrain=0.01, classifier=0.005),
+    _ignored("eval_step_interval", _EXACT_SOLVER, retrain=10),
+    _ignored("train_batch_size", _FULL_BATCH, retrain=100),
+    _ignored("test_batch_size", "all test photos are evaluated, as with -1 in retrain.py", retrain=-1),
+    _ignored(
+        "validation_batch_size", "all validation photos are used, as with -1 in retrain.py", retrain=100
     ),
-    LegacyFlag(
-        "validation_batch_size",
-        IGNORED,
-        int,
-        retrain=100,
-        why="all validation photos are used, as with -1 in retrain.py",
-    ),
-    LegacyFlag("intermediate_store_frequency", IGNORED, int, retrain=0, why=_EXACT_SOLVER),
-    LegacyFlag(
-        "intermediate_output_graphs_dir", IGNORED, retrain="/tmp/intermediate_graph/", why=_EXACT_SOLVER
-    ),
-    LegacyFlag(
+    _ignored("intermediate_store_frequency", _EXACT_SOLVER, retrain=0),
+    _ignored("intermediate_output_graphs_dir", _EXACT_SOLVER, retrain="/tmp/intermediate_graph/"),
+    _ignored(
         "checkpoint_path",
-        IGNORED,
+        "an interrupted run resumes from the embedding store",
         retrain="/tmp/_retrain_checkpoint",
-        why="an interrupted run resumes from the embedding store",
     ),
-    LegacyFlag(
+    _unchanged(
         "summaries_dir",
-        UNCHANGED,
+        "a step is one candidate for the regularisation strength; existing files are kept",
         retrain="/tmp/retrain_logs",
         classifier=None,
-        why="a step is one candidate for the regularisation strength; existing files are kept",
     ),
-    LegacyFlag(
-        "final_tensor_name",
-        IGNORED,
-        retrain="final_result",
-        why="the outputs are named label, classes, scores and status",
+    _ignored(
+        "final_tensor_name", "the outputs are named label, classes, scores and status", retrain="final_result"
     ),
-    LegacyFlag("flip_left_right", UNCHANGED, bool, retrain=False, why=_VIEWS),
-    LegacyFlag("random_crop", UNCHANGED, int, retrain=0, why=_VIEWS),
-    LegacyFlag("random_scale", UNCHANGED, int, retrain=0, why=_VIEWS),
-    LegacyFlag("random_brightness", UNCHANGED, int, retrain=0, why=_VIEWS),
-    LegacyFlag(
+    _unchanged("flip_left_right", _VIEWS, retrain=False),
+    _unchanged("random_crop", _VIEWS, retrain=0),
+    _unchanged("random_scale", _VIEWS, retrain=0),
+    _unchanged("random_brightness", _VIEWS, retrain=0),
+    _ignored(
         "logging_verbosity",
-        IGNORED,
+        "progress and warnings go to stderr, results to stdout",
         retrain="INFO",
         choices=("DEBUG", "INFO", "WARN", "ERROR", "FATAL"),
-        why="progress and warnings go to stderr, results to stdout",
     ),
-)
-
-_CLASSIFIER_INPUT_AND_OUTPUT = (
-    LegacyFlag(
-        "labels_output_file",
-        ALIAS,
-        classifier=None,
-        to="output_labels",
-        convert=Path,
-    ),
-    LegacyFlag(
+    # make_image_classifier: photos and outputs
+    _alias("labels_output_file", to="output_labels", convert=Path, classifier=None),
+    _alias(
         "validation_split",
-        ALIAS,
-        float,
+        "in addition, the test photos of --testing_percentage are held out",
+        "validation_percentage",
+        lambda fraction: round(100 * fraction, 9),
         classifier=0.2,
-        to="validation_percentage",
-        convert=lambda fraction: round(100 * fraction, 9),
-        why="in addition, the test photos of --testing_percentage are held out",
     ),
-    LegacyFlag("image_size", UNCHANGED, int, classifier=None),
-    LegacyFlag(
+    _unchanged("image_size", classifier=None),
+    _unchanged(
         "tflite_output_file",
-        UNCHANGED,
+        "pixels are 0 to 255 instead of 0 to 1, and the file contains the labels; the bundle has it too",
         classifier=None,
-        why="pixels are 0 to 255 instead of 0 to 1, and the file contains the labels; the bundle has it too",
     ),
-    LegacyFlag(
-        "assert_accuracy_at_least",
-        UNCHANGED,
-        float,
-        classifier=None,
-        why="measured on the test photos; exit code 4 if it fails",
+    _unchanged(
+        "assert_accuracy_at_least", "measured on the test photos; exit code 4 if it fails", classifier=None
     ),
-)
-
-_CLASSIFIER_TRAINING = (
-    LegacyFlag("train_epochs", IGNORED, int, classifier=5, why=_EXACT_SOLVER),
-    LegacyFlag("batch_size", IGNORED, int, classifier=32, why=_FULL_BATCH),
-    LegacyFlag("momentum", IGNORED, float, classifier=0.9, why=_EXACT_SOLVER),
-    LegacyFlag("dropout_rate", IGNORED, float, classifier=0.2, why=_REGULARISATION),
-    LegacyFlag("l1_regularizer", IGNORED, float, classifier=0.0, why=_REGULARISATION),
-    LegacyFlag("l2_regularizer", IGNORED, float, classifier=0.0001, why=_REGULARISATION),
-    LegacyFlag(
+    # make_image_classifier: training
+    _ignored("train_epochs", _EXACT_SOLVER, classifier=5),
+    _ignored("batch_size", _FULL_BATCH, classifier=32),
+    _ignored("momentum", _EXACT_SOLVER, classifier=0.9),
+    _ignored("dropout_rate", _REGULARISATION, classifier=0.2),
+    _ignored("l1_regularizer", _REGULARISATION, classifier=0.0),
+    _ignored("l2_regularizer", _REGULARISATION, classifier=0.0001),
+    _ignored(
         "label_smoothing",
-        IGNORED,
-        float,
+        "probabilities are calibrated by a temperature that is fitted on held-out photos",
         classifier=0.1,
-        why="probabilities are calibrated by a temperature that is fitted on held-out photos",
     ),
-    LegacyFlag(
+    _replaced(
         "do_fine_tuning",
-        REPLACED,
-        bool,
+        "it trains the last layers of the backbone, starting from a fitted head",
+        "--fine_tune",
         classifier=False,
-        to="--fine_tune",
-        why="it trains the last layers of the backbone, starting from a fitted head",
     ),
-)
-
-_CLASSIFIER_AUGMENTATION = (
-    LegacyFlag(
+    # make_image_classifier: augmentation
+    _replaced(
         "do_data_augmentation",
-        REPLACED,
-        bool,
+        _SEPARATE_FLAGS,
+        "--flip_left_right, --random_crop, --random_scale",
         classifier=False,
-        to="--flip_left_right, --random_crop, --random_scale",
-        why=_SEPARATE_FLAGS,
     ),
-    LegacyFlag(
-        "rotation_range",
-        IGNORED,
-        int,
-        classifier=40,
-        why="views are not rotated; only the EXIF orientation is applied",
+    _ignored("rotation_range", "views are not rotated; only the EXIF orientation is applied", classifier=40),
+    _replaced("horizontal_flip", _SEPARATE_FLAGS, "--flip_left_right", classifier=True),
+    _replaced("width_shift_range", _SEPARATE_FLAGS, "--random_crop", classifier=0.2),
+    _replaced("height_shift_range", _SEPARATE_FLAGS, "--random_crop", classifier=0.2),
+    _ignored(
+        "shear_range", "views are not sheared, which was the default of make_image_classifier", classifier=0.0
     ),
-    LegacyFlag(
-        "horizontal_flip", REPLACED, bool, classifier=True, to="--flip_left_right", why=_SEPARATE_FLAGS
-    ),
-    LegacyFlag("width_shift_range", REPLACED, float, classifier=0.2, to="--random_crop", why=_SEPARATE_FLAGS),
-    LegacyFlag(
-        "height_shift_range", REPLACED, float, classifier=0.2, to="--random_crop", why=_SEPARATE_FLAGS
-    ),
-    LegacyFlag(
-        "shear_range",
-        IGNORED,
-        float,
-        classifier=0.0,
-        why="views are not sheared, which was the default of make_image_classifier",
-    ),
-    LegacyFlag("zoom_range", REPLACED, float, classifier=0.2, to="--random_scale", why=_SEPARATE_FLAGS),
-)
-
-_CLASSIFIER_RUNTIME = (
-    LegacyFlag(
+    _replaced("zoom_range", _SEPARATE_FLAGS, "--random_scale", classifier=0.2),
+    # make_image_classifier: runtime
+    _replaced(
         "set_memory_growth",
-        REPLACED,
-        bool,
+        "TensorFlow reads this environment variable",
+        "TF_FORCE_GPU_ALLOW_GROWTH=true",
         classifier=False,
-        to="TF_FORCE_GPU_ALLOW_GROWTH=true",
-        why="TensorFlow reads this environment variable",
     ),
-    LegacyFlag(
+    _ignored(
         "distribution_strategy",
-        IGNORED,
+        "photos are embedded on all cores of the machine",
         classifier=None,
         choices=("", "mirrored"),
-        why="photos are embedded on all cores of the machine",
     ),
-    LegacyFlag(
-        "use_tf_data_input", IGNORED, bool, classifier=None, why="there is only one way of reading photos"
-    ),
+    _ignored("use_tf_data_input", "there is only one way of reading photos", classifier=None, is_switch=True),
 )
 
-LEGACY_FLAGS = {
-    flag.name: flag
-    for group in (
-        _DATA_AND_OUTPUT,
-        _RETRAIN_PATHS,
-        _RETRAIN_TRAINING,
-        _CLASSIFIER_INPUT_AND_OUTPUT,
-        _CLASSIFIER_TRAINING,
-        _CLASSIFIER_AUGMENTATION,
-        _CLASSIFIER_RUNTIME,
-    )
-    for flag in group
-}
+LEGACY_FLAGS = {flag.name: flag for flag in _FLAGS}
 """All flags by name, in the order in which they are explained."""

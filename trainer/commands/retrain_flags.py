@@ -6,14 +6,14 @@ sentence that says what happens instead, so that nothing is ignored silently.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from serving.errors import InputError
 from trainer.backbones.aliases import resolve_architecture
+from trainer.commands.options import is_given, say
 from trainer.commands.retrain_flag_table import ABSENT, LEGACY_FLAGS, LegacyFlag, Support
 
 
@@ -50,91 +50,76 @@ def translate_flags(given: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-class LegacyFlagOption(click.Option):
-    """Hidden option for a flag of the table."""
+class RetrainCommand(click.Command):
+    """Command that also accepts all flags of the table, in addition to the options that it declares itself.
 
-
-def retrain_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a command accept all flags of the table, in addition to the options that it declares itself.
-
-    Must be the first decorator below @click.command. The command's function does not receive these flags:
-    aliases are translated to its own options, and a sentence for each flag goes to stderr.
+    Its function does not receive them: aliases are translated to its own options, and a sentence for each
+    flag goes to stderr. Its --help names all accepted flags in one paragraph.
     """
-    declared = {parameter.name for parameter in getattr(command, "__click_params__", ())}
-    added = [
-        flag
-        for flag in LEGACY_FLAGS.values()
-        if flag.name not in declared and flag.support is not Support.UNCHANGED
-    ]
 
-    @functools.wraps(command)
-    def wrapped(*arguments: Any, **values: Any) -> Any:
-        context = click.get_current_context()
+    def __init__(self, *arguments: Any, **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        declared = {parameter.name for parameter in self.params}
+        self._accepted = [
+            flag
+            for flag in LEGACY_FLAGS.values()
+            if flag.name not in declared and flag.support is not Support.UNCHANGED
+        ]
+        explain = click.Option(
+            ["--help-retrain", "--help_retrain"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_print_table,
+            help="Show how the flags of retrain.py and make_image_classifier are treated, and exit.",
+        )
+        hidden = [option for flag in self._accepted for option in _build_options(flag)]
+        self.params = [explain, *self.params, *hidden]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Explain the given flags of the table, translate the aliases, and call the function."""
         given = {}
-        for flag in added:
-            value, negated = values.pop(flag.name), values.pop(f"no{flag.name}", None)
+        for flag in self._accepted:
+            value, negated = ctx.params.pop(flag.name), ctx.params.pop(f"no{flag.name}", None)
             if negated:
                 given[flag.name] = False
-            elif _is_given(context, flag.name):
+            elif is_given(ctx, flag.name):
                 given[flag.name] = value
         try:
             sentences, translated = explain_flags(given), translate_flags(given)
         except InputError as error:
             raise click.UsageError(str(error)) from error
         for name, value in translated.items():
-            if _is_given(context, name):
-                alias = next(flag.name for flag in added if flag.name in given and flag.to == name)
+            if is_given(ctx, name):
+                alias = next(flag.name for flag in self._accepted if flag.name in given and flag.to == name)
                 raise click.UsageError(
                     f"--{alias} is taken as --{name}, which is given too: remove one of them."
                 )
-            values[name] = value
+            ctx.params[name] = value
         for sentence in sentences:
-            click.echo(sentence, err=True)
-        return command(*arguments, **values)
-
-    for flag in added:
-        for option in _build_options(flag):
-            option(wrapped)
-    return click.option(
-        "--help-retrain",
-        "--help_retrain",
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=_print_table,
-        help="Show how the flags of retrain.py and make_image_classifier are treated, and exit.",
-    )(wrapped)
-
-
-class RetrainCommand(click.Command):
-    """Command with `retrain_options`, whose --help names all accepted flags in one paragraph."""
+            say(sentence)
+        return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options of the command, then the paragraph of the accepted flags."""
         super().format_options(ctx, formatter)
-        added = {option.name for option in self.params if isinstance(option, LegacyFlagOption)}
-        shown = ", ".join(f"--{name}" for name in LEGACY_FLAGS if name in added)
+        shown = ", ".join(f"--{flag.name}" for flag in self._accepted)
         with formatter.section("Flags of retrain.py and make_image_classifier"):
             formatter.write_text(f"Also accepted; --help-retrain explains each: {shown}.")
 
 
-def _build_options(flag: LegacyFlag) -> list[Callable[..., Any]]:
-    """Return the click options of a flag; absl's switches take a value and have a --no form."""
-    attributes: dict[str, Any] = {"cls": LegacyFlagOption, "hidden": True, "default": None}
-    if flag.kind is bool and flag.classifier is ABSENT:
-        return [click.option(f"--{flag.name}", is_flag=True, **attributes)]
-    if flag.kind is bool:
-        switch: dict[str, Any] = {"type": bool, "is_flag": False, "flag_value": "true"}
-        return [
-            click.option(f"--{flag.name}", **switch, **attributes),
-            click.option(f"--no{flag.name}", is_flag=True, **attributes),
-        ]
-    kind = click.Choice(flag.choices) if flag.choices else flag.kind
-    return [click.option(f"--{flag.name}", type=kind, **attributes)]
-
-
-def _is_given(context: click.Context, name: str) -> bool:
-    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+def _build_options(flag: LegacyFlag) -> list[click.Option]:
+    """Return the hidden options of a flag; absl's switches take a value and have a --no form."""
+    hidden: dict[str, Any] = {"hidden": True, "default": None}
+    if flag.kind is not bool:
+        kind = click.Choice(flag.choices) if flag.choices else flag.kind
+        return [click.Option([f"--{flag.name}"], type=kind, **hidden)]
+    if flag.classifier is ABSENT:
+        return [click.Option([f"--{flag.name}"], is_flag=True, **hidden)]
+    return [
+        click.Option([f"--{flag.name}"], type=bool, is_flag=False, flag_value="true", **hidden),
+        click.Option([f"--no{flag.name}"], is_flag=True, **hidden),
+    ]
 
 
 def _print_table(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
@@ -142,22 +127,15 @@ def _print_table(context: click.Context, _parameter: click.Parameter, value: boo
         return
     from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(box=box.SIMPLE)
-    table.add_column("flag", no_wrap=True)
-    for column in ("default in retrain.py", "in make_image_classifier", "hubhead train"):
-        table.add_column(column, overflow="fold")
+    names = ("default in retrain.py", "in make_image_classifier", "hubhead train")
+    columns = [Column(name, overflow="fold") for name in names]
+    table = Table(Column("flag", no_wrap=True), *columns, box=box.SIMPLE)
     for flag in LEGACY_FLAGS.values():
-        table.add_row(
-            f"--{flag.name}",
-            _format_default(flag.retrain),
-            _format_default(flag.classifier),
-            flag.describe(),
+        defaults = (
+            "none" if value in (None, "") else str(value) for value in (flag.retrain, flag.classifier)
         )
+        table.add_row(f"--{flag.name}", *defaults, flag.describe())
     Console().print(table)
     context.exit()
-
-
-def _format_default(default: Any) -> str:
-    return "none" if default in (None, "") else str(default)

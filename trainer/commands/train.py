@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+import trainer
+from batch.commands.options import embedding_store_flag
+from serving.commands.main import require_extra
 from trainer.commands import retrain_flags
 from trainer.commands.backbone import input_options
-from trainer.commands.options import SETTINGS, preprocessing_options, refuse, require_extra, tflite_quantize
+from trainer.commands.options import (
+    SETTINGS,
+    option_group,
+    preprocessing_options,
+    refuse,
+    say,
+    tflite_quantize,
+)
 from trainer.training.summary import format_summary, to_dict
-
-if TYPE_CHECKING:
-    from trainer.training.config import TrainSettings
 
 
 class HeadKind(click.Choice[str]):
@@ -32,6 +39,21 @@ class HeadKind(click.Choice[str]):
         return super().convert(value, param, ctx)
 
 
+_column_options = option_group(
+    *(
+        click.option(
+            f"--{name}_column", default="", show_default=names, help=f"Name of the column {contents}."
+        )
+        for name, names, contents in (
+            ("photo", "path, image, ...", "of photo paths in --manifest"),
+            ("label", "label, class, ...", "of labels in --manifest"),
+            ("group", "group", "of groups in --manifest; photos of a group stay in one set"),
+            ("split", "split, set", "in --manifest that assigns photos to train, validation and test"),
+        )
+    )
+)
+
+
 @click.command(
     cls=retrain_flags.RetrainCommand,
     context_settings=SETTINGS,
@@ -41,7 +63,6 @@ class HeadKind(click.Choice[str]):
     "  hubhead train --manifest photos.csv --saved_model_dir models/food\n"
     "  hubhead serve --model_base_path models/food_images",
 )
-@retrain_flags.retrain_options
 @click.option(
     "--image_dir",
     metavar="DIRECTORY",
@@ -54,30 +75,7 @@ class HeadKind(click.Choice[str]):
     help="Dataset manifest to use instead of --image_dir: a table (.csv, .tsv, .jsonl or .parquet) with a "
     "column of photos and one of labels. Optional columns name groups to keep together and the split.",
 )
-@click.option(
-    "--photo_column",
-    default="",
-    show_default="path, image, ...",
-    help="Name of the column of photo paths in --manifest.",
-)
-@click.option(
-    "--label_column",
-    default="",
-    show_default="label, class, ...",
-    help="Name of the column of labels in --manifest.",
-)
-@click.option(
-    "--group_column",
-    default="",
-    show_default="group",
-    help="Name of the column of groups in --manifest; photos of a group stay in one set.",
-)
-@click.option(
-    "--split_column",
-    default="",
-    show_default="split, set",
-    help="Name of the column in --manifest that assigns photos to train, validation and test.",
-)
+@_column_options
 @click.option(
     "--saved_model_dir",
     type=click.Path(path_type=Path),
@@ -237,13 +235,7 @@ class HeadKind(click.Choice[str]):
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, help="Random seed of the cross-validation folds."
 )
-@click.option(
-    "--embedding_store",
-    default="",
-    show_default="embeddings below the cache directory",
-    help="Directory of the embedding store, shared with hubhead score. Photos whose embeddings it contains "
-    "are not read again.",
-)
+@embedding_store_flag
 @click.option(
     "--summaries_dir",
     type=click.Path(path_type=Path),
@@ -311,7 +303,7 @@ def train(
     target = saved_model_dir or Path("models") / (name.name if image_dir else name.stem)
     settings = _train_settings(source, target, given)
     with progress_bar() as report:
-        result = run(settings, say=lambda line: click.echo(line, err=True), progress=report)
+        result = run(settings, say=say, progress=report)
     if as_json:
         click.echo(json.dumps(to_dict(result), ensure_ascii=False))
         return
@@ -324,36 +316,31 @@ def train(
             click.echo(f"  {path}: {label}, predicted {found} ({score:.0%})")
 
 
-def _train_settings(source: str, target: Path, flags: dict[str, Any]) -> TrainSettings:
+def _train_settings(source: str, target: Path, flags: dict[str, Any]) -> trainer.TrainSettings:
     """Build the settings from the parsed flags; those that are named like an attribute are it."""
     from batch.embeddings import default_root
-    from trainer.backbones import InputOptions
-    from trainer.dataset import Columns, SplitSettings
-    from trainer.dataset.download import cache_directory
     from trainer.export.tflite import Quantize
-    from trainer.heads import HeadSettings
-    from trainer.preprocessing import Augmentation, Preprocessing
-    from trainer.training.config import NearDuplicatesOption, TrainSettings
-    from trainer.training.fine_tune_types import FineTuneSettings
 
     def pop(*names: str) -> list[Any]:
         return [flags.pop(name) for name in names]
 
     size, value_range = pop("image_size", "value_range")
     add_tflite, quantize = pop("add_tflite", "tflite_quantize")
-    parts: dict[str, Any] = {
-        "embedding_store": flags.pop("embedding_store") or default_root(),
-        "columns": Columns(*pop("photo_column", "label_column", "group_column", "split_column")),
-        "backbone_input": InputOptions((size, size) if size else None, value_range),
-        "preprocessing": Preprocessing.with_limits(*pop("aspect", "max_pixels", "max_bytes")),
-        "split": SplitSettings(*pop("testing_percentage", "validation_percentage", "split_method")),
-        "augmentation": Augmentation(
+    return trainer.TrainSettings(
+        source,
+        target,
+        embedding_store=flags.pop("embedding_store") or default_root(),
+        columns=trainer.Columns(*pop("photo_column", "label_column", "group_column", "split_column")),
+        backbone_input=trainer.InputOptions((size, size) if size else None, value_range),
+        preprocessing=trainer.Preprocessing.with_limits(*pop("aspect", "max_pixels", "max_bytes")),
+        split=trainer.SplitSettings(*pop("testing_percentage", "validation_percentage", "split_method")),
+        augmentation=trainer.Augmentation(
             *pop("flip_left_right", "random_crop", "random_scale", "random_brightness")
         ),
-        "fine_tune": FineTuneSettings() if flags.pop("fine_tune") else None,
-        "head_settings": HeadSettings(*pop("head_kind", "class_weight", "hidden_units")),
-        "near_duplicates": NearDuplicatesOption(flags.pop("near_duplicates")),
-        "report": not flags.pop("no_report"),
-        "tflite": Quantize(quantize) if add_tflite or flags["tflite_output_file"] else None,
-    }
-    return TrainSettings(source, target, cache=cache_directory(), **parts, **flags)
+        fine_tune=trainer.FineTuneSettings() if flags.pop("fine_tune") else None,
+        head_settings=trainer.HeadSettings(*pop("head_kind", "class_weight", "hidden_units")),
+        near_duplicates=trainer.NearDuplicatesOption(flags.pop("near_duplicates")),
+        report=not flags.pop("no_report"),
+        tflite=Quantize(quantize) if add_tflite or flags["tflite_output_file"] else None,
+        **flags,
+    )

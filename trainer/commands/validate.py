@@ -11,50 +11,54 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from batch.commands.options import embedding_store_flag
 from serving import contract
+from serving.commands.main import require_extra
+from serving.commands.tables import Cell, print_table
 from serving.errors import GateRejected
-from trainer.commands.options import require_extra
+from trainer.commands.options import option_group, say
 from trainer.gate.thresholds import RegressionLimits
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from serving.registry.verdict import Check, Verdict
+    from serving.registry.verdict import Check
     from serving.storage.address import Address
     from trainer.dataset import LabelledPhoto
 
-_HELP = {
-    "accuracy": "Largest decrease of the accuracy; 0.02 is two percentage points. The check fails if the "
-    "decrease is larger with 95 % confidence.",
-    "label": "Largest decrease of the recall of a label; 0.1 is ten percentage points.",
-    "label_photos": "Number of photos from which the recall of a label is checked; with fewer it is only "
-    "shown.",
-    "log_loss": "Largest increase of the log-loss, in nats.",
-    "calibration": "Largest increase of the expected calibration error.",
-    "latency": "Largest time per photo, as a multiple of that of the live version.",
-    "size": "Largest size on disk, as a multiple of that of the live version.",
-    "photos": "Number of photos that both versions must be compared on; with fewer the bundle is not "
-    "blessed.",
-}
+_LIMITS = (
+    (
+        "accuracy_tolerance",
+        "Largest decrease of the accuracy; 0.02 is two percentage points. The check fails if the "
+        "decrease is larger with 95 % confidence.",
+    ),
+    ("label_tolerance", "Largest decrease of the recall of a label; 0.1 is ten percentage points."),
+    (
+        "min_label_photos",
+        "Number of photos from which the recall of a label is checked; with fewer it is only shown.",
+    ),
+    ("log_loss_tolerance", "Largest increase of the log-loss, in nats."),
+    ("calibration_tolerance", "Largest increase of the expected calibration error."),
+    ("max_latency_ratio", "Largest time per photo, as a multiple of that of the live version."),
+    ("max_size_ratio", "Largest size on disk, as a multiple of that of the live version."),
+    (
+        "min_photos",
+        "Number of photos that both versions must be compared on; with fewer the bundle is not blessed.",
+    ),
+)
+"""Name and help of the flag for each attribute of RegressionLimits."""
 
-
-def _limit_flags(command: Any) -> Any:
-    """Add a flag for each attribute of RegressionLimits."""
-    for limit in reversed(fields(RegressionLimits)):
-        whole = isinstance(limit.default, int)
-        command = click.option(
-            f"--max_{limit.name}_ratio"
-            if limit.name in ("latency", "size")
-            else f"--min_{limit.name}"
-            if whole
-            else f"--{limit.name}_tolerance",
+_limit_options = option_group(
+    *(
+        click.option(
+            f"--{flag}",
             limit.name,
-            type=click.IntRange(min=0) if whole else click.FloatRange(min=0),
+            type=click.IntRange(min=0) if isinstance(limit.default, int) else click.FloatRange(min=0),
             default=limit.default,
             show_default=True,
-            help=_HELP[limit.name],
-        )(command)
-    return command
+            help=text,
+        )
+        for limit, (flag, text) in zip(fields(RegressionLimits), _LIMITS, strict=True)
+    )
+)
 
 
 @click.command(
@@ -95,13 +99,8 @@ def _limit_flags(command: Any) -> Any:
     metavar="FILE",
     help="Dataset manifest to use instead of --photos, in any format of hubhead train; labels are optional.",
 )
-@click.option(
-    "--embedding_store",
-    default="",
-    show_default="embeddings below the cache directory",
-    help="Directory of the embedding store. Photos whose embeddings it contains are not read.",
-)
-@_limit_flags
+@embedding_store_flag
+@_limit_options
 @click.option("--force", is_flag=True, help="Bless the bundle even if checks fail; the verdict records that.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON on stdout.")
 def validate(
@@ -142,8 +141,8 @@ def validate(
 
     served = _resolve_live(parse_address(live), model_config_file) if live else None
     with (
-        fetch_bundle(parse_address(candidate), _say) as new,
-        fetch_bundle(served, _say) if served else nullcontext() as old,
+        fetch_bundle(parse_address(candidate), say) as new,
+        fetch_bundle(served, say) if served else nullcontext() as old,
     ):
         found = gate.validate(
             new.path,
@@ -153,24 +152,18 @@ def validate(
             embedding_store=embedding_store,
             limits=RegressionLimits(**limits),
             force=force,
-            say=_say,
+            say=say,
         )
         new.write_back(contract.VERDICT_FILE)
     if as_json:
         click.echo(json.dumps(found.to_dict(), ensure_ascii=False))
     else:
-        from rich.console import Console
-
-        Console().print(_build_table(found))
+        print_table(("check", "passed", "figure", "limit", "details"), map(_format_check, found.checks))
         click.echo(f"{'Blessed' if found.blessed else 'Not blessed'}{', by force' if found.forced else ''}.")
     if not found.blessed:
         from serving.registry.verdict import format_checks
 
         raise GateRejected(f"{candidate} is not blessed: {format_checks(found.failed)}.")
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)
 
 
 def _resolve_live(address: Address, config: Path | None = None) -> Address | None:
@@ -184,7 +177,7 @@ def _resolve_live(address: Address, config: Path | None = None) -> Address | Non
             f"--model_config_file needs a local --live; of {address} give the version's own address."
         )
     if has_no_version(address):
-        _say(f"{address} has no version yet: the candidate is checked alone.")
+        say(f"{address} has no version yet: the candidate is checked alone.")
         return None
     return resolve_label(address, config, STABLE) if config and isinstance(address, Path) else address
 
@@ -197,29 +190,11 @@ def _list_photos(place: str | None) -> Sequence[LabelledPhoto]:
         return ()
     listing = list_photos(place)
     for path, reason in listing.left_out:
-        _say(f"{path} is left out: {reason}")
+        say(f"{path} is left out: {reason}")
     return listing.photos
 
 
-def _build_table(found: Verdict) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("check", "passed", "figure", "limit", "details")
-    for check in found.checks:
-        table.add_row(
-            Text(check.name),
-            _format_passed(check),
-            _format_number(check.figure),
-            _format_number(check.limit),
-            Text(check.detail),
-        )
-    return table
-
-
-def _format_passed(check: Check) -> str:
-    return {True: "[green]yes[/green]", False: "[red]no[/red]", None: "-"}[check.passed]
-
-
-def _format_number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+def _format_check(check: Check) -> tuple[Cell, ...]:
+    passed: dict[bool | None, Cell] = {True: ("yes", "green"), False: ("no", "red"), None: "-"}
+    figures = ("" if value is None else f"{value:.4g}" for value in (check.figure, check.limit))
+    return check.name, passed[check.passed], *figures, check.detail
