@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from serving import bundle
@@ -25,12 +25,12 @@ class Version:
         live: True for the version that answers requests without a version or label: the newest one served.
         serves: True if the configuration has it served.
         state: state reported by the server; None if no server was queried or it does not know the version.
+        size: total size of its files, in bytes.
         verdict: "blessed", "forced", "not blessed", "none", or "void" if the bundle has changed since.
         failed: names of the checks that it failed.
         accuracy: {"value", "n", "low", "high"} on its test photos; None if unknown.
         label_count: number of class labels.
         created: time of its training, ISO 8601; None if unknown.
-        size: total size of its files, in bytes.
         problem: why its metadata cannot be read, or "".
     """
 
@@ -40,12 +40,12 @@ class Version:
     live: bool
     serves: bool
     state: str | None
-    verdict: str
-    failed: tuple[str, ...]
-    accuracy: Mapping[str, Any] | None
-    label_count: int
-    created: str | None
     size: int
+    verdict: str = "none"
+    failed: tuple[str, ...] = ()
+    accuracy: Mapping[str, Any] | None = None
+    label_count: int = 0
+    created: str | None = None
     problem: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,26 +95,17 @@ def verdict_of(store: Store, version: int) -> tuple[str, tuple[str, ...]]:
 
 def _describe_version(store: Store, number: int, **known: Any) -> Version:
     """Read a version's metadata and verdict; what cannot be read becomes its `problem`."""
-    problem, word = "", "none"
-    failed: tuple[str, ...] = ()
-    metrics: Mapping[str, Any] = {}
-    label_count, created = 0, None
+    path = store.path(number)
+    found = Version(number, path, size=sum(store.sizes(number).values()), **known)
     try:
-        metadata = bundle.read_metadata(store.path(number))
-        metrics, label_count = metadata.metrics, len(metadata.labels)
-        created = metadata.provenance.get("created")
+        metadata = bundle.read_metadata(path)
+        found = replace(
+            found,
+            accuracy=metadata.metrics.get("test", {}).get("accuracy"),
+            label_count=len(metadata.labels),
+            created=metadata.provenance.get("created"),
+        )
         word, failed = verdict_of(store, number)
     except BundleError as error:
-        problem = error.what
-    return Version(
-        number,
-        store.path(number),
-        verdict=word,
-        failed=failed,
-        accuracy=metrics.get("test", {}).get("accuracy"),
-        label_count=label_count,
-        created=created,
-        size=sum(store.sizes(number).values()),
-        problem=problem,
-        **known,
-    )
+        return replace(found, problem=error.what)
+    return replace(found, verdict=word, failed=failed)

@@ -6,7 +6,9 @@ Only these two fields of one model are ever changed; the text around them, comme
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from serving import protos
@@ -18,7 +20,10 @@ _TOKEN = re.compile(
     r"""\#[^\n]* | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' | [{}<>\[\]:,;] | [^\s{}<>\[\]:,;\#"']+""",
     re.VERBOSE,
 )
-_CLOSING_BRACKETS = {"{": "}", "<": ">", "[": "]"}
+_OPENING_BRACKETS, _CLOSING_BRACKETS = "{<[", "}>]"
+_NO_NAME = "{}<>[]:,;\"'"
+"""First characters of the tokens that do not begin a field; a name after a colon is a value."""
+
 _MANAGED_FIELDS = ("model_version_policy", "version_labels")
 
 
@@ -119,17 +124,16 @@ def _render(text: str, wanted: protos.Message, number: int) -> str:
     from google.protobuf import text_format
 
     edited = _edit_text(text, wanted, number)
-    if edited is not None:
-        try:
-            if text_format.Parse(edited, protos.ModelServerConfig()) == wanted:
-                return edited
-        except text_format.ParseError:
-            pass
+    with suppress(text_format.ParseError):
+        if edited and text_format.Parse(edited, protos.ModelServerConfig()) == wanted:
+            return edited
     return str(text_format.MessageToString(wanted, as_utf8=True))
 
 
 def _edit_text(text: str, wanted: protos.Message, number: int) -> str | None:
     """Replace the managed fields of the model at index `number`; return None if the model is not found."""
+    from google.protobuf import text_format
+
     blocks = [
         block
         for models in _scan_fields(text, 0, len(text))
@@ -144,40 +148,25 @@ def _edit_text(text: str, wanted: protos.Message, number: int) -> str | None:
     if not fields:
         return None
     own = protos.ModelConfig()
-    source = wanted.model_config_list.config[number]
-    if source.HasField("model_version_policy"):
-        own.model_version_policy.CopyFrom(source.model_version_policy)
-    for label, version in sorted(source.version_labels.items()):
-        own.version_labels[label] = version
+    own.CopyFrom(wanted.model_config_list.config[number])
+    for descriptor, _ in own.ListFields():
+        if descriptor.name not in _MANAGED_FIELDS:
+            own.ClearField(descriptor.name)
     # Indent the new fields as the first field of the entry.
-    line = text.rfind("\n", 0, fields[0].begin) + 1
-    indent = text[line : fields[0].begin]
-    lines = [f"{indent if not indent.strip() else '    '}{line}" for line in _format_fields(own)]
+    indent = text[text.rfind("\n", 0, fields[0].begin) + 1 : fields[0].begin]
+    new = textwrap.indent(
+        text_format.MessageToString(own, as_utf8=True), "    " if indent.strip() else indent
+    )
     kept = text[begin:end]
     # Cut from the end, so that the offsets of the fields before stay valid.
     for field in reversed([field for field in fields if field.name in _MANAGED_FIELDS]):
         left, right = kept[: field.begin - begin].rstrip(" \t"), kept[field.end - begin :]
-        kept = left.removesuffix("\n") + right if left.endswith("\n") else left + right
+        kept = left.removesuffix("\n") + right
     closing = text[text.rfind("\n", 0, end) + 1 : end]
-    return "".join(
-        [
-            text[:begin],
-            kept.rstrip(),
-            "".join(f"\n{line}" for line in lines),
-            "\n",
-            closing if not closing.strip() else "",
-            text[end:],
-        ]
-    )
+    return f"{text[:begin]}{kept.rstrip()}\n{new}{'' if closing.strip() else closing}{text[end:]}"
 
 
-def _format_fields(message: protos.Message) -> list[str]:
-    from google.protobuf import text_format
-
-    return [line for line in text_format.MessageToString(message, as_utf8=True).splitlines() if line.strip()]
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Field:
     """A field of the text format.
 
@@ -195,41 +184,23 @@ class _Field:
 
 
 def _scan_fields(text: str, begin: int, end: int) -> list[_Field]:
-    """Return the fields between two offsets, without the fields nested in them."""
-    tokens = [match for match in _TOKEN.finditer(text, begin, end) if match[0][0] != "#"]
+    """Return the fields between two offsets of valid text, without the fields nested in them."""
     found: list[_Field] = []
-    position = 0
-    while position < len(tokens):
-        first = tokens[position]
-        position += 1
-        if position < len(tokens) and tokens[position][0] == ":":
-            position += 1
-        if position >= len(tokens):
-            break
-        body = None
-        if tokens[position][0] in _CLOSING_BRACKETS:
-            opening = tokens[position]
-            # Skip to the bracket that closes this value; `expected` holds the closing brackets still open.
-            expected = [_CLOSING_BRACKETS[opening[0]]]
-            while expected and (position := position + 1) < len(tokens):
-                token = tokens[position][0]
-                if token in _CLOSING_BRACKETS:
-                    expected.append(_CLOSING_BRACKETS[token])
-                elif token == expected[-1]:
-                    expected.pop()
-            if position >= len(tokens):
-                break
-            if opening[0] != "[":
-                body = (opening.end(), tokens[position].start())
-        else:
-            while (
-                position + 1 < len(tokens) and tokens[position + 1][0][0] in "\"'"
-            ):  # adjacent strings are one
-                position += 1
-        last = tokens[position]
-        position += 1
-        if position < len(tokens) and tokens[position][0] in ",;":
-            last = tokens[position]
-            position += 1
-        found.append(_Field(first[0], first.start(), last.end(), body))
+    depth, previous = 0, ""
+    for match in _TOKEN.finditer(text, begin, end):
+        token = match[0]
+        if token[0] == "#":
+            continue
+        depth -= token in _CLOSING_BRACKETS
+        if depth == 0 and previous != ":" and token[0] not in _NO_NAME:
+            found.append(_Field(token, match.start(), match.end()))
+        elif depth == 0 and found:
+            # Offsets between the brackets of a message: a list of messages has none of its own.
+            if token in ("{", "<"):
+                found[-1].body = (match.end(), match.end())
+            elif token in ("}", ">") and found[-1].body:
+                found[-1].body = (found[-1].body[0], match.start())
+            found[-1].end = match.end()
+        depth += token in _OPENING_BRACKETS
+        previous = token
     return found

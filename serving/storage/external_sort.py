@@ -6,7 +6,6 @@ import heapq
 import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from types import TracebackType
 from typing import IO
 
 from serving.errors import OutputError
@@ -40,9 +39,7 @@ class Sorter:
     def __enter__(self) -> Sorter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._buffer = []
         self._close_runs()
 
