@@ -38,18 +38,6 @@ class Embeddings:
         """Return the row number of each sha256."""
         return {sha: row for row, sha in enumerate(self.shas)}
 
-    def sorted_by_digest(self) -> Embeddings:
-        """Return the same rows sorted by sha256."""
-        order = sorted(range(len(self.shas)), key=self.shas.__getitem__)
-        return Embeddings(
-            shas=[self.shas[row] for row in order],
-            vectors=self.vectors[order],
-            statuses=[self.statuses[row] for row in order],
-            details=[self.details[row] for row in order],
-            heights=self.heights[order],
-            widths=self.widths[order],
-        )
-
 
 def group_by_rows(items: Iterable[T], count: Callable[[T], int], rows: int) -> Iterator[list[T]]:
     """Yield groups of consecutive items that have at least `rows` rows together; the last may have fewer.

@@ -85,15 +85,17 @@ class EmbeddingStore:
         return {wanted[row] for row in np.flatnonzero(found)}
 
     def get(self, shas: Iterable[bytes]) -> Embeddings:
-        """Return the rows of these digests, without duplicates; digests without a row are left out."""
+        """Return the distinct rows of these digests, sorted by digest; those without a row are left out."""
         import pyarrow as pa
 
-        wanted = list(dict.fromkeys(shas))
-        blocks = list(self.iter_blocks(_to_key_array(wanted, SHA_BYTES), COLUMNS))
+        wanted = sorted(set(shas))
+        blocks = list(self.iter_blocks(_to_key_array(wanted, SHA_BYTES)))
+        positions = np.concatenate([np.empty(0, np.int64), *(at for at, _ in blocks)])
         none = layout.file_schema(EMBEDDINGS, self.dimension).empty_table()
-        rows: Any = pa.concat_tables([none, *(content for _, content in blocks)])
+        order = np.argsort(positions)
+        rows: Any = pa.concat_tables([none, *(content for _, content in blocks)]).take(order)
         return Embeddings(
-            shas=[wanted[position] for positions, _ in blocks for position in positions],
+            shas=[wanted[position] for position in positions[order]],
             vectors=layout.to_vectors(rows, self.dimension),
             statuses=[Status(name) for name in rows[STATUS].to_pylist()],
             details=rows["detail"].to_pylist(),

@@ -141,7 +141,7 @@ def embed_photos(photos: Sequence[Photo], model: ModelResources, stats: Stats) -
             stats.embedded += len(rows.shas)
         with stats.time_stage("store"):
             # Sorted by digest: the head gets the same batches however the store is laid out.
-            rows = store.get(shas.values()).sorted_by_digest()
+            rows = store.get(shas.values())
         if len(rows.shas) == len(set(shas.values())):
             stats.reused = len(shas) - stats.embedded
             return EmbeddedPhotos(shas, rejections, rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -60,7 +60,6 @@ def score_shard(
     start = time.perf_counter()
     stats = Stats(photos=len(shard.photos))
     embedded = _embed_and_count(shard, models[0], stats)
-    row_of = embedded.embeddings.row_by_digest()
     usable = schema.USABLE[schema.encode_statuses(embedded.embeddings.statuses)]
     tables: dict[str, pa.Table] = {}
     for number, model in enumerate(models):
@@ -74,7 +73,7 @@ def score_shard(
             )
         with stats.time_stage("rows"):
             photos, columns = select_for_model(shard, number)
-            about, decided = _align_rows(photos, columns, embedded, row_of, decisions)
+            about, decided = _align_rows(photos, columns, embedded, decisions)
             table = schema.build_scores_table(about, decided, model.bundle, scored_at)
         tables[model_key(model.bundle)] = table
         stats.models[model_key(model.bundle)] = schema.count_decisions(about, decided, model.bundle)
@@ -124,7 +123,6 @@ def _align_rows(
     photos: Sequence[Photo],
     columns: pa.Table | None,
     embedded: EmbeddedPhotos,
-    row_of: Mapping[bytes, int],
     decisions: Decisions,
 ) -> tuple[PhotoColumns, Decisions]:
     """Bring the facts about each photo and the model's decisions into the order of the photos.
@@ -133,12 +131,12 @@ def _align_rows(
         photos: photos of the rows.
         columns: pass-through columns, in the same order.
         embedded: embeddings and rejections.
-        row_of: row of each sha256 in the embeddings.
         decisions: decisions in the order of the embeddings.
     """
     import pyarrow as pa
 
     rows = embedded.embeddings
+    row_of = rows.row_by_digest()
     shas = [embedded.shas.get(photo) for photo in photos]
     at = np.array([-1 if sha is None else row_of[sha] for sha in shas], np.int64)  # -1: no embedding
     found = at >= 0
