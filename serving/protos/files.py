@@ -7,60 +7,52 @@ field numbers.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
-_WRAPPERS = "google/protobuf/wrappers.proto"
+_INT64, _BOOL, _STRING = (f".google.protobuf.{kind}Value" for kind in ("Int64", "Bool", "String"))
 
 _MESSAGES: dict[str, dict[str, str]] = {
     "BatchingParameters": {
-        "max_batch_size": "Int64Value",
-        "batch_timeout_micros": "Int64Value",
-        "max_enqueued_batches": "Int64Value",
-        "num_batch_threads": "Int64Value",
-        "thread_pool_name": "StringValue",
-        "allowed_batch_sizes": "repeated int64",
-        "pad_variable_length_inputs": "bool",
-        "enable_large_batch_splitting": "BoolValue",
-        "max_execution_batch_size": "Int64Value",
+        "max_batch_size": _INT64,
+        "batch_timeout_micros": _INT64,
+        "max_enqueued_batches": _INT64,
+        "num_batch_threads": _INT64,
+        "thread_pool_name": _STRING,
+        "allowed_batch_sizes": "repeated TYPE_INT64",
+        "pad_variable_length_inputs": "TYPE_BOOL",
+        "enable_large_batch_splitting": _BOOL,
+        "max_execution_batch_size": _INT64,
     },
-    "PrometheusConfig": {"enable": "bool", "path": "string"},
-    "MonitoringConfig": {"prometheus_config": "PrometheusConfig"},
+    "PrometheusConfig": {"enable": "TYPE_BOOL", "path": "TYPE_STRING"},
+    "MonitoringConfig": {"prometheus_config": ".tensorflow.serving.PrometheusConfig"},
     "SSLConfig": {
-        "server_key": "string",
-        "server_cert": "string",
-        "custom_ca": "string",
-        "client_verify": "bool",
+        "server_key": "TYPE_STRING",
+        "server_cert": "TYPE_STRING",
+        "custom_ca": "TYPE_STRING",
+        "client_verify": "TYPE_BOOL",
     },
 }
+"""Types of the fields by message; a type that begins with a dot is a message."""
 
 
 def build_file_descriptor() -> FileDescriptorProto:
     """Return the descriptor of a file that declares these messages in TensorFlow Serving's package."""
-    from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Field
     from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
-    plain = {"bool": Field.TYPE_BOOL, "string": Field.TYPE_STRING, "int64": Field.TYPE_INT64}
     file = FileDescriptorProto(
         name="serving/protos/files.proto",
         package="tensorflow.serving",
         syntax="proto3",
-        dependency=[_WRAPPERS],
+        dependency=["google/protobuf/wrappers.proto"],
     )
     for name, fields in _MESSAGES.items():
-        message = file.message_type.add(name=name)
-        for number, (field_name, kind) in enumerate(fields.items(), 1):
+        message: Any = file.message_type.add(name=name)
+        for number, (field, kind) in enumerate(fields.items(), 1):
             repeated, _, kind = kind.rpartition(" ")
-            field = message.field.add(
-                name=field_name,
-                number=number,
-                label=Field.LABEL_REPEATED if repeated else Field.LABEL_OPTIONAL,
-            )
-            if kind in plain:
-                field.type = plain[kind]
-            else:
-                package = "tensorflow.serving" if kind in _MESSAGES else "google.protobuf"
-                field.type, field.type_name = Field.TYPE_MESSAGE, f".{package}.{kind}"
+            label = "LABEL_REPEATED" if repeated else "LABEL_OPTIONAL"
+            kind_field = "type_name" if kind.startswith(".") else "type"
+            message.field.add(name=field, number=number, label=label, **{kind_field: kind})
     return file

@@ -118,10 +118,21 @@ def decode(proto: protos.Message, name: str) -> NDArray[Any]:
         raise InputError(f"Tensor {name!r} has no complete shape.")
     count = math.prod(shape)
     if proto.dtype == DT_STRING:
-        return _reshape(_decode_strings(proto, name, count), name, shape)
-    if proto.dtype not in NUMERIC:
+        content = proto.tensor_content
+        strings = _parse_string_list(content, name, count) if content else proto.string_val
+        flat = _fill(make_string_array(strings), name, count)
+    elif proto.dtype in NUMERIC:
+        flat = _decode_numbers(proto, name, shape)
+    else:
         raise InputError(f"Tensor {name!r} is of dtype {dtype_name(proto.dtype)}, which is not supported.")
-    dtype, field = NUMERIC[proto.dtype]
+    try:
+        return flat.reshape(shape)
+    except ValueError as error:  # the count matches, so there are too many dimensions
+        raise InputError(f"Tensor {name!r} has {len(shape)} dimensions, more than numpy supports.") from error
+
+
+def _decode_numbers(proto: protos.Message, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    (dtype, field), count = NUMERIC[proto.dtype], math.prod(shape)
     if proto.tensor_content:
         if len(proto.tensor_content) != count * dtype.itemsize:
             raise _mismatch(name, shape, f"{len(proto.tensor_content)} bytes of {dtype.itemsize} each")
@@ -134,15 +145,7 @@ def decode(proto: protos.Message, name: str) -> NDArray[Any]:
     if proto.dtype == DT_BFLOAT16:
         # A bfloat16 is the upper half of a float32.
         flat = (flat.astype("<u4") << 16).view("<f4")
-    native = flat.astype(flat.dtype.newbyteorder("="))  # a copy, because arrays of frombuffer are read-only
-    return _reshape(native, name, shape)
-
-
-def _reshape(flat: NDArray[Any], name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    try:
-        return flat.reshape(shape)
-    except ValueError as error:  # the count matches, so there are too many dimensions
-        raise InputError(f"Tensor {name!r} has {len(shape)} dimensions, more than numpy supports.") from error
+    return flat.astype(flat.dtype.newbyteorder("="))  # a copy, because arrays of frombuffer are read-only
 
 
 def _decode_typed(values: Any, dtype: np.dtype[Any], field: str) -> NDArray[Any]:
@@ -154,12 +157,6 @@ def _decode_typed(values: Any, dtype: np.dtype[Any], field: str) -> NDArray[Any]
             raise OverflowError("a complex number without its imaginary part")
         return np.array(values, dtype=part).view(dtype)
     return np.array(values, dtype=dtype)
-
-
-def _decode_strings(proto: protos.Message, name: str, count: int) -> NDArray[np.object_]:
-    if proto.tensor_content:
-        return make_string_array(_parse_string_list(proto.tensor_content, name, count))
-    return _fill(make_string_array(proto.string_val), name, count)
 
 
 def _parse_string_list(content: bytes, name: str, count: int) -> list[bytes]:

@@ -84,33 +84,35 @@ def _extract_subgraph(graph: Any, wanted: Iterable[str]) -> Any:
 
     nodes = {node.name: node for node in graph.node}
     functions = {function.signature.name: function for function in graph.library.function}
-    subgraph = tf.compat.v1.GraphDef()
-    subgraph.versions.CopyFrom(graph.versions)
-    pending, seen, calls = list(wanted), set[str](), set[str]()
-    while pending:
-        name = pending.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        subgraph.node.append(nodes[name])
-        calls |= _called_functions(nodes[name])
-        # An input is "node", "node:output" or, for a control dependency, "^node".
-        pending += [source.lstrip("^").partition(":")[0] for source in nodes[name].input]
+    # An input is "node", "node:output" or, for a control dependency, "^node".
+    needed = _find_reachable(
+        wanted, lambda name: {_node_name(source.lstrip("^")) for source in nodes[name].input}
+    )
     # Functions call functions in turn.
-    added = set[str]()
-    while calls := calls - added:
-        name = calls.pop()
-        added.add(name)
-        subgraph.library.function.append(functions[name])
-        for node in functions[name].node_def:
-            calls |= _called_functions(node) & functions.keys()
-    return subgraph
+    called = _find_reachable(
+        _find_called_functions(nodes[name] for name in needed) & functions.keys(),
+        lambda name: _find_called_functions(functions[name].node_def) & functions.keys(),
+    )
+    return tf.compat.v1.GraphDef(
+        versions=graph.versions,
+        node=[node for name, node in nodes.items() if name in needed],
+        library={"function": [function for name, function in functions.items() if name in called]},
+    )
 
 
-def _called_functions(node: Any) -> set[str]:
-    """Return the names of the functions in the attributes of an op."""
+def _find_reachable(names: Iterable[str], following: Callable[[str], set[str]]) -> set[str]:
+    """Return these names, the names that follow them, and so on."""
+    pending, found = set(names), set[str]()
+    while pending:
+        found |= pending
+        pending = set[str]().union(*map(following, pending)) - found
+    return found
+
+
+def _find_called_functions(nodes: Iterable[Any]) -> set[str]:
+    """Return the names of the functions in the attributes of ops."""
     found = set()
-    for value in node.attr.values():
+    for value in (value for node in nodes for value in node.attr.values()):
         if value.HasField("func"):
             found.add(value.func.name)
         found |= {function.name for function in value.list.func}

@@ -7,9 +7,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import grpc
@@ -63,12 +63,11 @@ class RunningServer:
         self._grpc = GrpcServer(settings, manager, metrics, self._health)
         self.port = self._grpc.port
         try:
-            rest = RestServer(settings, manager, metrics) if settings.rest_api_port is not None else None
+            self._rest = None if settings.rest_api_port is None else RestServer(settings, manager, metrics)
         except HubheadError:
             self._grpc.stop(0)
             raise
-        self._rest = rest
-        self.rest_port = rest.port if rest else None
+        self.rest_port = self._rest and self._rest.port
         self._health.check()
         self._grpc.start()
         self._threads = [
@@ -78,29 +77,14 @@ class RunningServer:
         for thread in self._threads:
             thread.start()
 
-    @property
-    def name(self) -> str:
-        """Name of the first configured model."""
-        return self.manager.settings[0].name
-
-    @property
-    def version(self) -> int:
-        """Newest served version of that model."""
-        version = self.manager.models[self.name].current
-        assert version is not None  # a server starts with one, and never unloads the last
-        return version
-
     def stop(self) -> None:
         """Reject new requests, wait up to 5 seconds for those in flight, and close the ports."""
         self._stopping.set()
         self._health.drain()
-        ports = [threading.Thread(target=self._grpc.stop, args=(GRACE_SECONDS,))]
-        if self._rest:
-            ports.append(threading.Thread(target=self._rest.stop))
-        for port in ports:
-            port.start()
-        for port in ports:
-            port.join()
+        with ThreadPoolExecutor() as pool:  # both ports wait at the same time
+            pool.submit(self._grpc.stop, GRACE_SECONDS)
+            if self._rest:
+                pool.submit(self._rest.stop)
         for thread in self._threads:
             thread.join(GRACE_SECONDS)  # one may be in the middle of loading a version
         self.manager.close()
@@ -108,9 +92,7 @@ class RunningServer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.stop()
 
     def _poll_versions(self) -> None:

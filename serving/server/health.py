@@ -35,7 +35,6 @@ class HealthService:
         self._probe_after = PROBE_AFTER_SECONDS
         self._servicer = _Servicer()
         self._probes: dict[str, threading.Thread] = {}  # the latest probe of each model
-        self._draining = False
         self._set(serving=False)
 
     def add_to(self, server: Any) -> None:
@@ -48,11 +47,10 @@ class HealthService:
         models = self._manager.models
         healthy = [self._is_healthy(name) for name in models]  # a list: every model has to be probed
         serving = bool(healthy) and all(healthy)
-        self._set(serving=serving and not self._draining)
+        self._set(serving=serving and not self._servicer.closing)
 
     def drain(self) -> None:
         """Report NOT_SERVING from now on, and end the streams of Watch."""
-        self._draining = True
         self._servicer.closing = True
         self._set(serving=False)
 

@@ -40,10 +40,15 @@ class Metrics:
         ) -> Any:
             return Histogram(_PREFIX + name, documentation, labels, registry=self._registry, buckets=bounds)
 
-        self._requests = _UnsuffixedCounter(
+        def counter(name: str, documentation: str, labels: Sequence[str]) -> _UnsuffixedCounter:
+            created = _UnsuffixedCounter(name, documentation, labels)
+            self._registry.register(created)
+            return created
+
+        path_labels = ("model_path", "status")
+        self._requests = counter(
             _PREFIX + "request_count", "Requests by model and status.", ("model_name", "status")
         )
-        self._registry.register(self._requests)
         self._latency = histogram(
             "request_latency",
             "Latency of a request in microseconds, from arrival to response.",
@@ -55,34 +60,20 @@ class Metrics:
             ("model_name", "API", "runtime"),
         )
         self._warmup = histogram(
-            "model_warmup_latency",
-            "Duration of the warm-up of a version in microseconds.",
-            ("model_path", "status"),
+            "model_warmup_latency", "Duration of the warm-up of a version in microseconds.", path_labels
         )
-        self._queuing = histogram(
-            "batching_session:queuing_latency",
-            "Time that a request waited for its batch to start, in microseconds.",
-            ("model_name",),
+        self._loads = counter(
+            _LOADER + "load_attempt_count", "Attempts to load a version, by outcome.", path_labels
         )
-        self._padding = histogram(
-            "batching_session:padding_size", "Padding rows of a batch.", ("model_name",), (0.0, *_ROWS)
+        session, labels = "batching_session:", ("model_name",)
+        waits = "Time that a request waited for its batch to start, in microseconds."
+        self._queuing = histogram(session + "queuing_latency", waits, labels)
+        self._padding = histogram(session + "padding_size", "Padding rows of a batch.", labels, (0.0, *_ROWS))
+        rows = "Rows of a batch, including padding."
+        self._batch = histogram(session + "processed_batch_size", rows, labels, _ROWS)
+        self._batches = counter(
+            _PREFIX + session + "wrapped_run_count", "Number of batches that ran.", labels
         )
-        self._batch = histogram(
-            "batching_session:processed_batch_size",
-            "Rows of a batch, including padding.",
-            ("model_name",),
-            _ROWS,
-        )
-        self._batches = _UnsuffixedCounter(
-            _PREFIX + "batching_session:wrapped_run_count", "Number of batches that ran.", ("model_name",)
-        )
-        self._registry.register(self._batches)
-        self._loads = _UnsuffixedCounter(
-            _LOADER + "load_attempt_count",
-            "Attempts to load a version, by outcome.",
-            ("model_path", "status"),
-        )
-        self._registry.register(self._loads)
 
     def count_request(self, model: str, api: str, entrypoint: str, status: str, seconds: float) -> None:
         """Count a request and record its latency.
@@ -134,7 +125,7 @@ class Metrics:
 class _UnsuffixedCounter:
     """A counter without the `_total` suffix that prometheus_client's own Counter adds."""
 
-    def __init__(self, name: str, documentation: str, labels: tuple[str, ...]) -> None:
+    def __init__(self, name: str, documentation: str, labels: Sequence[str]) -> None:
         self._name, self._documentation, self._labels = name, documentation, labels
         self._counts: Counter[tuple[str, ...]] = Counter()
         self._lock = threading.Lock()
@@ -144,11 +135,11 @@ class _UnsuffixedCounter:
             self._counts[labels] += 1
 
     def collect(self) -> Iterator[Metric]:
-        from prometheus_client.metrics_core import Metric
+        from prometheus_client.metrics_core import UnknownMetricFamily
 
-        metric = Metric(self._name, self._documentation, "unknown")
+        metric = UnknownMetricFamily(self._name, self._documentation, labels=self._labels)
         with self._lock:
             counts = dict(self._counts)
         for labels, count in counts.items():
-            metric.add_sample(self._name, dict(zip(self._labels, labels, strict=True)), count)
+            metric.add_metric(labels, count)
         yield metric

@@ -249,7 +249,9 @@ def _ask_server(model: Bundle, cases: Sequence[Case], *, convert: bool) -> Answe
     settings = ServerSettings(model_base_path=model.path.parent, port=0)
     with (
         start(settings) as server,
-        Client(f"localhost:{server.port}", model=server.name, timeout=60, convert=convert) as client,
+        Client(
+            f"localhost:{server.port}", model=server.manager.settings[0].name, timeout=60, convert=convert
+        ) as client,
     ):
         found = client.classify(case.content for case in cases)
     return {case.name: answer.status for case, answer in zip(cases, found, strict=True)}

@@ -173,7 +173,7 @@ def by_server(model: Bundle, photos: list[Path], work: Path) -> list[Prediction]
     settings = ServerSettings(model_base_path=model.path.parent, port=0)
     with (
         start(settings) as server,
-        Client(f"localhost:{server.port}", model=server.name, timeout=60) as client,
+        Client(f"localhost:{server.port}", model=server.manager.settings[0].name, timeout=60) as client,
     ):
         return client.classify(photos)
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
@@ -16,6 +16,9 @@ import numpy as np
 from serving import contract, protos, runtime
 from serving.errors import BundleError
 from serving.protos import tensors
+
+if TYPE_CHECKING:
+    from serving.server import RunningServer
 
 LIMIT = 30.0
 """Time limit of any wait in these tests, in seconds."""
@@ -103,6 +106,11 @@ class FakeModelLoader:
         if not self.gated:
             model.gate.set()
         return model
+
+
+def get_current_version(server: RunningServer) -> int | None:
+    """Return the newest version that a server serves of its first model."""
+    return next(iter(server.manager.models.values())).current
 
 
 def call_double(channel: grpc.Channel, *values: float, timeout: float = LIMIT) -> Any:

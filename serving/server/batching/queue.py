@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -226,17 +226,12 @@ def merge_inputs(batch: Sequence[RequestSlice], padding: int = 0) -> Tensors:
     """
     if len(batch) == 1 and batch[0].is_whole and not padding:
         return batch[0].request.inputs  # no copy
+    last = batch[-1]
+    pieces = [*batch, *[RequestSlice(last.request, last.start, last.start + 1)] * padding]
     return {
-        alias: _concatenate(list(_iter_arrays(batch, alias, padding))) for alias in batch[0].request.inputs
+        alias: _concatenate([piece.request.inputs[alias][piece.start : piece.stop] for piece in pieces])
+        for alias in last.request.inputs
     }
-
-
-def _iter_arrays(batch: Sequence[RequestSlice], alias: str, padding: int) -> Iterator[NDArray[Any]]:
-    for piece in batch:
-        yield piece.request.inputs[alias][piece.start : piece.stop]
-    if padding:
-        last = batch[-1]
-        yield np.repeat(last.request.inputs[alias][last.start : last.start + 1], padding, axis=0)
 
 
 def _concatenate(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -145,22 +145,11 @@ def read_batching(path: Path) -> BatchingParameters:
         InputError: the file cannot be used.
     """
     message = read_text_proto(path, protos.BatchingParameters())
-    batching = BatchingParameters(
-        **{
-            name: getattr(message, name).value
-            for name in (
-                "max_batch_size",
-                "batch_timeout_micros",
-                "max_enqueued_batches",
-                "num_batch_threads",
-                "enable_large_batch_splitting",
-                "max_execution_batch_size",
-            )
-            if message.HasField(name)
-        },
-        allowed_batch_sizes=tuple(message.allowed_batch_sizes),
-        pad_variable_length_inputs=message.pad_variable_length_inputs,
-    )
+    # Most fields are wrapper messages, whose absence means TensorFlow Serving's default.
+    values = {field.name: getattr(value, "value", value) for field, value in message.ListFields()}
+    values.pop("thread_pool_name", None)
+    values["allowed_batch_sizes"] = tuple(message.allowed_batch_sizes)
+    batching = BatchingParameters(**values)
     _check_batching(path, batching)
     return batching
 

@@ -8,6 +8,7 @@ message is parsed.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 import time
@@ -66,15 +67,14 @@ Handler = Callable[[protos.Message, CallContext], protos.Message]
 class Dispatcher:
     """Thread pools that answer the calls of one event loop, and their admission limits."""
 
-    def __init__(self, threads: int, metrics: Metrics, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, threads: int, metrics: Metrics) -> None:
         """Create a dispatcher without starting threads.
 
         Args:
             threads: maximum number of inference calls in flight; calls beyond it get UNAVAILABLE.
             metrics: registry that counts requests.
-            max_bytes: maximum bytes of requests held at once.
         """
-        self._limit, self._max_bytes, self._metrics = threads, max_bytes, metrics
+        self._limit, self._metrics = threads, metrics
         self._inference_pool = ThreadPoolExecutor(threads, thread_name_prefix="hubhead-grpc")
         self._service_pool = ThreadPoolExecutor(_SERVICE_THREADS, thread_name_prefix="hubhead-grpc-service")
         self._lock = threading.Lock()
@@ -104,8 +104,9 @@ class Dispatcher:
                 await grpc_context.abort(
                     grpc.StatusCode.UNIMPLEMENTED, "Exactly one request message is expected."
                 )
+            answer = functools.partial(self._answer, api, handler, request_class, body, context)
             try:
-                return await asyncio.wrap_future(self._submit(api, handler, request_class, body, context))
+                return await asyncio.wrap_future(self._submit(api, len(body), answer))
             except StatusError as error:
                 await grpc_context.abort(error.code, error.details)
                 raise
@@ -117,9 +118,7 @@ class Dispatcher:
         # stream without sending its message.
         return grpc.stream_unary_rpc_method_handler(handle)
 
-    def _submit(
-        self, api: str, handler: Handler, request_class: protos.Message, body: bytes, context: CallContext
-    ) -> Future[bytes]:
+    def _submit(self, api: str, size: int, answer: Callable[[], bytes]) -> Future[bytes]:
         """Hand a call to a thread; return the future of its serialized response.
 
         Raises:
@@ -128,27 +127,26 @@ class Dispatcher:
         pool = self._inference_pool if api in _INFERENCE else self._service_pool
         weight = 1 if api in _INFERENCE else 0
         with self._lock:
-            is_full = self._in_flight + weight > self._limit or (
-                self._held_bytes and self._held_bytes + len(body) > self._max_bytes
-            )
+            holds_too_much = self._held_bytes and self._held_bytes + size > MAX_BYTES
+            is_full = self._in_flight + weight > self._limit or holds_too_much
             if not is_full:
                 self._in_flight += weight
-                self._held_bytes += len(body)
+                self._held_bytes += size
         if is_full:
             if api in _COUNTED:
                 self._metrics.count_request("", api, "GRPC", grpc.StatusCode.UNAVAILABLE.name, 0.0)
             raise queue_full(self._in_flight, self._limit)
-        future = pool.submit(self._handle, api, handler, request_class, body, context)
+        future = pool.submit(answer)
 
         def release(_: Future[bytes]) -> None:
             with self._lock:
                 self._in_flight -= weight
-                self._held_bytes -= len(body)
+                self._held_bytes -= size
 
         future.add_done_callback(release)
         return future
 
-    def _handle(
+    def _answer(
         self, api: str, handler: Handler, request_class: protos.Message, body: bytes, context: CallContext
     ) -> bytes:
         """Parse a request, answer it, and return the serialized response; runs on a thread."""

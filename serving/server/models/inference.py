@@ -209,7 +209,7 @@ def build_classification_result(outputs: Tensors, count: int) -> protos.Message:
         values = outputs[alias]
         if values.ndim != 2:
             raise invalid_argument(
-                f"Expected Tensor shape: [batch_size num_classes] but got {_format_shape(values)}"
+                f"Expected Tensor shape: [batch_size num_classes] but got {format_shape(values.shape)}"
             )
         if values.dtype != np.dtype(kind):
             raise invalid_argument(f"Expected {alias} Tensor of {dtype}. Got: {_dtype_name(values)}")
@@ -246,7 +246,7 @@ def build_regression_result(outputs: Tensors, count: int) -> protos.Message:
     if values.ndim not in (1, 2) or (values.ndim == 2 and values.shape[1] != 1):
         raise invalid_argument(
             "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] "
-            f"but got {_format_shape(values)}"
+            f"but got {format_shape(values.shape)}"
         )
     if len(values) != count:
         raise invalid_argument(f"Input batch size did not match output batch size: {count} vs. {len(values)}")
@@ -312,9 +312,9 @@ def _format_set(names: Iterable[str]) -> str:
     return f"{{{','.join(sorted(names))}}}"
 
 
-def _format_shape(values: NDArray[Any]) -> str:
+def format_shape(shape: Sequence[int]) -> str:
     """Format a shape as TensorShape::DebugString does."""
-    return f"[{','.join(map(str, values.shape))}]"
+    return f"[{','.join(map(str, shape))}]"
 
 
 def _dtype_name(values: NDArray[Any]) -> str:

@@ -89,9 +89,9 @@ class Manager:
             raise not_found(f"Could not find any versions of model {spec.name}")
         response = protos.GetModelStatusResponse()
         for version, state in states.items():
-            entry = response.model_version_status.add(version=version, state=state.state)
             code = grpc.StatusCode.UNKNOWN if state.error else grpc.StatusCode.OK
-            entry.status.error_code, entry.status.error_message = code.value[0], state.error
+            status = {"error_code": code.value[0], "error_message": state.error}
+            response.model_version_status.add(version=version, state=state.state, status=status)
         return response
 
     def poll(self) -> None:

@@ -101,8 +101,7 @@ class Servable:
         del self._model
 
     def find_signature(self, name: str) -> protos.Message | None:
-        """Return the SignatureDef of that name, or the default one for ""; None if there is none."""
-        name = name or contract.SERVING_DEFAULT
+        """Return the SignatureDef of that name; None if there is none, or if it is internal to TensorFlow."""
         return None if name.startswith("__") else self._signatures.get(name)
 
     def predict(self, request: protos.Message, seconds: float | None = None) -> protos.Message:
@@ -120,11 +119,9 @@ class Servable:
         inputs = inference.decode_predict_inputs(signature, request.inputs)
         wanted = inference.select_predict_outputs(signature, request.output_filter)
         outputs = self.run(key, inputs, wanted, seconds, "Predict")
-        response = protos.PredictResponse(model_spec=self.make_spec(key))
-        for alias in wanted:
-            encoded = tensors.encode(outputs[alias], typed_fields=not self._tensor_content)
-            response.outputs[alias].CopyFrom(encoded)
-        return response
+        typed = not self._tensor_content
+        encoded = {alias: tensors.encode(outputs[alias], typed_fields=typed) for alias in wanted}
+        return protos.PredictResponse(model_spec=self.make_spec(key), outputs=encoded)
 
     def classify(self, request: protos.Message, seconds: float | None = None) -> protos.Message:
         """Answer a ClassificationRequest; parameters and errors as for `predict`."""
@@ -162,9 +159,7 @@ class Servable:
 
     def get_metadata(self) -> protos.Message:
         """Answer a GetModelMetadataRequest that passed `inference.check_metadata_fields`."""
-        declared = protos.SignatureDefMap()
-        for key, signature in self._signatures.items():
-            declared.signature_def[key].CopyFrom(signature)
+        declared = protos.SignatureDefMap(signature_def=self._signatures)
         response = protos.GetModelMetadataResponse(model_spec=self.make_spec())
         response.metadata[inference.SIGNATURE_DEF].Pack(declared)
         return response
@@ -218,9 +213,7 @@ class Servable:
 
     def make_spec(self, signature: str = "") -> protos.Message:
         """Return the ModelSpec of a response: model name, version and signature key."""
-        spec = protos.ModelSpec(name=self.name, signature_name=signature)
-        spec.version.value = self.version
-        return spec
+        return protos.ModelSpec(name=self.name, signature_name=signature, version={"value": self.version})
 
 
 def load(

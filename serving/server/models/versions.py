@@ -15,10 +15,10 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from serving import bundle
+from serving.client.responses import State, VersionStatus
 from serving.errors import BundleError
 from serving.server.config.settings import ModelSettings
 from serving.server.models.servable import Servable
@@ -31,19 +31,6 @@ _log = logging.getLogger(__name__)
 
 LoadVersion = Callable[[str, int, Path], Servable]
 """Loads and warms up a version: model name, version number and directory to servable."""
-
-
-@dataclass(frozen=True)
-class VersionState:
-    """One row of GetModelStatus.
-
-    Attributes:
-        state: name of a ModelVersionStatus.State, such as "AVAILABLE".
-        error: why loading failed; "" if it did not.
-    """
-
-    state: str
-    error: str = ""
 
 
 DirectorySnapshot = tuple[tuple[str, int, int], ...]
@@ -66,7 +53,7 @@ class Versions:
         self._lock = threading.Lock()
         self._serving: dict[int, Servable] = {}
         self._retiring: list[Servable] = []
-        self._states: dict[int, VersionState] = {}
+        self._states: dict[int, VersionStatus] = {}
         # What each failed version's directory looked like: it is loaded again once that changes.
         self._failed: dict[int, DirectorySnapshot] = {}
         self._snapshots: dict[int, DirectorySnapshot] = {}
@@ -79,7 +66,7 @@ class Versions:
         with self._lock:
             return max(self._serving, default=None)
 
-    def states(self) -> dict[int, VersionState]:
+    def states(self) -> dict[int, VersionStatus]:
         """Return the state of every version that this process has ever seen, newest first."""
         with self._lock:
             return dict(sorted(self._states.items(), reverse=True))
@@ -154,14 +141,14 @@ class Versions:
         others = [path.name for path in bundle.version_directories(base, version) if path != directory]
         if others:
             _log.warning("using %s for version %d and ignoring %s", directory, version, ", ".join(others))
-        self._set_state(version, VersionState("LOADING"))
+        self._set_state(version, State.LOADING)
         try:
             servable = self._load_version(name, version, directory)
         # TensorFlow may raise anything for a broken model; the served versions must stay available.
         except Exception as error:
             self._failed[version] = snapshot
             reason = str(error) or type(error).__name__
-            self._set_state(version, VersionState("END", reason))
+            self._set_state(version, State.END, reason)
             _log.warning("version %d of model %s failed to load: %s", version, name, reason)
             return False
         self._failed.pop(version, None)
@@ -169,7 +156,7 @@ class Versions:
             if self._closed:
                 return False
             self._serving[version] = servable
-            self._states[version] = VersionState("AVAILABLE")
+            self._states[version] = VersionStatus(version, State.AVAILABLE, "")
         _log.info("version %d of model %s is available", version, name)
         return True
 
@@ -178,7 +165,7 @@ class Versions:
         before, self._snapshots[version] = self._snapshots.get(version), snapshot
         if before == snapshot or not self._serving:
             return True
-        self._states.setdefault(version, VersionState("START"))
+        self._states.setdefault(version, VersionStatus(version, State.START, ""))
         return False
 
     def _unload_except(self, kept: Sequence[int]) -> None:
@@ -186,7 +173,7 @@ class Versions:
         with self._lock:
             for version in [version for version in self._serving if version not in kept]:
                 self._retiring.append(self._serving.pop(version))
-                self._states[version] = VersionState("UNLOADING")
+                self._states[version] = VersionStatus(version, State.UNLOADING, "")
         self._free_retired()
 
     def _free_retired(self) -> None:
@@ -195,11 +182,11 @@ class Versions:
             self._retiring.remove(servable)
             servable.close()
             if servable.version not in self._serving:  # it may have been loaded again meanwhile
-                self._set_state(servable.version, VersionState("END"))
+                self._set_state(servable.version, State.END)
 
-    def _set_state(self, version: int, state: VersionState) -> None:
+    def _set_state(self, version: int, state: State, error: str = "") -> None:
         with self._lock:
-            self._states[version] = state
+            self._states[version] = VersionStatus(version, state, error)
 
 
 def make_not_found_error(name: str, version: int | None) -> StatusError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from typing import TypeAlias
 
 import grpc
 
-from serving import contract, protos
+from serving import protos
+from serving.server.models import inference
 from serving.server.models.manager import Manager
 from serving.server.models.servable import Servable
 from serving.server.rest import messages
@@ -15,18 +16,8 @@ from serving.server.rest.json_tensors import Json
 from serving.server.rest.paths import ApiRequest
 from serving.server.status_error import StatusError, invalid_argument
 
-
-@dataclass(frozen=True)
-class JsonResponse:
-    """A JSON body.
-
-    Attributes:
-        text: the body.
-        version: version of the model that answered; None if no model was used.
-    """
-
-    text: str
-    version: int | None = None
+JsonResponse: TypeAlias = tuple[str, int | None]
+"""A JSON body, and the version of the model that answered; None if no model was used."""
 
 
 def answer_request(
@@ -45,10 +36,10 @@ def answer_request(
     """
     _seconds_left(deadline)  # the request may have waited for a thread until after its deadline
     if api_request.verb == "status":
-        return JsonResponse(messages.format_status(manager.get_status(api_request.spec)))
+        return messages.format_status(manager.get_status(api_request.spec)), None
     if api_request.verb == "metadata":
         with manager.use(api_request.spec) as servable:
-            return JsonResponse(messages.format_metadata(servable.get_metadata()), servable.version)
+            return messages.format_metadata(servable.get_metadata()), servable.version
     content = messages.parse_body(body)
     api_request.spec.signature_name = messages.get_signature_name(content)
     if api_request.verb == "predict":
@@ -60,14 +51,14 @@ def answer_request(
     request = request_class(model_spec=api_request.spec, input=messages.parse_examples(content))
     with manager.use(api_request.spec) as servable:
         response = answer(servable, request, _seconds_left(deadline))
-        return JsonResponse(format_result(response.result), servable.version)
+        return format_result(response.result), servable.version
 
 
 def _predict(
     manager: Manager, spec: protos.Message, content: dict[str, Json], deadline: float
 ) -> JsonResponse:
     with manager.use(spec) as servable:
-        name = spec.signature_name or contract.SERVING_DEFAULT
+        name = inference.get_signature_key(spec)
         signature = servable.find_signature(name)
         if signature is None:
             raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
@@ -78,7 +69,7 @@ def _predict(
         inputs, rows = messages.parse_predict_inputs(content, signature.inputs)
         request = protos.PredictRequest(model_spec=spec, inputs=inputs)
         response = servable.predict(request, _seconds_left(deadline))
-        return JsonResponse(messages.format_predictions(response.outputs, rows=rows), servable.version)
+        return messages.format_predictions(response.outputs, rows=rows), servable.version
 
 
 def _seconds_left(deadline: float) -> float:

@@ -113,7 +113,7 @@ class _RestApi:
             return self._error_response(error)
         start, code = time.monotonic(), "OK"
         try:
-            answer = await self._dispatch(request, api_request, start)
+            text, version = await self._dispatch(request, api_request, start)
         except StatusError as error:
             code = error.code.name
             return self._error_response(error)
@@ -123,9 +123,9 @@ class _RestApi:
                 name = api_request.spec.name if api_request.spec.name in self._manager.models else ""
                 api, seconds = _RPC_NAMES[api_request.verb], time.monotonic() - start
                 self._metrics.count_request(name, api, "REST", code, seconds)
-        response = self._json_response(answer.text)
-        if answer.version is not None:
-            response.headers[VERSION_HEADER] = str(answer.version)
+        response = self._json_response(text)
+        if version is not None:
+            response.headers[VERSION_HEADER] = str(version)
         return response
 
     async def _dispatch(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from serving import protos
-from serving.server.models.inference import SIGNATURE_DEF
+from serving.server.models.inference import SIGNATURE_DEF, format_shape
 from serving.server.rest import json_tensors
 from serving.server.rest.json_tensors import Json, format_value, is_base64, json_type, quote
 from serving.server.status_error import StatusError, invalid_argument
@@ -156,13 +156,9 @@ def _append_value(
             raise invalid_argument(f"Expecting tensor size: {len(first_leaves)} but got: {len(leaves)}")
         if first_shape != shape:
             raise invalid_argument(
-                f"Expecting shape {_format_shape(first_shape)} but got: {_format_shape(shape)}"
+                f"Expecting shape {format_shape(first_shape)} but got: {format_shape(shape)}"
             )
     column.append((shape, leaves))
-
-
-def _format_shape(shape: tuple[int, ...]) -> str:
-    return f"[{','.join(map(str, shape))}]"
 
 
 def _parse_columns(value: Json, infos: Infos) -> dict[str, protos.Message]:
@@ -193,9 +189,8 @@ def parse_examples(body: Mapping[str, Json]) -> protos.Message:
         StatusError: there are no examples, or one is not a valid Example.
     """
     found = protos.Input()
-    context = body.get("context")
     if "context" in body:
-        found.example_list_with_context.context.CopyFrom(_parse_example(context))
+        found.example_list_with_context.context.CopyFrom(_parse_example(body["context"]))
     if "examples" not in body:
         raise invalid_argument(
             f"JSON Value: {format_value(body)} When method is classify, key 'examples' is expected "
@@ -224,9 +219,6 @@ def _parse_example(value: Json) -> protos.Message:
     return example
 
 
-_KIND_NAMES = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}
-
-
 def _add_to_feature(feature: protos.Message, name: str, value: Json) -> None:
     """Append one value to a feature; the first value determines the kind of the feature.
 
@@ -248,9 +240,8 @@ def _add_to_feature(feature: protos.Message, name: str, value: Json) -> None:
         raise invalid_argument(f"Feature: {name} has element with unexpected JSON type: {json_type(value)}")
     before = feature.WhichOneof("kind")
     if before not in (None, field):
-        raise invalid_argument(
-            f"Unexpected element type in feature: {name} expecting type: {_KIND_NAMES[before]}"
-        )
+        kind = before.removesuffix("_list")
+        raise invalid_argument(f"Unexpected element type in feature: {name} expecting type: {kind}")
     if field == "float_list":
         json_tensors.check_float(value, single=True)
     elif field == "int64_list" and converted >= 2**63:

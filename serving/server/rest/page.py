@@ -50,8 +50,7 @@ def make_headers() -> dict[str, str]:
 @functools.cache
 def _hash_element(tag: str) -> str:
     """Return the hash of an inline element for the Content-Security-Policy."""
-    _, _, rest = _read_page().partition(f"<{tag}>")
-    content, _, _ = rest.partition(f"</{tag}>")
+    content = _read_page().partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 

@@ -29,7 +29,14 @@ from serving.errors import BundleError, HubheadError, ModelNotFound, OutputError
 from serving.protos import tensors
 from serving.runtime import clean_error_message
 from serving.server import ServerSettings, start
-from tests.support.fake_model import LIMIT, FakeModelLoader, call_double, eventually, write_fake_model
+from tests.support.fake_model import (
+    LIMIT,
+    FakeModelLoader,
+    call_double,
+    eventually,
+    get_current_version,
+    write_fake_model,
+)
 
 pytestmark = pytest.mark.server
 
@@ -110,12 +117,12 @@ def test_version_that_fails_to_load_is_retried_when_its_files_change(base: Path)
         eventually(lambda: list_states(client).get(2) is State.END)
         assert client.status()[0].error == "broken on purpose"
         assert list_states(client)[1] is State.AVAILABLE
-        assert server.version == 1
+        assert get_current_version(server) == 1
         attempts = loader.attempts
         time.sleep(0.3)
         assert loader.attempts == attempts
         (base / "2" / "broken").unlink()
-        eventually(lambda: server.version == 2)
+        eventually(lambda: get_current_version(server) == 2)
         assert list_states(client)[2] is State.AVAILABLE
         client.close()
 
@@ -124,9 +131,9 @@ def test_version_that_fails_to_load_is_retried_when_its_files_change(base: Path)
 def test_removing_the_newest_version_rolls_back_and_an_empty_base_path_keeps_the_last(base: Path) -> None:
     write_fake_model(base / "2")
     with start(settings_of(base), loader=FakeModelLoader()) as server:
-        assert server.version == 2
+        assert get_current_version(server) == 2
         shutil.rmtree(base / "2")
-        eventually(lambda: server.version == 1)
+        eventually(lambda: get_current_version(server) == 1)
         shutil.rmtree(base)
         time.sleep(0.2)
         with grpc.insecure_channel(f"localhost:{server.port}") as channel:
@@ -220,7 +227,7 @@ def test_newest_version_that_loads_is_served_if_a_newer_one_is_broken(base: Path
     (base / "3" / contract.SAVED_MODEL_FILE).write_bytes(b"\xff\xff no message")
     (base / "00000099999999999999999999").mkdir()
     with start(settings_of(base), loader=FakeModelLoader()) as server:
-        assert server.version == 1
+        assert get_current_version(server) == 1
         with Client(f"localhost:{server.port}", model="double") as client:
             assert list_states(client) == {3: State.END, 1: State.AVAILABLE}
             assert "cannot be read" in client.status()[0].error
@@ -234,7 +241,7 @@ def test_polling_continues_after_the_base_path_was_unreadable(
             patch.setattr("serving.bundle.versions", lambda path: list((path / "none").iterdir()))
             eventually(lambda: "cannot be read" in caplog.text)
         write_fake_model(base / "2")
-        eventually(lambda: server.version == 2)
+        eventually(lambda: get_current_version(server) == 2)
 
 
 @pytest.mark.protocol("versions.ports")
@@ -250,7 +257,7 @@ def test_start_waits_at_an_empty_base_path_and_warns_once(
         assert not starting.done()
         write_fake_model(base / "1")
         with starting.result(LIMIT) as server:
-            assert server.version == 1
+            assert get_current_version(server) == 1
     assert caplog.text.count("has no version yet") == 1
 
 
@@ -261,7 +268,7 @@ def test_model_name_defaults_to_the_name_of_the_base_path(base: Path) -> None:
         (ServerSettings(base, "other", port=0), "other"),
     ):
         with start(settings, loader=FakeModelLoader()) as server:
-            assert server.name == name
+            assert server.manager.settings[0].name == name
 
 
 # --- A real SavedModel and TensorFlow's own client ------------------------------------------------------

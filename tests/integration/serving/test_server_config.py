@@ -31,7 +31,14 @@ from serving.server.config.files import (
 )
 from serving.server.config.flags import FLAGS
 from serving.server.config.settings import BatchingParameters, ModelSettings, VersionPolicy
-from tests.support.fake_model import LIMIT, FakeModelLoader, eventually, free_port, write_fake_model
+from tests.support.fake_model import (
+    LIMIT,
+    FakeModelLoader,
+    eventually,
+    free_port,
+    get_current_version,
+    write_fake_model,
+)
 
 pytestmark = pytest.mark.server
 
@@ -158,7 +165,7 @@ def test_directory_that_is_still_being_copied_is_not_loaded(base: Path) -> None:
             server.manager.models["a"].states()[4].state == "START"
         )
         shutil.copy(base / "3" / "saved_model.pb", base / "4" / "saved_model.pb")
-        eventually(lambda: server.version == 4)
+        eventually(lambda: get_current_version(server) == 4)
 
 
 @pytest.mark.protocol("error.label-unloaded", "labels.available")

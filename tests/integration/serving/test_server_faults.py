@@ -21,7 +21,14 @@ from hypothesis import strategies as st
 from serving import protos
 from serving.protos import tensors
 from serving.server import RunningServer, ServerSettings, start
-from tests.support.fake_model import LIMIT, FakeModelLoader, call_double, eventually, write_fake_model
+from tests.support.fake_model import (
+    LIMIT,
+    FakeModelLoader,
+    call_double,
+    eventually,
+    get_current_version,
+    write_fake_model,
+)
 
 pytestmark = pytest.mark.server
 
@@ -371,7 +378,7 @@ def test_no_request_fails_while_versions_are_swapped(base: Path) -> None:
             for version in range(2, 32):
                 so_far = sum(answered)
                 write_fake_model(base / str(version))
-                eventually(lambda version=version: server.version == version)
+                eventually(lambda version=version: get_current_version(server) == version)
                 eventually(lambda so_far=so_far: sum(answered) > so_far + 35)
         finally:
             done.set()
