@@ -45,7 +45,6 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
-    context_settings={"max_content_width": 100},
     epilog="\b\nFrom a folder of photos to a prediction:\n"
     "  hubhead train --image_dir food_images\n"
     "  hubhead predict photo.jpg --model models/food_images",

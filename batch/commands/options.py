@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
-F = TypeVar("F", bound=Callable[..., Any])
+from serving.commands.server_options import option_group
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ embedding_store_flag = text_option(
     " stored are not read again, whatever the head.",
 )
 
-_FLAGS = (
+run_flags = option_group(
     click.option(
         "--model",
         required=True,
@@ -130,10 +128,4 @@ _FLAGS = (
     ),
     click.option("--json", "as_json", is_flag=True, help="Print run.json instead of the summary."),
 )
-
-
-def run_flags(command: F) -> F:
-    """Add the shared options to a command. The value of `--json` is passed as `as_json`."""
-    for flag in reversed(_FLAGS):
-        command = flag(command)
-    return command
+"""Add the shared options to a command. The value of `--json` is passed as `as_json`."""

@@ -243,41 +243,26 @@ class Core:
             (signature, contract.IMAGE_BYTES, encoded),
             (contract.CLASSIFY_PIXELS, contract.PIXELS, direct),
         ):
-            if rows:
-                answers = yield from self._predict_each(name, tensor, list(rows.values()), decode, canary)
-                results.update(zip(rows, answers, strict=True))
+            if not rows:
+                continue
+            batch: Rows = [*encoded.values()]
+            probe: Rows = [PROBE_PHOTO]
+            if rows is direct:
+                batch = np.stack([*direct.values()])
+                probe = np.zeros_like(batch[:1])
+            answers: list[R | PhotoRejection] = []
+            for part in (yield from self._predict_all(name, {tensor: batch}, {tensor: probe}, canary)):
+                if isinstance(part, ServerError):  # the server fails on this row even alone
+                    answers.append(to_rejection(part))
+                else:
+                    answers += decode(part.outputs, part.count, part.version)
+            results.update(zip(rows, answers, strict=True))
         records = [
             record.from_rejection(result) if isinstance(result, PhotoRejection) else result
             for _, result in sorted(results.items())
         ]
         self._count_photos(record.status for record in records)
         return records
-
-    def _predict_each(
-        self, signature: str, name: str, rows: list[Any], decode: Decoder[R], canary: bool
-    ) -> Operation[list[R | PhotoRejection]]:
-        """Return one result per row; a row that the server fails on even alone is a PhotoRejection.
-
-        Args:
-            signature: name of the signature.
-            name: name of its input tensor.
-            rows: encoded photos, or pixels of equal shape; at least one.
-            decode: function that decodes the outputs of a number of rows.
-            canary: True to ask the canary.
-        """
-        batch: Rows = rows
-        probe: Rows = [PROBE_PHOTO]
-        if isinstance(rows[0], np.ndarray):
-            batch = np.stack(rows)
-            probe = np.zeros_like(batch[:1])
-        slices = yield from self._predict_all(signature, {name: batch}, {name: probe}, canary)
-        results: list[R | PhotoRejection] = []
-        for part in slices:
-            if isinstance(part, ServerError):
-                results.append(to_rejection(part))
-            else:
-                results.extend(decode(part.outputs, part.count, part.version))
-        return results
 
     def _predict_all(
         self, signature: str, rows: Mapping[str, Rows], probe: Mapping[str, Rows] | None, canary: bool

@@ -39,7 +39,7 @@ def run(command: click.Command, name: str) -> NoReturn:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        code = command.main(prog_name=name, standalone_mode=False, show_default=True)
+        code = command.main(prog_name=name, standalone_mode=False, show_default=True, max_content_width=100)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

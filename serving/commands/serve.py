@@ -40,7 +40,6 @@ def _model_server_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command(
     short_help="Serve models over TensorFlow Serving's protocol.",
-    context_settings={"max_content_width": 100},
     epilog="\b\nExamples:\n"
     "  hubhead serve --model_base_path models/food --rest_api_port 8501\n"
     "  hubhead predict photo.jpg --server localhost:8500 --model_name food",

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
 if TYPE_CHECKING:
     from serving.client import ClientConfig
 
-F = TypeVar("F", bound=Callable[..., Any])
+Decorator: TypeAlias = Callable[[Any], Any]
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -133,19 +133,24 @@ FLAGS = tuple(_OPTIONS)
 """Names of the flags of `server_flags`."""
 
 
-def server_flags(command: F) -> F:
-    """Add the flags that name a server, a model and a version, and the connection flags."""
-    for option in reversed(_OPTIONS.values()):
-        command = option(command)
-    return command
+def option_group(*options: Decorator) -> Decorator:
+    """Return a decorator that adds several options, which --help shows in this order."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
-def connection_flags(command: F) -> F:
-    """Add the flags of `server_flags` except those that name a version."""
-    for name in reversed(_OPTIONS):
-        if name not in ("model_version", "label"):
-            command = _OPTIONS[name](command)
-    return command
+server_flags = option_group(*_OPTIONS.values())
+"""Add the flags that name a server, a model and a version, and the connection flags."""
+
+connection_flags = option_group(
+    *(option for name, option in _OPTIONS.items() if name not in ("model_version", "label"))
+)
+"""Add the flags of `server_flags` except those that name a version."""
 
 
 def forbid_server_flags(context: click.Context, *others: str) -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.server_options import connection_flags, pop_client_config
+from serving.commands.server_options import connection_flags, option_group, pop_client_config
 from serving.errors import InputError
 
 if TYPE_CHECKING:
     from serving.registry.target import DeploymentTarget
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _BASE = click.option(
     "--model_base_path",
@@ -46,14 +44,11 @@ _WAIT = click.option(
 )
 
 
-def target_flags(command: F) -> F:
-    """Add the flags of a command that reads a deployment target."""
-    return _BASE(_CONFIG(connection_flags(command)))
+target_flags = option_group(_BASE, _CONFIG, connection_flags)
+"""Add the flags of a command that reads a deployment target."""
 
-
-def target_change_flags(command: F) -> F:
-    """Add the flags of a command that changes a deployment target."""
-    return _BASE(_CONFIG(_RELOAD(_WAIT(connection_flags(command)))))
+target_change_flags = option_group(_BASE, _CONFIG, _RELOAD, _WAIT, connection_flags)
+"""Add the flags of a command that changes a deployment target."""
 
 
 @contextmanager
