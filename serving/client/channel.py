@@ -120,15 +120,10 @@ class ClientConfig:
     downscale: bool = False
 
     def __post_init__(self) -> None:
-        if self.version is not None and self.label is not None:
+        other = "a canary fraction" if self.canary else f"label {self.label!r}"
+        if self.version is not None and (self.canary or self.label is not None):
             raise InputError(
-                f"Both version {self.version} and label {self.label!r} were given.",
-                remedy="Give one of the two.",
-            )
-        if self.canary and self.version is not None:
-            raise InputError(
-                f"Both version {self.version} and a canary fraction were given.",
-                remedy="Give one of the two.",
+                f"Both version {self.version} and {other} were given.", remedy="Give one of the two."
             )
         if not 0 <= self.canary <= 1:
             raise InputError(

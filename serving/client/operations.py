@@ -32,13 +32,7 @@ from serving.client.responses import Embedding, Metadata, State, VersionStatus
 from serving.client.retry import RetryDecision, classify_error, with_retries
 from serving.client.sans_io import Call, Compute, Operation, Pause, Response
 from serving.contract import PhotoRejection, Prediction, Status
-from serving.errors import (
-    DeadlineExceeded,
-    InputError,
-    ModelNotFound,
-    ServerError,
-    ServerUnavailable,
-)
+from serving.errors import DeadlineExceeded, InputError, ModelNotFound, ServerError, ServerUnavailable
 from serving.photos.converter import EXTRA, Converter
 from serving.protos import tensors
 

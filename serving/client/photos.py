@@ -111,10 +111,8 @@ def _read(photo: Any) -> bytes | PhotoRejection:
                 f"Reading a file given as a photo gave {type(content).__name__}, not bytes.",
                 remedy="Open it in binary mode.",
             )
-    except OSError as error:
-        return PhotoRejection(Status.UNREADABLE, error.strerror or str(error))
-    except ValueError as error:  # a path with a zero byte, a closed file
-        return PhotoRejection(Status.UNREADABLE, str(error))
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte, a closed file
+        return PhotoRejection(Status.UNREADABLE, getattr(error, "strerror", None) or str(error))
     raise InputError(
         f"A photo has to be bytes, a path, a file or an array, not {type(photo).__name__}.",
         remedy="Give a list of photos, also for a single photo.",

@@ -55,13 +55,14 @@ def models(as_json: bool, **flags: Any) -> None:
 
 
 def _format_row(version: Version) -> list[Cell]:
+    accuracy = version.accuracy
     state = version.state or ("served" if version.serves else "")
     row = (
         str(version.version),
         ", ".join(version.labels),
         f"live ({state})" if version.live else state,
         _format_verdict(version),
-        _format_accuracy(version),
+        f"{accuracy['value']:.1%} (N={accuracy['n']})" if accuracy else "",
         version.created or "",
         f"{version.size / 1e6:.1f} MB",
     )
@@ -72,9 +73,3 @@ def _format_verdict(version: Version) -> str:
     if version.problem:
         return version.problem
     return f"{version.verdict}: {', '.join(version.failed)}" if version.failed else version.verdict
-
-
-def _format_accuracy(version: Version) -> str:
-    if not version.accuracy:
-        return ""
-    return f"{version.accuracy['value']:.1%} (N={version.accuracy['n']})"

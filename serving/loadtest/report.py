@@ -47,18 +47,13 @@ def _chart_by_percentile(result: Result) -> Chart:
     # The 99.9th percentile, say, needs 1,000 requests to be more than the maximum.
     ticks = [percent for percent in _TAIL_PERCENTILES if percent == 0 or count >= 100 / (100 - percent)]
     end = max(1.0, _nines(ticks[-1]))
-    positions = [end * step / _MAX_POINTS for step in range(_MAX_POINTS + 1)]
+    positions = [end * step / _MAX_POINTS for step in range(_MAX_POINTS + 1)] if count else []
+    line = [(at, 1000 * percentile(result.latencies, 100 * (1 - 10**-at))) for at in positions]
     return Chart(
         "Latency by percentile",
         Axis(0, end, [(_nines(percent), f"{percent:g}") for percent in ticks], "percentile"),
         _latency_axis(result.latencies[-1:]),
-        [
-            [
-                (position, 1000 * percentile(result.latencies, 100 * (1 - 10**-position)))
-                for position in positions
-                if count
-            ]
-        ],
+        [line],
     )
 
 
