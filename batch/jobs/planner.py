@@ -13,6 +13,8 @@ from batch.inputs.sources import Source
 from batch.monitoring.stats import Progress, Stats
 from batch.output.dataset import Output
 from batch.output.finished import Publication
+from batch.output.run_record import Summary
+from batch.output.schema import format_columns
 from batch.shards import shard as shards
 from batch.shards.partition import WHOLE_INPUT, Partition
 from batch.shards.scored_index import exclude_scored
@@ -49,12 +51,7 @@ class RunPlanner:
         only_new: keep all existing rows, and add rows of photos that no run has scored.
         overwrite: replace the scores of another job.
         share: partition of the photos that this run scores.
-        total: statistics of all finished shards of the input; with `only_new`, of the shards that were
-            made under this run id.
-        of_id: statistics of the shards that were made under this run id.
-        skipped: number of shards that were finished before.
-        lines: number of lines of the input.
-        known: number of photos that were left out because a run has scored them.
+        summary: what was found and done so far.
         publication: shards of this run, since `plan`.
     """
 
@@ -65,13 +62,12 @@ class RunPlanner:
     only_new: bool = False
     overwrite: bool = False
     share: Partition = WHOLE_INPUT
-    total: Stats = field(default_factory=Stats)
-    of_id: Stats = field(default_factory=Stats)
-    skipped: int = 0
-    lines: int = 0
-    known: int = 0
+    summary: Summary = field(init=False)
     publication: Publication = field(init=False)
     _taken_over: bool = False
+
+    def __post_init__(self) -> None:
+        self.summary = Summary(self.output.directory, run_id=self.run_id)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -108,12 +104,11 @@ class RunPlanner:
             # shard of the same id has the very rows that this run would write.
             for raw in shards.plan_shards(entries, shard_size, self._row_inputs, columns):
                 if found := self.publication.find(raw.id):
-                    self._count(found.stats, found.run_id)
-                    self.skipped += 1
+                    self.summary.add_skipped(found.stats, found.run_id)
                     continue
                 writer.add(raw.to_shard(columns), len(self.models))
                 open_photos += len(raw.entries)
-        if not self.lines:
+        if not self.summary.lines:
             raise listing.no_photos_error(self.source.address)
         self._check_columns(earlier)
         if self.only_new:
@@ -129,7 +124,7 @@ class RunPlanner:
         """Read the input: entries of this partition sorted by hash, with `only_new` without scored photos."""
 
         def count_lines(lines: int) -> None:
-            self.lines = lines
+            self.summary.lines = lines
             if progress:
                 progress(Progress(0, lines, 0, listing=True))
 
@@ -141,34 +136,25 @@ class RunPlanner:
         return exclude_scored(entries, scored, self._count_known)
 
     def _count_known(self, photos: int) -> None:
-        self.known += photos
-
-    def _count(self, stats: Stats, run_id: str) -> None:
-        self.total += stats
-        if run_id == self.run_id:
-            self.of_id += stats
+        self.summary.known += photos
 
     def _count_previous_attempt(self) -> None:
         """Count the shards that a run of the same id published."""
         for shard_id, runs in self.publication.published.items():
             if self.run_id in runs and (record := self.output.read_record(shard_id, self.run_id)):
-                self._count(record.stats, self.run_id)
-                self.skipped += 1
+                self.summary.add_skipped(record.stats, self.run_id)
 
     def _check_columns(self, earlier: Sequence[Sequence[str]] | None) -> None:
         now = self.source.columns.describe()
         if earlier is not None and sorted(map(tuple, earlier)) != sorted(map(tuple, now)):
             raise OutputError(
-                f"The rows in {self.output.directory} have the manifest columns {_format_columns(earlier)},"
-                f" but these photos have {_format_columns(now)}.",
+                f"The rows in {self.output.directory} have the manifest columns {format_columns(earlier)},"
+                f" but these photos have {format_columns(now)}.",
                 remedy="Give a manifest with the same columns and types, or another --output.",
             )
 
-    def finish(self, plan: Plan) -> Stats:
+    def finish(self, plan: Plan) -> None:
         """Verify that every shard of the plan is complete, and make the rows of this run those of the output.
-
-        Returns:
-            Statistics of the shards of the plan, which are added to `total`.
 
         Raises:
             LeaseLost: another run took over; what it published is unchanged.
@@ -184,8 +170,7 @@ class RunPlanner:
             worked += stats
         digests = [model["digest"] for model in self.models]
         self.publication.publish(self.identity, self.source.columns.describe(), digests)
-        self._count(worked, self.run_id)
-        return worked
+        self.summary.add_worked(worked, plan.shards)
 
 
 def is_complete(planned: PlannedShard, stats: Stats) -> bool:
@@ -199,7 +184,3 @@ def incomplete_error(planned: PlannedShard) -> OutputError:
         f"The shard {planned.id} is incomplete although the Beam job has ended.",
         remedy="Run the same command again; finished shards are kept.",
     )
-
-
-def _format_columns(columns: Sequence[Sequence[str]]) -> str:
-    return ", ".join(f"{name} ({kind})" for name, kind in columns) or "none"

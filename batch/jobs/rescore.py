@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from time import perf_counter
@@ -94,7 +94,9 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
         previous_output = _find_output(previous)
         run = _Rescoring(
             Publication(output, replace_all=replaces),
-            run_id,
+            Summary(
+                output.directory, run_id=run_id, lines=previous.rows, price_per_hour=settings.price_per_hour
+            ),
             started,
             bundles,
             [model["digest"] for model in models],
@@ -107,7 +109,7 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
             run.score_group(group)
         run.check_complete()
         run.publication.publish(identity, [list(column) for column in previous.columns], run.digests)
-        summary = run.summarize(previous.rows, settings.price_per_hour, perf_counter() - start)
+        summary = replace(run.summary, seconds=perf_counter() - start)
         record = run_record.build_run_record(
             summary, started=started, models=models, settings=settings.to_json()
         )
@@ -136,31 +138,20 @@ class _Rescoring:
 
     Attributes:
         publication: shards of this run.
+        summary: what was found and done so far.
         digests: digest of each model, in the order of the bundles.
         find_keys: returns the keys (batch.shards.scored_index) that the previous output has of photos, by
             the hashes of their addresses.
-        total: statistics of all finished shards.
-        worked: statistics of the shards of this call.
-        of_id: statistics of the shards that were made under this run id.
-        skipped: number of shards that were finished before.
-        shards: number of shards of this call.
-        missing: number of photos without an embedding.
     """
 
     publication: Publication
-    run_id: str
+    summary: Summary
     started: datetime
     bundles: Sequence[Bundle]
     digests: Sequence[str]
     store: EmbeddingStore
     meter: Meter
     find_keys: Callable[[NDArray[np.bytes_]], NDArray[np.bytes_]]
-    total: Stats = field(default_factory=Stats)
-    worked: Stats = field(default_factory=Stats)
-    of_id: Stats = field(default_factory=Stats)
-    skipped: int = 0
-    shards: int = 0
-    missing: int = 0
     _missing_uris: list[str] = field(default_factory=list)
 
     @cached_property
@@ -172,8 +163,7 @@ class _Rescoring:
         """Yield the files that are not rescored yet, and count the finished ones."""
         for file in previous_files:
             if found := self.publication.find(file.id):
-                self._count(found.stats, found.run_id)
-                self.skipped += 1
+                self.summary.add_skipped(found.stats, found.run_id)
                 self.meter.add(found.stats.photos, found.stats.rejected, known=True)
             else:
                 yield file
@@ -232,7 +222,6 @@ class _Rescoring:
         # and those with a status that this version does not know.
         lacking = np.flatnonzero(~stored & (USABLE[before] | (before < 0)))
         if len(lacking):
-            self.missing += len(lacking)
             self._missing_uris.extend(file.table["uri"].take(lacking).to_pylist())
             return
         status = np.where(stored, outputs.status[at], before)
@@ -264,22 +253,15 @@ class _Rescoring:
     def _commit(self, file: PreviousFile, table: pa.Table, stats: Stats, scored: ScoredKeys) -> None:
         self.publication.attempt.commit(
             file.id,
-            self.run_id,
+            self.summary.run_id,
             table,
             stats,
             dict.fromkeys(self.digests, scored),
             date=self.started.date().isoformat(),
         )
         for _ in self.publication.collect([file.id]):
-            self._count(stats, self.run_id)
-        self.worked += stats
-        self.shards += 1
+            self.summary.add_worked(stats)
         self.meter.add(stats.photos, stats.rejected)
-
-    def _count(self, stats: Stats, run_id: str) -> None:
-        self.total += stats
-        if run_id == self.run_id:
-            self.of_id += stats
 
     def check_complete(self) -> None:
         """Check that no photo was left out.
@@ -289,36 +271,15 @@ class _Rescoring:
         """
         output, name = self.publication.output, f"{WORK_DIRECTORY}/{MISSING_FILE}"
         uri = files.join(output.directory, name)
-        if not self.missing:
+        if not self._missing_uris:
             output.writer.publish(removes=[name])
             return
         output.writer.publish({name: "".join(f"{uri}\n" for uri in self._missing_uris).encode()})
         model = self.bundles[0].path
         raise InputError(
-            f"{self.missing} photos have no embedding in {self.store.directory}"
+            f"{len(self._missing_uris)} photos have no embedding in {self.store.directory}"
             f" (first: {self._missing_uris[0]}; all: {uri}).",
             remedy=f"Embed them with `hubhead score --manifest {uri} --model {model} --output DIR`,"
             " then run the same command again; finished shards are kept. Or give the --embedding_store"
             " of the previous scoring.",
-        )
-
-    def summarize(self, lines: int, price_per_hour: float | None, seconds: float) -> Summary:
-        """Return the summary of the run.
-
-        Args:
-            lines: number of photos in the previous scores.
-            price_per_hour: price of one machine, or None.
-            seconds: wall time of the run.
-        """
-        return Summary(
-            path=self.publication.output.directory,
-            total=self.total,
-            this_run=self.worked,
-            of_id=self.of_id,
-            skipped_shards=self.skipped,
-            worked_shards=self.shards,
-            seconds=seconds,
-            run_id=self.run_id,
-            lines=lines,
-            price_per_hour=price_per_hour,
         )

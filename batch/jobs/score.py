@@ -121,9 +121,10 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
         worker = _configure_worker(
             settings, bundles, ScoresTarget(attempt, run_id, started, _digests(models))
         )
-        _process_plan(plan, planner.total, worker, progress, beam_args)
-        worked = planner.finish(plan)
-        summary = _summarize(planner, plan, worked, settings.price_per_hour, perf_counter() - start)
+        _process_plan(plan, planner.summary.total, worker, progress, beam_args)
+        planner.finish(plan)
+        seconds = perf_counter() - start
+        summary = replace(planner.summary, seconds=seconds, price_per_hour=settings.price_per_hour)
         run = run_record.build_run_record(
             summary, started=started, models=models, settings=settings.to_json()
         )
@@ -209,24 +210,6 @@ def cancel_earlier_jobs(output: Output) -> None:
                 job.where,
                 error,
             )
-
-
-def _summarize(
-    planner: RunPlanner, plan: Plan, worked: Stats, price_per_hour: float | None, seconds: float
-) -> Summary:
-    return Summary(
-        path=planner.output.directory,
-        total=planner.total,
-        this_run=worked,
-        of_id=planner.of_id,
-        skipped_shards=planner.skipped,
-        worked_shards=plan.shards,
-        seconds=seconds,
-        run_id=planner.run_id,
-        lines=planner.lines,
-        known=planner.known,
-        price_per_hour=price_per_hour,
-    )
 
 
 def embed(

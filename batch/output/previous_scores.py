@@ -13,7 +13,7 @@ import numpy as np
 from batch.embeddings import SHA_BYTES
 from batch.embeddings.lookup import Lookup
 from batch.output.dataset import RUN_FILE
-from batch.output.schema import COLUMNS, encode_status_column, parse_hex_digests
+from batch.output.schema import COLUMNS, encode_status_column, format_columns, parse_hex_digests
 from batch.output.shard_record import WORK_DIRECTORY
 from serving.errors import InputError
 from serving.storage import files
@@ -81,7 +81,7 @@ class PreviousScores:
         if len(columns) > 1:
             raise InputError(
                 f"The files of scores in {self.directory} have different columns:"
-                f" {_format_columns(columns[0])} and {_format_columns(columns[1])}.",
+                f" {format_columns(columns[0])} and {format_columns(columns[1])}.",
                 remedy="Rescore the outputs of different manifests separately.",
             )
         self.columns: Sequence[Sequence[str]] = columns[0]
@@ -237,7 +237,3 @@ def _unreadable_error(path: str, error: Exception) -> InputError:
         f"{path} cannot be read: {error}.",
         remedy="Run the same hubhead score again with --overwrite.",
     )
-
-
-def _format_columns(columns: Sequence[Sequence[str]]) -> str:
-    return ", ".join(f"{name} ({kind})" for name, kind in columns) or "none"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -110,9 +110,9 @@ FORMAT = RecordFormat(RunRecord, SCHEMA, InputError, {1: _upgrade_from_1}, ignor
 """Format of run.json."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Summary:
-    """Result of a run; `run.json` contains the same figures.
+    """Result of a run, which is counted as its shards finish; `run.json` contains the same figures.
 
     Attributes:
         path: output directory, or directory of the store if the run only embedded photos.
@@ -131,16 +131,30 @@ class Summary:
     """
 
     path: str
-    total: Stats
-    this_run: Stats
-    of_id: Stats
-    skipped_shards: int
-    worked_shards: int
-    seconds: float
+    total: Stats = field(default_factory=Stats)
+    this_run: Stats = field(default_factory=Stats)
+    of_id: Stats = field(default_factory=Stats)
+    skipped_shards: int = 0
+    worked_shards: int = 0
+    seconds: float = 0.0
     run_id: str = ""
     lines: int = 0
     known: int = 0
     price_per_hour: float | None = None
+
+    def add_skipped(self, stats: Stats, run_id: str) -> None:
+        """Count a shard that was finished before, under the given run id."""
+        self.total += stats
+        self.skipped_shards += 1
+        if run_id == self.run_id:
+            self.of_id += stats
+
+    def add_worked(self, stats: Stats, shards: int = 1) -> None:
+        """Count shards that were processed now."""
+        self.total += stats
+        self.of_id += stats
+        self.this_run += stats
+        self.worked_shards += shards
 
     @property
     def run_file(self) -> str:

@@ -24,6 +24,12 @@ COLUMNS = (
 )
 """Column names of `scores_schema`, available without importing Arrow."""
 
+
+def format_columns(columns: Sequence[Sequence[str]]) -> str:
+    """Format names and types of pass-through columns for messages."""
+    return ", ".join(f"{name} ({kind})" for name, kind in columns) or "none"
+
+
 STATUSES = tuple(Status)
 """Statuses in the order of their codes; arrays store codes."""
 

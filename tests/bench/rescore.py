@@ -70,7 +70,8 @@ def write_previous_scores(top: Path, model: Any, number: int, *, shuffled: bool)
         ones = np.ones(size, np.int32)
         vectors = np.roll(base[:size], shard, axis=1)
         embedding = pa.FixedSizeListArray.from_arrays(
-            pa.array(vectors.reshape(-1)), type=layout.embeddings_schema(dimension).field("embedding").type
+            pa.array(vectors.reshape(-1)),
+            type=layout.file_schema(layout.EMBEDDINGS, dimension).field("embedding").type,
         )
         stored = {"sha256": pa.array([sha.tobytes() for sha in shas[order[here]].view("V32")], pa.binary(32))}
         stored |= {
@@ -80,7 +81,7 @@ def write_previous_scores(top: Path, model: Any, number: int, *, shuffled: bool)
         }
         stored |= {"height": pa.array(ones), "width": pa.array(ones)}
         name, content = layout.encode_file(
-            layout.EMBEDDINGS, pa.table(stored, schema=layout.embeddings_schema(dimension))
+            layout.EMBEDDINGS, pa.table(stored, schema=layout.file_schema(layout.EMBEDDINGS, dimension))
         )
         files.write(f"{top}/store/{model.metadata.fingerprint}/{name}", content)
         columns = PhotoColumns(
