@@ -162,6 +162,13 @@ def find_alias(handle: str) -> Alias | None:
     return ALIASES.get(handle) or (_BY_KEY.get(_address_key(handle)) if "://" in handle else None)
 
 
+_NOISE = {
+    "tfhub.dev": {"imagenet"},
+    "kaggle.com": {"models", "frameworks", "tensorflow1", "tensorflow2", "variations", "versions"},
+}
+"""Host -> words of its addresses that do not identify a module."""
+
+
 def _address_key(address: str) -> str:
     """Return a key that the addresses of a module on tfhub.dev and on Kaggle have in common; "" for others.
 
@@ -176,13 +183,8 @@ def _address_key(address: str) -> str:
     words = re.split(r"[-_/]+", parts.path.lower().strip("/"))
     if words[-1].isdigit() and "feature" in words:
         words.pop()
-    if parts.hostname == "tfhub.dev":
-        noise = {"imagenet"}
-    elif parts.hostname in {"kaggle.com", "www.kaggle.com"}:
-        noise = {"models", "frameworks", "tensorflow1", "tensorflow2", "variations", "versions"}
-    else:
-        return ""
-    return "_".join(word for word in words if word not in noise)
+    noise = _NOISE.get((parts.hostname or "").removeprefix("www."))
+    return "_".join(word for word in words if word not in noise) if noise else ""
 
 
 _BY_KEY = {_address_key(alias.handle): alias for alias in NAMES.values() if alias.handle}

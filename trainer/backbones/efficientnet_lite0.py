@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-IMAGE_SIZE = 224
 BN_EPSILON = 1e-3
 BN_MOMENTUM = 0.99
 
@@ -107,7 +106,7 @@ def feature_maps(weights: Mapping[str, Any], pixels: Any, *, training: bool) -> 
     return [*found, tf.nn.relu6(normalise(convolve(x, "_conv_head"), "_bn1"))]
 
 
-def export(weights: Mapping[str, NDArray[Any]], directory: Path, *, image_size: int = IMAGE_SIZE) -> None:
+def export(weights: Mapping[str, NDArray[Any]], directory: Path, *, image_size: int) -> None:
     """Write a SavedModel with the Reusable SavedModel interface of TF2 Hub.
 
     `__call__(pixels, training=False)` maps float32 [N,size,size,3] in [0,1] to features float32 [N,1280],

@@ -104,7 +104,10 @@ def load(
     options = options or InputOptions()
     path = resolve(handle, cache, progress=progress)
     try:
-        module = _load_saved_model(path)
+        # As tensorflow_hub.load does (module_v2.py, 0.16), which imports Keras, which takes longer than
+        # everything else. Modules in the TF1 format have no tags.
+        tags: list[str] | None = [] if tf.io.gfile.exists(f"{path}/{TF1_MODULE_FILE}") else None
+        module = tf.saved_model.load(path, tags=tags)
         identity = compute_fingerprint(path)
     # LookupError: raised by TensorFlow's checkpoint reader for a file that is too short.
     except (OSError, ValueError, LookupError, tf.errors.OpError) as error:
@@ -122,17 +125,6 @@ def load(
             "-1 to 1 or 0 to 255), set --value_range"
         )
     return Backbone(handle, path, module, found, found.extend_fingerprint(identity))
-
-
-def _load_saved_model(path: str) -> Any:
-    """Load a directory as tensorflow_hub.load does (module_v2.py, 0.16): TF1 modules have no tags.
-
-    tensorflow_hub itself is not used, since it imports Keras, which takes longer than everything else.
-    """
-    import tensorflow as tf
-
-    tags: list[str] | None = [] if tf.io.gfile.exists(f"{path}/{TF1_MODULE_FILE}") else None
-    return tf.saved_model.load(path, tags=tags)
 
 
 def resolve(handle: str, cache: Path, *, progress: ProgressLogger = no_progress) -> str:

@@ -106,20 +106,17 @@ class CrossValidation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, as stored in hubhead.json: the means, and the first repeat in full."""
-        return dict(
-            nan_to_none(
-                {
-                    "folds": self.folds,
-                    "repeats": len(self.runs),
-                    "accuracy": asdict(self.accuracy),
-                    "top_3": asdict(self.top_3),
-                    "log_loss": self.log_loss,
-                    "recall": {label: asdict(share) for label, share in self.recall.items()},
-                    "figures": {name: asdict(summary) for name, summary in self.figures.items()},
-                    "first": self.runs[0].to_dict(),
-                }
-            )
-        )
+        record = {
+            "folds": self.folds,
+            "repeats": len(self.runs),
+            "accuracy": asdict(self.accuracy),
+            "top_3": asdict(self.top_3),
+            "log_loss": self.log_loss,
+            "recall": {label: asdict(share) for label, share in self.recall.items()},
+            "figures": {name: asdict(summary) for name, summary in self.figures.items()},
+            "first": self.runs[0].to_dict(),
+        }
+        return dict(nan_to_none(record))
 
 
 def cross_validate(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from serving.errors import InputError
 from trainer import heads
 from trainer.evaluation.metrics import Estimate, Proportion, bootstrap_mean_interval, proportion
-from trainer.evaluation.novelty import Novelty, check_kept
+from trainer.evaluation.novelty import Novelty
 from trainer.heads import Floats, Ints
 
 Bools = NDArray[np.bool_]
@@ -43,15 +43,11 @@ class OpenSetResult:
     """How well photos of hidden labels are separated from those of known labels.
 
     Attributes:
-        hidden: number of labels hidden at a time.
-        draws: number of draws.
         auroc: probability that a hidden photo's score exceeds a known one's: mean over the draws, with
             a bootstrap interval over them.
         rates: one for each fraction kept, over all draws; n is the number of distinct photos.
     """
 
-    hidden: int
-    draws: int
     auroc: Estimate
     rates: tuple[RejectionRate, ...]
 
@@ -91,8 +87,6 @@ def leave_labels_out(
         raise InputError(
             f"{hidden} of {len(labels)} labels cannot be hidden.", remedy="Hide one or more, and leave two."
         )
-    for share in shares:
-        check_kept(share)
     areas, accepted, rejected, shown = [], [], [], []
     for draw, unknown in enumerate(draw_hidden_classes(len(labels), hidden, draws, seed)):
         is_hidden = np.isin(targets, unknown)
@@ -113,8 +107,6 @@ def leave_labels_out(
         shown.append(targets[is_hidden])
     of_shares = zip(shares, np.hstack(accepted), np.hstack(rejected), strict=True)
     return OpenSetResult(
-        hidden,
-        draws,
         Estimate(float(np.mean(areas)), *bootstrap_mean_interval(np.array(areas))),
         tuple(_measure_rate(*of_share, np.concatenate(shown), targets, labels) for of_share in of_shares),
     )

@@ -26,8 +26,6 @@ A hidden layer pays off for classes that are not linearly separable, with enough
     refit        fit with known settings
 """
 
-from trainer.heads.block_training import ENOUGH_VALIDATION
-from trainer.heads.calibration import fit_temperature
 from trainer.heads.fitter import single_blas_thread
 from trainer.heads.head import (
     Doubles,
@@ -41,19 +39,15 @@ from trainer.heads.head import (
     log_losses,
     softmax,
 )
-from trainer.heads.linear import SHRINKAGE
 from trainer.heads.refit import refit
-from trainer.heads.selection import FOLDS, STRENGTHS, stratified_folds
-from trainer.heads.settings import LARGE_DATASET, HeadSettings, Selection, class_weights
+from trainer.heads.selection import FOLDS, stratified_folds
+from trainer.heads.settings import LARGE_DATASET, HeadSettings, Selection
 from trainer.heads.streaming import Blocks
 from trainer.heads.training import fit, fit_blocks
 
 __all__ = [
-    "ENOUGH_VALIDATION",
     "FOLDS",
     "LARGE_DATASET",
-    "SHRINKAGE",
-    "STRENGTHS",
     "Blocks",
     "Doubles",
     "Floats",
@@ -64,10 +58,8 @@ __all__ = [
     "Scaling",
     "Selection",
     "Vectors",
-    "class_weights",
     "fit",
     "fit_blocks",
-    "fit_temperature",
     "log_loss",
     "log_losses",
     "refit",

@@ -27,7 +27,6 @@ from trainer.heads.selection import (
     record_selection,
     select_shrinkage,
     select_strength,
-    weights_of_photos,
 )
 from trainer.heads.settings import HeadSettings, Selection
 from trainer.heads.streaming import Blocks, ShuffledRows
@@ -130,7 +129,7 @@ class BlockTraining:
     ) -> None:
         self._data, self._weights, self._settings = data, weights, settings
         self._copies, self._seed = copies, seed
-        self._held_weights = weights_of_photos(weights, data.held_targets, settings)
+        self._held_weights = weights[data.held_targets]
         self._moments = Moments.from_blocks(data.rows, weights)
         self._shrinkage = select_shrinkage(
             self._moments, data.held_features, data.held_targets, self._held_weights

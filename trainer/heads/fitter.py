@@ -21,12 +21,9 @@ It is used to compare candidates, and for fits on many photos; EXACT_TOLERANCE f
 
 EXACT_TOLERANCE = 1e-8
 
-_MAX_STEPS = 500
-_MEMORY = 20
-"""Steps that approximate the inverse Hessian."""
-
-_GRADIENT_TOLERANCE = 1e-6
-"""Largest entry of the gradient at which the minimum counts as found."""
+_LBFGS_OPTIONS = {"maxiter": 500, "maxcor": 20, "gtol": 1e-6}
+"""Maximum of steps, steps that approximate the inverse Hessian, and largest entry of the gradient at which
+the minimum counts as found."""
 
 
 class Fitter:
@@ -91,13 +88,8 @@ class Fitter:
             gradient = white.to_gradient(of_kernel + decay * kernel, of_bias)
             return value + 0.5 * decay * float((kernel**2).sum()), gradient.ravel()
 
-        limits: Any = {
-            "maxiter": _MAX_STEPS,
-            "maxcor": _MEMORY,
-            "ftol": self._tolerance,
-            "gtol": _GRADIENT_TOLERANCE,
-        }
-        found: Any = minimize(objective, start.ravel(), jac=True, method="L-BFGS-B", options=limits)
+        options: Any = _LBFGS_OPTIONS | {"ftol": self._tolerance}
+        found: Any = minimize(objective, start.ravel(), jac=True, method="L-BFGS-B", options=options)
         self._last = white.to_linear(found.x.reshape(start.shape))
         return [lift_linear(self.basis, self._last), self._discriminant]
 
@@ -127,21 +119,14 @@ def count_rows_by_label(blocks: Blocks, classes: int) -> Ints:
 def compute_scaling(blocks: Blocks) -> Scaling:
     """Return the scaling as `Scaling.from_embeddings` does, in one pass.
 
-    Means and variances of blocks are merged pairwise (Chan, Golub and LeVeque 1983, "Algorithms for
-    computing the sample variance"), which is numerically stable.
+    The sums of squares are exact enough: the square of a float32 number has no more bits than a float64.
     """
 
-    def summarise(rows: Floats, _: Ints) -> tuple[int, Floats, Floats]:
-        mean = rows.mean(axis=0)
-        rows = rows - mean
-        return len(rows), mean, np.einsum("nd,nd->d", rows, rows)
+    def sum_block(rows: Floats, _: Ints) -> tuple[Any, ...]:
+        doubles = rows.astype(np.float64)
+        return len(doubles), doubles.sum(axis=0), np.einsum("nd,nd->d", doubles, doubles)
 
-    count, mean, squares = 0, np.zeros(blocks.dimension), np.zeros(blocks.dimension)
-    for block_count, block_mean, block_squares in blocks.map(summarise):
-        gap = block_mean - mean
-        total = count + block_count
-        squares += block_squares + gap**2 * (count * block_count / total)
-        mean += gap * (block_count / total)
-        count = total
-    deviation = np.sqrt(squares / count)
+    count, total, squares = blocks.sum(sum_block)
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
     return Scaling.from_moments(mean.astype(np.float32), deviation.astype(np.float32))

@@ -62,8 +62,7 @@ class Network:
     @property
     def layer(self) -> HiddenLayer:
         """Copy of the current weights."""
-        kernel, bias, output = self._parameters
-        return HiddenLayer(kernel.copy(), bias.copy(), output.copy())
+        return HiddenLayer(*(array.copy() for array in self._parameters))
 
     def logits(self, features: Floats) -> Floats:
         """Return the logits float32 [N,K], linear head included, of features float32 [N,D]."""
@@ -148,7 +147,7 @@ class LayerTraining:
 def train_layers(
     trainings: Sequence[LayerTraining],
     targets: Ints,
-    held_weights: Floats | None,
+    held_weights: Floats,
     weights: Floats,
     width: int | None,
     seed: int,
@@ -158,7 +157,7 @@ def train_layers(
     Args:
         trainings: one training per fold.
         targets: labels of all photos held out, int64 [N].
-        held_weights: weights of these photos in the log-loss, float32 [N]; None for equal ones.
+        held_weights: weights of these photos in the log-loss, float32 [N].
         weights: label weights, float32 [K].
         width: number of units; None to select one of WIDTHS.
         seed: seed of the networks.
@@ -178,7 +177,7 @@ def stop_early(
     networks: Sequence[Network],
     trainings: Sequence[LayerTraining],
     targets: Ints,
-    weights: Floats | None,
+    weights: Floats,
 ) -> EarlyStop:
     """Train networks, one per fold, epoch by epoch until the held-out log-loss stops decreasing.
 
@@ -188,7 +187,7 @@ def stop_early(
         networks: untrained networks.
         trainings: training of each network.
         targets: labels of all photos held out, int64 [N].
-        weights: weights of these photos in the log-loss, float32 [N]; None for equal ones.
+        weights: weights of these photos in the log-loss, float32 [N].
     """
     held = [
         training.held if training.basis is None else training.held @ training.basis for training in trainings

@@ -69,13 +69,13 @@ class BestStrength:
     losses: dict[float, float]
 
 
-def select_strength(folds: Sequence[Fold], targets: Ints, weights: Floats | None) -> BestStrength:
+def select_strength(folds: Sequence[Fold], targets: Ints, weights: Floats) -> BestStrength:
     """Return the C with the lowest held-out log-loss.
 
     Args:
         folds: folds that together hold out every one of the photos of `targets` once.
         targets: labels of the photos held out, int64 [N].
-        weights: their weights in the log-loss, float32 [N]; None for equal ones.
+        weights: their weights in the log-loss, float32 [N].
     """
     tried: dict[float, tuple[list[list[Linear]], Mixture]] = {}
 
@@ -104,14 +104,14 @@ def select_strength(folds: Sequence[Fold], targets: Ints, weights: Floats | None
     return BestStrength(best, linears, mixture, losses)
 
 
-def select_shrinkage(moments: Moments, held: Floats, targets: Ints, weights: Floats | None) -> float:
+def select_shrinkage(moments: Moments, held: Floats, targets: Ints, weights: Floats) -> float:
     """Return the discriminant's shrinkage with the lowest held-out log-loss after calibration.
 
     Args:
         moments: moments of the training part.
         held: features of the photos held out, float32 [N,D].
         targets: their labels, int64 [N].
-        weights: their weights in the log-loss, float32 [N]; None for equal ones.
+        weights: their weights in the log-loss, float32 [N].
     """
     losses = [
         fit_mixture(compute_logits([moments.discriminant(shrinkage)], held), targets, weights).loss
@@ -137,11 +137,6 @@ def stratified_folds(targets: Ints, folds: int, seed: int) -> Iterator[tuple[Int
 def compute_logits(linears: Sequence[Linear], features: Floats) -> list[Floats]:
     """Return the logits float32 [N,K] of each classifier."""
     return [features @ kernel + bias for kernel, bias in linears]
-
-
-def weights_of_photos(weights: Floats, targets: Ints, settings: HeadSettings) -> Floats | None:
-    """Return the label weight of each photo; None if all are equal."""
-    return None if settings.class_weight == "none" else weights[targets]
 
 
 def record_selection(

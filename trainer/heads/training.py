@@ -23,7 +23,6 @@ from trainer.heads.selection import (
     record_selection,
     select_strength,
     stratified_folds,
-    weights_of_photos,
 )
 from trainer.heads.settings import LARGE_DATASET, HeadSettings, Selection, class_weights
 from trainer.heads.streaming import Blocks, ShuffledRows
@@ -127,7 +126,7 @@ def _fit_in_memory(
         method, held_targets = "validation", targets[held_from:]
         splits = [(rows[:held_from], rows[held_from:])]
     weights = class_weights(np.bincount(targets, minlength=classes), settings.class_weight)
-    held_weights = weights_of_photos(weights, held_targets, settings)
+    held_weights = weights[held_targets]
 
     def prepare(chosen: Ints, tolerance: float) -> tuple[Scaling, Fitter]:
         """Return the scaling of some photos with all their views, and the fitter on their features."""

@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 
 from tests.support.head import blobs, fit_exactly, of_length_one, predict, yardstick
 from trainer import heads
+from trainer.heads.block_training import ENOUGH_VALIDATION
+from trainer.heads.calibration import fit_temperature
 from trainer.heads.fitter import EXACT_TOLERANCE, Fitter
-from trainer.heads.linear import loss_and_gradient
+from trainer.heads.linear import SHRINKAGE, loss_and_gradient
+from trainer.heads.selection import STRENGTHS
 from trainer.heads.streaming import Blocks
 
 if TYPE_CHECKING:
@@ -105,7 +108,7 @@ def test_the_temperature_corrects_over_and_underconfident_logits(wrong: float) -
     random = np.random.default_rng(3)
     logits = random.normal(size=(20_000, 4)).astype(np.float32) * 2
     targets = np.array([random.choice(4, p=row / row.sum()) for row in heads.softmax(logits).astype(float)])
-    temperature = heads.fit_temperature(logits * np.float32(wrong), targets)
+    temperature = fit_temperature(logits * np.float32(wrong), targets)
     assert temperature == pytest.approx(wrong, rel=0.05)
 
 
@@ -114,7 +117,7 @@ def test_temperature_scaling_never_increases_the_log_loss() -> None:
         random = np.random.default_rng(seed)
         logits = (random.normal(size=(200, 5)) * 10**seed / 100).astype(np.float32)
         targets = random.integers(0, 5, 200)
-        tempered = heads.softmax(logits / np.float32(heads.fit_temperature(logits, targets)))
+        tempered = heads.softmax(logits / np.float32(fit_temperature(logits, targets)))
         assert heads.log_loss(tempered, targets) <= heads.log_loss(heads.softmax(logits), targets) + 1e-4
 
 
@@ -143,10 +146,10 @@ def test_the_strength_with_the_lowest_held_out_loss_is_selected() -> None:
     features, targets = blobs(150, 30, 3)
     _, selection = heads.fit(features, targets, 3)
     assert selection.method == "cross-validation"
-    assert selection.losses.keys() >= set(heads.STRENGTHS)
+    assert selection.losses.keys() >= set(STRENGTHS)
     # The search beyond the first candidates stops without a sufficient gain.
     assert selection.losses[selection.strength] <= min(selection.losses.values()) + 1e-3
-    assert selection.losses[selection.strength] <= min(map(selection.losses.__getitem__, heads.STRENGTHS))
+    assert selection.losses[selection.strength] <= min(map(selection.losses.__getitem__, STRENGTHS))
     loss = heads.log_loss(selection.probabilities, selection.targets)
     assert loss == pytest.approx(selection.losses[selection.strength])
     np.testing.assert_array_equal(selection.targets, targets)
@@ -167,9 +170,9 @@ def test_few_validation_photos_join_the_others_and_many_are_held_out() -> None:
     few = blobs(50, 10, 2, seed=1)
     _, selection = heads.fit(features, targets, 2, validation=few)
     assert (selection.method, len(selection.targets)) == ("cross-validation", 250)
-    many = blobs(heads.ENOUGH_VALIDATION, 10, 2, seed=1)
+    many = blobs(ENOUGH_VALIDATION, 10, 2, seed=1)
     fitted, selection = heads.fit(features, targets, 2, validation=many)
-    assert (selection.method, len(selection.targets)) == ("validation", heads.ENOUGH_VALIDATION)
+    assert (selection.method, len(selection.targets)) == ("validation", ENOUGH_VALIDATION)
     # After C is selected, the head is fitted on all photos.
     np.testing.assert_allclose(fitted.scaling.mean, np.vstack([features, many[0]]).mean(axis=0), atol=1e-5)
 
@@ -180,7 +183,7 @@ def test_the_discriminant_matches_scikit_learn() -> None:
     for count, dimensions in ((300, 20), (60, 200)):
         features, targets = blobs(count, dimensions, 4)
         kernel, bias = fit_exactly(features, targets, 1.0)[1]
-        theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=heads.SHRINKAGE)
+        theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=SHRINKAGE)
         theirs.fit(features.astype(np.float64), targets)
         unseen = blobs(100, dimensions, 4, seed=7)[0]
         np.testing.assert_allclose(

@@ -13,7 +13,8 @@ from tests.support.head import blobs, fit_exactly
 from tests.support.head_kinds import KINDS, Data, fitted
 from trainer import heads
 from trainer.heads import HeadSettings
-from trainer.heads.calibration import fit_mixture
+from trainer.heads.calibration import fit_mixture, fit_temperature
+from trainer.heads.settings import class_weights
 
 if TYPE_CHECKING:
     pass
@@ -36,11 +37,11 @@ def chessboard(count: int, seed: int = 0) -> Data:
 
 @given(counts=st.lists(st.integers(0, 1000), min_size=1, max_size=6).filter(any))
 def test_balanced_class_weights_give_every_label_the_same_total(counts: list[int]) -> None:
-    weights = heads.class_weights(np.array(counts), "balanced")
+    weights = class_weights(np.array(counts), "balanced")
     total = weights * counts
     present = np.array(counts) > 0
     np.testing.assert_allclose(total[present], sum(counts) / present.sum(), rtol=1e-5)
-    np.testing.assert_array_equal(heads.class_weights(np.array(counts), "none"), 1)
+    np.testing.assert_array_equal(class_weights(np.array(counts), "none"), 1)
 
 
 @settings(max_examples=10, deadline=None)
@@ -83,9 +84,9 @@ def test_balanced_heads_find_more_of_the_rare_label(kind: str, more: int) -> Non
 @pytest.mark.parametrize("kind", KINDS)
 def test_balanced_probabilities_are_calibrated_where_labels_are_equally_frequent(kind: str) -> None:
     model, selection = fitted(with_rare_label(), 3, kind=kind, class_weight="balanced", width=16)
-    weights = heads.class_weights(np.bincount(selection.targets), "balanced")[selection.targets]
+    weights = class_weights(np.bincount(selection.targets), "balanced")[selection.targets]
     logits = np.log(np.maximum(selection.probabilities, 1e-12))
-    assert heads.fit_temperature(logits, selection.targets, weights) == pytest.approx(1, abs=0.02)
+    assert fit_temperature(logits, selection.targets, weights) == pytest.approx(1, abs=0.02)
     assert model.temperature > 0
 
 
