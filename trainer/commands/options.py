@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import click
 
-Decorator = Callable[[Any], Any]
-
-SETTINGS = {"show_default": True, "max_content_width": 100}
-
-
-def option_group(*options: Decorator) -> Decorator:
-    """Return a decorator that adds several options, which --help shows in this order."""
-    return lambda command: functools.reduce(
-        lambda wrapped, option: option(wrapped), reversed(options), command
-    )
-
+from serving.commands.server_options import option_group
 
 preprocessing_options = option_group(
     click.option(
-        "--max_bytes",
-        type=click.IntRange(min=1),
-        default=64 << 20,
-        help="Largest file size of a photo, in bytes; larger ones get the status too_large. Stored in "
-        "the bundle.",
+        "--aspect",
+        type=click.Choice(["stretch", "crop", "pad"]),
+        default="stretch",
+        help="Resizing of photos that are not square: stretch both sides as retrain.py does, crop the "
+        "centre, or pad with grey bars. Stored in the bundle.",
     ),
     click.option(
         "--max_pixels",
@@ -36,11 +24,11 @@ preprocessing_options = option_group(
         "PNG, BMP, WebP and progressive JPEG are limited to 50 million, GIF to 16 million in any case.",
     ),
     click.option(
-        "--aspect",
-        type=click.Choice(["stretch", "crop", "pad"]),
-        default="stretch",
-        help="Resizing of photos that are not square: stretch both sides as retrain.py does, crop the "
-        "centre, or pad with grey bars. Stored in the bundle.",
+        "--max_bytes",
+        type=click.IntRange(min=1),
+        default=64 << 20,
+        help="Largest file size of a photo, in bytes; larger ones get the status too_large. Stored in "
+        "the bundle.",
     ),
 )
 """Add the common preprocessing options; trainer.preprocessing.Preprocessing has all settings."""

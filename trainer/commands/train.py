@@ -11,16 +11,10 @@ import click
 import trainer
 from batch.commands.options import embedding_store_flag
 from serving.commands.main import require_extra
+from serving.commands.server_options import option_group
 from trainer.commands import retrain_flags
 from trainer.commands.backbone import input_options
-from trainer.commands.options import (
-    SETTINGS,
-    option_group,
-    preprocessing_options,
-    refuse,
-    say,
-    tflite_quantize,
-)
+from trainer.commands.options import preprocessing_options, refuse, say, tflite_quantize
 from trainer.training.summary import format_summary, to_dict
 
 
@@ -56,7 +50,6 @@ _column_options = option_group(
 
 @click.command(
     cls=retrain_flags.RetrainCommand,
-    context_settings=SETTINGS,
     short_help="Retrain a head on a folder of labelled photos.",
     epilog="\b\nExamples:\n"
     "  hubhead train --image_dir food_images\n"

@@ -14,9 +14,10 @@ import click
 from batch.commands.options import embedding_store_flag
 from serving import contract
 from serving.commands.main import require_extra
+from serving.commands.server_options import option_group
 from serving.commands.tables import Cell, print_table
 from serving.errors import GateRejected
-from trainer.commands.options import option_group, say
+from trainer.commands.options import say
 from trainer.gate.thresholds import RegressionLimits
 
 if TYPE_CHECKING:
@@ -53,7 +54,6 @@ _limit_options = option_group(
             limit.name,
             type=click.IntRange(min=0) if isinstance(limit.default, int) else click.FloatRange(min=0),
             default=limit.default,
-            show_default=True,
             help=text,
         )
         for limit, (flag, text) in zip(fields(RegressionLimits), _LIMITS, strict=True)
