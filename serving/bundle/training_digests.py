@@ -7,15 +7,18 @@ others (the probability of one collision is 5e-8) and reveal neither a photo nor
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving import contract
 from serving.errors import BundleError
+
+T = TypeVar("T")
 
 DigestPrefixes = NDArray[np.uint64]
 """The first eight bytes of sha256 digests: uint64 [N]."""
@@ -28,9 +31,7 @@ def truncate_digests(digests: Iterable[str]) -> DigestPrefixes:
 
 def write(directory: Path, digests: DigestPrefixes) -> None:
     """Write the digests of the training and validation photos to a SavedModel directory."""
-    path = directory / contract.TRAINED_ON_FILE
-    path.parent.mkdir(exist_ok=True)
-    np.save(path, np.unique(digests))
+    np.save(directory / contract.TRAINED_ON_FILE, np.unique(digests))
 
 
 def read(directory: Path) -> DigestPrefixes | None:
@@ -39,15 +40,7 @@ def read(directory: Path) -> DigestPrefixes | None:
     Raises:
         BundleError: the file is damaged.
     """
-    path = directory / contract.TRAINED_ON_FILE
-    try:
-        with path.open("rb") as file:
-            digests = np.load(file)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, EOFError) as error:
-        raise BundleError(f"{path} cannot be read: {error}.", remedy="Export the bundle again.") from error
-    return np.asarray(digests, np.uint64)
+    return _load(directory / contract.TRAINED_ON_FILE, lambda digests: np.asarray(digests, np.uint64))
 
 
 @dataclass(frozen=True)
@@ -67,11 +60,9 @@ class TestPhotos:
 
 def write_test_photos(directory: Path, photos: TestPhotos) -> None:
     """Write the test photos to a SavedModel directory."""
-    path = directory / contract.TEST_PHOTOS_FILE
-    path.parent.mkdir(exist_ok=True)
     names = sorted(set(photos.labels))
     np.savez_compressed(
-        path,
+        directory / contract.TEST_PHOTOS_FILE,
         sha256=np.frombuffer(bytes.fromhex("".join(photos.sha256)), np.uint8).reshape(-1, 32),
         label=np.array([names.index(label) for label in photos.labels], np.int32),
         names=np.array([name.encode() for name in names], np.bytes_),
@@ -84,12 +75,24 @@ def read_test_photos(directory: Path) -> TestPhotos | None:
     Raises:
         BundleError: the file is damaged.
     """
-    path = directory / contract.TEST_PHOTOS_FILE
+
+    def parse(arrays: Mapping[str, NDArray[Any]]) -> TestPhotos:
+        names = [name.decode() for name in arrays["names"].tolist()]
+        digests = tuple(row.tobytes().hex() for row in arrays["sha256"])
+        return TestPhotos(digests, tuple(names[index] for index in arrays["label"].tolist()))
+
+    return _load(directory / contract.TEST_PHOTOS_FILE, parse)
+
+
+def _load(path: Path, parse: Callable[[Any], T]) -> T | None:
+    """Read a NumPy file and parse its content; None if there is no such file.
+
+    Raises:
+        BundleError: the file is damaged.
+    """
     try:
-        with np.load(path) as file:
-            names = [name.decode() for name in file["names"].tolist()]
-            digests = tuple(row.tobytes().hex() for row in file["sha256"])
-            return TestPhotos(digests, tuple(names[index] for index in file["label"].tolist()))
+        with path.open("rb") as file:
+            return parse(np.load(file))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError, KeyError, IndexError, zipfile.BadZipFile) as error:

@@ -44,9 +44,8 @@ def _roll_back_label(target: DeploymentTarget, label: str, to: int | None, reaso
     if to is None:
         to = audit.previous_version(audit.read(target.store), label, current, target.versions)
     new = _require_other(target, to, current, f"label {label}")
-    along = tuple(other for other, on in labels.items() if on == current and other != label)
-    if label != STABLE:
-        along = ()  # ending a canary does not move stable
+    followers = [other for other, on in labels.items() if on == current and other != label]
+    along = tuple(followers) if label == STABLE else ()  # ending a canary does not move stable
     rollout.move_labels(target, dict.fromkeys((label, *along), new))
     for name in (label, *along):
         _log_rollback(target, name, current, new, reason)

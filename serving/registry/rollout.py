@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from serving.errors import BundleError, HubheadError
-from serving.registry.model_config import ModelConfig
 from serving.registry.target import DeploymentTarget
 
 
-def move_labels(target: DeploymentTarget, labels: Mapping[str, int]) -> ModelConfig:
+def move_labels(target: DeploymentTarget, labels: Mapping[str, int]) -> None:
     """Point each of these labels to a version, in the configuration that the server reads.
 
     Without a client to wait with, the previous versions stay in the policy: the server moves a label only
@@ -25,9 +24,6 @@ def move_labels(target: DeploymentTarget, labels: Mapping[str, int]) -> ModelCon
     Args:
         target: deployment target with a `config`.
         labels: version of each label that moves; other labels stay.
-
-    Returns:
-        The configuration after the change.
 
     Raises:
         BundleError: a version does not load; the configuration is restored.
@@ -44,14 +40,16 @@ def move_labels(target: DeploymentTarget, labels: Mapping[str, int]) -> ModelCon
     if target.client is None:
         target.say(f"writing {target.config}: {described}")
         target.write_config(kept, after)
-        return target.read_config()
+        return
     target.say(f"loading version {', '.join(map(str, sorted(set(labels.values()))))}")
     try:
         target.write_config(kept, before.labels)
         for version in sorted(set(labels.values())):
             target.wait_available(version)
     except BundleError:
-        restore(target, before)
+        with suppress(HubheadError):
+            served = None if before.everything else set(before.served_versions(existing))
+            target.write_config(served, before.labels)
         raise
     target.say(f"moving {described}")
     target.write_config(kept, after)
@@ -59,26 +57,17 @@ def move_labels(target: DeploymentTarget, labels: Mapping[str, int]) -> ModelCon
         target.wait_label(label, version)
     if kept is not None and kept != labelled:
         target.write_config(labelled, after)
-    return target.read_config()
 
 
 def pin_current(target: DeploymentTarget) -> None:
     """Pin a policy of the newest version to the versions now served, so that a new one changes nothing.
 
+    There is a configuration, and there are versions.
+
     Raises:
         ServerError: the server does not accept the configuration.
     """
     before = target.read_config()
-    if target.config is None or not before.latest:
-        return
-    serving = set(before.served_versions(target.versions))
-    if serving:
-        target.say(f"pinning version {', '.join(map(str, sorted(serving)))}, which is served now")
-        target.write_config(serving, before.labels)
-
-
-def restore(target: DeploymentTarget, before: ModelConfig) -> None:
-    """Write an earlier configuration back; errors of the server are ignored."""
-    with suppress(HubheadError):
-        versions = None if before.everything else set(before.served_versions(target.versions))
-        target.write_config(versions, before.labels)
+    serving = before.served_versions(target.versions)
+    target.say(f"pinning version {', '.join(map(str, serving))}, which is served now")
+    target.write_config(set(serving), before.labels)

@@ -111,7 +111,8 @@ def compare_predictions(
     old_rows = align_columns(old.probabilities[answered], own, both)
     targets = np.array([example.label for example in compared], np.int64)
     new_evaluation, old_evaluation = evaluate(rows, targets, both), evaluate(old_rows, targets, both)
-    gained, lost = _find_differences(rows, old_rows, targets)
+    right, was_right = (probabilities.argmax(axis=1) == targets for probabilities in (rows, old_rows))
+    gained, lost = right & ~was_right, was_right & ~right
     return LiveComparison(
         name=live.name,
         version=live.version,
@@ -127,12 +128,6 @@ def compare_predictions(
         newly_right=_list_photo_changes(compared, rows, old_rows, both, gained),
         newly_wrong=_list_photo_changes(compared, rows, old_rows, both, lost),
     )
-
-
-def _find_differences(new: Floats, old: Floats, targets: Ints) -> tuple[Bools, Bools]:
-    """Return the photos, bool [N], that only the new version gets right, and those that only the old does."""
-    right, was_right = (probabilities.argmax(axis=1) == targets for probabilities in (new, old))
-    return right & ~was_right, was_right & ~right
 
 
 def _list_label_changes(

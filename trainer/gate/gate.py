@@ -84,17 +84,17 @@ def validate(
         say: called with one line of progress per step.
 
     Raises:
-        BundleError: one of the two is not a bundle.
-        InputError: the candidate or the live version has no head, they are the same bundle, or no photo
-            can be read.
+        BundleError: one of the two is not a bundle, or has no head.
+        InputError: they are the same bundle, or no photo can be read.
         OutputError: the verdict cannot be written.
     """
     from serving import runtime
     from serving.runtime import session
 
     limits = limits or RegressionLimits()
-    new = _read_with_head(candidate)
-    old = _read_with_head(live) if live else None
+    new, old = bundle.read(candidate), bundle.read(live) if live else None
+    for version in filter(None, (new, old)):
+        version.require_head("predictions to evaluate")
     if old and old.path.resolve() == new.path.resolve():
         raise InputError(
             f"{new.path} is both the candidate and the live version.",
@@ -128,16 +128,6 @@ def validate(
     return found
 
 
-def _read_with_head(path: Path) -> Bundle:
-    found = bundle.read(path)
-    if not found.metadata.labels:
-        raise InputError(
-            f"{found.path} is a headless bundle: it has no predictions to evaluate.",
-            remedy="Give a bundle made by hubhead train.",
-        )
-    return found
-
-
 def _check_alone(new: Bundle, images: Sequence[bytes], checks: _CheckList) -> Model | None:
     """Check the candidate alone: load it in every way and compare the answers of all paths.
 
@@ -166,15 +156,9 @@ def _check_alone(new: Bundle, images: Sequence[bytes], checks: _CheckList) -> Mo
     with checks.run_step("loads in the runtime"):
         model = runtime.load(new.path)
         missing = [name for name in parity.SIGNATURES if name not in model.signatures]
-        checks.found.append(
-            Check(
-                "signatures",
-                not missing,
-                len(parity.SIGNATURES) - len(missing),
-                len(parity.SIGNATURES),
-                f"missing: {', '.join(missing)}" if missing else ", ".join(parity.SIGNATURES),
-            )
-        )
+        every = len(parity.SIGNATURES)
+        detail = f"missing: {', '.join(missing)}" if missing else ", ".join(parity.SIGNATURES)
+        checks.found.append(Check("signatures", not missing, every - len(missing), every, detail))
         answers["the runtime"] = parity.run_signatures(model.run, images, labels)
         # The comparison with the live version uses the head file.
         head, _ = load_head(new.path / contract.HEAD_FILE)
@@ -198,9 +182,8 @@ def _check_warmup(directory: Path) -> Check:
 
     path = directory / contract.WARMUP_FILE
     count = sum(1 for _ in read_records(path)) if path.is_file() else 0
-    return Check(
-        "warm-up requests", count > 0, count, 1, "" if count else f"{contract.WARMUP_FILE} is missing"
-    )
+    detail = "" if count else f"{contract.WARMUP_FILE} is missing"
+    return Check("warm-up requests", count > 0, count, 1, detail)
 
 
 def _compare_with_live(
@@ -251,9 +234,8 @@ def _collect_examples(
     uris = store.find_uris(map(bytes.fromhex, tested.sha256))
     for sha256, label in zip(tested.sha256, tested.labels, strict=True):
         # Of the addresses of one content, a file that has been moved no longer exists.
-        places = (
-            uri for uri in uris.get(bytes.fromhex(sha256), ()) if stat_photo(uri).size or is_remote(uri)
-        )
+        listed = uris.get(bytes.fromhex(sha256), ())
+        places = (uri for uri in listed if is_remote(uri) or stat_photo(uri).size)
         found.setdefault(sha256, Example(next(places, ""), sha256, index[label]))
     foreign = sum(photo.label is not None and photo.label not in index for photo in photos)
     return list(found.values()), {

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,6 @@ def run_signatures(run: Run, photos: Sequence[bytes], labels: int) -> dict[str, 
     found: list[dict[str, Any]] = []
     for begin in range(0, len(images), _BATCH):
         rows = {contract.IMAGE_BYTES: images[begin : begin + _BATCH]}
-        count = len(rows[contract.IMAGE_BYTES])
         default = run(contract.SERVING_DEFAULT, rows)
         probabilities = run(contract.PROBABILITIES, rows)
         embedded = run(contract.EMBED, rows)
@@ -96,10 +96,10 @@ def run_signatures(run: Run, photos: Sequence[bytes], labels: int) -> dict[str, 
             "label": default[contract.LABEL],
             "status": default[contract.STATUS],
         }
-        shape = (count, labels)
+        expected = [len(rows[contract.IMAGE_BYTES]), labels]
         for name in ("probabilities", "probabilities from the embedding"):
-            if answer[name].shape != shape:
-                raise BundleError(f"{name}: shape {list(answer[name].shape)}, expected {list(shape)}.")
+            if (shape := list(answer[name].shape)) != expected:
+                raise BundleError(f"{name}: shape {shape}, expected {expected}.")
         found.append(answer)
     return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
@@ -117,15 +117,10 @@ def check_agreement(answers: Mapping[str, Mapping[str, Any]], tolerance: float) 
     for name, answer in others:
         checks.append(_check_signatures(name, answer, usable, tolerance))
         difference = _max_difference(answer["probabilities"], reference["probabilities"])
-        same = bool((answer["status"] == reference["status"]).all())
-        detail = f"largest difference of a probability {difference:.2g} over {len(usable)} photos"
-        if not same:
-            detail += "; statuses differ"
-        checks.append(
-            Check(
-                f"{name} agrees with {first}", same and difference <= tolerance, difference, tolerance, detail
-            )
-        )
+        check = _check_difference(f"{name} agrees with {first}", difference, tolerance, len(usable))
+        if not (answer["status"] == reference["status"]).all():
+            check = replace(check, passed=False, detail=f"{check.detail}; statuses differ")
+        checks.append(check)
     return checks
 
 
@@ -138,8 +133,14 @@ def _check_signatures(
         _max_difference(answer["probabilities from the embedding"][usable], rows),
         _max_difference(answer["best score"][usable], rows.max(axis=1, initial=0.0)),
     )
-    detail = f"largest difference of a probability {difference:.2g}"
-    return Check(f"signatures agree in {name}", difference <= tolerance, difference, tolerance, detail)
+    return _check_difference(f"signatures agree in {name}", difference, tolerance)
+
+
+def _check_difference(name: str, difference: float, tolerance: float, photos: int | None = None) -> Check:
+    """Check the largest difference of a probability; the detail states the number of photos, if given."""
+    over = "" if photos is None else f" over {photos} photos"
+    detail = f"largest difference of a probability {difference:.2g}{over}"
+    return Check(name, difference <= tolerance, difference, tolerance, detail)
 
 
 def _max_difference(one: NDArray[Any], other: NDArray[Any]) -> float:
@@ -153,10 +154,7 @@ def check_head(head: Head, run: Run, photos: Sequence[bytes], tolerance: float) 
     difference = _max_difference(
         head.probabilities(embedded[contract.EMBEDDING]), served[contract.PROBABILITIES]
     )
-    detail = f"largest difference of a probability {difference:.2g}"
-    return Check(
-        "the head file agrees with the graph", difference <= tolerance, difference, tolerance, detail
-    )
+    return _check_difference("the head file agrees with the graph", difference, tolerance)
 
 
 def measure_latency(models: Sequence[Model], photos: Sequence[bytes]) -> list[float]:

@@ -76,14 +76,12 @@ def _predict_from_bytes(
 
     model = model or runtime.load(version.path)
     sent: list[int] = []  # rows of the photos that were sent: those that cannot be read are skipped
-    done = 0
     images = _read_photos(version, photos, rows, sent)
-    for outputs in model.imap(contract.PROBABILITIES, contract.IMAGE_BYTES, images):
-        statuses = outputs[contract.STATUS]
-        answers = sent[done : done + len(statuses)]
-        found.probabilities[answers] = outputs[contract.PROBABILITIES]
-        found.answered[answers] = [Status(status.decode()).usable for status in statuses]
-        done += len(statuses)
+    outputs = list(model.imap(contract.PROBABILITIES, contract.IMAGE_BYTES, images))
+    if sent:
+        found.probabilities[sent] = np.concatenate([output[contract.PROBABILITIES] for output in outputs])
+        statuses = np.concatenate([output[contract.STATUS] for output in outputs])
+        found.answered[sent] = [Status(status.decode()).usable for status in statuses]
 
 
 def _read_photos(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from serving import bundle
 from serving.errors import BundleError
 from serving.registry import verdict
-from serving.registry.stores.store import Say, Store, content_sizes
+from serving.registry.stores.store import LogLine, Say, Store, content_sizes
 from serving.storage import files
 
 AUDIT_LOG = "audit.jsonl"
@@ -39,9 +39,7 @@ class LocalStore(Store):
                 return version
         return None
 
-    def publish(
-        self, source: Path, digest: str, *, at_least: int, log: Callable[[int], str], say: Say
-    ) -> int:
+    def publish(self, source: Path, digest: str, *, at_least: int, log: LogLine, say: Say) -> int:
         say(f"copying {source}")
         with bundle.staging(self.base) as staged:
             try:

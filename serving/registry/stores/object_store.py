@@ -21,14 +21,14 @@ that a server that starts meanwhile fails to load it instead of loading a part o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from serving import bundle, contract
 from serving.errors import BundleError, InputError, OutputError
 from serving.registry import verdict
-from serving.registry.stores.store import LEASE_DIRECTORY, Say, Store, content_sizes
+from serving.registry.stores.store import LEASE_DIRECTORY, LogLine, Say, Store, content_sizes
 from serving.storage import files, remote
 from serving.storage.lease import read_intent
 
@@ -95,9 +95,7 @@ class ObjectStore(Store):
         matching = (v for v in reversed(self.versions()) if self._read_record(v).content == digest)
         return next(matching, None)
 
-    def publish(
-        self, source: Path, digest: str, *, at_least: int, log: Callable[[int], str], say: Say
-    ) -> int:
+    def publish(self, source: Path, digest: str, *, at_least: int, log: LogLine, say: Say) -> int:
         for other in files.list_names(self._at(STAGING_PREFIX)):
             if other != digest:
                 say(f"removing an interrupted upload of content {other[:12]}")

@@ -18,6 +18,9 @@ LEASE_DIRECTORY = ".hubhead/lease"
 Say = Callable[[str], None]
 """Callback for one line of progress."""
 
+LogLine = Callable[[int], str]
+"""Function from a version number to the line of the audit log about it."""
+
 
 def silent(line: str) -> None:
     """Discard a line of progress."""
@@ -63,9 +66,7 @@ class Store(ABC):
         """Return the version with this digest, or at this very path; None if there is none."""
 
     @abstractmethod
-    def publish(
-        self, source: Path, digest: str, *, at_least: int, log: Callable[[int], str], say: Say
-    ) -> int:
+    def publish(self, source: Path, digest: str, *, at_least: int, log: LogLine, say: Say) -> int:
         """Copy a bundle into the store and return its version number.
 
         The version is invisible here, and no server loads it, before it is complete. A publication that is

@@ -12,7 +12,7 @@ import pytest
 from batch.output import run_record
 from batch.output.dataset import Output
 from serving import contract
-from serving.bundle.directory import METADATA_FORMAT
+from serving.bundle import METADATA_FORMAT
 from serving.errors import BundleError, HubheadError, InputError
 from serving.registry import verdict
 from serving.storage.records import RecordFormat

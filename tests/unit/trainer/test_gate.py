@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from batch.embeddings import Embeddings, EmbeddingStore, hash_photo
 from batch.inputs.listing import Photo, stat_photo
 from serving import contract
-from serving.bundle import BundleMetadata, training_digests
-from serving.bundle.directory import METADATA_FORMAT
+from serving.bundle import METADATA_FORMAT, BundleMetadata, training_digests
 from serving.bundle.training_digests import TestPhotos
 from serving.contract import Status
 from serving.errors import BundleError, InputError
@@ -388,7 +387,7 @@ def test_a_bundle_is_not_compared_with_itself(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="both the candidate and the live"):
         gate.validate(directory, live=tmp_path)
     replace(metadata(), labels=[]).write(directory)
-    with pytest.raises(InputError, match="headless"):
+    with pytest.raises(BundleError, match="headless"):
         gate.validate(directory)
 
 
