@@ -91,13 +91,12 @@ def list_manifest(
             found.append(LabelledPhoto(photo, row.label or None, row.subset, row.group))
         else:
             left_out.append((uri, photo))
+    note = f"{repeated} lines repeat a photo of an earlier line; each photo counts once."
     return PhotoListing(
         where,
         found,
         sorted({row.label for row in rows.values() if row.label}),
-        notes=[f"{repeated} lines repeat a photo of an earlier line; each photo counts once."]
-        if repeated
-        else [],
+        notes=[note] if repeated else [],
         sets_from="the manifest" if any(row.subset != Subset.TRAINING for row in rows.values()) else "",
         left_out=left_out,
     )
@@ -211,11 +210,8 @@ def _look_up(
     list_once = cache(lambda directory: list_directory(directory, remote[directory]))
     rejected = 0
     for done, uri in enumerate(uris, 1):
-        photo: Photo | str
-        if files.is_remote(uri):
-            photo = list_once(uri.rpartition("/")[0]).get(uri, _NOT_FOUND)
-        else:
-            photo = _stat_local(uri)
+        directory = uri.rpartition("/")[0]
+        photo = list_once(directory).get(uri, _NOT_FOUND) if directory in remote else _stat_local(uri)
         rejected += isinstance(photo, str)
         if progress and (done % _REPORT_EVERY == 0 or done == len(uris)):
             progress(Progress(done, len(uris), rejected))

@@ -41,8 +41,7 @@ class SimilarityGraph:
         parts = find_components(len(left) + len(right), at, to + len(left))
         rows = np.concatenate([left, right])
         touched = np.unique(np.concatenate([at, to + len(left)]))
-        _, first, part = np.unique(parts[touched], return_index=True, return_inverse=True)
-        self._append(np.stack([rows[touched], rows[touched[first][part]]]))
+        self._append(np.stack([rows[touched], rows[touched[_first_row(parts[touched])]]]))
         if self._held > max(_MAX_LINKS, 2 * self._count):
             parts = self._components()
             pairs, self._pairs, self._held = np.stack([np.arange(self._count), _first_row(parts)]), [], 0

@@ -226,7 +226,7 @@ def _build_units(examples: Sequence[Example], together: Iterable[Sequence[int]])
         _Unit(
             tuple(rows),
             frozenset(examples[row].label for row in rows),
-            _hash_position({_group_of(examples[row]) for row in rows}),
+            _hash_position({_group_of(examples[row])[1] for row in rows}),
         )
         for rows in _join_rows(examples, _rows_to_split(examples), together)
     ]
@@ -241,7 +241,7 @@ def _join_rows(
     alike = (
         (first.setdefault(key, index), index)
         for row, index in at.items()
-        for key in (_group_key(examples[row]), ("", examples[row].sha256))
+        for key in (_group_of(examples[row]), ("", examples[row].sha256))
     )
     joined = (pairwise(at[row] for row in rows if row in at) for rows in together)
     links = np.fromiter(chain(alike, *joined), np.dtype((np.int64, 2)))
@@ -265,38 +265,27 @@ def _assign_units(units: Sequence[_Unit], settings: SplitSettings, missing: Sequ
             continue
         low, high = settings.intervals[wanted]
         # A unit may move only if none of its labels loses its last unit in the set that it leaves.
-        nearest = min(
-            (
-                unit
-                for unit in of_label[label]
-                if all(counts[other, unit.subset] > 1 for other in unit.labels)
-            ),
-            key=lambda unit: (
-                unit.subset is not Subset.TRAINING,
-                max(low - unit.position, unit.position - high),
-            ),
-            default=None,
-        )
-        if nearest:
+        spare = [unit for unit in of_label[label] if all(counts[one, unit.subset] > 1 for one in unit.labels)]
+        if spare:
+            in_training = [unit for unit in spare if unit.subset is Subset.TRAINING]
+            nearest = min(in_training or spare, key=lambda u: max(low - u.position, u.position - high))
             for other in nearest.labels:
                 counts[other, nearest.subset] -= 1
                 counts[other, wanted] += 1
             nearest.subset = wanted
 
 
-def _group_of(example: Example) -> str:
-    """Return the manifest's group, else directory and name before `_nohash_`, else the content's digest."""
+def _group_of(example: Example) -> tuple[int | str, str]:
+    """Return the scope and the name of the group that an example belongs to.
+
+    It is the manifest's group, among all labels; else the directory and the name before `_nohash_`,
+    among the photos of the label; else the content's digest.
+    """
+    if example.group:
+        return "group", example.group
     path = Path(example.uri)
     name, mark, _ = path.name.partition("_nohash_")
-    return example.group or (f"{path.parent.name}/{name}" if mark else example.sha256)
-
-
-def _group_key(example: Example) -> tuple[int | str, str]:
-    """Return the group with its scope: all labels for a manifest's group, the label for `_nohash_`."""
-    group = _group_of(example)
-    if example.group:
-        return "group", group
-    return ("" if group == example.sha256 else example.label), group
+    return (example.label, f"{path.parent.name}/{name}") if mark else ("", example.sha256)
 
 
 def _hash_position(groups: Iterable[str]) -> float:
