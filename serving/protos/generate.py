@@ -13,22 +13,12 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSe
 from serving.protos import DESCRIPTORS
 
 ROOTS = (
-    "tensorflow_serving.apis.classification_pb2",
-    "tensorflow_serving.apis.get_model_metadata_pb2",
-    "tensorflow_serving.apis.get_model_status_pb2",
-    "tensorflow_serving.apis.inference_pb2",
-    "tensorflow_serving.apis.input_pb2",
-    "tensorflow_serving.apis.model_management_pb2",
-    "tensorflow_serving.apis.model_pb2",
-    "tensorflow_serving.apis.model_service_pb2",
-    "tensorflow_serving.apis.predict_pb2",
-    "tensorflow_serving.apis.prediction_log_pb2",
     "tensorflow_serving.apis.prediction_service_pb2",
-    "tensorflow_serving.apis.regression_pb2",
-    "tensorflow.core.example.example_pb2",
+    "tensorflow_serving.apis.model_service_pb2",
+    "tensorflow_serving.apis.prediction_log_pb2",
     "tensorflow.core.protobuf.saved_model_pb2",
 )
-"""Modules of the messages that hubhead uses; the modules they import are included as well."""
+"""Modules of the services, the warm-up file and saved_model.pb; what they import is included as well."""
 
 
 def descriptor_set() -> FileDescriptorSet:

@@ -76,7 +76,10 @@ class Model:
         self._functions = {
             name: function for name, function in loaded.signatures.items() if not name.startswith("__")
         }
-        self.signatures = {name: _describe_signature(function) for name, function in self._functions.items()}
+        self.signatures = {
+            name: Signature(_describe(_inputs(function)), _describe(_outputs(function)))
+            for name, function in self._functions.items()
+        }
         self._loaded = loaded  # owns the variables, which must outlive the functions
         self._frozen: dict[str, Any] = {}
         self._freezing = threading.Lock()
@@ -262,16 +265,12 @@ def _outputs(function: Any) -> dict[str, Any]:
     return dict(sorted(function.structured_outputs.items()))
 
 
-def _describe_signature(function: Any) -> Signature:
-    return Signature(
-        {name: _describe_tensor(spec) for name, spec in _inputs(function).items()},
-        {name: _describe_tensor(spec) for name, spec in _outputs(function).items()},
-    )
-
-
-def _describe_tensor(spec: Any) -> TensorInfo:
-    shape = None if spec.shape.rank is None else tuple(spec.shape.as_list())
-    return TensorInfo(tensors.dtype_name(spec.dtype.as_datatype_enum), shape)
+def _describe(specs: Mapping[str, Any]) -> dict[str, TensorInfo]:
+    found = {}
+    for name, spec in specs.items():
+        shape = None if spec.shape.rank is None else tuple(spec.shape.as_list())
+        found[name] = TensorInfo(tensors.dtype_name(spec.dtype.as_datatype_enum), shape)
+    return found
 
 
 def clean_error_message(text: str) -> str:

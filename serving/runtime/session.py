@@ -98,12 +98,8 @@ def check_answers(
     if probabilities is None:
         return
     column = {label.encode(): index for index, label in enumerate(labels)}
-    expected = np.array(
-        [
-            [row[column[name]] for name in names]
-            for row, names in zip(probabilities, outputs[contract.CLASSES], strict=False)
-        ]
-    )
+    columns = np.vectorize(column.get, otypes=[np.intp])(outputs[contract.CLASSES][: len(photos)])
+    expected = np.take_along_axis(probabilities, columns, axis=1)
     difference = float(np.abs(outputs[contract.SCORES][: len(photos)] - expected).max(initial=0.0))
     if difference > tolerance:
         raise BundleError(
@@ -117,7 +113,6 @@ def sample_jpeg() -> bytes:
     """Return a small generated photo, for warm-up and checks."""
     tf = import_tensorflow()
 
-    ramp = tf.range(256, dtype=tf.int32)
-    pixels = tf.stack([ramp[None, :] + 0 * ramp[:, None], ramp[:, None] + 0 * ramp[None, :]], axis=-1)
-    pixels = tf.cast(tf.concat([pixels, 128 + 0 * pixels[:, :, :1]], axis=-1), tf.uint8)
-    return bytes(tf.io.encode_jpeg(pixels).numpy())
+    ramp = tf.range(256)
+    pixels = tf.stack([*tf.meshgrid(ramp, ramp), tf.fill((256, 256), 128)], axis=-1)
+    return bytes(tf.io.encode_jpeg(tf.cast(pixels, tf.uint8)).numpy())

@@ -9,6 +9,7 @@ Modules are imported on first use, so that `hubhead serve --help` is fast.
     models     versions, version labels, reload, warm-up, inference
     batching   the queue, admission control, batch threads
     grpc, rest the two protocols; rest also has the demo page
+    event_loop the thread of each protocol's event loop
     metrics, health
                Prometheus metrics, the health service
     app        start, run, stop

@@ -82,12 +82,14 @@ class RunningServer:
         self._stopping.set()
         self._health.drain()
         with ThreadPoolExecutor() as pool:  # both ports wait at the same time
-            pool.submit(self._grpc.stop, GRACE_SECONDS)
+            stopped = [pool.submit(self._grpc.stop, GRACE_SECONDS)]
             if self._rest:
-                pool.submit(self._rest.stop)
+                stopped.append(pool.submit(self._rest.stop))
         for thread in self._threads:
             thread.join(GRACE_SECONDS)  # one may be in the middle of loading a version
         self.manager.close()
+        for port in stopped:
+            port.result()  # raises its error
 
     def __enter__(self) -> Self:
         return self
@@ -104,9 +106,7 @@ class RunningServer:
             if settings.model_config_file and every and time.monotonic() - read_at >= every:
                 read_at = time.monotonic()
                 current = _read_text(settings.model_config_file)
-                if current in (None, text):
-                    continue
-                if self._reload_config_file(settings.model_config_file):
+                if current not in (None, text) and self._reload_config_file(settings.model_config_file):
                     text = current
 
     def _reload_config_file(self, path: Path) -> bool:
@@ -166,22 +166,19 @@ class StoppedError(Exception):
     """The server was stopped before it had a version to serve."""
 
 
-def serve_until_signalled(
-    settings: ServerSettings, on_ready: Callable[[RunningServer], None], *, loader: Loader = runtime.load
-) -> None:
+def serve_until_signalled(settings: ServerSettings, on_ready: Callable[[RunningServer], None]) -> None:
     """Serve until SIGTERM or SIGINT; call it from the main thread.
 
     Args:
         settings: settings of the server.
         on_ready: function that is called once the ports are open.
-        loader: function that loads the model in a version's directory.
 
     Raises:
         HubheadError: errors of `start`.
     """
     with _stop_on_signals() as stop:
         try:
-            server = start(settings, loader=loader, stop=stop)
+            server = start(settings, stop=stop)
         except StoppedError:
             return
         with server:

@@ -126,7 +126,7 @@ class Batcher:
         now = time.monotonic()
         deadline = None if seconds is None else now + seconds
         key, rows = self._route(signature, inputs, outputs)
-        request = Request(signature, inputs, outputs, rows, deadline, now)
+        request = Request(inputs, rows, deadline, now)
         nbytes = request.nbytes
         with self._changed:
             if request.is_expired(now):

@@ -46,9 +46,7 @@ class Request:
     """The tensors of one call, until all of its rows are answered.
 
     Attributes:
-        signature: signature key.
         inputs: arrays by input alias.
-        outputs: aliases of the requested outputs.
         rows: size of the first dimension; 1 for a request that always runs alone.
         deadline: time.monotonic() at which the caller stops waiting; None: no deadline.
         arrived: time.monotonic() of arrival.
@@ -57,9 +55,7 @@ class Request:
         retried: whether the request was taken out of its batches to run alone.
     """
 
-    signature: str
     inputs: Tensors
-    outputs: tuple[str, ...]
     rows: int
     deadline: float | None
     arrived: float
@@ -93,7 +89,7 @@ class Request:
         """Return the outputs of all slices, concatenated in row order."""
         # Slices may finish in any order, as they run on several threads.
         parts = [part for _, part in sorted(self.partial_outputs.items(), key=lambda item: item[0].start)]
-        return {alias: np.concatenate([part[alias] for part in parts]) for alias in self.outputs}
+        return {alias: np.concatenate([part[alias] for part in parts]) for alias in parts[0]}
 
 
 @dataclass(frozen=True)

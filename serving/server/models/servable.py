@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -27,22 +27,8 @@ SERVE_TAG = "serve"
 """Tag of the graph to load from a SavedModel."""
 
 
-class Model(Protocol):
-    """The part of `serving.runtime.Model` that the server uses."""
-
-    @property
-    def threads(self) -> int:
-        """Number of calls that run at once."""
-        ...
-
-    def run(self, signature: str, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-        """Call one signature; safe to call from any thread."""
-        ...
-
-
-Loader = Callable[[Path], Model]
-"""Loads the model in a version's directory."""
-
+Loader = Callable[[Path], runtime.Model]
+"""Loads the model in a version's directory; only its `threads` and `run` are used."""
 
 _MODEL_FAULTS = ("ABORTED", "DATA_LOSS", "INTERNAL", "RESOURCE_EXHAUSTED", "UNKNOWN")
 """Status codes that report a fault of the model, not of the request."""
@@ -62,7 +48,7 @@ class Servable:
         self,
         name: str,
         version: int,
-        model: Model,
+        model: runtime.Model,
         signatures: Mapping[str, Any],
         *,
         batching: BatchingParameters | None = None,

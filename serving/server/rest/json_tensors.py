@@ -29,6 +29,9 @@ from serving.server.status_error import invalid_argument, unimplemented
 Json: TypeAlias = Any
 """Any result of json.loads."""
 
+Instance: TypeAlias = tuple[tuple[int, ...], list[Any]]
+"""Shape of a JSON value, and its elements in order."""
+
 # DataType numbers.
 _FLOATS = (1, 2)
 _INTEGERS = (3, 4, 5, 6, 9, 22, 23)
@@ -61,13 +64,13 @@ def parse_tensor(value: Json, dtype: int) -> protos.Message:
     return _make_proto(leaves, shape, dtype)
 
 
-def stack_instances(instances: Sequence[tuple[tuple[int, ...], list[Any]]], dtype: int) -> protos.Message:
+def stack_instances(instances: Sequence[Instance], dtype: int) -> protos.Message:
     """Stack instances from `parse_instance`, all of one shape, and return the TensorProto."""
     shape = (len(instances), *instances[0][0])
     return _make_proto(list(chain.from_iterable(leaves for _, leaves in instances)), shape, dtype)
 
 
-def parse_instance(value: Json, dtype: int) -> tuple[tuple[int, ...], list[Any]]:
+def parse_instance(value: Json, dtype: int) -> Instance:
     """Return the shape of a JSON value, and its elements in order.
 
     Raises:

@@ -14,7 +14,7 @@ import numpy as np
 from serving import protos
 from serving.server.models.inference import SIGNATURE_DEF, format_shape
 from serving.server.rest import json_tensors
-from serving.server.rest.json_tensors import Json, format_value, is_base64, json_type, quote
+from serving.server.rest.json_tensors import Instance, Json, format_value, is_base64, json_type, quote
 from serving.server.status_error import StatusError, invalid_argument
 
 Infos = Mapping[str, Any]
@@ -111,14 +111,11 @@ def _parse_rows(rows: list[Json], infos: Infos) -> dict[str, protos.Message]:
             "instances is a plain list, but expecting list of objects as multiple input tensors "
             "required as per tensorinfo_map"
         )
-    parts: dict[str, list[tuple[tuple[int, ...], list[Any]]]] = {}
+    parts: dict[str, list[Instance]] = {}
     for number, row in enumerate(rows):
         if named != _is_named(row):
-            raise invalid_argument(
-                f"Expecting object but got list at item {number} of input list"
-                if named
-                else f"Expecting value/list but got object at item {number} of input list"
-            )
+            expected, got = ("object", "list") if named else ("value/list", "object")
+            raise invalid_argument(f"Expecting {expected} but got {got} at item {number} of input list")
         for alias, value in row.items() if named else [(min(infos), row)]:
             try:
                 _append_value(parts, alias, value, infos)
@@ -138,9 +135,7 @@ def _parse_rows(rows: list[Json], infos: Infos) -> dict[str, protos.Message]:
     }
 
 
-def _append_value(
-    parts: dict[str, list[tuple[tuple[int, ...], list[Any]]]], alias: str, value: Json, infos: Infos
-) -> None:
+def _append_value(parts: dict[str, list[Instance]], alias: str, value: Json, infos: Infos) -> None:
     """Append one row's value to the column of its input.
 
     Raises:

@@ -61,6 +61,6 @@ class RestServer:
 
 def _open_socket(port: int) -> socket.socket:
     """Return one socket for IPv4 and IPv6 where possible, so that port 0 picks one port for both."""
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("", port))
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    return socket.create_server(("", port), family=family, dualstack_ipv6=dual)

@@ -346,7 +346,7 @@ def test_overload_is_rejected_and_all_counters_return_to_zero(base: Path) -> Non
         eventually(lambda: server._grpc._dispatcher._in_flight == server._grpc._dispatcher._held_bytes == 0)
         assert is_responsive(channel)
         with server.manager.use(protos.ModelSpec(name="double")) as servable:
-            eventually(lambda: servable._batcher.queued_rows == servable._batcher._running_rows == 0)
+            eventually(lambda: servable._batcher._queued_rows == servable._batcher._running_rows == 0)
             assert servable._batcher._held_bytes == 0
 
 

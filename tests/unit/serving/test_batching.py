@@ -468,7 +468,7 @@ def test_merging_and_splitting_neither_loses_nor_repeats_a_row(
     requests = []
     for size in sizes:
         expected = queue.count_batches_with(size)
-        requests.append(Request("s", {}, (), size, None, 0.0))
+        requests.append(Request({}, size, None, 0.0))
         queue.put(requests[-1], 0.0)
         assert len(queue) == expected
     assert queue.rows == sum(sizes)
@@ -488,7 +488,7 @@ def test_merging_and_splitting_neither_loses_nor_repeats_a_row(
 @settings(deadline=None)
 @given(st.integers(1, 20), st.integers(0, 25))
 def test_split_batch_keeps_all_rows_in_order(rows: int, at: int) -> None:
-    piece = RequestSlice(Request("s", {}, (), rows, None, 0.0), 0, rows)
+    piece = RequestSlice(Request({}, rows, None, 0.0), 0, rows)
     first, rest = split_batch([piece], at)
     assert [row for one in first + rest for row in range(one.start, one.stop)] == list(range(rows))
     assert sum(one.rows for one in first) == min(at, rows)
