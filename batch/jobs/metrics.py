@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from batch.output.run_diff import RunDiff, model_key
@@ -61,47 +62,39 @@ def build_registry(run: RunRecord, changes: RunDiff | None = None) -> Any:
     from prometheus_client import CollectorRegistry, Gauge
 
     registry = CollectorRegistry()
-    names, versions = (",".join(str(model[key]) for model in run["models"]) for key in ("name", "version"))
 
-    def gauge(name: str, text: str, *labels: str) -> Any:
-        family = Gauge(f"{JOB}_{name}", text, ("model", "version", *labels), registry=registry)
-        return family if labels else family.labels(names, versions)
+    def add(name: str, text: str, values: Mapping[Any, float], *labels: str) -> None:
+        """Add a gauge with its values by labels: model, version, and those given."""
+        gauge = Gauge(f"{JOB}_{name}", text, ("model", "version", *labels), registry=registry)
+        for key, value in values.items():
+            gauge.labels(*key).set(value)
 
-    gauge("photos", "Photos that have rows.").set(run["photos"])
-    gauge("worked_photos", "Photos that the newest run processed.").set(run["this_run"]["photos"])
-    rejected = gauge("rejected_photos", "Photos without an embedding, by status.", "reason")
-    for status in Status:
-        if not status.usable:
-            rejected.labels(names, versions, status.value).set(run["statuses"].get(status.value, 0))
+    models = {(model["name"], str(model["version"])): model for model in run["models"]}
+    whole = (",".join(name for name, _ in models), ",".join(version for _, version in models))
+    add("photos", "Photos that have rows.", {whole: run["photos"]})
+    add("worked_photos", "Photos that the newest run processed.", {whole: run["this_run"]["photos"]})
+    reasons = [status.value for status in Status if not status.usable]
+    rejected = {(*whole, reason): run["statuses"].get(reason, 0) for reason in reasons}
+    add("rejected_photos", "Photos without an embedding, by status.", rejected, "reason")
     if (rate := run["this_run"]["photos_per_second"]) is not None:
-        gauge("photos_per_second", "Photos of the newest run divided by the time of its shards.").set(rate)
-    gauge("duration_seconds", "Wall time of the newest run.").set(run["seconds"])
-    _add_model_gauges(run, changes, registry)
+        add("photos_per_second", "Photos of the newest run divided by the time of its shards.", {whole: rate})
+    add("duration_seconds", "Wall time of the newest run.", {whole: run["seconds"]})
+    rows = {key: sum(model["labels"].values()) + model["abstained"] for key, model in models.items()}
+    add("rows", "Rows with an embedding, by model.", rows)
+    unlabelled = {key: model["abstained"] for key, model in models.items()}
+    add("unlabelled_rows", "Rows in which the model abstains.", unlabelled)
+    by_model = changes.models if changes else {}
+    psi = {
+        (*key, of): change.value
+        for key, model in models.items()
+        for of, change in by_model.get(model_key(model), {}).items()
+    }
+    add("change", "Population stability index since the previous run.", psi, "of")
     if changes and changes.embeddings:
-        shift = gauge("embedding_shift", "Distance of the mean embeddings since the previous run.")
-        shift.set(changes.embeddings.value)
-    gauge("success_timestamp_seconds", "Unix time at which the newest run succeeded.").set(time.time())
+        shift = {whole: changes.embeddings.value}
+        add("embedding_shift", "Distance of the mean embeddings since the previous run.", shift)
+    add("success_timestamp_seconds", "Unix time at which the newest run succeeded.", {whole: time.time()})
     return registry
-
-
-def _add_model_gauges(run: RunRecord, changes: RunDiff | None, registry: Any) -> None:
-    from prometheus_client import Gauge
-
-    labels = ("model", "version")
-    rows = Gauge(f"{JOB}_rows", "Rows with an embedding, by model.", labels, registry=registry)
-    none = Gauge(f"{JOB}_unlabelled_rows", "Rows in which the model abstains.", labels, registry=registry)
-    change = Gauge(
-        f"{JOB}_change",
-        "Population stability index since the previous run.",
-        (*labels, "of"),
-        registry=registry,
-    )
-    for model in run["models"]:
-        name, version = model["name"], str(model["version"])
-        rows.labels(name, version).set(sum(model["labels"].values()) + model["abstained"])
-        none.labels(name, version).set(model["abstained"])
-        for what, measured in (changes.models.get(model_key(model), {}) if changes else {}).items():
-            change.labels(name, version, what).set(measured.value)
 
 
 def write_textfile(path: str, registry: Any) -> None:
