@@ -93,11 +93,10 @@ async def run_load(
         error = ""
         try:
             predictions = await client.classify(chosen)
+            statuses.update(prediction.status.value for prediction in predictions)
         except ServerError as failure:
             error = failure.code
             failed += 1
-        else:
-            statuses.update(prediction.status.value for prediction in predictions)
         latency = time.perf_counter() - start - intended
         samples.append(Sample(intended, send_delay, latency, error))
 
