@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from batch.monitoring.stats import Progress
+from hubhead import main
 from serving import bundle, contract
 from serving.contract import Status
 from serving.errors import GateRejected, InputError
@@ -119,18 +120,25 @@ REJECTED = {
 
 
 @pytest.mark.parametrize("name", REJECTED)
-def test_rejected_input_exits_with_one_line_of_help_and_writes_nothing(name: str, tmp_path: Path) -> None:
+def test_rejected_input_exits_with_one_line_of_help_and_writes_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     case = REJECTED[name]
     case.prepare(tmp_path)
     before = list_files(tmp_path)
-    done = hubhead("train", "--image_dir", "photos", *case.arguments, where=tmp_path)
-    assert done.returncode == case.code
-    assert all(part in done.stderr for part in case.message)
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HUBHEAD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", ["hubhead", "train", "--image_dir", "photos", *case.arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == case.code
+    stdout, stderr = capsys.readouterr()
+    assert all(part in stderr for part in case.message)
+    assert "Traceback" not in stderr
+    assert stdout == ""
     if case.code == 1:
-        warnings = [line for line in done.stderr.splitlines() if line.startswith("Label ")]
-        assert len(done.stderr.splitlines()) == len(warnings) + 1
+        warnings = [line for line in stderr.splitlines() if line.startswith("Label ")]
+        assert len(stderr.splitlines()) == len(warnings) + 1
     assert list_files(tmp_path) == before
 
 
