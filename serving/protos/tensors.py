@@ -69,9 +69,7 @@ def encode(values: NDArray[Any] | Sequence[bytes], *, typed_fields: bool = False
         InputError: a TensorProto cannot have this dtype, or the strings are not bytes.
     """
     array = values if isinstance(values, np.ndarray) else make_string_array(values)
-    proto = protos.TensorProto()
-    for size in array.shape:
-        proto.tensor_shape.dim.add(size=size)
+    proto = protos.TensorProto(tensor_shape={"dim": [{"size": size} for size in array.shape]})
     if array.dtype.kind in "OS":
         proto.dtype = DT_STRING
         try:
