@@ -106,8 +106,7 @@ class ObjectStore(Store):
         if verdict.digest(source) != digest:
             files.remove_directory(self._at(staging))
             raise BundleError(f"{source} changed while it was uploaded.", remedy="Promote it again.")
-        recorded = files.list_names(self._at(RECORDS_PREFIX))
-        used = [*self._list_numbers(), *(int(name) for name in recorded if name.isdecimal())]
+        used = [*_list_numbers(self.base), *_list_numbers(self._at(RECORDS_PREFIX))]
         number = max(max(used, default=0) + 1, at_least)
         say(f"copying to {self.path(number)}")
         record = Record(_WHOLE, digest, content_sizes(source))
@@ -137,12 +136,12 @@ class ObjectStore(Store):
 
     def log_content(self, line: str) -> Mapping[str, bytes]:
         """Return the line as an object of its own: nothing is rewritten, so no earlier line can be lost."""
-        numbers = [int(name) for name in files.list_names(self._at(AUDIT_PREFIX)) if name.isdecimal()]
-        return {f"{AUDIT_PREFIX}/{max(numbers, default=0) + 1:08d}": line.encode()}
+        number = max(_list_numbers(self._at(AUDIT_PREFIX)), default=0) + 1
+        return {f"{AUDIT_PREFIX}/{number:08d}": line.encode()}
 
     def read_log(self) -> Iterator[tuple[str, str]]:
-        numbers = [name for name in files.list_names(self._at(AUDIT_PREFIX)) if name.isdecimal()]
-        addresses = [self._at(f"{AUDIT_PREFIX}/{number}") for number in numbers]
+        numbers = _list_numbers(self._at(AUDIT_PREFIX))
+        addresses = [self._at(f"{AUDIT_PREFIX}/{number:08d}") for number in numbers]
         for address, line in zip(addresses, remote.read_all(addresses), strict=True):
             yield address, line.decode(errors="replace")
 
@@ -152,7 +151,7 @@ class ObjectStore(Store):
         changing = {name.partition("/")[0] for name in names}
         records = self._read_records()
         unfinished = {}
-        for number in self._list_numbers():
+        for number in _list_numbers(self.base):
             if str(number) in changing:
                 unfinished[number] = (
                     "hubhead is changing it or was interrupted, which the next change completes"
@@ -163,14 +162,10 @@ class ObjectStore(Store):
                 unfinished[number] = "hubhead removed it, and objects are there again"
         return unfinished
 
-    def _list_numbers(self) -> list[int]:
-        """List the numbers that a server takes for versions, ascending."""
-        return sorted({int(name) for name in files.list_names(self.base) if name.isdecimal()})
-
     def _read_records(self) -> dict[int, Record]:
         """Read the records of the numbers that have objects, ascending."""
-        known = {name for name in files.list_names(self._at(RECORDS_PREFIX)) if name.isdecimal()}
-        numbers = [number for number in self._list_numbers() if str(number) in known]
+        known = set(_list_numbers(self._at(RECORDS_PREFIX)))
+        numbers = [number for number in _list_numbers(self.base) if number in known]
         addresses = [self._at(f"{RECORDS_PREFIX}/{number}") for number in numbers]
         records = map(Record.from_bytes, remote.read_all(addresses), addresses)
         return dict(zip(numbers, records, strict=True))
@@ -198,6 +193,11 @@ class ObjectStore(Store):
     def _at(self, name: str) -> str:
         """Return the address of an object."""
         return files.join(self.base, name)
+
+
+def _list_numbers(directory: str) -> list[int]:
+    """List the names in a directory that are numbers, ascending. At the top a server loads them."""
+    return sorted({int(name) for name in files.list_names(directory) if name.isdecimal()})
 
 
 def _model_last(names: Iterable[str]) -> list[str]:
