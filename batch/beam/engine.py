@@ -58,7 +58,7 @@ class EngineJob(JsonRecord):
 
     @property
     def where(self) -> str:
-        """Where to look for the job, in words."""
+        """The places to look for the job at, in words."""
         places = [f"job {self.id}" if self.id else f"job {self.name}", f"runner {self.runner}"]
         places += [f"Flink at {_flink_url(self.flink)}"] if self.flink else []
         places += [f"job server {self.endpoint}"] if self.endpoint else []

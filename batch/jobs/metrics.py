@@ -9,7 +9,7 @@ All are gauges of the newest run, since a batch job ends and keeps no counters:
 | hubhead_score_rejected_photos | reason | photos without an embedding, by status |
 | hubhead_score_rows | model, version | rows with an embedding, by model |
 | hubhead_score_unlabelled_rows | model, version | rows in which the model abstains |
-| hubhead_score_photos_per_second | | photos of this run per second of its shards; absent without photos |
+| hubhead_score_photos_per_second | | photos of this run per second; absent without photos |
 | hubhead_score_duration_seconds | | wall time from the start of the command to the last file |
 | hubhead_score_change | model, version, of | population stability index since the previous run |
 | hubhead_score_embedding_shift | | distance of the mean embeddings since the previous run |
@@ -77,7 +77,7 @@ def build_registry(run: RunRecord, changes: RunDiff | None = None) -> Any:
     rejected = {(*whole, reason): run["statuses"].get(reason, 0) for reason in reasons}
     add("rejected_photos", "Photos without an embedding, by status.", rejected, "reason")
     if (rate := run["this_run"]["photos_per_second"]) is not None:
-        add("photos_per_second", "Photos of the newest run divided by the time of its shards.", {whole: rate})
+        add("photos_per_second", "Photos of the newest run per second.", {whole: rate})
     add("duration_seconds", "Wall time of the newest run.", {whole: run["seconds"]})
     rows = {key: sum(model["labels"].values()) + model["abstained"] for key, model in models.items()}
     add("rows", "Rows with an embedding, by model.", rows)

@@ -168,14 +168,20 @@ class Summary:
 
     @property
     def photos_per_second(self) -> float | None:
-        """Photos per second of shard time; None if there was nothing to do."""
-        return _ratio(self.this_run.photos, self.this_run.elapsed)
+        """Photos per second of the job, without loading the model; None if there was nothing to do."""
+        return self._get_rate(self.this_run)
+
+    def _get_rate(self, stats: Stats) -> float | None:
+        # Shards that several workers process at a time take more seconds together than the whole run.
+        is_whole = stats.photos == self.this_run.photos
+        return _ratio(stats.photos, min(stats.elapsed, self.seconds) if is_whole else stats.elapsed)
 
     def throughput(self, stats: Stats) -> ThroughputRecord:
         """Return the part of run.json with throughput and cost.
 
         The time is that of the shards without loading the model, which does not grow with the number
-        of photos. The cost assumes that a machine works on one shard at a time.
+        of photos; for the photos per second, at most that of the run. The cost assumes that a machine
+        works on one shard at a time.
 
         Args:
             stats: statistics of the shards to include.
@@ -185,7 +191,7 @@ class Summary:
         return {
             "rows_written": stats.rows,
             "photos": stats.photos,
-            "photos_per_second": _ratio(stats.photos, stats.elapsed),
+            "photos_per_second": self._get_rate(stats),
             "photos_embedded": stats.embedded,
             "photos_embedded_per_second": _ratio(stats.embedded, stats.seconds.get("embed", 0.0)),
             "reused_embeddings": stats.reused,
