@@ -27,7 +27,7 @@ from trainer.dataset.download import ProgressLogger, no_progress
 from trainer.evaluation.novelty import Novelty
 from trainer.export import signatures, tflite
 from trainer.export.head_file import load_head, save_head
-from trainer.export.templates import build_metadata, copy_graph, record_provenance, set_image_size
+from trainer.export.templates import copy_graph, record_provenance, trace
 from trainer.export.tflite import TfliteOptions
 from trainer.heads import Floats, Head
 from trainer.preprocessing import Preprocessing
@@ -155,9 +155,7 @@ def export_headless(
     with bundle.staging(base) as staged:
         import_tensorflow()
         backbone = load(handle, cache, options=options, progress=say)
-        preprocessing = set_image_size(preprocessing or Preprocessing(), backbone)
-        signatures.save(backbone, preprocessing, staged, with_head=False)
-        build_metadata(backbone, preprocessing).write(staged)
+        trace(backbone, preprocessing or Preprocessing(), staged, with_head=False).write(staged)
         published = bundle.publish(staged, base)
     return bundle.read(published)
 
@@ -185,11 +183,7 @@ def reexport(
     """
     source = bundle.read(path)
     metadata = source.metadata
-    if not metadata.labels:
-        raise BundleError(
-            f"{source.path} is a headless bundle: it has no head to export.",
-            remedy="Give a bundle that hubhead train made.",
-        )
+    source.require_head("head to export")
     head, novelty = load_head(source.path / contract.HEAD_FILE)
     if keep_known is not None:
         if novelty is None:
@@ -232,13 +226,10 @@ def write_warmup(directory: Path, model_name: str) -> None:
 
     photo = sample_jpeg()
     batches = [[photo] * size for size in contract.WARMUP_BATCH_SIZES] + [[photo[: len(photo) // 2]]]
-    path = directory / contract.WARMUP_FILE
-    path.parent.mkdir(exist_ok=True)
-    with tf.io.TFRecordWriter(str(path)) as writer:
+    spec = protos.ModelSpec(name=model_name, signature_name=contract.SERVING_DEFAULT)
+    with tf.io.TFRecordWriter(str(directory / contract.WARMUP_FILE)) as writer:
         for batch in batches:
-            log = protos.PredictionLog()
-            request = log.predict_log.request
-            request.model_spec.name = model_name
-            request.model_spec.signature_name = contract.SERVING_DEFAULT
-            request.inputs[contract.IMAGE_BYTES].CopyFrom(tensors.encode(np.array(batch, object)))
+            inputs = {contract.IMAGE_BYTES: tensors.encode(np.array(batch, object))}
+            request = protos.PredictRequest(model_spec=spec, inputs=inputs)
+            log = protos.PredictionLog(predict_log=protos.PredictLog(request=request))
             writer.write(log.SerializeToString())

@@ -50,10 +50,8 @@ def load_head(path: Path) -> tuple[Head, Novelty | None]:
             head = Head(scaling, file["kernel"], file["bias"], float(file["temperature"]), hidden)
             if "novelty_centre" not in file:
                 return head, None
-            score: dict[str, Any] = {}
-            for name in _NOVELTY:
-                value = file[f"novelty_{name}"]
-                score[name] = value if value.ndim else float(value)
+            arrays = {name: file[f"novelty_{name}"] for name in _NOVELTY}
+            score: dict[str, Any] = {name: v if v.ndim else float(v) for name, v in arrays.items()}
             return head, Novelty(head, **score)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise BundleError(

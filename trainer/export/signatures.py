@@ -18,7 +18,7 @@ from serving.errors import BundleError
 from trainer.backbones import interface
 from trainer.backbones.hub import Backbone
 from trainer.evaluation.novelty import Novelty
-from trainer.heads import Head, HiddenLayer
+from trainer.heads import Head, Scaling
 from trainer.preprocessing import (
     Augmentation,
     Preprocessing,
@@ -38,14 +38,9 @@ _SEEDS = 2**31 - 1
 
 def hash_sources() -> str:
     """Return the SHA-256, in hex, of the graph's sources, so that a changed graph is traced again."""
-    digest = hashlib.sha256()
-    for source in (
-        Path(__file__),
-        Path(interface.__file__),
-        *sorted((Path(__file__).parents[1] / "preprocessing").glob("*.py")),
-    ):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()
+    preprocessing = sorted((Path(__file__).parents[1] / "preprocessing").glob("*.py"))
+    sources = [Path(__file__), Path(interface.__file__), *preprocessing]
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
 def save(
@@ -68,35 +63,26 @@ def save(
     """
     import tensorflow as tf
 
-    root = tf.train.Checkpoint()
-    root.view = tf.Variable(0, dtype=tf.int32, trainable=False)
-    root.kernel = tf.Variable(
-        tf.zeros([backbone.dimension, 2]), shape=[backbone.dimension, None], trainable=False
-    )
-    root.mean = tf.Variable(tf.zeros([backbone.dimension]), trainable=False)
-    root.scale = tf.Variable(tf.ones([backbone.dimension]), trainable=False)
-    root.bias = tf.Variable(tf.zeros([2]), shape=[None], trainable=False)
-    # A head without a hidden layer has one hidden unit of zeros: oneDNN aborts on products of width 0.
-    root.hidden_kernel = tf.Variable(
-        tf.zeros([backbone.dimension, 1]), shape=[backbone.dimension, None], trainable=False
-    )
-    root.hidden_bias = tf.Variable(tf.zeros([1]), shape=[None], trainable=False)
-    root.hidden_output = tf.Variable(tf.zeros([1, 2]), shape=[None, None], trainable=False)
-    root.temperature = tf.Variable(1.0, trainable=False)
-    root.threshold = tf.Variable(0.0, trainable=False)
-    root.novelty_centre = tf.Variable(tf.zeros([backbone.dimension]), trainable=False)
-    root.novelty_directions = tf.Variable(
-        tf.zeros([backbone.dimension, 1]), shape=[backbone.dimension, None], trainable=False
-    )
-    root.novelty_weights = tf.Variable([0.0, 0.0], trainable=False)
-    root.novelty_threshold = tf.Variable(float("inf"), trainable=False)
-    root.labels = tf.Variable(["", ""], shape=[None], trainable=False)
-    root.top_k = tf.Variable(1, dtype=tf.int64, trainable=False)
+    root = tf.train.Checkpoint(view=tf.Variable(0, dtype=tf.int32, trainable=False))
+    d = backbone.dimension
+    zeros = np.zeros((d, 2), np.float32)
+    placeholder = Head(Scaling(zeros[:, 0], zeros[:, 0] + 1), zeros, zeros[0], temperature=1.0)
+    values = make_head_variables(placeholder, ["", ""], threshold=0.0, top_k=1, novelty=None)
+    open_shapes = {
+        "kernel": [d, None],
+        "bias": [None],
+        "hidden_kernel": [d, None],
+        "hidden_bias": [None],
+        "hidden_output": [None, None],
+        "novelty_directions": [d, None],
+        "labels": [None],
+    }
+    for name, value in values.items():
+        setattr(root, name, tf.Variable(value, shape=open_shapes.get(name), trainable=False))
     network = _freeze_backbone(backbone, root)
     embed = _make_embed_function(network, backbone, preprocessing, augmentation, root)
-    served = {contract.EMBED: _make_embed_signature(embed)}
-    if with_head:
-        served |= _make_head_signatures(embed, network, backbone, preprocessing, root)
+    signatures = _make_signatures(embed, network, backbone, preprocessing, root)
+    served = signatures if with_head else {contract.EMBED: signatures[contract.EMBED]}
     tf.saved_model.save(root, str(directory), signatures=served)
 
 
@@ -163,44 +149,31 @@ def _embed_pixels(network: Callable[[Any], Any], pixels: Any, dimension: int) ->
     return tf.ensure_shape(tf.cast(half, tf.float32), [None, dimension])
 
 
-def _make_embed_signature(embed: Callable[[Any], tuple[Any, ...]]) -> Any:
-    """Return signature `embed`."""
-    import tensorflow as tf
-
-    @tf.function(
-        input_signature=[tf.TensorSpec([None], tf.string, name=contract.IMAGE_BYTES)], autograph=False
-    )
-    def serve(image_bytes: Any) -> dict[str, Any]:
-        embedding, status, height, width = embed(image_bytes)
-        return {
-            contract.EMBEDDING: embedding,
-            contract.STATUS: status_names(status),
-            contract.HEIGHT: height,
-            contract.WIDTH: width,
-        }
-
-    return serve
-
-
-def _make_head_signatures(
+def _make_signatures(
     embed: Callable[[Any], tuple[Any, ...]],
     network: Callable[[Any], Any],
     backbone: Backbone,
     preprocessing: Preprocessing,
     root: Any,
 ) -> dict[str, Any]:
-    """Return the signatures that classify, by name."""
+    """Return all signatures by name; none is traced before it is saved."""
     import tensorflow as tf
 
-    strings = tf.TensorSpec([None], tf.string, name=contract.IMAGE_BYTES)
-    size = [None, preprocessing.height, preprocessing.width, 3]
+    def takes(name: str, shape: Sequence[int | None], dtype: Any) -> Any:
+        return tf.function(input_signature=[tf.TensorSpec(shape, dtype, name=name)], autograph=False)
 
-    @tf.function(input_signature=[strings], autograph=False)
+    @takes(contract.IMAGE_BYTES, [None], tf.string)
+    def embed_photos(image_bytes: Any) -> dict[str, Any]:
+        embedding, status, height, width = embed(image_bytes)
+        sizes = {contract.HEIGHT: height, contract.WIDTH: width}
+        return {contract.EMBEDDING: embedding, contract.STATUS: status_names(status), **sizes}
+
+    @takes(contract.IMAGE_BYTES, [None], tf.string)
     def serving_default(image_bytes: Any) -> dict[str, Any]:
         embedding, status, _, _ = embed(image_bytes)
-        return _make_answer(root, *_classify(root, embedding), status)
+        return _make_answer(root, embedding, status)
 
-    @tf.function(input_signature=[strings], autograph=False)
+    @takes(contract.IMAGE_BYTES, [None], tf.string)
     def probabilities(image_bytes: Any) -> dict[str, Any]:
         embedding, status, _, _ = embed(image_bytes)
         return {
@@ -208,28 +181,25 @@ def _make_head_signatures(
             contract.STATUS: status_names(status),
         }
 
-    @tf.function(input_signature=[tf.TensorSpec(size, tf.uint8, name=contract.PIXELS)], autograph=False)
+    @takes(contract.PIXELS, [None, preprocessing.height, preprocessing.width, 3], tf.uint8)
     def classify_pixels(pixels: Any) -> dict[str, Any]:
         embedding = _embed_pixels(network, pixels, backbone.dimension)
-        return _make_answer(root, *_classify(root, embedding), tf.zeros(tf.shape(pixels)[:1], tf.int32))
+        return _make_answer(root, embedding, tf.zeros(tf.shape(pixels)[:1], tf.int32))
 
-    @tf.function(
-        input_signature=[tf.TensorSpec([None, backbone.dimension], tf.float32, name=contract.EMBEDDING)],
-        autograph=False,
-    )
+    @takes(contract.EMBEDDING, [None, backbone.dimension], tf.float32)
     def classify_embedding(embedding: Any) -> dict[str, Any]:
         probabilities, known = _classify(root, embedding)
         return {contract.PROBABILITIES: probabilities, contract.KNOWN: known}
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name=contract.EXAMPLES)], autograph=False)
+    @takes(contract.EXAMPLES, [None], tf.string)
     def classify_examples(inputs: Any) -> dict[str, Any]:
         feature = tf.io.FixedLenFeature([], tf.string)
         parsed = tf.io.parse_example(inputs, {contract.EXAMPLE_IMAGE_FEATURE: feature})
-        embedding, status, _, _ = embed(parsed[contract.EXAMPLE_IMAGE_FEATURE])
-        result = _make_answer(root, *_classify(root, embedding), status)
+        result = serving_default(parsed[contract.EXAMPLE_IMAGE_FEATURE])
         return {name: result[name] for name in (contract.CLASSES, contract.SCORES)}
 
     return {
+        contract.EMBED: embed_photos,
         contract.SERVING_DEFAULT: serving_default,
         contract.PROBABILITIES: probabilities,
         contract.CLASSIFY_PIXELS: classify_pixels,
@@ -267,13 +237,14 @@ def _score_novelty(root: Any, embedding: Any, logits: Any) -> Any:
     return root.novelty_weights[0] * residual - root.novelty_weights[1] * energy
 
 
-def _make_answer(root: Any, probabilities: Any, known: Any, status: Any) -> dict[str, Any]:
-    """Return the outputs of `serving_default`.
+def _make_answer(root: Any, embedding: Any, status: Any) -> dict[str, Any]:
+    """Return the outputs of `serving_default` for embeddings float32 [N,D] and statuses int32 [N].
 
     The label is empty where the model abstains; for an unusable photo classes and scores are blank too.
     """
     import tensorflow as tf
 
+    probabilities, known = _classify(root, embedding)
     with tf.device("CPU"):
         scores, best = tf.math.top_k(probabilities, tf.cast(root.top_k, tf.int32))
         classes = tf.gather(root.labels, best)
@@ -292,33 +263,24 @@ def make_head_variables(
 ) -> dict[str, Any]:
     """Return the values of the head's variables by name, for `write_variables`."""
     dimension, classes = head.kernel.shape
-    hidden = head.hidden or HiddenLayer(
-        np.zeros((dimension, 1), np.float32), np.zeros(1, np.float32), np.zeros((1, classes), np.float32)
-    )
-    if novelty:
-        novelty_values = {
-            "novelty_centre": novelty.centre,
-            "novelty_directions": novelty.directions,
-            "novelty_weights": np.array([novelty.residual_weight, novelty.energy_weight], np.float32),
-            "novelty_threshold": np.float32(novelty.threshold),
-        }
-    else:
-        novelty_values = {
-            "novelty_centre": np.zeros(dimension, np.float32),
-            "novelty_directions": np.zeros((dimension, 1), np.float32),
-            "novelty_weights": np.zeros(2, np.float32),
-            "novelty_threshold": np.float32(np.inf),
-        }
-    return novelty_values | {
+    hidden = head.hidden
+    numbers = {
         "mean": head.scaling.mean,
         "scale": head.scaling.scale,
         "kernel": head.kernel,
         "bias": head.bias,
-        "hidden_kernel": hidden.kernel,
-        "hidden_bias": hidden.bias,
-        "hidden_output": hidden.output,
-        "temperature": np.float32(head.temperature),
-        "threshold": np.float32(threshold),
+        # A head without a hidden layer has one hidden unit of zeros: oneDNN aborts on products of width 0.
+        "hidden_kernel": hidden.kernel if hidden else np.zeros((dimension, 1)),
+        "hidden_bias": hidden.bias if hidden else np.zeros(1),
+        "hidden_output": hidden.output if hidden else np.zeros((1, classes)),
+        "temperature": head.temperature,
+        "threshold": threshold,
+        "novelty_centre": novelty.centre if novelty else np.zeros(dimension),
+        "novelty_directions": novelty.directions if novelty else np.zeros((dimension, 1)),
+        "novelty_weights": [novelty.residual_weight, novelty.energy_weight] if novelty else [0.0, 0.0],
+        "novelty_threshold": novelty.threshold if novelty else np.inf,
+    }
+    return {name: np.asarray(value, np.float32) for name, value in numbers.items()} | {
         "labels": np.array([label.encode() for label in labels], object),
         "top_k": np.int64(top_k),
     }

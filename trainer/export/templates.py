@@ -10,7 +10,6 @@ import datetime
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ def prepare_template(
     cache: Path,
     preprocessing: Preprocessing | None = None,
     *,
+    view: tuple[Augmentation, int] | None = None,
     options: InputOptions | None = None,
     say: ProgressLogger = no_progress,
 ) -> Bundle:
@@ -48,6 +48,10 @@ def prepare_template(
         handle: alias, directory or Hub handle of the backbone (trainer.backbones.hub.load).
         cache: cache directory.
         preprocessing: preprocessing settings, of which the size is replaced by the backbone's.
+        view: how much views differ from the photo, and the number of a view, from 0: the template then has
+            signature `embed` alone, for that random view of each photo. The view is drawn from a photo's
+            bytes and the number, so it is always the same one, and its embedding can be kept in a store of
+            its own.
         options: the backbone's input as stated by the user.
         say: function that is called with one line of text before each download.
 
@@ -55,76 +59,41 @@ def prepare_template(
         InputError, FetchError, OutputError: as trainer.backbones.hub.load.
     """
     import_tensorflow()
-    path = resolve(handle, cache, progress=say)
-    preprocessing, options = preprocessing or Preprocessing(), options or InputOptions()
-    key: list[Any] = [
-        compute_fingerprint(path),
-        input_key(handle, options),
+    preprocessing = preprocessing or Preprocessing()
+    augmentation, number = view or (None, 0)
+    key = [
+        compute_fingerprint(resolve(handle, cache, progress=say)),
+        input_key(handle, options or InputOptions()),
         preprocessing.to_dict(),
         signatures.hash_sources(),
+        *([asdict(augmentation), number] if augmentation else []),
     ]
     directory = cache / "templates" / _hash_json(key)
-    if not directory.is_dir():
-        backbone = load(handle, cache, options=options, progress=say)
-        preprocessing = set_image_size(preprocessing, backbone)
-        with create_once(directory) as staged:
-            signatures.save(backbone, preprocessing, staged)
-            build_metadata(backbone, preprocessing).write(staged)
+    if directory.is_dir():
+        return bundle.read(directory)
+    with create_once(directory) as staged:
+        # View 0 is traced; the others are copies of it with another value of the variable `view`.
+        if augmentation and number:
+            first = prepare_template(
+                handle, cache, preprocessing, view=(augmentation, 0), options=options, say=say
+            )
+            copy_graph(first.path, staged)
+            signatures.write_variables(first.path, staged, {"view": np.int32(number)})
+            metadata = first.metadata
+        else:
+            backbone = load(handle, cache, options=options, progress=say)
+            metadata = trace(backbone, preprocessing, staged, augmentation=augmentation, with_head=not view)
+        if augmentation:
+            # Each view has a fingerprint of its own, so that embedding stores keep the views apart.
+            of_photos = metadata.backbone.get("of_photos", metadata.fingerprint)
+            view_key = [of_photos, asdict(augmentation), preprocessing.to_dict(), "view", number]
+            backbone_record = metadata.backbone | {
+                "fingerprint": _hash_json(view_key),
+                "of_photos": of_photos,
+            }
+            metadata = replace(metadata, backbone=backbone_record)
+        metadata.write(staged)
     return bundle.read(directory)
-
-
-def prepare_view_template(
-    handle: str,
-    cache: Path,
-    preprocessing: Preprocessing,
-    augmentation: Augmentation,
-    number: int,
-    *,
-    options: InputOptions | None = None,
-    say: ProgressLogger = no_progress,
-) -> Bundle:
-    """Return a headless bundle from the cache that embeds the random view `number` of each photo.
-
-    The view is drawn from a photo's bytes and the number, so it is always the same one, and its
-    embedding can be kept in a store of its own. The graph is traced once for all numbers.
-
-    Args:
-        handle: as for `prepare_template`.
-        cache: as for `prepare_template`.
-        preprocessing: preprocessing settings, of which the size is replaced by the backbone's.
-        augmentation: how much views differ from the photo.
-        number: number of the view, from 0.
-        options: as for `prepare_template`.
-        say: as for `prepare_template`.
-    """
-    import_tensorflow()
-    options = options or InputOptions()
-    path = resolve(handle, cache, progress=say)
-    described: list[Any] = [asdict(augmentation), preprocessing.to_dict()]
-    key = [compute_fingerprint(path), input_key(handle, options), *described, signatures.hash_sources()]
-    # View 0 is traced; the others are copies of it with another value of the variable `view`.
-    first = cache / "templates" / _hash_json([*key, 0])
-    if not first.is_dir():
-        backbone = load(handle, cache, options=options, progress=say)
-        sized = set_image_size(preprocessing, backbone)
-        with create_once(first) as staged:
-            signatures.save(backbone, sized, staged, with_head=False, augmentation=augmentation)
-            _set_view_fingerprint(build_metadata(backbone, sized), described, 0).write(staged)
-    directory = cache / "templates" / _hash_json([*key, number])
-    if not directory.is_dir():
-        with create_once(directory) as staged:
-            copy_graph(first, staged)
-            signatures.write_variables(first, staged, {"view": np.int32(number)})
-            base = bundle.read(first).metadata
-            _set_view_fingerprint(base, described, number).write(staged)
-    return bundle.read(directory)
-
-
-def _set_view_fingerprint(metadata: BundleMetadata, described: Sequence[Any], number: int) -> BundleMetadata:
-    """Return a copy with the fingerprint of one view, so that embedding stores keep the views apart."""
-    of_photos = metadata.backbone.get("of_photos", metadata.fingerprint)
-    identity = _hash_json([of_photos, *described, "view", number])
-    return replace(metadata, backbone=metadata.backbone | {"fingerprint": identity, "of_photos": of_photos})
 
 
 def copy_graph(source: Path, directory: Path) -> None:
@@ -134,14 +103,26 @@ def copy_graph(source: Path, directory: Path) -> None:
         shutil.copytree(source / "assets", directory / "assets")
 
 
-def set_image_size(preprocessing: Preprocessing, backbone: Backbone) -> Preprocessing:
-    """Return a copy with the image size of the backbone."""
+def trace(
+    backbone: Backbone,
+    preprocessing: Preprocessing,
+    directory: Path,
+    *,
+    with_head: bool = True,
+    augmentation: Augmentation | None = None,
+) -> BundleMetadata:
+    """Write the SavedModel of a backbone, and return the metadata (hubhead.json) of a bundle without labels.
+
+    Args:
+        backbone: the network.
+        preprocessing: preprocessing settings, of which the size is replaced by the backbone's.
+        directory: as for `signatures.save`.
+        with_head: as for `signatures.save`.
+        augmentation: as for `signatures.save`.
+    """
     height, width = backbone.image_size
-    return replace(preprocessing, height=height, width=width)
-
-
-def build_metadata(backbone: Backbone, preprocessing: Preprocessing) -> BundleMetadata:
-    """Return the metadata (hubhead.json) of a bundle without labels."""
+    preprocessing = replace(preprocessing, height=height, width=width)
+    signatures.save(backbone, preprocessing, directory, with_head=with_head, augmentation=augmentation)
     return BundleMetadata(
         labels=[],
         backbone={

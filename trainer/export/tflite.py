@@ -26,6 +26,7 @@ from serving.bundle import Bundle, BundleMetadata
 from serving.errors import BundleError, GateRejected, InputError, OutputError
 from serving.photos.converter import Converter
 from serving.process import cores
+from serving.storage import files
 from trainer.evaluation.metrics import Proportion, proportion
 from trainer.export.tflite_metadata import add_metadata
 from trainer.heads import Floats
@@ -123,17 +124,12 @@ def convert(directory: Path, metadata: BundleMetadata, options: TfliteOptions) -
         options: type of the weights, and photos for the check.
 
     Raises:
-        BundleError: the bundle has no head, or TensorFlow cannot convert its graph.
+        BundleError: TensorFlow cannot convert its graph.
         InputError: none of the photos can be used.
         GateRejected: the converted model does not agree with the bundle.
     """
     import tensorflow as tf
 
-    if not metadata.labels:
-        raise BundleError(
-            f"{directory} is a headless bundle: it has no head to convert.",
-            remedy="Give a bundle that hubhead train made.",
-        )
     loaded = tf.saved_model.load(str(directory))
     preprocessing = _read_preprocessing(metadata)
     signature = loaded.signatures[contract.CLASSIFY_PIXELS]
@@ -168,15 +164,15 @@ def write(source: Bundle, file: Path, quantize: Quantize, photos: str = "") -> T
     Raises:
         InputError: none of the photos can be used.
         OutputError: the file cannot be written.
-        BundleError, GateRejected: as `convert`.
+        BundleError: the bundle has no head, or as `convert`.
+        GateRejected: as `convert`.
     """
+    source.require_head("head to convert")
     if file.is_dir() or not os.access(file.parent, os.W_OK):
         raise OutputError(f"{file} cannot be written.", remedy="Give a file in a directory that exists.")
     encoded = _read_photos(photos) if photos else []
     model = convert(source.path, source.metadata, TfliteOptions(quantize, encoded))
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_bytes(model.content)
-    partial.replace(file)
+    files.write(str(file), model.content)
     return model
 
 

@@ -234,8 +234,8 @@ def _collect_examples(
     uris = store.find_uris(map(bytes.fromhex, tested.sha256))
     for sha256, label in zip(tested.sha256, tested.labels, strict=True):
         # Of the addresses of one content, a file that has been moved no longer exists.
-        listed = uris.get(bytes.fromhex(sha256), ())
-        places = (uri for uri in listed if is_remote(uri) or stat_photo(uri).size)
+        addresses = uris.get(bytes.fromhex(sha256), ())
+        places = (uri for uri in addresses if is_remote(uri) or stat_photo(uri).size)
         found.setdefault(sha256, Example(next(places, ""), sha256, index[label]))
     foreign = sum(photo.label is not None and photo.label not in index for photo in photos)
     return list(found.values()), {

@@ -30,7 +30,7 @@ from trainer.evaluation.features import (
 )
 from trainer.evaluation.novelty import Novelty
 from trainer.evaluation.training_record import FittedHead, TrainingData
-from trainer.export.templates import prepare_template, prepare_view_template
+from trainer.export.templates import prepare_template
 from trainer.heads import Blocks, HeadSettings, Ints, Vectors
 from trainer.preprocessing import Augmentation, Preprocessing
 from trainer.training import fine_tuning
@@ -109,12 +109,11 @@ class Embedder:
         photos = [photo_of[example.uri] for example in examples]
         found: list[Vectors] = []
         for number in range(count):
-            base = prepare_view_template(
+            base = prepare_template(
                 self.handle,
                 self.cache,
                 self.preprocessing,
-                augmentation,
-                number,
+                view=(augmentation, number),
                 options=self.options,
                 say=reporter.say,
             )
