@@ -119,7 +119,9 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
         plan = planner.plan(settings.shard_size, progress)
         attempt = planner.publication.attempt
         worker = _configure_worker(
-            settings, bundles, ScoresTarget(attempt, run_id, started, _digests(models))
+            settings,
+            bundles,
+            ScoresTarget(attempt, run_id, started, tuple(model["digest"] for model in models)),
         )
         _process_plan(plan, planner.summary.total, worker, progress, beam_args)
         planner.finish(plan)
@@ -146,10 +148,6 @@ def _create_planner(
         overwrite=settings.overwrite,
         share=settings.share,
     )
-
-
-def _digests(models: Iterable[dict[str, Any]]) -> tuple[str, ...]:
-    return tuple(model["digest"] for model in models)
 
 
 def _configure_worker(

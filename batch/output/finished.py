@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any, TypeVar
 
 from batch.monitoring.stats import Stats
@@ -14,6 +12,7 @@ from batch.output.attempt import Attempt, StagedShard
 from batch.output.dataset import Output
 from batch.output.shard_record import ShardRecord
 from serving.errors import OutputError
+from serving.process import map_ahead
 from serving.storage import files
 
 _log = logging.getLogger(__name__)
@@ -202,7 +201,4 @@ def _read_size_and_rows(uri: str) -> tuple[int, int]:
 
 def _map_in_threads(function: Callable[..., T], arguments: Iterable[tuple[Any, ...]]) -> Iterator[T]:
     """Call a function with each tuple of arguments, some at a time, and yield the results in order."""
-    source = iter(arguments)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        while chunk := list(islice(source, _CHUNK)):
-            yield from pool.map(lambda given: function(*given), chunk)
+    return map_ahead(lambda given: function(*given), arguments, _THREADS, _CHUNK)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -166,15 +167,8 @@ def _read_info(path: str) -> _FileInfo:
     Raises:
         InputError: the file cannot be read or has other columns.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with files.open_file(path) as file:
-            parquet = pq.ParquetFile(file)
-            metadata, columns = parquet.metadata, parquet.schema_arrow
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable_error(path, error) from error
+    with _open_parquet(path) as parquet:
+        metadata, columns = parquet.metadata, parquet.schema_arrow
     missing = [name for name in (*_OWN_COLUMNS, *_RUN_COLUMNS) if name not in columns.names]
     if missing:
         raise InputError(
@@ -197,15 +191,9 @@ def _read_info(path: str) -> _FileInfo:
 
 
 def _read_table(file: _FileInfo) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     names = [*_OWN_COLUMNS, *(name for name, _ in file.columns)]
-    try:
-        with files.open_file(file.path) as opened:
-            return pq.ParquetFile(opened).read(columns=names).select(names).combine_chunks()
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable_error(file.path, error) from error
+    with _open_parquet(file.path) as parquet:
+        return parquet.read(columns=names).select(names).combine_chunks()
 
 
 def _select_new(table: pa.Table, seen: Lookup) -> pa.Table:
@@ -232,8 +220,16 @@ def _digest_rows(table: pa.Table, identity: Mapping[str, Any]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _unreadable_error(path: str, error: Exception) -> InputError:
-    return InputError(
-        f"{path} cannot be read: {error}.",
-        remedy="Run the same hubhead score again with --overwrite.",
-    )
+@contextmanager
+def _open_parquet(path: str) -> Iterator[Any]:
+    """Open a pq.ParquetFile, and report it as unreadable if the `with` block cannot read it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with files.open_file(path) as file:
+            yield pq.ParquetFile(file)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(
+            f"{path} cannot be read: {error}.", remedy="Run the same hubhead score again with --overwrite."
+        ) from error

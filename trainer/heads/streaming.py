@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from serving.process import cores
+from serving.process import cores, map_ahead
 from trainer.heads.head import Doubles, Floats, Ints, Scaling, Vectors
 
 Block = tuple[Vectors, Ints]
@@ -112,15 +110,8 @@ class Blocks:
         if self.count <= ROWS or workers == 1:
             yield from map(process, self.read())
             return
-        with ThreadPoolExecutor(workers) as pool:
-            pending: deque[Future[Result]] = deque()
-            for block in self.read():
-                # At most one block more than there are workers is read ahead, which bounds the memory.
-                pending.append(pool.submit(process, block))
-                if len(pending) > workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+        # At most one block more than there are workers is read ahead, which bounds the memory.
+        yield from map_ahead(process, self.read(), workers, workers)
 
     def sum(self, work: Callable[[Floats, Ints], tuple[Any, ...]]) -> list[Doubles]:
         """Return the float64 sums over the blocks, one or more, of the results of `work` as for `map`."""

@@ -63,6 +63,12 @@ class TestFormats:
             {"n": None, "tags": None},
         ]
 
+    def test_json_lines_may_name_the_address_differently(self, top: Path) -> None:
+        rows = [{"image": "a.jpg", "n": 1}, {"path": "b.jpg", "n": 2}, {"image": "c d.jpg", "n": 3}]
+        names, table = read(write(top / "m.jsonl", "\n".join(map(json.dumps, rows))))
+        assert names == ["a.jpg", "b.jpg", "c d.jpg"]
+        assert table.to_pylist() == [{"n": 1}, {"n": 2}, {"n": 3}]
+
     def test_parquet_types_are_preserved(self, top: Path) -> None:
         rows = pa.table(
             {
