@@ -4,7 +4,7 @@
 thumbnails, and `write` also makes the thumbnails and writes the file.
 """
 
-from trainer.report.contents import LabelRow, PhotoPrediction, Report, RiskCoverageCurve, compose
+from trainer.report.contents import Report, compose
 from trainer.report.page import render, write
 
-__all__ = ["LabelRow", "PhotoPrediction", "Report", "RiskCoverageCurve", "compose", "render", "write"]
+__all__ = ["Report", "compose", "render", "write"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,10 @@ import numpy as np
 from serving.errors import InputError
 from serving.process import get_package_versions
 from trainer.dataset import Subset
-from trainer.dataset.near_duplicates import DuplicateGroup, DuplicateReport
+from trainer.dataset.near_duplicates import DuplicateGroup
 from trainer.evaluation.abstention import Threshold, threshold_for_precision
-from trainer.evaluation.cross_validation import CrossValidation
 from trainer.evaluation.metrics import Evaluation
-from trainer.evaluation.training_record import TrainingData, TrainingRecord
-from trainer.evaluation.version_changes import LiveComparison
+from trainer.evaluation.training_record import PhotoPrediction, TrainingData, TrainingRecord
 from trainer.export.templates import PACKAGES
 from trainer.heads import Floats, Ints
 
@@ -42,23 +40,6 @@ PRECISIONS = (0.8, 0.9, 0.95, 0.99)
 
 _CURVE_POINTS = 120
 """Points of the risk-coverage curve."""
-
-
-@dataclass(frozen=True)
-class PhotoPrediction:
-    """Prediction for one photo.
-
-    Attributes:
-        uri: path of the photo.
-        label: true label of the photo.
-        predicted: best label.
-        score: probability of the best label.
-    """
-
-    uri: str
-    label: str
-    predicted: str
-    score: float
 
 
 @dataclass(frozen=True)
@@ -96,62 +77,40 @@ class Report:
     """Contents of the report.
 
     Attributes:
-        title: name of the model.
-        top: folder of the photos; paths below it are shown relative to it.
-        test: metrics on the test photos, None where there are none.
-        held_out: metrics of the cross-validation, or on the validation photos, that chose the settings.
-        method: how the settings were chosen: "validation" or "cross-validation".
-        strength: the chosen C, the inverse regularisation strength.
-        losses: log-loss of each candidate for C.
+        record: results of the training. The paths of photos are shown relative to its source.
         risk_coverage: risk-coverage curve of the held-out photos.
         labels: rows of the table of labels, in the order of the model's outputs.
         misclassified: misclassified test photos, the most confident ones first.
         least_confident: correctly predicted test photos, the least confident ones first.
         misclassified_count: number of all misclassified test photos.
-        left_out: (path, reason) of each file that could not be used.
-        duplicates: exact and near duplicates.
-        settings, seconds, versions: settings, wall time by step and package versions of the run.
+        settings, versions: settings and package versions of the run.
         created: date and time of the run.
-        comparison: comparison with the live version, None where there is none.
-        cross_validation: result of the K-fold cross-validation, None where it was not requested.
     """
 
-    title: str
-    top: str
-    test: Evaluation | None
-    held_out: Evaluation
-    method: str
-    strength: float
-    losses: Mapping[float, float]
+    record: TrainingRecord
     risk_coverage: RiskCoverageCurve
     labels: tuple[LabelRow, ...]
     misclassified: tuple[PhotoPrediction, ...]
     least_confident: tuple[PhotoPrediction, ...]
     misclassified_count: int
-    left_out: tuple[tuple[str, str], ...]
-    duplicates: DuplicateReport
-    settings: Mapping[str, str] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    created: str = ""
-    comparison: LiveComparison | None = None
-    cross_validation: CrossValidation | None = None
+    settings: Mapping[str, str]
+    versions: Mapping[str, str]
+    created: str
 
     @property
     def by_label(self) -> Evaluation:
         """Evaluation for the figures by label: the K-fold one if there is one, else that of most photos."""
-        if self.cross_validation:
-            return self.cross_validation.runs[0]
-        if self.test and self.test.accuracy.n > self.held_out.accuracy.n:
-            return self.test
-        return self.held_out
+        test, held_out = self.record.fitted.test, self.record.fitted.held_out
+        if self.record.cross_validation:
+            return self.record.cross_validation.runs[0]
+        return test if test and test.accuracy.n > held_out.accuracy.n else held_out
 
     @property
     def by_label_photos(self) -> str:
         """Description of the photos of `by_label`."""
-        if self.cross_validation:
-            return f"photos of the {self.cross_validation.folds}-fold cross-validation"
-        return "test photos" if self.by_label is self.test else "held-out photos"
+        if self.record.cross_validation:
+            return f"photos of the {self.record.cross_validation.folds}-fold cross-validation"
+        return "test photos" if self.by_label is self.record.fitted.test else "held-out photos"
 
     @property
     def hardest_first(self) -> tuple[LabelRow, ...]:
@@ -162,7 +121,7 @@ class Report:
     @property
     def duplicate_groups(self) -> tuple[DuplicateGroup, ...]:
         """At most MAX_GROUPS groups of duplicates, the most harmful ones first."""
-        found = self.duplicates
+        found = self.record.data.duplicates
         ordered = (
             *found.label_conflicts,
             *found.across_sets,
@@ -176,8 +135,8 @@ class Report:
     def pictured(self) -> tuple[str, ...]:
         """Paths of the photos to show, the most important ones first, at most MAX_PICTURES."""
         wanted = [photo.uri for photo in (*self.misclassified, *self.least_confident)]
-        if self.comparison:
-            for changed in (self.comparison.newly_wrong, self.comparison.newly_right):
+        if comparison := self.record.comparison:
+            for changed in (comparison.newly_wrong, comparison.newly_right):
                 wanted += [change.uri for change in changed[:MAX_CHANGED]]
         for group in self.duplicate_groups:
             wanted += pick_group_uris(group)
@@ -199,46 +158,21 @@ def pick_group_uris(group: DuplicateGroup) -> list[str]:
 
 def compose(record: TrainingRecord) -> Report:
     """Compose the contents of a report from the record of a training."""
-    data, fitted, selection = record.data, record.fitted, record.fitted.selection
-    best, score = fitted.predictions.best, fitted.predictions.score
-    tested = data.rows(Subset.TESTING)
+    selection = record.fitted.selection
     # In ascending order of confidence: the wrong ones are shown from the end, the right ones from the start.
-    tested = tested[np.argsort(score[tested], kind="stable")]
-    wrong = tested[best[tested] != data.targets[tested]][::-1]
-    right = tested[best[tested] == data.targets[tested]]
-
-    def list_predictions(rows: Ints) -> tuple[PhotoPrediction, ...]:
-        return tuple(
-            PhotoPrediction(
-                data.examples[row].uri,
-                data.labels[data.targets[row]],
-                data.labels[best[row]],
-                float(score[row]),
-            )
-            for row in rows.tolist()
-        )
-
+    tested = sorted(record.test_predictions(), key=lambda photo: photo.score)
+    wrong = tuple(photo for photo in reversed(tested) if photo.predicted != photo.label)
+    right = tuple(photo for photo in tested if photo.predicted == photo.label)
     return Report(
-        title=record.name,
-        top=record.source,
-        test=fitted.test,
-        held_out=fitted.held_out,
-        method=selection.method,
-        strength=selection.strength,
-        losses=dict(selection.losses),
+        record,
         risk_coverage=_compute_risk_coverage(selection.probabilities, selection.targets),
-        labels=_make_label_rows(data, fitted.predictions.own),
-        misclassified=list_predictions(wrong[:MAX_MISCLASSIFIED]),
-        least_confident=list_predictions(right[:MAX_LEAST_CONFIDENT]),
+        labels=_make_label_rows(record.data, record.fitted.predictions.own),
+        misclassified=wrong[:MAX_MISCLASSIFIED],
+        least_confident=right[:MAX_LEAST_CONFIDENT],
         misclassified_count=len(wrong),
-        left_out=tuple(data.features.left_out),
-        duplicates=data.duplicates,
         settings=dict(_flatten_settings(record.settings)),
-        seconds=dict(record.seconds),
         versions=get_package_versions(PACKAGES),
         created=time.strftime("%d %B %Y, %H:%M UTC", time.gmtime()),
-        comparison=record.comparison,
-        cross_validation=record.cross_validation,
     )
 
 
@@ -260,12 +194,12 @@ def _make_label_rows(data: TrainingData, own: Floats) -> tuple[LabelRow, ...]:
 def _compute_risk_coverage(probabilities: Floats, targets: Ints) -> RiskCoverageCurve:
     """Return the risk-coverage curve and the thresholds of held-out photos."""
     count = len(targets)
-    order = np.argsort(-probabilities.max(axis=1), kind="stable") if count else np.empty(0, np.int64)
-    right = np.cumsum(probabilities.argmax(axis=1)[order] == targets[order]) if count else order
+    if not count:
+        return RiskCoverageCurve((), dict.fromkeys(PRECISIONS), 0)
+    order = np.argsort(-probabilities.max(axis=1), kind="stable")
+    right = np.cumsum(probabilities.argmax(axis=1)[order] == targets[order])
     # The accuracy of fewer than ten photos is too noisy to be drawn.
-    places = (
-        np.unique(np.linspace(min(9, count - 1), count - 1, _CURVE_POINTS).astype(int)) if count else order
-    )
+    places = np.unique(np.linspace(min(9, count - 1), count - 1, _CURVE_POINTS).astype(int))
     return RiskCoverageCurve(
         tuple(((place + 1) / count, float(right[place]) / (place + 1)) for place in places.tolist()),
         {wanted: _find_threshold(probabilities, targets, wanted) for wanted in PRECISIONS},

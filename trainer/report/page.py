@@ -13,6 +13,7 @@ from serving.storage import files
 from trainer.dataset import Subset
 from trainer.evaluation.cross_validation import CrossValidation
 from trainer.evaluation.metrics import Evaluation, proportion
+from trainer.evaluation.training_record import TrainingRecord
 from trainer.evaluation.version_changes import LabelChange
 from trainer.report import charts
 from trainer.report.contents import MAX_CHANGED, Report, pick_group_uris
@@ -51,7 +52,8 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
         report: contents of the report.
         pictures: thumbnails (JPEG) by path; a photo without one is shown as text.
     """
-    top = report.top.rstrip("/")
+    record = report.record
+    top = record.source.rstrip("/")
     roots = (f"{top}/", f"{files.absolute(top)}/") if top else ()
 
     def shorten_path(uri: str) -> str:
@@ -61,16 +63,18 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
     return html.render(
         "trainer.report",
         report=report,
+        record=record,
+        fitted=record.fitted,
         pictures=pictures,
         side=SIDE,
         charts=charts,
-        sets=_list_sets(report),
+        sets=_list_sets(record),
         counts={subset.value: sum(row.photos.get(subset, 0) for row in report.labels) for subset in Subset},
-        changed_labels=_select_changed(report.comparison.labels) if report.comparison else (),
+        changed_labels=_select_changed(record.comparison.labels) if record.comparison else (),
         max_changed=MAX_CHANGED,
         pairs=None if len(report.by_label.labels) <= MAX_MATRIX else _list_confused(report.by_label),
         max_rows=MAX_ROWS,
-        seconds={step: f"{taken:.2f}" for step, taken in report.seconds.items()},
+        seconds={step: f"{taken:.2f}" for step, taken in record.seconds.items()},
         meanings={status.value: status.meaning for status in Status},
         log=math.log,
         proportion=proportion,
@@ -79,13 +83,14 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
     )
 
 
-def _list_sets(report: Report) -> list[tuple[str, Evaluation, CrossValidation | None]]:
+def _list_sets(record: TrainingRecord) -> list[tuple[str, Evaluation, CrossValidation | None]]:
     """Return the name and the evaluation of each set, and the repeats of the K-fold cross-validation."""
-    chosen = "Cross-validation that chose C" if report.method == "cross-validation" else "Validation photos"
-    sets: list[tuple[str, Evaluation, CrossValidation | None]] = [(chosen, report.held_out, None)]
-    if report.test:
-        sets.insert(0, ("Test photos", report.test, None))
-    if repeated := report.cross_validation:
+    crossed = record.fitted.selection.method == "cross-validation"
+    chosen = "Cross-validation that chose C" if crossed else "Validation photos"
+    sets: list[tuple[str, Evaluation, CrossValidation | None]] = [(chosen, record.fitted.held_out, None)]
+    if record.fitted.test:
+        sets.insert(0, ("Test photos", record.fitted.test, None))
+    if repeated := record.cross_validation:
         sets.append((f"{repeated.folds}-fold cross-validation", repeated.runs[0], repeated))
     return sets
 

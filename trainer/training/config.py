@@ -16,6 +16,7 @@ from trainer.dataset.near_duplicates import THRESHOLD, DuplicateReport
 from trainer.evaluation.abstention import Threshold
 from trainer.evaluation.cross_validation import CrossValidation
 from trainer.evaluation.metrics import Evaluation, Proportion
+from trainer.evaluation.training_record import PhotoPrediction
 from trainer.evaluation.version_changes import LiveComparison
 from trainer.export.tflite import Quantize
 from trainer.heads import HeadSettings
@@ -137,7 +138,7 @@ class TrainResult:
     left_out: tuple[tuple[str, str], ...]
     duplicates: DuplicateReport
     test_photos: tuple[tuple[str, str], ...]
-    misclassified: tuple[tuple[str, str, str, float], ...]
+    misclassified: tuple[PhotoPrediction, ...]
     seconds: dict[str, float]
     comparison: LiveComparison | None = None
     cross_validation: CrossValidation | None = None

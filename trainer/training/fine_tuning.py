@@ -20,8 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from trainer.dataset.download import create_once, no_progress
 from trainer.heads import Floats, Head, Ints
 from trainer.preprocessing import Preprocessing
 from trainer.training.fine_tune_types import Epoch, FineTuned, FineTuneSettings
-from trainer.training.tuner import RECORD, Tuner
+from trainer.training.tuner import RECORD, Tuner, restored_afterwards
 from trainer.training.tuning_photos import PreparedPhotos, TuningPhotos, prepare_photos
 
 RECIPE = 1
@@ -86,7 +85,7 @@ def fine_tune(
     run = checkpoint_directory / _compute_key(backbone, head, training, held, preprocessing, settings)
     tuned = run / "backbone"
     if not tuned.is_dir():
-        with _restored_afterwards(variables):
+        with restored_afterwards(variables):
             tuner = Tuner(backbone, head, variables, preprocessing, settings)
             _run_epochs(tuner, training, held, run, say, progress)
             with create_once(tuned) as staged:
@@ -174,17 +173,6 @@ def _write_checkpoint(tuner: Tuner, run: Path) -> None:
         tuner.write(staged)
     for checkpoint in earlier:
         shutil.rmtree(checkpoint, ignore_errors=True)
-
-
-@contextmanager
-def _restored_afterwards(variables: Sequence[Any]) -> Iterator[None]:
-    """Restore the present values of variables at the end of the block, also after an error."""
-    values = [variable.numpy() for variable in variables]
-    try:
-        yield
-    finally:
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
 
 
 def _compute_key(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,16 +17,15 @@ from trainer import dataset
 from trainer.dataset import Subset
 from trainer.dataset.download import no_progress
 from trainer.evaluation import cross_validation
-from trainer.evaluation.cross_validation import CrossValidation, CrossValidationScheme, cross_validate
+from trainer.evaluation.cross_validation import CrossValidationScheme, cross_validate
 from trainer.evaluation.metrics import Evaluation
 from trainer.evaluation.training_record import FittedHead, TrainingData, TrainingRecord
 from trainer.evaluation.version_changes import LiveComparison
-from trainer.heads import Selection, Vectors
+from trainer.heads import Selection
 from trainer.preprocessing import Augmentation
-from trainer.training import live_comparison, steps, tensorboard
+from trainer.training import live_comparison, outputs, steps, tensorboard
 from trainer.training.config import TrainResult, TrainSettings
-from trainer.training.outputs import Outputs
-from trainer.training.steps import Embedder, Reporter
+from trainer.training.steps import Reporter
 
 
 def train(
@@ -51,128 +49,94 @@ def train(
         GateRejected: the head is not accurate enough, or worse than the live version; nothing was
             published.
     """
-    reporter, clock = Reporter(say, progress), _Clock()
-    embedder, outputs = _make_embedder(settings), Outputs.from_settings(settings)
+    reporter = Reporter(say, progress)
+    seconds: dict[str, float] = {}
     is_cross_validated = settings.cross_validate is not None
-    with clock.step("scan"):
+    with _timed(seconds, "scan"):
         listing = dataset.scan(settings.image_dir, settings.columns, progress=progress)
         dataset.check_listing(listing, settings.split)
-        outputs.check_writable()
-        is_required = bool(settings.compare_with) or settings.assert_not_worse_than_live is not None
-        live = _find_live_bundle(settings.compare_with, outputs.model_dir, say, is_required=is_required)
+        outputs.check_writable(settings)
+        live = find_live_bundle(settings, say)
         for warning in listing.warnings:
             say(warning)
-    with clock.step("backbone"):
-        base = embedder.make_template(reporter)
-    with clock.step("embed"):
-        features = embedder.embed(listing, base, reporter)
-    with clock.step("divide"):
-        data = steps.split_photos(
-            listing,
-            features,
-            settings.split,
-            settings.image_dir,
-            settings.near_duplicates,
-            settings.near_threshold,
-            reporter,
-        )
+    # `settings` stays what the user asked for; `used` names the tuned backbone after fine-tuning.
+    used = _keep_large_features_in_cache(settings)
+    with _timed(seconds, "backbone"):
+        base = steps.make_template(used, reporter)
+    with _timed(seconds, "embed"):
+        features = steps.embed(used, listing, base, reporter)
+    with _timed(seconds, "divide"):
+        data = steps.split_photos(used, listing, features, reporter)
         if is_cross_validated:
             cross_validation.check_groups(data.targets, data.labels, data.groups)
     if settings.fine_tune:
-        with clock.step("fine-tune"):
-            tuned = steps.fine_tune_backbone(embedder, data, settings.fine_tune, settings.seed, reporter)
-            if tuned:
-                embedder, base = tuned, tuned.make_template(reporter)
-                data = replace(data, features=tuned.embed(listing, base, reporter))
-    with clock.step("views"):
+        with _timed(seconds, "fine-tune"):
+            tuned = steps.fine_tune_backbone(used, settings.fine_tune, data, reporter)
+            if tuned is not used:
+                used, base = tuned, steps.make_template(tuned, reporter)
+                data = replace(data, features=steps.embed(tuned, listing, base, reporter))
+    with _timed(seconds, "views"):
         # A cross-validation trains on every photo in turn, test photos included.
-        used = data.rows(Subset.TRAINING, Subset.VALIDATION)
-        viewed = np.arange(len(data.targets)) if is_cross_validated else used
-        views = embedder.embed_views(
-            listing, data.select(viewed), settings.augmentation, settings.views, reporter
-        )
-    with clock.step("fit"):
-        training_views = [view[used] for view in views] if is_cross_validated else views
-        head, selection = steps.fit_head(data, training_views, embedder.head_settings, settings.seed)
-        fitted = steps.evaluate_head(
-            data,
-            head,
-            selection,
-            embedder.head_settings,
-            precision=settings.precision,
-            keep_known=settings.keep_known,
-            seed=settings.seed,
-        )
+        trained = data.rows(Subset.TRAINING, Subset.VALIDATION)
+        viewed = np.arange(len(data.targets)) if is_cross_validated else trained
+        views = steps.embed_views(used, listing, data.select(viewed), reporter)
+    with _timed(seconds, "fit"):
+        training_views = [view[trained] for view in views] if is_cross_validated else views
+        head, selection = steps.fit_head(used, data, training_views)
+        fitted = steps.evaluate_head(used, data, head, selection)
     check_accuracy(fitted.test or fitted.held_out, settings.assert_accuracy_at_least)
     record = TrainingRecord(
-        outputs.model_dir.name,
+        settings.saved_model_dir.name,
         str(settings.image_dir),
         data,
         fitted,
         settings=describe_settings(settings, selection),
-        seconds=clock.seconds,
+        seconds=seconds,
     )
     if live:
-        with clock.step("compare"):
-            comparison = _compare_with_live(
-                live,
-                base.metadata.fingerprint,
-                data,
-                fitted,
-                embedder.store_root,
-                settings.assert_not_worse_than_live,
-                say,
-            )
+        with _timed(seconds, "compare"):
+            comparison = _compare_with_live(live, base, data, fitted, settings, say)
         record = replace(record, comparison=comparison)
     if settings.cross_validate:
-        with clock.step("cross-validate"):
-            scheme = CrossValidationScheme(
-                settings.cross_validate, settings.cross_validate_repeats, settings.seed
+        with _timed(seconds, "cross-validate"):
+            validated = cross_validate(
+                data.embeddings,
+                data.targets,
+                data.labels,
+                scheme=CrossValidationScheme(
+                    settings.cross_validate, settings.cross_validate_repeats, settings.seed
+                ),
+                settings=used.head_settings,
+                views=views,
+                groups=data.groups,
+                progress=lambda done, fits: say(f"Cross-validation: {done} of {fits} heads fitted"),
             )
-            validated = _cross_validate(data, scheme, embedder, views, say)
         record = replace(record, cross_validation=validated)
-    if outputs.summaries:
-        with clock.step("summaries"):
-            tensorboard.write(outputs.summaries, data, fitted)
-    with clock.step("export"):
-        published = outputs.publish(base, record)
+    if settings.summaries_dir:
+        with _timed(seconds, "summaries"):
+            tensorboard.write(settings.summaries_dir, data, fitted)
+    with _timed(seconds, "export"):
+        published = outputs.publish(settings, base, record)
     return _make_result(record, published)
 
 
-def _make_embedder(settings: TrainSettings) -> Embedder:
-    """Return the backbone that the user asked for.
+def _keep_large_features_in_cache(settings: TrainSettings) -> TrainSettings:
+    """Return the settings with a directory for features that do not fit in memory.
 
-    What does not fit in memory goes to the cache: the directory of temporary files may itself be in memory.
+    It is the cache, since the directory of temporary files may itself be in memory.
     """
-    head_settings = settings.head_settings
-    return Embedder(
-        settings.tfhub_module,
-        settings.backbone_input,
-        settings.preprocessing,
-        settings.embedding_store,
-        settings.cache,
-        replace(head_settings, directory=head_settings.directory or settings.cache),
-    )
+    directory = settings.head_settings.directory or settings.cache
+    return replace(settings, head_settings=replace(settings.head_settings, directory=directory))
 
 
 def describe_settings(settings: TrainSettings, selection: Selection) -> dict[str, Any]:
     """Return the settings that the user asked for, with those that were chosen for the head."""
-    described = asdict(settings)
-    del described["head_settings"]
-    described["head"] = selection.settings
-    if settings.augmentation == Augmentation():
-        described["views"] = 0
     # Omit local paths: the report may be shared.
-    for name in (
-        "cache",
-        "embedding_store",
-        "saved_model_dir",
-        "output_labels",
-        "summaries_dir",
-        "tflite_output_file",
-    ):
-        del described[name]
-    return described
+    local = {"cache", "embedding_store", "saved_model_dir", "output_labels", "summaries_dir"}
+    omitted = local | {"tflite_output_file", "head_settings"}
+    described = {name: value for name, value in asdict(settings).items() if name not in omitted}
+    views = settings.views if settings.augmentation != Augmentation() else 0
+    return described | {"head": selection.settings, "views": views}
 
 
 def check_accuracy(evaluation: Evaluation, minimum: float | None) -> None:
@@ -189,24 +153,17 @@ def check_accuracy(evaluation: Evaluation, minimum: float | None) -> None:
         )
 
 
-def _find_live_bundle(
-    compare_with: str | Path, model_dir: Path, say: Callable[[str], None], *, is_required: bool
-) -> Bundle | None:
-    """Return the version to compare with.
-
-    Args:
-        compare_with: version that the user named; "" for the newest one below `model_dir`.
-        model_dir: base path of the model.
-        say: for the reason why there will be no comparison.
-        is_required: True if the user asked for the comparison, or made the publication depend on it.
+def find_live_bundle(settings: TrainSettings, say: Callable[[str], None]) -> Bundle | None:
+    """Return the version to compare with; `say` is called with the reason if there is no comparison.
 
     Raises:
-        BundleError: the version cannot be read, and the comparison is required.
+        BundleError: the version cannot be read, and the user asked for the comparison or made the
+            publication depend on it.
     """
     try:
-        return live_comparison.find_live_version(compare_with, model_dir)
+        return live_comparison.find_live_version(settings.compare_with, settings.saved_model_dir)
     except BundleError as error:
-        if is_required:
+        if settings.compare_with or settings.assert_not_worse_than_live is not None:
             raise
         say(f"The new version will not be compared with the live one. {error.what}")
         return None
@@ -214,11 +171,10 @@ def _find_live_bundle(
 
 def _compare_with_live(
     live: Bundle,
-    fingerprint: str,
+    base: Bundle,
     data: TrainingData,
     fitted: FittedHead,
-    store_root: str,
-    tolerance: float | None,
+    settings: TrainSettings,
     say: Callable[[str], None],
 ) -> LiveComparison | None:
     """Compare the new version with the live one, and check that it is not worse if that is required.
@@ -227,15 +183,16 @@ def _compare_with_live(
         GateRejected: the new version is worse than allowed, or a required comparison is not possible.
     """
     tested = data.rows(Subset.TESTING)
+    tolerance = settings.assert_not_worse_than_live
     try:
         comparison = live_comparison.compare_with_live(
             live,
-            fingerprint,
+            base.metadata.fingerprint,
             data.labels,
             data.select(tested),
             data.embeddings[tested],
             fitted.test_probabilities,
-            store_root,
+            settings.embedding_store,
         )
     except HubheadError as error:
         if tolerance is not None:
@@ -251,29 +208,10 @@ def _compare_with_live(
     return comparison
 
 
-def _cross_validate(
-    data: TrainingData,
-    scheme: CrossValidationScheme,
-    embedder: Embedder,
-    views: Sequence[Vectors],
-    say: Callable[[str], None],
-) -> CrossValidation:
-    """Cross-validate on all photos, with the views of all."""
-    return cross_validate(
-        data.embeddings,
-        data.targets,
-        data.labels,
-        scheme=scheme,
-        settings=embedder.head_settings,
-        views=views,
-        groups=data.groups,
-        progress=lambda done, fits: say(f"Cross-validation: {done} of {fits} heads fitted"),
-    )
-
-
 def _make_result(record: TrainingRecord, published: Bundle) -> TrainResult:
     """Return what the caller gets: the record without embeddings and weights."""
     data, fitted = record.data, record.fitted
+    tested = record.test_predictions()
     return TrainResult(
         bundle=published,
         test=fitted.test,
@@ -285,29 +223,17 @@ def _make_result(record: TrainingRecord, published: Bundle) -> TrainResult:
         labels=data.count_labels(),
         left_out=data.features.left_out,
         duplicates=data.duplicates,
-        test_photos=tuple(
-            (example.uri, data.labels[example.label]) for example in data.select(data.rows(Subset.TESTING))
-        ),
-        misclassified=record.misclassified(),
+        test_photos=tuple((photo.uri, photo.label) for photo in tested),
+        misclassified=tuple(photo for photo in tested if photo.predicted != photo.label),
         seconds=dict(record.seconds),
         comparison=record.comparison,
         cross_validation=record.cross_validation,
     )
 
 
-class _Clock:
-    """Wall time of the steps.
-
-    Attributes:
-        seconds: seconds by step.
-    """
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Measure the block as step `name`."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
+@contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    """Measure the wall time of the block, and keep it as that of a step."""
+    start = time.perf_counter()
+    yield
+    seconds[step] = time.perf_counter() - start

@@ -46,6 +46,9 @@ def format_summary(result: TrainResult) -> str:
 
 def to_dict(result: TrainResult) -> dict[str, Any]:
     """Return the result as JSON values, as printed by --json."""
+    kinds = ("newly_right", "newly_wrong")
+    compared = result.comparison
+    changed = compared and {kind: [asdict(photo) for photo in getattr(compared, kind)] for kind in kinds}
     return {
         "bundle": str(result.bundle.path),
         "version": result.bundle.version,
@@ -56,14 +59,6 @@ def to_dict(result: TrainResult) -> dict[str, Any]:
             {"photo": path, "label": label, "predicted": predicted, "score": score}
             for path, label, predicted, score in result.misclassified
         ],
-        "changed": {
-            kind: [asdict(photo) for photo in photos]
-            for kind, photos in (
-                ("newly_right", result.comparison.newly_right),
-                ("newly_wrong", result.comparison.newly_wrong),
-            )
-        }
-        if result.comparison
-        else None,
+        "changed": changed,
         "seconds": result.seconds,
     }

@@ -63,10 +63,7 @@ def write(directory: Path, data: TrainingData, fitted: FittedHead) -> Path:
     """
     try:
         run = _create_run_directory(directory)
-        if _can_refit_candidates(data, fitted.selection):
-            _write_candidate_steps(run, data, fitted)
-        else:
-            _write_exported_step(run, data, fitted)
+        _write_steps(run, data, fitted)
         if test := fitted.test:
             with _open_events(run / DIRECTORIES[Subset.TESTING]) as events:
                 step = number_steps(fitted.selection)[fitted.selection.strength]
@@ -107,42 +104,32 @@ def _can_refit_candidates(data: TrainingData, selection: Selection) -> bool:
     return plain and len(data.rows(Subset.TRAINING, Subset.VALIDATION)) < heads.LARGE_DATASET
 
 
-def _write_exported_step(run: Path, data: TrainingData, fitted: FittedHead) -> None:
-    """Write a single step, that of the exported head."""
+def _write_steps(run: Path, data: TrainingData, fitted: FittedHead) -> None:
+    """Write a step for each candidate of C with a head of its own, or a single one for the exported head."""
+    embeddings, targets = data.embeddings, data.targets
     head, selection, held_out = fitted.head, fitted.selection, fitted.held_out
-    shown = sample_rows(data.rows(Subset.TRAINING))
-    step = number_steps(selection)[selection.strength]
-    with _open_events(run / DIRECTORIES[Subset.TRAINING]) as events:
-        events.add(step, *_evaluate_head(head, data.embeddings[shown], data.targets[shown]))
-        for name, values in (("weights", head.kernel), ("biases", head.bias)):
-            events.add(step, *_summarize_variable(name, values))
-    with _open_events(run / DIRECTORIES[Subset.VALIDATION]) as events:
-        scalars = {"accuracy_1": held_out.accuracy.value, "cross_entropy_1": held_out.log_loss}
-        events.add(step, scalars, {"activations": selection.probabilities})
-        _add_selection(events, selection, held_out)
-
-
-def _write_candidate_steps(run: Path, data: TrainingData, fitted: FittedHead) -> None:
-    """Write a step for each candidate of C, each with a head of its own."""
-    embeddings, targets, selection = data.embeddings, data.targets, fitted.selection
-    train_rows, validation_rows = data.rows(Subset.TRAINING), data.rows(Subset.VALIDATION)
+    shown, held = data.rows(Subset.TRAINING), data.rows(Subset.VALIDATION)
     steps = number_steps(selection)
     with (
         _open_events(run / DIRECTORIES[Subset.TRAINING]) as train_events,
         _open_events(run / DIRECTORIES[Subset.VALIDATION]) as validation_events,
     ):
-        calibration_rows = validation_rows if len(validation_rows) else train_rows
-        candidates = fit_candidates(embeddings, targets, train_rows, calibration_rows, selection)
+        if _can_refit_candidates(data, selection):
+            calibration = held if len(held) else shown
+            candidates = fit_candidates(embeddings, targets, shown, calibration, selection)
+            for strength, candidate in candidates.items() if len(held) else ():
+                evaluated = _evaluate_head(candidate, embeddings[held], targets[held])
+                validation_events.add(steps[strength], *evaluated)
+        else:
+            candidates, shown = {selection.strength: head}, sample_rows(shown)
+            scalars = {"accuracy_1": held_out.accuracy.value, "cross_entropy_1": held_out.log_loss}
+            histograms = {"activations": selection.probabilities}
+            validation_events.add(steps[selection.strength], scalars, histograms)
         for strength, candidate in candidates.items():
-            step = steps[strength]
-            train_events.add(step, *_evaluate_head(candidate, embeddings[train_rows], targets[train_rows]))
-            if len(validation_rows):
-                validation_events.add(
-                    step, *_evaluate_head(candidate, embeddings[validation_rows], targets[validation_rows])
-                )
+            train_events.add(steps[strength], *_evaluate_head(candidate, embeddings[shown], targets[shown]))
             for name, values in (("weights", candidate.kernel), ("biases", candidate.bias)):
-                train_events.add(step, *_summarize_variable(name, values))
-        _add_selection(validation_events, selection, fitted.held_out)
+                train_events.add(steps[strength], *_summarize_variable(name, values))
+        _add_selection(validation_events, selection, held_out)
 
 
 def _add_selection(events: _EventFile, selection: Selection, held_out: Evaluation) -> None:
@@ -214,12 +201,8 @@ def _summarize_variable(name: str, values: Floats) -> tuple[dict[str, float], di
 def _collect_label_scalars(evaluation: Evaluation) -> dict[str, float]:
     """Return recall, precision and F1 of each label by tag."""
     return {
-        f"labels/{label}/{name}": metric[label].value
-        for name, metric in (
-            ("recall", evaluation.recall),
-            ("precision", evaluation.precision),
-            ("f1", evaluation.f1),
-        )
+        f"labels/{label}/{name}": getattr(evaluation, name)[label].value
+        for name in ("recall", "precision", "f1")
         for label in evaluation.labels
     }
 

@@ -105,8 +105,7 @@ class Tuner:
             known = [epoch.validation_loss for epoch in self.epochs if epoch.validation_loss is not None]
             if loss is None or loss < min(known, default=math.inf):
                 self.best = number
-                for kept, variable in zip(self._best, self._variables, strict=True):
-                    kept.assign(variable)
+                assign_all(self._best, self._variables)
         self.epochs.append(Epoch(number, total / count, loss, accuracy, time.perf_counter() - start))
 
     def validate(self, held: PreparedPhotos) -> tuple[float, float]:
@@ -147,8 +146,7 @@ class Tuner:
         """Write the backbone with the weights of the best epoch, and the record of the run."""
         import tensorflow as tf
 
-        for kept, variable in zip(self._best, self._variables, strict=True):
-            variable.assign(kept)
+        assign_all(self._variables, self._best)
         module = self._backbone.module
         tf.saved_model.save(module, str(directory), signatures=dict(module.signatures) or None)
         given = {"backbone": self._backbone.fingerprint, "settings": asdict(self.settings)}
@@ -200,12 +198,13 @@ class Tuner:
     @contextmanager
     def _blended(self) -> Iterator[None]:
         """Assign, for the block, the mean of the initial and the tuned weights that the run would return."""
-        keep, tuned = np.float32(self.settings.keep), [variable.numpy() for variable in self._variables]
-        for variable, value, initial in zip(self._variables, tuned, self._initial, strict=True):
-            variable.assign(keep * initial + (1 - keep) * value)
-        yield
-        for variable, value in zip(self._variables, tuned, strict=True):
-            variable.assign(value)
+        keep = np.float32(self.settings.keep)
+        with restored_afterwards(self._variables) as tuned:
+            means = [
+                keep * given + (1 - keep) * value for given, value in zip(self._initial, tuned, strict=True)
+            ]
+            assign_all(self._variables, means)
+            yield
 
     def _record(self) -> dict[str, Any]:
         """Return the results so far as JSON values."""
@@ -217,6 +216,22 @@ class Tuner:
         import tensorflow as tf
 
         return tf.train.Checkpoint(variables=self._variables, velocities=self._velocities, best=self._best)
+
+
+@contextmanager
+def restored_afterwards(variables: Sequence[Any]) -> Iterator[list[Any]]:
+    """Yield the present values of variables; restore them at the end of the block, also after an error."""
+    values = [variable.numpy() for variable in variables]
+    try:
+        yield values
+    finally:
+        assign_all(variables, values)
+
+
+def assign_all(variables: Sequence[Any], values: Sequence[Any]) -> None:
+    """Assign each variable its value."""
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
 def schedule(share: float, warm_up: float) -> float:

@@ -130,7 +130,7 @@ def test_many_labels_show_confused_pairs_in_place_of_the_confusion_matrix(tmp_pa
 def test_comparison_with_the_live_version_shows_changed_photos(tmp_path: Path) -> None:
     labels = (HOSTILE, "b", "c", "d")
     example = make_report(tmp_path, labels, photos=20, noise=0.6, compared=True).report
-    found, validated = example.comparison, example.cross_validation
+    found, validated = example.record.comparison, example.record.cross_validation
     assert found is not None
     assert validated is not None
     assert found.newly_right

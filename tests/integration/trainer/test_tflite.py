@@ -28,7 +28,7 @@ from trainer.export.head_file import load_head
 from trainer.export.tflite import Quantize, TfliteModel, TfliteOptions
 from trainer.export.tflite_metadata import describe_model
 from trainer.preprocessing import Preprocessing
-from trainer.training.outputs import Outputs
+from trainer.training.outputs import check_writable
 
 if TYPE_CHECKING:
     from tests.support.trained import Trained
@@ -217,7 +217,7 @@ def test_unwritable_output_file_is_an_error_before_any_work(trained: Trained, tm
         writable_settings(trained, tmp_path), tflite_output_file=tmp_path / "no" / "food.tflite"
     )
     with pytest.raises(OutputError, match="--tflite_output_file"):
-        Outputs.from_settings(settings).check_writable()
+        check_writable(settings)
 
 
 def test_generated_pictures_are_distinct_and_deterministic() -> None:

@@ -29,14 +29,17 @@ def test_labels_and_paths_are_escaped_everywhere(tmp_path: Path) -> None:
     example = make_report(
         tmp_path, labels, noise=1.5, found=DuplicateReport((group,), (near,), 0.93, 48, 48)
     ).report
+    data = example.record.data
+    features = replace(data.features, left_out=((HOSTILE, HOSTILE),))
+    record = replace(
+        example.record, name=HOSTILE, data=replace(data, features=features), seconds={HOSTILE: 1.0}
+    )
     text = report.render(
         replace(
             example,
-            title=HOSTILE,
-            left_out=((HOSTILE, HOSTILE),),
+            record=record,
             settings={HOSTILE: HOSTILE},
             versions={HOSTILE: HOSTILE},
-            seconds={HOSTILE: 1.0},
             created=HOSTILE,
         ),
         dict.fromkeys(example.pictured, b"jpeg"),
