@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from trainer.preprocessing import augment, bmp, exif, gif, headers, jpeg, limits, png, resize, webp
-from trainer.preprocessing.limits import POSTPONED, UNUSUAL, DecodeAttempt
+from trainer.preprocessing.limits import POSTPONED, UNUSUAL, HeaderInfo
 from trainer.preprocessing.settings import (
     CORRUPT,
     EMPTY,
@@ -55,31 +56,19 @@ def decode_photos(contents: Any, settings: Preprocessing, *, views: Any = None) 
     inputs = (contents,) if views is None else (contents, views)
     photo = [tf.TensorSpec([], tf.string), tf.TensorSpec([augment.VIEW_SIZE])][: len(inputs)]
     flag = tf.TensorSpec([], tf.bool)
-    ordinary = tf.function(
-        lambda photo, view=None: _decode_ordinary(photo, view, settings),
-        input_signature=photo,
-        autograph=False,
-    )
-    any_photo = tf.function(
-        lambda alone, repair, photo, view=None: _decode_any(
-            photo, view, settings, DecodeAttempt(alone, repair)
-        ),
-        input_signature=[flag, flag, *photo],
-        autograph=False,
-    )
+    ordinary = tf.function(partial(_decode_ordinary, settings), photo, autograph=False)
+    any_photo = tf.function(partial(_decode_any, settings), [flag, flag, *photo], autograph=False)
 
     def retry(results: tuple[Any, ...], status: int, *, alone: bool, repair: bool = False) -> tuple[Any, ...]:
         """Decode the photos of one status again, and return the results with their rows replaced."""
         rows = tf.cast(tf.where(tf.equal(results[1], status))[:, 0], tf.int32)
 
-        def decode(*photo: Any) -> Any:
-            return any_photo(tf.constant(alone), tf.constant(repair), *photo)
-
         def replace_rows() -> tuple[Any, ...]:
             chosen = [tf.gather(values, rows) for values in inputs]
+            decode = partial(any_photo, alone, repair)
             pixels, found, *sides = _decode_rows(decode, chosen, settings, alone=alone)
             if repair:
-                found = _explain_webp_failure(chosen[0], found)
+                found = webp.explain_failures(chosen[0], found)
             return tuple(
                 tf.tensor_scatter_nd_update(old, rows[:, None], new)
                 for old, new in zip(results, (pixels, found, *sides), strict=True)
@@ -110,11 +99,7 @@ def is_usable(status: Any) -> Any:
 
 
 def _decode_rows(
-    decode: Callable[..., tuple[Any, ...]],
-    inputs: Sequence[Any],
-    settings: Preprocessing,
-    *,
-    alone: bool,
+    decode: Callable[..., tuple[Any, ...]], inputs: Sequence[Any], settings: Preprocessing, *, alone: bool
 ) -> tuple[Any, ...]:
     """Decode photos independently; the row of a photo that fails stays blank with the status CORRUPT."""
     import tensorflow as tf
@@ -139,8 +124,7 @@ def _decode_rows(
     blanks = (
         tf.fill([count + 1, settings.height, settings.width, 3], tf.constant(GREY, tf.uint8)),
         tf.fill([count + 1], CORRUPT),
-        tf.zeros([count + 1], tf.int32),
-        tf.zeros([count + 1], tf.int32),
+        *[tf.zeros([count + 1], tf.int32)] * 2,
     )
     return tuple(
         tf.tensor_scatter_nd_update(old, index[:, None], new)[:count]
@@ -148,63 +132,58 @@ def _decode_rows(
     )
 
 
-def _explain_webp_failure(contents: Any, status: Any) -> Any:
-    """Replace CORRUPT by UNSUPPORTED for a WebP that this TensorFlow is too old to decode."""
-    import tensorflow as tf
+def _decode_ordinary(settings: Preprocessing, contents: Any, view: Any = None) -> tuple[Any, Any, Any, Any]:
+    """Decode an ordinary JPEG as `_decode_any` does; give any other photo the status UNUSUAL.
 
-    form = tf.strings.substr(tf.strings.join([contents, b"\0" * 12]), 8, 4)
-    failed = tf.equal(status, CORRUPT) & tf.equal(form, webp.FORM)
-    unknown = tf.cond(
-        tf.reduce_any(failed), lambda: tf.logical_not(webp.is_supported_here()), lambda: tf.constant(False)
-    )
-    return tf.where(failed & unknown, UNSUPPORTED, status)
-
-
-def _decode_ordinary(contents: Any, view: Any, settings: Preprocessing) -> tuple[Any, Any, Any, Any]:
-    """Decode an ordinary JPEG as `_decode_any` does; give any other photo the status UNUSUAL."""
+    TensorFlow instantiates the functions that a call uses anew each time. For all formats together that
+    costs as much as decoding a small photo. The first attempt therefore contains the JPEG path alone.
+    """
     import tensorflow as tf
 
     ordinary = tf.equal(tf.strings.substr(contents, 0, len(jpeg.SIGNATURE)), jpeg.SIGNATURE)
     ordinary &= tf.strings.length(contents) <= settings.max_bytes
     decoded = tf.cond(
         ordinary,
-        lambda: jpeg.decode(contents, settings, limits.FIRST_ATTEMPT, _view_size(view)),
+        lambda: limits.decode_if_allowed(jpeg.read_header(contents, settings, None, view), settings, False),
         lambda: limits.reject(UNUSUAL),
     )
     return _finish(decoded, view, settings)
 
 
 def _decode_any(
-    contents: Any, view: Any, settings: Preprocessing, attempt: DecodeAttempt
+    settings: Preprocessing, alone: Any, repair: Any, contents: Any, view: Any = None
 ) -> tuple[Any, Any, Any, Any]:
     """Decode one photo to pixels uint8 [height,width,3], status, height and width.
 
     The op fails if the photo does not decode; `_decode_rows` catches that.
+
+    Args:
+        settings: sizes and limits.
+        alone: bool, true if no other photo of the call is decoded at the same time.
+        repair: bool, true if the photo failed to decode unmodified and may be truncated.
+        contents: encoded bytes, string scalar.
+        view: float32 [5]; None for the whole photo.
     """
     import tensorflow as tf
 
     head = headers.read_head(contents)
     kind, reason = _detect_format(contents, head, settings)
     # These formats have no repair: after a failure the reason stays CORRUPT.
-    hopeless = attempt.repair & (kind >= _PNG) & (kind <= _BMP)
+    hopeless = repair & (kind >= _PNG) & (kind <= _BMP)
     kind, reason = tf.where(hopeless, _NONE, kind), tf.where(hopeless, CORRUPT, reason)
-    decoded = tf.switch_case(
-        kind,
-        [
-            lambda: jpeg.decode(contents, settings, attempt, _view_size(view)),
-            lambda: png.decode(contents, head, settings, attempt),
-            lambda: gif.decode(contents, head, settings, attempt),
-            lambda: bmp.decode(contents, head, settings, attempt),
-            lambda: webp.decode(contents, head, settings, attempt),
-            lambda: limits.reject(reason),
-        ],
-    )
-    return _finish(decoded, view, settings)
 
+    def decode(header: HeaderInfo) -> limits.DecodedPhoto:
+        return limits.decode_if_allowed(header, settings, alone)
 
-def _view_size(view: Any) -> Any:
-    """Return the size of the view as a fraction of the photo's sides."""
-    return 1.0 if view is None else view[0]
+    branches = {
+        _JPEG: lambda: decode(jpeg.read_header(contents, settings, repair, view)),
+        _PNG: lambda: decode(png.read_header(contents, head, settings)),
+        _GIF: lambda: decode(gif.read_header(contents, head, settings)),
+        _BMP: lambda: decode(bmp.read_header(contents, head, settings)),
+        _WEBP: lambda: decode(webp.read_header(contents, head, settings, repair)),
+        _NONE: lambda: limits.reject(reason),
+    }
+    return _finish(tf.switch_case(kind, branches), view, settings)
 
 
 def _finish(found: Any, view: Any, settings: Preprocessing) -> tuple[Any, Any, Any, Any]:
@@ -228,23 +207,12 @@ def _detect_format(contents: Any, head: Any, settings: Preprocessing) -> tuple[A
     """Return the format by its signature, and the status to give if the photo is not decoded."""
     import tensorflow as tf
 
+    known = [headers.matches(head, module.SIGNATURE) for module in (jpeg, png, gif, bmp, webp)]
+    known[_WEBP] &= headers.matches(head, webp.FORM, at=8)
+    kind = tf.argmax([*known, True], output_type=tf.int32)  # the first that matches
     length = tf.strings.length(contents)
-    is_webp = headers.matches(head, webp.SIGNATURE) & headers.matches(head, webp.FORM, at=8)
-    kind = tf.where(is_webp, _WEBP, _NONE)
-    for index, signature in (
-        (_BMP, bmp.SIGNATURE),
-        (_GIF, gif.SIGNATURE),
-        (_PNG, png.SIGNATURE),
-        (_JPEG, jpeg.SIGNATURE),
-    ):
-        kind = tf.where(headers.matches(head, signature), index, kind)
-    foreign = tf.reduce_any(
-        [
-            headers.matches(head, signature, at=at) & (length >= at + len(signature))
-            for signature, at in _FOREIGN
-        ]
-    )
-    reason = tf.where(foreign, UNSUPPORTED, NOT_AN_IMAGE)
+    foreign = [headers.matches(head, text, at=at) & (length >= at + len(text)) for text, at in _FOREIGN]
+    reason = tf.where(tf.reduce_any(foreign), UNSUPPORTED, NOT_AN_IMAGE)
     reason = tf.where(tf.equal(length, 0), EMPTY, reason)
     too_long = length > settings.max_bytes
     return tf.where(too_long, _NONE, kind), tf.where(too_long, TOO_LARGE, reason)

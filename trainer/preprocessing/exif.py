@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from trainer.preprocessing import headers
 
 IDENTIFIER = b"Exif\0\0"
 """Prefix of EXIF data in JPEG, and in WebP files of some writers."""
@@ -10,6 +13,23 @@ IDENTIFIER = b"Exif\0\0"
 _ORIENTATION = 0x0112
 _SHORT, _LONG = 3, 4
 _MOST_ENTRIES = 512
+
+
+def find_orientation(
+    contents: Any, start: int, step: Callable[[Any], tuple[Any, Any]], read_tiff: Callable[[Any], Any]
+) -> Any:
+    """Return the EXIF orientation of the first segment that `step` finds; 1 if there is none.
+
+    Args:
+        contents: encoded photo, string scalar.
+        start: position of the first segment.
+        step: see `headers.find_segment`.
+        read_tiff: position of the segment -> its TIFF data, string scalar.
+    """
+    import tensorflow as tf
+
+    position = headers.find_segment(contents, start, step)
+    return tf.cond(position >= 0, lambda: read_orientation(read_tiff(position)), lambda: tf.constant(1))
 
 
 def read_orientation(tiff: Any) -> Any:
@@ -25,18 +45,14 @@ def read_orientation(tiff: Any) -> Any:
 
     def number(at: Any, size: int) -> Any:
         """Return an unsigned number of `size` bytes; 0 beyond the end."""
-        at = tf.clip_by_value(at, 0, tf.strings.length(tiff))
-        raw = tf.io.decode_raw(tf.strings.join([tf.strings.substr(tiff, at, size), b"\0" * size]), tf.uint8)
-        raw = tf.where(little, tf.reverse(raw[:size], [0]), raw[:size])
-        weights = [256**power for power in reversed(range(size))]
-        return tf.reduce_sum(tf.cast(raw, tf.int64) * tf.constant(weights, tf.int64))
+        raw = headers.read_bytes(tiff, at, size)
+        return headers.read_number(tf.where(little, raw, raw[::-1]), 0, size)
 
     def search() -> Any:
         # The whole directory is read at once as a table of 12-byte entries: tag, type, count, value.
-        directory = tf.cast(tf.minimum(number(tf.constant(4), 4), 1 << 30), tf.int32)
+        directory = headers.add_offset(0, number(4, 4))
         entries = tf.cast(tf.minimum(number(directory, 2), _MOST_ENTRIES), tf.int32)
-        start = tf.minimum(directory + 2, tf.strings.length(tiff))
-        raw = tf.io.decode_raw(tf.strings.substr(tiff, start, 12 * entries), tf.uint8)
+        raw = tf.io.decode_raw(headers.cut(tiff, directory + 2, 12 * entries), tf.uint8)
         table = tf.cast(tf.reshape(raw[: tf.size(raw) // 12 * 12], [-1, 12]), tf.int32)
 
         def short(at: int) -> Any:

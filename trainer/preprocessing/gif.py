@@ -6,11 +6,11 @@ amount of memory. It therefore gets a new file that contains only the first fram
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-from trainer.preprocessing import headers, limits
-from trainer.preprocessing.limits import DecodeAttempt, DecodedPhoto, HeaderInfo
-from trainer.preprocessing.settings import CORRUPT, TOO_LARGE, Preprocessing
+from trainer.preprocessing import headers
+from trainer.preprocessing.limits import HeaderInfo
+from trainer.preprocessing.settings import CORRUPT, OK, TOO_LARGE, Preprocessing
 
 SIGNATURE = b"GIF8"
 
@@ -23,69 +23,48 @@ _MOST_STEPS = 4096
 """Maximum number of steps per photo. Encoders write blocks of equal length, then a shorter one."""
 
 
-class _Frame(NamedTuple):
-    """Location of the first frame.
-
-    Attributes:
-        position: position of its image descriptor, or -1.
-        transparent: index of the transparent colour, or -1.
-        steps: loop steps that were used to find it.
-    """
-
-    position: Any
-    transparent: Any
-    steps: Any
-
-
-def decode(contents: Any, head: Any, settings: Preprocessing, attempt: DecodeAttempt) -> DecodedPhoto:
-    """Decode the first frame of one GIF on its canvas, which is enlarged if the frame exceeds it."""
+def read_header(contents: Any, head: Any, settings: Preprocessing) -> HeaderInfo:
+    """Find the first frame, and decode it on its canvas, which is enlarged if the frame exceeds it."""
     import tensorflow as tf
 
     source = tf.strings.substr(contents, 0, settings.max_gif_bytes)
-    frame = _find_first_frame(source, head)
-    descriptor = headers.read_bytes(source, frame.position, 10)
-    place = tf.stack([_read_short(descriptor, 3), _read_short(descriptor, 1)])
-    sides = tf.stack([_read_short(descriptor, 7), _read_short(descriptor, 5)])
-    canvas = tf.maximum(tf.stack([_read_short(head, 8), _read_short(head, 6)]), place + sides)
-    data = frame.position + 10 + _color_table_bytes(descriptor[9])
+    position, transparent, steps = _find_first_frame(source, head)
+    descriptor = headers.read_bytes(source, position, 10)
+    place = headers.read_pair(descriptor, 3, 1, 2)
+    sides = headers.read_pair(descriptor, 7, 5, 2)
+    canvas = tf.maximum(headers.read_pair(head, 8, 6, 2), place + sides)
+    data = position + 10 + _color_table_bytes(descriptor[9])
     # After the colour table: one byte with the minimum code size, then the sub-blocks.
-    end, steps = _skip_sub_blocks(source, data + 1, frame.steps)
-    status = limits.check_pixel_count(canvas, settings.max_gif_pixels)
-    status = tf.where(
-        (steps >= _MOST_STEPS) | _is_truncated_by_limit(contents, end, settings), TOO_LARGE, status
-    )
-    status = tf.where((frame.position < 0) | tf.reduce_any(sides <= 0), CORRUPT, status)
+    end, steps = _skip_sub_blocks(source, data + 1, steps)
+    # Does the frame end beyond the limit rather than at the end of the file?
+    cut_off = (end >= settings.max_gif_bytes) & (tf.strings.length(contents) > settings.max_gif_bytes)
+    status = tf.where((steps >= _MOST_STEPS) | cut_off, TOO_LARGE, OK)
+    status = tf.where((position < 0) | tf.reduce_any(sides <= 0), CORRUPT, status)
 
-    def pixels() -> Any:
+    def decode() -> Any:
         # A GIF of the first frame alone: header and screen descriptor with the frame's size, the colour
         # table (its own or the global one) with white for transparent, the image, the trailer.
         own = descriptor[9] >= 128
         flags = tf.where(own, descriptor[9], head[10])
-        table = tf.where(own, frame.position + 10, 13)
-        colours = tf.strings.substr(source, tf.minimum(table, size), _color_table_bytes(flags))
+        colours = headers.cut(source, tf.where(own, position + 10, 13), _color_table_bytes(flags))
+        frame_size = tf.strings.substr(source, position + 5, 4)  # which the canvas gets too
         single = tf.strings.join(
             [
                 b"GIF89a",
-                tf.strings.substr(source, frame.position + 5, 4),  # the canvas gets the size of the frame
+                frame_size,
                 _to_byte(128 | flags % 8),
                 b"\0\0",
-                _whiten_transparent(colours, frame.transparent),
+                _whiten_transparent(colours, transparent),
                 b"\x2c\0\0\0\0",
-                tf.strings.substr(source, frame.position + 5, 4),
+                frame_size,
                 _to_byte(descriptor[9] // 64 % 2 * 64),  # interlaced or not
-                tf.strings.substr(source, tf.minimum(data, size), tf.maximum(end - data, 0)),
+                headers.cut(source, data, end - data),
                 bytes([_TRAILER]),
             ]
         )
         return _place_on_canvas(tf.io.decode_gif(single)[0], place, canvas)
 
-    size = tf.strings.length(source)
-    header = HeaderInfo(canvas, status, canvas[0] * canvas[1] * _BYTES_PER_PIXEL, tf.constant(1))
-    return limits.decode_if_allowed(header, pixels, settings, attempt)
-
-
-def _read_short(raw: Any, at: int) -> Any:
-    return headers.read_number(raw, (at, at + 1))
+    return HeaderInfo(canvas, settings.max_gif_pixels, _BYTES_PER_PIXEL, decode, status)
 
 
 def _to_byte(value: Any) -> Any:
@@ -102,23 +81,21 @@ def _color_table_bytes(flags: Any) -> Any:
     return tf.where(flags >= 128, 3 * tf.bitwise.left_shift(2, flags % 8), 0)
 
 
-def _is_truncated_by_limit(contents: Any, end: Any, settings: Preprocessing) -> Any:
-    """Return true if the frame ends beyond `max_gif_bytes` rather than at the end of the file."""
-    import tensorflow as tf
+def _find_first_frame(source: Any, head: Any) -> tuple[Any, Any, Any]:
+    """Skip the extensions before the first image (sections 23 to 26).
 
-    return (end >= settings.max_gif_bytes) & (tf.strings.length(contents) > settings.max_gif_bytes)
-
-
-def _find_first_frame(source: Any, head: Any) -> _Frame:
-    """Skip the extensions before the first image (sections 23 to 26); keep the last transparent colour."""
+    Returns:
+        position: position of the image descriptor, or -1.
+        transparent: index of the last transparent colour, or -1.
+        steps: loop steps that were used.
+    """
     import tensorflow as tf
 
     length = tf.strings.length(source)
 
-    def condition(position: Any, transparent: Any, steps: Any) -> Any:
-        del transparent
+    def condition(position: Any, _transparent: Any, steps: Any) -> Any:
         is_image = tf.equal(headers.read_bytes(source, position, 1)[0], _IMAGE)
-        return (position < length) & (steps < _MOST_STEPS) & tf.logical_not(is_image)
+        return (position < length) & (steps < _MOST_STEPS) & ~is_image
 
     def body(position: Any, transparent: Any, steps: Any) -> Any:
         block = headers.read_bytes(source, position, 8)
@@ -134,7 +111,7 @@ def _find_first_frame(source: Any, head: Any) -> _Frame:
 
     start = 13 + _color_table_bytes(head[10])
     position, transparent, steps = tf.while_loop(condition, body, (start, tf.constant(-1), tf.constant(0)))
-    return _Frame(tf.where((position < length) & (steps < _MOST_STEPS), position, -1), transparent, steps)
+    return tf.where((position < length) & (steps < _MOST_STEPS), position, -1), transparent, steps
 
 
 def _skip_sub_blocks(source: Any, start: Any, steps: Any) -> tuple[Any, Any]:
@@ -145,9 +122,6 @@ def _skip_sub_blocks(source: Any, start: Any, steps: Any) -> tuple[Any, Any]:
     import tensorflow as tf
 
     length = tf.strings.length(source)
-
-    def condition(position: Any, ended: Any, steps: Any) -> Any:
-        return (position < length) & tf.logical_not(ended) & (steps < _MOST_STEPS)
 
     def body(position: Any, ended: Any, steps: Any) -> Any:
         size = headers.read_bytes(source, position, 1)[0]
@@ -160,7 +134,9 @@ def _skip_sub_blocks(source: Any, start: Any, steps: Any) -> tuple[Any, Any]:
         return tf.where(ended, position + 1, position + run * (size + 1)), ended, steps + 1
 
     position, _, steps = tf.while_loop(
-        condition, body, (tf.minimum(start, length), tf.constant(False), tf.convert_to_tensor(steps))
+        lambda position, ended, steps: (position < length) & ~ended & (steps < _MOST_STEPS),
+        body,
+        (tf.minimum(start, length), tf.constant(False), tf.convert_to_tensor(steps)),
     )
     return tf.minimum(position, length), steps
 
@@ -169,16 +145,10 @@ def _whiten_transparent(colours: Any, transparent: Any) -> Any:
     """Return the colour table with white in place of the transparent colour."""
     import tensorflow as tf
 
-    size = tf.strings.length(colours)
-    start = tf.minimum(3 * transparent, size)
-    white = tf.strings.join(
-        [
-            tf.strings.substr(colours, 0, tf.maximum(start, 0)),
-            b"\xff\xff\xff",
-            tf.strings.substr(colours, tf.minimum(tf.maximum(start, 0) + 3, size), size),
-        ]
-    )
-    return tf.where((transparent >= 0) & (3 * transparent < size), white, colours)
+    start, size = 3 * transparent, tf.strings.length(colours)
+    before, behind = headers.cut(colours, 0, start), headers.cut(colours, start + 3, size)
+    white = tf.strings.join([before, b"\xff\xff\xff", behind])
+    return tf.where((start >= 0) & (start < size), white, colours)
 
 
 def _place_on_canvas(frame: Any, place: Any, canvas: Any) -> Any:

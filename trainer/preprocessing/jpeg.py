@@ -9,11 +9,11 @@ over the segments.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from trainer.preprocessing import exif, headers, limits, resize
-from trainer.preprocessing.limits import DecodeAttempt, DecodedPhoto, HeaderInfo
+from trainer.preprocessing.limits import HeaderInfo
 from trainer.preprocessing.settings import OK, TOO_LARGE, TRUNCATED, UNSUPPORTED, Preprocessing
 
 SIGNATURE = b"\xff\xd8\xff"
@@ -39,48 +39,38 @@ _BYTES_PER_PIXEL = 6
 """Three components with coefficients of 16 bits, held for all pixels if there are several scans."""
 
 
-def decode(
-    contents: Any, settings: Preprocessing, attempt: DecodeAttempt | None, view_size: Any = 1.0
-) -> DecodedPhoto:
-    """Decode one JPEG; with `attempt.repair` add the missing end, so that the rest stays grey.
+def read_header(contents: Any, settings: Preprocessing, repair: Any, view: Any) -> HeaderInfo:
+    """Read the header; for a repair the missing end is added, so that the rest stays grey.
 
     Args:
         contents: encoded bytes, string scalar.
         settings: sizes and limits.
-        attempt: mode of the attempt; None for FIRST_ATTEMPT, which leaves photos that may be too
-            large to the next attempt.
-        view_size: size of the view as a fraction of the photo's sides, 0 to 1.
+        repair: bool, true if the photo failed to decode unmodified and may be truncated; None for the
+            first attempt, which leaves photos that may be too large to the next attempt.
+        view: float32 [5], view that is cropped afterwards; None for the whole photo.
     """
     import tensorflow as tf
 
     source = contents
-    if attempt is limits.FIRST_ATTEMPT:
+    if repair is None:
         sides = _read_sides(contents)
         status = tf.where(_may_be_too_large(contents, sides, settings), limits.UNUSUAL, OK)
     else:
         # A failed photo may be one that the decoder does not support: report that rather than repair it.
-        why = tf.cond(attempt.repair, lambda: _explain_failure(contents, settings), lambda: tf.constant(OK))
+        why = tf.cond(repair, lambda: _explain_failure(contents, settings), lambda: tf.constant(OK))
         sides = tf.cond(tf.equal(why, OK), lambda: _read_sides(contents), lambda: tf.ones([2], tf.int64))
-        status = tf.where(attempt.repair, TRUNCATED, OK)
+        status = tf.where(repair, TRUNCATED, OK)
         status = tf.where(_is_too_large(contents, sides, settings), TOO_LARGE, status)
         status = tf.where(tf.equal(why, OK), status, why)
-        source = tf.strings.join([contents, tf.where(attempt.repair, bytes([0xFF, _END_OF_IMAGE]), b"")])
+        source = tf.strings.join([contents, tf.where(repair, bytes([0xFF, _END_OF_IMAGE]), b"")])
     orientation = _read_orientation(contents)
     # The decoder can scale by 1/2, 1/4 and 1/8 in the DCT domain, which is much faster. Take the largest
     # reduction that leaves both sides at least as large as the backbone's input.
-    factor = resize.downscale_factor(sides, settings, orientation >= 5) * view_size
+    factor = resize.downscale_factor(sides, settings, orientation >= 5) * (1.0 if view is None else view[0])
     scale = tf.where(factor >= 8, 3, tf.where(factor >= 4, 2, tf.where(factor >= 2, 1, 0)))
-
-    def decode_at(ratio: int) -> Callable[[], Any]:
-        return lambda: tf.io.decode_jpeg(source, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
-
-    header = HeaderInfo(sides, status, sides[0] * sides[1] * _BYTES_PER_PIXEL, orientation)
-    return limits.decode_if_allowed(
-        header,
-        lambda: tf.switch_case(scale, [decode_at(1), decode_at(2), decode_at(4), decode_at(8)]),
-        settings,
-        attempt,
-    )
+    decode = partial(tf.io.decode_jpeg, source, channels=3, dct_method="INTEGER_ACCURATE")
+    decode_scaled = partial(tf.switch_case, scale, [partial(decode, ratio=ratio) for ratio in (1, 2, 4, 8)])
+    return HeaderInfo(sides, settings.max_pixels, _BYTES_PER_PIXEL, decode_scaled, status, orientation)
 
 
 def _read_sides(contents: Any) -> Any:
@@ -106,13 +96,13 @@ def _is_too_large(contents: Any, sides: Any, settings: Preprocessing) -> Any:
     """Return bool: true if decoding takes too much time or memory, by the exact number of scans."""
     import tensorflow as tf
 
-    def count_exactly() -> Any:
-        # The count may stop as soon as the scans exceed the limit for an image of this size.
-        enough = settings.max_scan_pixels // tf.maximum(sides[0] * sides[1], 1)
-        return _costs_too_much(sides, _count_scans(contents, enough), settings)
-
-    suspected = _may_be_too_large(contents, sides, settings)
-    return tf.cond(suspected, count_exactly, lambda: tf.constant(False))
+    # The count may stop as soon as the scans exceed the limit for an image of this size.
+    enough = settings.max_scan_pixels // tf.maximum(sides[0] * sides[1], 1)
+    return tf.cond(
+        _may_be_too_large(contents, sides, settings),
+        lambda: _costs_too_much(sides, _count_scans(contents, enough), settings),
+        lambda: tf.constant(False),
+    )
 
 
 def _costs_too_much(sides: Any, scans: Any, settings: Preprocessing) -> Any:
@@ -137,10 +127,6 @@ def _count_scans(contents: Any, enough: Any) -> Any:
 
     length = tf.strings.length(contents)
 
-    def condition(position: Any, scans: Any, components: Any, steps: Any) -> Any:
-        del components
-        return (position < length) & (scans <= enough) & (steps < _MOST_MARKERS)
-
     def body(position: Any, scans: Any, components: Any, steps: Any) -> Any:
         marker = _find_next_marker(contents, position)
         segment = headers.read_bytes(contents, marker, 10)
@@ -159,8 +145,11 @@ def _count_scans(contents: Any, enough: Any) -> Any:
         scans += tf.cast(is_scan, tf.int64)
         return tf.where(over, length, following), scans, components, steps + 1
 
-    start = (tf.constant(2), tf.constant(0, tf.int64), tf.constant(0), tf.constant(0))
-    _, scans, _, steps = tf.while_loop(condition, body, start)
+    _, scans, _, steps = tf.while_loop(
+        lambda position, scans, _, steps: (position < length) & (scans <= enough) & (steps < _MOST_MARKERS),
+        body,
+        (tf.constant(2), tf.constant(0, tf.int64), tf.constant(0), tf.constant(0)),
+    )
     # No real photo has that many segments. There may be more scans after them, so exceed the limit.
     return tf.where(steps >= _MOST_MARKERS, enough + 1 + tf.cast(steps, tf.int64), scans)
 
@@ -175,9 +164,6 @@ def _find_next_marker(contents: Any, start: Any) -> Any:
 
     length = tf.strings.length(contents)
 
-    def condition(position: Any, found: Any) -> Any:
-        return (position + 1 < length) & tf.logical_not(found)
-
     def body(position: Any, found: Any) -> Any:
         raw = tf.io.decode_raw(tf.strings.substr(contents, position, _WINDOW_BYTES), tf.uint8)
         code = raw[1:]
@@ -188,7 +174,9 @@ def _find_next_marker(contents: Any, start: Any) -> Any:
         # The next window starts with the last byte of this one, since a marker may span both.
         return position + tf.where(found, first, tf.size(raw) - 1), found
 
-    position, found = tf.while_loop(condition, body, (start, tf.constant(False)))
+    position, found = tf.while_loop(
+        lambda position, found: (position + 1 < length) & ~found, body, (start, tf.constant(False))
+    )
     return tf.where(found, position, length)
 
 
@@ -221,8 +209,9 @@ def _explain_failure(contents: Any, settings: Preprocessing) -> Any:
     position = headers.find_segment(contents, 2, step)
     frame = headers.read_bytes(contents, position, 9)
     supported = tf.reduce_any(tf.equal(frame[1], _SUPPORTED_FRAMES)) & tf.equal(frame[4], 8)
-    sides = tf.stack([headers.read_number(frame, (6, 5)), headers.read_number(frame, (8, 7))])
-    status = tf.where(supported, limits.check_pixel_count(sides, settings.max_pixels), UNSUPPORTED)
+    sides = headers.read_pair(frame, 5, 7, 2, "big")
+    too_large = sides[0] * sides[1] > settings.max_pixels
+    status = tf.where(supported, tf.where(too_large, TOO_LARGE, OK), UNSUPPORTED)
     whole = (position >= 0) & (position + 9 <= tf.strings.length(contents))
     return tf.where(whole, status, OK)
 
@@ -242,21 +231,16 @@ def _read_orientation(contents: Any) -> Any:
         over = is_marker & (tf.equal(code, _START_OF_SCAN) | tf.equal(code, _END_OF_IMAGE))
         return found, tf.where(over, length, following)
 
-    def read() -> Any:
-        position = headers.find_segment(contents, 2, step)
-
-        def parse() -> Any:
-            size = headers.read_bytes(contents, position + 2, 2)
-            body = tf.strings.substr(contents, position + 4, tf.maximum(size[0] * 256 + size[1] - 2, 0))
-            return exif.read_orientation(tf.strings.substr(body, len(exif.IDENTIFIER), 1 << 16))
-
-        return tf.cond(position >= 0, parse, lambda: tf.constant(1))
+    def read_tiff(position: Any) -> Any:
+        size = headers.read_bytes(contents, position + 2, 2)
+        body = tf.strings.substr(contents, position + 4, tf.maximum(size[0] * 256 + size[1] - 2, 0))
+        return tf.strings.substr(body, len(exif.IDENTIFIER), 1 << 16)
 
     length = tf.strings.length(contents)
     # Most small photos have no EXIF at all: a substring search avoids the loop over their segments.
-    may_have_exif = tf.cond(
-        length > _SMALL_BYTES,
-        lambda: tf.constant(True),
-        lambda: headers.contains(contents, exif.IDENTIFIER),
+    is_large = length > _SMALL_BYTES
+    return tf.cond(
+        tf.cond(is_large, lambda: is_large, lambda: headers.contains(contents, exif.IDENTIFIER)),
+        lambda: exif.find_orientation(contents, 2, step, read_tiff),
+        lambda: tf.constant(1),
     )
-    return tf.cond(may_have_exif, read, lambda: tf.constant(1))

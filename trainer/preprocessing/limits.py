@@ -11,41 +11,24 @@ UNUSUAL, POSTPONED = len(STATUSES), len(STATUSES) + 1
 """Internal statuses that lead to another attempt: not an ordinary JPEG; too large to decode in parallel."""
 
 
-class DecodeAttempt(NamedTuple):
-    """Mode of an attempt to decode photos after the first one.
-
-    Attributes:
-        alone: bool, true if no other photo of the call is decoded at the same time.
-        repair: bool, true if the photo failed to decode unmodified and may be truncated.
-    """
-
-    alone: Any
-    repair: Any
-
-
-FIRST_ATTEMPT = None
-"""Value in place of a DecodeAttempt for the first attempt, which is made for ordinary JPEGs.
-
-TensorFlow instantiates the functions that a call uses anew each time. For all formats together that
-costs as much as decoding a small photo. The first attempt therefore contains the JPEG path alone and
-gives all other photos the status UNUSUAL, so that the next attempt takes them.
-"""
-
-
 class HeaderInfo(NamedTuple):
     """Properties of a photo by its header.
 
     Attributes:
         sides: int64 [2], height and width as stored.
+        max_pixels: limit of the format.
+        bytes_per_pixel: peak memory of the decoding, in bytes per pixel.
+        decode: callback that decodes to uint8 [h,w,3]; run only if the photo may be decoded.
         status: int32, OK or TRUNCATED if the photo may be decoded, else the reason to reject it.
-        cost: int64, peak memory of the decoding in bytes.
         orientation: int32, EXIF orientation, 1 to 8.
     """
 
     sides: Any
-    status: Any
-    cost: Any
-    orientation: Any
+    max_pixels: int
+    bytes_per_pixel: int
+    decode: Callable[[], Any]
+    status: Any = OK
+    orientation: Any = 1
 
 
 class DecodedPhoto(NamedTuple):
@@ -71,39 +54,29 @@ def reject(status: Any) -> DecodedPhoto:
     return DecodedPhoto(_grey_pixel(), tf.cast(status, tf.int32), tf.constant([0, 0]), tf.constant(1))
 
 
-def decode_if_allowed(
-    header: HeaderInfo, pixels: Callable[[], Any], settings: Preprocessing, attempt: DecodeAttempt | None
-) -> DecodedPhoto:
+def decode_if_allowed(header: HeaderInfo, settings: Preprocessing, alone: Any) -> DecodedPhoto:
     """Decode a photo if its header is within the limits; else reject or postpone it.
 
     Args:
         header: properties of the photo by its header.
-        pixels: callback that decodes to uint8 [h,w,3]; run only if the photo may be decoded.
-        settings: limits; photos above `max_parallel_bytes` are postponed.
-        attempt: mode of the attempt; None for FIRST_ATTEMPT.
+        settings: limits; photos above `max_parallel_bytes` are postponed unless `alone`.
+        alone: bool, true if no other photo of the call is decoded at the same time.
     """
     import tensorflow as tf
 
-    status = tf.where(tf.reduce_any(header.sides <= 0) & (header.status <= TRUNCATED), CORRUPT, header.status)
+    pixels = header.sides[0] * header.sides[1]
+    wrong = (pixels <= 0) | (pixels > header.max_pixels)
+    reason = tf.where(pixels <= 0, CORRUPT, TOO_LARGE)
+    status = tf.where(wrong & (header.status <= TRUNCATED), reason, header.status)
+    large = tf.logical_not(alone) & (pixels * header.bytes_per_pixel > settings.max_parallel_bytes)
+    status = tf.where(large & (status <= TRUNCATED), POSTPONED, status)
     good = status <= TRUNCATED
-    large = good & (header.cost > settings.max_parallel_bytes)
-    if attempt:
-        large &= tf.logical_not(attempt.alone)
-    status = tf.where(large, POSTPONED, status)
-    good &= tf.logical_not(large)
     return DecodedPhoto(
-        tf.cond(good, pixels, _grey_pixel),
+        tf.cond(good, header.decode, _grey_pixel),
         status,
         tf.where(good, tf.cast(header.sides, tf.int32), 0),
         tf.where(good, header.orientation, 1),
     )
-
-
-def check_pixel_count(sides: Any, limit: int, otherwise: Any = OK) -> Any:
-    """Return TOO_LARGE if the sides (int64 [2]) have more pixels than the limit, else `otherwise`."""
-    import tensorflow as tf
-
-    return tf.where(sides[0] * sides[1] > limit, TOO_LARGE, otherwise)
 
 
 def _grey_pixel() -> Any:

@@ -41,11 +41,8 @@ def resize_to_input(pixels: Any, settings: Preprocessing, sideways: Any) -> Any:
     size = tf.cast(sides, tf.float32) / tf.reduce_max(proportions)
     size = tf.clip_by_value(tf.cast(tf.round(size), tf.int32), 1, target)
     before = (target - size) // 2
-    return tf.pad(
-        _resize(pixels, size),
-        [[before[0], target[0] - size[0] - before[0]], [before[1], target[1] - size[1] - before[1]], [0, 0]],
-        constant_values=float(GREY),
-    )
+    paddings = tf.concat([tf.stack([before, target - size - before], 1), [[0, 0]]], 0)
+    return tf.pad(_resize(pixels, size), paddings, constant_values=float(GREY))
 
 
 def target_size(settings: Preprocessing, sideways: Any) -> Any:
