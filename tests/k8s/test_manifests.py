@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import kubernetes_validate
@@ -24,6 +25,9 @@ from tests.k8s.reading import (
     read_config_files,
     select_kind,
 )
+
+# It reads megabytes of definitions again for every manifest.
+kubernetes_validate.utils.schema_contents = functools.lru_cache(32)(kubernetes_validate.utils.schema_contents)
 
 CHECKS: list[Check] = [*checks_pods.CHECKS, *checks_serving.CHECKS, *checks_jobs.CHECKS]
 
