@@ -4,23 +4,44 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 import pytest
 
-pytestmark = [pytest.mark.tf, pytest.mark.beam, pytest.mark.slow(seconds=45)]
+if TYPE_CHECKING:
+    from tests.support.trained import Trained
+
+pytestmark = [pytest.mark.tf, pytest.mark.beam]
+
+DEMO = ("-m", "hubhead")
+
+DEMO_WITH_A_TRAINED_BUNDLE = (
+    "-c",
+    """
+import importlib, time, types
+import apache_beam, tensorflow  # as after a training and a scoring run
+demo = importlib.import_module("trainer.commands.demo")
+demo._train = demo._score = lambda *_: types.SimpleNamespace(bundle=None)
+demo._predict = lambda *_: time.sleep(400)  # until the interrupt
+importlib.import_module("hubhead").main()
+""",
+)
+"""The demo from its fourth step on."""
 
 
-def start_demo(directory: Path) -> subprocess.Popen[str]:
+def start_demo(directory: Path, python: Sequence[str] = DEMO) -> subprocess.Popen[str]:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under nohup; child processes inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
-        [sys.executable, "-m", "hubhead", "demo", "--output_dir", str(directory)],
+        [sys.executable, *python, "demo", "--output_dir", str(directory)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -29,6 +50,7 @@ def start_demo(directory: Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow(seconds=45)
 def test_the_demo_trains_scores_serves_and_predicts(tmp_path: Path) -> None:
     process = start_demo(tmp_path)
     try:
@@ -49,8 +71,9 @@ def test_the_demo_trains_scores_serves_and_predicts(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "scores" / "run.json").read_text())["photos"] == 542
 
 
-def test_ctrl_c_stops_the_demo_and_its_server(tmp_path: Path) -> None:
-    process = start_demo(tmp_path)
+def test_ctrl_c_stops_the_demo_and_its_server(trained: Trained, tmp_path: Path) -> None:
+    shutil.copytree(trained.result.bundle.path, tmp_path / "models" / "food" / "1")
+    process = start_demo(tmp_path, DEMO_WITH_A_TRAINED_BUNDLE)
     deadline = threading.Timer(400, process.kill)
     deadline.start()
     try:
