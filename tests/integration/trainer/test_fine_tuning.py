@@ -512,8 +512,8 @@ def test_stated_input_size_and_value_range_are_kept(
 # --- Default backbone -----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow(seconds=30)
-def test_default_backbone_is_tuned_and_resumed(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_default_backbone_is_tuned(tmp_path: Path) -> None:
     from tests.bench.accuracy import read_labelled_photos
     from trainer.dataset.samples import fetch_sample_photos
 
@@ -524,24 +524,11 @@ def test_default_backbone_is_tuned_and_resumed(tmp_path: Path) -> None:
     model, _ = fit(embed(given, contents), targets, 3)
     settings = FineTuneSettings(epochs=2, batch_size=9, augmentation=Augmentation())
 
-    def run(name: str, **options: Any) -> FineTuned:
-        return fine_tune(
-            given,
-            model,
-            tuning_photos((contents, targets)),
-            settings,
-            checkpoint_directory=tmp_path / name,
-            **options,
-        )
-
-    whole = run("whole")
-    assert whole.epochs[1].loss < whole.epochs[0].loss
-    with pytest.raises(KeyboardInterrupt):
-        run("stopped", progress=Interrupt(1))
-    resumed = run("stopped")
-    for (name, value), other in zip(weights(whole.path).items(), weights(resumed.path).values(), strict=True):
-        np.testing.assert_allclose(value, other, rtol=1e-5, atol=1e-6, err_msg=name)
-    tuned = load(str(whole.path), tmp_path)
+    found = fine_tune(
+        given, model, tuning_photos((contents, targets)), settings, checkpoint_directory=tmp_path / "run"
+    )
+    assert found.epochs[1].loss < found.epochs[0].loss
+    tuned = load(str(found.path), tmp_path)
     assert tuned.fingerprint != given.fingerprint
     assert np.abs(embed(tuned, contents) - embed(given, contents)).max() > 1e-3
     trained = trained_variables(given, settings.depth)
