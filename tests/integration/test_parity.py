@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.tf, pytest.mark.beam, pytest.mark.server, pytest.mark.slow(seconds=12)]
 
-SAMPLES = 24
+SAMPLES = 12
 UNUSUAL = {
     "cut.jpeg": Status.TRUNCATED,
     "empty.jpeg": Status.EMPTY,
@@ -200,10 +200,13 @@ PATHS: dict[str, Callable[[Bundle, list[Path], Path], list[Prediction]]] = {
     "the local server over gRPC": by_server,
     "hubhead predict": by_command,
 }
+ONCE = ("hubhead predict", "hidden")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("path", PATHS)
+# The command is the runtime and a printer, so that one kind of head shows that it prints the predictions.
+@pytest.mark.parametrize(
+    ("path", "kind"), [(path, kind) for path in PATHS for kind in KINDS if (path, kind) != ONCE]
+)
 def test_every_path_predicts_as_the_training_path(
     models: dict[str, Bundle],
     photos: list[Path],
