@@ -70,12 +70,17 @@ def _pid_namespace() -> str:
         return ""
 
 
+def is_on_this_host(identity: Mapping[str, Any]) -> bool:
+    """Return whether the process of a `process_identity` is of this host and container."""
+    return identity.get("host") == platform.node() and identity.get("namespace") == _pid_namespace()
+
+
 def process_has_ended(identity: Mapping[str, Any]) -> bool:
     """Return whether the process of a `process_identity` is known to have ended.
 
     Only processes of this host can be checked; False for any other.
     """
-    if identity.get("host") != platform.node() or identity.get("namespace") != _pid_namespace():
+    if not is_on_this_host(identity):
         return False
     try:
         os.kill(int(identity.get("pid", 0)), 0)  # signal 0 only checks that the process exists

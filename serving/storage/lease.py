@@ -4,7 +4,8 @@ A lease is a chain of numbered files, `<root>/<directory>/00000007`, of which th
 counts. Each step creates the next number, and files.create_if_absent lets one process succeed:
 
 - To acquire the lease, if the last entry is free or abandoned: its process has ended on this host, or the
-  holder has not renewed its beat (`beat-<token>`) for LEASE_SECONDS.
+  holder has not renewed its beat (`beat-<token>`) for LEASE_SECONDS. A process of another host may have been
+  killed just now, so the next one waits until the lease is renewed or expires.
 - To publish. The entry has an intent: files to move into place, which were staged before, and files to
   delete. If the entry cannot be created, another process took over, and LeaseLost is raised. Otherwise the
   publication is decided. The holder carries it out; if it is interrupted, the next holder does, before
@@ -35,6 +36,7 @@ taken over early and its holder fails, but nothing is damaged.
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import threading
 import time
@@ -45,7 +47,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from serving.errors import HubheadError, LeaseLost, OutputBusy
-from serving.process import process_has_ended, process_identity
+from serving.process import is_on_this_host, process_has_ended, process_identity
 from serving.storage import files, remote
 
 LEASE_SECONDS = 120.0
@@ -54,8 +56,13 @@ LEASE_SECONDS = 120.0
 HEARTBEAT_SECONDS = 20.0
 """Seconds between two beats."""
 
+POLL_SECONDS = 1.0
+"""Seconds between two looks at the lease of a process of another host."""
+
 CONCURRENT = 32
 """Files of an unordered publication that are moved or deleted at a time on remote storage."""
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -190,16 +197,33 @@ class Lease:
                 list(pool.map(action, items[start : start + at_once]))
 
     def _acquire(self, activity: str) -> None:
-        """Create the entry that makes this process the holder.
+        """Create the entry that makes this process the holder, waiting for that of a silent one to expire.
 
         Raises:
             OutputBusy: another process holds the lease.
         """
-        with files.output_errors(self._at(self.directory), "read"):
-            self.number = self._find_newest()
-            last: dict[str, Any] | None = self._read(self.number) if self.number else {"free": True}
-            if last is None or not self._is_abandoned(last):
-                raise self._busy_error(activity, last or {})
+        found, start = None, time.monotonic()
+        while True:
+            with files.output_errors(self._at(self.directory), "read"):
+                self.number = self._find_newest()
+                last = (self._read(self.number) if self.number else {"free": True}) or {}
+                renewed = self._read_renewal(last)
+            # Waiting ends by this clock too, since that of the other host may be fast.
+            left = LEASE_SECONDS - max(time.time() - renewed, time.monotonic() - start)
+            if last.get("free") or process_has_ended(last) or left <= 0:
+                break
+            if found is None and not is_on_this_host(last):
+                found = self.number, renewed
+                _log.warning(
+                    "%s %s%s, unless it was killed. Waiting until its lease is renewed or expires (%.0f s).",
+                    activity,
+                    self.root,
+                    _describe_holder(last),
+                    left,
+                )
+            if found != (self.number, renewed):
+                raise self._busy_error(activity, last)
+            time.sleep(min(POLL_SECONDS, left))
         try:
             self._advance(last.get("intent"))
         except LeaseLost as error:
@@ -235,12 +259,10 @@ class Lease:
             files.write(self._entry(self.number), self._serialize(intent=self.intent, free=True))
             files.remove(self._at(self._beat(self.token)))
 
-    def _is_abandoned(self, entry: Mapping[str, Any]) -> bool:
-        if entry.get("free") or process_has_ended(entry):
-            return True
+    def _read_renewal(self, entry: Mapping[str, Any]) -> float:
+        """Return when the holder of an entry was last seen, in seconds since 1970 by its own clock."""
         beat = _read_json(self._at(self._beat(str(entry.get("token"))))) or {}
-        newest = max(float(entry.get("time", 0)), float(beat.get("time", 0)))
-        return time.time() - newest >= LEASE_SECONDS
+        return max(float(entry.get("time", 0)), float(beat.get("time", 0)))
 
     def _serialize(self, **values: Any) -> bytes:
         # The token and the time make the content unique, as files.create_if_absent requires.
@@ -265,8 +287,7 @@ class Lease:
     def _busy_error(self, activity: str, entry: Mapping[str, Any]) -> OutputBusy:
         return OutputBusy(
             f"{activity} {self.root}{_describe_holder(entry)}.",
-            remedy="Run the command again when it has finished. If it was killed on another machine, its"
-            f" lease expires after {LEASE_SECONDS:g} s.",
+            remedy="Run the command again when it has finished.",
         )
 
     def _lost_error(self) -> LeaseLost:

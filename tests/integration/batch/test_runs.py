@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -36,7 +35,7 @@ from batch.shards.scored_index import ScoredIndex, exclude_scored
 from batch.shards.shard import Entry, PlanWriter, sort_entries
 from serving import bundle
 from serving.errors import BundleError, InputError, OutputBusy, OutputError
-from serving.storage import files, lease
+from serving.storage import files
 from tests.support.score_job import GOOD, LABELS, make_bundle
 
 
@@ -300,20 +299,6 @@ class TestLease:
         process.join(60)
         with Output(str(tmp_path)).hold_lease():
             pass
-
-    def test_lease_of_another_host_expires(self, tmp_path: Path) -> None:
-        entry = {"host": "elsewhere", "pid": 1, "token": "t", "time": time.time() - 60}
-        file = tmp_path / "_hubhead" / "lease" / "00000041"
-        file.parent.mkdir(parents=True)
-        file.write_text(json.dumps(entry))
-        with (
-            pytest.raises(OutputBusy, match="process 1 on elsewhere"),
-            Output(str(tmp_path)).hold_lease(),
-        ):
-            pass
-        file.write_text(json.dumps({**entry, "time": time.time() - lease.LEASE_SECONDS}))
-        with Output(str(tmp_path)).hold_lease():
-            assert [path.name for path in file.parent.iterdir()] == ["00000042"]
 
     def test_busy_output_exits_with_5(self, tmp_path: Path) -> None:
         assert OutputBusy("x").exit_code == 5

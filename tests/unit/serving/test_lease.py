@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,14 +130,48 @@ def test_a_staged_file_that_is_gone_means_that_the_lease_is_lost(tmp_path: Path)
         files.read(plan)
 
 
-def test_a_beat_keeps_a_lease_and_a_damaged_entry_does_not(tmp_path: Path) -> None:
-    directory = tmp_path / "lease"
-    directory.mkdir()
-    entry = {"host": "elsewhere", "pid": 7, "token": "t", "time": 0}
-    (directory / "00000005").write_text(json.dumps(entry))
-    (directory / "beat-t").write_text(json.dumps({"time": lease.time.time() - lease.LEASE_SECONDS / 2}))
+def write_entry(root: Path, seconds_ago: float) -> Path:
+    """Write the entry of a process of another host, and return its file."""
+    file = root / "lease" / "00000005"
+    file.parent.mkdir()
+    entry = {"host": "elsewhere", "pid": 7, "token": "t", "time": time.time() - seconds_ago}
+    file.write_text(json.dumps(entry))
+    return file
+
+
+def test_a_process_of_another_host_that_renews_its_lease_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = write_entry(tmp_path, 60).parent
+
+    def renew(_: float) -> None:
+        (directory / "beat-t").write_text(json.dumps({"time": now()}))
+
+    now = time.time
+    monkeypatch.setattr(lease.time, "sleep", renew)
     with pytest.raises(OutputBusy, match="process 7 on elsewhere"), hold(str(tmp_path), "lease", "Busy:"):
         pass
+
+
+@pytest.mark.parametrize("seconds_ago", [lease.LEASE_SECONDS - 0.1, -3600], ids=["silent", "fast clock"])
+def test_the_lease_of_a_process_that_was_killed_on_another_host_is_awaited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, seconds_ago: float
+) -> None:
+    write_entry(tmp_path, seconds_ago)
+    monkeypatch.setattr(lease.time, "sleep", lambda seconds: clock.append(clock[-1] + seconds))
+    clock = [time.monotonic()]
+    monkeypatch.setattr(lease.time, "monotonic", lambda: clock[-1])
+    if seconds_ago > 0:
+        start = time.time() - clock[0]
+        monkeypatch.setattr(lease.time, "time", lambda: start + clock[-1])
+    with hold(str(tmp_path), "lease", "Busy:") as held:
+        assert held.number == 6
+    assert "(process 7 on elsewhere), unless it was killed. Waiting until" in caplog.text
+    assert clock[-1] - clock[0] <= lease.LEASE_SECONDS
+
+
+def test_a_damaged_entry_does_not_hold_a_lease(tmp_path: Path) -> None:
+    directory = write_entry(tmp_path, 0).parent
     (directory / "00000006").write_text("torn {")
     with hold(str(tmp_path), "lease", "Busy:") as held:
         assert held.number == 7
