@@ -25,6 +25,11 @@ traceback is a bug.
 
 from __future__ import annotations
 
+import operator
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
 
 class HubheadError(Exception):
     """Base class of all errors: what went wrong, where, and what to do about it.
@@ -126,3 +131,27 @@ class NotAllowed(ServerError):
 
 class Cancelled(ServerError):
     """The call was cancelled on this side: its client was closed, or its results are no longer needed."""
+
+
+def check_fields(record: Any) -> None:
+    """Check that the fields of a frozen dataclass have their declared types; NumPy's numbers become Python's.
+
+    Raises:
+        InputError: a field has another type, such as a text where a number is expected.
+    """
+    for name, hint in get_type_hints(type(record)).items():
+        union = isinstance(hint, UnionType) or get_origin(hint) is Union
+        kinds = {get_origin(kind) or kind for kind in (get_args(hint) if union else (hint,))}
+        value = getattr(record, name)
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if number and float in kinds:
+            object.__setattr__(record, name, float(value))
+        elif number and int in kinds and isinstance(value, Integral):
+            object.__setattr__(record, name, operator.index(value))
+        elif not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
+            expected = " or ".join(sorted("None" if kind is NoneType else kind.__name__ for kind in kinds))
+            # Without the value, which may be a secret, as in headers.
+            raise InputError(
+                f"The {name} of a {type(record).__name__} is of type {type(value).__name__}.",
+                remedy=f"Give a value of type {expected}.",
+            )

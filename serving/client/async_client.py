@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
+import os
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
 from contextlib import aclosing, nullcontext
 from functools import partial
 from itertools import chain, islice
@@ -16,11 +17,12 @@ from serving import protos
 from serving.client.channel import open_channel
 from serving.client.client import ClientBase
 from serving.client.concurrency import AdaptiveLimit, AsyncConcurrencyLimiter, Many, map_in_tasks
-from serving.client.operations import READ_AHEAD, Rows, answer_photos
-from serving.client.photos import Item, LoadedPhoto, Photo
+from serving.client.operations import READ_AHEAD, answer_photos
+from serving.client.photos import Item, LoadedPhoto, Photo, Rows, check_several
 from serving.client.responses import Embedding, Metadata, VersionStatus
 from serving.client.sans_io import Call, Operation, Pause, Step
 from serving.contract import Prediction
+from serving.errors import InputError
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -36,6 +38,18 @@ class AsyncClient(ClientBase[grpc.aio.Channel]):
     def _open(self, channel: grpc.aio.Channel | None, limit: AdaptiveLimit) -> None:
         self._limiter = AsyncConcurrencyLimiter(limit)
         self._channel = channel
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _check_open(self) -> None:
+        """Check also that the event loop is the one of the first call."""
+        super()._check_open()
+        running = asyncio.get_running_loop()
+        self._loop = self._loop or running
+        if self._loop is not running:
+            raise InputError(
+                f"The client of {self.target} is used in another event loop than its first call.",
+                remedy="Open an AsyncClient in each event loop, as with every asyncio.run.",
+            )
 
     async def __aenter__(self) -> Self:
         return self
@@ -46,15 +60,18 @@ class AsyncClient(ClientBase[grpc.aio.Channel]):
     async def close(self) -> None:
         """Close the channel, unless it was given, and stop the processes that convert photos."""
         self._closed = True
+        if self._pid != os.getpid():  # after a fork the connection and the processes are the parent's
+            return
         self._core.close()
-        if self._owns_channel and self._channel is not None:
+        # In another event loop it cannot be closed; it ends with its own.
+        if self._owns_channel and self._channel is not None and self._loop is asyncio.get_running_loop():
             await self._channel.close(None)
 
     async def classify(
         self, photos: Many[Photo], top_k: int | None = None, *, user: str | None = None
     ) -> list[Prediction]:
         """Return one prediction per photo, in order; see `Client.classify`."""
-        return await self._collect(photos, lambda items: self._core.classify(items, top_k, user))
+        return await self._collect(photos, self._classifier(top_k, user))
 
     async def embed(self, photos: Many[Photo]) -> list[Embedding]:
         """Return one embedding per photo, in order; see `Client.embed`."""
@@ -64,11 +81,11 @@ class AsyncClient(ClientBase[grpc.aio.Channel]):
         self, photos: Many[Photo], top_k: int | None = None, *, ordered: bool = True
     ) -> AsyncGenerator[tuple[Photo, Prediction]]:
         """Yield (photo, prediction) for any number of photos; see `Client.iclassify`."""
-        return self._stream(photos, lambda items: self._core.classify(items, top_k), ordered)
+        return self._stream(check_several(photos, Iterable | AsyncIterable), self._classifier(top_k), ordered)
 
     def iembed(self, photos: Many[Photo], *, ordered: bool = True) -> AsyncGenerator[tuple[Photo, Embedding]]:
         """Yield (photo, embedding) for any number of photos; see `Client.iembed`."""
-        return self._stream(photos, self._core.embed, ordered)
+        return self._stream(check_several(photos, Iterable | AsyncIterable), self._core.embed, ordered)
 
     async def run(self, signature: str, inputs: Mapping[str, Rows]) -> dict[str, NDArray[Any]]:
         """Run any signature and return its outputs by name; see `Client.run`."""
@@ -78,6 +95,7 @@ class AsyncClient(ClientBase[grpc.aio.Channel]):
         self, signature: str, batches: Many[Mapping[str, Rows]], *, ordered: bool = True
     ) -> AsyncGenerator[dict[str, NDArray[Any]]]:
         """Yield the result of `run` for any number of batches; see `Client.imap`."""
+        batches = check_several(batches, Iterable | AsyncIterable, "batches")
         return self._run_concurrently(batches, lambda batch: self._core.run(signature, batch), ordered)
 
     async def metadata(self) -> Metadata:
@@ -104,6 +122,7 @@ class AsyncClient(ClientBase[grpc.aio.Channel]):
         """Return one result per photo: by a single request in this task if it suffices, else a stream."""
         core = self._core
         await self._run(core.prepare())
+        photos = check_several(photos, Iterable | AsyncIterable)
         if not isinstance(photos, AsyncIterable):
             iterator = iter(photos)
             first = list(islice(iterator, core.max_photos + 1))
@@ -167,6 +186,7 @@ class AsyncClient(ClientBase[grpc.aio.Channel]):
             operation: operation to run.
             limited: True if its calls need a permit of the concurrency limiter.
         """
+        self._check_open()
         try:
             step = next(operation)
             while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any, TypeAlias
 import grpc
 
 from serving.client.concurrency import MAX_CONCURRENCY
+from serving.client.grpc_errors import is_local, split_target
 from serving.client.photos import MAX_BYTES, MAX_PHOTOS
 from serving.client.retry import Retry
-from serving.errors import InputError
+from serving.errors import InputError, check_fields
 
 Headers: TypeAlias = Mapping[str, str] | Callable[[], Mapping[str, str]]
 """Metadata of every call, or a function that returns it before each call, such as a fresh token."""
@@ -37,6 +39,9 @@ DEFAULT_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.http2.max_pings_without_data", 2),
 )
 
+MAX_TIMEOUT_SECONDS = 1e9
+"""Largest timeout; gRPC takes later deadlines, such as that of an infinite timeout, for passed ones."""
+
 
 @dataclass(frozen=True)
 class Tls:
@@ -55,6 +60,7 @@ class Tls:
     server_name: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if (self.certificate is None) != (self.key is None):
             raise InputError(
                 f"A client {'key' if self.certificate is None else 'certificate'} was given without its "
@@ -120,6 +126,7 @@ class ClientConfig:
     downscale: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         other = "a canary fraction" if self.canary else f"label {self.label!r}"
         if self.version is not None and (self.canary or self.label is not None):
             raise InputError(
@@ -130,11 +137,14 @@ class ClientConfig:
                 f"The canary fraction is {self.canary}, which is not between 0 and 1.",
                 remedy="Give the fraction of the requests, such as 0.05 for 5 %.",
             )
-        if self.max_photos < 1 or self.max_bytes < 1 or (self.timeout is not None and self.timeout <= 0):
+        in_time = self.timeout is None or 0 < self.timeout <= MAX_TIMEOUT_SECONDS
+        if self.max_photos < 1 or self.max_bytes < 1 or not in_time:
             raise InputError(
                 f"max_photos is {self.max_photos}, max_bytes {self.max_bytes} and timeout {self.timeout}.",
-                remedy="Give values above 0.",
+                remedy=f"Give values above 0, and a timeout up to {MAX_TIMEOUT_SECONDS:g} s or None.",
             )
+        if self.version is not None and not 0 <= self.version < 2**63:
+            raise InputError(f"The version is {self.version}.", remedy="Give a number from 0 to 2^63 - 1.")
         encode_headers({} if callable(self.headers) else self.headers)  # reported here, not at the first call
 
 
@@ -145,7 +155,7 @@ def make_config(target: str | ClientConfig, settings: Mapping[str, Any]) -> Clie
         TypeError: unknown settings, no model, or settings beside a ClientConfig.
         InputError: see `ClientConfig`.
     """
-    if isinstance(target, str):
+    if not isinstance(target, ClientConfig):
         if not settings.get("model"):
             raise TypeError("A client needs a model: Client('localhost:8500', model='food').")
         return ClientConfig(target, **settings)
@@ -165,11 +175,39 @@ def open_channel(api: Any, config: ClientConfig) -> Any:
     Raises:
         InputError: a PEM file cannot be read.
     """
-    tls = config.tls
+    tls, options = config.tls, [*DEFAULT_OPTIONS]
+    if is_local(split_target(config.target)[0]):  # a proxy's localhost is another machine
+        options.append(("grpc.enable_http_proxy", 0))
     if tls is None:
-        return api.insecure_channel(config.target, options=DEFAULT_OPTIONS)
-    server_name = [("grpc.ssl_target_name_override", tls.server_name)] if tls.server_name else []
-    return api.secure_channel(config.target, tls.credentials(), options=[*DEFAULT_OPTIONS, *server_name])
+        return api.insecure_channel(config.target, options=options)
+    if tls.server_name:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    return api.secure_channel(config.target, tls.credentials(), options=options)
+
+
+def check_target(config: ClientConfig) -> None:
+    """Check that the target names a host and a port, which may be missing for TLS: gRPC's is 443.
+
+    Raises:
+        InputError: it does not.
+    """
+    target, (host, port) = config.target, split_target(config.target)
+    found = ""
+    if re.match(r"\w+://", target) and not target.startswith(("dns://", "unix://", "xds://")):
+        found = "is a URL"
+    elif (host, port) == ("", ""):
+        return  # a socket path, or a name that another service resolves
+    elif not host or "/" in host or host.split() != [host]:
+        found = "has no host name"
+    elif port is None:
+        found = "" if config.tls else "has no port"
+    elif not (port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
+        found = f"has the port {port!r}, which is not a number from 1 to 65535"
+    if found:
+        raise InputError(
+            f"The server address {re.sub('//.*@', '//', target)!r} {found}.",  # without a password
+            remedy="Give host and gRPC port, such as localhost:8500, without http://.",
+        )
 
 
 def encode_headers(headers: Headers) -> tuple[tuple[str, str], ...]:
@@ -179,6 +217,8 @@ def encode_headers(headers: Headers) -> tuple[tuple[str, str], ...]:
         InputError: a name or a value is not valid in HTTP/2.
     """
     current = headers() if callable(headers) else headers
+    if not all(isinstance(text, str) for item in current.items() for text in item):
+        raise InputError("A header is not a text.", remedy="Give names and values as str.")
     for name, value in current.items():
         plain = name.replace("-", "").replace("_", "").replace(".", "")
         if not (plain.isascii() and plain.isalnum()) or name.startswith("grpc-") or name.endswith("-bin"):

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
 
 import grpc
 from numpy.typing import NDArray
 
 from serving import protos
-from serving.client.channel import ClientConfig, encode_headers, make_config, open_channel
+from serving.client.channel import ClientConfig, check_target, encode_headers, make_config, open_channel
 from serving.client.concurrency import (
     AdaptiveLimit,
     CancellationScope,
     ConcurrencyLimiter,
     map_in_threads,
 )
-from serving.client.operations import READ_AHEAD, Core, Rows, answer_photos
-from serving.client.photos import Item, LoadedPhoto, Photo
+from serving.client.operations import READ_AHEAD, Core, answer_photos
+from serving.client.photos import Item, LoadedPhoto, Photo, Rows, check_choice, check_several
 from serving.client.responses import Embedding, Metadata, VersionStatus
 from serving.client.sans_io import Call, Operation, Pause, Step, run_operation
 from serving.client.telemetry import Metrics, Telemetry
 from serving.contract import Prediction
-from serving.errors import Cancelled
+from serving.errors import Cancelled, InputError
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -54,7 +55,10 @@ class ClientBase(Generic[C]):
         self._telemetry = Telemetry(self._config.target, self._config.model, metrics, tracer)
         self._core = Core(self._config, self._telemetry.count_photos)
         self._closed = False
+        self._pid = os.getpid()
         self._owns_channel = channel is None
+        if channel is None:
+            check_target(self._config)
         self._open(channel, AdaptiveLimit(self._config.max_concurrency))
 
     def _open(self, channel: C | None, limit: AdaptiveLimit) -> None:
@@ -76,10 +80,33 @@ class ClientBase(Generic[C]):
         """Photos per request: as given, or the maximum batch size that the server has stated since."""
         return self._core.max_photos
 
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            f"The client of {self.target} holds a connection, which cannot be copied or pickled.",
+            remedy="Pass its ClientConfig on, and open a client where it is used: Client(config).",
+        )
+
     def _check_open(self) -> None:
-        """Raise Cancelled if the client is closed."""
+        """Check that the client can be used here.
+
+        Raises:
+            Cancelled: it is closed.
+            InputError: it was opened before the fork of this process; gRPC's threads are not in it.
+        """
         if self._closed:
             raise Cancelled(f"The client of {self.target} is closed.", remedy="Open a new client.")
+        if self._pid != os.getpid():
+            raise InputError(
+                f"The client of {self.target} was opened by process {self._pid}, before this one was forked.",
+                remedy="Open a client in each process, after the fork.",
+            )
+
+    def _classifier(
+        self, top_k: int | None, user: str | None = None
+    ) -> Callable[[list[Item]], Operation[list[Prediction]]]:
+        """Return the function that classifies photos; its arguments are checked here."""
+        check_choice(top_k, user)
+        return lambda items: self._core.classify(items, top_k, user)
 
     @contextmanager
     def _observe(self, step: Call) -> Iterator[dict[str, Any]]:
@@ -117,6 +144,8 @@ class Client(ClientBase[grpc.Channel]):
     def close(self) -> None:
         """Close the channel, unless it was given, and stop the processes that convert photos."""
         self._closed = True
+        if self._pid != os.getpid():  # after a fork the connection and the processes are the parent's
+            return
         self._core.close()
         if self._owns_channel:
             self._channel.close()
@@ -142,7 +171,7 @@ class Client(ClientBase[grpc.Channel]):
             InputError: an item is not a photo, such as an array of another dtype.
             ServerError: or one of its subclasses, see serving/errors.py.
         """
-        return self._collect(photos, lambda items: self._core.classify(items, top_k, user))
+        return self._collect(photos, self._classifier(top_k, user))
 
     def embed(self, photos: Iterable[Photo]) -> list[Embedding]:
         """Return one embedding per photo, in order; otherwise like `classify`."""
@@ -164,22 +193,24 @@ class Client(ClientBase[grpc.Channel]):
         Raises:
             ServerError: as `classify`, at the photo that it concerns.
         """
-        return self._stream(photos, lambda items: self._core.classify(items, top_k), ordered)
+        return self._stream(check_several(photos), self._classifier(top_k), ordered)
 
     def iembed(self, photos: Iterable[Photo], *, ordered: bool = True) -> Generator[tuple[Photo, Embedding]]:
         """Yield (photo, embedding) for any number of photos; otherwise like `iclassify`."""
-        return self._stream(photos, self._core.embed, ordered)
+        return self._stream(check_several(photos), self._core.embed, ordered)
 
     def run(self, signature: str, inputs: Mapping[str, Rows]) -> dict[str, NDArray[Any]]:
         """Run any signature of any model and return its outputs by name.
 
         Args:
             signature: name of the signature.
-            inputs: input tensors by name, batch first: arrays, or lists of bytes for strings. More than
-                `max_photos` rows are sent in several requests.
+            inputs: input tensors by name, batch first: arrays, or lists of bytes for strings; an array
+                without dimensions is a scalar. More than `max_photos` rows are sent in several requests only
+                if no output can depend on that: for a bundle's own signatures, and if the server merges and
+                splits rows itself. All others are sent in one request.
 
         Raises:
-            InputError: the inputs have no rows, or differ in their number of rows.
+            InputError: the inputs have no rows, differ in their number of rows, or state no dtype.
             ServerError: or one of its subclasses.
         """
         return self._run(self._core.run(signature, inputs))
@@ -188,6 +219,7 @@ class Client(ClientBase[grpc.Channel]):
         self, signature: str, batches: Iterable[Mapping[str, Rows]], *, ordered: bool = True
     ) -> Generator[dict[str, NDArray[Any]]]:
         """Yield the result of `run` for any number of batches, concurrently, in bounded memory."""
+        batches = check_several(batches, what="batches")
         return self._run_concurrently(batches, lambda batch: self._core.run(signature, batch), ordered)
 
     def metadata(self) -> Metadata:
@@ -239,7 +271,7 @@ class Client(ClientBase[grpc.Channel]):
         """Return one result per photo: by a single request in this thread if it suffices, else a stream."""
         core = self._core
         self._run(core.prepare())
-        iterator = iter(photos)
+        iterator = iter(check_several(photos))
         first = list(islice(iterator, core.max_photos + 1))
         if len(first) > core.max_photos:
             return [result for _, result in self._stream(chain(first, iterator), request, ordered=True)]
@@ -290,6 +322,7 @@ class Client(ClientBase[grpc.Channel]):
 
     def _run(self, operation: Operation[T], scope: CancellationScope | None = None) -> T:
         """Run an operation to its end; without a scope its calls are neither limited nor cancellable."""
+        self._check_open()
         return run_operation(operation, lambda step: self._perform(step, scope))
 
     def _perform(self, step: Step, scope: CancellationScope | None) -> Any:

@@ -1,11 +1,14 @@
 """Translation of gRPC errors to the classes of serving/errors.py, each with a remedy.
 
 Status codes alone do not tell all cases apart. The texts matched here are those of TensorFlow Serving
-and of gRPC itself.
+and of gRPC itself. The cause of a failed connection is named where gRPC's text, the target or the environment
+shows it.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import os
 import re
 
 import grpc
@@ -28,7 +31,50 @@ Code = grpc.StatusCode
 _QUEUE_FULL = "The batch scheduling queue"
 _MESSAGE_TOO_LARGE = re.compile(r"message larger than max|exceeds.* maximum size", re.IGNORECASE)
 _OUT_OF_MEMORY = re.compile(r"\bOOM\b|out of memory|failed to allocate", re.IGNORECASE)
+_CONNECTION_LOST = re.compile(r"RST_STREAM|Stream removed", re.IGNORECASE)
+_LOCALLY_CANCELLED = ("Channel closed", "Locally cancelled")
 _BATCH_SIZE = re.compile(r"Task size \d+ is larger than maximum input batch size (\d+)")
+
+_SCHEME = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds|google-c2p):")
+"""Schemes of gRPC targets (gRPC Name Resolution)."""
+
+_PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
+_NO_PROXY_VARIABLES = ("no_grpc_proxy", "no_proxy")
+"""Variables that gRPC takes a proxy from, and the hosts without one, in its order."""
+
+_CONNECTION_CAUSES = (
+    (
+        re.compile(r"Expected SETTINGS frame|http1\.x|Failed parsing HTTP/2", re.IGNORECASE),
+        "That port speaks HTTP/1.1, as the REST port does: give the gRPC port, usually 8500.",
+    ),
+    (
+        re.compile("WRONG_VERSION_NUMBER"),
+        "That port does not speak TLS: connect without TLS, or give the port that does.",
+    ),
+    (
+        re.compile("Hostname Verification"),
+        "The server's certificate is for another host name: connect by that name, or give it as "
+        "Tls(server_name=...).",
+    ),
+    (
+        re.compile("CERTIFICATE_VERIFY_FAILED|certificate", re.IGNORECASE),
+        "The server's certificate cannot be verified: give its CA with --tls_ca (Tls(ca=...)).",
+    ),
+    (
+        re.compile("handshake", re.IGNORECASE),
+        "The TLS handshake failed: check --tls_ca, --tls_cert and --tls_key.",
+    ),
+    (
+        re.compile("(failing|failed to connect).*(Socket closed|reset|broken|End of TCP)", re.IGNORECASE),
+        "The port closes every connection, as the REST port does, or one that requires TLS: give the gRPC "
+        "port, usually 8500, and --tls, or --tls_cert if the server requires a client certificate.",
+    ),
+    (
+        re.compile("errors resolving|DNS resolution failed|Domain name not found", re.IGNORECASE),
+        "The host name cannot be resolved: check --server.",
+    ),
+)
+"""Patterns in gRPC's descriptions of failed connections, and the causes that they show."""
 
 
 def parse_max_batch_size(error: ServerError) -> int | None:
@@ -69,6 +115,8 @@ def to_server_error(error: grpc.RpcError, target: str, model: str, *, late: bool
     if late and code is Code.CANCELLED:
         code, details = Code.DEADLINE_EXCEEDED, "Deadline Exceeded"
     kind, what, remedy = _translate(code, details, model)
+    if kind in (ServerUnavailable, DeadlineExceeded):
+        remedy = _explain_connection_error(details, target, remedy)
     where = f"model {model!r} at {target}"
     return kind(f"{what} ({where}): {details or code.name}.", remedy=remedy, code=code.name, details=details)
 
@@ -79,6 +127,11 @@ def _translate(code: Code, details: str, model: str) -> tuple[type[ServerError],
         case Code.UNAVAILABLE if details.startswith(_QUEUE_FULL):
             remedy = "Try again later, or send fewer concurrent requests."
             return Overloaded, "The server's queue is full", remedy
+        case Code.CANCELLED if not details.startswith(_LOCALLY_CANCELLED):
+            # As a server does with its calls when it stops, such as at the deletion of a pod.
+            return ServerUnavailable, "The server cancelled the call", "Try again later."
+        case Code.INTERNAL | Code.UNKNOWN if _CONNECTION_LOST.search(details):
+            return ServerUnavailable, "The connection to the server was lost", "Try again later."
         case Code.UNAVAILABLE:
             remedy = f"Start one with: hubhead serve --model_base_path MODELS/{model}"
             return ServerUnavailable, "No model server answers", remedy
@@ -118,3 +171,54 @@ def _translate(code: Code, details: str, model: str) -> tuple[type[ServerError],
             return Cancelled, "The call was cancelled", ""
         case _:
             return ServerError, f"The call failed with {code.name}", "See the server's log."
+
+
+def split_target(target: str) -> tuple[str, str | None]:
+    """Return host and port of a gRPC target: HOST:PORT, [IPV6]:PORT, or one with dns:, ipv4: or ipv6: before.
+
+    The port is None if there is none. Of several addresses the first is returned. Targets of other schemes,
+    such as socket paths, have neither: both are "".
+    """
+    scheme, rest = _SCHEME.match(target), target
+    if scheme:
+        if scheme[1] not in ("dns", "ipv4", "ipv6"):
+            return "", ""
+        rest = target[scheme.end() :].split(",")[0]
+        rest = rest[2:].partition("/")[2] if rest.startswith("//") else rest
+    bracketed = re.fullmatch(r"\[(.*)\](?::(.*))?", rest)
+    if bracketed:
+        return bracketed[1], bracketed[2]
+    host, colon, port = rest.partition(":")
+    return (host, port if colon else None) if ":" not in port else (rest, None)
+
+
+def is_local(host: str) -> bool:
+    """Return whether a host name or IP address is this machine's own: localhost, loopback or 0.0.0.0."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
+    return address.is_loopback or address.is_unspecified
+
+
+def _find_proxy(target: str) -> str | None:
+    """Return the environment variable that gives gRPC a proxy for a target, or None; the rules are gRPC's."""
+    host = split_target(target)[0]
+    exempt = next(filter(None, map(os.environ.get, _NO_PROXY_VARIABLES)), "").replace(" ", "").split(",")
+    if not host or is_local(host) or host.endswith(tuple(filter(None, exempt))):
+        return None
+    return next(filter(os.environ.get, _PROXY_VARIABLES), None)
+
+
+def _explain_connection_error(details: str, target: str, remedy: str) -> str:
+    """Return the remedy for the cause of a failed connection; the given one if none can be seen."""
+    for pattern, found in _CONNECTION_CAUSES:
+        if pattern.search(details):
+            remedy = found
+            break
+    proxy = _find_proxy(target)
+    if proxy:
+        remedy += f" The connection goes through the proxy of {proxy}; no_proxy exempts a server from it."
+    if split_target(target)[1] is None:
+        remedy += " The address has no port, so that gRPC uses port 443."
+    return remedy

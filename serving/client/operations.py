@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from serving import contract, protos
 from serving.client import responses
 from serving.client.canary import CANARY, STABLE, selects_canary
-from serving.client.channel import ClientConfig
+from serving.client.channel import MAX_TIMEOUT_SECONDS, ClientConfig
 from serving.client.grpc_errors import code_name, parse_max_batch_size, to_rejection
 from serving.client.photos import (
     DOWNSCALE_FACTOR,
@@ -26,18 +28,24 @@ from serving.client.photos import (
     Photo,
     PhotoLoader,
     Pixels,
+    Rows,
+    check_inputs,
     encode_png,
 )
 from serving.client.responses import Embedding, Metadata, State, VersionStatus
 from serving.client.retry import RetryDecision, classify_error, with_retries
 from serving.client.sans_io import Call, Compute, Operation, Pause, Response
 from serving.contract import PhotoRejection, Prediction, Status
-from serving.errors import DeadlineExceeded, InputError, ModelNotFound, ServerError, ServerUnavailable
+from serving.errors import (
+    DeadlineExceeded,
+    InputError,
+    ModelNotFound,
+    ServerError,
+    ServerUnavailable,
+    TooLarge,
+)
 from serving.photos.converter import EXTRA, Converter
 from serving.protos import tensors
-
-Rows = NDArray[Any] | Sequence[bytes]
-"""One input tensor, batch first."""
 
 R = TypeVar("R", Prediction, Embedding)
 T = TypeVar("T")
@@ -117,22 +125,30 @@ class Core:
         return (yield from self._answer(items, contract.EMBED, responses.decode_embeddings, Embedding))
 
     def run(self, signature: str, inputs: Mapping[str, Rows]) -> Operation[dict[str, NDArray[Any]]]:
-        """Return the outputs of any signature; rows beyond `max_photos` are sent in further requests."""
-        rows = {
-            name: value if isinstance(value, np.ndarray) else list(value) for name, value in inputs.items()
-        }
-        counts = {len(value) for value in rows.values()}
-        if len(counts) != 1 or 0 in counts:
-            raise InputError(
-                f"The inputs {sorted(rows)} of signature {signature} have {sorted(counts)} rows.",
-                remedy="Give all inputs the same number of rows, at least one.",
-            )
+        """Return the outputs of any signature.
+
+        Rows beyond `max_photos` are sent in further requests only if they do not depend on each other: for
+        the signatures of a bundle, and for a server that states a maximum batch size, since it merges and
+        splits the rows of its callers itself. Other signatures get one request.
+        """
+        rows, count = check_inputs(signature, inputs)
         canary = selects_canary(self.config.canary, None)
-        results = yield from self._predict_all(signature, rows, None, canary)
-        outputs = [result.outputs for result in results if isinstance(result, Response)]
-        if len(outputs) == 1:
-            return outputs[0]
-        return {name: np.concatenate([part[name] for part in outputs]) for name in outputs[0]}
+        expected = responses.ROW_WISE.get((signature, next(iter(rows)))) if len(rows) == 1 else None
+        if expected and all(value.ndim for value in rows.values()):
+            results = yield from self._predict_rows(signature, rows, canary)
+            if len(results) == 1 or all(result.outputs.keys() == expected for result in results):
+                return responses.join_rows(signature, results)
+        try:
+            return (yield from self._predict(signature, rows, count, canary)).outputs
+        except ServerError as error:
+            allowed = parse_max_batch_size(error)
+            if allowed is None or allowed >= count or not all(value.ndim for value in rows.values()):
+                if isinstance(error, TooLarge):
+                    error.remedy = "Give fewer rows: those of this signature are not divided among requests."
+                raise
+            self.max_photos = min(allowed, self.max_photos)
+        results = yield from self._predict_rows(signature, rows, canary, allowed)
+        return responses.join_rows(signature, results)
 
     def metadata(self) -> Operation[Metadata]:
         """Return the signatures of the model."""
@@ -158,7 +174,13 @@ class Core:
 
     def reload(self, config: protos.Message) -> Operation[None]:
         """Replace the server's configuration by a protos.ModelServerConfig."""
-        request = protos.ReloadConfigRequest(config=config)
+        try:
+            request = protos.ReloadConfigRequest(config=config)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"The configuration is of type {type(config).__name__}.",
+                remedy="Give a serving.protos.ModelServerConfig.",
+            ) from error
         response = yield from self._call(protos.RELOAD_CONFIG, request, protos.ReloadConfigResponse)
         status = response.status
         if status.error_code:
@@ -170,7 +192,9 @@ class Core:
 
     def wait_until_ready(self, timeout: float) -> Operation[None]:
         """Wait until a version is AVAILABLE; with a label, until the label is on a version that is."""
-        deadline = time.monotonic() + timeout
+        if not isinstance(timeout, Real) or isinstance(timeout, bool) or math.isnan(timeout):
+            raise InputError(f"The timeout is {timeout!r}.", remedy="Give a number of seconds.")
+        deadline = time.monotonic() + min(timeout, MAX_TIMEOUT_SECONDS)
         last_state = "no server answered"
         while (left := deadline - time.monotonic()) > 0:
             try:
@@ -258,8 +282,20 @@ class Core:
         self._count_photos(record.status for record in records)
         return records
 
+    def _predict_rows(
+        self, signature: str, rows: Mapping[str, Rows], canary: bool, most: int | None = None
+    ) -> Operation[list[Response]]:
+        """Return the responses for all rows, like `_predict_all`; the error of a row is raised."""
+        results = yield from self._predict_all(signature, rows, None, canary, most)
+        return [result for result in results if isinstance(result, Response)]
+
     def _predict_all(
-        self, signature: str, rows: Mapping[str, Rows], probe: Mapping[str, Rows] | None, canary: bool
+        self,
+        signature: str,
+        rows: Mapping[str, Rows],
+        probe: Mapping[str, Rows] | None,
+        canary: bool,
+        most: int | None = None,
     ) -> Operation[list[Response | ServerError]]:
         """Return the responses for all rows, splitting requests where needed, or the error of a single row.
 
@@ -272,9 +308,10 @@ class Core:
             rows: input tensors by name, batch first.
             probe: a row that any working server answers; None to raise the error instead of isolating.
             canary: True to ask the canary.
+            most: rows per request; None for `max_photos`.
         """
         count = len(next(iter(rows.values())))
-        size = self.max_photos
+        size = most or self.max_photos
         if count <= size:
             try:
                 return [(yield from self._predict(signature, rows, count, canary))]
@@ -299,7 +336,7 @@ class Core:
         results: list[Response | ServerError] = []
         for begin in range(0, count, size):
             part = {name: value[begin : begin + size] for name, value in rows.items()}
-            results += yield from self._predict_all(signature, part, probe, canary)
+            results += yield from self._predict_all(signature, part, probe, canary, most)
         return results
 
     def _predict(

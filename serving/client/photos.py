@@ -1,14 +1,15 @@
-"""Photos on their way into requests: read, converted or downscaled, and batched."""
+"""Photos and other inputs on their way into requests: checked, read, converted or downscaled, batched."""
 
 from __future__ import annotations
 
 import os
 import struct
 import zlib
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,12 @@ from serving.client.responses import truncate_top_k
 from serving.contract import PhotoRejection, Prediction, Status
 from serving.errors import InputError
 from serving.photos.formats import detect_unsupported_format
+from serving.protos import tensors
 
 if TYPE_CHECKING:
     from serving.photos.converter import Converter
+
+T = TypeVar("T")
 
 MAX_PHOTOS = contract.WARMUP_BATCH_SIZES[-1]
 """Photos per request: the largest batch size that the server is warmed up for."""
@@ -48,6 +52,9 @@ Pixels: TypeAlias = NDArray[np.uint8]
 
 Photo: TypeAlias = bytes | bytearray | memoryview | str | os.PathLike[str] | Readable | Pixels
 """Encoded bytes, a path, an open file, or decoded pixels: uint8 [H,W,3], RGB, upright."""
+
+Rows: TypeAlias = NDArray[Any] | Sequence[bytes]
+"""One input tensor, batch first; an array without dimensions, or a number of NumPy, is a scalar."""
 
 Item: TypeAlias = bytes | Pixels | PhotoRejection
 """A photo ready to be sent, or the reason why it is not."""
@@ -116,6 +123,81 @@ def _read(photo: Any) -> bytes | PhotoRejection:
     raise InputError(
         f"A photo has to be bytes, a path, a file or an array, not {type(photo).__name__}.",
         remedy="Give a list of photos, also for a single photo.",
+    )
+
+
+def check_several(items: T, kinds: Any = Iterable, what: str = "photos") -> T:
+    """Return items unchanged, after checking that they are several and not a single one.
+
+    Args:
+        items: list, or other iterable, of photos or inputs.
+        kinds: classes of iterables that the caller can read.
+        what: what the items are, for the error.
+
+    Raises:
+        InputError: it is one path, file, photo, array of pixels or input, or cannot be iterated over.
+    """
+    single = isinstance(items, str | bytes | bytearray | memoryview | os.PathLike | Readable | Mapping)
+    pixels = isinstance(items, np.ndarray) and items.dtype.kind in "biufc" and items.ndim != 4
+    if single or pixels or not isinstance(items, kinds):
+        raise InputError(
+            f"The {what} are of type {type(items).__name__}, which is not a list of {what}.",
+            remedy="Give a list, also for a single one: [...].",
+        )
+    return items
+
+
+def check_choice(top_k: int | None, user: str | None = None) -> None:
+    """Check the number of labels to keep and the id of the user.
+
+    Raises:
+        InputError: `top_k` is not a whole number above 0, or `user` is not a text.
+    """
+    whole = isinstance(top_k, Integral) and not isinstance(top_k, bool)
+    if top_k is not None and not (whole and top_k > 0):
+        raise InputError(
+            f"top_k is {top_k!r}.", remedy="Give a number of labels, at least 1, or None for all."
+        )
+    if not isinstance(user, str | None):
+        raise InputError(f"The user is of type {type(user).__name__}.", remedy="Give the id as str.")
+
+
+def check_inputs(signature: str, inputs: Mapping[str, Rows]) -> tuple[dict[str, NDArray[Any]], int]:
+    """Return the inputs of `run` as arrays, and their number of rows; 1 if all are scalars.
+
+    Raises:
+        InputError: an input is not an array or a list of bytes, or the inputs differ in their rows.
+    """
+    if not isinstance(signature, str) or not isinstance(inputs, Mapping):
+        raise InputError(
+            f"The signature is of type {type(signature).__name__}, the inputs of {type(inputs).__name__}.",
+            remedy="Give a name, and inputs by name: run('embed', {'image_bytes': [photo]}).",
+        )
+    arrays = {name: _to_array(name, value) for name, value in inputs.items()}
+    counts = {len(array) for array in arrays.values() if array.ndim}
+    if len(counts) > 1 or 0 in counts or not arrays:
+        raise InputError(
+            f"The inputs {sorted(arrays)} of signature {signature} have {sorted(counts)} rows.",
+            remedy="Give all inputs the same number of rows, at least one.",
+        )
+    return arrays, counts.pop() if counts else 1
+
+
+def _to_array(name: str, value: Any) -> NDArray[Any]:
+    """Return an input as an array.
+
+    Raises:
+        InputError: it is not an array, a number of NumPy or a list of bytes.
+    """
+    if not isinstance(value, str | bytes | bytearray | memoryview | Mapping):
+        if hasattr(value, "__array__"):
+            return np.asarray(value)
+        items: list[Any] = list(value) if isinstance(value, Iterable) else [None]
+        if all(isinstance(item, bytes) for item in items):
+            return tensors.make_string_array(items)
+    raise InputError(
+        f"Input {name!r} is of type {type(value).__name__}, which states no dtype or no rows.",
+        remedy="Give a NumPy array of the dtype that the signature declares, or a list of bytes.",
     )
 
 
@@ -203,8 +285,9 @@ def classify(
         top_k: number of labels to keep; None for all that the model returns.
     """
     results: list[Prediction] = []
+    check_choice(top_k)
     loader = PhotoLoader()
-    for batch in Batcher().split((photo, loader(photo)) for photo in photos):
+    for batch in Batcher().split((photo, loader(photo)) for photo in check_several(photos)):
         images = [item for _, item in batch if isinstance(item, bytes)]
         predictions = iter(ask(images) if images else ())
         results.extend(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+import grpc
 import numpy as np
 from numpy.typing import NDArray
 
 from serving import contract, protos
+from serving.client.sans_io import Response
 from serving.contract import PhotoRejection, Prediction, Status
-from serving.errors import InputError, ServerError
+from serving.errors import InputError, InvalidRequest, ServerError
 from serving.protos import tensors
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -120,6 +122,20 @@ _EMBEDDING = (
 )
 """Outputs of embed: name, rank, NumPy kind."""
 
+ROW_WISE = {
+    (contract.SERVING_DEFAULT, contract.IMAGE_BYTES): {name for name, *_ in _PREDICTION},
+    (contract.CLASSIFY_PIXELS, contract.PIXELS): {name for name, *_ in _PREDICTION},
+    (contract.EMBED, contract.IMAGE_BYTES): {name for name, *_ in _EMBEDDING},
+    (contract.PROBABILITIES, contract.IMAGE_BYTES): {contract.PROBABILITIES, contract.STATUS},
+    (contract.CLASSIFY_EMBEDDING, contract.EMBEDDING): {contract.PROBABILITIES, contract.KNOWN},
+    (contract.CLASSIFY, contract.EXAMPLES): {contract.CLASSES, contract.SCORES},
+}
+"""Outputs of the signatures of a bundle, by signature and input: rows do not depend on each other.
+
+No declaration says so of other models: a signature [N] -> [N] may divide by a sum over the rows, or return
+the values of ragged rows.
+"""
+
 _KINDS = {"O": "strings", "f": "floats", "i": "integers"}
 
 
@@ -135,6 +151,28 @@ def decode_outputs(response: protos.Message, target: str) -> dict[str, NDArray[A
         raise ServerError(
             f"The server at {target} sent a broken answer: {error}", remedy="See the server's log."
         ) from error
+
+
+def join_rows(signature: str, results: Sequence[Response]) -> dict[str, NDArray[Any]]:
+    """Return the outputs of several requests as those of one.
+
+    Raises:
+        InvalidRequest: an output does not have one row for each of its request.
+    """
+    if len(results) == 1:
+        return results[0].outputs
+    names = results[0].outputs.keys()
+    for result in results:
+        for name, output in result.outputs.items():
+            shapes = {part.outputs[name].shape[1:] for part in results if name in part.outputs}
+            if result.outputs.keys() != names or output.shape[:1] != (result.count,) or len(shapes) > 1:
+                raise InvalidRequest(
+                    f"Output {name!r} of signature {signature} is of shape {list(output.shape)} for "
+                    f"{result.count} rows: the outputs of several requests cannot be joined.",
+                    remedy="Give fewer rows, so that one request suffices.",
+                    code=grpc.StatusCode.INVALID_ARGUMENT.name,
+                )
+    return {name: np.concatenate([result.outputs[name] for result in results]) for name in names}
 
 
 def decode_predictions(outputs: Outputs, count: int, version: int | None = None) -> list[Prediction]:

@@ -12,7 +12,14 @@ import grpc
 from serving import protos
 from serving.client.grpc_errors import to_server_error
 from serving.client.sans_io import Call, Operation, Pause
-from serving.errors import DeadlineExceeded, InputError, ServerError, ServerUnavailable, TooLarge
+from serving.errors import (
+    DeadlineExceeded,
+    InputError,
+    ServerError,
+    ServerUnavailable,
+    TooLarge,
+    check_fields,
+)
 
 _REQUEST_ERRORS = (
     "Missing ModelSpec",
@@ -56,7 +63,8 @@ class Retry:
     most: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.first < 0 or self.most < 0:
+        check_fields(self)
+        if self.attempts < 1 or not (self.first >= 0 and self.most >= 0):
             raise InputError(
                 f"Retry(attempts={self.attempts}, first={self.first:g}, most={self.most:g}) is not valid.",
                 remedy="Give at least one attempt, and no negative seconds.",

@@ -1,0 +1,337 @@
+"""What `run` sends and returns, causes of connection errors; clients after a fork or in another loop."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import http.server
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from serving import protos
+from serving.client import AsyncClient, Client, ClientConfig, Retry, Tls
+from serving.contract import PROBABILITIES
+from serving.errors import HubheadError, InputError, InvalidRequest, ServerUnavailable, TooLarge
+from serving.protos import tensors
+from tests.support.fake_grpc_server import Answer, answer_for, fake_grpc_server, free_port
+
+pytestmark = pytest.mark.server
+
+ONCE = Retry(attempts=1)
+
+
+def respond(outputs: dict[str, Any]) -> Any:
+    """Return a PredictResponse."""
+    response = protos.PredictResponse()
+    for name, value in outputs.items():
+        response.outputs[name].CopyFrom(tensors.encode(np.asarray(value)))
+    return response
+
+
+def answer_with(outputs: Any, seen: list[int]) -> dict[str, Answer]:
+    """Return the answers of a server whose model is a function of x; `seen` gets the rows of each request."""
+
+    def answer(request: Any, _: grpc.ServicerContext) -> Any:
+        x = tensors.decode(request.inputs["x"], "x")
+        seen.append(len(x) if x.ndim else 0)
+        return respond(outputs(x))
+
+    return {protos.PREDICT: answer}
+
+
+# --- Rows of run -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        # Ragged rows [[0], [0, 1], [0, 1, 2], ...]: flat values and the row that each begins at.
+        (
+            lambda x: {"values": np.repeat(x, x.astype(int) % 3), "splits": np.append(0, np.cumsum(x % 3))},
+            {"values": 99, "splits": 101},
+        ),
+        # One value a row: each output has as many rows as the request, and still cannot be joined.
+        (lambda x: {"values": x, "value_rowids": np.arange(len(x))}, {"values": 100, "value_rowids": 100}),
+        (lambda x: {"fraction": x / x.sum()}, {"fraction": 100}),
+        (lambda x: {"mean": x.mean()}, {"mean": None}),
+    ],
+    ids=["ragged", "row ids", "sum over the rows", "scalar"],
+)
+def test_run_sends_rows_of_an_unknown_model_in_one_request(outputs: Any, expected: Any) -> None:
+    seen: list[int] = []
+    x = np.arange(100, dtype=np.float32)
+    with fake_grpc_server(answer_with(outputs, seen)) as address, Client(address, model="m") as client:
+        found = client.run("serving_default", {"x": x})
+    assert seen == [100]
+    assert {name: len(value) if value.ndim else None for name, value in found.items()} == expected
+    for name, value in outputs(x).items():
+        assert np.array_equal(found[name], value)
+
+
+def test_run_divides_rows_of_a_bundles_signature_among_requests() -> None:
+    sizes: list[int] = []
+
+    def answer(request: Any, _: grpc.ServicerContext) -> Any:
+        rows = tensors.decode(request.inputs["embedding"], "embedding")
+        sizes.append(len(rows))
+        return respond({PROBABILITIES: rows * 2, "known": rows[:, 0] > 5})
+
+    rows = np.arange(140, dtype=np.float32).reshape(70, 2)
+    with fake_grpc_server({protos.PREDICT: answer}) as address, Client(address, model="m") as client:
+        found = client.run("classify_embedding", {"embedding": rows})
+    assert sizes == [32, 32, 6]
+    assert np.array_equal(found[PROBABILITIES], rows * 2)
+    assert found["known"].shape == (70,)
+
+
+def test_run_sends_one_request_if_a_model_has_the_input_of_a_bundle_but_other_outputs() -> None:
+    def answer(request: Any, _: grpc.ServicerContext) -> Any:
+        images = list(request.inputs["image_bytes"].string_val)
+        return respond({"boxes": np.arange(2 * len(images)), "starts": np.arange(len(images))})
+
+    with fake_grpc_server({protos.PREDICT: answer}) as address, Client(address, model="m") as client:
+        found = client.run("serving_default", {"image_bytes": [b"photo"] * 40})
+    assert found["boxes"].tolist() == list(range(80))
+    assert found["starts"].tolist() == list(range(40))
+
+
+def limit_batches(outputs: Any, maximum: int) -> dict[str, Answer]:
+    """Return the answers of a server that merges rows into batches, as with --enable_batching."""
+
+    def answer(request: Any, context: grpc.ServicerContext) -> Any:
+        x = tensors.decode(request.inputs["x"], "x")
+        if len(x) > maximum:
+            details = f"Task size {len(x)} is larger than maximum input batch size {maximum}"
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, details)
+        return respond(outputs(x))
+
+    return {protos.PREDICT: answer}
+
+
+def test_run_divides_rows_for_a_server_that_states_its_maximum_batch_size() -> None:
+    x = np.arange(250, dtype=np.float32)
+    answers = limit_batches(lambda x: {"y": 2 * x}, 100)
+    with fake_grpc_server(answers) as address, Client(address, model="m") as client:
+        assert np.array_equal(client.run("double", {"x": x})["y"], 2 * x)
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [lambda x: {"y": x[:-1]}, lambda x: {"y": x.sum()}, lambda x: {"y": np.zeros((len(x), int(x[0]) + 1))}],
+    ids=["fewer rows", "scalar", "other widths"],
+)
+def test_run_reports_outputs_of_several_requests_that_cannot_be_joined(outputs: Any) -> None:
+    with (
+        fake_grpc_server(limit_batches(outputs, 10)) as address,
+        Client(address, model="m") as client,
+        pytest.raises(InvalidRequest, match="cannot be joined"),
+    ):
+        client.run("double", {"x": np.arange(25, dtype=np.float32)})
+
+
+def test_run_reports_a_message_that_is_too_large_instead_of_dividing_its_rows() -> None:
+    options = [("grpc.max_receive_message_length", 100_000)]
+    with (
+        fake_grpc_server(answer_with(lambda x: {"y": x}, []), options=options) as address,
+        Client(address, model="m") as client,
+        pytest.raises(TooLarge, match="Give fewer rows"),
+    ):
+        client.run("double", {"x": np.zeros((20, 2000), np.float32)})
+
+
+def test_run_sends_400_000_rows_within_seconds() -> None:
+    seen: list[int] = []
+    answers = answer_with(lambda x: {"y": x}, seen)
+    with fake_grpc_server(answers) as address, Client(address, model="m", timeout=60) as client:
+        begin = time.monotonic()
+        client.run("double", {"x": np.zeros(400_000, np.float32)})
+        assert time.monotonic() - begin < 10
+    assert seen == [400_000]
+
+
+@pytest.mark.parametrize("x", [np.array(3.0, np.float32), np.float32(3)], ids=["array", "number"])
+def test_run_takes_and_returns_scalars(x: Any) -> None:
+    def ask_async(address: str) -> Any:
+        async def ask() -> Any:
+            async with AsyncClient(address, model="m") as client:
+                return await client.run("double", {"x": x})
+
+        return asyncio.run(ask())
+
+    with fake_grpc_server(answer_with(lambda x: {"y": 2 * x}, [])) as address:
+        with Client(address, model="m") as client:
+            found = client.run("double", {"x": x})
+        for outputs in (found, ask_async(address)):
+            assert (outputs["y"].shape, outputs["y"].dtype, outputs["y"].item()) == ((), np.float32, 6.0)
+
+
+# --- Servers that go away --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "details"),
+    [
+        (grpc.StatusCode.CANCELLED, "CANCELLED"),
+        (grpc.StatusCode.CANCELLED, "Received RST_STREAM with error code 8"),
+        (grpc.StatusCode.UNAVAILABLE, "Server shutting down"),
+        (grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2"),
+        (grpc.StatusCode.UNKNOWN, "Stream removed"),
+    ],
+)
+@pytest.mark.parametrize("way", ["classify", "iclassify", "asyncio"])
+def test_calls_that_a_stopping_server_ends_are_retried(code: grpc.StatusCode, details: str, way: str) -> None:
+    seen: list[int] = []
+
+    def answer(request: Any, context: grpc.ServicerContext) -> Any:
+        seen.append(1)
+        if len(seen) == 1:
+            context.abort(code, details)
+        return answer_for(list(request.inputs["image_bytes"].string_val))
+
+    async def ask(address: str) -> Any:
+        async with AsyncClient(address, model="food") as client:
+            return await client.classify([b"photo"])
+
+    with fake_grpc_server({protos.PREDICT: answer}) as address, Client(address, model="food") as client:
+        if way == "asyncio":
+            [prediction] = asyncio.run(ask(address))
+        elif way == "classify":
+            [prediction] = client.classify([b"photo"])
+        else:
+            [(_, prediction)] = client.iclassify([b"photo"])
+    assert prediction.label == "apple"
+    assert len(seen) == 2
+
+
+# --- Connections -----------------------------------------------------------------------------------------
+
+
+def test_local_server_is_asked_without_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, f"http://localhost:{free_port()}")
+    answers: dict[str, Answer] = {protos.PREDICT: lambda *_: answer_for([b"photo"])}
+    with fake_grpc_server(answers) as address, Client(address, model="food") as client:
+        assert client.classify([b"photo"])[0].label == "apple"
+
+        async def ask() -> Any:
+            async with AsyncClient(address.replace("localhost", "127.0.0.1"), model="food") as other:
+                return await other.classify([b"photo"])
+
+        assert asyncio.run(ask())[0].label == "apple"
+
+
+@pytest.fixture
+def http_port() -> Iterator[int]:
+    """Yield the port of a server that speaks HTTP/1.1 only."""
+    server = http.server.ThreadingHTTPServer(("localhost", 0), http.server.BaseHTTPRequestHandler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server.server_address[1]
+    server.shutdown()
+    thread.join(20)
+    server.server_close()
+
+
+def explain(target: str, **settings: Any) -> str:
+    """Return the error of a call to a server that cannot be reached."""
+    with (
+        Client(target, model="food", retry=ONCE, timeout=10, **settings) as client,
+        pytest.raises(HubheadError) as caught,
+    ):
+        client.status()
+    assert isinstance(caught.value, ServerUnavailable)
+    return str(caught.value)
+
+
+def test_connection_error_names_the_rest_port(http_port: int, capfd: pytest.CaptureFixture[str]) -> None:
+    assert "REST port" in explain(f"localhost:{http_port}")
+    message = explain(f"localhost:{http_port}", tls=Tls())
+    assert "does not speak TLS" in message or "closes every connection" in message
+
+
+def test_connection_error_names_the_proxy(http_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://user:secret@localhost:{http_port}")
+    message = explain("food.example:8500")
+    assert "goes through the proxy of http_proxy" in message
+    assert "secret" not in message
+
+
+def test_connection_error_names_an_unknown_host() -> None:
+    assert "host name cannot be resolved" in explain("food.invalid:8500")
+
+
+# --- Clients that are used elsewhere ---------------------------------------------------------------------
+
+
+def test_client_cannot_be_pickled_or_copied_and_says_what_to_do() -> None:
+    with Client("localhost:1", model="food") as client:
+        for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(InputError, match=r"Client\(config\)"):
+                attempt(client)
+        with pytest.raises(InputError, match=r"Client\(config\)"):
+            pickle.dumps(AsyncClient("localhost:1", model="food"))
+    assert pickle.loads(pickle.dumps(ClientConfig("localhost:1", "food"))).model == "food"
+
+
+FORK = """
+import os, sys
+import numpy as np
+from serving.client import Client
+from serving.errors import InputError
+
+with Client(sys.argv[1], model="food") as client:
+    client.classify([b"photo"])
+    child = os.fork()
+    if child == 0:
+        uses = (
+            lambda: client.classify([b"photo"]),
+            lambda: list(client.iclassify([b"photo"])),
+            lambda: client.run("x", {"x": np.zeros(1)}),
+            client.status,
+        )
+        for use in uses:
+            try:
+                use()
+            except InputError as error:
+                print(error, flush=True)
+        client.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    print(client.classify([b"photo"])[0].label)  # the child left the parent's connection alone
+"""
+
+
+def test_client_that_is_used_after_a_fork_says_what_to_do() -> None:
+    answers: dict[str, Answer] = {protos.PREDICT: lambda *_: answer_for([b"photo"])}
+    with fake_grpc_server(answers) as address:
+        done = subprocess.run(
+            [sys.executable, "-c", FORK, address], capture_output=True, text=True, check=True, timeout=60
+        )
+    *errors, label = done.stdout.splitlines()
+    assert len(errors) == 4
+    assert all("Open a client in each process, after the fork." in error for error in errors)
+    assert label == "apple"
+
+
+def test_async_client_in_another_event_loop_says_what_to_do() -> None:
+    answers: dict[str, Answer] = {protos.PREDICT: lambda *_: answer_for([b"photo"])}
+    with fake_grpc_server(answers) as address:
+        client = AsyncClient(address, model="food")
+        assert asyncio.run(client.classify([b"photo"]))[0].label == "apple"
+
+        async def stream() -> Any:
+            return [pair async for pair in client.iclassify([b"photo"])]
+
+        for use in (lambda: client.classify([b"photo"]), stream, client.status):
+            with pytest.raises(InputError, match="each event loop"):
+                asyncio.run(use())
+        asyncio.run(client.close())
