@@ -5,9 +5,10 @@ The reference is the training path: stored embeddings and NumPy.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,6 +103,7 @@ def models(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 Reference = list[tuple[Status, dict[str, float]]]
+Load = Callable[[Path], runtime.Model]
 
 
 @pytest.fixture(scope="module")
@@ -135,18 +137,26 @@ def reference(
     return {kind: predict_reference(model) for kind, model in models.items()}
 
 
-def by_runtime(model: Bundle, photos: list[Path], work: Path) -> list[Prediction]:
-    return runtime.load(model.path).classify(path.read_bytes() for path in photos)
+@pytest.fixture(scope="module")
+def loaded(models: dict[str, Bundle]) -> Iterator[Load]:
+    """Bundles loaded by the runtime, each once."""
+    load = functools.cache(runtime.load)
+    yield load
+    load.cache_clear()
 
 
-def by_classic_session(model: Bundle, photos: list[Path], work: Path) -> list[Prediction]:
+def by_runtime(model: Bundle, photos: list[Path], work: Path, load: Load) -> list[Prediction]:
+    return load(model.path).classify(path.read_bytes() for path in photos)
+
+
+def by_classic_session(model: Bundle, photos: list[Path], work: Path, load: Load) -> list[Prediction]:
     with ClassicSession(model.path) as session:
         contents = [path.read_bytes() for path in photos]
         outputs = session.run(contract.SERVING_DEFAULT, {contract.IMAGE_BYTES: contents})
     return predictions(outputs, len(photos))
 
 
-def by_beam_job(model: Bundle, photos: list[Path], work: Path) -> list[Prediction]:
+def by_beam_job(model: Bundle, photos: list[Path], work: Path, load: Load) -> list[Prediction]:
     """Score with a new embedding store, so that the job runs the backbone."""
     import pyarrow.parquet as pq
 
@@ -169,16 +179,16 @@ def by_beam_job(model: Bundle, photos: list[Path], work: Path) -> list[Predictio
     ]
 
 
-def by_server(model: Bundle, photos: list[Path], work: Path) -> list[Prediction]:
+def by_server(model: Bundle, photos: list[Path], work: Path, load: Load) -> list[Prediction]:
     settings = ServerSettings(model_base_path=model.path.parent, port=0)
     with (
-        start(settings) as server,
+        start(settings, loader=lambda _: load(model.path)) as server,
         Client(f"localhost:{server.port}", model=server.manager.settings[0].name, timeout=60) as client,
     ):
         return client.classify(photos)
 
 
-def by_command(model: Bundle, photos: list[Path], work: Path) -> list[Prediction]:
+def by_command(model: Bundle, photos: list[Path], work: Path, load: Load) -> list[Prediction]:
     done = CliRunner().invoke(predict, ["--model", str(model.path), "--json", *map(str, photos)])
     assert done.exit_code == 0, done.output
     records = [json.loads(line) for line in done.stdout.splitlines()]
@@ -193,7 +203,7 @@ def by_command(model: Bundle, photos: list[Path], work: Path) -> list[Prediction
     ]
 
 
-PATHS: dict[str, Callable[[Bundle, list[Path], Path], list[Prediction]]] = {
+PATHS: dict[str, Callable[[Bundle, list[Path], Path, Load], list[Prediction]]] = {
     "the reloaded bundle": by_runtime,
     "a classic session, as in TensorFlow Serving": by_classic_session,
     "the Beam job": by_beam_job,
@@ -211,11 +221,12 @@ def test_every_path_predicts_as_the_training_path(
     models: dict[str, Bundle],
     photos: list[Path],
     reference: dict[str, Reference],
+    loaded: Load,
     tmp_path: Path,
     path: str,
     kind: str,
 ) -> None:
-    found = PATHS[path](models[kind], photos, tmp_path)
+    found = PATHS[path](models[kind], photos, tmp_path, loaded)
     assert len(found) == len(photos)
     for photo, prediction, (status, probabilities) in zip(photos, found, reference[kind], strict=True):
         assert prediction.status is status is UNUSUAL.get(photo.name, Status.OK)
