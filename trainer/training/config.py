@@ -32,77 +32,122 @@ class NearDuplicatesOption(StrEnum):
     IGNORE = "ignore"
 
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """Configuration of a training run.
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingSettings:
+    """How photos become embeddings.
 
     Attributes:
-        image_dir: directory with one sub-directory of photos per label, or a dataset manifest; a str
-            for an address on another storage.
-        saved_model_dir: `<models>/<name>`; the next version is published below it.
         tfhub_module: alias, directory or Hub handle of the backbone.
         embedding_store: directory or address of the embedding store, which `hubhead score` shares.
         cache: directory of downloads and of what is derived from them.
-        columns: column names of a dataset manifest.
         backbone_input: image size and value range of the backbone's input, as stated by the user.
         preprocessing: aspect and limits of the preprocessing; the image size is the backbone's.
-        output_labels: additional file for the labels; None for none.
         augmentation: how much random views differ from their photos; the default makes no views.
         views: number of random views of each photo.
-        fine_tune: settings for fine-tuning the last layers of the backbone, from a head fitted on its
-            embeddings; None leaves the backbone as it is.
-        head_settings: kind of the head, weights of the labels, memory limit.
+    """
+
+    tfhub_module: str = DEFAULT_BACKBONE
+    embedding_store: str = field(default_factory=default_root)
+    cache: Path = field(default_factory=cache_directory)
+    backbone_input: InputOptions = field(default_factory=InputOptions)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    views: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class DivisionSettings:
+    """How photos are divided into sets.
+
+    Attributes:
         split: how photos are split into training, validation and test set.
         near_duplicates: what to do with photos that are nearly the same.
         near_threshold: cosine similarity of embeddings from which photos count as nearly the same.
+    """
+
+    split: SplitSettings = field(default_factory=SplitSettings)
+    near_duplicates: NearDuplicatesOption = NearDuplicatesOption.REPORT
+    near_threshold: float = THRESHOLD
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSettings:
+    """What the model answers.
+
+    Attributes:
         top_k: number of labels in an answer.
         precision: precision that the answers are to have on the held-out photos; the model abstains from
             the others. None answers always.
         keep_known: fraction of the photos of known labels that the novelty score is to accept; the model
             abstains from the others. None accepts all.
-        assert_accuracy_at_least: test accuracy below which nothing is published, 0 to 1.
-        seed: seed of the cross-validation's folds.
+    """
+
+    top_k: int = 5
+    precision: float | None = None
+    keep_known: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings:
+    """What is written beside the bundle's own files.
+
+    Attributes:
+        output_labels: additional file for the labels; None for none.
         report: add a report to the bundle; it contains thumbnails of training photos.
         summaries_dir: directory of TensorBoard logs; None for none.
-        compare_with: the live version: a version directory or the base path above it, "" for the newest
-            version in saved_model_dir, "none" for no comparison.
-        assert_not_worse_than_live: percentage points of accuracy by which the new version may be worse than
-            the live one, or nothing is published; None for no limit. Has no effect while no version is live.
-        cross_validate: number of folds of an additional cross-validation; None for none.
-        cross_validate_repeats: number of repeats of it, each with other folds.
         tflite: type of the weights of a TensorFlow Lite file to add to the bundle; None for no file.
         tflite_output_file: additional path for that file; None for none.
     """
 
-    image_dir: str | Path
-    saved_model_dir: Path
-    tfhub_module: str = DEFAULT_BACKBONE
-    embedding_store: str = field(default_factory=default_root)
-    cache: Path = field(default_factory=cache_directory)
-    columns: Columns = field(default_factory=Columns)
-    backbone_input: InputOptions = field(default_factory=InputOptions)
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
     output_labels: Path | None = None
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    views: int = 4
-    fine_tune: FineTuneSettings | None = None
-    head_settings: HeadSettings = field(default_factory=HeadSettings)
-    split: SplitSettings = field(default_factory=SplitSettings)
-    near_duplicates: NearDuplicatesOption = NearDuplicatesOption.REPORT
-    near_threshold: float = THRESHOLD
-    top_k: int = 5
-    precision: float | None = None
-    keep_known: float | None = None
-    assert_accuracy_at_least: float | None = None
-    seed: int = 0
     report: bool = True
     summaries_dir: Path | None = None
-    compare_with: str | Path = ""
-    assert_not_worse_than_live: float | None = None
-    cross_validate: int | None = None
-    cross_validate_repeats: int = 1
     tflite: Quantize | None = None
     tflite_output_file: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonSettings:
+    """What the new version is compared with.
+
+    Attributes:
+        compare_with: the live version: a version directory or the base path above it, "" for the newest
+            version in saved_model_dir, "none" for no comparison.
+        assert_not_worse_than_live: percentage points of accuracy by which the new version may be worse than
+            the live one, or nothing is published; None for no limit. Has no effect while no version is live.
+    """
+
+    compare_with: str | Path = ""
+    assert_not_worse_than_live: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainSettings(EmbeddingSettings, DivisionSettings, AnswerSettings, ComparisonSettings, OutputSettings):
+    """Configuration of a training run. The steps of a training take the parts that they need.
+
+    Attributes:
+        image_dir: directory with one sub-directory of photos per label, or a dataset manifest; a str
+            for an address on another storage.
+        saved_model_dir: `<models>/<name>`; the next version is published below it.
+        columns: column names of a dataset manifest.
+        fine_tune: settings for fine-tuning the last layers of the backbone, from a head fitted on its
+            embeddings; None leaves the backbone as it is.
+        head_settings: kind of the head, weights of the labels, memory limit.
+        assert_accuracy_at_least: test accuracy below which nothing is published, 0 to 1.
+        seed: seed of the cross-validation's folds.
+        cross_validate: number of folds of an additional cross-validation; None for none.
+        cross_validate_repeats: number of repeats of it, each with other folds.
+    """
+
+    image_dir: str | Path
+    saved_model_dir: Path
+    columns: Columns = field(default_factory=Columns)
+    fine_tune: FineTuneSettings | None = None
+    head_settings: HeadSettings = field(default_factory=HeadSettings)
+    assert_accuracy_at_least: float | None = None
+    seed: int = 0
+    cross_validate: int | None = None
+    cross_validate_repeats: int = 1
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,19 @@ from trainer.export import tflite
 from trainer.export.bundle import HeadExport, export
 from trainer.export.tflite import Quantize, TfliteOptions
 from trainer.heads import Ints
-from trainer.training.config import TrainSettings
+from trainer.training.config import OutputSettings
 from trainer.training.steps import read_as_sent
 
 PARITY_PHOTOS = 8
 """Test photos on which the exported bundle is compared with the training path."""
 
 
-def check_writable(settings: TrainSettings) -> None:
+def check_writable(settings: OutputSettings, model_dir: Path) -> None:
     """Check before any work that all outputs can be written.
+
+    Args:
+        settings: which outputs there are.
+        model_dir: base path of the bundle.
 
     Raises:
         OutputError: one of them cannot.
@@ -39,19 +43,23 @@ def check_writable(settings: TrainSettings) -> None:
             raise OutputError(
                 f"--{flag} {target} cannot be written.", remedy="Give a file in a directory that exists."
             )
-    with bundle.staging(settings.saved_model_dir):
+    with bundle.staging(model_dir):
         pass
     if settings.summaries_dir:
         files.check_writable(str(settings.summaries_dir))
 
 
-def publish(settings: TrainSettings, base: Bundle, record: TrainingRecord) -> Bundle:
+def publish(
+    settings: OutputSettings, base: Bundle, record: TrainingRecord, model_dir: Path, top_k: int
+) -> Bundle:
     """Export the bundle with its records and its report, and copy what the user wants elsewhere too.
 
     Args:
-        settings: settings of the training.
+        settings: which outputs there are.
         base: headless bundle of the backbone.
         record: what the training found out.
+        model_dir: base path of the bundle.
+        top_k: number of labels in an answer.
 
     Raises:
         BundleError: the bundle did not pass its checks; nothing was published.
@@ -65,7 +73,7 @@ def publish(settings: TrainSettings, base: Bundle, record: TrainingRecord) -> Bu
         data.labels,
         threshold=fitted.threshold.value if fitted.threshold else 0.0,
         novelty=fitted.novelty,
-        top_k=settings.top_k,
+        top_k=top_k,
         settings=fitted.selection.settings,
         report=(lambda path: report.write(path, page)) if page else None,
         tflite=_make_tflite_options(data, settings.tflite),
@@ -80,7 +88,7 @@ def publish(settings: TrainSettings, base: Bundle, record: TrainingRecord) -> Bu
     published = export(
         base,
         part,
-        settings.saved_model_dir,
+        model_dir,
         photos=list(sent.values()),
         probabilities=fitted.head.probabilities(data.embeddings[list(sent)]),
     )

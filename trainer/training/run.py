@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,10 @@ from trainer.evaluation.cross_validation import CrossValidationScheme, cross_val
 from trainer.evaluation.metrics import Evaluation
 from trainer.evaluation.training_record import FittedHead, TrainingData, TrainingRecord
 from trainer.evaluation.version_changes import LiveComparison
-from trainer.heads import Selection
+from trainer.heads import HeadSettings, Selection
 from trainer.preprocessing import Augmentation
 from trainer.training import live_comparison, outputs, steps, tensorboard
-from trainer.training.config import TrainResult, TrainSettings
+from trainer.training.config import ComparisonSettings, EmbeddingSettings, TrainResult, TrainSettings
 from trainer.training.steps import Reporter
 
 
@@ -55,35 +56,37 @@ def train(
     with _timed(seconds, "scan"):
         listing = dataset.scan(settings.image_dir, settings.columns, progress=progress)
         dataset.check_listing(listing, settings.split)
-        outputs.check_writable(settings)
-        live = find_live_bundle(settings, say)
+        outputs.check_writable(settings, settings.saved_model_dir)
+        live = find_live_bundle(settings, settings.saved_model_dir, say)
         for warning in listing.warnings:
             say(warning)
     # `settings` stays what the user asked for; `used` names the tuned backbone after fine-tuning.
-    used = _keep_large_features_in_cache(settings)
+    used: EmbeddingSettings = settings
+    head_settings = _keep_large_features_in_cache(settings.head_settings, settings.cache)
     with _timed(seconds, "backbone"):
         base = steps.make_template(used, reporter)
     with _timed(seconds, "embed"):
-        features = steps.embed(used, listing, base, reporter)
+        features = steps.embed(used, head_settings, listing, base, reporter)
     with _timed(seconds, "divide"):
-        data = steps.split_photos(used, listing, features, reporter)
+        data = steps.split_photos(settings, listing, settings.image_dir, features, reporter)
         if is_cross_validated:
             cross_validation.check_groups(data.targets, data.labels, data.groups)
     if settings.fine_tune:
         with _timed(seconds, "fine-tune"):
-            tuned = steps.fine_tune_backbone(used, settings.fine_tune, data, reporter)
+            tuned = steps.fine_tune_backbone(used, settings.fine_tune, data, settings.seed, reporter)
             if tuned is not used:
                 used, base = tuned, steps.make_template(tuned, reporter)
-                data = replace(data, features=steps.embed(tuned, listing, base, reporter))
+                features = steps.embed(used, head_settings, listing, base, reporter)
+                data = replace(data, features=features)
     with _timed(seconds, "views"):
         # A cross-validation trains on every photo in turn, test photos included.
         trained = data.rows(Subset.TRAINING, Subset.VALIDATION)
         viewed = np.arange(len(data.targets)) if is_cross_validated else trained
-        views = steps.embed_views(used, listing, data.select(viewed), reporter)
+        views = steps.embed_views(used, head_settings, listing, data.select(viewed), reporter)
     with _timed(seconds, "fit"):
         training_views = [view[trained] for view in views] if is_cross_validated else views
-        head, selection = steps.fit_head(used, data, training_views)
-        fitted = steps.evaluate_head(used, data, head, selection)
+        head, selection = steps.fit_head(head_settings, data, training_views, settings.seed)
+        fitted = steps.evaluate_head(settings, head_settings, data, head, selection, settings.seed)
     check_accuracy(fitted.test or fitted.held_out, settings.assert_accuracy_at_least)
     record = TrainingRecord(
         settings.saved_model_dir.name,
@@ -95,7 +98,9 @@ def train(
     )
     if live:
         with _timed(seconds, "compare"):
-            comparison = _compare_with_live(live, base, data, fitted, settings, say)
+            comparison = _compare_with_live(
+                live, base, data, fitted, settings.embedding_store, settings.assert_not_worse_than_live, say
+            )
         record = replace(record, comparison=comparison)
     if settings.cross_validate:
         with _timed(seconds, "cross-validate"):
@@ -106,7 +111,7 @@ def train(
                 scheme=CrossValidationScheme(
                     settings.cross_validate, settings.cross_validate_repeats, settings.seed
                 ),
-                settings=used.head_settings,
+                settings=head_settings,
                 views=views,
                 groups=data.groups,
                 progress=lambda done, fits: say(f"Cross-validation: {done} of {fits} heads fitted"),
@@ -116,17 +121,16 @@ def train(
         with _timed(seconds, "summaries"):
             tensorboard.write(settings.summaries_dir, data, fitted)
     with _timed(seconds, "export"):
-        published = outputs.publish(settings, base, record)
+        published = outputs.publish(settings, base, record, settings.saved_model_dir, settings.top_k)
     return _make_result(record, published)
 
 
-def _keep_large_features_in_cache(settings: TrainSettings) -> TrainSettings:
+def _keep_large_features_in_cache(settings: HeadSettings, cache: Path) -> HeadSettings:
     """Return the settings with a directory for features that do not fit in memory.
 
     It is the cache, since the directory of temporary files may itself be in memory.
     """
-    directory = settings.head_settings.directory or settings.cache
-    return replace(settings, head_settings=replace(settings.head_settings, directory=directory))
+    return replace(settings, directory=settings.directory or cache)
 
 
 def describe_settings(settings: TrainSettings, selection: Selection) -> dict[str, Any]:
@@ -153,7 +157,9 @@ def check_accuracy(evaluation: Evaluation, minimum: float | None) -> None:
         )
 
 
-def find_live_bundle(settings: TrainSettings, say: Callable[[str], None]) -> Bundle | None:
+def find_live_bundle(
+    settings: ComparisonSettings, model_dir: Path, say: Callable[[str], None]
+) -> Bundle | None:
     """Return the version to compare with; `say` is called with the reason if there is no comparison.
 
     Raises:
@@ -161,7 +167,7 @@ def find_live_bundle(settings: TrainSettings, say: Callable[[str], None]) -> Bun
             publication depend on it.
     """
     try:
-        return live_comparison.find_live_version(settings.compare_with, settings.saved_model_dir)
+        return live_comparison.find_live_version(settings.compare_with, model_dir)
     except BundleError as error:
         if settings.compare_with or settings.assert_not_worse_than_live is not None:
             raise
@@ -174,7 +180,8 @@ def _compare_with_live(
     base: Bundle,
     data: TrainingData,
     fitted: FittedHead,
-    settings: TrainSettings,
+    store_root: str,
+    tolerance: float | None,
     say: Callable[[str], None],
 ) -> LiveComparison | None:
     """Compare the new version with the live one, and check that it is not worse if that is required.
@@ -183,7 +190,6 @@ def _compare_with_live(
         GateRejected: the new version is worse than allowed, or a required comparison is not possible.
     """
     tested = data.rows(Subset.TESTING)
-    tolerance = settings.assert_not_worse_than_live
     try:
         comparison = live_comparison.compare_with_live(
             live,
@@ -192,7 +198,7 @@ def _compare_with_live(
             data.select(tested),
             data.embeddings[tested],
             fitted.test_probabilities,
-            settings.embedding_store,
+            store_root,
         )
     except HubheadError as error:
         if tolerance is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -31,7 +32,12 @@ from trainer.export.templates import prepare_template
 from trainer.heads import Blocks, Ints, Vectors
 from trainer.preprocessing import Augmentation
 from trainer.training import fine_tuning
-from trainer.training.config import NearDuplicatesOption, TrainSettings
+from trainer.training.config import (
+    AnswerSettings,
+    DivisionSettings,
+    EmbeddingSettings,
+    NearDuplicatesOption,
+)
 from trainer.training.fine_tune_types import FineTuneSettings
 from trainer.training.tuning_photos import LabelledPhotos, TuningPhotos
 
@@ -50,7 +56,7 @@ class Reporter:
 
 
 def make_template(
-    settings: TrainSettings, reporter: Reporter, view: tuple[Augmentation, int] | None = None
+    settings: EmbeddingSettings, reporter: Reporter, view: tuple[Augmentation, int] | None = None
 ) -> Bundle:
     """Return the headless bundle of the backbone, or of a random view of the photos, built on first use."""
     return prepare_template(
@@ -63,26 +69,36 @@ def make_template(
     )
 
 
-def open_store(settings: TrainSettings, base: Bundle) -> EmbeddingStore:
+def open_store(settings: EmbeddingSettings, base: Bundle) -> EmbeddingStore:
     """Open the embedding store of a template."""
     return EmbeddingStore(settings.embedding_store, base.metadata.fingerprint, base.metadata.dimension)
 
 
-def embed(settings: TrainSettings, listing: DatasetListing, base: Bundle, reporter: Reporter) -> Features:
+def embed(
+    settings: EmbeddingSettings,
+    head_settings: heads.HeadSettings,
+    listing: DatasetListing,
+    base: Bundle,
+    reporter: Reporter,
+) -> Features:
     """Embed the photos that the store does not have, and return the features of all."""
     store = open_store(settings, base)
     score.embed(list(listing.photos), base.path, store, progress=reporter.progress)
-    features = load_features(listing, store, settings.head_settings)
+    features = load_features(listing, store, head_settings)
     if isinstance(features.embeddings, np.memmap):
         reporter.say(
             f"The features of {len(features.examples)} photos exceed the memory limit of "
-            f"{settings.head_settings.memory / 1e9:.1f} GB and are read from a file."
+            f"{head_settings.memory / 1e9:.1f} GB and are read from a file."
         )
     return features
 
 
 def embed_views(
-    settings: TrainSettings, listing: DatasetListing, examples: Sequence[Example], reporter: Reporter
+    settings: EmbeddingSettings,
+    head_settings: heads.HeadSettings,
+    listing: DatasetListing,
+    examples: Sequence[Example],
+    reporter: Reporter,
 ) -> list[Vectors]:
     """Return embeddings float16 [N,D] of each random view of the examples, from a store for each view."""
     if settings.augmentation == Augmentation():
@@ -96,18 +112,23 @@ def embed_views(
         reporter.say(f"Embedding view {number + 1} of {settings.views} of {len(photos)} photos")
         score.embed(photos, base.path, store, progress=reporter.progress)
         store.lookup_digests(photos)
-        found.append(load_embeddings(examples, store, settings.head_settings))
+        found.append(load_embeddings(examples, store, head_settings))
     return found
 
 
 def split_photos(
-    settings: TrainSettings, listing: DatasetListing, features: Features, reporter: Reporter
+    settings: DivisionSettings,
+    listing: DatasetListing,
+    image_dir: str | Path,
+    features: Features,
+    reporter: Reporter,
 ) -> TrainingData:
     """Find near-duplicates, split the photos, and report what is conspicuous about them.
 
     Args:
-        settings: settings of the training.
+        settings: how to divide them.
         listing: labelled photos.
+        image_dir: where they were listed, for messages and a predefined split.
         features: their distinct usable ones with embeddings.
         reporter: for warnings and progress.
 
@@ -130,7 +151,7 @@ def split_photos(
     )
     together = near.together if settings.near_duplicates is NearDuplicatesOption.TOGETHER else ()
     dataset.check_examples(examples, listing.labels, settings.split, together)
-    subsets = dataset.split(examples, settings.split, settings.image_dir, together)
+    subsets = dataset.split(examples, settings.split, image_dir, together)
     duplicates = near_duplicates.build_report(features.files, examples, subsets, near, listing.labels)
     for sentence in (
         *dataset.describe_missing_labels(examples, subsets, listing.labels),
@@ -142,8 +163,8 @@ def split_photos(
 
 
 def fine_tune_backbone(
-    settings: TrainSettings, options: FineTuneSettings, data: TrainingData, reporter: Reporter
-) -> TrainSettings:
+    settings: EmbeddingSettings, options: FineTuneSettings, data: TrainingData, seed: int, reporter: Reporter
+) -> EmbeddingSettings:
     """Fine-tune the backbone, with checkpoints in the cache.
 
     Returns:
@@ -151,7 +172,7 @@ def fine_tune_backbone(
     """
     # The head sees training photos alone, so that the validation photos show whether tuning helps.
     seen = data.rows(Subset.TRAINING)
-    head, _ = heads.fit(data.embeddings[seen], data.targets[seen], len(data.labels), seed=settings.seed)
+    head, _ = heads.fit(data.embeddings[seen], data.targets[seen], len(data.labels), seed=seed)
     sets = [read_as_sent(data.examples, data.rows(subset)) for subset in (Subset.TRAINING, Subset.VALIDATION)]
     training, validation = (LabelledPhotos(list(sent.values()), data.targets[list(sent)]) for sent in sets)
     tuned = fine_tuning.fine_tune(
@@ -179,14 +200,15 @@ def fine_tune_backbone(
 
 
 def fit_head(
-    settings: TrainSettings, data: TrainingData, views: Sequence[Vectors]
+    settings: heads.HeadSettings, data: TrainingData, views: Sequence[Vectors], seed: int
 ) -> tuple[heads.Head, heads.Selection]:
     """Fit the head on the training and validation photos; many photos are processed in blocks.
 
     Args:
-        settings: settings of the training.
+        settings: settings of the head.
         data: the photos.
         views: embeddings of random views of these photos, training photos first.
+        seed: seed of the cross-validation's folds.
     """
     training, held = data.rows(Subset.TRAINING), data.rows(Subset.VALIDATION)
     used = data.targets[np.concatenate([training, held])]
@@ -195,13 +217,18 @@ def fit_head(
         len(data.labels),
         validation=Blocks.from_array(data.embeddings, data.targets, chosen=held) if len(held) else None,
         views=[Blocks.from_array(view, used) for view in views],
-        settings=settings.head_settings,
-        seed=settings.seed,
+        settings=settings,
+        seed=seed,
     )
 
 
 def evaluate_head(
-    settings: TrainSettings, data: TrainingData, head: heads.Head, selection: heads.Selection
+    settings: AnswerSettings,
+    head_settings: heads.HeadSettings,
+    data: TrainingData,
+    head: heads.Head,
+    selection: heads.Selection,
+    seed: int,
 ) -> FittedHead:
     """Evaluate a head on all photos, and choose what makes it abstain."""
     tested = data.rows(Subset.TESTING)
@@ -215,8 +242,8 @@ def evaluate_head(
             data.targets,
             rows=np.sort(data.rows(Subset.TRAINING, Subset.VALIDATION)),
             kept=settings.keep_known,
-            settings=settings.head_settings,
-            seed=settings.seed,
+            settings=head_settings,
+            seed=seed,
         )
     return FittedHead(
         head,

@@ -18,7 +18,6 @@ from click.testing import CliRunner
 from serving import bundle, contract, runtime
 from serving.bundle import Bundle, BundleMetadata
 from serving.errors import BundleError, GateRejected, InputError, OutputError
-from tests.support.trained import writable_settings
 from trainer.commands.export import export as export_command
 from trainer.commands.train import train as train_command
 from trainer.evaluation.metrics import proportion
@@ -28,6 +27,7 @@ from trainer.export.head_file import load_head
 from trainer.export.tflite import Quantize, TfliteModel, TfliteOptions
 from trainer.export.tflite_metadata import describe_model
 from trainer.preprocessing import Preprocessing
+from trainer.training.config import OutputSettings
 from trainer.training.outputs import check_writable
 
 if TYPE_CHECKING:
@@ -212,12 +212,9 @@ def test_invalid_file_is_an_error() -> None:
         tflite.run_interpreter(b"something else", tflite.generate_pictures(Preprocessing(), 1))
 
 
-def test_unwritable_output_file_is_an_error_before_any_work(trained: Trained, tmp_path: Path) -> None:
-    settings = replace(
-        writable_settings(trained, tmp_path), tflite_output_file=tmp_path / "no" / "food.tflite"
-    )
+def test_unwritable_output_file_is_an_error_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="--tflite_output_file"):
-        check_writable(settings)
+        check_writable(OutputSettings(tflite_output_file=tmp_path / "no" / "food.tflite"), tmp_path / "food")
 
 
 def test_generated_pictures_are_distinct_and_deterministic() -> None:

@@ -169,19 +169,19 @@ def test_damaged_training_digests_are_an_error(tmp_path: Path) -> None:
 
 
 def test_unreadable_live_version_is_an_error_only_where_it_is_required(tmp_path: Path) -> None:
-    from trainer.training.config import TrainSettings
+    from trainer.training.config import ComparisonSettings
     from trainer.training.run import find_live_bundle
 
     (tmp_path / "food" / "1").mkdir(parents=True)
     (tmp_path / "food" / "1" / contract.SAVED_MODEL_FILE).write_bytes(b"")
     messages: list[str] = []
-    settings = TrainSettings(tmp_path / "photos", tmp_path / "food")
-    assert find_live_bundle(settings, messages.append) is None
+    settings, base = ComparisonSettings(), tmp_path / "food"
+    assert find_live_bundle(settings, base, messages.append) is None
     assert "The new version will not be compared with the live one." in messages[0]
     assert "hubhead.json" in messages[0]
     for required in ({"compare_with": tmp_path / "food"}, {"assert_not_worse_than_live": 0.0}):
         with pytest.raises(BundleError, match=r"hubhead\.json"):
-            find_live_bundle(replace(settings, **required), messages.append)
+            find_live_bundle(replace(settings, **required), base, messages.append)
 
 
 # --- Command --------------------------------------------------------------------------------------------

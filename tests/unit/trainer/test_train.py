@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
@@ -12,6 +10,7 @@ from click.testing import CliRunner
 
 from serving.errors import OutputError
 from trainer.commands.train import train
+from trainer.training.config import OutputSettings
 from trainer.training.outputs import check_writable, write_labels
 
 
@@ -39,35 +38,15 @@ def test_the_removed_cosine_head_is_explained() -> None:
     assert "0.792" in result.output
 
 
-def test_unwritable_summaries_directory_is_an_error_before_any_work(
-    make_settings: Any, tmp_path: Path
-) -> None:
+def test_unwritable_summaries_directory_is_an_error_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file")
     with pytest.raises(OutputError, match="logs"):
-        check_writable(make_settings(summaries_dir=tmp_path / "logs"))
+        check_writable(OutputSettings(summaries_dir=tmp_path / "logs"), tmp_path / "models" / "food")
 
 
-def test_check_of_the_outputs_leaves_no_files(make_settings: Any, tmp_path: Path) -> None:
-    check_writable(make_settings(saved_model_dir=tmp_path / "models" / "food"))
+def test_check_of_the_outputs_leaves_no_files(tmp_path: Path) -> None:
+    check_writable(OutputSettings(), tmp_path / "models" / "food")
     assert not (tmp_path / "models" / "food").exists()
-
-
-@pytest.fixture
-def make_settings(tmp_path: Path) -> Callable[..., Any]:
-    """A function that returns the settings of a training in `tmp_path`, with changes."""
-    from trainer.training.config import TrainSettings
-
-    def make(**changes: Any) -> TrainSettings:
-        given = {
-            "image_dir": tmp_path / "photos",
-            "saved_model_dir": tmp_path / "models",
-            "tfhub_module": "efficientnet_lite0",
-            "embedding_store": str(tmp_path / "store"),
-            "cache": tmp_path / "cache",
-        }
-        return TrainSettings(**{**given, **changes})
-
-    return make
 
 
 def test_labels_file_has_one_label_per_line_in_utf8(tmp_path: Path) -> None:
