@@ -13,12 +13,12 @@ import numpy as np
 
 from tests.support.abstention import energy, fit_novelty, residual
 from tests.support.head import sample_features
+from tests.support.open_set import auroc, draw_hidden_classes, leave_labels_out
 from tests.support.trained import train_once
 from trainer import heads
 from trainer.dataset.download import cache_directory
 from trainer.dataset.samples import fetch_sample_photos
 from trainer.evaluation.novelty import Novelty
-from trainer.evaluation.open_set import auroc, draw_hidden_classes, leave_labels_out
 from trainer.heads import Floats, Ints
 
 Score = Callable[[Novelty, Floats, Ints, Floats], Floats]

@@ -1,7 +1,7 @@
 """Novelty score: rejects photos that are unlike all photos of the known labels.
 
 Scores compared on the sample photos, with 3 (2) of the 10 labels hidden from training in 20 draws each
-and known photos out of fold (`trainer.evaluation.open_set`). The columns show how many hidden photos are
+and known photos out of fold (`tests.support.open_set`). The columns show how many hidden photos are
 rejected at the stated fraction of known photos kept:
 
 | score | AUROC | at 95 % kept | at 90 % kept |

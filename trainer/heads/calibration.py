@@ -87,7 +87,9 @@ def fit_temperature(logits: Floats, targets: Ints, weights: Floats | None = None
         return log_loss(softmax(logits / np.float32(np.exp(log_temperature))), targets, weights)
 
     # A discriminant on few dimensions can be twenty times overconfident, hence the range e**-5 to e**5.
-    return float(np.exp(minimize_scalar(loss, bounds=(-5.0, 5.0), method="bounded").x))
+    # It moves up for larger logits, such as those of labels without any variance within.
+    shift = np.log(max(float(logits.std()) / 20, 1.0))
+    return float(np.exp(minimize_scalar(loss, bounds=(shift - 5, shift + 5), method="bounded").x))
 
 
 def _fit_weights(logits: Sequence[Floats], targets: Ints, weights: Floats | None) -> list[float]:

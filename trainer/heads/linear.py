@@ -22,6 +22,12 @@ SHRINKAGE = 0.5
 _CURVATURE = 0.2
 """K times the curvature of the loss in whitened directions, near the minimum."""
 
+_MIN_VARIANCE = 1e-6
+"""Least ridge of the discriminant's covariance; features have length one, so it is relative to their scale.
+
+Photos of one colour, or labels of one photo each, have no variance within their labels.
+"""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -41,10 +47,12 @@ class Moments:
     def from_blocks(cls, features: Blocks, weights: Floats) -> Moments:
         """Compute the moments in one pass over features, with label weights float32 [K]."""
 
-        def sum_block(rows: Floats, targets: Ints) -> tuple[Doubles, Any, Any]:
-            expected = np.eye(len(weights), dtype=np.float32)[targets] * weights[targets, None]
-            weighted = rows if (weights == 1).all() else rows * weights[targets, None]
-            return expected.sum(axis=0, dtype=np.float64), expected.T @ rows, rows.T @ weighted
+        def sum_block(rows: Floats, targets: Ints) -> tuple[Any, ...]:
+            # In float64: sums of equal float32 products err so much that no covariance is positive definite.
+            exact = rows.astype(np.float64)
+            expected = np.eye(len(weights))[targets] * weights[targets, None]
+            weighted = exact if (weights == 1).all() else exact * weights[targets, None]
+            return expected.sum(axis=0), expected.T @ exact, exact.T @ weighted
 
         return cls(*features.sum(sum_block))
 
@@ -81,7 +89,7 @@ class Moments:
         # The mean variance over the D dimensions of the features, also if the rows span fewer.
         variance = np.trace(within) / (dimension or len(within))
         within *= 1.0 - shrinkage
-        within[np.diag_indices_from(within)] += shrinkage * variance + 1e-9
+        within[np.diag_indices_from(within)] += max(shrinkage * variance, _MIN_VARIANCE)
         kernel = solve(within, means.T, assume_a="pos")
         with np.errstate(divide="ignore"):
             prior = np.maximum(np.log(self.counts / total), -100.0)

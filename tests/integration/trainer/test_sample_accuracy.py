@@ -12,9 +12,9 @@ from tests.bench.abstention import measure_aurocs
 from tests.bench.heads import compare, fit_kind
 from tests.support.abstention import fit_novelty
 from tests.support.head import sample_features
+from tests.support.open_set import leave_labels_out
 from tests.support.trained import Trained
 from trainer.evaluation.cross_validation import CrossValidationScheme, cross_validate
-from trainer.evaluation.open_set import leave_labels_out
 from trainer.heads import Floats, Ints
 
 Sample = tuple[Floats, Ints, int]

@@ -14,11 +14,11 @@ from serving.errors import InputError
 from tests.support.abstention import energy, fit_novelty, to_blocks
 from tests.support.evaluation_metrics import random_answers
 from tests.support.head import blobs, of_length_one
+from tests.support.open_set import auroc, draw_hidden_classes, leave_labels_out
 from trainer import heads
 from trainer.evaluation import novelty as novelty_module
 from trainer.evaluation.abstention import threshold_for_precision
 from trainer.evaluation.novelty import Novelty
-from trainer.evaluation.open_set import auroc, draw_hidden_classes, leave_labels_out
 from trainer.heads import Floats, Ints
 
 # --- Threshold for a precision --------------------------------------------------------------------------

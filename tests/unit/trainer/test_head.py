@@ -212,3 +212,29 @@ def test_views_count_as_their_photos_and_views_of_held_out_photos_are_not_used()
     noise = np.random.default_rng(0).normal(size=embeddings.shape).astype(np.float32)
     other, _ = heads.fit(embeddings, targets, 3, views=[embeddings + noise, embeddings - noise])
     assert np.abs(other.kernel - same.kernel).max() > 1e-2
+
+
+@pytest.mark.parametrize("count", [60, 6000], ids=["in memory", "in blocks"])
+@pytest.mark.parametrize("kind", ["linear", "hidden"])
+@pytest.mark.parametrize("shape", ["one colour", "a colour per label", "one point", "collinear"])
+def test_features_without_variance_give_a_usable_head(count: int, kind: heads.Kind, shape: str) -> None:
+    random, targets = np.random.default_rng(0), np.arange(count) % 3
+    embeddings = {
+        "one colour": np.full((count, 96), 0.3),
+        "a colour per label": random.random((3, 96))[targets],
+        "one point": np.vstack([np.full((count - 1, 96), 0.3), random.random((1, 96))]),
+        "collinear": np.outer(targets, random.random(96)),
+    }[shape].astype(np.float32)
+    head, _ = heads.fit(embeddings, targets, 3, settings=heads.HeadSettings(kind, width=8))
+    found = head.probabilities(embeddings)
+    assert np.isfinite(found).all()
+    if shape in ("a colour per label", "collinear"):
+        assert (found.argmax(axis=1) == targets).mean() >= (1 if shape == "a colour per label" else 2 / 3)
+    else:
+        np.testing.assert_allclose(found, 1 / 3, atol=0.05)  # nothing to tell the labels apart by
+
+
+def test_one_photo_of_each_label_gives_a_head_that_knows_these_photos() -> None:
+    embeddings = np.random.default_rng(0).random((30, 96)).astype(np.float32)
+    head, _ = heads.fit(embeddings, np.arange(30), 30)
+    assert (head.probabilities(embeddings).argmax(axis=1) == np.arange(30)).all()
