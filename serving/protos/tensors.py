@@ -45,8 +45,20 @@ Numpy has no bfloat16; its bits are the upper half of those of a float32.
 
 _NUMBERS = {dtype: number for number, (dtype, _) in NUMERIC.items() if number != DT_BFLOAT16}
 
+MAX_RANK = 32
+"""Maximum dimensions of a tensor: TensorFlow converts no array that has more."""
+
 _MAX_REPEATED_BYTES = 1 << 26
-"""Size limit of a tensor that repeats its last value; a message of a few bytes can state any shape."""
+"""Size limit of what a tensor repeats; a message of a few bytes can state any shape."""
+
+_MAX_COUNT = 1 << 22
+"""Maximum number of strings in `tensor_content`, and of rows without elements: both can take one byte or none
+in the message, and much more in memory."""
+
+_STRING_BYTES = 32
+"""Bytes that a repeated string takes besides its text: the reference in numpy, the string in TensorFlow."""
+
+_MAX_VARINT_BYTES = 10
 
 
 def dtype_name(number: int) -> str:
@@ -108,13 +120,18 @@ def decode(proto: protos.Message, name: str) -> NDArray[Any]:
         name: name of the tensor, for error messages.
 
     Raises:
-        InputError: the shape is unknown or negative, the dtype is not supported, or the number of
-            values does not match the shape.
+        InputError: the shape is unknown, negative or too large, the dtype is not supported, or the number
+            of values does not match the shape.
     """
+    rank = len(proto.tensor_shape.dim)
+    if rank > MAX_RANK:  # before the sizes are multiplied, which takes long for thousands of them
+        raise InputError(f"Tensor {name!r} has {rank} dimensions, more than {MAX_RANK}.")
     shape = tuple(dim.size for dim in proto.tensor_shape.dim)
     if proto.tensor_shape.unknown_rank or any(size < 0 for size in shape):
         raise InputError(f"Tensor {name!r} has no complete shape.")
     count = math.prod(shape)
+    if not count and math.prod(filter(None, shape)) > _MAX_COUNT:  # a model may compute something for each
+        raise InputError(f"Tensor {name!r} has the shape {list(shape)}, which is too large.")
     if proto.dtype == DT_STRING:
         content = proto.tensor_content
         strings = _parse_string_list(content, name, count) if content else proto.string_val
@@ -123,10 +140,7 @@ def decode(proto: protos.Message, name: str) -> NDArray[Any]:
         flat = _decode_numbers(proto, name, shape)
     else:
         raise InputError(f"Tensor {name!r} is of dtype {dtype_name(proto.dtype)}, which is not supported.")
-    try:
-        return flat.reshape(shape)
-    except ValueError as error:  # the count matches, so there are too many dimensions
-        raise InputError(f"Tensor {name!r} has {len(shape)} dimensions, more than numpy supports.") from error
+    return flat.reshape(shape)
 
 
 def _decode_numbers(proto: protos.Message, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -159,6 +173,8 @@ def _decode_typed(values: Any, dtype: np.dtype[Any], field: str) -> NDArray[Any]
 
 def _parse_string_list(content: bytes, name: str, count: int) -> list[bytes]:
     """Parse strings in tensor_content: all lengths as varints, then all bytes (EncodeStringList)."""
+    if count > _MAX_COUNT:
+        raise InputError(f"Tensor {name!r} has {count} strings in tensor_content, more than {_MAX_COUNT}.")
     lengths: list[int] = []
     position = length = shift = 0
     # A varint has seven bits per byte, the lowest first; a byte below 0x80 is its last.
@@ -168,6 +184,8 @@ def _parse_string_list(content: bytes, name: str, count: int) -> list[bytes]:
         position += 1
         length |= (byte & 0x7F) << shift
         shift += 7
+        if shift > 7 * _MAX_VARINT_BYTES:  # or a number of any length would be parsed, in quadratic time
+            break
         if byte < 0x80:
             lengths.append(length)
             length = shift = 0
@@ -186,12 +204,14 @@ def _fill(values: NDArray[Any], name: str, count: int) -> NDArray[Any]:
         raise _mismatch(name, (count,), f"{len(values)} values")
     if len(values) == count:
         return values
-    if count * values.itemsize > _MAX_REPEATED_BYTES:
+    is_text = values.dtype == object
+    last: Any = values[-1] if len(values) else b"" if is_text else 0
+    cost = _STRING_BYTES + len(last) if is_text else values.itemsize
+    if (count - len(values)) * cost > _MAX_REPEATED_BYTES:
         raise _mismatch(
             name, (count,), f"{len(values)} values, which are repeated only up to {_MAX_REPEATED_BYTES} bytes"
         )
-    default: Any = b"" if values.dtype == object else 0
-    filled = np.full(count, values[-1] if len(values) else default, dtype=values.dtype)
+    filled = np.full(count, last, dtype=values.dtype)
     filled[: len(values)] = values
     return filled
 

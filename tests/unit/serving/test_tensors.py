@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,14 @@ def test_half_and_bfloat16_are_decoded_from_their_bits() -> None:
             make_tensor_proto("DT_STRING", [2**40], string_val=[b"a"]),
             "are repeated only up to 67108864 bytes",
         ),
+        (make_tensor_proto("DT_STRING", [8388608], string_val=[b"a" * 20_000]), "are repeated only up to"),
+        (make_tensor_proto("DT_STRING", [4_000_000], string_val=[b"a", b""]), "are repeated only up to"),
+        (make_tensor_proto("DT_STRING", [2**23], tensor_content=b"\0" * 2**23), "8388608 strings"),
+        (make_tensor_proto("DT_FLOAT", [2**40, 0]), "too large"),
+        (make_tensor_proto("DT_STRING", [0, 2**30]), "too large"),
+        (make_tensor_proto("DT_STRING", [2**62, 2**62, 0]), "too large"),
+        (make_tensor_proto("DT_STRING", [1] * 33, string_val=[b"a"]), "33 dimensions, more than 32"),
+        (make_tensor_proto("DT_FLOAT", [1] * 100, float_val=[1]), "100 dimensions, more than 32"),
         (make_tensor_proto("DT_UINT8", [1], int_val=[300]), "a value out of range"),
         (make_tensor_proto("DT_COMPLEX64", [1], scomplex_val=[1, 2, 3]), "imaginary"),
         (make_tensor_proto("DT_VARIANT", [1]), "variant, which is not supported"),
@@ -109,6 +118,36 @@ def test_arbitrary_bytes_as_a_string_list_decode_or_raise_input_error(content: b
         return
     assert strings.shape == (count,)
     assert not content or sum(map(len, strings)) <= len(content)
+
+
+@pytest.mark.parametrize(
+    "proto",
+    [
+        make_tensor_proto("DT_STRING", [1], tensor_content=b"\xff" * 1_000_000),
+        make_tensor_proto("DT_STRING", [400_000], tensor_content=b"\xff" * 400_000),
+        make_tensor_proto("DT_FLOAT", [2**62] * 100_000, float_val=[1]),
+        make_tensor_proto("DT_STRING", [2**62] * 100_000, string_val=[b"a"]),
+    ],
+    ids=["endless length", "endless lengths", "many sizes", "many sizes of strings"],
+)
+def test_malformed_tensor_is_rejected_in_linear_time(proto: protos.Message) -> None:
+    start = time.process_time()
+    with pytest.raises(InputError):
+        tensors.decode(proto, "x")
+    assert time.process_time() - start < 1.0  # in quadratic time these take minutes
+
+
+def test_parsing_of_a_string_list_grows_linearly() -> None:
+    def measure(count: int) -> float:
+        proto = make_tensor_proto("DT_STRING", [count], tensor_content=b"\x01" * count + b"a" * count)
+        seconds = []
+        for _ in range(3):
+            start = time.process_time()
+            assert tensors.decode(proto, "x").tolist() == [b"a"] * count
+            seconds.append(time.process_time() - start)
+        return min(seconds)
+
+    assert measure(160_000) < 24 * measure(20_000)  # 8 if it is linear, 64 if it is quadratic
 
 
 def test_unsupported_arrays_raise_input_error() -> None:
