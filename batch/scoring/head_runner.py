@@ -77,7 +77,7 @@ def classify_embeddings(
     return contract.decide(
         probabilities,
         usable,
-        threshold=metadata.calibration["threshold"],
+        threshold=metadata.threshold,
         top_k=metadata.top_k,
         known=known,
     )

@@ -28,6 +28,9 @@ from serving.storage.records import RecordFormat
 
 SCHEMA = 1
 
+_MAX_VERSION = 2**63 - 1
+"""Largest version number that TensorFlow Serving reads; it ignores directories with larger ones."""
+
 WITHDRAWN = ".withdrawn"
 """Directory below a base path for versions taken out of service. Their numbers are not reused."""
 
@@ -91,18 +94,34 @@ class BundleMetadata:
         """Length of an embedding."""
         return self.backbone["dimension"]
 
+    @property
+    def threshold(self) -> float:
+        """Best probability below which the model abstains; 0 if it always answers."""
+        return self.calibration.get("threshold", 0.0)
+
+    @property
+    def label_text(self) -> str:
+        """Content of labels.txt."""
+        return "".join(f"{label}\n" for label in self.labels)
+
     def write(self, directory: Path) -> None:
         """Write hubhead.json and labels.txt to a SavedModel directory."""
         for name, text in (
             (contract.METADATA_FILE, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"),
-            (contract.LABELS_FILE, "".join(f"{label}\n" for label in self.labels)),
+            (contract.LABELS_FILE, self.label_text),
         ):
             path = directory / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
 
 
-METADATA_FORMAT = RecordFormat(BundleMetadata, SCHEMA, BundleError)
+def _details() -> type[Any]:
+    from serving.bundle.details import Details
+
+    return Details
+
+
+METADATA_FORMAT = RecordFormat(BundleMetadata, SCHEMA, BundleError, details=_details)
 """Format of hubhead.json."""
 
 
@@ -167,22 +186,33 @@ def version_directories(base: Path, version: int) -> list[Path]:
 
 def _list_numbered(base: Path) -> list[Path]:
     children = base.iterdir() if base.is_dir() else ()
-    return [child for child in children if child.name.isdecimal() and child.is_dir()]
+    return [
+        child
+        for child in children
+        if child.name.isdecimal()
+        and child.name.isascii()
+        and int(child.name) <= _MAX_VERSION
+        and child.is_dir()
+    ]
 
 
 def resolve(path: Path) -> Path:
     """Return the SavedModel directory for `path`: itself, or the newest version below it.
 
     Raises:
-        BundleError: neither is a SavedModel.
+        BundleError: neither is a SavedModel, or they cannot be read.
     """
-    if (path / contract.SAVED_MODEL_FILE).is_file():
-        return path
-    for version in reversed(versions(path)):
-        candidate = version_directory(path, version)
-        if (candidate / contract.SAVED_MODEL_FILE).is_file():
-            return candidate
-    if not path.exists():
+    try:
+        if (path / contract.SAVED_MODEL_FILE).is_file():
+            return path
+        for version in reversed(versions(path)):
+            candidate = version_directory(path, version)
+            if (candidate / contract.SAVED_MODEL_FILE).is_file():
+                return candidate
+        exists = path.exists()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}.") from error
+    if not exists:
         raise BundleError(
             f"{path} does not exist.", remedy="Create a bundle with: hubhead train --image_dir DIR"
         )
@@ -196,10 +226,11 @@ def read(path: str | os.PathLike[str]) -> Bundle:
     """Read a bundle, given its version directory or the base path above it.
 
     Raises:
-        BundleError: there is no SavedModel, or its hubhead.json is missing, damaged or of a newer
-            layout.
+        BundleError: there is no SavedModel, it has files that `check_files` rejects, or its hubhead.json is
+            missing, damaged or of a newer layout.
     """
     directory = resolve(Path(path))
+    check_files(directory)
     numbered = directory.name.isdecimal()
     return Bundle(
         path=directory,
@@ -209,17 +240,46 @@ def read(path: str | os.PathLike[str]) -> Bundle:
     )
 
 
+def check_files(directory: Path) -> None:
+    """Check that a bundle consists of its own files alone.
+
+    A symbolic link could make a copy of the bundle contain any file of this machine, and reading a named
+    pipe would block.
+
+    Raises:
+        BundleError: there is a symbolic link to a directory or to a file outside the bundle, or something
+            that is neither file nor directory.
+    """
+    root = Path(os.path.realpath(directory))
+    for path in root.rglob("*"):
+        if path.is_symlink() and (path.is_dir() or not Path(os.path.realpath(path)).is_relative_to(root)):
+            what = "a symbolic link that leads out of the bundle"
+        elif not path.is_file() and not path.is_dir():
+            what = "neither a file nor a directory"
+        else:
+            continue
+        raise BundleError(
+            f"{directory} is not a valid bundle: {path.relative_to(root)} is {what}.",
+            remedy="Replace it by a regular file, or export the bundle again.",
+        )
+
+
 def read_metadata(directory: Address) -> BundleMetadata:
     """Read the metadata of a bundle, given the path or address of its version.
 
     Raises:
-        BundleError: its hubhead.json is missing, damaged or of a newer layout.
+        BundleError: its hubhead.json is missing, damaged or of a newer layout, or its labels.txt has other
+            labels.
         StorageError: remote storage does not answer.
     """
+    remedy = "Export the bundle again."
     try:
-        return METADATA_FORMAT.read(
-            files.join(str(directory), contract.METADATA_FILE), remedy="Export the bundle again."
-        )
+        metadata = METADATA_FORMAT.read(files.join(str(directory), contract.METADATA_FILE), remedy=remedy)
+        labels = files.join(str(directory), contract.LABELS_FILE)
+        with suppress(FileNotFoundError):
+            if files.read(labels) != metadata.label_text.encode():
+                raise BundleError(f"{labels} has other labels than {contract.METADATA_FILE}.", remedy=remedy)
+        return metadata
     except FileNotFoundError as error:
         raise BundleError(
             f"{directory} is a SavedModel without {contract.METADATA_FILE}, so it is not a hubhead bundle.",

@@ -6,7 +6,6 @@ others (the probability of one collision is 5e-8) and reveal neither a photo nor
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,5 +94,5 @@ def _load(path: Path, parse: Callable[[Any], T]) -> T | None:
             return parse(np.load(file))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError, KeyError, IndexError, zipfile.BadZipFile) as error:
+    except Exception as error:  # NumPy and zipfile raise many classes for damaged files
         raise BundleError(f"{path} cannot be read: {error}.", remedy="Export the bundle again.") from error

@@ -101,7 +101,7 @@ def _describe_version(store: Store, number: int, **known: Any) -> Version:
         metadata = bundle.read_metadata(path)
         found = replace(
             found,
-            accuracy=metadata.metrics.get("test", {}).get("accuracy"),
+            accuracy=(metadata.metrics.get("test") or {}).get("accuracy"),
             label_count=len(metadata.labels),
             created=metadata.provenance.get("created"),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -90,7 +91,8 @@ def digest(directory: Path) -> str:
         for path in sorted(path for path in directory.rglob("*") if path.is_file() and path != verdict):
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
-            total.update(f"{path.relative_to(directory).as_posix()}\0{content}\n".encode())
+            name = os.fsencode(path.relative_to(directory).as_posix())
+            total.update(name + f"\0{content}\n".encode())
     except OSError as error:
         raise BundleError(f"{directory} cannot be read: {error}.") from error
     return total.hexdigest()

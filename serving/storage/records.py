@@ -12,6 +12,9 @@ from serving.storage import files
 
 T = TypeVar("T")
 
+_MAX_DEPTH = 32
+_TOO_DEEP = f"it is nested more than {_MAX_DEPTH} levels deep"
+
 
 @dataclass(frozen=True)
 class RecordFormat(Generic[T]):
@@ -23,6 +26,7 @@ class RecordFormat(Generic[T]):
         error: class of the errors that `parse` raises.
         upgrades: function that converts a record to the next layout, by the number of the layout it reads.
         ignored: keys that a record may have beside those of `kind`; None for any.
+        details: function that returns a TypedDict with which a record is checked too; None for no check.
     """
 
     kind: type[T]
@@ -30,6 +34,7 @@ class RecordFormat(Generic[T]):
     error: type[HubheadError]
     upgrades: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
     ignored: frozenset[str] | None = frozenset()
+    details: Callable[[], type[Any]] | None = None
 
     def read(self, uri: str, *, remedy: str) -> T:
         """Read and parse a file, see `parse`.
@@ -63,6 +68,7 @@ class RecordFormat(Generic[T]):
         try:
             # json also reads NaN and Infinity, which metrics may contain; msgspec alone does not.
             record: dict[str, Any] = json.loads(content)
+            _check_depth(record, _MAX_DEPTH)
             found = msgspec.convert(record, _Versioned).schema
             if found > self.schema:
                 raise self.error(
@@ -74,7 +80,11 @@ class RecordFormat(Generic[T]):
             unknown = sorted(record.keys() - self.kind.__annotations__.keys() - (self.ignored or frozenset()))
             if unknown and self.ignored is not None:
                 raise ValueError(f"unknown keys: {', '.join(unknown)}")
+            if self.details is not None:
+                msgspec.convert(record, self.details())
             return msgspec.convert(record, self.kind)
+        except RecursionError as error:
+            raise self.error(f"{source} cannot be read: {_TOO_DEEP}.", remedy=remedy) from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             # Only a ValueError has a message for users; the others are those of an upgrade.
             reason = error if isinstance(error, ValueError) else f"it is not a record of schema {found}"
@@ -85,6 +95,19 @@ class RecordFormat(Generic[T]):
         import msgspec
 
         return msgspec.json.schema(self.kind)
+
+
+def _check_depth(value: Any, left: int) -> None:
+    """Check that a JSON value is not nested deeper than `left` levels, so that functions on it can recurse.
+
+    Raises:
+        ValueError: it is.
+    """
+    if not left:
+        raise ValueError(_TOO_DEEP)
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if isinstance(part, dict | list):
+            _check_depth(part, left - 1)
 
 
 @dataclass(frozen=True)

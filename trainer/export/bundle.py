@@ -184,7 +184,7 @@ def reexport(
     source = bundle.read(path)
     metadata = source.metadata
     source.require_head("head to export")
-    head, novelty = load_head(source.path / contract.HEAD_FILE)
+    head, novelty = load_head(source.path / contract.HEAD_FILE, metadata)
     if keep_known is not None:
         if novelty is None:
             raise BundleError(
@@ -196,7 +196,7 @@ def reexport(
         head,
         metadata.labels,
         novelty=novelty,
-        threshold=metadata.calibration["threshold"] if threshold is None else threshold,
+        threshold=metadata.threshold if threshold is None else threshold,
         top_k=top_k or metadata.top_k,
         settings=metadata.head,
         # The TensorFlow Lite file is not copied, so neither are its metrics.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from serving.bundle import BundleMetadata
 from serving.errors import BundleError
 from trainer.evaluation.novelty import Novelty
 from trainer.heads import Head, HiddenLayer, Scaling
@@ -33,11 +33,11 @@ def save_head(path: Path, head: Head, novelty: Novelty | None = None) -> None:
     )
 
 
-def load_head(path: Path) -> tuple[Head, Novelty | None]:
-    """Read what `save_head` wrote.
+def load_head(path: Path, metadata: BundleMetadata | None = None) -> tuple[Head, Novelty | None]:
+    """Read what `save_head` wrote; with the metadata of its bundle, check that it is the head of that bundle.
 
     Raises:
-        BundleError: the file does not exist or is damaged.
+        BundleError: the file does not exist, is damaged, or has arrays of other shapes.
     """
     try:
         with path.open("rb") as opened, np.load(opened) as file:
@@ -48,13 +48,41 @@ def load_head(path: Path) -> tuple[Head, Novelty | None]:
                 else None
             )
             head = Head(scaling, file["kernel"], file["bias"], float(file["temperature"]), hidden)
-            if "novelty_centre" not in file:
-                return head, None
-            arrays = {name: file[f"novelty_{name}"] for name in _NOVELTY}
-            score: dict[str, Any] = {name: v if v.ndim else float(v) for name, v in arrays.items()}
-            return head, Novelty(head, **score)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            novelty = None
+            if "novelty_centre" in file:
+                arrays = {name: file[f"novelty_{name}"] for name in _NOVELTY}
+                score: dict[str, Any] = {name: v if v.ndim else float(v) for name, v in arrays.items()}
+                novelty = Novelty(head, **score)
+            _check_shapes(head, novelty, metadata)
+            return head, novelty
+    except Exception as error:  # NumPy and zipfile raise many classes for damaged files
         raise BundleError(
             f"The head file {path} cannot be read: {error}.",
             remedy="Give a bundle that hubhead train exported.",
         ) from error
+
+
+def _check_shapes(head: Head, novelty: Novelty | None, metadata: BundleMetadata | None) -> None:
+    """Check that the arrays of a head fit together, and are those of a bundle.
+
+    Raises:
+        ValueError: an array has another type or shape.
+    """
+    dimension, classes = head.kernel.shape
+    if metadata is not None:
+        dimension, classes = metadata.dimension, len(metadata.labels)
+    expected = [
+        (head.scaling.mean, (dimension,)),
+        (head.scaling.scale, (dimension,)),
+        (head.kernel, (dimension, classes)),
+        (head.bias, (classes,)),
+    ]
+    if head.hidden:
+        units = len(head.hidden.bias)
+        expected += [(head.hidden.kernel, (dimension, units)), (head.hidden.output, (units, classes))]
+    if novelty:
+        rank = novelty.directions.shape[1]
+        expected += [(novelty.centre, (dimension,)), (novelty.directions, (dimension, rank))]
+    for array, shape in expected:
+        if array.shape != shape or array.dtype != np.float32:
+            raise ValueError(f"an array is {array.dtype} {array.shape}, not float32 {shape}")

@@ -69,7 +69,7 @@ def describe_model(metadata: BundleMetadata) -> bytes:
         1: "Calibrated probabilities of the labels.",
         6: [{0: LABELS_FILE, 1: "One label per line.", 2: _TENSOR_AXIS_LABELS}],
     }
-    if threshold := float(metadata.calibration.get("threshold", 0.0)):
+    if threshold := metadata.threshold:
         output[4] = [{0: _SCORE_THRESHOLDING, 1: {0: threshold}}]
     root: _Table = {
         0: "hubhead",

@@ -161,7 +161,7 @@ def _check_alone(new: Bundle, images: Sequence[bytes], checks: _CheckList) -> Mo
         checks.found.append(Check("signatures", not missing, every - len(missing), every, detail))
         answers["the runtime"] = parity.run_signatures(model.run, images, labels)
         # The comparison with the live version uses the head file.
-        head, _ = load_head(new.path / contract.HEAD_FILE)
+        head, _ = load_head(new.path / contract.HEAD_FILE, new.metadata)
         checks.found.append(parity.check_head(head, model.run, images, PARITY_TOLERANCE))
     if model:
         with (

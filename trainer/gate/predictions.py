@@ -55,7 +55,7 @@ def predict(
     distinct, number = np.unique(digests, return_inverse=True)
     probabilities = np.zeros((len(distinct), len(version.metadata.labels)), np.float32)
     answered, stored = np.zeros((2, len(distinct)), bool)
-    head, _ = load_head(version.path / contract.HEAD_FILE)
+    head, _ = load_head(version.path / contract.HEAD_FILE, version.metadata)
     store = EmbeddingStore(store_root, version.metadata.fingerprint, version.metadata.dimension)
     for rows, block in store.iter_blocks(distinct, [layout.VECTOR, layout.STATUS]):
         stored[rows] = True

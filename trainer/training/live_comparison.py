@@ -78,7 +78,7 @@ def compare_with_live(
     every = np.ones(len(usable.rows), bool)
     same_backbone = live.metadata.fingerprint == fingerprint
     if same_backbone:
-        head, _ = load_head(live.path / contract.HEAD_FILE)
+        head, _ = load_head(live.path / contract.HEAD_FILE, live.metadata)
         old = Predictions(predict_probabilities(head, embeddings, usable.rows), every)
     else:
         old = predict(live, usable.examples, store_root)

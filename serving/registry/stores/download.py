@@ -67,6 +67,8 @@ def fetch_bundle(address: Address, say: Say = silent) -> Iterator[FetchedBundle]
         say(f"fetching {origin}")
         for file, _ in files.walk_files(origin):
             target = path / file
+            if ".." in target.parts:
+                raise BundleError(f"{origin} is not a valid bundle: {file} leads out of it.")
             target.parent.mkdir(parents=True, exist_ok=True)
             remote.download(files.join(origin, file), str(target))
         yield FetchedBundle(path, origin)

@@ -133,8 +133,7 @@ def test_a_bundle_without_a_blessed_verdict_is_rejected(
 
 
 def test_a_verdict_is_void_after_the_bundle_changed(base: Path, models: Path) -> None:
-    labels = models / "1" / contract.LABELS_FILE
-    labels.write_text("c\nd\n")
+    (models / "1" / contract.WARMUP_FILE).write_bytes(b"other")
     with pytest.raises(GateRejected, match="changed since"):
         promote(DeploymentTarget(base, "double"), source=models / "1")
 
