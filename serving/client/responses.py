@@ -227,12 +227,17 @@ def decode_metadata(response: protos.Message, target: str) -> Metadata:
     return Metadata(
         response.model_spec.name,
         response.model_spec.version.value,
-        {
-            name: Signature(_tensor_infos(signature.inputs), _tensor_infos(signature.outputs))
-            for name, signature in sorted(declared.signature_def.items())
-            if not name.startswith("__")  # such as __saved_model_init_op
-        },
+        decode_signatures(declared.signature_def),
     )
+
+
+def decode_signatures(declared: Mapping[str, Any]) -> dict[str, Signature]:
+    """Return SignatureDefs by name, without TensorFlow's internal ones, such as __saved_model_init_op."""
+    return {
+        name: Signature(_tensor_infos(signature.inputs), _tensor_infos(signature.outputs))
+        for name, signature in sorted(declared.items())
+        if not name.startswith("__")
+    }
 
 
 def decode_statuses(response: protos.Message) -> list[VersionStatus]:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
 from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from serving import client, contract
@@ -25,6 +28,7 @@ from serving.photos.converter import Converter
 from serving.process import cores as cores
 from serving.process import map_ahead
 from serving.protos import tensors
+from serving.runtime.session import ClassicSession
 from serving.runtime.tensorflow_import import import_tensorflow
 
 MICRO_BATCH = 8
@@ -44,6 +48,9 @@ _TRACEBACK_PREFIXES = (
 """Prefixes of the lines that eager TensorFlow adds before the message of a failed op."""
 
 Value = NDArray[Any] | Sequence[bytes]
+
+Function = Callable[..., list[Any]]
+"""A signature as a function of its input tensors, in order, to the values of its outputs."""
 
 
 class RunError(HubheadError):
@@ -69,19 +76,23 @@ class Model:
         signatures: signatures by name.
     """
 
-    def __init__(self, path: Path, loaded: Any, threads: int) -> None:
+    def __init__(self, path: Path, loaded: Any | None, threads: int) -> None:
+        """Wrap a loaded SavedModel.
+
+        Args:
+            path: directory of the SavedModel.
+            loaded: what `tf.saved_model.load` returned; None to run all signatures in a session, as
+                TensorFlow Serving does.
+            threads: number of concurrent callers that TensorFlow is configured for.
+
+        Raises:
+            BundleError: it cannot be loaded in a session.
+        """
         self.path = path
         self.threads = threads
-        # Names with two leading underscores are internal, such as __saved_model_init_op.
-        self._functions = {
-            name: function for name, function in loaded.signatures.items() if not name.startswith("__")
-        }
-        self.signatures = {
-            name: Signature(_describe(_inputs(function)), _describe(_outputs(function)))
-            for name, function in self._functions.items()
-        }
         self._loaded = loaded  # owns the variables, which must outlive the functions
-        self._frozen: dict[str, Any] = {}
+        self.signatures = _describe_functions(loaded) if loaded else self._session.describe_signatures()
+        self._frozen: dict[str, Function] = {}
         self._freezing = threading.Lock()
         self._converter = Converter()
 
@@ -101,17 +112,16 @@ class Model:
         """
         import tensorflow as tf
 
-        function = self._frozen_function(signature)
-        described = self.signatures[signature]
+        described = self._find_signature(signature)
         if inputs.keys() != described.inputs.keys():
             raise RunError(
                 f"Signature {signature} takes {sorted(described.inputs)}, not {sorted(inputs)}.",
                 "INVALID_ARGUMENT",
             )
         try:
+            function = self._frozen_function(signature)
             values = [tf.constant(inputs[name], info.dtype) for name, info in described.inputs.items()]
-            outputs = zip(described.outputs, function(*values), strict=True)
-            return {name: tensor.numpy() for name, tensor in outputs}
+            return dict(zip(described.outputs, map(_to_array, function(*values)), strict=True))
         except tf.errors.OpError as error:
             raise RunError(clean_error_message(error.message), _grpc_code(error.error_code)) from error
         except UnicodeDecodeError as error:
@@ -121,14 +131,30 @@ class Model:
         except (TypeError, ValueError) as error:
             raise RunError(str(error), "INVALID_ARGUMENT") from error
 
-    def _frozen_function(self, signature: str) -> Any:
+    def _find_signature(self, name: str) -> Signature:
+        if name not in self.signatures:
+            raise make_signature_error(self.path, name, self.signatures)
+        return self.signatures[name]
+
+    def _frozen_function(self, signature: str) -> Function:
         """Return the frozen function of a signature; its first use takes about a second."""
-        if signature not in self.signatures:
-            raise make_signature_error(self.path, signature, self.signatures)
         with self._freezing:
             if signature not in self._frozen:
-                self._frozen[signature] = _freeze(self._functions[signature])
+                self._frozen[signature] = self._make_function(signature)
             return self._frozen[signature]
+
+    def _make_function(self, signature: str) -> Function:
+        """Return a signature as a function of its input tensors, in order, to the values of its outputs."""
+        if self._loaded:
+            with suppress(Exception):  # an input named "self", for one, which Python cannot pass by name
+                frozen = _freeze(self._loaded.signatures[signature])
+                return lambda *values: [tensor.numpy() for tensor in frozen(*values)]
+        run = self._session.make_callable(signature)
+        return lambda *values: run(*(_to_array(value.numpy()) for value in values))
+
+    @cached_property
+    def _session(self) -> ClassicSession:
+        return ClassicSession(self.path, self.threads)
 
     def imap(
         self, signature: str, input_name: str, items: Iterable[bytes], *, micro_batch: int = MICRO_BATCH
@@ -200,7 +226,9 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Model:
     directory = Path(path)
     try:
         loaded = tf.saved_model.load(str(directory))
-    except (OSError, ValueError, tf.errors.OpError) as error:
+    except Exception as error:  # TensorFlow may raise anything
+        with suppress(BundleError):  # a graph of TensorFlow 1 that does not match its signatures
+            return Model(directory, None, threads)
         raise make_load_error(directory, error) from error
     return Model(directory, loaded, threads)
 
@@ -255,6 +283,21 @@ def _freeze(function: Any) -> Any:
     size = sum((variable.shape.num_elements() or 0) * variable.dtype.size for variable in variables)
     freeze = size > _SMALL_VARIABLES and len(resources) == len(variables)
     return convert_variables_to_constants_v2(concrete) if freeze else concrete
+
+
+def _to_array(value: Any) -> NDArray[Any]:
+    """Return a value of TensorFlow as an array: scalars come as numbers of NumPy, or as bytes."""
+    if isinstance(value, np.ndarray):
+        return value
+    return np.array(value, object if isinstance(value, bytes) else None)
+
+
+def _describe_functions(loaded: Any) -> dict[str, Signature]:
+    return {
+        name: Signature(_describe(_inputs(function)), _describe(_outputs(function)))
+        for name, function in loaded.signatures.items()
+        if not name.startswith("__")  # internal, such as __saved_model_init_op
+    }
 
 
 def _inputs(function: Any) -> dict[str, Any]:

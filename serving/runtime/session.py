@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import contract
+from serving.client import Signature
+from serving.client.responses import decode_signatures
 from serving.contract import Status
 from serving.errors import BundleError
 from serving.runtime.tensorflow_import import import_tensorflow
@@ -29,22 +31,28 @@ class ClassicSession:
 
     Args:
         directory: directory of the SavedModel.
+        threads: number of concurrent callers, each with one thread per op; None for TensorFlow's choice.
+
+    Attributes:
+        signatures: SignatureDefs by signature key.
 
     Raises:
         BundleError: it cannot be loaded.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, threads: int | None = None) -> None:
         tf = import_tensorflow()
-
-        self._session = tf.compat.v1.Session(graph=tf.Graph())
+        config = tf.compat.v1.ConfigProto()
+        if threads:
+            config.intra_op_parallelism_threads, config.inter_op_parallelism_threads = 1, threads
+        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         try:
             with self._session.graph.as_default():
                 # Deprecated for new code, but the same as what TensorFlow Serving does.
                 meta = tf.compat.v1.saved_model.load(self._session, ["serve"], str(directory))
         except (OSError, ValueError, RuntimeError, tf.errors.OpError) as error:
             raise BundleError(f"The SavedModel in {directory} cannot be loaded: {error}") from error
-        self._signatures = meta.signature_def
+        self.signatures = meta.signature_def
 
     def __enter__(self) -> ClassicSession:
         return self
@@ -52,15 +60,40 @@ class ClassicSession:
     def __exit__(self, *exception: object) -> None:
         self._session.close()
 
+    def describe_signatures(self) -> dict[str, Signature]:
+        """Return the signatures by name; dtypes are those of the graph, which declarations may contradict."""
+        for definition in self.signatures.values():
+            for info in (*definition.inputs.values(), *definition.outputs.values()):
+                if info.name:  # a sparse tensor has several names
+                    tensor = self._session.graph.get_tensor_by_name(info.name)
+                    info.dtype = tensor.dtype.as_datatype_enum
+        return decode_signatures(self.signatures)
+
+    def make_callable(self, signature: str) -> Callable[..., list[Any]]:
+        """Return a signature as a function of its inputs, in the order of their aliases, to its outputs.
+
+        Its errors are those of the ops, without Python's traceback of the code that built the graph.
+        """
+        from tensorflow.core.protobuf import config_pb2
+
+        definition = self.signatures[signature]
+        feeds, fetches = (
+            [infos[alias].name for alias in sorted(infos)]
+            for infos in (definition.inputs, definition.outputs)
+        )
+        # The public make_callable rejects arrays whose shapes the graph does not declare.
+        options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
+        return self._session._make_callable_from_options(options)  # type: ignore[no-any-return]
+
     def run(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run a signature and return its outputs by name; strings are object arrays of bytes.
 
         Raises:
             BundleError: the SavedModel has no such signature.
         """
-        if signature not in self._signatures:
+        if signature not in self.signatures:
             raise BundleError(f"The SavedModel has no signature {signature!r}.")
-        definition = self._signatures[signature]
+        definition = self.signatures[signature]
         feeds = {definition.inputs[name].name: value for name, value in inputs.items()}
         fetches = {name: info.name for name, info in definition.outputs.items()}
         return dict(self._session.run(fetches, feeds))

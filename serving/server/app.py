@@ -48,16 +48,20 @@ class RunningServer:
     def __init__(
         self, settings: ServerSettings, manager: Manager, metrics: Metrics, configuration: str | None
     ) -> None:
-        """Open the ports and start the background threads.
+        """Open the ports; requests are answered after `serve`, and wait until then.
 
         Args:
             settings: settings of the server.
-            manager: the served models, loaded.
+            manager: the served models, which may be loaded later.
             metrics: metrics of this server.
             configuration: text of the model_config_file that is in effect; None: there is none.
+
+        Raises:
+            OutputError: a port or the socket cannot be opened.
         """
         self.manager, self.metrics = manager, metrics
         self._settings, self._configuration = settings, configuration
+        self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
         self._health = HealthService(manager)
         self._grpc = GrpcServer(settings, manager, metrics, self._health)
@@ -68,8 +72,13 @@ class RunningServer:
             self._grpc.stop(0)
             raise
         self.rest_port = self._rest and self._rest.port
+
+    def serve(self) -> None:
+        """Start to answer requests, and the background threads; the models are loaded."""
         self._health.check()
         self._grpc.start()
+        if self._rest:
+            self._rest.start()
         self._threads = [
             threading.Thread(target=self._poll_versions, name="hubhead-poll", daemon=True),
             threading.Thread(target=self._check_health, name="hubhead-health", daemon=True),
@@ -127,9 +136,10 @@ class RunningServer:
 def start(
     settings: ServerSettings, *, loader: Loader = runtime.load, stop: threading.Event | None = None
 ) -> RunningServer:
-    """Load a version of every model, open the ports, and serve in the background.
+    """Open the ports, load a version of every model, and serve in the background.
 
-    While a base path has no version, this waits for one, after one warning in the log.
+    A port that is in use is reported before a model is loaded. While a base path has no version, this waits
+    for one, after one warning in the log.
 
     Args:
         settings: settings of the server.
@@ -153,13 +163,18 @@ def start(
     models = _resolve_models(settings)
     for model in models:
         _check_base_path(model)
+    server = RunningServer(settings, manager, metrics, configuration)
     try:
         manager.configure(models, stopped)
-    except StatusError as error:
+    except BaseException as error:
+        server.stop()
+        if not isinstance(error, StatusError):
+            raise
         if stopped():
             raise StoppedError from error
         raise _to_hubhead_error(error) from error
-    return RunningServer(settings, manager, metrics, configuration)
+    server.serve()
+    return server
 
 
 class StoppedError(Exception):

@@ -7,6 +7,7 @@ texts of TensorFlow Serving (model_servers/server_core.cc).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from serving.server.config.settings import BatchingParameters, ModelSettings, Ve
 from serving.server.status_error import StatusError, invalid_argument
 
 PLATFORM = "tensorflow"
+_log = logging.getLogger(__name__)
+
 DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
 
 
@@ -28,9 +31,14 @@ def read_text_proto(path: Path, message: protos.Message) -> protos.Message:
         InputError: the file cannot be read, or is not such a message; names line and column.
     """
     try:
-        return parse_text_proto(path.read_text("utf-8"), message, path)
+        text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
+    try:
+        return parse_text_proto(text, message, path)
+    except InputError as error:  # in the words of TensorFlow Serving too, which tools look for
+        _log.error("Error parsing text-format %s: %s", message.DESCRIPTOR.full_name, error.__cause__)
+        raise
 
 
 def parse_text_proto(text: str, message: protos.Message, source: Path | str) -> protos.Message:

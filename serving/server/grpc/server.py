@@ -43,7 +43,7 @@ class GrpcServer:
             OutputError: the port or the socket cannot be opened.
         """
         self._dispatcher = Dispatcher(settings.grpc_max_threads, metrics)
-        self._loop = EventLoopThread("hubhead-grpc")
+        self._loop, self._started = EventLoopThread("hubhead-grpc"), False
         try:
             self._server, self.port = self._loop.run(self._open(settings, manager, health))
         except HubheadError:
@@ -53,9 +53,12 @@ class GrpcServer:
     def start(self) -> None:
         """Start to answer calls."""
         self._loop.run(self._server.start())
+        self._started = True
 
     def stop(self, seconds: float) -> None:
         """Reject new calls, wait up to `seconds` for those in flight, and close the port."""
+        if not self._started:  # gRPC closes the port only of a server that was started
+            self.start()
         self._loop.run(self._server.stop(seconds))
         self._close()
 

@@ -268,10 +268,10 @@ def select_multi_inference_outputs(
     """Return the method name and the output aliases of each signature, in the order of the InferenceTasks.
 
     Raises:
-        StatusError: the tasks name different models or inputs, repeat a signature, or name an unknown one.
+        StatusError: the tasks name different models, repeat a signature, or name an unknown one.
     """
     found: dict[str, tuple[str, tuple[str, ...]]] = {}
-    models, feeds = set[str](), set[str]()
+    models = set[str]()
     for task in tasks:
         spec, name = task.model_spec, get_signature_key(task.model_spec)
         if not spec.name:
@@ -289,9 +289,6 @@ def select_multi_inference_outputs(
             raise unimplemented(f"Unsupported signature method_name: {task.method_name}")
         _, select_outputs, _ = EXAMPLES_METHODS[task.method_name]
         found[name] = task.method_name, select_outputs(signatures[name])
-        feeds.add(signatures[name].inputs[EXAMPLES].name)
-        if len(feeds) > 1:
-            raise invalid_argument("Input tensor must be the same for all Signatures.")
     return found
 
 

@@ -26,37 +26,40 @@ class RestServer:
     """
 
     def __init__(self, settings: ServerSettings, manager: Manager, metrics: Metrics) -> None:
-        """Open the port and start to answer requests.
+        """Open the port; requests are answered after `start`.
 
         Raises:
             OutputError: the port cannot be opened.
         """
+        try:
+            self._listener = _open_socket(settings.rest_api_port or 0)
+        except OSError as error:
+            raise OutputError(
+                f"Port {settings.rest_api_port} cannot be opened: {error.strerror or error}.",
+                remedy="Choose another port with --rest_api_port, or let --rest_api_port -1 pick a free one.",
+            ) from error
+        self.port = int(self._listener.getsockname()[1])
         self._loop = EventLoopThread("hubhead-rest")
         self._pool = futures.ThreadPoolExecutor(settings.grpc_max_threads, thread_name_prefix="hubhead-rest")
         app = make_application(settings, manager, metrics, self._pool)
         self._runner = web.AppRunner(
             app, access_log=None, handle_signals=False, shutdown_timeout=GRACE_SECONDS
         )
-        try:
-            self.port = self._loop.run(self._open(settings.rest_api_port or 0))
-        except OSError as error:
-            self.stop()
-            raise OutputError(
-                f"Port {settings.rest_api_port} cannot be opened: {error.strerror or error}.",
-                remedy="Choose another port with --rest_api_port, or let --rest_api_port -1 pick a free one.",
-            ) from error
+
+    def start(self) -> None:
+        """Start to answer requests."""
+        self._loop.run(self._start())
 
     def stop(self) -> None:
         """Reject new requests, wait up to 5 seconds for those in flight, and close the port."""
         self._loop.run(self._runner.cleanup())
+        self._listener.close()
         self._loop.close()
         self._pool.shutdown(wait=False)
 
-    async def _open(self, port: int) -> int:
-        listener = _open_socket(port)
+    async def _start(self) -> None:
         await self._runner.setup()
-        await web.SockSite(self._runner, listener).start()
-        return int(listener.getsockname()[1])
+        await web.SockSite(self._runner, self._listener).start()
 
 
 def _open_socket(port: int) -> socket.socket:

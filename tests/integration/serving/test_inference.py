@@ -298,15 +298,10 @@ def test_multi_inference_results_are_in_task_order() -> None:
             [("m", "r", "tensorflow/serving/predict")],
             ("UNIMPLEMENTED", "Unsupported signature method_name: tensorflow/serving/predict"),
         ),
-        (
-            [("m", "r", REGRESS), ("m", "far", CLASSIFY)],
-            ("INVALID_ARGUMENT", "Input tensor must be the same for all Signatures."),
-        ),
     ],
 )
 def test_incompatible_multi_inference_tasks_are_rejected(wanted: Any, expected: tuple[str, str]) -> None:
-    far = make_signature({"inputs": STRING}, {"scores": FLOAT}, "elsewhere")
-    found = make_servable(FixedOutputModel(), r=REGRESSOR, c=CLASSIFIER, far=far)
+    found = make_servable(FixedOutputModel(), r=REGRESSOR, c=CLASSIFIER)
     assert error_of(found.multi_inference, make_tasks(*wanted)) == expected
 
 
