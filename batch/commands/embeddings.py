@@ -10,6 +10,7 @@ import click
 
 from batch.commands.options import embedding_store_flag
 from serving.commands.main import FAILED
+from serving.commands.output import echo
 from serving.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,14 +56,14 @@ def list_(embedding_store: str, models: tuple[Path, ...], as_json: bool) -> None
     found = [maintenance.summarize(root, fingerprint) for fingerprint in maintenance.list_fingerprints(root)]
     if as_json:
         rows = [{**vars(one), "bundles": bundles.get(one.fingerprint, [])} for one in found]
-        click.echo(json.dumps(rows, indent=2))
+        echo(json.dumps(rows, indent=2))
         return
     if not found:
-        click.echo(f"No embeddings in {root}.")
+        echo(f"No embeddings in {root}.")
     for one in found:
-        click.echo(_format_summary(one))
+        echo(_format_summary(one))
         for path in bundles.get(one.fingerprint, []):
-            click.echo(f"  used by {path}")
+            echo(f"  used by {path}")
 
 
 @embeddings.command
@@ -89,20 +90,20 @@ def check(
     root = _resolve_root(embedding_store)
     found = [maintenance.check(root, one) for one in _select_fingerprints(root, fingerprint)]
     if as_json:
-        click.echo(json.dumps([vars(one) for one in found], indent=2))
+        echo(json.dumps([vars(one) for one in found], indent=2))
     for one in found if not as_json else ():
-        click.echo(_format_summary(one))
+        echo(_format_summary(one))
         defects = [f"torn: {name}" for name in one.torn]
         defects += [f"another dimension: {name}" for name in one.other_dimension]
         counts = {"duplicate rows": one.duplicates, "index entries without a row": one.without_rows}
         defects += [f"{number} {what}" for what, number in counts.items() if number]
         for defect in defects:
-            click.echo(f"  {defect}")
+            echo(f"  {defect}")
     damaged = [one for one in found if one.needs_repair]
     if repair:
         for one in damaged:
             maintenance.repair(root, one)
-        click.echo(f"{len(damaged)} backbones repaired", err=True)
+        echo(f"{len(damaged)} backbones repaired", err=True)
     elif damaged:
         ctx.exit(FAILED)
 
@@ -121,7 +122,7 @@ def compact(embedding_store: str, fingerprint: tuple[str, ...]) -> None:
     root = _resolve_root(embedding_store)
     for one in _select_fingerprints(root, fingerprint):
         changed = maintenance.compact(root, one)
-        click.echo(
+        echo(
             f"{one[:12]}: {changed.files[0]} files merged into {changed.files[1]}; {_format_removed(changed)}"
         )
 
@@ -167,10 +168,10 @@ def prune(
             contents = maintenance.summarize(root, one)
             if not dry_run:
                 maintenance.delete_backbone(root, one)
-            click.echo(f"{one[:12]}: all {contents.rows} embeddings {verb}")
+            echo(f"{one[:12]}: all {contents.rows} embeddings {verb}")
             continue
         changed = maintenance.prune(root, one, gone=gone, older_than=older_than, dry_run=dry_run)
-        click.echo(f"{one[:12]}: {_format_removed(changed, verb)}")
+        echo(f"{one[:12]}: {_format_removed(changed, verb)}")
 
 
 def _resolve_root(store: str) -> str:

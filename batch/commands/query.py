@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from batch.query import FORMATS
+from serving.commands.output import echo
 
 
 @click.command(
@@ -56,4 +57,4 @@ def query(sql: str, directory: str, kind: str | None, output: str) -> None:
         raise click.UsageError("Parquet cannot be printed on a terminal. Give --output FILE.")
     count = run_query(sql, directory, kind, output)
     if output:
-        click.echo(f"{count:,} rows written to {output}", err=True)
+        echo(f"{count:,} rows written to {output}", err=True)

@@ -9,6 +9,7 @@ import click
 
 from batch.commands.options import RejectionLimit, run_flags, text_option
 from serving.commands.main import TOO_MANY_REJECTED
+from serving.commands.output import echo
 from serving.commands.server_options import forbid_server_flags, pop_client_config, server_flags
 from serving.contract import Status
 
@@ -148,13 +149,11 @@ def print_result(
     from serving.storage import files
 
     if as_json:
-        click.echo(files.read(summary.run_file).decode(), nl=False)
+        echo(files.read(summary.run_file).decode(), nl=False)
     else:
-        click.echo(format_summary(summary))
+        echo(format_summary(summary))
     if max_rejected and max_rejected.exceeded(summary.rejected, summary.total.photos):
-        click.echo(
-            f"{summary.rejected} photos were rejected, more than {max_rejected} (--max_rejected).", err=True
-        )
+        echo(f"{summary.rejected} photos were rejected, more than {max_rejected} (--max_rejected).", err=True)
         ctx.exit(TOO_MANY_REJECTED)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from batch.query.views import create_views, summarize_error
 from serving.errors import InputError
 from serving.storage import files
+from serving.text import escape_controls
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
@@ -133,10 +134,10 @@ def _write_table(relation: DuckDBPyRelation, file: BinaryIO) -> int:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name, kind, *_ in relation.description:
         justify: Any = "right" if kind == NUMBER else "left"
-        table.add_column(Text(name), justify=justify, overflow="fold")
+        table.add_column(Text(escape_controls(name)), justify=justify, overflow="fold")
     rows = _convert_to_text(relation, _NESTED_AS_JSON | _SHORT_FLOATS).limit(MAX_TABLE_ROWS).fetchall()
     for row in rows:
-        table.add_row(*(Text(value or "") for value in row))
+        table.add_row(*(Text(escape_controls(value or "")) for value in row))
     count = len(relation) if len(rows) == MAX_TABLE_ROWS else len(rows)
     out = io.TextIOWrapper(file, "utf-8", write_through=True)
     # Files and pipes get unwrapped lines, which other programs can process.

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.commands.output import echo, print_table
 from serving.commands.predict import resolve_paths
 from serving.commands.server_options import pop_required_client_config, server_flags
-from serving.commands.tables import print_table
 from serving.errors import InputError, OutputError
 from serving.loadtest import Load, Result, render_page, run_load
 from serving.loadtest.figures import MAX_SEND_DELAY_SECONDS, PERCENTILES, percentile
@@ -114,7 +114,7 @@ def loadtest(
             )
     if as_json:
         for result in results:
-            click.echo(json.dumps(result.to_dict()))
+            echo(json.dumps(result.to_dict()))
     else:
         columns = ("requests/s", "responses/s", *(f"p{p:g} ms" for p in PERCENTILES), "max ms", "errors")
         print_table(columns, map(_format_row, results))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import io
 import logging
 import os
 import signal
@@ -13,7 +14,9 @@ from typing import NoReturn
 
 import click
 
+from serving.commands.output import echo
 from serving.errors import HubheadError
+from serving.text import ESCAPE, escape_controls, register_escape
 
 FAILED = 1
 TOO_MANY_REJECTED = 3
@@ -37,17 +40,22 @@ def run(command: click.Command, name: str) -> NoReturn:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     # TensorFlow's C++ logs are of no use to the user; an explicit setting takes precedence.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    register_escape()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=ESCAPE)  # labels are any Unicode, stdout may be Latin-1
     try:
         code = command.main(prog_name=name, standalone_mode=False, show_default=True, max_content_width=100)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except HubheadError as error:
-        click.secho(f"{name}: {error}", err=True, fg="red")
+        click.secho(escape_controls(f"{name}: {error}"), err=True, fg="red")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nInterrupted.", err=True)
+        echo("\nInterrupted.", err=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         # The reader of the pipe has gone (`| head`). Without this, flushing stdout at exit fails again.
@@ -57,6 +65,11 @@ def run(command: click.Command, name: str) -> NoReturn:
         # Skip garbage collection at exit: with TensorFlow loaded it takes about a second.
         gc.freeze()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return escape_controls(super().format(record))
 
 
 def require_extra(extra: str, *modules: str) -> None:

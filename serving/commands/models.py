@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.tables import Cell, print_table
+from serving.commands.output import Cell, echo, print_table
 from serving.commands.target_options import open_target, target_flags
 
 if TYPE_CHECKING:
@@ -43,12 +43,12 @@ def models(as_json: bool, **flags: Any) -> None:
             "versions": [version.to_dict() for version in versions],
             "unfinished": unfinished,
         }
-        click.echo(json.dumps(record, ensure_ascii=False))
+        echo(json.dumps(record, ensure_ascii=False))
         return
     for number, reason in unfinished.items():
-        click.echo(f"{target.base}/{number} is not a complete version: {reason}.", err=True)
+        echo(f"{target.base}/{number} is not a complete version: {reason}.", err=True)
     if not versions:
-        click.echo(f"{target.base} has no versions.")
+        echo(f"{target.base} has no versions.")
         return
     columns = ("version", "labels", "state", "verdict", "accuracy", "created", "size")
     print_table(columns, map(_format_row, versions))

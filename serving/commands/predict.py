@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from serving.commands.main import require_extra
+from serving.commands.output import echo, print_table
 from serving.commands.server_options import (
     forbid_server_flags,
     pop_client_config,
     require_model_name,
     server_flags,
 )
-from serving.commands.tables import print_table
 from serving.errors import InputError
+from serving.text import escape_controls
 
 if TYPE_CHECKING:
     from serving.client import ClientConfig, Photo
@@ -112,7 +113,7 @@ def predict(
     )
     if as_json:
         for name, prediction in results:
-            click.echo(json.dumps(_to_dict(name, prediction), ensure_ascii=False))
+            echo(json.dumps(_to_dict(name, prediction), ensure_ascii=False))
     else:
         print_table(("photo", "label", "score", "other labels", "status"), starmap(_format_row, results))
 
@@ -190,7 +191,7 @@ def _format_row(photo: str, prediction: Prediction) -> tuple[str, ...]:
     others = prediction.top[1:] if prediction.label else prediction.top
     reason = f" ({prediction.detail})" if prediction.detail else ""
     return (
-        photo,
+        escape_controls(photo, newlines=True),
         prediction.label or ("none of these" if status.usable else ""),
         "" if score is None else f"{score:.2f} {'█' * round(score * BAR_WIDTH)}",
         ", ".join(f"{label} {score:.2f}" for label, score in others),

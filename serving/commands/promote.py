@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.commands.output import echo
 from serving.commands.target_options import open_target, target_change_flags
 
 if TYPE_CHECKING:
@@ -150,13 +151,13 @@ def rollback(label: str | None, to: int | None, reason: str, as_json: bool, **fl
 
 def _print_change(change: Change, as_json: bool, *, polled: bool) -> None:
     if as_json:
-        click.echo(json.dumps(change.to_dict(), ensure_ascii=False))
+        echo(json.dumps(change.to_dict(), ensure_ascii=False))
         return
     labels = ", ".join((change.label or "live", *change.also))
     previous = "" if change.old in (None, change.new) else f" (previously {change.old})"
-    click.echo(f"{change.model}: {labels} = version {change.new}{previous}.")
+    echo(f"{change.model}: {labels} = version {change.new}{previous}.")
     if change.removed:
-        click.echo(f"Deleted: version {', '.join(map(str, change.removed))}.")
+        echo(f"Deleted: version {', '.join(map(str, change.removed))}.")
     if not change.waited:
         when = "when it next polls its configuration file" if polled else "when it next polls the directory"
-        click.echo(f"No server was contacted: it applies the change {when}. --server waits for it.", err=True)
+        echo(f"No server was contacted: it applies the change {when}. --server waits for it.", err=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving.commands.main import require_extra
+from serving.commands.output import echo
 from serving.server.config.flags import FLAGS, build_settings, describe_ignored_flags
 
 if TYPE_CHECKING:
@@ -55,12 +56,12 @@ def serve(context: click.Context, /, version: bool, **values: Any) -> None:
     apply are ignored with a message.
     """
     if version:
-        click.echo(f"hubhead {metadata.version('hubhead')}")
+        echo(f"hubhead {metadata.version('hubhead')}")
         return
     from_user = click.core.ParameterSource.COMMANDLINE
     given = [name for name in values if context.get_parameter_source(name) is from_user]
     for message in describe_ignored_flags(given):
-        click.echo(message, err=True)
+        echo(message, err=True)
     settings = build_settings(values)
     require_extra("serve", "tensorflow")
     from serving.server import serve_until_signalled
@@ -75,4 +76,4 @@ def _print_ready(server: RunningServer) -> None:
     ports = f"localhost:{server.port} (gRPC)"
     if server.rest_port:
         ports += f" and http://localhost:{server.rest_port} (REST)"
-    click.echo(f"Serving model {models}, at {ports}.")
+    echo(f"Serving model {models}, at {ports}.")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving.commands.main import FAILED
+from serving.commands.output import echo, print_table
 from serving.commands.server_options import pop_required_client_config, server_flags
-from serving.commands.tables import print_table
 from serving.errors import ServerError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def status(wait: float | None, as_json: bool, **flags: Any) -> int:
             "answering": metadata.version if metadata else None,
             "signatures": asdict(metadata)["signatures"] if metadata else None,
         }
-        click.echo(json.dumps(record, ensure_ascii=False))
+        echo(json.dumps(record, ensure_ascii=False))
     else:
         _print_tables(versions, metadata, error_text)
     return 0 if any(version.state == "AVAILABLE" for version in versions) else FAILED
@@ -71,9 +71,9 @@ def _print_tables(versions: list[VersionStatus], metadata: Metadata | None, erro
         ),
     )
     if metadata is None:
-        click.echo(f"No version answers: {error_text}")
+        echo(f"No version answers: {error_text}")
         return
-    click.echo(f"Signatures of version {metadata.version}:")
+    echo(f"Signatures of version {metadata.version}:")
     print_table(
         ("signature", "inputs", "outputs"),
         (

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.commands.output import echo
 from serving.commands.server_options import connection_flags, option_group, pop_client_config
 from serving.errors import InputError
 
@@ -83,9 +84,7 @@ def open_target(flags: dict[str, Any], label: str | None = None) -> Iterator[Dep
     if reload and not (server and config):
         raise click.UsageError("--reload requires --server and --model_config_file.")
     name = (server.model if server else "") or base_name(resolve(base))
-    target = DeploymentTarget(
-        base, name, config, reload=reload, timeout=wait, say=partial(click.echo, err=True)
-    )
+    target = DeploymentTarget(base, name, config, reload=reload, timeout=wait, say=partial(echo, err=True))
     if server is None:
         yield target
         return

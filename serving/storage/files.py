@@ -43,12 +43,22 @@ _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 
 def cache_directory() -> Path:
-    """Return the directory for downloads: $HUBHEAD_CACHE_DIR, or hubhead in the XDG cache directory."""
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG base directory specification says that relative paths are to be ignored.
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "hubhead"
+    """Return the directory for downloads: $HUBHEAD_CACHE_DIR, or hubhead in the XDG cache directory.
+
+    Raises:
+        OutputError: neither is set, and the user has no home directory.
+    """
+    try:
+        if chosen := os.environ.get(CACHE_VARIABLE):
+            return Path(chosen).expanduser()
+        base = os.environ.get("XDG_CACHE_HOME", "")
+        # The XDG base directory specification says that relative paths are to be ignored.
+        return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "hubhead"
+    except RuntimeError as error:  # a container may run under a user id without a name
+        raise OutputError(
+            "There is no directory for the cache: this user has no home directory.",
+            remedy=f"Set {CACHE_VARIABLE} to a directory that can be written.",
+        ) from error
 
 
 def is_remote(uri: str) -> bool:

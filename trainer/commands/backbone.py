@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from serving.commands.output import echo
 from serving.commands.server_options import option_group
 from serving.storage import files
 from trainer.backbones.aliases import NAMES, SHORT, Alias
@@ -82,7 +83,7 @@ def list_(words: tuple[str, ...], as_json: bool) -> None:
     chosen = {name: alias for name, alias in NAMES.items() if all(word in name for word in words)}
     if as_json:
         records = [{"alias": name, **asdict(alias)} for name, alias in chosen.items()]
-        click.echo(json.dumps(records, ensure_ascii=False))
+        echo(json.dumps(records, ensure_ascii=False))
     else:
         _print_table(chosen)
 
@@ -110,7 +111,7 @@ def _print_table(chosen: dict[str, Alias]) -> None:
     console.print(table)
     for short, name in SHORT.items():
         if name in chosen:
-            click.echo(f"  {short} is short for {name}")
+            echo(f"  {short} is short for {name}")
 
 
 @backbone.command()
@@ -122,7 +123,7 @@ def build(cache_dir: Path) -> None:
     """
     from trainer.backbones.hub import build as build_default
 
-    click.echo(build_default(cache_dir, progress=say))
+    echo(build_default(cache_dir, progress=say))
 
 
 @backbone.command(
@@ -162,7 +163,7 @@ def show(
             "fingerprint": loaded.fingerprint,
             "path": loaded.path,
         }
-        click.echo(json.dumps(record, ensure_ascii=False))
+        echo(json.dumps(record, ensure_ascii=False))
         return
     low, high = interface.value_range
     for name, value in (
@@ -171,4 +172,4 @@ def show(
         ("fingerprint", loaded.fingerprint),
         ("path", loaded.path),
     ):
-        click.echo(f"{name:<12}{value}")
+        echo(f"{name:<12}{value}")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.commands.output import echo, print_table
 from serving.commands.server_options import connection_flags, pop_required_client_config
-from serving.commands.tables import print_table
 
 if TYPE_CHECKING:
     from serving.client import Client, ClientConfig
@@ -64,7 +64,7 @@ def compare(
     with _client_for(server, first) as one, _client_for(server, second) as two:
         found = agreement.measure_agreement(agreement.classify_with_both(one, two, names))
     if as_json:
-        click.echo(json.dumps(found.to_dict(), ensure_ascii=False))
+        echo(json.dumps(found.to_dict(), ensure_ascii=False))
     else:
         _print_agreement(found, first, second)
     if min_agreement is not None and found.rate < min_agreement:
@@ -94,20 +94,20 @@ def _list_files(photos: tuple[str, ...]) -> list[str]:
 
 def _print_agreement(found: Agreement, first: str, second: str) -> None:
     versions = [", ".join(map(str, numbers)) or "?" for numbers in found.versions]
-    click.echo(f"{first}: version {versions[0]}; {second}: version {versions[1]}.")
-    click.echo(
+    echo(f"{first}: version {versions[0]}; {second}: version {versions[1]}.")
+    echo(
         f"They agree on {found.agreeing} of {found.compared} photos ({found.rate:.1%}); the best probability "
         f"changes by {found.score_change:+.3f} on average."
     )
     rejected = found.photos - found.compared - found.statuses_differ
     if rejected or found.statuses_differ:
-        click.echo(f"Rejected by both: {rejected}; by one only: {found.statuses_differ}.")
+        echo(f"Rejected by both: {rejected}; by one only: {found.statuses_differ}.")
     if found.disagreements:
         shown = found.disagreements[:_MAX_ROWS]
         rows = ((photo, _format_prediction(one), _format_prediction(two)) for photo, one, two in shown)
         print_table(("photo", first, second), rows)
     if len(found.disagreements) > _MAX_ROWS:
-        click.echo(f"And {len(found.disagreements) - _MAX_ROWS} more; --json lists all.")
+        echo(f"And {len(found.disagreements) - _MAX_ROWS} more; --json lists all.")
 
 
 def _format_prediction(prediction: Prediction) -> str:

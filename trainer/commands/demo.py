@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from serving.commands.main import require_extra
-from serving.commands.tables import print_table
+from serving.commands.output import print_table
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving.commands.main import require_extra
+from serving.commands.output import echo
 from trainer.commands.backbone import input_options
 from trainer.commands.options import preprocessing_options, refuse, say, tflite_quantize
 
@@ -113,7 +114,7 @@ def export(
         refuse(context, ["tflite_quantize", "photos"], "cannot be combined with --saved_model_dir")
     require_extra("train", "tensorflow", "tensorflow_hub")
     if tflite_file and source:
-        click.echo(f"{tflite_file}: {_write_tflite(source, tflite_file, tflite_quantize, photos)}")
+        echo(f"{tflite_file}: {_write_tflite(source, tflite_file, tflite_quantize, photos)}")
         return
     assert saved_model_dir is not None
     from trainer.backbones import InputOptions
@@ -129,7 +130,7 @@ def export(
         published = export_headless(
             tfhub_module, saved_model_dir, cache_directory(), settings, options=options, say=say
         )
-    click.echo(f"Bundle: {published.path}")
+    echo(f"Bundle: {published.path}")
 
 
 def _write_tflite(source: Path, file: Path, quantize: str, photos: str | None) -> TfliteModel:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import click
 
+from serving.commands.output import echo
 from serving.commands.server_options import option_group
 
 preprocessing_options = option_group(
@@ -63,4 +64,4 @@ def is_given(context: click.Context, name: str) -> bool:
 
 def say(line: str) -> None:
     """Print a line of progress on stderr."""
-    click.echo(line, err=True)
+    echo(line, err=True)

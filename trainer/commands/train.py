@@ -11,7 +11,9 @@ import click
 import trainer
 from batch.commands.options import embedding_store_flag
 from serving.commands.main import require_extra
+from serving.commands.output import echo
 from serving.commands.server_options import option_group
+from serving.text import escape_controls
 from trainer.commands import retrain_flags
 from trainer.commands.backbone import input_options
 from trainer.commands.options import preprocessing_options, refuse, say, tflite_quantize
@@ -298,15 +300,13 @@ def train(
     with progress_bar() as report:
         result = run(settings, say=say, progress=report)
     if as_json:
-        click.echo(json.dumps(to_dict(result), ensure_ascii=False))
+        echo(json.dumps(to_dict(result), ensure_ascii=False))
         return
-    click.echo(format_summary(result))
+    echo(format_summary(result))
     if print_misclassified_test_images:
-        click.echo(
-            "Misclassified test photos:" if result.misclassified else "No test photo is misclassified."
-        )
+        echo("Misclassified test photos:" if result.misclassified else "No test photo is misclassified.")
         for path, label, found, score in result.misclassified:
-            click.echo(f"  {path}: {label}, predicted {found} ({score:.0%})")
+            echo(escape_controls(f"  {path}: {label}, predicted {found} ({score:.0%})", newlines=True))
 
 
 def _train_settings(source: str, target: Path, flags: dict[str, Any]) -> trainer.TrainSettings:

@@ -14,8 +14,8 @@ import click
 from batch.commands.options import embedding_store_flag
 from serving import contract
 from serving.commands.main import require_extra
+from serving.commands.output import Cell, echo, print_table
 from serving.commands.server_options import option_group
-from serving.commands.tables import Cell, print_table
 from serving.errors import GateRejected
 from trainer.commands.options import say
 from trainer.gate.thresholds import RegressionLimits
@@ -156,10 +156,10 @@ def validate(
         )
         new.write_back(contract.VERDICT_FILE)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), ensure_ascii=False))
+        echo(json.dumps(found.to_dict(), ensure_ascii=False))
     else:
         print_table(("check", "passed", "figure", "limit", "details"), map(_format_check, found.checks))
-        click.echo(f"{'Blessed' if found.blessed else 'Not blessed'}{', by force' if found.forced else ''}.")
+        echo(f"{'Blessed' if found.blessed else 'Not blessed'}{', by force' if found.forced else ''}.")
     if not found.blessed:
         from serving.registry.verdict import format_checks
 

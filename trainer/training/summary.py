@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from serving import contract
+from serving.text import escape_controls
 
 if TYPE_CHECKING:
     from trainer.training.config import TrainResult
@@ -17,7 +18,7 @@ def format_summary(result: TrainResult) -> str:
     lines = [f"{sum(result.subsets.values())} photos with {len(result.labels)} labels: {counts}"]
     if result.left_out:
         lines.append(f"{len(result.left_out)} files cannot be used:")
-        lines += [f"  {path}: {reason}" for path, reason in result.left_out]
+        lines += [f"  {escape_controls(path, newlines=True)}: {reason}" for path, reason in result.left_out]
     if result.test:
         lines.append(f"Final test accuracy: {result.test.accuracy}")
     lines.append(

@@ -1,12 +1,21 @@
-"""Tables that commands print on stdout."""
+"""What commands print: lines and tables, without the control characters of names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
+import click
+
+from serving.text import escape_controls
+
 Cell: TypeAlias = str | tuple[str, str]
 """A text, or a text and its style, such as "bold" or "green"."""
+
+
+def echo(text: object = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print a text on stdout, or on stderr, as `click.echo` does."""
+    click.echo(escape_controls(str(text)), err=err, nl=nl)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Iterable[Cell]]) -> None:
@@ -17,6 +26,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Iterable[Cell]]) -> None:
 
     table = Table(*columns)
     for row in rows:
+        parts = [(cell, "") if isinstance(cell, str) else cell for cell in row]
         # Text: rich would interpret markup in a file name such as a[red].jpg.
-        table.add_row(*map(Text.assemble, row))
+        table.add_row(*(Text(escape_controls(text), style) for text, style in parts))
     Console().print(table)

@@ -1,0 +1,51 @@
+"""Text for terminals: control characters of names, and encodings without their characters."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+
+import pytest
+
+from serving.commands.output import echo, print_table
+from serving.text import ESCAPE, escape_controls, register_escape
+
+NAME = "a\x1b[31m\x9b2J\x07\r\x7f\u202e\udcff.jpg"
+"""Name of a file that would colour, clear, ring and overwrite, and that is not UTF-8."""
+
+SHOWN = r"a\u001b[31m\u009b2J\u0007\u000d\u007f\u202e\udcff.jpg"
+
+
+def test_control_characters_become_escapes_and_everything_else_stays() -> None:
+    assert escape_controls(NAME) == SHOWN
+    kept = "Käse\t日本 👩‍🍳 \u200f\n"
+    assert escape_controls(kept) == kept
+    assert escape_controls("a\nb\tc", newlines=True) == r"a\u000ab\u0009c"
+
+
+def test_escaped_json_has_the_same_value() -> None:
+    record = {"photo": NAME, "label": "Käse 👩‍🍳"}
+    assert json.loads(escape_controls(json.dumps(record, ensure_ascii=False))) == record
+
+
+def test_commands_print_no_control_characters_of_names(capsys: pytest.CaptureFixture[str]) -> None:
+    echo(NAME)
+    echo(NAME, err=True)
+    print_table(("photo", "status"), [(NAME, (NAME, "bold")), ("a[red]", "ok")])
+    captured = capsys.readouterr()
+    assert captured.err == f"{SHOWN}\n"
+    assert captured.out.startswith(f"{SHOWN}\n")
+    assert "a[red]" in captured.out
+    assert not {"\x1b", "\x9b", "\x07", "\r", "\u202e"} & set(captured.out)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252", "utf-8"])
+def test_stream_of_any_encoding_takes_any_text(encoding: str) -> None:
+    register_escape()
+    raw = io.BytesIO()
+    text = "Käse 日本 👩 " + os.fsdecode(b"\xff")
+    with io.TextIOWrapper(raw, encoding, errors=ESCAPE, newline="\n") as stream:
+        stream.write(json.dumps(text, ensure_ascii=False))
+        stream.flush()
+        assert json.loads(raw.getvalue().decode(encoding)) == text
