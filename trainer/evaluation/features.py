@@ -133,7 +133,7 @@ def load_embeddings(
     to an unnamed file in `settings.directory` and mapped from it.
 
     Raises:
-        InputError: a photo is not in the store.
+        InputError: a photo is not in the store, or its embedding has numbers that are not finite.
         OutputError: the disk has not enough space for the file.
     """
     settings = settings or HeadSettings()
@@ -150,7 +150,14 @@ def load_embeddings(
         source = np.repeat(np.arange(len(numbers)), counts)
         within = np.arange(len(source)) - np.repeat(np.cumsum(counts) - counts, counts)
         rows = order[np.repeat(starts[numbers], counts) + within]
-        embeddings[rows] = layout.to_vectors(table, store.dimension)[source]
+        embeddings[rows] = found = layout.to_vectors(table, store.dimension)[source]
+        broken = rows[~np.isfinite(found).all(axis=1)]
+        if len(broken):
+            raise InputError(
+                f"The backbone returns numbers that are not finite for {len(broken)} photos or more, such as "
+                f"{examples[broken[0]].uri}.",
+                remedy="Use another backbone, or state the range of its input with --value_range.",
+            )
         filled += len(rows)
     if filled < len(examples):
         raise InputError(

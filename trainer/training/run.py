@@ -55,7 +55,7 @@ def train(
     is_cross_validated = settings.cross_validate is not None
     with _timed(seconds, "scan"):
         listing = dataset.scan(settings.image_dir, settings.columns, progress=progress)
-        dataset.check_listing(listing, settings.split)
+        steps.check_listing(listing, settings.split)
         outputs.check_writable(settings, settings.saved_model_dir)
         live = find_live_bundle(settings, settings.saved_model_dir, say)
         for warning in listing.warnings:
@@ -66,7 +66,7 @@ def train(
     with _timed(seconds, "backbone"):
         base = steps.make_template(used, reporter)
     with _timed(seconds, "embed"):
-        features = steps.embed(used, head_settings, listing, base, reporter)
+        listing, features = steps.embed(used, head_settings, listing, base, reporter)
     with _timed(seconds, "divide"):
         data = steps.split_photos(settings, listing, settings.image_dir, features, reporter)
         if is_cross_validated:
@@ -76,7 +76,7 @@ def train(
             tuned = steps.fine_tune_backbone(used, settings.fine_tune, data, settings.seed, reporter)
             if tuned is not used:
                 used, base = tuned, steps.make_template(tuned, reporter)
-                features = steps.embed(used, head_settings, listing, base, reporter)
+                listing, features = steps.embed(used, head_settings, listing, base, reporter)
                 data = replace(data, features=features)
     with _timed(seconds, "views"):
         # A cross-validation trains on every photo in turn, test photos included.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from batch.embeddings import EmbeddingStore
 from batch.jobs import score
 from batch.monitoring.stats import Progress
 from serving.bundle import Bundle
+from serving.errors import InputError
 from serving.photos.converter import Converter
 from serving.storage import files
 from trainer import dataset, heads
 from trainer.backbones.hub import load
-from trainer.dataset import DatasetListing, Example, Subset, near_duplicates
+from trainer.dataset import DatasetListing, Example, SplitSettings, Subset, near_duplicates
 from trainer.dataset.download import no_progress
 from trainer.evaluation import abstention, metrics
 from trainer.evaluation.features import (
@@ -80,8 +82,12 @@ def embed(
     listing: DatasetListing,
     base: Bundle,
     reporter: Reporter,
-) -> Features:
-    """Embed the photos that the store does not have, and return the features of all."""
+) -> tuple[DatasetListing, Features]:
+    """Embed the photos that the store does not have.
+
+    Returns:
+        The listing without the labels of which no photo can be used, and the features of all photos.
+    """
     store = open_store(settings, base)
     score.embed(list(listing.photos), base.path, store, progress=reporter.progress)
     features = load_features(listing, store, head_settings)
@@ -90,7 +96,24 @@ def embed(
             f"The features of {len(features.examples)} photos exceed the memory limit of "
             f"{head_settings.memory / 1e9:.1f} GB and are read from a file."
         )
-    return features
+    return _leave_out_unusable_labels(listing, features, reporter)
+
+
+def _leave_out_unusable_labels(
+    listing: DatasetListing, features: Features, reporter: Reporter
+) -> tuple[DatasetListing, Features]:
+    """Leave out the labels of which no photo can be used, if two others remain."""
+    kept = sorted({example.label for example in features.files})
+    if len(kept) in (1, len(listing.labels)):  # the checks of the split name the label of a single one
+        return listing, features
+    for label in sorted(set(range(len(listing.labels))) - set(kept)):
+        reporter.say(f"Label {listing.labels[label]!r} has no photo that can be used, and is left out.")
+    index = {label: number for number, label in enumerate(kept)}
+    examples, all_files = (
+        [replace(example, label=index[example.label]) for example in found]
+        for found in (features.examples, features.files)
+    )
+    return listing.keep_labels(kept), replace(features, examples=examples, files=all_files)
 
 
 def embed_views(
@@ -116,6 +139,37 @@ def embed_views(
     return found
 
 
+def check_selectable(labels: Iterable[str | int], held_out: int = 0) -> None:
+    """Check that a label has two photos to train on, since settings are selected by photos that are held out.
+
+    Args:
+        labels: label of each photo that is not predefined for the test.
+        held_out: photos of each label that will be held out for the test.
+
+    Raises:
+        InputError: every label has one photo.
+    """
+    if max(Counter(labels).values(), default=0) - held_out < 2:
+        raise InputError(
+            "Every label has one photo to train on: none can be held out to select the settings of the head.",
+            remedy="Give two photos or more of at least one label, better 20 of each.",
+        )
+
+
+def check_listing(listing: DatasetListing, split: SplitSettings) -> None:
+    """Check the numbers of photos before any of them is opened.
+
+    Raises:
+        InputError: a label has too few photos for the sets, or no label has two photos to train on.
+    """
+    dataset.check_listing(listing, split)
+    held_out = Subset.TESTING in split.missing_subsets(listing.subsets.values())
+    others = (
+        label for photo, label in listing.photos.items() if listing.subsets.get(photo.uri) != Subset.TESTING
+    )
+    check_selectable(others, int(held_out))
+
+
 def split_photos(
     settings: DivisionSettings,
     listing: DatasetListing,
@@ -133,7 +187,7 @@ def split_photos(
         reporter: for warnings and progress.
 
     Raises:
-        InputError: a label has too few photos for the sets.
+        InputError: a label has too few photos for the sets, or no label has two photos to train on.
     """
     examples = features.examples
     for sentence in dataset.describe_conflicting_labels(examples, listing.labels):
@@ -152,6 +206,11 @@ def split_photos(
     together = near.together if settings.near_duplicates is NearDuplicatesOption.TOGETHER else ()
     dataset.check_examples(examples, listing.labels, settings.split, together)
     subsets = dataset.split(examples, settings.split, image_dir, together)
+    check_selectable(
+        example.label
+        for example, subset in zip(examples, subsets, strict=True)
+        if subset is not Subset.TESTING
+    )
     duplicates = near_duplicates.build_report(features.files, examples, subsets, near, listing.labels)
     for sentence in (
         *dataset.describe_missing_labels(examples, subsets, listing.labels),

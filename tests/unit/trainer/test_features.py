@@ -99,3 +99,15 @@ def test_predictions_by_blocks_equal_those_of_all_probabilities() -> None:
     rows = random.permutation(5000)[:4000]
     np.testing.assert_allclose(predict_probabilities(fitted, embeddings, rows), expected[rows], atol=1e-6)
     assert predict_probabilities(fitted, embeddings, rows[:0]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_embedding_that_is_not_finite_is_an_error_that_names_the_photo(
+    store: EmbeddingStore, value: float
+) -> None:
+    vectors = np.full((1, DIMENSION), 1, np.float16)
+    vectors[0, 1] = value
+    one = np.ones(1, np.int32)
+    store.append({}, Embeddings([sha(COUNT)], vectors, [Status.OK], [None], one, one))
+    with pytest.raises(InputError, match=r"not finite for 1 photos or more, such as 2\.jpg\. Use another"):
+        load_embeddings(examples([1, 2, COUNT]), store)

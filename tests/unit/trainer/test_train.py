@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from serving.errors import OutputError
+from batch.inputs.listing import Photo
+from serving.errors import InputError, OutputError
 from trainer.commands.train import train
+from trainer.dataset import DatasetListing, SplitSettings, Subset
+from trainer.training import steps
 from trainer.training.config import OutputSettings
 from trainer.training.outputs import check_writable, write_labels
 
@@ -52,3 +57,25 @@ def test_check_of_the_outputs_leaves_no_files(tmp_path: Path) -> None:
 def test_labels_file_has_one_label_per_line_in_utf8(tmp_path: Path) -> None:
     write_labels(["寿司", "crème brûlée"], tmp_path / "labels.txt")
     assert (tmp_path / "labels.txt").read_bytes() == "寿司\ncrème brûlée\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("counts", "testing", "predefined", "accepted"),
+    [
+        ((1, 1), 0, (), False),
+        ((1, 2), 0, (), True),
+        ((2, 2), 10, (), False),  # one of the two is for the test
+        ((2, 3), 10, (), True),
+        ((2, 2), 10, (0, 2), False),
+        ((3, 2), 10, (0, 3), True),
+    ],
+)
+def test_one_photo_a_label_is_an_error_before_any_photo_is_opened(
+    counts: tuple[int, ...], testing: float, predefined: tuple[int, ...], accepted: bool
+) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    photos = {Photo(f"{row}.jpg", 1, 1): int(label) for row, label in enumerate(labels)}
+    subsets = {f"{row}.jpg": Subset.TESTING for row in predefined}
+    listing = DatasetListing(("a", "b"), photos, (), subsets=subsets)
+    with nullcontext() if accepted else pytest.raises(InputError, match="Every label has one photo to train"):
+        steps.check_listing(listing, SplitSettings(testing, 0))
