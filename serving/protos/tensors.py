@@ -161,14 +161,15 @@ def _decode_numbers(proto: protos.Message, name: str, shape: tuple[int, ...]) ->
 
 
 def _decode_typed(values: Any, dtype: np.dtype[Any], field: str) -> NDArray[Any]:
+    # np.array would first make a list of Python's numbers, of four to eight times the size.
     if field == "half_val":
-        return np.array(values, dtype="<i4").astype("<u2").view(dtype)
+        return np.fromiter(values, "<i4", len(values)).astype("<u2").view(dtype)
     if dtype.kind == "c":
         part = np.dtype(f"<f{dtype.itemsize // 2}")
         if len(values) % 2:
             raise OverflowError("a complex number without its imaginary part")
-        return np.array(values, dtype=part).view(dtype)
-    return np.array(values, dtype=dtype)
+        return np.fromiter(values, part, len(values)).view(dtype)
+    return np.fromiter(values, dtype, len(values))
 
 
 def _parse_string_list(content: bytes, name: str, count: int) -> list[bytes]:

@@ -7,7 +7,8 @@ import functools
 import grpc
 
 _MAX_DETAILS = 1024
-"""TensorFlow Serving truncates longer texts (model_servers/grpc_status_util.cc); they travel as a header."""
+"""Bytes from which TensorFlow Serving truncates texts (model_servers/grpc_status_util.cc), as a header has
+little room: gRPC sends three bytes for each that is not ASCII."""
 
 
 class StatusError(Exception):
@@ -16,21 +17,30 @@ class StatusError(Exception):
     Attributes:
         code: gRPC status code.
         text: full message, worded as in TensorFlow Serving; REST sends it.
-        details: message as gRPC sends it, truncated to 1,024 characters.
+        details: message as gRPC sends it, truncated to 1,024 bytes.
     """
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
         super().__init__(details)
         self.code = code
         self.text = details
-        self.details = details if len(details) <= _MAX_DETAILS else details[:_MAX_DETAILS] + "...TRUNCATED"
+        encoded = details.encode(errors="backslashreplace")
+        self.details = encoded[:_MAX_DETAILS].decode(errors="ignore")
+        if len(encoded) > _MAX_DETAILS:
+            self.details += "...TRUNCATED"
 
 
 invalid_argument = functools.partial(StatusError, grpc.StatusCode.INVALID_ARGUMENT)
 failed_precondition = functools.partial(StatusError, grpc.StatusCode.FAILED_PRECONDITION)
 not_found = functools.partial(StatusError, grpc.StatusCode.NOT_FOUND)
+resource_exhausted = functools.partial(StatusError, grpc.StatusCode.RESOURCE_EXHAUSTED)
 unavailable = functools.partial(StatusError, grpc.StatusCode.UNAVAILABLE)
 unimplemented = functools.partial(StatusError, grpc.StatusCode.UNIMPLEMENTED)
+
+
+def cancelled() -> StatusError:
+    """Return the CANCELLED error for a request whose caller has left."""
+    return StatusError(grpc.StatusCode.CANCELLED, "The caller has cancelled the request.")
 
 
 def queue_full(waiting: int, limit: int) -> StatusError:

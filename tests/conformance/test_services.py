@@ -254,7 +254,7 @@ def busy_model(server: ConformanceServer) -> Iterator[Future[Any]]:
 
 def count_queued_rows(server: ConformanceServer) -> int:
     with server.running.manager.use(protos.ModelSpec(name="toy")) as servable:
-        return servable._batcher._queued_rows
+        return servable._batcher._load.queued_rows
 
 
 @contextmanager

@@ -3,18 +3,20 @@
 Requests wait in bounded queues, are merged and split into batches, and run on threads that belong to the
 model. While the queues are empty and a thread is free, a request runs inline, in its caller's thread, which
 saves two thread switches. Each request gets its outputs in one piece and in row order. When a batch fails,
-each of its requests is retried individually, so that one bad row does not fail other callers.
+each of its requests is retried individually, so that one bad row does not fail other callers. When a caller
+leaves, the rows of its request that have not started never run.
 
 Without a batching file, requests to bundles of hubhead, whose rows are independent, run in the batches that
 are fastest on CPUs (see serving.runtime): small, one thread per core, no waiting for more requests. Requests
-to other models run one by one, unmodified. A request that cannot meet its deadline is rejected immediately.
+to other models run one by one, unmodified. Callers take turns, so that one with many rows does not delay the
+others. A request that cannot meet its deadline is rejected immediately.
 
 With a batching file, batches form as in TensorFlow Serving (batching/batching_session.cc, and
 shared_batch_scheduler.h of TensorFlow), with four differences: the individual retry described above; a
 request whose deadline has passed never runs; requests of different shapes are never merged; requests with no
 rows run alone.
 
-Life of a request, on the caller's thread: `run` routes it to a queue, `_admit` accepts or rejects it, and it
+Life of a request, on the caller's thread: `run` routes it to a queue, `_accept` admits or rejects it, and it
 either runs inline or waits for its future. On a batch thread: `_take_batch`, `_run_batch`, then `_deliver`
 or `_retry_individually`. All counters are guarded by `_changed`; the model itself runs outside that lock.
 """
@@ -25,10 +27,13 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from typing import Any, TypeAlias
 
+from serving.server.batching.admission import Load
 from serving.server.batching.queue import (
     MAX_QUEUED_ROWS_PER_THREAD,
+    FairQueue,
     Queue,
     Request,
     RequestSlice,
@@ -37,9 +42,11 @@ from serving.server.batching.queue import (
     merge_inputs,
     round_up_rows,
 )
+from serving.server.callers import Caller, FairLimit
 from serving.server.config.settings import BatchingParameters
 from serving.server.metrics import Metrics
 from serving.server.status_error import (
+    cancelled,
     execution_timeout,
     failed_precondition,
     invalid_argument,
@@ -51,15 +58,14 @@ from serving.server.status_error import (
 MAX_BYTES = 1 << 29
 """Maximum bytes of inputs that one version holds; a larger request is accepted while no other is held."""
 
+MAX_ROWS = 1 << 14
+"""Maximum rows of a request that is divided into batches. A message of a few bytes can state any number."""
+
+_MAX_RETRIED_ROWS = MAX_QUEUED_ROWS_PER_THREAD
+"""Maximum rows of a request that runs whole after one of its batches failed, which takes memory for all."""
+
 _GRACE_SECONDS = 5.0
 """Time that closing waits for a model call that does not return; its threads are abandoned after that."""
-
-ADMISSION_HEADROOM = 0.5
-"""Fraction of a request's remaining time in which its result must be expected; the rest absorbs varying speed
-and the network. A shorter queue costs no throughput under steady load."""
-
-EWMA_WEIGHT = 0.2
-"""Weight of the latest batch in the exponentially weighted average of seconds per row."""
 
 RunModel = Callable[[str, Tensors], Tensors]
 """Calls the model: signature key and inputs to outputs."""
@@ -96,21 +102,26 @@ class Batcher:
             max_bytes: maximum bytes of inputs held at once.
         """
         self._name, self._policy, self._run_model, self._is_batchable = name, policy, run, is_batchable
-        self._metrics, self._max_bytes = metrics, max_bytes
+        self._metrics = metrics
         self._changed = threading.Condition()
         # In the order in which the queues are served: the one that gave a batch moves to the end.
-        self._queues: dict[QueueKey, Queue] = {}
+        self._queues: dict[QueueKey, Queue | FairQueue] = {}
         self._threads: list[threading.Thread] = []
         # Signatures and outputs whose results turned out to have no batch dimension, despite is_batchable.
         self._unbatchable: set[tuple[str, tuple[str, ...]]] = set()
-        self._queued_rows = self._running_rows = self._held_bytes = 0
+        self._load = Load(policy)
+        self._bytes = FairLimit(max_bytes)
         # Batches that may start now. Inline runs count too, so never more than num_batch_threads run.
         self._free_threads = policy.num_batch_threads
-        self._seconds_per_row = 0.0  # on one thread; 0.0 until the first batch has run
         self._closed = False
 
     def run(
-        self, signature: str, inputs: Tensors, outputs: tuple[str, ...], seconds: float | None = None
+        self,
+        signature: str,
+        inputs: Tensors,
+        outputs: tuple[str, ...],
+        seconds: float | None = None,
+        caller: Caller | None = None,
     ) -> Tensors:
         """Run one request and return its outputs.
 
@@ -119,44 +130,34 @@ class Batcher:
             inputs: arrays by input alias.
             outputs: aliases of the requested outputs.
             seconds: how long the caller waits; None: no limit.
+            caller: sender of the request; None: the server itself.
 
         Raises:
-            StatusError: the queue is full, the deadline passed, or the model failed.
+            StatusError: the queue is full, the deadline passed, the caller left, or the model failed.
         """
-        now = time.monotonic()
-        deadline = None if seconds is None else now + seconds
+        now, caller = time.monotonic(), caller or Caller()
         key, rows = self._route(signature, inputs, outputs)
-        request = Request(inputs, rows, deadline, now)
+        request = Request(inputs, rows, None if seconds is None else now + seconds, now, caller.name)
         nbytes = request.nbytes
         with self._changed:
-            if request.is_expired(now):
-                raise queue_timeout()
-            queue = self._queues.get(key) or Queue(self._policy, merges=key[2] is not None)
-            self._admit(request, queue, nbytes, now)
-            self._held_bytes += nbytes
-            if inline := self._can_run_inline(rows):
-                self._reserve_thread(rows)
-            else:
-                queue.put(request, now)
-                self._queues[key] = queue
-                self._queued_rows += rows
-                self._start_threads()
-                self._changed.notify_all()
+            inline = self._accept(key, request, nbytes, now)
         try:
             if inline:
                 self._run_reserved(key, [RequestSlice(request, 0, rows)])
                 if request.is_expired(time.monotonic()):
                     raise execution_timeout()
+            else:
+                caller.on_leave(lambda: self._cancel(key, request))
             return request.result.result(seconds)
         except TimeoutError:
             if not request.result.cancel():
                 return request.result.result()  # it was set between the timeout and the cancellation
-            with self._changed:
-                removed = self._remove(key, request)
+            removed = self._cancel(key, request)
             raise (queue_timeout() if removed else execution_timeout()) from None
+        except CancelledError:
+            raise cancelled() from None
         finally:
-            with self._changed:
-                self._held_bytes -= nbytes
+            self._bytes.give_back(caller.name, nbytes)
 
     def close(self) -> None:
         """Finish what is queued, then end the threads."""
@@ -189,56 +190,59 @@ class Batcher:
             return alone
         if len(sizes) != 1 or sizes == {0}:
             return alone
-        rows, limit = sizes.pop(), self._policy.max_batch_size
-        if self._policy.tensorflow_serving and rows > limit:
+        limit = self._policy.max_batch_size if self._policy.tensorflow_serving else MAX_ROWS
+        if (rows := sizes.pop()) > limit:
             raise invalid_argument(f"Task size {rows} is larger than maximum input batch size {limit}")
         # Requests are merged only if they can be concatenated: equal shapes, or equal ranks with padding.
         pads = self._policy.pad_variable_length_inputs
         shapes = tuple((alias, x.ndim if pads else x.shape[1:]) for alias, x in inputs.items())
         return (signature, outputs, shapes), rows
 
-    def _admit(self, request: Request, queue: Queue, nbytes: int, now: float) -> None:
-        """Reject a request that finds no room in the queue, or that cannot meet its deadline.
+    def _accept(self, key: QueueKey, request: Request, nbytes: int, now: float) -> bool:
+        """Admit a request; reserve a thread and return True if it may run inline, otherwise queue it.
 
         Raises:
             StatusError: it is rejected.
         """
-        policy = self._policy
+        if request.is_expired(now):
+            raise queue_timeout()
         if self._closed:
             raise unavailable(f"Model {self._name} is being unloaded.")
-        if self._held_bytes and self._held_bytes + nbytes > self._max_bytes:
+        kind = Queue if self._policy.tensorflow_serving else FairQueue
+        queue = self._queues.get(key) or kind(self._policy, merges=key[2] is not None)
+        self._load.check(request, queue, now)
+        if not self._bytes.take(request.caller, nbytes):
             raise queue_full(len(queue), len(queue))
-        if policy.tensorflow_serving:  # the limit is per queue, and deadlines do not count
-            if queue.count_batches_with(request.rows) > policy.max_enqueued_batches:
-                raise queue_full(len(queue), policy.max_enqueued_batches)
-            return
-        if not self._queued_rows:  # so a request larger than the limit is accepted too
-            return
-        # Rows that may be queued, this request's among them. With a deadline: the rows that all threads
-        # finish within the headroom, minus those that are running.
-        capacity = MAX_QUEUED_ROWS_PER_THREAD * policy.num_batch_threads
-        if request.deadline is not None and self._seconds_per_row:
-            usable_seconds = (request.deadline - now) * ADMISSION_HEADROOM
-            rows_in_time = int(usable_seconds * policy.num_batch_threads / self._seconds_per_row)
-            capacity = min(capacity, rows_in_time - self._running_rows)
-        if self._queued_rows + request.rows > capacity:
-            waiting = math.ceil(self._queued_rows / policy.batch_rows)
-            raise queue_full(waiting, max(capacity, 0) // policy.batch_rows)
+        if self._can_run_inline(request.rows):
+            self._reserve_thread(request.rows)
+            return True
+        queue.put(request, now)
+        self._queues[key] = queue
+        self._load.count_queued(request.caller, request.rows)
+        self._start_threads()
+        self._changed.notify_all()
+        return False
 
     def _can_run_inline(self, rows: int) -> bool:
         """Return whether a request may run in its caller's own thread.
 
         False while others wait, and for a request whose rows several free threads would divide.
         """
-        if self._policy.tensorflow_serving or self._queued_rows or not self._free_threads:
+        if self._policy.tensorflow_serving or self._load.queued_rows or not self._free_threads:
             return False
         return rows <= self._policy.batch_rows and math.ceil(rows / self._free_threads) == rows
+
+    def _cancel(self, key: QueueKey, request: Request) -> int:
+        """Take back a request that nobody waits for; return how many of its rows had not started."""
+        request.result.cancel()
+        with self._changed:
+            return self._remove(key, request)
 
     def _remove(self, key: QueueKey, request: Request) -> int:
         """Remove a request's waiting rows from its queue; return how many there were."""
         queue = self._queues.get(key)
         removed = queue.remove(request) if queue else 0
-        self._queued_rows -= removed
+        self._load.count_queued(request.caller, -removed)
         if queue is not None and not len(queue):
             del self._queues[key]
         return removed
@@ -261,7 +265,7 @@ class Batcher:
 
     def _reserve_thread(self, rows: int) -> None:
         self._free_threads -= 1
-        self._running_rows += rows
+        self._load.running_rows += rows
 
     def _run_reserved(self, key: QueueKey, batch: list[RequestSlice]) -> None:
         """Run a batch for which `_reserve_thread` was called, and return the reservation."""
@@ -271,8 +275,8 @@ class Batcher:
         finally:
             with self._changed:
                 self._free_threads += 1
-                self._running_rows -= rows
-                if self._queued_rows or self._closed:
+                self._load.running_rows -= rows
+                if self._load.queued_rows or self._closed:
                     self._changed.notify_all()
 
     def _take_batch(self) -> tuple[QueueKey, list[RequestSlice]] | None:
@@ -296,11 +300,11 @@ class Batcher:
         """Remove the next batch from a queue; return it without expired and cancelled requests."""
         queue = self._queues.pop(key)
         # Free threads divide the queued rows, which finish sooner than on one thread.
-        per_thread = max(1, math.ceil(queue.rows / self._free_threads))
-        batch = queue.take(None if self._policy.tensorflow_serving else per_thread)
+        batch = queue.take(max(1, math.ceil(queue.rows / self._free_threads)))
         if len(queue):
             self._queues[key] = queue  # at the end, so that other queues come first
-        self._queued_rows -= count_rows(batch)
+        for piece in batch:
+            self._load.count_queued(piece.request.caller, -piece.rows)
         live = []
         for piece in batch:
             if piece.request.is_expired(now):
@@ -315,16 +319,14 @@ class Batcher:
         padding = round_up_rows(rows, self._policy.allowed_batch_sizes) - rows if key[2] is not None else 0
         try:
             outputs = self._call_model(key, batch, rows, padding)
+            self._load.observe((time.monotonic() - start) / rows)
+            self._deliver(key, batch, outputs, padding)
         except Exception as error:  # any error belongs to the callers; this thread has to go on
             if len(batch) == 1 and batch[0].is_whole:
                 batch[0].request.fail(error)
             else:
-                self._retry_individually(key, batch)
+                self._retry_individually(key, batch, error)
             return
-        seconds = (time.monotonic() - start) / rows
-        weight = EWMA_WEIGHT if self._seconds_per_row else 1
-        self._seconds_per_row += (seconds - self._seconds_per_row) * weight
-        self._deliver(batch, outputs, padding)
         waits = [start - piece.request.arrived for piece in batch]
         self._metrics.observe_batch(self._name, rows + padding, padding, waits)
 
@@ -352,8 +354,12 @@ class Batcher:
                 )
         return outputs
 
-    def _deliver(self, batch: list[RequestSlice], outputs: Tensors, padding: int) -> None:
-        """Give each request its rows of the outputs; resolve the requests that are complete."""
+    def _deliver(self, key: QueueKey, batch: list[RequestSlice], outputs: Tensors, padding: int) -> None:
+        """Give each request its rows of the outputs; resolve the requests that are complete.
+
+        Raises:
+            ValueError: the outputs of a request's slices do not fit together.
+        """
         if len(batch) == 1 and batch[0].is_whole and not padding:
             batch[0].request.resolve(outputs)
             return
@@ -370,10 +376,14 @@ class Batcher:
                 request.partial_outputs[piece] = part
                 complete = count_rows(request.partial_outputs) == request.rows and not request.retried
             if complete:
-                request.resolve(request.join_outputs())
+                try:
+                    request.resolve(request.join_outputs())
+                except ValueError:
+                    self._unbatchable.add(key[:2])
+                    raise
 
-    def _retry_individually(self, key: QueueKey, batch: list[RequestSlice]) -> None:
-        """Run each request of a failed batch again, alone and whole."""
+    def _retry_individually(self, key: QueueKey, batch: list[RequestSlice], error: Exception) -> None:
+        """Run each request of a failed batch again, alone and whole; one with very many rows fails."""
         # A batch may hold several slices of one request, and other batches the rest of it: `retried` makes
         # sure that it runs once, and that slices which finish later do not resolve it.
         for request in {id(piece.request): piece.request for piece in batch}.values():
@@ -384,5 +394,7 @@ class Batcher:
                 self._remove(key, request)
             if request.is_expired(time.monotonic()):
                 request.fail(queue_timeout())
+            elif request.rows > max(_MAX_RETRIED_ROWS, self._policy.max_batch_size):
+                request.fail(error)
             else:
                 self._run_batch(key, [RequestSlice(request, 0, request.rows)])

@@ -50,6 +50,7 @@ class Request:
         rows: size of the first dimension; 1 for a request that always runs alone.
         deadline: time.monotonic() at which the caller stops waiting; None: no deadline.
         arrived: time.monotonic() of arrival.
+        caller: name of the caller.
         result: future of the outputs.
         partial_outputs: outputs of the slices that have run.
         retried: whether the request was taken out of its batches to run alone.
@@ -59,6 +60,7 @@ class Request:
     rows: int
     deadline: float | None
     arrived: float
+    caller: str = ""
     result: Future[Tensors] = field(default_factory=Future)
     partial_outputs: dict[RequestSlice, Tensors] = field(default_factory=dict)
     retried: bool = False
@@ -67,7 +69,7 @@ class Request:
     def nbytes(self) -> int:
         """Size of the inputs in bytes, their strings included."""
         return sum(
-            sum(map(len, values.flat)) if values.dtype == object else values.nbytes
+            values.nbytes + (sum(map(len, values.flat)) if values.dtype == object else 0)
             for values in self.inputs.values()
         )
 
@@ -86,7 +88,11 @@ class Request:
             self.result.set_exception(error)
 
     def join_outputs(self) -> Tensors:
-        """Return the outputs of all slices, concatenated in row order."""
+        """Return the outputs of all slices, concatenated in row order.
+
+        Raises:
+            ValueError: they differ in shape, as those of a model that pads its rows to the longest one.
+        """
         # Slices may finish in any order, as they run on several threads.
         parts = [part for _, part in sorted(self.partial_outputs.items(), key=lambda item: item[0].start)]
         return {alias: np.concatenate([part[alias] for part in parts]) for alias in parts[0]}
@@ -112,7 +118,7 @@ class RequestSlice:
 
 
 class Queue:
-    """Requests that may share a batch, already grouped into batches in the order of arrival.
+    """Requests that may share a batch, grouped into batches in the order of arrival.
 
     Only the last batch may have free rows; the ones before it are complete.
     """
@@ -169,14 +175,9 @@ class Queue:
         complete = not self.merges or len(self) > 1 or not self._free_rows()
         return 0.0 if complete else self._opened_at + self._policy.batch_timeout_micros / 1e6
 
-    def take(self, max_rows: int | None = None) -> list[RequestSlice]:
-        """Remove and return the first batch, or its first `max_rows` rows if its requests can be split."""
-        batch = self._batches.popleft()
-        if max_rows is None or not self.merges or max_rows >= count_rows(batch):
-            return batch
-        taken, rest = split_batch(batch, max_rows)
-        self._batches.appendleft(rest)
-        return taken
+    def take(self, _: int) -> list[RequestSlice]:
+        """Remove and return the first batch, which is never divided."""
+        return self._batches.popleft()
 
     def remove(self, request: Request) -> int:
         """Remove a request; return how many of its rows were queued."""
@@ -194,19 +195,69 @@ class Queue:
         self._opened_at = now
 
 
-def split_batch(batch: Sequence[RequestSlice], rows: int) -> tuple[list[RequestSlice], list[RequestSlice]]:
-    """Return the first `rows` rows of a batch, and the rest."""
-    first: list[RequestSlice] = []
-    rest: list[RequestSlice] = []
-    for piece in batch:
-        taken = min(rows, piece.rows)
-        rows -= taken
-        middle = piece.start + taken
-        if taken:
-            first.append(RequestSlice(piece.request, piece.start, middle))
-        if middle < piece.stop:
-            rest.append(RequestSlice(piece.request, middle, piece.stop))
-    return first, rest
+class FairQueue:
+    """Requests that may share a batch, whose callers take turns.
+
+    Each batch has rows of as many callers as possible, so that a caller with few rows waits for few rows of
+    each of the others, however many these have.
+    """
+
+    def __init__(self, policy: BatchingParameters, *, merges: bool) -> None:
+        """Create an empty queue; parameters as for `Queue`."""
+        self._batch_rows = policy.batch_rows if merges else 1
+        self._rows = 0
+        # By caller, in the order of their turns. A request is split: its first slice shrinks.
+        self._waiting: dict[str, deque[RequestSlice]] = {}
+
+    def __len__(self) -> int:
+        """Return the number of batches that the queued rows form."""
+        return math.ceil(self._rows / self._batch_rows)
+
+    @property
+    def rows(self) -> int:
+        """Number of queued rows."""
+        return self._rows
+
+    def put(self, request: Request, _: float) -> None:
+        """Append a request to those of its caller."""
+        self._waiting.setdefault(request.caller, deque()).append(RequestSlice(request, 0, request.rows))
+        self._rows += request.rows
+
+    def due(self) -> float:
+        """Return 0.0: rows may always run."""
+        return 0.0
+
+    def take(self, max_rows: int) -> list[RequestSlice]:
+        """Remove and return the next batch, of at most `max_rows` rows."""
+        left = min(self._rows, self._batch_rows, max_rows)
+        self._rows -= left
+        part = math.ceil(left / len(self._waiting))
+        batch: list[RequestSlice] = []
+        while left:
+            caller = next(iter(self._waiting))
+            waiting = self._waiting.pop(caller)
+            rows = min(part, left)
+            while rows and waiting:
+                piece = waiting.popleft()
+                middle = min(piece.start + rows, piece.stop)
+                batch.append(replace(piece, stop=middle))
+                if middle < piece.stop:
+                    waiting.appendleft(replace(piece, start=middle))
+                rows -= batch[-1].rows
+                left -= batch[-1].rows
+            if waiting:
+                self._waiting[caller] = waiting  # at the end
+        return batch
+
+    def remove(self, request: Request) -> int:
+        """Remove a request; return how many of its rows were queued."""
+        waiting = self._waiting.pop(request.caller, deque())
+        kept = deque(piece for piece in waiting if piece.request is not request)
+        removed = count_rows(waiting) - count_rows(kept)
+        if kept:
+            self._waiting[request.caller] = kept
+        self._rows -= removed
+        return removed
 
 
 def count_rows(batch: Iterable[RequestSlice]) -> int:

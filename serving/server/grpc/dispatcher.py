@@ -2,7 +2,7 @@
 
 The event loop only moves bytes; messages are parsed, answered and serialized on a thread. A client that sends
 slowly, or stops half-way, therefore occupies no thread, and a call beyond the limits is rejected before its
-message is parsed.
+message is parsed. Each connection is a caller, and the callers share the limits.
 """
 
 from __future__ import annotations
@@ -10,22 +10,38 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from serving import protos
+from serving.errors import InputError
+from serving.protos import wire
+from serving.server.callers import Caller, FairLimit
+from serving.server.memory import release_free_memory
 from serving.server.metrics import Metrics
-from serving.server.status_error import StatusError, queue_full
+from serving.server.status_error import (
+    StatusError,
+    cancelled,
+    invalid_argument,
+    queue_full,
+    resource_exhausted,
+)
 
 MAX_BYTES = 1 << 29
-"""Maximum bytes of requests held at once; a larger request is accepted while no other is held."""
+"""Maximum bytes that the requests of one caller take at once, parsed and serialized."""
+
+MAX_OPEN_CALLS = 4096
+"""Maximum number of calls whose message one caller has not sent yet."""
+
+_MESSAGE_SECONDS = 60.0
+"""Time in which the message of a call has to arrive."""
 
 _SERVICE_THREADS = 8
 """Threads for RPCs that run no model, so that status and reload work while inference is overloaded."""
@@ -44,15 +60,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CallContext:
-    """Deadline and cancellation of one call.
+    """Deadline and sender of one call.
 
     Attributes:
         deadline: time.monotonic() at which the caller stops waiting; None: no deadline.
-        cancelled: event that is set when the caller cancels or disconnects.
+        caller: sender of the call, which leaves when it cancels or disconnects.
     """
 
     deadline: float | None
-    cancelled: threading.Event = field(default_factory=threading.Event)
+    caller: Caller
 
     @property
     def seconds_left(self) -> float | None:
@@ -65,20 +81,29 @@ Handler = Callable[[protos.Message, CallContext], protos.Message]
 
 
 class Dispatcher:
-    """Thread pools that answer the calls of one event loop, and their admission limits."""
+    """Thread pools that answer the calls of one event loop, and their admission limits.
 
-    def __init__(self, threads: int, metrics: Metrics) -> None:
+    Attributes:
+        open_calls: calls whose message has not arrived yet.
+        in_flight: inference calls whose message has arrived.
+        held_bytes: memory of the messages that have arrived, as `serving.protos.wire` estimates it.
+    """
+
+    def __init__(self, threads: int, metrics: Metrics, is_model: Callable[[str], bool]) -> None:
         """Create a dispatcher without starting threads.
 
         Args:
             threads: maximum number of inference calls in flight; calls beyond it get UNAVAILABLE.
             metrics: registry that counts requests.
+            is_model: function that returns whether a model of that name is configured.
         """
-        self._limit, self._metrics = threads, metrics
-        self._inference_pool = ThreadPoolExecutor(threads, thread_name_prefix="hubhead-grpc")
+        self._metrics, self._is_model = metrics, is_model
+        self.open_calls = FairLimit(MAX_OPEN_CALLS)
+        self.in_flight = FairLimit(threads)
+        self.held_bytes = FairLimit(MAX_BYTES)
+        # Twice as many threads, since in_flight admits some calls beside a caller that has reached the limit.
+        self._inference_pool = ThreadPoolExecutor(2 * threads, thread_name_prefix="hubhead-grpc")
         self._service_pool = ThreadPoolExecutor(_SERVICE_THREADS, thread_name_prefix="hubhead-grpc-service")
-        self._lock = threading.Lock()
-        self._in_flight = self._held_bytes = 0
 
     def close(self) -> None:
         """Reject new calls, and drop those that have not started."""
@@ -98,72 +123,92 @@ class Dispatcher:
 
         async def handle(_: Any, grpc_context: Any) -> bytes:
             start, left = time.monotonic(), grpc_context.time_remaining()
-            context = CallContext(None if left is None or left > _ENDLESS_SECONDS else start + left)
-            body = await grpc_context.read()
-            if not isinstance(body, bytes):  # the stream ended
-                await grpc_context.abort(
-                    grpc.StatusCode.UNIMPLEMENTED, "Exactly one request message is expected."
-                )
-            answer = functools.partial(self._answer, api, handler, request_class, body, context)
+            deadline = None if left is None or left > _ENDLESS_SECONDS else start + left
+            context = CallContext(deadline, Caller(grpc_context.peer()))
             try:
-                return await asyncio.wrap_future(self._submit(api, len(body), answer))
+                # The body is kept in a list, from which the thread takes it: no reference may outlive it.
+                body = [await self._read(grpc_context, context.caller)]
+                answer = functools.partial(self._answer, api, handler, request_class, body, context)
+                return await asyncio.wrap_future(self._submit(api, context.caller, len(body[0]), answer))
             except StatusError as error:
                 await grpc_context.abort(error.code, error.details)
                 raise
             except asyncio.CancelledError:
-                context.cancelled.set()
+                context.caller.leave()
                 raise
 
         # Registered as a client stream, because grpc.aio never ends a unary call whose client closes the
         # stream without sending its message.
         return grpc.stream_unary_rpc_method_handler(handle)
 
-    def _submit(self, api: str, size: int, answer: Callable[[], bytes]) -> Future[bytes]:
+    async def _read(self, grpc_context: Any, caller: Caller) -> bytes:
+        """Wait for the message of a call.
+
+        Raises:
+            StatusError: it does not arrive in time, or the caller has too many open calls.
+        """
+        if not self.open_calls.take(caller.name, 1):
+            raise resource_exhausted(f"More than {MAX_OPEN_CALLS} calls without a message are open.")
+        try:
+            async with asyncio.timeout(_MESSAGE_SECONDS):
+                body = await grpc_context.read()
+        except TimeoutError:
+            details = f"The message did not arrive within {_MESSAGE_SECONDS:g} seconds."
+            raise StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, details) from None
+        finally:
+            self.open_calls.give_back(caller.name, 1)
+        if not isinstance(body, bytes):  # the stream ended
+            raise StatusError(grpc.StatusCode.UNIMPLEMENTED, "Exactly one request message is expected.")
+        return body
+
+    def _submit(self, api: str, caller: Caller, size: int, answer: Callable[[], bytes]) -> Future[bytes]:
         """Hand a call to a thread; return the future of its serialized response.
 
         Raises:
             StatusError: too many inference calls are in flight, or too many bytes are held.
         """
-        pool = self._inference_pool if api in _INFERENCE else self._service_pool
         weight = 1 if api in _INFERENCE else 0
-        with self._lock:
-            holds_too_much = self._held_bytes and self._held_bytes + size > MAX_BYTES
-            is_full = self._in_flight + weight > self._limit or holds_too_much
-            if not is_full:
-                self._in_flight += weight
-                self._held_bytes += size
-        if is_full:
+        try:
+            if not self.in_flight.take(caller.name, weight):
+                raise queue_full(self.in_flight.total, self.in_flight.limit)
+            if not self.held_bytes.take(caller.name, size):
+                self.in_flight.give_back(caller.name, weight)
+                raise _too_many_bytes()
+        except StatusError as error:
             if api in _COUNTED:
-                self._metrics.count_request("", api, "GRPC", grpc.StatusCode.UNAVAILABLE.name, 0.0)
-            raise queue_full(self._in_flight, self._limit)
-        future = pool.submit(answer)
+                self._metrics.count_request("", api, "GRPC", error.code.name, 0.0)
+            raise
 
         def release(_: Future[bytes]) -> None:
-            with self._lock:
-                self._in_flight -= weight
-                self._held_bytes -= size
+            self.in_flight.give_back(caller.name, weight)
+            self.held_bytes.give_back(caller.name, size)
+            release_free_memory(size)
 
+        future = (self._inference_pool if weight else self._service_pool).submit(answer)
         future.add_done_callback(release)
         return future
 
     def _answer(
-        self, api: str, handler: Handler, request_class: protos.Message, body: bytes, context: CallContext
+        self,
+        api: str,
+        handler: Handler,
+        request_class: protos.Message,
+        body: list[bytes],
+        context: CallContext,
     ) -> bytes:
         """Parse a request, answer it, and return the serialized response; runs on a thread."""
         start, status, model = time.perf_counter(), grpc.StatusCode.OK, ""
         try:
-            request = request_class.FromString(body)
-            if api in _COUNTED:
-                model = request.model_spec.name
-            return bytes(handler(request, context).SerializeToString())
-        except DecodeError as error:
-            status = grpc.StatusCode.INTERNAL  # as gRPC's own servers do for a message that does not parse
-            raise StatusError(
-                status, f"The request is not a valid {request_class.DESCRIPTOR.full_name}."
-            ) from error
+            with self._parse(request_class, body, context.caller) as request:
+                if api in _COUNTED and self._is_model(request.model_spec.name):
+                    model = request.model_spec.name  # callers can invent names, which are counted as ""
+                return bytes(handler(request, context).SerializeToString())
         except StatusError as error:
             status = error.code
             raise
+        except MemoryError as error:
+            status = grpc.StatusCode.RESOURCE_EXHAUSTED
+            raise resource_exhausted("The server has not enough memory for the request.") from error
         except Exception as error:  # a bug here: INTERNAL for this caller, and a traceback in the log
             status = grpc.StatusCode.INTERNAL
             _log.exception("%s of model %s failed", api, model or "?")
@@ -171,3 +216,34 @@ class Dispatcher:
         finally:
             if api in _COUNTED:
                 self._metrics.count_request(model, api, "GRPC", status.name, time.perf_counter() - start)
+
+    @contextmanager
+    def _parse(
+        self, request_class: protos.Message, body: list[bytes], caller: Caller
+    ) -> Iterator[protos.Message]:
+        """Yield the parsed request, and count its memory meanwhile.
+
+        Raises:
+            StatusError: it is not such a message, takes too much memory, or the caller has left.
+        """
+        if caller.has_left:
+            raise cancelled()
+        try:
+            size = wire.estimate_memory(body[0], request_class.DESCRIPTOR)
+        except InputError as error:
+            raise resource_exhausted(error.what) from error
+        if not self.held_bytes.take(caller.name, size):
+            raise _too_many_bytes()
+        try:
+            yield request_class.FromString(body.pop())
+        except DecodeError as error:
+            name = request_class.DESCRIPTOR.full_name
+            raise invalid_argument(f"The request is not a valid {name}.") from error
+        finally:
+            self.held_bytes.give_back(caller.name, size)
+
+
+def _too_many_bytes() -> StatusError:
+    return resource_exhausted(
+        f"The requests in flight take more than {MAX_BYTES >> 20} MiB. Retry later, or send smaller requests."
+    )

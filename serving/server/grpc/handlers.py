@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 
 from serving import protos
+from serving.server.callers import Caller
 from serving.server.config import files
 from serving.server.grpc.dispatcher import CallContext, Handler
 from serving.server.models import inference
@@ -19,12 +20,12 @@ _log = logging.getLogger(__name__)
 def make_handlers(manager: Manager) -> dict[str, tuple[Handler, protos.Message]]:
     """Return the handler and the request class of each RPC, by its path."""
 
-    def infer(answer: Callable[[Servable, protos.Message, float | None], protos.Message]) -> Handler:
+    def infer(answer: Callable[[Servable, protos.Message, float | None, Caller], protos.Message]) -> Handler:
         """Return a handler that answers a request by a method of the version that it names."""
 
         def handle(request: protos.Message, context: CallContext) -> protos.Message:
             with manager.use(_get_model_spec(request)) as servable:
-                return answer(servable, request, context.seconds_left)
+                return answer(servable, request, context.seconds_left, context.caller)
 
         return handle
 
@@ -44,7 +45,7 @@ def make_handlers(manager: Manager) -> dict[str, tuple[Handler, protos.Message]]
                 "Cannot transition to requested config. It is only legal to transition from one "
                 "ModelConfigList to another."
             )
-        manager.configure(files.parse_models(request.config), context.cancelled.is_set)
+        manager.configure(files.parse_models(request.config), lambda: context.caller.has_left)
         names = ", ".join(model.name for model in manager.settings)
         _log.info("configuration reloaded by request; models: %s", names)
         return protos.ReloadConfigResponse()

@@ -13,15 +13,16 @@ from serving.server.config.settings import ServerSettings
 from serving.server.event_loop import EventLoopThread
 from serving.server.grpc.dispatcher import Dispatcher
 from serving.server.grpc.handlers import make_handlers
+from serving.server.grpc.malformed import MalformedMessageInterceptor
 from serving.server.health import HealthService
 from serving.server.metrics import Metrics
 from serving.server.models.manager import Manager
 
-_MAX_STREAMS = 4096
-"""Maximum number of open calls, including those whose message has not arrived yet."""
+_MAX_MESSAGE_BYTES = 1 << 28
+"""Maximum size of a request; gRPC rejects a larger one when its first bytes arrive."""
 
 _OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", -1),
     ("grpc.so_reuseport", 0),  # otherwise a second server could share the port and take half of the requests
 )
@@ -42,7 +43,7 @@ class GrpcServer:
         Raises:
             OutputError: the port or the socket cannot be opened.
         """
-        self._dispatcher = Dispatcher(settings.grpc_max_threads, metrics)
+        self._dispatcher = Dispatcher(settings.grpc_max_threads, metrics, manager.has_model)
         self._loop, self._started = EventLoopThread("hubhead-grpc"), False
         try:
             self._server, self.port = self._loop.run(self._open(settings, manager, health))
@@ -66,7 +67,8 @@ class GrpcServer:
         self, settings: ServerSettings, manager: Manager, health: HealthService
     ) -> tuple[Any, int]:
         server = grpc.aio.server(
-            options=(*_OPTIONS, *settings.grpc_channel_arguments), maximum_concurrent_rpcs=_MAX_STREAMS
+            interceptors=[MalformedMessageInterceptor()],
+            options=(*_OPTIONS, *settings.grpc_channel_arguments),
         )
         for path, (handler, request_class) in make_handlers(manager).items():
             _, service, method = path.split("/")

@@ -56,6 +56,10 @@ class Manager:
         """Versions of each model, by model name."""
         return dict(self._models)
 
+    def has_model(self, name: str) -> bool:
+        """Return whether a model of that name is configured."""
+        return name in self._models
+
     def use(self, spec: protos.Message) -> AbstractContextManager[Servable]:
         """Return a context of the version that a ModelSpec names, which stays loaded inside it.
 

@@ -16,6 +16,7 @@ from serving.errors import BundleError
 from serving.protos import tensors
 from serving.server.batching.batcher import Batcher
 from serving.server.batching.queue import make_policy
+from serving.server.callers import Caller
 from serving.server.config import files
 from serving.server.config.settings import BATCHING_FILE, BatchingParameters, ServerSettings
 from serving.server.metrics import Metrics
@@ -90,12 +91,15 @@ class Servable:
         """Return the SignatureDef of that name; None if there is none, or if it is internal to TensorFlow."""
         return None if name.startswith("__") else self._signatures.get(name)
 
-    def predict(self, request: protos.Message, seconds: float | None = None) -> protos.Message:
+    def predict(
+        self, request: protos.Message, seconds: float | None = None, caller: Caller | None = None
+    ) -> protos.Message:
         """Answer a PredictRequest.
 
         Args:
             request: PredictRequest whose model_spec resolved to this version.
             seconds: how long the caller still waits; None: no limit.
+            caller: sender of the request; None: the server itself.
 
         Raises:
             StatusError: the request does not match the signature, the deadline passed, or the model failed.
@@ -104,40 +108,46 @@ class Servable:
         signature = inference.find_predict_signature(self._signatures, key)
         inputs = inference.decode_predict_inputs(signature, request.inputs)
         wanted = inference.select_predict_outputs(signature, request.output_filter)
-        outputs = self.run(key, inputs, wanted, seconds, "Predict")
+        outputs = self.run(key, inputs, wanted, seconds, "Predict", caller)
         typed = not self._tensor_content
         encoded = {alias: tensors.encode(outputs[alias], typed_fields=typed) for alias in wanted}
         return protos.PredictResponse(model_spec=self.make_spec(key), outputs=encoded)
 
-    def classify(self, request: protos.Message, seconds: float | None = None) -> protos.Message:
+    def classify(
+        self, request: protos.Message, seconds: float | None = None, caller: Caller | None = None
+    ) -> protos.Message:
         """Answer a ClassificationRequest; parameters and errors as for `predict`."""
-        fields = self._answer_examples("Classify", inference.CLASSIFY_METHOD, request, seconds)
+        fields = self._answer_examples("Classify", inference.CLASSIFY_METHOD, request, seconds, caller)
         return protos.ClassificationResponse(**fields)
 
-    def regress(self, request: protos.Message, seconds: float | None = None) -> protos.Message:
+    def regress(
+        self, request: protos.Message, seconds: float | None = None, caller: Caller | None = None
+    ) -> protos.Message:
         """Answer a RegressionRequest; parameters and errors as for `predict`."""
-        fields = self._answer_examples("Regress", inference.REGRESS_METHOD, request, seconds)
+        fields = self._answer_examples("Regress", inference.REGRESS_METHOD, request, seconds, caller)
         return protos.RegressionResponse(**fields)
 
     def _answer_examples(
-        self, api: str, method: str, request: protos.Message, seconds: float | None
+        self, api: str, method: str, request: protos.Message, seconds: float | None, caller: Caller | None
     ) -> dict[str, protos.Message]:
         """Return the fields of the response to a Classify or Regress request."""
         _, select_outputs, build_result = inference.EXAMPLES_METHODS[method]
         key = inference.get_signature_key(request.model_spec)
         wanted = select_outputs(inference.find_examples_signature(self._signatures, key))
         feed = inference.serialize_examples(request.input)
-        outputs = self.run(key, feed, wanted, seconds, api)
+        outputs = self.run(key, feed, wanted, seconds, api, caller)
         result = build_result(outputs, len(feed[inference.EXAMPLES]))
         return {"model_spec": self.make_spec(key), "result": result}
 
-    def multi_inference(self, request: protos.Message, seconds: float | None = None) -> protos.Message:
+    def multi_inference(
+        self, request: protos.Message, seconds: float | None = None, caller: Caller | None = None
+    ) -> protos.Message:
         """Answer a MultiInferenceRequest, several signatures on the same examples; as for `predict`."""
         tasks = inference.select_multi_inference_outputs(self._signatures, request.tasks)
         feed = inference.serialize_examples(request.input)
         response = protos.MultiInferenceResponse()
         for name, (method, wanted) in tasks.items():
-            outputs = self.run(name, feed, wanted, seconds, "MultiInference")
+            outputs = self.run(name, feed, wanted, seconds, "MultiInference", caller)
             field, _, build_result = inference.EXAMPLES_METHODS[method]
             result = {field: build_result(outputs, len(feed[inference.EXAMPLES]))}
             response.results.add(model_spec=self.make_spec(name), **result)
@@ -157,6 +167,7 @@ class Servable:
         wanted: tuple[str, ...],
         seconds: float | None,
         api: str,
+        caller: Caller | None = None,
     ) -> Mapping[str, NDArray[Any]]:
         """Run a signature through the batcher; return the requested outputs.
 
@@ -166,12 +177,13 @@ class Servable:
             wanted: aliases of the requested outputs.
             seconds: how long the caller still waits; None: no limit.
             api: name of the RPC for the metrics, such as "Predict".
+            caller: sender of the request; None: the server itself.
 
         Raises:
             StatusError: the queue is full, the deadline passed, or the model failed.
         """
         start = time.perf_counter()
-        outputs = self._batcher.run(key, inputs, wanted, seconds)
+        outputs = self._batcher.run(key, inputs, wanted, seconds, caller)
         self._metrics.observe_runtime(self.name, api, time.perf_counter() - start)
         return outputs
 

@@ -120,7 +120,7 @@ class _RestApi:
         finally:
             if api_request.verb in _RPC_NAMES:
                 # Unknown names are counted as "", or callers could create any number of time series.
-                name = api_request.spec.name if api_request.spec.name in self._manager.models else ""
+                name = api_request.spec.name if self._manager.has_model(api_request.spec.name) else ""
                 api, seconds = _RPC_NAMES[api_request.verb], time.monotonic() - start
                 self._metrics.count_request(name, api, "REST", code, seconds)
         response = self._json_response(text)
@@ -163,7 +163,8 @@ class _RestApi:
 
     def _json_response(self, text: str, status: int = HTTPStatus.OK) -> web.Response:
         headers = {"Content-Type": "application/json", **self._headers}
-        return web.Response(body=text.encode(), status=status, headers=headers)
+        # A lone surrogate, which a request can escape and an error quotes, is escaped again.
+        return web.Response(body=text.encode(errors="backslashreplace"), status=status, headers=headers)
 
 
 async def _read_body(request: web.Request, reservation: Reservation) -> bytearray:

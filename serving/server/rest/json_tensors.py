@@ -40,9 +40,6 @@ _BOOL = 10
 _MAX_SHOWN = 512
 """Maximum characters of a value in an error message."""
 
-_MAX_RANK = 64
-"""Maximum dimensions of a numpy array."""
-
 _BYTES_SUFFIX = "_bytes"
 """Suffix of string outputs that are encoded as base64."""
 
@@ -184,8 +181,8 @@ def _infer_shape(value: Json) -> tuple[int, ...]:
         if not value:
             break
         value = value[0]
-    if len(shape) > _MAX_RANK:
-        raise invalid_argument(f"Shape must have at most {_MAX_RANK} dimensions, but got {len(shape)}")
+    if len(shape) > tensors.MAX_RANK:
+        raise invalid_argument(f"Shape must have at most {tensors.MAX_RANK} dimensions, but got {len(shape)}")
     return tuple(shape)
 
 

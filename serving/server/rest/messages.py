@@ -75,6 +75,7 @@ def parse_predict_inputs(body: Mapping[str, Json], infos: Infos) -> tuple[dict[s
     Raises:
         StatusError: the body does not match the signature.
     """
+    infos = dict(infos)  # a map of protobuf raises an error for keys that are not valid Unicode
     if "instances" in body and "inputs" in body:
         raise invalid_argument(
             f"JSON Value: {format_value(body)} Not formatted correctly expecting only one of 'inputs' or "

@@ -54,10 +54,11 @@ def parse_path(method: str, path: str) -> ApiRequest:
     if not found["name"]:
         raise invalid_argument("Missing model name in request.")
     spec = protos.ModelSpec(name=unquote(found["name"]))
-    if found["version"]:
-        if int(found["version"]) > _MAX_VERSION:
-            raise invalid_argument(f"Failed to convert version: {found['version']} to numeric.")
-        spec.version.value = int(found["version"])
+    if digits := found["version"]:
+        significant = digits.lstrip("0") or "0"
+        if len(significant) > len(str(_MAX_VERSION)) or int(significant) > _MAX_VERSION:
+            raise invalid_argument(f"Failed to convert version: {digits} to numeric.")
+        spec.version.value = int(significant)
     elif found["label"]:
         spec.version_label = unquote(found["label"])
     return ApiRequest((found["verb"] or "status").lower(), spec)

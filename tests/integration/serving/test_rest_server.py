@@ -277,6 +277,39 @@ def test_model_does_not_run_on_the_event_loop(base: Path) -> None:
         assert waiting.result(LIMIT).status == 200
 
 
+@pytest.mark.parametrize("digits", ["9" * 19, "1" * 5000, "0" * 5000 + "9" * 19])
+def test_version_with_thousands_of_digits_is_400(server: RunningServer, digits: str) -> None:
+    for method, path in (("POST", f"versions/{digits}:predict"), ("GET", f"versions/{digits}")):
+        answer = send(server, method, f"/v1/models/double/{path}", {"instances": [1]})
+        text = f"Failed to convert version: {digits} to numeric."
+        assert (answer.status, answer.json) == (400, {"error": text})
+    assert send(server, "GET", f"/v1/models/double/versions/{'0' * 5000}1").status == 200
+
+
+@pytest.mark.parametrize("verb", ["predict", "classify", "regress"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        rb'{"\ud800": 1}',
+        rb'{"instances": [{"\ud800": 1}]}',
+        rb'{"instances": [{"x": 1, "\udfff": 1}]}',
+        rb'{"instances": ["\ud800"]}',
+        rb'{"instances": [{"b64": "\ud800"}]}',
+        rb'{"inputs": {"\ud800": [1]}}',
+        rb'{"inputs": {"x": {"\ud800": 1}}}',
+        rb'{"signature_name": "\ud800", "instances": [1]}',
+        rb'{"signature_name": {"\ud800": 1}}',
+        rb'{"examples": [{"\ud800": 1}]}',
+        rb'{"examples": [{"x": "\ud800"}]}',
+        rb'{"examples": ["\ud800"], "context": {"\ud800": "\ud800"}}',
+    ],
+)
+def test_lone_surrogates_anywhere_in_a_body_are_400(server: RunningServer, verb: str, body: bytes) -> None:
+    answer = predict(server, body, path=f"/v1/models/double:{verb}")
+    assert answer.status == 400
+    assert answer.json["error"]
+
+
 def test_metrics_count_requests_by_status_and_unknown_models_without_a_name(base: Path) -> None:
     with start(settings_of(base), loader=FakeModelLoader()) as server:
         predict(server)

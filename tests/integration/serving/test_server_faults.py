@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving import protos
+from serving import contract, protos
 from serving.protos import tensors
 from serving.server import RunningServer, ServerSettings, start
 from tests.support.fake_model import (
@@ -98,11 +98,47 @@ SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChe
 
 @SLOW
 @given(path=st.sampled_from(METHODS[:-1]), body=st.binary(max_size=200))
-def test_unparseable_request_is_internal_as_in_grpcs_own_servers(
+def test_unparseable_request_is_rejected_and_never_internal(
     channel: grpc.Channel, path: str, body: bytes
 ) -> None:
     code = get_status_code(channel, path, body)
-    assert code in REJECTIONS if is_parseable(path, body) else code == "INTERNAL"
+    assert code in REJECTIONS if is_parseable(path, body) else code == "INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
+)
+@pytest.mark.parametrize("body", [b"\xff\xff", b"\x0a\x01\xff", b"\x0a\x05a"])
+def test_unparseable_health_check_or_reflection_request_is_rejected(
+    channel: grpc.Channel, path: str, body: bytes
+) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        list(channel.unary_stream(path)(body, timeout=LIMIT))
+    assert caught.value.code().name == "INVALID_ARGUMENT"
+    check = channel.unary_unary("/grpc.health.v1.Health/Check")
+    assert check(b"", timeout=LIMIT)
+
+
+def test_error_details_that_are_not_ascii_fit_into_a_header(channel: grpc.Channel) -> None:
+    request = protos.PredictRequest(model_spec={"name": "\U0001f355" * 5000}).SerializeToString()
+    assert get_status_code(channel, protos.PREDICT, request) == "NOT_FOUND"
+
+
+def test_invented_model_names_are_counted_without_a_name(
+    server: RunningServer, channel: grpc.Channel
+) -> None:
+    for number in range(50):
+        for path in (protos.PREDICT, protos.CLASSIFY, protos.REGRESS):
+            request = find_request_class(path)(model_spec={"name": f"invented{number}"})
+            get_status_code(channel, path, request.SerializeToString())
+    metrics = server.metrics.render().decode()
+    assert "invented" not in metrics
+    assert ':tensorflow:serving:request_count{model_name="",status="NOT_FOUND"}' in metrics
 
 
 def make_valid_body() -> bytes:
@@ -123,7 +159,7 @@ def test_corrupted_request_gets_a_response_or_a_status_error(
     )
     code = get_status_code(channel, protos.PREDICT, body)
     if not is_parseable(protos.PREDICT, body):
-        assert code == "INTERNAL"
+        assert code == "INVALID_ARGUMENT"
     else:  # a changed byte may make a number negative, which the model rejects
         assert code in REJECTIONS | {"OK", "OUT_OF_RANGE"}
 
@@ -287,7 +323,7 @@ def test_calls_beyond_grpc_max_threads_are_unavailable_and_status_still_works(ba
         ThreadPoolExecutor(4) as pool,
     ):
         waiting = [pool.submit(call_double, channel, 1.0) for _ in range(4)]
-        eventually(lambda: server._grpc._dispatcher._in_flight == 4)
+        eventually(lambda: server._grpc._dispatcher.in_flight.total == 4)
         with pytest.raises(grpc.RpcError) as caught:
             call_double(channel, 1.0)
         assert (caught.value.code().name, caught.value.details()) == (
@@ -300,7 +336,7 @@ def test_calls_beyond_grpc_max_threads_are_unavailable_and_status_still_works(ba
         loader.models[1].gate.set()
         for future in waiting:
             future.result(LIMIT)
-        eventually(lambda: server._grpc._dispatcher._in_flight == 0)
+        eventually(lambda: server._grpc._dispatcher.in_flight.total == 0)
         assert is_responsive(channel)
 
 
@@ -314,8 +350,42 @@ def test_cancelled_call_frees_its_place_once_the_model_returns(base: Path) -> No
         eventually(lambda: loader.models[1].running > 0)
         call.cancel()
         loader.models[1].gate.set()
-        eventually(lambda: server._grpc._dispatcher._in_flight == 0)
+        eventually(lambda: server._grpc._dispatcher.in_flight.total == 0)
         assert is_responsive(channel)
+
+
+def test_work_of_a_cancelled_call_stops_and_the_next_call_is_answered(base: Path) -> None:
+    metadata = base / "1" / contract.METADATA_FILE
+    metadata.parent.mkdir(exist_ok=True)
+    metadata.write_text("{}")  # rows are independent, as in a bundle
+    rows = protos.PredictRequest(model_spec={"name": "double"})
+    rows.inputs["x"].CopyFrom(tensors.encode(np.ones(10_000, np.float32)))  # 25 s of work
+    with (
+        start(ServerSettings(base, port=0), loader=lambda _: Slow()) as server,
+        grpc.insecure_channel(f"localhost:{server.port}") as channel,
+        grpc.insecure_channel(f"localhost:{server.port}", [("grpc.use_local_subchannel_pool", 1)]) as leaving,
+        server.manager.use(protos.ModelSpec(name="double")) as servable,
+    ):
+        load = servable._batcher._load
+        call = channel.unary_unary(protos.PREDICT).future(rows.SerializeToString())
+        eventually(lambda: load.queued_rows > 0)
+        call.cancel()
+        eventually(lambda: load.queued_rows == load.running_rows == 0)
+        abandoned = leaving.unary_unary(protos.PREDICT).future(rows.SerializeToString())
+        eventually(lambda: load.queued_rows > 0)
+        started = time.monotonic()
+        assert is_responsive(channel), "another connection has its turn"
+        leaving.close()
+        eventually(lambda: load.queued_rows == load.running_rows == 0)
+        assert time.monotonic() - started < 10
+        assert abandoned.cancelled() or abandoned.done()
+        calls = [channel.unary_unary(protos.PREDICT).future(rows.SerializeToString()) for _ in range(500)]
+        for call in calls:
+            call.cancel()
+        started = time.monotonic()
+        assert is_responsive(channel)
+        assert time.monotonic() - started < 5
+        eventually(lambda: server._grpc._dispatcher.in_flight.total == 0)
 
 
 class Slow:
@@ -343,11 +413,15 @@ def test_overload_is_rejected_and_all_counters_return_to_zero(base: Path) -> Non
         assert codes.keys() <= late | {"OK", "UNAVAILABLE"}
         assert codes["OK"] > 0
         assert codes["UNAVAILABLE"] > 0
-        eventually(lambda: server._grpc._dispatcher._in_flight == server._grpc._dispatcher._held_bytes == 0)
+        eventually(
+            lambda: server._grpc._dispatcher.in_flight.total == server._grpc._dispatcher.held_bytes.total == 0
+        )
         assert is_responsive(channel)
         with server.manager.use(protos.ModelSpec(name="double")) as servable:
-            eventually(lambda: servable._batcher._queued_rows == servable._batcher._running_rows == 0)
-            assert servable._batcher._held_bytes == 0
+            eventually(
+                lambda: servable._batcher._load.queued_rows == servable._batcher._load.running_rows == 0
+            )
+            assert servable._batcher._bytes.total == 0
 
 
 def batch_threads() -> set[threading.Thread]:

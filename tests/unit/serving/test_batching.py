@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,13 +20,13 @@ from serving.server.batching.batcher import Batcher
 from serving.server.batching.queue import (
     MAX_QUEUED_ROWS_PER_THREAD,
     MICRO_BATCH,
+    FairQueue,
     Queue,
     Request,
-    RequestSlice,
     make_policy,
     round_up_rows,
-    split_batch,
 )
+from serving.server.callers import Caller
 from serving.server.config.settings import BatchingParameters
 from serving.server.metrics import Metrics
 from serving.server.status_error import StatusError
@@ -70,10 +71,10 @@ class Callers:
         self, *x: Any, seconds: float | None = None, outputs: Sequence[str] = ("y",), signature: str = "s"
     ) -> Future[Any]:
         values = np.array(x, np.float32) if not isinstance(x[0], np.ndarray) else x[0]
-        before = self.batcher._held_bytes
+        before = self.batcher._bytes.total
         future = self.pool.submit(self.batcher.run, signature, {"x": values}, tuple(outputs), seconds)
         eventually(
-            lambda: future.done() or self.batcher._held_bytes != before
+            lambda: future.done() or self.batcher._bytes.total != before
         )  # so that requests are queued in the order of the calls
         return future
 
@@ -168,7 +169,7 @@ def test_single_request_runs_inline_while_a_thread_is_free(callers: Any) -> None
     assert not two.batcher._threads
     third = two.ask(3)  # no free thread: it is queued
     eventually(lambda: len(two.batcher._threads) == 2)
-    assert (len(two.model.batches), two.batcher._queued_rows) == (2, 1)
+    assert (len(two.model.batches), two.batcher._load.queued_rows) == (2, 1)
     two.model.gate.set()
     assert [y(future) for future in (first, second, third)] == [[0], [0], [6]]
 
@@ -244,7 +245,7 @@ def test_full_queue_rejects_immediately_and_accepts_again_once_there_is_room(cal
     one = callers(make_policy(1))
     blocker = one.block()
     futures = [one.ask(*range(64)) for _ in range(2)]
-    assert one.batcher._queued_rows == MAX_QUEUED_ROWS_PER_THREAD
+    assert one.batcher._load.queued_rows == MAX_QUEUED_ROWS_PER_THREAD
     assert error_of(one.ask(1)) == queue_full_error(limit := MAX_QUEUED_ROWS_PER_THREAD // MICRO_BATCH, limit)
     one.model.gate.set()
     for future in [blocker, *futures]:
@@ -256,6 +257,92 @@ def test_request_larger_than_the_queue_is_accepted_while_nothing_is_queued(calle
     one = callers(make_policy(1))
     one.model.gate.set()
     assert len(y(one.ask(*range(3 * MAX_QUEUED_ROWS_PER_THREAD)))) == 3 * MAX_QUEUED_ROWS_PER_THREAD
+
+
+def ask_as(one: Callers, caller: Caller, *x: float, seconds: float | None = None) -> Future[Any]:
+    """Send a request of a named caller, and wait until it is queued."""
+    before = one.batcher._load.queued_rows
+    values = {"x": np.array(x, np.float32)}
+    future = one.pool.submit(one.batcher.run, "s", values, ("y",), seconds, caller)
+    eventually(lambda: future.done() or one.batcher._load.queued_rows != before)
+    return future
+
+
+def test_caller_with_one_row_is_answered_before_one_with_thousands(callers: Any) -> None:
+    one = callers(make_policy(1))
+    one.block()
+    greedy = [ask_as(one, Caller("greedy"), *[1.0] * 5000), ask_as(one, Caller("greedy"), 1.0)]
+    assert error_of(greedy[1])[0] == "UNAVAILABLE", "a caller has a limit"
+    good = ask_as(one, Caller("good"), 7.0)
+    one.model.gate.set()
+    assert y(good) == [14]
+    assert any(7.0 in batch for batch in one.model.batches[:3])
+    assert len(y(greedy[0])) == 5000
+
+
+def test_admission_counts_only_the_rows_that_run_before_a_request(callers: Any) -> None:
+    one = callers(make_policy(1))
+    one.batcher._load.observe(0.1)
+    one.block()
+    greedy = ask_as(one, Caller("greedy"), *[1.0] * 1000)  # 100 s of work
+    late = ask_as(one, Caller("greedy"), 1.0, seconds=LIMIT)
+    good = ask_as(one, Caller("good"), 7.0, seconds=LIMIT)
+    one.model.gate.set()
+    assert error_of(late)[0] == "UNAVAILABLE"
+    assert y(good) == [14]
+    assert len(y(greedy)) == 1000
+
+
+def test_rows_of_a_caller_that_leaves_do_not_run(callers: Any) -> None:
+    one, caller = callers(make_policy(1)), Caller("leaves")
+    one.block()
+    future, other = ask_as(one, caller, *[5.0] * 1000), one.ask(6)
+    caller.leave()
+    assert error_of(future)[0] == "CANCELLED"
+    assert one.batcher._load.queued_rows == 1
+    one.model.gate.set()
+    assert y(other) == [12]
+    assert not any(5.0 in batch for batch in one.model.batches)
+    assert error_of(one.pool.submit(one.batcher.run, "s", {"x": np.ones(20)}, ("y",), None, caller)) == (
+        "CANCELLED",
+        "The caller has cancelled the request.",
+    )
+
+
+def test_work_of_a_caller_that_leaves_stops_after_the_running_batch(callers: Any) -> None:
+    one, caller = callers(make_policy(2)), Caller("leaves")
+    future = one.pool.submit(one.batcher.run, "s", {"x": np.ones(1000, np.float32)}, ("y",), None, caller)
+    eventually(lambda: len(one.model.batches) == 2)
+    caller.leave()
+    one.model.gate.set()
+    assert error_of(future)[0] == "CANCELLED"
+    assert y(one.ask(1)) == [2]
+    assert sum(len(batch) for batch in one.model.batches) == 2 * MICRO_BATCH + 1
+
+
+def test_request_of_very_many_rows_is_rejected_before_it_is_divided(callers: Any) -> None:
+    one = callers(make_policy(1))
+    code, text = error_of(one.ask(np.empty((2**40, 0), np.float32)))
+    assert (code, text) == (
+        "INVALID_ARGUMENT",
+        "Task size 1099511627776 is larger than maximum input batch size 16384",
+    )
+
+
+def test_request_of_many_rows_whose_batch_fails_is_not_retried_whole(callers: Any) -> None:
+    one = callers(make_policy(1))
+    one.model.gate.set()
+    assert error_of(one.ask(*[1.0] * 500, -1.0)) == ("OUT_OF_RANGE", "negative among 5")
+    assert max(map(len, one.model.batches)) == MICRO_BATCH
+    assert y(one.ask(3)) == [6]
+
+
+def test_ragged_outputs_of_slices_are_computed_again_as_a_whole(callers: Any) -> None:
+    one = callers(make_policy(1))
+    one.batcher._run_model = lambda _, inputs: {"y": np.ones((len(inputs["x"]), len(inputs["x"])))}
+    for _ in range(2):
+        assert one.ask(*range(20)).result(LIMIT)["y"].shape == (20, 20)
+    assert one.ask(1, 2).result(LIMIT)["y"].shape == (2, 2)
 
 
 def test_held_bytes_are_limited_and_released_with_the_response(callers: Any) -> None:
@@ -293,7 +380,7 @@ def test_request_whose_deadline_passes_in_the_queue_never_runs(callers: Any) -> 
     one.block()
     expired, other = one.ask(5, seconds=0.05), one.ask(6)
     assert error_of(expired) == ("RESOURCE_EXHAUSTED", QUEUE_TIMEOUT)
-    assert one.batcher._queued_rows == 1
+    assert one.batcher._load.queued_rows == 1
     assert error_of(one.ask(7, seconds=0)) == ("RESOURCE_EXHAUSTED", QUEUE_TIMEOUT)
     one.model.gate.set()
     assert y(other) == [12]
@@ -458,10 +545,9 @@ def test_unequal_shapes_are_padded_only_with_pad_variable_length_inputs(
     sizes=st.lists(st.integers(1, 30), min_size=1, max_size=20),
     rows=st.integers(1, 9),
     splits=st.booleans(),
-    takes=st.lists(st.integers(1, 9), min_size=1),
 )
 def test_merging_and_splitting_neither_loses_nor_repeats_a_row(
-    sizes: list[int], rows: int, splits: bool, takes: list[int]
+    sizes: list[int], rows: int, splits: bool
 ) -> None:
     policy = BatchingParameters(rows if splits else 30, enable_large_batch_splitting=splits)
     queue = Queue(policy, merges=True)
@@ -473,11 +559,8 @@ def test_merging_and_splitting_neither_loses_nor_repeats_a_row(
         assert len(queue) == expected
     assert queue.rows == sum(sizes)
     seen: list[tuple[int, int]] = []
-    turn = 0
     while len(queue):
-        taken_rows = takes[turn % len(takes)]
-        batch = queue.take(taken_rows if splits else None)
-        turn += 1
+        batch = queue.take(1)
         assert 0 < sum(piece.rows for piece in batch) <= (rows if splits else 30)
         for piece in batch:
             number = requests.index(piece.request)
@@ -486,12 +569,46 @@ def test_merging_and_splitting_neither_loses_nor_repeats_a_row(
 
 
 @settings(deadline=None)
-@given(st.integers(1, 20), st.integers(0, 25))
-def test_split_batch_keeps_all_rows_in_order(rows: int, at: int) -> None:
-    piece = RequestSlice(Request({}, rows, None, 0.0), 0, rows)
-    first, rest = split_batch([piece], at)
-    assert [row for one in first + rest for row in range(one.start, one.stop)] == list(range(rows))
-    assert sum(one.rows for one in first) == min(at, rows)
+@given(
+    sizes=st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 30)), min_size=1, max_size=20),
+    takes=st.lists(st.integers(1, 9), min_size=1),
+    merges=st.booleans(),
+    removed=st.sets(st.integers(0, 19)),
+)
+def test_callers_take_turns_and_no_row_is_lost_or_repeated(
+    sizes: list[tuple[str, int]], takes: list[int], merges: bool, removed: set[int]
+) -> None:
+    queue = FairQueue(make_policy(1), merges=merges)
+    requests = [Request({}, size if merges else 1, None, 0.0, caller) for caller, size in sizes]
+    for request in requests:
+        queue.put(request, 0.0)
+    for number in removed & set(range(len(requests))):
+        assert queue.remove(requests[number]) == requests[number].rows
+    kept = [request for number, request in enumerate(requests) if number not in removed]
+    rows_left = Counter[str]()
+    for request in kept:
+        rows_left[request.caller] += request.rows
+    seen: dict[str, list[tuple[int, int]]] = {caller: [] for caller in "abc"}
+    for turn in range(1000):
+        assert queue.rows == rows_left.total()
+        assert len(queue) == -(-queue.rows // (MICRO_BATCH if merges else 1))
+        if not len(queue):
+            break
+        waiting = [caller for caller in rows_left if rows_left[caller]]
+        batch = queue.take(takes[turn % len(takes)])
+        taken = Counter[str]()
+        for piece in batch:
+            taken[piece.request.caller] += piece.rows
+            number = requests.index(piece.request)
+            seen[piece.request.caller] += [(number, row) for row in range(piece.start, piece.stop)]
+        assert 0 < taken.total() <= min(takes[turn % len(takes)], MICRO_BATCH if merges else 1)
+        part = -(-taken.total() // len(waiting))
+        assert max(taken.values()) <= part or any(taken[caller] == rows_left[caller] for caller in waiting)
+        rows_left -= taken
+    for caller, rows in seen.items():
+        mine = [(n, request.rows) for n, request in enumerate(requests) if request.caller == caller]
+        expected = [(n, row) for n, size in mine if n not in removed for row in range(size)]
+        assert rows == expected
 
 
 PADDED = BatchingParameters(
@@ -525,4 +642,6 @@ def test_every_caller_gets_its_own_response_under_any_traffic(
                 assert y(future) == [2 * value for value in x]
     finally:
         found.close()
-    assert found.batcher._queued_rows == found.batcher._running_rows == found.batcher._held_bytes == 0
+    assert (
+        found.batcher._load.queued_rows == found.batcher._load.running_rows == found.batcher._bytes.total == 0
+    )
