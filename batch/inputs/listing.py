@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator
@@ -11,11 +12,17 @@ from itertools import chain
 from pathlib import Path
 
 from serving.errors import InputError
-from serving.storage import files, remote
+from serving.storage import files, names, remote
+from serving.storage.regular import read_regular
+
+_log = logging.getLogger(__name__)
 
 _LOCAL_ATTEMPTS = 3
 _LOCAL_PAUSE = 0.05
 """Seconds before the first retry of a local read."""
+
+_MOST = (1 << 63) - 1
+"""Largest number that the columns of the plan and of the store hold: nanoseconds until the year 2262."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -26,31 +33,38 @@ class Photo:
 
     Attributes:
         uri: absolute path, or address on a remote storage.
-        size: size in bytes; 0 if the file was not found.
-        modified: modification time in nanoseconds since 1970; 0 if the file was not found.
+        size: size in bytes; 0 if there is no such file.
+        modified: modification time in nanoseconds since 1970; 0 if there is no such file.
     """
 
     uri: str
     size: int
     modified: int
 
+    @classmethod
+    def listed(cls, uri: str, size: int, modified: int) -> Photo:
+        """Return a photo with the numbers that a storage states, which may be beyond 64 bits."""
+        return cls(uri, min(size, _MOST), max(-_MOST, min(modified, _MOST)))
 
-def find_photos(pattern: str, *, allow_empty: bool = False) -> list[Photo]:
+
+def find_photos(pattern: str, *, allow_empty: bool = False, left_out: set[str] | None = None) -> list[Photo]:
     """Return the photos that a path or glob matches, sorted by uri, without duplicates.
 
     A path that exists is taken literally, even if its name contains glob characters. Everything else
     is a glob, in which `**` matches directories at any depth. A directory stands for all files below
-    it except hidden ones. File types are not checked here: a file that is not a photo gets its
-    status from the model.
+    it except hidden ones and those in directories of the system (serving.storage.names), which no
+    wildcard matches either. File types are not checked here: a file that is not a photo gets its status
+    from the model.
 
     Args:
         pattern: path, address or glob.
         allow_empty: return an empty list instead of raising if nothing matches.
+        left_out: receives the directories of the system; None to log them once.
 
     Raises:
         InputError: nothing matches, or a directory cannot be listed.
     """
-    photos = sorted({photo.uri: photo for photo in iter_photos(pattern)}.values())
+    photos = sorted({photo.uri: photo for photo in iter_photos(pattern, left_out)}.values())
     if not photos and not allow_empty:
         raise no_photos_error(pattern)
     return photos
@@ -64,17 +78,20 @@ def no_photos_error(pattern: str) -> InputError:
     )
 
 
-def iter_photos(pattern: str) -> Iterator[Photo]:
+def iter_photos(pattern: str, left_out: set[str] | None = None) -> Iterator[Photo]:
     """Yield the photos of `find_photos` as the storage lists them: unsorted, possibly with duplicates.
 
     Raises:
         InputError: the path does not exist, or a directory cannot be listed.
     """
-    return _iter_remote(pattern) if files.is_remote(pattern) else _iter_local(pattern)
+    found: set[str] = set() if left_out is None else left_out
+    yield from _iter_remote(pattern, found) if files.is_remote(pattern) else _iter_local(pattern, found)
+    if left_out is None and found:
+        _log.warning("%s: %s", pattern, names.describe_system_directories(found))
 
 
 def stat_photo(uri: str) -> Photo:
-    """Return a local photo with its size and time; both are 0 if there is no such file.
+    """Return a local photo with its size and time; both are 0 if there is no such regular file.
 
     A missing file is not an error here: it becomes a row of the scores with a status.
     """
@@ -92,7 +109,7 @@ def list_directory(directory: str, wanted: Collection[str]) -> dict[str, Photo]:
         InputError: the storage cannot be listed.
     """
     found = remote.find_files(directory, wanted)
-    return {info.uri: Photo(info.uri, info.size, info.modified) for info in found}
+    return {info.uri: Photo.listed(info.uri, info.size, info.modified) for info in found}
 
 
 def read_photo(photo: Photo) -> bytes:
@@ -102,41 +119,45 @@ def read_photo(photo: Photo) -> bytes:
     have fewer attempts (3 instead of 5) and shorter pauses.
 
     Raises:
-        OSError: the last attempt failed.
+        OSError: the last attempt failed, or a manifest names a pipe, a device or a file of the kernel.
     """
     pause, attempts = _LOCAL_PAUSE, _LOCAL_ATTEMPTS
     if files.is_remote(photo.uri):
         pause, attempts = files.INITIAL_PAUSE, files.ATTEMPTS
-    return files.retry_with_backoff(lambda: files.read(photo.uri), initial_pause=pause, attempts=attempts)
+    return files.retry_with_backoff(lambda: read_regular(photo.uri), initial_pause=pause, attempts=attempts)
 
 
-def _iter_local(pattern: str) -> Iterator[Photo]:
+def _iter_local(pattern: str, left_out: set[str]) -> Iterator[Photo]:
     path = str(Path(files.local_path(pattern)).expanduser())
     paths: Iterable[str] = [path]
     if Path(path).is_dir():
-        paths = _walk(path)
+        paths = _walk(path, left_out)
     elif not os.path.lexists(path):
         if not glob.has_magic(path):
             raise InputError(f"{path} does not exist.", remedy="Check the spelling; a glob needs quotes.")
-        paths = glob.iglob(path, recursive=True)  # noqa: PTH207 # Path.glob matches hidden files too
+        found = glob.iglob(path, recursive=True)  # noqa: PTH207 # Path.glob matches hidden files too
+        paths = (name for name in found if not _is_systems(name, path, left_out))
     return filter(None, map(_stat_file, map(files.local_uri, paths)))
 
 
-def _walk(top: str) -> Iterator[str]:
-    """Yield every file below a directory except hidden ones, following links.
+def _walk(top: str, left_out: set[str]) -> Iterator[str]:
+    """Yield every file below a directory except hidden ones and those of the system, following links.
 
     A link may point to a directory above itself. So each directory is entered once, as identified
     by its device and inode.
     """
     entered = set()
-    for directory, children, names in os.walk(top, followlinks=True, onerror=_raise_cannot_list):
+    for directory, children, found in os.walk(top, followlinks=True, onerror=_raise_cannot_list):
         info = Path(directory).stat()
         if (info.st_dev, info.st_ino) in entered:
             children.clear()
             continue
         entered.add((info.st_dev, info.st_ino))
-        children[:] = sorted(child for child in children if not child.startswith("."))
-        yield from (f"{directory}/{name}" for name in names if not name.startswith("."))
+        left_out.update(f"{directory}/{child}" for child in children if names.is_system_directory(child))
+        children[:] = sorted(
+            child for child in children if not (child.startswith(".") or names.is_system_directory(child))
+        )
+        yield from (f"{directory}/{name}" for name in found if not name.startswith("."))
 
 
 def _raise_cannot_list(error: OSError) -> None:
@@ -153,23 +174,31 @@ def _stat_file(uri: str) -> Photo | None:
     except (OSError, ValueError):
         # A dangling link, or a file deleted since the listing: it becomes a row with a status.
         return Photo(uri, 0, 0)
-    return Photo(uri, info.st_size, info.st_mtime_ns) if stat.S_ISREG(info.st_mode) else None
+    return Photo.listed(uri, info.st_size, info.st_mtime_ns) if stat.S_ISREG(info.st_mode) else None
 
 
-def _iter_remote(pattern: str) -> Iterator[Photo]:
+def _iter_remote(pattern: str, left_out: set[str]) -> Iterator[Photo]:
     # Object stores have no directories: a pattern that matches nothing is tried as a prefix.
     found = remote.match_files(pattern)
     first = next(found, None)
     for info in remote.walk_files(pattern.rstrip("/")) if first is None else chain([first], found):
-        if not _is_hidden(info.uri, pattern):
-            yield Photo(info.uri, info.size, info.modified)
+        if not _is_systems(info.uri, pattern, left_out) and not _is_hidden(info.uri, pattern):
+            yield Photo.listed(info.uri, info.size, info.modified)
+
+
+def _is_systems(path: str, pattern: str, left_out: set[str]) -> bool:
+    """Return whether the part of a path that the glob matched is in a directory of the system; note it."""
+    if directory := names.find_system_directory(path, _matched_start(path, pattern)):
+        left_out.add(directory)
+    return bool(directory)
 
 
 def _is_hidden(uri: str, pattern: str) -> bool:
-    """Return whether a name in the part of `uri` that the glob matched starts with a dot.
+    """Return whether a name in the part of `uri` that the glob matched starts with a dot."""
+    return any(name.startswith(".") for name in uri[_matched_start(uri, pattern) :].split("/"))
 
-    Hidden directories that the pattern spells out literally do not count.
-    """
+
+def _matched_start(path: str, pattern: str) -> int:
+    """Return where the part that the glob matched begins; what the pattern spells out does not count."""
     literal = glob.escape(pattern).partition("[")[0]
-    matched = uri[literal.rfind("/") + 1 :] if uri.startswith(literal) else uri
-    return any(name.startswith(".") for name in matched.split("/"))
+    return literal.rfind("/") + 1 if path.startswith(literal) else 0

@@ -6,7 +6,16 @@ The same rules are in trainer/preprocessing, where they decide which photos get 
 
 from __future__ import annotations
 
-_HEADER_BYTES = 256
+HEADER_BYTES = 256
+"""Bytes at the beginning of a file by which its format is detected."""
+
+SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".webp"),
+        *(".heic", ".heif", ".hif", ".avif", ".tif", ".tiff", ".jp2", ".j2k", ".jpx"),
+    )
+)
+"""Suffixes of the formats that are decoded or converted, in lower case."""
 
 _READERS = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -44,7 +53,7 @@ def detect_unsupported_format(content: bytes) -> str | None:
 
 def identify_unsupported(content: bytes) -> tuple[str, str] | None:
     """Return (name of the format, Pillow reader or "") if the graph cannot decode the photo, else None."""
-    head = content[:_HEADER_BYTES].ljust(40, b"\0")
+    head = content[:HEADER_BYTES].ljust(40, b"\0")
     if find_decoded_reader(head) in ("JPEG", "PNG", "GIF"):  # always decoded
         return None
     if head.startswith(b"BM"):
@@ -89,6 +98,12 @@ def _identify_iso_media(head: bytes) -> tuple[str, str]:
         return "HEIC", "HEIF"
     brand = major.decode("latin-1").strip()
     return f"ISO media {brand if brand.isascii() and brand.isprintable() else major.hex()}", ""
+
+
+def is_photo(head: bytes) -> bool:
+    """Return whether a file with these HEADER_BYTES is in a format that is decoded or converted."""
+    found = identify_unsupported(head)
+    return bool(found[1] if found else find_decoded_reader(head))
 
 
 def find_decoded_reader(content: bytes) -> str:

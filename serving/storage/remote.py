@@ -329,8 +329,12 @@ def _find_file(uri: str) -> FileInfo | None:
 
 def _to_file_info(uri: str, info: dict[str, Any]) -> FileInfo:
     modified = next((info[name] for name in _TIMES if info.get(name)), 0)
-    if isinstance(modified, str):
-        modified = parsedate_to_datetime(modified)
-    if isinstance(modified, datetime):
-        modified = modified.timestamp()
-    return FileInfo(uri, int(info["size"] or 0), round(modified * 1e9))
+    try:
+        if isinstance(modified, str):
+            modified = parsedate_to_datetime(modified)
+        if isinstance(modified, datetime):
+            modified = modified.timestamp()
+        modified = round(modified * 1e9)
+    except (ValueError, TypeError, ArithmeticError):  # a header such as "Last-Modified: yesterday"
+        modified = 0
+    return FileInfo(uri, int(info["size"] or 0), modified)

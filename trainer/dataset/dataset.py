@@ -6,7 +6,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -84,6 +84,12 @@ class DatasetListing:
         """Return the example of a listed photo whose content has been hashed."""
         group, subset = self.groups.get(photo.uri, ""), self.subsets.get(photo.uri, Subset.TRAINING)
         return Example(photo.uri, sha256, self.photos[photo], group, subset)
+
+    def keep_labels(self, kept: Sequence[int]) -> DatasetListing:
+        """Return the listing with some of the labels, given by their indices in ascending order."""
+        index = {label: number for number, label in enumerate(kept)}
+        photos = {photo: index[label] for photo, label in self.photos.items() if label in index}
+        return replace(self, labels=tuple(self.labels[label] for label in kept), photos=photos)
 
 
 class LabelledPhoto(NamedTuple):

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 from batch.inputs.listing import Photo, find_photos
 from batch.inputs.manifest import READERS
 from serving.errors import InputError
+from serving.photos.formats import HEADER_BYTES, SUFFIXES, is_photo
 from serving.storage import files
+from serving.storage.names import describe_system_directories, is_system_directory
 from trainer.dataset.dataset import SET_NAMES, LabelledPhoto, PhotoListing, Subset
+
+_MOST_OPENED = 100
+"""Files of a directory that are opened at most to find a photo among them."""
 
 
 def list_folder(image_dir: str | os.PathLike[str]) -> PhotoListing:
-    """List the photos of `image_dir/<label>/**`, on any storage, without opening a file.
+    """List the photos of `image_dir/<label>/**`, on any storage.
 
     If all directories have names of sets (SET_NAMES), one of them is the training set and each has
     sub-directories, they are the predefined sets: `train/<label>/**`. Files outside the label directories
-    have no label. Hidden files and directories are skipped.
+    have no label. Hidden files are skipped. Directories without photos are neither labels nor sets, nor are
+    those of operating systems. Only files whose names do not tell whether they are photos are opened.
 
     Args:
         image_dir: path, or an address such as gs://bucket/photos as a str (a Path would drop a slash).
 
     Raises:
-        InputError: the directory does not exist, or two of its directories stand for the same set.
+        InputError: the directory does not exist, two of its directories stand for the same set, or sets are
+            beside other directories.
     """
     top = files.absolute(os.fspath(image_dir))
     if not files.is_remote(top) and not Path(top).is_dir():
@@ -34,50 +41,117 @@ def list_folder(image_dir: str | os.PathLike[str]) -> PhotoListing:
             remedy="Give a directory that contains one directory of photos per label, or a file whose name "
             f"ends in {', '.join(READERS)}.",
         )
-    photos = find_photos(
-        files.join(glob.escape(top), "**") if files.is_remote(top) else top, allow_empty=True
-    )
+    systems: set[str] = set()
+    pattern = files.join(glob.escape(top), "**") if files.is_remote(top) else top
+    photos = find_photos(pattern, allow_empty=True, left_out=systems)
     sets = _find_sets(top, photos)
-    names = {name for parent in sets or [""] for name in _list_directories(top, photos, parent)}
-    found = [_label_photo(photo, top, names, sets) for photo in photos]
-    unlabelled = sum(photo.label is None for photo in found)
+    found: list[LabelledPhoto] = []
+    for path, group in _group_by_directory(photos, top, 2 if sets else 1).items():
+        if not path or _has_photos(group):
+            parent, _, name = path.rpartition("/")
+            subset = sets.get(parent, Subset.TRAINING)
+            found += [LabelledPhoto(photo, name or None, subset) for photo in group]
+    notes = [describe_system_directories(systems)] if systems else []
+    if unlabelled := sum(photo.label is None for photo in found):
+        notes.append(f"{unlabelled} files outside the label directories are left out.")
+    if sets and (others := [name for name in _list_directories(top, photos) if name not in sets]):
+        notes.append(f"{_join(others)} left out, without photos.")
     return PhotoListing(
         top,
         found,
-        sorted(names),
-        notes=[f"{unlabelled} files outside the label directories are left out."] if unlabelled else [],
+        sorted({name for parent in sets or [""] for name in _list_directories(top, photos, parent)}),
+        notes,
         sets_from=f"the directories {', '.join(f'{name}/' for name in sets)}" if sets else "",
     )
 
 
-def _label_photo(photo: Photo, top: str, names: Collection[str], sets: Mapping[str, Subset]) -> LabelledPhoto:
-    """Return a photo with the label and set of its directories."""
-    parts = _relative_parts(photo, top)
-    depth = 1 if sets else 0
-    if len(parts) < depth + 2 or parts[depth] not in names:
-        return LabelledPhoto(photo, None)
-    return LabelledPhoto(photo, parts[depth], sets.get(parts[0], Subset.TRAINING))
+def _group_by_directory(photos: Sequence[Photo], top: str, depth: int) -> dict[str, list[Photo]]:
+    """Return the photos by the first `depth` directories of their path; "" for those that have fewer."""
+    groups: dict[str, list[Photo]] = {}
+    for photo in photos:
+        parts = _relative_parts(photo, top)
+        groups.setdefault("/".join(parts[:depth]) if len(parts) > depth else "", []).append(photo)
+    return groups
+
+
+def _has_photos(found: Sequence[Photo]) -> bool:
+    """Return whether files include photos, by their names or, if those do not tell, their first bytes."""
+    if any(os.path.splitext(photo.uri)[1].lower() in SUFFIXES for photo in found):  # noqa: PTH122
+        return True
+    return any(_begins_like_a_photo(photo.uri) for photo in found[:_MOST_OPENED])
+
+
+def _begins_like_a_photo(uri: str) -> bool:
+    try:
+        with files.open_file(uri) as file:
+            return is_photo(file.read(HEADER_BYTES))
+    except OSError:
+        return False
 
 
 def _find_sets(top: str, photos: Sequence[Photo]) -> dict[str, Subset]:
     """Return the directories that are sets; empty if the directories are labels.
 
     Raises:
-        InputError: two directories stand for the same set.
+        InputError: two directories stand for the same set, or sets are beside other directories.
     """
-    names = _list_directories(top, photos)
+    groups = _group_by_directory(photos, top, 1)
+    groups.pop("", None)
+    if not any(SET_NAMES.get(name.casefold()) is Subset.TRAINING for name in groups):
+        return {}
+    names = sorted(name for name, found in groups.items() if _has_photos(found))
     sets = {name: SET_NAMES[name.casefold()] for name in names if name.casefold() in SET_NAMES}
-    all_sets = len(sets) == len(names) and Subset.TRAINING in sets.values()
-    if not all_sets or not all(_list_directories(top, photos, name) for name in names):
+    inside = {name: set(_list_directories(top, photos, name)) for name in names}
+    strange = [name for name in names if name not in sets or not inside[name]]
+    if strange or Subset.TRAINING not in sets.values():
+        _check_no_sets(top, groups, sets, strange, inside)
         return {}
     for subset in Subset:
         same = [name for name in names if sets[name] is subset]
         if len(same) > 1:
             raise InputError(
-                f"{top}: the directories {' and '.join(f'{name}/' for name in same)} are both for {subset}.",
+                f"{top}: the directories {_join(same)} are both for {subset}.",
                 remedy="Merge them, or rename one of them if it is a label.",
             )
     return sets
+
+
+def _check_no_sets(
+    top: str,
+    groups: Mapping[str, Sequence[Photo]],
+    sets: Mapping[str, Subset],
+    strange: Sequence[str],
+    inside: Mapping[str, Set[str]],
+) -> None:
+    """Check that directories with the names of sets are labels, since others are beside them.
+
+    They are sets if most photos of training are in directories of their own, and there is another set, or
+    another directory with the same directories inside.
+
+    Args:
+        top: the folder, for the error.
+        groups: photos by directory.
+        sets: directories with the name of a set.
+        strange: directories that are no set, or contain no directories.
+        inside: names of the directories inside each directory.
+
+    Raises:
+        InputError: they are sets.
+    """
+    for name in (name for name, subset in sets.items() if subset is Subset.TRAINING and inside[name]):
+        depths = [len(_relative_parts(photo, top)) for photo in groups[name]]
+        alike = any(inside[name] & inside[other] for other in inside if other != name)
+        if 2 * sum(depth > 2 for depth in depths) > len(depths) and (len(set(sets.values())) > 1 or alike):
+            raise InputError(
+                f"{top}: {_join(sets)} look like sets with one directory per label, but {_join(strange)} "
+                f"{'do' if len(strange) > 1 else 'does'} not.",
+                remedy=f"Move {_join(strange)} elsewhere or into the sets, as {name}/<label>/. If all are "
+                "labels, rename those that are called like sets.",
+            )
+
+
+def _join(names: Iterable[str]) -> str:
+    return " and ".join(f"{name}/" for name in names)
 
 
 def _list_directories(top: str, photos: Sequence[Photo], parent: str = "") -> list[str]:
@@ -93,7 +167,9 @@ def _list_directories(top: str, photos: Sequence[Photo], parent: str = "") -> li
     directory = Path(top, parent)
     try:
         return sorted(
-            child.name for child in directory.iterdir() if child.is_dir() and not child.name.startswith(".")
+            child.name
+            for child in directory.iterdir()
+            if child.is_dir() and not child.name.startswith(".") and not is_system_directory(child.name)
         )
     except OSError as error:
         raise InputError(

@@ -229,4 +229,4 @@ def _stat_local(uri: str) -> Photo | str:
         return f"not a valid file name ({error})"
     if not stat.S_ISREG(about.st_mode):
         return "not a file"
-    return Photo(uri, about.st_size, about.st_mtime_ns)
+    return Photo.listed(uri, about.st_size, about.st_mtime_ns)

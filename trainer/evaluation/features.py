@@ -17,7 +17,7 @@ from serving.contract import Status
 from serving.errors import InputError, OutputError
 from serving.photos.converter import EXTRA
 from serving.photos.formats import detect_unsupported_format
-from serving.storage import files
+from serving.storage.regular import read_regular
 from trainer import dataset
 from trainer.dataset import DatasetListing, Example
 from trainer.heads import Blocks, Floats, Head, HeadSettings, Ints, Vectors
@@ -192,7 +192,7 @@ def _allocate(count: int, dimension: int, settings: HeadSettings) -> HalfFloats:
 def _explain_missing(photo: Photo) -> str:
     """Return why the embedding job stored no row for a photo: another run may succeed in reading it."""
     try:
-        name = detect_unsupported_format(files.read(photo.uri))
+        name = detect_unsupported_format(read_regular(photo.uri))
     except OSError:
         name = None
     return f"{name}, not converted (it needs {EXTRA}, and time)" if name else str(Status.UNREADABLE)

@@ -270,6 +270,9 @@ def test_unusable_files_are_left_out_and_identical_files_count_once(trained: Tra
     (label / "gone.jpg").symlink_to(top / "nowhere")
     (label / "twin.jpg").write_bytes((label / "0.jpg").read_bytes())
     shutil.copy(label / "1.jpg", top / "rouge grenat 赤" / "stray.jpg")
+    (top / "damaged").mkdir()  # the first of the labels, so that the others move up
+    for number in range(3):
+        (top / "damaged" / f"damaged{number}.jpg").write_bytes(b"no photo %d" % number)
     messages: list[str] = []
     settings = replace(
         writable_settings(trained, tmp_path),
@@ -279,6 +282,9 @@ def test_unusable_files_are_left_out_and_identical_files_count_once(trained: Tra
     )
     result = train(settings, say=messages.append)
     reasons = {Path(path).name: Status(reason) for path, reason in result.left_out}
+    damaged = {name for name in reasons if name.startswith("damaged")}
+    assert {reasons.pop(name) for name in damaged} == {Status.NOT_AN_IMAGE}
+    assert "Label 'damaged' has no photo that can be used, and is left out." in messages
     assert reasons == {
         "text.jpg": Status.NOT_AN_IMAGE,
         "empty.jpg": Status.EMPTY,
@@ -293,7 +299,7 @@ def test_unusable_files_are_left_out_and_identical_files_count_once(trained: Tra
     assert all(f"{label / name}: {reason}" in summary for name, reason in reasons.items())
     assert (result.bundle.path / "assets" / "labels.txt").read_text("utf-8") == "blue sky\nrouge grenat 赤\n"
     data = result.bundle.metadata.data
-    assert (data["left_out"], data["duplicates"]) == (4, 1)
+    assert (data["left_out"], data["duplicates"]) == (7, 1)
     json.dumps(result.bundle.metadata.metrics, allow_nan=False)
 
 

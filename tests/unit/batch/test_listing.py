@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,69 @@ def test_no_match_is_an_error_with_a_remedy(tmp_path: Path, pattern: str) -> Non
     with pytest.raises(InputError, match=pattern.split("/")[0]) as caught:
         listing.find_photos(str(tmp_path / pattern))
     assert caught.value.remedy
+
+
+# --- Directories of operating systems -----------------------------------------------------------------------
+
+SYSTEM_DIRECTORIES = (
+    *("__MACOSX", "@eaDir", "$RECYCLE.BIN", "$Recycle.Bin", "#recycle", ".thumbnails", "lost+found"),
+    *("System Volume Information", "@Recycle", "#snapshot", "FOUND.000", ".Trash-1000", "LOST.DIR"),
+)
+
+
+@pytest.mark.parametrize("name", SYSTEM_DIRECTORIES)
+@pytest.mark.parametrize("pattern", ["", "/**/*.jpg", "/*/*.jpg"])
+def test_directory_of_the_system_is_left_out_and_named(
+    tmp_path: Path, name: str, pattern: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in (tmp_path / name, tmp_path / "a" / name, tmp_path / "b"):
+        path.mkdir(parents=True)
+        (path / "x.jpg").write_bytes(b"x")
+    assert names(listing.find_photos(f"{tmp_path}{pattern}"), tmp_path) == ["b/x.jpg"]
+    if not name.startswith("."):  # which no wildcard matches in any case
+        count = "1 directory" if pattern == "/*/*.jpg" else "2 directories"
+        assert [record.message for record in caplog.records] == [
+            f"{tmp_path}{pattern}: {count} of operating systems left out: {name}."
+        ]
+
+
+def test_directory_of_the_system_that_the_pattern_spells_out_is_listed(tmp_path: Path) -> None:
+    (tmp_path / "@eaDir" / "a").mkdir(parents=True)
+    (tmp_path / "@eaDir" / "a" / "x.jpg").write_bytes(b"x")
+    for pattern in ("@eaDir", "@eaDir/**/*.jpg", "@eaDir/a/x.jpg"):
+        assert names(listing.find_photos(str(tmp_path / pattern)), tmp_path) == ["@eaDir/a/x.jpg"]
+
+
+@pytest.mark.parametrize("name", ["#food", "@home", "$1 pizza", "recycle", "found", "thumbnails", "100%"])
+def test_directory_with_an_odd_name_is_listed(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "x.jpg").write_bytes(b"x")
+    assert len(listing.find_photos(str(tmp_path))) == 1
+
+
+# --- Values at the edge of their type -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [-(10**10), -1, 10_413_792_000, 10**13])  # 1653, 1969, 2300, 318857
+def test_modification_time_fits_into_64_bits_in_any_year(tmp_path: Path, seconds: int) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"x")
+    try:
+        os.utime(path, (seconds, seconds))
+    except OSError:
+        pytest.skip("the file system has no such time")
+    for photo in (*listing.find_photos(str(tmp_path)), listing.stat_photo(str(path))):
+        assert abs(photo.modified) < 1 << 63
+        assert (photo.modified < 0) == (seconds < 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["fifo", "/dev/zero", "/dev/tty", "/proc/kmsg", "/proc/self/mem", "a\0b", "\ud800"]
+)
+def test_manifest_entry_that_is_no_file_on_a_disk_is_unreadable_at_once(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    photo = Photo(str(tmp_path / name), 0, 0)
+    start = time.monotonic()
+    with pytest.raises(OSError, match=r"not a regular file|not a file name|No such|Permission denied"):
+        listing.read_photo(photo)
+    assert time.monotonic() - start < 2

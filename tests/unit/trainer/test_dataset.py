@@ -629,3 +629,78 @@ def test_the_method_retrain_hashes_the_path_as_it_was_spelled(
 
 def test_the_method_retrain_may_leave_a_label_without_photos() -> None:
     check_counts({"pizza": 1, "sushi": 1}, SplitSettings(method="retrain"))
+
+
+# --- Folders as people have them ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle", "lost+found", ".thumbnails"]
+)
+def test_directories_of_the_system_are_neither_labels_nor_sets(tmp_path: Path, name: str) -> None:
+    sizes = {"train/pizza": 20, "train/sushi": 20, "test/pizza": 1, "test/sushi": 1}
+    top = write_photos(tmp_path / "photos", {**sizes, name: 2, f"train/{name}": 2, f"train/pizza/{name}": 2})
+    folder = dataset.scan(top)
+    assert folder.labels == ("pizza", "sushi")
+    assert len(folder.photos) == 42
+    assert set(folder.subsets.values()) == {TESTING}
+    assert folder.warnings[1:] == (f"3 directories of operating systems left out: {name}.",)
+    assert dataset.scan(top / "train").labels == ("pizza", "sushi")
+    assert len(dataset.list_photos(top).photos) == 42
+
+
+def test_a_directory_without_photos_is_no_label(tmp_path: Path) -> None:
+    top = write_photos(tmp_path / "photos", {"pizza": 20, "sushi": 20, "films": 0})
+    (top / "models" / "food" / "1" / "assets").mkdir(parents=True)
+    for name in ("saved_model.pb", "assets/labels.txt"):
+        (top / "models" / "food" / "1" / name).write_bytes(b"not a photo")
+    (top / "films" / "a.mp4").write_bytes(b"\0\0\0\x20ftypmp42" + bytes(20))
+    folder = dataset.scan(top)
+    assert count_photos(folder) == {"pizza": 20, "sushi": 20}
+    assert folder.warnings == tuple(
+        f"Label {name!r} has no photos and is left out." for name in ("films", "models")
+    )
+
+
+def test_photos_without_a_suffix_make_a_label(tmp_path: Path) -> None:
+    top = write_photos(tmp_path / "photos", {"pizza": 20, "sushi": 20, "soup": 0, "heic": 0})
+    (top / "soup" / "0").write_bytes(b"\xff\xd8\xff\xe0")
+    (top / "heic" / "0.upload").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+    assert count_photos(dataset.scan(top)) == {"heic": 1, "pizza": 20, "soup": 1, "sushi": 20}
+
+
+def test_a_directory_without_photos_beside_sets_is_left_out(tmp_path: Path) -> None:
+    top = write_sets(tmp_path / "photos", {name: {"pizza": 20, "sushi": 20} for name in ("train", "test")})
+    (top / "models").mkdir()
+    (top / "models" / "saved_model.pb").write_bytes(b"not a photo")
+    folder = dataset.scan(top)
+    assert folder.labels == ("pizza", "sushi")
+    assert "models/ left out, without photos." in folder.warnings
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"test/pizza": 2, "extra": 2}, "test/ and train/ look like sets .* but extra/ does not"),
+        ({"test/pizza": 2, "extra/pizza": 2}, "but extra/ does not"),
+        ({"test": 2}, "but test/ does not"),
+        ({"extra/sushi": 2, "more": 1}, "train/ look like sets .* but extra/ and more/ do not"),
+    ],
+)
+def test_sets_beside_other_directories_are_an_error(
+    tmp_path: Path, others: dict[str, int], message: str
+) -> None:
+    sizes = {"train/pizza": 20, "train/sushi": 20}
+    with pytest.raises(InputError, match=message) as caught:
+        dataset.scan(write_photos(tmp_path / "photos", {**sizes, **others}))
+    assert "train/<label>/" in caught.value.remedy
+
+
+def test_a_label_may_be_called_train(tmp_path: Path) -> None:
+    top = write_photos(tmp_path / "photos", {"train/steam": 2, "train/diesel": 2, "bus": 4, "car/red": 2})
+    assert dataset.scan(top).labels == ("bus", "car", "train")
+
+
+def test_labels_without_usable_photos_are_left_out_of_the_listing(tmp_path: Path) -> None:
+    folder = dataset.scan(write_photos(tmp_path / "photos", {"a": 1, "b": 2, "c": 3}))
+    assert count_photos(folder.keep_labels([0, 2])) == {"a": 1, "c": 3}

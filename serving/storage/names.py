@@ -1,0 +1,59 @@
+"""Names of directories that operating systems make, and the Unicode form by which names are compared."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_SYSTEM_NAMES = frozenset(
+    (
+        *("__macosx", ".trashes", ".trash", ".spotlight-v100", ".fseventsd", ".appledouble"),  # macOS
+        *("network trash folder", "temporary items", "thevolumesettingsfolder"),
+        *("$recycle.bin", "system volume information", "$extend", "$winreagent", "$sysreset"),  # Windows
+        *("lost+found", ".thumbnails", "lost.dir", "__pycache__"),  # Linux, Android
+        *("@eadir", "@tmp", "@sharebin", "@sharesnap", "#recycle", "#snapshot"),  # Synology
+        *("@recycle", "@recently-snapshot", "@__thumb", ".@__thumb"),  # QNAP
+        *("~snapshot", ".snapshot"),  # NetApp
+    )
+)
+_SYSTEM_PATTERN = re.compile(r"found\.\d{3}|\.trash-\d+")
+"""Fragments that Windows recovers, and the trash of a user on Linux."""
+
+
+def is_system_directory(name: str) -> bool:
+    """Return whether a directory of this name is the system's: thumbnails, trash, metadata, fragments."""
+    name = name.casefold()
+    return name in _SYSTEM_NAMES or bool(_SYSTEM_PATTERN.fullmatch(name))
+
+
+def find_system_directory(path: str, start: int = 0) -> str:
+    """Return the path up to its first directory of the system; "" if there is none.
+
+    Args:
+        path: path or address of a file.
+        start: position from which on directories are looked at.
+    """
+    position = start
+    while (end := path.find("/", position)) >= 0:
+        if is_system_directory(path[position:end]):
+            return path[:end]
+        position = end + 1
+    return ""
+
+
+def describe_system_directories(directories: set[str]) -> str:
+    """Return the sentence that says which directories of the system were left out."""
+    names = sorted({path.rpartition("/")[2] for path in directories}, key=str.casefold)
+    count = f"{len(directories)} director{'y' if len(directories) == 1 else 'ies'}"
+    return f"{count} of operating systems left out: {', '.join(names)}."
+
+
+def normalize(name: str) -> str:
+    """Return the form by which labels, file names and columns are compared: Unicode's NFC."""
+    return unicodedata.normalize("NFC", name)
+
+
+def respell(names: tuple[str, ...], like: tuple[str, ...]) -> tuple[str, ...]:
+    """Return names in the spelling of equal ones of another list: those with the same Unicode form."""
+    spelling = {normalize(name): name for name in like}
+    return tuple(spelling.get(normalize(name), name) for name in names)
