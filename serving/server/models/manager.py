@@ -13,7 +13,7 @@ from serving import protos
 from serving.server.config import files
 from serving.server.config.settings import ModelSettings
 from serving.server.models.servable import Servable
-from serving.server.models.versions import LoadVersion, Versions, make_not_found_error
+from serving.server.models.versions import LoadVersion, Versions, has_version, make_not_found_error
 from serving.server.status_error import (
     StatusError,
     failed_precondition,
@@ -110,24 +110,26 @@ class Manager:
     def configure(self, wanted: Sequence[ModelSettings], is_cancelled: Callable[[], bool]) -> None:
         """Replace the configuration, and wait until every new model has a version or has failed.
 
-        A model whose base path stays the same keeps its versions. While a base path has no version, this
-        waits for one.
+        A model whose base path stays the same keeps its versions. While a base path has no version, the first
+        configuration waits for one; a later one is rejected. If it is rejected, or a model does not load, all
+        models are served as before.
 
         Args:
             wanted: settings of all models to serve.
             is_cancelled: function that returns True to stop waiting.
 
         Raises:
-            StatusError: the change is not allowed, no version of a new model loads, a label points to a
-                version that is not loaded, or the wait was cancelled.
+            StatusError: the change is not allowed, a new model has no version or none loads, a label points
+                to a version that is not loaded, or the wait was cancelled.
         """
         with self._reloading:
             files.check_platforms(self.settings, wanted)
+            if self._labels is not None:
+                self._check_base_paths(wanted)
             # TensorFlow Serving checks the labels of the first configuration before it loads anything.
             if self._labels is None or self._allow_labels_for_unavailable:
                 self._labels = self._check_labels(wanted)
-            self._apply(wanted)
-            self._wait_for_versions(is_cancelled)
+            self._apply(wanted, is_cancelled)
             self._labels = self._check_labels(wanted)
 
     def close(self) -> None:
@@ -135,29 +137,60 @@ class Manager:
         for model in self.models.values():
             model.close()
 
-    def _apply(self, wanted: Sequence[ModelSettings]) -> None:
-        """Replace the configured models, and scan every base path once."""
-        models: dict[str, Versions] = {}
-        for settings in wanted:
-            old = self._models.get(settings.name)
-            if old is None or old.settings.base_path != settings.base_path:
-                old = Versions(settings, self._load)
-            old.settings = settings
-            models[settings.name] = old
-        dropped = [old for name, old in self._models.items() if models.get(name) is not old]
-        # A model with a new base path keeps serving from the old one until the new one has been scanned.
-        self._poll(models.values())
-        self._models = models
-        for model in dropped:
-            model.close()
+    def _check_base_paths(self, wanted: Sequence[ModelSettings]) -> None:
+        """Check that every model with a new base path has a version there.
 
-    def _wait_for_versions(self, is_cancelled: Callable[[], bool]) -> None:
+        Raises:
+            StatusError: a model has none.
+        """
+        for settings in wanted:
+            if not self._keeps_versions(settings) and not has_version(settings):
+                raise failed_precondition(
+                    f"Model {settings.name} has no version to serve in {settings.base_path}. "
+                    "The configuration was not changed."
+                )
+
+    def _keeps_versions(self, settings: ModelSettings) -> bool:
+        """Return whether a model is configured with the same base path."""
+        old = self._models.get(settings.name)
+        return old is not None and old.settings.base_path == settings.base_path
+
+    def _apply(self, wanted: Sequence[ModelSettings], is_cancelled: Callable[[], bool]) -> None:
+        """Load the versions of the wanted models, and then serve these models in place of the present ones.
+
+        Raises:
+            StatusError: no version of a model loads, or the wait was cancelled; nothing has changed.
+        """
+        before = self._models
+        settings_before = {name: model.settings for name, model in before.items()}
+        models = {
+            new.name: before[new.name] if self._keeps_versions(new) else Versions(new, self._load)
+            for new in wanted
+        }
+        for new in wanted:
+            models[new.name].settings = new
+        try:
+            self._poll(models.values())
+            self._wait_for_versions(models.values(), is_cancelled)
+        except BaseException:
+            for name, model in models.items():
+                if before.get(name) is model:
+                    model.settings = settings_before[name]
+                else:
+                    model.close()
+            raise
+        self._models = models
+        for name, model in before.items():
+            if models.get(name) is not model:
+                model.close()
+
+    def _wait_for_versions(self, models: Iterable[Versions], is_cancelled: Callable[[], bool]) -> None:
         """Scan until every model has a version and none is still being copied.
 
         Raises:
             StatusError: no version of a model loads, or the wait was cancelled.
         """
-        waiting = list(self._models.values())
+        waiting = list(models)
         while waiting := [model for model in waiting if model.current is None or model.pending]:
             for model in waiting:
                 failed = {version: state.error for version, state in model.states().items() if state.error}

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from serving import bundle
+from serving import bundle, contract
 from serving.client.responses import State, VersionStatus
 from serving.errors import BundleError
 from serving.server.config.settings import ModelSettings
@@ -187,6 +187,20 @@ class Versions:
     def _set_state(self, version: int, state: State, error: str = "") -> None:
         with self._lock:
             self._states[version] = VersionStatus(version, state, error)
+
+
+def has_version(settings: ModelSettings) -> bool:
+    """Return whether a version that a model's policy wants is in its base path, to be loaded."""
+    wanted = settings.policy.specific
+    try:
+        return any(
+            (directory / contract.SAVED_MODEL_FILE).is_file()
+            for version in bundle.versions(settings.base_path)
+            if version <= _MAX_VERSION and (not wanted or version in wanted)
+            for directory in bundle.version_directories(settings.base_path, version)
+        )
+    except (OSError, ValueError):  # it does not exist, or its name has a zero byte
+        return False
 
 
 def make_not_found_error(name: str, version: int | None) -> StatusError:

@@ -260,6 +260,42 @@ def test_reload_with_a_model_that_does_not_load_fails_with_the_reason(base: Path
         assert "broken on purpose" in details
 
 
+@pytest.mark.parametrize(
+    "kind", ["missing", "empty", "file", "no model", "other version", "zero byte", "broken"]
+)
+def test_reload_to_a_path_without_versions_is_rejected_at_once_and_changes_nothing(
+    base: Path, tmp_path: Path, kind: str
+) -> None:
+    target, policy = tmp_path / "b", ""
+    if kind in ("empty", "no model"):
+        (target / ("1" if kind == "no model" else ".")).mkdir(parents=True)
+    elif kind == "file":
+        target.touch()
+    elif kind in ("other version", "broken"):
+        directory = write_fake_model(target / "1")
+        if kind == "broken":
+            (directory / "broken").touch()
+        else:
+            policy = "model_version_policy { specific { versions: 2 } }"
+    elif kind == "zero byte":
+        target = tmp_path / "b\\000"
+    with (
+        start_server([ModelSettings("a", base), ModelSettings("c", base)]) as server,
+        grpc.insecure_channel(f"localhost:{server.port}") as channel,
+    ):
+        before = server.manager.models
+        for name in ("a", "new"):
+            started = time.monotonic()
+            code, details = reload_expecting_error(
+                channel, f"model_config_list {{ {format_entry(name, target, policy)} }}"
+            )
+            assert time.monotonic() - started < LIMIT / 3
+            assert code == ("UNKNOWN" if kind == "broken" else "FAILED_PRECONDITION")
+            assert f"model {name} " in details.lower()
+            assert server.manager.models == before
+            assert call_and_get_version(channel, name="a") == call_and_get_version(channel, name="c") == 3
+
+
 def test_changed_configuration_file_is_applied(base: Path, tmp_path: Path) -> None:
     write_fake_model(tmp_path / "b" / "1")
     file = write_config(tmp_path / "models.config", format_entry("a", base))
