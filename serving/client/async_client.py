@@ -41,7 +41,9 @@ class AsyncClient(ClientBase[grpc.aio.Channel]):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def _check_open(self) -> None:
-        """Check also that the event loop is the one of the first call."""
+        """Check also that the event loop is the one of the first call, which opens the connection."""
+        if self._channel is None:
+            self._pid = os.getpid()
         super()._check_open()
         running = asyncio.get_running_loop()
         self._loop = self._loop or running

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from serving import client, contract
 from serving.client import Signature, TensorInfo
+from serving.client.photos import check_several
 from serving.contract import PhotoRejection, Prediction
 from serving.errors import BundleError, HubheadError
 from serving.photos.converter import Converter
@@ -190,12 +191,15 @@ class Model:
 
         Returns:
             One prediction for each photo, in order.
+
+        Raises:
+            InputError: a single photo was given in place of a list.
         """
         # For each photo, why it is not sent to the model, or None. Filled while `imap` consumes `images`.
         rejections: list[PhotoRejection | None] = []
 
         def images() -> Iterator[bytes]:
-            for photo in photos:
+            for photo in check_several(photos):
                 image = self._converter.convert_if_needed(photo) if convert else photo
                 rejections.append(image if isinstance(image, PhotoRejection) else None)
                 if not isinstance(image, PhotoRejection):

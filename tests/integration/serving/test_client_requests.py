@@ -322,6 +322,36 @@ def test_client_that_is_used_after_a_fork_says_what_to_do() -> None:
     assert label == "apple"
 
 
+FORK_FIRST = """
+import asyncio, os, sys
+from serving.client import AsyncClient
+
+client = AsyncClient(sys.argv[1], model="food", convert=False)
+child = os.fork()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+async def ask():
+    async with client:
+        print((await client.classify([b"photo"]))[0].label)
+
+asyncio.run(ask())
+"""
+
+
+def test_async_client_that_has_not_been_used_survives_a_fork() -> None:
+    answers: dict[str, Answer] = {protos.PREDICT: lambda *_: answer_for([b"photo"])}
+    with fake_grpc_server(answers) as address:
+        done = subprocess.run(
+            [sys.executable, "-c", FORK_FIRST, address],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+    assert done.stdout == "apple\n"
+
+
 def test_async_client_in_another_event_loop_says_what_to_do() -> None:
     answers: dict[str, Answer] = {protos.PREDICT: lambda *_: answer_for([b"photo"])}
     with fake_grpc_server(answers) as address:

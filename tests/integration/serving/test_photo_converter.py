@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from serving.contract import PhotoRejection, Status
+from serving.errors import InputError
 from serving.photos.converter import ConversionLimits, Converted, Converter
 from serving.photos.formats import detect_unsupported_format
 from tests.support.repository import REPO
@@ -223,6 +224,8 @@ def test_a_loaded_model_converts_photos_its_graph_cannot_decode(tmp_path: Path) 
     assert [p.label for p in converted] == ["one", "PNG", None, None, *["two"] * 5]
     assert [p.detail is None for p in converted] == [True, True, False, False, *[True] * 5]
     assert all(p.detail is None for p in model.classify(photos[2:], convert=False))
+    with pytest.raises(InputError, match="not a list of photos"):
+        model.classify(photos[0])  # type: ignore[arg-type]
 
 
 # --- Converted pixels -----------------------------------------------------------------------------------
