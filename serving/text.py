@@ -1,9 +1,10 @@
-"""Text for terminals: names of files and labels may contain anything, terminals obey control characters."""
+"""Text for people: names may contain control characters, which terminals obey, and addresses secrets."""
 
 from __future__ import annotations
 
 import codecs
 import re
+from typing import Any
 
 ESCAPE = "hubhead.escape"
 """Error handler for streams that `register_escape` registers."""
@@ -11,6 +12,28 @@ ESCAPE = "hubhead.escape"
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters besides tab and newline, line separators, changes of the direction of writing, and bytes
 of file names that are not UTF-8."""
+
+_SECRETS = (
+    (re.compile(r"(^|://)[^/\s:@]*:[^/\s]*@"), r"\1***@"),  # user and password
+    (re.compile(r"(https?://)[^/\s]*@"), r"\1***@"),  # a token in place of the user
+    (re.compile(r"(https?://[^\s?]*\?)\S+"), r"\1***"),  # the signature of a presigned URL
+)
+"""Parts of addresses that may be secret, each with what is shown instead; elsewhere `?` is a wildcard."""
+
+
+def redact(value: Any) -> Any:
+    """Return a text without the secrets of its addresses, or JSON values with all their texts so.
+
+    Secrets are user and password of any address, and the query of a URL.
+    """
+    if isinstance(value, str):
+        for pattern, shown in _SECRETS:
+            value = pattern.sub(shown, value)
+    elif isinstance(value, dict):
+        return {key: redact(part) for key, part in value.items()}
+    elif isinstance(value, list | tuple):
+        return [redact(part) for part in value]
+    return value
 
 
 def escape_controls(text: str, *, newlines: bool = False) -> str:

@@ -23,13 +23,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from batch.output.run_diff import RunDiff, model_key
 from batch.output.run_record import RunRecord
 from serving.contract import Status
 from serving.errors import InputError
 from serving.storage import files
+from serving.text import redact
 
 _log = logging.getLogger(__name__)
 
@@ -113,12 +116,22 @@ def write_textfile(path: str, registry: Any) -> None:
 
 
 def push(url: str, registry: Any) -> None:
-    """Push a registry to a Pushgateway in place of the previous push. A failure is logged as a warning."""
+    """Push a registry to a Pushgateway in place of the previous push. A failure is logged as a warning.
+
+    User and password in the URL are sent as basic authentication, and appear in no message.
+    """
     import http.client
 
     from prometheus_client import push_to_gateway
+    from prometheus_client.exposition import basic_auth_handler, default_handler
 
+    shown = redact(url)
     try:
-        push_to_gateway(url, job=JOB, registry=registry, timeout=PUSH_SECONDS)
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        user, _, host = parts.netloc.rpartition("@")
+        name, _, password = map(unquote, user.partition(":"))
+        handler = partial(basic_auth_handler, username=name, password=password) if user else default_handler
+        gateway = urlunsplit(parts._replace(netloc=host))
+        push_to_gateway(gateway, JOB, registry, timeout=PUSH_SECONDS, handler=handler)
     except (OSError, ValueError, http.client.HTTPException) as error:  # HTTPError is an OSError
-        _log.warning("Cannot push the metrics to %s: %s", url, error)
+        _log.warning("Cannot push the metrics to %s: %s", shown, redact(str(error)))

@@ -15,6 +15,7 @@ from serving.errors import InputError
 from serving.process import get_package_versions
 from serving.storage import files
 from serving.storage.records import RecordFormat
+from serving.text import redact
 
 SCHEMA = 2
 """Version of the format of run.json."""
@@ -215,7 +216,7 @@ def build_run_record(
         summary: result of the run.
         started: start of the run, with its time zone.
         models: name, version, digest and fingerprint of each model.
-        settings: settings of the run as JSON values.
+        settings: settings of the run as JSON values; secrets in addresses are left out.
     """
     return {
         "schema": SCHEMA,
@@ -236,7 +237,7 @@ def build_run_record(
         "price_per_hour": summary.price_per_hour,
         "this_run": summary.throughput(summary.of_id),
         "all_runs": summary.throughput(summary.total),  # including the runs that finished the skipped shards
-        "settings": settings,
+        "settings": redact(settings),
         "packages": get_package_versions(_PACKAGES),
     }
 

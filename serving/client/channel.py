@@ -118,7 +118,7 @@ class ClientConfig:
     timeout: float | None = 10.0
     retry: Retry = field(default_factory=Retry)
     tls: Tls | None = None
-    headers: Headers = field(default_factory=dict)
+    headers: Headers = field(default_factory=dict, repr=False)  # they may contain a token
     max_photos: int = MAX_PHOTOS
     max_bytes: int = MAX_BYTES
     max_concurrency: int = MAX_CONCURRENCY

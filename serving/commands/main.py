@@ -16,7 +16,7 @@ import click
 
 from serving.commands.output import echo
 from serving.errors import HubheadError
-from serving.text import ESCAPE, escape_controls, register_escape
+from serving.text import ESCAPE, escape_controls, redact, register_escape
 
 FAILED = 1
 TOO_MANY_REJECTED = 3
@@ -52,7 +52,7 @@ def run(command: click.Command, name: str) -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except HubheadError as error:
-        click.secho(escape_controls(f"{name}: {error}"), err=True, fg="red")
+        click.secho(escape_controls(redact(f"{name}: {error}")), err=True, fg="red")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         echo("\nInterrupted.", err=True)
@@ -69,7 +69,7 @@ def run(command: click.Command, name: str) -> NoReturn:
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return escape_controls(super().format(record))
+        return escape_controls(redact(super().format(record)))
 
 
 def require_extra(extra: str, *modules: str) -> None:

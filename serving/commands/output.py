@@ -7,15 +7,15 @@ from typing import TypeAlias
 
 import click
 
-from serving.text import escape_controls
+from serving.text import escape_controls, redact
 
 Cell: TypeAlias = str | tuple[str, str]
 """A text, or a text and its style, such as "bold" or "green"."""
 
 
 def echo(text: object = "", *, err: bool = False, nl: bool = True) -> None:
-    """Print a text on stdout, or on stderr, as `click.echo` does."""
-    click.echo(escape_controls(str(text)), err=err, nl=nl)
+    """Print a text on stdout as `click.echo` does, or a message without secrets on stderr."""
+    click.echo(escape_controls(redact(str(text)) if err else str(text)), err=err, nl=nl)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Iterable[Cell]]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from batch.monitoring.stats import Progress
 from serving.bundle import Bundle
 from serving.errors import BundleError, GateRejected, HubheadError
+from serving.text import redact
 from trainer import dataset
 from trainer.dataset import Subset
 from trainer.dataset.download import no_progress
@@ -140,7 +141,7 @@ def describe_settings(settings: TrainSettings, selection: Selection) -> dict[str
     omitted = local | {"tflite_output_file", "head_settings"}
     described = {name: value for name, value in asdict(settings).items() if name not in omitted}
     views = settings.views if settings.augmentation != Augmentation() else 0
-    return described | {"head": selection.settings, "views": views}
+    return redact(described | {"head": selection.settings, "views": views})
 
 
 def check_accuracy(evaluation: Evaluation, minimum: float | None) -> None:

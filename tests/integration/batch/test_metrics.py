@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import threading
 from collections import Counter
@@ -22,6 +23,7 @@ class Gateway(HTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.code = code
         self.got: list[tuple[str, str, str]] = []
+        self.authorization: str | None = None
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -30,6 +32,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
         self.server.got.append((self.command, self.path, body))
+        self.server.authorization = self.headers["Authorization"]
         self.send_response(self.server.code)
         self.end_headers()
 
@@ -68,6 +71,21 @@ def test_push_to_an_unreachable_gateway_logs_a_warning(caplog: pytest.LogCapture
         metrics.push("http://127.0.0.1:9", metrics.build_registry(make_run({"apple": 5})))
         metrics.push("no address", metrics.build_registry(make_run({"apple": 5})))
     assert len(caplog.records) == 2
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_password_of_the_gateway_is_sent_and_never_logged(
+    gateway: Gateway, caplog: pytest.LogCaptureFixture, scheme: str
+) -> None:
+    registry = metrics.build_registry(make_run({"apple": 5}))
+    with caplog.at_level(logging.WARNING):
+        metrics.push(f"{scheme}user:s%40cret@127.0.0.1:{gateway.server_port}", registry)
+        metrics.push(f"{scheme}user:s%40cret@127.0.0.1:9", registry)
+        metrics.push(f"{scheme}user:s%40cret@host:port", registry)
+    assert gateway.authorization == f"Basic {base64.b64encode(b'user:s@cret').decode()}"
+    assert len(caplog.records) == (2 if gateway.code == 200 else 3)
+    assert "cret" not in caplog.text
 
 
 @pytest.mark.beam

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from batch.jobs import metrics
+from batch.jobs.settings import RunSettings
+from batch.monitoring.stats import Stats
 from batch.output.run_diff import compare_runs
+from batch.output.run_record import Summary, build_run_record
 from serving.errors import InputError, OutputError
 from tests.support.metrics import make_run, parse_samples
 
@@ -60,3 +65,11 @@ def test_unwritable_textfile_and_missing_prometheus_client_are_reported(
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(InputError, match=r"hubhead\[metrics\]"):
         metrics.check_installed()
+
+
+def test_settings_in_run_json_contain_no_secrets() -> None:
+    settings = RunSettings((), "s3://key:secret@bucket/scores", metrics_push="http://user:secret@gateway")
+    summary = Summary("", Stats(), Stats(), Stats(), 0, 0, 1.0)
+    run = build_run_record(summary, started=datetime.now(UTC), models=[], settings=settings.to_json())
+    assert run["settings"]["metrics_push"] == "http://***@gateway"
+    assert "secret" not in json.dumps(run)

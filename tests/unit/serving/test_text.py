@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+from typing import Any
 
 import pytest
 
+from serving.client import ClientConfig
 from serving.commands.output import echo, print_table
-from serving.text import ESCAPE, escape_controls, register_escape
+from serving.text import ESCAPE, escape_controls, redact, register_escape
 
 NAME = "a\x1b[31m\x9b2J\x07\r\x7f\u202e\udcff.jpg"
 """Name of a file that would colour, clear, ring and overwrite, and that is not UTF-8."""
@@ -49,3 +51,29 @@ def test_stream_of_any_encoding_takes_any_text(encoding: str) -> None:
         stream.write(json.dumps(text, ensure_ascii=False))
         stream.flush()
         assert json.loads(raw.getvalue().decode(encoding)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://user:pa@ss@gateway:9091/x", "http://***@gateway:9091/x"),
+        ("user:secret@gateway:9091", "***@gateway:9091"),
+        ("https://token@gateway", "https://***@gateway"),
+        ("s3://key:secret@bucket/photos/?.jpg", "s3://***@bucket/photos/?.jpg"),
+        (
+            "Cannot read https://host/a.jpg?X-Amz-Signature=1&b: HTTP 403",
+            "Cannot read https://host/a.jpg?*** HTTP 403",
+        ),
+        ("abfs://container@account/a@b.jpg", "abfs://container@account/a@b.jpg"),
+        ("hubhead: no user: write to me@example.com", "hubhead: no user: write to me@example.com"),
+        ({"push": ["http://u:p@h"], "n": 1, "none": None}, {"push": ["http://***@h"], "n": 1, "none": None}),
+    ],
+)
+def test_secrets_of_addresses_are_redacted(text: Any, shown: Any) -> None:
+    assert redact(text) == shown
+
+
+def test_messages_on_stderr_contain_no_secrets_of_addresses(capsys: pytest.CaptureFixture[str]) -> None:
+    echo("fetching s3://key:secret@bucket", err=True)
+    assert capsys.readouterr().err == "fetching s3://***@bucket\n"
+    assert "token" not in repr(ClientConfig("host:1", headers={"authorization": "token"}))
