@@ -15,7 +15,14 @@ CLASSIFY = "tensorflow/serving/classify"
 REGRESS = "tensorflow/serving/regress"
 
 
-def save_model(directory: Path, build: Callable[[Any], Signatures], *, as_scalars: bool = False) -> Path:
+def save_model(
+    directory: Path,
+    build: Callable[[Any], Signatures],
+    *,
+    as_scalars: bool = False,
+    as_text: bool = False,
+    more_tags: tuple[str, ...] = (),
+) -> Path:
     """Write a SavedModel of TensorFlow 1 and return its directory.
 
     Args:
@@ -23,6 +30,8 @@ def save_model(directory: Path, build: Callable[[Any], Signatures], *, as_scalar
         build: function that builds the graph with `tf.compat.v1`, and returns its signatures.
         as_scalars: declare all inputs and outputs as scalars, whatever their shapes in the graph, as the
             model half_plus_three of TensorFlow Serving does.
+        as_text: write saved_model.pbtxt.
+        more_tags: tags of a second graph, with the same signatures under the prefix "other_"; () for none.
     """
     import tensorflow as tf
 
@@ -31,6 +40,7 @@ def save_model(directory: Path, build: Callable[[Any], Signatures], *, as_scalar
         signatures = build(v1)
         session.run([v1.global_variables_initializer(), v1.tables_initializer()])
         builder = v1.saved_model.Builder(str(directory))
+        main_op = v1.tables_initializer()
 
         def info(tensor: Any) -> Any:
             declared = v1.saved_model.build_tensor_info(tensor)
@@ -38,20 +48,21 @@ def save_model(directory: Path, build: Callable[[Any], Signatures], *, as_scalar
                 declared.tensor_shape.Clear()
             return declared
 
-        builder.add_meta_graph_and_variables(
-            session,
-            ["serve"],
-            signature_def_map={
-                key: v1.saved_model.build_signature_def(
-                    {alias: info(tensor) for alias, tensor in inputs.items()},
-                    {alias: info(tensor) for alias, tensor in outputs.items()},
-                    method,
-                )
-                for key, (method, inputs, outputs) in signatures.items()
-            },
-            main_op=v1.tables_initializer(),
-        )
-        builder.save()
+        definitions = {
+            key: v1.saved_model.build_signature_def(
+                {alias: info(tensor) for alias, tensor in inputs.items()},
+                {alias: info(tensor) for alias, tensor in outputs.items()},
+                method,
+            )
+            for key, (method, inputs, outputs) in signatures.items()
+        }
+        if more_tags:
+            others = {f"other_{key}": definition for key, definition in definitions.items()}
+            builder.add_meta_graph_and_variables(session, more_tags, others, main_op=main_op)
+            builder.add_meta_graph(["serve"], definitions)  # the main op is in a collection of the graph
+        else:
+            builder.add_meta_graph_and_variables(session, ["serve"], definitions, main_op=main_op)
+        builder.save(as_text)
     return directory
 
 

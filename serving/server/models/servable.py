@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
@@ -26,6 +27,9 @@ from serving.server.status_error import StatusError
 
 SERVE_TAG = "serve"
 """Tag of the graph to load from a SavedModel."""
+
+SAVED_MODEL_FILES = (contract.SAVED_MODEL_FILE, f"{contract.SAVED_MODEL_FILE}txt")
+"""Names of a SavedModel's file, in binary and in text format."""
 
 
 Loader = Callable[[Path], runtime.Model]
@@ -253,15 +257,19 @@ def read_signatures(directory: Path) -> dict[str, Any]:
     Raises:
         BundleError: saved_model.pb is missing, corrupt, or has no graph for serving.
     """
-    path = directory / contract.SAVED_MODEL_FILE
+    binary, text = (directory / name for name in SAVED_MODEL_FILES)
+    path = text if text.is_file() and not binary.is_file() else binary
     try:
-        saved = protos.SavedModel.FromString(path.read_bytes())
-    except (OSError, DecodeError) as error:
+        if path is binary:
+            saved = protos.SavedModel.FromString(path.read_bytes())
+        else:
+            saved = text_format.Parse(path.read_text("utf-8"), protos.SavedModel(), allow_unknown_field=True)
+    except (OSError, ValueError, DecodeError, text_format.ParseError) as error:
         raise BundleError(f"{path} cannot be read: {error}.", remedy="Export the bundle again.") from error
-    for graph in saved.meta_graphs:
-        if SERVE_TAG in graph.meta_info_def.tags:
-            signatures = protos.SignatureDefMap(signature_def=graph.signature_def)
-            return dict(signatures.signature_def)
+    graphs = [graph for graph in saved.meta_graphs if SERVE_TAG in graph.meta_info_def.tags]
+    # TensorFlow Serving wants exactly this tag; a graph for GPUs or TPUs has more.
+    for graph in sorted(graphs, key=lambda graph: len(graph.meta_info_def.tags)):
+        return dict(protos.SignatureDefMap(signature_def=graph.signature_def).signature_def)
     raise BundleError(
         f"{path} has no graph with the tag {SERVE_TAG!r}.",
         remedy="Export the model with that tag, which is the default.",

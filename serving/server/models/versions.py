@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from serving import bundle, contract
+from serving import bundle
 from serving.client.responses import State, VersionStatus
 from serving.errors import BundleError
 from serving.server.config.settings import ModelSettings
-from serving.server.models.servable import Servable
+from serving.server.models.servable import SAVED_MODEL_FILES, Servable
 from serving.server.status_error import StatusError, not_found
 
 _MAX_VERSION = 2**63 - 1
@@ -194,7 +194,8 @@ def has_version(settings: ModelSettings) -> bool:
     wanted = settings.policy.specific
     try:
         return any(
-            (directory / contract.SAVED_MODEL_FILE).is_file()
+            (directory / name).is_file()
+            for name in SAVED_MODEL_FILES
             for version in bundle.versions(settings.base_path)
             if version <= _MAX_VERSION and (not wanted or version in wanted)
             for directory in bundle.version_directories(settings.base_path, version)

@@ -81,6 +81,27 @@ def test_error_of_an_op_in_a_session_has_no_traceback(server: RunningServer) -> 
     assert "File " not in body["error"]
 
 
+def test_saved_model_in_text_format_and_one_with_a_second_graph_are_served(tmp_path: Path) -> None:
+    settings = {"text": {"as_text": True}, "two": {"more_tags": ("serve", "gpu")}}
+    for name, more in settings.items():
+        tf1_models.save_model(tmp_path / name / "1", tf1_models.half_plus_two, **more)  # type: ignore[arg-type]
+    configured = tuple(ModelSettings(name, tmp_path / name) for name in settings)
+    with start(ServerSettings(models=configured, port=0)) as server:
+        for name in settings:
+            with open_client(server, name) as client:
+                assert client.run("serving_default", {"x": np.float32([[2.0]])})["y"].tolist() == [[3.0]]
+                assert client.metadata().signatures.keys() == {
+                    *("serving_default", "regress_x_to_y", "classify_x_to_y"),
+                    *("regress_x2_to_y3", "classify_x2_to_y3"),
+                }
+                reload = protos.ModelServerConfig()
+                for each in settings:
+                    reload.model_config_list.config.add(
+                        name=each, base_path=str(tmp_path / each), model_platform="tensorflow"
+                    )
+                client.reload(reload)
+
+
 def test_directory_that_neither_way_loads_is_a_bundle_error(tmp_path: Path) -> None:
     (tmp_path / "saved_model.pb").write_bytes(b"\x0a\xff")
     with pytest.raises(BundleError, match="cannot be loaded as a SavedModel"):
