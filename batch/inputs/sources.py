@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from batch.inputs import listing, manifest
@@ -38,6 +39,7 @@ class Source:
         manifest: path or address of a dataset manifest, or a glob that matches several.
         uri_column: name of the address column; "" for the default names (manifest.URI_COLUMN_NAMES).
         reserved: reason by name, for each column name that a manifest may not use.
+        own: addresses of files and directories that the run writes, which a listing leaves out.
         columns: pass-through columns of the manifests; complete once all lines are read.
     """
 
@@ -45,6 +47,7 @@ class Source:
     manifest: str = ""
     uri_column: str = ""
     reserved: Mapping[str, str] = field(default_factory=dict)
+    own: Sequence[str] = ()
     columns: PassThroughColumns = field(default_factory=PassThroughColumns)
 
     @property
@@ -65,8 +68,11 @@ class Source:
             raise InputError(
                 f"{self.photos} is a manifest, not a photo.", remedy="Give it with --manifest instead."
             )
+        own = {prefix for uri in self.own for prefix in _list_spellings(uri, self.address)}
+        inside = tuple(f"{prefix}/" for prefix in own)
         for photo in listing.iter_photos(self.photos):
-            yield photo, []
+            if not photo.uri.startswith(inside) and photo.uri not in own:
+                yield photo, []
 
     def _iter_manifest_rows(self) -> Iterator[tuple[str, list[Any]]]:
         """Yield the address and the values of every line of the manifests."""
@@ -117,6 +123,16 @@ class Source:
                     remedy="Rename it in the manifest, or leave it out.",
                 )
         return {_ADDRESS if name == uri else name: name for name in names}
+
+
+def _list_spellings(uri: str, photos: str) -> Iterator[str]:
+    """Yield the addresses under which a listing of `photos` may list `uri`: links may lead there."""
+    yield uri
+    if not files.is_remote(uri) and not files.is_remote(photos):
+        real, top = Path(uri).resolve(), Path(photos)
+        yield str(real)
+        if real.is_relative_to(top.resolve()):
+            yield str(top / real.relative_to(top.resolve()))
 
 
 def _find_manifests(address: str) -> list[str]:

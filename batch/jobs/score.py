@@ -139,10 +139,12 @@ def _create_planner(
     settings: ScoreSettings, output: Output, run_id: str, models: Sequence[dict[str, Any]]
 ) -> RunPlanner:
     reserved = _reserved_columns(settings.partition_by)
+    # The output and the store may be in the directory of the photos.
+    own = (*output.own, files.join(settings.store_root, models[0]["fingerprint"]))
     return RunPlanner(
         output,
         run_id,
-        Source(settings.photos, settings.manifest, settings.uri_column, reserved),
+        Source(settings.photos, settings.manifest, settings.uri_column, reserved, own),
         models,
         only_new=settings.only_new,
         overwrite=settings.overwrite,

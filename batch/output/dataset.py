@@ -104,6 +104,11 @@ class Output:
         """Address of the HTML report of the newest run."""
         return files.join(self.directory, REPORT_FILE)
 
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Addresses of everything that runs write here, which are no photos."""
+        return self.scores_directory, self.work_directory, self.run_file, self.report_file
+
     def run_record_file(self, run_id: str) -> str:
         """Return the address of a run's record."""
         return files.join(self.directory, run_name(run_id))

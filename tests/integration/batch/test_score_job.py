@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -215,6 +216,28 @@ class TestScoring:
         }
         assert again.worked_shards <= 3, "one shard lost a photo, one got one and may have split"
         assert again.this_run.embedded == 1
+
+    def test_own_output_and_store_among_the_photos_are_left_out(
+        self, bundles: dict[str, Path], tmp_path: Path
+    ) -> None:
+        photo = tmp_path / "a.jpg"
+        photo.write_bytes(GOOD)
+        os.utime(photo, (10_413_792_000, 10_413_792_000))  # the year 2300
+        for run_id in ("first", "second"):
+            summary = score.score(settings(tmp_path, bundles["food"], tmp_path, run_id=run_id))
+            assert (summary.total.photos, summary.rejected) == (1, 0)
+
+    def test_manifest_of_pipes_devices_and_impossible_names_gives_rows_that_are_unreadable(
+        self, bundles: dict[str, Path], tmp_path: Path
+    ) -> None:
+        os.mkfifo(tmp_path / "pipe.jpg")
+        names = ["pipe.jpg", "/dev/zero", "/proc/kmsg", "a\0b.jpg", "x" * 300, f"{tmp_path}/m.jsonl/x", ".."]
+        lines = [json.dumps({"photo": name, "note": ""}) for name in names]
+        (tmp_path / "m.jsonl").write_text("\n".join(lines))
+        given = settings(tmp_path, bundles["food"], tmp_path, photos="", manifest=str(tmp_path / "m.jsonl"))
+        start = time.monotonic()
+        assert score.score(given).total.statuses == {"unreadable": len(names)}
+        assert time.monotonic() - start < 30
 
     def test_torn_shard_file_is_written_again(
         self, bundles: dict[str, Path], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture

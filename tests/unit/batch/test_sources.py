@@ -15,6 +15,7 @@ import pytest
 
 from batch.inputs.passthrough import PassThroughColumns
 from batch.inputs.sources import Source
+from batch.output.dataset import Output
 from serving.errors import InputError, OutputError
 from serving.storage import external_sort
 from serving.storage.external_sort import Sorter
@@ -191,6 +192,18 @@ def test_manifest_given_as_photos_suggests_the_manifest_flag(top: Path) -> None:
     source = Source(photos=str(write(top / "m.csv", "uri\na.jpg\n")))
     with pytest.raises(InputError, match="--manifest"):
         list(source.iter_lines())
+
+
+@pytest.mark.parametrize("photos", ["", "/", "/**", "/../link"])
+def test_files_of_the_run_itself_are_no_photos(top: Path, photos: str) -> None:
+    (top.parent / "link").unlink(missing_ok=True)
+    (top.parent / "link").symlink_to(top)
+    for name in ("out/scores/scores-1.parquet", "out/_hubhead/input.json", "out/run.json", "out/d.jpg"):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_bytes(b"x")
+    source = Source(photos=f"{top}{photos}", own=Output(str(top / "out")).own)
+    found = {Path(photo.uri).name for photo, _ in source.iter_lines()}
+    assert found == {"a.jpg", "b.jpg", "c d.jpg", "d.jpg"}
 
 
 class TestExternalSort:
