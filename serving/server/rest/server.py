@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from concurrent import futures
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from serving.errors import OutputError
 from serving.server.config.settings import ServerSettings
@@ -42,8 +44,10 @@ class RestServer:
         self._loop = EventLoopThread("hubhead-rest")
         self._pool = futures.ThreadPoolExecutor(settings.grpc_max_threads, thread_name_prefix="hubhead-rest")
         app = make_application(settings, manager, metrics, self._pool)
+        logger = logging.getLogger(__name__)
+        logger.addFilter(_is_no_bad_request)
         self._runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, shutdown_timeout=GRACE_SECONDS
+            app, access_log=None, logger=logger, handle_signals=False, shutdown_timeout=GRACE_SECONDS
         )
 
     def start(self) -> None:
@@ -60,6 +64,11 @@ class RestServer:
     async def _start(self) -> None:
         await self._runner.setup()
         await web.SockSite(self._runner, self._listener).start()
+
+
+def _is_no_bad_request(record: logging.LogRecord) -> bool:
+    """Return False for a client's malformed HTTP, such as gRPC on this port: it was answered with 400."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 def _open_socket(port: int) -> socket.socket:

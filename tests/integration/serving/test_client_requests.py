@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -256,6 +257,21 @@ def test_connection_error_names_the_rest_port(http_port: int, capfd: pytest.Capt
     assert "REST port" in explain(f"localhost:{http_port}")
     message = explain(f"localhost:{http_port}", tls=Tls())
     assert "does not speak TLS" in message or "closes every connection" in message
+
+
+@pytest.mark.needs("openssl")
+def test_connection_error_names_tls_and_the_certificate(tmp_path: Path) -> None:
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=food"
+    command += f" -addext subjectAltName=DNS:food.example -keyout {key} -out {cert}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    credentials = grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
+    with fake_grpc_server({}, credentials=credentials) as address:
+        assert "requires TLS" in explain(address)
+        assert "certificate cannot be verified" in explain(address, tls=Tls())
+        assert "for another host name" in explain(address, tls=Tls(ca=cert))
+    with fake_grpc_server({}) as address:
+        assert "does not speak TLS" in explain(address, tls=Tls(ca=cert))
 
 
 def test_connection_error_names_the_proxy(http_port: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,18 @@ class HttpResponse:
         return json.loads(self.body)
 
 
+@pytest.mark.parametrize(
+    "content", [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0", b"\x16\x03\x01", b"GET / HTTP/9\r\n\r\n"]
+)
+def test_bytes_that_are_not_http_are_answered_without_a_traceback_in_the_log(
+    server: RunningServer, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_connection(("localhost", server.rest_port), LIMIT) as connection:
+        connection.sendall(content + b"\r\n\r\n")
+        assert b" 400 " in connection.recv(1000)
+    assert not caplog.records
+
+
 def send(
     server: RunningServer,
     method: str,
