@@ -226,11 +226,9 @@ def read(path: str | os.PathLike[str]) -> Bundle:
     """Read a bundle, given its version directory or the base path above it.
 
     Raises:
-        BundleError: there is no SavedModel, it has files that `check_files` rejects, or its hubhead.json is
-            missing, damaged or of a newer layout.
+        BundleError: there is no SavedModel, or as `read_metadata`.
     """
     directory = resolve(Path(path))
-    check_files(directory)
     numbered = directory.name.isdecimal()
     return Bundle(
         path=directory,
@@ -268,11 +266,13 @@ def read_metadata(directory: Address) -> BundleMetadata:
     """Read the metadata of a bundle, given the path or address of its version.
 
     Raises:
-        BundleError: its hubhead.json is missing, damaged or of a newer layout, or its labels.txt has other
-            labels.
+        BundleError: its hubhead.json is missing, damaged or of a newer layout, its labels.txt has other
+            labels, or a local bundle has files that `check_files` rejects.
         StorageError: remote storage does not answer.
     """
     remedy = "Export the bundle again."
+    if isinstance(directory, Path):
+        check_files(directory)
     try:
         metadata = METADATA_FORMAT.read(files.join(str(directory), contract.METADATA_FILE), remedy=remedy)
         labels = files.join(str(directory), contract.LABELS_FILE)

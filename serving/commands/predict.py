@@ -162,9 +162,11 @@ def _classify_on_server(
 
 
 def _classify_with_bundle(path: Path, names: Sequence[str], top_k: int) -> Iterator[tuple[str, Prediction]]:
-    from serving import bundle, client, runtime
+    from serving import bundle, client, contract, runtime
 
     directory = bundle.resolve(path)
+    if (directory / contract.METADATA_FILE).exists():
+        bundle.read_metadata(directory)  # raises BundleError if it is malformed; other SavedModels have none
     require_extra("serve", "tensorflow")
     model = runtime.load(directory)
     remaining = iter(names)

@@ -16,6 +16,7 @@ from enum import StrEnum
 
 from serving.errors import InputError
 from serving.registry.stores.store import Store
+from serving.text import escape_controls, redact
 
 
 class Action(StrEnum):
@@ -91,7 +92,8 @@ def append(store: Store, event: Event) -> None:
 def to_line(event: Event) -> str:
     """Return an event as a line of the log, without its end."""
     record = {_KEYS.get(name, name): value for name, value in asdict(event).items()}
-    return json.dumps(record, ensure_ascii=False)
+    # A reason or a path may have bytes that are not UTF-8, an address a password.
+    return escape_controls(json.dumps(redact(record), ensure_ascii=False))
 
 
 def read(store: Store) -> list[Event]:
@@ -108,7 +110,7 @@ def _parse_event(where: str, line: str) -> Event:
         record = json.loads(line)
         own = {f.name: record[_KEYS.get(f.name, f.name)] for f in fields(Event)}
         return Event(**own | {"action": Action(own["action"]), "failed": tuple(own["failed"])})
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{where} is not an audit event of hubhead: {error}.", remedy="Repair or remove it."
         ) from error

@@ -16,6 +16,7 @@ from serving.errors import BundleError, GateRejected
 from serving.storage import files
 from serving.storage.address import Address
 from serving.storage.records import RecordFormat
+from serving.text import escape_controls, redact
 
 SCHEMA = 1
 
@@ -105,7 +106,7 @@ def write(directory: Path, verdict: Verdict) -> Path:
         OutputError: the file cannot be written.
     """
     path = directory / contract.VERDICT_FILE
-    text = json.dumps(verdict.to_dict(), indent=2, ensure_ascii=False)
+    text = escape_controls(json.dumps(redact(verdict.to_dict()), indent=2, ensure_ascii=False))
     files.write(str(path), f"{text}\n".encode())
     return path
 

@@ -68,7 +68,7 @@ class Record:
         """
         try:
             return Record(**json.loads(content))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{location} is not a version record of hubhead: {error}.", remedy="Remove it."
             ) from error

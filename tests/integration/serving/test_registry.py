@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -505,3 +506,16 @@ def test_conflicting_flags_are_usage_errors(base: Path, models: Path) -> None:
         assert command(*arguments).exit_code == 2, arguments
     refused = command("promote", models / "1", "--model_base_path", "ftp://bucket/food")
     assert isinstance(refused.exception, InputError)
+
+
+def test_audit_log_and_verdict_take_text_that_is_not_utf8_and_contain_no_secrets(
+    base: Path, models: Path
+) -> None:
+    directory, odd = models / "1", os.fsdecode(b"\xff\x1b")
+    promote(DeploymentTarget(base, "double"), source=directory, origin="s3://key:secret@b/1", reason=odd)
+    assert audit.read(LocalStore(base))[-1].reason == odd
+    assert "secret" not in (base / "audit.jsonl").read_text("utf-8")
+    found = verdict.read(directory)
+    assert found
+    verdict.write(directory, replace(found, live=odd))
+    assert verdict.read(directory) == replace(found, live=odd)

@@ -18,6 +18,7 @@ from serving.registry import verdict
 from serving.registry.stores.download import fetch_bundle
 from serving.registry.stores.local import LocalStore
 from serving.registry.stores.store import silent
+from tests.support.registry import command
 
 BACKBONE: Any = {"fingerprint": "0" * 64, "dimension": 4}
 
@@ -160,3 +161,16 @@ def test_damaged_digests_are_a_bundle_error(model: Path, content: bytes) -> None
     np.save(model / contract.TRAINED_ON_FILE, np.array(["x"]))
     with pytest.raises(BundleError, match="cannot be read"):
         training_digests.read(model)
+
+
+@pytest.mark.parametrize("spoil", ["metadata", "link"])
+def test_predict_and_models_report_a_malformed_bundle(model: Path, spoil: str) -> None:
+    if spoil == "link":
+        (model / "extra").symlink_to("/etc/passwd")
+    else:
+        (model / contract.METADATA_FILE).write_text("{}")
+    predicted = command("predict", __file__, "--model", model)
+    assert predicted.exit_code == 1
+    assert isinstance(predicted.exception, BundleError)
+    (version,) = json.loads(command("models", "--model_base_path", model.parent, "--json").stdout)["versions"]
+    assert version["problem"] == predicted.exception.what
