@@ -58,10 +58,14 @@ class GrpcServer:
 
     def stop(self, seconds: float) -> None:
         """Reject new calls, wait up to `seconds` for those in flight, and close the port."""
-        if not self._started:  # gRPC closes the port only of a server that was started
-            self.start()
-        self._loop.run(self._server.stop(seconds))
+        self._loop.run(self._stop(seconds))
         self._close()
+
+    async def _stop(self, seconds: float) -> None:
+        if not self._started:  # gRPC closes the port only of a server that was started
+            await self._server.start()
+            seconds = 0
+        await self._server.stop(seconds)
 
     async def _open(
         self, settings: ServerSettings, manager: Manager, health: HealthService

@@ -89,6 +89,29 @@ def test_ports_are_closed_again_if_no_version_loads(base: Path) -> None:
     start(settings, loader=FakeModelLoader()).stop()  # type: ignore[arg-type]
 
 
+def test_calls_that_wait_for_a_model_that_fails_to_load_are_unavailable(base: Path) -> None:
+    loading, failing = threading.Event(), threading.Event()
+
+    def load(path: Path) -> FakeModel:
+        loading.set()
+        assert failing.wait(LIMIT)
+        raise BundleError("broken on purpose")
+
+    settings = ServerSettings(base, port=free_port())
+    with ThreadPoolExecutor() as pool, grpc.insecure_channel(f"localhost:{settings.port}") as channel:
+        starting = pool.submit(start, settings, loader=load)  # type: ignore[arg-type]
+        assert loading.wait(LIMIT)
+        answer = pool.submit(call_double, channel, 3.0)
+        with pytest.raises(TimeoutError):
+            answer.result(0.3)
+        failing.set()
+        with pytest.raises(grpc.RpcError) as caught:
+            answer.result(LIMIT)
+        with pytest.raises(BundleError, match="broken on purpose"):
+            starting.result(LIMIT)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE  # which clients retry
+
+
 def test_server_that_waits_for_a_first_version_is_stopped(tmp_path: Path) -> None:
     port, stop = free_port(), threading.Event()
     stop.set()
