@@ -73,6 +73,6 @@ class FairLimit:
         """Subtract an amount that `take` has added."""
         with self._lock:
             self.total -= amount
-            self._held[caller] -= amount
+            self._held[caller] = self._held.get(caller, 0) - amount
             if not self._held[caller]:
                 del self._held[caller]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 from collections.abc import Callable
 
 _LARGE = 1 << 23
@@ -16,8 +17,20 @@ def release_free_memory(size: int) -> None:
     Args:
         size: bytes of the request.
     """
-    if size >= _LARGE and (trim := _find_trim()):
-        trim(0)
+    if size >= _LARGE:
+        trim()
+
+
+def collect() -> None:
+    """Free all unreachable objects, and return their memory; it takes some tenths of a second."""
+    gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Return free memory; it has no effect with another C library than glibc."""
+    if function := _find_trim():
+        function(0)
 
 
 @functools.cache

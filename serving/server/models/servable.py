@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from serving import contract, protos, runtime
 from serving.errors import BundleError
 from serving.protos import tensors
+from serving.server import memory
 from serving.server.batching.batcher import Batcher
 from serving.server.batching.queue import make_policy
 from serving.server.callers import Caller
@@ -90,6 +91,7 @@ class Servable:
         """Free the model and its threads; the version must have no users and be unreachable for new ones."""
         self._batcher.close()
         del self._model
+        memory.collect()  # TensorFlow's functions are reference cycles; each has a copy of the weights
 
     def find_signature(self, name: str) -> protos.Message | None:
         """Return the SignatureDef of that name; None if there is none, or if it is internal to TensorFlow."""

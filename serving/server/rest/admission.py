@@ -1,4 +1,8 @@
-"""Admission control of REST requests: limits on their number and bytes, so that memory stays bounded."""
+"""Admission control of REST requests: limits on their number and memory, which the callers share.
+
+A request counts in two steps: the bytes of its body while they arrive, and its place among the requests in
+flight once the body is complete. So callers that stop half-way keep no one from being answered.
+"""
 
 from __future__ import annotations
 
@@ -7,58 +11,80 @@ from typing import Any
 
 import grpc
 
+from serving.server.callers import Caller, FairLimit
+from serving.server.memory import release_free_memory
 from serving.server.status_error import StatusError, unavailable
 
 MAX_BODY_BYTES = 128 << 20
 """Maximum body of one request; a photo of 64 MiB takes 86 MiB in base64."""
 
 MAX_TOTAL_BODY_BYTES = 4 * MAX_BODY_BYTES
-"""Maximum bytes of all bodies in flight; requests beyond it get 503."""
+"""Maximum memory of the requests in flight of one caller, parsed; requests beyond it get 503."""
 
 MAX_REQUESTS = 256
-"""Maximum number of requests in flight; requests beyond it get 503."""
+"""Maximum number of requests in flight of one caller; requests beyond it get 503."""
+
+MAX_VALUES = 1 << 23
+"""Maximum number of JSON values in a body."""
+
+MIN_BYTES_PER_SECOND = 16 << 10
+"""Rate below which a body is given up."""
+
+BODY_GRACE_SECONDS = 5.0
+"""Time before the rate counts."""
+
+_VALUE_BYTES = 48
+"""Memory of a JSON value: an object of Python and references to it."""
+
+_OBJECT_VALUES = 4
+"""Number of values that a JSON object counts as, since it takes that much more memory."""
 
 
 class BodyTooLargeError(StatusError):
-    """The body of a request is larger than MAX_BODY_BYTES."""
+    """The body of a request is larger than MAX_BODY_BYTES, or has more than MAX_VALUES values."""
 
 
 class InFlight:
-    """Number of requests in flight and bytes of their bodies; for use on one event loop."""
+    """Number of requests in flight, and the memory that they take."""
 
     def __init__(self) -> None:
-        self.requests = 0
-        self.bytes = 0
+        self.requests = FairLimit(MAX_REQUESTS)
+        self.bytes = FairLimit(MAX_TOTAL_BODY_BYTES)
 
 
 class Reservation:
     """The part of the limits that one request takes, until the thread that answers it has finished."""
 
-    def __init__(self, in_flight: InFlight) -> None:
-        """Count one more request.
-
-        Raises:
-            StatusError: too many requests are in flight.
-        """
-        if in_flight.requests >= MAX_REQUESTS:
-            raise _busy(f"{MAX_REQUESTS} REST requests are in flight")
-        self._in_flight, self._bytes = in_flight, 0
-        in_flight.requests += 1
+    def __init__(self, in_flight: InFlight, caller: Caller) -> None:
+        self._in_flight, self._caller = in_flight, caller
+        self._size = self._bytes = self._requests = 0
 
     def add_bytes(self, size: int) -> None:
         """Count `size` more bytes of the body.
 
         Raises:
             BodyTooLargeError: the body is larger than MAX_BODY_BYTES.
-            StatusError: all bodies in flight are larger than MAX_TOTAL_BODY_BYTES.
+            StatusError: the requests in flight take too much memory.
         """
-        if self._bytes + size > MAX_BODY_BYTES:
-            text = f"The body is larger than {MAX_BODY_BYTES} bytes."
-            raise BodyTooLargeError(grpc.StatusCode.INVALID_ARGUMENT, text)
-        if self._in_flight.bytes + size > MAX_TOTAL_BODY_BYTES:
-            raise _busy(f"the bodies of REST requests in flight take {MAX_TOTAL_BODY_BYTES} bytes")
-        self._bytes += size
-        self._in_flight.bytes += size
+        self._size += size
+        if self._size > MAX_BODY_BYTES:
+            raise _too_large(f"The body is larger than {MAX_BODY_BYTES} bytes.")
+        self._take_bytes(size)
+
+    def start(self, body: bytearray) -> None:
+        """Count the request as one in flight; its body is complete.
+
+        Raises:
+            BodyTooLargeError: the body has more than MAX_VALUES values.
+            StatusError: too many requests are in flight, or they take too much memory.
+        """
+        values = body.count(b",") + body.count(b"[") + _OBJECT_VALUES * body.count(b"{")
+        if values > MAX_VALUES:
+            raise _too_large(f"The body has more than {MAX_VALUES} values.")
+        self._take_bytes(values * _VALUE_BYTES)
+        if not self._in_flight.requests.take(self._caller.name, 1):
+            raise _busy(f"{self._in_flight.requests.total} REST requests are in flight")
+        self._requests = 1
 
     def release(self, work: asyncio.Future[Any] | None) -> None:
         """Release the reservation once the thread has finished, even if the caller has left before.
@@ -71,8 +97,18 @@ class Reservation:
             return
         if work and not work.cancelled():
             work.exception()  # retrieve it, or asyncio logs it as unhandled when the request has timed out
-        self._in_flight.requests -= 1
-        self._in_flight.bytes -= self._bytes
+        self._in_flight.requests.give_back(self._caller.name, self._requests)
+        self._in_flight.bytes.give_back(self._caller.name, self._bytes)
+        release_free_memory(self._bytes)
+
+    def _take_bytes(self, size: int) -> None:
+        if not self._in_flight.bytes.take(self._caller.name, size):
+            raise _busy(f"the REST requests in flight take {self._in_flight.bytes.total} bytes")
+        self._bytes += size
+
+
+def _too_large(text: str) -> BodyTooLargeError:
+    return BodyTooLargeError(grpc.StatusCode.INVALID_ARGUMENT, text)
 
 
 def _busy(why: str) -> StatusError:

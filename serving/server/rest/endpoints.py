@@ -8,6 +8,7 @@ from typing import TypeAlias
 import grpc
 
 from serving import protos
+from serving.server.callers import Caller
 from serving.server.models import inference
 from serving.server.models.manager import Manager
 from serving.server.models.servable import Servable
@@ -21,7 +22,7 @@ JsonResponse: TypeAlias = tuple[str, int | None]
 
 
 def answer_request(
-    manager: Manager, api_request: ApiRequest, body: bytes | bytearray, deadline: float
+    manager: Manager, api_request: ApiRequest, body: bytes | bytearray, deadline: float, caller: Caller
 ) -> JsonResponse:
     """Answer one request.
 
@@ -30,6 +31,7 @@ def answer_request(
         api_request: what the path asks for.
         body: body of the request.
         deadline: time.monotonic() by which the request must be answered.
+        caller: sender of the request.
 
     Raises:
         StatusError: the model is unknown, the request does not match it, or the deadline has passed.
@@ -43,19 +45,19 @@ def answer_request(
     content = messages.parse_body(body)
     api_request.spec.signature_name = messages.get_signature_name(content)
     if api_request.verb == "predict":
-        return _predict(manager, api_request.spec, content, deadline)
+        return _predict(manager, api_request.spec, content, deadline, caller)
     request_class, answer, format_result = {
         "classify": (protos.ClassificationRequest, Servable.classify, messages.format_classifications),
         "regress": (protos.RegressionRequest, Servable.regress, messages.format_regressions),
     }[api_request.verb]
     request = request_class(model_spec=api_request.spec, input=messages.parse_examples(content))
     with manager.use(api_request.spec) as servable:
-        response = answer(servable, request, _seconds_left(deadline))
+        response = answer(servable, request, _seconds_left(deadline), caller)
         return format_result(response.result), servable.version
 
 
 def _predict(
-    manager: Manager, spec: protos.Message, content: dict[str, Json], deadline: float
+    manager: Manager, spec: protos.Message, content: dict[str, Json], deadline: float, caller: Caller
 ) -> JsonResponse:
     with manager.use(spec) as servable:
         name = inference.get_signature_key(spec)
@@ -68,7 +70,7 @@ def _predict(
             )
         inputs, rows = messages.parse_predict_inputs(content, signature.inputs)
         request = protos.PredictRequest(model_spec=spec, inputs=inputs)
-        response = servable.predict(request, _seconds_left(deadline))
+        response = servable.predict(request, _seconds_left(deadline), caller)
         return messages.format_predictions(response.outputs, rows=rows), servable.version
 
 

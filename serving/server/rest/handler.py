@@ -13,13 +13,20 @@ import grpc
 from aiohttp import ClientError, web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from serving.server.callers import Caller
 from serving.server.config.settings import ServerSettings
 from serving.server.metrics import CONTENT_TYPE, Metrics
 from serving.server.models.manager import Manager
 from serving.server.rest import messages, page, paths
-from serving.server.rest.admission import BodyTooLargeError, InFlight, Reservation
+from serving.server.rest.admission import (
+    BODY_GRACE_SECONDS,
+    MIN_BYTES_PER_SECOND,
+    BodyTooLargeError,
+    InFlight,
+    Reservation,
+)
 from serving.server.rest.endpoints import JsonResponse, answer_request, timeout_error
-from serving.server.status_error import StatusError, invalid_argument
+from serving.server.status_error import StatusError, invalid_argument, resource_exhausted
 
 VERSION_HEADER = "X-Model-Version"
 """Header with the version that answered; the JSON bodies of this API have no field for it."""
@@ -111,9 +118,10 @@ class _RestApi:
             api_request = paths.parse_path(request.method, path)
         except StatusError as error:
             return self._error_response(error)
-        start, code = time.monotonic(), "OK"
+        start, code = time.monotonic(), "CANCELLED"  # unless this returns or raises an error
         try:
             text, version = await self._dispatch(request, api_request, start)
+            code = "OK"
         except StatusError as error:
             code = error.code.name
             return self._error_response(error)
@@ -136,12 +144,15 @@ class _RestApi:
         Raises:
             StatusError: the request is rejected, timed out, or failed.
         """
-        reservation, work = Reservation(self._in_flight), None
+        caller = Caller(_get_peer(request))
+        reservation, work = Reservation(self._in_flight, caller), None
         try:
             async with asyncio.timeout(self._seconds) as timeout:
                 body = await _read_body(request, reservation)
+                reservation.start(body)
+                deadline = start + self._seconds
                 work = asyncio.get_running_loop().run_in_executor(
-                    self._threads, answer_request, self._manager, api_request, body, start + self._seconds
+                    self._threads, answer_request, self._manager, api_request, body, deadline, caller
                 )
                 # The thread checks the same deadline and its error is more specific, so let it answer first.
                 timeout.reschedule((timeout.when() or 0) + _GRACE_SECONDS)
@@ -150,10 +161,15 @@ class _RestApi:
             raise timeout_error() from error
         except StatusError:
             raise
+        except MemoryError as error:
+            raise resource_exhausted("The server has not enough memory for the request.") from error
         except Exception as error:  # a bug here: INTERNAL for this caller, and a traceback in the log
             _log.exception("a REST request failed")
             raise StatusError(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}") from error
         finally:
+            if work and not work.done():  # the caller disconnected, or the time is over
+                caller.leave()
+                work.cancel()
             reservation.release(work)
 
     def _error_response(self, error: StatusError) -> web.Response:
@@ -167,17 +183,29 @@ class _RestApi:
         return web.Response(body=text.encode(errors="backslashreplace"), status=status, headers=headers)
 
 
+def _get_peer(request: web.Request) -> str:
+    """Return the address of the connection of a request."""
+    peer = request.transport.get_extra_info("peername") if request.transport else None
+    return str(peer)
+
+
 async def _read_body(request: web.Request, reservation: Reservation) -> bytearray:
     """Read the body; aiohttp decompresses gzip, so the limits apply to the decompressed bytes.
 
     Raises:
-        StatusError: the body is corrupt or too large, or too many bytes are in flight.
+        StatusError: the body is corrupt, too large or too slow, or too many bytes are in flight.
     """
     body = bytearray()
+    begun = asyncio.get_running_loop().time() + BODY_GRACE_SECONDS
     try:
-        async for chunk in request.content.iter_any():
-            reservation.add_bytes(len(chunk))
-            body += chunk
+        async with asyncio.timeout_at(begun) as timeout:
+            async for chunk in request.content.iter_any():
+                reservation.add_bytes(len(chunk))
+                body += chunk
+                timeout.reschedule(begun + len(body) / MIN_BYTES_PER_SECOND)
     except (ClientError, HttpProcessingError, web.RequestPayloadError) as error:
         raise invalid_argument(f"The body cannot be read: {error}") from error
+    except TimeoutError as error:
+        details = f"The body arrives at less than {MIN_BYTES_PER_SECOND} bytes per second."
+        raise StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, details) from error
     return body

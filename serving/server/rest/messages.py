@@ -17,6 +17,9 @@ from serving.server.rest import json_tensors
 from serving.server.rest.json_tensors import Instance, Json, format_value, is_base64, json_type, quote
 from serving.server.status_error import StatusError, invalid_argument
 
+MAX_ROWS = 1 << 18
+"""Maximum rows or examples of a body; a million empty ones would take many seconds to convert."""
+
 Infos = Mapping[str, Any]
 """TensorInfos by input alias, as a signature declares them."""
 
@@ -89,10 +92,16 @@ def parse_predict_inputs(body: Mapping[str, Json], infos: Infos) -> tuple[dict[s
             )
         if not rows:
             raise invalid_argument(f"JSON Value: {format_value(body)} No values in 'instances' array")
+        _check_rows(rows)
         return _parse_rows(rows, infos), True
     if "inputs" in body:
         return _parse_columns(body["inputs"], infos), False
     raise invalid_argument("Missing 'inputs' or 'instances' key")
+
+
+def _check_rows(rows: list[Json]) -> None:
+    if len(rows) > MAX_ROWS:
+        raise invalid_argument(f"The body has {len(rows)} rows, more than {MAX_ROWS}.")
 
 
 def _is_named(value: Json) -> bool:
@@ -199,6 +208,7 @@ def parse_examples(body: Mapping[str, Json]) -> protos.Message:
         )
     if not values:
         raise invalid_argument(f"JSON Value: {format_value(body)} 'examples' value is an empty array")
+    _check_rows(values)
     target = found.example_list_with_context if "context" in body else found.example_list
     target.examples.extend(_parse_example(value) for value in values)
     return found

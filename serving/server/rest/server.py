@@ -42,7 +42,10 @@ class RestServer:
             ) from error
         self.port = int(self._listener.getsockname()[1])
         self._loop = EventLoopThread("hubhead-rest")
-        self._pool = futures.ThreadPoolExecutor(settings.grpc_max_threads, thread_name_prefix="hubhead-rest")
+        # Twice as many threads, since some requests are admitted beside a caller that has reached its limit.
+        self._pool = futures.ThreadPoolExecutor(
+            2 * settings.grpc_max_threads, thread_name_prefix="hubhead-rest"
+        )
         app = make_application(settings, manager, metrics, self._pool)
         logger = logging.getLogger(__name__)
         logger.addFilter(_is_no_bad_request)

@@ -11,6 +11,7 @@ import threading
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serving import contract, protos
 from serving.server import RunningServer, ServerSettings, start
 from serving.server.config.settings import ModelSettings
-from serving.server.rest import admission
+from serving.server.rest import admission, handler
 from tests.support.fake_model import LIMIT, FakeModelLoader, eventually, write_fake_model
 
 pytestmark = pytest.mark.server
@@ -275,6 +277,88 @@ def test_too_many_rest_requests_in_flight_are_503(base: Path, monkeypatch: pytes
         for model in loader.models.values():
             model.gate.set()
         assert [future.result(LIMIT).status for future in waiting] == [200] * 3
+        assert predict(server).status == 200
+
+
+HALF_SENT = b"POST /v1/models/double:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+
+
+def test_half_sent_bodies_do_not_keep_others_from_being_answered(server: RunningServer) -> None:
+    with ExitStack() as stack:
+        for number in range(2 * admission.MAX_REQUESTS):
+            one = stack.enter_context(socket.create_connection(("localhost", server.rest_port), LIMIT))
+            one.sendall(HALF_SENT if number % 2 else HALF_SENT[:40])  # half of them are within the headers
+        assert predict(server).status == 200
+    assert predict(server).status == 200
+
+
+def test_body_that_arrives_too_slowly_is_given_up(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handler, "BODY_GRACE_SECONDS", 0.2)
+    with (
+        start(settings_of(base), loader=FakeModelLoader()) as server,
+        socket.create_connection(("localhost", server.rest_port), LIMIT) as slow,
+    ):
+        slow.sendall(HALF_SENT)
+        received = b""
+        while b"bytes per second" not in received:
+            received += slow.recv(1000)
+        assert received.startswith(b"HTTP/1.1 504 ")
+        assert predict(server).status == 200
+
+
+def test_caller_that_fills_the_bytes_does_not_keep_others_out(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "MAX_TOTAL_BODY_BYTES", 10_000)
+    with start(settings_of(base), loader=FakeModelLoader()) as server:
+        head = HALF_SENT.replace(b": 100", b": 20000")
+        with socket.create_connection(("localhost", server.rest_port), LIMIT) as greedy:
+            greedy.sendall(head + b" " * 9_900)
+            assert predict(server).status == 200
+            greedy.sendall(b" " * 9_000)
+            assert greedy.recv(100).startswith(b"HTTP/1.1 503 ")
+        assert predict(server).status == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"instances": [' + b"[]," * 5_000_000 + b"[]]}",
+        b'{"instances": [' + b"{}," * 2_000_000 + b"{}]}",
+        b'{"instances": [' + b"1," * 9_000_000 + b"1]}",
+    ],
+    ids=["lists", "objects", "numbers"],
+)
+def test_body_with_very_many_values_is_413(server: RunningServer, body: bytes) -> None:
+    answer = predict(server, body)
+    assert (answer.status, answer.json) == (413, {"error": "The body has more than 8388608 values."})
+
+
+def test_body_with_very_many_rows_is_400(server: RunningServer) -> None:
+    for verb, key in (("predict", "instances"), ("classify", "examples")):
+        body = b'{"%s": [' % key.encode() + b"[]," * 300_000 + b"[]]}"
+        answer = predict(server, body, path=f"/v1/models/double:{verb}")
+        assert (answer.status, answer.json) == (400, {"error": "The body has 300001 rows, more than 262144."})
+
+
+def test_work_of_a_rest_caller_that_disconnects_stops(base: Path, tmp_path: Path) -> None:
+    metadata = write_fake_model(tmp_path / "bundle" / "1") / contract.METADATA_FILE
+    metadata.parent.mkdir(exist_ok=True)
+    metadata.write_text("{}")  # rows are independent, as in a bundle
+    loader = FakeModelLoader(gated=True)
+    settings = replace(settings_of(base), models=(ModelSettings("double", tmp_path / "bundle"),))
+    with (
+        start(settings, loader=loader) as server,
+        server.manager.use(protos.ModelSpec(name="double")) as servable,
+    ):
+        load = servable._batcher._load
+        body = json.dumps({"instances": [1.0] * 5000}).encode()
+        head = b"POST /v1/models/double:predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+        with socket.create_connection(("localhost", server.rest_port), LIMIT) as one:
+            one.sendall(head + body)
+            eventually(lambda: load.queued_rows > 4000)
+        eventually(lambda: load.queued_rows == 0)
+        loader.models[1].gate.set()
         assert predict(server).status == 200
 
 
