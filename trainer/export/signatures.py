@@ -292,12 +292,17 @@ def write_variables(source: Path, directory: Path, values: Mapping[str, Any]) ->
     Graphs of earlier versions have no hidden layer; they accept every head without one.
 
     Raises:
-        BundleError: the graph lacks a variable that the head needs.
+        BundleError: the variables cannot be read, or the graph lacks a variable that the head needs.
     """
     import tensorflow as tf
 
-    reader = tf.train.load_checkpoint(str(source / "variables" / "variables"))
-    tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    try:
+        reader = tf.train.load_checkpoint(str(source / "variables" / "variables"))
+        tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    except (tf.errors.OpError, ValueError) as error:
+        raise BundleError(
+            f"The variables of {source} cannot be read: {error}.", remedy="Export the bundle again."
+        ) from error
     for name, value in values.items():
         key = f"{name}/.ATTRIBUTES/VARIABLE_VALUE"
         if key in tensors:

@@ -384,3 +384,12 @@ def test_damaged_or_missing_head_file_is_an_error(food: Bundle, tmp_path: Path) 
         load_head(damaged)
     with pytest.raises(BundleError, match="cannot be read"):
         load_head(tmp_path / "nowhere.npz")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage"])
+def test_missing_or_damaged_variables_are_an_error(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "variables").mkdir()
+        (tmp_path / "variables" / "variables.index").write_bytes(content)
+    with pytest.raises(BundleError, match=r"variables of .* cannot be read: .*Export the bundle again"):
+        signatures.write_variables(tmp_path, tmp_path / "new", {})
