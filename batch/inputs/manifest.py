@@ -10,8 +10,10 @@ import csv
 import json
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +21,8 @@ from typing import Any, BinaryIO
 from batch.inputs import passthrough
 from serving.errors import InputError
 from serving.storage import files
+from serving.storage.names import normalize
+from serving.storage.text_lines import read_lines
 
 URI_COLUMN_NAMES = (
     *("image", "photo", "path", "uri"),
@@ -31,6 +35,9 @@ TEXT_COLUMN = "uri"
 
 _BATCH_ROWS = 1 << 13
 """Rows of a Parquet manifest that are read at a time."""
+
+_SEPARATOR = re.compile(r"sep=(.)\s*", re.IGNORECASE)
+"""Line above the header by which spreadsheets state the delimiter."""
 
 ColumnPicker = Callable[[Sequence[str], int], Mapping[str, str]]
 """Function from the column names of a line and its number to the wanted columns, by role."""
@@ -65,8 +72,11 @@ class ColumnRole:
             InputError: several columns match, or none does although the role is required or its name given.
         """
         given = self.given
-        found = [
-            name for name in names if (name == given if given else name.strip().casefold() in self.defaults)
+        found = [name for name in names if given and name == given] or [
+            name
+            for name in names
+            if (key := normalize(name).strip())
+            and (key == normalize(given).strip() if given else key.casefold() in self.defaults)
         ]
         if len(found) > 1:
             raise InputError(
@@ -88,12 +98,15 @@ def is_manifest(place: str | os.PathLike[str]) -> bool:
     return Path(place).suffix.lower() in READERS and not Path(place).is_dir()
 
 
-def read(where: str, pick: ColumnPicker) -> Iterator[tuple[int, dict[str, Any]]]:
+def read(
+    where: str, pick: ColumnPicker, *, text: Collection[str] = ()
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the number of each line of a dataset manifest, from 1, and its values by role.
 
     Args:
         where: path or address of the manifest; its suffix must be one of READERS.
         pick: selects the columns; called for the header, or for each set of keys of JSON.
+        text: roles whose values are text, also where a Parquet file has it as bytes.
 
     Raises:
         InputError: the manifest or one of its lines cannot be read.
@@ -104,6 +117,8 @@ def read(where: str, pick: ColumnPicker) -> Iterator[tuple[int, dict[str, Any]]]
             f"{where}: a manifest's name ends in {', '.join(READERS)}.",
             remedy="Rename it to match its format.",
         )
+    if reader is _read_parquet:
+        reader = partial(_read_parquet, text=text)
     try:
         with files.open_file(where) as file:
             yield from reader(file, where, pick)
@@ -118,9 +133,16 @@ def resolve_address(photo: str, where: str) -> str:
     """Return the absolute address of a photo, in the form in which the storage lists it.
 
     Args:
-        photo: address in the manifest; a relative one is relative to the manifest's directory.
+        photo: address in the manifest; a relative one is relative to the manifest's directory. Spaces around
+            it count if there is a local file of that name.
         where: path or address of the manifest.
     """
+    if (bare := photo.strip()) != photo:
+        uri = resolve_address(bare, where)
+        if files.is_remote(uri):
+            return uri
+        exact = files.local_uri(posixpath.join(posixpath.dirname(where), files.local_path(photo)))
+        return exact if os.path.lexists(files.local_path(exact)) else uri
     if files.is_remote(photo):
         return photo
     if not files.is_remote(where) or photo.startswith(("/", "file://")):
@@ -160,25 +182,30 @@ _PARQUET = (".parquet", ".pq")
 
 
 def _read_csv(file: BinaryIO, where: str, pick: ColumnPicker, delimiters: str = ",;\t") -> _Lines:
-    lines = _decode_lines(file, where)
+    lines = read_lines(file, where)
+    first, start = next(lines, ""), 1
+    if hint := _SEPARATOR.fullmatch(first):
+        delimiters, first, start = hint[1], next(lines, ""), 2
     # The delimiter is the candidate that is most frequent in the header.
-    first = next(lines, "")
-    reader = csv.reader(chain([first], lines), delimiter=max(delimiters, key=first.count), strict=True)
-    start = 1
+    delimiter = max(delimiters, key=first.count)
+    trimmed = _trim_quotes(chain([first], lines), delimiter)
+    reader, above = csv.reader(trimmed, delimiter=delimiter, strict=True), start
     try:
-        header = next(reader, [])
+        header = [name.strip() for name in next(reader, [])]
         column_of = pick(header, start)
         at = {role: header.index(column) for role, column in column_of.items()}
-        start = reader.line_num + 1
+        start = reader.line_num + above
         for cells in reader:
-            if cells and len(cells) != len(header):
+            # Spreadsheets write lines of empty cells, and empty cells at the end of lines.
+            filled = any(map(str.strip, cells))
+            if filled and (len(cells) < len(header) or any(map(str.strip, cells[len(header) :]))):
                 raise InputError(
                     f"{where}, line {start}: {len(cells)} cells, but the header has {len(header)}.",
                     remedy="Quote cells that contain the separator, and give every line as many cells.",
                 )
-            if cells:
+            if filled:
                 yield start, {role: cells[index] for role, index in at.items()}
-            start = reader.line_num + 1  # a quoted cell may span several lines
+            start = reader.line_num + above  # a quoted cell may span several lines
     except csv.Error as error:
         raise InputError(
             f"{where}, line {start}: {error}.",
@@ -186,27 +213,41 @@ def _read_csv(file: BinaryIO, where: str, pick: ColumnPicker, delimiters: str = 
         ) from error
 
 
-def _decode_lines(file: Iterable[bytes], where: str) -> Iterator[str]:
-    for line, raw in enumerate(file, 1):
-        try:
-            yield raw.decode("utf-8-sig" if line == 1 else "utf-8")  # Excel writes a byte order mark
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{where}, line {line}: byte {error.start + 1} is not UTF-8.",
-                remedy="Save the manifest as UTF-8.",
-            ) from error
+def _trim_quotes(lines: Iterable[str], delimiter: str) -> Iterator[str]:
+    """Yield the lines of a CSV file without the spaces between a delimiter and a quote."""
+    spaces = " \u00a0" if delimiter == "\t" else " \u00a0\t"
+    quoted = False  # a quoted cell may span several lines
+    for line in lines:
+        if not quoted and '"' not in line:
+            yield line
+            continue
+        parts, after_quoted = line.split('"'), False
+        for at, part in enumerate(parts):
+            is_last = at == len(parts) - 1
+            if quoted:
+                quoted, after_quoted = is_last, True
+                continue
+            trimmed = part.lstrip(spaces)
+            if after_quoted and trimmed[:1] in ("", delimiter, "\r", "\n"):
+                part = part if part.isspace() and not is_last else trimmed
+            before = part.rstrip(spaces)
+            # A quote elsewhere than at the beginning of a cell, or after another one, is a character.
+            if not is_last and (before.endswith(delimiter) or (not before and (at == 0 or not part))):
+                part, quoted = before, True
+            parts[at], after_quoted = part, False
+        yield '"'.join(parts)
 
 
 def _read_text(file: BinaryIO, where: str, pick: ColumnPicker) -> _Lines:
     [(role, _)] = pick([TEXT_COLUMN], 1).items()
-    for line, text in enumerate(_decode_lines(file, where), 1):
+    for line, text in enumerate(read_lines(file, where), 1):
         if address := text.strip("\r\n"):
             yield line, {role: address}
 
 
 def _read_json_lines(file: BinaryIO, where: str, pick: ColumnPicker) -> _Lines:
     picked: dict[tuple[str, ...], Mapping[str, str]] = {}
-    for line, text in enumerate(_decode_lines(file, where), 1):
+    for line, text in enumerate(read_lines(file, where), 1):
         if not text.strip():
             continue
         try:
@@ -226,7 +267,7 @@ def _read_json_lines(file: BinaryIO, where: str, pick: ColumnPicker) -> _Lines:
         yield line, {role: row[column] for role, column in picked[names].items()}
 
 
-def _read_parquet(file: BinaryIO, where: str, pick: ColumnPicker) -> _Lines:
+def _read_parquet(file: BinaryIO, where: str, pick: ColumnPicker, text: Collection[str] = ()) -> _Lines:
     """Yield the rows of a Parquet file, numbered like lines. Only the picked columns are read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -236,12 +277,44 @@ def _read_parquet(file: BinaryIO, where: str, pick: ColumnPicker) -> _Lines:
         column_of = pick(table.schema_arrow.names, 1)
         line = 0
         for batch in table.iter_batches(_BATCH_ROWS, columns=list(column_of.values())):
-            values = (passthrough.to_json_values(batch.column(column)) for column in column_of.values())
+            values = []
+            for role, column in column_of.items():
+                array = batch.column(column)
+                if role in text:
+                    array = _decode_text(array, f"{where}, column {column!r}", line)
+                values.append(passthrough.to_json_values(array))
             for cells in zip(*values, strict=True):
                 line += 1
                 yield line, dict(zip(column_of, cells, strict=True))
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         raise _parquet_error(where, error) from error
+
+
+def _decode_text(array: Any, where: str, lines: int) -> Any:
+    """Return a column (pa.Array) whose text is stored as bytes as text; other columns as they are.
+
+    Args:
+        array: the column.
+        where: file and name of the column, for errors.
+        lines: number of lines before those of the column.
+    """
+    import pyarrow as pa
+
+    array = passthrough.to_plain(array)
+    if not passthrough.is_bytes(array.type):
+        return array
+    try:
+        return array.cast(pa.binary()).cast(pa.string())
+    except pa.ArrowInvalid:
+        for line, value in enumerate(array.to_pylist(), lines + 1):
+            try:
+                (value or b"").decode()
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{where}, line {line}: byte {error.start + 1} is not UTF-8.",
+                    remedy="Write the column as text.",
+                ) from error
+        raise
 
 
 def _parquet_error(where: str, error: Exception) -> InputError:

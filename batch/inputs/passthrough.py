@@ -8,17 +8,20 @@ a CSV column is numeric only if every cell is written as a number in canonical f
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+from serving.storage.names import normalize
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Kind = Literal["null", "bool", "int", "float", "text", "json"]
 
-_INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")  # no leading zero: that is a code, not a number
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,18})")  # no leading zero: that is a code, not a number
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
 _INT64 = range(-(1 << 63), 1 << 63)
 
@@ -28,12 +31,14 @@ class _Column:
     """What is known of a column so far.
 
     Attributes:
+        name: name as it was first spelled, or as the existing rows spell it.
         at: position among the columns.
         kind: narrowest kind that holds all values.
         all_text: whether all values come from text formats such as CSV.
         declared: declared type, which no value changes; None to infer it.
     """
 
+    name: str
     at: int
     kind: Kind = "null"
     all_text: bool = True
@@ -50,7 +55,8 @@ class PassThroughColumns:
 
     def __init__(self, previous_types: Mapping[str, str] | None = None) -> None:
         self._previous_types = previous_types or {}
-        self._columns: dict[str, _Column] = {}  # in the order in which they appeared
+        self._spelling = {normalize(name): name for name in self._previous_types}
+        self._columns: dict[str, _Column] = {}  # by Unicode form, in the order in which they appeared
 
     def __bool__(self) -> bool:
         return bool(self._columns)
@@ -65,7 +71,8 @@ class PassThroughColumns:
         Raises:
             ValueError: the column is already declared with another type.
         """
-        column = self._columns.setdefault(name, _Column(len(self._columns)))
+        key = normalize(name)
+        column = self._columns.setdefault(key, _Column(self._spelling.get(key, name), len(self._columns)))
         if column.declared is None:
             column.declared = kind
         elif kind is not None and column.declared != kind:
@@ -86,7 +93,7 @@ class PassThroughColumns:
         """
         values: list[Any] = [None] * len(self._columns)
         for name, value in cells.items():
-            column = self._columns.get(name) or self.declare(name)
+            column = self._columns.get(normalize(name)) or self.declare(name)
             if column.at == len(values):
                 values.append(None)
             values[column.at] = value if column.declared else _encode_value(name, column, value, text=text)
@@ -101,14 +108,14 @@ class PassThroughColumns:
         import pyarrow as pa
 
         types = {
-            name: column.declared or pa.type_for_alias(self._final_type(name, column))
-            for name, column in self._columns.items()
+            column.name: column.declared or pa.type_for_alias(self._final_type(column))
+            for column in self._columns.values()
         }
         return pa.schema(types)
 
-    def _final_type(self, name: str, column: _Column) -> Any:
+    def _final_type(self, column: _Column) -> Any:
         """Return the type of a column: that of the existing rows if all its values can be stored so."""
-        found, previous = _TYPES.get(column.kind, "string"), self._previous_types.get(name, "")
+        found, previous = _TYPES.get(column.kind, "string"), self._previous_types.get(column.name, "")
         # Text from CSV stays text, nulls fit anywhere, and integers are also floats.
         text = column.all_text and previous == "string"
         fits = text or column.kind == "null" or (found, previous) == ("int64", "double")
@@ -144,9 +151,11 @@ _CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
 
 def _encode_value(name: str, column: _Column, value: Any, *, text: bool) -> Any:
     """Return a JSON value, and widen the kind of its column if necessary."""
-    if value is None or (text and value == ""):
+    if value is None or (text and not value.strip()):
         return None
-    kind = _infer_text_kind(value) if text else _infer_kind(value)
+    kind = _infer_text_kind(value.strip()) if text else _infer_kind(value)
+    if kind in ("int", "float") and text:
+        value = value.strip()
     if kind != column.kind:
         column.kind = _widen(column.kind, kind, name, text=text)
     column.all_text &= text
@@ -154,9 +163,9 @@ def _encode_value(name: str, column: _Column, value: Any, *, text: bool) -> Any:
 
 
 def _infer_text_kind(text: str) -> Kind:
-    if _INTEGER.fullmatch(text):
+    if _INTEGER.fullmatch(text) and int(text) in _INT64:
         return "int"
-    if _NUMBER.fullmatch(text):
+    if _NUMBER.fullmatch(text) and math.isfinite(float(text)):
         return "float"
     return "bool" if text in ("true", "false") else "text"
 
@@ -193,19 +202,53 @@ _KIND_NAMES: Mapping[Kind, str] = {
 }
 
 
-def passthrough_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type of a Parquet column in the scores; dictionaries become their value type.
+def passthrough_type(kind: pa.DataType, name: str) -> pa.DataType:
+    """Return the type of a Parquet column in the scores: that of `to_plain`.
+
+    Args:
+        kind: type in the manifest.
+        name: name of the column, for the error.
 
     Raises:
         ValueError: columns of this type cannot pass through.
     """
     import pyarrow.types as is_
 
-    if is_.is_dictionary(kind):
-        return passthrough_type(kind.value_type)
-    if _is_json_type(kind) or is_.is_temporal(kind) or is_.is_binary(kind) or is_.is_decimal(kind):
+    kind = _plain_type(kind)
+    if _is_json_type(kind) or is_.is_temporal(kind) or is_bytes(kind) or is_.is_decimal(kind):
         return kind
-    raise ValueError(f"columns of the type {kind} cannot pass through")
+    raise ValueError(f"the column {name!r} is of the type {kind}, which cannot pass through")
+
+
+def to_plain(array: Any) -> Any:
+    """Return a column (pa.Array) whose values are stored as such: no dictionary, extension or view."""
+    import pyarrow as pa
+
+    kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return to_plain(array.storage)
+    plain = _plain_type(kind)
+    return array if plain == kind else array.cast(plain)
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    import pyarrow as pa
+    import pyarrow.types as is_
+
+    if is_.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain_type(kind.storage_type)
+    if is_.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if is_.is_binary_view(kind) else kind
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Return whether the values of a type are bytes."""
+    import pyarrow.types as is_
+
+    return is_.is_binary(kind) or is_.is_large_binary(kind) or is_.is_fixed_size_binary(kind)
 
 
 def _is_json_type(kind: pa.DataType) -> bool:
@@ -229,12 +272,11 @@ def to_json_values(array: Any) -> list[Any]:
     import pyarrow as pa
     import pyarrow.types as is_
 
-    if is_.is_dictionary(array.type):
-        array = array.cast(array.type.value_type)
+    array = to_plain(array)
     kind = array.type
     if is_.is_temporal(kind):
         return array.view(f"int{kind.bit_width}").to_pylist()
-    if is_.is_binary(kind):
+    if is_bytes(kind):
         return [None if value is None else value.hex() for value in array.to_pylist()]
     if is_.is_decimal(kind):
         return array.cast(pa.string()).to_pylist()
@@ -248,7 +290,7 @@ def from_json_values(values: Sequence[Any], kind: pa.DataType) -> Any:
 
     if is_.is_temporal(kind):
         return pa.array(values, pa.int32() if kind.bit_width == 32 else pa.int64()).view(kind)
-    if is_.is_binary(kind):
+    if is_bytes(kind):
         return pa.array([None if value is None else bytes.fromhex(value) for value in values], kind)
     if is_.is_decimal(kind):
         return pa.array(values, pa.string()).cast(kind)

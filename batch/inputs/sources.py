@@ -19,6 +19,7 @@ from batch.inputs.passthrough import PassThroughColumns, passthrough_type
 from serving.errors import InputError
 from serving.storage import files
 from serving.storage.external_sort import Sorter
+from serving.storage.names import normalize
 
 _BLOCK_LINES = 1 << 16
 """Lines with remote photos that are listed together."""
@@ -83,12 +84,12 @@ class Source:
                 if types := manifest.read_parquet_types(where):
                     for role, name in pick(list(types), 1).items():
                         if role != _ADDRESS:
-                            self.columns.declare(name, passthrough_type(types[name]))
+                            self.columns.declare(name, passthrough_type(types[name], name))
             except ValueError as error:
                 raise InputError(
                     f"{where}: {error}.", remedy="Write the column as another type, or leave it out."
                 ) from error
-            for line, cells in manifest.read(where, pick):
+            for line, cells in manifest.read(where, pick, text=[_ADDRESS]):
                 uri = cells.pop(_ADDRESS)
                 if not isinstance(uri, str) or not uri.strip():
                     raise InputError(
@@ -96,8 +97,17 @@ class Source:
                         remedy="Fill it in as text, or delete the line.",
                     )
                 try:
+                    uri = manifest.resolve_address(uri, where)
                     values = self.columns.encode_row(cells, text=text)
-                    yield manifest.resolve_address(uri, where), values
+                    # Escapes of JSON can make text that is not Unicode.
+                    json.dumps([uri, values, *cells], ensure_ascii=False).encode()
+                    yield uri, values
+                except UnicodeEncodeError as error:
+                    wrong = [repr(name) for name in cells if not _is_unicode([name, cells[name]])]
+                    raise InputError(
+                        f"{where}, line {line}: {(wrong or ['the address'])[0]} is not Unicode text.",
+                        remedy="Write it as UTF-8.",
+                    ) from error
                 except ValueError as error:
                     raise InputError(
                         f"{where}, line {line}: {error}.", remedy="Give all values of a column the same type."
@@ -106,7 +116,7 @@ class Source:
     def _pick_columns(self, where: str, names: Sequence[str], line: int) -> dict[str, str]:
         """Return the column of the address under the role _ADDRESS, and all others under their own names."""
         where = f"{where}, line {line}"
-        duplicates = [name for name, count in Counter(map(str.casefold, names)).items() if count > 1]
+        duplicates = [name for name, count in Counter(map(_fold, names)).items() if count > 1]
         if duplicates:
             raise InputError(
                 f"{where}: more than one column is called {duplicates[0]!r}.",
@@ -117,12 +127,24 @@ class Source:
         role = ColumnRole("address", "--uri_column", self.uri_column, manifest.URI_COLUMN_NAMES)
         uri = names[0] if tuple(names) == (manifest.TEXT_COLUMN,) else role.find(names, where)
         for name in names:
-            if name != uri and (why := self.reserved.get(name.casefold())):
+            if name != uri and (why := self.reserved.get(_fold(name))):
                 raise InputError(
                     f"{where}: the column {name!r} passes through to the scores, {why}.",
                     remedy="Rename it in the manifest, or leave it out.",
                 )
         return {_ADDRESS if name == uri else name: name for name in names}
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        return bool(json.dumps(value, ensure_ascii=False).encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _fold(name: str) -> str:
+    """Return the form in which column names are compared; engines ignore the case."""
+    return normalize(name).casefold()
 
 
 def _list_spellings(uri: str, photos: str) -> Iterator[str]:

@@ -20,6 +20,7 @@ from batch.inputs.manifest import ColumnRole
 from batch.monitoring.stats import Progress
 from serving.errors import InputError
 from serving.storage import files
+from serving.storage.names import normalize
 from trainer.dataset.dataset import SET_NAMES, LabelledPhoto, PhotoListing, Subset
 
 NAMES = {
@@ -151,10 +152,15 @@ def _read_rows(where: str, columns: Columns, labelled: bool) -> Iterator[tuple[s
         ColumnRole(role, f"--{role}_column", getattr(columns, role), names, role in required)
         for role, names in NAMES.items()
     ]
-    for line, values in manifest.read(where, partial(_pick_columns, where, roles)):
+    strip = str.strip if manifest.is_text_format(where) else str
+    spelling: dict[str, str] = {}  # labels whose Unicode form changes from line to line are the same label
+    for line, values in manifest.read(where, partial(_pick_columns, where, roles), text=NAMES):
         at = f"{where}, line {line}"
         cells = {role: _to_text(values.get(role), role, at) for role in NAMES}
-        photo, label, group, split = cells.values()
+        photo = cells["photo"]
+        label = strip(cells["label"])
+        label = spelling.setdefault(normalize(label), label)
+        group, split = strip(normalize(cells["group"])), cells["split"]
         for role in required:
             if not cells[role].strip():
                 raise InputError(f"{at}: the {role} is empty.", remedy="Fill it in, or remove the line.")

@@ -6,6 +6,7 @@ import datetime
 import decimal
 import json
 import random
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,86 @@ class TestFormats:
         names, table = read(write(top / "m.csv", "where,path\na.jpg,x\n"), uri_column="where")
         assert names == ["a.jpg"]
         assert table.to_pylist() == [{"path": "x"}]
+
+
+class TestOddTables:
+    """Tables and lists as spreadsheets, shells and other programs write them."""
+
+    @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+    @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+    def test_list_in_another_encoding_is_read(self, top: Path, encoding: str, end: str) -> None:
+        (top / "m.txt").write_bytes(f"a.jpg{end} b.jpg {end}{end}c d.jpg".encode(encoding))
+        assert read(top / "m.txt")[0] == ["a.jpg", "b.jpg", "c d.jpg"]
+
+    @pytest.mark.parametrize("name", ["m.txt", "m.csv", "m.jsonl", "m.parquet"])
+    def test_spaces_count_in_an_address_if_the_file_has_them(self, top: Path, name: str) -> None:
+        (top / "x.jpg ").write_bytes(b"x")
+        rows = [{"uri": "x.jpg "}, {"uri": "a.jpg "}]
+        if name == "m.parquet":
+            pq.write_table(pa.Table.from_pylist(rows), top / name)
+        else:
+            line = json.dumps if name == "m.jsonl" else lambda row: row["uri"]
+            write(top / name, "\n".join([*["uri"] * (name == "m.csv"), *map(line, rows)]))
+        assert read(top / name)[0] == ["x.jpg ", "a.jpg"]
+
+    def test_spaces_around_numbers_do_not_make_text_and_text_keeps_them(self, top: Path) -> None:
+        _, table = read(write(top / "m.csv", 'uri , n , t\na.jpg , 1 , "  x "\nb.jpg, 2.5 ,  \n'))
+        assert table.to_pylist() == [{"n": 1.0, "t": "  x "}, {"n": 2.5, "t": None}]
+
+    def test_column_in_two_unicode_forms_is_one_column(self, top: Path) -> None:
+        composed, decomposed = "größe", unicodedata.normalize("NFD", "größe")
+        rows = [{"uri": "a.jpg", decomposed: 1}, {"uri": "b.jpg", composed: 2}]
+        _, table = read(write(top / "m.jsonl", "\n".join(map(json.dumps, rows))))
+        assert table.to_pylist() == [{decomposed: 1}, {decomposed: 2}]
+        columns = PassThroughColumns({composed: "string"})
+        line = columns.encode_row({decomposed: "7"}, text=True)
+        assert columns.to_table([line]).to_pylist() == [{composed: "7"}]
+        with pytest.raises(InputError, match="more than one column is called"):
+            read(write(top / "m.csv", f"uri,{composed},{decomposed}\na.jpg,1,2\n"))
+
+    def test_address_in_bytes_is_text_and_other_types_are_stored_plainly(self, top: Path) -> None:
+        kinds = {
+            "view": pa.string_view(), "bytes": pa.binary_view(), "large": pa.large_binary(),
+            "fixed": pa.binary(1), "number": pa.uint64(),
+        }  # fmt: skip
+        values = {"view": "x", "bytes": b"x", "large": b"\xff", "fixed": b"\xff", "number": 2**64 - 1}
+        columns = {name: pa.array([values[name]], kind) for name, kind in kinds.items()}
+        pq.write_table(pa.table({"uri": [b"a.jpg"], **columns}), top / "m.parquet")
+        names, table = read(top / "m.parquet")
+        assert names == ["a.jpg"]
+        assert table.to_pylist() == [values]
+
+    @pytest.mark.parametrize(
+        ("column", "message"),
+        [
+            (pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int32())), "the column 'x' is of the type map"),
+            (pa.array([1.5], pa.float16()), "the column 'x' is of the type halffloat"),
+        ],
+    )
+    def test_column_of_another_type_is_named(self, top: Path, column: Any, message: str) -> None:
+        pq.write_table(pa.table({"uri": ["a.jpg"], "x": column}), top / "m.parquet")
+        with pytest.raises(InputError, match=rf"m\.parquet: {message}"):
+            read(top / "m.parquet")
+
+    @pytest.mark.parametrize(
+        ("line", "what"),
+        [
+            ({"uri": "\ud800.jpg"}, "the address"),
+            ({"uri": "a.jpg", "n": "\ud800"}, "'n'"),
+            ({"uri": "a.jpg", "n": {"\udfff": 1}}, "'n'"),
+        ],
+    )
+    def test_text_that_is_not_unicode_is_an_error(self, top: Path, line: dict[str, Any], what: str) -> None:
+        with pytest.raises(InputError, match=f"line 1: {what} is not Unicode text"):
+            read(write(top / "m.jsonl", json.dumps(line)))
+
+    @pytest.mark.parametrize(
+        ("cell", "value"),
+        [("9223372036854775807", (1 << 63) - 1), ("9223372036854775808", 2.0**63), ("1e999", "1e999")],
+    )
+    def test_number_at_the_edge_of_its_type(self, top: Path, cell: str, value: Any) -> None:
+        _, table = read(write(top / "m.csv", f"uri,n\na.jpg,{cell}\n"))
+        assert table["n"].to_pylist() == [value]
 
 
 class TestCsvTypeInference:

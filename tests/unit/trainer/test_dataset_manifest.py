@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 import tracemalloc
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -318,7 +319,12 @@ UNUSABLE = {
         "line 2: the set 'hidden' is unknown",
     ),
     "a line that is no UTF-8": ("m.csv", b"image,label\na.jpg,cr\xe8me\n", "line 2: byte 9 is not UTF-8"),
-    "UTF-16": ("m.csv", "image,label\n".encode("utf-16"), "line 1: byte 1 is not UTF-8"),
+    "half of a UTF-16 character": (
+        "m.csv",
+        "image,label\na.jpg,x\n".encode("utf-16")[:-1],
+        "line 2: character 8 is not UTF-16",
+    ),
+    "a lone surrogate in UTF-16": ("m.csv", b"\xff\xfei\0\x00\xd8\n\0", "line 1: character 2 is not UTF-16"),
     "a photo in two sets": (
         "m.csv",
         "image,label,split\na.jpg,pizza,train\nc.jpg,pizza,\na.jpg,pizza,test\n",
@@ -399,3 +405,85 @@ def test_memory_does_not_grow_with_unused_columns(tmp_path: Path) -> None:
     # Far below the 2,000 bytes of text per line. In isolation it is about 500; other threads of a long
     # test run allocate too.
     assert peak < 1000 * count
+
+
+# --- Tables as spreadsheets and other programs write them ------------------------------------------------
+
+TABLE = "image,label,note\na.jpg,pizza,1\ndeep/b.jpg,crème,2\n"
+WRITTEN = {
+    "byte-order mark": TABLE.encode("utf-8-sig"),
+    "UTF-16 with a mark": TABLE.encode("utf-16"),
+    "UTF-16 of a big-endian machine": b"\xfe\xff" + TABLE.encode("utf-16-be"),
+    "UTF-16 without a mark": TABLE.encode("utf-16-le"),
+    "UTF-16 without a mark, big-endian": TABLE.encode("utf-16-be"),
+    "UTF-32": TABLE.encode("utf-32"),
+    "CRLF": TABLE.replace("\n", "\r\n").encode(),
+    "CR alone": TABLE.replace("\n", "\r").encode(),
+    "CRLF in UTF-16": TABLE.replace("\n", "\r\n").encode("utf-16"),
+    "no newline at the end": TABLE.rstrip().encode(),
+    "spaces around cells": TABLE.replace(",", " , ").replace("\n", " \n ").encode(),
+    "spaces around quotes": (
+        ' "image" , "label","note"\n "a.jpg" , "pizza" ,"" \n"deep/b.jpg",\t"crème" , x\n'
+    ).encode(),
+    "stated separator": f"sep=;\r\n{TABLE.replace(',', ';')}".encode(),
+    "empty cells and lines at the end": TABLE.replace("\n", ",,\n").encode() + b",,,,\r\n , \n",
+    "a quoted cell of two lines": (
+        'image,label,note\na.jpg,pizza,"5 "" , \n"\ndeep/b.jpg,crème,5" wide\n'
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_table_of_a_spreadsheet_is_read_rightly(top: Path, name: str) -> None:
+    (top / "m.csv").write_bytes(WRITTEN[name])
+    assert labels_by_path(scan(top / "m.csv"), top) == {"a.jpg": "pizza", "deep/b.jpg": "crème"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_json_lines_in_another_encoding_are_read(top: Path, encoding: str) -> None:
+    (top / "m.jsonl").write_bytes("".join(f"{json.dumps(row)}\r\n" for row in BOTH).encode(encoding))
+    assert scan(top / "m.jsonl").labels == ("pizza", "sushi")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pa.binary(), pa.large_binary(), pa.binary_view(), pa.string_view(), pa.large_string()),
+        *(pa.dictionary(pa.int32(), pa.string()), pa.dictionary(pa.int32(), pa.binary()), pa.binary(5)),
+    ],
+    ids=str,
+)
+def test_parquet_columns_of_any_text_or_of_bytes_in_utf8_are_read(top: Path, kind: pa.DataType) -> None:
+    rows = [["a.jpg", "c.jpg"], ["pizza", "sushi"]]
+    if pa.types.is_dictionary(kind):
+        columns = [pa.array(row).cast(kind.value_type).dictionary_encode() for row in rows]
+    elif pa.types.is_fixed_size_binary(kind):
+        columns = [pa.array([value.encode() for value in row], kind) for row in rows]
+    else:
+        columns = [pa.array(row).cast(kind) for row in rows]
+    pq.write_table(pa.table(columns, names=["image", "label"]), top / "m.parquet")
+    assert labels_by_path(scan(top / "m.parquet"), top) == {"a.jpg": "pizza", "c.jpg": "sushi"}
+
+
+def test_parquet_bytes_that_are_no_text_are_an_error_with_line_and_column(top: Path) -> None:
+    pq.write_table(
+        pa.table({"image": ["a.jpg", "c.jpg"], "label": [b"pizza", b"cr\xe8me"]}), top / "m.parquet"
+    )
+    with pytest.raises(InputError, match="column 'label', line 2: byte 3 is not UTF-8"):
+        scan(top / "m.parquet")
+
+
+def test_one_label_in_two_unicode_forms_is_one_label_spelled_as_first(top: Path) -> None:
+    forms = [unicodedata.normalize(form, "crème") for form in ("NFD", "NFC")]
+    rows = [
+        *(
+            {"image": name, "label": form, "grüppe": "g"}
+            for name, form in zip(["a.jpg", "c.jpg"], forms, strict=True)
+        ),
+        {"image": "a.jpg", "label": forms[1], "grüppe": "g"},
+        {"image": "deep/b.jpg", "label": "sushi", "grüppe": ""},
+    ]
+    group = Columns(group=unicodedata.normalize("NFD", "grüppe"))
+    folder = scan(write_manifest(top / "m.csv", rows), group)
+    assert labels_by_path(folder, top) == {"a.jpg": forms[0], "c.jpg": forms[0], "deep/b.jpg": "sushi"}
+    assert set(folder.groups.values()) == {"g"}
