@@ -128,7 +128,7 @@ def read_photo(photo: Photo) -> bytes:
 
 
 def _iter_local(pattern: str, left_out: set[str]) -> Iterator[Photo]:
-    path = str(Path(files.local_path(pattern)).expanduser())
+    path = os.path.expanduser(files.local_path(pattern))  # noqa: PTH111 - pathlib fails for unknown users
     paths: Iterable[str] = [path]
     if Path(path).is_dir():
         paths = _walk(path, left_out)

@@ -1,9 +1,15 @@
-"""Exit of a command whose reader closes the pipe, in a process of its own."""
+"""Commands in a process of their own: a reader that closes the pipe, an odd encoding or home directory."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.repository import REPO
 
 
 def test_broken_pipe_exits_silently_with_1() -> None:
@@ -26,3 +32,24 @@ run(command, "hubhead")
         stderr = process.stderr.read()
         assert process.wait(timeout=30) == 1
     assert stderr == b""
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+@pytest.mark.parametrize("home", [None, "/proc/nowhere"], ids=["no home", "unwritable home"])
+def test_names_that_stdout_cannot_encode_are_escaped(tmp_path: Path, encoding: str, home: str | None) -> None:
+    base = tmp_path / os.fsdecode("Käse 日\x1b[31m".encode() + b"\xff")
+    base.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"}
+    environment |= {"PYTHONIOENCODING": encoding} | ({"HOME": home} if home else {})
+    done = subprocess.run(
+        [sys.executable, "-m", "hubhead", "models", "--model_base_path", base],
+        env=environment,
+        capture_output=True,
+        cwd=REPO,
+        check=True,
+    )
+    assert not done.stderr
+    assert b"\x1b" not in done.stdout
+    assert rb"\u001b[31m\udcff has no versions." in done.stdout
+    # click writes UTF-8 where it is told ASCII, which is what a missing locale looks like.
+    assert "Käse" in done.stdout.decode(encoding.replace("ascii", "utf-8"))

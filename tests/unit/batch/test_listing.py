@@ -171,3 +171,8 @@ def test_manifest_entry_that_is_no_file_on_a_disk_is_unreadable_at_once(tmp_path
     with pytest.raises(OSError, match=r"not a regular file|not a file name|No such|Permission denied"):
         listing.read_photo(photo)
     assert time.monotonic() - start < 2
+
+
+def test_home_of_an_unknown_user_is_not_found() -> None:
+    with pytest.raises(InputError, match="~nobody-here/photos"):
+        listing.find_photos("~nobody-here/photos")
