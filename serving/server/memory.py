@@ -7,18 +7,8 @@ import functools
 import gc
 from collections.abc import Callable
 
-_LARGE = 1 << 23
-"""Bytes of a request from which it is worth it; glibc then takes some milliseconds."""
-
-
-def release_free_memory(size: int) -> None:
-    """Return the memory that a large request has freed; glibc would keep it.
-
-    Args:
-        size: bytes of the request.
-    """
-    if size >= _LARGE:
-        trim()
+LARGE = 1 << 23
+"""Bytes of a request from which `trim` is worth its milliseconds."""
 
 
 def collect() -> None:
@@ -28,7 +18,7 @@ def collect() -> None:
 
 
 def trim() -> None:
-    """Return free memory; it has no effect with another C library than glibc."""
+    """Return free memory, which glibc keeps otherwise; it has no effect with another C library."""
     if function := _find_trim():
         function(0)
 

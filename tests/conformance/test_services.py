@@ -442,3 +442,14 @@ def test_messages_above_grpcs_default_limit_of_4_mib_are_accepted_and_sent(
     large = np.arange(3 << 20, dtype=np.float32)[None]
     response = plain_server.call(predict(toy_spec(), x=large))
     np.testing.assert_array_equal(tensors.decode(response.outputs["y"], "y"), large * 2)
+
+
+def test_context_that_is_too_large_for_its_examples_is_rejected(plain_server: ConformanceServer) -> None:
+    path, request = classify({"name": "toy", "signature_name": "classify"}, example(x=1.0))
+    context = request.input.example_list_with_context
+    context.context.CopyFrom(example(big=b"a" * 1_000_000))
+    context.examples.extend([protos.Example()] * 100_000)  # 100 GB if each had a copy of the context
+    assert plain_server.call_expecting_error((path, request)) == (
+        "INVALID_ARGUMENT",
+        "A context of 1000025 bytes for 100000 examples is too large.",
+    )

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,8 @@ from google.protobuf.message import DecodeError
 from serving import protos
 from serving.errors import InputError
 from serving.protos import wire
+from serving.server import memory
 from serving.server.callers import Caller, FairLimit
-from serving.server.memory import release_free_memory
 from serving.server.metrics import Metrics
 from serving.server.status_error import (
     StatusError,
@@ -42,6 +42,9 @@ MAX_OPEN_CALLS = 4096
 
 _MESSAGE_SECONDS = 60.0
 """Time in which the message of a call has to arrive."""
+
+_TRIM_SECONDS = 0.5
+"""Time from the end of a large call until its memory is returned to the operating system."""
 
 _SERVICE_THREADS = 8
 """Threads for RPCs that run no model, so that status and reload work while inference is overloaded."""
@@ -124,22 +127,30 @@ class Dispatcher:
         async def handle(_: Any, grpc_context: Any) -> bytes:
             start, left = time.monotonic(), grpc_context.time_remaining()
             deadline = None if left is None or left > _ENDLESS_SECONDS else start + left
-            context = CallContext(deadline, Caller(grpc_context.peer()))
+            context, size = CallContext(deadline, Caller(grpc_context.peer())), 0
             try:
                 # The body is kept in a list, from which the thread takes it: no reference may outlive it.
                 body = [await self._read(grpc_context, context.caller)]
+                size = len(body[0])
                 answer = functools.partial(self._answer, api, handler, request_class, body, context)
-                return await asyncio.wrap_future(self._submit(api, context.caller, len(body[0]), answer))
+                return await asyncio.wrap_future(self._submit(api, context.caller, size, answer))
             except StatusError as error:
                 await grpc_context.abort(error.code, error.details)
                 raise
             except asyncio.CancelledError:
                 context.caller.leave()
                 raise
+            finally:
+                if size >= memory.LARGE:  # later, as the traceback of an error still refers to the request
+                    asyncio.get_running_loop().call_later(_TRIM_SECONDS, self._trim_memory)
 
         # Registered as a client stream, because grpc.aio never ends a unary call whose client closes the
         # stream without sending its message.
         return grpc.stream_unary_rpc_method_handler(handle)
+
+    def _trim_memory(self) -> None:
+        with suppress(RuntimeError):  # the server has stopped meanwhile
+            self._service_pool.submit(memory.trim)
 
     async def _read(self, grpc_context: Any, caller: Caller) -> bytes:
         """Wait for the message of a call.
@@ -182,7 +193,6 @@ class Dispatcher:
         def release(_: Future[bytes]) -> None:
             self.in_flight.give_back(caller.name, weight)
             self.held_bytes.give_back(caller.name, size)
-            release_free_memory(size)
 
         future = (self._inference_pool if weight else self._service_pool).submit(answer)
         future.add_done_callback(release)

@@ -18,7 +18,7 @@ from serving.server.health import HealthService
 from serving.server.metrics import Metrics
 from serving.server.models.manager import Manager
 
-_MAX_MESSAGE_BYTES = 1 << 28
+_MAX_MESSAGE_BYTES = 1 << 27
 """Maximum size of a request; gRPC rejects a larger one when its first bytes arrive."""
 
 _OPTIONS = (

@@ -25,6 +25,9 @@ REGRESS_METHOD = "tensorflow/serving/regress"
 EXAMPLES = "inputs"
 """Input alias of a Classify or Regress signature: string [N], serialized tf.Example protos."""
 
+_MAX_CONTEXT_BYTES = 1 << 26
+"""Maximum bytes of the copies of a context, which a message has once and the model's input per example."""
+
 CLASSES, SCORES, OUTPUTS = "classes", "scores", "outputs"
 
 Signatures = Mapping[str, Any]
@@ -140,6 +143,10 @@ def serialize_examples(request_input: protos.Message) -> dict[str, NDArray[Any]]
     if found is None or not found.examples:
         raise invalid_argument("Input is empty.")
     context = found.context.SerializeToString() if kind == "example_list_with_context" else b""
+    if len(context) * len(found.examples) > _MAX_CONTEXT_BYTES:
+        raise invalid_argument(
+            f"A context of {len(context)} bytes for {len(found.examples)} examples is too large."
+        )
     rows = [context + example.SerializeToString() for example in found.examples]
     return {EXAMPLES: tensors.make_string_array(rows)}
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import grpc
 
+from serving.server import memory
 from serving.server.callers import Caller, FairLimit
-from serving.server.memory import release_free_memory
 from serving.server.status_error import StatusError, unavailable
 
 MAX_BODY_BYTES = 128 << 20
@@ -32,6 +32,9 @@ MIN_BYTES_PER_SECOND = 16 << 10
 
 BODY_GRACE_SECONDS = 5.0
 """Time before the rate counts."""
+
+_TRIM_SECONDS = 0.5
+"""Time from the end of a large request until its memory is returned to the operating system."""
 
 _VALUE_BYTES = 48
 """Memory of a JSON value: an object of Python and references to it."""
@@ -99,7 +102,9 @@ class Reservation:
             work.exception()  # retrieve it, or asyncio logs it as unhandled when the request has timed out
         self._in_flight.requests.give_back(self._caller.name, self._requests)
         self._in_flight.bytes.give_back(self._caller.name, self._bytes)
-        release_free_memory(self._bytes)
+        if self._bytes >= memory.LARGE:
+            loop = asyncio.get_running_loop()
+            loop.call_later(_TRIM_SECONDS, loop.run_in_executor, None, memory.trim)
 
     def _take_bytes(self, size: int) -> None:
         if not self._in_flight.bytes.take(self._caller.name, size):
