@@ -51,5 +51,5 @@ def test_names_that_stdout_cannot_encode_are_escaped(tmp_path: Path, encoding: s
     assert not done.stderr
     assert b"\x1b" not in done.stdout
     assert rb"\u001b[31m\udcff has no versions." in done.stdout
-    # click writes UTF-8 where it is told ASCII, which is what a missing locale looks like.
+    # click takes ASCII for a missing locale, and writes UTF-8.
     assert "Käse" in done.stdout.decode(encoding.replace("ascii", "utf-8"))
