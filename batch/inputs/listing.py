@@ -188,17 +188,11 @@ def _iter_remote(pattern: str, left_out: set[str]) -> Iterator[Photo]:
 
 def _is_systems(path: str, pattern: str, left_out: set[str]) -> bool:
     """Return whether the part of a path that the glob matched is in a directory of the system; note it."""
-    if directory := names.find_system_directory(path, _matched_start(path, pattern)):
+    if directory := names.find_system_directory(path, pattern):
         left_out.add(directory)
     return bool(directory)
 
 
 def _is_hidden(uri: str, pattern: str) -> bool:
     """Return whether a name in the part of `uri` that the glob matched starts with a dot."""
-    return any(name.startswith(".") for name in uri[_matched_start(uri, pattern) :].split("/"))
-
-
-def _matched_start(path: str, pattern: str) -> int:
-    """Return where the part that the glob matched begins; what the pattern spells out does not count."""
-    literal = glob.escape(pattern).partition("[")[0]
-    return literal.rfind("/") + 1 if path.startswith(literal) else 0
+    return any(name.startswith(".") for name in uri[names.matched_start(uri, pattern) :].split("/"))

@@ -14,17 +14,19 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Required, TypedDict
 
 from serving import contract
-from serving.errors import BundleError, OutputError
+from serving.errors import BundleError, InputError, OutputError
 from serving.storage import files
 from serving.storage.address import Address
+from serving.storage.names import normalize
 from serving.storage.records import RecordFormat
+from serving.storage.text_lines import decode_text
 
 SCHEMA = 1
 
@@ -277,7 +279,7 @@ def read_metadata(directory: Address) -> BundleMetadata:
         metadata = METADATA_FORMAT.read(files.join(str(directory), contract.METADATA_FILE), remedy=remedy)
         labels = files.join(str(directory), contract.LABELS_FILE)
         with suppress(FileNotFoundError):
-            if files.read(labels) != metadata.label_text.encode():
+            if not _has_labels(files.read(labels), metadata.labels):
                 raise BundleError(f"{labels} has other labels than {contract.METADATA_FILE}.", remedy=remedy)
         return metadata
     except FileNotFoundError as error:
@@ -285,6 +287,15 @@ def read_metadata(directory: Address) -> BundleMetadata:
             f"{directory} is a SavedModel without {contract.METADATA_FILE}, so it is not a hubhead bundle.",
             remedy="Create a bundle with hubhead train or hubhead export.",
         ) from error
+
+
+def _has_labels(content: bytes, labels: Sequence[str]) -> bool:
+    """Return whether a labels.txt has these labels; an editor may have changed its encoding or line ends."""
+    try:
+        text = normalize(decode_text(content, "")).replace("\r\n", "\n")
+    except InputError:
+        return False
+    return text == "".join(f"{normalize(label)}\n" for label in labels)
 
 
 @contextmanager

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import glob
+import io
 import json
+import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice, starmap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -22,11 +25,16 @@ from serving.commands.server_options import (
     server_flags,
 )
 from serving.errors import InputError
+from serving.storage.names import describe_system_directories, find_system_directory
+from serving.storage.regular import read_regular
+from serving.storage.text_lines import read_lines
 from serving.text import escape_controls
 
 if TYPE_CHECKING:
     from serving.client import ClientConfig, Photo
     from serving.contract import Prediction
+
+_log = logging.getLogger(__name__)
 
 BAR_WIDTH = 10
 """Characters of the bar for a probability of 1 in the table."""
@@ -48,7 +56,7 @@ _BUNDLE_PHOTOS = 64
 @click.argument("photos", nargs=-1, type=click.Path(allow_dash=True))
 @click.option(
     "--from_file",
-    type=click.File(encoding="utf-8"),
+    type=click.File("rb"),
     help="File with more photos to classify, one path per line; - reads the list from stdin.",
 )
 @click.option(
@@ -82,7 +90,7 @@ def predict(
     context: click.Context,
     /,
     photos: tuple[str, ...],
-    from_file: TextIO | None,
+    from_file: BinaryIO | None,
     model: Path | None,
     top_k: int,
     as_json: bool,
@@ -100,12 +108,11 @@ def predict(
         raise click.UsageError("Give exactly one of --server HOST:PORT and --model BUNDLE.")
     if not photos and from_file is None:
         raise click.UsageError("Give photos, or a file that lists them with --from_file.")
-    if STDIN in photos and (photos.count(STDIN) > 1 or (from_file and from_file is sys.stdin)):
+    if STDIN in photos and (photos.count(STDIN) > 1 or from_file is sys.stdin.buffer):
         raise click.UsageError("stdin can be read once, either as one photo or as the list of photos.")
     if model is not None:
         forbid_server_flags(context, "downscale")
-    lines = (line.rstrip("\r\n") for line in from_file or ())
-    names = [*resolve_paths(photos), *(line for line in lines if line.strip())]
+    names = [*resolve_paths(photos), *(_read_list(from_file) if from_file else ())]
     results = (
         _classify_with_bundle(model, names, top_k)
         if model
@@ -118,10 +125,32 @@ def predict(
         print_table(("photo", "label", "score", "other labels", "status"), starmap(_format_row, results))
 
 
+@dataclass(frozen=True)
+class _ListedPhoto:
+    """A photo of a list, which may name anything: only files on a disk are read."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
+    def read(self) -> bytes:
+        return read_regular(self.path)
+
+
+def _read_list(file: BinaryIO) -> Iterator[_ListedPhoto]:
+    """Yield the photos of a list, one per line. Spaces around it count if a file has them."""
+    for line in read_lines(io.BytesIO(file.read()), getattr(file, "name", "stdin")):
+        path = line.rstrip("\r\n")
+        if path.strip():
+            yield _ListedPhoto(path if os.path.lexists(path) else path.strip())
+
+
 def resolve_paths(photos: Sequence[str]) -> list[str]:
     """Return the paths of the arguments, in order, with patterns expanded.
 
-    A pattern that is the name of an existing file means that file.
+    A pattern that is the name of an existing file means that file. Wildcards match no directories of
+    operating systems.
 
     Raises:
         InputError: no file matches a pattern.
@@ -133,7 +162,11 @@ def resolve_paths(photos: Sequence[str]) -> list[str]:
             continue
         # Path.glob does not accept absolute patterns.
         matches = glob.iglob(photo, recursive=True)  # noqa: PTH207
-        files = sorted(path for path in matches if Path(path).is_file())
+        found = sorted(path for path in matches if Path(path).is_file())
+        systems = {path: find_system_directory(path, photo) for path in found}
+        if left_out := set(filter(None, systems.values())):
+            _log.warning("%s: %s", photo, describe_system_directories(left_out))
+        files = [path for path in found if not systems[path]]
         if not files:
             raise InputError(
                 f"No file matches {photo!r}.",
@@ -143,25 +176,27 @@ def resolve_paths(photos: Sequence[str]) -> list[str]:
     return names
 
 
-def _open_photo(name: str) -> Photo:
+def _open_photo(name: str | _ListedPhoto) -> Photo:
     return sys.stdin.buffer.read() if name == STDIN else name
 
 
 def _classify_on_server(
-    server: ClientConfig, names: Sequence[str], top_k: int, downscale: bool
+    server: ClientConfig, names: Sequence[str | _ListedPhoto], top_k: int, downscale: bool
 ) -> Iterator[tuple[str, Prediction]]:
     from serving.client import Client
 
     with Client(replace(server, downscale=downscale)) as client:
         if len(names) <= client.max_photos:  # one request, in this thread
-            yield from zip(names, client.classify(map(_open_photo, names), top_k), strict=True)
+            yield from zip(map(str, names), client.classify(map(_open_photo, names), top_k), strict=True)
             return
         results = client.iclassify(map(_open_photo, names), top_k)
         for name, (_, prediction) in zip(names, results, strict=True):
-            yield name, prediction
+            yield str(name), prediction
 
 
-def _classify_with_bundle(path: Path, names: Sequence[str], top_k: int) -> Iterator[tuple[str, Prediction]]:
+def _classify_with_bundle(
+    path: Path, names: Sequence[str | _ListedPhoto], top_k: int
+) -> Iterator[tuple[str, Prediction]]:
     from serving import bundle, client, contract, runtime
 
     directory = bundle.resolve(path)
@@ -172,7 +207,7 @@ def _classify_with_bundle(path: Path, names: Sequence[str], top_k: int) -> Itera
     remaining = iter(names)
     while chunk := list(islice(remaining, _BUNDLE_PHOTOS)):
         predictions = client.classify(map(_open_photo, chunk), model.classify, top_k=top_k)
-        yield from zip(chunk, predictions, strict=True)
+        yield from zip(map(str, chunk), predictions, strict=True)
 
 
 def _to_dict(photo: str, prediction: Prediction) -> dict[str, object]:

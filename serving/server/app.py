@@ -46,7 +46,7 @@ class RunningServer:
     """
 
     def __init__(
-        self, settings: ServerSettings, manager: Manager, metrics: Metrics, configuration: str | None
+        self, settings: ServerSettings, manager: Manager, metrics: Metrics, configuration: bytes | None
     ) -> None:
         """Open the ports; requests are answered after `serve`, and wait until then.
 
@@ -54,7 +54,7 @@ class RunningServer:
             settings: settings of the server.
             manager: the served models, which may be loaded later.
             metrics: metrics of this server.
-            configuration: text of the model_config_file that is in effect; None: there is none.
+            configuration: content of the model_config_file that is in effect; None: there is none.
 
         Raises:
             OutputError: a port or the socket cannot be opened.
@@ -108,15 +108,15 @@ class RunningServer:
 
     def _poll_versions(self) -> None:
         """Scan the base paths, and the configuration file for changes, until the server stops."""
-        settings, read_at, text = self._settings, time.monotonic(), self._configuration
+        settings, read_at, content = self._settings, time.monotonic(), self._configuration
         while not self._stopping.wait(settings.file_system_poll_wait_seconds):
             self.manager.poll()
             every = settings.model_config_file_poll_wait_seconds
             if settings.model_config_file and every and time.monotonic() - read_at >= every:
                 read_at = time.monotonic()
-                current = _read_text(settings.model_config_file)
-                if current not in (None, text) and self._reload_config_file(settings.model_config_file):
-                    text = current
+                current = _read(settings.model_config_file)
+                if current not in (None, content) and self._reload_config_file(settings.model_config_file):
+                    content = current
 
     def _reload_config_file(self, path: Path) -> bool:
         """Apply a changed configuration file; return False, after a warning, if it cannot be applied."""
@@ -159,7 +159,7 @@ def start(
         allow_labels_for_unavailable=settings.allow_version_labels_for_unavailable_models,
     )
     # Read before it is applied: a change during the wait for a first version must not be missed.
-    configuration = _read_text(settings.model_config_file)
+    configuration = _read(settings.model_config_file)
     models = _resolve_models(settings)
     for model in models:
         _check_base_path(model)
@@ -271,11 +271,11 @@ def _to_hubhead_error(error: StatusError) -> HubheadError:
     return BundleError(error.details)
 
 
-def _read_text(path: Path | None) -> str | None:
-    """Return the text of a file; None if it cannot be read."""
+def _read(path: Path | None) -> bytes | None:
+    """Return the content of a file; None if it cannot be read."""
     try:
-        return path.read_text("utf-8") if path else None
-    except (OSError, UnicodeDecodeError):
+        return path.read_bytes() if path else None
+    except OSError:
         return None
 
 

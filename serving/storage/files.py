@@ -23,6 +23,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from serving.errors import InputError, OutputError, StorageError
 from serving.storage import remote
 from serving.storage.address import Address
+from serving.storage.text_lines import decode_text
 
 CACHE_VARIABLE = "HUBHEAD_CACHE_DIR"
 
@@ -112,14 +113,14 @@ def read(uri: str) -> bytes:
 
 
 def read_text(address: Address) -> str:
-    """Return the content of a text file in UTF-8.
+    """Return the content of a text file in UTF-8, or in UTF-16 as told by its first bytes.
 
     Raises:
         InputError: it cannot be read.
     """
     try:
-        return read(str(address)).decode()
-    except (OSError, UnicodeDecodeError) as error:
+        return decode_text(read(str(address)), str(address))
+    except OSError as error:
         raise InputError(f"{address} cannot be read: {error}.") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 import unicodedata
 
@@ -26,14 +27,15 @@ def is_system_directory(name: str) -> bool:
     return name in _SYSTEM_NAMES or bool(_SYSTEM_PATTERN.fullmatch(name))
 
 
-def find_system_directory(path: str, start: int = 0) -> str:
-    """Return the path up to its first directory of the system; "" if there is none.
+def matched_start(path: str, pattern: str) -> int:
+    """Return where the part of a path that a glob matched begins; what it spells out does not count."""
+    literal = glob.escape(pattern).partition("[")[0]
+    return literal.rfind("/") + 1 if path.startswith(literal) else 0
 
-    Args:
-        path: path or address of a file.
-        start: position from which on directories are looked at.
-    """
-    position = start
+
+def find_system_directory(path: str, pattern: str) -> str:
+    """Return the path up to the first directory of the system that a glob matched; "" if there is none."""
+    position = matched_start(path, pattern)
     while (end := path.find("/", position)) >= 0:
         if is_system_directory(path[position:end]):
             return path[:end]

@@ -17,6 +17,7 @@ from serving import protos
 from serving.errors import InputError
 from serving.server.config.settings import BatchingParameters, ModelSettings, VersionPolicy
 from serving.server.status_error import StatusError, invalid_argument
+from serving.storage.files import read_text
 
 PLATFORM = "tensorflow"
 _log = logging.getLogger(__name__)
@@ -30,10 +31,7 @@ def read_text_proto(path: Path, message: protos.Message) -> protos.Message:
     Raises:
         InputError: the file cannot be read, or is not such a message; names line and column.
     """
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from error
+    text = read_text(path)
     try:
         return parse_text_proto(text, message, path)
     except InputError as error:  # in the words of TensorFlow Serving too, which tools look for

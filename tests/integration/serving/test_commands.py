@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import subprocess
 import threading
 import time
@@ -17,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from serving import protos
 from serving.commands.loadtest import loadtest
-from serving.commands.predict import predict
+from serving.commands.predict import predict, resolve_paths
 from serving.commands.status import status
 from serving.loadtest.figures import Result as Figures
 from serving.loadtest.figures import Sample, percentile
@@ -396,3 +397,27 @@ def test_report_without_successful_requests() -> None:
     assert "10 UNAVAILABLE" in text
     assert "&lt;food&gt;" in text
     assert io.StringIO(text).readline() == "<!doctype html>\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_predict_reads_lists_as_editors_write_them(photo_directory: Path, encoding: str) -> None:
+    os.mkfifo(photo_directory / "pipe.jpg")
+    lines = [f" {photo_directory / 'a.jpg'} ", str(photo_directory / "pipe.jpg"), "/dev/zero", "/proc/kmsg"]
+    (photo_directory / "list").write_bytes("\r\n".join(lines).encode(encoding))
+    with fake_grpc_server(ECHO) as address:
+        found = records(run(predict, "--from_file", str(photo_directory / "list"), "--json", address=address))
+    assert [record["photo"] for record in found] == [lines[0].strip(), *lines[1:]]
+    assert [record["status"] for record in found] == ["ok", *["unreadable"] * 3]
+    (photo_directory / "list").write_bytes(b"a.jpg\ncaf\xe9.jpg\n")
+    result = run(predict, "--from_file", str(photo_directory / "list"), address="localhost:1")
+    assert "list, line 2: byte 4 is not UTF-8" in str(result.exception)
+
+
+def test_patterns_match_no_directories_of_the_system(photo_directory: Path) -> None:
+    (photo_directory / "deep" / "@eaDir").mkdir()
+    (photo_directory / "deep" / "@eaDir" / "c.jpg").write_bytes(b"x")
+    assert [Path(name).name for name in resolve_paths([f"{photo_directory}/deep/**/*.jpg"])] == [
+        "c.jpg",
+        "b.jpg",
+    ]
+    assert len(resolve_paths([f"{photo_directory}/deep/@eaDir/*.jpg"])) == 1

@@ -317,6 +317,17 @@ def test_changed_configuration_file_is_applied(base: Path, tmp_path: Path) -> No
         eventually(lambda: server.manager.models["a"].is_available(1))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_configuration_files_are_read_as_editors_write_them(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "model.config"
+    text = 'model_config_list {\r\n  config { name: "crème" base_path: "/x" }\r\n}'
+    file.write_bytes(text.encode(encoding))
+    assert [model.name for model in read_models(file)] == ["crème"]
+    file.write_bytes(b"# caf\xe9\nmodel_config_list {}")
+    with pytest.raises(InputError, match=r"model\.config, line 1: byte 6 is not UTF-8"):
+        read_models(file)
+
+
 @pytest.mark.protocol("batching.sizes")
 def test_errors_in_configuration_files_name_the_place(tmp_path: Path) -> None:
     file = tmp_path / "some.config"

@@ -174,3 +174,10 @@ def test_predict_and_models_report_a_malformed_bundle(model: Path, spoil: str) -
     assert isinstance(predicted.exception, BundleError)
     (version,) = json.loads(command("models", "--model_base_path", model.parent, "--json").stdout)["versions"]
     assert version["problem"] == predicted.exception.what
+
+
+@pytest.mark.parametrize(("encoding", "end"), [("utf-8", "\r\n"), ("utf-8-sig", "\n"), ("utf-16", "\r\n")])
+def test_labels_file_that_an_editor_saved_has_the_same_labels(model: Path, encoding: str, end: str) -> None:
+    labels = bundle.read_metadata(model).labels
+    (model / contract.LABELS_FILE).write_bytes("".join(f"{label}{end}" for label in labels).encode(encoding))
+    assert bundle.read_metadata(model).labels == labels
