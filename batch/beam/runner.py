@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from batch.beam.engine import EngineJob
+from batch.beam.engine import EngineJob, suppress_apitools_message
+from batch.beam.failure import describe_failure, shorten_messages, summarize
+from batch.beam.temporary import temporary_directory
 from batch.monitoring.stats import Meter, Stats
 from batch.scoring.worker import ShardWorker
 from batch.shards import shard
@@ -65,17 +66,20 @@ def run(
     Raises:
         HubheadError: the job failed; finished shards are kept.
     """
-    with _suppress_apitools_message():
+    with suppress_apitools_message():
         import apache_beam as beam
         import grpc
-        from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+        from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions, SetupOptions
         from apache_beam.utils.shared import Shared
 
     options = PipelineOptions(list(beam_args))
     _check_unknown_options(options)
-    cloud = options.view_as(GoogleCloudOptions)
-    cloud.job_name = cloud.job_name or name
-    job = EngineJob.from_options(options, str(cloud.job_name))
+    job = EngineJob.from_options(options, name)
+    # It would run `pip freeze` for a list that nobody reads.
+    options.view_as(DebugOptions).add_experiment("disable_logging_submission_environment")
+    setup = options.view_as(SetupOptions)
+    if setup.requirements_file is None:
+        setup.requirements_cache = "skip"  # otherwise a directory is created for it
     handle = Shared()
     # Shards that run in this process find this state, and with it the meter, by the handle. Other worker
     # processes create their own.
@@ -93,14 +97,15 @@ def run(
         if _runs_in_this_process(options):
             pipeline.run().wait_until_finish()
         else:
-            _run_on_engine(pipeline, job, on_job, _Watch(plan, worker, meter))
+            with shorten_messages():
+                _run_on_engine(pipeline, job, on_job, _Watch(plan, worker, meter))
     except RuntimeError as error:
         # Beam passes on only the text of an exception, and has logged the traceback.
-        raise _job_error(error, job) from error
+        raise describe_failure(error, job) from error
     except (ValueError, OSError, grpc.RpcError, grpc.FutureTimeoutError) as error:
         if _is_default_runner(options):
             raise  # a bug: this runner connects to nothing
-        raise _job_error(error, job) from error
+        raise describe_failure(error, job) from error
     if state.failure:
         raise state.failure
 
@@ -113,56 +118,36 @@ def _run_on_engine(
     record = on_job or (lambda _: None)
     record(job)
     try:
-        with watch.run(job):
+        with watch.run(job), ExitStack() as temporary:
+            temporary.enter_context(temporary_directory())
             result = pipeline.run()
+            if job.endpoint:  # otherwise the job server is a child of this process, and keeps files there
+                temporary.close()
             watch.job = job = replace(job, id=str(getattr(result, "_job_id", "")))
-            watch.get_state = lambda: str(result.state)
+            watch.get_state = job.read_state if job.endpoint else lambda: str(result.state)
             record(job)
             result.wait_until_finish()
     except BaseException:
-        try:
-            result.cancel() if result else job.cancel()
-        except Exception as error:  # of whatever class: it must not replace the one that is handled
-            _log.warning(
-                "The job could not be cancelled (%s; %s). It cannot change the scores, but uses the cluster"
-                " until it ends: cancel it there.",
-                job.where,
-                _summarize(error),
-            )
+        _cancel(job, result)
         raise
 
 
-def _job_error(error: Exception, job: EngineJob) -> HubheadError:
-    """Return the error for a failed job, with a remedy for the known causes."""
-    text, cause = str(error), _summarize(error)
-    remedy = f"Correct the cause, which the engine's log describes ({job.where})."
-    if "jar URL" in text:
-        # Beam's own advice is for developers of Beam.
-        cause = text.partition(". ")[0]
-        remedy = (
-            "Check the path of the job server's jar, or omit the option: Beam then downloads a matching jar."
+def _cancel(job: EngineJob, result: Any) -> None:
+    """Cancel a job through its engine and, if this process started the job server, through that."""
+    ways = [job.cancel, *([result.cancel] if result and not job.endpoint else [])]
+    errors: list[Exception] = []
+    for cancel in ways:
+        try:
+            cancel()
+        except Exception as error:  # of whatever class: it must not replace the one that is handled
+            errors.append(error)
+    if result and len(errors) == len(ways):
+        _log.warning(
+            "The job could not be cancelled (%s): %s. It cannot change the scores, but uses the cluster until"
+            " it ends or is cancelled there.",
+            job.where,
+            summarize(errors[-1]),
         )
-    elif isinstance(error, FileNotFoundError) and str(error.filename).endswith("java"):
-        cause = f"{error.filename} was not found, which Beam's job server needs"
-        remedy = "Install Java 11 or later, or give the address of a running job server with --job_endpoint."
-    elif "ModuleNotFoundError" in text or "No module named" in text:
-        remedy = f"Install the same version of hubhead in the environment of the workers ({job.where})."
-    elif not isinstance(error, RuntimeError) or "UNAVAILABLE" in text or "onnection refused" in text:
-        remedy = f"Check Beam's options, and that the cluster is reachable ({job.where})."
-    return HubheadError(
-        f"The Beam job failed: {cause.rstrip('.')}.",
-        remedy=f"{remedy} Finished shards are kept, and the same command then does the rest.",
-    )
-
-
-def _summarize(error: Exception) -> str:
-    """Return the line of an error's text that says what happened."""
-    text = str(error).strip()
-    # The text of a gRPC error is a block of several lines, with the message in one of them.
-    if details := re.findall(r'details = "(.+?)"\s*$', text, re.MULTILINE):
-        return str(details[-1])
-    lines = [line.strip() for line in text.splitlines() if re.search(r"\w\w", line)]
-    return lines[-1] if lines else type(error).__name__
 
 
 def _is_default_runner(options: Any) -> bool:
@@ -198,6 +183,8 @@ class _Watch:
     def run(self, job: EngineJob) -> Iterator[None]:
         """Poll within a `with` block, and once more at its end."""
         self.job = job
+        if job.endpoint:
+            self.get_state = job.read_state
         ended = threading.Event()
 
         def poll() -> None:
@@ -228,23 +215,8 @@ class _Watch:
             except (
                 Exception
             ) as error:  # grpc's, Dataflow's, ...: the engine itself is asked for this text only
-                state = f"not reachable ({_summarize(error)})"
+                state = f"not reachable ({summarize(error)})"
             self._meter.note(f"no shard finished for {waiting:.0f} s, engine {state} ({self.job.where})")
-
-
-@contextmanager
-def _suppress_apitools_message() -> Iterator[None]:
-    """Suppress a log message at Beam's import about a package that this job does not use."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "apitools not found" not in record.getMessage()
-
-    root = logging.getLogger()
-    root.addFilter(keep)
-    try:
-        yield
-    finally:
-        root.removeFilter(keep)
 
 
 class _ProcessState:

@@ -197,14 +197,17 @@ def cancel_earlier_jobs(output: Output) -> None:
 
     What they do cannot change the scores, but they use the cluster, and would do this run's work twice.
     """
+    unreachable: set[tuple[str, str]] = set()
     for attempt in output.list_attempts():
         job = EngineJob.read(attempt.job_file)
-        if job is None:
+        if job is None or job.services in unreachable:
             continue
         try:
             if found := job.cancel():
                 _log.warning("An earlier attempt left a job running (%s). %s", job.where, found)
+            files.remove(attempt.job_file)
         except OSError as error:
+            unreachable.add(job.services)
             _log.warning(
                 "An earlier attempt may have left a job running (%s), but %s. It cannot change the scores.",
                 job.where,

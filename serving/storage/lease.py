@@ -206,7 +206,7 @@ class Lease:
         while True:
             with files.output_errors(self._at(self.directory), "read"):
                 self.number = self._find_newest()
-                last = (self._read(self.number) if self.number else {"free": True}) or {}
+                last: dict[str, Any] = (self._read(self.number) if self.number else {"free": True}) or {}
                 renewed = self._read_renewal(last)
             # Waiting ends by this clock too, since that of the other host may be fast.
             left = LEASE_SECONDS - max(time.time() - renewed, time.monotonic() - start)
