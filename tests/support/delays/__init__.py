@@ -1,0 +1,1 @@
+"""Directory for PYTHONPATH: its sitecustomize delays the steps of a scoring run."""
