@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch.monitoring.json_record import JsonRecord
+from serving.storage.names import respell
 
 BINS = 20
 """Number of equal bins of the score histogram, over scores from 0 to 1."""
@@ -221,8 +222,9 @@ def list_label_counts(now: DecisionCounts, before: DecisionCounts) -> list[tuple
 
     Rows without a label come last, under the label ABSTAINED, if there are any.
     """
-    names = sorted({*now.labels, *before.labels}, key=lambda name: (-now.labels[name], name))
-    counts = [(name, now.labels[name], before.labels[name]) for name in names]
+    earlier = Counter(dict(zip(respell(before.labels, now.labels), before.labels.values(), strict=True)))
+    names = sorted({*now.labels, *earlier}, key=lambda name: (-now.labels[name], name))
+    counts = [(name, now.labels[name], earlier[name]) for name in names]
     abstained = (ABSTAINED, now.abstained, before.abstained)
     return [*counts, abstained] if any(abstained) else counts
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.contract import Prediction
 from serving.storage import files
+from serving.storage.names import normalize
 
 if TYPE_CHECKING:
     from serving.client import Client
@@ -113,7 +114,7 @@ def measure_agreement(pairs: Iterable[PredictionPair]) -> Agreement:
         elif first.status.usable:
             compared += 1
             change += (second.score or 0.0) - (first.score or 0.0)
-            if first.label == second.label:
+            if normalize(first.label or "") == normalize(second.label or ""):
                 agreeing += 1
             else:
                 label_changes[first.label, second.label] += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 
 _SYSTEM_NAMES = frozenset(
     (
@@ -55,7 +56,13 @@ def normalize(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def respell(names: tuple[str, ...], like: tuple[str, ...]) -> tuple[str, ...]:
+def respell(names: Iterable[str], like: Iterable[str]) -> tuple[str, ...]:
     """Return names in the spelling of equal ones of another list: those with the same Unicode form."""
     spelling = {normalize(name): name for name in like}
     return tuple(spelling.get(normalize(name), name) for name in names)
+
+
+def describe_respelled(names: Sequence[str], like: Sequence[str]) -> str:
+    """Return which names `respell` changes; "" if it changes none."""
+    changed = [name for name, other in zip(names, respell(names, like), strict=True) if name != other]
+    return f"{', '.join(map(repr, changed))}: the same in another Unicode form" if changed else ""

@@ -64,6 +64,7 @@ class LiveComparison:
         labels: changes of the labels that both know and that have photos.
         newly_right, newly_wrong: photos that only one version gets right, in descending order of the new
             version's confidence.
+        respelled: labels whose Unicode form differs from that of the live version, as text; "" for none.
     """
 
     name: str
@@ -79,6 +80,7 @@ class LiveComparison:
     labels: tuple[LabelChange, ...]
     newly_right: tuple[PhotoChange, ...]
     newly_wrong: tuple[PhotoChange, ...]
+    respelled: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as JSON values, as stored in hubhead.json."""
@@ -112,6 +114,8 @@ class LiveComparison:
         for change, labels in (("Added", self.added), ("Removed", self.removed)):
             if labels:
                 lines.append(f"{change} labels: {', '.join(map(repr, labels))}.")
+        if self.respelled:
+            lines.append(f"Labels of the new version: {self.respelled}.")
         if self.left_out:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items())
             lines.append(f"Test photos left out of the comparison: {reasons}.")

@@ -12,6 +12,7 @@ import numpy as np
 
 from serving.bundle import Bundle, training_digests
 from serving.errors import InputError
+from serving.storage.names import describe_respelled, respell
 from trainer.dataset import Example
 from trainer.evaluation.metrics import Evaluation, evaluate
 from trainer.evaluation.paired_comparison import align_columns, compare, estimate_difference
@@ -65,7 +66,8 @@ def select_photos(
         trained_on_known = trained_on_known and known is not None
         if known is not None:
             leave_out(np.isin(marks, known), f"that the {name} version was trained on")
-    foreign = [labels[example.label] not in live.metadata.labels for example in examples]
+    known_labels = set(respell(live.metadata.labels, labels))
+    foreign = [labels[example.label] not in known_labels for example in examples]
     leave_out(np.array(foreign, bool), "of labels that only one version knows")
     rows = np.flatnonzero(usable)
     return UsablePhotos([examples[row] for row in rows.tolist()], rows, left_out, trained_on_known)
@@ -93,7 +95,7 @@ def compare_predictions(
     Raises:
         InputError: no photo is left for the comparison.
     """
-    own = live.metadata.labels
+    own = respell(live.metadata.labels, labels)
     answered = new.answered & old.answered
     counts = {**photos.left_out, "that a version rejects or that cannot be read": int((~answered).sum())}
     left_out = {reason: count for reason, count in counts.items() if count}
@@ -127,6 +129,7 @@ def compare_predictions(
         labels=_list_label_changes(new_evaluation, old_evaluation, targets, gained, lost),
         newly_right=_list_photo_changes(compared, rows, old_rows, both, gained),
         newly_wrong=_list_photo_changes(compared, rows, old_rows, both, lost),
+        respelled=describe_respelled(labels, live.metadata.labels),
     )
 
 

@@ -20,6 +20,7 @@ from serving.registry.stores.store import Say, silent
 from serving.registry.verdict import Check, Verdict
 from serving.storage.address import Address
 from serving.storage.files import is_remote, walk_files
+from serving.storage.names import normalize
 from trainer.dataset import Example, LabelledPhoto
 from trainer.export.head_file import load_head
 from trainer.gate import parity, thresholds
@@ -217,9 +218,10 @@ def _collect_examples(
     Returns:
         Photos of the candidate's labels; number of other photos, by reason.
     """
-    index = {label: number for number, label in enumerate(new.metadata.labels)}
+    index = {normalize(label): number for number, label in enumerate(new.metadata.labels)}
+    given = {photo.photo: normalize(photo.label) for photo in photos if photo.label is not None}
     store = EmbeddingStore(store_root, new.metadata.fingerprint, new.metadata.dimension)
-    listed = {photo.photo: photo.label for photo in photos if photo.label in index}
+    listed = {photo: label for photo, label in given.items() if label in index}
     known = store.lookup_digests(listed)
     found: dict[str, Example] = {}
     unreadable = 0
@@ -229,15 +231,15 @@ def _collect_examples(
         except OSError:
             unreadable += 1
         else:
-            found.setdefault(sha256, Example(photo.uri, sha256, index[label or ""]))
+            found.setdefault(sha256, Example(photo.uri, sha256, index[label]))
     tested = training_digests.read_test_photos(new.path) or TestPhotos((), ())
     uris = store.find_uris(map(bytes.fromhex, tested.sha256))
     for sha256, label in zip(tested.sha256, tested.labels, strict=True):
         # Of the addresses of one content, a file that has been moved no longer exists.
         addresses = uris.get(bytes.fromhex(sha256), ())
         places = (uri for uri in addresses if is_remote(uri) or stat_photo(uri).size)
-        found.setdefault(sha256, Example(next(places, ""), sha256, index[label]))
-    foreign = sum(photo.label is not None and photo.label not in index for photo in photos)
+        found.setdefault(sha256, Example(next(places, ""), sha256, index[normalize(label)]))
+    foreign = len(given) - len(listed)
     return list(found.values()), {
         "of labels that the new version does not know": foreign,
         "that cannot be read": unreadable,

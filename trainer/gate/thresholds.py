@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.bundle import BundleMetadata
 from serving.registry.verdict import Check
+from serving.storage.names import describe_respelled, normalize, respell
 from trainer.evaluation.noninferiority import (
     ALPHA,
     NoninferiorityTest,
@@ -162,10 +163,15 @@ def judge_recorded(
         )
         if None not in values
     ]
-    recalls = [found.get("recall") or {} for found in tests]
+    recalls = [
+        {normalize(label): figure for label, figure in (found.get("recall") or {}).items()} for found in tests
+    ]
     family = [
         _make_recorded(
-            f"recall of {label}", [recall.get(label) for recall in recalls], limits.label, limits.label_photos
+            f"recall of {label}",
+            [recall.get(normalize(label)) for recall in recalls],
+            limits.label,
+            limits.label_photos,
         )
         for label in new.labels
     ]
@@ -173,12 +179,16 @@ def judge_recorded(
 
 
 def list_label_changes(new: Sequence[str], live: Sequence[str]) -> list[Check]:
-    """Report added and removed class labels; informative only."""
+    """Report added and removed class labels, and those whose Unicode form changed; informative only."""
+    same = set(respell(live, new))
     changes = (
-        ("labels added", [label for label in new if label not in live]),
-        ("labels removed", [label for label in live if label not in new]),
+        ("labels added", [label for label in new if label not in same]),
+        ("labels removed", [label for label in respell(live, new) if label not in new]),
     )
-    return [Check(name, None, len(found), None, ", ".join(found) or "none") for name, found in changes]
+    checks = [Check(name, None, len(found), None, ", ".join(found) or "none") for name, found in changes]
+    if respelled := describe_respelled(new, live):
+        checks.append(Check("labels respelled", None, detail=respelled))
+    return checks
 
 
 def check_ratio(name: str, new: float, live: float, limit: float, unit: str) -> Check:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -226,3 +227,14 @@ def test_compare_counts_reports_labels_and_scores() -> None:
     assert counts[-1][0] == drift.ABSTAINED
     assert counts[:-1] == sorted(counts[:-1], key=lambda row: (-row[1], row[0]))
     assert drift.compare_counts(one, DecisionCounts()) == {}
+
+
+def test_a_label_in_another_unicode_form_is_the_same_label() -> None:
+    now, before = (
+        DecisionCounts(Counter({unicodedata.normalize(form, "crème"): 5, "soup": 2}))
+        for form in ("NFC", "NFD")
+    )
+    assert drift.list_label_counts(now, before) == [
+        (unicodedata.normalize("NFC", "crème"), 5, 5),
+        ("soup", 2, 2),
+    ]

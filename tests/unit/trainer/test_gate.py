@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,13 @@ def test_test_photos_and_given_photos_are_compared_once_each(tmp_path: Path) -> 
         listed("gone", "a"),
         listed("tested", None),
     ]
+    assert gate._collect_examples(
+        write_live_bundle(
+            tmp_path / "decomposed", make_head(), [unicodedata.normalize("NFD", "à"), "b", "c"]
+        ),
+        [listed("given", unicodedata.normalize("NFC", "à"))],
+        str(tmp_path / "photos"),
+    )[1] == {"of labels that the new version does not know": 0, "that cannot be read": 0}
     examples, left_out = gate._collect_examples(version, given, str(tmp_path / "photos"))
     assert {example.sha256: (Path(example.uri).name, example.label) for example in examples} == {
         digests["both"]: ("both", 2),
@@ -355,6 +363,20 @@ def test_added_and_removed_labels_are_reported() -> None:
     added, removed = thresholds.list_label_changes(["a", "c"], ["a", "b"])
     assert (added.detail, removed.detail) == ("c", "b")
     assert added.passed is removed.passed is None
+
+
+def test_a_label_in_another_unicode_form_is_neither_added_nor_removed() -> None:
+    composed, decomposed = (unicodedata.normalize(form, "crème") for form in ("NFC", "NFD"))
+    added, removed, respelled = thresholds.list_label_changes(["a", decomposed], ["a", composed])
+    assert (added.figure, removed.figure, respelled.passed) == (0, 0, None)
+    assert respelled.detail == f"{decomposed!r}: the same in another Unicode form"
+    figure = {"value": 0.8, "n": 1000}
+    versions = [
+        BundleMetadata([label], {}, {}, metrics={"test": {"accuracy": figure, "recall": {label: figure}}})
+        for label in (composed, decomposed)
+    ]
+    checks = by_name(thresholds.judge_recorded(versions[0], versions[1], RegressionLimits(), "None."))
+    assert f"recall of {composed}" in checks
 
 
 def test_a_ratio_is_compared_with_its_limit() -> None:

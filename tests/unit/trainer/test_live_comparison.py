@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,15 @@ def test_added_and_removed_labels_are_listed_and_only_common_ones_compared(tmp_p
     text = " ".join(found.format_lines())
     assert "Added labels: 'cheese'." in text
     assert "Removed labels: 'damson'." in text
+
+
+def test_label_in_another_unicode_form_is_the_same_label_and_is_named(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "crème") for form in ("NFC", "NFD"))
+    live = write_live_bundle(tmp_path / "food", identity_head(3), ["apple", "bread", composed], seen=[])
+    found = compare_head(live, identity_head(3), ["apple", "bread", decomposed])
+    assert (found.added, found.removed, found.left_out) == ((), (), {})
+    assert (found.difference.n, found.difference.lost) == (12, 0)
+    assert any(f"{decomposed!r}: the same in another Unicode form" in line for line in found.format_lines())
 
 
 def test_comparison_without_usable_photos_is_an_error(tmp_path: Path) -> None:
