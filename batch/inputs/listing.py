@@ -93,8 +93,10 @@ def iter_photos(pattern: str, left_out: set[str] | None = None) -> Iterator[Phot
 def stat_photo(uri: str) -> Photo:
     """Return a local photo with its size and time; both are 0 if there is no such regular file.
 
-    A missing file is not an error here: it becomes a row of the scores with a status.
+    A missing file is not an error here: it becomes a row of the scores with a status. A file whose name is
+    in another Unicode form is that photo.
     """
+    uri = names.find_spelling(uri)
     return _stat_file(uri) or Photo(uri, 0, 0)
 
 

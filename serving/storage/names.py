@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 _SYSTEM_NAMES = frozenset(
     (
@@ -54,6 +56,35 @@ def describe_system_directories(directories: set[str]) -> str:
 def normalize(name: str) -> str:
     """Return the form by which labels, file names and columns are compared: Unicode's NFC."""
     return unicodedata.normalize("NFC", name)
+
+
+def find_spelling(path: str) -> str:
+    """Return the path of a file whose names are in another Unicode form; `path` itself if there is none.
+
+    Archives and discs of macOS have decomposed names, and lists of them are often composed.
+
+    Args:
+        path: absolute path.
+    """
+    if path.isascii() or os.path.lexists(path):
+        return path
+    found = ""
+    for part in path.strip("/").split("/"):
+        name = part
+        if not os.path.lexists(f"{found}/{part}"):
+            try:
+                changed = os.stat(found or "/").st_mtime_ns  # noqa: PTH116 # a Path takes longer
+                name = _list_names(found or "/", changed)[normalize(part)]
+            except (OSError, KeyError):
+                return path
+        found = f"{found}/{name}"
+    return found
+
+
+@lru_cache(maxsize=16)
+def _list_names(directory: str, _changed: int) -> dict[str, str]:
+    """Return the names in a directory by their Unicode form; `_changed` is its time of modification."""
+    return {normalize(name): name for name in os.listdir(directory)}  # noqa: PTH208 # names, not paths
 
 
 def respell(names: Iterable[str], like: Iterable[str]) -> tuple[str, ...]:

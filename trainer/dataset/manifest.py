@@ -20,7 +20,7 @@ from batch.inputs.manifest import ColumnRole
 from batch.monitoring.stats import Progress
 from serving.errors import InputError
 from serving.storage import files
-from serving.storage.names import normalize
+from serving.storage.names import find_spelling, normalize
 from trainer.dataset.dataset import SET_NAMES, LabelledPhoto, PhotoListing, Subset
 
 NAMES = {
@@ -225,6 +225,7 @@ def _look_up(
 
 
 def _stat_local(uri: str) -> Photo | str:
+    uri = find_spelling(uri)
     try:
         about = Path(files.local_path(uri)).stat()
     except FileNotFoundError:

@@ -120,6 +120,17 @@ class TestFormats:
 class TestOddTables:
     """Tables and lists as spreadsheets, shells and other programs write them."""
 
+    @pytest.mark.parametrize("form", ["NFC", "NFD"])
+    def test_photo_whose_name_is_in_another_unicode_form_is_found(self, top: Path, form: Any) -> None:
+        other = "NFD" if form == "NFC" else "NFC"
+        path = top / unicodedata.normalize(form, "crème") / unicodedata.normalize(form, "brûlée.jpg")
+        path.parent.mkdir()
+        path.write_bytes(b"x")
+        manifest = write(top / "m.txt", unicodedata.normalize(other, "crème/brûlée.jpg\ncrème/gone.jpg"))
+        found = [photo for photo, _ in Source(manifest=str(manifest)).iter_lines()]
+        assert (found[0].uri, found[0].size) == (str(path), 1)
+        assert found[1].size == 0
+
     @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
     @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
     def test_list_in_another_encoding_is_read(self, top: Path, encoding: str, end: str) -> None:

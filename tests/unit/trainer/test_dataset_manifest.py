@@ -473,6 +473,13 @@ def test_parquet_bytes_that_are_no_text_are_an_error_with_line_and_column(top: P
         scan(top / "m.parquet")
 
 
+def test_photo_whose_name_is_in_another_unicode_form_is_found(top: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "crème.jpg") for form in ("NFC", "NFD"))
+    write_photos(top, decomposed)
+    rows = [{"image": composed, "label": "crème"}, *BOTH]
+    assert labels_by_path(scan(write_manifest(top / "m.csv", rows)), top)[decomposed] == "crème"
+
+
 def test_one_label_in_two_unicode_forms_is_one_label_spelled_as_first(top: Path) -> None:
     forms = [unicodedata.normalize(form, "crème") for form in ("NFD", "NFC")]
     rows = [
