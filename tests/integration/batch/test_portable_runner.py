@@ -6,12 +6,7 @@ pool of the Python SDK (`--environment_type=EXTERNAL`), as in k8s/overlays/flink
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +18,7 @@ import pytest
 from batch.jobs import score as score_job
 from batch.jobs.score import ScoreSettings
 from tests.support import processes
+from tests.support.beam_cluster import is_listening, kill_group, process_group
 from tests.support.fake_model import eventually, free_port
 from tests.support.rescore import read_rows
 from tests.support.score_job import GOOD, make_bundle
@@ -51,31 +47,6 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @contextmanager
-def process_group(*command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a process in a group of its own, and kill the whole group at the end."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # Beam starts `python`
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command],
-        env=processes.environment({"PATH": path}),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        kill_group(process)
-
-
-def kill_group(process: subprocess.Popen[bytes]) -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    process.wait()
-
-
-@contextmanager
 def job_server(tmp_path: Path) -> Iterator[int]:
     port_file = tmp_path / "port"
     port_file.unlink(missing_ok=True)
@@ -91,12 +62,6 @@ def worker_pool() -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     with process_group("apache_beam.runners.worker.worker_pool_main", "--service_port", str(port)) as pool:
         eventually(lambda: is_listening(port))
         yield port, pool
-
-
-def is_listening(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("localhost", port), timeout=1):
-        return True
-    return False
 
 
 def beam_options(server: int, pool: int) -> list[str]:
