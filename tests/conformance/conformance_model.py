@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from serving import contract, protos, runtime
 from serving.errors import BundleError
@@ -29,7 +30,9 @@ def _classify(inputs: Tensors) -> Tensors:
 
 
 def _upper(inputs: Tensors) -> Tensors:
-    loud = np.array([word.upper() for word in inputs["words"]] or [], object)
+    loud = inputs["words"].copy()
+    for index, word in np.ndenumerate(loud):
+        loud[index] = word.upper()
     return {"shouted": loud, "shouted_bytes": loud}
 
 
@@ -83,7 +86,11 @@ class ConformanceModel:
     def run(self, signature: str, inputs: Tensors) -> Tensors:
         self.calls.append((signature, dict(inputs)))
         assert self.gate.wait(LIMIT)
-        return SIGNATURES[signature][2](inputs)
+        try:
+            outputs = SIGNATURES[signature][2](inputs)
+        except (TypeError, ValueError, IndexError, DecodeError) as error:  # as in serving.runtime
+            raise runtime.RunError(str(error), "INVALID_ARGUMENT") from error
+        return {alias: np.asarray(values) for alias, values in outputs.items()}
 
 
 class ConformanceModelLoader:

@@ -6,7 +6,7 @@ import logging
 import socket
 from concurrent import futures
 
-from aiohttp import web
+from aiohttp import ClientError, web
 from aiohttp.http import HttpProcessingError
 
 from serving.errors import OutputError
@@ -50,7 +50,12 @@ class RestServer:
         logger = logging.getLogger(__name__)
         logger.addFilter(_is_no_bad_request)
         self._runner = web.AppRunner(
-            app, access_log=None, logger=logger, handle_signals=False, shutdown_timeout=GRACE_SECONDS
+            app,
+            access_log=None,
+            logger=logger,
+            handle_signals=False,
+            shutdown_timeout=GRACE_SECONDS,
+            handler_cancellation=True,  # so that the work of a caller that disconnects stops
         )
 
     def start(self) -> None:
@@ -71,7 +76,8 @@ class RestServer:
 
 def _is_no_bad_request(record: logging.LogRecord) -> bool:
     """Return False for a client's malformed HTTP, such as gRPC on this port: it was answered with 400."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+    malformed = (HttpProcessingError, ClientError, web.RequestPayloadError)
+    return not (record.exc_info and isinstance(record.exc_info[1], malformed))
 
 
 def _open_socket(port: int) -> socket.socket:
