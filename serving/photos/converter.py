@@ -4,10 +4,10 @@
         result = converter.convert(content)  # Converted, PhotoRejection, or None: the graph decodes it
 
 Decoders of rare formats are a common target of malicious files. They run in separate processes
-(serving/photos/converter_process.py), with a limit on memory and on the time for each photo. Such a process
-gets nothing but the photo: it inherits neither the environment nor open files, and of the installed
-packages it sees only the directories of Pillow and pi-heif. It is started for the first photo that needs
-it, is reused for the next, and ends with its parent, however that ends.
+(serving/photos/converter_process.py), with a limit on memory and on the processor time for each photo. Such
+a process gets nothing but the photo: it inherits neither the environment nor open files, has no network, and
+of the installed packages it sees only the directories of Pillow and pi-heif. It is started for the first
+photo that needs it, is reused for the next, and ends with its parent, however that ends.
 
 If a change here or there alters pixels, increase `VERSION` in trainer/preprocessing: stored embeddings are
 keyed by the original bytes of the photo.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -44,6 +45,9 @@ _RESPONSE = struct.Struct(">cQQQ")
 _NO_PILLOW = 69
 """Exit code of a child that cannot import Pillow; converter_process.py has the same number."""
 
+_OUT_OF_TIME = -getattr(signal, "SIGPROF", 0) or None
+"""Exit code of a child whose timer of processor time ended it."""
+
 
 @dataclass(frozen=True)
 class ConversionLimits:
@@ -54,7 +58,9 @@ class ConversionLimits:
         max_bytes: a longer file is rejected.
         memory_bytes: limit on the address space of a child, on Linux; 50 million pixels take up to
             1.2 GiB.
-        seconds: limit on the time from sending a photo to a child until its PNG has arrived.
+        seconds: limit on the processor time of a child for the photo, so that other work on the machine
+            does not count.
+        wall_seconds: limit on the time from sending the photo until its PNG has arrived.
         processes: number of children at a time; None for one per core.
     """
 
@@ -62,6 +68,7 @@ class ConversionLimits:
     max_bytes: int = 64 << 20
     memory_bytes: int = 1536 << 20
     seconds: float = 30.0
+    wall_seconds: float = 600.0
     processes: int | None = None
 
 
@@ -176,14 +183,16 @@ class Converter:
             detail = f"{name}; its converter process does not start: {error.strerror}"
             return PhotoRejection(Status.UNSUPPORTED_FORMAT, detail)
         try:
-            response = child.convert(reader, content, self.limits.seconds, side)
+            response = child.convert(reader, content, self.limits.wall_seconds, side)
         finally:
             self._release_child(child)
         if response is not None:
             return self._parse_response(name, *response)
-        if child.timed_out:
-            detail = f"{name}; converting it takes more than {self.limits.seconds:g} s"
-            return PhotoRejection(Status.TOO_LARGE, detail)
+        if child.timed_out or child.exit_code == _OUT_OF_TIME:
+            limit = f"{self.limits.seconds:g} s of processor time"
+            if child.timed_out:
+                limit = f"{self.limits.wall_seconds:g} s"
+            return PhotoRejection(Status.TOO_LARGE, f"{name}; converting it takes more than {limit}")
         if child.exit_code == _NO_PILLOW:
             detail = f"{name}; the installed Pillow cannot be imported"
             return PhotoRejection(Status.UNSUPPORTED_FORMAT, detail)
@@ -220,7 +229,7 @@ class Converter:
                     return child
                 child.end()
         limits = self.limits
-        settings = (limits.max_pixels, limits.memory_bytes, limits.seconds)
+        settings = (limits.max_pixels, limits.memory_bytes, limits.seconds, limits.wall_seconds)
         return _Child([*map(str, settings), *dict.fromkeys(self._packages.values())])
 
     def _release_child(self, child: _Child) -> None:

@@ -17,6 +17,7 @@ length of the body, and the body.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -49,6 +50,12 @@ QUALITY = 90
 # The protocol of converter.py, which must have the same formats.
 _REQUEST = struct.Struct(">8sQQ")
 _RESPONSE = struct.Struct(">cQQQ")
+
+_SOCKET_CALLS = {
+    "x86_64": (0xC000003E, (41, 53, 425)),
+    "aarch64": (0xC00000B7, (198, 199, 425)),
+}
+"""Number of an architecture, and of its calls socket, socketpair and io_uring_setup (linux/audit.h)."""
 
 _FEATURES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
 """Readers that a build of Pillow can lack, and the feature names that tell."""
@@ -261,24 +268,66 @@ def _set_limits(memory_bytes: int) -> None:
             resource.setrlimit(kind, (limit, limit))
 
 
-def _set_alarm(seconds: float) -> None:
-    """End this process after some seconds; 0 cancels that.
+def _forbid_network() -> None:
+    """Forbid this process to open sockets: a decoder that a photo has taken over can reach no one.
+
+    The kernel refuses it (seccomp, which needs no privilege) on the machines that hubhead is built for;
+    elsewhere Python does, which the code of a decoder could evade.
+    """
+    sys.addaudithook(_refuse_sockets)
+    machine = os.uname().machine if sys.platform == "linux" else ""
+    if machine not in _SOCKET_CALLS:
+        return
+    try:
+        import ctypes
+    except ImportError:
+        return
+    architecture, calls = _SOCKET_CALLS[machine]
+    # Classic BPF: (code, jump if true, jump if false, operand); the last line refuses, the one before allows.
+    checks = [(0x15, len(calls) - at, 0, call) for at, call in enumerate(calls)]
+    program = [
+        (0x20, 0, 0, 4),  # load the architecture
+        (0x15, 0, len(calls) + 3, architecture),  # another one has other numbers: refuse
+        (0x20, 0, 0, 0),  # load the number of the call
+        (0x35, len(calls) + 1, 0, 0x40000000),  # x32 has other numbers too
+        *checks,
+        (0x06, 0, 0, 0x7FFF0000),  # SECCOMP_RET_ALLOW
+        (0x06, 0, 0, 0x00050000 | errno.EPERM),  # SECCOMP_RET_ERRNO
+    ]
+    content = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in program))
+    header = ctypes.create_string_buffer(struct.pack("@HP", len(program), ctypes.addressof(content)))
+    prctl = ctypes.CDLL(None).prctl
+    prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong]
+    if prctl(38, 1, None, 0, 0) == 0:  # PR_SET_NO_NEW_PRIVS
+        prctl(22, 2, header, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+
+
+def _refuse_sockets(event: str, _arguments: object) -> None:
+    if event.startswith("socket."):
+        raise PermissionError(errno.EPERM, "no network")
+
+
+def _set_alarm(seconds: float, wall_seconds: float) -> None:
+    """End this process after some seconds of processor time, by SIGPROF, or of any time; 0 cancels that.
 
     Normally the parent kills a process that takes too long, but the parent may be gone.
     """
     if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.setitimer(signal.ITIMER_REAL, wall_seconds)
 
 
-def serve(requests: BinaryIO, responses: BinaryIO, max_pixels: int, seconds: float) -> None:
+def serve(
+    requests: BinaryIO, responses: BinaryIO, max_pixels: int, seconds: float, wall_seconds: float
+) -> None:
     """Convert one photo after another, until there are no more or memory has run out."""
     while len(head := requests.read(_REQUEST.size)) == _REQUEST.size:
-        _set_alarm(2 * seconds + 1)
+        _set_alarm(seconds, wall_seconds + 1)
         reader, side, length = _REQUEST.unpack(head)
         response = convert(requests.read(length), reader.decode().strip(), max_pixels, side)
         responses.write(response)
         responses.flush()
-        _set_alarm(0)
+        _set_alarm(0, 0)
         if response.startswith(b"M"):
             return
 
@@ -287,17 +336,19 @@ def main(arguments: list[str]) -> int:
     """Serve stdin and stdout.
 
     Args:
-        arguments: maximum pixels, bytes of memory, seconds per photo, directories of packages.
+        arguments: maximum pixels, bytes of memory, seconds of processor time and of any time per photo,
+            directories of packages.
     """
-    max_pixels, memory_bytes, seconds, *directories = arguments
+    max_pixels, memory_bytes, seconds, wall_seconds, *directories = arguments
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     responses = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # keep output that a library prints out of the responses
     sys.path.extend(directories)
     if not _load_pillow():
         return NO_PILLOW
+    _forbid_network()
     _set_limits(int(memory_bytes))
-    serve(sys.stdin.buffer, responses, int(max_pixels), float(seconds))
+    serve(sys.stdin.buffer, responses, int(max_pixels), float(seconds), float(wall_seconds))
     return 0
 
 
