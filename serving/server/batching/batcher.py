@@ -374,7 +374,8 @@ class Batcher:
             # Other slices of this request may be delivered by other threads at the same time.
             with self._changed:
                 request.partial_outputs[piece] = part
-                complete = count_rows(request.partial_outputs) == request.rows and not request.retried
+                request.rows_done += piece.rows
+                complete = request.rows_done == request.rows and not request.retried
             if complete:
                 try:
                     request.resolve(request.join_outputs())

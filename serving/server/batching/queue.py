@@ -53,6 +53,7 @@ class Request:
         caller: name of the caller.
         result: future of the outputs.
         partial_outputs: outputs of the slices that have run.
+        rows_done: number of rows of these slices.
         retried: whether the request was taken out of its batches to run alone.
     """
 
@@ -63,6 +64,7 @@ class Request:
     caller: str = ""
     result: Future[Tensors] = field(default_factory=Future)
     partial_outputs: dict[RequestSlice, Tensors] = field(default_factory=dict)
+    rows_done: int = 0
     retried: bool = False
 
     @property
