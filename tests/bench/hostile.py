@@ -1,7 +1,7 @@
 """Latency of a good caller beside hostile ones: `python -m tests.bench.hostile`.
 
-The good caller sends one photo after another on a connection of its own, first alone and then beside each kind
-of hostile caller. The goal is a p99 of less than ten times its usual.
+The good caller sends one photo after another on a connection of its own, first alone and then beside each
+kind of hostile caller. The goal is a p99 of less than ten times its usual.
 
 many rows    requests of 16,000 empty photos in some 40 bytes, without a deadline
 cancelled    such requests, cancelled at once

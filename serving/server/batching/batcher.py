@@ -61,9 +61,6 @@ MAX_BYTES = 1 << 29
 MAX_ROWS = 1 << 14
 """Maximum rows of a request that is divided into batches. A message of a few bytes can state any number."""
 
-_MAX_RETRIED_ROWS = MAX_QUEUED_ROWS_PER_THREAD
-"""Maximum rows of a request that runs whole after one of its batches failed, which takes memory for all."""
-
 _GRACE_SECONDS = 5.0
 """Time that closing waits for a model call that does not return; its threads are abandoned after that."""
 
@@ -395,7 +392,7 @@ class Batcher:
                 self._remove(key, request)
             if request.is_expired(time.monotonic()):
                 request.fail(queue_timeout())
-            elif request.rows > max(_MAX_RETRIED_ROWS, self._policy.max_batch_size):
+            elif request.rows > max(MAX_QUEUED_ROWS_PER_THREAD, self._policy.max_batch_size):
                 request.fail(error)
             else:
                 self._run_batch(key, [RequestSlice(request, 0, request.rows)])
