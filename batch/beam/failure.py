@@ -40,7 +40,7 @@ def describe_failure(error: Exception, job: EngineJob) -> HubheadError:
         )
     elif job.endpoint and not isinstance(error, RuntimeError):
         cause = f"the job server {job.endpoint} does not answer ({cause})"
-        remedy = f"Start it, or correct --job_endpoint ({job.where})."
+        remedy = f"Start it or correct --job_endpoint, and check that the cluster is reachable ({job.where})."
     elif not isinstance(error, RuntimeError) or "UNAVAILABLE" in text or "onnection refused" in text:
         remedy = f"Check Beam's options, and that the cluster is reachable ({job.where})."
     return HubheadError(

@@ -9,7 +9,7 @@ import pytest
 
 from batch.beam import runner
 from batch.monitoring.stats import Meter
-from batch.output.dataset import Output
+from batch.output.attempt import Attempt
 from batch.scoring.worker import ScoresTarget, ShardWorker
 from serving import contract
 from serving.bundle import BundleMetadata
@@ -28,13 +28,13 @@ def worker(tmp_path: Path) -> ShardWorker:
     (model / contract.SAVED_MODEL_FILE).write_bytes(b"")
     BundleMetadata(["apple"], {"fingerprint": "f", "dimension": 4}, {}).write(model)
     (tmp_path / "plan.txt").write_text("")
-    scores = ScoresTarget(Output(str(tmp_path / "out")), "night", datetime.now(UTC), ("digest",))
+    scores = ScoresTarget(Attempt(str(tmp_path / "out"), "token"), "night", datetime.now(UTC), ("digest",))
     return ShardWorker((str(model),), str(tmp_path / "store"), str(tmp_path), scores)
 
 
 def run_and_catch(worker: ShardWorker, *beam_args: str) -> HubheadError:
     with pytest.raises(HubheadError) as raised:
-        runner.run(str(Path(worker.plan) / "plan.txt"), worker, Meter(), [*FLINK, *beam_args])
+        runner.run(str(Path(worker.plan) / "plan.txt"), worker, Meter(), [*FLINK, *beam_args], name="job")
     return raised.value
 
 
@@ -59,5 +59,5 @@ def test_missing_java_is_reported(
 
 def test_unreachable_job_server_is_reported(worker: ShardWorker) -> None:
     error = run_and_catch(worker, "--job_endpoint=localhost:1", "--job_server_timeout=1")
-    assert error.what.startswith("The Beam job failed: ")
+    assert error.what.startswith("The Beam job failed: the job server localhost:1 does not answer (")
     assert "the cluster is reachable" in error.remedy

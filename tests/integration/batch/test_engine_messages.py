@@ -147,7 +147,7 @@ def test_a_job_server_that_is_missing_is_named_while_the_run_waits_for_it(
     code, errors = run.end()
     assert code == 1
     assert f"The Beam job failed: the job server localhost:{jobs} does not answer" in errors
-    assert "Start it, or correct --job_endpoint" in errors
+    assert "Start it or correct --job_endpoint" in errors
     assert "could not be cancelled" not in errors
 
 
