@@ -234,7 +234,8 @@ def _complete(scene: Scene, place: Path, figures: Figures, rng: random.Random) -
     with ExitStack() as gates:
         for left in reversed(range(rng.randint(1, 6))):
             write_delays(place / "delays", *_random_delays(rng))
-            scene.cluster.delay(f"Attempt.commit ~{rng.choice([0, 0.05, 0.3])}")
+            worker_step = rng.choice(["Attempt.check", "create_if_absent", "Lease.check"])
+            scene.cluster.delay(f"Attempt.commit ~{rng.choice([0, 0.05, 0.3])}", f"{worker_step} ~0.1")
             process = scene.start(history[-1], place, output)
             figures.attempts += 1
             code, number = _end(scene, process, place, gates, figures, rng, kills=left > 0)
