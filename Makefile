@@ -83,7 +83,7 @@ check-resolve: ## Install the version ranges of pyproject.toml without the lock 
 	$(PYTHON) -m venv build/resolve && $(PYTHON) -m venv build/client
 	build/resolve/bin/python -m pip install --quiet '.[train,formats,metrics,query,s3,gs,az,http]'
 	cd build && resolve/bin/python -c "import hubhead, trainer.training.run, trainer.commands.demo, batch.jobs.score, serving.server, \
-	  serving.runtime, tensorflow, tensorflow_hub, apache_beam, pyarrow, scipy, threadpoolctl, PIL, pi_heif, aiohttp, \
+	  serving.runtime, onnxruntime, tf2onnx, tensorflow, tensorflow_hub, apache_beam, pyarrow, scipy, threadpoolctl, PIL, pi_heif, aiohttp, \
 	  duckdb, fsspec, s3fs, gcsfs, adlfs, jinja2, msgspec, tensorboard, prometheus_client, opentelemetry.trace, grpc_health.v1.health, grpc_reflection.v1alpha.reflection; print('all imported')"
 	build/client/bin/python -m pip install --quiet .
 	cd build && client/bin/python -c "import serving.client, importlib.util as u; \

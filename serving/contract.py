@@ -8,11 +8,12 @@ batch, because TensorFlow Serving's server-side batching splits the outputs ther
 | serving_default      | image_bytes string [N]            | label string [N], classes string [N,k], scores float32 [N,k], status string [N] |
 | probabilities        | image_bytes string [N]            | probabilities float32 [N,K], status string [N] |
 | embed                | image_bytes string [N]            | embedding float32 [N,D], status string [N], height int32 [N], width int32 [N] |
+| decode               | image_bytes string [N]            | pixels uint8 [N,H,W,3], status string [N], height int32 [N], width int32 [N] |
 | classify_pixels      | pixels uint8 [N,H,W,3]            | as serving_default |
 | classify_embedding   | embedding float32 [N,D]           | probabilities float32 [N,K], known bool [N] |
 | classify             | inputs string [N] (tf.Example)    | classes string [N,k], scores float32 [N,k] |
 
-A headless bundle has only `embed`.
+A headless bundle has only `embed` and `decode`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 SERVING_DEFAULT = "serving_default"
 PROBABILITIES = "probabilities"
 EMBED = "embed"
+DECODE = "decode"
 CLASSIFY_PIXELS = "classify_pixels"
 CLASSIFY_EMBEDDING = "classify_embedding"
 CLASSIFY = "classify"
@@ -48,12 +50,16 @@ WIDTH = "width"
 LABELS_FILE = "assets/labels.txt"
 METADATA_FILE = "assets.extra/hubhead.json"
 REPORT_FILE = "assets.extra/report.html"
+ONNX_FILE = "assets.extra/backbone.onnx"
 HEAD_FILE = "assets.extra/head.npz"
 TRAINED_ON_FILE = "assets.extra/trained_on.npy"
 TEST_PHOTOS_FILE = "assets.extra/test_photos.npz"
 VERDICT_FILE = "assets.extra/verdict.json"
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 SAVED_MODEL_FILE = "saved_model.pb"
+
+ENGINES = ("auto", "onnx", "tensorflow")
+"""Engines for the backbone, as values of --engine; `auto` is ONNX Runtime where the bundle is made for it."""
 
 WARMUP_BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 """Server-side batch sizes for which a bundle has a warm-up record.

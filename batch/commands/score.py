@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batch.commands.options import RejectionLimit, run_flags, text_option
+from serving.commands.engine_option import engine_flag
 from serving.commands.main import TOO_MANY_REJECTED
 from serving.commands.output import echo
 from serving.commands.server_options import forbid_server_flags, pop_client_config, server_flags
@@ -91,6 +92,7 @@ def parse_share(_context: click.Context, _option: click.Parameter, text: str) ->
     help="Score only partition I of N, by a hash of the photo's address; 0/8 to 7/8 on eight machines. Give"
     " each machine its own --output, and all of them the same --embedding_store.",
 )
+@engine_flag
 @server_flags
 @click.argument("beam_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM OPTIONS]")
 @click.pass_context
@@ -125,6 +127,8 @@ def score(
     server = pop_client_config(settings)
     if server is None:
         forbid_server_flags(ctx)
+    elif settings["engine"] != "auto":
+        raise click.UsageError("--engine does not go with --server, which has an engine of its own.", ctx)
     if model_config_file:
         from serving.client.canary import STABLE
         from serving.registry.labels import resolve_label

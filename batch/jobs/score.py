@@ -59,6 +59,7 @@ class ScoreSettings(RunSettings):
             outputs.
         only_new: add rows of photos that no run in this output has scored, and keep all existing rows.
         server: connection to a model server that embeds the photos; None to embed them in the workers.
+        engine: what embeds them in the workers, one of serving.contract.ENGINES.
         beam_args: options of Apache Beam, such as `--runner=FlinkRunner`.
     """
 
@@ -69,6 +70,7 @@ class ScoreSettings(RunSettings):
     share: Partition = WHOLE_INPUT
     only_new: bool = False
     server: ClientConfig | None = None
+    engine: str = "auto"
     beam_args: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -161,6 +163,7 @@ def _configure_worker(
         target.attempt.plan_directory,
         target,
         settings.server,
+        settings.engine,
     )
 
 

@@ -58,6 +58,7 @@ class ShardWorker:
         plan: directory of the run's plan; statistics of shards that are only embedded are written there.
         scores: destination of the rows; None to embed only.
         server: connection to a model server that runs the backbone; None to run it in the worker.
+        engine: what runs it in the worker, one of serving.contract.ENGINES.
     """
 
     models: tuple[str, ...]
@@ -65,6 +66,7 @@ class ShardWorker:
     plan: str
     scores: ScoresTarget | None = None
     server: ClientConfig | None = None
+    engine: str = "auto"
 
     def load_models(self, meter: Meter) -> list[ModelResources]:
         """Return the resources of each model; they share one store.
@@ -80,7 +82,7 @@ class ShardWorker:
     def _load(self) -> Backbone:
         from serving import runtime
 
-        model = runtime.load(self.models[0])
+        model = runtime.load(self.models[0], engine=self.engine)
         model.run(contract.EMBED, {contract.IMAGE_BYTES: [b""]})  # warm up
         return model
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from serving.commands.engine_option import engine_flag
 from serving.commands.main import require_extra
 from serving.commands.output import echo, print_table
 from serving.commands.server_options import (
@@ -84,6 +85,7 @@ _BUNDLE_PHOTOS = 64
     help="With --server: downscale large photos to twice the model's input size before they are sent. Use it "
     "on slow connections.",
 )
+@engine_flag
 @server_flags
 @click.pass_context
 def predict(
@@ -94,6 +96,7 @@ def predict(
     model: Path | None,
     top_k: int,
     as_json: bool,
+    engine: str,
     downscale: bool,
     **flags: Any,
 ) -> None:
@@ -112,9 +115,11 @@ def predict(
         raise click.UsageError("stdin can be read once, either as one photo or as the list of photos.")
     if model is not None:
         forbid_server_flags(context, "downscale")
+    elif engine != "auto":
+        raise click.UsageError("--engine goes with --model: a server has an engine of its own.")
     names = [*resolve_paths(photos), *(_read_list(from_file) if from_file else ())]
     results = (
-        _classify_with_bundle(model, names, top_k)
+        _classify_with_bundle(model, names, top_k, engine)
         if model
         else _classify_on_server(require_model_name(config), names, top_k, downscale)
     )
@@ -195,7 +200,7 @@ def _classify_on_server(
 
 
 def _classify_with_bundle(
-    path: Path, names: Sequence[str | _ListedPhoto], top_k: int
+    path: Path, names: Sequence[str | _ListedPhoto], top_k: int, engine: str
 ) -> Iterator[tuple[str, Prediction]]:
     from serving import bundle, client, contract, runtime
 
@@ -203,7 +208,7 @@ def _classify_with_bundle(
     if (directory / contract.METADATA_FILE).exists():
         bundle.read_metadata(directory)  # raises BundleError if it is malformed; other SavedModels have none
     require_extra("serve", "tensorflow")
-    model = runtime.load(directory)
+    model = runtime.load(directory, engine=engine)
     remaining = iter(names)
     while chunk := list(islice(remaining, _BUNDLE_PHOTOS)):
         predictions = client.classify(map(_open_photo, chunk), model.classify, top_k=top_k)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.commands.engine_option import engine_flag
 from serving.commands.main import require_extra
 from serving.commands.output import echo
 from serving.server.config.flags import FLAGS, build_settings, describe_ignored_flags
@@ -46,9 +48,10 @@ def _model_server_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     "  hubhead predict photo.jpg --server localhost:8500 --model_name food",
 )
 @_model_server_flags
+@engine_flag
 @click.option("--version", is_flag=True, help="Print the version of hubhead and exit.")
 @click.pass_context
-def serve(context: click.Context, /, version: bool, **values: Any) -> None:
+def serve(context: click.Context, /, version: bool, engine: str, **values: Any) -> None:
     """Serve models over TensorFlow Serving's gRPC and REST protocols.
 
     Prints one line with the ports once the server is ready. Ctrl-C or SIGTERM stops it gracefully:
@@ -64,9 +67,10 @@ def serve(context: click.Context, /, version: bool, **values: Any) -> None:
         echo(message, err=True)
     settings = build_settings(values)
     require_extra("serve", "tensorflow")
+    from serving import runtime
     from serving.server import serve_until_signalled
 
-    serve_until_signalled(settings, _print_ready)
+    serve_until_signalled(settings, _print_ready, loader=partial(runtime.load, engine=engine))
 
 
 def _print_ready(server: RunningServer) -> None:

@@ -75,9 +75,18 @@ class Model:
         path: directory of the SavedModel.
         threads: number of concurrent callers it is configured for.
         signatures: signatures by name.
+        engine: what runs the backbone, one of serving.contract.ENGINES but `auto`.
     """
 
-    def __init__(self, path: Path, loaded: Any | None, threads: int) -> None:
+    engine = "tensorflow"
+
+    def __init__(
+        self,
+        path: Path,
+        loaded: Any | None,
+        threads: int,
+        signatures: Mapping[str, Signature] | None = None,
+    ) -> None:
         """Wrap a loaded SavedModel.
 
         Args:
@@ -85,6 +94,7 @@ class Model:
             loaded: what `tf.saved_model.load` returned; None to run all signatures in a session, as
                 TensorFlow Serving does.
             threads: number of concurrent callers that TensorFlow is configured for.
+            signatures: signatures by name; None for those of `loaded`, or of the session.
 
         Raises:
             BundleError: it cannot be loaded in a session.
@@ -92,7 +102,9 @@ class Model:
         self.path = path
         self.threads = threads
         self._loaded = loaded  # owns the variables, which must outlive the functions
-        self.signatures = _describe_functions(loaded) if loaded else self._session.describe_signatures()
+        if signatures is None:
+            signatures = _describe_functions(loaded) if loaded else self._session.describe_signatures()
+        self.signatures = signatures
         self._frozen: dict[str, Function] = {}
         self._freezing = threading.Lock()
         self._converter = Converter()
@@ -141,7 +153,7 @@ class Model:
         """Return the frozen function of a signature; its first use takes about a second."""
         with self._freezing:
             if signature not in self._frozen:
-                self._frozen[signature] = self._make_function(signature)
+                self._frozen[signature] = _call_alone_first(self._make_function(signature))
             return self._frozen[signature]
 
     def _make_function(self, signature: str) -> Function:
@@ -214,20 +226,27 @@ class Model:
         ]
 
 
-def load(path: str | os.PathLike[str], threads: int | None = None) -> Model:
-    """Load a SavedModel directory and freeze its signatures.
+def load(path: str | os.PathLike[str], threads: int | None = None, engine: str = "auto") -> Model:
+    """Load a SavedModel directory for the highest throughput.
 
     Args:
         path: directory of a version (`serving.bundle.resolve` finds the newest of a base path).
         threads: number of concurrent callers; by default the cores this process may use.
+        engine: what runs the backbone, one of serving.contract.ENGINES.
 
     Raises:
-        BundleError: TensorFlow cannot load the directory as a SavedModel.
+        BundleError: TensorFlow cannot load the directory as a SavedModel, or the bundle is not made for the
+            engine.
+        InputError: the engine is not installed.
     """
+    from serving.runtime import onnx_model
+
     tf = import_tensorflow()
     threads = threads or cores()
     configure_threads(threads)
     directory = Path(path)
+    if onnx_model.is_selected(directory, engine):
+        return onnx_model.OnnxModel(directory, threads)
     try:
         loaded = tf.saved_model.load(str(directory))
     except Exception as error:  # TensorFlow may raise anything
@@ -287,6 +306,21 @@ def _freeze(function: Any) -> Any:
     size = sum((variable.shape.num_elements() or 0) * variable.dtype.size for variable in variables)
     freeze = size > _SMALL_VARIABLES and len(resources) == len(variables)
     return convert_variables_to_constants_v2(concrete) if freeze else concrete
+
+
+def _call_alone_first(function: Function) -> Function:
+    """Return a function whose first call others wait for: each call before its end would compile it too."""
+    lock, is_compiled = threading.Lock(), threading.Event()
+
+    def call(*values: Any) -> list[NDArray[Any]]:
+        if is_compiled.is_set():
+            return function(*values)
+        with lock:
+            outputs = function(*values)
+            is_compiled.set()
+            return outputs
+
+    return call
 
 
 def _to_array(value: Any) -> NDArray[Any]:

@@ -23,13 +23,14 @@ from serving.runtime.tensorflow_import import import_tensorflow
 Run = Callable[[Mapping[str, Any]], dict[str, NDArray[Any]]]
 
 
-def load(path: str | os.PathLike[str], name: str, threads: int | None = None) -> Run:
+def load(path: str | os.PathLike[str], name: str, threads: int | None = None, graph: Any = None) -> Run:
     """Load one signature as a function, which can be called from any number of threads.
 
     Args:
         path: directory of a version.
         name: name of the signature.
         threads: number of concurrent callers; by default the cores this process may use.
+        graph: what `read_graph` returned for the directory, if it was read before.
 
     Returns:
         Function from inputs by name to outputs by name.
@@ -38,15 +39,8 @@ def load(path: str | os.PathLike[str], name: str, threads: int | None = None) ->
         BundleError: the directory is not a SavedModel, or has no such signature.
     """
     tf = import_tensorflow()
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    saved = saved_model_pb2.SavedModel()
-    try:
-        saved.ParseFromString((Path(path) / contract.SAVED_MODEL_FILE).read_bytes())
-        meta = next(graph for graph in saved.meta_graphs if "serve" in graph.meta_info_def.tags)
-        signature = meta.signature_def.get(name)
-    except (OSError, StopIteration, ValueError, DecodeError) as error:
-        raise make_load_error(path, error) from error
+    meta = graph or read_graph(path)
+    signature = meta.signature_def.get(name)
     if signature is None:
         raise make_signature_error(path, name, meta.signature_def)
     inputs = {key: info.name for key, info in signature.inputs.items()}
@@ -55,14 +49,14 @@ def load(path: str | os.PathLike[str], name: str, threads: int | None = None) ->
     subgraph = _extract_subgraph(
         meta.graph_def, [*map(_node_name, [*inputs.values(), *outputs.values()]), restore, _node_name(file)]
     )
-    graph = tf.Graph()
+    tf_graph = tf.Graph()
     config = tf.compat.v1.ConfigProto(
         intra_op_parallelism_threads=1, inter_op_parallelism_threads=threads or cores()
     )
     try:
-        with graph.as_default():
+        with tf_graph.as_default():
             tf.import_graph_def(subgraph, name="")
-        session = tf.compat.v1.Session(graph=graph, config=config)
+        session = tf.compat.v1.Session(graph=tf_graph, config=config)
         session.run(restore, {file: str(Path(path) / "variables" / "variables")})
     except (ValueError, tf.errors.OpError) as error:
         raise make_load_error(path, error) from error
@@ -72,6 +66,23 @@ def load(path: str | os.PathLike[str], name: str, threads: int | None = None) ->
         return dict(zip(outputs, call(*(values[key] for key in inputs)), strict=True))
 
     return run
+
+
+def read_graph(path: str | os.PathLike[str]) -> Any:
+    """Return the MetaGraphDef for serving of a SavedModel.
+
+    Raises:
+        BundleError: the directory is not a SavedModel.
+    """
+    import_tensorflow()
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel()
+    try:
+        saved.ParseFromString((Path(path) / contract.SAVED_MODEL_FILE).read_bytes())
+        return next(graph for graph in saved.meta_graphs if "serve" in graph.meta_info_def.tags)
+    except (OSError, StopIteration, ValueError, DecodeError) as error:
+        raise make_load_error(path, error) from error
 
 
 def _node_name(tensor: str) -> str:

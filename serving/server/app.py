@@ -181,19 +181,22 @@ class StoppedError(Exception):
     """The server was stopped before it had a version to serve."""
 
 
-def serve_until_signalled(settings: ServerSettings, on_ready: Callable[[RunningServer], None]) -> None:
+def serve_until_signalled(
+    settings: ServerSettings, on_ready: Callable[[RunningServer], None], *, loader: Loader = runtime.load
+) -> None:
     """Serve until SIGTERM or SIGINT; call it from the main thread.
 
     Args:
         settings: settings of the server.
         on_ready: function that is called once the ports are open.
+        loader: function that loads the model in a version's directory.
 
     Raises:
         HubheadError: errors of `start`.
     """
     with _stop_on_signals() as stop:
         try:
-            server = start(settings, stop=stop)
+            server = start(settings, loader=loader, stop=stop)
         except StoppedError:
             return
         with server:

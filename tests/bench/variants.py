@@ -29,6 +29,7 @@ VARIANTS = (
     Variant("bytes: tf.data pipeline, antialiased, as loaded, batch 32", DEFAULT_THREADS),
     Variant("bytes: a plain decoder in the graph, no guard, batch 8", ONE_THREAD_PER_OP),
     Variant("bytes: serving.runtime on the bundle", ONE_THREAD_PER_OP),
+    Variant("bytes: serving.runtime on the bundle, TensorFlow", ONE_THREAD_PER_OP),
     Variant("bytes: serving.runtime on the bundle, micro-batch 4", ONE_THREAD_PER_OP),
     Variant("bytes: serving.runtime on the bundle, micro-batch 16", ONE_THREAD_PER_OP),
 )
@@ -77,7 +78,8 @@ def _make_work(name: str) -> tuple[Callable[[Sequence[bytes]], Any], int]:
         return lambda contents: plain(tf.constant(contents)), 8
     from serving import contract, runtime
 
-    model = runtime.load(load_template().path)
+    engine = "tensorflow" if rest.endswith("TensorFlow") else "onnx"
+    model = runtime.load(load_template().path, engine=engine)
     size = int(rest.rpartition(" ")[2]) if "micro-batch" in rest else runtime.MICRO_BATCH
 
     def embed(contents: Sequence[bytes]) -> None:

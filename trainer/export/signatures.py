@@ -18,6 +18,7 @@ from serving.errors import BundleError
 from trainer.backbones import interface
 from trainer.backbones.hub import Backbone
 from trainer.evaluation.novelty import Novelty
+from trainer.export import onnx_backbone
 from trainer.heads import Head, Scaling
 from trainer.preprocessing import (
     Augmentation,
@@ -39,7 +40,7 @@ _SEEDS = 2**31 - 1
 def hash_sources() -> str:
     """Return the SHA-256, in hex, of the graph's sources, so that a changed graph is traced again."""
     preprocessing = sorted((Path(__file__).parents[1] / "preprocessing").glob("*.py"))
-    sources = [Path(__file__), Path(interface.__file__), *preprocessing]
+    sources = [Path(__file__), Path(interface.__file__), Path(onnx_backbone.__file__), *preprocessing]
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
@@ -80,10 +81,13 @@ def save(
     for name, value in values.items():
         setattr(root, name, tf.Variable(value, shape=open_shapes.get(name), trainable=False))
     network = _freeze_backbone(backbone, root)
-    embed = _make_embed_function(network, backbone, preprocessing, augmentation, root)
-    signatures = _make_signatures(embed, network, backbone, preprocessing, root)
-    served = signatures if with_head else {contract.EMBED: signatures[contract.EMBED]}
-    tf.saved_model.save(root, str(directory), signatures=served)
+    decode = _make_decode_function(preprocessing, augmentation, root)
+    signatures = _make_signatures(decode, network, backbone, preprocessing, root)
+    headless = {name: signatures[name] for name in (contract.EMBED, contract.DECODE)}
+    tf.saved_model.save(root, str(directory), signatures=signatures if with_head else headless)
+    if content := onnx_backbone.convert(network, backbone.image_size):
+        (directory / contract.ONNX_FILE).parent.mkdir(exist_ok=True)
+        (directory / contract.ONNX_FILE).write_bytes(content)
 
 
 def _freeze_backbone(backbone: Backbone, root: Any) -> Callable[[Any], Any]:
@@ -106,30 +110,25 @@ def _freeze_backbone(backbone: Backbone, root: Any) -> Callable[[Any], Any]:
     return lambda pixels: constant(pixels)[0]
 
 
-def _make_embed_function(
-    network: Callable[[Any], Any],
-    backbone: Backbone,
-    preprocessing: Preprocessing,
-    augmentation: Augmentation | None,
-    root: Any,
+def _make_decode_function(
+    preprocessing: Preprocessing, augmentation: Augmentation | None, root: Any
 ) -> Callable[[Any], tuple[Any, ...]]:
-    """Return the function image_bytes string [N] -> embedding float32 [N,D], status, height, width int32 [N].
+    """Return the function image_bytes string [N] -> pixels uint8 [N,H,W,3], status, height, width int32 [N].
 
     It is traced once, and called by all signatures that take photo bytes.
     """
     import tensorflow as tf
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
-    def embed(image_bytes: Any) -> tuple[Any, ...]:
+    def decode(image_bytes: Any) -> tuple[Any, ...]:
         with tf.device("CPU"):
             views = None
             if augmentation:
                 drawn = tf.cast(tf.strings.to_hash_bucket_fast(image_bytes, _SEEDS), tf.int32)
                 views = random_views(tf.stack([drawn, tf.fill(tf.shape(drawn), root.view)], 1), augmentation)
-            pixels, status, height, width = decode_photos(image_bytes, preprocessing, views=views)
-        return _embed_pixels(network, pixels, backbone.dimension), status, height, width
+            return decode_photos(image_bytes, preprocessing, views=views)
 
-    return embed
+    return decode
 
 
 def _embed_pixels(network: Callable[[Any], Any], pixels: Any, dimension: int) -> Any:
@@ -150,7 +149,7 @@ def _embed_pixels(network: Callable[[Any], Any], pixels: Any, dimension: int) ->
 
 
 def _make_signatures(
-    embed: Callable[[Any], tuple[Any, ...]],
+    decode: Callable[[Any], tuple[Any, ...]],
     network: Callable[[Any], Any],
     backbone: Backbone,
     preprocessing: Preprocessing,
@@ -162,11 +161,23 @@ def _make_signatures(
     def takes(name: str, shape: Sequence[int | None], dtype: Any) -> Any:
         return tf.function(input_signature=[tf.TensorSpec(shape, dtype, name=name)], autograph=False)
 
+    def name_outputs(status: Any, height: Any, width: Any) -> dict[str, Any]:
+        return {contract.STATUS: status_names(status), contract.HEIGHT: height, contract.WIDTH: width}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+    def embed(image_bytes: Any) -> tuple[Any, ...]:
+        pixels, status, height, width = decode(image_bytes)
+        return _embed_pixels(network, pixels, backbone.dimension), status, height, width
+
+    @takes(contract.IMAGE_BYTES, [None], tf.string)
+    def decode_bytes(image_bytes: Any) -> dict[str, Any]:
+        pixels, status, height, width = decode(image_bytes)
+        return {contract.PIXELS: pixels, **name_outputs(status, height, width)}
+
     @takes(contract.IMAGE_BYTES, [None], tf.string)
     def embed_photos(image_bytes: Any) -> dict[str, Any]:
         embedding, status, height, width = embed(image_bytes)
-        sizes = {contract.HEIGHT: height, contract.WIDTH: width}
-        return {contract.EMBEDDING: embedding, contract.STATUS: status_names(status), **sizes}
+        return {contract.EMBEDDING: embedding, **name_outputs(status, height, width)}
 
     @takes(contract.IMAGE_BYTES, [None], tf.string)
     def serving_default(image_bytes: Any) -> dict[str, Any]:
@@ -200,6 +211,7 @@ def _make_signatures(
 
     return {
         contract.EMBED: embed_photos,
+        contract.DECODE: decode_bytes,
         contract.SERVING_DEFAULT: serving_default,
         contract.PROBABILITIES: probabilities,
         contract.CLASSIFY_PIXELS: classify_pixels,

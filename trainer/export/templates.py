@@ -97,8 +97,11 @@ def prepare_template(
 
 
 def copy_graph(source: Path, directory: Path) -> None:
-    """Copy the files of a SavedModel that do not depend on the head."""
-    shutil.copy2(source / contract.SAVED_MODEL_FILE, directory)
+    """Copy the files of a bundle that do not depend on the head."""
+    for name in (contract.SAVED_MODEL_FILE, contract.ONNX_FILE):
+        if (source / name).is_file():
+            (directory / name).parent.mkdir(exist_ok=True)
+            shutil.copy2(source / name, directory / name)
     if (source / "assets").is_dir():
         shutil.copytree(source / "assets", directory / "assets")
 

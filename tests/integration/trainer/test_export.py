@@ -86,6 +86,15 @@ CONTRACT = {
         {"probabilities": ("float", (None, None)), "status": STRINGS},
     ),
     "embed": ({"image_bytes": STRINGS}, {**EMBED, "width": ("int32", (None,))}),
+    "decode": (
+        {"image_bytes": STRINGS},
+        {
+            "pixels": ("uint8", (None, 224, 224, 3)),
+            "status": STRINGS,
+            "height": ("int32", (None,)),
+            "width": ("int32", (None,)),
+        },
+    ),
     "classify_pixels": ({"pixels": ("uint8", (None, 224, 224, 3))}, {**ANSWER, "status": STRINGS}),
     "classify_embedding": (
         {"embedding": ("float", (None, 1280))},
@@ -107,7 +116,7 @@ def test_signatures_are_those_of_the_contract(food: Bundle) -> None:
             assert (found_dtype, len(found_shape), found_shape[0]) == (dtype, len(shape), None)
 
 
-def test_headless_bundle_has_signature_embed_alone(
+def test_headless_bundle_has_no_signatures_of_a_head(
     trained: Trained, tmp_path: Path, photos: list[bytes]
 ) -> None:
     handle, cache = trained.settings.tfhub_module, trained.settings.cache
@@ -116,7 +125,7 @@ def test_headless_bundle_has_signature_embed_alone(
     assert published.version == 1
     assert published.metadata.labels == template.metadata.labels == []
     assert published.metadata.fingerprint == template.metadata.fingerprint
-    assert list(runtime.load(published.path).signatures) == [contract.EMBED]
+    assert list(runtime.load(published.path).signatures) == [contract.DECODE, contract.EMBED]
     with ClassicSession(published.path) as opened, ClassicSession(template.path) as other:
         inputs = {contract.IMAGE_BYTES: photos}
         found, expected = opened.run(contract.EMBED, inputs), other.run(contract.EMBED, inputs)

@@ -1,0 +1,161 @@
+"""A bundle whose backbone runs on ONNX Runtime, and the rest on TensorFlow.
+
+Photos are decoded by the graph's signature `decode` and classified by `classify_embedding`, which are loaded
+without the backbone's weights. So there is one way to decode a photo, whatever the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving import bundle, contract
+from serving.client.responses import decode_signatures
+from serving.contract import Status
+from serving.errors import BundleError, InputError
+from serving.runtime import single_signature
+from serving.runtime.model import Function, Model
+from serving.runtime.tensorflow_import import import_tensorflow
+
+_MAX_FLOAT16 = 65504.0
+
+
+class OnnxBackbone:
+    """A backbone in ONNX Runtime, on one thread per caller. Thread-safe.
+
+    Args:
+        model: content of the ONNX file, or its path.
+
+    Raises:
+        BundleError: ONNX Runtime cannot load it.
+    """
+
+    def __init__(self, model: bytes | str) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        # One caller per core is faster than several threads in one operation, and leaves no core idle.
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its classes have no other base
+            name = model if isinstance(model, str) else "The ONNX model"
+            raise BundleError(
+                f"{name} cannot be loaded by ONNX Runtime: {error}.",
+                remedy="Export the bundle again, or give --engine tensorflow.",
+            ) from error
+        self._input = self._session.get_inputs()[0].name
+
+    def embed(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the outputs of the backbone, float32 [N,D], for pixels uint8 [N,H,W,3]."""
+        if not len(pixels):
+            # Some operations reject an empty batch.
+            return self.embed(np.zeros((1, *pixels.shape[1:]), np.uint8))[:0]
+        embedding: NDArray[np.float32] = self._session.run(None, {self._input: pixels})[0]
+        return embedding
+
+
+class OnnxModel(Model):
+    """A bundle whose backbone ONNX Runtime runs, between TensorFlow, which decodes photos, and the head.
+
+    Signatures that it does not know itself, such as `classify`, run on TensorFlow alone, which loads the
+    whole SavedModel when one is first used.
+    """
+
+    engine = "onnx"
+
+    def __init__(self, path: Path, threads: int) -> None:
+        graph = single_signature.read_graph(path)
+        super().__init__(path, None, threads, decode_signatures(graph.signature_def))
+        self._metadata = bundle.read(path).metadata
+        self._backbone = OnnxBackbone(str(path / contract.ONNX_FILE))
+        self._run_decode = single_signature.load(path, contract.DECODE, threads, graph)
+        if contract.CLASSIFY_EMBEDDING in self.signatures:
+            self._run_head = single_signature.load(path, contract.CLASSIFY_EMBEDDING, threads, graph)
+
+    def _make_function(self, signature: str) -> Function:
+        functions: dict[str, Callable[[Any], Mapping[str, NDArray[Any]]]] = {
+            contract.DECODE: self._decode,
+            contract.EMBED: lambda photos: self._embed(self._decode(photos)),
+            contract.PROBABILITIES: lambda photos: self._classify(self._decode(photos)),
+            contract.SERVING_DEFAULT: lambda photos: self._answer(self._decode(photos)),
+            contract.CLASSIFY_PIXELS: lambda pixels: self._answer(_mark_usable(pixels)),
+        }
+        if signature not in functions:
+            self._loaded = import_tensorflow().saved_model.load(str(self.path))
+            return super()._make_function(signature)
+        function, outputs = functions[signature], self.signatures[signature].outputs
+
+        def run(value: Any) -> list[NDArray[Any]]:
+            found = function(value.numpy())
+            return [found[name] for name in outputs]
+
+        return run
+
+    def _decode(self, photos: Any) -> dict[str, NDArray[Any]]:
+        return self._run_decode({contract.IMAGE_BYTES: photos})
+
+    def _embed(self, decoded: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        embedding = self._backbone.embed(decoded[contract.PIXELS])
+        return {**decoded, contract.EMBEDDING: round_embeddings(embedding)}
+
+    def _classify(self, decoded: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        embedded = self._embed(decoded)
+        return embedded | self._run_head({contract.EMBEDDING: embedded[contract.EMBEDDING]})
+
+    def _answer(self, decoded: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return the outputs of `serving_default`, as the graph does (trainer.export.signatures)."""
+        found = self._classify(decoded)
+        usable = np.array([Status(name.decode()).usable for name in found[contract.STATUS]], bool)
+        decisions = contract.decide(
+            found[contract.PROBABILITIES],
+            usable,
+            threshold=float(np.float32(self._metadata.calibration["threshold"])),
+            top_k=self._metadata.top_k,
+            known=found[contract.KNOWN],
+        )
+        labels = np.array([*(label.encode() for label in self._metadata.labels), b""], object)
+        classes = labels[decisions.top]
+        classes[~usable] = b""
+        return found | {
+            contract.LABEL: labels[decisions.label],  # -1 is the empty label at the end
+            contract.CLASSES: classes,
+            contract.SCORES: np.where(usable[:, None], decisions.scores, np.float32(0)),
+        }
+
+
+def _mark_usable(pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    status = np.full(len(pixels), Status.OK.value.encode(), object)
+    return {contract.PIXELS: pixels, contract.STATUS: status}
+
+
+def is_selected(path: Path, engine: str) -> bool:
+    """Return whether a bundle is to run on ONNX Runtime.
+
+    Raises:
+        BundleError: it has to, but does not contain the backbone in ONNX.
+        InputError: ONNX Runtime has to be used, but is not installed.
+    """
+    if engine == "tensorflow":
+        return False
+    is_made, is_installed = (path / contract.ONNX_FILE).is_file(), bool(find_spec("onnxruntime"))
+    if engine != "auto" and not is_made:
+        raise BundleError(
+            f"{path} has no {contract.ONNX_FILE}.",
+            remedy="Give --engine auto, or export the bundle again; a backbone that cannot be converted has"
+            " none.",
+        )
+    if engine != "auto" and not is_installed:
+        raise InputError("onnxruntime is not installed.", remedy="Install it: pip install 'hubhead[serve]'.")
+    return is_made and is_installed
+
+
+def round_embeddings(embedding: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Round to float16, the precision of the embedding store, as the graph of a bundle does."""
+    return np.clip(embedding, -_MAX_FLOAT16, _MAX_FLOAT16).astype(np.float16).astype(np.float32)

@@ -1,0 +1,160 @@
+"""ONNX Runtime and TensorFlow as engines of the backbone: equal answers, and a choice that is explained."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from serving import contract, runtime
+from serving.commands.predict import predict
+from serving.errors import BundleError, InputError
+from serving.runtime import onnx_model
+from serving.runtime.onnx_model import OnnxBackbone
+from serving.runtime.session import PARITY_TOLERANCE
+from tests.support.trained import Trained
+from trainer.export import onnx_backbone
+
+pytestmark = [pytest.mark.tf, pytest.mark.beam]
+
+ULPS = 16
+"""Largest difference of a stored number that was seen is 8 units in the last place of float16, for numbers
+near zero, which are sums of terms that cancel out."""
+
+
+@pytest.fixture(scope="module")
+def bundle_path(trained: Trained) -> Path:
+    return trained.result.bundle.path
+
+
+@pytest.fixture(scope="module")
+def models(bundle_path: Path) -> dict[str, runtime.Model]:
+    return {engine: runtime.load(bundle_path, engine=engine) for engine in ("onnx", "tensorflow")}
+
+
+@pytest.fixture
+def photos(trained: Trained) -> list[bytes]:
+    usable = [Path(path).read_bytes() for path, _ in trained.result.test_photos[:12]]
+    return [*usable, b"", b"text", usable[0][:2000]]
+
+
+def test_the_engines_give_equal_statuses_and_embeddings_that_differ_by_rounding(
+    models: dict[str, runtime.Model], photos: list[bytes]
+) -> None:
+    assert [models[engine].engine for engine in ("onnx", "tensorflow")] == ["onnx", "tensorflow"]
+    found, expected = (
+        models[engine].run(contract.EMBED, {contract.IMAGE_BYTES: photos})
+        for engine in ("onnx", "tensorflow")
+    )
+    assert found.keys() == expected.keys()
+    for name in (contract.STATUS, contract.HEIGHT, contract.WIDTH):
+        assert found[name].tolist() == expected[name].tolist()
+    ours, theirs = found[contract.EMBEDDING], expected[contract.EMBEDDING]
+    assert (ours == ours.astype(np.float16)).all(), "rounded as the store keeps them"
+    assert np.abs(ours - theirs).max() <= onnx_backbone.TOLERANCE * 20
+    steps = np.abs(
+        ours.astype(np.float16).view(np.int16).astype(int) - theirs.astype(np.float16).view(np.int16)
+    )
+    assert steps.max() <= ULPS
+    assert (steps > 0).mean() < 0.02
+
+
+@pytest.mark.parametrize("signature", [contract.SERVING_DEFAULT, contract.PROBABILITIES])
+def test_the_engines_give_the_same_answers(
+    models: dict[str, runtime.Model], photos: list[bytes], signature: str
+) -> None:
+    found, expected = (
+        models[engine].run(signature, {contract.IMAGE_BYTES: photos}) for engine in ("onnx", "tensorflow")
+    )
+    assert_equal_answers(found, expected)
+
+
+def test_decoded_pixels_and_other_signatures(models: dict[str, runtime.Model], photos: list[bytes]) -> None:
+    onnx, tensorflow = models["onnx"], models["tensorflow"]
+    given = {contract.IMAGE_BYTES: photos}
+    decoded = onnx.run(contract.DECODE, given)
+    assert (decoded[contract.PIXELS] == tensorflow.run(contract.DECODE, given)[contract.PIXELS]).all()
+    pixels = {contract.PIXELS: decoded[contract.PIXELS][:12]}
+    assert_equal_answers(*(model.run(contract.CLASSIFY_PIXELS, pixels) for model in (onnx, tensorflow)))
+    embeddings = {contract.EMBEDDING: onnx.run(contract.EMBED, given)[contract.EMBEDDING]}
+    assert_equal_answers(
+        *(model.run(contract.CLASSIFY_EMBEDDING, embeddings) for model in (onnx, tensorflow))
+    )
+
+
+def test_an_empty_request_has_an_empty_answer(models: dict[str, runtime.Model]) -> None:
+    for signature in (contract.EMBED, contract.SERVING_DEFAULT, contract.PROBABILITIES):
+        found = models["onnx"].run(signature, {contract.IMAGE_BYTES: []})
+        assert {len(value) for value in found.values()} == {0}
+
+
+def assert_equal_answers(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        assert found[name].shape == value.shape
+        if value.dtype.kind == "f":
+            assert np.abs(found[name] - value).max() <= PARITY_TOLERANCE
+        elif name != contract.CLASSES:  # two classes of nearly the same score may be in another order
+            assert found[name].tolist() == value.tolist()
+
+
+class TestSelection:
+    @pytest.fixture
+    def copy(self, bundle_path: Path, tmp_path: Path) -> Path:
+        copied = tmp_path / "food" / "1"
+        shutil.copytree(bundle_path, copied)
+        return copied
+
+    def test_a_bundle_without_the_file_runs_on_tensorflow(self, copy: Path) -> None:
+        (copy / contract.ONNX_FILE).unlink()
+        assert not onnx_model.is_selected(copy, "auto")
+        with pytest.raises(BundleError, match=r"has no assets\.extra/backbone\.onnx") as caught:
+            runtime.load(copy, engine="onnx")
+        assert "--engine auto" in caught.value.remedy
+
+    def test_without_onnxruntime_auto_is_tensorflow(
+        self, copy: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(onnx_model, "find_spec", lambda _: None)
+        assert not onnx_model.is_selected(copy, "auto")
+        with pytest.raises(InputError, match="onnxruntime is not installed"):
+            onnx_model.is_selected(copy, "onnx")
+
+    def test_a_damaged_file_is_an_error_with_the_other_engine_as_remedy(self, copy: Path) -> None:
+        (copy / contract.ONNX_FILE).write_bytes(b"damaged")
+        result = CliRunner().invoke(predict, [__file__, "--model", str(copy)])
+        assert isinstance(result.exception, BundleError)
+        assert "cannot be loaded by ONNX Runtime" in str(result.exception)
+        assert "--engine tensorflow" in str(result.exception)
+
+
+class TestConversion:
+    def test_a_backbone_that_onnx_cannot_express_runs_on_tensorflow(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        import tensorflow as tf
+
+        def network(pixels: Any) -> Any:
+            hashed = tf.strings.to_hash_bucket_fast(tf.strings.as_string(tf.reduce_sum(pixels, [1, 2])), 10)
+            return tf.cast(hashed, tf.float32)
+
+        with caplog.at_level(logging.WARNING):
+            assert onnx_backbone.convert(network, (8, 8)) is None
+        assert "runs on TensorFlow, as it cannot be converted" in caplog.text
+
+    def test_a_backbone_whose_outputs_differ_is_not_converted(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import tensorflow as tf
+
+        embed = OnnxBackbone.embed
+        monkeypatch.setattr(OnnxBackbone, "embed", lambda self, pixels: embed(self, pixels) * 1.001)
+        with caplog.at_level(logging.WARNING):
+            assert onnx_backbone.convert(lambda pixels: tf.reduce_mean(pixels, [1, 2]) * 9, (8, 8)) is None
+        assert "its ONNX version differs by 0.001" in caplog.text
