@@ -1,7 +1,7 @@
 """Estimate of the memory that a serialized message takes once it is parsed, without parsing it.
 
-An empty message inside another takes two bytes on the wire and hundreds in memory, so a limit on the size of a
-message does not bound the memory of the process.
+An empty message inside another takes two bytes on the wire and hundreds in memory, so a limit on the size of
+a message does not bound the memory of the process.
 """
 
 from __future__ import annotations
