@@ -67,7 +67,6 @@ def run(
         HubheadError: the job failed; finished shards are kept.
     """
     with suppress_apitools_message():
-        import apache_beam as beam
         import grpc
         from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions, SetupOptions
         from apache_beam.utils.shared import Shared
@@ -84,15 +83,7 @@ def run(
     # Shards that run in this process find this state, and with it the meter, by the handle. Other worker
     # processes create their own.
     state = handle.acquire(lambda: _ProcessState(worker, meter))
-    pipeline = beam.Pipeline(options=options)
-    Path(pipeline.local_tempdir).rmdir()  # for cross-language transforms only; a killed driver would leave it
-    _ = (
-        pipeline
-        | "plan" >> beam.Create([plan])
-        | "photos" >> beam.FlatMap(shard.read_plan)
-        | "shards" >> beam.Reshuffle()
-        | "embed and score" >> beam.Map(_process_shard, worker, handle)
-    )
+    pipeline = _build_pipeline(options, plan, worker, handle)
     try:
         if _runs_in_this_process(options):
             pipeline.run().wait_until_finish()
@@ -108,6 +99,21 @@ def run(
         raise describe_failure(error, job) from error
     if state.failure:
         raise state.failure
+
+
+def _build_pipeline(options: Any, plan: str, worker: ShardWorker, handle: Any) -> Any:
+    import apache_beam as beam
+
+    pipeline = beam.Pipeline(options=options)
+    Path(pipeline.local_tempdir).rmdir()  # for cross-language transforms only; a killed driver would leave it
+    _ = (
+        pipeline
+        | "plan" >> beam.Create([plan])
+        | "photos" >> beam.FlatMap(shard.read_plan)
+        | "shards" >> beam.Reshuffle()
+        | "embed and score" >> beam.Map(_process_shard, worker, handle)
+    )
+    return pipeline
 
 
 def _run_on_engine(

@@ -46,6 +46,15 @@ class Threshold:
         return f"{self.value:.3f}: answers {self.coverage}, right {self.precision}"
 
 
+def _unreached_error(precision: float, reached: NDArray[np.float64], kind: str) -> InputError:
+    place = int(reached.argmax())
+    return InputError(
+        f"No threshold reaches a precision of {precision:.1%} on {len(reached)} held-out photos: the "
+        f"highest {kind} is {reached[place]:.1%}, where {place + 1} are answered.",
+        remedy="Ask for a lower precision, or give more photos of each label.",
+    )
+
+
 def threshold_for_precision(
     probabilities: Floats, targets: Ints, precision: float, *, point_estimate: bool = False
 ) -> Threshold:
@@ -94,13 +103,8 @@ def threshold_for_precision(
     last = np.append(confidence[1:] < confidence[:-1], True)
     passing = np.flatnonzero((reached >= precision) & last)
     if not len(passing):
-        place = int(np.where(last, reached, 0.0).argmax())
         kind = "precision" if point_estimate else "95 % lower bound of the precision"
-        raise InputError(
-            f"No threshold reaches a precision of {precision:.1%} on {count} held-out photos: the "
-            f"highest {kind} is {reached[place]:.1%}, where {place + 1} are answered.",
-            remedy="Ask for a lower precision, or give more photos of each label.",
-        )
+        raise _unreached_error(precision, np.where(last, reached, 0.0), kind)
     place = int(passing[-1])
     return Threshold(
         value=_midpoint_below(confidence, place),

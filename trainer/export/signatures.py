@@ -131,6 +131,24 @@ def _make_decode_function(
     return decode
 
 
+def _make_embed_function(
+    decode: Callable[[Any], tuple[Any, ...]], network: Callable[[Any], Any], dimension: int
+) -> Callable[[Any], tuple[Any, ...]]:
+    """Return the function image_bytes string [N] -> embedding float32 [N,D], status, height, width int32 [N]."""
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+    def embed(image_bytes: Any) -> tuple[Any, ...]:
+        pixels, status, height, width = decode(image_bytes)
+        return _embed_pixels(network, pixels, dimension), status, height, width
+
+    return embed
+
+
+def _name_outputs(status: Any, height: Any, width: Any) -> dict[str, Any]:
+    return {contract.STATUS: status_names(status), contract.HEIGHT: height, contract.WIDTH: width}
+
+
 def _embed_pixels(network: Callable[[Any], Any], pixels: Any, dimension: int) -> Any:
     """Return embeddings float32 [N,D] of pixels uint8 [N,H,W,3], at the precision of the embedding store.
 
@@ -161,23 +179,17 @@ def _make_signatures(
     def takes(name: str, shape: Sequence[int | None], dtype: Any) -> Any:
         return tf.function(input_signature=[tf.TensorSpec(shape, dtype, name=name)], autograph=False)
 
-    def name_outputs(status: Any, height: Any, width: Any) -> dict[str, Any]:
-        return {contract.STATUS: status_names(status), contract.HEIGHT: height, contract.WIDTH: width}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
-    def embed(image_bytes: Any) -> tuple[Any, ...]:
-        pixels, status, height, width = decode(image_bytes)
-        return _embed_pixels(network, pixels, backbone.dimension), status, height, width
+    embed = _make_embed_function(decode, network, backbone.dimension)
 
     @takes(contract.IMAGE_BYTES, [None], tf.string)
     def decode_bytes(image_bytes: Any) -> dict[str, Any]:
         pixels, status, height, width = decode(image_bytes)
-        return {contract.PIXELS: pixels, **name_outputs(status, height, width)}
+        return {contract.PIXELS: pixels, **_name_outputs(status, height, width)}
 
     @takes(contract.IMAGE_BYTES, [None], tf.string)
     def embed_photos(image_bytes: Any) -> dict[str, Any]:
         embedding, status, height, width = embed(image_bytes)
-        return {contract.EMBEDDING: embedding, **name_outputs(status, height, width)}
+        return {contract.EMBEDDING: embedding, **_name_outputs(status, height, width)}
 
     @takes(contract.IMAGE_BYTES, [None], tf.string)
     def serving_default(image_bytes: Any) -> dict[str, Any]:

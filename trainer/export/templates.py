@@ -84,16 +84,18 @@ def prepare_template(
             backbone = load(handle, cache, options=options, progress=say)
             metadata = trace(backbone, preprocessing, staged, augmentation=augmentation, with_head=not view)
         if augmentation:
-            # Each view has a fingerprint of its own, so that embedding stores keep the views apart.
-            of_photos = metadata.backbone.get("of_photos", metadata.fingerprint)
-            view_key = [of_photos, asdict(augmentation), preprocessing.to_dict(), "view", number]
-            backbone_record = metadata.backbone | {
-                "fingerprint": _hash_json(view_key),
-                "of_photos": of_photos,
-            }
-            metadata = replace(metadata, backbone=backbone_record)
+            metadata = _set_view_fingerprint(
+                metadata, [asdict(augmentation), preprocessing.to_dict(), number]
+            )
         metadata.write(staged)
     return bundle.read(directory)
+
+
+def _set_view_fingerprint(metadata: BundleMetadata, view: Sequence[Any]) -> BundleMetadata:
+    """Return a copy with the fingerprint of one view, so that embedding stores keep the views apart."""
+    of_photos = metadata.backbone.get("of_photos", metadata.fingerprint)
+    identity = _hash_json([of_photos, "view", *view])
+    return replace(metadata, backbone=metadata.backbone | {"fingerprint": identity, "of_photos": of_photos})
 
 
 def copy_graph(source: Path, directory: Path) -> None:
