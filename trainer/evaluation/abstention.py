@@ -46,7 +46,7 @@ class Threshold:
         return f"{self.value:.3f}: answers {self.coverage}, right {self.precision}"
 
 
-def _unreached_error(precision: float, reached: NDArray[np.float64], kind: str) -> InputError:
+def _unreached_error(precision: float, reached: Any, kind: str) -> InputError:
     place = int(reached.argmax())
     return InputError(
         f"No threshold reaches a precision of {precision:.1%} on {len(reached)} held-out photos: the "

@@ -134,7 +134,7 @@ def _make_decode_function(
 def _make_embed_function(
     decode: Callable[[Any], tuple[Any, ...]], network: Callable[[Any], Any], dimension: int
 ) -> Callable[[Any], tuple[Any, ...]]:
-    """Return the function image_bytes string [N] -> embedding float32 [N,D], status, height, width int32 [N]."""
+    """Return the function image_bytes string [N] -> embedding float32 [N,D], status, height, width."""
     import tensorflow as tf
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)

@@ -84,17 +84,16 @@ def prepare_template(
             backbone = load(handle, cache, options=options, progress=say)
             metadata = trace(backbone, preprocessing, staged, augmentation=augmentation, with_head=not view)
         if augmentation:
-            metadata = _set_view_fingerprint(
-                metadata, [asdict(augmentation), preprocessing.to_dict(), number]
-            )
+            view_key = [asdict(augmentation), preprocessing.to_dict(), "view", number]
+            metadata = _set_view_fingerprint(metadata, view_key)
         metadata.write(staged)
     return bundle.read(directory)
 
 
-def _set_view_fingerprint(metadata: BundleMetadata, view: Sequence[Any]) -> BundleMetadata:
+def _set_view_fingerprint(metadata: BundleMetadata, view_key: list[Any]) -> BundleMetadata:
     """Return a copy with the fingerprint of one view, so that embedding stores keep the views apart."""
     of_photos = metadata.backbone.get("of_photos", metadata.fingerprint)
-    identity = _hash_json([of_photos, "view", *view])
+    identity = _hash_json([of_photos, *view_key])
     return replace(metadata, backbone=metadata.backbone | {"fingerprint": identity, "of_photos": of_photos})
 
 
