@@ -218,7 +218,8 @@ class Converter:
             case _:
                 message = body.decode(errors="replace")
                 detail = f"{name} that cannot be decoded" + (f": {message}" if message else "")
-                return PhotoRejection(Status.CORRUPT, detail, permanent=True)
+                status = Status.UNSUPPORTED_FORMAT if kind == b"U" else Status.CORRUPT
+                return PhotoRejection(status, detail, permanent=True)
 
     def _acquire_child(self) -> _Child:
         """Return an idle child that is still alive, or a new one."""

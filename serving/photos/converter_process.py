@@ -11,6 +11,7 @@ length of the body, and the body.
 | L | more pixels than allowed, according to the header | |
 | M | out of memory; the process ends after this response | |
 | N | the installed packages have no decoder for the format | |
+| U | the decoder does not know this variant of the format | message of the decoder |
 | C | the photo cannot be decoded | message of the decoder |
 """
 
@@ -111,8 +112,9 @@ def convert(content: bytes, reader: str, max_pixels: int, side: int = 0) -> byte
         message = " ".join(str(error).split())
     if any(word in message.lower() for word in ("memory", "alloc")) or _may_lack_memory(pixels):
         return _respond(b"M")
+    kind = b"U" if "unsupported" in message.lower() else b"C"
     # Omit messages with an address in this process: they are of no use to a reader.
-    return _respond(b"C", body=("" if "0x" in message else message[:_MAX_MESSAGE]).encode())
+    return _respond(kind, body=("" if "0x" in message else message[:_MAX_MESSAGE]).encode())
 
 
 def _encode_png(upright: Images.Image) -> bytes:

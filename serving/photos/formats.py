@@ -29,6 +29,9 @@ _READERS = (
 _SIGNATURES = (
     (b"II*\0", "TIFF", "TIFF"),
     (b"MM\0*", "TIFF", "TIFF"),
+    (b"II+\0", "BigTIFF", "TIFF"),
+    (b"MM\0+", "big-endian BigTIFF", ""),  # which Pillow misreads
+    (b"\xff\x4f\xff\x51", "JPEG 2000", "JPEG2000"),  # without a container
     (b"\0\0\0\x0cjP  ", "JPEG 2000", "JPEG2000"),
     (b"8BPS", "Photoshop", ""),
     (b"\0\0\0\x0cJXL ", "JPEG XL", ""),
@@ -54,7 +57,9 @@ def detect_unsupported_format(content: bytes) -> str | None:
 def identify_unsupported(content: bytes) -> tuple[str, str] | None:
     """Return (name of the format, Pillow reader or "") if the graph cannot decode the photo, else None."""
     head = content[:HEADER_BYTES].ljust(40, b"\0")
-    if find_decoded_reader(head) in ("JPEG", "PNG", "GIF"):  # always decoded
+    if head.startswith(b"\x89PNG") and head[12:16] == b"CgBI":  # Xcode's, in which the pixels are not RGB
+        return "PNG of iPhone apps (CgBI)", ""
+    if find_decoded_reader(head) in ("JPEG", "PNG", "GIF"):  # always decoded otherwise
         return None
     if head.startswith(b"BM"):
         return _identify_bmp(head)

@@ -117,8 +117,16 @@ def _unsupported() -> Iterator[Case]:
         "an unknown compression": bmp(compression=77),
         "a header of 39 bytes": bmp(header=39),
         "a header of 0 bytes": bmp(header=0),
-        "its file header alone": bmp()[:14],
         "its signature and zeros": b"BM" + bytes(200),
+        "16 bits with masks of 4 bits": bmp(
+            bits=16, compression=3, table=struct.pack("<III", 0xF00, 0xF0, 0xF)
+        ),
+        "32 bits with masks and alpha": bmp(bits=32, compression=6, table=struct.pack("<IIII", 1, 2, 4, 8)),
+        "24 bits of RLE": bmp(compression=4),
+    }.items():
+        yield bad(f"bmp/{name}", content, Status.UNSUPPORTED_FORMAT, Status.UNSUPPORTED_FORMAT)
+    for name, content in {
+        "its file header alone": bmp()[:14],
         "a text that begins so": b"BMW is a maker of cars.",
     }.items():
         yield bad(f"bmp/{name}", content, Status.UNSUPPORTED_FORMAT, Status.CORRUPT)

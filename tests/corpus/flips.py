@@ -152,8 +152,11 @@ def _bmp() -> Iterator[Case]:
     for bit in range(8):
         for what, at in {"bits": 28, "compression": 30}.items():
             content = flipped(photo, at, bit)
-            # 24 bits become 16, which can be converted, or an invalid number.
-            converted = Status.OK if content[28] == 16 else Status.CORRUPT
+            # 24 bits become 16, which can be converted, or 8 without a palette, or an invalid number;
+            # pixels become damaged RLE, or a compression that no decoder knows.
+            converted = Status.OK if content[28] == 16 else Status.UNSUPPORTED_FORMAT
+            if content[28] == 8 or content[30] in (1, 2):
+                converted = Status.CORRUPT
             name = f"bmp/flip in the {what}, bit {bit}"
             yield bad(name, content, Status.UNSUPPORTED_FORMAT, converted)
 

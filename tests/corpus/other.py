@@ -43,7 +43,9 @@ def _images() -> Iterator[Case]:
         "TIFF, alpha": saved(translucent(WIDTH, HEIGHT), "TIFF"),
         "TIFF, CMYK": saved(small().convert("CMYK"), "TIFF"),
         "TIFF, big-endian": _big_endian_tiff(),
+        "BigTIFF": saved(small(), "TIFF", big_tiff=True),
         "JPEG 2000": saved(small(), "JPEG2000"),
+        "JPEG 2000, without a container": saved(small(), "JPEG2000", no_jp2=True),
         "AVIF": saved(small(), "AVIF"),
     }.items():
         yield bad(f"other/{name}", content, UNSUPPORTED, Status.OK)
@@ -68,6 +70,7 @@ def _images() -> Iterator[Case]:
         "Canon's raw photos": brand(b"crx ", b"isom") + bytes(300),
         "Photoshop": b"8BPS\0\x01" + bytes(6) + struct.pack(">HIIHH", 3, 20, 30, 8, 3) + bytes(200),
         "Photoshop, large": b"8BPS\0\x02" + bytes(6) + struct.pack(">HIIHH", 3, 20, 30, 8, 3) + bytes(200),
+        "BigTIFF, big-endian": b"MM\0+\0\x08" + bytes(100),
         "JPEG XL": b"\xff\x0a" + bytes(100),
         "JPEG XL, container": b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100),
     }.items():

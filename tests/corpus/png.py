@@ -112,6 +112,7 @@ def cases() -> Iterator[Case]:
     yield from _cuts()
     yield from _broken()
     yield from _bombs()
+    yield bad("png/of an iPhone app", _iphone_png(), Status.UNSUPPORTED_FORMAT)
     for width, height in [
         (1, 1),
         (1, 100_000),
@@ -163,6 +164,13 @@ def _kinds() -> Iterator[Case]:
         data = chunk(b"IDAT", zlib.compress(rows(19, 13, depth, colour)))
         content = build(ihdr(19, 13, depth, colour), chunk(b"tRNS", body), data, END)
         yield good(f"png/{name} with a transparent colour", content, 19, 13)
+
+
+def _iphone_png() -> bytes:
+    """Return a PNG as Xcode changes them: a chunk of its own first, BGRA, and no header of zlib."""
+    packer = zlib.compressobj(wbits=-15)
+    data = packer.compress(rows(19, 13, 8, RGBA)) + packer.flush()
+    return build(chunk(b"CgBI", b"P\0 \2"), ihdr(19, 13, 8, RGBA), chunk(b"IDAT", data), END)
 
 
 def _palette(count: int) -> bytes:

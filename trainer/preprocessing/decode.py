@@ -25,9 +25,12 @@ _JPEG, _PNG, _GIF, _BMP, _WEBP, _NONE = range(6)
 _FOREIGN = (
     (b"II*\0", 0),  # TIFF
     (b"MM\0*", 0),
+    (b"II+\0", 0),  # BigTIFF
+    (b"MM\0+", 0),
     (b"ftyp", 4),  # ISO media: HEIC, AVIF and films
     (b"8BPS", 0),  # Photoshop
     (b"\0\0\0\x0cjP  ", 0),  # JPEG 2000
+    (b"\xff\x4f\xff\x51", 0),
     (b"\0\0\0\x0cJXL ", 0),  # JPEG XL
     (b"\xff\x0a", 0),
 )

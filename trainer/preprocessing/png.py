@@ -6,11 +6,14 @@ from typing import Any
 
 from trainer.preprocessing import exif, headers, resize
 from trainer.preprocessing.limits import HeaderInfo
-from trainer.preprocessing.settings import Preprocessing
+from trainer.preprocessing.settings import OK, UNSUPPORTED, Preprocessing
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _EXIF, _END = b"eXIf", b"IEND"
+_IPHONE = b"CgBI"
+"""First chunk of the PNGs in apps for iPhones, whose compression and channels are not PNG's."""
+
 _BYTES_PER_PIXEL = 30
 """Four channels, and with alpha the composition in 16 bits."""
 
@@ -31,8 +34,10 @@ def read_header(contents: Any, head: Any, settings: Preprocessing) -> HeaderInfo
             lambda: resize.compose_on_white(tf.io.decode_png(contents, channels=4)),
         )
 
-    orientation = _read_orientation(contents)
-    return HeaderInfo(sides, settings.max_whole_pixels, _BYTES_PER_PIXEL, decode, orientation=orientation)
+    status = tf.where(headers.matches(head, _IPHONE, at=12), UNSUPPORTED, OK)
+    return HeaderInfo(
+        sides, settings.max_whole_pixels, _BYTES_PER_PIXEL, decode, status, _read_orientation(contents)
+    )
 
 
 def _read_orientation(contents: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from serving.contract import Status
 
-VERSION = 2
+VERSION = 3
 """Version of the preprocessing, part of the embedding store's key.
 
 Increment it with every change that alters pixels or statuses.

@@ -145,6 +145,8 @@ def test_every_unsupported_format_is_converted_to_the_same_pixels(name: str, con
     ("content", "name"),
     [
         (b"MM\0*", "TIFF"),
+        (b"MM\0+", "big-endian BigTIFF"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\4CgBI", "PNG of iPhone apps (CgBI)"),
         (ftyp_box(b"mif1", b"mif1", b"avif"), "AVIF"),
         (ftyp_box(b"mif1", b"mif1", b"heic"), "HEIC"),
         (ftyp_box(b"isom", b"avc1"), "ISO media isom"),
@@ -445,7 +447,6 @@ def test_a_conversion_timeout_rejects_the_photo_and_kills_its_process(
     with Converter(limits) as converter:
         detail = rejection_detail(converter.convert(large), Status.TOO_LARGE, permanent=False)
         assert children() == before
-        assert isinstance(converter.convert(UNSUPPORTED["TIFF"]()), Converted)
     assert detail == f"JPEG 2000; converting it takes more than {limit}"
 
 

@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import fsspec
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
@@ -19,6 +21,7 @@ from click.testing import CliRunner, Result
 from batch.commands.query import query
 from hubhead import hubhead
 from serving.errors import InputError, OutputError
+from tests.support.repository import REPO
 
 
 def rows(start: int, count: int) -> pa.Table:
@@ -144,6 +147,21 @@ def test_hive_partitions_become_columns(tmp_path: Path, by: str) -> None:
         assert found == [("007", "VARCHAR", 3), ("crème/1", "VARCHAR", 3), (None, "VARCHAR", 3)]
     else:
         assert found == [("2026-05-31", "DATE", 9)]
+
+
+def test_readme_says_how_other_readers_take_labels_that_look_like_numbers_as_text(tmp_path: Path) -> None:
+    for label in ("01", "2"):
+        (tmp_path / f"label={label}").mkdir()
+        pq.write_table(pa.table({"uri": ["a"]}), tmp_path / f"label={label}" / "scores-a.parquet")
+    readme = (REPO / "README.md").read_text("utf-8")
+    hive = "hive_types={label: varchar}"
+    partitioning = 'ds.partitioning(pa.schema([("label", pa.string())]), flavor="hive")'
+    assert hive in readme
+    assert partitioning in readme
+    statement = f"select label from read_parquet('{tmp_path}/**/*.parquet', {hive}) order by 1"
+    assert duckdb.sql(statement).fetchall() == [("01",), ("2",)]
+    made = eval(partitioning, {"ds": pyarrow.dataset, "pa": pa})  # the README's own words
+    assert sorted(pq.read_table(tmp_path, partitioning=made)["label"].to_pylist()) == ["01", "2"]
 
 
 def test_directories_outside_of_the_scores_add_no_columns(output: Path) -> None:
