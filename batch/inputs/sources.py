@@ -24,6 +24,9 @@ from serving.storage.names import normalize
 _BLOCK_LINES = 1 << 16
 """Lines with remote photos that are listed together."""
 
+PLAN_PREFIX = "hubhead:"
+"""Prefix of hubhead's own columns in the plan, which distinguishes them from pass-through columns."""
+
 _ADDRESS = ""
 """Role of the address of a photo. The roles of all other columns are their names, which are not empty."""
 
@@ -127,7 +130,10 @@ class Source:
         role = ColumnRole("address", "--uri_column", self.uri_column, manifest.URI_COLUMN_NAMES)
         uri = names[0] if tuple(names) == (manifest.TEXT_COLUMN,) else role.find(names, where)
         for name in names:
-            if name != uri and (why := self.reserved.get(_fold(name))):
+            why = self.reserved.get(_fold(name), "")
+            if name.startswith(PLAN_PREFIX):
+                why = f"where {PLAN_PREFIX} begins the names of a run's own columns"
+            if name != uri and why:
                 raise InputError(
                     f"{where}: the column {name!r} passes through to the scores, {why}.",
                     remedy="Rename it in the manifest, or leave it out.",

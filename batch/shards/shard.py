@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from batch.inputs.listing import Photo
 from batch.inputs.passthrough import PassThroughColumns
-from batch.inputs.sources import Line
+from batch.inputs.sources import PLAN_PREFIX, Line
 from serving.storage import files
 from serving.storage.external_sort import Sorter
 
@@ -39,8 +39,6 @@ _HASH_DIGITS = _HASH_BITS // 4
 _NUMBER_DIGITS = 12
 _ALL_MODELS = -1
 _PLAN, _PHOTOS = "plan.jsonl", "photos.bin"
-_OWN_PREFIX = "hubhead:"
-"""Prefix of hubhead's own columns in the plan, which distinguishes them from pass-through columns."""
 
 
 @dataclass(frozen=True)
@@ -302,7 +300,7 @@ def _encode_shard(shard: Shard) -> bytes:
     }
     if shard.model_masks is not None:
         own["wanted"] = pa.array(shard.model_masks, pa.int32())
-    names = [_OWN_PREFIX + name for name in own]
+    names = [PLAN_PREFIX + name for name in own]
     arrays = list(own.values())
     if table is not None:
         names, arrays = names + table.column_names, arrays + table.columns
@@ -316,14 +314,15 @@ def _decode_shard(shard_id: str, content: bytes) -> Shard:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(pa.BufferReader(content))
-    columns = table.select([name for name in table.column_names if not name.startswith(_OWN_PREFIX)])
+    # Not read_table, in which a column called __filename would clash with one of the reader's own.
+    table = pq.ParquetFile(pa.BufferReader(content)).read()
+    columns = table.select([name for name in table.column_names if not name.startswith(PLAN_PREFIX)])
     values: dict[str, list[Any]] = {
-        name: table[_OWN_PREFIX + name].to_pylist() for name in ("uri", "size", "modified")
+        name: table[PLAN_PREFIX + name].to_pylist() for name in ("uri", "size", "modified")
     }
     masks: list[Any] | None = None
-    if _OWN_PREFIX + "wanted" in table.column_names:
-        masks = table[_OWN_PREFIX + "wanted"].to_pylist()
+    if PLAN_PREFIX + "wanted" in table.column_names:
+        masks = table[PLAN_PREFIX + "wanted"].to_pylist()
     return Shard(
         shard_id,
         tuple(map(Photo, values["uri"], values["size"], values["modified"])),

@@ -242,6 +242,11 @@ INVALID_MANIFESTS = {
     "two columns": ("m.csv", "uri,path\na.jpg,b.jpg\n", "'uri' and 'path' could be the address"),
     "ours": ("m.csv", "uri,Score\na.jpg,1\n", "'Score' passes through to the scores, where score is one of"),
     "twice": ("m.csv", "uri,n,N\na.jpg,1,2\n", "more than one column is called 'n'"),
+    "ours in the plan": (
+        "m.csv",
+        "uri,hubhead:uri\na.jpg,1\n",
+        "'hubhead:uri' passes .*, where hubhead: begins",
+    ),
     "nameless": ("m.csv", "uri,\na.jpg,1\n", "a column has no name"),
     "cells": ("m.csv", "uri,n\na.jpg\n", "line 2: 1 cells, but the header has 2"),
     "types": (
