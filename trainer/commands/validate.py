@@ -189,6 +189,8 @@ def _list_photos(place: str | None) -> Sequence[LabelledPhoto]:
     if not place:
         return ()
     listing = list_photos(place)
+    for note in listing.notes:
+        say(note)
     for path, reason in listing.left_out:
         say(f"{path} is left out: {reason}")
     return listing.photos

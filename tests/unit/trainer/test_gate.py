@@ -24,7 +24,7 @@ from serving.registry import verdict
 from serving.registry.verdict import Check, Verdict
 from tests.bench.gate import Scenario, count_blocked
 from tests.support.live_comparison import FINGERPRINT, sha, write_live_bundle
-from trainer.commands.validate import _resolve_live
+from trainer.commands.validate import _list_photos, _resolve_live
 from trainer.dataset import Example, LabelledPhoto
 from trainer.evaluation.noninferiority import paired_proportions
 from trainer.evaluation.version_changes import LiveComparison
@@ -411,6 +411,16 @@ def test_a_bundle_is_not_compared_with_itself(tmp_path: Path) -> None:
     replace(metadata(), labels=[]).write(directory)
     with pytest.raises(BundleError, match="headless"):
         gate.validate(directory)
+
+
+def test_directories_of_the_system_among_the_photos_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "__MACOSX"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.jpg").write_bytes(b"x")
+    assert [photo.label for photo in _list_photos(str(tmp_path))] == ["a"]
+    assert "1 directory of operating systems left out: __MACOSX." in capsys.readouterr().err
 
 
 def test_a_directory_without_versions_means_no_live_version(
