@@ -90,6 +90,31 @@ def iter_photos(pattern: str, left_out: set[str] | None = None) -> Iterator[Phot
         _log.warning("%s: %s", pattern, names.describe_system_directories(found))
 
 
+def exclude(photos: Iterable[Photo], own: Iterable[str], top: str) -> Iterator[Photo]:
+    """Yield the photos that are not among the files that a run writes itself.
+
+    Args:
+        photos: photos of a listing.
+        own: absolute paths or addresses of files and directories that the run writes; a directory that
+            contains `top` does not count.
+        top: absolute path or address that is listed.
+    """
+    written = {spelling for uri in own for spelling in _list_spellings(uri, top)}
+    written = {uri for uri in written if not f"{top}/".startswith(f"{uri}/")}
+    inside = tuple(f"{directory}/" for directory in written)
+    return (photo for photo in photos if not photo.uri.startswith(inside) and photo.uri not in written)
+
+
+def _list_spellings(uri: str, top: str) -> Iterator[str]:
+    """Yield the addresses under which a listing of `top` may list `uri`: links may lead there."""
+    yield uri
+    if not files.is_remote(uri) and not files.is_remote(top):
+        real, listed = Path(uri).resolve(), Path(top)
+        yield str(real)
+        if real.is_relative_to(listed.resolve()):
+            yield str(listed / real.relative_to(listed.resolve()))
+
+
 def stat_photo(uri: str) -> Photo:
     """Return a local photo with its size and time; both are 0 if there is no such regular file.
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from batch.inputs import listing, manifest
@@ -72,11 +71,8 @@ class Source:
             raise InputError(
                 f"{self.photos} is a manifest, not a photo.", remedy="Give it with --manifest instead."
             )
-        own = {prefix for uri in self.own for prefix in _list_spellings(uri, self.address)}
-        inside = tuple(f"{prefix}/" for prefix in own)
-        for photo in listing.iter_photos(self.photos):
-            if not photo.uri.startswith(inside) and photo.uri not in own:
-                yield photo, []
+        for photo in listing.exclude(listing.iter_photos(self.photos), self.own, self.address):
+            yield photo, []
 
     def _iter_manifest_rows(self) -> Iterator[tuple[str, list[Any]]]:
         """Yield the address and the values of every line of the manifests."""
@@ -151,16 +147,6 @@ def _is_unicode(value: Any) -> bool:
 def _fold(name: str) -> str:
     """Return the form in which column names are compared; engines ignore the case."""
     return normalize(name).casefold()
-
-
-def _list_spellings(uri: str, photos: str) -> Iterator[str]:
-    """Yield the addresses under which a listing of `photos` may list `uri`: links may lead there."""
-    yield uri
-    if not files.is_remote(uri) and not files.is_remote(photos):
-        real, top = Path(uri).resolve(), Path(photos)
-        yield str(real)
-        if real.is_relative_to(top.resolve()):
-            yield str(top / real.relative_to(top.resolve()))
 
 
 def _find_manifests(address: str) -> list[str]:

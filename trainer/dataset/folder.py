@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
-from batch.inputs.listing import Photo, find_photos
+from batch.inputs.listing import Photo, exclude, find_photos
 from batch.inputs.manifest import READERS
 from serving.errors import InputError
 from serving.photos.formats import HEADER_BYTES, SUFFIXES, is_photo
@@ -19,7 +19,7 @@ _MOST_OPENED = 100
 """Files of a directory that are opened at most to find a photo among them."""
 
 
-def list_folder(image_dir: str | os.PathLike[str]) -> PhotoListing:
+def list_folder(image_dir: str | os.PathLike[str], own: Sequence[str] = ()) -> PhotoListing:
     """List the photos of `image_dir/<label>/**`, on any storage.
 
     If all directories have names of sets (SET_NAMES), one of them is the training set and each has
@@ -29,6 +29,7 @@ def list_folder(image_dir: str | os.PathLike[str]) -> PhotoListing:
 
     Args:
         image_dir: path, or an address such as gs://bucket/photos as a str (a Path would drop a slash).
+        own: absolute paths of what the run writes, which is left out.
 
     Raises:
         InputError: the directory does not exist, two of its directories stand for the same set, or sets are
@@ -43,7 +44,7 @@ def list_folder(image_dir: str | os.PathLike[str]) -> PhotoListing:
         )
     systems: set[str] = set()
     pattern = files.join(glob.escape(top), "**") if files.is_remote(top) else top
-    photos = find_photos(pattern, allow_empty=True, left_out=systems)
+    photos = list(exclude(find_photos(pattern, allow_empty=True, left_out=systems), own, top))
     sets = _find_sets(top, photos)
     found: list[LabelledPhoto] = []
     for path, group in _group_by_directory(photos, top, 2 if sets else 1).items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from batch.inputs.listing import no_photos_error
 from batch.inputs.manifest import is_manifest
@@ -19,6 +19,7 @@ def scan(
     place: str | os.PathLike[str],
     columns: Columns | None = None,
     *,
+    own: Sequence[str] = (),
     progress: Callable[[Progress], None] | None = None,
 ) -> DatasetListing:
     """List the labels and photos to train on, without opening a photo.
@@ -26,6 +27,7 @@ def scan(
     Args:
         place: folder with one directory per label, or dataset manifest; a path, or an address as a str.
         columns: names of a manifest's columns.
+        own: absolute paths of what the run writes, which a folder leaves out.
         progress: called as the photos of a manifest are looked up; those left out count as rejected.
 
     Raises:
@@ -35,7 +37,7 @@ def scan(
     if is_manifest(place):
         listing = list_manifest(place, columns, progress=progress)
         return build_listing(listing, "Add photos of at least two labels to the manifest.")
-    listing = list_folder(place)
+    listing = list_folder(place, own)
     pizza, sushi = (files.join(listing.where, name) for name in ("pizza", "sushi"))
     return build_listing(
         listing, f"Put the photos into one directory per label, such as {pizza} and {sushi}."

@@ -14,6 +14,7 @@ import numpy as np
 from batch.monitoring.stats import Progress
 from serving.bundle import Bundle
 from serving.errors import BundleError, GateRejected, HubheadError
+from serving.storage.files import absolute
 from serving.text import redact
 from trainer import dataset
 from trainer.dataset import Subset
@@ -55,7 +56,9 @@ def train(
     seconds: dict[str, float] = {}
     is_cross_validated = settings.cross_validate is not None
     with _timed(seconds, "scan"):
-        listing = dataset.scan(settings.image_dir, settings.columns, progress=progress)
+        # The TensorBoard summaries have a picture of their own.
+        own = [absolute(str(settings.summaries_dir))] if settings.summaries_dir else []
+        listing = dataset.scan(settings.image_dir, settings.columns, own=own, progress=progress)
         steps.check_listing(listing, settings.split)
         outputs.check_writable(settings, settings.saved_model_dir)
         live = find_live_bundle(settings, settings.saved_model_dir, say)

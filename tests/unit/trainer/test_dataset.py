@@ -662,6 +662,12 @@ def test_a_directory_without_photos_is_no_label(tmp_path: Path) -> None:
     )
 
 
+def test_pictures_that_the_training_itself_wrote_are_no_label(tmp_path: Path) -> None:
+    top = write_photos(tmp_path / "photos", {"pizza": 20, "sushi": 20, "logs/projector": 1})
+    assert dataset.scan(top, own=[str(top / "logs")]).labels == ("pizza", "sushi")
+    assert dataset.scan(top, own=[str(tmp_path)]).labels == ("logs", "pizza", "sushi")
+
+
 def test_photos_without_a_suffix_make_a_label(tmp_path: Path) -> None:
     top = write_photos(tmp_path / "photos", {"pizza": 20, "sushi": 20, "soup": 0, "heic": 0})
     (top / "soup" / "0").write_bytes(b"\xff\xd8\xff\xe0")
