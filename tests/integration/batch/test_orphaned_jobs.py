@@ -109,18 +109,22 @@ def s3_output(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def leave_orphan(
     scene: Scene, change: Change, place: Path, output: str, step: str = "Attempt.commit"
 ) -> None:
-    """Kill the driver of the first command when some shards are finished and a worker is before a step.
+    """Kill the driver of the first command when a worker is before a step, usually after some shards.
 
     The worker waits until there is the file `gate`, and then goes on with its job.
     """
-    if change.before:
+    log, gate = scene.top / "delays.log", f"{step} wait {place / 'gate'}"
+    waiting = log.stat().st_size if log.exists() else 0
+    if change.before:  # few shards are open then, and the worker waits before the first
         scene.run(change.before, place, output)
-    scene.cluster.delay("Attempt.commit 0.2")
+        scene.cluster.delay(gate)
+    else:
+        scene.cluster.delay("Attempt.commit 0.2")
     process = scene.start(change.first, place, output)
-    enough = 1 if change.before else 2
-    wait_until(lambda: len(orphans.list_finished(output)) >= enough or not process.is_alive())
-    scene.cluster.delay(f"{step} wait {place / 'gate'}")
-    time.sleep(0.2)
+    if not change.before:
+        wait_until(lambda: len(orphans.list_finished(output)) >= 2 or not process.is_alive())
+        scene.cluster.delay(gate)
+    wait_until(lambda: log.exists() and log.stat().st_size > waiting)
     assert orphans.kill(process) < 0, "it ended before it was killed"
     scene.cluster.delay()
     assert scene.count_running() == 1
