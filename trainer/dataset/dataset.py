@@ -144,6 +144,8 @@ def build_listing(listing: PhotoListing, remedy: str) -> DatasetListing:
     if len(labels) < 2:
         what = f"only the label {labels[0]!r}" if labels else "no label with photos"
         missing = f" {left_out[0][0]}, for example, is left out: {left_out[0][1]}." if left_out else ""
+        if empty := [name for name in names if not files[name]]:
+            missing += f" No file of {', '.join(map(repr, empty[:3]))} is a photo."
         raise InputError(f"{where} has {what}; at least two labels are needed.{missing}", remedy=remedy)
     trained = {name: sum(photo.uri not in subsets for photo in files[name]) for name in labels}
     if alone := [name for name in labels if not trained[name]]:
