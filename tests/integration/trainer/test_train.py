@@ -312,7 +312,7 @@ def test_folder_without_usable_photos_publishes_nothing(trained: Trained, tmp_pa
         image_dir=tmp_path / "photos",
         saved_model_dir=tmp_path / "models" / "texts",
     )
-    with pytest.raises(InputError, match="no label with photos.* No file of 'a', 'b' is a photo"):
+    with pytest.raises(InputError, match=r"no label with photos.* No file of 'a', 'b' is a photo"):
         train(settings)
     assert not (tmp_path / "models" / "texts").exists()
 
