@@ -18,10 +18,6 @@ from serving.errors import InputError
 from trainer.evaluation.metrics import Estimate, Z, bootstrap_mean_interval, nan_to_none, start_bins
 from trainer.heads import Floats, Ints, log_losses
 
-NEGLIGIBLE_LOG_LOSS = 1e-3
-"""Differences of log-loss up to this do not count, even if they are significant. The log-loss of one head
-differs by some 1e-7 between batch sizes."""
-
 
 _DRAWS = 200
 _SEED = 0
@@ -54,19 +50,6 @@ class PairedComparison:
     log_loss_deviation: float
     calibration: float
     calibration_deviation: float
-
-    @property
-    def is_better(self) -> bool:
-        """True if significantly more accurate, or of lower log-loss and not significantly less accurate."""
-        return self.accuracy.low > 0 or (
-            self.log_loss.high < -NEGLIGIBLE_LOG_LOSS and self.accuracy.high >= 0
-        )
-
-    @property
-    def is_worse(self) -> bool:
-        """True if significantly less accurate, or of higher log-loss and not significantly more accurate."""
-        higher_loss = self.log_loss.low > NEGLIGIBLE_LOG_LOSS
-        return self.accuracy.high < 0 or (higher_loss and self.accuracy.low <= 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

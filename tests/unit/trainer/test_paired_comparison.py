@@ -20,8 +20,6 @@ def test_comparison_counts_gained_and_lost_photos() -> None:
     assert found.accuracy.value == pytest.approx(1 / 5)
     mine, theirs = -np.log([0.7, 0.2, 0.1, 1.0, 0.25]), -np.log([0.7, 0.1, 0.1, 0.1, 0.7])
     assert found.log_loss.value == pytest.approx((mine - theirs).mean(), rel=1e-5)
-    assert not found.is_better
-    assert not found.is_worse
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["gained"] == 1
     assert str(found).startswith("accuracy +20.0% (95 % interval ")
 
@@ -43,11 +41,11 @@ def make_comparison(count: int, gained: int, lost: int) -> PairedComparison:
     return compare(mine, theirs, np.zeros(count, np.int64))
 
 
-def test_significant_difference_makes_a_model_better_or_worse() -> None:
-    assert make_comparison(100, 20, 2).is_better
-    assert make_comparison(100, 2, 20).is_worse
+def test_the_interval_of_a_significant_difference_excludes_zero() -> None:
+    assert make_comparison(100, 20, 2).accuracy.low > 0
+    assert make_comparison(100, 2, 20).accuracy.high < 0
     same = make_comparison(100, 0, 0)
-    assert (same.is_better, same.is_worse, same.accuracy.value, same.log_loss.value) == (False, False, 0, 0)
+    assert (same.accuracy.value, same.log_loss.value) == (0, 0)
     assert same.accuracy.low < 0 < same.accuracy.high
 
 
