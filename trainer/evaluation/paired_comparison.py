@@ -18,7 +18,6 @@ from serving.errors import InputError
 from trainer.evaluation.metrics import Estimate, Z, bootstrap_mean_interval, nan_to_none, start_bins
 from trainer.heads import Floats, Ints, log_losses
 
-
 _DRAWS = 200
 _SEED = 0
 
