@@ -59,7 +59,8 @@ WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 SAVED_MODEL_FILE = "saved_model.pb"
 
 ENGINES = ("auto", "onnx", "tensorflow")
-"""Engines for the backbone, as values of --engine; `auto` is ONNX Runtime where the bundle is made for it."""
+"""Engines for the backbone, as values of --engine; `auto` is ONNX Runtime where the bundle is made for it and
+there is no GPU."""
 
 WARMUP_BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 """Server-side batch sizes for which a bundle has a warm-up record.

@@ -232,7 +232,7 @@ def load(path: str | os.PathLike[str], threads: int | None = None, engine: str =
     Args:
         path: directory of a version (`serving.bundle.resolve` finds the newest of a base path).
         threads: number of concurrent callers; by default the cores this process may use.
-        engine: what runs the backbone, one of serving.contract.ENGINES.
+        engine: what runs the backbone, one of serving.contract.ENGINES; `auto` is TensorFlow if it has a GPU.
 
     Raises:
         BundleError: TensorFlow cannot load the directory as a SavedModel, or the bundle is not made for the
@@ -245,6 +245,8 @@ def load(path: str | os.PathLike[str], threads: int | None = None, engine: str =
     threads = threads or cores()
     configure_threads(threads)
     directory = Path(path)
+    if engine == "auto" and tf.config.list_physical_devices("GPU"):
+        engine = "tensorflow"
     if onnx_model.is_selected(directory, engine):
         return onnx_model.OnnxModel(directory, threads)
     try:

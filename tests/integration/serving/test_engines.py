@@ -126,6 +126,12 @@ class TestSelection:
         with pytest.raises(InputError, match="onnxruntime is not installed"):
             onnx_model.is_selected(copy, "onnx")
 
+    def test_with_a_gpu_auto_is_tensorflow(self, bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import tensorflow as tf
+
+        monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
+        assert runtime.load(bundle_path).engine == "tensorflow"
+
     def test_a_damaged_file_is_an_error_with_the_other_engine_as_remedy(self, copy: Path) -> None:
         (copy / contract.ONNX_FILE).write_bytes(b"damaged")
         result = CliRunner().invoke(predict, [__file__, "--model", str(copy)])
