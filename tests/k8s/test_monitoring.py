@@ -200,6 +200,7 @@ EXPRESSIONS = (
 
 
 @pytest.mark.tf
+@pytest.mark.beam
 @pytest.mark.slow(seconds=1)  # times the number of expressions: the fixture takes that long
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_every_metric_and_label_is_exported(name: str, exported: Exported) -> None:
@@ -227,6 +228,7 @@ def _possible_values(exported: Exported, metric: str, label: str) -> set[str]:
 
 
 @pytest.mark.tf
+@pytest.mark.beam
 @pytest.mark.slow
 def test_external_metrics_are_all_used_and_not_our_own(exported: Exported) -> None:
     used = {selector.name for text in EXPRESSIONS.values() for selector in selectors(parse(text))}
@@ -235,6 +237,7 @@ def test_external_metrics_are_all_used_and_not_our_own(exported: Exported) -> No
 
 
 @pytest.mark.tf
+@pytest.mark.beam
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "finding"),

@@ -231,10 +231,12 @@ def _list_finished(output: Path) -> dict[str, tuple[int, int]]:
     for record in top.glob("attempts/*/shards/*.json"):
         with contextlib.suppress(ValueError):  # cut off by a full disk
             found += [output / name for name, _ in json.loads(record.read_text())["moves"]]
-    # The file of a shard keeps its name when it is moved.
     paths = [path for place in found for path in (place.rglob("*.parquet") if place.is_dir() else [place])]
-    stats = {path.name: path.stat() for path in paths if path.suffix == ".parquet" and path.exists()}
-    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
+    stats = {path: path.stat() for path in paths if path.suffix == ".parquet" and path.exists()}
+    # The file of a shard keeps its path below `scores/` when it is moved.
+    return {
+        str(path).rpartition("/scores/")[2]: (stat.st_ino, stat.st_mtime_ns) for path, stat in stats.items()
+    }
 
 
 def _read_rows(place: Path) -> list[dict[str, Any]]:

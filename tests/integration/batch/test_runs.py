@@ -382,7 +382,7 @@ class TestReadRetries:
                 raise TimeoutError("the storage is busy")
             return b"content"
 
-        monkeypatch.setattr(files, "read", read)
+        monkeypatch.setattr(listing, "read_regular", read)
         monkeypatch.setattr(files.time, "sleep", lambda _: None)
         assert listing.read_photo(Photo("/a.jpg", 1, 1)) == b"content"
 

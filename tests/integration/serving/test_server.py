@@ -685,7 +685,9 @@ def test_predict_command_prints_the_same_from_a_server_and_from_a_bundle(tmp_pat
 
 def test_flags_of_serve_set_the_server_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[ServerSettings] = []
-    monkeypatch.setattr("serving.server.serve_until_signalled", lambda settings, ready: seen.append(settings))
+    monkeypatch.setattr(
+        "serving.server.serve_until_signalled", lambda settings, ready, loader: seen.append(settings)
+    )
     flags = [
         "--model_base_path",
         "m",

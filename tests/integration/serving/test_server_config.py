@@ -500,7 +500,9 @@ def test_all_flags_of_tensorflow_model_server_are_accepted(monkeypatch: pytest.M
 
     assert FLAGS.keys() == (SERVER_SETTINGS | SERVER_SWITCHES) - {"version"}
     seen: list[ServerSettings] = []
-    monkeypatch.setattr("serving.server.serve_until_signalled", lambda settings, ready: seen.append(settings))
+    monkeypatch.setattr(
+        "serving.server.serve_until_signalled", lambda settings, ready, loader: seen.append(settings)
+    )
     text = {int: "3", float: "0.5", bool: "true", str: "", Path: "nowhere"}
     for name, flag in FLAGS.items():
         given = [f"--{name}={text[flag.kind]}"] if flag.kind is not bool else [f"--{name}"]
@@ -513,7 +515,9 @@ def test_enable_batching_without_a_file_uses_tensorflow_servings_defaults(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[ServerSettings] = []
-    monkeypatch.setattr("serving.server.serve_until_signalled", lambda settings, ready: seen.append(settings))
+    monkeypatch.setattr(
+        "serving.server.serve_until_signalled", lambda settings, ready, loader: seen.append(settings)
+    )
     for flags in ([], ["--enable_batching"]):
         assert CliRunner().invoke(serve, ["--model_base_path", "m", *flags]).exit_code == 0
     assert [settings.batching for settings in seen] == [None, BatchingParameters()]
