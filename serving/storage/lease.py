@@ -235,7 +235,8 @@ class Lease:
             self.recovered = self.intent.get("note")
             self._finish(self.intent)
         for name in files.list_names(self._at(self.directory)):
-            if name.startswith("beat-") or (name.isdecimal() and int(name) < self.number):
+            left = ("beat-", files.TEMPORARY_PREFIX)
+            if name.startswith(left) or (name.isdecimal() and int(name) < self.number):
                 files.remove(self._at(files.join(self.directory, name)))
         for token in files.list_names(self._at(files.join(self.directory, "staged"))):
             files.remove_directory(self._at(files.join(self.directory, "staged", token)))

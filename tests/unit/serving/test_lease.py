@@ -182,3 +182,10 @@ def test_a_directory_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="Cannot"), hold(str(tmp_path / "file"), "lease", "Busy:"):
         pass
+
+
+def test_temporary_files_of_a_killed_holder_are_deleted(tmp_path: Path) -> None:
+    (tmp_path / "lease").mkdir()
+    (tmp_path / "lease" / ".tmp-abc").write_bytes(b"cut off")
+    with hold(str(tmp_path), "lease", "Busy:"):
+        assert ".tmp-abc" not in files.list_names(f"{tmp_path}/lease")
