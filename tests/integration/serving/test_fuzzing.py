@@ -136,9 +136,11 @@ def messages(descriptor: Any, depth: int = 0) -> st.SearchStrategy[Any]:
     @st.composite
     def draw_message(draw: st.DrawFn) -> Any:
         message = getattr(protos, descriptor.full_name.removeprefix("tensorflow.").removeprefix("serving."))()
-        # A message may have no fields at all, and nothing can be chosen among none.
-        fields = st.sampled_from(list(descriptor.fields)) if descriptor.fields else st.nothing()
-        chosen = draw(st.lists(fields, max_size=4, unique_by=lambda f: f.name))
+        if not descriptor.fields:
+            return message
+        chosen = draw(
+            st.lists(st.sampled_from(list(descriptor.fields)), max_size=4, unique_by=lambda f: f.name)
+        )
         for field in chosen:
             fill(draw, message, field)
         return message
