@@ -102,7 +102,13 @@ class OnnxModel(Model):
         return self._run_decode({contract.IMAGE_BYTES: photos})
 
     def _embed(self, decoded: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        embedding = self._backbone.embed(decoded[contract.PIXELS])
+        pixels, rejected = decoded[contract.PIXELS], np.flatnonzero(~find_usable(decoded[contract.STATUS]))
+        # All rejected photos are the same grey picture, so one of them is embedded for all.
+        chosen = np.delete(np.arange(len(pixels)), rejected[1:])
+        found = self._backbone.embed(pixels[chosen] if len(chosen) < len(pixels) else pixels)
+        embedding = np.empty((len(pixels), *found.shape[1:]), np.float32)
+        embedding[chosen] = found
+        embedding[rejected[1:]] = embedding[rejected[:1]]
         return {**decoded, contract.EMBEDDING: round_embeddings(embedding)}
 
     def _classify(self, decoded: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -112,7 +118,7 @@ class OnnxModel(Model):
     def _answer(self, decoded: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return the outputs of `serving_default`, as the graph does (trainer.export.signatures)."""
         found = self._classify(decoded)
-        usable = np.array([Status(name.decode()).usable for name in found[contract.STATUS]], bool)
+        usable = find_usable(found[contract.STATUS])
         decisions = contract.decide(
             found[contract.PROBABILITIES],
             usable,
@@ -128,6 +134,11 @@ class OnnxModel(Model):
             contract.CLASSES: classes,
             contract.SCORES: np.where(usable[:, None], decisions.scores, np.float32(0)),
         }
+
+
+def find_usable(status: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return bool [N], True where a status (bytes, object [N]) is that of a photo with an embedding."""
+    return np.array([Status(name.decode()).usable for name in status], bool)
 
 
 def _mark_usable(pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:

@@ -87,6 +87,24 @@ def test_decoded_pixels_and_other_signatures(models: dict[str, runtime.Model], p
     )
 
 
+def test_rejected_photos_cost_the_backbone_one_row(
+    models: dict[str, runtime.Model], photos: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    embed = OnnxBackbone.embed
+
+    def count(self: OnnxBackbone, pixels: Any) -> Any:
+        rows.append(len(pixels))
+        return embed(self, pixels)
+
+    monkeypatch.setattr(OnnxBackbone, "embed", count)
+    given = [b"", photos[0], b"text", b"", photos[1]]
+    found = models["onnx"].run(contract.EMBED, {contract.IMAGE_BYTES: given})[contract.EMBEDDING]
+    expected = models["tensorflow"].run(contract.EMBED, {contract.IMAGE_BYTES: given})[contract.EMBEDDING]
+    assert rows == [3]
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
 def test_an_empty_request_has_an_empty_answer(models: dict[str, runtime.Model]) -> None:
     for signature in (contract.EMBED, contract.SERVING_DEFAULT, contract.PROBABILITIES):
         found = models["onnx"].run(signature, {contract.IMAGE_BYTES: []})
