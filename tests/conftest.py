@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures, markers and skips of all tests."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _INT64 = range(-(1 << 63), 1 << 63)
 
 @dataclass
 class _Column:
-    """What is known of a column so far.
+    """State of a column while its values are read.
 
     Attributes:
         name: name as it was first spelled, or as the existing rows spell it.

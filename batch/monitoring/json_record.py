@@ -33,7 +33,9 @@ class JsonRecord:
         import msgspec
 
         record = msgspec.convert(values, cls, dec_hook=_decode)
-        if missing := [field.name for field in fields(cls) if field.name not in values]:  # type: ignore[arg-type]
+        # `fields` wants a dataclass, which only the subclasses are.
+        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        if missing := [name for name in names if name not in values]:
             raise ValueError(f"missing keys: {', '.join(missing)}")
         return record
 

@@ -1,4 +1,4 @@
-"""What commands print: lines and tables, without the control characters of names."""
+"""Output of commands: lines and tables, without the control characters of names."""
 
 from __future__ import annotations
 

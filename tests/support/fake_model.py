@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 LIMIT = 30.0
 """Time limit of any wait in these tests, in seconds."""
 
+REQUEST_TYPES = {
+    protos.PREDICT: "PredictRequest",
+    protos.CLASSIFY: "ClassificationRequest",
+    protos.REGRESS: "RegressionRequest",
+    protos.MULTI_INFERENCE: "MultiInferenceRequest",
+    protos.GET_MODEL_METADATA: "GetModelMetadataRequest",
+    protos.GET_MODEL_STATUS: "GetModelStatusRequest",
+    protos.RELOAD_CONFIG: "ReloadConfigRequest",
+}
+"""Names of the requests of TensorFlow Serving's methods, by the path of the method."""
+
 
 def eventually(condition: Callable[[], bool]) -> None:
     """Wait until a condition holds; fail after LIMIT."""

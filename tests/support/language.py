@@ -22,7 +22,7 @@ PHRASES = re.compile(
     r"|what\s+bec(?:omes|ame)\s+of|as\s+good\s+as\s+none|nobody's\s+business|who\s+asks)\b",
     re.IGNORECASE,
 )
-FIRST_WORDS = ("Of", "By", "For", "To", "In", "Where", "Whether")
+FIRST_WORDS = ("Of", "By", "For", "To", "In", "What", "Where", "Whether")
 """First words that leave a docstring without a subject or a verb."""
 
 EXEMPT = ("tests/support/language.py", "tests/unit/test_language.py")

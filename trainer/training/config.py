@@ -72,7 +72,7 @@ class DivisionSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerSettings:
-    """What the model answers.
+    """Content of an answer, and when the model abstains.
 
     Attributes:
         top_k: number of labels in an answer.
@@ -89,7 +89,7 @@ class AnswerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputSettings:
-    """What is written beside the bundle's own files.
+    """Files beside the bundle's own.
 
     Attributes:
         output_labels: additional file for the labels; None for none.
@@ -108,7 +108,7 @@ class OutputSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonSettings:
-    """What the new version is compared with.
+    """Comparison with the live version.
 
     Attributes:
         compare_with: the live version: a version directory or the base path above it, "" for the newest

@@ -266,7 +266,7 @@ EXAMPLES_METHODS = {
     CLASSIFY_METHOD: ("classification_result", select_classify_outputs, build_classification_result),
     REGRESS_METHOD: ("regression_result", select_regress_outputs, build_regression_result),
 }
-"""By method name: field of InferenceResult, function that selects the outputs, builder of the result."""
+"""Field of InferenceResult, function that selects the outputs, and builder of the result, by method name."""
 
 
 def select_multi_inference_outputs(

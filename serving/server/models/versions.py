@@ -144,8 +144,7 @@ class Versions:
         self._set_state(version, State.LOADING)
         try:
             servable = self._load_version(name, version, directory)
-        # TensorFlow may raise anything for a broken model; the served versions must stay available.
-        except Exception as error:
+        except Exception as error:  # TensorFlow may raise anything; the served versions must stay available
             self._failed[version] = snapshot
             reason = str(error) or type(error).__name__
             self._set_state(version, State.END, reason)

@@ -1,4 +1,4 @@
-"""What the user of a cluster reads: while nothing happens, when something is missing, when it is interrupted.
+"""Messages to the user of a cluster: while nothing happens, when something is missing, when interrupted.
 
 The texts of the errors are those of Beam's job server and of its pool of workers.
 """

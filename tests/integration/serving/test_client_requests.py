@@ -1,4 +1,4 @@
-"""What `run` sends and returns, causes of connection errors; clients after a fork or in another loop."""
+"""Requests and results of `run`, causes of connection errors, clients after a fork or in another loop."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from serving import protos
 from serving.protos import tensors
 from tests.support import processes
 from tests.support.conformance_process import CONFORMANCE_SERVER
+from tests.support.fake_model import REQUEST_TYPES
 
 pytestmark = pytest.mark.server
 
@@ -39,15 +40,6 @@ SECONDS = 20.0
 
 MAX_RESIDENT_KIB = 4 << 20
 
-RPCS = {
-    protos.PREDICT: "PredictRequest",
-    protos.CLASSIFY: "ClassificationRequest",
-    protos.REGRESS: "RegressionRequest",
-    protos.MULTI_INFERENCE: "MultiInferenceRequest",
-    protos.GET_MODEL_METADATA: "GetModelMetadataRequest",
-    protos.GET_MODEL_STATUS: "GetModelStatusRequest",
-    protos.RELOAD_CONFIG: "ReloadConfigRequest",
-}
 OTHERS = (
     "/grpc.health.v1.Health/Check",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
@@ -195,8 +187,8 @@ def requests() -> st.SearchStrategy[tuple[str, bytes]]:
 
     @st.composite
     def draw_request(draw: st.DrawFn) -> tuple[str, bytes]:
-        path = draw(st.sampled_from(list(RPCS)))
-        request = draw(messages(getattr(protos, RPCS[path]).DESCRIPTOR))
+        path = draw(st.sampled_from(list(REQUEST_TYPES)))
+        request = draw(messages(getattr(protos, REQUEST_TYPES[path]).DESCRIPTOR))
         if hasattr(request, "model_spec") and draw(st.booleans()):
             request.model_spec.Clear()
             request.model_spec.name = "toy"
@@ -240,7 +232,7 @@ def test_any_tensor_is_answered_or_rejected(fuzzed: Fuzzed, body: bytes) -> None
 
 @FUZZ
 @given(
-    st.sampled_from([*RPCS, *OTHERS]),
+    st.sampled_from([*REQUEST_TYPES, *OTHERS]),
     st.binary(max_size=200),
     st.lists(
         st.sampled_from([b"\x12\x00", b"\x0a\x00", b"\xff", b"\x12\x02\x12\x00", b"\x08\x01"]), max_size=3

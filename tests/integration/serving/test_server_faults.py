@@ -23,6 +23,7 @@ from serving.protos import tensors
 from serving.server import RunningServer, ServerSettings, start
 from tests.support.fake_model import (
     LIMIT,
+    REQUEST_TYPES,
     FakeModelLoader,
     call_double,
     eventually,
@@ -73,16 +74,7 @@ def is_responsive(channel: grpc.Channel) -> bool:
 
 
 def find_request_class(path: str) -> protos.Message:
-    name = {
-        protos.PREDICT: "PredictRequest",
-        protos.CLASSIFY: "ClassificationRequest",
-        protos.REGRESS: "RegressionRequest",
-        protos.MULTI_INFERENCE: "MultiInferenceRequest",
-        protos.GET_MODEL_METADATA: "GetModelMetadataRequest",
-        protos.GET_MODEL_STATUS: "GetModelStatusRequest",
-        protos.RELOAD_CONFIG: "ReloadConfigRequest",
-    }[path]
-    return getattr(protos, name)
+    return getattr(protos, REQUEST_TYPES[path])
 
 
 def is_parseable(path: str, body: bytes) -> bool:
