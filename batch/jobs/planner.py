@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import tee
+from itertools import chain, tee
 from typing import Any
 
 from batch.inputs import listing
@@ -132,7 +132,8 @@ class RunPlanner:
         entries = shards.sort_entries(own, count_lines)
         if not self.only_new:
             return entries
-        scored = [self.output.load_scored_index(model["digest"], self.run_id) for model in self.models]
+        digests = [model["digest"] for model in self.models]
+        scored = self.publication.load_scored_indexes(digests, self.run_id)
         return exclude_scored(entries, scored, self._count_known)
 
     def _count_known(self, photos: int) -> None:
@@ -140,8 +141,8 @@ class RunPlanner:
 
     def _count_previous_attempt(self) -> None:
         """Count the shards that a run of the same id published."""
-        for shard_id, runs in self.publication.published.items():
-            if self.run_id in runs and (record := self.output.read_record(shard_id, self.run_id)):
+        for shard in chain.from_iterable(self.publication.published.values()):
+            if shard.run_id == self.run_id and (record := self.output.read_record(shard)):
                 self.summary.add_skipped(record.stats, self.run_id)
 
     def _check_columns(self, earlier: Sequence[Sequence[str]] | None) -> None:

@@ -23,7 +23,7 @@ from urllib.parse import quote
 from batch.embeddings import to_parquet
 from batch.monitoring.json_record import JsonRecord
 from batch.monitoring.stats import Stats
-from batch.output.shard_record import WORK_DIRECTORY, ScoredKeys, ShardRecord, key_names, record_name
+from batch.output.shard_record import WORK_DIRECTORY, PublishedShard, ScoredKeys, ShardRecord
 from batch.shards.scored_index import encode_keys
 from serving.storage import files
 from serving.storage.lease import Lease, Move
@@ -134,17 +134,16 @@ class Attempt:
             f"{directory}{SCORES}-{shard_id}.{self.token}.parquet": to_parquet(part, compression="zstd")
             for directory, part in _split_by_partition(table, self.partition_by, date)
         }
+        names = PublishedShard(shard_id, run_id, self.token)
         keys = {
             name: content
             for model, photos in scored.items()
-            for name, part in zip(
-                key_names(model, shard_id, run_id), (photos.keys, photos.retryable), strict=True
-            )
+            for name, part in zip(names.keys(model), (photos.keys, photos.retryable), strict=True)
             if (content := encode_keys(part))
         }
         record = ShardRecord({path: len(content) for path, content in rows.items()}, stats)
         contents = {f"{SCORES}/{path}": content for path, content in rows.items()} | keys
-        contents[record_name(shard_id, run_id)] = record.encode()
+        contents[names.record] = record.encode()
         # Two workers may process one shard: their files have different names, and one record wins.
         staged = files.join(ATTEMPTS, self.token, "files", secrets.token_hex(8))
         moves = [(files.join(staged, name), name) for name in contents]

@@ -3,7 +3,7 @@
     scores/[date=.../|label=.../]scores-<shard>.<token>.parquet   rows of the scores
     run.json, report.html                                         the newest run, once all rows are there
     _hubhead/runs/<run>.json                                      run.json of every run
-    _hubhead/shards/<shard>.<run>.json                            record of a published shard
+    _hubhead/shards/<shard>.<run>~<token>.json                    record of a published shard
     _hubhead/keys/...                                             scored photos (batch.shards.scored_index)
     _hubhead/input.json                                           identity of the job
     _hubhead/lease/                                               lease of the present run
@@ -27,9 +27,9 @@ from batch.output.attempt import ATTEMPTS, SCORES, Attempt, StagedShard
 from batch.output.shard_record import (
     UNREADABLE,
     WORK_DIRECTORY,
+    PublishedShard,
     ShardRecord,
-    key_names,
-    record_name,
+    key_directory,
     run_name,
 )
 from batch.shards.scored_index import ScoredIndex
@@ -53,7 +53,7 @@ _APPENDED, _COLUMNS = "only_new", "columns"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SCORES_FILE = re.compile(r"scores-([0-9a-f]{32})(?:\.[0-9a-f]+)?\.parquet")  # without a token before 0.3
 _MOVES = 2000  # moves of one publication, whose list is a file of some hundred kB
-_RECORD_FILE = re.compile(r"([0-9a-f]{32})\.(.+)\.json")
+_RECORD_FILE = re.compile(r"([0-9a-f]{32}\..+)\.json")
 
 
 def check_run_id(run_id: str) -> str:
@@ -112,14 +112,6 @@ class Output:
     def run_record_file(self, run_id: str) -> str:
         """Return the address of a run's record."""
         return files.join(self.directory, run_name(run_id))
-
-    def key_directory(self, model: str) -> str:
-        """Return the directory of the keys of what a model has scored.
-
-        Args:
-            model: digest of the model.
-        """
-        return files.join(self.work_directory, "keys", model)
 
     @property
     def writer(self) -> Lease:
@@ -236,22 +228,26 @@ class Output:
         Raises:
             LeaseLost: another run took over; nothing is deleted.
         """
+        attempts = self.list_attempts()
+        # The attempt of a run that takes over after this check is not in the list.
         self.writer.check()
-        files.remove_directory(files.join(self.directory, ATTEMPTS))
+        for attempt in attempts:
+            files.remove_directory(attempt.directory)
 
     # --- Shards ---------------------------------------------------------------------------------------
 
-    def list_records(self) -> dict[str, list[str]]:
-        """Return the ids of the runs that finished each shard, by shard id; usually there is one run."""
-        found: dict[str, list[str]] = {}
+    def list_records(self) -> dict[str, list[PublishedShard]]:
+        """Return the published shards by id; usually there is one of each."""
+        found: dict[str, list[PublishedShard]] = {}
         for name in files.list_names(files.join(self.work_directory, "shards")):
             if match := _RECORD_FILE.fullmatch(name):
-                found.setdefault(match[1], []).append(match[2])
+                shard = PublishedShard.parse(match[1])
+                found.setdefault(shard.id, []).append(shard)
         return found
 
-    def read_record(self, shard_id: str, run_id: str) -> ShardRecord | None:
+    def read_record(self, shard: PublishedShard) -> ShardRecord | None:
         """Return the record of a shard; None if there is none or it is corrupt."""
-        return ShardRecord.read(files.join(self.directory, record_name(shard_id, run_id)))
+        return ShardRecord.read(files.join(self.directory, shard.record))
 
     def publish_shards(self, shards: Iterable[StagedShard]) -> None:
         """Move the files of finished shards into place, many shards at a time.
@@ -268,18 +264,18 @@ class Output:
                 moves = []
         self.writer.publish(moves=moves, unordered=True)
 
-    def remove_shards(self, finished: Iterable[tuple[str, str]], models: Sequence[str]) -> None:
-        """Delete the records and the keys of finished shards; the next `sweep` deletes their rows.
+    def remove_shards(self, finished: Iterable[PublishedShard], models: Sequence[str]) -> None:
+        """Delete the records and the keys of published shards; the next `sweep` deletes their rows.
 
         Args:
-            finished: id of each shard, and of the run that finished it.
+            finished: the shards.
             models: digests of the models whose keys are deleted.
         """
         self.writer.publish(
             removes=[
                 name
                 for shard in finished
-                for name in (record_name(*shard), *(key for m in models for key in key_names(m, *shard)))
+                for name in (shard.record, *(key for model in models for key in shard.keys(model)))
             ],
             unordered=True,
         )
@@ -329,18 +325,13 @@ class Output:
             run_id: id of the run. For it alone, photos that it could not read are scored too, so that
                 a retry of the run does not try them again.
         """
-        records = self.list_records()
-
-        def is_permanent(name: str) -> bool:
-            shard_id, _, finished_by = name.partition(".")
-            return finished_by in records.get(shard_id, ())
+        published = {shard.name for shards in self.list_records().values() for shard in shards}
 
         def is_valid(name: str) -> bool:
-            return is_permanent(name) or (
-                name.endswith(f".{run_id}{UNREADABLE}") and is_permanent(name.removesuffix(UNREADABLE))
-            )
+            name, marker, _ = name.partition(UNREADABLE)
+            return name in published and (not marker or PublishedShard.parse(name).run_id == run_id)
 
-        return ScoredIndex(self.key_directory(model), is_valid, is_permanent)
+        return ScoredIndex(self.directory, key_directory(model), is_valid, published.__contains__)
 
     def find_keys(self, uris: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
         """Return the sorted keys (dtype S24) of photos with these uri hashes, of all models.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, TypeVar
 
 from batch.monitoring.stats import Stats
 from batch.output.attempt import Attempt, StagedShard
 from batch.output.dataset import Output
-from batch.output.shard_record import ShardRecord
+from batch.output.shard_record import WORK_DIRECTORY, PublishedShard, ShardRecord
+from batch.shards.scored_index import ScoredIndex
 from serving.errors import OutputError
 from serving.process import map_ahead
 from serving.storage import files
@@ -60,8 +62,9 @@ class Publication:
     replace_all: bool = False
     _seen: set[str] = field(default_factory=set)
     _kept: dict[str, int] = field(default_factory=dict)  # sizes of the published files that stay, by path
-    _torn: list[tuple[str, str]] = field(default_factory=list)
+    _torn: list[PublishedShard] = field(default_factory=list)
     _shards: list[StagedShard] = field(default_factory=list)  # without statistics
+    _indexes: list[ScoredIndex] = field(default_factory=list)
     _rows: int = 0
 
     def __post_init__(self) -> None:
@@ -78,17 +81,29 @@ class Publication:
                 if shard:
                     self._adoptable[shard.id] = earlier
 
+    def load_scored_indexes(self, models: Iterable[str], run_id: str) -> list[ScoredIndex]:
+        """Return the index of what each model has scored; merged files are published with the rows.
+
+        Args:
+            models: digests of the models.
+            run_id: id of the run.
+        """
+        self._indexes = [self.output.load_scored_index(model, run_id) for model in models]
+        for index in self._indexes:
+            index.merge_files(self.output.writer.staging)
+        return self._indexes
+
     def find(self, shard_id: str) -> FinishedShard | None:
         """Return a shard of this run that is finished, with all of its files intact, and count it in."""
         self._seen.add(shard_id)
-        for run_id in () if self.append else self.published.get(shard_id, ()):
-            record = self.output.read_record(shard_id, run_id)
+        for shard in () if self.append else self.published.get(shard_id, ()):
+            record = self.output.read_record(shard)
             if record and all(self._sizes.get(path) == size for path, size in record.files.items()):
                 self._kept |= record.files
                 self._rows += record.stats.rows
-                return FinishedShard(run_id, record.stats)
+                return FinishedShard(shard.run_id, record.stats)
             _log.warning("The files of shard %s are torn or missing; its photos are scored again.", shard_id)
-            self._torn.append((shard_id, run_id))
+            self._torn.append(shard)
         if shard_id in self._adoptable and (staged := self._adoptable[shard_id].read(shard_id)):
             self._add(staged)
             return FinishedShard(staged.run_id, staged.record.stats)
@@ -158,8 +173,10 @@ class Publication:
         output.claim(identity, columns, append=self.append)
         if self.append:
             output.sweep(lambda shard, _: shard in published)
+            for index in self._indexes:
+                output.writer.publish(moves=index.merged, removes=index.replaced, unordered=True)
         else:
-            outdated = [(shard, run) for shard in published.keys() - self._seen for run in published[shard]]
+            outdated = [shard for id_ in published.keys() - self._seen for shard in published[id_]]
             output.remove_shards(outdated + self._torn, list(models))
             output.sweep(lambda _, path: path in self._kept)
         output.publish_shards(self._shards)
@@ -172,8 +189,8 @@ class Publication:
         wanted = self._kept | new
         names = wanted.keys() if self.append else wanted.keys() | found.keys()
         wrong = sorted(path for path in names if found.get(path) != wanted.get(path))
-        fault = f"{wrong[0]} is missing, torn or not of this run" if wrong else ""
-        if not wrong:
+        fault = f"{wrong[0]} is missing, torn or not of this run" if wrong else self._find_missing()
+        if not fault:
             uris = ((files.join(self.output.scores_directory, path),) for path in wanted)
             rows = sum(number for _, number in _map_in_threads(_read_size_and_rows, uris))
             expected = self._rows + sum(shard.record.stats.rows for shard in self._shards)
@@ -183,6 +200,20 @@ class Publication:
                 f"The scores in {self.output.scores_directory} are not what this run wrote: {fault}.",
                 remedy="Remove what other programs wrote there, and run the same command again.",
             )
+
+    def _find_missing(self) -> str:
+        """Return which record or file of keys is missing, without which a later run scores photos twice."""
+        moves = chain(*(shard.moves for shard in self._shards), *(index.merged for index in self._indexes))
+        names: dict[str, set[str]] = {}
+        for _, name in moves:
+            directory, _, base = name.rpartition("/")
+            if name.startswith(WORK_DIRECTORY):
+                names.setdefault(directory, set()).add(base)
+        for directory, wanted in names.items():
+            listed = files.list_names(files.join(self.output.directory, directory))
+            if missing := wanted.difference(listed):
+                return f"{directory}/{min(missing)} is missing"
+        return ""
 
 
 def _read_size_and_rows(uri: str) -> tuple[int, int]:

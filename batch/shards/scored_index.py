@@ -6,7 +6,9 @@ photo's size and modification time. So photos and keys, however many, are joined
 (a merge join) in constant memory.
 
 A shard's keys are written before its record and are valid only together with it. So photos of a
-run that was interrupted in between are scored again. Many small files are merged into fewer ones.
+run that was interrupted in between are scored again. Many small files are merged into fewer ones,
+which a run publishes together with the deletion of their inputs. A merged file no longer tells which
+shard its keys come from; so only runs that keep all rows may publish it.
 Photos that could not be read have key files of their own, which are valid for the same run only:
 the next run tries those photos again.
 """
@@ -28,6 +30,8 @@ from numpy.typing import NDArray
 from batch.inputs.listing import Photo
 from batch.shards.shard import Entry, hash_uri
 from serving.storage import files
+from serving.storage.address import base_name
+from serving.storage.lease import Move
 
 KEY_BYTES = 24
 _HASH_BYTES = 16
@@ -92,45 +96,56 @@ class ScoredIndex:
     """Index of the photos that one model has scored in an output.
 
     Args:
+        root: path or address of the output; all names are relative to it.
         directory: key directory of the model.
         is_valid: returns whether the keys of a file name are valid in this run.
-        is_permanent: returns whether they are valid in every later run too. Only such files may be
-            merged, since a merged file no longer tells which shard its keys come from.
+        is_permanent: returns whether they are valid in every later run too. Only such files are merged.
+
+    Attributes:
+        merged: staged files with merged keys, and the names that they get.
+        replaced: files whose keys are in them.
     """
 
     def __init__(
-        self, directory: str, is_valid: Callable[[str], bool], is_permanent: Callable[[str], bool]
+        self, root: str, directory: str, is_valid: Callable[[str], bool], is_permanent: Callable[[str], bool]
     ) -> None:
-        self._directory = directory
+        self._root, self._directory = root, directory
         self._is_valid = is_valid
         self._is_permanent = is_permanent
+        self.merged: list[Move] = []
+        self.replaced: set[str] = set()
 
     def _list_files(self, accept: Callable[[str], bool]) -> list[str]:
-        return [
-            name
-            for name in files.list_names(self._directory)
+        names = [
+            files.join(self._directory, name)
+            for name in files.list_names(files.join(self._root, self._directory))
             if name.endswith(SUFFIX) and (name.startswith(_MERGED) or accept(name.removesuffix(SUFFIX)))
         ]
+        return [name for name in names if name not in self.replaced] + [staged for staged, _ in self.merged]
 
-    def merge_files(self) -> None:
-        """Merge permanent files until at most _MAX_FILES are left.
+    def merge_files(self, staging: str) -> None:
+        """Merge permanent files until at most _MAX_FILES are left, for the caller to publish.
 
-        The inputs are deleted after the merged file is complete. An interruption in between leaves
-        some keys twice, which does no harm.
+        Args:
+            staging: name of the directory for the merged files.
         """
         while len(names := self._list_files(self._is_permanent)) > _MAX_FILES:
             # Merged files come last, so that a long history is not copied every time.
-            names.sort(key=lambda name: name.startswith(_MERGED))
+            staged = {staged for staged, _ in self.merged}
+            names.sort(key=lambda name: name in staged or base_name(name).startswith(_MERGED))
             chosen = names[:_FAN_IN]
+            name = f"{_MERGED}{secrets.token_hex(8)}{SUFFIX}"
             with ExitStack() as stack:
                 streams = [_iter_keys(self._open(stack, name)) for name in chosen]
-                merged = files.join(self._directory, f"{_MERGED}{secrets.token_hex(8)}{SUFFIX}")
-                with files.create_file(merged) as file:
+                with files.create_file(files.join(self._root, staging, name)) as file:
                     keys = heapq.merge(*streams)
                     while block := b"".join(islice(keys, _CHUNK_KEYS)):
                         file.write(block)
-            for name in chosen:
-                files.remove(files.join(self._directory, name))
+            for used in staged.intersection(chosen):
+                files.remove(files.join(self._root, used))
+            self.replaced.update(set(chosen) - staged)
+            self.merged = [move for move in self.merged if move[0] not in chosen]
+            self.merged.append((files.join(staging, name), files.join(self._directory, name)))
 
     def find_keys(self, uris: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
         """Return the permanent keys (dtype S24) of photos with these uri hashes (dtype S16).
@@ -146,7 +161,7 @@ class ScoredIndex:
         return np.concatenate(found)
 
     def _open(self, stack: ExitStack, name: str) -> IO[bytes]:
-        return stack.enter_context(files.open_file(files.join(self._directory, name)))
+        return stack.enter_context(files.open_file(files.join(self._root, name)))
 
     def open_cursors(self, stack: ExitStack) -> list[_Cursor]:
         """Return a cursor over each valid file; the stack closes the files."""
@@ -196,11 +211,9 @@ def exclude_scored(
 
     Args:
         entries: photos of the run, sorted by uri hash.
-        models: index of each model.
+        models: index of each model; `merge_files` bounds the number of files that are open.
         on_excluded: called with the number of photos excluded from each block.
     """
-    for index in models:
-        index.merge_files()
     source = iter(entries)
     with ExitStack() as stack:
         cursors = [index.open_cursors(stack) for index in models]

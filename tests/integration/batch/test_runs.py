@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,10 +28,9 @@ from batch.monitoring.stats import Stats
 from batch.output.attempt import Attempt
 from batch.output.dataset import Output
 from batch.scoring.worker import ScoresTarget, ShardWorker
-from batch.shards import scored_index, shard
+from batch.shards import shard
 from batch.shards.partition import Partition
-from batch.shards.scored_index import ScoredIndex, exclude_scored
-from batch.shards.shard import Entry, PlanWriter, sort_entries
+from batch.shards.shard import PlanWriter, sort_entries
 from serving import bundle
 from serving.errors import BundleError, InputError, OutputBusy, OutputError
 from serving.storage import files
@@ -310,66 +308,6 @@ def _hold_lease(directory: str, ready: Any) -> None:
     with Output(directory).hold_lease():
         ready.set()
         multiprocessing.Event().wait(600)
-
-
-def write_keys(directory: str, name: str, keys: Iterable[bytes]) -> None:
-    files.write(f"{directory}/{name}{scored_index.SUFFIX}", scored_index.encode_keys(keys))
-
-
-class TestScoredIndex:
-    def entries(self, *numbers: int) -> list[Entry]:
-        return list(sort_entries((self.photo(number), []) for number in numbers))
-
-    def photo(self, number: int) -> Photo:
-        return Photo(f"/{number}.jpg", number, 1)
-
-    def key(self, number: int) -> bytes:
-        return scored_index.scored_key(self.photo(number))
-
-    def test_keys_of_photos_are_found_in_all_files(self, tmp_path: Path) -> None:
-        changed = Photo("/7.jpg", 70, 2)
-        write_keys(str(tmp_path), "a", map(self.key, range(100)))
-        write_keys(str(tmp_path), "b", [scored_index.scored_key(changed), self.key(200)])
-        write_keys(str(tmp_path), "unfinished", [self.key(300)])
-        known = ScoredIndex(str(tmp_path), lambda _: False, lambda name: name != "unfinished")
-        wanted = scored_index.hash_uris(f"/{number}.jpg" for number in (7, 40, 200, 300, 1000))
-        found = np.unique(known.find_keys(wanted))
-        expected = {self.key(7), scored_index.scored_key(changed), self.key(40), self.key(200)}
-        assert set(scored_index.select_keys(found, wanted)) == expected
-        assert list(scored_index.select_keys(found, wanted[1:2])) == [self.key(40)]
-
-    def test_photos_scored_by_every_model_are_excluded(self, tmp_path: Path) -> None:
-        one, two = str(tmp_path / "one"), str(tmp_path / "two")
-        write_keys(one, "a", map(self.key, range(0, 100)))
-        write_keys(one, "unfinished", map(self.key, range(100, 200)))
-        write_keys(two, "a", map(self.key, range(50, 60)))
-        known = [
-            ScoredIndex(place, lambda name: name == "a", lambda name: name == "a") for place in (one, two)
-        ]
-        left: list[int] = []
-        found = {
-            json.loads(entry.line)[1]: entry.model_mask
-            for entry in exclude_scored(self.entries(*range(120)), known, left.append)
-        }
-        assert found == {n: 3 if n >= 100 else 2 for n in range(120) if not 50 <= n < 60}
-        assert sum(left) == 10
-
-    def test_changed_photo_is_not_excluded(self, tmp_path: Path) -> None:
-        write_keys(str(tmp_path), "a", [self.key(1)])
-        known = ScoredIndex(str(tmp_path), lambda _: True, lambda _: True)
-        changed = sort_entries([(Photo("/1.jpg", 1, 2), [])])
-        assert len(list(exclude_scored(changed, [known], lambda _: None))) == 1
-
-    def test_many_index_files_are_merged_without_changing_the_result(self, tmp_path: Path) -> None:
-        for number in range(150):
-            write_keys(str(tmp_path), f"s{number}", map(self.key, range(number * 3, number * 3 + 3)))
-        write_keys(str(tmp_path), "unfinished", [self.key(1000)])
-        known = ScoredIndex(
-            str(tmp_path), lambda name: name != "unfinished", lambda name: name != "unfinished"
-        )
-        left = list(exclude_scored(self.entries(*range(460), 1000), [known], lambda _: None))
-        assert {json.loads(entry.line)[1] for entry in left} == {*range(450, 460), 1000}
-        assert len(list(tmp_path.iterdir())) <= 33
 
 
 class TestReadRetries:

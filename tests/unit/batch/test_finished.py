@@ -52,7 +52,7 @@ def test_an_intact_shard_of_an_earlier_attempt_is_adopted_and_published(tmp_path
     [published] = (tmp_path / "scores").iterdir()
     assert published.name == file.name
     assert pq.read_table(published).num_rows == 2
-    assert not (tmp_path / "_hubhead" / "attempts").exists()
+    assert list((tmp_path / "_hubhead" / "attempts").iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", ["torn", "missing", "fewer rows", "another size"])
