@@ -62,6 +62,10 @@ ENGINES = ("auto", "onnx", "tensorflow")
 """Engines for the backbone, as values of --engine; `auto` is ONNX Runtime where the bundle is made for it and
 there is no GPU."""
 
+ENGINE_KEY, CPU_KEY = "hubhead_engine", "hubhead_cpu"
+"""Entries of the metadata map of a GetModelMetadataResponse, google.protobuf.StringValue: the engine that runs
+the backbone, and the server's CPU. Only hubhead serve sends them."""
+
 WARMUP_BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 """Server-side batch sizes for which a bundle has a warm-up record.
 

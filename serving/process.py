@@ -1,18 +1,21 @@
-"""Cores, threads and installed packages of this process, and the identity of processes that hold a lease."""
+"""CPU, cores, threads and packages of this process, and the identity of processes that hold a lease."""
 
 from __future__ import annotations
 
 import os
 import platform
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+_Arguments = ParamSpec("_Arguments")
 
 
 def cores() -> int:
@@ -21,6 +24,17 @@ def cores() -> int:
     In a container or under taskset these are fewer than the machine has.
     """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def get_cpu_model() -> str:
+    """Return the name of this machine's CPU, such as `AMD EPYC 7B13`; its architecture if it has none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.machine()
 
 
 def map_ahead(
@@ -44,6 +58,21 @@ def map_ahead(
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+
+def call_alone_first(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Return a function whose first call others wait for: each call before its end would compile it too."""
+    lock, is_compiled = threading.Lock(), threading.Event()
+
+    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        if is_compiled.is_set():
+            return function(*args, **kwargs)
+        with lock:
+            result = function(*args, **kwargs)
+            is_compiled.set()
+            return result
+
+    return call
 
 
 def get_package_versions(packages: Iterable[str]) -> dict[str, str]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from serving.commands.server_options import option_group
+from serving.commands.engine_option import engine_flag
+from serving.commands.server_options import option_group, read_secret
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ run_flags = option_group(
         help="Exit with code 3 if more photos than this were rejected: a count such as 20, or a percentage"
         " such as 5%. All results are written nevertheless.",
     ),
+    engine_flag,
     click.option(
         "--price_per_hour",
         type=click.FloatRange(min=0),
@@ -117,8 +119,12 @@ run_flags = option_group(
     ),
     text_option(
         "--metrics_push",
-        metavar="URL",
-        help="Push the run's metrics to a Prometheus Pushgateway; a failure is only a warning. Needs"
+        metavar="URL|@FILE",
+        envvar="HUBHEAD_METRICS_PUSH",
+        show_envvar=True,
+        callback=read_secret,
+        help="Push the run's metrics to a Prometheus Pushgateway; a failure is only a warning. Other users of"
+        " the machine see command lines: give a URL with a password as @FILE or by the environment. Needs"
         " hubhead[metrics].",
     ),
     click.option(

@@ -41,6 +41,8 @@ def rescore(
     Run the same command again after a crash, or after more photos were scored: only new and unfinished
     photos are processed. `hubhead score --only_new` can later add photos to the same --output.
 
+    No backbone runs, so --engine changes nothing: it is accepted like the other options of hubhead score.
+
     Photos without an embedding are an error whose message says how to embed them; the scores of all other
     photos are kept.
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batch.commands.options import RejectionLimit, run_flags, text_option
-from serving.commands.engine_option import engine_flag
 from serving.commands.main import TOO_MANY_REJECTED
 from serving.commands.output import echo
 from serving.commands.server_options import forbid_server_flags, pop_client_config, server_flags
@@ -92,7 +91,6 @@ def parse_share(_context: click.Context, _option: click.Parameter, text: str) ->
     help="Score only partition I of N, by a hash of the photo's address; 0/8 to 7/8 on eight machines. Give"
     " each machine its own --output, and all of them the same --embedding_store.",
 )
-@engine_flag
 @server_flags
 @click.argument("beam_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM OPTIONS]")
 @click.pass_context

@@ -59,7 +59,6 @@ class ScoreSettings(RunSettings):
             outputs.
         only_new: add rows of photos that no run in this output has scored, and keep all existing rows.
         server: connection to a model server that embeds the photos; None to embed them in the workers.
-        engine: what embeds them in the workers, one of serving.contract.ENGINES.
         beam_args: options of Apache Beam, such as `--runner=FlinkRunner`.
     """
 
@@ -70,7 +69,6 @@ class ScoreSettings(RunSettings):
     share: Partition = WHOLE_INPUT
     only_new: bool = False
     server: ClientConfig | None = None
-    engine: str = "auto"
     beam_args: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -224,10 +222,19 @@ def embed(
     store: EmbeddingStore,
     progress: ProgressReport | None = None,
     beam_args: Sequence[str] = (),
+    engine: str = "auto",
 ) -> Summary:
     """Add the embeddings of photos to the store. Photos whose embeddings are stored cost one lookup.
 
     If all are stored, neither Beam nor TensorFlow is imported.
+
+    Args:
+        photos: the photos.
+        bundle_path: bundle whose backbone embeds them.
+        store: store of that backbone.
+        progress: called with the progress of the run.
+        beam_args: options of Apache Beam.
+        engine: what runs the backbone, one of serving.contract.ENGINES.
 
     Raises:
         InputError: a runner or an option of Beam is invalid.
@@ -252,7 +259,7 @@ def embed(
     worked, count = Stats(), 0
     if len(reused) < len(photos):
         entries = shard.sort_entries((photo, []) for photo in photos if photo not in reused)
-        worked, count = _embed_missing(entries, model, store, meter, beam_args)
+        worked, count = _embed_missing(entries, model, store, meter, beam_args, engine)
     total = before + worked
     return Summary(store.directory, total, worked, worked, 0, count, perf_counter() - start)
 
@@ -263,6 +270,7 @@ def _embed_missing(
     store: EmbeddingStore,
     meter: Meter,
     beam_args: Sequence[str],
+    engine: str,
 ) -> tuple[Stats, int]:
     """Embed photos that the store does not contain.
 
@@ -273,7 +281,7 @@ def _embed_missing(
     # A unique name, since two runs may embed the same photos at the same time.
     token = secrets.token_hex(8)
     plan = files.join(store.directory, f"_plan-{token}")
-    worker = ShardWorker((str(model.path),), store.root, plan)
+    worker = ShardWorker((str(model.path),), store.root, plan, engine=engine)
     try:
         with PlanWriter(plan) as writer:
             for raw in shard.plan_shards(entries, shard.DEFAULT_SIZE, {}):

@@ -20,6 +20,7 @@ class RunSettings:
         embedding_store: root of the embedding store; "" for the default store.
         run_id: id of the run; "" for the date (UTC) on which it starts.
         partition_by: one of batch.output.dataset.PARTITIONS, or "".
+        engine: what embeds photos in the workers, one of serving.contract.ENGINES.
         price_per_hour: price of one machine, for the cost in run.json; None to omit it.
         overwrite: replace the scores of another model or of other photos.
         no_report: write no report.html.
@@ -33,6 +34,7 @@ class RunSettings:
     embedding_store: str = ""
     run_id: str = ""
     partition_by: str = ""
+    engine: str = "auto"
     price_per_hour: float | None = None
     overwrite: bool = False
     no_report: bool = False

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from batch.monitoring.drift import DecisionCounts, Moments
+from batch.monitoring.engines import EngineRecord
 from batch.monitoring.json_record import JsonRecord
 from batch.monitoring.sample_photos import Examples
 from serving.contract import Status
@@ -94,6 +95,7 @@ class Stats(JsonRecord):
         embeddings: moments of the embeddings, over the distinct photos of each shard.
         examples: sample photos of each label and of each reason for rejection.
         embedded: distinct contents that the backbone processed.
+        engines: photos that the backbone embedded, by engine and by CPU (`list_engines`).
         reused: photos whose embedding was in the store or belongs to an identical photo.
         read_bytes: bytes of photos read.
         seconds: seconds by stage; `read` and `convert` are sums over reader threads that run
@@ -109,6 +111,7 @@ class Stats(JsonRecord):
     embeddings: Moments = field(default_factory=Moments)
     examples: Examples = field(default_factory=Examples)
     embedded: int = 0
+    engines: dict[str, Counter[str]] = field(default_factory=dict)
     reused: int = 0
     read_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -133,6 +136,20 @@ class Stats(JsonRecord):
     def rejected(self) -> int:
         """Photos without an embedding."""
         return sum(count for name, count in self.statuses.items() if not Status(name).usable)
+
+    def count_engine(self, engine: str, cpu: str, photos: int) -> None:
+        """Count photos that an engine embedded on a CPU."""
+        if photos:
+            self.engines.setdefault(engine, Counter())[cpu] += photos
+
+    def list_engines(self) -> list[EngineRecord]:
+        """Return what embedded the photos, the engine and CPU of most photos first."""
+        found = [
+            EngineRecord(engine=engine, cpu=cpu, photos=photos)
+            for engine, counts in self.engines.items()
+            for cpu, photos in counts.items()
+        ]
+        return sorted(found, key=lambda record: (-record["photos"], record["engine"], record["cpu"]))
 
     @contextmanager
     def time_stage(self, stage: str) -> Iterator[None]:

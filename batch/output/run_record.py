@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from typing import Any, NotRequired, TypedDict, cast
 
 from batch.monitoring.drift import DecisionCounts, DecisionCountsRecord, MomentsRecord
+from batch.monitoring.engines import EngineRecord
 from batch.monitoring.stats import Stats
 from batch.output.dataset import Output
 from serving.errors import InputError
-from serving.process import get_package_versions
+from serving.process import get_cpu_model, get_package_versions
 from serving.storage import files
 from serving.storage.records import RecordFormat
 from serving.text import redact
@@ -20,7 +21,7 @@ from serving.text import redact
 SCHEMA = 2
 """Version of the format of run.json."""
 
-_PACKAGES = ("hubhead", "tensorflow", "apache-beam", "pyarrow", "numpy")
+_PACKAGES = ("hubhead", "tensorflow", "onnxruntime", "apache-beam", "pyarrow", "numpy")
 _MILLION = 1_000_000
 
 
@@ -41,6 +42,7 @@ class ThroughputRecord(TypedDict):
     photos_per_second: float | None
     photos_embedded: int
     photos_embedded_per_second: float | None
+    engines: NotRequired[list[EngineRecord]]
     reused_embeddings: int
     bytes_read: int
     seconds_by_stage: dict[str, float]
@@ -67,6 +69,7 @@ class RunRecord(TypedDict):
         price_per_hour: price of one machine; None if not given.
         this_run, all_runs: throughput under this run id, and of all runs that finished a shard.
         settings: settings of the run.
+        cpu: CPU of the machine that ran the job; `engines` of the throughput has those of all workers.
         packages: versions of the installed packages.
         changes: difference from the previous run (RunDiff); None if there was none.
     """
@@ -90,6 +93,7 @@ class RunRecord(TypedDict):
     this_run: ThroughputRecord
     all_runs: ThroughputRecord
     settings: dict[str, Any]
+    cpu: NotRequired[str]
     packages: dict[str, str]
     changes: NotRequired[dict[str, Any] | None]
 
@@ -195,6 +199,7 @@ class Summary:
             "photos_per_second": self._get_rate(stats),
             "photos_embedded": stats.embedded,
             "photos_embedded_per_second": _ratio(stats.embedded, stats.seconds.get("embed", 0.0)),
+            "engines": stats.list_engines(),
             "reused_embeddings": stats.reused,
             "bytes_read": stats.read_bytes,
             "seconds_by_stage": stats.seconds,
@@ -238,6 +243,7 @@ def build_run_record(
         "this_run": summary.throughput(summary.of_id),
         "all_runs": summary.throughput(summary.total),  # including the runs that finished the skipped shards
         "settings": redact(settings),
+        "cpu": get_cpu_model(),
         "packages": get_package_versions(_PACKAGES),
     }
 

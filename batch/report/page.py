@@ -8,6 +8,7 @@ from typing import Any
 
 from batch.monitoring import drift
 from batch.monitoring.drift import DecisionCounts
+from batch.monitoring.engines import describe_engines
 from batch.monitoring.progress import format_duration
 from batch.monitoring.sample_photos import MAX_PER_LABEL, Example, Examples
 from batch.output.run_diff import RunDiff, model_key
@@ -74,6 +75,7 @@ def render(
         rejected=_list_rejected(run["statuses"]),
         examples=examples.rejected,
         settings={name: _format_setting(value) for name, value in run["settings"].items()},
+        engines=describe_engines(run.get("cpu", ""), run["this_run"].get("engines", [])),
         digests={model_key(model): model["digest"] for model in run["models"]},
     )
 

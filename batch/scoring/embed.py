@@ -37,7 +37,14 @@ later run may get one. `batch.scoring.remote_backbone` returns it."""
 
 
 class Backbone(Protocol):
-    """Model that embeds photos: a `serving.runtime.Model`, or a model server."""
+    """Model that embeds photos: a `serving.runtime.Model`, or a model server.
+
+    Attributes:
+        engine, cpu: what runs it, and on which CPU (batch.monitoring.engines.EngineRecord).
+    """
+
+    engine: str
+    cpu: str
 
     def imap(
         self, signature: str, input_name: str, items: Iterable[bytes]
@@ -139,6 +146,8 @@ def embed_photos(photos: Sequence[Photo], model: ModelResources, stats: Stats) -
             shas.update(new_shas)
             rejections.update(embedding.rejections)
             stats.embedded += len(rows.shas)
+            if embedding.answered:
+                stats.count_engine(model.backbone.engine, model.backbone.cpu, embedding.answered)
         with stats.time_stage("store"):
             # Sorted by digest: the head gets the same batches however the store is laid out.
             rows = store.get(shas.values())
@@ -231,6 +240,11 @@ class _EmbeddingPass:
             # The size is that of the original, not of the PNG that it was converted to.
             sides = fetched.sides if fetched.sides and status.usable else (height, width)
             self._rows.append((fetched.sha, vector, status, detail, *sides))
+
+    @property
+    def answered(self) -> int:
+        """Number of contents that the backbone answered."""
+        return len(self._rows)
 
     def answered_shas(self) -> dict[Photo, bytes]:
         """Return the sha256 of each photo whose content has a row, here or in the store."""

@@ -35,6 +35,9 @@ RETRY_UNTIL_TIMEOUT = Retry(attempts=1 << 30, first=0.2, most=10.0)
 FIRST_RESPONSE_SECONDS = 10.0
 """Longest wait for the first response of a server, so that a wrong address fails quickly."""
 
+SERVER = "server"
+"""Engine of a server that does not name its own (batch.monitoring.engines.EngineRecord)."""
+
 ROWS_PER_OUTPUT = 32
 """Photos per output of `RemoteBackbone.imap`."""
 
@@ -53,9 +56,15 @@ class RemoteBackbone:
     Args:
         client: client of the model. It is never closed, since it is used until the process ends.
         dimension: length of an embedding.
+        engine: engine that the server names; "" if it names none, as TensorFlow Serving.
+        cpu: CPU that the server names, or "".
+
+    Attributes:
+        engine, cpu: see batch.monitoring.engines.EngineRecord.
     """
 
-    def __init__(self, client: Client, dimension: int) -> None:
+    def __init__(self, client: Client, dimension: int, engine: str = "", cpu: str = "") -> None:
+        self.engine, self.cpu = engine or SERVER, cpu
         self._client = client
         self._blank = np.zeros(dimension, np.float32)
 
@@ -165,8 +174,9 @@ def connect(server: ClientConfig, heads: Sequence[HeadRunner]) -> RemoteBackbone
         client = Client(replace(resolved, convert=False, retry=RETRY_UNTIL_TIMEOUT))
         stack.callback(client.close)
         verify_head(client, heads)
+        metadata = client.metadata()
         stack.pop_all()  # the client stays open
-    return RemoteBackbone(client, heads[0].bundle.metadata.dimension)
+    return RemoteBackbone(client, heads[0].bundle.metadata.dimension, metadata.engine, metadata.cpu)
 
 
 def verify_head(client: Client, heads: Sequence[HeadRunner]) -> None:

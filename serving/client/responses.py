@@ -74,11 +74,22 @@ class Signature:
 
 @dataclass(frozen=True)
 class Metadata:
-    """Name, version and signatures of the model that answers."""
+    """Description of the model that answers.
+
+    Attributes:
+        name: name of the model.
+        version: version number.
+        signatures: signatures by name.
+        engine: what runs the backbone, one of serving.contract.ENGINES; "" if the server does not say so, as
+            TensorFlow Serving.
+        cpu: name of the server's CPU, or "".
+    """
 
     name: str
     version: int
     signatures: Mapping[str, Signature]
+    engine: str = ""
+    cpu: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -228,7 +239,14 @@ def decode_metadata(response: protos.Message, target: str) -> Metadata:
         response.model_spec.name,
         response.model_spec.version.value,
         decode_signatures(declared.signature_def),
+        *(_unpack_text(response.metadata.get(name)) for name in (contract.ENGINE_KEY, contract.CPU_KEY)),
     )
+
+
+def _unpack_text(packed: protos.Message | None) -> str:
+    """Return the text in a google.protobuf.Any; "" if there is none."""
+    text = protos.StringValue()
+    return text.value if packed is not None and packed.Unpack(text) else ""
 
 
 def decode_signatures(declared: Mapping[str, Any]) -> dict[str, Signature]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import click
 from serving.commands.output import echo, print_table
 from serving.commands.predict import resolve_paths
 from serving.commands.server_options import pop_required_client_config, server_flags
-from serving.errors import InputError, OutputError
+from serving.errors import InputError, OutputError, ServerError
 from serving.loadtest import Load, Result, render_page, run_load
 from serving.loadtest.figures import MAX_SEND_DELAY_SECONDS, PERCENTILES, percentile
 
@@ -118,6 +119,8 @@ def loadtest(
     else:
         columns = ("requests/s", "responses/s", *(f"p{p:g} ms" for p in PERCENTILES), "max ms", "errors")
         print_table(columns, map(_format_row, results))
+        if results[0].engine:
+            echo(f"The server runs {results[0].engine} on {results[0].cpu}.")
 
 
 def _read_photos(names: Sequence[str]) -> list[bytes]:
@@ -150,9 +153,13 @@ async def _run_loads(config: ClientConfig, contents: Sequence[bytes], loads: Seq
 
     async with AsyncClient(replace(config, retry=Retry(attempts=1), convert=False)) as client:
         with Progress(console=Console(stderr=True), transient=True) as progress:
-            return [
+            results = [
                 await run_load(client, contents, load, _progress_callback(progress, load)) for load in loads
             ]
+        with suppress(ServerError):  # a proxy may pass Predict alone
+            served = await client.metadata()
+            return [replace(result, engine=served.engine, cpu=served.cpu) for result in results]
+        return results
 
 
 def _progress_callback(progress: Progress, load: Load) -> Any:

@@ -32,6 +32,7 @@ from serving.storage.text_lines import read_lines
 from serving.text import escape_controls
 
 if TYPE_CHECKING:
+    from serving import runtime
     from serving.client import ClientConfig, Photo
     from serving.contract import Prediction
 
@@ -118,14 +119,16 @@ def predict(
     elif engine != "auto":
         raise click.UsageError("--engine goes with --model: a server has an engine of its own.")
     names = [*resolve_paths(photos), *(_read_list(from_file) if from_file else ())]
-    results = (
-        _classify_with_bundle(model, names, top_k, engine)
-        if model
-        else _classify_on_server(require_model_name(config), names, top_k, downscale)
-    )
+    run_by: dict[str, str | None] = {"engine": None, "cpu": None}  # a server's: hubhead status
+    if model:
+        loaded = _load_bundle(model, engine)
+        run_by = {"engine": loaded.engine, "cpu": loaded.cpu}
+        results = _classify_with_bundle(loaded, names, top_k)
+    else:
+        results = _classify_on_server(require_model_name(config), names, top_k, downscale)
     if as_json:
         for name, prediction in results:
-            echo(json.dumps(_to_dict(name, prediction), ensure_ascii=False))
+            echo(json.dumps(_to_dict(name, prediction) | run_by, ensure_ascii=False))
     else:
         print_table(("photo", "label", "score", "other labels", "status"), starmap(_format_row, results))
 
@@ -199,16 +202,21 @@ def _classify_on_server(
             yield str(name), prediction
 
 
-def _classify_with_bundle(
-    path: Path, names: Sequence[str | _ListedPhoto], top_k: int, engine: str
-) -> Iterator[tuple[str, Prediction]]:
-    from serving import bundle, client, contract, runtime
+def _load_bundle(path: Path, engine: str) -> runtime.Model:
+    from serving import bundle, contract, runtime
 
     directory = bundle.resolve(path)
     if (directory / contract.METADATA_FILE).exists():
         bundle.read_metadata(directory)  # raises BundleError if it is malformed; other SavedModels have none
     require_extra("serve", "tensorflow")
-    model = runtime.load(directory, engine=engine)
+    return runtime.load(directory, engine=engine)
+
+
+def _classify_with_bundle(
+    model: runtime.Model, names: Sequence[str | _ListedPhoto], top_k: int
+) -> Iterator[tuple[str, Prediction]]:
+    from serving import client
+
     remaining = iter(names)
     while chunk := list(islice(remaining, _BUNDLE_PHOTOS)):
         predictions = client.classify(map(_open_photo, chunk), model.classify, top_k=top_k)

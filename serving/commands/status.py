@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 def status(wait: float | None, as_json: bool, **flags: Any) -> int:
     """Show the versions of a model on a server and their states, and the signatures of the one that answers.
 
+    hubhead serve also names the engine that runs the backbone, and its CPU.
+
     Exits with 0 if a version is available, otherwise with 1.
     """
     from serving.client import Client
@@ -53,6 +55,8 @@ def status(wait: float | None, as_json: bool, **flags: Any) -> int:
             "server": client.target,
             "versions": [asdict(version) for version in versions],
             "answering": metadata.version if metadata else None,
+            "engine": (metadata.engine or None) if metadata else None,
+            "cpu": (metadata.cpu or None) if metadata else None,
             "signatures": asdict(metadata)["signatures"] if metadata else None,
         }
         echo(json.dumps(record, ensure_ascii=False))
@@ -73,6 +77,8 @@ def _print_tables(versions: list[VersionStatus], metadata: Metadata | None, erro
     if metadata is None:
         echo(f"No version answers: {error_text}")
         return
+    if metadata.engine:
+        echo(f"Engine of version {metadata.version}: {metadata.engine} on {metadata.cpu}")
     echo(f"Signatures of version {metadata.version}:")
     print_table(
         ("signature", "inputs", "outputs"),

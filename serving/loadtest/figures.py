@@ -42,6 +42,8 @@ class Result:
         samples: all requests that were sent, in the order of their intended send times.
         statuses: number of photos by status.
         dropped: requests that were not sent because too many were in flight.
+        engine, cpu: what runs the backbone on the server, and the server's CPU; "" if it does not say so, as
+            TensorFlow Serving.
     """
 
     rate: float
@@ -50,6 +52,8 @@ class Result:
     samples: Sequence[Sample]
     statuses: Mapping[str, int] = field(default_factory=dict)
     dropped: int = 0
+    engine: str = ""
+    cpu: str = ""
 
     @cached_property
     def latencies(self) -> list[float]:
@@ -95,6 +99,8 @@ class Result:
             "statuses": dict(self.statuses),
             "latency_ms": {name: to_milliseconds(value) for name, value in latencies.items()},
             "generator_late_p99_ms": to_milliseconds(self.send_delay_p99),
+            "engine": self.engine or None,
+            "cpu": self.cpu or None,
         }
 
 

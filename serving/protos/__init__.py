@@ -3,9 +3,9 @@
     from serving import protos
     request = protos.PredictRequest()
 
-Every message and enum of the packages `tensorflow.serving` and `tensorflow` is an attribute of
-this module. It is created on first access, from the descriptor set beside this module. The
-descriptors are in a separate pool, so that TensorFlow's own can exist in the same process.
+Every message and enum of the packages `tensorflow.serving` and `tensorflow`, and of `google.protobuf` as far
+as these use it, is an attribute of this module. It is created on first access, from the descriptor set beside
+this module. The descriptors are in a separate pool, so that TensorFlow's own can exist in the same process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MULTI_INFERENCE = f"/{PREDICTION_SERVICE}/MultiInference"
 GET_MODEL_STATUS = f"/{MODEL_SERVICE}/GetModelStatus"
 RELOAD_CONFIG = f"/{MODEL_SERVICE}/HandleReloadConfigRequest"
 
-_PACKAGES = ("tensorflow.serving", "tensorflow")
+_PACKAGES = ("tensorflow.serving", "tensorflow", "google.protobuf")
 _lock = threading.Lock()
 
 

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from serving.process import get_cpu_model
+
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
@@ -31,7 +33,7 @@ class Metrics:
     """Metrics of one server, in a registry of its own."""
 
     def __init__(self) -> None:
-        from prometheus_client import CollectorRegistry, Histogram
+        from prometheus_client import CollectorRegistry, Gauge, Histogram
 
         self._registry = CollectorRegistry(auto_describe=False)
 
@@ -45,6 +47,12 @@ class Metrics:
             self._registry.register(created)
             return created
 
+        self._models = Gauge(
+            "hubhead_model_info",
+            "1 while a version is loaded, with the engine that runs its backbone and the CPU.",
+            ("model_name", "version", "engine", "cpu"),
+            registry=self._registry,
+        )
         path_labels = ("model_path", "status")
         self._requests = counter(
             _PREFIX + "request_count", "Requests by model and status.", ("model_name", "status")
@@ -74,6 +82,14 @@ class Metrics:
         self._batches = counter(
             _PREFIX + session + "wrapped_run_count", "Number of batches that ran.", labels
         )
+
+    def add_model(self, model: str, version: int, engine: str) -> None:
+        """Record a version that is loaded, and its engine."""
+        self._models.labels(model, version, engine, get_cpu_model()).inc()
+
+    def remove_model(self, model: str, version: int, engine: str) -> None:
+        """Record that a version is unloaded."""
+        self._models.labels(model, version, engine, get_cpu_model()).dec()
 
     def count_request(self, model: str, api: str, entrypoint: str, status: str, seconds: float) -> None:
         """Count a request and record its latency.

@@ -22,6 +22,7 @@ class ColourModel:
     """
 
     threads = 2
+    engine = "tensorflow"
 
     def run(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         rows = [self._row(photo) for photo in inputs[contract.IMAGE_BYTES]]

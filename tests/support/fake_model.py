@@ -55,6 +55,7 @@ class FakeModel:
     """y = 2x once `gate` is set; counts calls, rows and concurrent calls. Negative x raises a RunError."""
 
     threads: int = 2
+    engine: str = "tensorflow"
     gate: threading.Event = field(default_factory=threading.Event)
     calls: int = 0
     rows: int = 0

@@ -10,13 +10,14 @@ import click
 
 import trainer
 from batch.commands.options import embedding_store_flag
+from serving.commands.engine_option import engine_flag
 from serving.commands.main import require_extra
 from serving.commands.output import echo
-from serving.commands.server_options import option_group
+from serving.commands.server_options import option_group, refuse
 from serving.text import escape_controls
 from trainer.commands import retrain_flags
 from trainer.commands.backbone import input_options
-from trainer.commands.options import preprocessing_options, refuse, say, tflite_quantize
+from trainer.commands.options import preprocessing_options, say, tflite_quantize
 from trainer.training.summary import format_summary, to_dict
 
 
@@ -231,6 +232,7 @@ _column_options = option_group(
     "--seed", type=click.IntRange(min=0), default=0, help="Random seed of the cross-validation folds."
 )
 @embedding_store_flag
+@engine_flag
 @click.option(
     "--summaries_dir",
     type=click.Path(path_type=Path),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from batch.monitoring.engines import EngineRecord
 from serving.bundle import training_digests
 from serving.bundle.training_digests import DigestPrefixes, TestPhotos
 from trainer import dataset
@@ -148,6 +149,7 @@ class TrainingRecord:
         fitted: the head.
         comparison: comparison with the live version; None where there is none.
         cross_validation: result of the K-fold cross-validation; None where it was not requested.
+        engines: what embedded the photos, without those whose embeddings were stored.
         settings: settings that the user asked for and those chosen for the head, without local paths.
         seconds: wall time by step, of the steps so far.
     """
@@ -158,6 +160,7 @@ class TrainingRecord:
     fitted: FittedHead
     comparison: LiveComparison | None = None
     cross_validation: CrossValidation | None = None
+    engines: Sequence[EngineRecord] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 

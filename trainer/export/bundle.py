@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from batch.monitoring.engines import EngineRecord
 from serving import bundle, contract, protos
 from serving.bundle import Bundle, training_digests
 from serving.errors import BundleError
+from serving.process import get_cpu_model
 from serving.protos import tensors
 from serving.runtime.session import ClassicSession, check_answers, sample_jpeg
 from serving.runtime.tensorflow_import import import_tensorflow
@@ -46,6 +48,7 @@ class HeadExport:
         settings: kind of the head and the settings chosen for it, for hubhead.json.
         metrics, data: metrics and a summary of the dataset, for hubhead.json.
         trained_on: digests of the photos that the head was trained on; None if unknown.
+        engines: what embedded the photos of the training, for hubhead.json.
         test_photos: photos that it was tested on, for later comparisons; None if unknown.
         report: function that writes the report to a path; None for no report.
         tflite: options of the TensorFlow Lite file; None for no such file.
@@ -59,6 +62,7 @@ class HeadExport:
     settings: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
+    engines: Sequence[EngineRecord] = ()
     trained_on: training_digests.DigestPrefixes | None = None
     test_photos: training_digests.TestPhotos | None = None
     report: Callable[[Path], None] | None = None
@@ -98,7 +102,7 @@ def export(
         top_k=min(part.top_k, len(part.labels)),
         metrics=dict(part.metrics),
         data=dict(part.data),
-        provenance=record_provenance(),
+        provenance=record_provenance() | {"cpu": get_cpu_model(), "engines": list(part.engines)},
     )
     with bundle.staging(base) as staged:
         copy_graph(source.path, staged)
@@ -202,6 +206,7 @@ def reexport(
         # The TensorFlow Lite file is not copied, so neither are its metrics.
         metrics={name: values for name, values in metadata.metrics.items() if name != "tflite"},
         data=metadata.data,
+        engines=metadata.provenance.get("engines", ()),
         trained_on=training_digests.read(source.path),
         test_photos=training_digests.read_test_photos(source.path),
     )

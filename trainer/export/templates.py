@@ -27,7 +27,16 @@ from trainer.dataset.download import ProgressLogger, create_once, no_progress
 from trainer.export import signatures
 from trainer.preprocessing import Augmentation, Preprocessing
 
-PACKAGES = ("hubhead", "tensorflow", "tensorflow-hub", "apache-beam", "numpy", "scipy")
+PACKAGES = (
+    "hubhead",
+    "tensorflow",
+    "tensorflow-hub",
+    "onnxruntime",
+    "tf2onnx",
+    "apache-beam",
+    "numpy",
+    "scipy",
+)
 """Packages that a bundle's content depends on."""
 
 

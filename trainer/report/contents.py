@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from batch.monitoring.engines import describe_engines
 from serving.errors import InputError
-from serving.process import get_package_versions
+from serving.process import get_cpu_model, get_package_versions
 from trainer.dataset import Subset
 from trainer.dataset.near_duplicates import DuplicateGroup
 from trainer.evaluation.abstention import Threshold, threshold_for_precision
@@ -83,7 +84,7 @@ class Report:
         misclassified: misclassified test photos, the most confident ones first.
         least_confident: correctly predicted test photos, the least confident ones first.
         misclassified_count: number of all misclassified test photos.
-        settings, versions: settings and package versions of the run.
+        settings, engines, versions: settings, engines with their CPUs, and package versions of the run.
         created: date and time of the run.
     """
 
@@ -94,6 +95,7 @@ class Report:
     least_confident: tuple[PhotoPrediction, ...]
     misclassified_count: int
     settings: Mapping[str, str]
+    engines: Mapping[str, str]
     versions: Mapping[str, str]
     created: str
 
@@ -171,6 +173,7 @@ def compose(record: TrainingRecord) -> Report:
         least_confident=right[:MAX_LEAST_CONFIDENT],
         misclassified_count=len(wrong),
         settings=dict(_flatten_settings(record.settings)),
+        engines=describe_engines(get_cpu_model(), record.engines),
         versions=get_package_versions(PACKAGES),
         created=time.strftime("%d %B %Y, %H:%M UTC", time.gmtime()),
     )

@@ -44,6 +44,7 @@ class EmbeddingSettings:
         preprocessing: aspect and limits of the preprocessing; the image size is the backbone's.
         augmentation: how much random views differ from their photos; the default makes no views.
         views: number of random views of each photo.
+        engine: what runs the backbone, one of serving.contract.ENGINES.
     """
 
     tfhub_module: str = DEFAULT_BACKBONE
@@ -53,6 +54,7 @@ class EmbeddingSettings:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     augmentation: Augmentation = field(default_factory=Augmentation)
     views: int = 4
+    engine: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

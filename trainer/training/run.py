@@ -97,6 +97,7 @@ def train(
         str(settings.image_dir),
         data,
         fitted,
+        engines=reporter.list_engines(),
         settings=describe_settings(settings, selection),
         seconds=seconds,
     )

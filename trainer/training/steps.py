@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from batch.embeddings import EmbeddingStore
+from batch.inputs.listing import Photo
 from batch.jobs import score
-from batch.monitoring.stats import Progress
+from batch.monitoring.engines import EngineRecord
+from batch.monitoring.stats import Progress, Stats
 from serving.bundle import Bundle
 from serving.errors import InputError
 from serving.photos.converter import Converter
@@ -51,10 +53,16 @@ class Reporter:
     Attributes:
         say: is called with lines of text.
         progress: is called as photos are listed and embedded; None for no progress.
+        embedded: statistics of the photos that were embedded so far.
     """
 
     say: Callable[[str], None] = no_progress
     progress: Callable[[Progress], None] | None = None
+    embedded: list[Stats] = field(default_factory=list)
+
+    def list_engines(self) -> list[EngineRecord]:
+        """Return what embedded the photos so far; nothing if the embeddings of all were stored."""
+        return sum(self.embedded, Stats()).list_engines()
 
 
 def make_template(
@@ -89,7 +97,7 @@ def embed(
         The listing without the labels of which no photo can be used, and the features of all photos.
     """
     store = open_store(settings, base)
-    score.embed(list(listing.photos), base.path, store, progress=reporter.progress)
+    _fill_store(settings, listing.photos, base, store, reporter)
     features = load_features(listing, store, head_settings)
     if isinstance(features.embeddings, np.memmap):
         reporter.say(
@@ -97,6 +105,18 @@ def embed(
             f"{head_settings.memory / 1e9:.1f} GB and are read from a file."
         )
     return _leave_out_unusable_labels(listing, features, reporter)
+
+
+def _fill_store(
+    settings: EmbeddingSettings,
+    photos: Iterable[Photo],
+    base: Bundle,
+    store: EmbeddingStore,
+    reporter: Reporter,
+) -> None:
+    """Embed the photos that the store does not have."""
+    found = score.embed(list(photos), base.path, store, progress=reporter.progress, engine=settings.engine)
+    reporter.embedded.append(found.this_run)
 
 
 def _leave_out_unusable_labels(
@@ -133,7 +153,7 @@ def embed_views(
         base = make_template(settings, reporter, (settings.augmentation, number))
         store = open_store(settings, base)
         reporter.say(f"Embedding view {number + 1} of {settings.views} of {len(photos)} photos")
-        score.embed(photos, base.path, store, progress=reporter.progress)
+        _fill_store(settings, photos, base, store, reporter)
         store.lookup_digests(photos)
         found.append(load_embeddings(examples, store, head_settings))
     return found

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from serving import contract, protos, runtime
 from serving.errors import BundleError
+from serving.process import get_cpu_model
 from serving.protos import tensors
 from serving.server import memory
 from serving.server.batching.batcher import Batcher
@@ -34,7 +35,7 @@ SAVED_MODEL_FILES = (contract.SAVED_MODEL_FILE, f"{contract.SAVED_MODEL_FILE}txt
 
 
 Loader = Callable[[Path], runtime.Model]
-"""Loads the model in a version's directory; only its `threads` and `run` are used."""
+"""Loads the model in a version's directory; only its `threads`, `engine` and `run` are used."""
 
 _MODEL_FAULTS = ("ABORTED", "DATA_LOSS", "INTERNAL", "RESOURCE_EXHAUSTED", "UNKNOWN")
 """Status codes that report a fault of the model, not of the request."""
@@ -82,6 +83,7 @@ class Servable:
         self._rows_independent = rows_independent
         self._tensor_content = tensor_content
         self._metrics = metrics or Metrics()
+        self._metrics.add_model(name, version, model.engine)
         policy = make_policy(model.threads, batching)
         self._batcher = Batcher(name, policy, self._call_model, self._is_batchable, metrics=self._metrics)
         self.users = 0
@@ -90,6 +92,7 @@ class Servable:
     def close(self) -> None:
         """Free the model and its threads; the version must have no users and be unreachable for new ones."""
         self._batcher.close()
+        self._metrics.remove_model(self.name, self.version, self._model.engine)
         del self._model
         memory.collect()  # TensorFlow's functions are reference cycles; each has a copy of the weights
 
@@ -164,6 +167,9 @@ class Servable:
         declared = protos.SignatureDefMap(signature_def=self._signatures)
         response = protos.GetModelMetadataResponse(model_spec=self.make_spec())
         response.metadata[inference.SIGNATURE_DEF].Pack(declared)
+        # Entries that TensorFlow Serving does not have; clients read those that they know.
+        for key, text in ((contract.ENGINE_KEY, self._model.engine), (contract.CPU_KEY, get_cpu_model())):
+            response.metadata[key].Pack(protos.StringValue(value=text))
         return response
 
     def run(

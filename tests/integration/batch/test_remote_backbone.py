@@ -35,6 +35,7 @@ from serving.bundle import BundleMetadata
 from serving.client import ClientConfig, Retry
 from serving.contract import Status
 from serving.errors import BundleError, DeadlineExceeded, ModelNotFound, ServerError, ServerUnavailable
+from serving.process import get_cpu_model
 from serving.protos import tensors
 from serving.server import ServerSettings, start
 from tests.support.fake_grpc_server import fake_grpc_server, free_port
@@ -443,6 +444,9 @@ def test_rows_equal_those_of_a_run_without_a_server(tmp_path: Path) -> None:
         there = settings("there", server=address)
         summary = score.score(there)
     assert summary.this_run.embedded == 62
+    assert summary.this_run.list_engines() == [
+        {"engine": "tensorflow", "cpu": get_cpu_model(), "photos": 62}
+    ], "as the server says"
     assert read_rows(tmp_path / "there") == read_rows(tmp_path / "here")
     run = (tmp_path / "there" / "run.json").read_text()
     assert json.loads(run)["settings"]["server"]["server"] == address.target

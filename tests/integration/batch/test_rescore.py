@@ -19,6 +19,7 @@ from batch.jobs.rescore import RescoreSettings
 from batch.jobs.score import ScoreSettings, score
 from batch.output.attempt import Attempt
 from serving.errors import InputError, OutputError
+from serving.process import get_cpu_model
 from tests.support.rescore import read_rows
 from tests.support.score_job import GOOD, make_bundle
 
@@ -105,6 +106,8 @@ class TestRescoring:
         for name in ("photos", "rows", "rejected", "statuses", "models"):
             assert run[name] == other[name], name
         assert run["this_run"]["bytes_read"] == 0
+        assert run["this_run"]["engines"] == []
+        assert run["cpu"] == other["cpu"] == get_cpu_model()
         assert summary.this_run.reused == summary.total.photos - 2, "all but the two that were never read"
 
     def test_report_compares_with_the_previous_scores_and_later_with_the_previous_run(

@@ -28,6 +28,7 @@ from batch.jobs.score import ScoreSettings
 from batch.monitoring.stats import Progress
 from serving.commands.server_options import FLAGS
 from serving.errors import BundleError, InputError, OutputError
+from serving.process import get_cpu_model
 from tests.support.repository import REPO
 from tests.support.score_job import DIMENSION, FINGERPRINT, GOOD, LABELS, make_bundle, read_rows
 
@@ -162,6 +163,12 @@ class TestScoring:
         this_run = run["this_run"]
         assert this_run["rows_written"] == 28
         assert this_run["photos_embedded"] + this_run["reused_embeddings"] == 26
+        # The bundle has no backbone in ONNX, so that `auto` is TensorFlow.
+        assert [(part["engine"], part["cpu"]) for part in this_run["engines"]] == [
+            ("tensorflow", get_cpu_model())
+        ]
+        assert this_run["engines"][0]["photos"] == this_run["photos_embedded"]
+        assert (run["cpu"], run["settings"]["engine"]) == (get_cpu_model(), "auto")
         assert this_run["cost_per_million"] == pytest.approx(
             1e6 / this_run["photos_per_second"] / 3600 * 2.0, rel=1e-6
         )
@@ -197,6 +204,7 @@ class TestScoring:
         summary = score.score(new)
         assert summary.this_run.embedded == 0
         assert summary.this_run.read_bytes == 0
+        assert summary.this_run.list_engines() == []
         assert {row["version"] for row in read_rows(tmp_path / "out")} == {4}
 
     def test_rows_of_deleted_photos_are_removed_and_new_photos_added(

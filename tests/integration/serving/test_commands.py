@@ -237,6 +237,39 @@ def test_status_shows_versions_and_signatures() -> None:
     }
 
 
+def name_engine(request: Any, context: grpc.ServicerContext) -> Any:
+    response = metadata_answer(request, context)
+    response.metadata["hubhead_engine"].Pack(protos.StringValue(value="onnx"))
+    response.metadata["hubhead_cpu"].Pack(protos.StringValue(value="AMD EPYC 7B13"))
+    return response
+
+
+@pytest.mark.parametrize(
+    ("metadata", "engine", "cpu"),
+    [(name_engine, "onnx", "AMD EPYC 7B13"), (metadata_answer, None, None)],
+    ids=["hubhead serve", "TensorFlow Serving"],
+)
+def test_status_and_loadtest_name_the_engine_of_the_server_and_its_cpu(
+    metadata: Answer, engine: str | None, cpu: str | None, photo_directory: Path
+) -> None:
+    answers = {
+        protos.GET_MODEL_STATUS: status_answer((3, "AVAILABLE", "")),
+        protos.GET_MODEL_METADATA: metadata,
+        protos.PREDICT: answer_as_version_7,
+    }
+    out = photo_directory / "load.html"
+    load = [str(photo_directory / "a.jpg"), "--rate", "20", "--seconds", "0.5", "--output", str(out)]
+    with fake_grpc_server(answers) as address:
+        [record] = records(run(status, "--json", address=address))
+        table = run(status, address=address, standalone_mode=False)
+        [measured] = records(run(loadtest, *load, "--json", address=address))
+        summary = run(loadtest, *load, address=address)
+    assert (record["engine"], record["cpu"]) == (measured["engine"], measured["cpu"]) == (engine, cpu)
+    assert ("Engine of version 3: onnx on AMD EPYC 7B13" in table.stdout) is bool(engine)
+    sentence = "The server runs onnx on AMD EPYC 7B13."
+    assert (sentence in summary.stdout) is (sentence in out.read_text("utf-8")) is bool(engine)
+
+
 def test_status_of_a_model_that_does_not_load_reports_the_error_and_exits_with_1() -> None:
     def refuse(request: Any, context: grpc.ServicerContext) -> Any:
         context.abort(grpc.StatusCode.NOT_FOUND, "Servable not found for request: Latest(food)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from serving import contract, runtime
+from serving import bundle, contract, runtime
 from serving.commands.predict import predict
 from serving.errors import BundleError, InputError
+from serving.process import get_cpu_model
 from serving.runtime import onnx_model
 from serving.runtime.onnx_model import OnnxBackbone
 from serving.runtime.session import PARITY_TOLERANCE
@@ -103,6 +105,26 @@ def test_rejected_photos_cost_the_backbone_one_row(
     expected = models["tensorflow"].run(contract.EMBED, {contract.IMAGE_BYTES: given})[contract.EMBEDDING]
     assert rows == [3]
     np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("engine", ["auto", "tensorflow"])
+def test_predict_names_the_engine_and_the_cpu(trained: Trained, bundle_path: Path, engine: str) -> None:
+    photo = trained.result.test_photos[0][0]
+    arguments = [photo, "--model", str(bundle_path), "--engine", engine, "--json"]
+    result = CliRunner().invoke(predict, arguments)
+    record = json.loads(result.stdout)
+    assert record["engine"] == ("onnx" if engine == "auto" else "tensorflow")
+    assert record["cpu"] == get_cpu_model()
+
+
+def test_a_training_records_what_embedded_its_photos(trained: Trained, bundle_path: Path) -> None:
+    provenance = bundle.read(bundle_path).metadata.provenance
+    [engine] = provenance["engines"]
+    assert (engine["engine"], engine["cpu"]) == ("onnx", get_cpu_model())
+    assert engine["photos"] >= sum(trained.result.subsets.values())
+    assert provenance["cpu"] == get_cpu_model()
+    page = (bundle_path / contract.REPORT_FILE).read_text("utf-8")
+    assert f"onnx on {get_cpu_model()}" in page
 
 
 def test_an_empty_request_has_an_empty_answer(models: dict[str, runtime.Model]) -> None:

@@ -29,6 +29,7 @@ class FixedOutputModel:
     """A model that returns the same outputs for every call, and records its inputs."""
 
     threads = 1
+    engine = "tensorflow"
 
     def __init__(self, **outputs: Any) -> None:
         self.outputs = outputs

@@ -20,8 +20,10 @@ import numpy as np
 import pytest
 
 from serving import contract, protos
+from serving.process import get_cpu_model
 from serving.server import RunningServer, ServerSettings, start
 from serving.server.config.settings import ModelSettings
+from serving.server.metrics import Metrics
 from serving.server.rest import admission, handler
 from tests.support.fake_model import LIMIT, FakeModelLoader, eventually, write_fake_model
 
@@ -418,6 +420,23 @@ def test_metrics_count_requests_by_status_and_unknown_models_without_a_name(base
     assert ':tensorflow:serving:request_count{model_name="",status="NOT_FOUND"} 1.0' in text
     assert 'API="Predict",entrypoint="REST"' in text
     assert "other" not in text
+
+
+def test_metrics_name_the_engine_and_the_cpu_of_loaded_versions(base: Path) -> None:
+    with start(settings_of(base), loader=FakeModelLoader()) as server:
+        text = send(server, "GET", "/metrics").body.decode()
+    labels = f'cpu="{get_cpu_model()}",engine="tensorflow",model_name="double",version="1"'
+    assert f"hubhead_model_info{{{labels}}} 1.0" in text
+
+
+def test_metrics_forget_the_engine_of_an_unloaded_version() -> None:
+    metrics = Metrics()
+    metrics.add_model("double", 1, "onnx")
+    metrics.add_model("double", 1, "onnx")  # loaded again before the old one is unloaded
+    metrics.remove_model("double", 1, "onnx")
+    assert b'engine="onnx",model_name="double",version="1"} 1.0' in metrics.render()
+    metrics.remove_model("double", 1, "onnx")
+    assert b'engine="onnx",model_name="double",version="1"} 0.0' in metrics.render()
 
 
 def test_internal_error_is_500_and_the_next_request_is_answered(

@@ -384,6 +384,7 @@ class Slow:
     """A model that computes y = 2x in 5 ms per row."""
 
     threads = 2
+    engine = "tensorflow"
 
     def run(self, signature: str, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         time.sleep(0.005 * len(inputs["x"]))
