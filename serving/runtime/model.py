@@ -27,7 +27,7 @@ from serving.contract import PhotoRejection, Prediction
 from serving.errors import BundleError, HubheadError
 from serving.photos.converter import Converter
 from serving.process import cores as cores
-from serving.process import map_ahead
+from serving.process import get_cpu_model, map_ahead
 from serving.protos import tensors
 from serving.runtime.session import ClassicSession
 from serving.runtime.tensorflow_import import import_tensorflow
@@ -76,6 +76,7 @@ class Model:
         threads: number of concurrent callers it is configured for.
         signatures: signatures by name.
         engine: what runs the backbone, one of serving.contract.ENGINES but `auto`.
+        cpu: name of the CPU that it runs on.
     """
 
     engine = "tensorflow"
@@ -101,6 +102,7 @@ class Model:
         """
         self.path = path
         self.threads = threads
+        self.cpu = get_cpu_model()
         self._loaded = loaded  # owns the variables, which must outlive the functions
         if signatures is None:
             signatures = _describe_functions(loaded) if loaded else self._session.describe_signatures()
