@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import logging
 import re
+import traceback
+from collections.abc import Iterable
 from typing import Any
 
 ESCAPE = "hubhead.escape"
@@ -20,6 +23,9 @@ _SECRETS = (
 )
 """Parts of addresses that may be secret, each with what is shown instead; elsewhere `?` is a wildcard."""
 
+_SECRET_OPTION = re.compile(r"--?[\w-]*(secret|token|password|credential|api_?key)[\w-]*", re.IGNORECASE)
+"""Options of other programs whose values may be secret, such as --s3_secret_access_key of Beam."""
+
 
 def redact(value: Any) -> Any:
     """Return a text without the secrets of its addresses, or JSON values with all their texts so.
@@ -34,6 +40,40 @@ def redact(value: Any) -> Any:
     elif isinstance(value, list | tuple):
         return [redact(part) for part in value]
     return value
+
+
+def redact_arguments(arguments: Iterable[str]) -> list[str]:
+    """Return the arguments of a command line without the values of options that may be secret."""
+    shown: list[str] = []
+    follows_secret = False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        is_secret = bool(_SECRET_OPTION.fullmatch(name))
+        if follows_secret and not argument.startswith("--"):
+            shown.append("***")
+        else:
+            shown.append(f"{name}=***" if is_secret and equals else redact(argument))
+        follows_secret = is_secret and not equals
+    return shown
+
+
+def redact_logs() -> None:
+    """Leave the secrets of addresses out of everything that this process logs, whatever handles it."""
+    create = logging.getLogRecordFactory()
+    if getattr(create, "redacts", False):
+        return
+
+    def create_redacted(*args: Any, **named: Any) -> logging.LogRecord:
+        record = create(*args, **named)
+        record.msg, record.args = redact(record.getMessage()), ()
+        if record.exc_info:
+            # As text, since handlers such as Beam's would format the exception by themselves.
+            record.exc_text = redact("".join(traceback.format_exception(*record.exc_info)).rstrip())
+            record.exc_info = None
+        return record
+
+    create_redacted.redacts = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(create_redacted)
 
 
 def escape_controls(text: str, *, newlines: bool = False) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from batch.beam.engine import EngineJob, suppress_apitools_message
 from batch.beam.failure import describe_failure, shorten_messages, summarize
@@ -26,6 +26,7 @@ from batch.shards import shard
 from batch.shards.shard import PlannedShard
 from serving.contract import Status
 from serving.errors import HubheadError, InputError
+from serving.text import redact, redact_logs
 
 DEFAULT_RUNNER = "FnApiRunner"
 
@@ -236,8 +237,10 @@ class _ProcessState:
     """
 
     def __init__(self, worker: ShardWorker, meter: Meter | None = None) -> None:
-        self.models = worker.load_models(meter or Meter())
         self.is_driver = meter is not None
+        if not self.is_driver:
+            redact_logs()
+        self.models = worker.load_models(meter or Meter())
         self.failure: HubheadError | KeyboardInterrupt | SystemExit | None = None
 
 
@@ -250,11 +253,23 @@ def _process_shard(planned: PlannedShard, worker: ShardWorker, handle: Any) -> s
         stats = worker.process(planned, state.models)
     except (HubheadError, KeyboardInterrupt, SystemExit) as error:
         if not state.is_driver:
-            raise
+            # Without its cause, whose text may have secrets of addresses: Beam passes on all of it.
+            raise redact_error(error) from None
         state.failure = error
         return ""
     _record_metrics(stats)
     return planned.id
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+def redact_error(error: E) -> E:
+    """Return an error after removing the secrets of addresses from its text."""
+    if isinstance(error, HubheadError):
+        error.what, error.remedy = redact(error.what), redact(error.remedy)
+        error.args = (error.what,)
+    return error
 
 
 def _record_metrics(stats: Stats) -> None:

@@ -80,6 +80,60 @@ class Tls:
 
 
 @dataclass(frozen=True)
+class SecretHeaders:
+    """Headers that are read before each call from files and the environment, for `ClientConfig.headers`.
+
+    It is pickled without their values, and a file that holds another token from then on is read again.
+
+    Attributes:
+        files: files with one header per line, NAME=VALUE.
+        variable: environment variable with such lines; "" for none.
+        given: other headers; they are pickled.
+    """
+
+    files: tuple[str, ...] = ()
+    variable: str = ""
+    given: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def __call__(self) -> dict[str, str]:
+        """Return the headers.
+
+        Raises:
+            InputError: a file cannot be read, the variable is not set here, or a line is no header.
+        """
+        found = dict(self.given)
+        if self.variable:
+            text = os.environ.get(self.variable)
+            if text is None:
+                raise InputError(
+                    f"The environment variable {self.variable} with the headers is not set in this process.",
+                    remedy="Set it for every worker, or give a file that every worker can read.",
+                )
+            found |= _parse_headers(text, f"the environment variable {self.variable}")
+        for file in self.files:
+            try:
+                text = Path(file).read_text("utf-8")
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    f"The file {file} with the headers cannot be read: {error}.",
+                    remedy="Give a text file with NAME=VALUE per line, which every worker can read.",
+                ) from error
+            found |= _parse_headers(text, file)
+        return found
+
+
+def _parse_headers(text: str, where: str) -> dict[str, str]:
+    found = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        name, equals, value = line.strip().partition("=")
+        if name and not equals:  # without the line, which may be a secret
+            raise InputError(f"Line {number} of {where} is not NAME=VALUE.", remedy="Write NAME=VALUE.")
+        if name:
+            found[name] = value
+    return found
+
+
+@dataclass(frozen=True)
 class ClientConfig:
     """Settings of a client; can be pickled where its headers can.
 
@@ -118,7 +172,7 @@ class ClientConfig:
     timeout: float | None = 10.0
     retry: Retry = field(default_factory=Retry)
     tls: Tls | None = None
-    headers: Headers = field(default_factory=dict, repr=False)  # they may contain a token
+    headers: Headers = field(default_factory=dict, repr=False)  # may contain a token; see SecretHeaders
     max_photos: int = MAX_PHOTOS
     max_bytes: int = MAX_BYTES
     max_concurrency: int = MAX_CONCURRENCY

@@ -16,7 +16,7 @@ import click
 
 from serving.commands.output import echo
 from serving.errors import HubheadError
-from serving.text import ESCAPE, escape_controls, redact, register_escape
+from serving.text import ESCAPE, escape_controls, redact, redact_logs, register_escape
 
 FAILED = 1
 TOO_MANY_REJECTED = 3
@@ -43,6 +43,7 @@ def run(command: click.Command, name: str) -> NoReturn:
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    redact_logs()
     register_escape()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=ESCAPE)  # labels are any Unicode, stdout may be Latin-1
@@ -69,7 +70,7 @@ def run(command: click.Command, name: str) -> NoReturn:
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return escape_controls(redact(super().format(record)))
+        return escape_controls(super().format(record))
 
 
 def require_extra(extra: str, *modules: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -11,10 +12,30 @@ import click
 
 if TYPE_CHECKING:
     from serving.client import ClientConfig
+    from serving.client.channel import Headers
 
 Decorator: TypeAlias = Callable[[Any], Any]
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+HEADERS_VARIABLE = "HUBHEAD_HEADERS"
+"""Environment variable with headers, one NAME=VALUE per line."""
+
+_FROM_FILE = "@"
+
+
+def read_secret(_context: click.Context, option: click.Parameter, value: str) -> str:
+    """Return the value of an option, or the content of FILE if it is @FILE: a callback of click.
+
+    Raises:
+        click.BadParameter: the file cannot be read.
+    """
+    if not value.startswith(_FROM_FILE):
+        return value
+    try:
+        return Path(value.removeprefix(_FROM_FILE)).read_text("utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(f"The file {value[1:]} cannot be read: {error}.", param=option) from error
 
 
 def pop_client_config(flags: dict[str, Any]) -> ClientConfig | None:
@@ -33,7 +54,7 @@ def pop_client_config(flags: dict[str, Any]) -> ClientConfig | None:
     given = SimpleNamespace(**{name: flags.pop(name, None) for name in FLAGS})
     if given.model_version is not None and given.label is not None:
         raise click.UsageError("--model_version and --label exclude each other: give one of them.")
-    headers = dict(map(_parse_header, given.header or ()))
+    headers = _read_headers(given.header or ()) if given.server is not None else {}
     if (given.tls_cert is None) != (given.tls_key is None):
         raise click.UsageError("--tls_cert and --tls_key go together: give both or neither.")
     encrypted = given.tls or given.tls_ca or given.tls_cert
@@ -77,11 +98,21 @@ def require_model_name(config: ClientConfig | None) -> ClientConfig:
     return config
 
 
-def _parse_header(header: str) -> tuple[str, str]:
-    name, equals, value = header.partition("=")
-    if not equals:
-        raise click.UsageError(f"--header {header!r} is not of the form NAME=VALUE.")
-    return name, value
+def _read_headers(given: Sequence[str]) -> Headers:
+    """Return the headers of --header and of the environment, whose values stay where they are."""
+    from serving.client.channel import SecretHeaders, encode_headers
+
+    literal = [header.partition("=") for header in given if not header.startswith(_FROM_FILE)]
+    if not all(equals for _, equals, _ in literal):  # without the value, which may be a secret
+        raise click.UsageError("A --header is neither NAME=VALUE nor @FILE.")
+    paths = [header.removeprefix(_FROM_FILE) for header in given if header.startswith(_FROM_FILE)]
+    headers = SecretHeaders(
+        tuple(str(Path(path).absolute()) for path in paths),
+        HEADERS_VARIABLE if os.environ.get(HEADERS_VARIABLE) else "",
+        {name: value for name, _, value in literal},
+    )
+    encode_headers(headers)  # reported here, not at the first call
+    return headers if headers.files or headers.variable else headers.given
 
 
 _OPTIONS = {
@@ -112,8 +143,10 @@ _OPTIONS = {
     "header": click.option(
         "--header",
         multiple=True,
-        metavar="NAME=VALUE",
-        help="With --server: header (gRPC metadata) to send with every call. Can be repeated.",
+        metavar="NAME=VALUE|@FILE",
+        help="With --server: header (gRPC metadata) to send with every call. Can be repeated. Other users "
+        "of the machine see command lines: give secrets in a FILE, or in the environment variable "
+        f"{HEADERS_VARIABLE}, one per line; workers read both where they run.",
     ),
     "tls": click.option("--tls", is_flag=True, help="With --server: encrypt the connection (TLS)."),
     "tls_ca": click.option(
@@ -163,6 +196,22 @@ def forbid_server_flags(context: click.Context, *others: str) -> None:
     Raises:
         click.UsageError: one of them was given.
     """
-    for flag in (*FLAGS, *others):
-        if context.get_parameter_source(flag) is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{flag} requires --server.", context)
+    refuse(context, (*FLAGS, *others), "requires --server")
+
+
+def refuse(context: click.Context, names: Iterable[str], why: str) -> None:
+    """Raise UsageError if one of the options was given on the command line.
+
+    Args:
+        context: context of the command.
+        names: names of the options, without dashes.
+        why: rest of the sentence that starts with the option.
+    """
+    for name in names:
+        if is_given(context, name):
+            raise click.UsageError(f"--{name} {why}.", context)
+
+
+def is_given(context: click.Context, name: str) -> bool:
+    """Return whether an option was given on the command line."""
+    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE

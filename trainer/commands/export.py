@@ -9,8 +9,9 @@ import click
 
 from serving.commands.main import require_extra
 from serving.commands.output import echo
+from serving.commands.server_options import refuse
 from trainer.commands.backbone import input_options
-from trainer.commands.options import preprocessing_options, refuse, say, tflite_quantize
+from trainer.commands.options import preprocessing_options, say, tflite_quantize
 
 if TYPE_CHECKING:
     from trainer.export.tflite import TfliteModel

@@ -1,8 +1,6 @@
-"""Options and checks shared by `hubhead train` and `hubhead export`."""
+"""Options shared by `hubhead train` and `hubhead export`."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import click
 
@@ -42,24 +40,6 @@ tflite_quantize = click.option(
     help="Quantisation of the TensorFlow Lite file: none, float16 weights (half the size), or dynamic range "
     "(int8 weights and float32 activations, a quarter of the size). Full int8 is not supported.",
 )
-
-
-def refuse(context: click.Context, names: Iterable[str], why: str) -> None:
-    """Raise UsageError if one of the options was given on the command line.
-
-    Args:
-        context: context of the command.
-        names: names of the options, without dashes.
-        why: rest of the sentence that starts with the option.
-    """
-    for name in names:
-        if is_given(context, name):
-            raise click.UsageError(f"--{name} {why}.")
-
-
-def is_given(context: click.Context, name: str) -> bool:
-    """Return whether an option was given on the command line."""
-    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
 def say(line: str) -> None:

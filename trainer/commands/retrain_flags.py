@@ -11,9 +11,10 @@ from typing import Any
 
 import click
 
+from serving.commands.server_options import is_given
 from serving.errors import InputError
 from trainer.backbones.aliases import resolve_architecture
-from trainer.commands.options import is_given, say
+from trainer.commands.options import say
 from trainer.commands.retrain_flag_table import ABSENT, LEGACY_FLAGS, LegacyFlag, Support
 
 
