@@ -62,6 +62,11 @@ ENGINES = ("auto", "onnx", "tensorflow")
 """Engines for the backbone, as values of --engine; `auto` is ONNX Runtime where the bundle is made for it and
 there is no GPU."""
 
+ENGINE_TOLERANCE = 1e-4
+"""Largest difference between the embeddings of two engines that is accepted, relative to the largest entry or 1,
+before they are rounded to float16. EfficientNet-Lite0 differs by about 2e-6: the engines add the same float32
+products in another order."""
+
 ENGINE_KEY, CPU_KEY = "hubhead_engine", "hubhead_cpu"
 """Entries of the metadata map of a GetModelMetadataResponse, google.protobuf.StringValue: the engine that runs
 the backbone, and the server's CPU. Only hubhead serve sends them."""

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from batch.commands.options import embedding_store_flag
-from serving.commands.main import FAILED
+from serving.commands.main import FAILED, require_extra
 from serving.commands.output import echo
+from serving.contract import ENGINES
 from serving.errors import InputError
 
 if TYPE_CHECKING:
     from batch.embeddings.maintenance import MaintenanceResult, StoreSummary
+    from batch.jobs.embedding_check import EngineComparison
 
 _fingerprint = click.option(
     "--fingerprint",
@@ -74,37 +76,70 @@ def list_(embedding_store: str, models: tuple[Path, ...], as_json: bool) -> None
     is_flag=True,
     help="Remove damaged files and rows. Their photos are embedded again when they are needed.",
 )
+@click.option(
+    "--against",
+    type=click.Choice(ENGINES[1:]),
+    help="Also embed a sample of the photos again with this engine, and compare. Needs --model.",
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="With --against: bundle whose backbone embedded the photos. Only its embeddings are checked.",
+)
+@click.option(
+    "--sample", default=200, type=click.IntRange(min=1), help="With --against: number of photos to embed."
+)
+@click.option("--seed", default=0, help="With --against: random seed of the choice of photos.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def check(
-    ctx: click.Context, embedding_store: str, fingerprint: tuple[str, ...], repair: bool, as_json: bool
+    ctx: click.Context,
+    /,
+    embedding_store: str,
+    fingerprint: tuple[str, ...],
+    repair: bool,
+    against: str | None,
+    model: Path | None,
+    sample: int,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """Check every file of a store for damage.
 
-    Reports torn files, embeddings of another dimension, duplicate rows, and index entries without a row.
+    Reports torn files, embeddings of another dimension, duplicate rows, and index entries without a row. With
+    --against, stored embeddings are also compared with new ones. They may differ by rounding; the photos have
+    to be readable still, and those that are not are counted.
 
-    Exit codes: 0 no damage, or repaired; 1 damage found.
+    Exit codes: 0 no damage, or repaired; 1 damage found, or embeddings that differ by more than rounding.
     """
     from batch.embeddings import maintenance
 
+    if (against is None) != (model is None):
+        raise click.UsageError("--against ENGINE and --model BUNDLE go together.", ctx)
+    if model and fingerprint:
+        raise click.UsageError("--model names the backbone: remove --fingerprint.", ctx)
     root = _resolve_root(embedding_store)
+    if model:
+        fingerprint = (_read_fingerprint(model),)
     found = [maintenance.check(root, one) for one in _select_fingerprints(root, fingerprint)]
+    compared = _compare(root, model, against, sample, seed) if model and against else None
     if as_json:
-        echo(json.dumps([vars(one) for one in found], indent=2))
+        added = {"against": vars(compared)} if compared else {}
+        echo(json.dumps([vars(one) | added for one in found], indent=2))
     for one in found if not as_json else ():
         echo(_format_summary(one))
         defects = [f"torn: {name}" for name in one.torn]
         defects += [f"another dimension: {name}" for name in one.other_dimension]
         counts = {"duplicate rows": one.duplicates, "index entries without a row": one.without_rows}
         defects += [f"{number} {what}" for what, number in counts.items() if number]
-        for defect in defects:
+        for defect in [*defects, *(_format_comparison(compared) if compared else ())]:
             echo(f"  {defect}")
     damaged = [one for one in found if one.needs_repair]
     if repair:
         for one in damaged:
             maintenance.repair(root, one)
         echo(f"{len(damaged)} backbones repaired", err=True)
-    elif damaged:
+    if (damaged and not repair) or (compared and compared.failed):
         ctx.exit(FAILED)
 
 
@@ -199,6 +234,43 @@ def _select_fingerprints(root: str, beginnings: tuple[str, ...]) -> list[str]:
                 remedy="Run `hubhead embeddings list` to see all fingerprints.",
             )
     return [one for one in fingerprints if not beginnings or one.startswith(beginnings)]
+
+
+def _read_fingerprint(model: Path) -> str:
+    from serving import bundle
+
+    return bundle.read(model).metadata.fingerprint
+
+
+def _compare(root: str, model: Path, engine: str, sample: int, seed: int) -> EngineComparison:
+    from batch.embeddings import EmbeddingStore
+    from batch.jobs.embedding_check import compare_with_engine
+    from batch.monitoring.progress import progress_bar
+    from serving import bundle
+
+    require_extra("serve", "tensorflow")
+    chosen = bundle.read(model)
+    store = EmbeddingStore(root, chosen.metadata.fingerprint, chosen.metadata.dimension)
+    with progress_bar() as report:
+        return compare_with_engine(store, chosen, engine, sample=sample, seed=seed, progress=report)
+
+
+def _format_comparison(one: EngineComparison) -> list[str]:
+    """Return lines about the embeddings of a sample of photos and those of an engine."""
+    lines = [f"{one.compared} of {one.sampled} sampled photos compared with {one.engine} on {one.cpu}"]
+    if one.numbers:
+        lines.append(
+            f"{one.equal / one.numbers:.2%} of {one.numbers} numbers are equal; largest difference"
+            f" {one.largest_difference:.2g}, {one.largest_units} units in the last place of float16"
+        )
+    counts = {"can no longer be read": one.unreadable, "have changed since they were embedded": one.changed}
+    lines += [f"{number} photos {what}" for what, number in counts.items() if number]
+    for uris, what in ((one.other_status, "another status"), (one.beyond, "differences beyond rounding")):
+        if uris:
+            lines.append(f"{len(uris)} photos have {what}, such as {uris[0]}")
+    if one.other_status or one.beyond:
+        lines.append("To embed all photos again, delete the embeddings of this backbone.")
+    return lines
 
 
 def _find_bundles(directories: tuple[Path, ...]) -> dict[str, list[str]]:

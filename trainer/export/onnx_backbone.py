@@ -16,11 +16,6 @@ from numpy.typing import NDArray
 
 from serving import contract
 
-TOLERANCE = 1e-4
-"""Largest difference between the two engines that is accepted, relative to the largest embedding entry.
-
-EfficientNet-Lite0 differs by about 2e-6: the engines add the same float32 products in another order."""
-
 _OPSET = 17  # ONNX operator set; ONNX Runtime reads it since 1.12 (2022)
 _CHECKED_PHOTOS = 8
 
@@ -51,7 +46,7 @@ def convert(network: Callable[[Any], Any], image_size: tuple[int, int]) -> bytes
     except Exception as error:  # whatever a converter or an engine raises for an op it does not know
         _log.warning("The backbone runs on TensorFlow, as it cannot be converted to ONNX: %s", error)
         return None
-    if difference > TOLERANCE:
+    if difference > contract.ENGINE_TOLERANCE:
         _log.warning("The backbone runs on TensorFlow, as its ONNX version differs by %.2g.", difference)
         return None
     return content
