@@ -58,7 +58,7 @@ def test_the_engines_give_equal_statuses_and_embeddings_that_differ_by_rounding(
         assert found[name].tolist() == expected[name].tolist()
     ours, theirs = found[contract.EMBEDDING], expected[contract.EMBEDDING]
     assert (ours == ours.astype(np.float16)).all(), "rounded as the store keeps them"
-    assert np.abs(ours - theirs).max() <= onnx_backbone.TOLERANCE * 20
+    assert np.abs(ours - theirs).max() <= contract.ENGINE_TOLERANCE * 20
     steps = np.abs(
         ours.astype(np.float16).view(np.int16).astype(int) - theirs.astype(np.float16).view(np.int16)
     )
