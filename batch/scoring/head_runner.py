@@ -39,12 +39,8 @@ class HeadRunner:
         Raises:
             BundleError: the directory is not a SavedModel, or has no such signature.
         """
-        from serving import runtime
         from serving.runtime import single_signature
 
-        # TensorFlow creates its thread pools once per process, with the first session. The backbone needs
-        # one thread per op, so this must be set before the head opens that session.
-        runtime.configure_threads(runtime.cores())
         run = single_signature.load(self.bundle.path, contract.CLASSIFY_EMBEDDING)
         run({contract.EMBEDDING: np.zeros((BLOCK_ROWS, self.bundle.metadata.dimension), np.float32)})
         return run

@@ -69,6 +69,18 @@ def dtype_name(number: int) -> str:
         return f"unknown dtype enum ({number})"
 
 
+def find_dtype_number(dtype: np.dtype[Any]) -> int:
+    """Return the DataType number of a numeric dtype.
+
+    Raises:
+        InputError: TensorFlow has no such dtype.
+    """
+    little_endian = dtype.newbyteorder("<")
+    if little_endian not in _NUMBERS:
+        raise InputError(f"An array of dtype {dtype} cannot be sent as a tensor.")
+    return _NUMBERS[little_endian]
+
+
 def encode(values: NDArray[Any] | Sequence[bytes], *, typed_fields: bool = False) -> protos.Message:
     """Return a TensorProto with the same shape and values.
 
@@ -92,11 +104,8 @@ def encode(values: NDArray[Any] | Sequence[bytes], *, typed_fields: bool = False
     if array.dtype.name == "bfloat16":  # of ml_dtypes, which TensorFlow uses for numpy arrays
         proto.dtype, flat = DT_BFLOAT16, array.ravel().view("<u2")
     else:
-        little_endian = array.dtype.newbyteorder("<")
-        if little_endian not in _NUMBERS:
-            raise InputError(f"An array of dtype {array.dtype} cannot be sent as a tensor.")
-        proto.dtype = _NUMBERS[little_endian]
-        flat = np.ascontiguousarray(array, dtype=little_endian).ravel()
+        proto.dtype = find_dtype_number(array.dtype)
+        flat = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).ravel()
     if not typed_fields:
         proto.tensor_content = flat.tobytes()
         return proto

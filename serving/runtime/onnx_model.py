@@ -7,6 +7,7 @@ without the backbone's weights. So there is one way to decode a photo, whatever 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import bundle, contract
+from serving.client import Signature, TensorInfo
 from serving.client.responses import decode_signatures
 from serving.contract import Status
 from serving.errors import BundleError, InputError
+from serving.protos import tensors
 from serving.runtime import single_signature
-from serving.runtime.model import Function, Model
+from serving.runtime.c_api import find_tensorflow
+from serving.runtime.errors import RunError
+from serving.runtime.model import Model, Value
 from serving.runtime.tensorflow_import import import_tensorflow
 
 _MAX_FLOAT16 = 65504.0
@@ -66,37 +71,51 @@ class OnnxModel(Model):
 
     Signatures that it does not know itself, such as `classify`, run on TensorFlow alone, which loads the
     whole SavedModel when one is first used.
+
+    Args:
+        path: directory of the bundle.
+        threads: number of concurrent callers.
+
+    Raises:
+        BundleError: it cannot be loaded.
+        InputError: TensorFlow is not installed.
     """
 
     engine = "onnx"
 
     def __init__(self, path: Path, threads: int) -> None:
         graph = single_signature.read_graph(path)
-        super().__init__(path, None, threads, decode_signatures(graph.signature_def))
+        super().__init__(path, threads, decode_signatures(graph.signature_def))
         self._metadata = bundle.read(path).metadata
         self._backbone = OnnxBackbone(str(path / contract.ONNX_FILE))
         self._run_decode = single_signature.load(path, contract.DECODE, threads, graph)
-        if contract.CLASSIFY_EMBEDDING in self.signatures:
-            self._run_head = single_signature.load(path, contract.CLASSIFY_EMBEDDING, threads, graph)
-
-    def _make_function(self, signature: str) -> Function:
-        functions: dict[str, Callable[[Any], Mapping[str, NDArray[Any]]]] = {
+        self._functions: dict[str, Callable[[Any], Mapping[str, NDArray[Any]]]] = {
             contract.DECODE: self._decode,
             contract.EMBED: lambda photos: self._embed(self._decode(photos)),
-            contract.PROBABILITIES: lambda photos: self._classify(self._decode(photos)),
-            contract.SERVING_DEFAULT: lambda photos: self._answer(self._decode(photos)),
-            contract.CLASSIFY_PIXELS: lambda pixels: self._answer(_mark_usable(pixels)),
         }
-        if signature not in functions:
-            self._loaded = import_tensorflow().saved_model.load(str(self.path))
-            return super()._make_function(signature)
-        function, outputs = functions[signature], self.signatures[signature].outputs
+        if contract.CLASSIFY_EMBEDDING in self.signatures:
+            self._run_head = single_signature.load(path, contract.CLASSIFY_EMBEDDING, threads, graph)
+            self._functions |= {
+                contract.CLASSIFY_EMBEDDING: lambda vectors: self._run_head({contract.EMBEDDING: vectors}),
+                contract.PROBABILITIES: lambda photos: self._classify(self._decode(photos)),
+                contract.SERVING_DEFAULT: lambda photos: self._answer(self._decode(photos)),
+                contract.CLASSIFY_PIXELS: lambda pixels: self._answer(_mark_usable(pixels)),
+            }
 
-        def run(value: Any) -> list[NDArray[Any]]:
-            found = function(value.numpy())
-            return [found[name] for name in outputs]
+    def _execute(
+        self, name: str, signature: Signature, inputs: Mapping[str, Value]
+    ) -> dict[str, NDArray[Any]]:
+        if name not in self._functions:
+            return self._whole.run(name, inputs)
+        [(key, info)] = signature.inputs.items()
+        found = self._functions[name](_make_array(key, info, inputs[key]))
+        return {output: found[output] for output in signature.outputs}
 
-        return run
+    @cached_property
+    def _whole(self) -> Model:
+        from serving.runtime import tensorflow_model
+
+        return tensorflow_model.load(self.path, self.threads)
 
     def _decode(self, photos: Any) -> dict[str, NDArray[Any]]:
         return self._run_decode({contract.IMAGE_BYTES: photos})
@@ -136,6 +155,27 @@ class OnnxModel(Model):
         }
 
 
+def _make_array(name: str, info: TensorInfo, value: Value) -> NDArray[Any]:
+    """Return an input as an array of the dtype and the shape that the signature declares.
+
+    Raises:
+        RunError: it is of another kind or shape.
+    """
+    array = value if isinstance(value, np.ndarray) else tensors.make_string_array(value)
+    is_text = array.dtype.kind in "OS"
+    found = "string" if is_text else tensors.dtype_name(tensors.find_dtype_number(array.dtype))
+    shape = info.shape or ()
+    has_shape = len(shape) == array.ndim and all(
+        size is None or size == count for size, count in zip(shape, array.shape, strict=True)
+    )
+    if found != info.dtype or not has_shape:
+        raise RunError(
+            f"Input {name} is {TensorInfo(found, array.shape)}, not {info}.",
+            "INVALID_ARGUMENT",
+        )
+    return array
+
+
 def find_usable(status: NDArray[Any]) -> NDArray[np.bool_]:
     """Return bool [N], True where a status (bytes, object [N]) is that of a photo with an embedding."""
     return np.array([Status(name.decode()).usable for name in status], bool)
@@ -149,11 +189,15 @@ def _mark_usable(pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
 def is_selected(path: Path, engine: str) -> bool:
     """Return whether a bundle is to run on ONNX Runtime.
 
+    Args:
+        path: directory of the bundle.
+        engine: one of serving.contract.ENGINES; `auto` is ONNX Runtime where it can run and there is no GPU.
+
     Raises:
         BundleError: it has to, but does not contain the backbone in ONNX.
         InputError: ONNX Runtime has to be used, but is not installed.
     """
-    if engine == "tensorflow":
+    if engine == "tensorflow" or (engine == "auto" and is_gpu_visible()):
         return False
     is_made, is_installed = (path / contract.ONNX_FILE).is_file(), bool(find_spec("onnxruntime"))
     if engine != "auto" and not is_made:
@@ -165,6 +209,19 @@ def is_selected(path: Path, engine: str) -> bool:
     if engine != "auto" and not is_installed:
         raise InputError("onnxruntime is not installed.", remedy="Install it: pip install 'hubhead[serve]'.")
     return is_made and is_installed
+
+
+def is_gpu_visible() -> bool:
+    """Return whether TensorFlow would use a GPU. It is imported to tell only where there may be one."""
+    if not any(path.exists() for path in list_gpu_paths()):
+        return False
+    return bool(import_tensorflow().config.list_physical_devices("GPU"))
+
+
+def list_gpu_paths() -> list[Path]:
+    """Return paths one of which exists where there is a GPU: devices, and the directory of plugins."""
+    plugins = find_tensorflow().parent / "tensorflow-plugins"
+    return [*Path("/dev").glob("nvidia[0-9]*"), Path("/dev/kfd"), Path("/dev/dxg"), plugins]
 
 
 def round_embeddings(embedding: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,8 +1,8 @@
-"""One signature of a SavedModel, loaded without the rest: a head without its backbone.
+"""One signature of a SavedModel, loaded without the rest: a decoder or a head without its backbone.
 
-Loading a whole bundle takes seconds and about 400 MB, nearly all of it for the backbone. Here only the
-subgraph that a signature needs is extracted, with the functions that it calls, and runs in a session. Its
-kernels are the same as in `serving.runtime`.
+Loading a whole bundle takes seconds and hundreds of MB, nearly all of it for TensorFlow's Python package and
+the backbone. Here only the subgraph that a signature needs is extracted, with the functions that it calls,
+and runs in TensorFlow's C library. Its kernels are the same as in TensorFlow Serving.
 """
 
 from __future__ import annotations
@@ -12,18 +12,23 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from serving import contract
-from serving.process import cores
-from serving.runtime.model import make_load_error, make_signature_error
-from serving.runtime.tensorflow_import import import_tensorflow
+from serving import contract, protos
+from serving.process import call_alone_first, cores
+from serving.runtime.c_api import GraphSession
+from serving.runtime.errors import RunError, make_load_error, make_signature_error
 
 Run = Callable[[Mapping[str, Any]], dict[str, NDArray[Any]]]
 
+_CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 
-def load(path: str | os.PathLike[str], name: str, threads: int | None = None, graph: Any = None) -> Run:
+
+def load(
+    path: str | os.PathLike[str], name: str, threads: int | None = None, graph: protos.Message | None = None
+) -> Run:
     """Load one signature as a function, which can be called from any number of threads.
 
     Args:
@@ -33,12 +38,12 @@ def load(path: str | os.PathLike[str], name: str, threads: int | None = None, gr
         graph: what `read_graph` returned for the directory, if it was read before.
 
     Returns:
-        Function from inputs by name to outputs by name.
+        Function from inputs by name to outputs by name. It raises RunError if an op fails.
 
     Raises:
         BundleError: the directory is not a SavedModel, or has no such signature.
+        InputError: TensorFlow is not installed.
     """
-    tf = import_tensorflow()
     meta = graph or read_graph(path)
     signature = meta.signature_def.get(name)
     if signature is None:
@@ -46,40 +51,33 @@ def load(path: str | os.PathLike[str], name: str, threads: int | None = None, gr
     inputs = {key: info.name for key, info in signature.inputs.items()}
     outputs = {key: info.name for key, info in signature.outputs.items()}
     restore, file = meta.saver_def.restore_op_name, meta.saver_def.filename_tensor_name
-    subgraph = _extract_subgraph(
+    subgraph = extract_subgraph(
         meta.graph_def, [*map(_node_name, [*inputs.values(), *outputs.values()]), restore, _node_name(file)]
     )
-    tf_graph = tf.Graph()
-    config = tf.compat.v1.ConfigProto(
-        intra_op_parallelism_threads=1, inter_op_parallelism_threads=threads or cores()
-    )
+    prefix = str(Path(path) / "variables" / "variables")
     try:
-        with tf_graph.as_default():
-            tf.import_graph_def(subgraph, name="")
-        session = tf.compat.v1.Session(graph=tf_graph, config=config)
-        session.run(restore, {file: str(Path(path) / "variables" / "variables")})
-    except (ValueError, tf.errors.OpError) as error:
+        session = GraphSession(subgraph.SerializeToString(), threads or cores())
+        session.run({file: np.array(os.fsencode(prefix), object)}, targets=[restore])
+    except RunError as error:
         raise make_load_error(path, error) from error
-    call = session.make_callable(list(outputs.values()), feed_list=list(inputs.values()))
+    run = call_alone_first(session.run)
 
-    def run(values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        return dict(zip(outputs, call(*(values[key] for key in inputs)), strict=True))
+    def call(values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        found = run({inputs[key]: values[key] for key in inputs}, tuple(outputs.values()))
+        return dict(zip(outputs, found, strict=True))
 
-    return run
+    return call
 
 
-def read_graph(path: str | os.PathLike[str]) -> Any:
+def read_graph(path: str | os.PathLike[str]) -> protos.Message:
     """Return the MetaGraphDef for serving of a SavedModel.
 
     Raises:
         BundleError: the directory is not a SavedModel.
     """
-    import_tensorflow()
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    saved = saved_model_pb2.SavedModel()
     try:
-        saved.ParseFromString((Path(path) / contract.SAVED_MODEL_FILE).read_bytes())
+        content = (Path(path) / contract.SAVED_MODEL_FILE).read_bytes()
+        saved = protos.SavedModel.FromString(content)
         return next(graph for graph in saved.meta_graphs if "serve" in graph.meta_info_def.tags)
     except (OSError, StopIteration, ValueError, DecodeError) as error:
         raise make_load_error(path, error) from error
@@ -89,10 +87,8 @@ def _node_name(tensor: str) -> str:
     return tensor.partition(":")[0]
 
 
-def _extract_subgraph(graph: Any, wanted: Iterable[str]) -> Any:
+def extract_subgraph(graph: protos.Message, wanted: Iterable[str]) -> protos.Message:
     """Return a GraphDef of the wanted nodes, all nodes they depend on, and the functions these call."""
-    import tensorflow as tf
-
     nodes = {node.name: node for node in graph.node}
     functions = {function.signature.name: function for function in graph.library.function}
     # An input is "node", "node:output" or, for a control dependency, "^node".
@@ -104,11 +100,44 @@ def _extract_subgraph(graph: Any, wanted: Iterable[str]) -> Any:
         _find_called_functions(nodes[name] for name in needed) & functions.keys(),
         lambda name: _find_called_functions(functions[name].node_def) & functions.keys(),
     )
-    return tf.compat.v1.GraphDef(
+    subgraph = protos.GraphDef(
         versions=graph.versions,
         node=[node for name, node in nodes.items() if name in needed],
         library={"function": [function for name, function in functions.items() if name in called]},
     )
+    _call_functions_by_name(subgraph)
+    return subgraph
+
+
+def _call_functions_by_name(graph: protos.Message) -> None:
+    """Replace the ops that place a function on devices and optimize it for them by plain calls of it.
+
+    Such an op spends seconds at its first call, to no use on a CPU. An op that is named like a function calls
+    it (tensorflow/core/framework/function.proto).
+    """
+    functions = {function.signature.name: function for function in graph.library.function}
+    for node in graph.node:
+        _call_by_name(node)
+    for function in functions.values():
+        # Within functions an output is "node:name:index", with the name that the called function gives it.
+        renamed = {}
+        for node in function.node_def:
+            if _call_by_name(node):
+                outputs = functions[node.op].signature.output_arg
+                for index, output in enumerate(outputs):
+                    renamed[f"{node.name}:output:{index}"] = f"{node.name}:{output.name}:0"
+        for node in function.node_def:
+            node.input[:] = [renamed.get(source, source) for source in node.input]
+        for name, source in function.ret.items():
+            function.ret[name] = renamed.get(source, source)
+
+
+def _call_by_name(node: protos.Message) -> bool:
+    if node.op not in _CALLS:
+        return False
+    node.op = node.attr["f"].func.name
+    node.attr.clear()
+    return True
 
 
 def _find_reachable(names: Iterable[str], following: Callable[[str], set[str]]) -> set[str]:
@@ -120,7 +149,7 @@ def _find_reachable(names: Iterable[str], following: Callable[[str], set[str]]) 
     return found
 
 
-def _find_called_functions(nodes: Iterable[Any]) -> set[str]:
+def _find_called_functions(nodes: Iterable[protos.Message]) -> set[str]:
     """Return the names of the functions in the attributes of ops."""
     found = set()
     for value in (value for node in nodes for value in node.attr.values()):

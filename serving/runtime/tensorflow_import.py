@@ -23,12 +23,22 @@ def import_tensorflow() -> Any:
     """
     if "tensorflow" in sys.modules:
         return sys.modules["tensorflow"]
+    with captured_stderr(), _paused_collector(), _without_keras():
+        import tensorflow as tf
+    tf.get_logger().setLevel("ERROR")
+    _enable_lazy_keras(tf)
+    return tf
+
+
+@contextmanager
+def captured_stderr() -> Iterator[None]:
+    """Capture what this process writes to stderr, C++ included, and print it only if the block fails."""
     sys.stderr.flush()
     saved = os.dup(2)
-    with tempfile.TemporaryFile() as captured, _paused_collector(), _without_keras():
+    with tempfile.TemporaryFile() as captured:
         os.dup2(captured.fileno(), 2)
         try:
-            import tensorflow as tf
+            yield
         except BaseException:
             captured.seek(0)
             os.write(saved, captured.read())
@@ -36,9 +46,6 @@ def import_tensorflow() -> Any:
         finally:
             os.dup2(saved, 2)
             os.close(saved)
-    tf.get_logger().setLevel("ERROR")
-    _enable_lazy_keras(tf)
-    return tf
 
 
 @contextmanager

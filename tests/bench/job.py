@@ -52,9 +52,9 @@ def prepare(name: str, setting: str) -> Callable[[], float]:
     import tensorflow as tf
 
     if setting == ONE_THREAD_PER_OP:
-        from serving import runtime
+        from serving.runtime.tensorflow_model import configure_threads
 
-        runtime.configure_threads(count_cores())
+        configure_threads(count_cores())
     tf.get_logger().setLevel("ERROR")
     size, _, kind = name.partition(": ")
     top = _photo_directory(size)

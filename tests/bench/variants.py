@@ -41,8 +41,9 @@ def prepare(name: str, setting: str) -> Callable[[], float]:
 
     if setting == ONE_THREAD_PER_OP:
         from serving import runtime
+        from serving.runtime import tensorflow_model
 
-        runtime.configure_threads(runtime.cores())
+        tensorflow_model.configure_threads(runtime.cores())
     tf.get_logger().setLevel("ERROR")
     work, batch = _make_work(name)
     contents = read_sample_photos()[:PHOTOS]

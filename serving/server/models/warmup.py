@@ -7,6 +7,7 @@ protos, as for TensorFlow Serving.
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,11 @@ from serving.server.status_error import StatusError
 
 MAX_RECORDS = 1000
 """Maximum number of requests in a warm-up file, as in TensorFlow Serving."""
+
+_CHECKSUM_BYTES = 4
+_HEADER_BYTES = 8 + _CHECKSUM_BYTES
+_MASK_DELTA = 0xA282EAD8
+"""Constant by which TensorFlow masks checksums (tsl/lib/hash/crc32c.h of TensorFlow)."""
 
 _log = logging.getLogger(__name__)
 
@@ -71,16 +77,27 @@ def warm_up(servable: Servable, directory: Path, times: int = 1) -> None:
 def read_records(path: Path) -> Iterator[bytes]:
     """Yield the serialized PredictionLogs of a warm-up file.
 
+    A record is the length of its data, 8 bytes, and the data, each followed by a checksum of 4 bytes
+    (tensorflow/core/lib/io/record_writer.h of TensorFlow).
+
     Raises:
         BundleError: the file is not a TFRecord file, or is corrupt.
     """
-    import tensorflow as tf
+    with path.open("rb") as file:
+        while header := file.read(_HEADER_BYTES):
+            [length] = struct.unpack("<Q", _verify(path, header, _HEADER_BYTES))
+            # The length is verified, so this does not ask for more than was written.
+            yield _verify(path, file.read(length + _CHECKSUM_BYTES), length + _CHECKSUM_BYTES)
 
-    try:
-        for record in tf.data.TFRecordDataset(str(path)):
-            yield record.numpy()
-    except tf.errors.OpError as error:
-        raise BundleError(
-            f"{path} is not a TFRecord file, or is corrupt: {error.message}.",
-            remedy="Export the bundle again.",
-        ) from error
+
+def _verify(path: Path, content: bytes, size: int) -> bytes:
+    """Return content without the checksum at its end, which must be right."""
+    import google_crc32c
+
+    data, stored = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
+    checksum = google_crc32c.value(data)
+    rotated = (checksum >> 15 | checksum << 17) & 0xFFFFFFFF
+    expected = struct.pack("<I", (rotated + _MASK_DELTA) & 0xFFFFFFFF)
+    if len(content) != size or stored != expected:
+        raise BundleError(f"{path} is not a TFRecord file, or is corrupt.", remedy="Export the bundle again.")
+    return data

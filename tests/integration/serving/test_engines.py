@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,33 @@ def assert_equal_answers(found: dict[str, Any], expected: dict[str, Any]) -> Non
             assert found[name].tolist() == value.tolist()
 
 
+def test_predict_does_not_import_tensorflow(trained: Trained, bundle_path: Path) -> None:
+    code = (
+        "import sys; from hubhead import main\n"
+        "try: main()\n"
+        "finally: print('tensorflow' in sys.modules, file=sys.stderr)"
+    )
+    photo = trained.result.test_photos[0][0]
+    command = [sys.executable, "-c", code, "predict", photo, "--model", str(bundle_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "ok" in done.stdout
+    assert done.stderr.splitlines()[-1] == "False"
+
+
+def test_inputs_that_do_not_match_the_signature_are_errors(models: dict[str, runtime.Model]) -> None:
+    model = models["onnx"]
+    wrong = [
+        (contract.EMBED, {contract.IMAGE_BYTES: np.zeros(2, np.float32)}),
+        (contract.EMBED, {contract.IMAGE_BYTES: np.array([[b"a"]], object)}),
+        (contract.CLASSIFY_EMBEDDING, {contract.EMBEDDING: np.zeros((2, 3), np.float32)}),
+        (contract.CLASSIFY_PIXELS, {contract.PIXELS: np.zeros((2, 224, 224, 3), np.float32)}),
+    ]
+    for signature, inputs in wrong:
+        with pytest.raises(runtime.RunError, match=r"Input .* is .*, not ") as caught:
+            model.run(signature, inputs)
+        assert caught.value.code == "INVALID_ARGUMENT"
+
+
 class TestSelection:
     @pytest.fixture
     def copy(self, bundle_path: Path, tmp_path: Path) -> Path:
@@ -166,11 +195,16 @@ class TestSelection:
         with pytest.raises(InputError, match="onnxruntime is not installed"):
             onnx_model.is_selected(copy, "onnx")
 
-    def test_with_a_gpu_auto_is_tensorflow(self, bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("devices", [["GPU:0"], []])
+    def test_where_tensorflow_finds_a_gpu_auto_is_tensorflow(
+        self, bundle_path: Path, monkeypatch: pytest.MonkeyPatch, devices: list[str]
+    ) -> None:
         import tensorflow as tf
 
-        monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
-        assert runtime.load(bundle_path).engine == "tensorflow"
+        monkeypatch.setattr(onnx_model, "list_gpu_paths", lambda: [bundle_path])
+        monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: devices)
+        assert onnx_model.is_selected(bundle_path, "auto") is not bool(devices)
+        assert onnx_model.is_selected(bundle_path, "onnx")
 
     def test_a_damaged_file_is_an_error_with_the_other_engine_as_remedy(self, copy: Path) -> None:
         (copy / contract.ONNX_FILE).write_bytes(b"damaged")

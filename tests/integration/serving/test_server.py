@@ -27,7 +27,7 @@ from serving.commands.predict import predict
 from serving.commands.serve import serve
 from serving.errors import BundleError, HubheadError, ModelNotFound, OutputError
 from serving.protos import tensors
-from serving.runtime.model import clean_error_message
+from serving.runtime.errors import clean_error_message
 from serving.server import ServerSettings, start
 from tests.support.fake_model import (
     LIMIT,

@@ -1,0 +1,62 @@
+"""Errors of loading and running SavedModels, with TensorFlow's messages as callers may see them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from itertools import dropwhile
+
+from serving.errors import BundleError, HubheadError
+
+_TRACEBACK_PREFIXES = (
+    "Graph execution error:",
+    "Detected at node ",
+    "  File ",
+    "    ",
+    "<stack unavailable>",
+    "<stack traces unavailable>",
+)
+"""Prefixes of the lines that eager TensorFlow adds before the message of a failed op."""
+
+
+class RunError(HubheadError):
+    """TensorFlow failed to run a signature or a graph.
+
+    Attributes:
+        code: name of the gRPC status code with which TensorFlow Serving would answer.
+    """
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    @classmethod
+    def from_status(cls, code: int, message: str) -> RunError:
+        """Return the error for the number and the message of a failed op's status."""
+        import grpc
+
+        names = (known.name for known in grpc.StatusCode if known.value[0] == code)
+        return cls(clean_error_message(message), next(names, "UNKNOWN"))
+
+
+def make_load_error(path: str | os.PathLike[str], error: Exception) -> BundleError:
+    """Return the error for a directory that cannot be loaded, with the first line of the cause."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return BundleError(f"{path} cannot be loaded as a SavedModel: {first}", remedy="Export the bundle again.")
+
+
+def make_signature_error(path: str | os.PathLike[str], name: str, known: Iterable[str]) -> BundleError:
+    """Return the error for a signature that a model does not have."""
+    return BundleError(f"{path} has no signature {name!r}.", remedy=f"It has: {', '.join(known)}.")
+
+
+def clean_error_message(text: str) -> str:
+    """Return the message of a failed op as TensorFlow Serving sends it.
+
+    Eager TensorFlow adds the Python traceback of the code that built the graph before it, which
+    would reveal local paths to callers, and names of functions in this process around it.
+    """
+    lines = dropwhile(lambda line: not line or line.startswith(_TRACEBACK_PREFIXES), text.splitlines())
+    message = "\n".join(lines).partition(" [Op:")[0] or text
+    return re.sub(r"\{\{function_node \S+\}\} ?", "", message)

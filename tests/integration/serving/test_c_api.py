@@ -1,0 +1,96 @@
+"""TensorFlow's C library: values in and out, errors, and memory."""
+
+from __future__ import annotations
+
+import gc
+import resource
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving import protos
+from serving.errors import InputError
+from serving.protos import tensors
+from serving.runtime import RunError, c_api
+from serving.runtime.c_api import GraphSession
+
+pytestmark = pytest.mark.tf
+
+
+def make_session(dtype: int, op: str = "Identity", output: str = "T") -> GraphSession:
+    """Return a session with one placeholder `x` and one op `y` on it."""
+    graph = protos.GraphDef()
+    graph.node.add(name="x", op="Placeholder").attr["dtype"].type = dtype
+    node = graph.node.add(name="y", op=op, input=["x"])
+    if output:
+        node.attr[output].type = dtype
+    return GraphSession(graph.SerializeToString(), threads=1)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, 8, 9, 10, 17, 19, 22, 23])
+@pytest.mark.parametrize("shape", [(), (3,), (0,), (2, 0, 3), (2, 3)])
+def test_numbers_come_back_as_they_were(number: int, shape: tuple[int, ...]) -> None:
+    dtype, _ = tensors.NUMERIC[number]
+    values = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
+    [found] = make_session(number).run({"x:0": values}, ["y:0"])
+    assert found.dtype == dtype
+    assert found.shape == shape
+    assert (found == values).all()
+
+
+def test_values_that_are_not_contiguous() -> None:
+    values = np.arange(12, dtype=np.float32).reshape(3, 4).T
+    [found] = make_session(1).run({"x:0": values}, ["y:0"])
+    assert (found == values).all()
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [[], [b""], [b"a\0b", b"\xff\xfe", b"x" * 22, b"x" * 23, b"x" * (1 << 20)]],
+    ids=["none", "empty", "short and long"],
+)
+def test_strings_come_back_as_they_were(texts: list[bytes]) -> None:
+    [found] = make_session(tensors.DT_STRING).run({"x:0": texts}, ["y:0"])
+    assert found.tolist() == texts
+
+
+def test_a_scalar_string() -> None:
+    [found] = make_session(tensors.DT_STRING).run({"x:0": np.array(b"text", object)}, ["y:0"])
+    assert found.shape == ()
+    assert found.item() == b"text"
+
+
+def test_errors_have_the_status_and_the_message_of_the_op() -> None:
+    session = make_session(tensors.DT_STRING, "DecodeJpeg", "")
+    with pytest.raises(RunError) as caught:
+        session.run({"x:0": np.array(b"text", object)}, ["y:0"])
+    assert caught.value.code == "INVALID_ARGUMENT"
+    assert "Unknown image file format" in str(caught.value)
+    with pytest.raises(RunError, match="no operation 'z'"):
+        session.run({"x:0": np.array(b"text", object)}, ["z:0"])
+    with pytest.raises(RunError):
+        GraphSession(b"no graph", threads=1)
+
+
+def test_without_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(InputError, match="tensorflow is not installed"):
+        c_api.find_tensorflow()
+
+
+def test_outputs_outlive_their_session_and_memory_is_freed() -> None:
+    values = np.ones(1 << 20, np.float32)  # 4 MiB
+
+    def use(count: int) -> list[Any]:
+        session = make_session(1)
+        return [session.run({"x:0": values}, ["y:0"])[0] for _ in range(count)]
+
+    kept = use(1)
+    gc.collect()
+    assert (kept[0] == 1).all()
+    use(5)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(50):
+        use(5)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB; 1 GB without
