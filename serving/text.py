@@ -42,6 +42,11 @@ def redact(value: Any) -> Any:
     return value
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its class if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def redact_arguments(arguments: Iterable[str]) -> list[str]:
     """Return the arguments of a command line without the values of options that may be secret."""
     shown: list[str] = []

@@ -20,6 +20,7 @@ from batch.shards.partition import WHOLE_INPUT, Partition
 from batch.shards.scored_index import exclude_scored
 from batch.shards.shard import Entry, PlannedShard, PlanWriter
 from serving.errors import OutputError
+from serving.text import redact
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class RunPlanner:
     def identity(self) -> dict[str, Any]:
         """Identity of the output's content: source of the photos, models by content, partitioning."""
         return {
-            "photos": self.source.address,
+            "photos": redact(self.source.address),
             "models": list(self.models),
             "partition_by": self.output.partition_by,
             **({"share": str(self.share)} if self.share.of > 1 else {}),

@@ -40,6 +40,7 @@ from serving.client import ClientConfig
 from serving.contract import Status
 from serving.errors import BundleError, InputError
 from serving.storage import files
+from serving.text import redact_arguments
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class ScoreSettings(RunSettings):
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values, with the address of a server but without its credentials."""
-        values = super().to_json()
+        values = super().to_json() | {"beam_args": redact_arguments(self.beam_args)}
         if self.server:
             values["server"] = {
                 "server": self.server.target,

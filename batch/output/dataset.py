@@ -37,6 +37,7 @@ from serving.errors import InputError, OutputError
 from serving.storage import files
 from serving.storage.address import base_name
 from serving.storage.lease import Lease, Move, hold
+from serving.text import redact
 
 if TYPE_CHECKING:
     import numpy as np
@@ -145,7 +146,7 @@ class Output:
         Raises:
             OutputError: the directory belongs to another job or contains something else.
         """
-        found = self._read_identity()
+        found = redact(self._read_identity())  # earlier versions kept addresses as they are
         if found is None and set(files.list_names(self.directory)) - {WORK_DIRECTORY}:
             raise OutputError(
                 f"{self.directory} is not empty and contains no scores of hubhead.",

@@ -13,6 +13,7 @@ from batch.inputs.listing import Photo
 from serving.contract import PhotoRejection, Status
 from serving.photos.converter import ConversionLimits, Converted, Converter
 from serving.process import map_ahead
+from serving.text import redact
 
 READER_THREADS = 8
 """Threads that read photos, so that the latency of an object store does not stall the model."""
@@ -52,8 +53,7 @@ class PhotoFetcher:
 
     def __init__(self, limits: Mapping[str, Any], store: EmbeddingStore) -> None:
         self._max_bytes = int(limits.get("max_bytes", _UNLIMITED))
-        max_pixels = int(limits.get("max_whole_pixels", ConversionLimits.max_pixels))
-        self._converter = Converter(ConversionLimits(max_bytes=self._max_bytes, max_pixels=max_pixels))
+        self._converter = Converter(ConversionLimits.from_preprocessing(limits))
         self._store = store
 
     def fetch(self, photo: Photo) -> FetchedPhoto:
@@ -66,7 +66,8 @@ class PhotoFetcher:
             content = listing.read_photo(photo)
         except OSError as error:
             seconds = {"read": time.perf_counter() - start}
-            return FetchedPhoto(PhotoRejection(Status.UNREADABLE, str(error)), str(error), seconds)
+            detail = redact(str(error))  # a column of the scores
+            return FetchedPhoto(PhotoRejection(Status.UNREADABLE, detail), detail, seconds)
         sha = hash_photo(content)
         fetched = FetchedPhoto(content, describe_bytes(content), {}, sha, len(content))
         seconds = {"read": time.perf_counter() - start}

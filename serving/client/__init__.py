@@ -16,6 +16,7 @@ callers hold into requests, `responses` turns responses into records.
 
 from serving.client.async_client import AsyncClient as AsyncClient
 from serving.client.channel import ClientConfig as ClientConfig
+from serving.client.channel import SecretHeaders as SecretHeaders
 from serving.client.channel import Tls as Tls
 from serving.client.client import Client as Client
 from serving.client.photos import MAX_BYTES as MAX_BYTES

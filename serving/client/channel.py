@@ -129,7 +129,7 @@ def _parse_headers(text: str, where: str) -> dict[str, str]:
         if name and not equals:  # without the line, which may be a secret
             raise InputError(f"Line {number} of {where} is not NAME=VALUE.", remedy="Write NAME=VALUE.")
         if name:
-            found[name] = value
+            found[name.strip()] = value.strip()
     return found
 
 

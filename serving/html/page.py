@@ -8,6 +8,8 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from serving.text import redact
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -38,6 +40,7 @@ def _environment(package: str) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(base64=_base64, number=_number, percent=_percent, pluralize=_pluralize)
+    environment.filters["redact"] = redact
     environment.tests["nan"] = math.isnan
     return environment
 

@@ -23,11 +23,12 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from serving import process
 from serving.contract import PhotoRejection, Status
@@ -70,6 +71,19 @@ class ConversionLimits:
     seconds: float = 30.0
     wall_seconds: float = 600.0
     processes: int | None = None
+
+    @classmethod
+    def from_preprocessing(cls, settings: Mapping[str, Any]) -> ConversionLimits:
+        """Return the limits with which a bundle's graph decodes photos.
+
+        Args:
+            settings: preprocessing settings of the bundle metadata; limits that it does not have are those
+                of this class.
+        """
+        return cls(
+            max_bytes=int(settings.get("max_bytes", cls.max_bytes)),
+            max_pixels=int(settings.get("max_whole_pixels", cls.max_pixels)),
+        )
 
 
 @dataclass(frozen=True, slots=True)

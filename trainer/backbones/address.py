@@ -22,7 +22,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from serving.errors import FetchError
-from trainer.backbones.interface import first_line
+from serving.text import first_line
 from trainer.dataset.download import ProgressLogger
 
 TIMEOUT = 60.0

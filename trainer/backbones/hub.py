@@ -11,10 +11,11 @@ from typing import Any
 
 from serving.contract import SAVED_MODEL_FILE
 from serving.errors import FetchError, InputError
+from serving.text import first_line
 from trainer.backbones import address, interface
 from trainer.backbones.aliases import ALIASES, BUILT, DEFAULT, find_alias
 from trainer.backbones.fingerprint import compute_fingerprint
-from trainer.backbones.interface import InputOptions, Interface, first_line
+from trainer.backbones.interface import InputOptions, Interface
 from trainer.dataset.download import Artifact, ProgressLogger, create_once, fetch, no_progress
 
 WHEEL = Artifact(

@@ -16,6 +16,7 @@ from typing import Any
 
 from serving.contract import SAVED_MODEL_FILE
 from serving.errors import InputError
+from serving.text import first_line
 from trainer.backbones.aliases import UNIT_RANGE, find_alias
 
 SIGNATURES = ("image_feature_vector", "image_feature-vector", "default", "serving_default")
@@ -325,8 +326,3 @@ def read_saved_model(path: str) -> Any:
 
     with tf.io.gfile.GFile(f"{path}/{SAVED_MODEL_FILE}", "rb") as file:
         return saved_model_pb2.SavedModel.FromString(file.read())
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -27,6 +27,7 @@ from serving.errors import BundleError, GateRejected, InputError, OutputError
 from serving.photos.converter import Converter
 from serving.process import cores
 from serving.storage import files
+from serving.text import first_line
 from trainer.evaluation.metrics import Proportion, proportion
 from trainer.export.tflite_metadata import add_metadata
 from trainer.heads import Floats
@@ -287,9 +288,8 @@ def _convert_signature(signature: Any, quantize: Quantize) -> bytes:
     try:
         return bytes(converter.convert())
     except Exception as error:  # the converter raises classes of its own and bare Exceptions
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BundleError(
-            f"TensorFlow Lite cannot convert this backbone: {first}",
+            f"TensorFlow Lite cannot convert this backbone: {first_line(error)}",
             remedy="Choose another --tfhub_module, or leave --tflite out.",
         ) from error
 

@@ -105,10 +105,4 @@ def _read_photos(
 
 def open_converter(version: Bundle) -> Converter:
     """Return a converter with the limits of a version's preprocessing."""
-    settings = version.metadata.preprocessing
-    return Converter(
-        ConversionLimits(
-            max_bytes=int(settings.get("max_bytes", ConversionLimits.max_bytes)),
-            max_pixels=int(settings.get("max_whole_pixels", ConversionLimits.max_pixels)),
-        )
-    )
+    return Converter(ConversionLimits.from_preprocessing(version.metadata.preprocessing))

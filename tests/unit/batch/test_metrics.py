@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from batch.jobs import metrics
-from batch.jobs.settings import RunSettings
+from batch.jobs.score import ScoreSettings
 from batch.monitoring.stats import Stats
 from batch.output.run_diff import compare_runs
 from batch.output.run_record import Summary, build_run_record
+from serving.client import ClientConfig
 from serving.errors import InputError, OutputError
 from tests.support.metrics import make_run, parse_samples
 
@@ -68,8 +69,15 @@ def test_unwritable_textfile_and_missing_prometheus_client_are_reported(
 
 
 def test_settings_in_run_json_contain_no_secrets() -> None:
-    settings = RunSettings((), "s3://key:secret@bucket/scores", metrics_push="http://user:secret@gateway")
+    settings = ScoreSettings(
+        (),
+        "s3://key:secret@bucket/scores",
+        metrics_push="http://user:secret@gateway",
+        server=ClientConfig("host:1", headers={"authorization": "secret"}),
+        beam_args=("--s3_secret_access_key=secret", "--runner=FlinkRunner"),
+    )
     summary = Summary("", Stats(), Stats(), Stats(), 0, 0, 1.0)
     run = build_run_record(summary, started=datetime.now(UTC), models=[], settings=settings.to_json())
     assert run["settings"]["metrics_push"] == "http://***@gateway"
-    assert "secret" not in json.dumps(run)
+    assert run["settings"]["beam_args"] == ["--s3_secret_access_key=***", "--runner=FlinkRunner"]
+    assert "secret" not in json.dumps(run).replace("secret_access", "")

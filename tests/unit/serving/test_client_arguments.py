@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import pickle
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.client import AsyncClient, Client, ClientConfig, Retry, Tls, classify
+from serving.client import AsyncClient, Client, ClientConfig, Retry, SecretHeaders, Tls, classify
+from serving.client.channel import encode_headers
 from serving.client.grpc_errors import is_local, split_target
 from serving.errors import InputError
 
@@ -181,6 +183,44 @@ def test_signature_timeout_and_configuration_of_the_wrong_kind_are_errors() -> N
 def test_settings_of_the_wrong_kind_are_errors_that_show_no_value(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError) as caught:
         Client("localhost:1", **{"model": "food", **settings})
+    assert "token" not in str(caught.value)
+
+
+def test_secret_headers_are_read_where_they_are_used_and_never_pickled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "headers"
+    file.write_text("authorization=Bearer a=b\n\n x-one = 1\n")
+    monkeypatch.setenv("SOME_HEADERS", "x-two=token-2\n")
+    config = ClientConfig("host:1", headers=SecretHeaders((str(file),), "SOME_HEADERS", {"x-three": "3"}))
+    assert encode_headers(config.headers) == (
+        ("x-three", "3"), ("x-two", "token-2"), ("authorization", "Bearer a=b"), ("x-one", "1"),
+    )  # fmt: skip
+    pickled = pickle.dumps(config)
+    assert b"Bearer" not in pickled
+    assert b"token-2" not in pickled
+    assert "3" not in repr(config.headers)
+    file.write_text("authorization=Bearer new")
+    assert ("authorization", "Bearer new") in encode_headers(pickle.loads(pickled).headers)
+
+
+@pytest.mark.parametrize(
+    ("content", "variable", "message"),
+    [
+        (None, "", "cannot be read"),
+        ("a=b\ntoken", "", "Line 2 of .*headers is not NAME=VALUE"),
+        ("a b=token", "", "'a b' is not a valid header name"),
+        ("a=b", "NO_SUCH_HEADERS", "NO_SUCH_HEADERS with the headers is not set in this process"),
+    ],
+)
+def test_secret_headers_that_cannot_be_read_are_errors_that_show_no_value(
+    tmp_path: Path, content: str | None, variable: str, message: str
+) -> None:
+    file = tmp_path / "headers"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        encode_headers(SecretHeaders((str(file),), variable))
     assert "token" not in str(caught.value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from serving.client import ClientConfig
 from serving.commands.output import echo, print_table
-from serving.text import ESCAPE, escape_controls, redact, register_escape
+from serving.text import ESCAPE, escape_controls, redact, redact_arguments, redact_logs, register_escape
 
 NAME = "a\x1b[31m\x9b2J\x07\r\x7f\u202e\udcff.jpg"
 """Name of a file that would colour, clear, ring and overwrite, and that is not UTF-8."""
@@ -71,6 +72,44 @@ def test_stream_of_any_encoding_takes_any_text(encoding: str) -> None:
 )
 def test_secrets_of_addresses_are_redacted(text: Any, shown: Any) -> None:
     assert redact(text) == shown
+
+
+def test_arguments_of_other_programs_are_redacted_by_the_names_of_their_options() -> None:
+    given = [
+        "--runner=X",
+        "--s3_secret_access_key=a",
+        "--s3_session_token",
+        "b",
+        "--no_token",
+        "--x=s3://k:c@d",
+    ]
+    assert redact_arguments(given) == [
+        "--runner=X", "--s3_secret_access_key=***", "--s3_session_token", "***", "--no_token", "--x=s3://***@d",
+    ]  # fmt: skip
+
+
+def test_no_handler_of_a_log_sees_the_secrets_of_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = logging.getLogRecordFactory()
+    logger, stream = logging.getLogger("test_redaction"), io.StringIO()
+    records: list[logging.LogRecord] = []
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(lambda record: not records.append(record))
+    monkeypatch.setattr(logger, "handlers", [handler])
+    try:
+        redact_logs()
+        redact_logs()
+        logger.warning("Cannot read %s: %d %%", "ftp://user:hunter2@host/a", 3)
+        try:
+            raise OSError("https://host/a?signature=hunter2")
+        except OSError:
+            logger.exception("It failed")
+    finally:
+        logging.setLogRecordFactory(before)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "Cannot read ftp://***@host/a: 3 %"
+    assert lines[1] == "It failed"
+    assert lines[-1] == "OSError: https://host/a?***"
+    assert not any("hunter2" in repr(vars(record)) for record in records)
 
 
 def test_messages_on_stderr_contain_no_secrets_of_addresses(capsys: pytest.CaptureFixture[str]) -> None:
