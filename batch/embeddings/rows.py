@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.contract import Status
+from serving.contract import ENGINE_TOLERANCE, Status
 
 T = TypeVar("T")
 
@@ -62,3 +62,14 @@ def group_by_rows(items: Iterable[T], count: Callable[[T], int], rows: int) -> I
 def hash_photo(content: bytes) -> bytes:
     """Return the sha256 of a photo's content, which is its key in the store."""
     return hashlib.sha256(content).digest()
+
+
+def bound_difference(one: NDArray[np.float16], other: NDArray[np.float16]) -> NDArray[np.float64]:
+    """Return the differences float64 [D] that two engines may have in an embedding float16 [D].
+
+    Before rounding they differ by at most ENGINE_TOLERANCE of the largest entry; rounding to float16 adds a
+    unit in the last place.
+    """
+    sizes = np.nan_to_num(np.maximum(np.abs(one), np.abs(other)), posinf=0.0)
+    tolerance = ENGINE_TOLERANCE * max(1.0, float(sizes.max(initial=0.0)))
+    return np.spacing(sizes).astype(np.float64) + tolerance

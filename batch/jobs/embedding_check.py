@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch.embeddings import Embeddings, EmbeddingStore
+from batch.embeddings.rows import bound_difference
 from batch.embeddings.sampling import sample_photos
 from batch.monitoring.stats import Meter, Progress, Stats
 from batch.scoring.embed import embed_photos
 from batch.scoring.worker import ShardWorker
 from serving.bundle import Bundle
-from serving.contract import ENGINE_TOLERANCE
 from serving.process import get_cpu_model
 
 _SPAN = 2.0 * 65504
@@ -124,17 +124,6 @@ def _compare_rows(
         result.largest_difference = max(result.largest_difference, float(difference.max()))
         if (difference > bound_difference(old, new)).any():
             result.beyond.append(uri)
-
-
-def bound_difference(one: NDArray[np.float16], other: NDArray[np.float16]) -> NDArray[np.float64]:
-    """Return the differences float64 [D] that two engines may have in an embedding float16 [D].
-
-    Before rounding they differ by at most ENGINE_TOLERANCE of the largest entry; rounding to float16 adds a
-    unit in the last place.
-    """
-    sizes = np.nan_to_num(np.maximum(np.abs(one), np.abs(other)), posinf=0.0)
-    tolerance = ENGINE_TOLERANCE * max(1.0, float(sizes.max(initial=0.0)))
-    return np.spacing(sizes).astype(np.float64) + tolerance
 
 
 def _count_units(values: NDArray[np.float16]) -> NDArray[np.int64]:

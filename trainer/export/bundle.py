@@ -21,13 +21,15 @@ from serving.bundle import Bundle, training_digests
 from serving.errors import BundleError
 from serving.process import get_cpu_model
 from serving.protos import tensors
-from serving.runtime.session import ClassicSession, check_answers, sample_jpeg
+from serving.runtime.subgraph import Subgraph
+from serving.storage.tfrecord import write_records
 from serving.runtime.tensorflow_import import import_tensorflow
 from trainer.backbones import InputOptions
 from trainer.backbones.hub import load
 from trainer.dataset.download import ProgressLogger, no_progress
 from trainer.evaluation.novelty import Novelty
-from trainer.export import signatures, tflite
+from trainer.export import onnx_backbone, signatures, tflite
+from trainer.export.checks import check_answers, sample_jpeg
 from trainer.export.head_file import load_head, save_head
 from trainer.export.templates import copy_graph, record_provenance, trace
 from trainer.export.tflite import TfliteOptions
@@ -79,8 +81,9 @@ def export(
 ) -> Bundle:
     """Write, check and publish the next version below `base`.
 
-    Before it is published, the written model is loaded as TensorFlow Serving loads it. It must answer
-    bad photos with their status, and the given photos as the training path does.
+    Before it is published, the written model is loaded. It must answer bad photos with their status, and the
+    given photos as the training path does. That TensorFlow Serving loads its graph was checked when the
+    template was made (trainer.export.templates).
 
     Args:
         source: bundle whose graph is copied: the template, or any earlier bundle of the backbone.
@@ -120,8 +123,9 @@ def export(
         # The report is written while the model is checked: both take seconds of one core.
         with ThreadPoolExecutor(1) as executor:
             report = executor.submit(part.report, staged / contract.REPORT_FILE) if part.report else None
-            with ClassicSession(staged) as session:
-                check_answers(session, part.labels, photos, probabilities)
+            model = Subgraph(staged, signatures.CHECKED)
+            check_answers(model.run, part.labels, photos, probabilities)
+            onnx_backbone.check_photos(staged, model, photos)
             if report:
                 report.result()
         if part.tflite:
@@ -227,14 +231,10 @@ def write_warmup(directory: Path, model_name: str) -> None:
     TensorFlow Serving replays them before it serves a version; a record of n photos warms up the
     padded batch size for n.
     """
-    import tensorflow as tf
-
     photo = sample_jpeg()
     batches = [[photo] * size for size in contract.WARMUP_BATCH_SIZES] + [[photo[: len(photo) // 2]]]
     spec = protos.ModelSpec(name=model_name, signature_name=contract.SERVING_DEFAULT)
-    with tf.io.TFRecordWriter(str(directory / contract.WARMUP_FILE)) as writer:
-        for batch in batches:
-            inputs = {contract.IMAGE_BYTES: tensors.encode(np.array(batch, object))}
-            request = protos.PredictRequest(model_spec=spec, inputs=inputs)
-            log = protos.PredictionLog(predict_log=protos.PredictLog(request=request))
-            writer.write(log.SerializeToString())
+    inputs = ({contract.IMAGE_BYTES: tensors.encode(np.array(batch, object))} for batch in batches)
+    requests = (protos.PredictRequest(model_spec=spec, inputs=tensor) for tensor in inputs)
+    logs = (protos.PredictionLog(predict_log=protos.PredictLog(request=request)) for request in requests)
+    write_records(directory / contract.WARMUP_FILE, (log.SerializeToString() for log in logs))

@@ -8,13 +8,16 @@ ignores it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from batch.embeddings.rows import bound_difference
 from serving import contract
+from serving.runtime.subgraph import Subgraph
 
 _OPSET = 17  # ONNX operator set; ONNX Runtime reads it since 1.12 (2022)
 _CHECKED_PHOTOS = 8
@@ -68,6 +71,30 @@ def _compare(content: bytes, embed: Any, image_size: tuple[int, int]) -> float:
     expected = embed(pixels).numpy()
     difference = np.abs(OnnxBackbone(content).embed(pixels) - expected).max()
     return float(difference / max(1.0, np.abs(expected).max()))
+
+
+def check_photos(directory: Path, model: Subgraph, photos: Sequence[bytes]) -> None:
+    """Compare the engines on photos, and delete the ONNX file if they differ by more than rounding.
+
+    Args:
+        directory: directory of the bundle.
+        model: its signatures `decode` and `embed`.
+        photos: encoded photos.
+    """
+    from serving.runtime.onnx_model import OnnxBackbone, round_embeddings
+
+    path = directory / contract.ONNX_FILE
+    if not photos or not path.is_file():
+        return
+    given = {contract.IMAGE_BYTES: list(photos)}
+    pixels = model.run(contract.DECODE, given)[contract.PIXELS]
+    expected = model.run(contract.EMBED, given)[contract.EMBEDDING].astype(np.float16)
+    found = round_embeddings(OnnxBackbone(str(path)).embed(pixels)).astype(np.float16)
+    for one, other in zip(found, expected, strict=True):
+        if not (np.abs(one.astype(np.float64) - other) <= bound_difference(one, other)).all():
+            _log.warning("The backbone runs on TensorFlow, as its ONNX version differs on a photo.")
+            path.unlink()
+            return
 
 
 def sample_pixels(count: int, image_size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from batch.embeddings import EmbeddingStore, maintenance
+from batch.embeddings.rows import bound_difference
 from batch.embeddings.sampling import sample_photos
-from batch.jobs.embedding_check import _count_units, bound_difference
+from batch.jobs.embedding_check import _count_units
 from tests.support.embedding_store import D, fill, list_files, photo, sha
 
 
