@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-unit k8s-check lint bench bench-accuracy bench-planning bench-job bench-decoding bench-head fuzz old-tensorflow lock check-resolve clean help bench-training bench-server
+.PHONY: demo test test-unit k8s-check lint bench bench-accuracy bench-planning bench-peers bench-decoding bench-head fuzz old-tensorflow lock check-resolve clean help bench-training bench-server
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
@@ -37,11 +37,11 @@ bench: $(VENV)/dev.stamp ## Measure the throughput of the model variants: the fi
 bench-planning: $(VENV)/dev.stamp ## Measure the planning of 10,000 to 1,000,000 photos: seconds and memory
 	$(BIN)/python -m tests.bench.planning
 
-bench-server: $(VENV)/dev.stamp ## Compare the local server with serving.runtime, bare gRPC and FastAPI; overload it to twice its capacity
+bench-server: $(VENV)/dev.stamp ## Compare the local server with serving.runtime and bare gRPC; overload it to twice its capacity
 	$(BIN)/python -m tests.bench.server
 
-bench-job: $(VENV)/dev.stamp ## Compare the batch job, from files to Parquet, with a bare loop, tf.data and RunInference
-	$(BIN)/python -m tests.bench.job
+bench-peers: $(VENV)/dev.stamp ## Compare hubhead score and serve with what users would write instead (uses hubhead[bench] if installed)
+	$(BIN)/python -m tests.bench.peers
 
 bench-decoding: $(VENV)/dev.stamp ## Measure decoding: speed, agreement with an area-resized original (on Debian), memory
 	$(BIN)/python -m tests.bench.decoding

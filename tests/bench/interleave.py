@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tests.bench.worker import Prepare, Worker
 
 DEFAULT_THREADS = "default threads"
 ONE_THREAD_PER_OP = "one thread per op"
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,39 @@ class Throughput:
     ratio: float
 
 
+class Rate(float):
+    """Photos/s of one round."""
+
+    def __str__(self) -> str:
+        return f"{float(self):8.1f} photos/s"
+
+
+def take_turns(
+    names: Sequence[str], rounds: int, run: Callable[[str], Result], *, warm_up: bool = True
+) -> dict[str, list[Result]]:
+    """Run each of several things once per round, and print each result; return the results by name.
+
+    Args:
+        names: the things to run, in order.
+        rounds: number of counted rounds.
+        run: runs the thing of a name.
+        warm_up: whether to run another round before, which does not count.
+    """
+    results: dict[str, list[Result]] = {name: [] for name in names}
+    for number in range(0 if warm_up else 1, rounds + 1):
+        for name in names:
+            result = run(name)
+            print(f"round {number} of {rounds}: {result}  {name}", flush=True)
+            if number:
+                results[name].append(result)
+    return results
+
+
 def measure(variants: Sequence[Variant], rounds: int, base: str, prepare: Prepare) -> list[Throughput]:
     """Run the variants in turns; the first round is a warm-up and does not count."""
     workers = {setting: Worker(setting, prepare) for setting in {variant.setting for variant in variants}}
-    rates: dict[str, list[float]] = {variant.name: [] for variant in variants}
-    for number in range(rounds + 1):
-        for variant in variants:
-            rate = workers[variant.setting].run(variant.name)
-            print(f"round {number} of {rounds}: {rate:8.1f} photos/s  {variant.name}", flush=True)
-            if number:
-                rates[variant.name].append(rate)
+    settings = {variant.name: variant.setting for variant in variants}
+    rates = take_turns(list(settings), rounds, lambda name: Rate(workers[settings[name]].run(name)))
     for worker in workers.values():
         worker.stop()
     unit = statistics.median(rates[base])

@@ -1,4 +1,4 @@
-"""The local server compared with direct calls of serving.runtime, bare gRPC and FastAPI: `make bench-server`.
+"""The local server compared with direct calls of serving.runtime and bare gRPC: `make bench-server`.
 
 ratio     photos/s of 16 callers with one photo each, relative to each peer; the peers run in turns
 latency   median of a single caller, compared with the direct call and with grpc.aio around it and nothing
@@ -10,53 +10,32 @@ overload  twice the capacity for a minute, each call with a deadline: answered a
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from serving import contract, protos
-from serving.protos import tensors
-from tests.support.fake_model import free_port
+from serving import protos
+from tests.bench.callers import MODEL as MODEL
+from tests.bench.callers import Call, make_grpc_caller
+from tests.bench.callers import quantile as quantile
+from tests.bench.callers import serialize_requests as serialize_requests
+from tests.bench.processes import cpu_seconds, read_serve_port
+from tests.bench.processes import read_line as read_line
+from tests.bench.processes import resident_mib as resident_mib
+from tests.bench.processes import start_process as start_process
 
 CALLERS = 16
-MODEL = "bench"
 PEERS = "tests.bench.server_peers"
-
-
-@contextmanager
-def start_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a Python process within a `with` block, and terminate it at the end."""
-    command = [sys.executable, *arguments]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as started:
-        try:
-            yield started
-        finally:
-            started.terminate()
-
-
-def read_line(process: subprocess.Popen[str]) -> str:
-    """Wait for a line of output: the process prints one when it is ready, and one per command."""
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise RuntimeError(f"{process.args} ended before it printed a line")
-    return line
 
 
 def send_command(process: subprocess.Popen[str], command: str) -> float:
@@ -67,46 +46,7 @@ def send_command(process: subprocess.Popen[str], command: str) -> float:
     return float(read_line(process))
 
 
-def serialize_requests(photos: list[bytes]) -> list[bytes]:
-    """Serialize a PredictRequest per photo beforehand, so that the callers use almost no processor time."""
-    found = []
-    for photo in photos:
-        request = protos.PredictRequest(model_spec={"name": MODEL})
-        request.inputs[contract.IMAGE_BYTES].CopyFrom(tensors.encode([photo]))
-        found.append(request.SerializeToString())
-    return found
-
-
-def make_grpc_caller(port: int, photos: list[bytes]) -> Callable[[int], None]:
-    """Return a function that classifies the photo of a number; threads can share it."""
-    call = grpc.insecure_channel(f"localhost:{port}").unary_unary(protos.PREDICT)
-    requests = serialize_requests(photos)
-    return lambda number: call(requests[number % len(requests)], timeout=60)
-
-
-def make_bare_caller(port: int, photos: list[bytes]) -> Callable[[int], None]:
-    """Return the same function for the bare gRPC server."""
-    call = grpc.insecure_channel(f"localhost:{port}").unary_unary("/bench.Bare/Label")
-    return lambda number: call(photos[number % len(photos)], timeout=60)
-
-
-def make_http_caller(port: int, photos: list[bytes]) -> Callable[[int], None]:
-    """Return the same function for the FastAPI server, with one connection per thread."""
-    local = threading.local()
-
-    def call(number: int) -> None:
-        if not hasattr(local, "connection"):
-            local.connection = http.client.HTTPConnection("localhost", port, timeout=60)
-        local.connection.request("POST", "/", photos[number % len(photos)])
-        response = local.connection.getresponse()
-        body = response.read()
-        if response.status != 200:
-            raise RuntimeError(f"FastAPI returned {response.status}: {body[:200]!r}")
-
-    return call
-
-
-def measure_throughput(call: Callable[[int], None], count: int, pool: ThreadPoolExecutor) -> float:
+def measure_throughput(call: Call, count: int, pool: ThreadPoolExecutor) -> float:
     """Make calls from all threads of a pool; return photos/s."""
     start = time.perf_counter()
     for _ in pool.map(call, range(count)):
@@ -114,7 +54,7 @@ def measure_throughput(call: Callable[[int], None], count: int, pool: ThreadPool
     return count / (time.perf_counter() - start)
 
 
-def measure_latency(call: Callable[[int], None], count: int) -> float:
+def measure_latency(call: Call, count: int) -> float:
     """Make calls one after another; return the median seconds."""
     found = []
     for number in range(count):
@@ -184,23 +124,6 @@ def measure_recovery(call: Any, request: bytes) -> float:
     return (first or begin) - begin
 
 
-def quantile(values: list[float], fraction: float) -> float:
-    """Return a quantile of sorted values; NaN without values."""
-    return values[min(len(values) - 1, int(fraction * len(values)))] if values else float("nan")
-
-
-def cpu_seconds(pid: int) -> float:
-    """Return the processor seconds that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def resident_mib(pid: int) -> float:
-    """Return the resident memory of a process in MiB."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
-
-
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -241,8 +164,8 @@ def measure(options: argparse.Namespace, photos: list[bytes], base: Path) -> Non
         writer.wait()
     arguments = ("-m", "serving", "serve", "--model_base_path", str(base), "--port", "0")
     with start_process(*arguments) as server, ThreadPoolExecutor(CALLERS) as pool:
-        port = int(read_line(server).partition("localhost:")[2].split()[0])
-        call_server = make_grpc_caller(port, photos)
+        port = read_serve_port(server)
+        call_server = make_grpc_caller(port, protos.PREDICT, serialize_requests(photos))
         if options.rounds:
             compare(options, photos, base, server.pid, call_server, pool)
         if options.seconds:
@@ -257,27 +180,22 @@ def compare(
     photos: list[bytes],
     base: Path,
     pid: int,
-    call_server: Callable[[int], None],
+    call_server: Call,
     pool: ThreadPoolExecutor,
 ) -> None:
     """Measure the server and its peers in turns."""
-    fastapi_port = str(free_port())
     with (
         start_process("-m", PEERS, "direct", str(base)) as direct,
         start_process("-m", PEERS, "bare", str(base)) as bare,
-        start_process("-m", PEERS, "fastapi", str(base), fastapi_port) as fastapi,
     ):
         read_line(direct)
-        read_line(fastapi)
-        call_bare = make_bare_caller(int(read_line(bare).split()[1]), photos)
-        call_fastapi = make_http_caller(int(fastapi_port), photos)
+        call_bare = make_grpc_caller(int(read_line(bare).split()[1]), "/bench.Bare/Label", photos)
         time.sleep(1)
         latencies: dict[str, list[float]] = {"direct": [], "bare gRPC": [], "server": []}
         runs: dict[str, tuple[int, Callable[[], float]]] = {
             "direct": (direct.pid, lambda: send_command(direct, f"many {options.photos}")),
             "bare gRPC": (bare.pid, lambda: measure_throughput(call_bare, options.photos, pool)),
             "server": (pid, lambda: measure_throughput(call_server, options.photos, pool)),
-            "FastAPI": (fastapi.pid, lambda: measure_throughput(call_fastapi, options.photos, pool)),
         }
         rates: dict[str, list[float]] = {name: [] for name in runs}
         costs: dict[str, list[float]] = {name: [] for name in runs}

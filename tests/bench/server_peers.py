@@ -3,8 +3,6 @@
 bundle   writes a bundle of the default backbone to BASE
 direct   serving.runtime on that bundle, with commands on stdin
 bare     grpc.aio around serving.runtime and nothing else: the cost of gRPC itself on this machine
-fastapi  the server that a user would write instead: FastAPI around the bundle as TensorFlow loads it,
-         with requests merged by asyncio
 """
 
 from __future__ import annotations
@@ -15,9 +13,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +21,10 @@ from serving import contract
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-_MAX_BATCH = 32
-_WAIT_SECONDS = 0.002
-
 
 def write_bundle(base: Path) -> None:
     """Write the bundle."""
-    from tests.bench.job import export_bundle
+    from tests.bench.rescore import export_bundle
 
     export_bundle(base)
     print("ready", flush=True)
@@ -97,82 +90,11 @@ def serve_bare(base: Path) -> None:
     asyncio.run(serve())
 
 
-def _load_as_user(base: Path) -> Callable[[list[bytes]], list[dict[str, Any]]]:
-    """Load the bundle as TensorFlow does; return a function from photos to results."""
-    import tensorflow as tf
-
-    from serving import bundle
-
-    loaded = tf.saved_model.load(str(bundle.resolve(base)))
-
-    def run(photos: list[bytes]) -> list[dict[str, Any]]:
-        # `loaded` must stay alive, since its variables are deleted with it.
-        signature = loaded.signatures[contract.SERVING_DEFAULT]
-        outputs = {
-            name: values.numpy() for name, values in signature(image_bytes=tf.constant(photos)).items()
-        }
-        return [
-            {
-                "label": outputs[contract.LABEL][row].decode(),
-                "scores": outputs[contract.SCORES][row].tolist(),
-                "status": outputs[contract.STATUS][row].decode(),
-            }
-            for row in range(len(photos))
-        ]
-
-    return run
-
-
-def serve_fastapi(base: Path) -> None:
-    """Serve POST / with a photo; requests that wait while a batch runs are merged, up to 32."""
-    import uvicorn
-    from fastapi import FastAPI, Request
-
-    run = _load_as_user(base)
-    for size in (1, 2, 4, 8, 16, 32):
-        run(read_photos()[:size])
-    waiting: asyncio.Queue[tuple[bytes, asyncio.Future[dict[str, Any]]]] = asyncio.Queue(256)
-
-    async def merge() -> None:
-        while True:
-            batch = [await waiting.get()]
-            until = time.monotonic() + _WAIT_SECONDS
-            while len(batch) < _MAX_BATCH and (left := until - time.monotonic()) > 0:
-                try:
-                    batch.append(await asyncio.wait_for(waiting.get(), left))
-                except TimeoutError:
-                    break
-            answers = await asyncio.to_thread(run, [photo for photo, _ in batch])
-            for (_, future), answer in zip(batch, answers, strict=True):
-                future.set_result(answer)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        task = asyncio.create_task(merge())
-        print(f"ready {port}", flush=True)
-        yield
-        task.cancel()
-
-    app = FastAPI(lifespan=lifespan)
-
-    async def predict(request: Request) -> dict[str, Any]:
-        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        await waiting.put((await request.body(), future))
-        return await future
-
-    predict.__annotations__["request"] = Request  # FastAPI resolves the annotation in this module
-    app.post("/")(predict)
-    port = int(sys.argv[3])
-    uvicorn.run(
-        app, host="localhost", port=port, log_level="warning", access_log=False, timeout_keep_alive=3600
-    )
-
-
 def read_photos() -> list[bytes]:
     """Read the photos whose paths are in the environment variable BENCH_PHOTOS."""
     return [Path(path).read_bytes() for path in json.loads(os.environ["BENCH_PHOTOS"])]
 
 
 if __name__ == "__main__":
-    roles = {"bundle": write_bundle, "direct": run_direct, "bare": serve_bare, "fastapi": serve_fastapi}
+    roles = {"bundle": write_bundle, "direct": run_direct, "bare": serve_bare}
     roles[sys.argv[1]](Path(sys.argv[2]))
