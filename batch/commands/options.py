@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,14 +66,44 @@ embedding_store_flag = text_option(
     " stored are not read again, whatever the head.",
 )
 
+
+@contextmanager
+def open_models(
+    models: Sequence[str], config: str | None = None, label: str = ""
+) -> Iterator[tuple[Path, ...]]:
+    """Provide models as local directories; those of an object store are downloaded for the time of the block.
+
+    Args:
+        models: values of --model.
+        config: model.config that says which version has the label; None for each model's newest version.
+        label: version label, if there is a `config`.
+
+    Raises:
+        BundleError: a model of an object store does not exist or is incomplete.
+        InputError: an address is not valid, or no version has the label.
+    """
+    from serving.registry.labels import resolve_label
+    from serving.registry.stores.download import fetch_bundle
+    from serving.storage.address import parse_address
+
+    found = [parse_address(model) for model in models]
+    if config:
+        found = [resolve_label(model, parse_address(config), label) for model in found]
+    with ExitStack() as stack:
+        yield tuple(
+            model if isinstance(model, Path) else stack.enter_context(fetch_bundle(model)).path
+            for model in found
+        )
+
+
 run_flags = option_group(
     click.option(
         "--model",
         required=True,
         multiple=True,
-        type=click.Path(path_type=Path),
-        help="Bundle to score with: a version's directory, or its parent for the newest version. Repeat to"
-        " score with several models of the same backbone, one row each.",
+        metavar="DIR",
+        help="Bundle to score with: a version's directory, or its parent for the newest version; also s3://,"
+        " gs://. Repeat to score with several models of the same backbone, one row each.",
     ),
     click.option(
         "--output",

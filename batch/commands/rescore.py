@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from batch.commands.options import RejectionLimit, run_flags
+from batch.commands.options import RejectionLimit, open_models, run_flags
 from batch.commands.score import print_result
 
 
@@ -26,6 +26,7 @@ from batch.commands.score import print_result
 def rescore(
     ctx: click.Context,
     /,
+    model: tuple[str, ...],
     max_rejected: RejectionLimit | None,
     as_json: bool,
     **settings: Any,
@@ -53,6 +54,6 @@ def rescore(
     from batch.jobs.rescore import rescore as run
     from batch.monitoring.progress import progress_bar
 
-    with progress_bar() as report:
-        summary = run(RescoreSettings(**settings), report)
+    with open_models(model) as paths, progress_bar() as report:
+        summary = run(RescoreSettings(**settings, model=paths), report)
     print_result(ctx, summary, max_rejected, as_json=as_json)

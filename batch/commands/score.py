@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from batch.commands.options import RejectionLimit, run_flags, text_option
+from batch.commands.options import RejectionLimit, open_models, run_flags, text_option
 from serving.commands.main import TOO_MANY_REJECTED
 from serving.commands.output import echo
 from serving.commands.server_options import forbid_server_flags, pop_client_config, server_flags
@@ -64,10 +63,10 @@ def parse_share(_context: click.Context, _option: click.Parameter, text: str) ->
 )
 @click.option(
     "--model_config_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Model config file of the servers. Where --model is the parent of its versions, the version with the"
-    " version label --label (default: stable) is used instead of the newest, which may be a canary.",
+    help="Model config file of the servers, a path or an address. Where --model is the parent of its"
+    " versions, the version with the version label --label (default: stable) is used instead of the newest,"
+    " which may be a canary.",
 )
 @run_flags
 @click.option(
@@ -97,7 +96,8 @@ def parse_share(_context: click.Context, _option: click.Parameter, text: str) ->
 def score(
     ctx: click.Context,
     /,
-    model_config_file: Path | None,
+    model: tuple[str, ...],
+    model_config_file: str | None,
     max_rejected: RejectionLimit | None,
     as_json: bool,
     **settings: Any,
@@ -127,20 +127,15 @@ def score(
         forbid_server_flags(ctx)
     elif settings["engine"] != "auto":
         raise click.UsageError("--engine does not go with --server, which has an engine of its own.", ctx)
-    if model_config_file:
-        from serving.client.canary import STABLE
-        from serving.registry.labels import resolve_label
-
-        label = (server.label if server else None) or STABLE
-        settings["model"] = tuple(
-            resolve_label(model, model_config_file, label) for model in settings["model"]
-        )
     # Imported here, so that --help stays fast; through the module, so that tests can replace the job.
     from batch.jobs import score as score_job
     from batch.monitoring.progress import progress_bar
+    from serving.client.canary import STABLE
 
-    with progress_bar() as report:
-        summary = score_job.score(score_job.ScoreSettings(**settings, server=server), report)
+    label = (server.label if server else None) or STABLE
+    with open_models(model, model_config_file, label) as paths, progress_bar() as report:
+        chosen = score_job.ScoreSettings(**settings, model=paths, server=server)
+        summary = score_job.score(chosen, report)
     print_result(ctx, summary, max_rejected, as_json=as_json)
 
 

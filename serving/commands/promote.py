@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 _REASON = click.option(
     "--reason", default="", show_default=False, help="Reason of the change, recorded in the audit log."
 )
+_OPERATION = click.option(
+    "--operation_id",
+    metavar="ID",
+    default="",
+    show_default=False,
+    help="Identifier of this change, such as the name and UID of a Job. Repeating the command with it "
+    "completes an interrupted change, and never makes the change twice.",
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
 
@@ -49,6 +57,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
     "needed for a rollback are never deleted.",
 )
 @_REASON
+@_OPERATION
 @_JSON
 @target_change_flags
 def promote(
@@ -58,6 +67,7 @@ def promote(
     force: bool,
     keep: int | None,
     reason: str,
+    operation_id: str,
     as_json: bool,
     **flags: Any,
 ) -> None:
@@ -95,13 +105,13 @@ def promote(
     ):
         change = registry.promote(
             target,
-            source=local.path if local else None,
-            origin=local.origin if local else None,
+            source=local,
             version=model_version,
             label=label or STABLE,
             force=force,
             reason=reason,
             keep=keep,
+            operation=operation_id,
         )
     _print_change(change, as_json, polled=bool(target.config))
 
@@ -124,9 +134,12 @@ def promote(
     help="Version to return to.  [default: the previous version]",
 )
 @_REASON
+@_OPERATION
 @_JSON
 @target_change_flags
-def rollback(label: str | None, to: int | None, reason: str, as_json: bool, **flags: Any) -> None:
+def rollback(
+    label: str | None, to: int | None, reason: str, operation_id: str, as_json: bool, **flags: Any
+) -> None:
     """Return to the previous version.
 
     With --model_config_file, the label returns to its previous version according to the audit log: that
@@ -138,14 +151,16 @@ def rollback(label: str | None, to: int | None, reason: str, as_json: bool, **fl
     DIR/.withdrawn, where it is kept; its number is not used again. The server loads the previous version
     before it unloads the withdrawn one.
 
-    The verdict is not checked, since the version was live before. A second rollback goes one
-    version further back.
+    The verdict is not checked, since the version was live before. A second rollback goes one version further
+    back. The same command after an interruption only completes the rollback.
     """
     from serving.client.canary import STABLE
     from serving.registry import rollback as registry
 
     with open_target(flags, label) as target:
-        change = registry.rollback(target, label=label or STABLE, to=to, reason=reason)
+        change = registry.rollback(
+            target, label=label or STABLE, to=to, reason=reason, operation=operation_id
+        )
     _print_change(change, as_json, polled=bool(target.config))
 
 

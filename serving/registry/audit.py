@@ -58,8 +58,9 @@ class Event:
         forced: True if the change was made although the gate had not blessed the version.
         reason: reason stated by the user.
         source: where a published version was copied from.
-        at: time of the change, ISO 8601 in UTC.
+        at: time at which the change began, ISO 8601 in UTC.
         who: user and host, as user@host.
+        operation: identifier of the change, by which a repetition is recognised; "" for none.
     """
 
     action: Action
@@ -74,19 +75,11 @@ class Event:
     source: str = ""
     at: str = field(default_factory=now)
     who: str = field(default_factory=_user_at_host)
+    operation: str = ""
 
 
 _KEYS = {"old": "from", "new": "to"}
 """JSON keys that differ from the attribute's name: `from` is a keyword of Python."""
-
-
-def append(store: Store, event: Event) -> None:
-    """Append an event to the log.
-
-    Raises:
-        OutputError: the log cannot be written.
-    """
-    store.lease.publish(store.log_content(to_line(event)))
 
 
 def to_line(event: Event) -> str:
@@ -102,12 +95,21 @@ def read(store: Store) -> list[Event]:
     Raises:
         InputError: the log cannot be read, or a line of it is not an event.
     """
-    return [_parse_event(where, line) for where, line in store.read_log()]
+    return [parse_event(where, line) for where, line in store.read_log()]
 
 
-def _parse_event(where: str, line: str) -> Event:
+def parse_event(where: str, line: str) -> Event:
+    """Parse a line of the log.
+
+    Args:
+        where: location of the line, for the error.
+        line: JSON of an event.
+
+    Raises:
+        InputError: the line is not an event.
+    """
     try:
-        record = json.loads(line)
+        record = {"operation": "", **json.loads(line)}  # lines of earlier releases have none
         own = {f.name: record[_KEYS.get(f.name, f.name)] for f in fields(Event)}
         return Event(**own | {"action": Action(own["action"]), "failed": tuple(own["failed"])})
     except (ValueError, KeyError, TypeError, RecursionError) as error:

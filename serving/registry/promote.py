@@ -9,8 +9,9 @@ from typing import Any
 from serving import bundle
 from serving.client.canary import CANARY, STABLE
 from serving.errors import BundleError, InputError
-from serving.registry import audit, rollout, verdict
+from serving.registry import audit, operations, rollout, verdict
 from serving.registry.audit import Action, Event
+from serving.registry.stores.download import FetchedBundle
 from serving.registry.target import DeploymentTarget, lock_target
 from serving.registry.verdict import Verdict
 from serving.storage.address import Address
@@ -48,13 +49,13 @@ class Change:
 def promote(
     target: DeploymentTarget,
     *,
-    source: Path | None = None,
-    origin: Address | None = None,
+    source: Path | FetchedBundle | None = None,
     version: int | None = None,
     label: str = STABLE,
     force: bool = False,
     reason: str = "",
     keep: int | None = None,
+    operation: str = "",
 ) -> Change:
     """Make a bundle live, or move a label to it.
 
@@ -63,13 +64,14 @@ def promote(
 
     Args:
         target: deployment target.
-        source: local directory of the bundle; alternative to `version`.
-        origin: address that `source` was fetched from, for the audit log; None if it is its own path.
+        source: bundle in a local directory; alternative to `version`.
         version: version in the store; alternative to `source`.
         label: version label to move, if the target has a configuration.
         force: True to accept a bundle that is not blessed.
         reason: reason for the audit log.
         keep: number of newest versions to keep in the store; None keeps all.
+        operation: identifier of this promotion; "" for none. A second call with it promotes the version of
+            the first one, whatever `source` is by then, and does nothing once that is complete.
 
     Raises:
         BundleError: the bundle cannot be read, or does not load in the server; nothing has changed.
@@ -78,31 +80,29 @@ def promote(
         OutputError: the store, the configuration or the log cannot be written.
         ServerError: the server did not reach the expected state.
     """
-    source = bundle.resolve(source) if source else None  # a base path means its newest version
-    candidate = _read_candidate(source, origin) if source else _stored_candidate(target, version or 0)
-    if not force:
-        verdict.require_blessed(candidate.origin, candidate.verdict, candidate.digest)
-    event = _promotion_event(target, candidate, label, force=force, reason=reason)
     with lock_target(target) as target:
-        old = _live_version(target, label)
-        number = target.store.find(source, candidate.digest) if source else version
-        if target.config:
-            _require_stable(target, label, number)
-        published = number is None
-        if number is None and source:
-            number = _publish(target, source, candidate, event)
-        assert number is not None
-        _make_live(target, number, label, event, published=published)
-        _log_promotion(target, replace(event, old=old, new=number), published=published)
-        return Change(
-            target.model,
-            old,
-            number,
-            event.label,
-            published=published,
-            waited=target.client is not None,
-            removed=prune(target, keep, event) if keep else (),
-        )
+        events = operations.find_completed(target, operation, Action.PROMOTE)
+        if events:
+            change = describe_change(target, events)
+        else:
+            version = operations.find_version(target, operation, Action.PROMOTE) or version
+            found = _stored_candidate(target, version) if version else _read_candidate(source)
+            if not force:
+                verdict.require_blessed(found.origin, found.verdict, found.digest)
+            event = _promotion_event(target, found, label, force=force, reason=reason)
+            events = (replace(event, operation=operation),)
+            change = _promote(target, found, events[0])
+        return replace(change, removed=prune(target, keep, events[0]) if keep else ())
+
+
+def describe_change(target: DeploymentTarget, events: operations.Events) -> Change:
+    """Return the change that the events of an operation, one per label, record."""
+    first, *others = events
+    assert first.new is not None
+    also = tuple(event.label for event in others if event.label)
+    return Change(
+        target.model, first.old, first.new, first.label, waited=target.client is not None, also=also
+    )
 
 
 def withdraw(target: DeploymentTarget, version: int, event: Event) -> None:
@@ -147,12 +147,14 @@ class _Candidate:
         digest: digest of its content.
         verdict: verdict of the gate; None if there is none.
         number: its own version number.
+        source: local directory of the bundle; None for a version of the store.
     """
 
     origin: Address
     digest: str
     verdict: Verdict | None
     number: int
+    source: Path | None = None
 
     @property
     def valid_verdict(self) -> Verdict | None:
@@ -160,10 +162,14 @@ class _Candidate:
         return self.verdict if self.verdict and self.verdict.content == self.digest else None
 
 
-def _read_candidate(source: Path, origin: Address | None) -> _Candidate:
-    found = bundle.read(source)
-    at = origin or found.path.resolve()
-    return _Candidate(at, verdict.digest(found.path), verdict.read(found.path), found.version)
+def _read_candidate(source: Path | FetchedBundle | None) -> _Candidate:
+    assert source is not None, "neither a bundle nor a version"
+    path = source.path if isinstance(source, FetchedBundle) else source
+    found = bundle.read(bundle.resolve(path))  # a base path means its newest version
+    origin = source.origin if isinstance(source, FetchedBundle) else found.path.resolve()
+    return _Candidate(
+        origin, verdict.digest(found.path), verdict.read(found.path), found.version, source=found.path
+    )
 
 
 def _stored_candidate(target: DeploymentTarget, version: int) -> _Candidate:
@@ -171,6 +177,32 @@ def _stored_candidate(target: DeploymentTarget, version: int) -> _Candidate:
     path = target.store.path(version)
     bundle.read_metadata(path)  # raises BundleError if it cannot be read
     return _Candidate(path, target.store.digest(version), verdict.read(path), version)
+
+
+def _promote(target: DeploymentTarget, found: _Candidate, event: Event) -> Change:
+    """Publish the candidate if the store does not contain it, and make it live.
+
+    Args:
+        target: locked deployment target.
+        found: what to promote.
+        event: event for the audit log, still without versions.
+    """
+    old = _live_version(target, event.label)
+    number = target.store.find(found.source, found.digest) if found.source else found.number
+    interrupted = operations.resume(target, Action.PROMOTE, event.label, event.operation, [number])
+    if event.label:
+        _require_stable(target, event.label, number)
+    published = number is None
+    if number is None and found.source:
+        number = _publish(target, found.source, found, event)
+    assert number is not None
+    event = replace(event, old=old if old != number else None, new=number)
+    if not interrupted and not published and _is_logged(target, event):
+        _make_live(target, event, published=False)
+    else:
+        with operations.carry_out(target, interrupted or (event,)):
+            _make_live(target, event, published=published)
+    return replace(describe_change(target, interrupted or (event,)), published=published)
 
 
 def _promotion_event(
@@ -192,10 +224,9 @@ def _promotion_event(
     )
 
 
-def _live_version(target: DeploymentTarget, label: str) -> int | None:
+def _live_version(target: DeploymentTarget, label: str | None) -> int | None:
     """Return the version that the label is on; without a configuration, the newest."""
-    before = target.read_config()
-    return before.labels.get(label) if target.config else max(target.versions, default=None)
+    return target.read_config().labels.get(label) if label else max(target.versions, default=None)
 
 
 def _publish(target: DeploymentTarget, source: Path, candidate: _Candidate, event: Event) -> int:
@@ -224,15 +255,17 @@ def _publish(target: DeploymentTarget, source: Path, candidate: _Candidate, even
     )
 
 
-def _make_live(target: DeploymentTarget, number: int, label: str, event: Event, *, published: bool) -> None:
-    """Move the label to a version, or wait until the server follows the newest version.
+def _make_live(target: DeploymentTarget, event: Event, *, published: bool) -> None:
+    """Move the label to the new version, or wait until the server follows the newest version.
 
     Raises:
         BundleError: the version does not load. Without a configuration, a version that was published for
             this promotion is withdrawn again.
     """
-    if target.config:
-        rollout.move_labels(target, {label: number})
+    number = event.new
+    assert number is not None
+    if event.label:
+        rollout.move_labels(target, {event.label: number})
         return
     _require_newest(target, number)
     try:
@@ -243,17 +276,13 @@ def _make_live(target: DeploymentTarget, number: int, label: str, event: Event, 
         raise
 
 
-def _log_promotion(target: DeploymentTarget, event: Event, *, published: bool) -> None:
-    """Append the promotion to the audit log, unless nothing changed and the log already contains it.
-
-    The log may lack a promotion that was interrupted after its last other step.
-    """
-    moved = event.old != event.new
-    if not moved and not published:
-        events = audit.read(target.store)
-        if any(e.action is Action.PROMOTE and (e.label, e.new) == (event.label, event.new) for e in events):
-            return
-    audit.append(target.store, event if moved else replace(event, old=None))
+def _is_logged(target: DeploymentTarget, event: Event) -> bool:
+    """Return whether nothing changes, since the version is live and the audit log says so."""
+    if event.old is not None or event.operation:  # the log has an event of each identifier
+        return False
+    return any(
+        (e.action, e.label, e.new) == (event.action, event.label, event.new) for e in audit.read(target.store)
+    )
 
 
 def _require_stable(target: DeploymentTarget, label: str, version: int | None) -> None:

@@ -82,8 +82,6 @@ class Lease:
         token: random name of the holder.
         number: number of the holder's last entry.
         intent: what that entry is to publish; None once it is done.
-        recovered: note of the publication of an interrupted process that was completed when the lease was
-            acquired; None if there was none.
     """
 
     root: str
@@ -91,7 +89,6 @@ class Lease:
     token: str = ""
     number: int = 0
     intent: dict[str, Any] | None = None
-    recovered: Any = None
 
     @property
     def staging(self) -> str:
@@ -129,7 +126,6 @@ class Lease:
         *,
         moves: Iterable[Move] = (),
         removes: Iterable[str] = (),
-        note: Any = None,
         unordered: bool = False,
     ) -> None:
         """Move files into place, create or replace others, and then delete files: all of it or nothing.
@@ -138,7 +134,6 @@ class Lease:
             contents: contents of the files to create or replace, by name.
             moves: files to move; on remote storage they are copied in this order and then deleted in reverse.
             removes: names of files to delete, in this order.
-            note: value for `recovered`, as JSON.
             unordered: whether many files of remote storage may be moved, and then deleted, at a time.
 
         Raises:
@@ -146,7 +141,7 @@ class Lease:
             OutputError: a file cannot be written. If it was decided, the next holder completes it.
         """
         moves = [*moves, *self.stage(contents or {})]
-        intent = {"moves": moves, "removes": list(removes), "note": note, "unordered": unordered}
+        intent = {"moves": moves, "removes": list(removes), "unordered": unordered}
         if moves or intent["removes"]:
             self._advance(intent)
             self._finish(intent)
@@ -232,7 +227,6 @@ class Lease:
     def _recover(self) -> None:
         """Complete the publication of an interrupted holder, and delete what earlier holders left."""
         if self.intent:
-            self.recovered = self.intent.get("note")
             self._finish(self.intent)
         for name in files.list_names(self._at(self.directory)):
             left = ("beat-", files.TEMPORARY_PREFIX)

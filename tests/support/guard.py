@@ -59,7 +59,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         return
     package = str(arguments[0]).partition(".")[0] if event == "import" else ""
     if use := PACKAGES.get(package) or EVENTS.get(event):
-        _check(use, f"{event} {arguments[0]!r:.100}")
+        _check(use, f"{event} {arguments[:1]!r:.100}")  # os.fork has no arguments
 
 
 def _check(use: Use, what: str) -> None:

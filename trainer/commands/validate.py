@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -83,9 +82,9 @@ _limit_options = option_group(
 )
 @click.option(
     "--model_config_file",
-    type=click.Path(path_type=Path),
-    help="model.config of the servers: compare with the version labelled stable in it instead of the newest "
-    "version below --live. Use it if the newest may be a canary or was rolled back.",
+    metavar="FILE",
+    help="model.config of the servers, a path or an address: compare with the version labelled stable in it "
+    "instead of the newest version below --live. Use it if the newest may be a canary or was rolled back.",
 )
 @click.option(
     "--photos",
@@ -106,7 +105,7 @@ _limit_options = option_group(
 def validate(
     candidate: str,
     live: str | None,
-    model_config_file: Path | None,
+    model_config_file: str | None,
     directory: str | None,
     manifest: str | None,
     embedding_store: str,
@@ -139,7 +138,8 @@ def validate(
     from serving.storage.address import parse_address
     from trainer.gate import gate
 
-    served = _resolve_live(parse_address(live), model_config_file) if live else None
+    config = parse_address(model_config_file) if model_config_file else None
+    served = _resolve_live(parse_address(live), config) if live else None
     with (
         fetch_bundle(parse_address(candidate), say) as new,
         fetch_bundle(served, say) if served else nullcontext() as old,
@@ -166,20 +166,16 @@ def validate(
         raise GateRejected(f"{candidate} is not blessed: {format_checks(found.failed)}.")
 
 
-def _resolve_live(address: Address, config: Path | None = None) -> Address | None:
+def _resolve_live(address: Address, config: Address | None = None) -> Address | None:
     """Return the address of the live version; None if its directory has no version yet."""
     from serving.client.canary import STABLE
     from serving.registry.labels import resolve_label
     from serving.registry.stores.download import has_no_version
 
-    if config and not isinstance(address, Path):
-        raise click.UsageError(
-            f"--model_config_file needs a local --live; of {address} give the version's own address."
-        )
     if has_no_version(address):
         say(f"{address} has no version yet: the candidate is checked alone.")
         return None
-    return resolve_label(address, config, STABLE) if config and isinstance(address, Path) else address
+    return resolve_label(address, config, STABLE) if config else address
 
 
 def _list_photos(place: str | None) -> Sequence[LabelledPhoto]:

@@ -56,7 +56,7 @@ class LocalStore(Store):
     def withdraw(self, version: int, log: str) -> str:
         name = self.path(version).name
         move = (name, f"{bundle.WITHDRAWN}/{name}")
-        self.lease.publish(self.log_content(log), moves=[move], note=version)
+        self.lease.publish(self.log_content(log), moves=[move])
         return str(self.base / bundle.WITHDRAWN)
 
     def remove(self, version: int, log: str) -> None:
@@ -65,8 +65,9 @@ class LocalStore(Store):
         self.lease.publish(self.log_content(log), moves=[(name, f".removing-{name}")])
         shutil.rmtree(self.base / f".removing-{name}", ignore_errors=True)
 
-    def log_content(self, line: str) -> Mapping[str, bytes]:
-        return {AUDIT_LOG: self._read_complete_lines() + f"{line}\n".encode()}
+    def log_content(self, *lines: str) -> Mapping[str, bytes]:
+        added = "".join(f"{line}\n" for line in lines)
+        return {AUDIT_LOG: self._read_complete_lines() + added.encode()}
 
     def read_log(self) -> Iterator[tuple[str, str]]:
         for number, line in enumerate(self._read_complete_lines().splitlines(), 1):

@@ -126,7 +126,7 @@ class ObjectStore(Store):
             (f"{version}/{name}", f"{bundle.WITHDRAWN}/{version}/{name}")
             for name in _model_last(self.sizes(version))
         ]
-        self.lease.publish(self._gone_content(version, log), moves=moves, note=version)
+        self.lease.publish(self._gone_content(version, log), moves=moves)
         return self._at(bundle.WITHDRAWN)
 
     def remove(self, version: int, log: str) -> None:
@@ -134,10 +134,10 @@ class ObjectStore(Store):
         removes = [f"{version}/{name}" for name in names]
         self.lease.publish(self._gone_content(version, log), removes=removes)
 
-    def log_content(self, line: str) -> Mapping[str, bytes]:
-        """Return the line as an object of its own: nothing is rewritten, so no earlier line can be lost."""
-        number = max(_list_numbers(self._at(AUDIT_PREFIX)), default=0) + 1
-        return {f"{AUDIT_PREFIX}/{number:08d}": line.encode()}
+    def log_content(self, *lines: str) -> Mapping[str, bytes]:
+        """Return each line as an object of its own: nothing is rewritten, so no earlier line can be lost."""
+        first = max(_list_numbers(self._at(AUDIT_PREFIX)), default=0) + 1
+        return {f"{AUDIT_PREFIX}/{number:08d}": line.encode() for number, line in enumerate(lines, first)}
 
     def read_log(self) -> Iterator[tuple[str, str]]:
         numbers = _list_numbers(self._at(AUDIT_PREFIX))

@@ -82,18 +82,15 @@ class Store(ABC):
 
     @abstractmethod
     def withdraw(self, version: int, log: str) -> str:
-        """Hide a version from servers, keep its files, append to the audit log; return where the files are.
-
-        If it is interrupted, `lease.recovered` of the process that completes it is the version.
-        """
+        """Hide a version from servers, keep its files, append to the audit log; return where they are."""
 
     @abstractmethod
     def remove(self, version: int, log: str) -> None:
         """Delete a version and append to the audit log; servers never load a part of it."""
 
     @abstractmethod
-    def log_content(self, line: str) -> Mapping[str, bytes]:
-        """Return the file to write to append a line to the audit log, by name."""
+    def log_content(self, *lines: str) -> Mapping[str, bytes]:
+        """Return the files to write to append lines to the audit log, by name."""
 
     @abstractmethod
     def read_log(self) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from typing import Any
 import fsspec
 import pytest
 
+from batch.commands.options import open_models
 from serving import contract
 from serving.errors import BundleError, GateRejected, InputError, OutputBusy, OutputError
 from serving.registry import audit, inventory, verdict
@@ -234,15 +235,14 @@ def roll_back_after_interruption(memory: str, cut: int, models: Path) -> bool:
     with pytest.MonkeyPatch.context() as patch:
         interrupt_before(cut, patch)
         try:
-            rollback(target)
+            rollback(target, operation="job")
         except Interrupted:
             pass
         else:
             return False
     object_stores.expire_lease(f"{memory}/{LEASE_DIRECTORY}")
-    if read_objects(memory, "3"):
-        change = rollback(target)
-        assert (change.old, change.new) == (3, 2)
+    change = rollback(target, operation="job")
+    assert (change.old, change.new) == (3, 2)
     assert target.versions == [1, 2]
     assert read_objects(memory, ".withdrawn/3") == read_files(models / "3")
     again = promote(target, source=models / "3")
@@ -453,6 +453,27 @@ def test_labels_move_in_a_model_config_on_the_object_store(memory: str, models: 
     assert b"# Kept by hand." in files.read(config)
     with lock_target(target), pytest.raises(OutputBusy):
         promote(DeploymentTarget(f"{memory}-other", "double", config), source=models / "1")
+
+
+def test_jobs_download_the_stable_version_and_not_the_canary(memory: str, models: Path) -> None:
+    config = f"{memory.rpartition('/')[0]}/model.config"
+    files.write(config, (CONFIG % ("gs://bucket/other", memory)).encode())
+    promote(target_at(memory), source=models / "1")
+    target = DeploymentTarget(memory, "double", config)
+    promote(target, version=1)
+    promote(target, source=models / "2", label="canary")
+    with open_models([memory], config, "stable") as (stable,), open_models([memory]) as (newest,):
+        assert (stable.name, newest.name) == ("1", "2")
+        assert read_files(stable) == read_files(models / "1")
+        assert stable.parent.name == "double"
+    assert not stable.exists()
+    with open_models([f"{memory}/2"], config, "stable") as (given,):
+        assert given.name == "2"
+    with (
+        pytest.raises(InputError, match="No version of double is next"),
+        open_models([memory], config, "next"),
+    ):
+        pass
 
 
 def test_keep_deletes_old_versions_and_numbers_are_not_reused(memory: str, models: Path) -> None:

@@ -23,6 +23,7 @@ from serving.registry.audit import Action, Event
 from serving.registry.labels import resolve_label
 from serving.registry.promote import promote
 from serving.registry.rollback import rollback
+from serving.registry.stores.download import FetchedBundle
 from serving.registry.stores.local import AUDIT_LOG, LocalStore
 from serving.registry.target import DeploymentTarget, lock_target
 from serving.server import RunningServer, ServerSettings, start
@@ -451,7 +452,8 @@ def test_repeated_rollbacks_go_further_back() -> None:
 
 
 def test_an_incomplete_last_log_line_is_skipped_and_a_damaged_line_is_an_error(tmp_path: Path) -> None:
-    audit.append(LocalStore(tmp_path), Event(Action.PROMOTE, "m", None, 1))
+    line = audit.to_line(Event(Action.PROMOTE, "m", None, 1))
+    (tmp_path / AUDIT_LOG).write_text(f"{line}\n")
     whole = audit.read(LocalStore(tmp_path))
     with (tmp_path / AUDIT_LOG).open("a") as file:
         file.write('{"action": "pro')
@@ -512,7 +514,8 @@ def test_audit_log_and_verdict_take_text_that_is_not_utf8_and_contain_no_secrets
     base: Path, models: Path
 ) -> None:
     directory, odd = models / "1", os.fsdecode(b"\xff\x1b")
-    promote(DeploymentTarget(base, "double"), source=directory, origin="s3://key:secret@b/1", reason=odd)
+    fetched = FetchedBundle(directory, "s3://key:secret@b/1")
+    promote(DeploymentTarget(base, "double"), source=fetched, reason=odd)
     assert audit.read(LocalStore(base))[-1].reason == odd
     assert "secret" not in (base / "audit.jsonl").read_text("utf-8")
     found = verdict.read(directory)

@@ -39,7 +39,6 @@ def test_a_publication_replaces_moves_and_deletes_files(tmp_path: Path) -> None:
     assert (tmp_path / "deep" / "new").read_bytes() == b"new"
     assert not read_intent(str(tmp_path), "lease")
     with hold(str(tmp_path), "lease", "Busy:") as held:
-        assert held.recovered is None
         assert files.list_names(f"{tmp_path}/lease") == ["00000003", "staged"]
 
 
@@ -96,14 +95,12 @@ def test_an_interrupted_publication_is_completed_by_the_next_holder(
     with monkeypatch.context() as patch:
         patch.setattr(files, "rename", fail)
         with pytest.raises(OutputError, match="disk is full"), hold(str(tmp_path), "lease", "Busy:") as held:
-            held.publish({"a": b"1", "b": b"2", "c": b"3"}, removes=["old"], note=[7])
+            held.publish({"a": b"1", "b": b"2", "c": b"3"}, removes=["old"])
     assert len(names(tmp_path)) == done + 1
     assert read_intent(str(tmp_path), "lease")["removes"] == ["old"]
     with hold(str(tmp_path), "lease", "Busy:") as held:
         assert names(tmp_path) == ["a", "b", "c"]
-        assert held.recovered == [7]
-    with hold(str(tmp_path), "lease", "Busy:") as held:
-        assert held.recovered is None
+    assert not read_intent(str(tmp_path), "lease")
 
 
 def test_a_worker_process_notices_that_the_lease_is_lost(tmp_path: Path) -> None:
