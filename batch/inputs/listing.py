@@ -128,6 +128,8 @@ def stat_photo(uri: str) -> Photo:
 def list_directory(directory: str, wanted: Collection[str]) -> dict[str, Photo]:
     """Return the wanted photos of a remote directory by uri, with a single listing if it has listings.
 
+    A file whose name or directory is in another Unicode form is that photo, which takes more listings.
+
     Args:
         directory: address of the directory.
         wanted: uris to return; all other files are ignored.
@@ -135,8 +137,10 @@ def list_directory(directory: str, wanted: Collection[str]) -> dict[str, Photo]:
     Raises:
         InputError: the storage cannot be listed.
     """
-    found = remote.find_files(directory, wanted)
-    return {info.uri: Photo.listed(info.uri, info.size, info.modified) for info in found}
+    found = {info.uri: info for info in remote.find_files(directory, wanted)}
+    if missing := {uri for uri in wanted if uri not in found and not uri.isascii()}:
+        found.update(remote.find_respelled(directory, missing))
+    return {uri: Photo.listed(info.uri, info.size, info.modified) for uri, info in found.items()}
 
 
 def read_photo(photo: Photo) -> bytes:

@@ -16,10 +16,12 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from fnmatch import fnmatchcase
 from glob import has_magic
+from itertools import chain
 from typing import Any
 
 from serving.errors import HubheadError, InputError, OutputError, StorageError
 from serving.storage.address import EXTRAS, base_name
+from serving.storage.names import normalize
 
 READ_BYTES = 4 << 20
 """Bytes that a file opened for reading requests at a time, unless the reader wants more."""
@@ -316,6 +318,36 @@ def find_files(directory: str, wanted: Collection[str]) -> Iterator[FileInfo]:
         return
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
         yield from filter(None, pool.map(_find_file, wanted))
+
+
+def find_respelled(directory: str, wanted: Collection[str]) -> Iterator[tuple[str, FileInfo]]:
+    """Yield wanted addresses with the files that are stored under another Unicode form of them.
+
+    Uploads from macOS keep its decomposed names, and lists of them are often composed.
+
+    Args:
+        directory: directory of all of them, in the form that is wanted.
+        wanted: addresses that do not exist as they are.
+
+    Raises:
+        StorageError: the storage does not answer.
+    """
+    scheme, _, path = directory.partition("://")
+    bucket, *parts = path.split("/")
+    if EXTRAS.get(scheme) == "http":
+        return  # which has no listings
+    directories = [f"{scheme}://{bucket}"]
+    for part in parts:
+        directories = [
+            uri
+            for top in directories
+            for uri in ([f"{top}/{part}"] if part.isascii() else (uri for uri, _ in list_directory(top)))
+            if normalize(base_name(uri)) == normalize(part)
+        ]
+    spelled = {normalize(uri): uri for uri in wanted}
+    for uri, info in chain.from_iterable(map(list_directory, directories)):
+        if info["type"] != "directory" and (asked := spelled.get(normalize(uri))):
+            yield asked, _to_file_info(uri, info)
 
 
 def _find_file(uri: str) -> FileInfo | None:

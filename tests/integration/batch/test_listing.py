@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -80,6 +81,32 @@ def test_remote_photos_are_listed_and_read(top: str) -> None:
     assert [listing.read_photo(photo) for photo in found] == [b"one", b"\x1f\x8bnot unpacked"]
     with pytest.raises(InputError, match="No photos"):
         listing.find_photos(f"{top}/b")
+
+
+def test_remote_photo_whose_name_or_directory_is_in_another_unicode_form_is_found(top: str) -> None:
+    (composed, decomposed), (_, other) = (
+        [unicodedata.normalize(form, name) for form in ("NFC", "NFD")] for name in ("crème", "Käse")
+    )
+    stored = [
+        f"{top}/{composed}/a/{other}.jpg", f"{top}/{decomposed}/a/{other} 2.jpg", f"{top}/{composed}/a/b.jpg",
+    ]  # fmt: skip
+    for uri in stored:
+        files.write(uri, uri[-9:].encode())
+    directory = f"{top}/{composed}/a"
+    wanted = [
+        f"{directory}/Käse.jpg",
+        f"{directory}/Käse 2.jpg",
+        f"{directory}/b.jpg",
+        f"{directory}/gone é.jpg",
+    ]
+    found = listing.list_directory(directory, wanted)
+    assert [found[uri].uri for uri in wanted[:3]] == stored
+    assert wanted[3] not in found
+    assert [listing.read_photo(photo) for photo in map(found.__getitem__, wanted[:3])] == [
+        uri[-9:].encode() for uri in stored
+    ]
+    files.write(wanted[0], b"composed")  # the name as it is asked for comes first
+    assert listing.list_directory(directory, wanted)[wanted[0]].uri == wanted[0]
 
 
 def test_two_asterisks_match_any_number_of_directories(memory: str) -> None:
