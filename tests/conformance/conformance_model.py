@@ -80,6 +80,7 @@ class ConformanceModel:
     """A model that runs SIGNATURES once `gate` is set, and records its calls."""
 
     threads: int = 1
+    engine: str = "tensorflow"
     gate: threading.Event = field(default_factory=threading.Event)
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
