@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import click
 from croniter import croniter
 
+from tests.k8s.flink import MAIN_CONTAINER, flink_pods
 from tests.k8s.reading import (
     Check,
     Manifest,
@@ -144,6 +145,9 @@ def check_paths_agree(manifests: list[Manifest]) -> list[str]:
         if command == "promote":
             named["bundle"] = next((arg for arg in arguments(container) if not arg.startswith("--")), "")
         for flag in roles.keys() & named.keys():
+            if "://" in named[flag]:
+                findings.append(f"{owner}: --{flag}={named[flag]} is not on the volume of the other jobs")
+                continue
             try:
                 volume, below, _ = resolve_mount(pod, container, named[flag])
             except LookupError:
@@ -157,9 +161,25 @@ def check_paths_agree(manifests: list[Manifest]) -> list[str]:
             "embedding_store",
             "bundle",
         } & given.keys():
-            if not resolve_mount(pod, container, given[flag])[2]:
+            if "://" not in given[flag] and not resolve_mount(pod, container, given[flag])[2]:
                 findings.append(f"{owner}: --{flag}={given[flag]} is mounted read-only")
     return findings + [f"not a single {what}: {where}" for what, where in places.items() if len(where) != 1]
+
+
+def check_operations_are_made_once(manifests: list[Manifest]) -> list[str]:
+    """Check that the pods of one Job give its name and UID as the identifier of their change."""
+    wanted = {"JOB_NAME": "batch.kubernetes.io/job-name", "JOB_UID": "batch.kubernetes.io/controller-uid"}
+    findings = []
+    for owner, _, container in containers(manifests):
+        if container.get("command", [""])[-1] not in ("promote", "rollback"):
+            continue
+        if flags(container["args"]).get("operation_id") != "$(JOB_NAME)/$(JOB_UID)":
+            findings.append(f"{owner}: a second pod makes the change again")
+        found = {env["name"]: env.get("valueFrom", {}).get("fieldRef", {}) for env in container["env"]}
+        for name, label in wanted.items():
+            if found.get(name, {}).get("fieldPath") != f"metadata.labels['{label}']":
+                findings.append(f"{owner}: {name} is not the label {label}")
+    return findings
 
 
 def check_order_of_steps(manifests: list[Manifest]) -> list[str]:
@@ -198,7 +218,7 @@ def check_indexed_shards(manifests: list[Manifest]) -> list[str]:
         args = [arg for c in spec["template"]["spec"]["containers"] for arg in c.get("args", [])]
         share = flags(args).get("share", "")
         if spec.get("completionMode") != "Indexed":
-            if "$(" in " ".join(args):
+            if "$(JOB_COMPLETION_INDEX)" in " ".join(args):
                 findings.append(f"{name}: uses an index without being an indexed job")
             continue
         if share != f"$(JOB_COMPLETION_INDEX)/{spec.get('completions')}":
@@ -237,7 +257,10 @@ def check_flink(manifests: list[Manifest]) -> list[str]:
         masters = {options.get("flink_master"), flags(sidecar["args"]).get("flink-master")}
         if masters != {f"{name}-rest:8081"}:
             findings.append(f"submits to {masters}")
-        slots = int(spec["flinkConfiguration"]["taskmanager.numberOfTaskSlots"])
+        settings = spec["flinkConfiguration"]
+        if settings.get("restart-strategy.type", "none") in ("none", "disable", "off"):
+            findings.append("a lost task manager ends the job")
+        slots = int(settings["taskmanager.numberOfTaskSlots"])
         if slots != 1:
             findings.append(f"{slots} slots load {slots} models into one worker's memory")
         seen = [
@@ -249,6 +272,31 @@ def check_flink(manifests: list[Manifest]) -> list[str]:
         ]
         if seen[0] != seen[1]:
             findings.append("workers mount other volumes than the job")
+    return findings
+
+
+def check_flink_pods(manifests: list[Manifest]) -> list[str]:
+    """Check the pods that the operator makes of the templates: Flink's container is first, and restricted.
+
+    Whether it merges containers by name is a setting, and old releases do not know it.
+    """
+    findings = []
+    for cluster in select_kind(manifests, "FlinkDeployment"):
+        settings = cluster["spec"]["flinkConfiguration"]
+        if settings.get("kubernetes.operator.pod-template.merge-arrays-by-name") != "true":
+            findings.append("containers are merged by their position in the templates")
+        for by_name in (True, False):
+            for name, pod in flink_pods(cluster, by_name=by_name).items():
+                every = [c["name"] for c in pod["spec"]["containers"]]
+                wanted = [MAIN_CONTAINER, *(["beam-worker-pool"] if name == "taskmanager" else [])]
+                if every != wanted:
+                    findings.append(f"{name} has the containers {every}, merged by name: {by_name}")
+                findings += [
+                    f"{name}: {c['name']} is not restricted"
+                    for c in pod["spec"]["containers"]
+                    if c.get("securityContext", {}).get("allowPrivilegeEscalation") is not False
+                    or c["securityContext"].get("capabilities") != {"drop": ["ALL"]}
+                ]
     return findings
 
 
@@ -272,8 +320,10 @@ CHECKS: list[Check] = [
     check_jobs_terminate,
     check_schedules,
     check_paths_agree,
+    check_operations_are_made_once,
     check_order_of_steps,
     check_indexed_shards,
     check_flink,
+    check_flink_pods,
     check_service_monitors,
 ]

@@ -103,6 +103,31 @@ def check_ports(manifests: list[Manifest]) -> list[str]:
     return findings
 
 
+def check_apply_changes_nothing_twice(manifests: list[Manifest]) -> list[str]:
+    """Check that fields are stated whose absence the API server fills in or whose presence it drops.
+
+    Otherwise every kubectl apply is a change, and server-side after client-side apply a conflict.
+    """
+    findings = []
+
+    def visit(value: Any, path: str) -> None:
+        if isinstance(value, dict):
+            is_port = {"containerPort", "targetPort"} & value.keys() or path.endswith(".ports")
+            if is_port and "protocol" not in value:
+                findings.append(f"{path} has a port without a protocol")
+            for key, below in value.items():
+                if below in ([], None):
+                    findings.append(f"{path}.{key} is empty, and dropped")
+                visit(below, f"{path}.{key}")
+        elif isinstance(value, list):
+            for element in value:
+                visit(element, path)
+
+    for m in select_kind(manifests, "Deployment", "CronJob", "Service", "NetworkPolicy", "Pod"):
+        visit(m["spec"], f"{m['kind']} {m['metadata']['name']}")
+    return findings
+
+
 def check_addresses(manifests: list[Manifest]) -> list[str]:
     """Check that each HOST:PORT in the arguments is a service or the pod itself."""
     services = {
@@ -190,14 +215,21 @@ def check_priority_classes_and_accounts(manifests: list[Manifest]) -> list[str]:
     findings = []
     for owner, pod in pods(manifests).items():
         wanted = pod["spec"].get("priorityClassName")
-        if owner not in names(manifests, "Pod") and wanted not in names(manifests, "PriorityClass"):
+        if wanted not in names(manifests, "PriorityClass"):
             findings.append(f"{owner}: no priority class {wanted}")
         account = pod["spec"].get("serviceAccountName")
         if account and account not in names(manifests, "ServiceAccount"):
             findings.append(f"{owner}: no service account {account}")
-    value = {m["metadata"]["name"]: m["value"] for m in select_kind(manifests, "PriorityClass")}
+    classes = {m["metadata"]["name"]: m for m in select_kind(manifests, "PriorityClass")}
+    value = {name: m["value"] for name, m in classes.items()}
     if value.get("hubhead-serving", 0) <= value.get("hubhead-batch", 0):
         findings.append("jobs have priority over servers")
+    for m in select_kind(manifests, "Pod"):
+        own = m["spec"].get("priorityClassName", "")
+        if value.get(own, 0) < value.get("hubhead-serving", 0):
+            findings.append(f"{m['metadata']['name']}: preempted by a promotion")
+        if classes.get(own, {}).get("preemptionPolicy") != "Never":
+            findings.append(f"{m['metadata']['name']}: preempts jobs")
     return findings
 
 
@@ -277,6 +309,7 @@ CHECKS: list[Check] = [
     check_namespace,
     check_selectors,
     check_ports,
+    check_apply_changes_nothing_twice,
     check_addresses,
     check_probes,
     check_volumes,

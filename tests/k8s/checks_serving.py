@@ -68,6 +68,14 @@ def check_tensorflow_serving_flags(manifests: list[Manifest]) -> list[str]:
     return findings
 
 
+def synced_bucket(manifests: list[Manifest]) -> str:
+    """Return the bucket from which a sidecar copies versions and model.config for the servers, or ""."""
+    for _, _, container in containers(manifests):
+        if container["name"] == "sync":
+            return {env["name"]: str(env["value"]) for env in container["env"]}["BUCKET"]
+    return ""
+
+
 def check_labels_can_move(manifests: list[Manifest]) -> list[str]:
     """Check that the server polls the file that promotions write, and accepts labels of unloaded versions."""
     given = server_flags(manifests)
@@ -81,8 +89,10 @@ def check_labels_can_move(manifests: list[Manifest]) -> list[str]:
         for _, _, container in containers(manifests)
         if container.get("command", [""])[-1] in ("promote", "rollback")
     }
-    if written != {given.get("model_config_file")}:
-        findings.append(f"reads {given.get('model_config_file')}, promotions write {written}")
+    bucket = synced_bucket(manifests)
+    read = f"{bucket}/model.config" if bucket else given.get("model_config_file")
+    if written != {read}:
+        findings.append(f"reads {read}, promotions write {written}")
     seed = next(c for _, _, c in containers(manifests) if c["name"] == "seed")
     if f'ln "/models/.$HOSTNAME" {given.get("model_config_file")}' not in seed["args"][0]:
         findings.append("nothing creates the first model.config")
@@ -119,16 +129,19 @@ def check_models_agree(manifests: list[Manifest]) -> list[str]:
     findings = []
     pod, container = server(manifests)
     base = models[0].base_path
-    if base.startswith("gs://"):
-        if float(server_flags(manifests).get("file_system_poll_wait_seconds", 1)) < 30:
-            findings.append("lists a bucket every second, which is expensive")
-    elif "persistentVolumeClaim" in resolve_mount(pod, container, base)[0]:
-        for owner, other, job in containers(manifests):
-            given = flags(arguments(job))
-            for flag in {"model_base_path", "live", "model"} & given.keys():
-                there = resolve_mount(other, job, given[flag])
-                if there[:2] != resolve_mount(pod, container, base)[:2]:
-                    findings.append(f"{owner}: --{flag}={given[flag]} is not the base path of the servers")
+    poll_seconds = float(server_flags(manifests).get("file_system_poll_wait_seconds", 1))
+    if base.startswith("gs://") and poll_seconds < 30:
+        findings.append("lists a bucket every second, which is expensive")
+    bucket = synced_bucket(manifests)
+    wanted = f"{bucket}/food" if bucket else base
+    for owner, other, job in containers(manifests):
+        given = flags(arguments(job))
+        for flag in {"model_base_path", "live", "model"} & given.keys():
+            same = given[flag] == wanted
+            if "://" not in wanted + given[flag]:
+                same = resolve_mount(other, job, given[flag])[:2] == resolve_mount(pod, container, wanted)[:2]
+            if not same:
+                findings.append(f"{owner}: --{flag}={given[flag]} is not the base path of the servers")
     for owner, _, job in containers(manifests):
         if flags(arguments(job)).get("model_name", "food") != "food":
             findings.append(f"{owner}: uses another model name")
@@ -195,6 +208,8 @@ def check_rollouts(manifests: list[Manifest]) -> list[str]:
             findings.append("nodes can never be drained")
         elif away >= replicas > 1:
             findings.append("all servers may be evicted at once")
+        if budget["spec"].get("unhealthyPodEvictionPolicy") != "AlwaysAllow":
+            findings.append("servers that are not ready hold up the drain of a node")
     pod, _ = server(manifests)
     keys = [spread["topologyKey"] for spread in pod["spec"].get("topologySpreadConstraints", [])]
     if "kubernetes.io/hostname" not in keys:

@@ -130,6 +130,54 @@ JOBS = [
         "flink",
     ),
     Mutation(
+        "containers merged by position",
+        lambda m: spec_of(m, "FlinkDeployment", "hubhead-flink")["flinkConfiguration"].pop(
+            "kubernetes.operator.pod-template.merge-arrays-by-name"
+        ),
+        "flink",
+    ),
+    Mutation(
+        "workers in the place of Flink's container",
+        lambda m: spec_of(m, "FlinkDeployment", "hubhead-flink")["taskManager"]["podTemplate"]["spec"][
+            "containers"
+        ].pop(0),
+        "flink",
+    ),
+    Mutation(
+        "Flink's container without its restrictions",
+        lambda m: spec_of(m, "FlinkDeployment", "hubhead-flink")["podTemplate"]["spec"]["containers"][0].pop(
+            "securityContext"
+        ),
+        "flink",
+    ),
+    Mutation(
+        "a lost task manager ends the job",
+        lambda m: spec_of(m, "FlinkDeployment", "hubhead-flink")["flinkConfiguration"].pop(
+            "restart-strategy.type"
+        ),
+        "flink",
+    ),
+    Mutation(
+        "a rollback that a second pod makes again",
+        lambda m: swap(
+            container(m, "hubhead-rollback", "rollback"), "--operation_id=$(JOB_NAME)/$(JOB_UID)", None
+        ),
+    ),
+    Mutation(
+        "an identifier that the next Job of this name has too",
+        lambda m: swap(
+            container(m, "hubhead-promote", "promote"),
+            "--operation_id=$(JOB_NAME)/$(JOB_UID)",
+            "--operation_id=$(JOB_NAME)",
+        ),
+    ),
+    Mutation(
+        "an identifier by a label that pods do not have",
+        lambda m: container(m, "hubhead-canary", "promote")["env"][2]["valueFrom"]["fieldRef"].update(
+            fieldPath="metadata.labels['controller-id']"
+        ),
+    ),
+    Mutation(
         "workers at another port",
         lambda m: swap(
             container(m, "hubhead-score", "score"),
@@ -142,7 +190,7 @@ JOBS = [
         "workers without the photos volume",
         lambda m: spec_of(m, "FlinkDeployment", "hubhead-flink")["taskManager"]["podTemplate"]["spec"][
             "containers"
-        ][0]["volumeMounts"].pop(0),
+        ][1]["volumeMounts"].pop(0),
         "flink",
     ),
 ]

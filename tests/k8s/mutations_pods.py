@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.k8s.mutations import Mutation, job, pod_of_server, serve
+from tests.k8s.mutations import Mutation, job, pod_of_server, serve, spec_of
 from tests.k8s.reading import container, find, select_kind
 
 PODS = [
@@ -70,6 +70,23 @@ PODS = [
             container(m, "hubhead-serving", name).update(image="tensorflow/serving:2.8.0")
             for name in ("seed", "serve")
         ],
+    ),
+    Mutation(
+        "a port without its protocol",
+        lambda m: spec_of(m, "Service", "hubhead-serving-rest")["ports"][0].pop("protocol"),
+    ),
+    Mutation(
+        "a container port without its protocol",
+        lambda m: serve(m)["ports"][0].pop("protocol"),
+    ),
+    Mutation("an empty list of rules", lambda m: spec_of(m, "NetworkPolicy").update(egress=[])),
+    Mutation(
+        "a loader that a promotion preempts",
+        lambda m: find(m, "Pod", "hubhead-loader")["spec"].update(priorityClassName="hubhead-batch"),
+    ),
+    Mutation(
+        "a toolbox that preempts a training",
+        lambda m: find(m, "Pod", "hubhead-toolbox")["spec"].update(priorityClassName="hubhead-serving"),
     ),
     Mutation(
         "an unreachable registry",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.k8s.mutations import Mutation, edit, pod_of_server, serve, spec_of, swap
-from tests.k8s.reading import find
+from tests.k8s.reading import container, find
 
 AGE = "--grpc_channel_arguments=grpc.max_connection_age_ms=30000"
 
@@ -201,6 +201,35 @@ SERVING = [
         "a monitor of a port that no service has",
         lambda m: spec_of(m, "ServiceMonitor")["endpoints"][0].update(port="http"),
         "servicemonitor",
+    ),
+    Mutation(
+        "servers that are not ready hold up a drain",
+        lambda m: spec_of(m, "PodDisruptionBudget").pop("unhealthyPodEvictionPolicy"),
+    ),
+    Mutation(
+        "jobs on the volume instead of the servers' bucket",
+        lambda m: swap(
+            container(m, "hubhead-train", "validate"), "--live=gs://BUCKET/food", "--live=/models/food"
+        ),
+        "storage-gs",
+    ),
+    Mutation(
+        "promotions to another bucket than the servers'",
+        lambda m: swap(
+            container(m, "hubhead-promote", "promote"),
+            "--model_base_path=s3://BUCKET/food",
+            "--model_base_path=s3://BUCKET/birds",
+        ),
+        "storage-s3",
+    ),
+    Mutation(
+        "labels in a model.config that the servers do not copy",
+        lambda m: swap(
+            container(m, "hubhead-rollback", "rollback"),
+            "--model_config_file=s3://BUCKET/model.config",
+            "--model_config_file=/models/model.config",
+        ),
+        "storage-s3",
     ),
     Mutation(
         "a bucket listed every second",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 import subprocess
 import tempfile
@@ -117,7 +118,7 @@ def arguments(a_container: Manifest) -> list[str]:
     """Return the arguments of a command without those of Beam, with variables of Kubernetes replaced."""
     args = a_container.get("args", [])
     args = args[: args.index("--")] if "--" in args else args
-    return [arg.replace("$(JOB_COMPLETION_INDEX)", "0") for arg in args]
+    return [re.sub(r"\$\(\w+\)", "0", arg) for arg in args]
 
 
 def beam_arguments(a_container: Manifest) -> list[str]:

@@ -97,6 +97,7 @@ def test_the_cpu_overlay_contains_all_resources() -> None:
         ("Namespace", "hubhead"),
         ("PriorityClass", "hubhead-serving"),
         ("PriorityClass", "hubhead-batch"),
+        ("PriorityClass", "hubhead-tools"),
         ("NetworkPolicy", "hubhead-closed"),
         ("NetworkPolicy", "hubhead-serving"),
         ("Deployment", "hubhead-serving"),

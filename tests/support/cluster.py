@@ -9,6 +9,7 @@ import re
 import subprocess
 import time
 import urllib.request
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,12 +43,14 @@ class Cluster:
         top: directory of the volumes.
         environment: variables for every container, in addition to its own.
         took: (container, seconds) of each container that ran to completion.
+        labels: labels that the Job controller has set on the current pod.
     """
 
     manifests: list[Manifest]
     top: Path
     environment: Mapping[str, str]
     took: list[tuple[str, float]] = field(default_factory=list)
+    labels: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.ports = {8500: free_port(), 8501: free_port()}
@@ -95,13 +98,25 @@ class Cluster:
         """Return the command line of a container; hubhead is run from this source tree."""
         for mount in container.get("volumeMounts", []):
             self.volume(pod, mount["name"])
+        variables = self.variables(pod, container)
+
+        def value(found: re.Match[str]) -> str:
+            return variables[found[1]]
+
         given = container["command"] + container.get("args", [])
-        words = [self.local(pod, word, container) for word in given]
+        words = [self.local(pod, re.sub(r"\$\((\w+)\)", value, word), container) for word in given]
         return processes.command(words[1:]) if words[0] == "hubhead" else words
 
     def variables(self, pod: Manifest, container: Manifest) -> dict[str, str]:
         """Return the environment of a container."""
-        own = {one["name"]: self.local(pod, one["value"], container) for one in container.get("env", [])}
+        own = {}
+        for one in container.get("env", []):
+            if "value" in one:
+                own[one["name"]] = self.local(pod, one["value"], container)
+            else:
+                label = re.search(r"labels\['(.*)'\]", one["valueFrom"]["fieldRef"]["fieldPath"])
+                assert label, one
+                own[one["name"]] = self.labels[label[1]]
         return processes.environment({"HOSTNAME": "pod-1", **own, **self.environment})
 
     def run(self, pod: Manifest, container: Manifest, what: str, seconds: float = 600.0) -> str:
@@ -121,6 +136,10 @@ class Cluster:
 
     def job(self, name: str) -> dict[str, str]:
         """Run a job as `kubectl create job --from=cronjob/NAME` does; return the stdout of each container."""
+        self.labels = {
+            "batch.kubernetes.io/job-name": f"{name}-1",
+            "batch.kubernetes.io/controller-uid": str(uuid.uuid4()),
+        }
         pod = self.find("CronJob", name)["spec"]["jobTemplate"]["spec"]["template"]
         in_order = pod["spec"].get("initContainers", []) + pod["spec"]["containers"]
         return {container["name"]: self.run(pod, container, name) for container in in_order}
