@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-unit k8s-check lint bench bench-accuracy bench-planning bench-peers bench-decoding bench-head fuzz old-tensorflow lock check-resolve clean help bench-training bench-server
+.PHONY: demo test test-unit k8s-check lint bench bench-accuracy bench-planning bench-peers bench-decoding bench-engines bench-head fuzz old-tensorflow lock check-resolve clean help bench-training bench-server
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
@@ -51,6 +51,9 @@ bench-accuracy: $(VENV)/dev.stamp ## Measure accuracy on the sample photos: head
 	$(BIN)/python -m tests.bench.abstention
 	$(BIN)/python -m tests.bench.accuracy
 	$(BIN)/python -m tests.bench.gate
+
+bench-engines: $(VENV)/dev.stamp ## Compare engines for the backbone: conversion, speed by batch, differences, memory
+	$(BIN)/python -m tests.bench.engines
 
 bench-head: $(VENV)/dev.stamp ## Measure the fit of a head on 1,000 to 1,000,000 embeddings: seconds and memory
 	$(BIN)/python -m tests.bench.head
