@@ -35,7 +35,7 @@ _BYTES_TYPES = (9, 12)
 """Field types of text and bytes."""
 
 
-def estimate_memory(body: bytes, descriptor: Any) -> int:
+def estimate_memory(body: bytes, descriptor: Any, max_fields: int = MAX_FIELDS) -> int:
     """Return about how many bytes a message takes, besides its serialized form and its values in arrays.
 
     A body that is not well-formed is read up to the error, which the parser will find again.
@@ -43,11 +43,12 @@ def estimate_memory(body: bytes, descriptor: Any) -> int:
     Args:
         body: serialized message.
         descriptor: descriptor of the message.
+        max_fields: maximum fields, those of the messages inside it included.
 
     Raises:
-        InputError: it has more than MAX_FIELDS fields.
+        InputError: it has more fields.
     """
-    total, fields_left = len(body), MAX_FIELDS
+    total, fields_left = len(body), max_fields
     view, pending = memoryview(body), [(0, len(body), descriptor)]
     try:
         while pending:
@@ -56,7 +57,7 @@ def estimate_memory(body: bytes, descriptor: Any) -> int:
             while position < end:
                 fields_left -= 1
                 if fields_left < 0:
-                    raise InputError(f"The message has more than {MAX_FIELDS:,} fields.")
+                    raise InputError(f"The message has more than {max_fields:,} fields.")
                 total += _FIELD_BYTES
                 key, position = _read_varint(body, position)
                 wire_type, kind = key & 7, fields.get(key >> 3)

@@ -24,13 +24,14 @@ from serving import protos
 from serving.errors import InputError
 from serving.protos import wire
 from serving.server import memory
-from serving.server.callers import Caller, FairLimit
+from serving.server.callers import Caller, FairLimit, Pacer, TurnLock
 from serving.server.metrics import Metrics
 from serving.server.status_error import (
     StatusError,
     cancelled,
     invalid_argument,
     queue_full,
+    queue_timeout,
     resource_exhausted,
 )
 
@@ -39,6 +40,13 @@ MAX_BYTES = 1 << 29
 
 MAX_OPEN_CALLS = 4096
 """Maximum number of calls whose message one caller has not sent yet."""
+
+_LARGE_BYTES_PER_SECOND = 128 << 20
+"""Rate of messages of at least memory.LARGE bytes. gRPC copies each on the event loop, with the
+interpreter lock held: about 0.1 s for 64 MiB."""
+
+_LIGHT_FIELDS = 2_000
+"""Maximum fields of a message that is parsed beside others; some milliseconds of work."""
 
 _MESSAGE_SECONDS = 60.0
 """Time in which the message of a call has to arrive."""
@@ -104,6 +112,8 @@ class Dispatcher:
         self.open_calls = FairLimit(MAX_OPEN_CALLS)
         self.in_flight = FairLimit(threads)
         self.held_bytes = FairLimit(MAX_BYTES)
+        self._pacer = Pacer(_LARGE_BYTES_PER_SECOND, memory.LARGE)
+        self._heavy_turn = TurnLock()
         # Twice as many threads, since in_flight admits some calls beside a caller that has reached the limit.
         self._inference_pool = ThreadPoolExecutor(2 * threads, thread_name_prefix="hubhead-grpc")
         self._service_pool = ThreadPoolExecutor(_SERVICE_THREADS, thread_name_prefix="hubhead-grpc-service")
@@ -129,9 +139,11 @@ class Dispatcher:
             deadline = None if left is None or left > _ENDLESS_SECONDS else start + left
             context, size = CallContext(deadline, Caller(grpc_context.peer())), 0
             try:
+                await self._pacer.wait(context.caller.name)
                 # The body is kept in a list, from which the thread takes it: no reference may outlive it.
                 body = [await self._read(grpc_context, context.caller)]
                 size = len(body[0])
+                self._pacer.record(context.caller.name, size)
                 answer = functools.partial(self._answer, api, handler, request_class, body, context)
                 return await asyncio.wrap_future(self._submit(api, context.caller, size, answer))
             except StatusError as error:
@@ -209,7 +221,7 @@ class Dispatcher:
         """Parse a request, answer it, and return the serialized response; runs on a thread."""
         start, status, model = time.perf_counter(), grpc.StatusCode.OK, ""
         try:
-            with self._parse(request_class, body, context.caller) as request:
+            with self._parse(request_class, body, context) as request:
                 if api in _COUNTED and self._is_model(request.model_spec.name):
                     model = request.model_spec.name  # callers can invent names, which are counted as ""
                 return bytes(handler(request, context).SerializeToString())
@@ -229,28 +241,57 @@ class Dispatcher:
 
     @contextmanager
     def _parse(
-        self, request_class: protos.Message, body: list[bytes], caller: Caller
+        self, request_class: protos.Message, body: list[bytes], context: CallContext
     ) -> Iterator[protos.Message]:
         """Yield the parsed request, and count its memory meanwhile.
 
         Raises:
             StatusError: it is not such a message, takes too much memory, or the caller has left.
         """
+        caller = context.caller
         if caller.has_left:
             raise cancelled()
+        size = 0
         try:
-            size = wire.estimate_memory(body[0], request_class.DESCRIPTOR)
+            # Parsing holds the interpreter lock, so heavy messages are parsed one after another.
+            with self._wait_if_heavy(request_class, body[0], context):
+                estimated = wire.estimate_memory(body[0], request_class.DESCRIPTOR)
+                if not self.held_bytes.take(caller.name, estimated):
+                    raise _too_many_bytes()
+                size = estimated
+                request = request_class.FromString(body.pop())
+            yield request
         except InputError as error:
             raise resource_exhausted(error.what) from error
-        if not self.held_bytes.take(caller.name, size):
-            raise _too_many_bytes()
-        try:
-            yield request_class.FromString(body.pop())
         except DecodeError as error:
             name = request_class.DESCRIPTOR.full_name
             raise invalid_argument(f"The request is not a valid {name}.") from error
         finally:
             self.held_bytes.give_back(caller.name, size)
+
+    @contextmanager
+    def _wait_if_heavy(
+        self, request_class: protos.Message, body: bytes, context: CallContext
+    ) -> Iterator[None]:
+        """Hold the turn of heavy messages within a `with` block, if this is one: large, or of many fields.
+
+        Raises:
+            StatusError: the deadline has passed meanwhile, or the caller has left.
+        """
+        if len(body) < memory.LARGE:
+            try:
+                wire.estimate_memory(body, request_class.DESCRIPTOR, _LIGHT_FIELDS)
+            except InputError:
+                pass
+            else:
+                yield
+                return
+        with self._heavy_turn.hold(context.caller.name, context.seconds_left) as held:
+            if not held:
+                raise queue_timeout()
+            if context.caller.has_left:
+                raise cancelled()
+            yield
 
 
 def _too_many_bytes() -> StatusError:

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from serving.server import memory
-from serving.server.callers import Caller, FairLimit
+from serving.server.callers import Caller, FairLimit, TurnLock
 from serving.server.status_error import StatusError, unavailable
 
 MAX_BODY_BYTES = 128 << 20
@@ -26,6 +26,11 @@ MAX_REQUESTS = 256
 
 MAX_VALUES = 1 << 23
 """Maximum number of JSON values in a body."""
+
+HEAVY_VALUES = 1 << 18
+"""Number of JSON values from which bodies are answered one after another.
+
+A picture of 224 x 224 pixels has fewer."""
 
 MIN_BYTES_PER_SECOND = 16 << 10
 """Rate below which a body is given up."""
@@ -48,9 +53,10 @@ class BodyTooLargeError(StatusError):
 
 
 class InFlight:
-    """Number of requests in flight, and the memory that they take."""
+    """Number of requests in flight, the memory that they take, and the turn of the heavy ones."""
 
     def __init__(self) -> None:
+        self.heavy_turn = TurnLock()
         self.requests = FairLimit(MAX_REQUESTS)
         self.bytes = FairLimit(MAX_TOTAL_BODY_BYTES)
 
@@ -60,31 +66,35 @@ class Reservation:
 
     def __init__(self, in_flight: InFlight, caller: Caller) -> None:
         self._in_flight, self._caller = in_flight, caller
-        self._size = self._bytes = self._requests = 0
+        self._size = self._values = self._bytes = self._requests = 0
 
-    def add_bytes(self, size: int) -> None:
-        """Count `size` more bytes of the body.
+    @property
+    def is_heavy(self) -> bool:
+        """Return whether parsing the body keeps other requests waiting, as it holds the interpreter lock."""
+        return self._size >= memory.LARGE or self._values >= HEAVY_VALUES
+
+    def add(self, chunk: bytes) -> None:
+        """Count the next bytes of the body, and the JSON values that begin there.
 
         Raises:
-            BodyTooLargeError: the body is larger than MAX_BODY_BYTES.
+            BodyTooLargeError: the body is larger than MAX_BODY_BYTES, or has more than MAX_VALUES values.
             StatusError: the requests in flight take too much memory.
         """
-        self._size += size
+        values = chunk.count(b",") + chunk.count(b"[") + _OBJECT_VALUES * chunk.count(b"{")
+        self._size += len(chunk)
+        self._values += values
         if self._size > MAX_BODY_BYTES:
             raise _too_large(f"The body is larger than {MAX_BODY_BYTES} bytes.")
-        self._take_bytes(size)
+        if self._values > MAX_VALUES:
+            raise _too_large(f"The body has more than {MAX_VALUES} values.")
+        self._take_bytes(len(chunk) + values * _VALUE_BYTES)
 
-    def start(self, body: bytearray) -> None:
+    def start(self) -> None:
         """Count the request as one in flight; its body is complete.
 
         Raises:
-            BodyTooLargeError: the body has more than MAX_VALUES values.
-            StatusError: too many requests are in flight, or they take too much memory.
+            StatusError: too many requests are in flight.
         """
-        values = body.count(b",") + body.count(b"[") + _OBJECT_VALUES * body.count(b"{")
-        if values > MAX_VALUES:
-            raise _too_large(f"The body has more than {MAX_VALUES} values.")
-        self._take_bytes(values * _VALUE_BYTES)
         if not self._in_flight.requests.take(self._caller.name, 1):
             raise _busy(f"{self._in_flight.requests.total} REST requests are in flight")
         self._requests = 1

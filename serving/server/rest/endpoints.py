@@ -8,17 +8,40 @@ from typing import TypeAlias
 import grpc
 
 from serving import protos
-from serving.server.callers import Caller
+from serving.server import memory
+from serving.server.callers import Caller, TurnLock
 from serving.server.models import inference
 from serving.server.models.manager import Manager
 from serving.server.models.servable import Servable
 from serving.server.rest import messages
 from serving.server.rest.json_tensors import Json
 from serving.server.rest.paths import ApiRequest
-from serving.server.status_error import StatusError, invalid_argument
+from serving.server.status_error import StatusError, cancelled, invalid_argument
 
 JsonResponse: TypeAlias = tuple[str, int | None]
 """A JSON body, and the version of the model that answered; None if no model was used."""
+
+
+def answer_in_turn(
+    turn: TurnLock,
+    manager: Manager,
+    api_request: ApiRequest,
+    body: bytes | bytearray,
+    deadline: float,
+    caller: Caller,
+) -> JsonResponse:
+    """Answer a request with a heavy body while `turn` is held; other parameters as for `answer_request`.
+
+    Raises:
+        StatusError: as for `answer_request`, or the caller has left.
+    """
+    with turn.hold(caller.name, _seconds_left(deadline)) as held:
+        if not held:
+            raise timeout_error()
+        if caller.has_left:
+            raise cancelled()
+        with memory.pause_collection():
+            return answer_request(manager, api_request, body, deadline, caller)
 
 
 def answer_request(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from serving.server.rest.admission import (
     InFlight,
     Reservation,
 )
-from serving.server.rest.endpoints import JsonResponse, answer_request, timeout_error
+from serving.server.rest.endpoints import JsonResponse, answer_in_turn, answer_request, timeout_error
 from serving.server.status_error import StatusError, invalid_argument, resource_exhausted
 
 VERSION_HEADER = "X-Model-Version"
@@ -149,10 +150,13 @@ class _RestApi:
         try:
             async with asyncio.timeout(self._seconds) as timeout:
                 body = await _read_body(request, reservation)
-                reservation.start(body)
+                reservation.start()
                 deadline = start + self._seconds
+                answer = answer_request
+                if reservation.is_heavy:
+                    answer = functools.partial(answer_in_turn, self._in_flight.heavy_turn)
                 work = asyncio.get_running_loop().run_in_executor(
-                    self._threads, answer_request, self._manager, api_request, body, deadline, caller
+                    self._threads, answer, self._manager, api_request, body, deadline, caller
                 )
                 # The thread checks the same deadline and its error is more specific, so let it answer first.
                 timeout.reschedule((timeout.when() or 0) + _GRACE_SECONDS)
@@ -200,7 +204,7 @@ async def _read_body(request: web.Request, reservation: Reservation) -> bytearra
     try:
         async with asyncio.timeout_at(begun) as timeout:
             async for chunk in request.content.iter_any():
-                reservation.add_bytes(len(chunk))
+                reservation.add(chunk)
                 body += chunk
                 timeout.reschedule(begun + len(body) / MIN_BYTES_PER_SECOND)
     except (ClientError, HttpProcessingError, web.RequestPayloadError) as error:
