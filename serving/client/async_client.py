@@ -36,12 +36,18 @@ class AsyncClient(ClientBase[grpc.aio.Channel]):
     """
 
     def _open(self, channel: grpc.aio.Channel | None, limit: AdaptiveLimit) -> None:
+        if isinstance(channel, grpc.Channel):
+            raise InputError(
+                "The channel given to an AsyncClient blocks.",
+                remedy="Open it with grpc.aio, or use it with a Client.",
+            )
         self._limiter = AsyncConcurrencyLimiter(limit)
         self._channel = channel
-        self._loop: asyncio.AbstractEventLoop | None = None
+        # A channel that was given belongs to the event loop in which it was opened.
+        self._loop: asyncio.AbstractEventLoop | None = getattr(channel, "_loop", None)
 
     def _check_open(self) -> None:
-        """Check also that the event loop is the one of the first call, which opens the connection."""
+        """Check also that the event loop is the one of the connection, which the first call opens."""
         if self._channel is None:
             self._pid = os.getpid()
         super()._check_open()
@@ -49,7 +55,8 @@ class AsyncClient(ClientBase[grpc.aio.Channel]):
         self._loop = self._loop or running
         if self._loop is not running:
             raise InputError(
-                f"The client of {self.target} is used in another event loop than its first call.",
+                f"The client of {self.target} is used in another event loop than its "
+                f"{'first call' if self._owns_channel else 'channel'}.",
                 remedy="Open an AsyncClient in each event loop, as with every asyncio.run.",
             )
 

@@ -132,6 +132,11 @@ class Client(ClientBase[grpc.Channel]):
     """
 
     def _open(self, channel: grpc.Channel | None, limit: AdaptiveLimit) -> None:
+        if isinstance(channel, grpc.aio.Channel):
+            raise InputError(
+                "The channel given to a Client is one of grpc.aio.",
+                remedy="Open it with grpc, or use it with an AsyncClient.",
+            )
         self._limiter = ConcurrencyLimiter(limit)
         self._channel = channel or open_channel(grpc, self._config)
 
