@@ -17,7 +17,7 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\u
 of file names that are not UTF-8."""
 
 _SECRETS = (
-    (re.compile(r"(^|://)[^/\s:@]*:[^/\s]*@"), r"\1***@"),  # user and password
+    (re.compile(r"""(^|[\s='"(]|://)[^/\s:@='"(]*:[^/\s]*@"""), r"\1***@"),  # user and password
     (re.compile(r"(https?://)[^/\s]*@"), r"\1***@"),  # a token in place of the user
     (re.compile(r"(https?://[^\s?]*\?)\S+"), r"\1***"),  # the signature of a presigned URL
 )

@@ -112,7 +112,7 @@ def _explain_error(error: Exception, address: str) -> tuple[str, str]:
     """Return the reason of a failed download and the remedy."""
     import tensorflow as tf
 
-    host = urlsplit(address).netloc
+    host = urlsplit(address).netloc.rpartition("@")[2]  # without a password
     if isinstance(error, HTTPError):
         return _explain_status(error.code, host)
     if isinstance(error, (TimeoutError, URLError)) or isinstance(error.__cause__, TimeoutError):

@@ -60,6 +60,8 @@ def test_stream_of_any_encoding_takes_any_text(encoding: str) -> None:
         ("http://user:pa@ss@gateway:9091/x", "http://***@gateway:9091/x"),
         ("user:secret@gateway:9091", "***@gateway:9091"),
         ("https://token@gateway", "https://***@gateway"),
+        ("the server 'u:secret@host' does not respond", "the server '***@host' does not respond"),
+        ("--metrics_push=user:secret@gateway", "--metrics_push=***@gateway"),
         ("s3://key:secret@bucket/photos/?.jpg", "s3://***@bucket/photos/?.jpg"),
         (
             "Cannot read https://host/a.jpg?X-Amz-Signature=1&b: HTTP 403",
