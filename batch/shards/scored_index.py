@@ -20,7 +20,7 @@ import heapq
 import json
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import islice
 from typing import IO, Any
 
@@ -42,6 +42,9 @@ _MAX_FILES = 32
 
 _FAN_IN = 64
 """Files merged at a time, which bounds the number of open files."""
+
+_LISTINGS = 3
+"""Listings of a directory whose files another run may merge meanwhile; each publication merges once."""
 
 _CHUNK_KEYS = 1 << 16
 """Keys read at a time from each file."""
@@ -152,6 +155,13 @@ class ScoredIndex:
 
         The keys are unsorted and may contain duplicates.
         """
+        for _ in range(_LISTINGS - 1):
+            # A run in this output may have merged a file since it was listed.
+            with suppress(FileNotFoundError):
+                return self._find_keys(uris)
+        return self._find_keys(uris)
+
+    def _find_keys(self, uris: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
         found = [np.empty(0, _KEY)]
         with ExitStack() as stack:
             for name in self._list_files(self._is_permanent):

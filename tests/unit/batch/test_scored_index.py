@@ -56,6 +56,25 @@ class TestScoredIndex:
         assert set(scored_index.select_keys(found, wanted)) == expected
         assert list(scored_index.select_keys(found, wanted[1:2])) == [self.key(40)]
 
+    def test_keys_are_found_while_another_run_merges_their_files(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_keys(str(tmp_path / "keys"), "a", map(self.key, range(10)))
+        known = open_index(tmp_path, lambda _: True, lambda _: True)
+        list_names, listings = files.list_names, 0
+
+        def merge_after_listing(directory: str) -> list[str]:
+            nonlocal listings
+            listings += 1
+            names = list_names(directory)
+            if listings == 1:
+                (tmp_path / "keys" / "a.keys").rename(tmp_path / "keys" / "merged-0.keys")
+            return names
+
+        monkeypatch.setattr(files, "list_names", merge_after_listing)
+        assert known.find_keys(scored_index.hash_uris(["/7.jpg"])).tolist() == [self.key(7)]
+        assert listings == 2
+
     def test_photos_scored_by_every_model_are_excluded(self, tmp_path: Path) -> None:
         one, two = str(tmp_path / "one"), str(tmp_path / "two")
         write_keys(one, "a", map(self.key, range(0, 100)))
