@@ -50,10 +50,15 @@ def make_http_caller(port: int, path: str, bodies: Sequence[bytes]) -> Call:
     def call(number: int) -> bytes:
         if not hasattr(local, "connection"):
             local.connection = http.client.HTTPConnection("localhost", port, timeout=60)
-        headers = {"Content-Type": "application/json"}
-        local.connection.request("POST", path, bodies[number % len(bodies)], headers)
-        response = local.connection.getresponse()
-        body = response.read()
+        try:
+            local.connection.request(
+                "POST", path, bodies[number % len(bodies)], {"Content-Type": "application/json"}
+            )
+            response = local.connection.getresponse()
+            body = response.read()
+        except OSError:
+            local.connection.close()  # the next call connects again
+            raise
         if response.status != 200:
             raise RuntimeError(f"{path} returned {response.status}: {body[:200]!r}")
         return bytes(body)

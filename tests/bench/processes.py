@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 _INTERVAL_SECONDS = 0.1
+_END_SECONDS = 20.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -139,15 +141,23 @@ def _watch(pid: int) -> Iterator[list[tuple[float, float]]]:
 
 @contextmanager
 def start_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a Python process within a `with` block, and terminate it at the end."""
-    command = [sys.executable, *arguments]
+    """Start a Python process within a `with` block; at the end terminate it, and kill what it leaves."""
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
     ) as started:
         try:
             yield started
         finally:
             started.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                started.wait(_END_SECONDS)
+            with suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
 
 
 def read_line(process: subprocess.Popen[str]) -> str:

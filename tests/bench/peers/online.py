@@ -33,7 +33,7 @@ BASE = "hubhead serve"
 SERVERS = {BASE: (), "FastAPI": ("fastapi", "uvicorn", "PIL"), "LitServe": ("litserve", "PIL")}
 """Names of the servers, and the modules that each needs beside hubhead's own."""
 
-_START_SECONDS = 120
+_START_SECONDS = 300
 
 
 @dataclass(frozen=True)

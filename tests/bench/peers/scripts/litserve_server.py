@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import litserve
+from fastapi import Request
 
 from tests.bench.peers.scripts.photo import CORES, decode, open_session, read_labels
 
@@ -17,7 +18,7 @@ class Classifier(litserve.LitAPI):
         model = Path(sys.argv[1])
         self._session, self._labels = open_session(model), read_labels(model)
 
-    def decode_request(self, request: Any) -> Any:
+    def decode_request(self, request: Request) -> Any:  # LitServe passes the parsed JSON
         return decode(base64.b64decode(request["photo"]))
 
     def predict(self, pixels: Any) -> Any:
