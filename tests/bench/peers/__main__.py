@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from serving.process import get_package_versions
+from serving.process import get_cpu_model, get_package_versions
 from tests.bench.peers import batch, online, photos, plot
 from tests.bench.peers.model import LABELS
 from tests.bench.processes import run_command
@@ -48,7 +48,7 @@ def main() -> None:
     """Run the command."""
     options = _parse_options()
     record: dict[str, Any] = {
-        "cpu": _read_cpu_model(),
+        "cpu": get_cpu_model(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": get_package_versions(_PACKAGES),
@@ -127,14 +127,6 @@ def _serve(options: argparse.Namespace, top: Path) -> list[online.Row]:
     """Compare the servers with small photos."""
     contents = photos.read_distinct(photos.SIZES["small"])
     return online.compare(top, contents, options.callers, options.rounds, options.requests, options.server)
-
-
-def _read_cpu_model() -> str:
-    """Return the name of the CPU: throughputs of different CPUs cannot be compared."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(
-        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
-    )
 
 
 if __name__ == "__main__":
