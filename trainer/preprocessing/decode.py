@@ -196,14 +196,22 @@ def _finish(found: Any, view: Any, settings: Preprocessing) -> tuple[Any, Any, A
     decoded = limits.DecodedPhoto(*found)
     sideways = decoded.orientation >= 5
     pixels = decoded.pixels if view is None else augment.crop_view(decoded.pixels, view)
-    upright = exif.apply_orientation(resize.resize_to_input(pixels, settings, sideways), decoded.orientation)
-    if view is not None:
-        upright = tf.cond(
-            is_usable(decoded.status), lambda: augment.adjust_brightness(upright, view), lambda: upright
-        )
-    whole = tf.cast(tf.round(upright), tf.uint8)
+    resized = resize.resize_to_input(pixels, settings, sideways)
+    if view is None:
+        upright = exif.apply_orientation(_round(resized), decoded.orientation)
+    else:
+        floats = exif.apply_orientation(resized, decoded.orientation)
+        usable = is_usable(decoded.status)
+        upright = _round(tf.cond(usable, lambda: augment.adjust_brightness(floats, view), lambda: floats))
     sides = tf.where(sideways, decoded.sides[::-1], decoded.sides)
-    return tf.ensure_shape(whole, [settings.height, settings.width, 3]), decoded.status, sides[0], sides[1]
+    return tf.ensure_shape(upright, [settings.height, settings.width, 3]), decoded.status, sides[0], sides[1]
+
+
+def _round(pixels: Any) -> Any:
+    """Round float32 in [0,255] to uint8."""
+    import tensorflow as tf
+
+    return tf.cast(tf.round(pixels), tf.uint8)
 
 
 def _detect_format(contents: Any, head: Any, settings: Preprocessing) -> tuple[Any, Any]:

@@ -72,19 +72,24 @@ def read_orientation(tiff: Any) -> Any:
     return tf.cond(little | big, search, lambda: tf.constant(1))
 
 
-def apply_orientation(pixels: Any, orientation: Any) -> Any:
+def apply_orientation(transposed: Any, orientation: Any) -> Any:
     """Undo the rotation and mirroring of an EXIF orientation, 1 to 8.
 
     This runs after the resize, when the photo is small.
+
+    Args:
+        transposed: [w,h,3], the transpose of the photo as stored. So a photo that is rotated by 90 degrees is
+            not transposed twice.
+        orientation: int32.
     """
     import tensorflow as tf
 
     def is_any_of(*orientations: int) -> Any:
         return tf.reduce_any(tf.equal(orientation, orientations))
 
-    def rotate() -> Any:
-        transposed = tf.transpose(pixels, tf.where(is_any_of(5, 6, 7, 8), [1, 0, 2], [0, 1, 2]))
+    def flip() -> Any:
         axes = tf.boolean_mask([0, 1], [is_any_of(3, 4, 7, 8), is_any_of(2, 3, 6, 7)])
-        return tf.reverse(transposed, axes)
+        return tf.reverse(pixels, axes)
 
-    return tf.cond(orientation > 1, rotate, lambda: pixels)
+    pixels = tf.transpose(transposed, tf.where(orientation >= 5, [0, 1, 2], [1, 0, 2]))
+    return tf.cond(orientation > 1, flip, lambda: pixels)

@@ -7,11 +7,14 @@ from typing import Any
 from trainer.preprocessing.settings import GREY, Aspect, Preprocessing
 
 _WIDE = 1 << 14
-"""Width in pixels above which a photo is transposed for the resize."""
+"""Width in pixels above which a photo's columns are resized before its rows."""
+
+_SWAP = [1, 0, 2]
+"""Permutation that transposes a photo."""
 
 
 def resize_to_input(pixels: Any, settings: Preprocessing, sideways: Any) -> Any:
-    """Resize to the backbone's size, or to its transpose if `sideways`.
+    """Resize to the backbone's size, or to its transpose if `sideways`; the result is transposed.
 
     Bicubic with antialiasing: among the kernels tried it keeps embeddings closest to those of an
     area-resized original (tests/bench, `agreement`), and it enlarges small photos as well.
@@ -22,7 +25,8 @@ def resize_to_input(pixels: Any, settings: Preprocessing, sideways: Any) -> Any:
         sideways: bool, true if the photo is rotated by 90 degrees afterwards.
 
     Returns:
-        float32 [H,W,3] in [0,255], not rounded.
+        float32 [W,H,3] in [0,255], not rounded, the columns of the photo before its rows, as
+        `exif.apply_orientation` takes them; [H,W,3] if `sideways`.
     """
     import tensorflow as tf
 
@@ -41,8 +45,8 @@ def resize_to_input(pixels: Any, settings: Preprocessing, sideways: Any) -> Any:
     size = tf.cast(sides, tf.float32) / tf.reduce_max(proportions)
     size = tf.clip_by_value(tf.cast(tf.round(size), tf.int32), 1, target)
     before = (target - size) // 2
-    paddings = tf.concat([tf.stack([before, target - size - before], 1), [[0, 0]]], 0)
-    return tf.pad(_resize(pixels, size), paddings, constant_values=float(GREY))
+    paddings = tf.stack([before, target - size - before], 1)[::-1]
+    return tf.pad(_resize(pixels, size), tf.pad(paddings, [[0, 1], [0, 0]]), constant_values=float(GREY))
 
 
 def target_size(settings: Preprocessing, sideways: Any) -> Any:
@@ -69,23 +73,36 @@ def downscale_factor(sides: Any, settings: Preprocessing, sideways: Any) -> Any:
 
 
 def _resize(pixels: Any, size: Any) -> Any:
-    """Resize to [height, width], float32 in [0,255].
+    """Resize to [height, width]; return the transpose, float32 [width,height,3] in [0,255].
 
-    The op resizes the rows of the output first and keeps the intermediate result in floats. For a
-    photo that is very wide and only some pixels high, that takes far more memory than the photo
-    itself. Such a photo is therefore transposed before and after.
+    The rows are resized first and kept as floats. For a photo that is very wide and only some pixels
+    high, that takes far more memory than the photo itself, so its columns are resized first.
     """
     import tensorflow as tf
 
     def resize(pixels: Any, size: Any) -> Any:
-        return tf.image.resize(pixels, size, method="bicubic", antialias=True)
+        return _resize_rows(tf.transpose(_resize_rows(pixels, size[0]), _SWAP), size[1])
 
-    def resize_transposed() -> Any:
-        return tf.transpose(resize(tf.transpose(pixels, [1, 0, 2]), size[::-1]), [1, 0, 2])
+    def resize_columns_first() -> Any:
+        return tf.transpose(resize(tf.transpose(pixels, _SWAP), size[::-1]), _SWAP)
 
     shape = tf.shape(pixels)
     wide = (shape[1] > _WIDE) & (shape[1] > shape[0])
-    return tf.clip_by_value(tf.cond(wide, resize_transposed, lambda: resize(pixels, size)), 0.0, 255.0)
+    return tf.clip_by_value(tf.cond(wide, resize_columns_first, lambda: resize(pixels, size)), 0.0, 255.0)
+
+
+def _resize_rows(pixels: Any, count: Any) -> Any:
+    """Resize [h,w,3] to `count` rows, float32 [count,w,3].
+
+    The op adds rows with vector instructions, but columns one colour at a time, which takes several times as
+    long. So a row is passed as one pixel of many colours, and `_resize` transposes between rows and columns.
+    """
+    import tensorflow as tf
+
+    shape = tf.shape(pixels)
+    rows = tf.reshape(pixels, [shape[0], 1, shape[1] * 3])
+    resized = tf.image.resize(rows, [count, 1], method="bicubic", antialias=True)
+    return tf.reshape(resized, [count, shape[1], 3])
 
 
 def compose_on_white(pixels: Any) -> Any:
