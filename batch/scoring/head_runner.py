@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -39,9 +39,10 @@ class HeadRunner:
         Raises:
             BundleError: the directory is not a SavedModel, or has no such signature.
         """
-        from serving.runtime import single_signature
+        from serving.runtime.subgraph import Subgraph
 
-        run = single_signature.load(self.bundle.path, contract.CLASSIFY_EMBEDDING)
+        graph = Subgraph(self.bundle.path, [contract.CLASSIFY_EMBEDDING])
+        run = partial(graph.run, contract.CLASSIFY_EMBEDDING)
         run({contract.EMBEDDING: np.zeros((BLOCK_ROWS, self.bundle.metadata.dimension), np.float32)})
         return run
 

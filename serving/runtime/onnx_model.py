@@ -21,7 +21,7 @@ from serving.client.responses import decode_signatures
 from serving.contract import Status
 from serving.errors import BundleError, InputError
 from serving.protos import tensors
-from serving.runtime import single_signature
+from serving.runtime import subgraph
 from serving.runtime.c_api import find_tensorflow
 from serving.runtime.errors import RunError
 from serving.runtime.model import Model, Value
@@ -84,32 +84,35 @@ class OnnxModel(Model):
     engine = "onnx"
 
     def __init__(self, path: Path, threads: int) -> None:
-        graph = single_signature.read_graph(path)
+        graph = subgraph.read_graph(path)
         super().__init__(path, threads, decode_signatures(graph.signature_def))
         self._metadata = bundle.read(path).metadata
         self._backbone = OnnxBackbone(str(path / contract.ONNX_FILE))
-        self._run_decode = single_signature.load(path, contract.DECODE, threads, graph)
-        self._functions: dict[str, Callable[[Any], Mapping[str, NDArray[Any]]]] = {
-            contract.DECODE: self._decode,
-            contract.EMBED: lambda photos: self._embed(self._decode(photos)),
-        }
-        if contract.CLASSIFY_EMBEDDING in self.signatures:
-            self._run_head = single_signature.load(path, contract.CLASSIFY_EMBEDDING, threads, graph)
-            self._functions |= {
-                contract.CLASSIFY_EMBEDDING: lambda vectors: self._run_head({contract.EMBEDDING: vectors}),
-                contract.PROBABILITIES: lambda photos: self._classify(self._decode(photos)),
-                contract.SERVING_DEFAULT: lambda photos: self._answer(self._decode(photos)),
-                contract.CLASSIFY_PIXELS: lambda pixels: self._answer(_mark_usable(pixels)),
-            }
+        parts = {contract.DECODE, contract.CLASSIFY_EMBEDDING} & self.signatures.keys()
+        self._graph = subgraph.Subgraph(path, parts, threads, graph)
 
     def _execute(
         self, name: str, signature: Signature, inputs: Mapping[str, Value]
     ) -> dict[str, NDArray[Any]]:
-        if name not in self._functions:
+        function = self._find_function(name)
+        if function is None:
             return self._whole.run(name, inputs)
         [(key, info)] = signature.inputs.items()
-        found = self._functions[name](_make_array(key, info, inputs[key]))
+        found = function(_make_array(key, info, inputs[key]))
         return {output: found[output] for output in signature.outputs}
+
+    def _find_function(self, name: str) -> Callable[[Any], Mapping[str, NDArray[Any]]] | None:
+        """Return the signature as a function of its input; None for one that TensorFlow runs alone."""
+        # Not an attribute: functions that refer to this object would keep its memory after its last use.
+        functions: dict[str, Callable[[Any], Mapping[str, NDArray[Any]]]] = {
+            contract.DECODE: self._decode,
+            contract.EMBED: lambda photos: self._embed(self._decode(photos)),
+            contract.CLASSIFY_EMBEDDING: self._run_head,
+            contract.PROBABILITIES: lambda photos: self._classify(self._decode(photos)),
+            contract.SERVING_DEFAULT: lambda photos: self._answer(self._decode(photos)),
+            contract.CLASSIFY_PIXELS: lambda pixels: self._answer(_mark_usable(pixels)),
+        }
+        return functions.get(name)
 
     @cached_property
     def _whole(self) -> Model:
@@ -118,7 +121,10 @@ class OnnxModel(Model):
         return tensorflow_model.load(self.path, self.threads)
 
     def _decode(self, photos: Any) -> dict[str, NDArray[Any]]:
-        return self._run_decode({contract.IMAGE_BYTES: photos})
+        return self._graph.run(contract.DECODE, {contract.IMAGE_BYTES: photos})
+
+    def _run_head(self, embedding: Any) -> dict[str, NDArray[Any]]:
+        return self._graph.run(contract.CLASSIFY_EMBEDDING, {contract.EMBEDDING: embedding})
 
     def _embed(self, decoded: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         pixels, rejected = decoded[contract.PIXELS], np.flatnonzero(~find_usable(decoded[contract.STATUS]))
@@ -132,7 +138,7 @@ class OnnxModel(Model):
 
     def _classify(self, decoded: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         embedded = self._embed(decoded)
-        return embedded | self._run_head({contract.EMBEDDING: embedded[contract.EMBEDDING]})
+        return embedded | self._run_head(embedded[contract.EMBEDDING])
 
     def _answer(self, decoded: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return the outputs of `serving_default`, as the graph does (trainer.export.signatures)."""

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +137,14 @@ def measure_head(model: Any, rows: int = 32768) -> tuple[float, float, float]:
     """Return the seconds to load the head, and per million rows by its signature and by numpy."""
     from batch.scoring import head_runner
     from serving import contract
-    from serving.runtime import single_signature
+    from serving.runtime.subgraph import Subgraph
     from trainer.export.head_file import load_head
 
     vectors = np.abs(np.random.default_rng(2).standard_normal((rows, model.metadata.dimension)))
     vectors, usable = vectors.astype(np.float16), np.ones(rows, bool)
     start = time.perf_counter()
-    run = single_signature.load(model.path, contract.CLASSIFY_EMBEDDING, threads=1)
+    graph = Subgraph(model.path, [contract.CLASSIFY_EMBEDDING], threads=1)
+    run = partial(graph.run, contract.CLASSIFY_EMBEDDING)
     head_runner.classify_embeddings(run, model, vectors[:1], usable[:1])
     load = time.perf_counter() - start
     start = time.perf_counter()

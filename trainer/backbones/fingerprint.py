@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from serving.contract import SAVED_MODEL_FILE
+from serving.storage.files import is_remote, write
 
 
 def compute_fingerprint(path: str) -> str:
@@ -25,6 +27,29 @@ def compute_fingerprint(path: str) -> str:
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part)
     return digest.hexdigest()
+
+
+def read_fingerprint(path: str, cache: Path) -> str:
+    """Return `compute_fingerprint`, from the cache if no file of the SavedModel has changed since.
+
+    Args:
+        path: directory of the SavedModel.
+        cache: cache directory.
+
+    Raises:
+        OSError, ValueError, tf.errors.OpError: the SavedModel is damaged.
+    """
+    if is_remote(path):
+        return compute_fingerprint(path)
+    top = Path(path).resolve()
+    found = [(file, file.stat()) for file in sorted(top.rglob("*")) if file.is_file()]
+    state = [(str(file), info.st_size, info.st_mtime_ns, info.st_ctime_ns) for file, info in found]
+    record = cache / "fingerprints" / hashlib.sha256(repr(state).encode()).hexdigest()
+    if record.is_file():
+        return record.read_text()
+    fingerprint = compute_fingerprint(path)
+    write(str(record), fingerprint.encode())
+    return fingerprint
 
 
 def _read_variables(path: str) -> Iterator[bytes]:

@@ -21,9 +21,9 @@ from serving.bundle import Bundle, training_digests
 from serving.errors import BundleError
 from serving.process import get_cpu_model
 from serving.protos import tensors
-from serving.runtime.subgraph import Subgraph
-from serving.storage.tfrecord import write_records
+from serving.runtime import subgraph
 from serving.runtime.tensorflow_import import import_tensorflow
+from serving.storage.tfrecord import write_records
 from trainer.backbones import InputOptions
 from trainer.backbones.hub import load
 from trainer.dataset.download import ProgressLogger, no_progress
@@ -123,7 +123,9 @@ def export(
         # The report is written while the model is checked: both take seconds of one core.
         with ThreadPoolExecutor(1) as executor:
             report = executor.submit(part.report, staged / contract.REPORT_FILE) if part.report else None
-            model = Subgraph(staged, signatures.CHECKED)
+            graph = subgraph.read_graph(staged)
+            checked = {contract.SERVING_DEFAULT, contract.DECODE, contract.EMBED} & graph.signature_def.keys()
+            model = subgraph.Subgraph(staged, checked, graph=graph)
             check_answers(model.run, part.labels, photos, probabilities)
             onnx_backbone.check_photos(staged, model, photos)
             if report:

@@ -18,7 +18,7 @@ from serving.errors import BundleError
 from trainer.backbones import interface
 from trainer.backbones.hub import Backbone
 from trainer.evaluation.novelty import Novelty
-from trainer.export import onnx_backbone
+from trainer.export import checkpoint, onnx_backbone
 from trainer.heads import Head, Scaling
 from trainer.preprocessing import (
     Augmentation,
@@ -306,7 +306,7 @@ def make_head_variables(
     }
     return {name: np.asarray(value, np.float32) for name, value in numbers.items()} | {
         "labels": np.array([label.encode() for label in labels], object),
-        "top_k": np.int64(top_k),
+        "top_k": np.array(top_k, np.int64),
     }
 
 
@@ -318,28 +318,14 @@ def write_variables(source: Path, directory: Path, values: Mapping[str, Any]) ->
     Raises:
         BundleError: the variables cannot be read, or the graph lacks a variable that the head needs.
     """
-    import tensorflow as tf
-
-    try:
-        reader = tf.train.load_checkpoint(str(source / "variables" / "variables"))
-        tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    except (tf.errors.OpError, ValueError) as error:
-        raise BundleError(
-            f"The variables of {source} cannot be read: {error}.", remedy="Export the bundle again."
-        ) from error
+    variables = checkpoint.read_checkpoint(source)
     for name, value in values.items():
         key = f"{name}/.ATTRIBUTES/VARIABLE_VALUE"
-        if key in tensors:
-            tensors[key] = value
+        if key in variables:
+            variables[key] = value
         elif not name.startswith("hidden_") or np.any(value):
             raise BundleError(
                 f"The graph of {source} has no variable {name!r}, which this head needs.",
                 remedy="It was made by an earlier version of hubhead. Train again with hubhead train.",
             )
-    (directory / "variables").mkdir()
-    tf.raw_ops.SaveV2(
-        prefix=str(directory / "variables" / "variables"),
-        tensor_names=list(tensors),
-        shape_and_slices=[""] * len(tensors),
-        tensors=[tf.constant(value) for value in tensors.values()],
-    )
+    checkpoint.write_checkpoint(directory, variables)

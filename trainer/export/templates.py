@@ -19,12 +19,15 @@ import numpy as np
 from serving import bundle, contract
 from serving.bundle import Bundle, BundleMetadata
 from serving.process import get_package_versions
+from serving.runtime.session import ClassicSession
 from serving.runtime.tensorflow_import import import_tensorflow
+from serving.text import redact
 from trainer.backbones import InputOptions, input_key
-from trainer.backbones.fingerprint import compute_fingerprint
+from trainer.backbones.fingerprint import read_fingerprint
 from trainer.backbones.hub import Backbone, load, resolve
 from trainer.dataset.download import ProgressLogger, create_once, no_progress
 from trainer.export import signatures
+from trainer.export.checks import check_answers
 from trainer.preprocessing import Augmentation, Preprocessing
 
 PACKAGES = (
@@ -66,12 +69,12 @@ def prepare_template(
 
     Raises:
         InputError, FetchError, OutputError: as trainer.backbones.hub.load.
+        BundleError: TensorFlow Serving would not load the graph.
     """
-    import_tensorflow()
     preprocessing = preprocessing or Preprocessing()
     augmentation, number = view or (None, 0)
     key = [
-        compute_fingerprint(resolve(handle, cache, progress=say)),
+        read_fingerprint(resolve(handle, cache, progress=say), cache),
         input_key(handle, options or InputOptions()),
         preprocessing.to_dict(),
         signatures.hash_sources(),
@@ -80,6 +83,7 @@ def prepare_template(
     directory = cache / "templates" / _hash_json(key)
     if directory.is_dir():
         return bundle.read(directory)
+    import_tensorflow()
     with create_once(directory) as staged:
         # View 0 is traced; the others are copies of it with another value of the variable `view`.
         if augmentation and number:
@@ -87,11 +91,14 @@ def prepare_template(
                 handle, cache, preprocessing, view=(augmentation, 0), options=options, say=say
             )
             copy_graph(first.path, staged)
-            signatures.write_variables(first.path, staged, {"view": np.int32(number)})
+            signatures.write_variables(first.path, staged, {"view": np.array(number, np.int32)})
             metadata = first.metadata
         else:
             backbone = load(handle, cache, options=options, progress=say)
             metadata = trace(backbone, preprocessing, staged, augmentation=augmentation, with_head=not view)
+            if not view:
+                with ClassicSession(staged) as session:
+                    check_answers(session.run, [])
         if augmentation:
             view_key = [asdict(augmentation), preprocessing.to_dict(), "view", number]
             metadata = _set_view_fingerprint(metadata, view_key)
@@ -139,7 +146,7 @@ def trace(
     return BundleMetadata(
         labels=[],
         backbone={
-            "handle": backbone.handle,
+            "handle": redact(backbone.handle),
             # The key of the embedding store: it covers the backbone's weights and the preprocessing.
             "fingerprint": _hash_json([backbone.fingerprint, preprocessing.to_dict()]),
             "image_size": list(backbone.image_size),

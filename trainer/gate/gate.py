@@ -22,6 +22,7 @@ from serving.storage.address import Address
 from serving.storage.files import is_remote, walk_files
 from serving.storage.names import normalize
 from trainer.dataset import Example, LabelledPhoto
+from trainer.export.checks import check_answers, sample_jpeg
 from trainer.export.head_file import load_head
 from trainer.gate import parity, thresholds
 from trainer.gate.comparison import compare_predictions, select_photos
@@ -90,7 +91,6 @@ def validate(
         OutputError: the verdict cannot be written.
     """
     from serving import runtime
-    from serving.runtime import session
 
     limits = limits or RegressionLimits()
     new, old = bundle.read(candidate), bundle.read(live) if live else None
@@ -112,7 +112,7 @@ def validate(
         with checks.run_step("the live version runs"):
             live_model = runtime.load(old.path)
             if model:
-                timed = _sample_evenly(images, LATENCY_PHOTOS) or [session.sample_jpeg()]
+                timed = _sample_evenly(images, LATENCY_PHOTOS) or [sample_jpeg()]
                 mine, theirs = (1e3 * time for time in parity.measure_latency((model, live_model), timed))
                 latency = thresholds.check_ratio("latency", mine, theirs, limits.latency, "ms per photo")
                 checks.found.append(latency)
@@ -141,7 +141,7 @@ def _check_alone(new: Bundle, images: Sequence[bytes], checks: _CheckList) -> Mo
         The model as loaded by the runtime; None if the runtime does not load it.
     """
     from serving import runtime
-    from serving.runtime.session import PARITY_TOLERANCE, ClassicSession, check_answers, sample_jpeg
+    from serving.runtime.session import PARITY_TOLERANCE, ClassicSession
 
     labels = len(new.metadata.labels)
     answers = {}
@@ -149,7 +149,7 @@ def _check_alone(new: Bundle, images: Sequence[bytes], checks: _CheckList) -> Mo
         checks.add_passed("loads as in TensorFlow Serving", "the v1 loader, tag serve")
         images = images or [sample_jpeg()]
         with checks.run_step("rejects invalid photos"):
-            check_answers(session, new.metadata.labels)
+            check_answers(session.run, new.metadata.labels)
             checks.add_passed("rejects invalid photos", "text, an empty file, an empty batch")
         with checks.run_step("runs in a classic session"):
             answers["a classic session"] = parity.run_signatures(session.run, images, labels)
@@ -179,7 +179,7 @@ def _check_alone(new: Bundle, images: Sequence[bytes], checks: _CheckList) -> Mo
 
 def _check_warmup(directory: Path) -> Check:
     """Check that the bundle has warm-up requests: without them a server warms nothing up."""
-    from serving.server.models.warmup import read_records
+    from serving.storage.tfrecord import read_records
 
     path = directory / contract.WARMUP_FILE
     count = sum(1 for _ in read_records(path)) if path.is_file() else 0

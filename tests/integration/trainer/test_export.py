@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -368,8 +369,7 @@ def test_graph_without_hidden_layer_accepts_heads_without_one(food: Bundle, tmp_
 
     old = tf.train.Checkpoint()
     old.kernel, old.bias = tf.Variable(tf.zeros([1280, 2])), tf.Variable(tf.zeros([2]))
-    (tmp_path / "old").mkdir()
-    old.write(str(tmp_path / "old" / "variables" / "variables"))
+    tf.saved_model.save(old, str(tmp_path / "old"))
     part = load_part(food)
     values = signatures.make_head_variables(part.head, part.labels, threshold=0, top_k=1, novelty=None)
     known = {name: value for name, value in values.items() if name in ("kernel", "bias")}
@@ -396,7 +396,10 @@ def test_damaged_or_missing_head_file_is_an_error(food: Bundle, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("content", [None, b"", b"garbage"])
-def test_missing_or_damaged_variables_are_an_error(tmp_path: Path, content: bytes | None) -> None:
+def test_missing_or_damaged_variables_are_an_error(
+    food: Bundle, tmp_path: Path, content: bytes | None
+) -> None:
+    shutil.copy2(food.path / contract.SAVED_MODEL_FILE, tmp_path)
     if content is not None:
         (tmp_path / "variables").mkdir()
         (tmp_path / "variables" / "variables.index").write_bytes(content)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from serving.errors import FetchError, InputError
-from serving.runtime.session import sample_jpeg
+from trainer.export.checks import sample_jpeg
 from tests.support.hub_modules import in_hub_cache, small_module, tf1_module
 from trainer.backbones import InputOptions
 from trainer.backbones import address as addresses

@@ -99,7 +99,7 @@ def test_a_bundle_is_published_without_an_onnx_file_that_differs_on_photos(
 
 def test_the_converter_checks_noise_and_flat_pictures() -> None:
     pixels = onnx_backbone.sample_pixels(8, (6, 5))
-    assert (pixels.shape, pixels.dtype) == ((8, 6, 5, 3), np.uint8)
+    assert pixels.shape == (8, 6, 5, 3)
     spread = [int(picture.max()) - int(picture.min()) for picture in pixels]
     assert spread[0] > 200
     assert 5 < spread[1] < 16

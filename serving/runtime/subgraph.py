@@ -1,14 +1,14 @@
-"""One signature of a SavedModel, loaded without the rest: a decoder or a head without its backbone.
+"""Signatures of a SavedModel, loaded without the rest: a decoder or a head without its backbone.
 
 Loading a whole bundle takes seconds and hundreds of MB, nearly all of it for TensorFlow's Python package and
-the backbone. Here only the subgraph that a signature needs is extracted, with the functions that it calls,
+the backbone. Here only the subgraph that the signatures need is extracted, with the functions that it calls,
 and runs in TensorFlow's C library. Its kernels are the same as in TensorFlow Serving.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,45 +21,73 @@ from serving.process import call_alone_first, cores
 from serving.runtime.c_api import GraphSession
 from serving.runtime.errors import RunError, make_load_error, make_signature_error
 
-Run = Callable[[Mapping[str, Any]], dict[str, NDArray[Any]]]
-
 _CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 
 
-def load(
-    path: str | os.PathLike[str], name: str, threads: int | None = None, graph: protos.Message | None = None
-) -> Run:
-    """Load one signature as a function, which can be called from any number of threads.
+class Subgraph:
+    """Some signatures of a SavedModel, which can be run from any number of threads.
 
     Args:
         path: directory of a version.
-        name: name of the signature.
+        names: names of the signatures.
         threads: number of concurrent callers; by default the cores this process may use.
         graph: what `read_graph` returned for the directory, if it was read before.
-
-    Returns:
-        Function from inputs by name to outputs by name. It raises RunError if an op fails.
 
     Raises:
         BundleError: the directory is not a SavedModel, or has no such signature.
         InputError: TensorFlow is not installed.
     """
-    meta = graph or read_graph(path)
-    signature = meta.signature_def.get(name)
-    if signature is None:
-        raise make_signature_error(path, name, meta.signature_def)
-    inputs = {key: info.name for key, info in signature.inputs.items()}
-    outputs = {key: info.name for key, info in signature.outputs.items()}
-    restore, file = meta.saver_def.restore_op_name, meta.saver_def.filename_tensor_name
-    subgraph = extract_subgraph(
-        meta.graph_def, [*map(_node_name, [*inputs.values(), *outputs.values()]), restore, _node_name(file)]
-    )
-    prefix = str(Path(path) / "variables" / "variables")
-    try:
-        session = GraphSession(subgraph.SerializeToString(), threads or cores())
-        session.run({file: np.array(os.fsencode(prefix), object)}, targets=[restore])
-    except RunError as error:
-        raise make_load_error(path, error) from error
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        names: Collection[str],
+        threads: int | None = None,
+        graph: protos.Message | None = None,
+    ) -> None:
+        meta = graph or read_graph(path)
+        if missing := [name for name in names if name not in meta.signature_def]:
+            raise make_signature_error(path, missing[0], meta.signature_def)
+        definitions = [meta.signature_def[name] for name in names]
+        wanted = [
+            _node_name(info.name)
+            for definition in definitions
+            for info in (*definition.inputs.values(), *definition.outputs.values())
+        ]
+        restore, file = meta.saver_def.restore_op_name, meta.saver_def.filename_tensor_name
+        subgraph = _extract_subgraph(meta.graph_def, [*wanted, restore, _node_name(file)])
+        prefix = str(Path(path) / "variables" / "variables")
+        try:
+            session = GraphSession(subgraph.SerializeToString(), threads or cores())
+            session.run({file: np.array(os.fsencode(prefix), object)}, targets=[restore])
+        except RunError as error:
+            raise make_load_error(path, error) from error
+        self._functions = {
+            name: _make_function(session, definition)
+            for name, definition in zip(names, definitions, strict=True)
+        }
+
+    def run(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        """Run a signature.
+
+        Args:
+            signature: name of the signature.
+            inputs: values by input name.
+
+        Returns:
+            Values by output name; strings are object arrays of bytes.
+
+        Raises:
+            RunError: an op failed.
+        """
+        return self._functions[signature](inputs)
+
+
+def _make_function(
+    session: GraphSession, definition: protos.Message
+) -> Callable[[Mapping[str, Any]], dict[str, NDArray[Any]]]:
+    inputs = {key: info.name for key, info in definition.inputs.items()}
+    outputs = {key: info.name for key, info in definition.outputs.items()}
     run = call_alone_first(session.run)
 
     def call(values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
@@ -87,7 +115,7 @@ def _node_name(tensor: str) -> str:
     return tensor.partition(":")[0]
 
 
-def extract_subgraph(graph: protos.Message, wanted: Iterable[str]) -> protos.Message:
+def _extract_subgraph(graph: protos.Message, wanted: Iterable[str]) -> protos.Message:
     """Return a GraphDef of the wanted nodes, all nodes they depend on, and the functions these call."""
     nodes = {node.name: node for node in graph.node}
     functions = {function.signature.name: function for function in graph.library.function}

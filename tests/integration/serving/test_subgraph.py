@@ -1,4 +1,4 @@
-"""Loading one signature of a SavedModel without the rest."""
+"""Loading signatures of a SavedModel without the rest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from serving import runtime
 from serving.errors import BundleError
-from serving.runtime import single_signature
+from serving.runtime.subgraph import Subgraph
 from tests.support.trained import Trained
 
 pytestmark = pytest.mark.tf
@@ -18,10 +18,10 @@ pytestmark = pytest.mark.tf
 
 def test_outputs_are_bitwise_equal_to_those_of_the_whole_model(trained: Trained) -> None:
     path = trained.result.bundle.path
-    whole, one = runtime.load(path), single_signature.load(path, "classify_embedding")
+    whole, one = runtime.load(path), Subgraph(path, ["classify_embedding"])
     embeddings = np.abs(np.random.default_rng(0).standard_normal((64, 1280))).astype(np.float32)
     expected = whole.run("classify_embedding", {"embedding": embeddings})
-    found = one({"embedding": embeddings})
+    found = one.run("classify_embedding", {"embedding": embeddings})
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         assert np.array_equal(found[name], values), name
@@ -32,7 +32,7 @@ def test_loading_errors_say_what_is_wrong(trained: Trained, tmp_path: Path) -> N
 
     def load_error(directory: Any, name: str = "classify_embedding") -> str:
         with pytest.raises(BundleError) as raised:
-            single_signature.load(directory, name)
+            Subgraph(directory, [name])
         return str(raised.value)
 
     assert "has no signature 'nothing'" in load_error(path, "nothing")
