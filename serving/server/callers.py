@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -142,7 +143,7 @@ class Pacer:
 
     A message is known to be large only once it has arrived, so a caller waits because of its previous one.
 
-    Use it in coroutines of one event loop.
+    Wait in coroutines of one event loop.
     """
 
     def __init__(self, rate: float, large: int) -> None:
@@ -160,11 +161,14 @@ class Pacer:
         """Wait until the next message of a caller may be read; at once unless its last one was large."""
         if not (sender := self._senders.get(caller)):
             return
-        async with sender.order:  # so that each caller has reserved one turn at most
-            now = asyncio.get_running_loop().time()
-            start = max(now, self._free_at)
-            self._free_at = start + sender.size / self._rate
-            await asyncio.sleep(start - now)
+        async with sender.order:  # so that one caller with many calls does not keep the others out
+            while (seconds := self._free_at - time.monotonic()) > 0:
+                await asyncio.sleep(seconds)
+            self._free_at = time.monotonic() + sender.size / self._rate
+
+    def pause(self, seconds: float) -> None:
+        """Read no large message in the next seconds; call it from any thread."""
+        self._free_at = max(self._free_at, time.monotonic() + seconds)
 
     def record(self, caller: str, size: int) -> None:
         """Note the size in bytes of the message that a caller has sent."""

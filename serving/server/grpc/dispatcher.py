@@ -45,6 +45,12 @@ _LARGE_BYTES_PER_SECOND = 128 << 20
 """Rate of messages of at least memory.LARGE bytes. gRPC copies each on the event loop, with the
 interpreter lock held: about 0.1 s for 64 MiB."""
 
+_PAUSE_RATIO = 8.0
+"""Time until the next large message is read, relative to the parsing of the last one, which copies it once.
+
+Until a message reaches the model it is copied about four times, so half of the time is left for the others.
+"""
+
 _LIGHT_FIELDS = 2_000
 """Maximum fields of a message that is parsed beside others; some milliseconds of work."""
 
@@ -258,8 +264,10 @@ class Dispatcher:
                 estimated = wire.estimate_memory(body[0], request_class.DESCRIPTOR)
                 if not self.held_bytes.take(caller.name, estimated):
                     raise _too_many_bytes()
-                size = estimated
+                size, start = estimated, time.monotonic()
                 request = request_class.FromString(body.pop())
+                # A machine that is slow or busy gets less to do.
+                self._pacer.pause(_PAUSE_RATIO * (time.monotonic() - start))
             yield request
         except InputError as error:
             raise resource_exhausted(error.what) from error
