@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-unit k8s-check lint bench bench-accuracy bench-planning bench-peers bench-decoding bench-engines bench-head fuzz old-tensorflow lock check-resolve clean help bench-training bench-server
+.PHONY: demo test test-unit k8s-check lint bench bench-accuracy bench-planning bench-peers bench-decoding bench-engines bench-head fuzz old-tensorflow lock check-resolve clean help bench-training bench-server bench-start
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
@@ -57,6 +57,9 @@ bench-engines: $(VENV)/dev.stamp ## Compare engines for the backbone: conversion
 
 bench-head: $(VENV)/dev.stamp ## Measure the fit of a head on 1,000 to 1,000,000 embeddings: seconds and memory
 	$(BIN)/python -m tests.bench.head
+
+bench-start: $(VENV)/dev.stamp ## Compare hubhead predict and train, as whole processes, with the import of TensorFlow
+	$(BIN)/python -m tests.bench.start
 
 bench-training: $(VENV)/dev.stamp ## Measure hubhead train, first run and from the embedding store; accuracy by input size and views
 	$(BIN)/python -m tests.bench.training
