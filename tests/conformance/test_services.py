@@ -33,7 +33,7 @@ from tests.conformance.requests import (
     status,
     toy_spec,
 )
-from tests.support.fake_model import LIMIT, eventually
+from tests.support.fake_model import LIMIT, eventually, write_bundle_metadata
 
 pytestmark = [pytest.mark.tf, pytest.mark.server]
 
@@ -372,9 +372,7 @@ def test_without_batching_requests_run_unmodified(conformance_base: Path) -> Non
 
 @pytest.mark.protocol("batching.off")
 def test_requests_to_hubheads_bundles_are_batched_without_a_flag(model_base: Path) -> None:
-    metadata_file = model_base / "1" / contract.METADATA_FILE
-    metadata_file.parent.mkdir()
-    metadata_file.write_text("{}")
+    write_bundle_metadata(model_base / "1")
     with start_conformance_server(("toy", model_base)) as server:
         with (
             busy_model(server),

@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 
 from serving import contract, protos, runtime
+from serving.bundle import BundleMetadata
 from serving.errors import BundleError
 from serving.protos import tensors
 
@@ -94,6 +95,12 @@ def write_fake_model(directory: Path) -> Path:
     (staged / contract.SAVED_MODEL_FILE).write_bytes(saved.SerializeToString())
     staged.rename(directory)
     return directory
+
+
+def write_bundle_metadata(directory: Path) -> None:
+    """Make a SavedModel directory a bundle of hubhead; the server then takes its rows to be independent."""
+    (directory / "assets").mkdir(exist_ok=True)
+    BundleMetadata([], {"fingerprint": "0" * 64, "dimension": 1}, {}).write(directory)
 
 
 class FakeModelLoader:

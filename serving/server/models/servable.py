@@ -12,7 +12,7 @@ from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from serving import contract, protos, runtime
+from serving import bundle, contract, protos, runtime
 from serving.errors import BundleError
 from serving.process import get_cpu_model
 from serving.protos import tensors
@@ -240,10 +240,13 @@ def load(
         metrics: registry that counts requests and batches.
 
     Raises:
-        BundleError: saved_model.pb is missing, corrupt, or has no graph for serving.
+        BundleError: saved_model.pb is missing, corrupt, or has no graph for serving; or it is in a malformed
+            bundle of hubhead.
         InputError: the version's batching file cannot be used.
     """
     signatures, batching = read_signatures(directory), settings.batching
+    if is_bundle := (directory / contract.METADATA_FILE).is_file():
+        bundle.read_metadata(directory)  # raises BundleError if it is malformed; other SavedModels have none
     per_version = directory / BATCHING_FILE
     if settings.enable_per_model_batching_parameters and per_version.is_file():
         batching = files.read_batching(per_version)
@@ -253,7 +256,7 @@ def load(
         loader(directory),
         signatures,
         batching=batching,
-        rows_independent=(directory / contract.METADATA_FILE).is_file(),  # hubhead's bundles guarantee it
+        rows_independent=is_bundle,  # hubhead's bundles guarantee it
         tensor_content=settings.enable_serialization_as_tensor_content,
         metrics=metrics,
     )

@@ -19,13 +19,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving import contract, protos
+from serving import protos
 from serving.process import get_cpu_model
 from serving.server import RunningServer, ServerSettings, start
 from serving.server.config.settings import ModelSettings
 from serving.server.metrics import Metrics
 from serving.server.rest import admission, handler
-from tests.support.fake_model import LIMIT, FakeModelLoader, eventually, write_fake_model
+from tests.support.fake_model import (
+    LIMIT,
+    FakeModelLoader,
+    eventually,
+    write_bundle_metadata,
+    write_fake_model,
+)
 
 pytestmark = pytest.mark.server
 
@@ -344,9 +350,7 @@ def test_body_with_very_many_rows_is_400(server: RunningServer) -> None:
 
 
 def test_work_of_a_rest_caller_that_disconnects_stops(base: Path, tmp_path: Path) -> None:
-    metadata = write_fake_model(tmp_path / "bundle" / "1") / contract.METADATA_FILE
-    metadata.parent.mkdir(exist_ok=True)
-    metadata.write_text("{}")  # rows are independent, as in a bundle
+    write_bundle_metadata(write_fake_model(tmp_path / "bundle" / "1"))  # rows are independent, as in a bundle
     loader = FakeModelLoader(gated=True)
     settings = replace(settings_of(base), models=(ModelSettings("double", tmp_path / "bundle"),))
     with (

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving import contract, protos
+from serving import protos
 from serving.protos import tensors
 from serving.server import RunningServer, ServerSettings, start
 from tests.support.fake_model import (
@@ -28,6 +28,7 @@ from tests.support.fake_model import (
     call_double,
     eventually,
     get_current_version,
+    write_bundle_metadata,
     write_fake_model,
 )
 
@@ -347,9 +348,7 @@ def test_cancelled_call_frees_its_place_once_the_model_returns(base: Path) -> No
 
 
 def test_work_of_a_cancelled_call_stops_and_the_next_call_is_answered(base: Path) -> None:
-    metadata = base / "1" / contract.METADATA_FILE
-    metadata.parent.mkdir(exist_ok=True)
-    metadata.write_text("{}")  # rows are independent, as in a bundle
+    write_bundle_metadata(base / "1")  # rows are independent, as in a bundle
     rows = protos.PredictRequest(model_spec={"name": "double"})
     rows.inputs["x"].CopyFrom(tensors.encode(np.ones(10_000, np.float32)))  # 25 s of work
     with (

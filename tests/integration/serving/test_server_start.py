@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from serving import contract
 from serving.errors import BundleError, InputError, OutputError
 from serving.server import ServerSettings, start
 from serving.server.app import StoppedError
@@ -25,6 +26,7 @@ from tests.support.fake_model import (
     FakeModelLoader,
     call_double,
     free_port,
+    write_bundle_metadata,
     write_fake_model,
 )
 
@@ -87,6 +89,20 @@ def test_ports_are_closed_again_if_no_version_loads(base: Path) -> None:
             start(settings, loader=FakeModelLoader())  # type: ignore[arg-type]
     (base / "1" / "broken").unlink()
     start(settings, loader=FakeModelLoader()).stop()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("spoil", ["metadata", "link"])
+def test_malformed_bundle_is_reported_before_it_is_loaded(base: Path, spoil: str) -> None:
+    write_bundle_metadata(base / "1")
+    start(ServerSettings(base, port=0), loader=FakeModelLoader()).stop()  # type: ignore[arg-type]
+    if spoil == "link":
+        (base / "1" / "extra").symlink_to("/etc/passwd")
+    else:
+        (base / "1" / contract.METADATA_FILE).write_text("[" * 100_000)
+    loader = FakeModelLoader()
+    with pytest.raises(BundleError, match=r"leads out of the bundle|hubhead\.json cannot be read"):
+        start(ServerSettings(base, port=0), loader=loader)  # type: ignore[arg-type]
+    assert loader.attempts == 0
 
 
 def test_calls_that_wait_for_a_model_that_fails_to_load_are_unavailable(base: Path) -> None:

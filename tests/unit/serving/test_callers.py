@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.server.callers import Caller, FairLimit
+from serving.server.callers import Caller, FairLimit, Pacer, TurnLock
 
 
 def test_one_caller_may_use_the_limit_and_not_more() -> None:
@@ -56,3 +61,59 @@ def test_functions_run_once_the_caller_leaves_or_at_once_if_it_has_left() -> Non
     caller.leave()
     caller.on_leave(lambda: seen.append(2))
     assert (caller.has_left, seen) == (True, [1, 2])
+
+
+def test_callers_take_turns_at_a_lock() -> None:
+    lock, order, ready = TurnLock(), list[str](), threading.Barrier(7)
+
+    def hold(caller: str) -> None:
+        ready.wait()
+        with lock.hold(caller) as held:
+            assert held
+            order.append(caller)
+
+    with ThreadPoolExecutor(6) as pool, lock.hold("first"):
+        for caller in ("greedy",) * 5 + ("good",):
+            pool.submit(hold, caller)
+        ready.wait()
+        _wait_until(lambda: sum(map(len, lock._waiting.values())) == 6)
+    assert len(order) == 6
+    assert order.index("good") < 2
+
+
+def test_lock_that_is_not_free_in_time_is_not_held() -> None:
+    lock = TurnLock()
+    with lock.hold("a") as first, lock.hold("b", 0.01) as second:
+        assert (first, second) == (True, False)
+    with lock.hold("b", 0.0) as third:
+        assert third
+
+
+def test_senders_of_large_messages_wait_for_each_other_and_no_one_else() -> None:
+    pacer, ended = Pacer(rate=1000, large=50), dict[str, float]()
+    for caller, size in {"large": 100, "other": 100, "small": 49}.items():
+        pacer.record(caller, size)
+    start = time.monotonic()
+
+    async def send(number: int, caller: str) -> None:
+        await pacer.wait(caller)
+        ended[f"{caller} {number}"] = time.monotonic() - start
+
+    async def send_all() -> None:
+        callers = ["large", "large", "large", "other", "small"]
+        await asyncio.gather(*(send(number, caller) for number, caller in enumerate(callers)))
+
+    asyncio.run(send_all())
+    assert ended["large 2"] >= 0.3
+    assert ended["large 2"] > ended["other 3"] >= 0.1
+    assert ended["small 4"] < 0.1
+    pacer.record("large", 10)
+    pacer.pause(60)
+    asyncio.run(asyncio.wait_for(pacer.wait("large"), 10))
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.001)
