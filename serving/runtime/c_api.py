@@ -11,6 +11,7 @@ import ctypes
 import functools
 import importlib.util
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from ctypes import POINTER, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
@@ -128,17 +129,12 @@ class GraphSession:
 
     def __init__(self, graph: bytes, threads: int) -> None:
         self._library = load_library()
-        self._session = self._graph = None
         self._graph = self._library.TF_NewGraph()
+        # Finalizers, other than __del__, do not run while the interpreter's modules are torn down.
+        weakref.finalize(self, self._library.TF_DeleteGraph, self._graph).atexit = False
         self._import_graph(graph)
         self._session = self._open(threads)
-
-    def __del__(self) -> None:
-        if getattr(self, "_session", None):
-            with _Status(self._library) as status:
-                self._library.TF_DeleteSession(self._session, status.pointer)
-        if getattr(self, "_graph", None):
-            self._library.TF_DeleteGraph(self._graph)
+        weakref.finalize(self, _delete_session, self._library, self._session).atexit = False
 
     def _import_graph(self, graph: bytes) -> None:
         library = self._library
@@ -219,6 +215,11 @@ class GraphSession:
         if found is None:
             raise RunError(f"The graph has no operation {operation!r}.", "NOT_FOUND")
         return found
+
+
+def _delete_session(library: ctypes.CDLL, session: int) -> None:
+    with _Status(library) as status:
+        library.TF_DeleteSession(session, status.pointer)
 
 
 class _Status:

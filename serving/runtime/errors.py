@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from itertools import dropwhile
 
 from serving.errors import BundleError, HubheadError
+from serving.text import first_line
 
 _TRACEBACK_PREFIXES = (
     "Graph execution error:",
@@ -42,8 +43,9 @@ class RunError(HubheadError):
 
 def make_load_error(path: str | os.PathLike[str], error: Exception) -> BundleError:
     """Return the error for a directory that cannot be loaded, with the first line of the cause."""
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return BundleError(f"{path} cannot be loaded as a SavedModel: {first}", remedy="Export the bundle again.")
+    return BundleError(
+        f"{path} cannot be loaded as a SavedModel: {first_line(error)}", remedy="Export the bundle again."
+    )
 
 
 def make_signature_error(path: str | os.PathLike[str], name: str, known: Iterable[str]) -> BundleError:
