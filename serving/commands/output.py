@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import click
 
 from serving.text import escape_controls, redact
+
+_UNLIMITED_COLUMNS = 100_000
+"""Width of tables that no terminal limits."""
 
 Cell: TypeAlias = str | tuple[str, str]
 """A text, or a text and its style, such as "bold" or "green"."""
@@ -19,7 +23,10 @@ def echo(text: object = "", *, err: bool = False, nl: bool = True) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Iterable[Cell]]) -> None:
-    """Print a table as wide as the terminal; texts are printed as they are, without markup."""
+    """Print a table as wide as the terminal; texts are printed as they are, without markup.
+
+    In a file or a pipe, such as the log of a pod, it is as wide as its texts, unless COLUMNS says otherwise.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -29,4 +36,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Iterable[Cell]]) -> None:
         parts = [(cell, "") if isinstance(cell, str) else cell for cell in row]
         # Text: rich would interpret markup in a file name such as a[red].jpg.
         table.add_row(*(Text(escape_controls(text), style) for text, style in parts))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=_UNLIMITED_COLUMNS)
+    console.print(table)

@@ -22,7 +22,7 @@ from tests.k8s.reading import (
     select_kind,
 )
 
-_NOT_RETRIED = {
+NOT_RETRIED = {
     ("hubhead-train", "train"): {2, 4},
     ("hubhead-train", "validate"): {2, 4},
     ("hubhead-promote", "promote"): {2, 4},
@@ -106,7 +106,7 @@ def check_jobs_terminate(manifests: list[Manifest]) -> list[str]:
             for rule in rules
             if rule["action"] in ("FailJob", "FailIndex") and rule["onExitCodes"]["operator"] == "In"
         }
-        if failing != {at: codes for at, codes in _NOT_RETRIED.items() if at[0] == name}:
+        if failing != {at: codes for at, codes in NOT_RETRIED.items() if at[0] == name}:
             findings.append(f"{name}: does not retry {failing}")
         every = [c["name"] for c in pod.get("initContainers", []) + pod["containers"]]
         findings += [f"{name}: has no container {at}" for _, at in failing if at not in every]

@@ -115,6 +115,10 @@ def check_apply_changes_nothing_twice(manifests: list[Manifest]) -> list[str]:
             is_port = {"containerPort", "targetPort"} & value.keys() or path.endswith(".ports")
             if is_port and "protocol" not in value:
                 findings.append(f"{path} has a port without a protocol")
+            if "fieldRef" in value and "apiVersion" not in value["fieldRef"]:
+                findings.append(f"{path} has a reference without an API version")
+            if "rollingUpdate" in value and "type" not in value:
+                findings.append(f"{path} has no type")
             for key, below in value.items():
                 if below in ([], None):
                     findings.append(f"{path}.{key} is empty, and dropped")

@@ -79,6 +79,13 @@ PODS = [
         "a container port without its protocol",
         lambda m: serve(m)["ports"][0].pop("protocol"),
     ),
+    Mutation(
+        "a reference without its API version",
+        lambda m: container(m, "hubhead-rollback", "rollback")["env"][1]["valueFrom"]["fieldRef"].pop(
+            "apiVersion"
+        ),
+    ),
+    Mutation("a strategy without its type", lambda m: spec_of(m, "Deployment")["strategy"].pop("type")),
     Mutation("an empty list of rules", lambda m: spec_of(m, "NetworkPolicy").update(egress=[])),
     Mutation(
         "a loader that a promotion preempts",

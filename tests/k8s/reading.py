@@ -40,6 +40,15 @@ VARIANTS = (*OVERLAYS, *COMPONENTS)
 """All variants that are built and checked: overlays, and components on an overlay."""
 
 
+CUSTOM = {
+    "FlinkDeployment": "flink.apache.org/v1beta1",
+    "PrometheusRule": "monitoring.coreos.com/v1",
+    "ServiceMonitor": "monitoring.coreos.com/v1",
+    "ScaledObject": "keda.sh/v1alpha1",
+}
+"""API versions of custom resources, whose schemas no package contains."""
+
+
 def kustomize(directory: Path) -> subprocess.CompletedProcess[str]:
     """Build a directory with kustomize or kubectl."""
     builder = ["kustomize", "build"] if shutil.which("kustomize") else ["kubectl", "kustomize"]
@@ -55,21 +64,29 @@ def build_yaml(variant: str) -> str:
     Raises:
         AssertionError: the build fails or prints a warning.
     """
-    if variant in OVERLAYS:
-        done = kustomize(K8S / "overlays" / variant)
-    else:
-        with tempfile.TemporaryDirectory() as top:  # kustomize requires relative paths
-            shutil.copytree(K8S, Path(top) / "k8s")
-            directory = Path(top) / "with"
-            directory.mkdir()
-            directory.joinpath("kustomization.yaml").write_text(
-                f"resources: [../k8s/overlays/{COMPONENTS[variant]}]\n"
-                f"components: [../k8s/components/{variant}]\n"
-            )
-            done = kustomize(directory)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    is_overlay = variant in OVERLAYS
+    built = build_overlay(variant) if is_overlay else build_overlay(COMPONENTS[variant], variant)
     beside = ((K8S / name).read_text() for name in ("loader.yaml", "toolbox.yaml"))
-    return "\n---\n".join([done.stdout, *beside])
+    return "\n---\n".join([built, *beside])
+
+
+def build_overlay(overlay: str, *components: str) -> str:
+    """Build the YAML of an overlay with components.
+
+    Raises:
+        AssertionError: the build fails or prints a warning.
+    """
+    with tempfile.TemporaryDirectory() as top:  # kustomize requires relative paths
+        shutil.copytree(K8S, Path(top) / "k8s")
+        directory = Path(top) / "with"
+        directory.mkdir()
+        directory.joinpath("kustomization.yaml").write_text(
+            f"resources: [../k8s/overlays/{overlay}]\n"
+            f"components: [{', '.join(f'../k8s/components/{name}' for name in components)}]\n"
+        )
+        done = kustomize(directory)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout
 
 
 def load_manifests(variant: str) -> list[Manifest]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 
 import pytest
 
@@ -33,7 +34,7 @@ def manifests() -> list[Manifest]:
 
 def test_the_guide_has_ten_commands_at_most() -> None:
     assert 5 < len(GUIDE) <= 10
-    assert GUIDE[-1] == shlex.split("kubectl -n hubhead logs job/promote-1")
+    assert GUIDE[-1] == ["k8s/job.sh", "promote"]
 
 
 @needs_builder
@@ -41,20 +42,18 @@ def test_the_guide_ends_with_a_prediction(manifests: list[Manifest]) -> None:
     pod = find(manifests, "CronJob", "hubhead-promote")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     assert [c["command"] for c in pod["containers"]] == [
         ["hubhead", "predict"]
-    ]  # the container whose log the guide prints
+    ]  # the container whose log comes last
 
 
 @needs_builder
 def test_the_guide_names_resources_of_the_manifests(manifests: list[Manifest]) -> None:
     made = {f"{m['kind'].lower()}/{m['metadata']['name']}" for m in manifests}
-    created = set()
     for words in ALL_COMMANDS:
-        if words[:5] == ["kubectl", "-n", "hubhead", "create", "job"]:
-            assert words[5].removeprefix("--from=") in made
-            created.add(f"job/{words[6]}")
+        if words[0] == "k8s/job.sh":
+            assert f"cronjob/hubhead-{words[1]}" in made
         elif words[0] == "kubectl":
             named = [word for word in words if re.match(r"(job|cronjob|deployment|pod)/", word)]
-            assert set(named) <= made | created, words
+            assert set(named) <= made, words
             assert "-n" in words or words[1] == "apply"
     hosts = re.findall(r"([a-z-]+)\.hubhead:(\d+)", README)
     assert len(hosts) == 2
@@ -68,6 +67,14 @@ def test_the_guide_names_files_that_exist() -> None:
     assert len(files) > 15
     for file in files:
         assert (K8S / file).exists(), file
+
+
+def test_the_job_script_states_its_usage() -> None:
+    for arguments in ([], ["--help"], ["train", "one", "two"]):
+        done = subprocess.run([K8S / "job.sh", *arguments], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "Usage: k8s/job.sh NAME [JOB]" in done.stderr
+        assert "set -euo" not in done.stderr
 
 
 def test_hubhead_commands_parse() -> None:

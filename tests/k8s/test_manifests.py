@@ -12,6 +12,7 @@ from google.protobuf import text_format
 from tests.k8s import checks_jobs, checks_pods, checks_serving
 from tests.k8s.reading import (
     COMPONENTS,
+    CUSTOM,
     K8S,
     OVERLAYS,
     VARIANTS,
@@ -30,14 +31,6 @@ from tests.k8s.reading import (
 kubernetes_validate.utils.schema_contents = functools.lru_cache(32)(kubernetes_validate.utils.schema_contents)
 
 CHECKS: list[Check] = [*checks_pods.CHECKS, *checks_serving.CHECKS, *checks_jobs.CHECKS]
-
-CUSTOM = {
-    "FlinkDeployment": "flink.apache.org/v1beta1",
-    "PrometheusRule": "monitoring.coreos.com/v1",
-    "ServiceMonitor": "monitoring.coreos.com/v1",
-    "ScaledObject": "keda.sh/v1alpha1",
-}
-"""API versions of custom resources, whose schemas no package contains."""
 
 CHECK_ERRORS = (LookupError, TypeError, ValueError, StopIteration, AttributeError, text_format.ParseError)
 """Exceptions that a check may raise on unexpected manifests; they count as findings."""

@@ -1,0 +1,122 @@
+"""Overlays that are applied to a cluster for the time of a test."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tests.k8s.reading import Manifest, load_manifests, names
+from tests.support.kubernetes.api import NAMESPACE, Api, Object
+from tests.support.kubernetes.control_plane import ControlPlane
+from tests.support.kubernetes.resources import (
+    OPERATOR_ACCOUNT,
+    minimal_definitions,
+    service_account,
+    volumes,
+)
+
+LIMIT_SECONDS = 120.0
+"""Time limit of every wait: controllers act within seconds, on a loaded machine within tens of seconds."""
+
+
+def to_json(manifests: list[Manifest]) -> str:
+    """Return manifests as one file for kubectl."""
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests})
+
+
+def eventually(condition: Callable[[], Any], what: str, seconds: float = LIMIT_SECONDS) -> Any:
+    """Wait until a condition is true, and return its value; `what` describes it in the error."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.3)
+    return value
+
+
+def workloads(variant: str) -> list[Manifest]:
+    """Return the manifests of a variant without the pods that are applied on their own."""
+    return [m for m in load_manifests(variant) if m["kind"] != "Pod"]
+
+
+@contextmanager
+def applied(cluster: ControlPlane, manifests: list[Manifest]) -> Iterator[None]:
+    """Apply manifests with volumes for their claims, and delete them afterwards: nothing may be left."""
+    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=to_json(minimal_definitions()))
+    cluster.kubectl("wait", "--for=condition=Established", "customresourcedefinitions", "--all")
+    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=to_json(volumes()))
+    try:
+        cluster.kubectl("apply", "-f", "-", stdin=to_json(manifests))
+        if names(manifests, "FlinkDeployment"):
+            account = to_json([service_account(OPERATOR_ACCOUNT)])
+            cluster.kubectl("apply", "--server-side", "-f", "-", stdin=account)
+        yield
+    finally:
+        cluster.kubectl("delete", "--ignore-not-found", "-f", "-", stdin=to_json(manifests), check=False)
+        cluster.kubectl("delete", "persistentvolumes", "--selector=test=volume")
+        eventually(lambda: cluster.api.call("GET", f"/api/v1/namespaces/{NAMESPACE}")[0] == 404, "deletion")
+
+
+def servers(api: Api) -> list[Object]:
+    """Return the pods of the model servers that are not being deleted."""
+    pods = api.items("pods", "app.kubernetes.io/component=serving")
+    return [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+
+
+def is_ready(pod: Object) -> bool:
+    """Return whether the condition Ready of a pod holds."""
+    conditions = pod["status"].get("conditions", [])
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def wait_until_ready(api: Api, number: int) -> list[Object]:
+    """Wait until this number of servers is ready, and return them."""
+    return list(
+        eventually(
+            lambda: ready if len(ready := [pod for pod in servers(api) if is_ready(pod)]) == number else None,
+            f"{number} servers are ready",
+        )
+    )
+
+
+def conditions(job: Object) -> dict[str, Object]:
+    """Return the conditions of a job that hold, by type."""
+    return {one["type"]: one for one in job["status"].get("conditions", []) if one["status"] == "True"}
+
+
+def pods_of_job(api: Api, job: str) -> list[Object]:
+    """Return the pods of a job, the oldest first."""
+    pods = api.items("pods", f"batch.kubernetes.io/job-name={job}")
+    return sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+
+
+def create_job(cluster: ControlPlane, name: str, job: str) -> None:
+    """Create a Job of a CronJob, as the guides do."""
+    cluster.kubectl("-n", NAMESPACE, "create", "job", f"--from=cronjob/hubhead-{name}", job)
+
+
+def wait_until_complete(api: Api, job: str) -> None:
+    """Wait until a Job has succeeded."""
+    eventually(lambda: "Complete" in conditions(api.get("jobs", job)), f"{job} is complete")
+
+
+def unschedulable(pod: Object) -> str:
+    """Return why no node takes a pod, or ""."""
+    for one in pod["status"].get("conditions", []):
+        if one["type"] == "PodScheduled" and one["status"] == "False":
+            return str(one.get("message", ""))
+    return ""
+
+
+def drain(cluster: ControlPlane, node: str, selector: str, seconds: int) -> Any:
+    """Evict the pods of a node that a selector matches, with kubectl, and let the node take new ones.
+
+    Returns:
+        The completed process of `kubectl drain`, which fails if it has not evicted all within the seconds.
+    """
+    flags = ("--ignore-daemonsets", "--delete-emptydir-data", "--force", f"--timeout={seconds}s")
+    done = cluster.kubectl("drain", node, *flags, f"--pod-selector={selector}", check=False)
+    cluster.kubectl("uncordon", node)
+    return done

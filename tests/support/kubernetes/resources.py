@@ -1,0 +1,84 @@
+"""Resources that the manifests need in a cluster, and the pods that come of them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from tests.k8s.flink import flink_pods
+from tests.k8s.reading import CUSTOM, Manifest, pods, select_kind
+from tests.support.kubernetes.api import NAMESPACE
+
+OPERATOR_ACCOUNT = "flink"
+"""Service account that the Flink operator installs."""
+
+
+def minimal_definitions() -> list[Manifest]:
+    """Return a CustomResourceDefinition of each custom kind that accepts any spec.
+
+    No package of Python or Debian contains the definitions of the operators. So the contents of custom
+    resources are checked by tests/k8s/checks_*.py alone, and what the API server checks is that they can be
+    applied, changed and deleted.
+    """
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    schema = {"type": "object", "properties": {"spec": anything, "status": anything}}
+    definitions = []
+    for kind, version in CUSTOM.items():
+        plural = f"{kind.lower()}s"
+        group, _, name = version.partition("/")
+        one = {"name": name, "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+        names = {"kind": kind, "plural": plural, "singular": kind.lower()}
+        spec = {"group": group, "scope": "Namespaced", "names": names, "versions": [one]}
+        definitions.append(
+            {
+                "apiVersion": "apiextensions.k8s.io/v1",
+                "kind": "CustomResourceDefinition",
+                "metadata": {"name": f"{plural}.{group}"},
+                "spec": spec,
+            }
+        )
+    return definitions
+
+
+def service_account(name: str) -> Manifest:
+    return {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": NAMESPACE}}
+
+
+def pods_of(manifests: list[Manifest]) -> list[Manifest]:
+    """Return the pods that workloads create of their templates, Flink's as its operator merges them."""
+    templates: dict[str, Any] = {**pods(manifests)}
+    accounts = {}
+    for flink in select_kind(manifests, "FlinkDeployment"):
+        settings = flink["spec"]["flinkConfiguration"]
+        by_name = settings.get("kubernetes.operator.pod-template.merge-arrays-by-name") == "true"
+        made = flink_pods(flink, by_name=by_name)
+        templates |= made
+        accounts |= dict.fromkeys(made, flink["spec"]["serviceAccount"])
+    return [_make_pod(name, template, accounts.get(name)) for name, template in templates.items()]
+
+
+def _make_pod(name: str, template: Manifest, account: str | None) -> Manifest:
+    metadata = {**template.get("metadata", {}), "name": f"{name}-pod", "namespace": NAMESPACE}
+    spec = copy.deepcopy(template["spec"])
+    if account:
+        spec["serviceAccountName"] = account
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def volumes(number: int = 8) -> list[Manifest]:
+    """Return volumes that any claim of the manifests can be bound to."""
+    spec = {
+        "capacity": {"storage": "200Gi"},
+        "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
+        "persistentVolumeReclaimPolicy": "Retain",
+        "hostPath": {"path": "/nowhere"},
+    }
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": f"volume-{index}", "labels": {"test": "volume"}},
+            "spec": spec,
+        }
+        for index in range(number)
+    ]
