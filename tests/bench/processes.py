@@ -21,7 +21,7 @@ _PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / 2**20
 
 @dataclass(frozen=True)
 class _Process:
-    """What /proc says of a process: its parent, processor seconds and resident MiB."""
+    """Parent, processor seconds and resident MiB of a process."""
 
     parent: int
     seconds: float
