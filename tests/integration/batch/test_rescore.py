@@ -247,5 +247,6 @@ class TestRescoring:
         assert result.exit_code == 0, result.output
         assert f"{PHOTOS + 5} rows in" in result.stdout
         assert CliRunner().invoke(command, [*arguments, "--max_rejected", "1"]).exit_code == 3
-        run = json.loads(CliRunner().invoke(command, [*arguments, "--json"]).stdout)
+        run = json.loads(CliRunner().invoke(command, [*arguments, "--engine", "onnx", "--json"]).stdout)
         assert run["photos"] == PHOTOS + 5
+        assert run["settings"]["engine"] == "onnx"
