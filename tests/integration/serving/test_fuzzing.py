@@ -120,6 +120,8 @@ TEXTS = st.sampled_from(
 ) | (st.text(max_size=5))
 NUMBERS = st.integers(-3, 3) | st.sampled_from([2**31 - 1, -(2**31), 2**63 - 1, -(2**63), 2**64 - 1])
 REPEATS = st.sampled_from([0, 0, 1, 2, 5, 40, 3000])
+MAX_REPEATED_BYTES = 1 << 18
+"""Maximum bytes of a repeated field; repeated messages inside repeated ones would fill the memory of the test."""
 
 
 def messages(descriptor: Any, depth: int = 0) -> st.SearchStrategy[Any]:
@@ -151,7 +153,8 @@ def messages(descriptor: Any, depth: int = 0) -> st.SearchStrategy[Any]:
                     getattr(message, field.name)[key] = draw(SMALL)
         elif field.message_type and field.is_repeated:
             one = draw(messages(field.message_type, depth + 1))
-            getattr(message, field.name).extend([one] * draw(REPEATS))
+            times = min(draw(REPEATS), MAX_REPEATED_BYTES // (one.ByteSize() + 2))
+            getattr(message, field.name).extend([one] * times)
         elif field.message_type:
             getattr(message, field.name).CopyFrom(draw(messages(field.message_type, depth + 1)))
         elif field.is_repeated:
