@@ -121,7 +121,7 @@ TEXTS = st.sampled_from(
 NUMBERS = st.integers(-3, 3) | st.sampled_from([2**31 - 1, -(2**31), 2**63 - 1, -(2**63), 2**64 - 1])
 REPEATS = st.sampled_from([0, 0, 1, 2, 5, 40, 3000])
 MAX_REPEATED_BYTES = 1 << 18
-"""Maximum bytes of a repeated field; repeated messages inside repeated ones would fill the memory of the test."""
+"""Maximum bytes of a repeated field; repeated messages inside repeated ones would fill the memory."""
 
 
 def messages(descriptor: Any, depth: int = 0) -> st.SearchStrategy[Any]:
