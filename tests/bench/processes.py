@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _INTERVAL_SECONDS = 0.1
+_LIMIT_SECONDS = 1800.0
 _END_SECONDS = 20.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -97,6 +98,7 @@ def run_command(command: Sequence[str], environment: Mapping[str, str]) -> Cost:
 
     Raises:
         RuntimeError: it failed.
+        subprocess.TimeoutExpired: it took more than half an hour.
     """
     start, before = time.perf_counter(), os.times()
     with (
