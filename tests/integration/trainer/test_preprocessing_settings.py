@@ -114,6 +114,29 @@ def test_aspect_crop_takes_the_centre_at_full_detail() -> None:
     assert np.abs(pixels.astype(int) - np.asarray(middle)).mean() < 4
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("size", [(1, 1), (37, 500), (300, 172), (448, 336), (2000, 31), (16400, 5)], ids=str)
+def test_the_resize_is_bit_identical_to_one_antialiased_bicubic_op(
+    size: tuple[int, int], orientation: int
+) -> None:
+    # The preprocessing resizes rows and columns in separate passes. The embeddings of a store stay valid
+    # only if that changes no pixel.
+    import tensorflow as tf
+
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    settings = Preprocessing(height=64, width=48)
+    [found], _, _ = run([encoded(Image.fromarray(noise), exif=exif)], settings)
+    target = [64, 48] if orientation == 1 else [48, 64]
+    wide = size[0] > 1 << 14  # the columns of such a photo are resized before its rows
+    resized = tf.image.resize(
+        noise.swapaxes(0, 1) if wide else noise, target[::-1] if wide else target, "bicubic", antialias=True
+    ).numpy()
+    wanted = np.clip(np.round(resized.swapaxes(0, 1) if wide else resized), 0, 255)
+    np.testing.assert_array_equal(found, wanted if orientation == 1 else np.rot90(wanted, -1))
+
+
 # --- Views --------------------------------------------------------------------------------------------
 
 
