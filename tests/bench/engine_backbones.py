@@ -60,7 +60,10 @@ def _build(name: str, directory: Path) -> float:
         return {contract.EMBEDDING: network(tf.cast(pixels, tf.float32) / 255.0)}
 
     np.save(target / "expected.npy", embed(pixels)[contract.EMBEDDING].numpy())
-    tf.saved_model.save(tf.Module(), str(target / "saved_model"), signatures={"embed": embed})
+    # The gradients of some activations, which nothing needs here, cannot be saved with a frozen graph.
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    signatures = {"embed": embed}
+    tf.saved_model.save(tf.Module(), str(target / "saved_model"), signatures=signatures, options=options)
     with LogCapture("trainer.export.onnx_backbone") as log:
         content = onnx_backbone.convert(network, (size, size))
     _write(target / "model.onnx", content, log.text)
