@@ -46,7 +46,7 @@ CUSTOM = {
     "ServiceMonitor": "monitoring.coreos.com/v1",
     "ScaledObject": "keda.sh/v1alpha1",
 }
-"""API versions of custom resources, whose schemas no package contains."""
+"""API versions of custom resources, whose schemas kubernetes-validate does not contain."""
 
 
 def kustomize(directory: Path) -> subprocess.CompletedProcess[str]:

@@ -17,9 +17,9 @@ from tests.k8s.checks_serving import check_models_agree, check_scaling, check_te
 from tests.k8s.reading import COMPONENTS, K8S, OVERLAYS, VARIANTS, Manifest, build_overlay, load_manifests
 from tests.support.kubernetes.api import NAMESPACE
 from tests.support.kubernetes.control_plane import ControlPlane
+from tests.support.kubernetes.definitions import read_definitions
 from tests.support.kubernetes.resources import (
     OPERATOR_ACCOUNT,
-    minimal_definitions,
     pods_of,
     service_account,
 )
@@ -75,7 +75,7 @@ def server(api_server: ControlPlane) -> ControlPlane:
     classes = list(yaml.safe_load_all((K8S / "base" / "priority.yaml").read_text()))
     accounts = [service_account(name) for name in ("default", OPERATOR_ACCOUNT)]
     buckets = [m for m in load_manifests("storage-gs") if m["kind"] == "ServiceAccount"]
-    needed = to_json([*standard, *classes, *accounts, *buckets, *minimal_definitions()])
+    needed = to_json([*standard, *classes, *accounts, *buckets, *read_definitions()])
     api_server.kubectl("apply", "--server-side", "-f", "-", stdin=needed)
     api_server.kubectl("wait", "--for=condition=Established", "customresourcedefinitions", "--all")
     return api_server
@@ -149,10 +149,10 @@ def test_pod_security_refuses_flinks_container_where_templates_are_merged_by_pos
 def test_mistakes_are_refused(server: ControlPlane) -> None:
     """The tests above can fail: an unknown field, an insecure template, and an impossible policy."""
 
-    def findings(kind: str, name: str, change: object) -> str:
+    def findings(kind: str, name: str, change: object, variant: str = "cpu") -> str:
         (m,) = (
             copy.deepcopy(m)
-            for m in load_manifests("cpu")
+            for m in load_manifests(variant)
             if (m["kind"], m["metadata"]["name"]) == (kind, name)
         )
         assert callable(change)
@@ -171,6 +171,12 @@ def test_mistakes_are_refused(server: ControlPlane) -> None:
     )
     assert "podFailurePolicy" in findings(
         "CronJob", "hubhead-score", lambda spec: template(spec).update(restartPolicy="OnFailure")
+    )
+    assert "spec.triggerz: field not declared in schema" in findings(
+        "ScaledObject", "hubhead-serving", lambda spec: spec.update(triggerz=[]), "keda"
+    )
+    assert "spec.flinkVersion" in findings(
+        "FlinkDeployment", "hubhead-flink", lambda spec: spec.update(flinkVersion="1.20"), "flink"
     )
     assert findings("Deployment", "hubhead-serving", lambda spec: spec["selector"].update(matchLabels={}))
     assert server.api.find("pods", NAMESPACE) is None

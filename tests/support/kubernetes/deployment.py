@@ -11,9 +11,9 @@ from typing import Any
 from tests.k8s.reading import Manifest, load_manifests, names
 from tests.support.kubernetes.api import NAMESPACE, Api, Object
 from tests.support.kubernetes.control_plane import ControlPlane
+from tests.support.kubernetes.definitions import read_definitions
 from tests.support.kubernetes.resources import (
     OPERATOR_ACCOUNT,
-    minimal_definitions,
     service_account,
     volumes,
 )
@@ -44,7 +44,7 @@ def workloads(variant: str) -> list[Manifest]:
 @contextmanager
 def applied(cluster: ControlPlane, manifests: list[Manifest]) -> Iterator[None]:
     """Apply manifests with volumes for their claims, and delete them afterwards: nothing may be left."""
-    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=to_json(minimal_definitions()))
+    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=to_json(read_definitions()))
     cluster.kubectl("wait", "--for=condition=Established", "customresourcedefinitions", "--all")
     cluster.kubectl("apply", "--server-side", "-f", "-", stdin=to_json(volumes()))
     try:

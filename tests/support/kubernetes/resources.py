@@ -6,38 +6,11 @@ import copy
 from typing import Any
 
 from tests.k8s.flink import flink_pods
-from tests.k8s.reading import CUSTOM, Manifest, pods, select_kind
+from tests.k8s.reading import Manifest, pods, select_kind
 from tests.support.kubernetes.api import NAMESPACE
 
 OPERATOR_ACCOUNT = "flink"
 """Service account that the Flink operator installs."""
-
-
-def minimal_definitions() -> list[Manifest]:
-    """Return a CustomResourceDefinition of each custom kind that accepts any spec.
-
-    No package of Python or Debian contains the definitions of the operators. So the contents of custom
-    resources are checked by tests/k8s/checks_*.py alone, and what the API server checks is that they can be
-    applied, changed and deleted.
-    """
-    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    schema = {"type": "object", "properties": {"spec": anything, "status": anything}}
-    definitions = []
-    for kind, version in CUSTOM.items():
-        plural = f"{kind.lower()}s"
-        group, _, name = version.partition("/")
-        one = {"name": name, "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
-        names = {"kind": kind, "plural": plural, "singular": kind.lower()}
-        spec = {"group": group, "scope": "Namespaced", "names": names, "versions": [one]}
-        definitions.append(
-            {
-                "apiVersion": "apiextensions.k8s.io/v1",
-                "kind": "CustomResourceDefinition",
-                "metadata": {"name": f"{plural}.{group}"},
-                "spec": spec,
-            }
-        )
-    return definitions
 
 
 def service_account(name: str) -> Manifest:
