@@ -84,7 +84,11 @@ def save(
     decode = _make_decode_function(preprocessing, augmentation, root)
     signatures = _make_signatures(decode, network, backbone, preprocessing, root)
     headless = {name: signatures[name] for name in (contract.EMBED, contract.DECODE)}
-    tf.saved_model.save(root, str(directory), signatures=signatures if with_head else headless)
+    # Gradients of activations such as swish cannot be saved with a frozen graph, and serving needs none.
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(
+        root, str(directory), signatures=signatures if with_head else headless, options=options
+    )
     if content := onnx_backbone.convert(network, backbone.image_size):
         (directory / contract.ONNX_FILE).parent.mkdir(exist_ok=True)
         (directory / contract.ONNX_FILE).write_bytes(content)
