@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from serving.errors import FetchError, InputError
-from trainer.export.checks import sample_jpeg
 from tests.support.hub_modules import in_hub_cache, small_module, tf1_module
 from trainer.backbones import InputOptions
 from trainer.backbones import address as addresses
 from trainer.backbones.fingerprint import compute_fingerprint
 from trainer.backbones.hub import load, resolve
+from trainer.export.checks import sample_jpeg
 
 pytestmark = [pytest.mark.tf, pytest.mark.server]
 

@@ -14,11 +14,11 @@ from serving.bundle import Bundle
 from serving.errors import BundleError
 from serving.runtime.onnx_model import OnnxBackbone
 from serving.runtime.session import ClassicSession
-from trainer.export.checks import sample_jpeg
 from tests.support.hub_modules import small_module
 from trainer.backbones.hub import load
 from trainer.export import onnx_backbone
 from trainer.export.bundle import HeadExport, export
+from trainer.export.checks import sample_jpeg
 from trainer.export.head_file import load_head
 from trainer.export.templates import prepare_template
 
