@@ -42,21 +42,37 @@ def workloads(variant: str) -> list[Manifest]:
 
 
 @contextmanager
-def applied(cluster: ControlPlane, manifests: list[Manifest]) -> Iterator[None]:
-    """Apply manifests with volumes for their claims, and delete them afterwards: nothing may be left."""
+def prepared(cluster: ControlPlane) -> Iterator[None]:
+    """Install the custom kinds, and volumes for claims; afterwards delete the volumes."""
     cluster.kubectl("apply", "--server-side", "-f", "-", stdin=to_json(read_definitions()))
     cluster.kubectl("wait", "--for=condition=Established", "customresourcedefinitions", "--all")
     cluster.kubectl("apply", "--server-side", "-f", "-", stdin=to_json(volumes()))
     try:
-        cluster.kubectl("apply", "-f", "-", stdin=to_json(manifests))
-        if names(manifests, "FlinkDeployment"):
-            account = to_json([service_account(OPERATOR_ACCOUNT)])
-            cluster.kubectl("apply", "--server-side", "-f", "-", stdin=account)
         yield
     finally:
-        cluster.kubectl("delete", "--ignore-not-found", "-f", "-", stdin=to_json(manifests), check=False)
-        cluster.kubectl("delete", "persistentvolumes", "--selector=test=volume")
-        eventually(lambda: cluster.api.call("GET", f"/api/v1/namespaces/{NAMESPACE}")[0] == 404, "deletion")
+        cluster.kubectl("delete", "persistentvolumes,storageclasses", "--selector=test=volume")
+
+
+@contextmanager
+def applied(cluster: ControlPlane, manifests: list[Manifest]) -> Iterator[None]:
+    """Apply manifests with volumes for their claims, and delete them afterwards."""
+    with prepared(cluster):
+        try:
+            cluster.kubectl("apply", "-f", "-", stdin=to_json(manifests))
+            if names(manifests, "FlinkDeployment"):
+                account = to_json([service_account(OPERATOR_ACCOUNT)])
+                cluster.kubectl("apply", "--server-side", "-f", "-", stdin=account)
+            yield
+        finally:
+            cluster.kubectl("delete", "--ignore-not-found", "-f", "-", stdin=to_json(manifests), check=False)
+            wait_until_deleted(cluster.api)
+
+
+def wait_until_deleted(api: Api) -> None:
+    """Wait until the namespace and all that is in it are deleted."""
+    eventually(
+        lambda: api.call("GET", f"/api/v1/namespaces/{NAMESPACE}")[0] == 404, "the namespace is deleted"
+    )
 
 
 def servers(api: Api) -> list[Object]:

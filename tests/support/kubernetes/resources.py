@@ -39,19 +39,32 @@ def _make_pod(name: str, template: Manifest, account: str | None) -> Manifest:
 
 
 def volumes(number: int = 8) -> list[Manifest]:
-    """Return volumes that any claim of the manifests can be bound to."""
+    """Return volumes that any claim of the manifests can be bound to, and their default storage class."""
+    labels = {"test": "volume"}
+    default = {"storageclass.kubernetes.io/is-default-class": "true"}
+    storage_class = {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {"name": "test", "labels": labels, "annotations": default},
+        "provisioner": "kubernetes.io/no-provisioner",
+        "allowVolumeExpansion": True,
+    }
     spec = {
         "capacity": {"storage": "200Gi"},
         "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
         "persistentVolumeReclaimPolicy": "Retain",
+        "storageClassName": "test",
         "hostPath": {"path": "/nowhere"},
     }
     return [
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolume",
-            "metadata": {"name": f"volume-{index}", "labels": {"test": "volume"}},
-            "spec": spec,
-        }
-        for index in range(number)
+        storage_class,
+        *(
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolume",
+                "metadata": {"name": f"volume-{index}", "labels": labels},
+                "spec": spec,
+            }
+            for index in range(number)
+        ),
     ]
