@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -88,9 +89,9 @@ def test_a_drain_evicts_one_server_at_a_time(cluster: ControlPlane, nodes: FakeN
     with applied(cluster, workloads("cpu")):
         ready = wait_until_ready(cluster.api, 2)
         assert {pod["spec"]["nodeName"] for pod in ready} == {"one", "two"}  # spread over the nodes
-        nodes.behaviours["hubhead-serving"] = Behaviour(
-            ready=False
-        )  # those that replace them do not get ready
+        # Those that replace them do not get ready.
+        nodes.behaviours = {re.escape(pod["metadata"]["name"]): Behaviour() for pod in ready}
+        nodes.behaviours["hubhead-serving"] = Behaviour(ready=False)
         assert drain(cluster, "one", "app.kubernetes.io/component=serving", 20).returncode == 0
         second = drain(cluster, "two", "app.kubernetes.io/component=serving", 8)
         assert second.returncode != 0
