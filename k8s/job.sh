@@ -34,8 +34,14 @@ kube create job --from="cronjob/hubhead-$1" "$job" >&2
 code=0
 while :; do
   # Read before the pods, so that the containers of a finished Job are all followed.
-  finished=$(kube get job "$job" -o jsonpath='{.status.conditions[?(@.status=="True")].type}')
-  pods=$(kube get pods --selector="batch.kubernetes.io/job-name=$job" --sort-by=.metadata.creationTimestamp -o jsonpath="$state")
+  if ! finished=$(kube get job "$job" -o jsonpath='{.status.conditions[?(@.status=="True")].type}' 2>&1) ||
+    ! pods=$(kube get pods --selector="batch.kubernetes.io/job-name=$job" --sort-by=.metadata.creationTimestamp \
+      -o jsonpath="$state"); then
+    note "$finished"
+    [[ $finished == *NotFound* ]] && exit 1 # deleted meanwhile
+    sleep 5 # the Job goes on while the API server does not answer
+    continue
+  fi
   code=0
   while IFS='|' read -r pod sidecars containers why; do
     [[ -z $why ]] || note "$pod waits: $why"

@@ -197,6 +197,8 @@ def _promote(target: DeploymentTarget, found: _Candidate, event: Event) -> Chang
         number = _publish(target, found.source, found, event)
     assert number is not None
     event = replace(event, old=old if old != number else None, new=number)
+    if not event.label:
+        _require_newest(target, number)
     if not interrupted and not published and _is_logged(target, event):
         _make_live(target, event, published=False)
     else:
@@ -267,7 +269,6 @@ def _make_live(target: DeploymentTarget, event: Event, *, published: bool) -> No
     if event.label:
         rollout.move_labels(target, {event.label: number})
         return
-    _require_newest(target, number)
     try:
         target.wait_available(number)
     except BundleError:

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from tests.k8s.reading import K8S, get_job_specs
+from tests.support.kubernetes.api import NAMESPACE
 from tests.support.kubernetes.control_plane import ControlPlane
 from tests.support.kubernetes.deployment import applied, workloads
 from tests.support.kubernetes.nodes import LARGE, Behaviour, FakeNodes, Node
@@ -70,6 +71,22 @@ def test_the_script_returns_the_code_of_the_last_attempt(cluster: ControlPlane, 
         done = run_script(cluster, "rollback", "busy")
         assert (done.returncode, done.stdout) == (5, "rollback says hello\n" * 2), done.stderr
         assert "busy failed: Job has reached the specified backoff limit" in done.stderr
+
+
+def test_the_script_ends_when_the_job_is_deleted(cluster: ControlPlane, nodes: FakeNodes) -> None:
+    nodes.add(LARGE)
+    nodes.behaviours["^deleted-"] = Behaviour(runs=True)
+    with applied(cluster, workloads("cpu")):
+        command = [K8S / "job.sh", "rollback", "deleted"]
+        with subprocess.Popen(
+            command, env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as script:
+            assert script.stdout
+            assert script.stdout.readline() == "rollback says hello\n"
+            cluster.kubectl("-n", NAMESPACE, "delete", "job", "deleted")
+            _, errors = script.communicate(timeout=120)
+        assert script.returncode == 1
+        assert 'jobs.batch "deleted" not found' in errors
 
 
 def test_the_script_says_why_no_node_takes_the_pod(cluster: ControlPlane, nodes: FakeNodes) -> None:
