@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batch.embeddings import layout
-from batch.embeddings.layout import EMBEDDINGS, INDEX, ROW_GROUP, SHA, SHA_BYTES, VECTOR
+from batch.embeddings.layout import EMBEDDINGS, INDEX, ROW_GROUP, SHA, SHA_BYTES
 from batch.embeddings.lookup import Lookup
 from batch.embeddings.rewrite import (
     Mask,
@@ -116,7 +116,7 @@ def summarize(root: str, fingerprint: str) -> StoreSummary:
         try:
             with layout.open_parquet(files.join(directory, name)) as parquet:
                 found, count = parquet.schema_arrow, parquet.metadata.num_rows
-            dimension = 0 if kind == INDEX else int(getattr(found.field(VECTOR).type, "list_size", 0))
+            dimension = 0 if kind == INDEX else layout.get_dimension(found)
             layout.check_types(found, layout.file_schema(name, dimension))
         except layout.read_errors():
             summary.torn.append(name)

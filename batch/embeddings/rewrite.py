@@ -57,7 +57,7 @@ def read_table(directory: str, name: str, columns: list[str] | None = None) -> A
     uri = files.join(directory, name)
     try:
         with layout.open_parquet(uri) as parquet:
-            return parquet.read(columns)
+            return layout.upgrade(parquet.read(columns))
     except layout.read_errors() as error:
         raise OutputError(
             f"{uri} is corrupt: {error}.", remedy="Remove it with: hubhead embeddings check --repair"

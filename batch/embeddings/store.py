@@ -267,6 +267,7 @@ class EmbeddingStore:
             for groups in _batch_row_groups(np.unique(group_of), sizes):
                 content = parquet.read_row_groups(groups, columns=list(columns), use_threads=False)
                 layout.check_types(content.schema, expected, columns)
+                content = layout.upgrade(content)
                 # Translate row numbers of the file to rows of `content`, in which the chosen row
                 # groups are adjacent: subtract the group's start in the file, add that in `content`.
                 begins = np.cumsum(sizes[groups]) - sizes[groups]

@@ -70,13 +70,9 @@ def write_previous_scores(top: Path, model: Any, number: int, *, shuffled: bool)
         size = here.stop - start
         ones = np.ones(size, np.int32)
         vectors = np.roll(base[:size], shard, axis=1)
-        embedding = pa.FixedSizeListArray.from_arrays(
-            pa.array(vectors.reshape(-1)),
-            type=layout.file_schema(layout.EMBEDDINGS, dimension).field("embedding").type,
-        )
         stored = {"sha256": pa.array([sha.tobytes() for sha in shas[order[here]].view("V32")], pa.binary(32))}
         stored |= {
-            "embedding": embedding,
+            "embedding": layout.make_vector_column(vectors),
             "status": pa.array(["ok"] * size),
             "detail": pa.nulls(size, pa.string()),
         }

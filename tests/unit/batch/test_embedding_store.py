@@ -6,12 +6,13 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch.embeddings import EmbeddingStore, layout
+from batch.embeddings import EmbeddingStore, layout, maintenance
 from batch.embeddings.lookup import Lookup
 from batch.inputs.listing import Photo
 from serving.contract import Status
@@ -135,8 +136,36 @@ def test_store_is_readable_by_other_parquet_readers(store: EmbeddingStore) -> No
     fill(store, [1, 2], rejected=(2,))
     [path] = list_files(store, "embeddings")
     table = pq.read_table(path)
-    assert table["embedding"].to_pylist()[0] == rows([1]).vectors[0].tolist()
+    vector = np.frombuffer(table["embedding"].to_pylist()[0], "<f2")
+    assert vector.tolist() == rows([1]).vectors[0].tolist()
     assert pq.read_table(list_files(store, "index")[0])["uri"].to_pylist() == [photo(1).uri, photo(2).uri]
+
+
+def write_as_before(store: EmbeddingStore) -> None:
+    """Replace the embeddings files of a store by those of earlier versions, with lists of numbers."""
+    kind = pa.list_(pa.field("element", pa.float16(), nullable=False), D)
+    for path in list_files(store, "embeddings"):
+        table = pq.read_table(path)
+        numbers = np.frombuffer(b"".join(table["embedding"].to_pylist()), "<f2")
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(numbers), type=kind)
+        pq.write_table(table.set_column(1, pa.field("embedding", kind, nullable=False), lists), path)
+
+
+def test_embeddings_of_earlier_versions_are_read_checked_and_merged(store: EmbeddingStore) -> None:
+    fill(store, [1, 2], rejected=(2,))
+    write_as_before(store)
+    fill(store, [3, 4])
+    for check in range(2):
+        got = reopen(store).get([sha(n) for n in (1, 2, 3, 4)])
+        expected = rows([1, 2, 3, 4]).vectors.copy()
+        expected[1] = 0
+        assert [got.vectors[got.shas.index(sha(n))].tolist() for n in (1, 2, 3, 4)] == expected.tolist()
+        found = maintenance.check(store.root, store.fingerprint)
+        assert (found.rows, found.dimension, found.torn, found.other_dimension) == (4, D, [], [])
+        if not check:
+            maintenance.compact(store.root, store.fingerprint)
+    [merged] = list_files(store, "embeddings")
+    assert pq.read_schema(merged).field("embedding").type == pa.binary(2 * D)
 
 
 def test_unwritable_store_is_named_in_the_error(tmp_path: Path) -> None:
