@@ -75,6 +75,8 @@ def find_dtype_number(dtype: np.dtype[Any]) -> int:
     Raises:
         InputError: TensorFlow has no such dtype.
     """
+    if dtype.name == "bfloat16":  # of ml_dtypes, which TensorFlow uses for numpy arrays
+        return DT_BFLOAT16
     little_endian = dtype.newbyteorder("<")
     if little_endian not in _NUMBERS:
         raise InputError(f"An array of dtype {dtype} cannot be sent as a tensor.")
@@ -101,10 +103,10 @@ def encode(values: NDArray[Any] | Sequence[bytes], *, typed_fields: bool = False
         except TypeError as error:
             raise InputError(f"A string tensor accepts only bytes: {error}.") from error
         return proto
-    if array.dtype.name == "bfloat16":  # of ml_dtypes, which TensorFlow uses for numpy arrays
-        proto.dtype, flat = DT_BFLOAT16, array.ravel().view("<u2")
+    proto.dtype = find_dtype_number(array.dtype)
+    if proto.dtype == DT_BFLOAT16:
+        flat = array.ravel().view("<u2")
     else:
-        proto.dtype = find_dtype_number(array.dtype)
         flat = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).ravel()
     if not typed_fields:
         proto.tensor_content = flat.tobytes()

@@ -149,7 +149,11 @@ class GraphSession:
 
     def _open(self, threads: int) -> int:
         config = protos.ConfigProto(
-            intra_op_parallelism_threads=1, inter_op_parallelism_threads=threads, device_count={"GPU": 0}
+            intra_op_parallelism_threads=1,
+            inter_op_parallelism_threads=threads,
+            # Otherwise all sessions of the process share as many threads as the first one asked for.
+            use_per_session_threads=True,
+            device_count={"GPU": 0},
         )
         # Optimizing this graph takes seconds and makes no call faster.
         config.graph_options.rewrite_options.disable_meta_optimizer = True
@@ -179,7 +183,8 @@ class GraphSession:
             Values of the fetches; strings are object arrays of bytes.
 
         Raises:
-            RunError: an op failed.
+            RunError: an op failed, a string is not bytes, or NumPy has no dtype for an output.
+            InputError: TensorFlow has no dtype of a value.
         """
         library = self._library
         inputs = [_Tensor.make(library, value) for value in feeds.values()]
@@ -201,7 +206,9 @@ class GraphSession:
                 None,
                 status.pointer,
             )
-        return [_Tensor(library, pointer).to_array() for pointer in found]
+        # All are owned before the first is read, so that an error leaks none.
+        outputs = [_Tensor(library, pointer) for pointer in found]
+        return [output.to_array() for output in outputs]
 
     def _locate(self, names: Any) -> Any:
         outputs = []
@@ -256,18 +263,27 @@ class _Tensor:
 
     @classmethod
     def make(cls, library: ctypes.CDLL, value: Any) -> _Tensor:
-        """Return a tensor with a copy of the values."""
+        """Return a tensor with a copy of the values.
+
+        Raises:
+            RunError: a string is not bytes.
+            InputError: TensorFlow has no such dtype.
+        """
         array = value if isinstance(value, np.ndarray) else tensors.make_string_array(value)
         is_text = array.dtype.kind in "OS"
+        texts = array.ravel().tolist() if is_text else []
+        if wrong := [type(text).__name__ for text in texts if not isinstance(text, bytes)]:
+            raise RunError(f"A string tensor accepts only bytes, not {wrong[0]}.", "INVALID_ARGUMENT")
         number = tensors.DT_STRING if is_text else tensors.find_dtype_number(array.dtype)
         size = array.size * _STRING_BYTES if is_text else array.nbytes
         shape = (c_int64 * array.ndim)(*array.shape)
         tensor = cls(library, library.TF_AllocateTensor(number, shape, array.ndim, size))
         data = library.TF_TensorData(tensor.pointer)
         if not is_text:
-            ctypes.memmove(data, np.ascontiguousarray(array).ctypes.data, size)
+            # A name keeps the copy alive, whose address is a plain number.
+            values = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+            ctypes.memmove(data, values.ctypes.data, size)
             return tensor
-        texts = array.ravel().tolist()
         for start in range(data or 0, (data or 0) + size, _STRING_BYTES):
             library.TF_StringInit(start)
         for index, text in enumerate(texts):
@@ -275,7 +291,11 @@ class _Tensor:
         return tensor
 
     def to_array(self) -> NDArray[Any]:
-        """Return the values: numbers in the memory of the tensor, strings as bytes."""
+        """Return the values: numbers in the memory of the tensor, strings as bytes.
+
+        Raises:
+            RunError: NumPy has no such dtype.
+        """
         library, pointer = self._library, self.pointer
         shape = tuple(library.TF_Dim(pointer, axis) for axis in range(library.TF_NumDims(pointer)))
         data, size = library.TF_TensorData(pointer), library.TF_TensorByteSize(pointer)
@@ -287,9 +307,20 @@ class _Tensor:
                 text = library.TF_StringGetDataPointer(start)
                 texts[index] = ctypes.string_at(text, library.TF_StringGetSize(start))
             return texts.reshape(shape)
+        if number not in tensors.NUMERIC:
+            raise RunError(f"An output is of dtype {tensors.dtype_name(number)}.", "UNIMPLEMENTED")
         dtype, _ = tensors.NUMERIC[number]
         if not size:
-            return np.empty(shape, dtype)
+            return _restore_bfloat16(np.empty(shape, dtype), number)
         # The protocol by which NumPy refers to foreign memory; the array keeps this object alive.
         self.__array_interface__ = {"data": (data, False), "shape": shape, "typestr": dtype.str, "version": 3}
-        return np.asarray(self)
+        return _restore_bfloat16(np.asarray(self), number)
+
+
+def _restore_bfloat16(bits: NDArray[Any], number: int) -> NDArray[Any]:
+    """Return the values of a tensor of this DataType number, whose bfloat16 are read as uint16."""
+    if number != tensors.DT_BFLOAT16:
+        return bits
+    import ml_dtypes  # a requirement of TensorFlow
+
+    return bits.view(ml_dtypes.bfloat16)

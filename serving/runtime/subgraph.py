@@ -55,13 +55,16 @@ class Subgraph:
             for info in (*definition.inputs.values(), *definition.outputs.values())
         ]
         restore, file = meta.saver_def.restore_op_name, meta.saver_def.filename_tensor_name
-        subgraph = _extract_subgraph(meta.graph_def, [*wanted, restore, _node_name(file)])
         prefix = str(Path(path) / "variables" / "variables")
         try:
+            subgraph = _extract_subgraph(meta.graph_def, [*wanted, restore, _node_name(file)])
             session = GraphSession(subgraph.SerializeToString(), threads or cores())
             session.run({file: np.array(os.fsencode(prefix), object)}, targets=[restore])
         except RunError as error:
             raise make_load_error(path, error) from error
+        except KeyError as error:
+            missing_node = RunError(f"its graph has no node {error}.", "NOT_FOUND")
+            raise make_load_error(path, missing_node) from error
         self._functions = {
             name: _make_function(session, definition)
             for name, definition in zip(names, definitions, strict=True)
@@ -106,8 +109,11 @@ def read_graph(path: str | os.PathLike[str]) -> protos.Message:
     try:
         content = (Path(path) / contract.SAVED_MODEL_FILE).read_bytes()
         saved = protos.SavedModel.FromString(content)
-        return next(graph for graph in saved.meta_graphs if "serve" in graph.meta_info_def.tags)
-    except (OSError, StopIteration, ValueError, DecodeError) as error:
+        for graph in saved.meta_graphs:
+            if "serve" in graph.meta_info_def.tags:
+                return graph
+        raise ValueError("it has no graph with the tag serve.")
+    except (OSError, ValueError, DecodeError) as error:
         raise make_load_error(path, error) from error
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import resource
+from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -39,10 +41,51 @@ def test_numbers_come_back_as_they_were(number: int, shape: tuple[int, ...]) -> 
     assert (found == values).all()
 
 
-def test_values_that_are_not_contiguous() -> None:
-    values = np.arange(12, dtype=np.float32).reshape(3, 4).T
+@pytest.mark.parametrize("rows", [3, 3000], ids=["small", "memory that free() unmaps"])
+def test_values_that_are_not_contiguous(rows: int) -> None:
+    values = np.arange(rows * 1000, dtype=np.float32).reshape(rows, 1000).T
     [found] = make_session(1).run({"x:0": values}, ["y:0"])
     assert (found == values).all()
+
+
+def test_values_of_the_other_byte_order() -> None:
+    values = np.arange(4, dtype=">i4")
+    [found] = make_session(3).run({"x:0": values}, ["y:0"])
+    assert found.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2, 3)])
+def test_bfloat16_comes_back_as_it_was(shape: tuple[int, ...]) -> None:
+    values = np.full(shape, 1.5, ml_dtypes.bfloat16)
+    [found] = make_session(tensors.DT_BFLOAT16).run({"x:0": values}, ["y:0"])
+    assert found.dtype == values.dtype
+    assert found.shape == shape
+    assert (found == values).all()
+
+
+@pytest.mark.parametrize("text", ["text", bytearray(b"text"), None, 0.0], ids=repr)
+def test_strings_that_are_not_bytes_are_rejected(text: Any) -> None:
+    with pytest.raises(RunError, match=f"only bytes, not {type(text).__name__}"):
+        make_session(tensors.DT_STRING).run({"x:0": [b"", text]}, ["y:0"])
+
+
+def test_outputs_of_other_dtypes_are_errors() -> None:
+    graph = protos.GraphDef()
+    node = graph.node.add(name="y", op="VarHandleOp")
+    node.attr["dtype"].type = 1
+    node.attr["shape"].shape.unknown_rank = True
+    with pytest.raises(RunError, match="dtype resource"):
+        GraphSession(graph.SerializeToString(), threads=1).run({}, ["y:0"])
+
+
+def test_sessions_do_not_share_the_threads_of_the_first_one() -> None:
+    first = make_session(1)
+    before = len(list(Path("/proc/self/task").iterdir()))
+    graph = protos.GraphDef()
+    graph.node.add(name="x", op="NoOp")
+    second = GraphSession(graph.SerializeToString(), threads=3)
+    assert len(list(Path("/proc/self/task").iterdir())) == before + 3
+    del first, second
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving import runtime
+from serving import protos, runtime
 from serving.errors import BundleError
 from serving.runtime.subgraph import Subgraph
 from tests.support.trained import Trained
@@ -41,3 +41,10 @@ def test_loading_errors_say_what_is_wrong(trained: Trained, tmp_path: Path) -> N
     assert "cannot be loaded" in load_error(tmp_path)
     (tmp_path / "saved_model.pb").write_bytes((path / "saved_model.pb").read_bytes())
     assert "cannot be loaded" in load_error(tmp_path), "it has no variables"
+    saved = protos.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    saved.meta_graphs[0].saver_def.restore_op_name = "restore"
+    (tmp_path / "saved_model.pb").write_bytes(saved.SerializeToString())
+    assert "its graph has no node 'restore'" in load_error(tmp_path)
+    saved.meta_graphs[0].meta_info_def.tags[:] = ["train"]
+    (tmp_path / "saved_model.pb").write_bytes(saved.SerializeToString())
+    assert "it has no graph with the tag serve" in load_error(tmp_path)
