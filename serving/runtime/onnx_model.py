@@ -6,6 +6,7 @@ without the backbone's weights. So there is one way to decode a photo, whatever 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from importlib.util import find_spec
@@ -100,13 +101,16 @@ class OnnxModel(Model):
         self._backbone = OnnxBackbone(str(path / contract.ONNX_FILE))
         parts = {contract.DECODE, contract.CLASSIFY_EMBEDDING} & self.signatures.keys()
         self._graph = subgraph.Subgraph(path, parts, threads, graph)
+        self._loading = threading.Lock()
 
     def _execute(
         self, name: str, signature: Signature, inputs: Mapping[str, Value]
     ) -> dict[str, NDArray[Any]]:
         function = self._find_function(name)
         if function is None:
-            return self._whole.run(name, inputs)
+            with self._loading:  # or concurrent first calls would each load it
+                whole = self._whole
+            return whole.run(name, inputs)
         [(key, info)] = signature.inputs.items()
         found = function(_make_array(key, info, inputs[key]))
         return {output: found[output] for output in signature.outputs}
@@ -179,7 +183,10 @@ def _make_array(name: str, info: TensorInfo, value: Value) -> NDArray[Any]:
     """
     array = value if isinstance(value, np.ndarray) else tensors.make_string_array(value)
     is_text = array.dtype.kind in "OS"
-    found = "string" if is_text else tensors.dtype_name(tensors.find_dtype_number(array.dtype))
+    try:
+        found = "string" if is_text else tensors.dtype_name(tensors.find_dtype_number(array.dtype))
+    except InputError as error:
+        raise RunError(f"Input {name}: {error.what}", "INVALID_ARGUMENT") from error
     shape = info.shape or ()
     has_shape = len(shape) == array.ndim and all(
         size is None or size == count for size, count in zip(shape, array.shape, strict=True)

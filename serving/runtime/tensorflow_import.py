@@ -5,12 +5,22 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import re
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_START_UP_MESSAGE = re.compile(
+    rb"WARNING: All log messages before absl|To enable the following instructions"
+    rb"|[IWE]\d{4} |\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IWE] "
+)
+"""Beginning of a line that TensorFlow's C++ part logs, in the format of absl or in its own."""
+
+_capturing = threading.Lock()
 
 
 def import_tensorflow() -> Any:
@@ -22,7 +32,9 @@ def import_tensorflow() -> Any:
     use; together with a paused garbage collector that halves the time.
     """
     if "tensorflow" in sys.modules:
-        return sys.modules["tensorflow"]
+        import tensorflow  # waits for a thread that imports it at the moment
+
+        return tensorflow
     with captured_stderr(), _paused_collector(), _without_keras():
         import tensorflow as tf
     tf.get_logger().setLevel("ERROR")
@@ -32,20 +44,28 @@ def import_tensorflow() -> Any:
 
 @contextmanager
 def captured_stderr() -> Iterator[None]:
-    """Capture what this process writes to stderr, C++ included, and print it only if the block fails."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as captured:
+    """Hold back what is written to stderr; TensorFlow's messages are left out unless the block fails.
+
+    The block takes seconds in which other threads log, such as those of a server.
+    """
+    # One at a time, or the second would take the file of the first for stderr.
+    with _capturing, tempfile.TemporaryFile() as captured:
+        sys.stderr.flush()
+        saved = os.dup(2)
         os.dup2(captured.fileno(), 2)
+        is_left_out = _START_UP_MESSAGE.match
         try:
             yield
         except BaseException:
-            captured.seek(0)
-            os.write(saved, captured.read())
+            is_left_out = re.compile(rb"(?!)").match  # none
             raise
         finally:
             os.dup2(saved, 2)
             os.close(saved)
+            captured.seek(0)
+            kept = b"".join(line for line in captured if not is_left_out(line))
+            if kept:
+                os.write(2, kept)
 
 
 @contextmanager
