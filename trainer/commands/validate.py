@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,13 +14,21 @@ from batch.commands.options import embedding_store_flag
 from serving import contract
 from serving.commands.main import require_extra
 from serving.commands.output import Cell, echo, print_table
-from serving.commands.server_options import option_group
+from serving.commands.server_options import (
+    forbid_server_flags,
+    option_group,
+    pop_client_config,
+    refuse,
+    require_model_name,
+    server_flags,
+)
 from serving.errors import GateRejected
 from trainer.commands.options import say
-from trainer.gate.thresholds import RegressionLimits
+from trainer.gate.thresholds import RegressionLimits, ServerLimits
 
 if TYPE_CHECKING:
-    from serving.registry.verdict import Check
+    from serving.client import ClientConfig
+    from serving.registry.verdict import Check, Verdict
     from serving.storage.address import Address
     from trainer.dataset import LabelledPhoto
 
@@ -46,11 +54,31 @@ _LIMITS = (
 )
 """Name and help of the flag for each attribute of RegressionLimits."""
 
+_SERVER_LIMITS = (
+    ("min_label_agreement", "With --server: smallest fraction of the photos with the same label."),
+    ("probability_tolerance", "With --server: largest difference of a probability."),
+    (
+        "embedding_tolerance",
+        "With --server: largest distance of two embeddings of a photo, as a fraction of their length.",
+    ),
+)
+"""Name and help of the flag for each attribute of ServerLimits."""
+
+_server_limit_options = option_group(
+    *(
+        click.option(f"--{flag}", flag, type=click.FloatRange(0, 1), default=limit.default, help=text)
+        for limit, (flag, text) in zip(fields(ServerLimits), _SERVER_LIMITS, strict=True)
+    )
+)
+
+_GATE_FLAGS = ("live", "model_config_file", "force", "embedding_store", *(flag for flag, _ in _LIMITS))
+"""Flags of the gate, which a comparison with a server does not run."""
+
 _limit_options = option_group(
     *(
         click.option(
             f"--{flag}",
-            limit.name,
+            flag,
             type=click.IntRange(min=0) if isinstance(limit.default, int) else click.FloatRange(min=0),
             default=limit.default,
             help=text,
@@ -64,7 +92,8 @@ _limit_options = option_group(
     short_help="Check a bundle against the live version, and write the verdict into it.",
     epilog="\b\nExamples:\n"
     "  hubhead validate --bundle models/food/4 --live models/food/3 --photos held_out\n"
-    "  hubhead validate --bundle models/food/1",
+    "  hubhead validate --bundle models/food/1\n"
+    "  hubhead validate --bundle models/food/4 --server gpu-host:8500 --model_name food --photos held_out",
 )
 @click.option(
     "--bundle",
@@ -102,7 +131,12 @@ _limit_options = option_group(
 @_limit_options
 @click.option("--force", is_flag=True, help="Bless the bundle even if checks fail; the verdict records that.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON on stdout.")
+@_server_limit_options
+@server_flags
+@click.pass_context
 def validate(
+    context: click.Context,
+    /,
     candidate: str,
     live: str | None,
     model_config_file: str | None,
@@ -111,7 +145,7 @@ def validate(
     embedding_store: str,
     force: bool,
     as_json: bool,
-    **limits: Any,
+    **flags: Any,
 ) -> None:
     """Check whether a bundle may go live, and write the verdict into it.
 
@@ -127,13 +161,26 @@ def validate(
     assets.extra/verdict.json of the bundle and is valid for this content only; hubhead promote
     requires it.
 
-    Exit code: 0 if the bundle is blessed, 4 if it is not.
+    With --server no verdict is made. Instead the results of that server are compared with those of the bundle
+    in float32 on this machine, on the same photos: labels, probabilities, embeddings and statuses. Use it to
+    judge settings that change results, such as mixed precision, where they run. The server is asked for the
+    version that the bundle's directory names, unless --model_version or --label is given.
+
+    Exit code: 0 if the bundle is blessed or the server agrees, 4 if not.
     """
     if directory and manifest:
         raise click.UsageError("Give only one of --photos and --manifest.")
     if model_config_file and not live:
         raise click.UsageError("--model_config_file needs --live.")
     require_extra("train", "tensorflow", "pyarrow", "scipy")
+    own_limits = ServerLimits(*(flags.pop(flag) for flag, _ in _SERVER_LIMITS))
+    if (server := pop_client_config(flags)) is not None:
+        refuse(context, _GATE_FLAGS, "cannot be combined with --server")
+        _compare_with_server(
+            candidate, require_model_name(server), directory or manifest, own_limits, as_json
+        )
+        return
+    forbid_server_flags(context, *(flag for flag, _ in _SERVER_LIMITS))
     from serving.registry.stores.download import fetch_bundle
     from serving.storage.address import parse_address
     from trainer.gate import gate
@@ -150,20 +197,66 @@ def validate(
             live_origin=old.origin if old else None,
             photos=_list_photos(directory or manifest),
             embedding_store=embedding_store,
-            limits=RegressionLimits(**limits),
+            limits=RegressionLimits(*(flags[flag] for flag, _ in _LIMITS)),
             force=force,
             say=say,
         )
         new.write_back(contract.VERDICT_FILE)
+    _report_verdict(found, candidate, as_json)
+
+
+def _report_verdict(found: Verdict, candidate: str, as_json: bool) -> None:
+    """Print a verdict.
+
+    Raises:
+        GateRejected: the bundle is not blessed.
+    """
+    from serving.registry.verdict import format_checks
+
     if as_json:
         echo(json.dumps(found.to_dict(), ensure_ascii=False))
     else:
-        print_table(("check", "passed", "figure", "limit", "details"), map(_format_check, found.checks))
+        _print_checks(found.checks)
         echo(f"{'Blessed' if found.blessed else 'Not blessed'}{', by force' if found.forced else ''}.")
     if not found.blessed:
-        from serving.registry.verdict import format_checks
-
         raise GateRejected(f"{candidate} is not blessed: {format_checks(found.failed)}.")
+
+
+def _compare_with_server(
+    candidate: str, server: ClientConfig, place: str | None, limits: ServerLimits, as_json: bool
+) -> None:
+    """Compare a server's results with those of its bundle, and print the checks.
+
+    Raises:
+        GateRejected: one of them failed.
+    """
+    from serving.registry.stores.download import fetch_bundle
+    from serving.registry.verdict import format_checks
+    from serving.storage.address import parse_address
+    from trainer.gate.served import compare_with_server
+
+    with fetch_bundle(parse_address(candidate), say) as local:
+        checks = compare_with_server(local.path, server, _list_photos(place), limits, say)
+    failed = [check for check in checks if check.passed is False]
+    target = server.target
+    if as_json:
+        record = {
+            "agrees": not failed,
+            "server": server.target,
+            "checks": [asdict(check) for check in checks],
+        }
+        echo(json.dumps(record, ensure_ascii=False))
+    else:
+        _print_checks(checks)
+    if failed:
+        raise GateRejected(
+            f"{target} does not give the results of {candidate}: {format_checks(failed)}.",
+            remedy="Undo the setting of the server that changes them, or allow larger differences.",
+        )
+
+
+def _print_checks(checks: Sequence[Check]) -> None:
+    print_table(("check", "passed", "figure", "limit", "details"), map(_format_check, checks))
 
 
 def _resolve_live(address: Address, config: Address | None = None) -> Address | None:

@@ -103,7 +103,7 @@ def validate(
         )
     content = verdict.digest(new.path)
     checks = _CheckList(say)
-    images = _read_sample(new, photos)
+    images = read_sample(new, photos)
     model = _check_alone(new, images, checks)
     if old:
         checks.found += thresholds.list_label_changes(new.metadata.labels, old.metadata.labels)
@@ -246,7 +246,7 @@ def _collect_examples(
     }
 
 
-def _read_sample(new: Bundle, photos: Sequence[LabelledPhoto]) -> list[bytes]:
+def read_sample(new: Bundle, photos: Sequence[LabelledPhoto]) -> list[bytes]:
     """Return a sample of the photos in a format that the candidate decodes.
 
     Raises:

@@ -55,6 +55,24 @@ class RegressionLimits:
 
 
 @dataclass(frozen=True)
+class ServerLimits:
+    """Largest differences of a server's results from those of its bundle.
+
+    The defaults are two to four times the differences that bfloat16 makes to the default backbone
+    (k8s/README.md). In float32 those of probabilities are below serving.runtime.session.PARITY_TOLERANCE.
+
+    Attributes:
+        label: smallest fraction of the photos with the same label.
+        probability: largest difference of a probability.
+        embedding: largest distance of two embeddings of a photo, as a fraction of the embedding's length.
+    """
+
+    label: float = 0.95
+    probability: float = 0.1
+    embedding: float = 0.15
+
+
+@dataclass(frozen=True)
 class _Figure:
     """One figure of both versions.
 

@@ -345,10 +345,10 @@ def test_damaged_photos_of_a_sample_are_skipped(tmp_path: Path) -> None:
     photos = [
         LabelledPhoto(stat_photo(str(tmp_path / name)), None) for name in ("good.jpg", "layers.psd", "gone")
     ]
-    assert gate._read_sample(version, photos) == [b"\xff\xd8\xff"]
-    assert gate._read_sample(version, []) == []
+    assert gate.read_sample(version, photos) == [b"\xff\xd8\xff"]
+    assert gate.read_sample(version, []) == []
     with pytest.raises(InputError, match="None of the photos can be read"):
-        gate._read_sample(version, photos[1:])
+        gate.read_sample(version, photos[1:])
 
 
 def test_a_sample_has_photos_at_even_distances() -> None:
