@@ -26,6 +26,7 @@ NOT_RETRIED = {
     ("hubhead-train", "train"): {2, 4},
     ("hubhead-train", "validate"): {2, 4},
     ("hubhead-promote", "promote"): {2, 4},
+    ("hubhead-promote", "validate"): {2, 4},
     ("hubhead-canary", "promote"): {2, 4},
     ("hubhead-rollback", "rollback"): {2},
     ("hubhead-score", "score"): {2, 3},
@@ -140,7 +141,8 @@ def check_paths_agree(manifests: list[Manifest]) -> list[str]:
         given = flags(arguments(container))
         named = dict(given)
         command = container.get("command", [""])[-1]
-        if command in ("train", "validate", "score") and "embedding_store" not in given:
+        on_server = command == "validate" and "server" in given  # embeds the photos itself
+        if command in ("train", "validate", "score") and "embedding_store" not in given and not on_server:
             findings.append(f"{owner}: hubhead {command} uses an embedding store of its own")
         if command == "promote":
             named["bundle"] = next((arg for arg in arguments(container) if not arg.startswith("--")), "")
@@ -186,7 +188,7 @@ def check_order_of_steps(manifests: list[Manifest]) -> list[str]:
     """Check the order of the steps in the pod of a job: first the change, then its verification."""
     wanted = {
         "hubhead-train": ["train", "validate"],
-        "hubhead-promote": ["promote", "predict"],
+        "hubhead-promote": ["promote", "validate", "predict"],
         "hubhead-canary": ["promote", "compare"],
         "hubhead-rollback": ["rollback"],
         "hubhead-score": ["score"],

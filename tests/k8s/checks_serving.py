@@ -164,8 +164,9 @@ def check_batching(manifests: list[Manifest]) -> list[str]:
     if batching.max_batch_size.value != max(batching.allowed_batch_sizes, default=0):
         findings.append("the server does not start: the last allowed size must be max_batch_size")
     batches = batching.num_batch_threads.value + batching.max_enqueued_batches.value
-    if int(server_flags(manifests).get("grpc_max_threads", 0)) < batches * batching.max_batch_size.value:
-        findings.append(f"too few threads for {batches} batches of {batching.max_batch_size.value}")
+    rows = batching.max_execution_batch_size.value or batching.max_batch_size.value
+    if int(server_flags(manifests).get("grpc_max_threads", 0)) < batches * rows:
+        findings.append(f"too few threads for {batches} batches of {rows}")
     _, container = server(manifests)
     if str(batching.num_batch_threads.value) != container["resources"]["requests"]["cpu"]:
         findings.append("num_batch_threads must equal the requested CPUs")
@@ -272,6 +273,34 @@ def check_gpus(manifests: list[Manifest]) -> list[str]:
     return [f"lacks {[setting for setting, there in settings.items() if not there]}, and has the rest"]
 
 
+def check_mixed_precision(manifests: list[Manifest]) -> list[str]:
+    """Check that a setting for mixed precision is one that the server reads, and suits its hardware.
+
+    float16 is for GPUs, by the session's configuration; bfloat16 by a flag, for CPUs that compute with it.
+    """
+    pod, container = server(manifests)
+    given = server_flags(manifests)
+    has_gpu = "nvidia.com/gpu" in container["resources"].get("limits", {})
+    session = read_config_files(manifests).get("session.config", "")
+    rewritten = re.search(r"^graph_options\s*{.*auto_mixed_precision:\s*ON\b", session, re.MULTILINE)
+    findings = []
+    if "platform_config_file" in given:
+        findings.append("with a platform config file the server ignores batching and session.config")
+    if rewritten and not (has_gpu and "tensorflow_session_config_file" in given):
+        findings.append("float16 without a GPU, or in a session.config that the server does not read")
+    if "mixed_precision" not in given:
+        return findings
+    if given["mixed_precision"] != "bfloat16":
+        findings.append(f"the server ignores --mixed_precision={given['mixed_precision']}")
+    affinity = pod["spec"].get("affinity", {}).get("nodeAffinity", {})
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution", {})
+    terms = [term["matchExpressions"] for term in required.get("nodeSelectorTerms", [])]
+    wanted = {"AMXBF16", "AVX512BF16"}
+    if has_gpu or not terms or {e["key"].rpartition(".")[2] for term in terms for e in term} - wanted:
+        findings.append("bfloat16 on a GPU, or on CPUs that may lack the instructions for it")
+    return findings
+
+
 def check_scaling(manifests: list[Manifest]) -> list[str]:
     """Check that either the Deployment or a scaler by queueing time sets the number of servers."""
     given = "replicas" in find(manifests, "Deployment", "hubhead-serving")["spec"]
@@ -306,5 +335,6 @@ CHECKS: list[Check] = [
     check_services,
     check_network_policies,
     check_gpus,
+    check_mixed_precision,
     check_scaling,
 ]

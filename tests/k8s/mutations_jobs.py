@@ -53,6 +53,18 @@ JOBS = [
         ),
     ),
     Mutation(
+        "a promotion that does not compare the servers with the bundle",
+        lambda m: job(m, "promote")["template"]["spec"]["initContainers"].pop(1),
+    ),
+    Mutation(
+        "the servers are compared with another bundle than the promoted one",
+        lambda m: swap(
+            container(m, "hubhead-promote", "validate"),
+            "--bundle=/models/candidates/food",
+            "--bundle=/models/food",
+        ),
+    ),
+    Mutation(
         "a promotion without its promote step",
         lambda m: job(m, "promote")["template"]["spec"].update(initContainers=[]),
     ),

@@ -171,6 +171,28 @@ SERVING = [
         "gpu",
     ),
     Mutation(
+        "float16 in a session.config that no flag names",
+        lambda m: swap(
+            serve(m), "--tensorflow_session_config_file=/etc/tensorflow-serving/session.config", None
+        ),
+        "mixed-precision",
+    ),
+    Mutation(
+        "a platform config file, with which batching is ignored",
+        lambda m: serve(m)["args"].append("--platform_config_file=/etc/tensorflow-serving/session.config"),
+        "mixed-precision",
+    ),
+    Mutation(
+        "a precision that the server does not know",
+        lambda m: swap(serve(m), "--mixed_precision=bfloat16", "--mixed_precision=float16"),
+        "mixed-precision-cpu",
+    ),
+    Mutation(
+        "bfloat16 on CPUs of any kind",
+        lambda m: pod_of_server(m).pop("affinity"),
+        "mixed-precision-cpu",
+    ),
+    Mutation(
         "a surge without a spare GPU",
         lambda m: spec_of(m, "Deployment")["strategy"]["rollingUpdate"].update(maxSurge=1, maxUnavailable=0),
         "gpu-scarce",

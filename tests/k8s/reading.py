@@ -29,6 +29,8 @@ COMPONENTS = {
     "../monitoring": "cpu",
     "autoscaling": "gpu",
     "keda": "gpu",
+    "mixed-precision": "gpu",
+    "mixed-precision-cpu": "cpu",
     "servicemonitor": "cpu",
     "storage-gs": "gpu",
     "storage-s3": "cpu",

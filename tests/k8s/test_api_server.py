@@ -13,7 +13,12 @@ import pytest
 import yaml
 
 from tests.k8s.checks_jobs import check_commands_parse, check_flink, check_indexed_shards, check_paths_agree
-from tests.k8s.checks_serving import check_models_agree, check_scaling, check_tensorflow_serving_flags
+from tests.k8s.checks_serving import (
+    check_mixed_precision,
+    check_models_agree,
+    check_scaling,
+    check_tensorflow_serving_flags,
+)
 from tests.k8s.reading import COMPONENTS, K8S, OVERLAYS, VARIANTS, Manifest, build_overlay, load_manifests
 from tests.support.kubernetes.api import NAMESPACE
 from tests.support.kubernetes.control_plane import ControlPlane
@@ -29,15 +34,23 @@ pytestmark = [pytest.mark.cluster, pytest.mark.server, pytest.mark.needs("etcd",
 EXCLUSIVE = ({"autoscaling", "keda"}, {"storage-gs", "storage-s3"})
 """Components of which an overlay takes one at most."""
 
+ONLY_WITH = {
+    "mixed-precision": {"gpu", "gpu-scarce"},
+    "mixed-precision-cpu": {"cpu", "flink"},
+    "storage-gs": {"cpu", "gpu", "gpu-scarce", "local"},
+    "storage-s3": {"cpu", "gpu", "gpu-scarce", "local"},
+}
+"""The overlays that a component goes with, if not all."""
+
 DRY_RUN = ("--dry-run=server", "--validate=strict", "-f", "-")
 
 
 def combinations(overlay: str) -> Iterator[tuple[str, ...]]:
     """Yield all sets of components that go with an overlay, in the order of their names."""
-    for size in range(len(COMPONENTS) + 1):
-        for chosen in itertools.combinations(sorted(COMPONENTS), size):
-            on_buckets = overlay == "flink" and any(name.startswith("storage-") for name in chosen)
-            if not on_buckets and not any(set(chosen) >= both for both in EXCLUSIVE):
+    names = [name for name in sorted(COMPONENTS) if overlay in ONLY_WITH.get(name, {overlay})]
+    for size in range(len(names) + 1):
+        for chosen in itertools.combinations(names, size):
+            if not any(set(chosen) >= both for both in EXCLUSIVE):
                 yield chosen
 
 
@@ -85,7 +98,7 @@ def server(api_server: ControlPlane) -> ControlPlane:
 def test_the_api_server_accepts_every_combination_without_a_warning(server: ControlPlane) -> None:
     """Distinct objects of all combinations; a Deployment is one object whatever came with it."""
     every = all_combinations()
-    assert len(every) == 4 * 72 + 24
+    assert len(every) == 72 + 3 * 144 + 48  # local; cpu, gpu and gpu-scarce; flink
     objects = distinct([m for manifests in every.values() for m in manifests])
     names: dict[tuple[str, str], list[Manifest]] = {}
     for m in objects:
@@ -105,6 +118,7 @@ def test_flags_and_paths_agree_in_every_combination() -> None:
         check_commands_parse,
         check_flink,
         check_indexed_shards,
+        check_mixed_precision,
         check_models_agree,
         check_paths_agree,
         check_scaling,

@@ -48,7 +48,7 @@ def test_each_exit_code_of_each_step_is_retried_or_not(cluster: ControlPlane, no
         for job, container in steps()
         for code in (1, 2, 3, 4, 5)
     }
-    assert len(cases) == 8 * 5
+    assert len(cases) == 9 * 5
     with applied(cluster, workloads("cpu")):
         for name, (job, container, code) in cases.items():
             nodes.behaviours[f"^{name}-"] = Behaviour({container: code})

@@ -19,6 +19,7 @@ from tests.k8s.reading import (
     Check,
     Manifest,
     beam_arguments,
+    build_overlay,
     container,
     find,
     load_manifests,
@@ -139,12 +140,25 @@ def test_the_nightly_scoring_overwrites_scores_after_a_retraining() -> None:
 @needs_builder
 @pytest.mark.tf
 def test_the_session_config_parses() -> None:
-    from tensorflow.core.protobuf import config_pb2
+    from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
 
-    session = text_format.Parse(
-        read_config_files(load_manifests("gpu"))["session.config"], config_pb2.ConfigProto()
-    )
-    assert session.gpu_options.allow_growth is True
+    for variant in ("gpu", "mixed-precision"):
+        session = text_format.Parse(
+            read_config_files(load_manifests(variant))["session.config"], config_pb2.ConfigProto()
+        )
+        assert session.gpu_options.allow_growth is True
+        rewritten = session.graph_options.rewrite_options.auto_mixed_precision
+        assert rewritten == (rewriter_config_pb2.RewriterConfig.ON if variant == "mixed-precision" else 0)
+
+
+@needs_builder
+@pytest.mark.parametrize(
+    ("component", "overlay"),
+    [("mixed-precision", "cpu"), ("mixed-precision", "local"), ("mixed-precision-cpu", "gpu")],
+)
+def test_mixed_precision_does_not_build_with_servers_that_ignore_it(component: str, overlay: str) -> None:
+    with pytest.raises(AssertionError, match=r"test failed|error in test"):
+        build_overlay(overlay, component)
 
 
 @needs_builder

@@ -64,11 +64,18 @@ _SERVER_LIMITS = (
 )
 """Name and help of the flag for each attribute of ServerLimits."""
 
-_server_limit_options = option_group(
+_server_options = option_group(
     *(
         click.option(f"--{flag}", flag, type=click.FloatRange(0, 1), default=limit.default, help=text)
         for limit, (flag, text) in zip(fields(ServerLimits), _SERVER_LIMITS, strict=True)
-    )
+    ),
+    click.option(
+        "--wait",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        metavar="SECONDS",
+        help="With --server: seconds to wait until the server has loaded the version.",
+    ),
 )
 
 _GATE_FLAGS = ("live", "model_config_file", "force", "embedding_store", *(flag for flag, _ in _LIMITS))
@@ -131,7 +138,7 @@ _limit_options = option_group(
 @_limit_options
 @click.option("--force", is_flag=True, help="Bless the bundle even if checks fail; the verdict records that.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON on stdout.")
-@_server_limit_options
+@_server_options
 @server_flags
 @click.pass_context
 def validate(
@@ -176,11 +183,10 @@ def validate(
     own_limits = ServerLimits(*(flags.pop(flag) for flag, _ in _SERVER_LIMITS))
     if (server := pop_client_config(flags)) is not None:
         refuse(context, _GATE_FLAGS, "cannot be combined with --server")
-        _compare_with_server(
-            candidate, require_model_name(server), directory or manifest, own_limits, as_json
-        )
+        place = directory or manifest
+        _compare_with_server(candidate, require_model_name(server), place, own_limits, flags["wait"], as_json)
         return
-    forbid_server_flags(context, *(flag for flag, _ in _SERVER_LIMITS))
+    forbid_server_flags(context, "wait", *(flag for flag, _ in _SERVER_LIMITS))
     from serving.registry.stores.download import fetch_bundle
     from serving.storage.address import parse_address
     from trainer.gate import gate
@@ -223,7 +229,12 @@ def _report_verdict(found: Verdict, candidate: str, as_json: bool) -> None:
 
 
 def _compare_with_server(
-    candidate: str, server: ClientConfig, place: str | None, limits: ServerLimits, as_json: bool
+    candidate: str,
+    server: ClientConfig,
+    place: str | None,
+    limits: ServerLimits,
+    wait: float,
+    as_json: bool,
 ) -> None:
     """Compare a server's results with those of its bundle, and print the checks.
 
@@ -236,7 +247,7 @@ def _compare_with_server(
     from trainer.gate.served import compare_with_server
 
     with fetch_bundle(parse_address(candidate), say) as local:
-        checks = compare_with_server(local.path, server, _list_photos(place), limits, say)
+        checks = compare_with_server(local.path, server, _list_photos(place), limits, wait, say)
     failed = [check for check in checks if check.passed is False]
     target = server.target
     if as_json:

@@ -6,6 +6,7 @@ stay within limits is measured where they run.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from serving import bundle
 from serving.client import Client, ClientConfig
 from serving.contract import Status
-from serving.errors import BundleError
+from serving.errors import BundleError, ModelNotFound
 from serving.registry.stores.store import Say, silent
 from serving.registry.verdict import Check
 from trainer.export.checks import sample_jpeg
@@ -27,6 +28,8 @@ from trainer.gate.thresholds import ServerLimits
 
 if TYPE_CHECKING:
     from trainer.dataset import LabelledPhoto
+
+_POLL_SECONDS = 1.0
 
 _BUNDLE, _SERVER = "the bundle", "the server"
 
@@ -46,6 +49,7 @@ def compare_with_server(
     config: ClientConfig,
     photos: Sequence[LabelledPhoto] = (),
     limits: ServerLimits | None = None,
+    wait: float = 0.0,
     say: Say = silent,
 ) -> list[Check]:
     """Compare a server's results with those of the bundle, run in float32 on this machine.
@@ -55,6 +59,7 @@ def compare_with_server(
         config: server, model and version; without a version, that of the bundle.
         photos: photos to compare on, of which an even sample is used; if empty, a generated photo.
         limits: largest differences.
+        wait: seconds to wait until all servers that answer have the version.
         say: called with one line of progress per step.
 
     Raises:
@@ -71,13 +76,25 @@ def compare_with_server(
     with Client(choose_version(config, own.path)) as client:
         say(f"{config.target} answers {len(images)} photos")
         try:
-            served = parity.run_signatures(client.run, images, count)
+            served = _run_when_loaded(client, images, count, wait)
         except BundleError as error:  # other labels: it is another bundle
             return [Check(f"{_SERVER} has the signatures of {_BUNDLE}", False, detail=error.what)]
     say("the bundle answers them here")
     with ClassicSession(own.path) as session:
         answers = {_BUNDLE: parity.run_signatures(session.run, images, count), _SERVER: served}
     return check_served(answers[_BUNDLE], answers[_SERVER], limits or ServerLimits())
+
+
+def _run_when_loaded(client: Client, images: Sequence[bytes], labels: int, wait: float) -> dict[str, Any]:
+    """Run every signature; again from the start if a server does not have the version yet."""
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            return parity.run_signatures(client.run, images, labels)
+        except ModelNotFound:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(_POLL_SECONDS)
 
 
 def check_served(

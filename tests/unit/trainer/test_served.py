@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from serving.client import ClientConfig
+from serving.errors import ModelNotFound
 from trainer.commands.validate import validate
+from trainer.gate import parity, served
 from trainer.gate.served import check_served, choose_version
 from trainer.gate.thresholds import ServerLimits
 
@@ -84,12 +88,30 @@ def test_the_server_is_asked_for_the_version_of_the_bundle() -> None:
     assert choose_version(chosen, Path("models/food/4")).version == 3
 
 
+def test_a_version_that_some_servers_have_not_loaded_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: Iterator[Any] = iter([ModelNotFound("not yet"), ModelNotFound("not yet"), outputs()])
+
+    def run_signatures(run: Any, photos: list[bytes], labels: int) -> dict[str, Any]:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(parity, "run_signatures", run_signatures)
+    monkeypatch.setattr(served, "_POLL_SECONDS", 0.001)
+    client = SimpleNamespace(run=None)
+    with pytest.raises(ModelNotFound):
+        served._run_when_loaded(client, [], 2, wait=0.0)  # type: ignore[arg-type]
+    assert served._run_when_loaded(client, [], 2, wait=60.0).keys() == outputs().keys()  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (["--server", "localhost:1"], "requires --model_name"),
         (["--server", "localhost:1", "--model_name", "food", "--force"], "--force cannot be combined"),
         (["--server", "localhost:1", "--model_name", "food", "--live", "m"], "--live cannot be combined"),
+        (["--wait", "5"], "--wait requires --server"),
         (["--embedding_tolerance", "0.1"], "--embedding_tolerance requires --server"),
         (["--label", "stable"], "--label requires --server"),
     ],
