@@ -14,7 +14,7 @@ import pytest
 @pytest.mark.parametrize("package", ["tensorflow", "apache_beam"])
 def test_importing_tensorflow_or_beam_fails(package: str) -> None:
     assert package not in sys.modules
-    with pytest.raises(pytest.fail.Exception, match=f"import '{package}"):
+    with pytest.raises(pytest.fail.Exception, match=rf"import \('{package}"):
         importlib.import_module(package)
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -452,5 +451,3 @@ def test_the_version_labelled_stable_is_live(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace("stable", "old"))
     with pytest.raises(InputError, match="No version of food is stable"):
         _resolve_live(tmp_path / "food", config)
-    with pytest.raises(click.UsageError, match="own address"):
-        _resolve_live("s3://models/food", config)
