@@ -87,7 +87,8 @@ MAX_BYTES = 512 << 20
     "--batching_file",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Measure the server with batches of each size and number, and write the best batching parameters to "
-    "this file, for --batching_parameters_file. Test a server without batching and without other load.",
+    "this file. Start TensorFlow Serving without --enable_batching for it, hubhead serve with an empty "
+    "--batching_parameters_file, and neither with other load.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per rate instead of a table.")
 @server_flags

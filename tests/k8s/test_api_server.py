@@ -94,7 +94,7 @@ def server(api_server: ControlPlane) -> ControlPlane:
     return api_server
 
 
-@pytest.mark.slow(seconds=60)
+@pytest.mark.slow(seconds=90)
 def test_the_api_server_accepts_every_combination_without_a_warning(server: ControlPlane) -> None:
     """Distinct objects of all combinations; a Deployment is one object whatever came with it."""
     every = all_combinations()
@@ -111,7 +111,7 @@ def test_the_api_server_accepts_every_combination_without_a_warning(server: Cont
         assert done.stdout.count("serverside-applied (server dry run)") == len(wanted), done.stdout
 
 
-@pytest.mark.slow(seconds=30)
+@pytest.mark.slow(seconds=50)
 def test_flags_and_paths_agree_in_every_combination() -> None:
     """The order of the patches, which insert arguments by their positions, never matters."""
     checks = (

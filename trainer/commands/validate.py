@@ -74,7 +74,7 @@ _server_options = option_group(
         type=click.FloatRange(min=0),
         default=0.0,
         metavar="SECONDS",
-        help="With --server: seconds to wait until the server has loaded the version.",
+        help="With --server: seconds to wait until the server answers and has loaded the version.",
     ),
 )
 
@@ -247,7 +247,8 @@ def _compare_with_server(
     from trainer.gate.served import compare_with_server
 
     with fetch_bundle(parse_address(candidate), say) as local:
-        checks = compare_with_server(local.path, server, _list_photos(place), limits, wait, say)
+        photos = _list_photos(place, labels_matter=False)
+        checks = compare_with_server(local.path, server, photos, limits, wait, say)
     failed = [check for check in checks if check.passed is False]
     target = server.target
     if as_json:
@@ -282,14 +283,19 @@ def _resolve_live(address: Address, config: Address | None = None) -> Address | 
     return resolve_label(address, config, STABLE) if config else address
 
 
-def _list_photos(place: str | None) -> Sequence[LabelledPhoto]:
-    """Return the photos of a directory or manifest; entries that cannot be used are reported."""
+def _list_photos(place: str | None, *, labels_matter: bool = True) -> Sequence[LabelledPhoto]:
+    """Return the photos of a directory or manifest; entries that cannot be used are reported.
+
+    Args:
+        place: directory or manifest; None for no photos.
+        labels_matter: False if photos without a label are used like the others, and need no mention.
+    """
     from trainer.dataset import list_photos
 
     if not place:
         return ()
     listing = list_photos(place)
-    for note in listing.notes:
+    for note in listing.notes if labels_matter else ():
         say(note)
     for path, reason in listing.left_out:
         say(f"{path} is left out: {reason}")

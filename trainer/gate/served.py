@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from serving import bundle
 from serving.client import Client, ClientConfig
 from serving.contract import Status
-from serving.errors import BundleError, ModelNotFound
+from serving.errors import BundleError, ModelNotFound, ServerUnavailable
 from serving.registry.stores.store import Say, silent
 from serving.registry.verdict import Check
 from trainer.export.checks import sample_jpeg
@@ -59,7 +59,7 @@ def compare_with_server(
         config: server, model and version; without a version, that of the bundle.
         photos: photos to compare on, of which an even sample is used; if empty, a generated photo.
         limits: largest differences.
-        wait: seconds to wait until all servers that answer have the version.
+        wait: seconds to wait until there are servers that answer, and all of them have the version.
         say: called with one line of progress per step.
 
     Raises:
@@ -86,12 +86,12 @@ def compare_with_server(
 
 
 def _run_when_loaded(client: Client, images: Sequence[bytes], labels: int, wait: float) -> dict[str, Any]:
-    """Run every signature; again from the start if a server does not have the version yet."""
+    """Run every signature; again from the start while no server answers, or one lacks the version."""
     deadline = time.monotonic() + wait
     while True:
         try:
             return parity.run_signatures(client.run, images, labels)
-        except ModelNotFound:
+        except (ModelNotFound, ServerUnavailable):
             if time.monotonic() >= deadline:
                 raise
         time.sleep(_POLL_SECONDS)

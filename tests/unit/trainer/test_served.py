@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from serving.client import ClientConfig
-from serving.errors import ModelNotFound
+from serving.errors import ModelNotFound, ServerUnavailable
 from trainer.commands.validate import validate
 from trainer.gate import parity, served
 from trainer.gate.served import check_served, choose_version
@@ -89,7 +89,9 @@ def test_the_server_is_asked_for_the_version_of_the_bundle() -> None:
 
 
 def test_a_version_that_some_servers_have_not_loaded_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers: Iterator[Any] = iter([ModelNotFound("not yet"), ModelNotFound("not yet"), outputs()])
+    answers: Iterator[Any] = iter(
+        [ModelNotFound("not yet"), ServerUnavailable("starts"), ModelNotFound("not yet"), outputs()]
+    )
 
     def run_signatures(run: Any, photos: list[bytes], labels: int) -> dict[str, Any]:
         answer = next(answers)
