@@ -71,6 +71,18 @@ class Model:
             )
         return self._execute(signature, described, inputs)
 
+    def prepare(self, signature: str) -> None:
+        """Load and compile what a signature needs, which `run` otherwise does at its first call.
+
+        A server calls this on a thread that other signatures do not wait for.
+
+        Args:
+            signature: name of the signature.
+
+        Raises:
+            BundleError: it cannot be loaded.
+        """
+
     def _find_signature(self, name: str) -> Signature:
         if name not in self.signatures:
             raise make_signature_error(self.path, name, self.signatures)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,6 +103,7 @@ class OnnxModel(Model):
         parts = {contract.DECODE, contract.CLASSIFY_EMBEDDING} & self.signatures.keys()
         self._graph = subgraph.Subgraph(path, parts, threads, graph)
         self._loading = threading.Lock()
+        self._prepared: set[str] = set()
 
     def _execute(
         self, name: str, signature: Signature, inputs: Mapping[str, Value]
@@ -127,6 +129,20 @@ class OnnxModel(Model):
             contract.CLASSIFY_PIXELS: lambda pixels: self._answer(_mark_usable(pixels)),
         }
         return functions.get(name)
+
+    def prepare(self, signature: str) -> None:
+        if signature not in self.signatures or self._find_function(signature):
+            return
+        with self._loading:
+            if signature not in self._prepared:
+                inputs = self.signatures[signature].inputs  # photos or examples: strings
+                nothing = {
+                    key: np.empty([size or 0 for size in info.shape or ()], object)
+                    for key, info in inputs.items()
+                }
+                with suppress(RunError):  # `run` reports it
+                    self._whole.run(signature, nothing)
+                self._prepared.add(signature)
 
     @cached_property
     def _whole(self) -> Model:

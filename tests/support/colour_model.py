@@ -24,6 +24,9 @@ class ColourModel:
     threads = 2
     engine = "tensorflow"
 
+    def prepare(self, signature: str) -> None:
+        """Do nothing, as all is loaded."""
+
     def run(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         rows = [self._row(photo) for photo in inputs[contract.IMAGE_BYTES]]
         label, classes, scores, status = zip(*rows, strict=True)

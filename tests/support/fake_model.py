@@ -64,6 +64,9 @@ class FakeModel:
     max_running: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def prepare(self, signature: str) -> None:
+        """Do nothing, as all is loaded."""
+
     def run(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         with self.lock:
             self.calls += 1

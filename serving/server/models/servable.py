@@ -195,6 +195,9 @@ class Servable:
             StatusError: the queue is full, the deadline passed, or the model failed.
         """
         start = time.perf_counter()
+        self._model.prepare(key)  # takes seconds at most once; the batcher's threads serve others meanwhile
+        if seconds is not None:
+            seconds = max(seconds - (time.perf_counter() - start), 0.0)
         outputs = self._batcher.run(key, inputs, wanted, seconds, caller)
         self._metrics.observe_runtime(self.name, api, time.perf_counter() - start)
         return outputs

@@ -7,6 +7,9 @@ import logging
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from serving import bundle, contract, runtime
 from serving.commands.predict import predict
 from serving.errors import BundleError, InputError
 from serving.process import get_cpu_model
-from serving.runtime import onnx_model
+from serving.runtime import RunError, onnx_model
 from serving.runtime.onnx_model import OnnxBackbone
 from serving.runtime.session import PARITY_TOLERANCE
 from tests.support.trained import Trained
@@ -89,6 +92,38 @@ def test_decoded_pixels_and_other_signatures(models: dict[str, runtime.Model], p
     assert_equal_answers(
         *(model.run(contract.CLASSIFY_EMBEDDING, embeddings) for model in (onnx, tensorflow))
     )
+
+
+def test_concurrent_first_calls_load_the_whole_model_once(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[Path] = []
+    runs: list[tuple[str, int]] = []
+
+    class Whole:
+        def run(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+            runs.append((signature, sum(len(value) for value in inputs.values())))
+            return {}
+
+    def load(path: Path, _: int) -> Whole:
+        loads.append(path)
+        time.sleep(0.2)
+        return Whole()
+
+    monkeypatch.setattr("serving.runtime.tensorflow_model.load", load)
+    model = runtime.load(bundle_path, engine="onnx")
+    model.prepare(contract.SERVING_DEFAULT)
+    assert not loads, "ONNX Runtime runs it"
+    examples = np.array([b"", b""], object)
+    with ThreadPoolExecutor(4) as pool:
+        first = [pool.submit(model.run, "classify", {"inputs": examples}) for _ in range(2)]
+        prepared = [pool.submit(model.prepare, "classify") for _ in range(2)]
+        for future in (*first, *prepared):
+            future.result()
+    assert loads == [bundle_path]
+    assert sorted(runs) == [("classify", 0), ("classify", 2), ("classify", 2)]
+    with pytest.raises(RunError, match="Input embedding: An array of dtype"):
+        model.run(contract.CLASSIFY_EMBEDDING, {contract.EMBEDDING: np.array([["a"]])})
 
 
 def test_rejected_photos_cost_the_backbone_one_row(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,9 @@ class FixedOutputModel:
     def __init__(self, **outputs: Any) -> None:
         self.outputs = outputs
         self.received: list[Mapping[str, Any]] = []
+
+    def prepare(self, signature: str) -> None:
+        """Do nothing, as all is loaded."""
 
     def run(self, signature: str, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         self.received.append(inputs)
@@ -340,6 +346,32 @@ def test_outputs_are_typed_values_or_tensor_content() -> None:
         answer = found.predict(request).outputs["y"]
         assert (len(answer.float_val), len(answer.tensor_content)) == ((0, 8) if tensor_content else (2, 0))
         assert tensors.decode(answer, "y").tolist() == [1, 2]
+
+
+def test_a_signature_that_is_being_loaded_does_not_hold_up_the_others() -> None:
+    loaded, loading = threading.Event(), threading.Barrier(3)
+
+    class LazyModel(FixedOutputModel):
+        def prepare(self, signature: str) -> None:
+            if signature == "lazy":
+                loading.wait(LIMIT)
+                assert loaded.wait(LIMIT)
+
+    servable = make_servable(LazyModel(y=np.ones(1, np.float32)), serving_default=OTHER, lazy=OTHER)
+    request = protos.PredictRequest(
+        model_spec={"name": "m"}, inputs={"x": tensors.encode(np.ones(1, np.float32))}
+    )
+    lazy = protos.PredictRequest(model_spec={"signature_name": "lazy"}, inputs=request.inputs)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(servable.predict, lazy, seconds) for seconds in (LIMIT, 0.01)]
+        loading.wait(LIMIT)
+        time.sleep(0.02)
+        assert servable.predict(request, LIMIT).outputs["y"].float_val == [1]
+        loaded.set()
+        assert waiting[0].result().outputs["y"].float_val == [1]
+        with pytest.raises(StatusError) as caught:
+            waiting[1].result()
+        assert "timeout exceeded" in caught.value.details, "loading takes time of the deadline"
 
 
 # --- A real model whose Classify and Regress share their input, as TensorFlow 1 wrote them ---------------
