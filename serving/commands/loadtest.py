@@ -115,6 +115,8 @@ def loadtest(
     """
     if not rates and batching_file is None:
         raise click.UsageError("Give --rate, --batching_file, or both.")
+    if output is not None and not rates:
+        raise click.UsageError("--output needs --rate: the report shows the latencies at each rate.")
     config = pop_required_client_config(flags)
     loads = [Load(rate, seconds, photos_per_request, max_under_way, seed) for rate in sorted(set(rates))]
     contents = _read_photos(resolve_paths(photos))

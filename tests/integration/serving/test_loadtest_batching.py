@@ -166,3 +166,7 @@ def test_loadtest_without_a_rate_or_a_batching_file_is_a_usage_error(tmp_path: P
     done = run(str(tmp_path / "a.jpg"), address="localhost:1")
     assert done.exit_code == 2
     assert "Give --rate, --batching_file, or both" in done.output
+    flags = ["--output", str(tmp_path / "load.html"), "--batching_file", str(tmp_path / "file")]
+    done = run(str(tmp_path / "a.jpg"), *flags, address="localhost:1")
+    assert done.exit_code == 2
+    assert "--output needs --rate" in done.output
