@@ -44,7 +44,8 @@ class RunError(HubheadError):
 def make_load_error(path: str | os.PathLike[str], error: Exception) -> BundleError:
     """Return the error for a directory that cannot be loaded, with the first line of the cause."""
     return BundleError(
-        f"{path} cannot be loaded as a SavedModel: {first_line(error)}", remedy="Export the bundle again."
+        f"{path} cannot be loaded as a SavedModel: {first_line(error).rstrip('.')}.",
+        remedy="Export the bundle again.",
     )
 
 

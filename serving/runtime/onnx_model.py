@@ -60,7 +60,7 @@ class OnnxBackbone:
         except Exception as error:  # its classes have no other base
             name = model if isinstance(model, str) else "The ONNX model"
             raise BundleError(
-                f"{name} cannot be loaded by ONNX Runtime: {error}.",
+                f"{name} cannot be loaded by ONNX Runtime: {str(error).rstrip('.')}.",
                 remedy="Export the bundle again, or give --engine tensorflow.",
             ) from error
         self._input = self._session.get_inputs()[0].name

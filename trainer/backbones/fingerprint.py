@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from serving.contract import SAVED_MODEL_FILE
+from serving.errors import OutputError
 from serving.storage.files import is_remote, write
 
 
@@ -48,7 +50,8 @@ def read_fingerprint(path: str, cache: Path) -> str:
     if record.is_file():
         return record.read_text()
     fingerprint = compute_fingerprint(path)
-    write(str(record), fingerprint.encode())
+    with suppress(OutputError):  # a cache that is read-only, which may have all else that is needed
+        write(str(record), fingerprint.encode())
     return fingerprint
 
 

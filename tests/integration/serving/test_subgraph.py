@@ -44,7 +44,7 @@ def test_loading_errors_say_what_is_wrong(trained: Trained, tmp_path: Path) -> N
     saved = protos.SavedModel.FromString((path / "saved_model.pb").read_bytes())
     saved.meta_graphs[0].saver_def.restore_op_name = "restore"
     (tmp_path / "saved_model.pb").write_bytes(saved.SerializeToString())
-    assert "its graph has no node 'restore'" in load_error(tmp_path)
+    assert "its graph has no node 'restore'. Export" in load_error(tmp_path)
     saved.meta_graphs[0].meta_info_def.tags[:] = ["train"]
     (tmp_path / "saved_model.pb").write_bytes(saved.SerializeToString())
     assert "it has no graph with the tag serve" in load_error(tmp_path)

@@ -31,3 +31,10 @@ def test_a_fingerprint_is_kept_until_a_file_changes(tmp_path: Path, monkeypatch:
     (model / "assets").mkdir()
     (model / "assets" / "words.txt").write_bytes(b"new")
     assert read() == "fingerprint 3"
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprint, "compute_fingerprint", lambda _: "fingerprint")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "fingerprints").write_bytes(b"not a directory")
+    assert fingerprint.read_fingerprint(str(tmp_path), tmp_path / "cache") == "fingerprint"
