@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-unit k8s-check cluster-test lint bench bench-accuracy bench-planning bench-peers bench-decoding bench-engines bench-head fuzz old-tensorflow lock check-resolve clean help bench-training bench-server bench-start
+.PHONY: demo test test-unit k8s-check cluster-test cluster-e2e lint bench bench-accuracy bench-planning bench-peers bench-decoding bench-engines bench-head fuzz old-tensorflow lock check-resolve clean help bench-training bench-server bench-start
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
@@ -27,6 +27,9 @@ k8s-check: $(VENV)/dev.stamp ## Render every overlay of k8s/ with kubectl and ch
 cluster-test: $(VENV)/dev.stamp ## Apply every overlay to a Kubernetes control plane (needs etcd, kubectl and, on first use, Go and 10 minutes)
 	$(BIN)/python -m tests.support.kubernetes.binaries || test -z "$$HUBHEAD_REQUIRE_PROGRAMS"
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m cluster tests/k8s
+
+cluster-e2e: $(VENV)/dev.stamp ## Run overlays/local in containers: train, promote, roll back and lose servers under load (Linux, root; says what it needs)
+	$(BIN)/python -m tests.support.kubernetes
 
 lint: $(VENV)/dev.stamp ## Check style, types, import order and wording
 	$(BIN)/ruff check .

@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 
 from tests.support.kubernetes import binaries
-from tests.support.kubernetes.control_plane import ControlPlane, run_control_plane
+from tests.support.kubernetes.control_plane import CONTROLLERS, ControlPlane, run_control_plane
 from tests.support.kubernetes.nodes import FakeNodes, run_fake_nodes
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests of a control plane unless -m names them: the first one builds Kubernetes."""
-    if "cluster" not in config.option.markexpr:
-        left_out = [item for item in items if item.get_closest_marker("cluster")]
-        items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
+    """Leave out the tests of a control plane and those of containers, unless -m names them."""
+    for marker in ("cluster", "containers"):
+        if marker not in config.option.markexpr:
+            left_out = [item for item in items if item.get_closest_marker(marker)]
+            items[:] = [item for item in items if item not in left_out]
+            config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="session")
@@ -35,14 +36,14 @@ def programs() -> Path:
 @pytest.fixture(scope="session")
 def api_server(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """An API server alone: it validates and admits, and nothing follows."""
-    with run_control_plane(programs, tmp_path_factory.mktemp("api-server"), controllers=False) as running:
+    with run_control_plane(programs, tmp_path_factory.mktemp("api-server"), controllers="") as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def cluster(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A whole control plane."""
-    with run_control_plane(programs, tmp_path_factory.mktemp("cluster"), controllers=True) as running:
+    with run_control_plane(programs, tmp_path_factory.mktemp("cluster"), controllers=CONTROLLERS) as running:
         yield running
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.k8s.reading import ROOT
-from tests.support.kubernetes import binaries
+from tests.support.kubernetes import binaries, isolation
 
 OLD_GO = "#!/bin/sh\necho go version go1.19.8 linux/amd64\n"
 
@@ -68,3 +68,34 @@ def test_programs_are_built_once_per_version(tmp_path: Path, monkeypatch: pytest
     for name in binaries.PROGRAMS:
         (top / name).touch()
     assert binaries.build() == top
+
+
+def test_without_container_programs_the_end_to_end_test_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.kubernetes"],
+        cwd=ROOT,
+        env={**os.environ, "PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "this machine cannot run containers" in done.stdout
+    if sys.platform == "linux":
+        assert "not on the PATH: buildah, containerd, ctr" in done.stdout
+        assert "apt-get install buildah" in done.stdout
+
+
+def test_the_end_to_end_test_runs_only_in_namespaces_of_its_own() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "containers"]
+    environment = {name: value for name, value in os.environ.items() if name != isolation.DIRECTORY}
+    done = subprocess.run(
+        [*command, "tests/k8s/test_end_to_end.py"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "run it by make cluster-e2e" in done.stdout
+    assert "1 error" in done.stdout

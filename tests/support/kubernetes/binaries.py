@@ -24,6 +24,9 @@ MODULE = Path(__file__).parent / "module"
 
 PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
 
+KUBELET = "kubelet"
+"""The program that a real node needs too."""
+
 PROGRESS_SECONDS = 30.0
 """Interval between two lines of progress."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import secrets
 import subprocess
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
 
 from tests.support.fake_model import free_port
 from tests.support.kubernetes.api import Api
@@ -25,12 +28,19 @@ START_SECONDS = 300.0
 CONTROLLERS = "*,-node-lifecycle-controller"
 """All that are on by default, but the one that expects heartbeats, which fake nodes do not send."""
 
+KUBELET_CLIENT = "kubelet-client.pem"
+"""File with key and certificate of the API server as a client of kubelets."""
+
+REAL_NODE = "node"
+"""Name of the node that a kubelet registers."""
+
 USERS = {
     "admin": ("admin", "system:masters"),
     "controller-manager": ("system:kube-controller-manager", ""),
     "scheduler": ("system:kube-scheduler", ""),
+    "kubelet": (f"system:node:{REAL_NODE}", "system:nodes"),
 }
-"""Name and group of each user. The API server grants the two system users their rights by itself."""
+"""Name and group of each user. The API server grants the system users their rights by itself."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +85,13 @@ class ControlPlane:
 
 
 @contextmanager
-def run_control_plane(binaries: Path, top: Path, *, controllers: bool) -> Iterator[ControlPlane]:
+def run_control_plane(binaries: Path, top: Path, *, controllers: str) -> Iterator[ControlPlane]:
     """Run a control plane with an empty state.
 
     Args:
         binaries: directory of the programs of Kubernetes.
         top: directory for state and logs.
-        controllers: whether controllers and scheduler run too.
+        controllers: controllers to run, beside a scheduler, such as CONTROLLERS; "" for the API server alone.
     """
     tokens = {user: secrets.token_hex(16) for user in USERS}
     _write_credentials(top, tokens)
@@ -91,19 +101,23 @@ def run_control_plane(binaries: Path, top: Path, *, controllers: bool) -> Iterat
     with ExitStack() as stack:
 
         def start(name: str, *command: str | Path) -> subprocess.Popen[bytes]:
-            return stack.enter_context(_run(top / f"{name}.log", *command))
+            return stack.enter_context(run_process(top / f"{name}.log", *command))
 
         start("etcd", "etcd", *_etcd_flags(top, etcd_port))
         server = start("kube-apiserver", binaries / "kube-apiserver", *_api_flags(top, port, etcd_port))
-        _wait(server, top / "kube-apiserver.log", certificate.exists)
+        wait_for(server, top / "kube-apiserver.log", certificate.exists)
         for user, token in tokens.items():
             _write_kubeconfig(top / f"{user}.kubeconfig", address, certificate, token)
         api = Api(port, certificate, tokens["admin"])
-        _wait(server, top / "kube-apiserver.log", api.is_ready)
+        wait_for(server, top / "kube-apiserver.log", api.is_ready)
         if controllers:
-            start("controller-manager", binaries / "kube-controller-manager", *_controller_flags(top))
+            start(
+                "controller-manager",
+                binaries / "kube-controller-manager",
+                *_controller_flags(top, controllers),
+            )
             start("scheduler", binaries / "kube-scheduler", *_scheduler_flags(top))
-            _wait(
+            wait_for(
                 server,
                 top / "controller-manager.log",
                 lambda: bool(api.find("serviceaccounts", "default", "default")),
@@ -129,6 +143,7 @@ def _api_flags(top: Path, port: int, etcd_port: int) -> list[str]:
     return [
         f"--etcd-servers=http://127.0.0.1:{etcd_port}",
         "--bind-address=127.0.0.1",
+        "--advertise-address=127.0.0.1",  # without it a machine with no default route is an error
         f"--secure-port={port}",
         f"--cert-dir={top / 'pki'}",
         f"--token-auth-file={top / 'tokens.csv'}",
@@ -140,16 +155,18 @@ def _api_flags(top: Path, port: int, etcd_port: int) -> list[str]:
         f"--service-account-key-file={top / 'accounts.key'}",
         f"--service-account-signing-key-file={top / 'accounts.key'}",
         "--kubelet-preferred-address-types=InternalIP",
+        f"--kubelet-client-certificate={top / KUBELET_CLIENT}",
+        f"--kubelet-client-key={top / KUBELET_CLIENT}",
     ]
 
 
-def _controller_flags(top: Path) -> list[str]:
+def _controller_flags(top: Path, controllers: str) -> list[str]:
     return [
         *_client_flags(top, "controller-manager"),
         "--use-service-account-credentials=true",
         f"--service-account-private-key-file={top / 'accounts.key'}",
         f"--root-ca-file={top / 'pki' / 'apiserver.crt'}",
-        f"--controllers={CONTROLLERS}",
+        f"--controllers={controllers}",
     ]
 
 
@@ -179,6 +196,16 @@ def _write_credentials(top: Path, tokens: Mapping[str, str]) -> None:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     _write_private(top / "accounts.key", pem)
+    _write_private(top / KUBELET_CLIENT, pem + _self_sign(key, "kube-apiserver"))
+
+
+def _self_sign(key: rsa.RSAPrivateKey, name: str) -> bytes:
+    """Return a certificate by which a client with this key is known to a server that trusts it alone."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
 def _write_private(path: Path, content: bytes) -> None:
@@ -201,7 +228,8 @@ def _write_kubeconfig(path: Path, address: str, certificate: Path, token: str) -
 
 
 @contextmanager
-def _run(log: Path, *command: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+def run_process(log: Path, *command: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program with its output in a log, and stop it at the end."""
     with log.open("wb") as output:
         process = subprocess.Popen([*map(str, command)], stdout=output, stderr=subprocess.STDOUT)
     try:
@@ -215,7 +243,12 @@ def _run(log: Path, *command: str | Path) -> Iterator[subprocess.Popen[bytes]]:
             process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], log: Path, condition: Callable[[], bool]) -> None:
+def wait_for(process: subprocess.Popen[bytes], log: Path, condition: Callable[[], bool]) -> None:
+    """Wait until a condition is true while a process runs.
+
+    Raises:
+        AssertionError: the process ended, or START_SECONDS passed.
+    """
     deadline = time.monotonic() + START_SECONDS
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
