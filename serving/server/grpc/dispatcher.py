@@ -260,14 +260,15 @@ class Dispatcher:
         size = 0
         try:
             # Parsing holds the interpreter lock, so heavy messages are parsed one after another.
-            with self._wait_if_heavy(request_class, body[0], context):
+            with self._wait_if_heavy(request_class, body[0], context) as is_heavy:
                 estimated = wire.estimate_memory(body[0], request_class.DESCRIPTOR)
                 if not self.held_bytes.take(caller.name, estimated):
                     raise _too_many_bytes()
                 size, start = estimated, time.monotonic()
                 request = request_class.FromString(body.pop())
-                # A machine that is slow or busy gets less to do.
-                self._pacer.pause(_PAUSE_RATIO * (time.monotonic() - start))
+                if is_heavy:  # a steady flow of light messages would keep the large ones out for ever
+                    # A machine that is slow or busy gets less to do.
+                    self._pacer.pause(_PAUSE_RATIO * (time.monotonic() - start))
             yield request
         except InputError as error:
             raise resource_exhausted(error.what) from error
@@ -280,8 +281,10 @@ class Dispatcher:
     @contextmanager
     def _wait_if_heavy(
         self, request_class: protos.Message, body: bytes, context: CallContext
-    ) -> Iterator[None]:
-        """Hold the turn of heavy messages within a `with` block, if this is one: large, or of many fields.
+    ) -> Iterator[bool]:
+        """Hold the turn of heavy messages within a `with` block, and yield True, if this is one.
+
+        A message is heavy if it is large, or has many fields.
 
         Raises:
             StatusError: the deadline has passed meanwhile, or the caller has left.
@@ -292,14 +295,14 @@ class Dispatcher:
             except InputError:
                 pass
             else:
-                yield
+                yield False
                 return
         with self._heavy_turn.hold(context.caller.name, context.seconds_left) as held:
             if not held:
                 raise queue_timeout()
             if context.caller.has_left:
                 raise cancelled()
-            yield
+            yield True
 
 
 def _too_many_bytes() -> StatusError:

@@ -12,7 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving import protos
+from serving.server import memory
 from serving.server.callers import Caller, FairLimit, Pacer, TurnLock
+from serving.server.grpc.dispatcher import CallContext, Dispatcher
+from serving.server.metrics import Metrics
 
 
 def test_one_caller_may_use_the_limit_and_not_more() -> None:
@@ -117,3 +121,25 @@ def _wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.001)
+
+
+def test_parsing_of_heavy_messages_alone_delays_large_ones() -> None:
+    class SlowRequest:
+        """A PredictRequest that is parsed on a slow machine."""
+
+        DESCRIPTOR = protos.PredictRequest.DESCRIPTOR
+
+        @staticmethod
+        def FromString(_: bytes) -> None:
+            time.sleep(0.01)
+
+    dispatcher = Dispatcher(1, Metrics(), lambda _: True)
+    paused: list[float] = []
+    dispatcher._pacer.pause = paused.append  # type: ignore[method-assign, assignment]
+    large = protos.PredictRequest(inputs={"x": {"tensor_content": bytes(memory.LARGE)}}).SerializeToString()
+    for body in (b"", large, b""):
+        with dispatcher._parse(SlowRequest, [body], CallContext(None, Caller("a"))):
+            pass
+    dispatcher.close()
+    assert len(paused) == 1
+    assert paused[0] >= 0.01
