@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.k8s.checks_jobs import NOT_RETRIED
-from tests.k8s.reading import find, get_job_specs, load_manifests
+from tests.k8s.reading import find, get_job_specs, load_manifests, select_kind
 from tests.support.kubernetes.api import Api, Object
 from tests.support.kubernetes.control_plane import ControlPlane
 from tests.support.kubernetes.deployment import (
@@ -49,7 +49,10 @@ def test_each_exit_code_of_each_step_is_retried_or_not(cluster: ControlPlane, no
         for code in (1, 2, 3, 4, 5)
     }
     assert len(cases) == 9 * 5
-    with applied(cluster, workloads("cpu")):
+    manifests = workloads("cpu")
+    for cron in select_kind(manifests, "CronJob"):  # by default all but three failed jobs are deleted
+        cron["spec"]["failedJobsHistoryLimit"] = len(cases)
+    with applied(cluster, manifests):
         for name, (job, container, code) in cases.items():
             nodes.behaviours[f"^{name}-"] = Behaviour({container: code})
             create_job(cluster, job, name)
