@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import os
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
@@ -134,7 +135,8 @@ class GraphSession:
         weakref.finalize(self, self._library.TF_DeleteGraph, self._graph).atexit = False
         self._import_graph(graph)
         self._session = self._open(threads)
-        weakref.finalize(self, _delete_session, self._library, self._session).atexit = False
+        self._process = os.getpid()
+        weakref.finalize(self, _delete_session, self._library, self._session, self._process).atexit = False
 
     def _import_graph(self, graph: bytes) -> None:
         library = self._library
@@ -184,8 +186,13 @@ class GraphSession:
 
         Raises:
             RunError: an op failed, a string is not bytes, or NumPy has no dtype for an output.
-            InputError: TensorFlow has no dtype of a value.
+            InputError: TensorFlow has no dtype of a value, or this process was forked from that of the session.
         """
+        if os.getpid() != self._process:  # it would wait for ever for threads, which a fork does not copy
+            raise InputError(
+                "A model was loaded before this process was forked from the one that loaded it.",
+                remedy="Load it in each process, or start processes by multiprocessing's method spawn.",
+            )
         library = self._library
         inputs = [_Tensor.make(library, value) for value in feeds.values()]
         pointers = (c_void_p * len(inputs))(*(tensor.pointer for tensor in inputs))
@@ -224,7 +231,9 @@ class GraphSession:
         return found
 
 
-def _delete_session(library: ctypes.CDLL, session: int) -> None:
+def _delete_session(library: ctypes.CDLL, session: int, process: int) -> None:
+    if os.getpid() != process:  # a forked process has no threads that could end
+        return
     with _Status(library) as status:
         library.TF_DeleteSession(session, status.pointer)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +139,25 @@ def test_outputs_outlive_their_session_and_memory_is_freed() -> None:
     for _ in range(50):
         use(5)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB; 1 GB without
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # what Python says of it too
+def test_a_forked_process_gets_an_error_and_does_not_hang() -> None:
+    session = make_session(1)
+    values = np.ones(3, np.float32)
+    child = os.fork()
+    if not child:
+        signal.alarm(30)
+        try:
+            session.run({"x:0": values}, ["y:0"])
+        except InputError as error:
+            code = 0 if "forked" in str(error) else 2
+        else:
+            code = 1
+        del session
+        gc.collect()
+        os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    [found] = session.run({"x:0": values}, ["y:0"])
+    assert (found == 1).all()
