@@ -186,7 +186,7 @@ class GraphSession:
 
         Raises:
             RunError: an op failed, a string is not bytes, or NumPy has no dtype for an output.
-            InputError: TensorFlow has no dtype of a value, or this process was forked from that of the session.
+            InputError: TensorFlow has no dtype of a value, or this process is a fork of the one that began.
         """
         if os.getpid() != self._process:  # it would wait for ever for threads, which a fork does not copy
             raise InputError(
