@@ -222,6 +222,16 @@ def test_deleted_pod_under_load(cluster: ControlPlane) -> None:
         assert name not in [pod["metadata"]["name"] for pod in wait_until_ready(cluster.api, 2)]
 
 
+def test_pods_deleted_without_grace_under_load(cluster: ControlPlane) -> None:
+    """Servers stop within a second, in the middle of requests, one after the other."""
+    scale(cluster, 2)
+    with load(cluster, "five pods deleted without grace", 120):
+        for _ in range(5):
+            name = wait_until_ready(cluster.api, 2)[0]["metadata"]["name"]
+            run(cluster, "kubectl", "-n", NAMESPACE, "delete", "pod", name, "--grace-period=1")
+        wait_until_ready(cluster.api, 2)
+
+
 def test_killed_process_under_load(cluster: ControlPlane) -> None:
     killed, _ = scale(cluster, 2)
     (status,) = killed["status"]["containerStatuses"]

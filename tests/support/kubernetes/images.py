@@ -58,7 +58,10 @@ def build() -> None:
     top.mkdir(parents=True, exist_ok=True)
     if not _image_id(BASE):
         _build_base(top)
+    previous = _image_id(HUBHEAD)
     _build_hubhead(_download_packages(top), top)
+    if previous not in ("", _image_id(HUBHEAD)):
+        _buildah("rmi", previous)  # with its steps, 3 GB; those of the packages remain for the next build
     for image, archive in zip((BUSYBOX, HUBHEAD), archives(), strict=True):
         _write_archive(image, archive)
 
