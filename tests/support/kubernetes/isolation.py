@@ -27,8 +27,7 @@ DIRECTORY = "HUBHEAD_ISOLATED_DIRECTORY"
 
 SETUP = """
 mount --make-rprivate /
-mkdir -p /var/lib/cni
-for directory in /run /var/lib/cni /var/log; do mount -t tmpfs tmpfs "$directory"; done
+for directory in /run /var/lib /var/log; do mount -t tmpfs tmpfs "$directory"; done
 mount --make-rshared /
 ip link set lo up
 exec "$@"

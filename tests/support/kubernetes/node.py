@@ -35,6 +35,8 @@ state = "/run/hubhead/containerd"
 oom_score = 0
 [grpc]
   address = "{socket}"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{top}/opt"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{sandbox}"
   disable_apparmor = true
