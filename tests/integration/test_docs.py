@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.tf
+@pytest.mark.beam
 def test_the_python_example_of_the_readme_trains_a_model(
     trained: Trained, sample: SampleSummary, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
