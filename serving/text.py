@@ -74,11 +74,18 @@ def redact_logs() -> None:
         if record.exc_info:
             # As text, since handlers such as Beam's would format the exception by themselves.
             record.exc_text = redact("".join(traceback.format_exception(*record.exc_info)).rstrip())
+            record.error_type = record.exc_info[0]
             record.exc_info = None
         return record
 
     create_redacted.redacts = True  # type: ignore[attr-defined]
     logging.setLogRecordFactory(create_redacted)
+
+
+def get_error_type(record: logging.LogRecord) -> type[BaseException] | None:
+    """Return the class of the error that a record reports, also after `redact_logs`; None without one."""
+    found: type[BaseException] | None = record.exc_info[0] if record.exc_info else None
+    return found or getattr(record, "error_type", None)
 
 
 def escape_controls(text: str, *, newlines: bool = False) -> str:

@@ -15,6 +15,7 @@ from serving.server.event_loop import EventLoopThread
 from serving.server.metrics import Metrics
 from serving.server.models.manager import Manager
 from serving.server.rest.handler import make_application
+from serving.text import get_error_type
 
 GRACE_SECONDS = 5.0
 """Time that requests in flight have to finish once the server stops."""
@@ -77,7 +78,8 @@ class RestServer:
 def _is_no_bad_request(record: logging.LogRecord) -> bool:
     """Return False for a client's malformed HTTP, such as gRPC on this port: it was answered with 400."""
     malformed = (HttpProcessingError, ClientError, web.RequestPayloadError)
-    return not (record.exc_info and isinstance(record.exc_info[1], malformed))
+    found = get_error_type(record)
+    return not (found and issubclass(found, malformed))
 
 
 def _open_socket(port: int) -> socket.socket:

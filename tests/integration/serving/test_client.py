@@ -419,6 +419,8 @@ def test_predict_json_prints_one_object_per_line(photos: list[str]) -> None:
             "score": 0.75,
             "top": [{"label": "apple", "score": 0.75}],
             "version": None,
+            "engine": None,
+            "cpu": None,
         },
         {
             "photo": photos[1],
@@ -428,6 +430,8 @@ def test_predict_json_prints_one_object_per_line(photos: list[str]) -> None:
             "score": None,
             "top": [],
             "version": None,
+            "engine": None,
+            "cpu": None,
         },
     ]
 

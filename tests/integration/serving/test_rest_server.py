@@ -6,6 +6,7 @@ import base64
 import gzip
 import http.client
 import json
+import logging
 import socket
 import threading
 import urllib.parse
@@ -25,6 +26,7 @@ from serving.server import RunningServer, ServerSettings, start
 from serving.server.config.settings import ModelSettings
 from serving.server.metrics import Metrics
 from serving.server.rest import admission, handler
+from serving.text import redact_logs
 from tests.support.fake_model import (
     LIMIT,
     FakeModelLoader,
@@ -70,6 +72,18 @@ class HttpResponse:
         return json.loads(self.body)
 
 
+@pytest.fixture(params=["logs as they are", "redacted logs"])
+def logs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Logging as in a program that starts the server, and as in hubhead's commands."""
+    before = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(logging.LogRecord)
+    if request.param == "redacted logs":
+        redact_logs()
+    yield
+    logging.setLogRecordFactory(before)
+
+
+@pytest.mark.usefixtures("logs")
 @pytest.mark.parametrize(
     "content", [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0", b"\x16\x03\x01", b"GET / HTTP/9\r\n\r\n"]
 )
