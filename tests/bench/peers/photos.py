@@ -11,7 +11,7 @@ from tests.bench.variants import read_sample_photos
 
 _DISTINCT_SMALL = 100
 _DISTINCT_LARGE = 24
-"""Of about 30 photos in Debian's packages, those with the most pixels."""
+"""The photos with the most pixels among about 30 in Debian's packages."""
 
 
 @dataclass(frozen=True)
