@@ -228,12 +228,15 @@ def test_local_server_is_asked_without_the_proxy_of_the_environment(monkeypatch:
 
 
 @pytest.fixture
-def http_port() -> Iterator[int]:
-    """Yield the port of a server that speaks HTTP/1.1 only."""
-    server = http.server.ThreadingHTTPServer(("localhost", 0), http.server.BaseHTTPRequestHandler)
+def http_server() -> Iterator[str]:
+    """Yield the address of a server that speaks HTTP/1.1 only.
+
+    It is no host name: of localhost's two addresses gRPC reports the error of the one that it tried last.
+    """
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield server.server_address[1]
+    yield f"127.0.0.1:{server.server_address[1]}"
     server.shutdown()
     thread.join(20)
     server.server_close()
@@ -250,9 +253,9 @@ def explain(target: str, **settings: Any) -> str:
     return str(caught.value)
 
 
-def test_connection_error_names_the_rest_port(http_port: int, capfd: pytest.CaptureFixture[str]) -> None:
-    assert "REST port" in explain(f"localhost:{http_port}")
-    message = explain(f"localhost:{http_port}", tls=Tls())
+def test_connection_error_names_the_rest_port(http_server: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert "REST port" in explain(http_server)
+    message = explain(http_server, tls=Tls())
     assert "does not speak TLS" in message or "closes every connection" in message
 
 
@@ -271,8 +274,8 @@ def test_connection_error_names_tls_and_the_certificate(tmp_path: Path) -> None:
         assert "does not speak TLS" in explain(address, tls=Tls(ca=cert))
 
 
-def test_connection_error_names_the_proxy(http_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", f"http://user:secret@localhost:{http_port}")
+def test_connection_error_names_the_proxy(http_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://user:secret@{http_server}")
     message = explain("food.example:8500")
     assert "goes through the proxy of http_proxy" in message
     assert "secret" not in message
