@@ -26,9 +26,35 @@ traceback is a bug.
 from __future__ import annotations
 
 import operator
+from enum import IntEnum
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+
+class ExitCode(IntEnum):
+    """Exit code of a command.
+
+    Attributes:
+        meaning: one phrase that explains the code to people.
+    """
+
+    meaning: str
+
+    SUCCESS = 0, "success"
+    FAILED = 1, "an error; its line on stderr says what was found, where, and the remedy"
+    USAGE = 2, "wrong usage: flags or arguments that are unknown, missing or exclude each other"
+    TOO_MANY_REJECTED = 3, "the run is complete, but rejected more photos than `--max_rejected` allows"
+    GATE_REJECTED = 4, "a model did not meet the required quality; nothing was published or promoted"
+    BUSY = 5, "another run or change is writing to the same location; run the command again later"
+    INTERRUPTED = 130, "interrupted by Ctrl-C (SIGINT)"
+    TERMINATED = 143, "terminated by SIGTERM, after leases were released and jobs cancelled"
+
+    def __new__(cls, value: int, meaning: str = "") -> ExitCode:
+        """Create the member with this value, and keep its meaning beside it."""
+        code = int.__new__(cls, value)
+        code._value_, code.meaning = value, meaning
+        return code
 
 
 class HubheadError(Exception):
@@ -40,7 +66,7 @@ class HubheadError(Exception):
         exit_code: exit code of a command that ends with this error.
     """
 
-    exit_code = 1
+    exit_code: int = ExitCode.FAILED
 
     def __init__(self, what: str, *, remedy: str = "") -> None:
         super().__init__(what)
@@ -66,7 +92,7 @@ class OutputError(HubheadError):
 class OutputBusy(OutputError):
     """Another run is writing to the location; the command can be run again later."""
 
-    exit_code = 5
+    exit_code = ExitCode.BUSY
 
 
 class LeaseLost(OutputError):
@@ -80,7 +106,7 @@ class StorageError(InputError, OutputError, OSError):
 class GateRejected(HubheadError):
     """A model that did not meet the required quality; nothing was published."""
 
-    exit_code = 4
+    exit_code = ExitCode.GATE_REJECTED
 
 
 class FetchError(HubheadError):

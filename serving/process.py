@@ -1,4 +1,4 @@
-"""CPU, cores, threads and packages of this process, and the identity of processes that hold a lease."""
+"""Environment, CPU, cores, threads and packages of this process, and the identity of processes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from enum import StrEnum
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,38 @@ from typing import Any, ParamSpec, TypeVar
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _Arguments = ParamSpec("_Arguments")
+
+
+class Variable(StrEnum):
+    """Environment variable that hubhead defines.
+
+    Attributes:
+        meaning: one sentence that explains the variable to users.
+    """
+
+    meaning: str
+
+    CACHE_DIR = (
+        "HUBHEAD_CACHE_DIR",
+        "Directory for downloads, backbones, traced graphs and the default embedding store, in place of"
+        " `$XDG_CACHE_HOME/hubhead` or `~/.cache/hubhead`.",
+    )
+    HEADERS = (
+        "HUBHEAD_HEADERS",
+        "Headers of every call to a model server, one `NAME=VALUE` per line, beside those of `--header`."
+        " Workers of a batch job read it where they run.",
+    )
+    METRICS_PUSH = (
+        "HUBHEAD_METRICS_PUSH",
+        "URL of the Prometheus Pushgateway, or `@FILE` with the URL, as with `--metrics_push`.",
+    )
+    MODEL = ("HUBHEAD_MODEL", "Name of the model that requests to a server use, as with `--model_name`.")
+
+    def __new__(cls, value: str, meaning: str = "") -> Variable:
+        """Create the member with this name, and keep its meaning beside it."""
+        variable = str.__new__(cls, value)
+        variable._value_, variable.meaning = value, meaning
+        return variable
 
 
 def cores() -> int:

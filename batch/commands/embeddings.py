@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from batch.commands.options import embedding_store_flag
-from serving.commands.main import FAILED, require_extra
+from serving.commands.main import require_extra
 from serving.commands.output import echo
 from serving.contract import ENGINES
-from serving.errors import InputError
+from serving.errors import ExitCode, InputError
 
 if TYPE_CHECKING:
     from batch.embeddings.maintenance import MaintenanceResult, StoreSummary
@@ -140,7 +140,7 @@ def check(
             maintenance.repair(root, one)
         echo(f"{len(damaged)} backbones repaired", err=True)
     if (damaged and not repair) or (compared and compared.failed):
-        ctx.exit(FAILED)
+        ctx.exit(ExitCode.FAILED)
 
 
 @embeddings.command

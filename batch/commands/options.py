@@ -13,6 +13,7 @@ import click
 
 from serving.commands.engine_option import engine_flag
 from serving.commands.server_options import option_group, read_secret
+from serving.process import Variable
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ run_flags = option_group(
     text_option(
         "--metrics_push",
         metavar="URL|@FILE",
-        envvar="HUBHEAD_METRICS_PUSH",
+        envvar=Variable.METRICS_PUSH,
         show_envvar=True,
         callback=read_secret,
         help="Push the run's metrics to a Prometheus Pushgateway; a failure is only a warning. Other users of"

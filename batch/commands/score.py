@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batch.commands.options import RejectionLimit, open_models, run_flags, text_option
-from serving.commands.main import TOO_MANY_REJECTED
 from serving.commands.output import echo
 from serving.commands.server_options import forbid_server_flags, pop_client_config, server_flags
 from serving.contract import Status
+from serving.errors import ExitCode
 
 if TYPE_CHECKING:
     from batch.output.run_record import Summary
@@ -151,7 +151,7 @@ def print_result(
         echo(format_summary(summary))
     if max_rejected and max_rejected.exceeded(summary.rejected, summary.total.photos):
         echo(f"{summary.rejected} photos were rejected, more than {max_rejected} (--max_rejected).", err=True)
-        ctx.exit(TOO_MANY_REJECTED)
+        ctx.exit(ExitCode.TOO_MANY_REJECTED)
 
 
 def format_summary(summary: Summary) -> str:

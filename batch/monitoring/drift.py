@@ -55,7 +55,13 @@ Floats = NDArray[np.float64]
 
 
 class MomentsRecord(TypedDict):
-    """Moments as JSON values, with the float32 vectors in base64."""
+    """Moments as JSON values, with the float32 vectors in base64.
+
+    Attributes:
+        count: number of embeddings.
+        mean: mean of the projected embeddings.
+        scatter: sums of squared deviations from the mean.
+    """
 
     count: int
     mean: str
@@ -63,7 +69,13 @@ class MomentsRecord(TypedDict):
 
 
 class DecisionCountsRecord(TypedDict):
-    """Decision counts as JSON values; early versions of hubhead wrote no scores."""
+    """Decision counts as JSON values; early versions of hubhead wrote no scores.
+
+    Attributes:
+        labels: rows by predicted label.
+        abstained: rows of photos that have an embedding but no label.
+        scores: histogram of the top scores of both, in 20 equal bins from 0 to 1.
+    """
 
     labels: dict[str, int]
     abstained: int

@@ -26,7 +26,14 @@ _MILLION = 1_000_000
 
 
 class ModelRecord(DecisionCountsRecord):
-    """A model in run.json: its identity, and the counts of its decisions."""
+    """A model in run.json: its identity, and the counts of its decisions.
+
+    Attributes:
+        name: name of the model.
+        version: version of the model.
+        digest: digest of the files of the bundle.
+        fingerprint: fingerprint of its backbone, the key of the embedding store.
+    """
 
     name: str
     version: int
@@ -35,7 +42,21 @@ class ModelRecord(DecisionCountsRecord):
 
 
 class ThroughputRecord(TypedDict):
-    """Throughput and cost in run.json; rates are None if there was nothing to do."""
+    """Throughput and cost in run.json; rates are None if there was nothing to do.
+
+    Attributes:
+        rows_written: rows of the scores.
+        photos: photos with rows.
+        photos_per_second: photos by wall-clock time, without loading the model.
+        photos_embedded: photos that ran through the backbone.
+        photos_embedded_per_second: those photos by the time of the stage `embed`.
+        engines: engines that embedded them, and their CPUs.
+        reused_embeddings: photos whose embedding was in the embedding store.
+        bytes_read: bytes of the photos that were read.
+        seconds_by_stage: time of each stage, summed over all workers.
+        core_seconds_per_million: processor seconds for a million photos.
+        cost_per_million: cost of a million photos at `price_per_hour`; None without a price.
+    """
 
     rows_written: int
     photos: int

@@ -18,11 +18,22 @@ from serving.contract import Decisions, Status
 if TYPE_CHECKING:
     import pyarrow as pa
 
-COLUMNS = (
-    *("uri", "sha256", "status", "detail", "label", "score", "top_labels", "top_scores", "width", "height"),
-    *("model", "version", "scored_at"),
-)
-"""Column names of `scores_schema`, available without importing Arrow."""
+COLUMNS = {
+    "uri": "address of the photo, as the input names it",
+    "sha256": "SHA-256 digest of the file in hexadecimal digits; null if the photo could not be read",
+    "status": "outcome for the photo, one of `serving.contract.Status`",
+    "detail": "reason for a rejection; null if the photo was accepted",
+    "label": "predicted label; null if the model abstains or the photo was rejected",
+    "score": "calibrated probability of the best label, even if the model abstains; null if there is none",
+    "top_labels": "the most probable labels, best first; empty without an embedding",
+    "top_scores": "their calibrated probabilities",
+    "width": "width of the upright photo in pixels; null if it is unknown",
+    "height": "height of the upright photo in pixels; null if it is unknown",
+    "model": "name of the model",
+    "version": "version of the model",
+    "scored_at": "start of the run that wrote the row",
+}
+"""Column names of `scores_schema` and their meanings, available without importing Arrow."""
 
 
 def format_columns(columns: Sequence[Sequence[str]]) -> str:
@@ -188,14 +199,14 @@ def scores_schema() -> pa.Schema:
 
     fields: list[Any] = [
         pa.field("uri", pa.string(), nullable=False),
-        pa.field("sha256", pa.string()),  # hexadecimal digits; null if the photo could not be read
-        pa.field("status", pa.string(), nullable=False),  # serving.contract.Status
-        pa.field("detail", pa.string()),  # reason for a rejection
-        pa.field("label", pa.string()),  # null if the model abstains or the photo was rejected
-        pa.field("score", pa.float32()),  # calibrated probability of the top label
+        pa.field("sha256", pa.string()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("detail", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("score", pa.float32()),
         pa.field("top_labels", pa.list_(pa.string()), nullable=False),
         pa.field("top_scores", pa.list_(pa.float32()), nullable=False),
-        pa.field("width", pa.int32()),  # pixels of the upright photo
+        pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("model", pa.string(), nullable=False),
         pa.field("version", pa.int64(), nullable=False),

@@ -15,13 +15,8 @@ from typing import NoReturn
 import click
 
 from serving.commands.output import echo
-from serving.errors import HubheadError
+from serving.errors import ExitCode, HubheadError
 from serving.text import ESCAPE, escape_controls, redact, redact_logs, register_escape
-
-FAILED = 1
-TOO_MANY_REJECTED = 3
-INTERRUPTED = 130
-TERMINATED = 143
 
 
 def run_group(commands: Sequence[click.Command], name: str, help_text: str) -> NoReturn:
@@ -32,12 +27,10 @@ def run_group(commands: Sequence[click.Command], name: str, help_text: str) -> N
 def run(command: click.Command, name: str) -> NoReturn:
     """Run a command as the main program of a process, and exit.
 
-    Exit codes: 0 success, 1 failure, 2 usage error (click's own), 3 success, but more photos were rejected
-    than allowed, 4 rejected by the gate, 5 another run is writing to the output, 130 interrupted, 143
-    terminated. An unexpected exception keeps its traceback: it is a bug.
+    The exit codes are those of `ExitCode`. An unexpected exception keeps its traceback: it is a bug.
     """
     # SIGTERM, as of a drained pod, unwinds the stack like Ctrl-C: leases are released, jobs cancelled.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
     # TensorFlow's C++ logs are of no use to the user; an explicit setting takes precedence.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     handler = logging.StreamHandler()
@@ -57,11 +50,11 @@ def run(command: click.Command, name: str) -> NoReturn:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         echo("\nInterrupted.", err=True)
-        sys.exit(INTERRUPTED)
+        sys.exit(ExitCode.INTERRUPTED)
     except BrokenPipeError:
         # The reader of the pipe has gone (`| head`). Without this, flushing stdout at exit fails again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(FAILED)
+        sys.exit(ExitCode.FAILED)
     finally:
         # Skip garbage collection at exit: with TensorFlow loaded it takes about a second.
         gc.freeze()

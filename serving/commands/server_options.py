@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
+from serving.process import Variable
+
 if TYPE_CHECKING:
     from serving.client import ClientConfig
     from serving.client.channel import Headers
@@ -18,7 +20,7 @@ Decorator: TypeAlias = Callable[[Any], Any]
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
-HEADERS_VARIABLE = "HUBHEAD_HEADERS"
+HEADERS_VARIABLE = Variable.HEADERS
 """Environment variable with headers, one NAME=VALUE per line."""
 
 _FROM_FILE = "@"
@@ -93,7 +95,7 @@ def require_model_name(config: ClientConfig | None) -> ClientConfig:
         raise click.UsageError("--server HOST:PORT is required.")
     if not config.model:
         raise click.UsageError(
-            "--server requires --model_name NAME (or the environment variable HUBHEAD_MODEL)."
+            f"--server requires --model_name NAME (or the environment variable {Variable.MODEL})."
         )
     return config
 
@@ -124,7 +126,7 @@ _OPTIONS = {
     ),
     "model_name": click.option(
         "--model_name",
-        envvar="HUBHEAD_MODEL",
+        envvar=Variable.MODEL,
         show_envvar=True,
         help="With --server: name of the model on the server.",
     ),

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.main import FAILED
 from serving.commands.output import echo, print_table
 from serving.commands.server_options import pop_required_client_config, server_flags
-from serving.errors import ServerError
+from serving.errors import ExitCode, ServerError
 
 if TYPE_CHECKING:
     from serving.client import Metadata, TensorInfo, VersionStatus
@@ -62,7 +61,7 @@ def status(wait: float | None, as_json: bool, **flags: Any) -> int:
         echo(json.dumps(record, ensure_ascii=False))
     else:
         _print_tables(versions, metadata, error_text)
-    return 0 if any(version.state == "AVAILABLE" for version in versions) else FAILED
+    return 0 if any(version.state == "AVAILABLE" for version in versions) else ExitCode.FAILED
 
 
 def _print_tables(versions: list[VersionStatus], metadata: Metadata | None, error_text: str) -> None:

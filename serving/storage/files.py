@@ -21,11 +21,12 @@ from typing import IO, BinaryIO, TypeVar, cast
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from serving.errors import InputError, OutputError, StorageError
+from serving.process import Variable
 from serving.storage import remote
 from serving.storage.address import Address
 from serving.storage.text_lines import decode_text
 
-CACHE_VARIABLE = "HUBHEAD_CACHE_DIR"
+CACHE_VARIABLE = Variable.CACHE_DIR
 
 TEMPORARY_PREFIX = ".tmp-"
 """Prefix of temporary files. Parquet readers ignore names with a leading dot."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from batch.monitoring.engines import EngineRecord
 from serving.bundle import training_digests
+from serving.bundle.sections import DataRecord
 from serving.bundle.training_digests import DigestPrefixes, TestPhotos
 from trainer import dataset
 from trainer.dataset import Example, Subset
@@ -74,7 +75,7 @@ class TrainingData:
         """Return the number of photos of each label."""
         return dataset.count_labels((example.label for example in self.examples), self.labels)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> DataRecord:
         """Return the summary of the dataset for hubhead.json."""
         return {
             "photos": self.count_subsets(),

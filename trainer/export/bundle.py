@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from batch.monitoring.engines import EngineRecord
 from serving import bundle, contract, protos
 from serving.bundle import Bundle, training_digests
+from serving.bundle.sections import CalibrationRecord
 from serving.errors import BundleError
 from serving.process import get_cpu_model
 from serving.protos import tensors
@@ -100,12 +101,12 @@ def export(
     metadata = replace(
         source.metadata,
         labels=list(part.labels),
-        calibration=_describe_calibration(part),
+        calibration=cast("dict[str, float]", _describe_calibration(part)),
         head=dict(part.settings),
         top_k=min(part.top_k, len(part.labels)),
         metrics=dict(part.metrics),
         data=dict(part.data),
-        provenance=record_provenance() | {"cpu": get_cpu_model(), "engines": list(part.engines)},
+        provenance={**record_provenance(), "cpu": get_cpu_model(), "engines": list(part.engines)},
     )
     with bundle.staging(base) as staged:
         copy_graph(source.path, staged)
@@ -219,11 +220,12 @@ def reexport(
     return export(source, part, base)
 
 
-def _describe_calibration(part: HeadExport) -> dict[str, float]:
+def _describe_calibration(part: HeadExport) -> CalibrationRecord:
     """Return temperature and thresholds for hubhead.json."""
-    calibration = {"temperature": part.head.temperature, "threshold": part.threshold}
+    calibration: CalibrationRecord = {"temperature": part.head.temperature, "threshold": part.threshold}
     if part.novelty:
-        calibration |= {"novelty_threshold": part.novelty.threshold, "keep_known": part.novelty.kept.value}
+        calibration["novelty_threshold"] = part.novelty.threshold
+        calibration["keep_known"] = part.novelty.kept.value
     return calibration
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from serving import bundle, contract
 from serving.bundle import Bundle, BundleMetadata
+from serving.bundle.sections import ProvenanceRecord
 from serving.process import get_package_versions
 from serving.runtime.session import ClassicSession
 from serving.runtime.tensorflow_import import import_tensorflow
@@ -154,11 +155,11 @@ def trace(
             "dimension": backbone.dimension,
         },
         preprocessing=preprocessing.to_dict(),
-        provenance=record_provenance(),
+        provenance=dict(record_provenance()),
     )
 
 
-def record_provenance() -> dict[str, Any]:
+def record_provenance() -> ProvenanceRecord:
     """Return the present time and the versions of the packages, for hubhead.json."""
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from serving.bundle.sections import HeadRecord
 from trainer.heads.calibration import Mixture, fit_mixture
 from trainer.heads.fitter import Fitter
 from trainer.heads.head import Floats, Ints, Linear
@@ -158,7 +158,7 @@ def record_selection(
         shrinkage: selected shrinkage.
         streamed: true if the features did not fit in memory.
     """
-    chosen: dict[str, Any] = {
+    chosen: HeadRecord = {
         "kind": settings.kind,
         "class_weight": settings.class_weight,
         "strength": best.strength,
@@ -168,4 +168,4 @@ def record_selection(
         "streamed": streamed,
         "shrinkage": shrinkage,
     }
-    return Selection(method, best.strength, best.losses, best.mixture.probabilities, targets, chosen)
+    return Selection(method, best.strength, best.losses, best.mixture.probabilities, targets, dict(chosen))

@@ -78,7 +78,7 @@ def publish(
         report=(lambda path: report.write(path, page)) if page else None,
         tflite=_make_tflite_options(data, settings.tflite),
         metrics=record.metrics(),
-        data=data.to_dict() | {name: record.settings[name] for name in asked_for},
+        data={**data.to_dict(), **{name: record.settings[name] for name in asked_for}},
         engines=record.engines,
         trained_on=data.training_digests(),
         test_photos=data.test_photos(),
