@@ -28,6 +28,7 @@ NOT_RETRIED = {
     ("hubhead-promote", "promote"): {2, 4},
     ("hubhead-promote", "validate"): {2, 4},
     ("hubhead-canary", "promote"): {2, 4},
+    ("hubhead-canary", "validate"): {2, 4},
     ("hubhead-rollback", "rollback"): {2},
     ("hubhead-score", "score"): {2, 3},
 }
@@ -189,7 +190,7 @@ def check_order_of_steps(manifests: list[Manifest]) -> list[str]:
     wanted = {
         "hubhead-train": ["train", "validate"],
         "hubhead-promote": ["promote", "validate", "predict"],
-        "hubhead-canary": ["promote", "compare"],
+        "hubhead-canary": ["promote", "validate", "compare"],
         "hubhead-rollback": ["rollback"],
         "hubhead-score": ["score"],
     }

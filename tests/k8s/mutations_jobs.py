@@ -57,6 +57,14 @@ JOBS = [
         lambda m: job(m, "promote")["template"]["spec"]["initContainers"].pop(1),
     ),
     Mutation(
+        "a canary that is not compared with the bundle",
+        lambda m: job(m, "canary")["template"]["spec"]["initContainers"].pop(1),
+    ),
+    Mutation(
+        "a canary with other results than the bundle is tried again",
+        lambda m: job(m, "canary")["podFailurePolicy"]["rules"].pop(2),
+    ),
+    Mutation(
         "the servers are compared with another bundle than the promoted one",
         lambda m: swap(
             container(m, "hubhead-promote", "validate"),

@@ -48,7 +48,7 @@ def test_each_exit_code_of_each_step_is_retried_or_not(cluster: ControlPlane, no
         for job, container in steps()
         for code in (1, 2, 3, 4, 5)
     }
-    assert len(cases) == 9 * 5
+    assert len(cases) == 10 * 5
     manifests = workloads("cpu")
     for cron in select_kind(manifests, "CronJob"):  # by default all but three failed jobs are deleted
         cron["spec"]["failedJobsHistoryLimit"] = len(cases)
