@@ -33,6 +33,9 @@ class ModelRecord(DecisionCountsRecord):
         version: version of the model.
         digest: digest of the files of the bundle.
         fingerprint: fingerprint of its backbone, the key of the embedding store.
+        labels: rows by predicted label.
+        abstained: rows of photos that have an embedding but no label.
+        scores: histogram of the top scores of both, in 20 equal bins from 0 to 1.
     """
 
     name: str
@@ -77,19 +80,23 @@ class RunRecord(TypedDict):
     Attributes:
         schema: version of the layout.
         run_id: id of the run.
-        started, finished: times of the run, ISO 8601 in UTC.
+        started: start of the run, ISO 8601 in UTC.
+        finished: end of the run, ISO 8601 in UTC.
         lines: lines of the input; a photo may be on several.
         photos: photos that have rows, without those that a previous run scored.
         known_photos: photos excluded because a previous run has scored them.
-        rows, rejected: rows, and photos without an embedding.
+        rows: rows of the scores; each photo has one per model.
+        rejected: photos without an embedding.
         statuses: photos by status.
         models: identity and decisions of each model.
         embeddings: moments of the embeddings.
         seconds: wall-clock time.
-        shards, skipped_shards: shards processed by this run, and shards finished before.
+        shards: shards that this run processed.
+        skipped_shards: shards that were finished before.
         price_per_hour: price of one machine; None if not given.
-        this_run, all_runs: throughput under this run id, and of all runs that finished a shard.
-        settings: settings of the run.
+        this_run: throughput under this run id, interrupted attempts included.
+        all_runs: throughput of all runs that finished a shard of this output.
+        settings: settings of the run, without secrets in addresses.
         cpu: CPU of the machine that ran the job; `engines` of the throughput has those of all workers.
         packages: versions of the installed packages.
         changes: difference from the previous run (RunDiff); None if there was none.

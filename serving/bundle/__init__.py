@@ -65,13 +65,13 @@ class BundleMetadata:
         labels: class labels in the order of the head's outputs; empty for a headless bundle.
         backbone: identity of the backbone.
         preprocessing: settings of the preprocessing graph, including its limits.
-        calibration: temperature (float) and threshold (float; the model abstains below it).
-        head: kind of the head ("linear", "hidden", "cosine") and the selected settings; empty in
-            bundles of earlier versions, which are all linear.
+        calibration: temperature of the probabilities and threshold below which the model abstains.
+        head: kind of the head and the selected settings; empty in bundles of earlier versions, which are
+            all linear.
         top_k: length of `classes` and `scores`.
         metrics: metrics on the held-out test photos, each with its sample size and interval.
-        data: counts of the training photos and their labels.
-        provenance: time, command and package versions of the training run.
+        data: counts of the training photos and their labels, and the settings of the split.
+        provenance: time, package versions, CPU and engines of the training run.
         schema: version of the layout of hubhead.json.
     """
 
