@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-unit k8s-check cluster-test cluster-e2e lint bench bench-accuracy bench-planning bench-peers bench-decoding bench-engines bench-head fuzz old-tensorflow lock check-resolve clean help bench-training bench-server bench-start
+.PHONY: demo docs docs-record test test-unit k8s-check cluster-test cluster-e2e lint bench bench-accuracy bench-planning bench-peers bench-decoding bench-engines bench-head fuzz old-tensorflow lock check-resolve clean help bench-training bench-server bench-start
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
@@ -37,6 +37,13 @@ lint: $(VENV)/dev.stamp ## Check style, types, import order and wording
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.support.language
+
+docs: $(VENV)/dev.stamp ## Build the documentation into build/docs/index.html
+	$(BIN)/sphinx-build -q -E -n -W --keep-going -d build/doctrees -c docs . build/docs
+	@echo "The documentation is in build/docs/index.html."
+
+docs-record: $(VENV)/dev.stamp ## Run the commands that the documentation shows with outputs, and record these again, PAGES=docs/tutorial.md
+	$(BIN)/python -m tests.support.docs $(PAGES)
 
 bench: $(VENV)/dev.stamp ## Measure the throughput of the model variants: the first table of the README's figures
 	$(BIN)/python -m tests.bench

@@ -34,13 +34,11 @@ _LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 class Metrics:
     """Prometheus metrics, shared by all clients that they are given to.
 
-    | metric | labels | meaning |
-    |---|---|---|
-    | hubhead_client_requests_total | model, method, code | calls by gRPC code; each attempt counts |
-    | hubhead_client_request_seconds | model, method | latency of a call |
-    | hubhead_client_retries_total | model, method | attempts after the first |
-    | hubhead_client_under_way | model | calls in flight |
-    | hubhead_client_photos_total | model, status | photos by status |
+    - `hubhead_client_requests_total` by model, method and code: calls by gRPC code; each attempt counts.
+    - `hubhead_client_request_seconds` by model and method: latency of a call.
+    - `hubhead_client_retries_total` by model and method: attempts after the first.
+    - `hubhead_client_under_way` by model: calls in flight.
+    - `hubhead_client_photos_total` by model and status: photos by status.
 
     Args:
         registry: registry to register the metrics in; None for prometheus_client's default.

@@ -1,0 +1,48 @@
+"""Structure of outputs: what stays of a line when numbers, sizes, durations and paths are masked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import groupby
+
+from tests.support.docs.shell import LEFT_OUT
+
+_MASKS = (
+    (re.compile(r"[─━┏┓┗┛┳┻╇╈┡┩┬┴┼├┤└┘┌┐╺╸]+"), "─"),
+    (re.compile(r"(?:[\w.~-]*/)+[\w.+-]*"), "PATH"),
+    (re.compile(r"\b[0-9a-f]{8,}\b"), "HASH"),
+    (re.compile(r"[-+−]?\d[\d.,:]*"), "N"),
+    (re.compile(r"\s+"), " "),
+)
+
+
+def mask(line: str) -> str:
+    """Return the structure of a line."""
+    for pattern, name in _MASKS:
+        line = pattern.sub(name, line)
+    return line.strip()
+
+
+def elide(written: Sequence[str], lines: Sequence[str]) -> list[str]:
+    """Return an output with as much left out as the written one leaves out.
+
+    Lines of the written output before its first `...` and after its last one are counted; parts between two
+    of them are found by the structure of their first line, and dropped if there is no such line.
+    """
+    if LEFT_OUT not in written:
+        return list(lines)
+    parts = [list(part) for left_out, part in groupby(written, LEFT_OUT.__eq__) if not left_out]
+    first = len(parts.pop(0)) if written[0] != LEFT_OUT else 0
+    last = len(parts.pop()) if parts and written[-1] != LEFT_OUT else 0
+    if first + last >= len(lines):
+        return list(lines)
+    position, end = first, len(lines) - last
+    result = [*lines[:first], LEFT_OUT]
+    for part in parts:
+        structure = mask(part[0])
+        found = next((at for at in range(position, end) if mask(lines[at]) == structure), None)
+        if found is not None:
+            position = min(found + len(part), end)
+            result += [*lines[found:position], LEFT_OUT]
+    return [*result, *lines[end:]]

@@ -1,0 +1,221 @@
+"""A shell that runs the commands of one document and returns what they print."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.support.docs.shell import Recorded
+from tests.support.repository import REPO
+
+COLUMNS = 100
+
+_END = "\x1e"
+"""Written by the shell after each command, before and after its exit code."""
+
+_PORT = re.compile(r"(?:localhost:|port[= ])(\d{4,5})\b")
+_QUIET_SECONDS = 2.0
+_START_SECONDS = 120.0
+_STOP_SECONDS = 30.0
+
+_NOT_SHOWN = (
+    re.compile(r"^[\d,]+ photos listed"),
+    re.compile(r"^[\d,]+ of [\d,]+ photos \("),
+)
+"""Lines of progress, whose number depends on the machine."""
+
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
+
+HOME, USER, HOST = "/home/ann", "ann", "laptop"
+"""The user that the recorded outputs show."""
+
+
+class CommandFailed(Exception):
+    """A command of a document ended with an exit code that the document does not show."""
+
+
+@contextmanager
+def open_session(directory: Path, cache: Path, commands: Iterable[Recorded]) -> Iterator[Session]:
+    """Open a shell in `directory` for these commands; what they leave running is stopped at the end."""
+    session = Session(directory, cache, commands)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+class Session:
+    """A shell whose commands share directory, variables and background processes.
+
+    Args:
+        directory: where the commands run.
+        cache: value of HUBHEAD_CACHE_DIR.
+        commands: all commands that will run, of which those in use get other ports.
+    """
+
+    def __init__(self, directory: Path, cache: Path, commands: Iterable[Recorded]) -> None:
+        self._directory = directory
+        self._cache = cache
+        self._ports = _choose_ports(command.command for command in commands)
+        environment = {
+            "HOME": os.environ.get("HOME", ""),
+            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
+            "PYTHONPATH": str(REPO),
+            "LANG": "C.UTF-8",
+            "COLUMNS": str(COLUMNS),
+            "LOGNAME": USER,
+            "HUBHEAD_CACHE_DIR": str(cache),
+        }
+        self._shell = subprocess.Popen(
+            ["bash", "--noprofile", "--norc"],
+            cwd=directory,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, recorded: Recorded) -> tuple[list[str], int]:
+        """Run a command; returns the lines that it prints and its exit code."""
+        command = _replace(recorded.command, self._ports)
+        if recorded.background:
+            return self._clean(self._start(command.removesuffix("&").rstrip())), 0
+        # (exit N) sets what `echo $?` prints in the next command.
+        self._write(
+            f"eval {shlex.quote(command)} </dev/null; code=$?; printf '{_END}%d{_END}' $code; (exit $code)"
+        )
+        output, code = self._read()
+        return self._clean(output), code
+
+    def close(self) -> None:
+        """End the shell and all that runs in it."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._shell.pid, signal.SIGTERM)
+        for pipe in (self._shell.stdin, self._shell.stdout):
+            if pipe:
+                pipe.close()
+        self._shell.wait(_STOP_SECONDS)
+        deadline = time.monotonic() + _STOP_SECONDS
+        while _group_runs(self._shell.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        with suppress(ProcessLookupError):
+            os.killpg(self._shell.pid, signal.SIGKILL)
+
+    def _start(self, command: str) -> str:
+        """Start a command in the background; returns what it prints until it is quiet."""
+        log = self._directory.parent / f"background-{time.monotonic_ns()}.log"
+        self._write(f"{command} </dev/null >{shlex.quote(str(log))} 2>&1 &\nprintf '{_END}0{_END}'")
+        self._read()
+        deadline = time.monotonic() + _START_SECONDS
+        size, changed = 0, time.monotonic()
+        while time.monotonic() < deadline and (not size or time.monotonic() < changed + _QUIET_SECONDS):
+            time.sleep(0.1)
+            if log.stat().st_size != size:
+                size, changed = log.stat().st_size, time.monotonic()
+        return log.read_text(encoding="utf-8")
+
+    def _write(self, line: str) -> None:
+        assert self._shell.stdin
+        self._shell.stdin.write(line + "\n")
+        self._shell.stdin.flush()
+
+    def _read(self) -> tuple[str, int]:
+        assert self._shell.stdout
+        text = ""
+        while text.count(_END) < 2:
+            character = self._shell.stdout.read(1)
+            if not character:
+                raise CommandFailed(f"The shell ended after: {text}")
+            text += character
+        output, code, _ = text.split(_END)
+        return output, int(code)
+
+    def _clean(self, output: str) -> list[str]:
+        """Return the lines without progress, control characters and what is of this machine alone."""
+        places = {
+            str(self._directory): f"{HOME}/food",
+            str(self._cache): f"{HOME}/.cache/hubhead",
+            str(REPO): f"{HOME}/hubhead",
+            socket.gethostname(): HOST,
+        }
+        text = _replace(_CONTROL.sub("", output), {port: shown for shown, port in self._ports.items()})
+        for found, shown in places.items():
+            text = text.replace(found, shown)
+        lines = [line.rpartition("\r")[2].rstrip() for line in text.replace("\r\n", "\n").splitlines()]
+        return [line for line in lines if not any(pattern.match(line) for pattern in _NOT_SHOWN)]
+
+
+def prepare(directory: Path, cache: Path, photos: Path) -> tuple[Path, Path]:
+    """Make what the documents assume: the directories food_images and uploads, and a cache with downloads.
+
+    One photo in ten is in uploads instead of food_images, with two files that are no complete photos. The
+    cache has the downloads and backbones of the user's cache, and an embedding store of its own, so that the
+    outputs are those of a first run.
+
+    Args:
+        directory: an empty directory.
+        cache: the user's cache.
+        photos: labelled photos.
+
+    Returns:
+        The directory that commands run in, and the cache.
+    """
+    work, own_cache = directory / "food", directory / "cache"
+    uploads = work / "uploads"
+    shutil.copytree(photos, work / "food_images")
+    uploads.mkdir()
+    for photo in sorted((work / "food_images").glob("*/*8.jpeg")):
+        photo.rename(uploads / photo.name)
+    half = (uploads / "E008.jpeg").read_bytes()
+    (uploads / "cut_off.jpeg").write_bytes(half[: len(half) // 2])
+    (uploads / "notes.jpeg").write_text("Not a photo.\n")
+    own_cache.mkdir()
+    for entry in cache.iterdir():
+        if entry.name != "embeddings":
+            (own_cache / entry.name).symlink_to(entry)
+    return work, own_cache
+
+
+def _choose_ports(commands: Iterable[str]) -> dict[str, str]:
+    """Return a free port for each port in the commands: the same one, or one with as many digits."""
+    chosen: dict[str, str] = {}
+    for shown in dict.fromkeys(port for command in commands for port in _PORT.findall(command)):
+        taken = set(chosen.values())
+        last = 10 ** len(shown)
+        numbers = (n for n in range(int(shown), min(last, 65536)) if str(n) not in taken and _is_free(n))
+        chosen[shown] = str(next(numbers))
+    return chosen
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as found:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            found.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def _replace(text: str, ports: dict[str, str]) -> str:
+    return re.sub(r"\b\d{4,5}\b", lambda found: ports.get(found[0], found[0]), text)
+
+
+def _group_runs(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
