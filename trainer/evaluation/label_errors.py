@@ -25,7 +25,7 @@ class LabelErrors:
         suggested: int64 [n], the most probable other class of each.
         confidences: float32 [n], the probability of each photo's given label.
         contradicted: number of photos that confident learning counts under another label; `rows` has at
-            most as many. It counts photos of labels that are hard to tell apart too, so there are fewer errors.
+            most as many. Photos of labels that are hard to tell apart count too, so it exceeds the errors.
     """
 
     rows: Ints
