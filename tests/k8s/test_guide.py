@@ -17,7 +17,7 @@ README = (K8S / "README.md").read_text()
 def commands(section: str) -> list[list[str]]:
     """Return the command lines of a section, each as words."""
     text = README.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    blocks = re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)
+    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
     return [shlex.split(line) for block in blocks for line in block.splitlines()]
 
 

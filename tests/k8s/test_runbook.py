@@ -23,7 +23,7 @@ TEXT = (K8S / "RUNBOOK.md").read_text("utf-8")
 PROSE = re.sub(r"^ *```.*?^ *```$", "", TEXT, flags=re.DOTALL | re.MULTILINE)
 LINES = [
     line.strip()
-    for block in re.findall(r"^ *```console\n(.*?)^ *```$", TEXT, re.DOTALL | re.MULTILINE)
+    for block in re.findall(r"^ *```sh\n(.*?)^ *```$", TEXT, re.DOTALL | re.MULTILINE)
     for line in block.splitlines()
 ]
 KUBECTL = [line for line in LINES if line.startswith("kubectl ")]
