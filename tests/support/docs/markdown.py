@@ -50,7 +50,7 @@ class Fence:
 
     @property
     def place(self) -> str:
-        """Where the block is, as `docs/tutorial.md:12`."""
+        """Place of the block, as `docs/tutorial.md:12`."""
         return f"{self.document}:{self.line}"
 
 

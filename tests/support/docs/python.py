@@ -39,7 +39,7 @@ def find_missing_imports(tree: ast.Module) -> list[str]:
 
 
 def module_exists(name: str) -> bool:
-    """Whether a module or package is installed or of this repository; nothing of it is run."""
+    """Return whether a module or package is installed or of this repository; nothing of it is run."""
     top, *parts = name.split(".")
     spec = find_spec(top)
     if spec is None or not parts:
@@ -52,7 +52,7 @@ def module_exists(name: str) -> bool:
 
 
 def is_runnable(name: str) -> bool:
-    """Whether `python -m NAME` finds something to run."""
+    """Return whether `python -m NAME` finds something to run."""
     top, *parts = name.split(".")
     spec = find_spec(top)
     places = [] if spec is None else list(spec.submodule_search_locations or ())

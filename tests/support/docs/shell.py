@@ -43,7 +43,7 @@ class Recorded:
 
     @property
     def background(self) -> bool:
-        """Whether the command goes on beside the next ones."""
+        """True if the command goes on beside the next ones."""
         return self.command.endswith("&")
 
 
