@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo docs docs-record test test-unit k8s-check cluster-test cluster-e2e lint bench bench-accuracy bench-planning bench-peers bench-decoding bench-engines bench-head fuzz old-tensorflow lock check-resolve clean help bench-training bench-server bench-start
+.PHONY: demo docs docs-record docs-reference pictures test test-unit k8s-check cluster-test cluster-e2e lint bench bench-accuracy bench-planning bench-peers bench-decoding bench-engines bench-head fuzz old-tensorflow lock check-resolve clean help bench-training bench-server bench-start
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
@@ -42,23 +42,29 @@ docs: $(VENV)/dev.stamp ## Build the documentation into build/docs/index.html
 	$(BIN)/sphinx-build -q -E -n -W --keep-going -d build/doctrees -c docs . build/docs
 	@echo "The documentation is in build/docs/index.html."
 
+docs-reference: $(VENV)/dev.stamp ## Write the tables of docs/reference and docs/benchmarks.md that follow from code and records
+	$(BIN)/python -m tests.support.reference
+
+pictures: $(VENV)/dev.stamp ## Take the pictures of docs/pictures in headless Chromium, from runs on drawn photos
+	$(BIN)/python -m tests.support.pictures
+
 docs-record: $(VENV)/dev.stamp ## Run the commands that the documentation shows with outputs, and record these again, PAGES=docs/tutorial.md
 	$(BIN)/python -m tests.support.docs $(PAGES)
 
 bench: $(VENV)/dev.stamp ## Measure the throughput of the model variants: the first table of the README's figures
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench --output docs/benchmarks/bench.json
 
 bench-planning: $(VENV)/dev.stamp ## Measure the planning of 10,000 to 1,000,000 photos: seconds and memory
-	$(BIN)/python -m tests.bench.planning
+	$(BIN)/python -m tests.bench.planning --output docs/benchmarks/planning.json
 
 bench-server: $(VENV)/dev.stamp ## Compare the local server with serving.runtime and bare gRPC; overload it to twice its capacity
-	$(BIN)/python -m tests.bench.server
+	$(BIN)/python -m tests.bench.server --output docs/benchmarks/server.json
 
 bench-peers: $(VENV)/dev.stamp ## Compare hubhead score and serve with what users would write instead (uses hubhead[bench] if installed)
-	$(BIN)/python -m tests.bench.peers
+	$(BIN)/python -m tests.bench.peers --output docs/benchmarks/peers.json --plot docs/benchmarks/peers.svg
 
 bench-decoding: $(VENV)/dev.stamp ## Measure decoding: speed, agreement with an area-resized original (on Debian), memory
-	$(BIN)/python -m tests.bench.decoding
+	$(BIN)/python -m tests.bench.decoding --output docs/benchmarks/decoding.json
 
 bench-accuracy: $(VENV)/dev.stamp ## Measure accuracy on the sample photos: heads, calibration, abstention, --aspect
 	$(BIN)/python -m tests.bench.heads
@@ -67,16 +73,16 @@ bench-accuracy: $(VENV)/dev.stamp ## Measure accuracy on the sample photos: head
 	$(BIN)/python -m tests.bench.gate
 
 bench-engines: $(VENV)/dev.stamp ## Compare engines for the backbone: conversion, speed by batch, differences, memory
-	$(BIN)/python -m tests.bench.engines
+	$(BIN)/python -m tests.bench.engines --output docs/benchmarks/engines.json
 
 bench-head: $(VENV)/dev.stamp ## Measure the fit of a head on 1,000 to 1,000,000 embeddings: seconds and memory
-	$(BIN)/python -m tests.bench.head
+	$(BIN)/python -m tests.bench.head --output docs/benchmarks/head.json
 
 bench-start: $(VENV)/dev.stamp ## Compare hubhead predict and train, as whole processes, with the import of TensorFlow
-	$(BIN)/python -m tests.bench.start
+	$(BIN)/python -m tests.bench.start --output docs/benchmarks/start.json
 
 bench-training: $(VENV)/dev.stamp ## Measure hubhead train, first run and from the embedding store; accuracy by input size and views
-	$(BIN)/python -m tests.bench.training
+	$(BIN)/python -m tests.bench.training --output docs/benchmarks/training.json
 	$(BIN)/python -m tests.bench.fine_tune --tune_seeds 0
 
 FUZZ ?= 20000
