@@ -73,8 +73,10 @@ def _find_files(connection: DuckDBPyConnection, address: str) -> tuple[list[str]
         if files.is_remote(address):
             connection.register_filesystem(storage)
         top = top.rstrip("/")
-        scores = _list_files(storage, f"{top}/scores", ".parquet") or _list_files(storage, top, ".parquet")
-        top = top.removesuffix("/scores")
+        scores = _list_files(storage, f"{top}/scores", ".parquet")
+        if not scores:
+            scores = _list_files(storage, top, ".parquet")
+            top = top.removesuffix("/scores")
         runs = _list_files(storage, f"{top}/_hubhead/runs", ".json")
         return scores, runs or _list_files(storage, f"{top}/run.json", ".json")
     return [], []

@@ -126,6 +126,12 @@ def test_runs_table_falls_back_to_run_json(output: Path) -> None:
     ]
 
 
+def test_runs_of_an_output_that_is_itself_called_scores(output: Path) -> None:
+    moved = output.rename(output.with_name("scores"))
+    for directory in (moved, moved / "scores"):
+        assert select("select count(*) as n from runs", directory) == [{"n": 2}]
+
+
 def test_scores_keep_their_types(output: Path) -> None:
     kinds = {row["column_name"]: row["column_type"] for row in select("describe scores", output)}
     assert kinds["score"] == "FLOAT"
@@ -149,18 +155,20 @@ def test_hive_partitions_become_columns(tmp_path: Path, by: str) -> None:
         assert found == [("2026-05-31", "DATE", 9)]
 
 
-def test_readme_says_how_other_readers_take_labels_that_look_like_numbers_as_text(tmp_path: Path) -> None:
+def test_the_guide_says_how_other_readers_take_labels_like_numbers_as_text(
+    tmp_path: Path,
+) -> None:
     for label in ("01", "2"):
         (tmp_path / f"label={label}").mkdir()
         pq.write_table(pa.table({"uri": ["a"]}), tmp_path / f"label={label}" / "scores-a.parquet")
-    readme = (REPO / "README.md").read_text("utf-8")
+    page = (REPO / "docs/how-to/query.md").read_text("utf-8")
     hive = "hive_types={label: varchar}"
     partitioning = 'ds.partitioning(pa.schema([("label", pa.string())]), flavor="hive")'
-    assert hive in readme
-    assert partitioning in readme
+    assert hive in page
+    assert partitioning in page
     statement = f"select label from read_parquet('{tmp_path}/**/*.parquet', {hive}) order by 1"
     assert duckdb.sql(statement).fetchall() == [("01",), ("2",)]
-    made = eval(partitioning, {"ds": pyarrow.dataset, "pa": pa})  # the README's own words
+    made = eval(partitioning, {"ds": pyarrow.dataset, "pa": pa})  # the page's own words
     assert sorted(pq.read_table(tmp_path, partitioning=made)["label"].to_pylist()) == ["01", "2"]
 
 
