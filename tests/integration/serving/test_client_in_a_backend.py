@@ -1,4 +1,4 @@
-"""The FastAPI backend of docs/how-to/python-client.md classifies uploads, and answers errors by HTTP codes."""
+"""The FastAPI backend of docs/how-to/python-client.md classifies uploads; errors become HTTP codes."""
 
 from __future__ import annotations
 
