@@ -1,36 +1,79 @@
-"""The Python example of the README works."""
+"""The documents' Python example works, and the outputs that the tutorial shows are those of a real run."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.docs import code_blocks
+from tests.support.docs.compare import elide, outline
+from tests.support.docs.markdown import DOCUMENTS, fences
+from tests.support.docs.session import open_session, prepare
+from tests.support.docs.shell import split_console
 from tests.support.trained import copy_store
 
 if TYPE_CHECKING:
     from tests.support.trained import Trained
     from trainer.dataset.samples import SampleSummary
 
+EXAMPLES = [
+    pytest.param(fence.text, id=fence.place)
+    for document in DOCUMENTS
+    for fence in fences(document, "python")
+    if "= train(TrainSettings(" in fence.text
+]
+
+
+def test_the_documents_have_an_example_of_training() -> None:
+    assert EXAMPLES
+
 
 @pytest.mark.tf
 @pytest.mark.beam
-def test_the_python_example_of_the_readme_trains_a_model(
-    trained: Trained, sample: SampleSummary, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_a_python_example_of_the_documents_trains_a_model(
+    example: str,
+    trained: Trained,
+    sample: SampleSummary,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A user's cache with the embeddings of the shared training.
     (tmp_path / "cache").mkdir()
     for entry in cache.iterdir():
-        (tmp_path / "cache" / entry.name).symlink_to(entry)
-    (tmp_path / "cache" / "embeddings").unlink(missing_ok=True)
+        if entry.name != "embeddings":
+            (tmp_path / "cache" / entry.name).symlink_to(entry)
     copy_store(trained, tmp_path / "cache")
     (tmp_path / "food_images").symlink_to(sample.directory)
     monkeypatch.setenv("HUBHEAD_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    (shown,) = (block for block in code_blocks("README.md", "python") if "from trainer import" in block)
-    exec(shown, names)
+    exec(example, names)
     assert names["result"].held_out == trained.result.held_out
     assert names["result"].bundle.path == Path("models/food_images/1")
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+@pytest.mark.slow(seconds=30)
+def test_the_outputs_of_the_tutorial_have_the_structure_of_a_real_run(
+    trained: Trained, sample: SampleSummary, cache: Path, tmp_path: Path
+) -> None:
+    """The commands before the first server: train, from stored embeddings; predict; score; query."""
+    shown = [command for fence in fences("docs/tutorial.md", "console") for command in split_console(fence)]
+    commands = list(itertools.takewhile(lambda command: not command.background, shown))
+    assert {command.command.split()[1] for command in commands} >= {"train", "predict", "score", "query"}
+    directory, own_cache = prepare(tmp_path, cache, sample.directory)
+    copy_store(trained, own_cache)
+    with open_session(directory, own_cache, commands) as session:
+        for command in commands:
+            lines, code = session.run(command)
+            assert code == 0, "\n".join(lines)
+            if command.command.startswith("hubhead query"):
+                assert outline(lines[:1]) == outline(command.output[:1])
+                assert len(lines) > 1
+            else:
+                assert outline(elide(command.output, lines)) == outline(command.output), command.command

@@ -44,7 +44,7 @@ def record(document: str, commands: list[Recorded]) -> None:
     user_cache = cache_directory()
     photos = fetch_sample_photos(user_cache).directory
     outputs: list[list[str]] = []
-    with tempfile.TemporaryDirectory(prefix="hubhead-docs-") as top:
+    with tempfile.TemporaryDirectory(prefix="", dir="/tmp") as top:
         directory, cache = prepare(Path(top), user_cache, photos)
         with open_session(directory, cache, commands) as session:
             for index, command in enumerate(commands):

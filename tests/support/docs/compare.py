@@ -24,6 +24,12 @@ def mask(line: str) -> str:
     return line.strip()
 
 
+def outline(lines: Sequence[str]) -> list[str]:
+    """Return the structure of an output; of rows of a table one after the other only the number of cells."""
+    masked = [f"row of {line.count('│') - 1} cells" if line.startswith("│") else mask(line) for line in lines]
+    return [line for line, _ in groupby(masked)]
+
+
 def elide(written: Sequence[str], lines: Sequence[str]) -> list[str]:
     """Return an output with as much left out as the written one leaves out.
 

@@ -36,8 +36,8 @@ _NOT_SHOWN = (
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
 
-HOME, USER, HOST = "/home/ann", "ann", "laptop"
-"""The user that the recorded outputs show."""
+HOME, USER, HOST = "/home/annette", "annette", "laptop"
+"""The user that the recorded outputs show; the name is as long as that of a temporary directory in /tmp."""
 
 
 class CommandFailed(Exception):
