@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.bench import camera
+from tests.bench import camera, results
 from trainer import preprocessing
 from trainer.dataset.download import cache_directory
 from trainer.preprocessing import Preprocessing
@@ -123,6 +123,8 @@ def measure_speed(directory: Path, rounds: int) -> None:
         for name, found in spent.items():
             median = statistics.median(found)
             print(f"{median:9.2f} ms {median / base:6.2f} x  lowest {min(found):7.2f}  {name}")
+            row = {"decoder": name, "ms per photo": median, "ratio": median / base, "lowest": min(found)}
+            results.add_row(f"{title}: processor milliseconds per photo on one thread", row)
 
 
 def measure_agreement(directory: Path) -> None:
@@ -166,6 +168,10 @@ def measure_agreement(directory: Path) -> None:
     for name, found in embeddings.items():
         cosine = (_normalize(found) * reference).sum(axis=1)
         print(f"{cosine.mean():9.4f} {np.quantile(cosine, 0.05):9.4f} {cosine.min():9.4f}  {name}")
+        row = {"decoder": name, "mean": cosine.mean(), "5 % quantile": np.quantile(cosine, 0.05)}
+        row = {key: value if isinstance(value, str) else float(value) for key, value in row.items()}
+        title = f"Cosine with the embedding of the reference, {len(contents)} camera photos"
+        results.add_row(title, row | {"minimum": float(cosine.min())})
 
 
 def _normalize(rows: Any) -> Any:
@@ -197,6 +203,9 @@ def measure_memory(calls: int) -> None:
         code = f"from tests.bench import decoding; decoding.print_peak({name!r})"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         print(done.stdout, end="", flush=True)
+        peak, seconds, _, what = done.stdout.split(maxsplit=3)
+        row = {"call": what.strip(), "peak MiB": float(peak), "seconds": float(seconds)}
+        results.add_row("Memory of one call above that before it", row)
 
 
 def make_extreme_calls() -> dict[str, Callable[[], Sequence[bytes]]]:
@@ -267,6 +276,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=7, help="number of counted rounds of speed (default 7)")
     parser.add_argument("--calls", type=int, default=10_000, help="number of calls of memory (default 10000)")
+    results.add_output_option(parser)
     options = parser.parse_args()
     import tensorflow as tf
 
@@ -279,6 +289,7 @@ def main() -> None:
         measure_agreement(camera.find_directory(options.photos))
     if "memory" in chosen:
         measure_memory(options.calls)
+    results.write(options.output, "decoding")
 
 
 if __name__ == "__main__":

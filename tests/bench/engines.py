@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.process import cores, get_cpu_model
+from tests.bench import results
 from tests.bench.engine_backbones import BACKBONES, PHOTOS, build
 from tests.bench.worker import Worker
 
@@ -167,12 +168,17 @@ def measure(backbone: str, engines: Sequence[str], top: Path, rounds: int) -> li
         for batch in BATCHES:
             for engine in differences:
                 times.setdefault((engine, batch), []).append(workers[engine].run(str(batch)))
+    memory = {engine: workers[engine].run(MEMORY) for engine in differences}
     rows = [
         f"| {backbone} | {engine} | "
         + " | ".join(f"{statistics.median(times[engine, batch]):.1f}" for batch in BATCHES)
-        + f" | {difference:.1e} | {workers[engine].run(MEMORY):.0f} |"
+        + f" | {difference:.1e} | {memory[engine]:.0f} |"
         for engine, difference in differences.items()
     ]
+    for engine, difference in differences.items():
+        batches = {f"ms at batch {batch}": statistics.median(times[engine, batch]) for batch in BATCHES}
+        figures = batches | {"largest relative difference": difference, "peak MiB": memory[engine]}
+        results.add_row("One thread, float32", {"backbone": backbone, "engine": engine} | figures)
     rows += [f"| {backbone} | {engine} | not converted: {reason} ||||" for engine, reason in failures.items()]
     for worker in workers.values():
         worker.stop()
@@ -203,6 +209,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default 5)")
     parser.add_argument("--only", default="", help="measure only backbones whose name contains this text")
+    results.add_output_option(parser)
     options = parser.parse_args()
     modules = {"tensorflow": "tensorflow", "onnx": "onnxruntime", "litert": "ai_edge_litert"}
     engines = [engine for engine in PACKAGES if find_spec(modules.get(engine, engine))]
@@ -217,6 +224,7 @@ def main() -> None:
             builder.run(backbone)
             builder.stop()
             print("\n".join(measure(backbone, engines, Path(directory), options.rounds)), flush=True)
+    results.write(options.output, "engines")
 
 
 if __name__ == "__main__":

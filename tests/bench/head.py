@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.bench import results
+
 DIMENSION, LABELS, LATENT = 1280, 101, 64
 SEED = 12345
 TEST = 5000
@@ -136,6 +138,9 @@ def print_table(path: Path, title: str, rows: Sequence[tuple[int, str, bool]]) -
             + ", ".join(f"{key} {value}" for key, value in chosen.items() if value is not None),
             flush=True,
         )
+        row = {"photos": count, "head": kind, "processor s": found["processor"], "wall s": found["wall"]}
+        row |= {"peak MB": found["peak"] / 1e6, "accuracy": found["accuracy"], "log-loss": found["loss"]}
+        results.add_row(f"{title}: {DIMENSION} dimensions, {LABELS} labels", row)
         previous = each
 
 
@@ -149,6 +154,7 @@ def main() -> None:
     parser.add_argument(
         "--directory", type=Path, help="directory for the file of embeddings (default: a temporary one)"
     )
+    results.add_output_option(parser)
     options = parser.parse_args()
     chosen = options.what or ["sizes", "streamed", "kinds"]
     count = options.most if "streamed" in chosen else 100_000
@@ -167,6 +173,7 @@ def main() -> None:
             print_table(path, "Streamed", [(size, "linear", True) for size in sizes])
         if "kinds" in chosen:
             print_table(path, "Kinds", [(10_000, kind, False) for kind in ("linear", "hidden")])
+    results.write(options.output, "head")
 
 
 if __name__ == "__main__":

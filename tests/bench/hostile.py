@@ -27,6 +27,7 @@ import grpc
 import numpy as np
 
 from serving import protos
+from tests.bench import results
 from tests.bench.callers import MODEL, quantile, serialize_requests
 from tests.bench.hostile_callers import KINDS, OPTIONS, REST_PATH
 from tests.bench.processes import read_line, resident_mib, start_process
@@ -35,6 +36,8 @@ from tests.support.processes import READY
 
 CALL_SECONDS = 30.0
 """Time limit of a good call."""
+
+_TITLE = "Calls of the good caller, one after another"
 
 Measure = Callable[[float], list[float]]
 """Sends good calls for a number of seconds; returns the sorted seconds of each, infinite if it failed."""
@@ -47,6 +50,7 @@ def main() -> None:
     parser.add_argument(
         "--kind", action="append", choices=KINDS, help="kind of hostile callers (default all)"
     )
+    results.add_output_option(parser)
     options = parser.parse_args()
     from trainer.dataset.download import cache_directory
     from trainer.dataset.samples import fetch_sample_photos
@@ -65,6 +69,7 @@ def main() -> None:
             measure_kinds(
                 options.kind or list(KINDS), found[1], found[2], photos, options.seconds, server.pid
             )
+    results.write(options.output, "hostile")
 
 
 def measure_kinds(
@@ -78,6 +83,9 @@ def measure_kinds(
         alone = measure(seconds)
         usual.append(quantile(alone, 0.99))
         print(f"{name + ' alone':16} p99 {1000 * usual[-1]:6.0f} ms, {len(alone)} calls", flush=True)
+        results.add_row(
+            _TITLE, {"beside": f"nobody, {name}", "p99 ms": 1000 * usual[-1], "calls": len(alone)}
+        )
     for name in kinds:
         rest = KINDS[name].rest
         with start_process("-m", "tests.bench.hostile_callers", name, port, rest_port) as callers:
@@ -89,6 +97,10 @@ def measure_kinds(
             f"{name:16} p99 {1000 * p99:6.0f} ms, {p99 / usual[rest]:.1f} times the usual, "
             f"{len(beside)} calls, {failed} failed; server {resident_mib(pid):.0f} MiB",
             flush=True,
+        )
+        figures = {"p99 ms": 1000 * p99, "calls": len(beside), "times the usual": p99 / usual[rest]}
+        results.add_row(
+            _TITLE, {"beside": name} | figures | {"failed": failed, "server MiB": resident_mib(pid)}
         )
 
 

@@ -5,8 +5,10 @@ Each figure is of a separate process, with TensorFlow and Beam imported as in a 
 * plan: sort a dataset manifest of local photos, split it into shards, and write all of them to the plan. The
   photos do not exist, so each costs one look-up in the file system. 100,000 lines are also split into shards
   of 1,500 and of 15 photos.
-* score: a whole `hubhead score` that finds nothing to do. The shards of all photos are committed beforehand,
-  without running a model.
+* score: a whole `hubhead score` that finds nothing to do, without and with `--only_new`. The shards of all
+  photos are committed beforehand, without running a model.
+
+`--photos 10000000` measures another size alone, and the bytes that it takes on disk.
 """
 
 from __future__ import annotations
@@ -15,14 +17,16 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from tests.bench import results
 
 SIZES = (10_000, 100_000, 1_000_000)
 
@@ -37,6 +41,7 @@ class Measurement:
         core_seconds: processor time, which depends less on other load of the machine.
         megabytes: peak resident memory.
         shards: number of shards.
+        disk: bytes of the files that it leaves; 0 if they are not counted.
     """
 
     name: str
@@ -44,6 +49,7 @@ class Measurement:
     core_seconds: float
     megabytes: float
     shards: int
+    disk: int = 0
 
 
 def write_manifest(path: Path, lines: int) -> None:
@@ -58,18 +64,15 @@ def write_manifest(path: Path, lines: int) -> None:
 
 def plan(manifest: str, output: str, shard_size: int) -> int:
     """Plan a run as a job does; return the number of shards."""
-    planner = _make_planner(manifest, output, "digest")
-    planner.check()
-    return planner.plan(shard_size).shards
-
-
-def _make_planner(manifest: str, output: str, digest: str) -> Any:
     from batch.inputs.sources import Source
     from batch.jobs.planner import RunPlanner
     from batch.output.dataset import Output
 
-    models = [{"name": "food", "version": 1, "digest": digest, "fingerprint": "f"}]
-    return RunPlanner(Output(output), "bench", Source(manifest=manifest), models)
+    models = [{"name": "food", "version": 1, "digest": "digest", "fingerprint": "f"}]
+    with Output(output).hold_lease() as held:
+        planner = RunPlanner(held, "bench", Source(manifest=manifest), models)
+        planner.check()
+        return planner.plan(shard_size).shards
 
 
 def write_bundle(path: str) -> int:
@@ -90,9 +93,12 @@ def commit_all_shards(manifest: str, output: str, model: str) -> int:
     from batch.monitoring.drift import DecisionCounts
     from batch.monitoring.stats import Stats
     from batch.output.dataset import Output
+    from batch.output.shard_record import ScoredKeys
     from batch.shards import shard as shards
+    from batch.shards.scored_index import scored_key
 
     [bundle] = read_models([Path(model)])
+    model_digest = describe_model(bundle)["digest"]
     with Output(output).hold_lease() as held:
         planner = RunPlanner(held, "before", Source(manifest=manifest), [describe_model(bundle)])
         planner.check()
@@ -103,7 +109,8 @@ def commit_all_shards(manifest: str, output: str, model: str) -> int:
             stats.statuses["ok"] = stats.photos
             stats.models["food/1"] = DecisionCounts(abstained=stats.photos)
             table = pa.table({"uri": [photo.uri for photo in shard.photos]})
-            planner.publication.attempt.commit(shard.id, "before", table, stats, {}, date="2026-05-31")
+            keys = {model_digest: ScoredKeys([scored_key(photo) for photo in shard.photos], [])}
+            planner.publication.attempt.commit(shard.id, "before", table, stats, keys, date="2026-05-31")
         planner.finish(planned)
         held.remove_attempts()
     return planned.shards
@@ -138,12 +145,12 @@ def run_case(case: str, arguments: list[str]) -> None:
     print(json.dumps([shards, *took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 
 
-def measure_score(manifest: Path, output: Path, model: Path) -> tuple[float, float, float]:
-    """Run `hubhead score`; return its seconds, processor seconds, and peak MB."""
+def measure_score(manifest: Path, output: Path, model: Path, *flags: str) -> tuple[float, float, float]:
+    """Run `hubhead score` with more flags; return its seconds, processor seconds, and peak MB."""
     command = [sys.executable, "-m", "batch", "--manifest", str(manifest), "--model", str(model)]
     command += ["--output", str(output), "--embedding_store", str(output.parent / "store")]
     start = time.perf_counter()
-    process = subprocess.Popen([*command, "--run_id", "bench"], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, *flags], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"hubhead score failed with exit code {os.waitstatus_to_exitcode(status)}")
@@ -157,23 +164,34 @@ def main() -> None:
     )
     parser.add_argument("--case", default="", help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--photos", type=int, help="number of photos (default: 10,000 to 1,000,000)")
+    parser.add_argument("--directory", type=Path, help="directory for the files (default: a temporary one)")
+    results.add_output_option(parser)
     options = parser.parse_args()
     if options.case:
         run_case(options.case, options.arguments)
         return
-    with tempfile.TemporaryDirectory(prefix="hubhead-bench-") as directory:
-        for case in measure(Path(directory)):
+    sizes = (options.photos,) if options.photos else SIZES
+    with tempfile.TemporaryDirectory(prefix="hubhead-bench-", dir=options.directory) as directory:
+        for case in measure(Path(directory), sizes):
             cost = f"{case.seconds:8.2f} s {case.core_seconds:8.2f} core s {case.megabytes:6.0f} MB"
-            print(f"{cost} {case.shards:7d} shards  {case.name}", flush=True)
+            disk = f", {case.disk / 1e6:.0f} MB on disk" if case.disk else ""
+            print(f"{cost} {case.shards:7d} shards  {case.name}{disk}", flush=True)
+            row = {"case": case.name, "seconds": case.seconds, "core seconds": case.core_seconds}
+            row |= {"peak MB": case.megabytes, "shards": case.shards}
+            results.add_row("Planning", row | {"MB on disk": case.disk / 1e6 if case.disk else None})
+    results.write(options.output, "planning")
 
 
-def measure(top: Path) -> Iterator[Measurement]:
+def measure(top: Path, sizes: Sequence[int]) -> Iterator[Measurement]:
     """Run all cases, one after another."""
-    for lines in SIZES:
+    for lines in sizes:
         write_manifest(top / f"{lines}.csv", lines)
-        shards, *cost = run_in_process("plan", str(top / f"{lines}.csv"), str(top / f"plan-{lines}"), "8192")
-        yield Measurement(f"plan {lines:,} lines", *cost, shards)
-    for size in (1500, 15):
+        manifest, planned = top / f"{lines}.csv", top / f"plan-{lines}"
+        shards, *cost = run_in_process("plan", str(manifest), str(planned), "8192")
+        yield Measurement(f"plan {lines:,} lines", *cost, shards, count_bytes(planned))
+        shutil.rmtree(planned)
+    for size in (1500, 15) if 100_000 in sizes else ():
         shards, *cost = run_in_process(
             "plan", str(top / "100000.csv"), str(top / f"shards-{size}"), str(size)
         )
@@ -181,11 +199,23 @@ def measure(top: Path) -> Iterator[Measurement]:
     # In a separate process too: the memory of this one would count in the peak of its child processes.
     model = top / "models" / "food" / "1"
     run_in_process("bundle", str(model), "", "")
-    for lines in SIZES:
-        manifest, output = top / f"{lines}.csv", top / f"scored-{lines}"
-        shards, *_ = run_in_process("commit", str(manifest), str(output), str(model))
-        cost = [*measure_score(manifest, output, model)]
-        yield Measurement(f"score, {lines:,} photos, nothing new", *cost, shards)
+    for lines in sizes:
+        yield from measure_runs(top / f"{lines}.csv", top / f"scored-{lines}", model)
+
+
+def measure_runs(manifest: Path, output: Path, model: Path) -> Iterator[Measurement]:
+    """Write an output with all photos of a manifest, and run `hubhead score`, which finds nothing new."""
+    photos = f"{int(manifest.stem):,} photos"
+    shards, *cost = run_in_process("commit", str(manifest), str(output), str(model))
+    yield Measurement(f"plan, write and publish {photos} without a model", *cost, shards, count_bytes(output))
+    for name, flags in {"": (), ", --only_new": ("--only_new",)}.items():
+        cost = [*measure_score(manifest, output, model, "--run_id", f"bench{len(name)}", *flags)]
+        yield Measurement(f"score{name}, {photos}, nothing new", *cost, shards)
+
+
+def count_bytes(directory: Path) -> int:
+    """Return the size of all files below a directory."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
 if __name__ == "__main__":

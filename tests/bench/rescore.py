@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.bench import results
 from tests.bench.variants import load_template, read_sample_photos
 
 LABELS = [f"label {number}" for number in range(10)]
@@ -170,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=Path,
         help="directory for the store, 2.6 GB per million photos (default: a temporary one)",
     )
+    results.add_output_option(parser)
     options = parser.parse_args(arguments)
     top = Path(tempfile.mkdtemp(prefix="hubhead-bench-", dir=options.directory))
     try:
@@ -190,11 +192,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{options.photos / seconds:9.0f} photos/s, start-up included")
         print(f"{rate:9.1f} photos/s by hubhead score from the files, start-up excluded")
         print(f"{options.photos / seconds / rate:9.0f} times faster")
+        row = {
+            "photos": options.photos,
+            "seconds": seconds,
+            "photos/s": options.photos / seconds,
+            "peak MiB": peak,
+        }
+        row |= {
+            "`hubhead score` from the files, photos/s": rate,
+            "times as fast": options.photos / seconds / rate,
+        }
+        results.add_row("`hubhead rescore`, the whole command", row)
+        results.add_row("Seconds by stage", run["this_run"]["seconds_by_stage"])
         if options.head:
             load, signature, plain = measure_head(model)
             print(f"{load:9.1f} s       to load TensorFlow and the head")
             print(f"{signature:9.1f} s       a million rows by classify_embedding, on one core")
             print(f"{plain:9.1f} s       a million rows by numpy, probabilities only")
+        results.write(options.output, "rescore")
     finally:
         shutil.rmtree(top)
 

@@ -25,6 +25,7 @@ from typing import Any
 import grpc
 
 from serving import protos
+from tests.bench import results
 from tests.bench.callers import MODEL as MODEL
 from tests.bench.callers import Call, make_grpc_caller
 from tests.bench.callers import quantile as quantile
@@ -105,6 +106,11 @@ def measure_overload(
         f"up to {max(memory[-quarter:]):.0f} in the last"
     )
     print(f"  recovered, with a single caller answered in time, after {recovered:.2f} s")
+    row = {"offered/s": offered, "answered/s": codes["OK"] / seconds, "lost": total - len(ended)}
+    row |= {"accepted and in time": in_time, "p99 s": quantile(answered, 0.99), "rejected, median ms": median}
+    row |= {"MiB at first": max(memory[:quarter]), "MiB at the end": max(memory[-quarter:])}
+    title = f"Twice the capacity for {seconds:.0f} s, deadlines of {deadline:g} s"
+    results.add_row(title, row | {"recovered after s": recovered})
 
 
 def measure_recovery(call: Any, request: bytes) -> float:
@@ -143,6 +149,7 @@ def main() -> None:
         default=1.0,
         help="deadline of a call in the overload, in seconds (default 1)",
     )
+    results.add_output_option(parser)
     options = parser.parse_args()
 
     from trainer.dataset.download import cache_directory
@@ -155,6 +162,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="hubhead-bench-server-") as top:
         measure(options, photos, Path(top) / MODEL)
     print(f"load after: {os.getloadavg()[0]:.1f}")
+    results.write(options.output, "server")
 
 
 def measure(options: argparse.Namespace, photos: list[bytes], base: Path) -> None:
@@ -242,6 +250,15 @@ def print_table(
             f"{name:9} {statistics.median(found):7.1f} photos/s ({min(found):.0f} to {max(found):.0f}), "
             f"ratio of the server {ratio:.2f}, per CPU second "
             f"{statistics.median(b / a for a, b in zip(costs['server'], costs[name], strict=True)):.2f}"
+        )
+        results.add_row(
+            f"{CALLERS} callers with one photo each, and a single caller",
+            {
+                "called": name,
+                "photos/s": statistics.median(found),
+                "ratio of the server": ratio,
+                "single caller, ms": 1000 * statistics.median(latencies[name]),
+            },
         )
     for name, found in latencies.items():
         print(f"{name:9} {statistics.median(found) * 1000:7.1f} ms per photo of a single caller")

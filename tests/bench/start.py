@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.process import get_cpu_model
+from tests.bench import results
 from tests.bench.training import run_train
 from trainer.dataset.download import cache_directory
 from trainer.dataset.samples import fetch_sample_photos
@@ -41,6 +42,7 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.start", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default 5)")
+    results.add_output_option(parser)
     options = parser.parse_args()
     photos = fetch_sample_photos(cache_directory()).directory
     photo = next(path for path in sorted(photos.rglob("*")) if path.is_file())
@@ -66,6 +68,10 @@ def main() -> None:
         ratios = np.median([np.divide(found[name], found[BASE]) for found in rounds], axis=0)
         cells = f"{wall:.1f} s | {ratios[0]:.2f} | {processor:.1f} s | {ratios[1]:.2f} | {memory:.0f} MB"
         print(f"| {name} | {cells} |")
+        figures = {"wall s": wall, "ratio": ratios[0], "processor s": processor, "ratio of these": ratios[1]}
+        results.add_row("Whole processes", {"process": name} | figures | {"peak MB": memory})
+    results.add_note(f"Median of {options.rounds} rounds; ratios to the import of TensorFlow.")
+    results.write(options.output, "start")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+from tests.bench import results
 from tests.bench.retrain_baseline import STEPS, Durations, measure_baseline
 from trainer.backbones import DEFAULT
 from trainer.backbones.hub import load
@@ -102,6 +103,9 @@ def format_row(name: str, runs: Sequence[Run], baseline: float, original: float)
     wall = statistics.median(run.wall for run in runs)
     processor = statistics.median(run.processor for run in runs)
     fit = statistics.median(run.steps["fit"] for run in runs)
+    figures = {"runs": len(runs), "wall s": wall, "processor s": processor, "fit, wall s": fit}
+    ratios = {"retrain.py's way": baseline / wall, "original retrain.py": original / wall}
+    results.add_row("`hubhead train` on the sample photos", {"run": name} | figures | ratios)
     return (
         f"| {name} | {len(runs)} | {wall:.1f} s | {processor:.1f} s | {fit:.1f} s "
         f"| {baseline / wall:.1f} x | {original / wall:.1f} x |"
@@ -120,6 +124,7 @@ def main() -> None:
     parser.add_argument(
         "--retrain_steps", type=int, default=200, help="number of retrain.py's steps to run (default 200)"
     )
+    results.add_output_option(parser)
     options = parser.parse_args()
     kept = cache_directory()
     photos = fetch_sample_photos(kept).directory
@@ -142,6 +147,11 @@ def main() -> None:
         for name, runs in {"first run": first, "from the store": again}.items():
             steps = {step: statistics.median(run.steps[step] for run in runs) for step in runs[0].steps}
             print(f"{name}:", ", ".join(f"{step} {seconds:.1f}" for step, seconds in steps.items()))
+            results.add_row("Seconds by step", {"run": name} | steps)
+    results.add_note(
+        "Medians. The last two columns are ratios: seconds of retrain.py's work to those of hubhead."
+    )
+    results.write(options.output, "training")
 
 
 if __name__ == "__main__":

@@ -13,33 +13,18 @@ whose package is not installed are skipped: `pip install 'hubhead[bench]'`.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import os
-import platform
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from serving.process import get_cpu_model, get_package_versions
+from serving.process import get_cpu_model
+from tests.bench import results
 from tests.bench.peers import batch, online, photos, plot
 from tests.bench.peers.model import LABELS
 from tests.bench.processes import run_command
-
-_PACKAGES = (
-    "hubhead",
-    "tensorflow",
-    "onnxruntime",
-    "openvino",
-    "apache-beam",
-    "ray",
-    "fastapi",
-    "litserve",
-    "pillow",
-)
-
 
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 
@@ -47,17 +32,7 @@ _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 def main() -> None:
     """Run the command."""
     options = _parse_options()
-    record: dict[str, Any] = {
-        "cpu": get_cpu_model(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": get_package_versions(_PACKAGES),
-        "load_before": os.getloadavg()[0],
-        "rounds": options.rounds,
-        "requests": options.requests,
-        "photos": {},
-    }
-    print(f"{record['cpu']}, {record['cores']} cores, load before {record['load_before']:.1f}")
+    print(f"{get_cpu_model()}, {os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory(prefix="hubhead-bench-peers-") as directory:
         top = options.directory or Path(directory)
         if not (top / LABELS).is_file():
@@ -66,25 +41,26 @@ def main() -> None:
         for name in options.size if "batch" in options.part else ():
             size = photos.SIZES[name]
             size = replace(size, count=options.count or size.count)
-            record["photos"][name] = size.count
             photos.write(size, top / name / "distinct", top / name / "repeated")
             bench = batch.Bench(top, top / name / "distinct", top / name / "repeated", top / name)
             scored += bench.compare(name, options.peer, options.rounds)
         served = _serve(options, top) if "online" in options.part else []
-    record["load_after"] = os.getloadavg()[0]
     if scored:
         batch.print_table(scored)
     if served:
         online.print_table(served)
-    print(f"load after {record['load_after']:.1f}")
-    record |= {
-        part: [dataclasses.asdict(row) for row in rows]
-        for part, rows in (("batch", scored), ("online", served))
-    }
-    if options.output:
-        options.output.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"load after {os.getloadavg()[0]:.1f}")
+    for row in scored:
+        ratios = {"ratio": row.ratio, "ratio without start": row.steady_ratio} if row.figures else {}
+        figures = _describe(row.name, row.figures, row.skipped) | ratios
+        results.add_row(f"Scoring of {row.photos} photos", figures)
+    for answered in served:
+        title = f"{answered.callers} caller{'s' if answered.callers > 1 else ''} with one small photo each"
+        results.add_row(title, _describe(answered.name, answered.figures, answered.skipped))
+    results.add_note(f"Medians of {options.rounds} rounds, in which the peers took turns.")
+    results.write(options.output, "peers")
     if options.plot:
-        options.plot.write_text(plot.draw(scored, served, record["cpu"]))
+        options.plot.write_text(plot.draw(scored, served, get_cpu_model()))
 
 
 def _parse_options() -> argparse.Namespace:
@@ -114,13 +90,19 @@ def _parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--directory", type=Path, help="directory for model and output, to use the model again"
     )
-    parser.add_argument("--output", type=Path, help="file to write the figures to, as JSON")
+    results.add_output_option(parser)
     parser.add_argument("--plot", type=Path, help="file to write the plot to, as SVG")
     options = parser.parse_args()
     for name, (choices, _) in chosen.items():
         setattr(options, name, getattr(options, name) or list(choices))
     options.callers = options.callers or [1, 4, 16]
     return options
+
+
+def _describe(name: str, figures: Any, skipped: str) -> dict[str, Any]:
+    """Return a row of the record: the name, and the figures or why there are none."""
+    found = {key.replace("_", " "): value for key, value in vars(figures).items()} if figures else {}
+    return {"peer": name, **found} | ({"skipped": skipped} if skipped else {})
 
 
 def _serve(options: argparse.Namespace, top: Path) -> list[online.Row]:

@@ -17,7 +17,7 @@ from serving.contract import Status
 from serving.errors import ExitCode, HubheadError
 from serving.process import Variable
 from serving.registry.verdict import Check, Verdict
-from tests.support.reference import metrics, protocol
+from tests.support.reference import benchmarks, metrics, protocol
 from tests.support.reference.records import describe_record
 from tests.support.reference.tables import code, format_table
 from trainer.evaluation.metrics import Evaluation
@@ -141,5 +141,6 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "metrics-client": metrics.describe_client_metrics,
     "metrics-job": metrics.describe_job_metrics,
     **protocol.GENERATORS,
+    **benchmarks.GENERATORS,
 }
 """Functions that return the generated parts, by their names."""
