@@ -12,7 +12,7 @@ _MASKS = (
     (re.compile(r"[─━┏┓┗┛┳┻╇╈┡┩┬┴┼├┤└┘┌┐╺╸]+"), "─"),
     (re.compile(r"(?:[\w.~-]*/)+[\w.+-]*"), "PATH"),
     (re.compile(r"\b[0-9a-f]{8,}\b"), "HASH"),
-    (re.compile(r"[-+−]?\d[\d.,:]*"), "N"),
+    (re.compile(r"[-+−]?\d(?:[\d.,:]*\d)?"), "N"),
     (re.compile(r"\s+"), " "),
 )
 
