@@ -16,29 +16,24 @@ keyed by the original bytes of the photo.
 from __future__ import annotations
 
 import importlib.util
-import os
 import signal
 import struct
-import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 from serving import process
+from serving.child_process import ChildProcess
 from serving.contract import PhotoRejection, Status
 from serving.photos.formats import find_decoded_reader, identify_unsupported
 
 EXTRA = "hubhead[formats]"
 
 _CHILD = Path(__file__).with_name("converter_process.py")
-_INHERITED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
-"""Environment variables that Python itself may need, and that a child therefore inherits."""
 
 # The protocol of converter_process.py, which must have the same formats.
 _REQUEST = struct.Struct(">8sQQ")
@@ -114,7 +109,7 @@ class Converter:
         self.limits = limits or ConversionLimits()
         self._slots = threading.BoundedSemaphore(self.limits.processes or process.cores())
         self._lock = threading.Lock()
-        self._idle: list[_Child] = []
+        self._idle: list[ChildProcess] = []
         self._closed = False
         self._finalizer = weakref.finalize(self, _end_children, self._idle)
 
@@ -197,11 +192,15 @@ class Converter:
             detail = f"{name}; its converter process does not start: {error.strerror}"
             return PhotoRejection(Status.UNSUPPORTED_FORMAT, detail)
         try:
-            response = child.convert(reader, content, self.limits.wall_seconds, side)
+            head = _REQUEST.pack(reader.ljust(8).encode(), side, len(content))
+            response = child.ask((head, content), _RESPONSE, self.limits.wall_seconds)
+            if response and response[0][0] == b"M":  # it ran out of memory, and ends by itself
+                child.retire()
         finally:
             self._release_child(child)
         if response is not None:
-            return self._parse_response(name, *response)
+            (kind, height, width, _), body = response
+            return self._parse_response(name, kind, height, width, body)
         if child.timed_out or child.exit_code == _OUT_OF_TIME:
             limit = f"{self.limits.seconds:g} s of processor time"
             if child.timed_out:
@@ -235,7 +234,7 @@ class Converter:
                 status = Status.UNSUPPORTED_FORMAT if kind == b"U" else Status.CORRUPT
                 return PhotoRejection(status, detail, permanent=True)
 
-    def _acquire_child(self) -> _Child:
+    def _acquire_child(self) -> ChildProcess:
         """Return an idle child that is still alive, or a new one."""
         with self._lock:
             while self._idle:
@@ -245,9 +244,9 @@ class Converter:
                 child.end()
         limits = self.limits
         settings = (limits.max_pixels, limits.memory_bytes, limits.seconds, limits.wall_seconds)
-        return _Child([*map(str, settings), *dict.fromkeys(self._packages.values())])
+        return ChildProcess(_CHILD, [*map(str, settings), *dict.fromkeys(self._packages.values())])
 
-    def _release_child(self, child: _Child) -> None:
+    def _release_child(self, child: ChildProcess) -> None:
         """Keep a child for the next photo, or end it if it failed."""
         with self._lock:
             if child.ready and not self._closed:
@@ -256,84 +255,6 @@ class Converter:
         child.end()
 
 
-class _Child:
-    """A process that converts one photo after another.
-
-    Attributes:
-        timed_out: True if it was killed because a photo took too long.
-    """
-
-    def __init__(self, arguments: list[str]) -> None:
-        self.timed_out = False
-        self._between_photos = True
-        # Popen without preexec_fn can use vfork: it copies no memory, and none of our code runs in between.
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(_CHILD), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            # One malloc arena only: each further one takes 64 MiB of the limited address space.
-            env={name: os.environ[name] for name in _INHERITED if name in os.environ}
-            | {"MALLOC_ARENA_MAX": "1"},
-        )
-
-    @property
-    def ready(self) -> bool:
-        """True if it is alive and waits for a photo."""
-        return self._between_photos and self._process.poll() is None
-
-    @property
-    def exit_code(self) -> int | None:
-        """Exit code; the negative number of a signal that ended it, None while it runs."""
-        return self._process.returncode
-
-    def convert(
-        self, reader: str, content: bytes, seconds: float, side: int
-    ) -> tuple[bytes, int, int, bytes] | None:
-        """Send a photo and return the response: kind, height, width and body.
-
-        None if the child died or took too long.
-        """
-        requests, responses = self._process.stdin, self._process.stdout
-        assert requests is not None
-        assert responses is not None
-        self._between_photos = False
-        timer = threading.Timer(seconds, self._kill_late)
-        timer.daemon = True
-        timer.start()
-        try:
-            requests.write(_REQUEST.pack(reader.ljust(8).encode(), side, len(content)))
-            requests.write(content)
-            requests.flush()
-            kind, height, width, length = _RESPONSE.unpack(responses.read(_RESPONSE.size))
-            body = responses.read(length)
-        except (BrokenPipeError, struct.error):  # struct.error: it died before the response
-            return None
-        finally:
-            timer.cancel()
-            timer.join()
-        if self.timed_out or len(body) < length:
-            return None
-        # A child that ran out of memory (M) ends by itself and cannot be reused.
-        self._between_photos = kind != b"M"
-        return kind, height, width, body
-
-    def end(self) -> None:
-        """Kill it, which is safe because its only state is the photo; let one that is ending finish."""
-        if not self._between_photos and not self.timed_out:
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(1)  # it has an exit code of its own then
-        self._process.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
-            with suppress(BrokenPipeError):  # buffered bytes of a photo that it did not read
-                pipe.close()  # type: ignore[union-attr]
-        self._process.wait()
-
-    def _kill_late(self) -> None:
-        self.timed_out = True
-        self._process.kill()
-
-
-def _end_children(children: list[_Child]) -> None:
+def _end_children(children: list[ChildProcess]) -> None:
     while children:
         children.pop().end()

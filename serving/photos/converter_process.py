@@ -255,7 +255,7 @@ def _load_pillow() -> bool:
     return True
 
 
-def _set_limits(memory_bytes: int) -> None:
+def set_limits(memory_bytes: int) -> None:
     """Limit the address space, and forbid core dumps and writing files."""
     if resource is None:
         return
@@ -349,7 +349,7 @@ def main(arguments: list[str]) -> int:
     if not _load_pillow():
         return NO_PILLOW
     _forbid_network()
-    _set_limits(int(memory_bytes))
+    set_limits(int(memory_bytes))
     serve(sys.stdin.buffer, responses, int(max_pixels), float(seconds), float(wall_seconds))
     return 0
 

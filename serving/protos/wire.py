@@ -25,6 +25,9 @@ _FIELD_BYTES = 64
 _NUMBER_BYTES = 16
 """Memory of a number of a packed field: in the message, and in an array."""
 
+_MAX_DEPTH = 100
+"""Depth of messages inside messages from which protobuf rejects a body."""
+
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 """Wire types."""
 
@@ -49,32 +52,43 @@ def estimate_memory(body: bytes, descriptor: Any, max_fields: int = MAX_FIELDS) 
         InputError: it has more fields.
     """
     total, fields_left = len(body), max_fields
-    view, pending = memoryview(body), [(0, len(body), descriptor)]
+    view, position, end = memoryview(body), 0, len(body)
+    fields = _describe_fields(descriptor)
+    # Where the messages around the current one go on. Nothing is kept of those inside it: a list of a million
+    # messages yet to be read would keep the garbage collector, and so all threads, busy.
+    enclosing: list[tuple[int, int, dict[int, Any]]] = []
     try:
-        while pending:
-            position, end, message = pending.pop()
-            fields = _describe_fields(message)
-            while position < end:
-                fields_left -= 1
-                if fields_left < 0:
-                    raise InputError(f"The message has more than {max_fields:,} fields.")
-                total += _FIELD_BYTES
-                key, position = _read_varint(body, position)
-                wire_type, kind = key & 7, fields.get(key >> 3)
-                if wire_type != _DELIMITED:
-                    position = _skip_number(body, position, wire_type)
+        while True:
+            while position >= end:
+                if not enclosing:
+                    return total
+                position, end, fields = enclosing.pop()
+            fields_left -= 1
+            if fields_left < 0:
+                raise InputError(f"The message has more than {max_fields:,} fields.")
+            total += _FIELD_BYTES
+            key, position = body[position], position + 1
+            if key >= 0x80:
+                key, position = _read_varint(body, position - 1)
+            wire_type, kind = key & 7, fields.get(key >> 3)
+            if wire_type != _DELIMITED:
+                position = _skip_number(body, position, wire_type)
+                continue
+            size, position = body[position], position + 1
+            if size >= 0x80:
+                size, position = _read_varint(body, position - 1)
+            if isinstance(kind, int):  # packed numbers, of that many bytes or as varints
+                numbers = np.frombuffer(view[position : min(position + size, end)], np.uint8)
+                total += _NUMBER_BYTES * (len(numbers) // kind if kind else int(np.sum(numbers < 0x80)))
+            elif kind is not None:
+                total += _MESSAGE_BYTES
+                if size and len(enclosing) < _MAX_DEPTH:
+                    enclosing.append((position + size, end, fields))
+                    end, fields = min(position + size, end), _describe_fields(kind)
                     continue
-                size, position = _read_varint(body, position)
-                if isinstance(kind, int):  # packed numbers, of that many bytes or as varints
-                    numbers = np.frombuffer(view[position : min(position + size, end)], np.uint8)
-                    total += _NUMBER_BYTES * (len(numbers) // kind if kind else int(np.sum(numbers < 0x80)))
-                elif kind is not None:
-                    total += _MESSAGE_BYTES
-                    pending.append((position, min(position + size, end), kind))
-                position += size
+            position += size
     except IndexError:  # the body ends inside a number
-        pass
-    return total
+        return total
 
 
 def _skip_number(body: bytes, position: int, wire_type: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,11 +27,19 @@ from serving.server.models.manager import Manager
 from serving.server.models.servable import Loader, Servable
 from serving.server.models.versions import LoadVersion
 from serving.server.models.warmup import warm_up
-from serving.server.rest import GRACE_SECONDS, RestServer
+from serving.server.rest.server import GRACE_SECONDS, RestServer
 from serving.server.status_error import StatusError
 
 _HEALTH_SECONDS = 0.5
 """Time between health checks."""
+
+_SWITCH_SECONDS = 0.0005
+"""Time after which a thread that holds the interpreter lock gives it up for another one.
+
+With Python's 5 ms a photo waits for that long at each of its steps from thread to thread. Beside REST bodies
+of 16,000 rows the p99 of a good caller was 30 times its usual, and 9 times with this; beside gRPC messages of
+a million fields 18 and 12 times. The throughput of 16 callers and the processor time per photo are
+the same."""
 
 _log = logging.getLogger(__name__)
 
@@ -194,6 +203,7 @@ def serve_until_signalled(
     Raises:
         HubheadError: errors of `start`.
     """
+    sys.setswitchinterval(_SWITCH_SECONDS)
     with _stop_on_signals() as stop:
         try:
             server = start(settings, loader=loader, stop=stop)

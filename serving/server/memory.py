@@ -5,8 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 LARGE = 1 << 23
 """Bytes of a request from which `trim` is worth its milliseconds."""
@@ -16,21 +15,6 @@ def collect() -> None:
     """Free all unreachable objects, and return their memory; it takes some tenths of a second."""
     gc.collect()
     trim()
-
-
-@contextmanager
-def pause_collection() -> Iterator[None]:
-    """Pause the garbage collector within a `with` block, which one thread at a time may enter.
-
-    It runs again and again while millions of objects are created, and takes most of the time then.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def trim() -> None:

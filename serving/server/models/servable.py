@@ -47,6 +47,7 @@ class Servable:
     Attributes:
         name: model name.
         version: version number.
+        signatures: SignatureDefs by signature key, without those that are internal to TensorFlow (`__...`).
         users: number of requests that use it; it is unloaded only when there are none.
         health_probe: whether the model answers.
     """
@@ -80,6 +81,7 @@ class Servable:
         self.version = version
         self._model = model
         self._signatures = signatures
+        self.signatures = {key: found for key, found in signatures.items() if not key.startswith("__")}
         self._rows_independent = rows_independent
         self._tensor_content = tensor_content
         self._metrics = metrics or Metrics()
@@ -95,10 +97,6 @@ class Servable:
         self._metrics.remove_model(self.name, self.version, self._model.engine)
         del self._model
         memory.collect()  # TensorFlow's functions are reference cycles; each has a copy of the weights
-
-    def find_signature(self, name: str) -> protos.Message | None:
-        """Return the SignatureDef of that name; None if there is none, or if it is internal to TensorFlow."""
-        return None if name.startswith("__") else self._signatures.get(name)
 
     def predict(
         self, request: protos.Message, seconds: float | None = None, caller: Caller | None = None

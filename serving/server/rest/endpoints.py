@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from contextlib import ExitStack
 from typing import TypeAlias
 
 import grpc
 
 from serving import protos
-from serving.server import memory
 from serving.server.callers import Caller, TurnLock
-from serving.server.models import inference
 from serving.server.models.manager import Manager
 from serving.server.models.servable import Servable
 from serving.server.rest import messages
-from serving.server.rest.json_tensors import Json
+from serving.server.rest.body_parser import BodyParser
 from serving.server.rest.paths import ApiRequest
-from serving.server.status_error import StatusError, cancelled, invalid_argument
+from serving.server.status_error import StatusError, cancelled
 
 JsonResponse: TypeAlias = tuple[str, int | None]
 """A JSON body, and the version of the model that answered; None if no model was used."""
@@ -24,24 +24,30 @@ JsonResponse: TypeAlias = tuple[str, int | None]
 
 def answer_in_turn(
     turn: TurnLock,
+    parser: BodyParser,
     manager: Manager,
     api_request: ApiRequest,
-    body: bytes | bytearray,
+    body: bytearray,
     deadline: float,
     caller: Caller,
 ) -> JsonResponse:
-    """Answer a request with a heavy body while `turn` is held; other parameters as for `answer_request`.
+    """Answer a request with a heavy body, which `parser` parses, while `turn` is held.
+
+    The other parameters are those of `answer_request`. The model is looked up first, as parsing takes long.
 
     Raises:
         StatusError: as for `answer_request`, or the caller has left.
+        TimeoutError: parsing takes until after the deadline.
     """
     with turn.hold(caller.name, _seconds_left(deadline)) as held:
         if not held:
             raise timeout_error()
         if caller.has_left:
             raise cancelled()
-        with memory.pause_collection():
-            return answer_request(manager, api_request, body, deadline, caller)
+        with manager.use(api_request.spec) as servable:
+            seconds = _seconds_left(deadline)
+            request, rows = parser.parse(api_request, body, servable.signatures, seconds, caller)
+            return _answer(servable, api_request.verb, request, rows, deadline, caller)
 
 
 def answer_request(
@@ -60,41 +66,36 @@ def answer_request(
         StatusError: the model is unknown, the request does not match it, or the deadline has passed.
     """
     _seconds_left(deadline)  # the request may have waited for a thread until after its deadline
-    if api_request.verb == "status":
-        return messages.format_status(manager.get_status(api_request.spec)), None
-    if api_request.verb == "metadata":
-        with manager.use(api_request.spec) as servable:
+    verb, spec = api_request.verb, api_request.spec
+    if verb == "status":
+        return messages.format_status(manager.get_status(spec)), None
+    if verb == "metadata":
+        with manager.use(spec) as servable:
             return messages.format_metadata(servable.get_metadata()), servable.version
-    content = messages.parse_body(body)
-    api_request.spec.signature_name = messages.get_signature_name(content)
-    if api_request.verb == "predict":
-        return _predict(manager, api_request.spec, content, deadline, caller)
-    request_class, answer, format_result = {
-        "classify": (protos.ClassificationRequest, Servable.classify, messages.format_classifications),
-        "regress": (protos.RegressionRequest, Servable.regress, messages.format_regressions),
-    }[api_request.verb]
-    request = request_class(model_spec=api_request.spec, input=messages.parse_examples(content))
-    with manager.use(api_request.spec) as servable:
-        response = answer(servable, request, _seconds_left(deadline), caller)
-        return format_result(response.result), servable.version
+    with ExitStack() as used:
+        # As in TensorFlow Serving, a body that cannot be parsed is reported before an unknown model.
+        get_servable = functools.cache(lambda: used.enter_context(manager.use(spec)))
+        request, rows = messages.parse_request(
+            verb, spec, body, lambda name: get_servable().signatures.get(name)
+        )
+        return _answer(get_servable(), verb, request, rows, deadline, caller)
 
 
-def _predict(
-    manager: Manager, spec: protos.Message, content: dict[str, Json], deadline: float, caller: Caller
+def _answer(
+    servable: Servable, verb: str, request: protos.Message, rows: bool, deadline: float, caller: Caller
 ) -> JsonResponse:
-    with manager.use(spec) as servable:
-        name = inference.get_signature_key(spec)
-        signature = servable.find_signature(name)
-        if signature is None:
-            raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
-        if not signature.inputs:
-            raise invalid_argument(
-                f"Failed to get input map for signature: {spec.signature_name or 'DEFAULT'}"
-            )
-        inputs, rows = messages.parse_predict_inputs(content, signature.inputs)
-        request = protos.PredictRequest(model_spec=spec, inputs=inputs)
-        response = servable.predict(request, _seconds_left(deadline), caller)
-        return messages.format_predictions(response.outputs, rows=rows), servable.version
+    """Return the response to a parsed request; `rows` is as for `messages.format_predictions`.
+
+    Raises:
+        StatusError: the request does not match the signature, the deadline passed, or the model failed.
+    """
+    seconds, version = _seconds_left(deadline), servable.version
+    if verb == "classify":
+        return messages.format_classifications(servable.classify(request, seconds, caller).result), version
+    if verb == "regress":
+        return messages.format_regressions(servable.regress(request, seconds, caller).result), version
+    response = servable.predict(request, seconds, caller)
+    return messages.format_predictions(response.outputs, rows=rows), version
 
 
 def _seconds_left(deadline: float) -> float:

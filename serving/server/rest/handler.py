@@ -26,6 +26,7 @@ from serving.server.rest.admission import (
     InFlight,
     Reservation,
 )
+from serving.server.rest.body_parser import BodyParser
 from serving.server.rest.endpoints import JsonResponse, answer_in_turn, answer_request, timeout_error
 from serving.server.status_error import StatusError, invalid_argument, resource_exhausted
 
@@ -93,6 +94,7 @@ def make_application(
     if settings.metrics_path:
         app.router.add_get(settings.metrics_path, handle_metrics)
     app.router.add_get("/", handle_page)
+    app.on_cleanup.append(api.close)
     app.router.add_route("*", r"/{path:[\s\S]*}", api.handle)
     return app
 
@@ -106,7 +108,11 @@ class _RestApi:
         self._manager, self._metrics, self._threads = manager, metrics, threads
         self._seconds = settings.rest_api_timeout_in_ms / 1000
         self._headers = _CORS if settings.rest_api_enable_cors_support else {}
-        self._in_flight = InFlight()
+        self._in_flight, self._parser = InFlight(), BodyParser()
+
+    async def close(self, _: web.Application) -> None:
+        """End the process that parses heavy bodies."""
+        self._parser.close()
 
     async def handle(self, request: web.Request) -> web.Response:
         """Answer any request that is neither for the metrics nor for the demo page."""
@@ -154,7 +160,7 @@ class _RestApi:
                 deadline = start + self._seconds
                 answer = answer_request
                 if reservation.is_heavy:
-                    answer = functools.partial(answer_in_turn, self._in_flight.heavy_turn)
+                    answer = functools.partial(answer_in_turn, self._in_flight.heavy_turn, self._parser)
                 work = asyncio.get_running_loop().run_in_executor(
                     self._threads, answer, self._manager, api_request, body, deadline, caller
                 )

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from serving import protos
-from serving.server.models.inference import SIGNATURE_DEF, format_shape
+from serving.server.models.inference import SIGNATURE_DEF, format_shape, get_signature_key
 from serving.server.rest import json_tensors
 from serving.server.rest.json_tensors import Instance, Json, format_value, is_base64, json_type, quote
 from serving.server.status_error import StatusError, invalid_argument
@@ -25,6 +26,50 @@ Infos = Mapping[str, Any]
 
 
 # --- Requests ---------------------------------------------------------------------------------------------
+
+
+FindSignature = Callable[[str], Any]
+"""Returns the SignatureDef of a signature key, or None if there is none."""
+
+
+def get_request_class(verb: str) -> protos.Message:
+    """Return the class of the request message of an endpoint."""
+    return {
+        "predict": protos.PredictRequest,
+        "classify": protos.ClassificationRequest,
+        "regress": protos.RegressionRequest,
+    }[verb]
+
+
+def parse_request(
+    verb: str, spec: protos.Message, body: bytes | bytearray, find_signature: FindSignature
+) -> tuple[protos.Message, bool]:
+    """Return the request message of a body.
+
+    Args:
+        verb: endpoint: "predict", "classify" or "regress".
+        spec: ModelSpec of the request; the signature key that the body names is set in it.
+        body: body of the request.
+        find_signature: function that returns a signature of the model.
+
+    Returns:
+        The message; and True if the response is to be in rows, False for columns.
+
+    Raises:
+        StatusError: the body is not such a request, or does not match the signature.
+    """
+    content = parse_body(body)
+    spec.signature_name = get_signature_name(content)
+    if verb != "predict":
+        return get_request_class(verb)(model_spec=spec, input=parse_examples(content)), True
+    name = get_signature_key(spec)
+    signature = find_signature(name)
+    if signature is None:
+        raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
+    if not signature.inputs:
+        raise invalid_argument(f"Failed to get input map for signature: {spec.signature_name or 'DEFAULT'}")
+    inputs, rows = parse_predict_inputs(content, signature.inputs)
+    return protos.PredictRequest(model_spec=spec, inputs=inputs), rows
 
 
 def parse_body(body: bytes | bytearray) -> dict[str, Json]:
@@ -121,6 +166,15 @@ def _parse_rows(rows: list[Json], infos: Infos) -> dict[str, protos.Message]:
             "instances is a plain list, but expecting list of objects as multiple input tensors "
             "required as per tensorinfo_map"
         )
+    # Fast path: whole columns. At the first irregularity all rows are read again, one by one, which finds the
+    # error that comes first and names its row.
+    if not named or all(isinstance(row, dict) and row.keys() == infos.keys() for row in rows):
+        columns = {alias: [row[alias] for row in rows] for alias in infos} if named else {min(infos): rows}
+        with suppress(StatusError):
+            return {
+                alias: json_tensors.parse_tensor(column, infos[alias].dtype)
+                for alias, column in columns.items()
+            }
     parts: dict[str, list[Instance]] = {}
     for number, row in enumerate(rows):
         if named != _is_named(row):

@@ -17,7 +17,7 @@ import pytest
 
 from serving import contract
 from serving.errors import BundleError, InputError, OutputError
-from serving.server import ServerSettings, start
+from serving.server import ServerSettings, serve_until_signalled, start
 from serving.server.app import StoppedError
 from serving.server.config import files
 from tests.support.fake_model import (
@@ -170,3 +170,18 @@ def test_model_config_that_does_not_parse_ends_the_process(tmp_path: Path) -> No
     )
     assert upstream < own
     assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_serving_shortens_the_time_for_which_a_thread_holds_the_interpreter_lock(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise StoppedError
+
+    monkeypatch.setattr("serving.server.app.start", stop)
+    before = sys.getswitchinterval()
+    try:
+        serve_until_signalled(ServerSettings(base), print)
+        assert sys.getswitchinterval() == pytest.approx(0.0005)
+    finally:
+        sys.setswitchinterval(before)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 from typing import Any
 
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,3 +72,36 @@ def test_corrupted_message_has_an_estimate(noise: bytes, at: int) -> None:
     corrupted = body.SerializeToString()[:at] + noise
     with contextlib.suppress(InputError):
         assert wire.estimate_memory(corrupted, body.DESCRIPTOR) >= len(corrupted)
+
+
+def test_many_empty_messages_are_counted_without_keeping_anything_of_them() -> None:
+    body = b"\x12\x00" * 300_000
+    tracemalloc.start()
+    try:
+        found = wire.estimate_memory(body, protos.PredictRequest.DESCRIPTOR)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found > 300 * 300_000
+    assert peak < 100_000
+
+
+def test_fields_behind_a_message_inside_another_are_counted() -> None:
+    inner = protos.PredictRequest(
+        inputs={"x": {"tensor_shape": {"dim": [{"size": 1}]}, "int_val": [1] * 1000}}
+    )
+    behind = protos.PredictRequest(output_filter=["y"] * 1000)
+    both = inner.SerializeToString() + behind.SerializeToString()
+    total = wire.estimate_memory(both, inner.DESCRIPTOR)
+    assert total == estimate(inner) + estimate(behind)
+
+
+def test_messages_nested_deeper_than_protobuf_parses_are_not_read() -> None:
+    body = b""
+    for level in range(4000):  # a tensor of variants of tensors ...
+        length = bytes([len(body) & 0x7F | 0x80, len(body) >> 7 & 0x7F | 0x80, len(body) >> 14])
+        body = (b"\x7a" if level % 2 else b"\x1a") + length + body
+    descriptor = protos.TensorProto.DESCRIPTOR
+    with pytest.raises(DecodeError):
+        protos.TensorProto.FromString(body)
+    assert wire.estimate_memory(body, descriptor, max_fields=200) < len(body) + 200 * 400
