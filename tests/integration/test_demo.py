@@ -16,6 +16,10 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.docs import code_blocks
+from tests.support.docs.compare import mask
+from tests.support.docs.shell import LEFT_OUT
+
 if TYPE_CHECKING:
     from tests.support.trained import Trained
 
@@ -68,6 +72,9 @@ def test_the_demo_trains_scores_serves_and_predicts(tmp_path: Path) -> None:
     rows = pq.read_table(tmp_path / "scores" / "scores").to_pylist()
     assert len(rows) == 542
     assert all(row["label"] in output for row in rows)
+    printed = {mask(line) for line in output.splitlines()}
+    (shown,) = [block for block in code_blocks("README.md", "text") if "Photos" in block]
+    assert [line for line in shown.splitlines() if line != LEFT_OUT and mask(line) not in printed] == []
     assert json.loads((tmp_path / "scores" / "run.json").read_text())["photos"] == 542
 
 

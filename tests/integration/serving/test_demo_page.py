@@ -261,9 +261,9 @@ def test_real_model_classifies_a_real_photo(
 
 
 @pytest.mark.needs("curl")
-def test_rest_commands_of_the_readme_work(server: RunningServer, tmp_path: Path) -> None:
+def test_rest_commands_of_the_guide_work(server: RunningServer, tmp_path: Path) -> None:
     draw_photo(tmp_path / "photo.jpg", (190, 20, 25), (400, 300))
-    (commands,) = [block for block in code_blocks("README.md", "sh") if ":predict" in block]
+    (commands,) = [block for block in code_blocks("docs/how-to/serve.md", "sh") if ":predict" in block]
     commands = commands.replace("localhost:8501", f"localhost:{server.rest_port}")
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands.replace("food_images", "colours")],
