@@ -224,7 +224,9 @@ def to_digest_array(column: Any) -> NDArray[np.bytes_]:
 
 def to_vectors(content: pa.Table, dimension: int) -> NDArray[np.float16]:
     """Return the embeddings of a table as float16 [N,D]."""
-    column: Any = content[VECTOR].combine_chunks()
+    chunks: Any = content[VECTOR]
+    # `combine_chunks` copies a single chunk too.
+    column = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
     buffer = column.buffers()[1] if len(column) else b""
     start = column.offset * _NUMBER_BYTES * dimension
     flat = np.frombuffer(buffer, "<f2", len(column) * dimension, start)

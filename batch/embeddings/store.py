@@ -198,8 +198,12 @@ class EmbeddingStore:
                 # If the name belonged to a corrupt file, the new file has to be loaded.
                 self._seen.discard(name)
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
         """Load files that are new since the last call, and forget those that were deleted."""
+        with self._lock:
+            self._refresh()
+
+    def _refresh(self) -> None:
         present = set(files.list_names(self.directory))
         self._forget_files([number for name, number in self._numbers.items() if name not in present])
         self._seen &= present

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,7 @@ from batch.scoring.head_runner import HeadRunner, SignatureFunction
 from batch.shards import scored_index
 from serving.bundle import Bundle
 from serving.errors import InputError
-from serving.process import cores
+from serving.process import cores, map_ahead
 from serving.storage import files
 
 if TYPE_CHECKING:
@@ -88,10 +88,11 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
         )
     identity = {"photos": previous.directory, "models": models, "partition_by": settings.partition_by}
     output.check(identity, append=False, overwrite=settings.overwrite)
-    with output.hold_lease() as output:
+    with ThreadPoolExecutor(1) as pool, output.hold_lease() as output:
         replaces = output.check(identity, append=False, overwrite=settings.overwrite)
         metadata = bundles[0].metadata
         previous_output = _find_output(previous)
+        store = EmbeddingStore(settings.store_root, metadata.fingerprint, metadata.dimension)
         run = _Rescoring(
             Publication(output, replace_all=replaces),
             Summary(
@@ -100,7 +101,8 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
             started,
             bundles,
             [model["digest"] for model in models],
-            EmbeddingStore(settings.store_root, metadata.fingerprint, metadata.dimension),
+            store,
+            pool.submit(_load, bundles, store),
             Meter(previous.rows, progress),
             previous_output.find_keys,
         )
@@ -117,6 +119,12 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
         publish.publish_run(record, summary, output, settings, before)
         output.remove_attempts()
     return summary
+
+
+def _load(bundles: Sequence[Bundle], store: EmbeddingStore) -> list[SignatureFunction]:
+    """Load the head of each bundle, and the digests of the store, while the previous scores are read."""
+    store.refresh()
+    return [HeadRunner(bundle).run for bundle in bundles]
 
 
 def _find_output(previous: PreviousScores) -> Output:
@@ -140,6 +148,7 @@ class _Rescoring:
         publication: shards of this run.
         summary: what was found and done so far.
         digests: digest of each model, in the order of the bundles.
+        heads: signature of each bundle, being loaded.
         find_keys: returns the keys (batch.shards.scored_index) that the previous output has of photos, by
             the hashes of their addresses.
     """
@@ -150,14 +159,10 @@ class _Rescoring:
     bundles: Sequence[Bundle]
     digests: Sequence[str]
     store: EmbeddingStore
+    heads: Future[list[SignatureFunction]]
     meter: Meter
     find_keys: Callable[[NDArray[np.bytes_]], NDArray[np.bytes_]]
     _missing_uris: list[str] = field(default_factory=list)
-
-    @cached_property
-    def heads(self) -> list[SignatureFunction]:
-        """The head of each bundle, loaded on first use."""
-        return [HeadRunner(bundle).run for bundle in self.bundles]
 
     def iter_open(self, previous_files: Iterable[PreviousFile]) -> Iterator[PreviousFile]:
         """Yield the files that are not rescored yet, and count the finished ones."""
@@ -177,21 +182,36 @@ class _Rescoring:
         stats, start = Stats(), perf_counter()
         shas = [file.digests() for file in group]
         before = [file.status_codes() for file in group]
-        distinct = np.unique(np.concatenate(shas))
-        outputs = HeadOutputs(distinct, self.bundles)
-        with stats.time_stage(START):
-            heads = self.heads
-        with stats.time_stage("classify"):
-            outputs.classify(self.store, heads)
-        elapsed, rows = perf_counter() - start - stats.seconds[START], sum(map(len, shas))
+        distinct, places = np.unique(np.concatenate(shas), return_inverse=True)
         uri_hashes = [scored_index.hash_uris(file.table["uri"].to_pylist()) for file in group]
         known = self.find_keys(np.concatenate(uri_hashes))
-        for file, digests, codes, hashes in zip(group, shas, before, uri_hashes, strict=True):
-            at = np.searchsorted(distinct, digests)
-            scored = ScoredKeys(list(scored_index.select_keys(known, hashes)))
-            self._write_shard(file, at, codes, outputs, stats, elapsed / rows, scored)
+        outputs = HeadOutputs(distinct, self.bundles)
+        with stats.time_stage(START):
+            heads = self.heads.result()
+        with stats.time_stage("classify"):
+            outputs.classify(self.store, heads)
+        elapsed = perf_counter() - start - stats.seconds[START]
+
+        def write(number: int) -> tuple[Stats, list[str]]:
             # The stages of the whole group count for its first shard, so that sums over shards are right.
-            stats = Stats()
+            shard_stats = replace(
+                Stats() if number else stats, elapsed=elapsed * len(at[number]) / len(places)
+            )
+            scored = ScoredKeys(scored_index.select_keys(known, uri_hashes[number]))
+            missing = self._write_shard(
+                group[number], at[number], before[number], outputs, shard_stats, scored
+            )
+            return shard_stats, missing
+
+        at = np.split(places, np.cumsum([len(digests) for digests in shas])[:-1])
+        written = map_ahead(write, range(len(group)), cores(), cores())
+        for file, (shard_stats, missing) in zip(group, written, strict=True):
+            if missing:
+                self._missing_uris.extend(missing)
+                continue
+            for _ in self.publication.collect([file.id]):
+                self.summary.add_worked(shard_stats)
+            self.meter.add(shard_stats.photos, shard_stats.rejected)
 
     def _write_shard(
         self,
@@ -200,19 +220,20 @@ class _Rescoring:
         before: NDArray[np.int8],
         outputs: HeadOutputs,
         stats: Stats,
-        seconds_per_photo: float,
         scored: ScoredKeys,
-    ) -> None:
-        """Write the shard of one file, unless one of its photos lacks an embedding.
+    ) -> list[str]:
+        """Write the shard of one file, unless one of its photos lacks an embedding. Thread-safe.
 
         Args:
             file: file of the previous scores.
             at: position of each photo's content in the outputs.
             before: previous status code of each photo.
             outputs: outputs of the heads for the group.
-            stats: statistics of the shard, to which its counts are added.
-            seconds_per_photo: time of the group so far, per photo.
+            stats: statistics of the shard, to which its counts and its time are added.
             scored: keys of the photos.
+
+        Returns:
+            Addresses of the photos that lack an embedding.
         """
         import pyarrow as pa
 
@@ -222,8 +243,8 @@ class _Rescoring:
         # and those with a status that this version does not know.
         lacking = np.flatnonzero(~stored & (USABLE[before] | (before < 0)))
         if len(lacking):
-            self._missing_uris.extend(file.table["uri"].take(lacking).to_pylist())
-            return
+            missing: list[str] = file.table["uri"].take(lacking).to_pylist()
+            return missing
         status = np.where(stored, outputs.status[at], before)
         columns = PhotoColumns(
             uris=file.table["uri"].combine_chunks(),
@@ -246,11 +267,9 @@ class _Rescoring:
         stats.statuses = Counter(
             {name.value: int(count) for name, count in zip(STATUSES, counts, strict=True) if count}
         )
-        stats.elapsed = seconds_per_photo * len(at) + perf_counter() - start
+        # Each core writes a shard at a time.
+        stats.elapsed += (perf_counter() - start) / cores()
         stats.core_seconds = stats.elapsed * cores()
-        self._commit(file, table, stats, scored)
-
-    def _commit(self, file: PreviousFile, table: pa.Table, stats: Stats, scored: ScoredKeys) -> None:
         self.publication.attempt.commit(
             file.id,
             self.summary.run_id,
@@ -259,9 +278,7 @@ class _Rescoring:
             dict.fromkeys(self.digests, scored),
             date=self.started.date().isoformat(),
         )
-        for _ in self.publication.collect([file.id]):
-            self.summary.add_worked(stats)
-        self.meter.add(stats.photos, stats.rejected)
+        return []
 
     def check_complete(self) -> None:
         """Check that no photo was left out.

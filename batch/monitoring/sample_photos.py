@@ -92,11 +92,12 @@ def _choose_by_label(table: Any) -> dict[str, tuple[Example, ...]]:
 
     table = table.select(["uri", "sha256", "label", "score"]).filter(pc.is_valid(table["label"]))
     order = table.take(pc.sort_indices(table, [("sha256", "ascending"), ("uri", "ascending")]))
-    names, codes = _encode_column(order["label"])
-    _, contents = _encode_column(order["sha256"])
+    labels: Any = order["label"].combine_chunks().dictionary_encode()
+    names, codes = labels.dictionary.to_pylist(), labels.indices.to_numpy()
+    contents = order["sha256"].combine_chunks()
     # Sorted by digest, copies of a photo are adjacent: only the first of each is eligible.
     is_first = np.ones(len(contents), bool)
-    is_first[1:] = contents[1:] != contents[:-1]
+    is_first[1:] = pc.not_equal(contents[1:], contents[:-1]).to_numpy(zero_copy_only=False)
     counts = np.bincount(codes, minlength=len(names))
     frequent = sorted(range(len(names)), key=lambda code: (-counts[code], names[code]))[:MAX_LABELS]
     found = {}
@@ -106,12 +107,6 @@ def _choose_by_label(table: Any) -> dict[str, tuple[Example, ...]]:
             Example(row["sha256"][:_KEY_DIGITS], row["uri"], row["score"]) for row in rows.to_pylist()
         )
     return found
-
-
-def _encode_column(column: Any) -> tuple[list[str], Any]:
-    """Return the distinct values of a column, and for each row the index of its value."""
-    encoded = column.combine_chunks().dictionary_encode()
-    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
 
 
 def _choose_rejected(table: Any) -> dict[str, tuple[Example, ...]]:

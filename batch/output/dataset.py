@@ -32,7 +32,7 @@ from batch.output.shard_record import (
     key_directory,
     run_name,
 )
-from batch.shards.scored_index import ScoredIndex
+from batch.shards.scored_index import ScoredIndex, sort_distinct
 from serving.errors import InputError, OutputError
 from serving.storage import files
 from serving.storage.address import base_name
@@ -346,7 +346,7 @@ class Output:
 
         models = files.list_names(files.join(self.work_directory, "keys")) if len(uris) else []
         keys = [self.load_scored_index(model, "").find_keys(uris) for model in models]
-        return np.unique(np.concatenate([uris[:0].astype("S24"), *keys]))
+        return sort_distinct(np.concatenate([uris[:0].astype("S24"), *keys]))
 
 
 def read_json(uri: str) -> Any:

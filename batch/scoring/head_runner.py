@@ -34,17 +34,23 @@ class HeadRunner:
 
     @cached_property
     def run(self) -> SignatureFunction:
-        """The signature `classify_embedding`, loaded and warmed up.
+        """The signature `classify_embedding` for embeddings float16 [N,D], loaded and warmed up.
 
         Raises:
             BundleError: the directory is not a SavedModel, or has no such signature.
         """
         from serving.runtime.subgraph import Subgraph
 
-        graph = Subgraph(self.bundle.path, [contract.CLASSIFY_EMBEDDING])
+        # Blocks are classified on the threads of the callers, of which there is one for each core.
+        graph = Subgraph(self.bundle.path, [contract.CLASSIFY_EMBEDDING], float16_inputs=[contract.EMBEDDING])
         run = partial(graph.run, contract.CLASSIFY_EMBEDDING)
-        run({contract.EMBEDDING: np.zeros((BLOCK_ROWS, self.bundle.metadata.dimension), np.float32)})
+        run({contract.EMBEDDING: np.zeros((BLOCK_ROWS, self.bundle.metadata.dimension), np.float16)})
         return run
+
+
+def pad_block(vectors: NDArray[np.float16]) -> NDArray[np.float16]:
+    """Return a block of BLOCK_ROWS rows: the vectors, then zeros."""
+    return np.pad(vectors, [(0, BLOCK_ROWS - len(vectors)), (0, 0)])
 
 
 def classify_embeddings(
@@ -53,7 +59,7 @@ def classify_embeddings(
     """Classify stored embeddings. Thread-safe.
 
     Args:
-        run: signature `classify_embedding` of the bundle.
+        run: signature `classify_embedding` of the bundle, as `HeadRunner.run`.
         bundle: bundle whose threshold and number of top labels apply.
         vectors: embeddings, float16 [N,D].
         usable: bool [N]; False where there is no embedding. Such rows get no label.
@@ -64,9 +70,8 @@ def classify_embeddings(
     known = np.ones(len(usable), bool)
     for start in range(0, len(rows), BLOCK_ROWS):
         chosen = rows[start : start + BLOCK_ROWS]
-        # The last block is padded with zeros, so that every call has the same shape.
-        block = np.zeros((BLOCK_ROWS, vectors.shape[1]), np.float32)
-        block[: len(chosen)] = vectors[chosen]
+        is_whole = len(chosen) == BLOCK_ROWS == chosen[-1] - chosen[0] + 1
+        block = vectors[chosen[0] : chosen[-1] + 1] if is_whole else pad_block(vectors[chosen])
         outputs = run({contract.EMBEDDING: block})
         probabilities[chosen] = outputs[contract.PROBABILITIES][: len(chosen)]
         if contract.KNOWN in outputs:  # older bundles have no such output and accept every photo

@@ -187,11 +187,10 @@ def verify_head(client: Client, heads: Sequence[HeadRunner]) -> None:
         BundleError: the server has another model.
     """
     embeddings = probe_embeddings(heads[0].bundle.metadata.dimension)
-    inputs = {contract.EMBEDDING: embeddings}
+    inputs = {contract.EMBEDDING: embeddings.astype(np.float32)}
     remote = client.run(contract.CLASSIFY_EMBEDDING, inputs).get(contract.PROBABILITIES)
     for head in heads:
-        block = np.zeros((head_runner.BLOCK_ROWS, embeddings.shape[1]), np.float32)
-        block[:PROBES] = embeddings
+        block = head_runner.pad_block(embeddings)
         local = head.run({contract.EMBEDDING: block})[contract.PROBABILITIES][:PROBES]
         if remote is not None and remote.shape == local.shape and np.allclose(remote, local, 0, _TOLERANCE):
             return
@@ -203,14 +202,14 @@ def verify_head(client: Client, heads: Sequence[HeadRunner]) -> None:
     )
 
 
-def probe_embeddings(dimension: int) -> NDArray[np.float32]:
+def probe_embeddings(dimension: int) -> NDArray[np.float16]:
     """Return embeddings that distinguish heads. They are sparse, so that every single weight matters.
 
     Returns:
-        float32 [PROBES,dimension], the same on every call.
+        float16 [PROBES,dimension], the same on every call.
     """
     generator = np.random.default_rng(0)
-    embeddings = np.zeros((PROBES, dimension), np.float32)
+    embeddings = np.zeros((PROBES, dimension), np.float16)
     for row in embeddings:
         at = generator.choice(dimension, min(_NONZERO_PER_PROBE, dimension), replace=False)
         row[at] = generator.uniform(0.5, 2.0, len(at))

@@ -81,7 +81,12 @@ class Entry(NamedTuple):
 
 def hash_uri(uri: str) -> str:
     """Return the hash by which photos are sorted and split: 32 hexadecimal digits of the sha256."""
-    return hashlib.sha256(uri.encode()).hexdigest()[:_HASH_DIGITS]
+    return hash_uri_bytes(uri).hex()
+
+
+def hash_uri_bytes(uri: str) -> bytes:
+    """Return the 16 bytes that `hash_uri` returns in hexadecimal digits."""
+    return hashlib.sha256(uri.encode()).digest()[: _HASH_DIGITS // 2]
 
 
 def sort_entries(lines: Iterable[Line], on_progress: Callable[[int], None] | None = None) -> Iterator[Entry]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from serving import contract, protos
 from serving.process import call_alone_first, cores
+from serving.protos import tensors
 from serving.runtime.c_api import GraphSession
 from serving.runtime.errors import RunError, make_load_error, make_signature_error
 
@@ -30,8 +31,11 @@ class Subgraph:
     Args:
         path: directory of a version.
         names: names of the signatures.
-        threads: number of concurrent callers; by default the cores this process may use.
+        threads: number of ops that run at a time, by default the cores this process may use; 0 for the
+            threads of the callers (serving.runtime.c_api).
         graph: what `read_graph` returned for the directory, if it was read before.
+        float16_inputs: names of float32 inputs that are given as float16. The graph casts them, which is
+            exact, and several times as fast as NumPy does.
 
     Raises:
         BundleError: the directory is not a SavedModel, or has no such signature.
@@ -44,6 +48,7 @@ class Subgraph:
         names: Collection[str],
         threads: int | None = None,
         graph: protos.Message | None = None,
+        float16_inputs: Collection[str] = (),
     ) -> None:
         meta = graph or read_graph(path)
         if missing := [name for name in names if name not in meta.signature_def]:
@@ -58,7 +63,14 @@ class Subgraph:
         prefix = str(Path(path) / "variables" / "variables")
         try:
             subgraph = _extract_subgraph(meta.graph_def, [*wanted, restore, _node_name(file)])
-            session = GraphSession(subgraph.SerializeToString(), threads or cores())
+            feeds = [
+                {
+                    key: _cast_from_float16(subgraph, info.name) if key in float16_inputs else info.name
+                    for key, info in definition.inputs.items()
+                }
+                for definition in definitions
+            ]
+            session = GraphSession(subgraph.SerializeToString(), cores() if threads is None else threads)
             session.run({file: np.array(os.fsencode(prefix), object)}, targets=[restore])
         except RunError as error:
             raise make_load_error(path, error) from error
@@ -66,8 +78,8 @@ class Subgraph:
             missing_node = RunError(f"its graph has no node {error}.", "NOT_FOUND")
             raise make_load_error(path, missing_node) from error
         self._functions = {
-            name: _make_function(session, definition)
-            for name, definition in zip(names, definitions, strict=True)
+            name: _make_function(session, inputs, definition.outputs)
+            for name, inputs, definition in zip(names, feeds, definitions, strict=True)
         }
 
     def run(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
@@ -87,10 +99,9 @@ class Subgraph:
 
 
 def _make_function(
-    session: GraphSession, definition: protos.Message
+    session: GraphSession, inputs: Mapping[str, str], infos: Mapping[str, protos.Message]
 ) -> Callable[[Mapping[str, Any]], dict[str, NDArray[Any]]]:
-    inputs = {key: info.name for key, info in definition.inputs.items()}
-    outputs = {key: info.name for key, info in definition.outputs.items()}
+    outputs = {key: info.name for key, info in infos.items()}
     run = call_alone_first(session.run)
 
     def call(values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
@@ -141,6 +152,18 @@ def _extract_subgraph(graph: protos.Message, wanted: Iterable[str]) -> protos.Me
     )
     _call_functions_by_name(subgraph)
     return subgraph
+
+
+def _cast_from_float16(graph: protos.Message, tensor: str) -> str:
+    """Replace a float32 placeholder by a cast of a new float16 one; return the name of its tensor."""
+    node = next(node for node in graph.node if node.name == _node_name(tensor))
+    placeholder = graph.node.add(name=f"{node.name}/float16", op="Placeholder")
+    placeholder.attr["dtype"].type = tensors.DT_HALF
+    node.op, node.input[:] = "Cast", [placeholder.name]
+    kind = node.attr["dtype"].type
+    node.attr.clear()
+    node.attr["SrcT"].type, node.attr["DstT"].type = tensors.DT_HALF, kind
+    return f"{placeholder.name}:0"
 
 
 def _call_functions_by_name(graph: protos.Message) -> None:

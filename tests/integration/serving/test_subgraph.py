@@ -27,6 +27,18 @@ def test_outputs_are_bitwise_equal_to_those_of_the_whole_model(trained: Trained)
         assert np.array_equal(found[name], values), name
 
 
+def test_float16_embeddings_are_cast_exactly(trained: Trained) -> None:
+    path = trained.result.bundle.path
+    plain = Subgraph(path, ["classify_embedding"])
+    casting = Subgraph(path, ["classify_embedding"], float16_inputs=["embedding"])
+    embeddings = np.abs(np.random.default_rng(0).standard_normal((64, 1280))).astype(np.float16)
+    embeddings[0, :4] = [6e-8, 1e-5, 65504, 0]  # subnormal numbers, the greatest one
+    expected = plain.run("classify_embedding", {"embedding": embeddings.astype(np.float32)})
+    found = casting.run("classify_embedding", {"embedding": embeddings})
+    for name, values in expected.items():
+        assert np.array_equal(found[name], values), name
+
+
 def test_loading_errors_say_what_is_wrong(trained: Trained, tmp_path: Path) -> None:
     path = trained.result.bundle.path
 
