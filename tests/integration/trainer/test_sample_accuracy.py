@@ -1,6 +1,6 @@
 """Accuracy, calibration and refusals on the sample photos stay where they are.
 
-One seed each, deterministic; `make bench-accuracy` measures the figures that the README quotes.
+One seed each, deterministic; `make bench-accuracy` measures the figures that the documents quote.
 """
 
 from __future__ import annotations
