@@ -22,15 +22,15 @@ from serving.bundle.sections import CalibrationRecord
 from serving.errors import BundleError
 from serving.process import get_cpu_model
 from serving.protos import tensors
-from serving.runtime import subgraph
 from serving.runtime.tensorflow_import import import_tensorflow
 from serving.storage.tfrecord import write_records
 from trainer.backbones import InputOptions
 from trainer.backbones.hub import load
 from trainer.dataset.download import ProgressLogger, no_progress
 from trainer.evaluation.novelty import Novelty
-from trainer.export import onnx_backbone, signatures, tflite
-from trainer.export.checks import check_answers, sample_jpeg
+from trainer.export import signatures, tflite
+from trainer.export.bundle_check import check_bundle
+from trainer.export.checks import sample_jpeg
 from trainer.export.head_file import load_head, save_head
 from trainer.export.templates import copy_graph, record_provenance, trace
 from trainer.export.tflite import TfliteOptions
@@ -52,6 +52,7 @@ class HeadExport:
         metrics, data: metrics and a summary of the dataset, for hubhead.json.
         trained_on: digests of the photos that the head was trained on; None if unknown.
         engines: what embedded the photos of the training, for hubhead.json.
+        configuration: options of the command, as in a configuration file, for hubhead.json.
         test_photos: photos that it was tested on, for later comparisons; None if unknown.
         report: function that writes the report to a path; None for no report.
         tflite: options of the TensorFlow Lite file; None for no such file.
@@ -66,6 +67,7 @@ class HeadExport:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     engines: Sequence[EngineRecord] = ()
+    configuration: Mapping[str, Any] = field(default_factory=dict)
     trained_on: training_digests.DigestPrefixes | None = None
     test_photos: training_digests.TestPhotos | None = None
     report: Callable[[Path], None] | None = None
@@ -106,7 +108,12 @@ def export(
         top_k=min(part.top_k, len(part.labels)),
         metrics=dict(part.metrics),
         data=dict(part.data),
-        provenance={**record_provenance(), "cpu": get_cpu_model(), "engines": list(part.engines)},
+        provenance={
+            **record_provenance(),
+            "cpu": get_cpu_model(),
+            "engines": list(part.engines),
+            "configuration": dict(part.configuration),
+        },
     )
     with bundle.staging(base) as staged:
         copy_graph(source.path, staged)
@@ -124,11 +131,7 @@ def export(
         # The report is written while the model is checked: both take seconds of one core.
         with ThreadPoolExecutor(1) as executor:
             report = executor.submit(part.report, staged / contract.REPORT_FILE) if part.report else None
-            graph = subgraph.read_graph(staged)
-            checked = {contract.SERVING_DEFAULT, contract.DECODE, contract.EMBED} & graph.signature_def.keys()
-            model = subgraph.Subgraph(staged, checked, graph=graph)
-            check_answers(model.run, part.labels, photos, probabilities)
-            onnx_backbone.check_photos(staged, model, photos)
+            check_bundle(staged, source, values, part.labels, photos, probabilities)
             if report:
                 report.result()
         if part.tflite:
@@ -147,6 +150,7 @@ def export_headless(
     preprocessing: Preprocessing | None = None,
     *,
     options: InputOptions | None = None,
+    configuration: Mapping[str, Any] | None = None,
     say: ProgressLogger = no_progress,
 ) -> Bundle:
     """Publish a backbone without a head, with signature `embed` alone, as the next version below `base`.
@@ -157,6 +161,7 @@ def export_headless(
         cache: cache directory.
         preprocessing: preprocessing settings, of which the size is replaced by the backbone's.
         options: the backbone's input as stated by the user.
+        configuration: options of the command, as in a configuration file, for hubhead.json.
         say: function that is called with one line of text before each download.
 
     Raises:
@@ -166,7 +171,9 @@ def export_headless(
     with bundle.staging(base) as staged:
         import_tensorflow()
         backbone = load(handle, cache, options=options, progress=say)
-        trace(backbone, preprocessing or Preprocessing(), staged, with_head=False).write(staged)
+        metadata = trace(backbone, preprocessing or Preprocessing(), staged, with_head=False)
+        provenance = metadata.provenance | {"configuration": dict(configuration or {})}
+        replace(metadata, provenance=provenance).write(staged)
         published = bundle.publish(staged, base)
     return bundle.read(published)
 
@@ -178,6 +185,7 @@ def reexport(
     top_k: int | None = None,
     threshold: float | None = None,
     keep_known: float | None = None,
+    configuration: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Publish the head of a bundle as a new version with other settings; None keeps a setting.
 
@@ -187,6 +195,7 @@ def reexport(
         top_k: length of `classes` and `scores`.
         threshold: best probability below which the model abstains.
         keep_known: fraction of the photos of known labels that the novelty score is to accept.
+        configuration: options of the command, for hubhead.json beside those of the training.
 
     Raises:
         BundleError: the bundle has no head, or no novelty score that `keep_known` could change.
@@ -214,6 +223,7 @@ def reexport(
         metrics={name: values for name, values in metadata.metrics.items() if name != "tflite"},
         data=metadata.data,
         engines=metadata.provenance.get("engines", ()),
+        configuration={**metadata.provenance.get("configuration", {}), **(configuration or {})},
         trained_on=training_digests.read(source.path),
         test_photos=training_digests.read_test_photos(source.path),
     )

@@ -59,7 +59,12 @@ def decode_photos(contents: Any, settings: Preprocessing, *, views: Any = None) 
     inputs = (contents,) if views is None else (contents, views)
     photo = [tf.TensorSpec([], tf.string), tf.TensorSpec([augment.VIEW_SIZE])][: len(inputs)]
     flag = tf.TensorSpec([], tf.bool)
-    ordinary = tf.function(partial(_decode_ordinary, settings), photo, autograph=False)
+
+    # serving.runtime.decoder finds this function by its name, which is that of the function in the graph.
+    def decode_ordinary_photo(*photo: Any) -> tuple[Any, ...]:
+        return _decode_ordinary(settings, *photo)
+
+    ordinary = tf.function(decode_ordinary_photo, photo, autograph=False)
     any_photo = tf.function(partial(_decode_any, settings), [flag, flag, *photo], autograph=False)
 
     def retry(results: tuple[Any, ...], status: int, *, alone: bool, repair: bool = False) -> tuple[Any, ...]:

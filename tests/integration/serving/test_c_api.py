@@ -6,12 +6,14 @@ import gc
 import os
 import resource
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from serving import protos
 from serving.errors import InputError
@@ -88,6 +90,28 @@ def test_sessions_do_not_share_the_threads_of_the_first_one() -> None:
     second = GraphSession(graph.SerializeToString(), threads=3)
     assert len(list(Path("/proc/self/task").iterdir())) == before + 3
     del first, second
+
+
+def test_without_threads_ops_run_on_the_thread_of_the_caller() -> None:
+    graph = protos.GraphDef()
+    graph.node.add(name="x", op="Placeholder").attr["dtype"].type = 1
+    for name, inputs in (("a", ["x", "x"]), ("b", ["x", "x"]), ("y", ["a", "b"])):
+        graph.node.add(name=name, op="MatMul", input=inputs).attr["T"].type = 1
+    values = np.random.default_rng(0).standard_normal((600, 600)).astype(np.float32)
+
+    def measure(threads: int) -> tuple[float, NDArray[Any]]:
+        """Return the part of the processor time that the caller's thread spent, and the output."""
+        session = GraphSession(graph.SerializeToString(), threads)
+        session.run({"x:0": values}, ["y:0"])
+        everywhere, here = time.process_time(), time.thread_time()
+        for _ in range(20):
+            [found] = session.run({"x:0": values}, ["y:0"])
+        return (time.thread_time() - here) / (time.process_time() - everywhere), found
+
+    (own, found), (pooled, expected) = measure(0), measure(2)
+    assert own > 0.8
+    assert pooled < 0.5
+    assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize(

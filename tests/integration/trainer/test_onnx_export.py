@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from serving import contract, runtime
+from serving import bundle, contract, runtime
 from serving.bundle import Bundle
 from serving.errors import BundleError
 from serving.runtime.onnx_model import OnnxBackbone
 from serving.runtime.session import ClassicSession
+from serving.runtime.subgraph import Subgraph
 from tests.support.hub_modules import small_module
 from trainer.backbones.hub import load
 from trainer.export import onnx_backbone
 from trainer.export.bundle import HeadExport, export
+from trainer.export.bundle_check import PASSED_FILE
 from trainer.export.checks import sample_jpeg
 from trainer.export.head_file import load_head
 from trainer.export.templates import prepare_template
@@ -95,6 +100,49 @@ def test_a_bundle_is_published_without_an_onnx_file_that_differs_on_photos(
     kept = (published.path / contract.ONNX_FILE).is_file()
     assert kept is (factor == 1.0)
     assert ("differs on a photo" in caplog.text) is not kept
+
+
+def test_later_exports_of_the_same_photos_are_checked_on_onnx_runtime(
+    trained: Trained, food: Bundle, photos: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = trained.settings
+    shutil.copytree(prepare_template(settings.tfhub_module, settings.cache).path, tmp_path / "template")
+    (tmp_path / "template" / PASSED_FILE).unlink(missing_ok=True)
+    template = bundle.read(tmp_path / "template")
+    head, novelty = load_head(food.path / contract.HEAD_FILE, food.metadata)
+    part = HeadExport(head, food.metadata.labels, novelty=novelty)
+    [outputs] = runtime.load(food.path).imap(contract.PROBABILITIES, contract.IMAGE_BYTES, photos)
+    probabilities = outputs[contract.PROBABILITIES]
+    compared: list[int] = []
+
+    def compare(directory: Path, model: Subgraph, photos: Sequence[bytes]) -> None:
+        compared.append(len(photos))
+        check_photos(directory, model, photos)
+
+    check_photos = onnx_backbone.check_photos
+    monkeypatch.setattr(onnx_backbone, "check_photos", compare)
+
+    def publish(
+        source: Bundle, chosen: slice, part: HeadExport = part, probabilities: Any = probabilities
+    ) -> None:
+        given = probabilities[chosen] if probabilities is not None else None
+        export(source, part, tmp_path / "models" / "food", photos=photos[chosen], probabilities=given)
+
+    first, all_photos = slice(4), slice(None)
+    publish(template, first)
+    publish(template, first, replace(part, threshold=0.5))
+    assert compared == [4], "the second head has other values of the same shapes"
+    publish(template, all_photos)
+    fewer = replace(head, kernel=head.kernel[:, :3], bias=head.bias[:3])
+    publish(template, first, HeadExport(fewer, food.metadata.labels[:3]), None)
+    assert compared == [4, 8, 4], "other photos, and other shapes"
+    with pytest.raises(BundleError, match="probabilities differ"):
+        publish(template, first, probabilities=1 - probabilities)
+    assert compared == [4, 8, 4], "that was found by ONNX Runtime"
+    publish(food, first)
+    publish(food, first)
+    assert compared == [4, 8, 4, 4, 4], "nothing is written into a published bundle"
+    assert not (food.path / PASSED_FILE).exists()
 
 
 def test_the_converter_checks_noise_and_flat_pictures() -> None:
