@@ -52,8 +52,12 @@ def write_previous_scores(top: Path, model: Any, number: int, *, shuffled: bool)
     import pyarrow as pa
 
     from batch.embeddings import layout, to_parquet
+    from batch.inputs.listing import Photo
+    from batch.jobs.score import describe_model
     from batch.output.dataset import Output
     from batch.output.schema import PhotoColumns, build_scores_table
+    from batch.output.shard_record import key_directory
+    from batch.shards import scored_index
     from batch.shards.shard import DEFAULT_SIZE, hash_uri
     from serving.contract import Decisions
     from serving.storage import files
@@ -97,6 +101,9 @@ def write_previous_scores(top: Path, model: Any, number: int, *, shuffled: bool)
         files.write(rows, to_parquet(table, compression="zstd"))
         print(f"\r{here.stop} of {number} written", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
+    keys = scored_index.encode_keys(scored_index.scored_key(Photo(uri, 1, 1)) for uri in uris)
+    directory = key_directory(describe_model(model)["digest"])
+    files.write(f"{output.directory}/{directory}/merged-1{scored_index.SUFFIX}", keys)
     Path(output.run_file).write_text("{}")
 
 
@@ -140,7 +147,8 @@ def measure_head(model: Any, rows: int = 32768) -> tuple[float, float, float]:
     vectors = np.abs(np.random.default_rng(2).standard_normal((rows, model.metadata.dimension)))
     vectors, usable = vectors.astype(np.float16), np.ones(rows, bool)
     start = time.perf_counter()
-    graph = Subgraph(model.path, [contract.CLASSIFY_EMBEDDING], threads=1)
+    inputs = [contract.EMBEDDING]
+    graph = Subgraph(model.path, [contract.CLASSIFY_EMBEDDING], threads=1, float16_inputs=inputs)
     run = partial(graph.run, contract.CLASSIFY_EMBEDDING)
     head_runner.classify_embeddings(run, model, vectors[:1], usable[:1])
     load = time.perf_counter() - start
