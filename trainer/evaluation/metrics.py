@@ -113,7 +113,7 @@ class Calibration:
     """Agreement of the best label's probability with how often that label is right.
 
     Attributes:
-        error: expected calibration error: the mean over photos of |confidence - accuracy| of
+        error: expected calibration error: the mean over photos of `|confidence - accuracy|` of
             their bin, bins of equal mass.
         low, high: range of the error of 95 % of perfectly calibrated models with these probabilities.
         p_value: fraction of such models with an error at least as large.
