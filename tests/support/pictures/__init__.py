@@ -1,0 +1,1 @@
+"""Pictures of the documents, taken in headless Chromium from real runs on drawn photos."""
