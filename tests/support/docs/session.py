@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.support.docs.shell import Recorded
 from tests.support.repository import REPO
 
-COLUMNS = 100
+COLUMNS = 88
 
 _END = "\x1e"
 """Written by the shell after each command, before and after its exit code."""
