@@ -6,6 +6,7 @@ from importlib import import_module
 
 import click
 
+from serving.commands.common.command import Group
 from serving.commands.main import run
 
 COMMANDS = {
@@ -26,11 +27,13 @@ COMMANDS = {
     "loadtest": "serving.commands.loadtest",
     "backbone": "trainer.commands.backbone",
     "demo": "trainer.commands.demo",
+    "doctor": "serving.commands.doctor",
+    "completion": "serving.commands.common.completion",
 }
 """Module of each command, in the order of a workflow."""
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """Group that imports the module of a command when the command is used, and lists them in order."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from batch.commands.options import embedding_store_flag
+from serving.commands.common.command import Group
 from serving.commands.main import require_extra
-from serving.commands.output import echo
+from serving.commands.output import echo, is_quiet, say
 from serving.contract import ENGINES
 from serving.errors import ExitCode, InputError
 
@@ -26,6 +27,7 @@ _fingerprint = click.option(
 
 
 @click.group(
+    cls=Group,
     context_settings={"show_default": True, "max_content_width": 100},
     short_help="Inspect and maintain the embedding store.",
 )
@@ -138,7 +140,7 @@ def check(
     if repair:
         for one in damaged:
             maintenance.repair(root, one)
-        echo(f"{len(damaged)} backbones repaired", err=True)
+        say(f"{len(damaged)} backbones repaired")
     if (damaged and not repair) or (compared and compared.failed):
         ctx.exit(ExitCode.FAILED)
 
@@ -251,7 +253,7 @@ def _compare(root: str, model: Path, engine: str, sample: int, seed: int) -> Eng
     require_extra("serve", "tensorflow")
     chosen = bundle.read(model)
     store = EmbeddingStore(root, chosen.metadata.fingerprint, chosen.metadata.dimension)
-    with progress_bar() as report:
+    with progress_bar(not is_quiet()) as report:
         return compare_with_engine(store, chosen, engine, sample=sample, seed=seed, progress=report)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import click
 
 from batch.query import FORMATS
-from serving.commands.output import echo
+from serving.commands.common.command import Command
+from serving.commands.output import say
 
 
 @click.command(
+    cls=Command,
     context_settings={"show_default": True, "max_content_width": 100},
     short_help="Query the scores with SQL.",
     epilog="""\b
@@ -57,4 +59,4 @@ def query(sql: str, directory: str, kind: str | None, output: str) -> None:
         raise click.UsageError("Parquet cannot be printed on a terminal. Give --output FILE.")
     count = run_query(sql, directory, kind, output)
     if output:
-        echo(f"{count:,} rows written to {output}", err=True)
+        say(f"{count:,} rows written to {output}")

@@ -8,9 +8,13 @@ import click
 
 from batch.commands.options import RejectionLimit, open_models, run_flags
 from batch.commands.score import print_result
+from serving.commands.common.command import Command
+from serving.commands.common.config_file import describe_configuration
+from serving.commands.output import is_quiet
 
 
 @click.command(
+    cls=Command,
     context_settings={"show_default": True, "max_content_width": 100},
     short_help="Score photos with a new head, from their stored embeddings.",
 )
@@ -54,6 +58,7 @@ def rescore(
     from batch.jobs.rescore import rescore as run
     from batch.monitoring.progress import progress_bar
 
-    with open_models(model) as paths, progress_bar() as report:
-        summary = run(RescoreSettings(**settings, model=paths), report)
+    with open_models(model) as paths, progress_bar(not is_quiet()) as report:
+        configuration = describe_configuration(ctx)
+        summary = run(RescoreSettings(**settings, model=paths, configuration=configuration), report)
     print_result(ctx, summary, max_rejected, as_json=as_json)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batch.commands.options import RejectionLimit, open_models, run_flags, text_option
-from serving.commands.output import echo
+from serving.commands.common.command import Command
+from serving.commands.common.config_file import describe_configuration
+from serving.commands.output import echo, is_quiet, warn
 from serving.commands.server_options import forbid_server_flags, pop_client_config, server_flags
 from serving.contract import Status
 from serving.errors import ExitCode
@@ -36,6 +38,7 @@ def parse_share(_context: click.Context, _option: click.Parameter, text: str) ->
 
 
 @click.command(
+    cls=Command,
     context_settings={
         "show_default": True,
         "max_content_width": 100,
@@ -133,8 +136,9 @@ def score(
     from serving.client.canary import STABLE
 
     label = (server.label if server else None) or STABLE
-    with open_models(model, model_config_file, label) as paths, progress_bar() as report:
-        chosen = score_job.ScoreSettings(**settings, model=paths, server=server)
+    with open_models(model, model_config_file, label) as paths, progress_bar(not is_quiet()) as report:
+        configuration = describe_configuration(ctx)
+        chosen = score_job.ScoreSettings(**settings, model=paths, server=server, configuration=configuration)
         summary = score_job.score(chosen, report)
     print_result(ctx, summary, max_rejected, as_json=as_json)
 
@@ -150,7 +154,7 @@ def print_result(
     else:
         echo(format_summary(summary))
     if max_rejected and max_rejected.exceeded(summary.rejected, summary.total.photos):
-        echo(f"{summary.rejected} photos were rejected, more than {max_rejected} (--max_rejected).", err=True)
+        warn(f"{summary.rejected} photos were rejected, more than {max_rejected} (--max_rejected).")
         ctx.exit(ExitCode.TOO_MANY_REJECTED)
 
 

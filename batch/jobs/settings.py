@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class RunSettings:
         no_report: write no report.html.
         metrics_textfile: file for the node exporter's textfile collector, or "".
         metrics_push: address of a Pushgateway, or "".
+        configuration: options of the command, as in a configuration file, for run.json.
     """
 
     model: tuple[Path, ...]
@@ -40,6 +42,7 @@ class RunSettings:
     no_report: bool = False
     metrics_textfile: str = ""
     metrics_push: str = ""
+    configuration: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def store_root(self) -> str:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from batch.monitoring.stats import Progress
+from serving.text import escape_controls
 
 WINDOW_SECONDS = 30.0
 """Length of the window over which the rate is averaged: it smooths over micro-batches, but follows
@@ -91,13 +92,19 @@ def format_duration(seconds: float) -> str:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[Progress], None]]:
+def progress_bar(shown: bool = True) -> Iterator[Callable[[Progress], None]]:
     """Display the progress of a run within a `with` block.
+
+    Args:
+        shown: False to display nothing.
 
     Yields:
         Callback that takes the progress, from one thread at a time. If stderr is not a terminal,
         the callback writes log lines.
     """
+    if not shown:
+        yield lambda _progress: None
+        return
     if not sys.stderr.isatty():
         yield LogReporter()
         return
@@ -164,7 +171,7 @@ class LogReporter:
         words = [_format_position(progress) + (percent if not progress.listing else ""), str(self._estimator)]
         line = ", ".join(word for word in words if word) + _format_rejected(progress.rejected)
         line += _format_note(progress.note)
-        print(line, file=sys.stderr, flush=True)
+        print(escape_controls(line), file=sys.stderr, flush=True)
         # The next phase, such as scoring after listing, starts over with the short interval.
         self._wrote_line = not ended
         self._interval = _FIRST_LINE_SECONDS if ended else min(2 * self._interval, _MAX_LINE_SECONDS)

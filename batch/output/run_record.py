@@ -97,6 +97,7 @@ class RunRecord(TypedDict):
         this_run: throughput under this run id, interrupted attempts included.
         all_runs: throughput of all runs that finished a shard of this output.
         settings: settings of the run, without secrets in addresses.
+        configuration: options of the command in the tables of a configuration file, without secrets.
         cpu: CPU of the machine that ran the job; `engines` of the throughput has those of all workers.
         packages: versions of the installed packages.
         changes: difference from the previous run (RunDiff); None if there was none.
@@ -121,6 +122,7 @@ class RunRecord(TypedDict):
     this_run: ThroughputRecord
     all_runs: ThroughputRecord
     settings: dict[str, Any]
+    configuration: NotRequired[dict[str, Any]]
     cpu: NotRequired[str]
     packages: dict[str, str]
     changes: NotRequired[dict[str, Any] | None]
@@ -270,7 +272,8 @@ def build_run_record(
         "price_per_hour": summary.price_per_hour,
         "this_run": summary.throughput(summary.of_id),
         "all_runs": summary.throughput(summary.total),  # including the runs that finished the skipped shards
-        "settings": redact(settings),
+        "settings": redact({name: value for name, value in settings.items() if name != "configuration"}),
+        "configuration": redact(settings.get("configuration", {})),
         "cpu": get_cpu_model(),
         "packages": get_package_versions(_PACKAGES),
     }

@@ -89,9 +89,12 @@ class ProvenanceRecord(TypedDict, total=False):
         packages: versions of the installed packages.
         cpu: CPU of the machine.
         engines: engines that embedded the photos, the number of these, and the CPU; none from the store.
+        configuration: options of the commands that made the bundle, in the tables of a configuration file;
+            without secrets and without paths of outputs.
     """
 
     created: str
     packages: dict[str, str]
     cpu: str
     engines: list[Any]
+    configuration: dict[str, Any]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.output import echo, print_table
+from serving.commands.common.command import Command
+from serving.commands.output import echo, is_quiet, print_table, say, warn
 from serving.commands.predict import resolve_paths
 from serving.commands.server_options import pop_required_client_config, server_flags
 from serving.errors import InputError, OutputError, ServerError
@@ -38,6 +39,7 @@ MAX_BYTES = 512 << 20
 
 
 @click.command(
+    cls=Command,
     short_help="Send requests at a fixed rate and report latency percentiles.",
     epilog="\b\nExamples:\n"
     "  hubhead loadtest 'photos/*.jpg' --server localhost:8500 --model_name food --rate 50 --seconds 30\n"
@@ -149,12 +151,10 @@ def _write(path: Path, text: str, option: str) -> None:
 def _print_results(results: Sequence[Result], as_json: bool) -> None:
     for result in results:
         if result.send_delay_p99 > MAX_SEND_DELAY_SECONDS:
-            click.secho(
+            warn(
                 f"At {result.rate:g} requests/s this machine sent 1 % of the requests at least "
                 f"{1000 * result.send_delay_p99:.0f} ms late; the latencies include that delay. Test at a "
-                "lower rate, or from several machines.",
-                err=True,
-                fg="yellow",
+                "lower rate, or from several machines."
             )
     if as_json:
         for result in results:
@@ -171,7 +171,7 @@ async def _measure_batches(config: ClientConfig, contents: Sequence[bytes], seco
 
     def report(capacity: Capacity) -> None:
         shape = f"{capacity.batches} batches of {capacity.size} photos"
-        echo(f"{shape}: {capacity.throughput:.1f} photos/s", err=True)
+        say(f"{shape}: {capacity.throughput:.1f} photos/s")
 
     async with AsyncClient(replace(config, retry=Retry(attempts=1), convert=False)) as client:
         return await measure_capacity(client, contents, seconds, report)
@@ -235,7 +235,7 @@ async def _run_loads(config: ClientConfig, contents: Sequence[bytes], loads: Seq
     from serving.client import AsyncClient, Retry
 
     async with AsyncClient(replace(config, retry=Retry(attempts=1), convert=False)) as client:
-        with Progress(console=Console(stderr=True), transient=True) as progress:
+        with Progress(console=Console(stderr=True), transient=True, disable=is_quiet()) as progress:
             results = [
                 await run_load(client, contents, load, _progress_callback(progress, load)) for load in loads
             ]

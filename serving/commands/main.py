@@ -14,9 +14,9 @@ from typing import NoReturn
 
 import click
 
-from serving.commands.output import echo
+from serving.commands.output import echo, warn
 from serving.errors import ExitCode, HubheadError
-from serving.text import ESCAPE, escape_controls, redact, redact_logs, register_escape
+from serving.text import ESCAPE, escape_controls, redact_logs, register_escape
 
 
 def run_group(commands: Sequence[click.Command], name: str, help_text: str) -> NoReturn:
@@ -43,10 +43,13 @@ def run(command: click.Command, name: str) -> NoReturn:
     try:
         code = command.main(prog_name=name, standalone_mode=False, show_default=True, max_content_width=100)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        echo(shown.getvalue(), err=True, nl=False)  # it may quote an argument
         sys.exit(error.exit_code)
     except HubheadError as error:
-        click.secho(escape_controls(redact(f"{name}: {error}")), err=True, fg="red")
+        warn(f"{name}: {error}", "red")
+        logging.getLogger(__name__).debug("Traceback:", exc_info=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         echo("\nInterrupted.", err=True)

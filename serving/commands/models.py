@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.commands.common.command import Command
 from serving.commands.output import Cell, echo, print_table
 from serving.commands.target_options import open_target, target_flags
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    cls=Command,
     short_help="List the versions of a model: labels, state, verdict, accuracy.",
     epilog="\b\nExamples:\n"
     "  hubhead models --model_base_path models/food\n"

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.output import echo
+from serving.commands.common.command import Command
+from serving.commands.common.completers import complete_directory, complete_label, complete_version
+from serving.commands.output import echo, say
 from serving.commands.target_options import open_target, target_change_flags
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 
 
 @click.command(
+    cls=Command,
     short_help="Publish a validated bundle and make it live, or move a label to it.",
     epilog="\b\nExamples:\n"
     "  hubhead promote models/food/4 --model_base_path /srv/models/food\n"
@@ -37,13 +40,18 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
     "  hubhead promote --model_version 4 --label stable --model_base_path /srv/models/food \\\n"
     "      --model_config_file /srv/models/model.config --server localhost:8500 --keep 3",
 )
-@click.argument("bundle", required=False)
+@click.argument("bundle", required=False, shell_complete=complete_directory)
 @click.option(
     "--model_version",
     type=click.IntRange(min=1),
+    shell_complete=complete_version,
     help="Number of a version that is already published, to use instead of BUNDLE.",
 )
-@click.option("--label", help="With --model_config_file: version label to move.  [default: stable]")
+@click.option(
+    "--label",
+    shell_complete=complete_label,
+    help="With --model_config_file: version label to move.  [default: stable]",
+)
 @click.option(
     "--force",
     is_flag=True,
@@ -117,6 +125,7 @@ def promote(
 
 
 @click.command(
+    cls=Command,
     short_help="Return to the previous version.",
     epilog="\b\nExamples:\n"
     "  hubhead rollback --model_base_path /srv/models/food\n"
@@ -125,12 +134,14 @@ def promote(
 )
 @click.option(
     "--label",
+    shell_complete=complete_label,
     help="With --model_config_file: version label to move back.  [default: stable]",
 )
 @click.option(
     "--to",
     type=click.IntRange(min=1),
     metavar="N",
+    shell_complete=complete_version,
     help="Version to return to.  [default: the previous version]",
 )
 @_REASON
@@ -175,4 +186,4 @@ def _print_change(change: Change, as_json: bool, *, polled: bool) -> None:
         echo(f"Deleted: version {', '.join(map(str, change.removed))}.")
     if not change.waited:
         when = "when it next polls its configuration file" if polled else "when it next polls the directory"
-        echo(f"No server was contacted: it applies the change {when}. --server waits for it.", err=True)
+        say(f"No server was contacted: it applies the change {when}. --server waits for it.")

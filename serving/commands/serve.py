@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.commands.common.command import Command
 from serving.commands.engine_option import engine_flag
 from serving.commands.main import require_extra
 from serving.commands.output import echo
+from serving.commands.server_options import is_given
 from serving.server.config.flags import FLAGS, build_settings, describe_ignored_flags
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def _model_server_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(
+    cls=Command,
     short_help="Serve models over TensorFlow Serving's protocol.",
     epilog="\b\nExamples:\n"
     "  hubhead serve --model_base_path models/food --rest_api_port 8501\n"
@@ -61,8 +64,7 @@ def serve(context: click.Context, /, version: bool, engine: str, **values: Any) 
     if version:
         echo(f"hubhead {metadata.version('hubhead')}")
         return
-    from_user = click.core.ParameterSource.COMMANDLINE
-    given = [name for name in values if context.get_parameter_source(name) is from_user]
+    given = [name for name in values if is_given(context, name)]
     for message in describe_ignored_flags(given):
         echo(message, err=True)
     settings = build_settings(values)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
+from serving.commands.common.completers import complete_label
+from serving.commands.common.config_file import get_configuration
 from serving.process import Variable
 
 if TYPE_CHECKING:
@@ -135,7 +137,11 @@ _OPTIONS = {
         type=click.IntRange(min=0),
         help="With --server: version number to use.  [default: the server's choice, its newest version]",
     ),
-    "label": click.option("--label", help="With --server: version label to use, such as stable or canary."),
+    "label": click.option(
+        "--label",
+        shell_complete=complete_label,
+        help="With --server: version label to use, such as stable or canary.",
+    ),
     "timeout": click.option(
         "--timeout",
         type=click.FloatRange(min=0, min_open=True),
@@ -202,7 +208,7 @@ def forbid_server_flags(context: click.Context, *others: str) -> None:
 
 
 def refuse(context: click.Context, names: Iterable[str], why: str) -> None:
-    """Raise UsageError if one of the options was given on the command line.
+    """Raise UsageError if one of the options was given.
 
     Args:
         context: context of the command.
@@ -211,9 +217,14 @@ def refuse(context: click.Context, names: Iterable[str], why: str) -> None:
     """
     for name in names:
         if is_given(context, name):
-            raise click.UsageError(f"--{name} {why}.", context)
+            in_file = context.get_parameter_source(name) is click.core.ParameterSource.DEFAULT_MAP
+            where = " It is set in the configuration file." if in_file else ""
+            raise click.UsageError(f"--{name} {why}.{where}", context)
 
 
 def is_given(context: click.Context, name: str) -> bool:
-    """Return whether an option was given on the command line."""
-    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    """Return whether an option was given on the command line, or differs from its default in a file."""
+    source = context.get_parameter_source(name)
+    if source is click.core.ParameterSource.DEFAULT_MAP:
+        return name in get_configuration(context).changed
+    return source is click.core.ParameterSource.COMMANDLINE

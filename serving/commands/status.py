@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.commands.common.command import Command
 from serving.commands.output import echo, print_table
 from serving.commands.server_options import pop_required_client_config, server_flags
 from serving.errors import ExitCode, ServerError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    cls=Command,
     short_help="Show the versions and signatures of a model on a server.",
     epilog="\b\nExamples:\n"
     "  hubhead status --server localhost:8500 --model_name food\n"

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.output import echo
+from serving.commands.output import say
 from serving.commands.server_options import connection_flags, option_group, pop_client_config
 from serving.errors import InputError
 
@@ -84,7 +83,7 @@ def open_target(flags: dict[str, Any], label: str | None = None) -> Iterator[Dep
     if reload and not (server and config):
         raise click.UsageError("--reload requires --server and --model_config_file.")
     name = (server.model if server else "") or base_name(resolve(base))
-    target = DeploymentTarget(base, name, config, reload=reload, timeout=wait, say=partial(echo, err=True))
+    target = DeploymentTarget(base, name, config, reload=reload, timeout=wait, say=say)
     if server is None:
         yield target
         return

@@ -8,7 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
+from serving.commands.common.command import Group
+from serving.commands.common.completers import select
 from serving.commands.output import echo
 from serving.commands.server_options import option_group
 from serving.storage import files
@@ -43,6 +46,13 @@ def _parse_range(
     return low, high
 
 
+def complete_backbone(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Complete the alias of a backbone, or a path if no alias begins so."""
+    return select((*NAMES, *SHORT), incomplete) or [CompletionItem(incomplete, type="file")]
+
+
 input_options = option_group(
     click.option(
         "--image_size",
@@ -61,7 +71,7 @@ input_options = option_group(
 """Add --image_size and --value_range, for backbones that do not declare their input."""
 
 
-@click.group(short_help="List, build and inspect pretrained backbones.")
+@click.group(cls=Group, short_help="List, build and inspect pretrained backbones.")
 def backbone() -> None:
     """List, build and inspect pretrained backbones.
 
@@ -131,7 +141,7 @@ def build(cache_dir: Path) -> None:
     "  hubhead backbone show efficientnet_lite0\n"
     "  hubhead backbone show my_keras_model --value_range=-1,1"
 )
-@click.argument("handle")
+@click.argument("handle", shell_complete=complete_backbone)
 @input_options
 @_cache_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.commands.common.command import Command
+from serving.commands.common.completers import complete_label
 from serving.commands.output import echo, print_table
 from serving.commands.server_options import connection_flags, pop_required_client_config
 
@@ -21,13 +23,14 @@ _MAX_ROWS = 20
 
 
 @click.command(
+    cls=Command,
     short_help="Compare two served versions on the same photos.",
     epilog="\b\nExamples:\n"
     "  hubhead compare stable canary --server localhost:8500 --model_name food --photos uploads\n"
     "  hubhead compare 3 4 --server localhost:8500 --model_name food --photos 'uploads/*.jpg' --json",
 )
-@click.argument("first")
-@click.argument("second")
+@click.argument("first", shell_complete=complete_label)
+@click.argument("second", shell_complete=complete_label)
 @click.option(
     "--photos",
     multiple=True,

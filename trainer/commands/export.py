@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.commands.common.command import Command
+from serving.commands.common.config_file import describe_configuration
 from serving.commands.main import require_extra
 from serving.commands.output import echo
 from serving.commands.server_options import refuse
-from trainer.commands.backbone import input_options
-from trainer.commands.options import preprocessing_options, say, tflite_quantize
+from trainer.commands.backbone import complete_backbone, input_options
+from trainer.commands.options import NOT_RECORDED, preprocessing_options, say, tflite_quantize
 
 if TYPE_CHECKING:
     from trainer.export.tflite import TfliteModel
 
 
 @click.command(
+    cls=Command,
     short_help="Export a trained head with other settings, or a backbone without a head.",
     epilog="\b\nExamples:\n"
     "  hubhead export --bundle models/food/3 --saved_model_dir models/food --threshold 0.5\n"
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 @click.option(
     "--tfhub_module",
     default="efficientnet_lite0",
+    shell_complete=complete_backbone,
     help="Backbone to export with --headless. With --bundle it is the backbone that the head was trained on.",
 )
 @click.option(
@@ -123,13 +127,20 @@ def export(
     from trainer.export.bundle import export_headless, reexport
     from trainer.preprocessing import Preprocessing
 
+    configuration = describe_configuration(context, omitted=NOT_RECORDED)
     if source:
-        published = reexport(source, saved_model_dir, **head_options)
+        published = reexport(source, saved_model_dir, configuration=configuration, **head_options)
     else:
         settings = Preprocessing.with_limits(aspect, max_pixels, max_bytes)
         options = InputOptions((image_size, image_size) if image_size else None, value_range)
         published = export_headless(
-            tfhub_module, saved_model_dir, cache_directory(), settings, options=options, say=say
+            tfhub_module,
+            saved_model_dir,
+            cache_directory(),
+            settings,
+            options=options,
+            configuration=configuration,
+            say=say,
         )
     echo(f"Bundle: {published.path}")
 

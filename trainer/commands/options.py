@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from serving.commands.output import echo
+from serving.commands.output import say as say
 from serving.commands.server_options import option_group
 
 preprocessing_options = option_group(
@@ -33,6 +33,11 @@ preprocessing_options = option_group(
 """Add the common preprocessing options; trainer.preprocessing.Preprocessing has all settings."""
 
 
+_OUTPUTS = ("embedding_store", "output_labels", "saved_model_dir", "summaries_dir", "tflite_output_file")
+
+NOT_RECORDED = frozenset({*_OUTPUTS, "json", "quiet", "verbose"})
+"""Options that hubhead.json does not record: paths of outputs, as bundles are shared, and what is printed."""
+
 tflite_quantize = click.option(
     "--tflite_quantize",
     type=click.Choice(["none", "float16", "dynamic"]),
@@ -40,8 +45,3 @@ tflite_quantize = click.option(
     help="Quantisation of the TensorFlow Lite file: none, float16 weights (half the size), or dynamic range "
     "(int8 weights and float32 activations, a quarter of the size). Full int8 is not supported.",
 )
-
-
-def say(line: str) -> None:
-    """Print a line of progress on stderr."""
-    echo(line, err=True)

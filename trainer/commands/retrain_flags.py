@@ -11,10 +11,12 @@ from typing import Any
 
 import click
 
+from serving.commands.common.command import Command
+from serving.commands.common.config_file import add_value, get_configuration
+from serving.commands.output import echo
 from serving.commands.server_options import is_given
 from serving.errors import InputError
 from trainer.backbones.aliases import resolve_architecture
-from trainer.commands.options import say
 from trainer.commands.retrain_flag_table import ABSENT, LEGACY_FLAGS, LegacyFlag, Support
 
 
@@ -51,7 +53,7 @@ def translate_flags(given: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-class RetrainCommand(click.Command):
+class RetrainCommand(Command):
     """Command that also accepts all flags of the table, in addition to the options that it declares itself.
 
     Its function does not receive them: aliases are translated to its own options, and a sentence for each
@@ -97,8 +99,9 @@ class RetrainCommand(click.Command):
                     f"--{alias} is taken as --{name}, which is given too: remove one of them."
                 )
             ctx.params[name] = value
+            add_value(get_configuration(ctx), name, value)
         for sentence in sentences:
-            say(sentence)
+            echo(sentence, err=True)
         return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -10,14 +10,15 @@ import click
 
 import trainer
 from batch.commands.options import embedding_store_flag
+from serving.commands.common.config_file import describe_configuration
 from serving.commands.engine_option import engine_flag
 from serving.commands.main import require_extra
-from serving.commands.output import echo
+from serving.commands.output import echo, is_quiet
 from serving.commands.server_options import option_group, refuse
 from serving.text import escape_controls
 from trainer.commands import retrain_flags
-from trainer.commands.backbone import input_options
-from trainer.commands.options import preprocessing_options, say, tflite_quantize
+from trainer.commands.backbone import complete_backbone, input_options
+from trainer.commands.options import NOT_RECORDED, preprocessing_options, say, tflite_quantize
 from trainer.training.summary import format_summary, to_dict
 
 
@@ -82,6 +83,7 @@ _column_options = option_group(
 @click.option(
     "--tfhub_module",
     default="efficientnet_lite0",
+    shell_complete=complete_backbone,
     help="Backbone: an alias (see hubhead backbone list), the directory of a SavedModel, or a TensorFlow Hub "
     "handle.",
 )
@@ -298,8 +300,9 @@ def train(
         raise click.UsageError("--hidden_units needs --head hidden.", context)
     name = Path(source).resolve()
     target = saved_model_dir or Path("models") / (name.name if image_dir else name.stem)
-    settings = _train_settings(source, target, given)
-    with progress_bar() as report:
+    configuration = describe_configuration(context, omitted=NOT_RECORDED)
+    settings = _train_settings(source, target, given | {"configuration": configuration})
+    with progress_bar(not is_quiet()) as report:
         result = run(settings, say=say, progress=report)
     if as_json:
         echo(json.dumps(to_dict(result), ensure_ascii=False))

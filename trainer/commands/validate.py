@@ -12,6 +12,7 @@ import click
 
 from batch.commands.options import embedding_store_flag
 from serving import contract
+from serving.commands.common.command import Command
 from serving.commands.main import require_extra
 from serving.commands.output import Cell, echo, print_table
 from serving.commands.server_options import (
@@ -96,6 +97,7 @@ _limit_options = option_group(
 
 
 @click.command(
+    cls=Command,
     short_help="Check a bundle against the live version, and write the verdict into it.",
     epilog="\b\nExamples:\n"
     "  hubhead validate --bundle models/food/4 --live models/food/3 --photos held_out\n"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from batch.embeddings import default_root
 from serving.bundle import Bundle
@@ -99,6 +101,7 @@ class OutputSettings:
         summaries_dir: directory of TensorBoard logs; None for none.
         tflite: type of the weights of a TensorFlow Lite file to add to the bundle; None for no file.
         tflite_output_file: additional path for that file; None for none.
+        configuration: options of the command, as in a configuration file, for hubhead.json.
     """
 
     output_labels: Path | None = None
@@ -106,6 +109,7 @@ class OutputSettings:
     summaries_dir: Path | None = None
     tflite: Quantize | None = None
     tflite_output_file: Path | None = None
+    configuration: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

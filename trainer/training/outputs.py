@@ -80,6 +80,7 @@ def publish(
         metrics=record.metrics(),
         data={**data.to_dict(), **{name: record.settings[name] for name in asked_for}},
         engines=record.engines,
+        configuration=settings.configuration,
         trained_on=data.training_digests(),
         test_photos=data.test_photos(),
     )

@@ -142,7 +142,7 @@ def describe_settings(settings: TrainSettings, selection: Selection) -> dict[str
     """Return the settings that the user asked for, with those that were chosen for the head."""
     # Omit local paths: the report may be shared.
     local = {"cache", "embedding_store", "saved_model_dir", "output_labels", "summaries_dir"}
-    omitted = local | {"tflite_output_file", "head_settings"}
+    omitted = local | {"tflite_output_file", "head_settings", "configuration"}
     described = {name: value for name, value in asdict(settings).items() if name not in omitted}
     views = settings.views if settings.augmentation != Augmentation() else 0
     return redact(described | {"head": selection.settings, "views": views})

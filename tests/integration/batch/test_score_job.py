@@ -26,6 +26,7 @@ from batch.inputs import listing
 from batch.jobs import score
 from batch.jobs.score import ScoreSettings
 from batch.monitoring.stats import Progress
+from serving.commands.common.command import COMMON
 from serving.commands.server_options import FLAGS
 from serving.errors import BundleError, InputError, OutputError
 from serving.process import get_cpu_model
@@ -519,11 +520,12 @@ class TestCommand:
         assert not RejectionLimit(5, percent=True).exceeded(50, 1000)
 
     def test_every_option_has_a_field_in_the_settings(self) -> None:
-        of_the_command = {"max_rejected", "as_json", "model_config_file"}
+        of_the_command = {"max_rejected", "as_json", "model_config_file", *COMMON}
         flags = {parameter.name for parameter in score_command.params} - of_the_command
         of_the_server = set(FLAGS)
         assert of_the_server < flags
-        assert flags - of_the_server | {"server"} == ScoreSettings.__dataclass_fields__.keys()
+        fields = ScoreSettings.__dataclass_fields__.keys() - {"configuration"}
+        assert flags - of_the_server | {"server"} == fields
 
     @pytest.mark.tf
     @pytest.mark.beam

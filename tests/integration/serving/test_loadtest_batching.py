@@ -16,6 +16,7 @@ from google.protobuf import text_format
 
 from serving import contract, protos
 from serving.client import AsyncClient, ClientConfig, Retry
+from serving.commands.common.command import COMMON
 from serving.commands.loadtest import loadtest
 from serving.commands.serve import serve
 from serving.errors import ServerError
@@ -153,7 +154,8 @@ def test_loadtest_writes_a_batching_file_and_prints_the_flags(tmp_path: Path) ->
     assert {one["size"] for one in record["measured"]} == set(contract.WARMUP_BATCH_SIZES)
     printed = next(line for line in done.stdout.splitlines() if line.startswith("Set "))
     with serve.make_context("serve", ["--model_base_path", str(tmp_path), *printed.split()[1:]]) as context:
-        values = {name: value for name, value in context.params.items() if name not in ("version", "engine")}
+        others = {"version", "engine", *COMMON}
+        values = {name: value for name, value in context.params.items() if name not in others}
         accepted = build_settings(values)
     assert accepted.batching == read_batching(file)
     assert accepted.grpc_max_threads == required_threads(text_format.Parse(file.read_text(), parameters))
