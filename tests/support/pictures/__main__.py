@@ -75,6 +75,7 @@ class Studio:
         self.browser.set_screen(width, height or 1000)
         self.browser.open(url)
         if height is None:
+            self.browser.evaluate("[...document.images].forEach(image => { image.loading = 'eager'; })")
             whole = self.browser.evaluate("document.documentElement.scrollHeight")
             self.browser.set_screen(width, min(whole, 16_000))
         self.browser.wait_for(

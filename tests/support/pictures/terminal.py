@@ -98,7 +98,10 @@ def render(lines: Sequence[str]) -> str:
     from rich.text import Text
 
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
-    console.print(Text.from_ansi("\n".join(lines).rstrip()), soft_wrap=True)
+    for line in "\n".join(lines).rstrip().splitlines():
+        text = Text.from_ansi(line)
+        for part in text.divide(range(COLUMNS, len(text), COLUMNS)):
+            console.print(part, soft_wrap=True)
     return console.export_html(theme=MONOKAI, code_format=_PAGE)
 
 
