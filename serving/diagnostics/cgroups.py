@@ -47,7 +47,7 @@ def read_limits(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/p
                 pair for one in directories if (pair := _read_memory(one, "memory.max", "memory.current"))
             ]
         for controller in controllers.split(","):
-            directories = list(_list_ancestors(root / controllers, path))
+            directories = list(_list_ancestors(root / controller, path))  # cpu is a link to cpu,cpuacct
             if controller == "cpu":
                 quotas += [quota for one in directories if (quota := _read_old_quota(one)) is not None]
             elif controller == "memory":

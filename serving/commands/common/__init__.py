@@ -1,1 +1,1 @@
-"""Code that all commands share: their class with the common options, configuration files, and shell completion."""
+"""Code that all commands share: their class, configuration files, and shell completion."""
