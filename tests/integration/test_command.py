@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,38 @@ def test_names_that_stdout_cannot_encode_are_escaped(tmp_path: Path, encoding: s
     assert rb"\u001b[31m\udcff has no versions." in done.stdout
     # click takes ASCII for a missing locale, and writes UTF-8.
     assert "Käse" in done.stdout.decode(encoding.replace("ascii", "utf-8"))
+
+
+def run_on_terminal(*arguments: str, **variables: str) -> str:
+    """Run hubhead with stderr on a terminal, and return what it shows there."""
+    ours, theirs = os.openpty()
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | variables
+    with subprocess.Popen(
+        [sys.executable, "-m", "hubhead", *arguments], stderr=theirs, env=environment, cwd=REPO
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # Linux reports the end of a terminal as an error
+            while chunk := os.read(ours, 1000):
+                shown += chunk
+        process.wait(60)
+    os.close(ours)
+    return shown.decode()
+
+
+def test_errors_are_coloured_on_a_terminal_unless_no_color_is_set() -> None:
+    failing = ("predict", "photo.jpg", "--model", "no\x1b[7mwhere")
+    for variables, coloured in (({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)):
+        shown = run_on_terminal(*failing, **variables)
+        assert "does not exist" in shown
+        assert ("\x1b[31m" in shown) is coloured
+        assert "\x1b[7m" not in shown
+
+
+def test_verbose_shows_the_traceback_of_an_error_and_otherwise_there_is_none() -> None:
+    failing = [sys.executable, "-m", "hubhead", "predict", "photo.jpg", "--model", "nowhere"]
+    for flags, expected in (([], False), (["--verbose"], True)):
+        done = subprocess.run([*failing, *flags], capture_output=True, text=True, cwd=REPO, check=False)
+        assert done.returncode == 1
+        assert "nowhere does not exist" in done.stderr
+        assert ("Traceback" in done.stderr) is expected

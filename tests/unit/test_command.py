@@ -82,3 +82,18 @@ def test_unexpected_exception_keeps_its_traceback(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "argv", ["hubhead"])
     with pytest.raises(ZeroDivisionError):
         run(command, "hubhead")
+
+
+def test_usage_errors_show_no_control_characters(run_body: Callable[..., Outcome]) -> None:
+    code, out, err = run_body(lambda: None, "--image\x1b[31m_dir")
+    assert (code, out) == (2, "")
+    assert "\x1b" not in err
+    assert "image" in err
+
+
+def test_messages_with_colour_are_escaped_and_without_secrets(
+    run_body: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = HubheadError("https://a:hunter2@host/x\x1b[31m cannot be read.")
+    code, _, err = run_body(raise_(error))
+    assert (code, "hunter2" in err, "\x1b" in err) == (1, False, False)
