@@ -33,7 +33,7 @@ def doctor(as_json: bool) -> int:
 
     Exit code: 0 if nothing prevents work, 1 if something does.
     """
-    from serving.diagnostics import run_checks
+    from serving.diagnostics.checks import run_checks
 
     findings = run_checks()
     errors = sum(one.level is Level.ERROR for one in findings)

@@ -14,6 +14,7 @@ from batch.jobs import rescore as rescore_job
 from batch.jobs import score as score_job
 from batch.output.run_record import Summary, build_run_record
 from hubhead import hubhead
+from trainer.training import run as train_job
 
 
 class Stopped(Exception):
@@ -89,9 +90,7 @@ def test_options_of_train_are_recorded_without_paths_of_outputs(monkeypatch: pyt
         "3",
         "--quiet",
     )
-    settings = run_until_job(
-        monkeypatch, __import__("trainer.training.run", fromlist=["run"]), "train", *words
-    )
+    settings = run_until_job(monkeypatch, train_job, "train", *words)
     recorded = settings.configuration["train"]
     assert (recorded["image_dir"], recorded["top_k"], recorded["head"]) == ("photos", 3, "linear")
     assert "/home/me" not in str(recorded)

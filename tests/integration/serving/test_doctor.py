@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from serving.diagnostics import Level, engines, machine, programs
+from serving.diagnostics import engines, machine, programs
+from serving.diagnostics.finding import Level
 from serving.diagnostics.processes import run_program, run_python
 from tests.support.repository import REPO
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from serving import diagnostics
 from serving.commands.doctor import doctor
-from serving.diagnostics import Finding, Level, engines, environment, installation, machine, programs
+from serving.diagnostics import checks, engines, environment, installation, machine, programs
 from serving.diagnostics.cgroups import Limits, read_limits
 from serving.diagnostics.engines import Library
+from serving.diagnostics.finding import Finding, Level
 
 GIGABYTE = 10**9
 
@@ -316,7 +316,7 @@ def check_odd_things() -> list[Finding]:
 
 
 def test_failing_check_is_a_finding_and_the_others_go_on() -> None:
-    first, second = diagnostics.run_checks([check_odd_things, check_nothing])
+    first, second = checks.run_checks([check_odd_things, check_nothing])
     assert (first.check, first.level) == ("odd things", Level.WARNING)
     assert "ZeroDivisionError: odd" in first.found
     assert second.level is Level.OK
@@ -330,7 +330,7 @@ def test_exit_code_is_1_if_something_prevents_work(
         Finding(f"check {at}", Level(name), "found\x1b[31m", "do so")
         for at, name in enumerate(levels.split())
     ]
-    monkeypatch.setattr(diagnostics, "run_checks", lambda: findings)
+    monkeypatch.setattr(checks, "run_checks", lambda: findings)
     as_json, table, quiet = (
         CliRunner().invoke(doctor, words, standalone_mode=False) for words in (["--json"], [], ["--quiet"])
     )
