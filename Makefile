@@ -25,8 +25,8 @@ k8s-check: $(VENV)/dev.stamp ## Render every overlay of k8s/ with kubectl and ch
 	HUBHEAD_REQUIRE_PROGRAMS=1 $(BIN)/python -m pytest tests/k8s
 
 cluster-test: $(VENV)/dev.stamp ## Apply every overlay to a Kubernetes control plane (needs etcd, kubectl and, on first use, Go and 10 minutes)
-	$(BIN)/python -m tests.support.kubernetes.binaries || test -z "$$HUBHEAD_REQUIRE_PROGRAMS"
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m cluster tests/k8s
+	$(BIN)/python -m tests.support.kubernetes.binaries >/dev/null || test -z "$$HUBHEAD_REQUIRE_PROGRAMS"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m cluster tests/k8s
 
 cluster-e2e: $(VENV)/dev.stamp ## Run overlays/local in containers: train, promote, roll back and lose servers under load (Linux, root; says what it needs)
 	$(BIN)/python -m tests.support.kubernetes

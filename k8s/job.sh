@@ -54,7 +54,11 @@ while :; do
       if [[ $followed != *"|$pod/$name|"* ]]; then
         followed+="$pod/$name|"
         echo "--- $pod, $name" >&2
-        kube logs --follow "$pod" --container="$name" &
+        if [[ -n $exit_code ]]; then # prints the log of a container that has ended before the next one's
+          kube logs "$pod" --container="$name" || true
+        else
+          kube logs --follow "$pod" --container="$name" &
+        fi
       fi
       [[ " $sidecars" == *" $name "* || ${exit_code:-0} == 0 ]] || code=$exit_code
     done

@@ -33,9 +33,9 @@ def programs() -> Path:
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def api_server(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """An API server alone: it validates and admits, and nothing follows."""
+    """An API server alone, which ends with its module: it validates and admits, and nothing follows."""
     with run_control_plane(programs, tmp_path_factory.mktemp("api-server"), controllers="") as running:
         yield running
 

@@ -7,7 +7,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +79,27 @@ def build_overlay(overlay: str, *components: str) -> str:
     Raises:
         AssertionError: the build fails or prints a warning.
     """
-    with tempfile.TemporaryDirectory() as top:  # kustomize requires relative paths
-        shutil.copytree(K8S, Path(top) / "k8s")
-        directory = Path(top) / "with"
-        directory.mkdir()
-        directory.joinpath("kustomization.yaml").write_text(
-            f"resources: [../k8s/overlays/{overlay}]\n"
-            f"components: [{', '.join(f'../k8s/components/{name}' for name in components)}]\n"
-        )
+    with written_overlays([(overlay, *components)]) as (directory,):
         done = kustomize(directory)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout
+
+
+@contextmanager
+def written_overlays(wanted: Sequence[tuple[str, ...]]) -> Iterator[list[Path]]:
+    """Write a kustomization for each (overlay, component, ...); yields their directories."""
+    with tempfile.TemporaryDirectory() as top:  # kustomize requires relative paths
+        shutil.copytree(K8S, Path(top) / "k8s")
+        directories = []
+        for number, (overlay, *components) in enumerate(wanted):
+            directory = Path(top) / f"with-{number}"
+            directory.mkdir()
+            directory.joinpath("kustomization.yaml").write_text(
+                f"resources: [../k8s/overlays/{overlay}]\n"
+                f"components: [{', '.join(f'../k8s/components/{name}' for name in components)}]\n"
+            )
+            directories.append(directory)
+        yield directories
 
 
 def load_manifests(variant: str) -> list[Manifest]:

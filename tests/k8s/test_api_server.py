@@ -6,8 +6,10 @@ import copy
 import functools
 import itertools
 import json
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import yaml
@@ -19,10 +21,21 @@ from tests.k8s.checks_serving import (
     check_scaling,
     check_tensorflow_serving_flags,
 )
-from tests.k8s.reading import COMPONENTS, K8S, OVERLAYS, VARIANTS, Manifest, build_overlay, load_manifests
+from tests.k8s.reading import (
+    COMPONENTS,
+    K8S,
+    OVERLAYS,
+    VARIANTS,
+    Manifest,
+    build_overlay,
+    load_manifests,
+    written_overlays,
+)
+from tests.support.kubernetes import binaries
 from tests.support.kubernetes.api import NAMESPACE
 from tests.support.kubernetes.control_plane import ControlPlane
 from tests.support.kubernetes.definitions import read_definitions
+from tests.support.kubernetes.deployment import to_json
 from tests.support.kubernetes.resources import (
     OPERATOR_ACCOUNT,
     pods_of,
@@ -42,7 +55,10 @@ ONLY_WITH = {
 }
 """The overlays that a component goes with, if not all."""
 
-DRY_RUN = ("--dry-run=server", "--validate=strict", "-f", "-")
+THREADS = 4
+
+SEPARATOR = "\n---\n"
+"""Line between two documents of YAML."""
 
 
 def combinations(overlay: str) -> Iterator[tuple[str, ...]]:
@@ -54,24 +70,40 @@ def combinations(overlay: str) -> Iterator[tuple[str, ...]]:
                 yield chosen
 
 
-@functools.cache
-def all_combinations() -> dict[tuple[str, ...], list[Manifest]]:
-    """Return the manifests of each overlay with each combination of components."""
+Combinations = dict[tuple[str, ...], list[Manifest]]
+"""Manifests by overlay and components."""
+
+
+@pytest.fixture(scope="module")
+def every_combination(programs: Path) -> Combinations:
+    """The manifests of each overlay with each combination of components."""
     wanted = [(overlay, *chosen) for overlay in OVERLAYS for chosen in combinations(overlay)]
-    with ThreadPoolExecutor(2) as pool:
-        built = list(pool.map(lambda names: build_overlay(*names), wanted))
+    built = render_overlays(programs, wanted)
     # The same documents come again and again, and are only read.
-    documents = {text for one in built for text in one.split("\n---\n")}
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    parsed = {text: yaml.load(text, Loader=loader) for text in documents}
+    parsed = {text: parse_yaml(text) for text in {text for one in built for text in one.split(SEPARATOR)}}
     return {
-        names: [parsed[text] for text in one.split("\n---\n")]
+        names: [parsed[text] for text in one.split(SEPARATOR)]
         for names, one in zip(wanted, built, strict=True)
     }
 
 
-def to_json(manifests: list[Manifest]) -> str:
-    return json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests})
+def render_overlays(programs: Path, wanted: Sequence[tuple[str, ...]]) -> list[str]:
+    """Build the YAML of each (overlay, component, ...) as `kubectl kustomize` does, in one process."""
+    with written_overlays(wanted) as directories:
+        done = subprocess.run(
+            [programs / binaries.RENDER],
+            input="\n".join(map(str, directories)),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def parse_yaml(text: str) -> Manifest:
+    manifest: Manifest = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return manifest
 
 
 def distinct(manifests: list[Manifest]) -> list[Manifest]:
@@ -94,25 +126,33 @@ def server(api_server: ControlPlane) -> ControlPlane:
     return api_server
 
 
-@pytest.mark.slow(seconds=90)
-def test_the_api_server_accepts_every_combination_without_a_warning(server: ControlPlane) -> None:
+def dry_run_all(dry_run: Callable[[Manifest], str], manifests: list[Manifest]) -> dict[str, str]:
+    """Return the warnings and errors of dry runs, in which no object depends on another."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(dry_run, manifests)
+        return {json.dumps(m): finding for m, finding in zip(manifests, found, strict=True) if finding}
+
+
+@pytest.mark.slow(seconds=60)
+def test_the_api_server_accepts_every_combination_without_a_warning(
+    server: ControlPlane, every_combination: Combinations
+) -> None:
     """Distinct objects of all combinations; a Deployment is one object whatever came with it."""
-    every = all_combinations()
-    assert len(every) == 72 + 3 * 144 + 48  # local; cpu, gpu and gpu-scarce; flink
-    objects = distinct([m for manifests in every.values() for m in manifests])
-    names: dict[tuple[str, str], list[Manifest]] = {}
-    for m in objects:
-        names.setdefault((m["kind"], m["metadata"]["name"]), []).append(m)
-    # One object of each name per call, since a list is applied in its order.
-    for batch in itertools.zip_longest(*names.values()):
-        wanted = [m for m in batch if m]
-        done = server.kubectl("apply", "--server-side", *DRY_RUN, stdin=to_json(wanted))
-        assert done.stderr == ""
-        assert done.stdout.count("serverside-applied (server dry run)") == len(wanted), done.stdout
+    assert len(every_combination) == 72 + 3 * 144 + 48  # local; cpu, gpu and gpu-scarce; flink
+    objects = distinct([m for manifests in every_combination.values() for m in manifests])
+    assert len(objects) > 100
+    assert dry_run_all(server.api.dry_run, objects) == {}
 
 
-@pytest.mark.slow(seconds=50)
-def test_flags_and_paths_agree_in_every_combination() -> None:
+def test_the_overlays_are_rendered_as_kubectl_does(every_combination: Combinations) -> None:
+    """The combinations are built by a program of the tests, from the library that kubectl contains."""
+    some = [*((overlay,) for overlay in OVERLAYS), ("gpu", "../monitoring", "keda", "storage-gs")]
+    for names in some:
+        rendered = build_overlay(*names).split(SEPARATOR)
+        assert every_combination[names] == [parse_yaml(text) for text in rendered]
+
+
+def test_flags_and_paths_agree_in_every_combination(every_combination: Combinations) -> None:
     """The order of the patches, which insert arguments by their positions, never matters."""
     checks = (
         check_commands_parse,
@@ -126,23 +166,19 @@ def test_flags_and_paths_agree_in_every_combination() -> None:
     )
     findings = {
         names: found
-        for names, manifests in all_combinations().items()
+        for names, manifests in every_combination.items()
         if (found := [finding for check in checks for finding in check(manifests)])
     }
     assert findings == {}
 
 
-@pytest.mark.slow(seconds=20)
 def test_pod_security_admits_every_pod(server: ControlPlane) -> None:
     """Pods of Deployments, jobs and, with their templates merged as the operator does, of Flink."""
     pods = distinct([pod for variant in VARIANTS for pod in pods_of(load_manifests(variant))])
     assert {"jobmanager-pod", "taskmanager-pod", "hubhead-loader-pod"} <= {
         pod["metadata"]["name"] for pod in pods
     }
-    for pod in pods:
-        done = server.kubectl("create", *DRY_RUN, stdin=json.dumps(pod))
-        assert done.stderr == ""
-        assert "created (server dry run)" in done.stdout
+    assert dry_run_all(server.api.dry_run_creation, pods) == {}
 
 
 def test_pod_security_refuses_flinks_container_where_templates_are_merged_by_position(
@@ -154,10 +190,9 @@ def test_pod_security_refuses_flinks_container_where_templates_are_merged_by_pos
     del flink["spec"]["flinkConfiguration"]["kubernetes.operator.pod-template.merge-arrays-by-name"]
     del flink["spec"]["taskManager"]["podTemplate"]["spec"]["containers"][0]
     (pod,) = (pod for pod in pods_of(manifests) if pod["metadata"]["name"] == "taskmanager-pod")
-    done = server.kubectl("create", *DRY_RUN, stdin=json.dumps(pod), check=False)
-    assert done.returncode != 0
-    assert 'violates PodSecurity "restricted' in done.stderr
-    assert "flink-main-container" in done.stderr
+    refused = server.api.dry_run_creation(pod)
+    assert 'violates PodSecurity "restricted' in refused
+    assert "flink-main-container" in refused
 
 
 def test_mistakes_are_refused(server: ControlPlane) -> None:
@@ -171,8 +206,7 @@ def test_mistakes_are_refused(server: ControlPlane) -> None:
         )
         assert callable(change)
         change(m["spec"])
-        done = server.kubectl("apply", "--server-side", *DRY_RUN, stdin=json.dumps(m), check=False)
-        return str(done.stderr)
+        return server.api.dry_run(m)
 
     job = ("jobTemplate", "spec", "template", "spec")
 

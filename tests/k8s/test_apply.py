@@ -7,7 +7,7 @@ import pytest
 from tests.k8s.reading import VARIANTS, find
 from tests.support.kubernetes.api import NAMESPACE
 from tests.support.kubernetes.control_plane import ControlPlane
-from tests.support.kubernetes.deployment import applied, eventually, to_json, workloads
+from tests.support.kubernetes.deployment import applied, delete_namespace, eventually, to_json, workloads
 
 pytestmark = [
     pytest.mark.cluster,
@@ -27,6 +27,7 @@ def test_a_second_apply_changes_nothing_and_a_deletion_leaves_nothing(
 ) -> None:
     manifests = workloads(variant)
     text = to_json(manifests)
+    delete_namespace(cluster)
     with applied(cluster, manifests):
         claims = cluster.api.items("persistentvolumeclaims")
         assert len(claims) == 4

@@ -12,7 +12,12 @@ from tests.k8s.reading import ROOT
 from tests.k8s.test_guide import GUIDE, commands
 from tests.k8s.test_runbook import LINES
 from tests.support.kubernetes.control_plane import ControlPlane
-from tests.support.kubernetes.deployment import prepared, wait_until_deleted, wait_until_ready
+from tests.support.kubernetes.deployment import (
+    delete_namespace,
+    prepared,
+    wait_until_deleted,
+    wait_until_ready,
+)
 from tests.support.kubernetes.nodes import LARGE, FakeNodes
 
 pytestmark = [
@@ -51,6 +56,7 @@ def run(cluster: ControlPlane, words: list[str]) -> None:
 def empty(cluster: ControlPlane, nodes: FakeNodes) -> Iterator[ControlPlane]:
     """A cluster with a node and volumes, to which the test applies overlays/local."""
     nodes.add(LARGE)
+    delete_namespace(cluster)
     with prepared(cluster):
         yield cluster
         cluster.kubectl("delete", "-k", ROOT / "k8s" / "overlays" / "local")

@@ -1,11 +1,13 @@
 """Build of Kubernetes' own programs with Go, once a version, into the cache directory.
 
-`python -m tests.support.kubernetes.binaries [PROGRAM...]` builds them, by default all, and prints progress.
+`python -m tests.support.kubernetes.binaries [PROGRAM...]` builds them, by default those of the control plane,
+with progress on stderr, and prints their directory.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import resource
@@ -22,7 +24,11 @@ from serving.storage.files import cache_directory
 MODULE = Path(__file__).parent / "module"
 """Go module that requires k8s.io/kubernetes; its go.sum pins all sources."""
 
-PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
+RENDER = f"render-{hashlib.sha256((MODULE / 'render' / 'main.go').read_bytes()).hexdigest()[:8]}"
+"""Program that builds many directories with kustomize, by the digest of its source."""
+
+PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", RENDER)
+"""Programs of `make cluster-test`."""
 
 KUBELET = "kubelet"
 """The program that a real node needs too."""
@@ -90,7 +96,7 @@ def check_go() -> None:
 
 
 def _build(program: str, top: Path, say: Say) -> None:
-    package = f"k8s.io/kubernetes/cmd/{program}"
+    package = "./render" if program == RENDER else f"k8s.io/kubernetes/cmd/{program}"
     environment = _environment(top)
     listed = ["go", "list", "-deps", package]
     say(f"{program} {version()}: downloading its sources (300 MB, once a machine)")
@@ -159,7 +165,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 if __name__ == "__main__":
     try:
-        build(sys.argv[1:] or PROGRAMS, say=lambda line: print(line, flush=True))
+        print(build(sys.argv[1:] or PROGRAMS, say=lambda line: print(line, file=sys.stderr, flush=True)))
     except GoMissing as error:
         sys.exit(str(error))
     except subprocess.CalledProcessError as error:

@@ -8,7 +8,7 @@ import secrets
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def run_control_plane(binaries: Path, top: Path, *, controllers: str) -> Iterato
         wait_for(server, top / "kube-apiserver.log", certificate.exists)
         for user, token in tokens.items():
             _write_kubeconfig(top / f"{user}.kubeconfig", address, certificate, token)
-        api = Api(port, certificate, tokens["admin"])
+        api = stack.enter_context(closing(Api(port, certificate, tokens["admin"])))
         wait_for(server, top / "kube-apiserver.log", api.is_ready)
         if controllers:
             start(
@@ -167,6 +167,7 @@ def _controller_flags(top: Path, controllers: str) -> list[str]:
         f"--service-account-private-key-file={top / 'accounts.key'}",
         f"--root-ca-file={top / 'pki' / 'apiserver.crt'}",
         f"--controllers={controllers}",
+        "--pvclaimbinder-sync-period=2s",  # 15 s without it, which a claim may wait for its volume
     ]
 
 
@@ -183,6 +184,8 @@ def _client_flags(top: Path, user: str) -> list[str]:
         "--bind-address=127.0.0.1",
         f"--secure-port={free_port()}",
         "--leader-elect=false",
+        "--kube-api-qps=500",  # by default they limit themselves to 20 and 50 requests per second
+        "--kube-api-burst=1000",
     ]
 
 

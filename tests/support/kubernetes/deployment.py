@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +13,7 @@ from tests.k8s.reading import Manifest, load_manifests, names
 from tests.support.kubernetes.api import NAMESPACE, Api, Object
 from tests.support.kubernetes.control_plane import ControlPlane
 from tests.support.kubernetes.definitions import read_definitions
-from tests.support.kubernetes.resources import (
-    OPERATOR_ACCOUNT,
-    service_account,
-    volumes,
-)
+from tests.support.kubernetes.resources import OPERATOR_ACCOUNT, service_account, storage_class, volumes
 
 LIMIT_SECONDS = 120.0
 """Time limit of every wait: controllers act within seconds, on a loaded machine within tens of seconds."""
@@ -32,7 +29,7 @@ def eventually(condition: Callable[[], Any], what: str, seconds: float = LIMIT_S
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.3)
+        time.sleep(0.1)
     return value
 
 
@@ -41,21 +38,30 @@ def workloads(variant: str) -> list[Manifest]:
     return [m for m in load_manifests(variant) if m["kind"] != "Pod"]
 
 
+@functools.cache
+def install_definitions(cluster: ControlPlane) -> None:
+    """Install the custom kinds and the storage class of the volumes, once a cluster."""
+    manifests = [*read_definitions(), storage_class()]
+    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=to_json(manifests))
+    cluster.kubectl("wait", "--for=condition=Established", "customresourcedefinitions", "--all")
+
+
 @contextmanager
 def prepared(cluster: ControlPlane) -> Iterator[None]:
     """Install the custom kinds, and volumes for claims; afterwards delete the volumes."""
-    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=to_json(read_definitions()))
-    cluster.kubectl("wait", "--for=condition=Established", "customresourcedefinitions", "--all")
-    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=to_json(volumes()))
+    install_definitions(cluster)
+    api = cluster.api
+    made = [api.call("POST", api.path("persistentvolumes"), volume)[0] for volume in volumes()]
+    assert set(made) == {201}, made
     try:
         yield
     finally:
-        cluster.kubectl("delete", "persistentvolumes,storageclasses", "--selector=test=volume")
+        api.call("DELETE", f"{api.path('persistentvolumes')}?labelSelector=test=volume")
 
 
 @contextmanager
 def applied(cluster: ControlPlane, manifests: list[Manifest]) -> Iterator[None]:
-    """Apply manifests with volumes for their claims, and delete them afterwards."""
+    """Apply manifests with volumes for their claims, and delete them afterwards, but not their namespace."""
     with prepared(cluster):
         try:
             cluster.kubectl("apply", "-f", "-", stdin=to_json(manifests))
@@ -64,8 +70,37 @@ def applied(cluster: ControlPlane, manifests: list[Manifest]) -> Iterator[None]:
                 cluster.kubectl("apply", "--server-side", "-f", "-", stdin=account)
             yield
         finally:
-            cluster.kubectl("delete", "--ignore-not-found", "-f", "-", stdin=to_json(manifests), check=False)
-            wait_until_deleted(cluster.api)
+            empty_namespace(cluster.api, manifests)
+
+
+def empty_namespace(api: Api, manifests: list[Manifest]) -> None:
+    """Delete the objects of manifests and what came of them; the namespace stays.
+
+    The controller of namespaces waits five seconds before it deletes what is in one, and half a grace period
+    before it looks again.
+    """
+    kept = ("Namespace", "PriorityClass")
+    for manifest in manifests:
+        if manifest["kind"] not in kept:
+            api.call("DELETE", f"{api.path_of(manifest)}?propagationPolicy=Background")
+    eventually(lambda: not _delete_rest(api), "the namespace is empty")
+
+
+def _delete_rest(api: Api) -> list[Object]:
+    """Delete what workloads have created, and return what is left of it and of the claims."""
+    for resource in ("jobs", "replicasets", "pods"):
+        options = "propagationPolicy=Background&gracePeriodSeconds=0"
+        api.call("DELETE", f"{api.path(resource)}?{options}")
+    return [
+        found
+        for resource in ("jobs", "replicasets", "pods", "persistentvolumeclaims")
+        for found in api.items(resource)
+    ]
+
+
+def delete_namespace(cluster: ControlPlane) -> None:
+    """Delete the namespace that an earlier test has left, and wait until it is gone."""
+    cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found")
 
 
 def wait_until_deleted(api: Api) -> None:
@@ -109,8 +144,24 @@ def pods_of_job(api: Api, job: str) -> list[Object]:
 
 
 def create_job(cluster: ControlPlane, name: str, job: str) -> None:
-    """Create a Job of a CronJob, as the guides do."""
-    cluster.kubectl("-n", NAMESPACE, "create", "job", f"--from=cronjob/hubhead-{name}", job)
+    """Create a Job of a CronJob, as `kubectl create job --from` does."""
+    api = cluster.api
+    cron = api.get("cronjobs", f"hubhead-{name}")
+    template = cron["spec"]["jobTemplate"]
+    owner = {
+        **{key: cron[key] for key in ("apiVersion", "kind")},
+        **{key: cron["metadata"][key] for key in ("name", "uid")},
+        "controller": True,
+    }
+    metadata = {
+        "name": job,
+        "labels": template["metadata"]["labels"],
+        "annotations": {"cronjob.kubernetes.io/instantiate": "manual"},
+        "ownerReferences": [owner],
+    }
+    body = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": template["spec"]}
+    status, answer = api.call("POST", api.path("jobs"), body)
+    assert status == 201, answer
 
 
 def wait_until_complete(api: Api, job: str) -> None:

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 from tests.support.kubernetes.api import Api, Object
 from tests.support.kubernetes.control_plane import ControlPlane
 
-POLL_SECONDS = 0.3
+POLL_SECONDS = 0.2
 
-START_SECONDS, RUN_SECONDS = 0.5, 1.0
+START_SECONDS, RUN_SECONDS = 0.3, 0.5
 """How long containers take to start, and each container of a job to end."""
 
 SIGTERM_CODE = 143
@@ -121,14 +121,15 @@ class FakeNodes:
         if metadata.get("deletionTimestamp"):
             if not finished:
                 status = self._status(pod, dict.fromkeys(_names(pod), SIGTERM_CODE))
-                self._patch(f"{path}/status", {"status": status})
+                if not self._report(pod, path, status):
+                    return
             options = {"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0}
             self._call("DELETE", path, options)
         elif not finished:
             codes = self._exit_codes(pod)
             status = self._status(pod, codes)
             if status["phase"] != pod["status"].get("phase") or _states(status) != _states(pod["status"]):
-                self._patch(f"{path}/status", {"status": status})
+                self._report(pod, path, status)
 
     def _exit_codes(self, pod: Object) -> dict[str, int | None]:
         """Return the exit code of each container that has started: None while it runs."""
@@ -186,6 +187,16 @@ class FakeNodes:
                 _condition("Ready", ready),
             ],
         }
+
+    def _report(self, pod: Object, path: str, status: Object) -> bool:
+        """Write the status of a pod; returns False if the pod has changed since it was read.
+
+        Its conditions are written as a whole: a DisruptionTarget that was added meanwhile would be lost.
+        """
+        version = {"resourceVersion": pod["metadata"]["resourceVersion"]}
+        code, answer = self._api.patch(f"{path}/status", {"metadata": version, "status": status})
+        self._check(code, answer)
+        return code == 200
 
     def _patch(self, path: str, change: Object) -> None:
         self._check(*self._api.patch(path, change))

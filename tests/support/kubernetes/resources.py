@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import uuid
 from typing import Any
 
 from tests.k8s.flink import flink_pods
@@ -38,17 +39,20 @@ def _make_pod(name: str, template: Manifest, account: str | None) -> Manifest:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
-def volumes(number: int = 8) -> list[Manifest]:
-    """Return volumes that any claim of the manifests can be bound to, and their default storage class."""
-    labels = {"test": "volume"}
+def storage_class() -> Manifest:
+    """Return the default storage class of `volumes`."""
     default = {"storageclass.kubernetes.io/is-default-class": "true"}
-    storage_class = {
+    return {
         "apiVersion": "storage.k8s.io/v1",
         "kind": "StorageClass",
-        "metadata": {"name": "test", "labels": labels, "annotations": default},
+        "metadata": {"name": "test", "annotations": default},
         "provisioner": "kubernetes.io/no-provisioner",
         "allowVolumeExpansion": True,
     }
+
+
+def volumes(number: int = 8) -> list[Manifest]:
+    """Return volumes that any claim of the manifests can be bound to, with new names."""
     spec = {
         "capacity": {"storage": "200Gi"},
         "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
@@ -57,14 +61,11 @@ def volumes(number: int = 8) -> list[Manifest]:
         "hostPath": {"path": "/nowhere"},
     }
     return [
-        storage_class,
-        *(
-            {
-                "apiVersion": "v1",
-                "kind": "PersistentVolume",
-                "metadata": {"name": f"volume-{index}", "labels": labels},
-                "spec": spec,
-            }
-            for index in range(number)
-        ),
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": f"volume-{uuid.uuid4()}", "labels": {"test": "volume"}},
+            "spec": spec,
+        }
+        for _ in range(number)
     ]
