@@ -21,6 +21,7 @@ from batch.beam.engine import EngineJob, suppress_apitools_message
 from batch.beam.failure import describe_failure, shorten_messages, summarize
 from batch.beam.temporary import temporary_directory
 from batch.monitoring.stats import Meter, Stats
+from batch.scoring.embed import ModelResources
 from batch.scoring.worker import ShardWorker
 from batch.shards import shard
 from batch.shards.shard import PlannedShard
@@ -29,6 +30,7 @@ from serving.errors import HubheadError, InputError
 from serving.text import redact, redact_logs
 
 DEFAULT_RUNNER = "FnApiRunner"
+_DEFAULT_ARGS = [f"--runner={DEFAULT_RUNNER}"]
 
 POLL_SECONDS = 5.0
 """Time between two checks for shards that the workers of a cluster finished."""
@@ -67,6 +69,10 @@ def run(
     Raises:
         HubheadError: the job failed; finished shards are kept.
     """
+    models = worker.load_models(meter)
+    if list(beam_args) == _DEFAULT_ARGS and worker.server is None:
+        # Most of the loading is not in Python, and so goes on beside the import of Beam.
+        threading.Thread(target=worker.load_backbone_ahead, args=(plan, models), name="hubhead-load").start()
     with suppress_apitools_message():
         import grpc
         from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions, SetupOptions
@@ -83,7 +89,7 @@ def run(
     handle = Shared()
     # Shards that run in this process find this state, and with it the meter, by the handle. Other worker
     # processes create their own.
-    state = handle.acquire(lambda: _ProcessState(worker, meter))
+    state = handle.acquire(lambda: _ProcessState(worker, models))
     pipeline = _build_pipeline(options, plan, worker, handle)
     try:
         if _runs_in_this_process(options):
@@ -236,11 +242,12 @@ class _ProcessState:
             is kept here and raised after the pipeline.
     """
 
-    def __init__(self, worker: ShardWorker, meter: Meter | None = None) -> None:
-        self.is_driver = meter is not None
-        if not self.is_driver:
+    def __init__(self, worker: ShardWorker, models: Sequence[ModelResources] | None = None) -> None:
+        self.is_driver = models is not None
+        if models is None:
             redact_logs()
-        self.models = worker.load_models(meter or Meter())
+            models = worker.load_models(Meter())
+        self.models = models
         self.failure: HubheadError | KeyboardInterrupt | SystemExit | None = None
 
 
@@ -314,7 +321,7 @@ def check_beam_args(arguments: Sequence[str]) -> list[str]:
     except argparse.ArgumentError as error:
         raise InputError(f"Beam's options: {error}.", remedy="Write --runner=NAME.") from error
     if runner is None:
-        return [*arguments, f"--runner={DEFAULT_RUNNER}"]
+        return [*arguments, *_DEFAULT_ARGS]
     reason = _REFUSED_RUNNERS.get(runner.rpartition(".")[2].lower().removesuffix("runner"))
     if reason:
         raise InputError(

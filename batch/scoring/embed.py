@@ -8,6 +8,7 @@ model runs on all cores (`serving.runtime`), or of the requests to a model serve
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -100,15 +101,21 @@ class ModelResources:
         self.meter = meter
         self.fetcher = PhotoFetcher(self.bundle.metadata.preprocessing, store)
         self._connect = connect
+        self._connecting = threading.Lock()
 
     @property
     def bundle(self) -> Bundle:
         """The bundle of the model."""
         return self.head.bundle
 
-    @cached_property
+    @property
     def backbone(self) -> Backbone:
-        """The backbone, loaded on first use."""
+        """The backbone, loaded on first use, once in whichever thread."""
+        with self._connecting:
+            return self._connected
+
+    @cached_property
+    def _connected(self) -> Backbone:
         return self._connect()
 
 

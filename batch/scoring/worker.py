@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -18,7 +19,7 @@ from batch.scoring.embed import Backbone, ModelResources
 from batch.scoring.head_runner import HeadRunner
 from batch.scoring.shard import embed_shard, score_shard, select_for_model
 from batch.shards import scored_index
-from batch.shards.shard import PlannedShard, Shard
+from batch.shards.shard import PlannedShard, Shard, read_plan
 from serving import bundle, contract
 from serving.client import ClientConfig
 from serving.contract import Status
@@ -85,6 +86,18 @@ class ShardWorker:
         model = runtime.load(self.models[0], engine=self.engine)
         model.run(contract.EMBED, {contract.IMAGE_BYTES: [b""]})  # warm up
         return model
+
+    def load_backbone_ahead(self, plan: str, models: Sequence[ModelResources]) -> None:
+        """Load the backbone if the first shard of a plan needs it; errors are left to the shard.
+
+        A process that is about to work on the plan calls this on a thread, while it imports Beam.
+        """
+        with suppress(Exception):
+            store, photos = models[0].store, next(read_plan(plan)).read_shard().photos
+            known = store.lookup_digests(photos)
+            present = store.filter_present(known.values())
+            if not all(known.get(photo) in present for photo in photos):
+                _ = models[0].backbone
 
     def process(self, planned: PlannedShard, models: Sequence[ModelResources]) -> Stats:
         """Process the shard unless a previous attempt already finished it.
