@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,6 +20,8 @@ from serving.photos.converter import Converter
 from serving.process import cores as cores
 from serving.process import get_cpu_model, map_ahead
 from serving.runtime.errors import RunError, make_signature_error
+
+_log = logging.getLogger(__name__)
 
 MICRO_BATCH = 8
 """Photos per call. For small photos 8 is 4 % faster than 4, and about as fast as 16 (tests/bench)."""
@@ -166,8 +170,11 @@ def load(path: str | os.PathLike[str], threads: int | None = None, engine: str =
     """
     from serving.runtime import onnx_model, tensorflow_model
 
-    threads = threads or cores()
+    threads, start = threads or cores(), time.perf_counter()
     directory = Path(path)
     if onnx_model.is_selected(directory, engine):
-        return onnx_model.OnnxModel(directory, threads)
-    return tensorflow_model.load(directory, threads)
+        loaded: Model = onnx_model.OnnxModel(directory, threads)
+    else:
+        loaded = tensorflow_model.load(directory, threads)
+    _log.debug("%s loaded in %.1f s: %s on %s", path, time.perf_counter() - start, loaded.engine, loaded.cpu)
+    return loaded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ from trainer.preprocessing import Augmentation
 from trainer.training import live_comparison, outputs, steps, tensorboard
 from trainer.training.config import ComparisonSettings, EmbeddingSettings, TrainResult, TrainSettings
 from trainer.training.steps import Reporter
+
+_log = logging.getLogger(__name__)
 
 
 def train(
@@ -248,3 +251,4 @@ def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[step] = time.perf_counter() - start
+    _log.debug("%s: %.1f s", step, seconds[step])
