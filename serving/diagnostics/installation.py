@@ -83,7 +83,7 @@ def check_extras() -> Iterator[Finding]:
         if extra.other_versions or extra.started:
             yield Finding(f"extra {name}", Level.WARNING, f"incomplete; {'; '.join(problems)}", command)
         else:
-            yield Finding(f"extra {name}", Level.OK, f"not installed ({problems[0]})", command)
+            yield Finding(f"extra {name}", Level.OK, "not installed", command)
 
 
 def list_extras() -> list[str]:

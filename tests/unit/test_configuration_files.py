@@ -267,6 +267,16 @@ def test_option_of_a_context_without_configuration_is_given_by_the_command_line_
         assert get_configuration(context).values["image_dir"] == "photos"
 
 
+@pytest.mark.parametrize("words", ["--config config.toml train", "embeddings --quiet check"])
+def test_common_option_before_the_command_is_an_error_that_says_where_it_belongs(
+    words: str, run: Run
+) -> None:
+    result = run(words)
+    assert result.exit_code == 2
+    assert "is an option of commands: hubhead" in result.stderr
+    assert "No such option '--wrong'" in run("--wrong train").stderr
+
+
 def test_help_of_every_command_names_the_common_options(run: Run) -> None:
     for words in ("predict", "embeddings check", "completion"):
         shown = run(words, None, "--help").stdout

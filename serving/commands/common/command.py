@@ -167,3 +167,13 @@ class Group(click.Group):
     """
 
     command_class = Command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; an option of the commands before the command is an error that says so."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if error.option_name.lstrip("-") not in COMMON:
+                raise
+            place = f"{ctx.command_path} COMMAND {error.option_name}"
+            raise click.UsageError(f"{error.option_name} is an option of commands: {place}", ctx) from error

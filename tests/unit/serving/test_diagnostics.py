@@ -56,12 +56,7 @@ REQUIRES = (
 def test_extra_that_nobody_installed_is_fine_and_has_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, REQUIRES, {"hubhead": "1", "click": "8.2", "pyarrow": "18"}, ["serve", "dev"])
     (serve,) = installation.check_extras()
-    assert serve == Finding(
-        "extra serve",
-        Level.OK,
-        "not installed (missing: aiohttp>=3.10, tensorflow<2.22,>=2.20)",
-        "pip install 'hubhead[serve]'",
-    )
+    assert serve == Finding("extra serve", Level.OK, "not installed", "pip install 'hubhead[serve]'")
 
 
 def test_extra_of_which_packages_are_missing_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
