@@ -101,5 +101,12 @@ def test_the_wheel_predicts_in_an_environment_without_tensorflow(tmp_path: Path)
     code = "from serving.loadtest import *; print(render_page([Result(1, 1, 1, [])], 'food', ''))"
     assert "Load test of food" in run(python, "-c", code, cwd=tmp_path)
     assert "Retrain a head" in run(hubhead, "--help", cwd=tmp_path)
+    assert "[predict]" in run(hubhead, "predict", "--print_config", cwd=tmp_path)
+    findings = {
+        one["check"]: one for one in json.loads(run(hubhead, "doctor", "--json", cwd=tmp_path))["findings"]
+    }
+    assert findings["hubhead"]["level"] == "ok"
+    assert findings["extra serve"]["remedy"] == "pip install 'hubhead[serve]'"
+    assert findings["engine auto"]["found"].startswith("none")
     spec = run(python, "-c", "import importlib.util as u; print(u.find_spec('tensorflow'))", cwd=tmp_path)
     assert spec.strip() == "None"
