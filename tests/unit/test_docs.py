@@ -247,6 +247,11 @@ def test_elide_leaves_out_as_much_as_the_written_output() -> None:
     assert elide(["a 0", "b 0", "...", "e 0"], new[:2]) == new[:2]
 
 
+def test_elide_shows_rows_of_a_table_to_their_end() -> None:
+    new = ["│ a │ 1 │", "│ b │ 1 of │", "│   │ 2 │", "│ c │ 1 │", "Done."]
+    assert elide(["...", "│ b │ 7 │", "...", "Done."], new) == ["...", *new[1:3], "...", "Done."]
+
+
 def test_every_reference_to_a_module_of_commands_is_lazy() -> None:
     for name, module in hubhead.COMMANDS.items():
         assert isinstance(getattr(import_module(module), name), click.Command)

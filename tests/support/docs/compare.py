@@ -16,6 +16,9 @@ _MASKS = (
     (re.compile(r"\s+"), " "),
 )
 
+_CONTINUED_ROW = re.compile(r"│\s+│")
+"""Second line of a row, whose first cell is empty."""
+
 
 def mask(line: str) -> str:
     """Return the structure of a line."""
@@ -34,7 +37,8 @@ def elide(written: Sequence[str], lines: Sequence[str]) -> list[str]:
     """Return an output with as much left out as the written one leaves out.
 
     Lines of the written output before its first `...` and after its last one are counted; parts between two
-    of them are found by the structure of their first line, and dropped if there is no such line.
+    of them are found by the structure of their first line, and dropped if there is no such line. A row of a
+    table is known by its first cell, and is shown to its end.
     """
     if LEFT_OUT not in written:
         return list(lines)
@@ -46,9 +50,16 @@ def elide(written: Sequence[str], lines: Sequence[str]) -> list[str]:
     position, end = first, len(lines) - last
     result = [*lines[:first], LEFT_OUT]
     for part in parts:
-        structure = mask(part[0])
-        found = next((at for at in range(position, end) if mask(lines[at]) == structure), None)
+        start = _name_line(part[0])
+        found = next((at for at in range(position, end) if _name_line(lines[at]) == start), None)
         if found is not None:
             position = min(found + len(part), end)
+            while position < end and _CONTINUED_ROW.match(lines[position]):
+                position += 1
             result += [*lines[found:position], LEFT_OUT]
     return [*result, *lines[end:]]
+
+
+def _name_line(line: str) -> str:
+    """Return the first cell of a row of a table, or the structure of another line."""
+    return mask(line.split("│")[1] if line.startswith("│") else line)
