@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.support.repository import REPO
 
-COLUMNS, ROWS = 96, 40
+COLUMNS, ROWS = 110, 40
 
 _CONTROL = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|\r|\n")
 _UNFINISHED = re.compile(r"\x1b(?:\[[0-9;?]*)?\Z")
