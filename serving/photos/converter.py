@@ -148,17 +148,28 @@ class Converter:
             return self._run_child(name, reader, content)
 
     def downscale(self, content: bytes, side: int) -> Converted | None:
-        """Return the photo as an upright JPEG whose shorter side has at most `side` pixels.
+        """Return the photo as `make_jpeg` does; None where that returns a rejection."""
+        result = self.make_jpeg(content, side)
+        return result if isinstance(result, Converted) else None
 
-        Returns None if that is not possible: the photo is damaged or too large, or Pillow is not
-        installed. Does not raise.
+    def make_jpeg(self, content: bytes, side: int) -> Converted | PhotoRejection:
+        """Return the photo as an upright JPEG whose shorter side has at most `side` pixels, or a rejection.
+
+        Photos that the graph decodes are converted too. Does not raise.
         """
         name, reader = identify_unsupported(content) or ("a photo", find_decoded_reader(content))
-        if not reader or len(content) > self.limits.max_bytes or not self._can_read(reader):
-            return None
+        if len(content) > self.limits.max_bytes:
+            detail = f"{len(content)} bytes, more than the {self.limits.max_bytes} allowed"
+            return PhotoRejection(Status.TOO_LARGE, detail)
+        if not reader and identify_unsupported(content) is None:
+            status = Status.NOT_AN_IMAGE if content else Status.EMPTY
+            return PhotoRejection(status, status.meaning)
+        if not reader:
+            return PhotoRejection(Status.UNSUPPORTED_FORMAT, f"{name}, which is not converted")
+        if not self._can_read(reader):
+            return PhotoRejection(Status.UNSUPPORTED_FORMAT, f"{name}; install {EXTRA} to convert it")
         with self._slots:
-            result = self._run_child(name, reader, content, side)
-        return result if isinstance(result, Converted) else None
+            return self._run_child(name, reader, content, side)
 
     @property
     def can_downscale(self) -> bool:
