@@ -1,4 +1,4 @@
-"""Types that a labelling session exchanges with the page. msgspec.json.encode and convert take them as they are."""
+"""Types that a labelling session exchanges with the page; msgspec encodes and converts them as they are."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class AnswerConflict(HubheadError):
 
 
 class AnswerNotKept(HubheadError):
-    """The journal could not be written, so that the answer does not count; HTTP 507, with `what` for people."""
+    """The journal could not be written, so that the answer does not count; HTTP 507, `what` is for people."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class PhotoCard:
         id: number of the photo, the only name by which a browser asks for it.
         name: last part of its path, escaped for display by the page.
         suggestions: up to five most probable labels, best first; empty without a model.
-        strategy: strategy that chose it; "random" also for the test photos that other strategies insert.
+        strategy: what chose it: a Strategy, or "grid"; "random" also for the test photos that are inserted
+            under other strategies.
         given_label: label that the photo has now, under `suspects` alone.
         neighbours: nearest photos of the given and of the suggested label, under `suspects` alone.
     """
@@ -65,7 +66,7 @@ class PhotoCard:
     id: int
     name: str
     suggestions: tuple[Suggestion, ...]
-    strategy: Strategy
+    strategy: str
     given_label: str = ""
     neighbours: tuple[Neighbours, ...] = ()
 
