@@ -31,6 +31,9 @@ PACKAGES = (
     *("openvino", "ray", "fastapi", "litserve"),
 )
 
+_PATHS = ("--output", "--directory", "--plot")
+"""Options whose values are paths."""
+
 Value = str | int | float | None
 
 
@@ -148,11 +151,12 @@ def read(path: Path) -> Record:
 
 
 def _format_command() -> str:
-    """Return this process's command line without `--output`, whose path says nothing about the figures."""
+    """Return this process's command line without options for files, which say nothing about the figures."""
     spec: Any = sys.modules["__main__"].__spec__
     arguments = list(sys.argv[1:])
-    if "--output" in arguments:
-        place = arguments.index("--output")
-        del arguments[place : place + 2]
+    for option in _PATHS:
+        if option in arguments:
+            place = arguments.index(option)
+            del arguments[place : place + 2]
     module = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).name
     return " ".join(["python -m", module, *arguments])

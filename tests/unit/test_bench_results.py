@@ -52,6 +52,9 @@ def test_a_page_shows_the_figures_of_a_record(tmp_path: Path, monkeypatch: pytes
     assert results.make_record("head").date in text
 
 
-def test_the_path_of_the_output_is_no_part_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["bench", "--rounds", "3", "--output", "x.json", "what"])
+def test_paths_are_no_part_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["bench", "--directory", "y", "--rounds", "3", "--output", "x.json", "what"]
+    )
     assert results._format_command().endswith("--rounds 3 what")
+    assert " y" not in results._format_command()
