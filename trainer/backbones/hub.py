@@ -11,6 +11,7 @@ from typing import Any
 
 from serving.contract import SAVED_MODEL_FILE
 from serving.errors import FetchError, InputError
+from serving.runtime.tensorflow_import import import_tensorflow
 from serving.text import first_line
 from trainer.backbones import address, interface
 from trainer.backbones.aliases import ALIASES, BUILT, DEFAULT, find_alias
@@ -100,8 +101,7 @@ def load(
         FetchError: the download failed.
         OutputError: the cache cannot be written.
     """
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     options = options or InputOptions()
     path = resolve(handle, cache, progress=progress)
     try:
@@ -167,6 +167,7 @@ def build(cache: Path, name: str = DEFAULT, *, progress: ProgressLogger = no_pro
         from trainer.backbones import efficientnet_lite0
 
         weights = default_weights(cache, progress=progress)
+        import_tensorflow()  # without its start-up messages
         with create_once(directory) as staged:
             efficientnet_lite0.export(weights, staged, image_size=BUILT[name])
     return directory
