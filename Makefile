@@ -51,7 +51,7 @@ pictures: $(VENV)/dev.stamp ## Take the pictures of docs/pictures in headless Ch
 docs-record: $(VENV)/dev.stamp ## Run the commands that the documentation shows with outputs, and record these again, PAGES=docs/tutorial.md
 	$(BIN)/python -m tests.support.docs $(PAGES)
 
-bench: $(VENV)/dev.stamp ## Measure the throughput of the model variants: the first table of the README's figures
+bench: $(VENV)/dev.stamp ## Measure the throughput of the model variants
 	$(BIN)/python -m tests.bench --output docs/benchmarks/bench.json
 
 bench-planning: $(VENV)/dev.stamp ## Measure the planning of 10,000 to 1,000,000 photos: seconds and memory
