@@ -78,6 +78,10 @@ def test_the_wheel_predicts_in_an_environment_without_tensorflow(tmp_path: Path)
     with ZipFile(wheel) as archive:
         assert len(templates) >= 6
         assert templates <= set(archive.namelist())
+        typed = {"serving/py.typed", "batch/py.typed", "trainer/py.typed"}
+        assert typed <= set(archive.namelist()), (
+            "type checkers ignore the annotations of an installed package"
+        )
     (tmp_path / "core.txt").write_text(locked_entries(core_packages()))
     python = tmp_path / "venv" / "bin" / "python"
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
