@@ -170,7 +170,7 @@ def main() -> None:
     options = parser.parse_args()
     options.directory.mkdir(parents=True, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(prefix="hubhead-pictures-") as top,
+        tempfile.TemporaryDirectory(prefix="hubhead-pictures-", ignore_cleanup_errors=True) as top,
         Browser(Path(top) / "profile") as browser,
     ):
         studio = Studio(Path(top), browser)
