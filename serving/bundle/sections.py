@@ -81,6 +81,40 @@ class DataRecord(TypedDict, total=False):
     views: int
 
 
+class SuspectRecord(TypedDict):
+    """Photo whose label is probably wrong.
+
+    Attributes:
+        sha256: digest of the photo's content.
+        label: label of the photo.
+        suggested: label that it probably has instead.
+        confidence: probability of its label by a head that was fitted without it; None if there is none.
+        reason: `identical` or `near-duplicate` if such a photo has the suggested label, else `prediction`.
+    """
+
+    sha256: str
+    label: str
+    suggested: str
+    confidence: float | None
+    reason: str
+
+
+class SuspectsRecord(TypedDict):
+    """Suspected label errors.
+
+    Attributes:
+        examined: photos whose labels were compared with the prediction of a head fitted without them.
+        suspected: photos whose labels are suspected.
+        contradicted: photos that confident learning counts under another label.
+        photos: at most 500 of the suspected photos, the most suspicious first.
+    """
+
+    examined: int
+    suspected: int
+    contradicted: int
+    photos: list[SuspectRecord]
+
+
 class ProvenanceRecord(TypedDict, total=False):
     """Origin of the bundle.
 

@@ -74,6 +74,12 @@ _column_options = option_group(
 )
 @_column_options
 @click.option(
+    "--corrections",
+    metavar="FILE",
+    help="Table of photos and their right labels (columns uri and label), which replace the labels of "
+    "--image_dir or --manifest. Photos with an empty label are left out.",
+)
+@click.option(
     "--saved_model_dir",
     type=click.Path(path_type=Path),
     show_default="models/<name of the image directory>",

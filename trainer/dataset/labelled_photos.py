@@ -10,6 +10,7 @@ from batch.inputs.manifest import is_manifest
 from batch.monitoring.stats import Progress
 from serving.errors import InputError
 from serving.storage import files
+from trainer.dataset.corrections import apply_corrections
 from trainer.dataset.dataset import DatasetListing, PhotoListing, build_listing
 from trainer.dataset.folder import list_folder
 from trainer.dataset.manifest import Columns, list_manifest
@@ -20,6 +21,7 @@ def scan(
     columns: Columns | None = None,
     *,
     own: Sequence[str] = (),
+    corrections: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> DatasetListing:
     """List the labels and photos to train on, without opening a photo.
@@ -28,20 +30,23 @@ def scan(
         place: folder with one directory per label, or dataset manifest; a path, or an address as a str.
         columns: names of a manifest's columns.
         own: absolute paths of what the run writes, which a folder leaves out.
+        corrections: dataset manifest of photos whose labels replace the listed ones; None for none.
         progress: called as the photos of a manifest are looked up; those left out count as rejected.
 
     Raises:
-        InputError: the folder or manifest cannot be read, fewer than two labels have photos, two label
-            names are too similar or one cannot be written down, or a label has no photo to train on.
+        InputError: the folder, manifest or corrections cannot be used, fewer than two labels have photos, two
+            label names are too similar or one cannot be written down, or a label has no photo to train on.
     """
     if is_manifest(place):
         listing = list_manifest(place, columns, progress=progress)
-        return build_listing(listing, "Add photos of at least two labels to the manifest.")
-    listing = list_folder(place, own)
-    pizza, sushi = (files.join(listing.where, name) for name in ("pizza", "sushi"))
-    return build_listing(
-        listing, f"Put the photos into one directory per label, such as {pizza} and {sushi}."
-    )
+        remedy = "Add photos of at least two labels to the manifest."
+    else:
+        listing = list_folder(place, own)
+        pizza, sushi = (files.join(listing.where, name) for name in ("pizza", "sushi"))
+        remedy = f"Put the photos into one directory per label, such as {pizza} and {sushi}."
+    if corrections is not None:
+        listing = apply_corrections(listing, corrections)
+    return build_listing(listing, remedy)
 
 
 def list_photos(place: str | os.PathLike[str]) -> PhotoListing:

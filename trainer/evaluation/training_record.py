@@ -21,6 +21,7 @@ from trainer.evaluation.cross_validation import CrossValidation
 from trainer.evaluation.features import Features, HeadPredictions
 from trainer.evaluation.metrics import Evaluation
 from trainer.evaluation.novelty import Novelty
+from trainer.evaluation.suspects import Suspects
 from trainer.evaluation.version_changes import LiveComparison
 from trainer.heads import Floats, Head, Ints, Selection, Vectors
 
@@ -150,6 +151,7 @@ class TrainingRecord:
         fitted: the head.
         comparison: comparison with the live version; None where there is none.
         cross_validation: result of the K-fold cross-validation; None where it was not requested.
+        suspects: photos whose labels are probably wrong.
         engines: what embedded the photos, without those whose embeddings were stored.
         settings: settings that the user asked for and those chosen for the head, without local paths.
         seconds: wall time by step, of the steps so far.
@@ -161,6 +163,7 @@ class TrainingRecord:
     fitted: FittedHead
     comparison: LiveComparison | None = None
     cross_validation: CrossValidation | None = None
+    suspects: Suspects = field(default_factory=Suspects)
     engines: Sequence[EngineRecord] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -177,6 +180,7 @@ class TrainingRecord:
                 "threshold": fitted.threshold.to_dict() if fitted.threshold else None,
                 "known_photos_kept": asdict(fitted.novelty.kept) if fitted.novelty else None,
             },
+            "label_errors": self.suspects.to_dict(),
         }
 
     def test_predictions(self) -> tuple[PhotoPrediction, ...]:

@@ -21,7 +21,7 @@ A hidden layer pays off for classes that are not linearly separable, with enough
     settings     HeadSettings and the record of a selection
     fitter       the linear classifiers of a head on some rows
     selection    regularisation strength and shrinkage by held-out log-loss
-    training     fit, fit_blocks
+    training     fit, fit_blocks, list_held_out
     block_training  the steps of a fit on many photos
     refit        fit with known settings
 """
@@ -43,7 +43,7 @@ from trainer.heads.refit import refit
 from trainer.heads.selection import FOLDS, stratified_folds
 from trainer.heads.settings import LARGE_DATASET, HeadSettings, Selection
 from trainer.heads.streaming import Blocks
-from trainer.heads.training import fit, fit_blocks
+from trainer.heads.training import fit, fit_blocks, list_held_out
 
 __all__ = [
     "FOLDS",
@@ -60,6 +60,7 @@ __all__ = [
     "Vectors",
     "fit",
     "fit_blocks",
+    "list_held_out",
     "log_loss",
     "log_losses",
     "refit",

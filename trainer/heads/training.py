@@ -8,6 +8,7 @@ held out, candidates are fitted on a sample, and the best one on all photos (`bl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -103,6 +104,26 @@ def fit_blocks(
         data = prepare_features(rest, held, views, settings.memory)
         weights = class_weights(counts, settings.class_weight)
         return BlockTraining(data, weights, settings, 1 + len(views), seed).run()
+
+
+def list_held_out(targets: Ints, validation: int, classes: int, seed: int) -> Ints:
+    """Return the rows that `fit_blocks` holds out, int64 [n], in the order of `Selection.probabilities`.
+
+    Args:
+        targets: labels of the photos and, after them, of the validation photos, int64 [N].
+        validation: number of validation photos.
+        classes: number of labels, K.
+        seed: seed of the fit.
+    """
+    count = len(targets)
+    rows, first = np.arange(count), count - validation
+    if count < LARGE_DATASET:
+        return rows[first:] if validation >= ENOUGH_VALIDATION else rows
+    # The row numbers are split as the embeddings are.
+    numbers: Any = rows[:, None]
+    apart = Blocks.from_array(numbers[first:], targets[first:]) if validation else None
+    _, held, _, _ = hold_out(Blocks.from_array(numbers[:first], targets[:first]), apart, (), classes, seed)
+    return np.asarray(held.gather()[0][:, 0], np.int64)
 
 
 def _fit_in_memory(

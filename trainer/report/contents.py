@@ -17,6 +17,7 @@ from trainer.dataset import Subset
 from trainer.dataset.near_duplicates import DuplicateGroup
 from trainer.evaluation.abstention import Threshold, threshold_for_precision
 from trainer.evaluation.metrics import Evaluation
+from trainer.evaluation.suspects import Suspect
 from trainer.evaluation.training_record import PhotoPrediction, TrainingData, TrainingRecord
 from trainer.export.templates import PACKAGES
 from trainer.heads import Floats, Ints
@@ -26,6 +27,9 @@ MAX_PICTURES = 60
 
 MAX_MISCLASSIFIED = 18
 """Largest number of misclassified photos shown."""
+
+MAX_SUSPECTS = 18
+"""Largest number of suspected label errors shown."""
 
 MAX_LEAST_CONFIDENT = 6
 """Largest number of lowest-confidence correct predictions shown."""
@@ -84,6 +88,7 @@ class Report:
         misclassified: misclassified test photos, the most confident ones first.
         least_confident: correctly predicted test photos, the least confident ones first.
         misclassified_count: number of all misclassified test photos.
+        suspects: photos whose labels are suspected, the most suspicious ones first.
         settings, engines, versions: settings, engines with their CPUs, and package versions of the run.
         created: date and time of the run.
     """
@@ -94,6 +99,7 @@ class Report:
     misclassified: tuple[PhotoPrediction, ...]
     least_confident: tuple[PhotoPrediction, ...]
     misclassified_count: int
+    suspects: tuple[Suspect, ...]
     settings: Mapping[str, str]
     engines: Mapping[str, str]
     versions: Mapping[str, str]
@@ -136,7 +142,7 @@ class Report:
     @property
     def pictured(self) -> tuple[str, ...]:
         """Paths of the photos to show, the most important ones first, at most MAX_PICTURES."""
-        wanted = [photo.uri for photo in (*self.misclassified, *self.least_confident)]
+        wanted = [photo.uri for photo in (*self.misclassified, *self.suspects, *self.least_confident)]
         if comparison := self.record.comparison:
             for changed in (comparison.newly_wrong, comparison.newly_right):
                 wanted += [change.uri for change in changed[:MAX_CHANGED]]
@@ -172,6 +178,7 @@ def compose(record: TrainingRecord) -> Report:
         misclassified=wrong[:MAX_MISCLASSIFIED],
         least_confident=right[:MAX_LEAST_CONFIDENT],
         misclassified_count=len(wrong),
+        suspects=record.suspects.photos[:MAX_SUSPECTS],
         settings=dict(_flatten_settings(record.settings)),
         engines=describe_engines(get_cpu_model(), record.engines),
         versions=get_package_versions(PACKAGES),

@@ -18,6 +18,7 @@ from trainer.dataset.near_duplicates import THRESHOLD, DuplicateReport
 from trainer.evaluation.abstention import Threshold
 from trainer.evaluation.cross_validation import CrossValidation
 from trainer.evaluation.metrics import Evaluation, Proportion
+from trainer.evaluation.suspects import Suspects
 from trainer.evaluation.training_record import PhotoPrediction
 from trainer.evaluation.version_changes import LiveComparison
 from trainer.export.tflite import Quantize
@@ -136,6 +137,7 @@ class TrainSettings(EmbeddingSettings, DivisionSettings, AnswerSettings, Compari
             for an address on another storage.
         saved_model_dir: `<models>/<name>`; the next version is published below it.
         columns: column names of a dataset manifest.
+        corrections: dataset manifest of photos whose labels replace the listed ones; None for none.
         fine_tune: settings for fine-tuning the last layers of the backbone, from a head fitted on its
             embeddings; None leaves the backbone as it is.
         head_settings: kind of the head, weights of the labels, memory limit.
@@ -148,6 +150,7 @@ class TrainSettings(EmbeddingSettings, DivisionSettings, AnswerSettings, Compari
     image_dir: str | Path
     saved_model_dir: Path
     columns: Columns = field(default_factory=Columns)
+    corrections: str | Path | None = None
     fine_tune: FineTuneSettings | None = None
     head_settings: HeadSettings = field(default_factory=HeadSettings)
     assert_accuracy_at_least: float | None = None
@@ -173,6 +176,7 @@ class TrainResult:
         duplicates: exact and near duplicates.
         test_photos: (path, label) of each test photo.
         misclassified: (path, label, predicted label, its probability) of misclassified test photos.
+        suspects: photos whose labels are probably wrong, the most suspicious one first.
         seconds: wall time in seconds by step.
         comparison: comparison with the live version; None where there is none, or no photo to compare on.
         cross_validation: result of the additional cross-validation; None where it was not requested.
@@ -190,6 +194,7 @@ class TrainResult:
     duplicates: DuplicateReport
     test_photos: tuple[tuple[str, str], ...]
     misclassified: tuple[PhotoPrediction, ...]
+    suspects: Suspects
     seconds: dict[str, float]
     comparison: LiveComparison | None = None
     cross_validation: CrossValidation | None = None

@@ -61,7 +61,13 @@ def train(
     with _timed(seconds, "scan"):
         # The TensorBoard summaries have a picture of their own.
         own = [absolute(str(settings.summaries_dir))] if settings.summaries_dir else []
-        listing = dataset.scan(settings.image_dir, settings.columns, own=own, progress=progress)
+        listing = dataset.scan(
+            settings.image_dir,
+            settings.columns,
+            own=own,
+            corrections=settings.corrections,
+            progress=progress,
+        )
         steps.check_listing(listing, settings.split)
         outputs.check_writable(settings, settings.saved_model_dir)
         live = find_live_bundle(settings, settings.saved_model_dir, say)
@@ -125,6 +131,8 @@ def train(
                 progress=lambda done, fits: say(f"Cross-validation: {done} of {fits} heads fitted"),
             )
         record = replace(record, cross_validation=validated)
+    found = steps.find_suspects(data, fitted, record.cross_validation, settings.seed)
+    record = replace(record, suspects=found)
     if settings.summaries_dir:
         with _timed(seconds, "summaries"):
             tensorboard.write(settings.summaries_dir, data, fitted)
@@ -145,7 +153,7 @@ def describe_settings(settings: TrainSettings, selection: Selection) -> dict[str
     """Return the settings that the user asked for, with those that were chosen for the head."""
     # Omit local paths: the report may be shared.
     local = {"cache", "embedding_store", "saved_model_dir", "output_labels", "summaries_dir"}
-    omitted = local | {"tflite_output_file", "head_settings", "configuration"}
+    omitted = local | {"tflite_output_file", "head_settings", "configuration", "corrections"}
     described = {name: value for name, value in asdict(settings).items() if name not in omitted}
     views = settings.views if settings.augmentation != Augmentation() else 0
     return redact(described | {"head": selection.settings, "views": views})
@@ -239,6 +247,7 @@ def _make_result(record: TrainingRecord, published: Bundle) -> TrainResult:
         duplicates=data.duplicates,
         test_photos=tuple((photo.uri, photo.label) for photo in tested),
         misclassified=tuple(photo for photo in tested if photo.predicted != photo.label),
+        suspects=record.suspects,
         seconds=dict(record.seconds),
         comparison=record.comparison,
         cross_validation=record.cross_validation,

@@ -22,7 +22,8 @@ from trainer import dataset, heads
 from trainer.backbones.hub import load
 from trainer.dataset import DatasetListing, Example, SplitSettings, Subset, near_duplicates
 from trainer.dataset.download import no_progress
-from trainer.evaluation import abstention, metrics
+from trainer.evaluation import abstention, metrics, suspects
+from trainer.evaluation.cross_validation import CrossValidation
 from trainer.evaluation.features import (
     Features,
     HeadPredictions,
@@ -338,6 +339,31 @@ def evaluate_head(
         ),
         novelty=novelty,
     )
+
+
+def find_suspects(
+    data: TrainingData, fitted: FittedHead, validated: CrossValidation | None, seed: int
+) -> suspects.Suspects:
+    """Find suspected label errors among the photos that some head was fitted without.
+
+    With a K-fold cross-validation these are all photos. Without one they are the test photos and those by
+    which the settings were selected: all others, unless there are thousands.
+
+    Args:
+        data: the photos.
+        fitted: the head with its held-out probabilities.
+        validated: result of the K-fold cross-validation; None for none.
+        seed: seed of the fit.
+    """
+    if validated:
+        rows, probabilities = np.arange(len(data.targets)), validated.probabilities.mean(axis=0)
+    else:
+        validation = data.rows(Subset.VALIDATION)
+        used = np.concatenate([data.rows(Subset.TRAINING), validation])
+        held = heads.list_held_out(data.targets[used], len(validation), len(data.labels), seed)
+        rows = np.concatenate([used[held], data.rows(Subset.TESTING)])
+        probabilities = np.concatenate([fitted.selection.probabilities, fitted.test_probabilities])
+    return suspects.find_suspects(data.examples, data.labels, rows, probabilities, data.duplicates)
 
 
 def read_as_sent(examples: Sequence[Example], rows: Ints) -> dict[int, bytes]:

@@ -28,6 +28,11 @@ def format_summary(result: TrainResult) -> str:
         lines.append(f"Accuracy by {result.cross_validation}")
     if result.comparison:
         lines += result.comparison.format_lines()
+    if result.suspects.photos:
+        count, examined = len(result.suspects.photos), result.suspects.examined
+        lines.append(
+            f"Suspected label errors: {count} of {examined} photos, most suspicious first in the report"
+        )
     if result.threshold:
         lines.append(f"Abstention threshold {result.threshold}")
     if result.known_kept:
@@ -60,6 +65,7 @@ def to_dict(result: TrainResult) -> dict[str, Any]:
             {"photo": path, "label": label, "predicted": predicted, "score": score}
             for path, label, predicted, score in result.misclassified
         ],
+        "label_errors": result.suspects.list_photos(),
         "changed": changed,
         "seconds": result.seconds,
     }

@@ -12,7 +12,14 @@ from batch.output.run_record import ModelRecord, RunRecord, ThroughputRecord
 from batch.output.schema import COLUMNS, scores_schema
 from serving import contract, errors
 from serving.bundle import BackboneRecord, BundleMetadata
-from serving.bundle.sections import CalibrationRecord, DataRecord, HeadRecord, ProvenanceRecord
+from serving.bundle.sections import (
+    CalibrationRecord,
+    DataRecord,
+    HeadRecord,
+    ProvenanceRecord,
+    SuspectRecord,
+    SuspectsRecord,
+)
 from serving.contract import Status
 from serving.errors import ExitCode, HubheadError
 from serving.process import Variable
@@ -116,6 +123,8 @@ GENERATORS: dict[str, Callable[[], str]] = {
         without=("labels",),
         stored_as={"confusion": ("object of objects", "photos by label and best label, without zeros")},
     ),
+    "suspects": lambda: describe_record(SuspectsRecord, {SuspectRecord: "#label-errors"}),
+    "suspect": lambda: describe_record(SuspectRecord),
     "data": lambda: describe_record(DataRecord),
     "provenance": lambda: describe_record(ProvenanceRecord),
     "run": lambda: describe_record(RunRecord, RUN_LINKS),

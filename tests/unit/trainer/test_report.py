@@ -14,6 +14,7 @@ from tests.support.trainer_report import make_record, make_report
 from trainer import heads, report
 from trainer.dataset import Example, Subset
 from trainer.dataset.near_duplicates import DuplicateGroup, DuplicatePhoto, DuplicateReport
+from trainer.evaluation.suspects import Reason, Suspect, Suspects
 
 pytestmark = pytest.mark.tf
 
@@ -119,3 +120,29 @@ def test_sample_of_a_label_is_its_most_confident_training_photo(tmp_path: Path) 
     assert [photo.uri for photo in composed.misclassified] == ["5.jpg"]
     assert [photo.uri for photo in composed.least_confident] == ["4.jpg"]
     check_self_contained(report.render(composed, {}))
+
+
+def test_suspected_label_errors_are_shown_with_the_reason(tmp_path: Path) -> None:
+    example = make_report(tmp_path, ("a <b>", "b"))
+    photos = [str(path) for path in sorted(tmp_path.glob("*.jpg"))[:2]]
+    suspects = Suspects(
+        (
+            Suspect(photos[0], "0", "b", "a <b>", None, Reason.NEAR_DUPLICATE),
+            Suspect(photos[1], "1", "a <b>", "b", 0.04, Reason.PREDICTION),
+        ),
+        48,
+        3,
+    )
+    composed = report.compose(replace(example.report.record, suspects=suspects))
+    assert set(photos) <= set(composed.pictured)
+    page = Page(report.render(composed, {}))
+    assert "Suspected label errors" in page.text
+    assert "All 2 photos whose label is probably wrong" in page.text
+    assert "a near-duplicate has this label" in page.text
+    assert "label a <b> 4 %" in page.text
+    check_self_contained(report.render(composed, {}))
+
+
+def test_report_without_suspected_label_errors_has_no_section_about_them(tmp_path: Path) -> None:
+    page = Page(report.render(make_report(tmp_path, ("a", "b")).report, {}))
+    assert "Suspected" not in page.text
