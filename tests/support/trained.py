@@ -36,6 +36,7 @@ NOT_SOURCES = (
     "batch/query",
     "trainer/commands",
     "trainer/gate",
+    "trainer/labelling",
 )
 """Parts that a training does not run."""
 
