@@ -52,6 +52,10 @@ class Predictions:
     top: Floats
     margin: Floats
 
+    def select(self, rows: Ints) -> Predictions:
+        """Return the predictions for some of the photos."""
+        return Predictions(self.best[rows], self.top[rows], self.margin[rows])
+
 
 def predict(embeddings: Vectors, probabilities: Callable[[Floats], Floats]) -> Predictions:
     """Return the predictions for embeddings float32 or float16 [N,D], block by block on all cores.

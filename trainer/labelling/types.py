@@ -13,9 +13,12 @@ Mode = Literal["single", "grid"]
 
 GRID_PHOTOS = 24
 
+GRID = "grid"
+"""Strategy of a PhotoCard of a grid."""
+
 
 class Strategy(StrEnum):
-    """What decides which photo comes next."""
+    """Rule that decides which photo comes next."""
 
     MIXED = "mixed"
     UNCERTAIN = "uncertain"
@@ -47,6 +50,21 @@ class Neighbours:
 
     label: str
     photos: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A photo whose label may be wrong.
+
+    Attributes:
+        photo: row of the photo among the candidates.
+        given_label: label that it has.
+        neighbours: (label, rows of the nearest photos that have it), of the given and the suggested label.
+    """
+
+    photo: int
+    given_label: str
+    neighbours: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
