@@ -58,6 +58,7 @@ _column_options = option_group(
     epilog="\b\nExamples:\n"
     "  hubhead train --image_dir food_images\n"
     "  hubhead train --manifest photos.csv --saved_model_dir models/food\n"
+    "  hubhead train --image_dir food_images --manifest labels.csv\n"
     "  hubhead serve --model_base_path models/food_images",
 )
 @click.option(
@@ -69,8 +70,8 @@ _column_options = option_group(
 @click.option(
     "--manifest",
     metavar="FILE",
-    help="Dataset manifest to use instead of --image_dir: a table (.csv, .tsv, .jsonl or .parquet) with a "
-    "column of photos and one of labels. Optional columns name groups to keep together and the split.",
+    help="Dataset manifest to use instead of --image_dir, or besides it: a table (.csv, .tsv, .jsonl or "
+    ".parquet) with a column of photos and one of labels, and optionally of groups and of the split.",
 )
 @_column_options
 @click.option(
@@ -290,8 +291,8 @@ def train(
     so that the next training, with more photos or other settings, takes seconds.
     """
     require_extra("train", "tensorflow", "tensorflow_hub", "apache_beam", "pyarrow", "scipy")
-    if (image_dir is None) == (manifest is None):
-        raise click.UsageError("Give one of --image_dir DIRECTORY and --manifest FILE.", context)
+    if image_dir is None and manifest is None:
+        raise click.UsageError("Give --image_dir DIRECTORY, --manifest FILE, or both.", context)
     if given["compare_with"] == "none" and given["assert_not_worse_than_live"] is not None:
         raise click.UsageError(
             "--assert_not_worse_than_live needs a live version: remove --compare_with none.", context
@@ -307,7 +308,8 @@ def train(
     name = Path(source).resolve()
     target = saved_model_dir or Path("models") / (name.name if image_dir else name.stem)
     configuration = describe_configuration(context, omitted=NOT_RECORDED)
-    settings = _train_settings(source, target, given | {"configuration": configuration})
+    both = {"manifest": manifest} if image_dir and manifest else {}
+    settings = _train_settings(source, target, given | {"configuration": configuration} | both)
     with progress_bar(not is_quiet()) as report:
         result = run(settings, say=say, progress=report)
     if as_json:

@@ -14,6 +14,7 @@ from trainer.dataset.corrections import apply_corrections
 from trainer.dataset.dataset import DatasetListing, PhotoListing, build_listing
 from trainer.dataset.folder import list_folder
 from trainer.dataset.manifest import Columns, list_manifest
+from trainer.dataset.merging import merge_listings
 
 
 def scan(
@@ -21,6 +22,7 @@ def scan(
     columns: Columns | None = None,
     *,
     own: Sequence[str] = (),
+    also: str | os.PathLike[str] | None = None,
     corrections: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> DatasetListing:
@@ -30,6 +32,7 @@ def scan(
         place: folder with one directory per label, or dataset manifest; a path, or an address as a str.
         columns: names of a manifest's columns.
         own: absolute paths of what the run writes, which a folder leaves out.
+        also: dataset manifest of photos that are listed besides; it counts where both list a photo.
         corrections: dataset manifest of photos whose labels replace the listed ones; None for none.
         progress: called as the photos of a manifest are looked up; those left out count as rejected.
 
@@ -44,6 +47,8 @@ def scan(
         listing = list_folder(place, own)
         pizza, sushi = (files.join(listing.where, name) for name in ("pizza", "sushi"))
         remedy = f"Put the photos into one directory per label, such as {pizza} and {sushi}."
+    if also is not None:
+        listing = merge_listings(listing, list_manifest(also, columns, progress=progress))
     if corrections is not None:
         listing = apply_corrections(listing, corrections)
     return build_listing(listing, remedy)

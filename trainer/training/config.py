@@ -137,6 +137,7 @@ class TrainSettings(EmbeddingSettings, DivisionSettings, AnswerSettings, Compari
             for an address on another storage.
         saved_model_dir: `<models>/<name>`; the next version is published below it.
         columns: column names of a dataset manifest.
+        manifest: dataset manifest of photos that are used besides those of image_dir; None for none.
         corrections: dataset manifest of photos whose labels replace the listed ones; None for none.
         fine_tune: settings for fine-tuning the last layers of the backbone, from a head fitted on its
             embeddings; None leaves the backbone as it is.
@@ -151,6 +152,7 @@ class TrainSettings(EmbeddingSettings, DivisionSettings, AnswerSettings, Compari
     saved_model_dir: Path
     columns: Columns = field(default_factory=Columns)
     corrections: str | Path | None = None
+    manifest: str | Path | None = None
     fine_tune: FineTuneSettings | None = None
     head_settings: HeadSettings = field(default_factory=HeadSettings)
     assert_accuracy_at_least: float | None = None

@@ -65,6 +65,7 @@ def train(
             settings.image_dir,
             settings.columns,
             own=own,
+            also=settings.manifest,
             corrections=settings.corrections,
             progress=progress,
         )
@@ -153,7 +154,7 @@ def describe_settings(settings: TrainSettings, selection: Selection) -> dict[str
     """Return the settings that the user asked for, with those that were chosen for the head."""
     # Omit local paths: the report may be shared.
     local = {"cache", "embedding_store", "saved_model_dir", "output_labels", "summaries_dir"}
-    omitted = local | {"tflite_output_file", "head_settings", "configuration", "corrections"}
+    omitted = local | {"tflite_output_file", "head_settings", "configuration", "corrections", "manifest"}
     described = {name: value for name, value in asdict(settings).items() if name not in omitted}
     views = settings.views if settings.augmentation != Augmentation() else 0
     return redact(described | {"head": selection.settings, "views": views})
