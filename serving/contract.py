@@ -49,6 +49,7 @@ WIDTH = "width"
 
 LABELS_FILE = "assets/labels.txt"
 METADATA_FILE = "assets.extra/hubhead.json"
+MODEL_CARD_FILE = "README.md"
 REPORT_FILE = "assets.extra/report.html"
 ONNX_FILE = "assets.extra/backbone.onnx"
 HEAD_FILE = "assets.extra/head.npz"

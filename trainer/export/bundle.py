@@ -1,4 +1,4 @@
-"""Export of a bundle: a SavedModel that takes photo bytes, with its labels, metadata and report.
+"""Export of a bundle: a SavedModel that takes photo bytes, with its labels, metadata, report and model card.
 
 Stock TensorFlow Serving loads it; hubhead's own parts read hubhead.json beside it. A bundle is written
 under a temporary name, loaded again, compared with the training path on real photos, and only then
@@ -28,7 +28,7 @@ from trainer.backbones import InputOptions
 from trainer.backbones.hub import load
 from trainer.dataset.download import ProgressLogger, no_progress
 from trainer.evaluation.novelty import Novelty
-from trainer.export import signatures, tflite
+from trainer.export import model_card, signatures, tflite
 from trainer.export.bundle_check import check_bundle
 from trainer.export.checks import sample_jpeg
 from trainer.export.head_file import load_head, save_head
@@ -138,7 +138,9 @@ def export(
             # Converted last, as it is cut out of the SavedModel that has just been checked.
             converted = tflite.convert(staged, metadata, part.tflite)
             (staged / tflite.BUNDLE_FILE).write_bytes(converted.content)
-            replace(metadata, metrics=metadata.metrics | {"tflite": converted.to_dict()}).write(staged)
+            metadata = replace(metadata, metrics=metadata.metrics | {"tflite": converted.to_dict()})
+            metadata.write(staged)
+        model_card.write(staged, metadata, base.name)
         published = bundle.publish(staged, base)
     return bundle.read(published)
 
@@ -173,7 +175,9 @@ def export_headless(
         backbone = load(handle, cache, options=options, progress=say)
         metadata = trace(backbone, preprocessing or Preprocessing(), staged, with_head=False)
         provenance = metadata.provenance | {"configuration": dict(configuration or {})}
-        replace(metadata, provenance=provenance).write(staged)
+        metadata = replace(metadata, provenance=provenance)
+        metadata.write(staged)
+        model_card.write(staged, metadata, base.name)
         published = bundle.publish(staged, base)
     return bundle.read(published)
 

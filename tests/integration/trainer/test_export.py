@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import yaml
 
 from serving import bundle, contract, protos, runtime
 from serving.bundle import Bundle
@@ -125,6 +126,7 @@ def test_headless_bundle_has_no_signatures_of_a_head(
     template = prepare_template(handle, cache)
     assert published.version == 1
     assert published.metadata.labels == template.metadata.labels == []
+    assert read_card(published.path)[0]["pipeline_tag"] == "image-feature-extraction"
     assert published.metadata.fingerprint == template.metadata.fingerprint
     assert list(runtime.load(published.path).signatures) == [contract.DECODE, contract.EMBED]
     with ClassicSession(published.path) as opened, ClassicSession(template.path) as other:
@@ -405,3 +407,25 @@ def test_missing_or_damaged_variables_are_an_error(
         (tmp_path / "variables" / "variables.index").write_bytes(content)
     with pytest.raises(BundleError, match=r"(?s)variables of .* cannot be read: .*Export the bundle again"):
         signatures.write_variables(tmp_path, tmp_path / "new", {})
+
+
+def read_card(path: Path) -> tuple[dict[str, Any], str]:
+    """Return the YAML header and the text of a bundle's model card."""
+    _, header, text = (path / contract.MODEL_CARD_FILE).read_text(encoding="utf-8").split("---\n", 2)
+    return dict(yaml.safe_load(header)), text
+
+
+def test_every_bundle_has_a_model_card_with_its_figures(food: Bundle) -> None:
+    header, text = read_card(food.path)
+    accuracy = food.metadata.metrics["test"]["accuracy"]
+    assert header["model-index"][0]["results"][0]["metrics"][0]["value"] == accuracy["value"]
+    assert all(label in text for label in food.metadata.labels)
+    assert "| licence | Apache-2.0 |" in text
+
+
+def test_a_head_that_is_exported_again_has_a_card_of_its_new_settings(food: Bundle, tmp_path: Path) -> None:
+    copy = reexport(food.path, tmp_path / "again", threshold=0.5)
+    header, text = read_card(copy.path)
+    assert header["model-index"][0]["name"] == "again"
+    assert "It abstains" in text
+    assert "It always answers" in read_card(food.path)[1]

@@ -151,6 +151,18 @@ def test_digest_and_copy_of_a_name_that_is_not_utf8(model: Path, tmp_path: Path)
     assert verdict.digest(tmp_path / "store" / "1") == digest
 
 
+def test_a_promoted_bundle_keeps_its_model_card_and_needs_none(model: Path, tmp_path: Path) -> None:
+    for name, card in (("with", "---\nlibrary_name: hubhead\n---\n# food\n"), ("without", None)):
+        if card:
+            (model / contract.MODEL_CARD_FILE).write_text(card)
+        else:
+            (model / contract.MODEL_CARD_FILE).unlink()
+        store = tmp_path / name
+        LocalStore(store).publish(model, verdict.digest(model), at_least=1, log=str, say=silent)
+        copy = bundle.read(store).path / contract.MODEL_CARD_FILE
+        assert (copy.read_text() if copy.exists() else None) == card
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"\x80\x04."])
 def test_damaged_digests_are_a_bundle_error(model: Path, content: bytes) -> None:
     (model / contract.TRAINED_ON_FILE).write_bytes(content)
