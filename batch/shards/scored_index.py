@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -163,8 +164,12 @@ class ScoredIndex:
     def find_keys(self, uris: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
         """Return the permanent keys (dtype S24) of photos with these uri hashes (dtype S16).
 
-        The keys are unsorted and may contain duplicates.
+        Only the range of keys between the least and the greatest hash is read: shards are ranges of hashes,
+        so the time for some of them does not grow with the output. The keys are unsorted and may contain
+        duplicates.
         """
+        if not len(uris):
+            return np.empty(0, _KEY)
         for _ in range(_LISTINGS - 1):
             # A run in this output may have merged a file since it was listed.
             with suppress(FileNotFoundError):
@@ -176,11 +181,14 @@ class ScoredIndex:
         with ExitStack() as stack:
             for name in self._list_files(self._is_permanent):
                 file = self._open(stack, name)
+                _seek_key(file, bytes(wanted[0]))
                 while len(chunk := _read_chunk(file)):
                     # Both are sorted, so that the searches are fast.
                     hashes = _uri_hashes_of(chunk)
                     at = np.searchsorted(wanted, hashes)
                     found.append(chunk[(at < len(wanted)) & (wanted.take(at, mode="clip") == hashes)])
+                    if hashes[-1] > wanted[-1]:
+                        break
         return np.concatenate(found)
 
     def _open(self, stack: ExitStack, name: str) -> IO[bytes]:
@@ -218,6 +226,19 @@ class _Cursor:
 def _read_chunk(file: IO[bytes]) -> NDArray[np.bytes_]:
     content = file.read(_CHUNK_KEYS * KEY_BYTES)
     return np.frombuffer(content[: len(content) // KEY_BYTES * KEY_BYTES], _KEY)
+
+
+def _seek_key(file: IO[bytes], least: bytes) -> None:
+    """Move to the first key of a file of sorted keys that is not less than `least`, by binary search."""
+    first, end = 0, file.seek(0, os.SEEK_END) // KEY_BYTES
+    while first < end:
+        middle = (first + end) // 2
+        file.seek(middle * KEY_BYTES)
+        if file.read(KEY_BYTES) < least:
+            first = middle + 1
+        else:
+            end = middle
+    file.seek(first * KEY_BYTES)
 
 
 def _iter_keys(file: IO[bytes]) -> Iterator[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import tempfile
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import IO
 
 from serving.errors import OutputError
@@ -34,7 +34,8 @@ class Sorter:
         self._memory = memory
         self._buffer: list[bytes] = []
         self._size = 0
-        self._runs: list[IO[bytes]] = []
+        # Level 0 has the runs of the buffer, each other level those that the one before was merged into.
+        self._levels: list[list[IO[bytes]]] = []
 
     def __enter__(self) -> Sorter:
         return self
@@ -55,24 +56,39 @@ class Sorter:
             self._buffer.sort()
             run = _write_run(self._buffer)
             self._buffer, self._size = [], 0
-            self._runs.append(run)
-            # Merge early, so that the number of open files stays below the limit of the process.
-            if len(self._runs) == _FAN_IN:
-                merged = _write_run(heapq.merge(*self._runs))
-                self._close_runs()
-                self._runs = [merged]
+            self._keep(run, 0)
 
     def lines(self) -> Iterator[bytes]:
         """Yield all added lines in sorted order; can be called once."""
         self._buffer.sort()
         buffered = _drain(self._buffer)
         self._buffer = []
-        yield from heapq.merge(*self._runs, buffered)
+        yield from heapq.merge(*chain.from_iterable(self._levels), buffered)
+
+    def _keep(self, run: IO[bytes], level: int) -> None:
+        """Add a run to a level; a full level is merged into one run of the next.
+
+        So few files are open, and each line is written once per level; 100 million lines have two levels.
+        """
+        if level == len(self._levels):
+            self._levels.append([])
+        runs = self._levels[level]
+        runs.append(run)
+        if len(runs) == _FAN_IN:
+            merged = _write_run(heapq.merge(*runs))
+            _close(runs)
+            self._keep(merged, level + 1)
 
     def _close_runs(self) -> None:
-        for run in self._runs:
-            run.close()
-        self._runs = []
+        for runs in self._levels:
+            _close(runs)
+
+
+def _close(runs: list[IO[bytes]]) -> None:
+    """Close the runs of a list and empty it."""
+    for run in runs:
+        run.close()
+    runs.clear()
 
 
 def _drain(lines: list[bytes]) -> Iterator[bytes]:

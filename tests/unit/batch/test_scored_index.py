@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +56,27 @@ class TestScoredIndex:
         expected = {self.key(7), scored_index.scored_key(changed), self.key(40), self.key(200)}
         assert set(scored_index.select_keys(found, wanted)) == expected
         assert list(scored_index.select_keys(found, wanted[1:2])) == [self.key(40)]
+
+    def test_only_the_range_of_the_wanted_keys_is_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(scored_index, "_CHUNK_KEYS", 16)
+        write_keys(str(tmp_path / "keys"), "a", map(self.key, range(4096)))
+        read_chunk, chunks = scored_index._read_chunk, 0
+
+        def count_chunks(file: IO[bytes]) -> Any:
+            nonlocal chunks
+            chunks += 1
+            return read_chunk(file)
+
+        monkeypatch.setattr(scored_index, "_read_chunk", count_chunks)
+        known = open_index(tmp_path, lambda _: True, lambda _: True)
+        hashes = np.sort(scored_index.hash_uris(f"/{number}.jpg" for number in range(4096)))
+        for start in (0, 1, 2000, 4064):
+            wanted, chunks = hashes[start : start + 32], 0
+            found = np.sort(known.find_keys(wanted))
+            assert np.array_equal(scored_index._uri_hashes_of(found), wanted)
+            assert chunks <= 4
 
     def test_keys_are_found_while_another_run_merges_their_files(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -311,6 +311,26 @@ class TestExternalSort:
                 sorter.add(line)
             assert list(sorter.lines()) == sorted(lines)
 
+    def test_each_line_is_written_once_for_each_level_of_merges(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        written = []
+
+        def write_run(lines: Any) -> Any:
+            content = list(lines)
+            written.append(len(content))
+            return write(iter(content))
+
+        write = external_sort._write_run
+        monkeypatch.setattr(external_sort, "_write_run", write_run)
+        monkeypatch.setattr(external_sort, "_FAN_IN", 4)
+        lines = [b"%06d\n" % number for number in random.Random(0).sample(range(1000), 640)]
+        with Sorter(memory=70) as sorter:  # 64 runs of ten lines
+            for line in lines:
+                sorter.add(line)
+            assert list(sorter.lines()) == sorted(lines)
+        assert sum(written) == 640 * 4  # the runs, and three levels of merges: 64, 16, 4, 1
+
     def test_full_temporary_directory_is_named_in_the_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(**_: Any) -> Any:
             return Path("/dev/full").open("w+b")
