@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from serving.commands.common.command import Command
+from serving.commands.common.label_image import LabelImageCommand
 from serving.commands.engine_option import engine_flag
 from serving.commands.main import require_extra
 from serving.commands.output import echo, print_table
@@ -49,7 +49,7 @@ _BUNDLE_PHOTOS = 64
 
 
 @click.command(
-    cls=Command,
+    cls=LabelImageCommand,
     short_help="Classify photos with a model server or with a bundle.",
     epilog="\b\nExamples:\n"
     "  hubhead predict a.jpg 'uploads/**/*.jpg' --server localhost:8500 --model_name food\n"

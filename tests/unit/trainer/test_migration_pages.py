@@ -1,4 +1,4 @@
-"""The flag tables of docs/migration are those of the code: trainer/commands/retrain_flag_table.py."""
+"""The flag tables of docs/migration are those of the code."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from serving.commands.common.label_image import FLAGS
 from tests.support.repository import REPO
 from trainer.commands.retrain_flag_table import ABSENT, LEGACY_FLAGS
 
@@ -27,3 +28,10 @@ def test_the_flag_table_of_a_migration_page_is_that_of_the_code(page: str, tool:
     rows = re.findall(r"^\| (`--\w+`) \| (.*?) \| (.*?) \|$", text, re.MULTILINE)
     shown = [tuple(cell.replace("`", "") for cell in row) for row in rows]
     assert [row for row in shown if row[0].removeprefix("--") in LEGACY_FLAGS] == expected_rows(tool)
+
+
+def test_the_table_of_label_image_is_that_of_the_code() -> None:
+    text = (REPO / "docs/migration/tensorflow-for-poets.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`--\w+`) \| (.*?) \|$", text, re.MULTILINE)
+    shown = [tuple(cell.replace("`", "") for cell in row) for row in rows]
+    assert shown == [(f"--{flag.name}", flag.describe()) for flag in FLAGS]
