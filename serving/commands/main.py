@@ -49,7 +49,6 @@ def run(command: click.Command, name: str) -> NoReturn:
         sys.exit(error.exit_code)
     except HubheadError as error:
         warn(f"{name}: {error}", "red")
-        logging.getLogger(__name__).debug("Traceback:", exc_info=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         echo("\nInterrupted.", err=True)

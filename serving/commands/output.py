@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum, auto
 from typing import TypeAlias
 
@@ -38,8 +39,18 @@ def echo(text: object = "", *, err: bool = False, nl: bool = True) -> None:
     click.echo(escape_controls(redact(str(text)) if err else str(text)), err=err, nl=nl)
 
 
-def set_verbosity(verbosity: Verbosity) -> None:
-    """Set what this process prints on stderr."""
+@contextmanager
+def use_verbosity(verbosity: Verbosity) -> Iterator[None]:
+    """Set what this process prints on stderr, for the time of the block."""
+    before = _verbosity
+    _set_verbosity(verbosity)
+    try:
+        yield
+    finally:
+        _set_verbosity(before)
+
+
+def _set_verbosity(verbosity: Verbosity) -> None:
     global _verbosity
     _verbosity = verbosity
     level = logging.DEBUG if verbosity is Verbosity.VERBOSE else logging.NOTSET

@@ -21,7 +21,6 @@ from serving.commands.common.config_file import (
     key_of,
     list_options,
 )
-from serving.commands.output import Verbosity, set_verbosity
 from serving.commands.predict import predict
 from serving.commands.server_options import is_given
 from trainer.commands.train import train
@@ -55,12 +54,6 @@ EXAMPLES: dict[str, list[Any]] = {
     "output_dir": ["."],
 }
 """Values of options with a syntax of their own."""
-
-
-@pytest.fixture(autouse=True)
-def _normal_output() -> Iterator[None]:
-    yield
-    set_verbosity(Verbosity.NORMAL)
 
 
 @pytest.fixture

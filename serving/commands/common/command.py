@@ -15,7 +15,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from serving.commands.common import config_file
-from serving.commands.output import Verbosity, echo, set_verbosity
+from serving.commands.output import Verbosity, echo, use_verbosity
+from serving.errors import HubheadError
 from serving.text import redact_arguments
 
 _log = logging.getLogger(__name__)
@@ -129,17 +130,21 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Print the configuration, or call the function of the command."""
         prints = ctx.params.pop("print_config", False)
-        set_verbosity(_choose_verbosity(ctx))
+        verbosity = _choose_verbosity(ctx)
         if prints:
             echo(config_file.get_configuration(ctx).to_toml(), nl=False)
             return None
-        _log.debug("hubhead %s, Python %s", metadata.version("hubhead"), platform.python_version())
-        _log.debug("arguments: %s", " ".join(redact_arguments(sys.argv[1:])))
-        start = time.perf_counter()
-        try:
-            return super().invoke(ctx)
-        finally:
-            _log.debug("ended after %.1f s", time.perf_counter() - start)
+        with use_verbosity(verbosity):
+            _log.debug("hubhead %s, Python %s", metadata.version("hubhead"), platform.python_version())
+            _log.debug("arguments: %s", " ".join(redact_arguments(sys.argv[1:])))
+            start = time.perf_counter()
+            try:
+                return super().invoke(ctx)
+            except HubheadError:
+                _log.debug("Traceback of the error:", exc_info=True)
+                raise
+            finally:
+                _log.debug("ended after %.1f s", time.perf_counter() - start)
 
 
 def _choose_verbosity(context: click.Context) -> Verbosity:
