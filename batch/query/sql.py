@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from batch.query.views import create_views, summarize_error
+from batch.query.views import create_tables, create_views, summarize_error
 from serving.errors import InputError
 from serving.storage import files
 from serving.text import escape_controls
@@ -31,14 +31,17 @@ _NESTED_AS_JSON = dict.fromkeys(("array", "list", "map", "struct", "union"), "to
 _SHORT_FLOATS = dict.fromkeys(("double", "float"), "printf('%.6g', {})")
 
 
-def run_query(statement: str, directory: str, kind: str, output: str) -> int:
-    """Run a SQL statement over the views `scores` and `runs`, write its result, and count its rows.
+def run_query(
+    statement: str, directory: str, kind: str, output: str, tables: Mapping[str, str] | None = None
+) -> int:
+    """Run a SQL statement over `scores`, `runs` and the given tables, write its result, and count its rows.
 
     Args:
         statement: one statement in DuckDB's SQL.
         directory: local or remote output directory of `hubhead score`, or the `scores` directory in it.
         kind: one of batch.query.FORMATS.
         output: path or address of the file, which is written atomically; "" for stdout.
+        tables: local file of each further table, by the name of the table.
 
     Raises:
         InputError: the statement is invalid or not read-only, there is not exactly one, no scores are
@@ -51,7 +54,7 @@ def run_query(statement: str, directory: str, kind: str, output: str) -> int:
         raise InputError("DuckDB is not installed.", remedy="pip install 'hubhead[query]'") from error
     sink: Any = files.create_file(files.absolute(output)) if output else nullcontext(sys.stdout.buffer)
     try:
-        with _connect(statement, directory) as (connection, scratch):
+        with _connect(statement, directory, tables or {}) as (connection, scratch):
             relation = _bind(connection, statement)
             with sink as file:
                 if kind == "table":
@@ -62,7 +65,9 @@ def run_query(statement: str, directory: str, kind: str, output: str) -> int:
 
 
 @contextmanager
-def _connect(statement: str, directory: str) -> Iterator[tuple[DuckDBPyConnection, Path]]:
+def _connect(
+    statement: str, directory: str, tables: Mapping[str, str]
+) -> Iterator[tuple[DuckDBPyConnection, Path]]:
     """Provide a connection that can read the views, and a temporary directory that it can also write.
 
     It accesses no other file, no network and no Python variable, and its settings cannot be changed.
@@ -76,7 +81,7 @@ def _connect(statement: str, directory: str) -> Iterator[tuple[DuckDBPyConnectio
             connection.execute("set parquet_metadata_cache = true")
             _check_read_only(connection.extract_statements(statement))
             settings = {
-                "allowed_paths": create_views(connection, directory),
+                "allowed_paths": create_views(connection, directory) + create_tables(connection, tables),
                 "allowed_directories": [scratch],
                 "enable_external_access": False,
                 "python_enable_replacements": False,

@@ -1,8 +1,11 @@
-"""Views that queries read: `scores`, one row per photo and model, and `runs`, one row per run."""
+"""Views that queries read: `scores`, one row per photo and model; `runs`, one per run; tables of the user."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serving.errors import InputError
@@ -61,6 +64,71 @@ def create_views(connection: DuckDBPyConnection, directory: str) -> list[str]:
         reason = summarize_error(error).splitlines()[0].rstrip(".")
         raise InputError(f"The scores in {directory} cannot be read: {reason}.", remedy=_REMEDY) from error
     return scores + runs
+
+
+_READERS = {
+    ".csv": "read_csv(getvariable('{}'))",
+    ".tsv": "read_csv(getvariable('{}'))",
+    ".json": "read_json(getvariable('{}'))",
+    ".jsonl": "read_json(getvariable('{}'))",
+    ".parquet": "read_parquet(getvariable('{}'))",
+}
+"""Ending of a table's file -> DuckDB's function that reads it."""
+
+_TEXT_COLUMNS = ("label", "uri", "sha256")
+"""Columns of the scores that are text, by which tables are joined: values such as 01 stay text."""
+
+
+def create_tables(connection: DuckDBPyConnection, tables: Mapping[str, str]) -> list[str]:
+    """Create a view for each table of the user, and return the files that they read when a query runs.
+
+    Args:
+        connection: connection that gets the views.
+        tables: local file by the name of the table.
+
+    Raises:
+        InputError: a name is not a name of a table or is taken, or a file cannot be read.
+    """
+    import duckdb
+
+    found = []
+    for number, (name, file) in enumerate(tables.items()):
+        _check_table(name, file)
+        variable = f"table_{number}"
+        connection.execute(f"set variable {variable} = ?", [str(Path(file).absolute())])
+        try:
+            source = _READERS[Path(file).suffix.lower()].format(variable)
+            columns = [column for column, *_ in connection.execute(f"describe from {source}").fetchall()]
+            text = [column for column in columns if column in _TEXT_COLUMNS]
+            if text and source.startswith("read_csv"):
+                types = ", ".join(f"'{column}': 'varchar'" for column in text)
+                source = f"{source.removesuffix(')')}, types={{{types}}})"
+            connection.execute(f'create view "{name}" as from {source}')
+        except duckdb.Error as error:
+            reason = summarize_error(error).splitlines()[0].rstrip(".")
+            raise InputError(f"The table {name} cannot be read from {file}: {reason}.") from error
+        found.append(str(Path(file).absolute()))
+    return found
+
+
+def _check_table(name: str, file: str) -> None:
+    """Check the name and the file of a table.
+
+    Raises:
+        InputError: one of them cannot be used.
+    """
+    if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or name.lower() in ("scores", "runs"):
+        raise InputError(
+            f"{name!r} cannot be the name of a table.",
+            remedy="Use letters, digits and _, and neither scores nor runs, which are there already.",
+        )
+    if not Path(file).is_file():
+        raise InputError(f"The table {name} is not a local file: {file}.", remedy="Copy it to this machine.")
+    if Path(file).suffix.lower() not in _READERS:
+        raise InputError(
+            f"The table {name} has an unknown format: {file}.",
+            remedy=f"Use a file whose name ends in {', '.join(_READERS)}.",
+        )
 
 
 def _find_files(connection: DuckDBPyConnection, address: str) -> tuple[list[str], list[str]]:

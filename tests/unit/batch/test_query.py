@@ -349,3 +349,69 @@ def test_long_tables_are_truncated_with_a_note(output: Path) -> None:
     assert done.stdout.splitlines()[1:101] == [f"{i:>2}" for i in range(100)]
     assert "First 100 of 12,345 rows" in done.stdout
     assert len(run_command("select i from range(100) as t(i)", output).stdout.splitlines()) == 101
+
+
+def test_a_table_of_the_user_is_joined_with_the_scores(output: Path, tmp_path: Path) -> None:
+    (tmp_path / "shops.csv").write_text(
+        "label,shop,stars\ncr\u00e8me/1,Chez Annette,4.5\ncr\u00e8me/2,Caf\u00e9 B,3\n", "utf-8"
+    )
+    (tmp_path / "cities.jsonl").write_text('{"shop": "Chez Annette", "city": "Bern"}\n')
+    result = run_command(
+        "select shop, city, count(*) as photos, max(stars) + 1 from scores join shops using (label) "
+        "left join cities using (shop) group by all order by 1 desc",
+        output,
+        "--table",
+        f"shops={tmp_path / 'shops.csv'}",
+        "--table",
+        f"cities={tmp_path / 'cities.jsonl'}",
+        "--format",
+        "csv",
+    )
+    assert result.exit_code == 0, result.output
+    assert list(csv.reader(io.StringIO(result.stdout)))[1:] == [
+        ["Chez Annette", "Bern", "20", "5.5"],
+        ["Caf\u00e9 B", "", "20", "4.0"],
+    ]
+
+
+def test_labels_like_numbers_stay_text_in_a_table(output: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.csv").write_text("label,name\n01,one\n02,two\n")
+    table = f"names={tmp_path / 'names.csv'}"
+    result = run_command("select label from names", output, "--table", table, "--format", "csv")
+    assert result.stdout.split() == ["label", "01", "02"]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("shops", "expected NAME=FILE"),
+        ("=shops.csv", "cannot be the name of a table"),
+        ("scores=shops.csv", "cannot be the name of a table"),
+        ('a"; drop view scores; --=shops.csv', "cannot be the name of a table"),
+        ("shops=missing.csv", "is not a local file"),
+        ("shops=s3://bucket/shops.csv", "is not a local file"),
+        ("shops=shops.xlsx", "has an unknown format"),
+        ("shops=broken.parquet", "cannot be read from broken.parquet"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_reported(
+    table: str, message: str, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("shops.csv", "shops.xlsx", "broken.parquet"):
+        Path(name).write_text("label,shop\na,b\n")
+    result = CliRunner().invoke(hubhead, ["query", "select 1", "--scores", str(output), "--table", table])
+    assert result.exit_code in (1, 2)
+    assert message in " ".join((result.output + str(result.exception)).split())
+
+
+def test_other_files_beside_a_table_stay_closed(output: Path, tmp_path: Path) -> None:
+    for name in ("shops.csv", "secret.csv"):
+        (tmp_path / name).write_text("label,shop\na,b\n")
+    result = run_command(
+        f"select * from read_csv('{tmp_path / 'secret.csv'}')",
+        output,
+        "--table",
+        f"shops={tmp_path / 'shops.csv'}",
+    )
+    assert isinstance(result.exception, InputError)
