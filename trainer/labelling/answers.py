@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from trainer.labelling.journal import (
@@ -111,13 +111,18 @@ class AnswerBook:
         """Photos that were skipped and have no answer, those skipped first at the beginning."""
         return [sha for sha, numbers in self._skips.items() if numbers and sha not in self.given]
 
-    def iter_rows(self) -> Iterator[OutputRow]:
-        """Yield the rows of the output in the order of the answers."""
+    def iter_rows(self, aliases: Mapping[str, Sequence[str]]) -> Iterator[OutputRow]:
+        """Yield the rows of the output in the order of the answers.
+
+        Args:
+            aliases: sha256 -> paths of a content that several files have, each of which gets a row.
+        """
         for given in sorted(self.given.values(), key=lambda given: given.number):
             answer, entry = given.answer, given.entry
-            yield OutputRow(
-                answer.uri, answer.label, entry.by, entry.at, answer.strategy, answer.seconds, answer.test
-            )
+            for uri in aliases.get(answer.sha256, (answer.uri,)):
+                yield OutputRow(
+                    uri, answer.label, entry.by, entry.at, answer.strategy, answer.seconds, answer.test
+                )
 
     def _take_back(self, number: int) -> None:
         entry = self._active.pop(number, None)

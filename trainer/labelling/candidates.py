@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +28,7 @@ class Candidates:
         digests: sha256 of their contents, dtype S32 [N], distinct.
         embeddings: float16 [N,D], in memory or mapped from a file.
         left_out: (path, reason) of photos that cannot be used.
+        aliases: sha256 in hex -> all paths of a content that several files have, where each needs a label.
         order: rows in ascending order of the digests, int64 [N].
     """
 
@@ -35,6 +36,7 @@ class Candidates:
     digests: NDArray[np.bytes_]
     embeddings: HalfFloats
     left_out: tuple[tuple[str, str], ...] = ()
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     order: Ints = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -64,7 +66,7 @@ class Candidates:
             return self
         kept = np.setdiff1d(np.arange(len(self)), np.array(sorted(left_out)))
         uris = [self.uris[row] for row in kept]
-        return Candidates(uris, self.digests[kept], self.embeddings[kept], self.left_out)
+        return Candidates(uris, self.digests[kept], self.embeddings[kept], self.left_out, self.aliases)
 
 
 def load_candidates(

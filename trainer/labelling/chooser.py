@@ -7,6 +7,7 @@ import math
 from trainer.labelling.answers import AnswerBook
 from trainer.labelling.candidates import Candidates
 from trainer.labelling.holds import Holds
+from trainer.labelling.journal import AnswersEntry, SkipEntry
 from trainer.labelling.pool import Pool
 from trainer.labelling.types import GRID, GRID_PHOTOS, Strategy
 
@@ -81,6 +82,23 @@ class Chooser:
         for row in chosen:
             self._holds.hold(browser, row, GRID)
         return label
+
+    def hold_again(self, browser: str, entry: AnswersEntry | SkipEntry) -> tuple[int, ...]:
+        """Let a browser hold the photos of an entry that was taken back; return those that are free."""
+        strategy = str(self.strategy)
+        if isinstance(entry, SkipEntry):
+            origins = dict.fromkeys(entry.photos, strategy)
+        else:
+            origins = {answer.sha256: answer.strategy for answer in entry.answers}
+            origins |= dict.fromkeys(entry.rejected, GRID)
+            if entry.grid and self._holds.mode(browser)[0] == "grid":
+                self._holds.release_all(browser)
+                self._holds.set_mode(browser, "grid", entry.grid)
+        found = [(self._candidates.find_row(sha), origin) for sha, origin in origins.items()]
+        rows = [(row, origin) for row, origin in found if row is not None and self._holds.holder(row) is None]
+        for row, origin in reversed(rows):
+            self._holds.hold(browser, row, origin, first=True)
+        return tuple(row for row, _ in rows)
 
     def _pick(self, strategy: Strategy) -> int | None:
         """Return the next photo of a strategy that no browser holds, nor one that nearly equals it."""

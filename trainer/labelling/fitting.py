@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from trainer.evaluation.metrics import proportion
 from trainer.heads import Floats, Ints, Vectors
 from trainer.labelling.answers import AnswerBook
 from trainer.labelling.classifier import Classifier, Model, fit_classifier
-from trainer.labelling.output import write_output
 from trainer.labelling.pool import Pool
 from trainer.labelling.ranking import CANDIDATES, Predictions, predict, rank
 from trainer.labelling.types import CurvePoint, Interval, Strategy, Suggestion
@@ -81,7 +79,7 @@ class BackgroundFit:
         book: the answers.
         pool: the photos; its predictions and queue are replaced.
         lock: lock of both.
-        output: path of the output.
+        write_output: writes the answers of the book to the output.
         model: existing model; None for none.
         labelled: photos that have labels already; None for none. The model was fitted on photos like these,
             so that it is used only where there are none.
@@ -100,13 +98,14 @@ class BackgroundFit:
         book: AnswerBook,
         pool: Pool,
         lock: threading.RLock,
-        output: Path,
+        write_output: Callable[[], None],
         *,
         model: Model | None,
         labelled: LabelledSet | None,
         seed: int,
     ) -> None:
-        self._book, self._pool, self._output, self._seed = book, pool, output, seed
+        self._book, self._pool, self._seed = book, pool, seed
+        self._write_output = write_output
         self._model, self._labelled = None if labelled else model, labelled
         self._condition = threading.Condition(lock)
         self._strategy = Strategy.MIXED
@@ -182,9 +181,7 @@ class BackgroundFit:
             start, warning = time.monotonic(), ""
             try:
                 self._work(work)
-                with self._condition:
-                    rows = list(self._book.iter_rows())
-                write_output(self._output, rows)
+                self._write_output()
             except HubheadError as error:
                 warning = str(error)
             except Exception as error:  # the page goes on with the former head and says why

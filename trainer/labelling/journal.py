@@ -21,6 +21,9 @@ from trainer.labelling.types import AnswerNotKept
 
 VERSION = 1
 
+_START = b'{"kind":"start"'
+"""Beginning of every journal."""
+
 
 class StartEntry(msgspec.Struct, frozen=True, tag="start", tag_field="kind"):
     """First entry of each process that writes the journal."""
@@ -229,12 +232,19 @@ def _read(path: Path) -> _Content:
                 )
             entries.append(entry)
             length = position
-    if broken and not entries:
+    if broken and not entries and not _is_torn_start(path):
         raise InputError(
             f"{path} is not a labelling journal: {broken}.",
             remedy="Give another --output, or remove the file.",
         )
     return _Content(entries, length)
+
+
+def _is_torn_start(path: Path) -> bool:
+    """Return whether a file is what a crash may leave of the first entry: a part of it, or zeros."""
+    with path.open("rb") as file:
+        content = file.read(1 << 12)
+    return b"\n" not in content and (content.startswith(_START) or _START.startswith(content.rstrip(b"\0")))
 
 
 def _sync_directory(directory: Path) -> None:

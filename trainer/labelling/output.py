@@ -51,8 +51,19 @@ def none_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.none_of_these{output.suffix}")
 
 
-def write_output(output: Path, rows: Iterable[OutputRow]) -> None:
+def list_own(output: Path) -> list[Path]:
+    """Return the paths of all files of a session, which are no photos."""
+    return [output, journal_path(output), none_path(output)]
+
+
+def write_output(output: Path, rows: Iterable[OutputRow], *, corrections: bool = False) -> None:
     """Write the manifest, and the list of photos with none of the labels if there are any; both atomically.
+
+    Args:
+        output: path of the manifest.
+        rows: the answers.
+        corrections: keep all photos in the manifest; hubhead train --corrections leaves those out that have
+            an empty label there.
 
     Raises:
         OutputError: a file cannot be written.
@@ -63,8 +74,9 @@ def write_output(output: Path, rows: Iterable[OutputRow]) -> None:
         writer.writerow(COLUMNS)
     none = 0
     for row in rows:
-        none += not row.label
-        writers[0 if row.label else 1].writerow(
+        apart = not row.label and not corrections
+        none += apart
+        writers[1 if apart else 0].writerow(
             [
                 row.uri,
                 row.label,

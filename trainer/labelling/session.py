@@ -24,7 +24,6 @@ from trainer.labelling.output import journal_path, write_output
 from trainer.labelling.pool import Pool
 from trainer.labelling.settings import SessionSettings
 from trainer.labelling.types import (
-    GRID,
     GRID_PHOTOS,
     Answer,
     AnswerConflict,
@@ -108,12 +107,18 @@ class LabellingSession:
             check_label_names([*known, *self._book.labels], where=str(output))
             new = tuple(name for name in dict.fromkeys(known) if name not in self._book.labels)
             self._write(journal.StartEntry(journal.VERSION, _now(), new))
-            write_output(output, self._book.iter_rows())
+            self._write_output()
         except BaseException:
             self._journal.close()
             raise
         self._background = BackgroundFit(
-            self._book, self._pool, self._lock, output, model=model, labelled=labelled, seed=settings.seed
+            self._book,
+            self._pool,
+            self._lock,
+            self._write_output,
+            model=model,
+            labelled=labelled,
+            seed=settings.seed,
         )
         self._background.set_strategy(strategy)
         self._background.start()
@@ -221,7 +226,7 @@ class LabellingSession:
                 number, entry = last
             self._write(journal.UndoEntry(_now(), browser, number))
             with self._lock:
-                rows = self._hold_again(browser, entry)
+                rows = self._chooser.hold_again(browser, entry)
         self._background.request()
         return rows
 
@@ -292,7 +297,7 @@ class LabellingSession:
         self._background.stop()
         with self._writing:
             try:
-                write_output(self._output, self._book.iter_rows())
+                self._write_output()
             finally:
                 self._journal.close()
 
@@ -370,22 +375,10 @@ class LabellingSession:
         with self._lock:
             self._book.apply(number, entry)
 
-    def _hold_again(self, browser: str, entry: journal.AnswersEntry | journal.SkipEntry) -> tuple[int, ...]:
-        """Let a browser hold the photos of an entry that was taken back; return those that are free."""
-        strategy = str(self._chooser.strategy)
-        if isinstance(entry, journal.SkipEntry):
-            origins = dict.fromkeys(entry.photos, strategy)
-        else:
-            origins = {answer.sha256: answer.strategy for answer in entry.answers}
-            origins |= dict.fromkeys(entry.rejected, GRID)
-            if entry.grid and self._holds.mode(browser)[0] == "grid":
-                self._holds.release_all(browser)
-                self._holds.set_mode(browser, "grid", entry.grid)
-        found = [(self._candidates.find_row(sha), origin) for sha, origin in origins.items()]
-        rows = [(row, origin) for row, origin in found if row is not None and self._holds.holder(row) is None]
-        for row, origin in reversed(rows):
-            self._holds.hold(browser, row, origin, first=True)
-        return tuple(row for row, _ in rows)
+    def _write_output(self) -> None:
+        with self._lock:
+            rows = list(self._book.iter_rows(self._candidates.aliases))
+        write_output(self._output, rows, corrections=bool(self._suspects))
 
     def _note_change(self, sha: str) -> None:
         row = self._candidates.find_row(sha)
