@@ -75,6 +75,12 @@ _column_options = option_group(
 )
 @_column_options
 @click.option(
+    "--split_files",
+    metavar="DIRECTORY",
+    help="Directory with lists of the photos of --image_dir by set: train.txt, test.txt and maybe val.txt, "
+    "with a path such as pizza/1001116 per line. Use it for data sets with an official split.",
+)
+@click.option(
     "--corrections",
     metavar="FILE",
     help="Table of photos and their right labels (columns uri and label), which replace the labels of "
@@ -293,6 +299,8 @@ def train(
     require_extra("train", "tensorflow", "tensorflow_hub", "apache_beam", "pyarrow", "scipy")
     if image_dir is None and manifest is None:
         raise click.UsageError("Give --image_dir DIRECTORY, --manifest FILE, or both.", context)
+    if given["split_files"] and image_dir is None:
+        raise click.UsageError("--split_files needs --image_dir: a manifest has a column of sets.", context)
     if given["compare_with"] == "none" and given["assert_not_worse_than_live"] is not None:
         raise click.UsageError(
             "--assert_not_worse_than_live needs a live version: remove --compare_with none.", context

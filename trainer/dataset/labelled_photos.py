@@ -15,6 +15,7 @@ from trainer.dataset.dataset import DatasetListing, PhotoListing, build_listing
 from trainer.dataset.folder import list_folder
 from trainer.dataset.manifest import Columns, list_manifest
 from trainer.dataset.merging import merge_listings
+from trainer.dataset.split_files import apply_split_files
 
 
 def scan(
@@ -24,6 +25,7 @@ def scan(
     own: Sequence[str] = (),
     also: str | os.PathLike[str] | None = None,
     corrections: str | os.PathLike[str] | None = None,
+    split_files: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> DatasetListing:
     """List the labels and photos to train on, without opening a photo.
@@ -34,6 +36,7 @@ def scan(
         own: absolute paths of what the run writes, which a folder leaves out.
         also: dataset manifest of photos that are listed besides; it counts where both list a photo.
         corrections: dataset manifest of photos whose labels replace the listed ones; None for none.
+        split_files: directory with lists of a folder's photos by set; None for none.
         progress: called as the photos of a manifest are looked up; those left out count as rejected.
 
     Raises:
@@ -45,6 +48,8 @@ def scan(
         remedy = "Add photos of at least two labels to the manifest."
     else:
         listing = list_folder(place, own)
+        if split_files is not None:
+            listing = apply_split_files(listing, split_files)
         pizza, sushi = (files.join(listing.where, name) for name in ("pizza", "sushi"))
         remedy = f"Put the photos into one directory per label, such as {pizza} and {sushi}."
     if also is not None:

@@ -146,7 +146,6 @@ def _describe_data(metadata: BundleMetadata) -> list[str]:
     if not data.get("photos"):
         return []
     sizes = ", ".join(f"{count:,} for {subset}" for subset, count in data["photos"].items() if count)
-    method = data.get("split", {}).get("method", "content")
     left_out = {
         "files could not be used": data.get("left_out"),
         "files had the content of another one": data.get("duplicates"),
@@ -156,7 +155,7 @@ def _describe_data(metadata: BundleMetadata) -> list[str]:
     return [
         "## Data",
         "",
-        f"{sum(data['photos'].values()):,} distinct photos: {sizes} (split by {_escape(str(method))})."
+        f"{sum(data['photos'].values()):,} distinct photos: {sizes}."
         + (f" {'; '.join(found)}." if found else ""),
         "The photos are not part of the bundle. It contains digests of them, and thumbnails of some",
         "if it has a `report.html`.",

@@ -146,6 +146,7 @@ class TrainSettings(EmbeddingSettings, DivisionSettings, AnswerSettings, Compari
         seed: seed of the cross-validation's folds.
         cross_validate: number of folds of an additional cross-validation; None for none.
         cross_validate_repeats: number of repeats of it, each with other folds.
+        split_files: directory with lists of the photos of image_dir by set; None for none.
     """
 
     image_dir: str | Path
@@ -159,6 +160,7 @@ class TrainSettings(EmbeddingSettings, DivisionSettings, AnswerSettings, Compari
     seed: int = 0
     cross_validate: int | None = None
     cross_validate_repeats: int = 1
+    split_files: str | Path | None = None
 
 
 @dataclass(frozen=True)

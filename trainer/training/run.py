@@ -67,6 +67,7 @@ def train(
             own=own,
             also=settings.manifest,
             corrections=settings.corrections,
+            split_files=settings.split_files,
             progress=progress,
         )
         steps.check_listing(listing, settings.split)
@@ -155,6 +156,7 @@ def describe_settings(settings: TrainSettings, selection: Selection) -> dict[str
     # Omit local paths: the report may be shared.
     local = {"cache", "embedding_store", "saved_model_dir", "output_labels", "summaries_dir"}
     omitted = local | {"tflite_output_file", "head_settings", "configuration", "corrections", "manifest"}
+    omitted |= {"split_files"}
     described = {name: value for name, value in asdict(settings).items() if name not in omitted}
     views = settings.views if settings.augmentation != Augmentation() else 0
     return redact(described | {"head": selection.settings, "views": views})
