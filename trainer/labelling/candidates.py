@@ -38,6 +38,7 @@ class Candidates:
     left_out: tuple[tuple[str, str], ...] = ()
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     order: Ints = field(init=False, repr=False)
+    _found: dict[str, int | None] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "order", np.argsort(self.digests, kind="stable"))
@@ -52,25 +53,23 @@ class Candidates:
 
     def find_row(self, sha256: str) -> int | None:
         """Return the row of a content; None if no photo has it."""
+        if sha256 in self._found:
+            return self._found[sha256]
         wanted = np.frombuffer(bytes.fromhex(sha256), f"S{SHA_BYTES}")
         place = int(np.searchsorted(self.digests, wanted, sorter=self.order)[0])
-        if place == len(self.order):
-            return None
-        row = int(self.order[place])
-        return row if self.digests[row : row + 1].tobytes() == wanted.tobytes() else None
-
-    def without(self, digests: Iterable[str]) -> Candidates:
-        """Return the photos whose content is not among these sha256 digests in hex."""
-        left_out = {row for row in map(self.find_row, digests) if row is not None}
-        if not left_out:
-            return self
-        kept = np.setdiff1d(np.arange(len(self)), np.array(sorted(left_out)))
-        uris = [self.uris[row] for row in kept]
-        return Candidates(uris, self.digests[kept], self.embeddings[kept], self.left_out, self.aliases)
+        row = int(self.order[place]) if place < len(self.order) else None
+        if row is not None and self.digests[row : row + 1].tobytes() != wanted.tobytes():
+            row = None
+        self._found[sha256] = row
+        return row
 
 
 def load_candidates(
-    photos: Sequence[Photo], store: EmbeddingStore, settings: HeadSettings | None = None
+    photos: Sequence[Photo],
+    store: EmbeddingStore,
+    settings: HeadSettings | None = None,
+    *,
+    known: Iterable[str] = (),
 ) -> Candidates:
     """Return the usable photos of a list, the first of identical ones, with their embeddings.
 
@@ -78,21 +77,29 @@ def load_candidates(
         photos: photos that were embedded into the store.
         store: the store.
         settings: number of bytes that may be in memory, and the directory of the file for more.
+        known: sha256 in hex of photos that need no label.
 
     Raises:
-        InputError: no photo can be used.
+        InputError: no photo can be labelled.
     """
     shas = store.lookup_digests(photos)
-    return _load([(photo.uri, shas.get(photo)) for photo in photos], store, settings)
+    return _load([(photo.uri, shas.get(photo)) for photo in photos], store, settings, known)
 
 
-def load_scored(directory: str, store: EmbeddingStore, settings: HeadSettings | None = None) -> Candidates:
+def load_scored(
+    directory: str,
+    store: EmbeddingStore,
+    settings: HeadSettings | None = None,
+    *,
+    known: Iterable[str] = (),
+) -> Candidates:
     """Return the usable photos of a scores dataset, as `load_candidates`; no photo is read.
 
     Args:
         directory: output directory of `hubhead score`.
         store: embedding store of the backbone that scored them.
-        settings: as of `load_candidates`.
+        settings: as in `load_candidates`.
+        known: as in `load_candidates`.
 
     Raises:
         InputError: there are no scores, or none of the photos has an embedding in the store.
@@ -102,29 +109,35 @@ def load_scored(directory: str, store: EmbeddingStore, settings: HeadSettings | 
         raw = file.digests().tobytes()
         digests = (raw[start : start + SHA_BYTES] for start in range(0, len(raw), SHA_BYTES))
         entries += zip(file.table["uri"].to_pylist(), digests, strict=True)
-    return _load(entries, store, settings)
+    return _load(entries, store, settings, known)
 
 
 def _load(
-    entries: Sequence[tuple[str, bytes | None]], store: EmbeddingStore, settings: HeadSettings | None
+    entries: Sequence[tuple[str, bytes | None]],
+    store: EmbeddingStore,
+    settings: HeadSettings | None,
+    known: Iterable[str],
 ) -> Candidates:
     """Return the candidates among (uri, digest of the content)."""
     store.refresh()
     statuses = store.get_statuses(sha for _, sha in entries if sha)
     chosen: list[Example] = []
     left_out: list[tuple[str, str]] = []
-    seen: set[bytes] = set()
+    seen = {bytes.fromhex(sha) for sha in known}
+    labelled = 0
     for uri, sha in entries:
         status = statuses.get(sha) if sha else None
         if sha is None or status is None:
             left_out.append((uri, _NOT_STORED))
         elif not status.usable:
             left_out.append((uri, str(status)))
-        elif not _is_unicode(uri):
-            left_out.append((uri, "its name is not Unicode text"))
-        elif sha not in seen:
+        elif sha in seen:
+            labelled += 1
+        else:
             seen.add(sha)
             chosen.append(Example(uri, sha.hex(), 0))
+    if labelled == len(entries) > 0:
+        raise InputError("All photos are labelled already.", remedy="Give other photos to label.")
     if not chosen:
         why = f" {left_out[0][0]}, for example, is {left_out[0][1]}." if left_out else ""
         raise InputError(
@@ -134,8 +147,3 @@ def _load(
     digests = np.frombuffer(b"".join(bytes.fromhex(e.sha256) for e in chosen), f"S{SHA_BYTES}")
     embeddings = load_embeddings(chosen, store, settings)
     return Candidates([example.uri for example in chosen], digests, embeddings, tuple(left_out))
-
-
-def _is_unicode(text: str) -> bool:
-    """Return whether a path can be written to a manifest; names of files may be other bytes."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)

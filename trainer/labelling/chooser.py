@@ -66,7 +66,8 @@ class Chooser:
         mode, shown = self._holds.mode(browser)
         if mode == "grid" and self._holds.rows(browser) and label in ("", shown):
             return shown
-        label = label or self._find_grid_label()
+        # Suspected photos are compared with their neighbours, one at a time.
+        label = "" if self.strategy is Strategy.SUSPECTS else label or self._find_grid_label()
         self._holds.release_all(browser)
         self._holds.set_mode(browser, "grid", label)
         if label not in self._book.labels:

@@ -26,6 +26,9 @@ _log = logging.getLogger(__name__)
 _MAX_PAUSE = 30.0
 """Maximum seconds between two rounds. The pause is as long as the last round, so that one core is left."""
 
+_MAX_POINTS = 200
+"""Points of the learning curve from which on every second one is dropped."""
+
 _LOW = 32
 """Photos in the queue below which it is ranked again without new answers."""
 
@@ -272,6 +275,8 @@ class BackgroundFit:
                 self.curve[-1] = point
             else:
                 self.curve.append(point)
+            if len(self.curve) > _MAX_POINTS:
+                del self.curve[1:-1:2]
 
     def _ranks(self) -> bool:
         """Return whether the strategy has a queue; the order of the others is known."""

@@ -84,12 +84,9 @@ def open_session(
             )
         return _open_suspects(listing, features, output, settings, head_settings)
     store = steps.open_store(embedding, base)
-    candidates = _load(source, photos, base, store, embedding, reporter)
+    known = [example.sha256 for example in features.files] if features else []
+    candidates = _load(source, photos, base, store, embedding, reporter, known)
     labelled = _make_labelled(listing, features) if listing and features else None
-    if features:
-        candidates = candidates.without(example.sha256 for example in features.files)
-    if not len(candidates):
-        raise InputError("All photos are labelled already.", remedy="Give other photos to label.")
     for uri, why in candidates.left_out[:3]:
         reporter.say(f"{uri} is left out: {why}.")
     if len(candidates.left_out) > 3:
@@ -134,6 +131,7 @@ def _load(
     store: EmbeddingStore,
     embedding: EmbeddingSettings,
     reporter: Reporter,
+    known: Sequence[str],
 ) -> Candidates:
     """Return the photos to label with their embeddings; those of scores have theirs already."""
     settings = HeadSettings(directory=embedding.cache)
@@ -143,12 +141,12 @@ def _load(
                 "Photos of --scores and other photos cannot be labelled together.",
                 remedy="Score the other photos too, or leave out --scores.",
             )
-        return load_scored(source.scores, store, settings)
+        return load_scored(source.scores, store, settings, known=known)
     if not photos:
         raise InputError("There are no photos to label.", remedy="Give --photos, --manifest or --scores.")
     done = score.embed(photos, base.path, store, progress=reporter.progress, engine=embedding.engine)
     reporter.embedded.append(done.this_run)
-    return load_candidates(photos, store, settings)
+    return load_candidates(photos, store, settings, known=known)
 
 
 def _make_labelled(listing: DatasetListing, features: Features) -> LabelledSet:
