@@ -11,10 +11,12 @@ from serving.commands.main import run
 
 COMMANDS = {
     "train": "trainer.commands.train",
+    "label": "trainer.commands.label",
     "export": "trainer.commands.export",
     "score": "batch.commands.score",
     "rescore": "batch.commands.rescore",
     "query": "batch.commands.query",
+    "similar": "batch.commands.similar",
     "embeddings": "batch.commands.embeddings",
     "validate": "trainer.commands.validate",
     "models": "serving.commands.models",

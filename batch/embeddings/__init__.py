@@ -12,7 +12,7 @@ read back from Parquet (seen with pyarrow 25).
 
 Modules: `rows` (contents of the store in memory), `layout` (the files), `lookup` (digest to position, in
 bounded memory), `store` (reading and appending), `rewrite` (merging and filtering files), `maintenance`
-(list, check, repair, compact, prune).
+(list, check, repair, compact, prune), `nearest` (exact search for the nearest photos), `clusters`.
 """
 
 from batch.embeddings.layout import SHA_BYTES, to_parquet

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from batch.embeddings import layout
+from batch.embeddings import layout, nearest
 from batch.embeddings.layout import EMBEDDINGS, INDEX, ROW_GROUP, SHA, SHA_BYTES
 from batch.embeddings.lookup import Lookup
 from batch.embeddings.rewrite import (
@@ -182,6 +182,7 @@ def repair(root: str, summary: StoreSummary) -> None:
         )
         if summary.duplicates:
             merge_embeddings(lease, FILE_ROWS)
+        _forget_nearest(directory)
 
 
 def compact(root: str, fingerprint: str, rows: int = FILE_ROWS) -> MaintenanceResult:
@@ -205,6 +206,7 @@ def compact(root: str, fingerprint: str, rows: int = FILE_ROWS) -> MaintenanceRe
         before = len(list_files(directory, EMBEDDINGS, INDEX))
         removed = merge_embeddings(lease, rows)
         photos = rewrite_index(lease, INDEX_ROWS, None, dry_run=False)
+        _forget_nearest(directory)
         return MaintenanceResult(removed, photos, (before, len(list_files(directory, EMBEDDINGS, INDEX))))
 
 
@@ -257,6 +259,8 @@ def prune(
             rows += int((~kept).sum())
             if not kept.all() and not dry_run:
                 replace_files(lease, EMBEDDINGS, [name], read_table(directory, name).filter(kept))
+        if not dry_run:
+            _forget_nearest(directory)
     return MaintenanceResult(rows, photos)
 
 
@@ -271,6 +275,12 @@ def delete_backbone(root: str, fingerprint: str) -> None:
     directory = files.join(root, fingerprint)
     with _hold_lease(directory) as lease:
         lease.publish(removes=list_files(directory, INDEX) + list_files(directory, EMBEDDINGS))
+        _forget_nearest(directory)
+
+
+def _forget_nearest(directory: str) -> None:
+    """Delete what the index of nearest photos has of files that maintenance has removed."""
+    nearest.remove_stale(directory, list_files(directory, EMBEDDINGS))
 
 
 def _hold_lease(directory: str) -> AbstractContextManager[Lease]:

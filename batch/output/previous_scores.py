@@ -122,6 +122,18 @@ class PreviousScores:
             if table.num_rows:
                 yield PreviousFile(_digest_rows(table, identity), file.path, table)
 
+    def iter_columns(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield columns of all rows, file by file, the newest first if they are of several runs.
+
+        A photo with rows of several models or runs appears several times.
+
+        Raises:
+            InputError: a file cannot be read.
+        """
+        for file in self._files:
+            with _open_parquet(file.path) as parquet:
+                yield parquet.read(columns=list(columns))
+
 
 @dataclass(frozen=True)
 class PreviousFile:

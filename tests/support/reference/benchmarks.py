@@ -11,7 +11,7 @@ from tests.support.repository import REPO
 
 NAMES = (
     *("bench", "training", "start", "head", "planning", "rescore", "server", "hostile", "peers", "decoding"),
-    "engines",
+    *("engines", "labelling", "similar"),
 )
 """Benchmarks with a record."""
 
