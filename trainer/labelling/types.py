@@ -91,7 +91,7 @@ class PhotoCard:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a browser is to show now.
+    """Photos that a browser is to show now.
 
     Attributes:
         mode: "single" or "grid".
