@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -82,14 +82,10 @@ def similar(
     ctx: click.Context,
     /,
     photo: str | None,
-    scores: str,
-    photos: str,
-    model: str,
-    embedding_store: str,
     label_with: str | None,
     output: str,
     as_json: bool,
-    **numbers: int,
+    **given: Any,
 ) -> None:
     """Find the photos whose embeddings are nearest to that of PHOTO.
 
@@ -100,7 +96,7 @@ def similar(
     is a dataset manifest: give the clusters names of labels, and train.
     """
     require_extra("batch", "pyarrow")
-    if bool(scores) == bool(photos):
+    if bool(given["scores"]) == bool(given["photos"]):
         raise click.UsageError("Give one of --scores and --photos.", ctx)
     if (photo is None) != (label_with == "cluster"):
         raise click.UsageError("Give a PHOTO, or --label_with cluster without one.", ctx)
@@ -114,21 +110,21 @@ def similar(
     from batch.monitoring.progress import progress_bar
     from serving.storage import files
 
-    with open_models([model] if model else []) as paths, progress_bar(not is_quiet()) as report:
+    models = [given["model"]] if given["model"] else []
+    with open_models(models) as paths, progress_bar(not is_quiet()) as report:
         settings = SimilarSettings(
-            store_root=embedding_store or default_root(),
-            scores=scores,
-            photos=photos,
+            store_root=given["embedding_store"] or default_root(),
+            scores=given["scores"],
+            photos=given["photos"],
             model=paths[0] if paths else None,
         )
         search = SimilaritySearch.open(settings, report)
+        source = settings.scores or settings.photos
         if photo is not None:
-            content = _find_similar(
-                search, photo, scores or photos, numbers["count"], output, as_json=as_json
-            )
+            content = _find_similar(search, photo, source, given["count"], output, as_json=as_json)
         else:
-            found = search.find_clusters(numbers["clusters"], numbers["seed"])
-            content = _show_clusters(found, scores or photos, output, as_json=as_json)
+            found = search.find_clusters(given["clusters"], given["seed"])
+            content = _show_clusters(found, source, output, as_json=as_json)
     if output:
         files.write(files.absolute(output), content)
         say(f"Written to {output}")
