@@ -118,7 +118,7 @@ def similar(
             photos=given["photos"],
             model=paths[0] if paths else None,
         )
-        search = SimilaritySearch.open(settings, report)
+        search = SimilaritySearch.open(settings, report, say)
         source = settings.scores or settings.photos
         if photo is not None:
             content = _find_similar(search, photo, source, given["count"], output, as_json=as_json)

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 
 from batch.embeddings import layout
 from batch.embeddings.layout import EMBEDDINGS, SHA, SHA_BYTES, STATUS, VECTOR
-from batch.monitoring.stats import Progress
 from serving.contract import Status
 from serving.errors import InputError
 from serving.process import cores
@@ -96,11 +95,11 @@ class NearestIndex:
         """Number of embeddings, copies of a content in several files of the store included."""
         return sum(segment.count for segment in self._segments)
 
-    def update(self, progress: Callable[[Progress], None] | None = None) -> None:
+    def update(self, say: Callable[[str], None] | None = None) -> None:
         """Index the files that are new in the store, and delete the index of those that are gone.
 
         Args:
-            progress: called after each new file, with the number of files.
+            say: called with a line of text before new files are indexed.
 
         Raises:
             OutputError: the index cannot be written.
@@ -111,10 +110,10 @@ class NearestIndex:
         remove_stale(self._store, names)
         present = set(files.list_names(str(self.path)))
         new = [name for name in names if name + SUFFIX not in present]
-        for done, name in enumerate(new, 1):
+        if new and say:
+            say(f"Indexing {len(new)} new files of embeddings in {self._store}")
+        for name in new:
             self._add(name)
-            if progress:
-                progress(Progress(done, len(new), 0))
         self._segments = list(self._open(names))
 
     def _open(self, names: Sequence[str]) -> Iterator[_Segment]:

@@ -13,7 +13,7 @@ import numpy as np
 from batch.embeddings import EmbeddingStore, hash_photo
 from batch.embeddings.clusters import SAMPLE, fit_centres
 from batch.embeddings.nearest import Floats, Ints, NearestIndex, iter_ranked, read_dimension
-from batch.inputs.listing import find_photos, stat_photo
+from batch.inputs.listing import find_photos
 from batch.jobs import score
 from batch.monitoring.stats import Meter, Progress, Stats
 from batch.output.dataset import RUN_FILE, read_json
@@ -189,8 +189,18 @@ class SimilaritySearch:
     model: Bundle | None
 
     @classmethod
-    def open(cls, settings: SimilarSettings, progress: ProgressReport | None = None) -> SimilaritySearch:
+    def open(
+        cls,
+        settings: SimilarSettings,
+        progress: ProgressReport | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> SimilaritySearch:
         """Find the candidates, embed those that have no embedding, and index new embeddings.
+
+        Args:
+            settings: photos to search among.
+            progress: called with the progress of the embedding.
+            say: called with lines of text for the user.
 
         Raises:
             InputError: there are no candidates or no embeddings.
@@ -215,7 +225,7 @@ class SimilaritySearch:
                 "--photos needs a backbone that embeds the photos.", remedy="Name a bundle with --model."
             )
         index = NearestIndex(directory, dimension)
-        index.update(progress)
+        index.update(say)
         if not len(index):
             raise InputError(
                 f"There are no embeddings in {directory}.",
@@ -264,7 +274,7 @@ class SimilaritySearch:
         with tempfile.TemporaryDirectory(prefix="hubhead-similar-") as directory:
             worker = ShardWorker((str(self.model.path),), directory, "")
             [resources] = worker.load_models(Meter())
-            embedded = embed_photos([stat_photo(uri)], resources, Stats())
+            embedded = embed_photos(find_photos(uri)[:1], resources, Stats())
         rejections = [rejected.rejection.status for rejected in embedded.rejections.values()]
         statuses = [*rejections, *embedded.embeddings.statuses]
         if not statuses[0].usable:
