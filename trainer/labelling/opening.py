@@ -178,7 +178,7 @@ def _open_suspects(
         len(listing.labels),
         embeddings,
         settings=head_settings,
-        threshold=settings.near_threshold,
+        threshold=min(settings.near_threshold, 1.0),
         seed=settings.seed,
     )
     if not found:
