@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,12 @@ MAX_MISCLASSIFIED = 18
 
 MAX_SUSPECTS = 18
 """Largest number of suspected label errors shown."""
+
+MAX_BATCH = 12
+"""Largest number of test photos that are drawn at random."""
+
+MAX_LABEL_ROWS = 30
+"""Rows of the table of labels that are shown at first; the others are collapsed."""
 
 MAX_LEAST_CONFIDENT = 6
 """Largest number of lowest-confidence correct predictions shown."""
@@ -87,6 +93,7 @@ class Report:
         labels: rows of the table of labels, in the order of the model's outputs.
         misclassified: misclassified test photos, the most confident ones first.
         least_confident: correctly predicted test photos, the least confident ones first.
+        batch: test photos drawn at random, in random order.
         misclassified_count: number of all misclassified test photos.
         suspects: photos whose labels are suspected, the most suspicious ones first.
         settings, engines, versions: settings, engines with their CPUs, and package versions of the run.
@@ -98,6 +105,7 @@ class Report:
     labels: tuple[LabelRow, ...]
     misclassified: tuple[PhotoPrediction, ...]
     least_confident: tuple[PhotoPrediction, ...]
+    batch: tuple[PhotoPrediction, ...]
     misclassified_count: int
     suspects: tuple[Suspect, ...]
     settings: Mapping[str, str]
@@ -142,13 +150,15 @@ class Report:
     @property
     def pictured(self) -> tuple[str, ...]:
         """Paths of the photos to show, the most important ones first, at most MAX_PICTURES."""
-        wanted = [photo.uri for photo in (*self.misclassified, *self.suspects, *self.least_confident)]
+        wanted = [photo.uri for photo in self.misclassified]
+        wanted += [suspect.uri for suspect in self.suspects]
+        wanted += [photo.uri for photo in (*self.batch, *self.least_confident)]
         if comparison := self.record.comparison:
             for changed in (comparison.newly_wrong, comparison.newly_right):
                 wanted += [change.uri for change in changed[:MAX_CHANGED]]
         for group in self.duplicate_groups:
             wanted += pick_group_uris(group)
-        wanted += [row.sample for row in self.hardest_first if row.sample]
+        wanted += [row.sample for row in self.hardest_first[:MAX_LABEL_ROWS] if row.sample]
         return tuple(dict.fromkeys(wanted))[:MAX_PICTURES]
 
 
@@ -177,6 +187,7 @@ def compose(record: TrainingRecord) -> Report:
         labels=_make_label_rows(record.data, record.fitted.predictions.own),
         misclassified=wrong[:MAX_MISCLASSIFIED],
         least_confident=right[:MAX_LEAST_CONFIDENT],
+        batch=_draw_batch(tested),
         misclassified_count=len(wrong),
         suspects=record.suspects.photos[:MAX_SUSPECTS],
         settings=dict(_flatten_settings(record.settings)),
@@ -184,6 +195,12 @@ def compose(record: TrainingRecord) -> Report:
         versions=get_package_versions(PACKAGES),
         created=time.strftime("%d %B %Y, %H:%M UTC", time.gmtime()),
     )
+
+
+def _draw_batch(tested: Sequence[PhotoPrediction]) -> tuple[PhotoPrediction, ...]:
+    """Return at most MAX_BATCH of the test photos at random; the same ones for the same photos."""
+    drawn = np.random.default_rng(0).permutation(len(tested))[:MAX_BATCH]
+    return tuple(tested[row] for row in drawn.tolist())
 
 
 def _make_label_rows(data: TrainingData, own: Floats) -> tuple[LabelRow, ...]:

@@ -16,7 +16,7 @@ from trainer.evaluation.metrics import Evaluation, proportion
 from trainer.evaluation.training_record import TrainingRecord
 from trainer.evaluation.version_changes import LabelChange
 from trainer.report import charts
-from trainer.report.contents import MAX_CHANGED, Report, pick_group_uris
+from trainer.report.contents import MAX_CHANGED, MAX_LABEL_ROWS, Report, pick_group_uris
 
 SIDE = 192
 """Width and height of a thumbnail in pixels: twice its size on the page, for screens of high density."""
@@ -74,6 +74,8 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
         max_changed=MAX_CHANGED,
         pairs=None if len(report.by_label.labels) <= MAX_MATRIX else _list_confused(report.by_label),
         max_rows=MAX_ROWS,
+        max_labels=MAX_LABEL_ROWS,
+        batch_right=sum(photo.predicted == photo.label for photo in report.batch),
         seconds={step: f"{taken:.2f}" for step, taken in record.seconds.items()},
         meanings={status.value: status.meaning for status in Status},
         log=math.log,

@@ -15,6 +15,7 @@ from trainer import heads, report
 from trainer.dataset import Example, Subset
 from trainer.dataset.near_duplicates import DuplicateGroup, DuplicatePhoto, DuplicateReport
 from trainer.evaluation.suspects import Reason, Suspect, Suspects
+from trainer.report.contents import MAX_BATCH, MAX_PICTURES
 
 pytestmark = pytest.mark.tf
 
@@ -146,3 +147,43 @@ def test_suspected_label_errors_are_shown_with_the_reason(tmp_path: Path) -> Non
 def test_report_without_suspected_label_errors_has_no_section_about_them(tmp_path: Path) -> None:
     page = Page(report.render(make_report(tmp_path, ("a", "b")).report, {}))
     assert "Suspected" not in page.text
+
+
+def test_a_batch_of_test_photos_is_drawn_at_random_with_truth_and_prediction(tmp_path: Path) -> None:
+    example = make_report(tmp_path, [f"label {n:02}" for n in range(20)], noise=0.5).report
+    tested = example.record.test_predictions()
+    assert len(example.batch) == MAX_BATCH < len(tested)
+    assert set(example.batch) <= set(tested)
+    assert len({photo.label for photo in example.batch}) > 5
+    assert report.compose(example.record).batch == example.batch
+    assert {photo.uri for photo in example.batch} <= set(example.pictured)
+    section = (
+        Page(report.render(example, {})).text.split("Test photos at random")[1].split("Misclassified test")[0]
+    )
+    right = sum(photo.predicted == photo.label for photo in example.batch)
+    assert f"12 test photos, drawn at random from {len(tested)}: what to expect" in section
+    assert f"{right} of them {'is' if right == 1 else 'are'} right." in section
+    for photo in example.batch:
+        assert f"label {photo.label} predicted {photo.predicted}" in section
+
+
+def test_the_batch_has_all_test_photos_where_there_are_few(tmp_path: Path) -> None:
+    example = make_report(tmp_path, ("a", "b"), photos=4).report
+    assert sorted(example.batch) == sorted(example.record.test_predictions())
+    assert make_report(tmp_path, ("a", "b"), photos=4, tested=False).report.batch == ()
+
+
+def test_the_table_of_many_labels_is_collapsed_after_the_hardest(tmp_path: Path) -> None:
+    example = make_report(tmp_path, [f"label {n:03}" for n in range(257)], photos=4, noise=0.3).report
+    text = report.render(example, dict.fromkeys(example.pictured, b"jpeg"))
+    shown, _, hidden = text.partition("<details>")
+    assert "<summary>227 more labels, with a higher F1 or none</summary>" in hidden
+    rows = [
+        part.split('class="labels"')[1].count('<th scope="row"')
+        for part in (shown, hidden.split("</details>")[0])
+    ]
+    assert rows == [30, 227]
+    assert "<img" not in hidden.split("</details>")[0]
+    assert len(example.pictured) <= MAX_PICTURES
+    few = report.render(make_report(tmp_path, [f"label {n:02}" for n in range(30)], photos=4).report, {})
+    assert "<details>" not in few
