@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import random
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -429,3 +430,24 @@ def test_suspects_are_shown_in_their_order_and_become_corrections(
 def test_a_session_without_suspects_refuses_their_strategy(open_session: Open) -> None:
     with pytest.raises(InputError, match="suspected"):
         open_session(strategy=Strategy.SUSPECTS)
+
+
+# --- Threads --------------------------------------------------------------------------------------------
+
+
+def test_answers_of_many_threads_are_all_kept(
+    photos: LabelledCandidates, open_session: Open, tmp_path: Path
+) -> None:
+    session = open_session(near_threshold=2.0)
+
+    def label_some(browser: str) -> list[int]:
+        return [answer_next(session, photos, browser) for _ in range(20)]
+
+    with ThreadPoolExecutor(4) as threads:
+        parts = list(threads.map(label_some, [f"browser-{number}" for number in range(4)]))
+    answered = [row for part in parts for row in part]
+    assert len(set(answered)) == 80
+    assert session.state().labelled == 80
+    session.close()
+    assert {int(Path(row["uri"]).stem) for row in read_csv(tmp_path / "labels.csv")} == set(answered)
+    assert open_session().state().labelled == 80
