@@ -16,6 +16,9 @@ from serving.errors import InputError
 FEW_PHOTOS = 20
 """A label with fewer photos gets a warning, as in retrain.py."""
 
+MAX_WARNINGS = 10
+"""Labels with few photos up to which each gets a warning of its own; more of them get one in common."""
+
 
 class Subset(StrEnum):
     """The sets of the split."""
@@ -162,13 +165,20 @@ def build_listing(listing: PhotoListing, remedy: str) -> DatasetListing:
 
 
 def _warn_of_few_photos(files: Mapping[str, Sequence[Photo]], trained: Mapping[str, int]) -> Iterator[str]:
-    """Yield a warning for each label that has no photos, or fewer than FEW_PHOTOS to train on."""
+    """Yield warnings of labels that have no photos, or fewer than FEW_PHOTOS to train on."""
+    few = {name: trained[name] for name, found in files.items() if found and trained[name] < FEW_PHOTOS}
+    if len(few) > MAX_WARNINGS:
+        fewest = min(few, key=lambda name: few[name])
+        yield (
+            f"{len(few)} labels have fewer than {FEW_PHOTOS} photos to train on, {fewest!r} the fewest "
+            f"({few[fewest]}); labels with so few photos rarely train well."
+        )
     for name, found in files.items():
         if not found:
             yield f"Label {name!r} has no photos and is left out."
-        elif trained[name] < FEW_PHOTOS:
-            what = "photos" if trained[name] == len(found) else "photos to train on"
-            yield f"Label {name!r} has {trained[name]} {what}; fewer than {FEW_PHOTOS} rarely train well."
+        elif name in few and len(few) <= MAX_WARNINGS:
+            what = "photos" if few[name] == len(found) else "photos to train on"
+            yield f"Label {name!r} has {few[name]} {what}; fewer than {FEW_PHOTOS} rarely train well."
 
 
 def _describe_sets(source: str, photos: int, held_out: Counter[Subset]) -> str:

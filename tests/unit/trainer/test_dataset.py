@@ -185,6 +185,14 @@ def test_one_photo_under_two_labels_is_reported_with_both_labels_and_paths() -> 
         assert part in sentence
 
 
+def test_many_labels_with_few_photos_get_one_warning(tmp_path: Path) -> None:
+    photos = {f"label {number:03}": 4 for number in range(257)} | {"rare": 3, "enough": 20}
+    (warning,) = dataset.scan(write_photos(tmp_path, photos)).warnings
+    assert warning.startswith("258 labels have fewer than 20 photos to train on, 'rare' the fewest (3);")
+    few = {f"label {number}": 4 for number in range(10)}
+    assert len(dataset.scan(write_photos(tmp_path / "few", few)).warnings) == 10
+
+
 # --- The split ------------------------------------------------------------------------------------------
 
 
