@@ -114,12 +114,12 @@ _page_options = option_group(
     ),
     click.option(
         "--tls_cert",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=click.Path(dir_okay=False, path_type=Path),
         help="PEM file of the certificate, for a --host that other machines reach.",
     ),
     click.option(
         "--tls_key",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=click.Path(dir_okay=False, path_type=Path),
         help="PEM file of its private key.",
     ),
     click.option(
