@@ -158,7 +158,7 @@ def label(
     """Label photos on a page that asks for those first from which the head learns the most.
 
     The head is fitted again on all answers while you label, and the page shows its accuracy on random photos.
-    Every answer is on disk before the next photo appears. Ctrl-C ends the page; the same command continues.
+    Every answer is synced to disk at once. Ctrl-C ends the page; the same command continues.
     """
     require_extra("train", "tensorflow", "tensorflow_hub", "apache_beam", "pyarrow", "scipy")
     if not (photos or manifest or scores) and not (strategy == "suspects" and image_dir):
@@ -217,9 +217,8 @@ def _announce(session: LabellingSession, url: str, page: Any, no_browser: bool) 
     state = session.state()
     if state.labelled or state.none_of_these:
         say(f"Continuing with {state.labelled} labels in {state.output}.")
-    if not page.is_local:
-        reads = "" if page.uses_tls else ", and everybody on the way can read what it shows"
-        warn(f"Everybody who has the address can see the photos and change the answers{reads}.")
+    if exposure := page.describe_exposure():
+        warn(exposure)
     echo(f"{state.remaining} photos to label at {url} (Ctrl-C ends)")
     if not no_browser and page.is_local and _has_display():
         webbrowser.open(url)
