@@ -31,7 +31,7 @@ def answer_in_turn(
     deadline: float,
     caller: Caller,
 ) -> JsonResponse:
-    """Answer a request with a heavy body, which `parser` parses, while `turn` is held.
+    """Answer a request with a heavy body, which `parser` parses while `turn` is held.
 
     The other parameters are those of `answer_request`. The model is looked up first, as parsing takes long.
 
@@ -39,15 +39,15 @@ def answer_in_turn(
         StatusError: as for `answer_request`, or the caller has left.
         TimeoutError: parsing takes until after the deadline.
     """
-    with turn.hold(caller.name, _seconds_left(deadline)) as held:
-        if not held:
-            raise timeout_error()
-        if caller.has_left:
-            raise cancelled()
-        with manager.use(api_request.spec) as servable:
+    with manager.use(api_request.spec) as servable:
+        with turn.hold(caller.name, _seconds_left(deadline)) as held:
+            if not held:
+                raise timeout_error()
+            if caller.has_left:
+                raise cancelled()
             seconds = _seconds_left(deadline)
             request, rows = parser.parse(api_request, body, servable.signatures, seconds, caller)
-            return _answer(servable, api_request.verb, request, rows, deadline, caller)
+        return _answer(servable, api_request.verb, request, rows, deadline, caller)
 
 
 def answer_request(
