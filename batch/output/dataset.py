@@ -360,7 +360,15 @@ def read_json(uri: str) -> Any:
 def _describe_difference(found: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> str:
     found = found or {}
     return "; ".join(
-        f"{key} was {found.get(key)!r}, now {value!r}"
+        f"{key} was {_format_identity(found.get(key))}, now {_format_identity(value)}"
         for key, value in wanted.items()
         if found.get(key) != value
     )
+
+
+def _format_identity(value: Any) -> str:
+    """Return a part of an identity as text; models by name and version, and by content if that differs."""
+    if isinstance(value, list):
+        named = (f"{model['name']} version {model['version']} ({model['digest'][:8]})" for model in value)
+        return ", ".join(named)
+    return str(value) or "none"

@@ -237,7 +237,7 @@ def _check_base_path(model: ModelSettings) -> None:
     """Check that a base path is a directory; warn if it has no version yet.
 
     Raises:
-        BundleError: it is not a directory.
+        BundleError: it is not a directory, or has no versions itself, but directories that have.
     """
     base = model.base_path
     if not base.is_dir():
@@ -245,8 +245,22 @@ def _check_base_path(model: ModelSettings) -> None:
             f"The model base path {base} {'is not a directory' if base.exists() else 'does not exist'}.",
             remedy="Give --model_base_path the directory above the numbered versions, such as models/food.",
         )
-    if not any(child.name.isdecimal() for child in base.iterdir()):
-        _log.warning("%s has no version yet; waiting for a directory such as %s", base, base / "1")
+    if (base / "saved_model.pb").exists():
+        raise BundleError(
+            f"{base} is a version of a model.",
+            remedy=f"Give --model_base_path the directory above it: {base.parent}",
+        )
+    directories = [child for child in base.iterdir() if child.is_dir()]
+    if any(child.name.isdecimal() for child in directories):
+        return
+    models = sorted(str(child) for child in directories if any(child.glob("[0-9]*/saved_model.pb")))
+    if models:
+        raise BundleError(
+            f"{base} has no versions itself; models with versions in it: {', '.join(models[:3])}.",
+            remedy=f"Give --model_base_path one of them, such as {models[0]}, or list all in "
+            "--model_config_file.",
+        )
+    _log.warning("%s has no version yet; waiting for a directory such as %s", base, base / "1")
 
 
 def _make_loader(settings: ServerSettings, loader: Loader, metrics: Metrics) -> LoadVersion:

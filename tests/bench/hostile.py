@@ -5,11 +5,14 @@ hostile callers, by the protocol that these use. The goal is a p99 of less than 
 
 many rows         requests of 16,000 empty photos, over gRPC in some 40 bytes, without a deadline
 cancelled         such requests, cancelled at once
-garbage           bytes that are not a message, or not JSON
+garbage           bytes that are not a message
 many fields       messages of more than a million empty fields
 large             photos of 64 MiB
 REST half-sent    bodies that stop half-way
+REST many rows    the many rows, as JSON
+REST garbage      bytes that are not JSON
 REST many values  bodies of four million empty lists
+REST large        photos of 64 MiB, as JSON
 """
 
 from __future__ import annotations

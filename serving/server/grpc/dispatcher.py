@@ -75,17 +75,19 @@ _INFERENCE = (*_COUNTED, "MultiInference")
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class CallContext:
     """Deadline and sender of one call.
 
     Attributes:
         deadline: time.monotonic() at which the caller stops waiting; None: no deadline.
         caller: sender of the call, which leaves when it cancels or disconnects.
+        nbytes: memory of its message, as far as known; a message of many fields takes much more when parsed.
     """
 
     deadline: float | None
     caller: Caller
+    nbytes: int = 0
 
     @property
     def seconds_left(self) -> float | None:
@@ -143,12 +145,12 @@ class Dispatcher:
         async def handle(_: Any, grpc_context: Any) -> bytes:
             start, left = time.monotonic(), grpc_context.time_remaining()
             deadline = None if left is None or left > _ENDLESS_SECONDS else start + left
-            context, size = CallContext(deadline, Caller(grpc_context.peer())), 0
+            context = CallContext(deadline, Caller(grpc_context.peer()))
             try:
                 await self._pacer.wait(context.caller.name)
                 # The body is kept in a list, from which the thread takes it: no reference may outlive it.
                 body = [await self._read(grpc_context, context.caller)]
-                size = len(body[0])
+                context.nbytes = size = len(body[0])
                 self._pacer.record(context.caller.name, size)
                 answer = functools.partial(self._answer, api, handler, request_class, body, context)
                 return await asyncio.wrap_future(self._submit(api, context.caller, size, answer))
@@ -159,7 +161,8 @@ class Dispatcher:
                 context.caller.leave()
                 raise
             finally:
-                if size >= memory.LARGE:  # later, as the traceback of an error still refers to the request
+                # Later, as the traceback of an error still refers to the request.
+                if context.nbytes >= memory.LARGE:
                     asyncio.get_running_loop().call_later(_TRIM_SECONDS, self._trim_memory)
 
         # Registered as a client stream, because grpc.aio never ends a unary call whose client closes the
@@ -265,6 +268,7 @@ class Dispatcher:
                 if not self.held_bytes.take(caller.name, estimated):
                     raise _too_many_bytes()
                 size, start = estimated, time.monotonic()
+                context.nbytes = max(context.nbytes, estimated)
                 request = request_class.FromString(body.pop())
                 if is_heavy:  # a steady flow of light messages would keep the large ones out for ever
                     # A machine that is slow or busy gets less to do.

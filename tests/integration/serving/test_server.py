@@ -766,3 +766,16 @@ def test_serve_with_a_missing_base_path_fails_with_one_line(tmp_path: Path) -> N
     assert (process.returncode, out) == (1, "")
     assert err.count("\n") == 1
     assert "does not exist" in err
+
+
+@pytest.mark.tf
+@pytest.mark.parametrize("above", [True, False])
+def test_serve_names_the_right_directory_if_its_base_path_is_a_level_off(tmp_path: Path, above: bool) -> None:
+    version = tmp_path / "models" / "food" / "3"
+    version.mkdir(parents=True)
+    (version / "saved_model.pb").write_bytes(b"")
+    with serve_command("--model_base_path", str(tmp_path / "models" if above else version)) as process:
+        out, err = process.communicate(timeout=LIMIT)
+    assert (process.returncode, out) == (1, "")
+    assert ("has no versions itself" if above else "is a version of a model") in err
+    assert f"{tmp_path / 'models' / 'food'}" in err.partition("Give --model_base_path")[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -91,3 +92,17 @@ def test_rows_that_appear_during_the_publication_are_an_error(
         with pytest.raises(OutputError, match=r"not what this run wrote: scores-1{32}"):
             publication.publish(IDENTITY, [], [])
     assert not (tmp_path / "run.json").exists()
+
+
+def test_scores_of_another_model_are_named_by_version_and_content(tmp_path: Path) -> None:
+    def make_identity(digest: str, version: int) -> dict[str, Any]:
+        models = [{"name": "food", "version": version, "digest": digest * 32, "fingerprint": "f"}]
+        return {"photos": "uploads", "models": models, "partition_by": ""}
+
+    output = Output(str(tmp_path / "scores"))
+    output.claim(make_identity("a", 1), [], append=False)
+    with pytest.raises(OutputError) as caught:
+        output.check(make_identity("b", 2), append=False, overwrite=False)
+    assert "models was food version 1 (aaaaaaaa), now food version 2 (bbbbbbbb)" in caught.value.what
+    with pytest.raises(OutputError, match="photos was uploads, now other"):
+        output.check({**make_identity("a", 1), "photos": "other"}, append=False, overwrite=False)
