@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo docs docs-record docs-reference pictures test test-unit k8s-check cluster-test cluster-e2e lint bench bench-accuracy bench-planning bench-peers bench-decoding bench-engines bench-head fuzz old-tensorflow lock check-resolve clean help bench-training bench-server bench-start
+.PHONY: sbom audit demo docs docs-record docs-reference pictures test test-unit k8s-check cluster-test cluster-e2e lint bench bench-accuracy bench-planning bench-peers bench-decoding bench-engines bench-head fuzz old-tensorflow lock check-resolve clean help bench-training bench-server bench-start bench-labelling bench-similar
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
@@ -101,6 +101,22 @@ lock: $(VENV)/dev.stamp ## Resolve the version ranges of pyproject.toml again, i
 	  --upgrade \
 	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet -o requirements.txt
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+# The programs are in an environment of their own: they are no dependency of hubhead.
+SUPPLY_CHAIN := build/supply-chain
+$(SUPPLY_CHAIN)/stamp:
+	$(PYTHON) -m venv $(SUPPLY_CHAIN)
+	$(SUPPLY_CHAIN)/bin/python -m pip install --quiet 'cyclonedx-bom>=7,<8' 'pip-audit>=2.9,<3'
+	@touch $@
+
+sbom: $(VENV)/dev.stamp $(SUPPLY_CHAIN)/stamp ## Write a software bill of materials (CycloneDX) of the locked packages to build/sbom.cdx.json
+	$(SUPPLY_CHAIN)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+	  --output-format JSON --output-file build/sbom.cdx.json requirements.txt
+	$(BIN)/python -m tests.support.bill_of_materials build/sbom.cdx.json
+
+audit: $(SUPPLY_CHAIN)/stamp ## Look up known vulnerabilities of the locked packages with pip-audit
+	$(SUPPLY_CHAIN)/bin/pip-audit --requirement requirements.txt --disable-pip --vulnerability-service osv --timeout 20 \
+	  --progress-spinner off
+
 	  --constraint requirements.txt \
 	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet -o requirements-dev.txt
 
