@@ -187,7 +187,9 @@ class Pool:
             if len(left) > _QUICK:
                 left = np.sort(np.random.default_rng(self._seed).choice(left, _QUICK, replace=False))
             visited[left] = True
-            yield from self.filter(self._rank_some(strategy, left), is_free)
+            # Kept until the background has ranked all, so that the next photo needs no ranking.
+            self.install(strategy, self._rank_some(strategy, left))
+            yield from self.filter(self._queue, is_free)
 
     def iter_grid(self, label: int, is_free: Callable[[int], bool]) -> Iterator[int]:
         """Yield photos that the classifier takes for a label, the most confident one first."""

@@ -13,7 +13,7 @@ import pytest
 
 from serving.errors import InputError, OutputBusy
 from tests.support.labelling import LABELS, LabelledCandidates, from_embeddings, make_candidates
-from trainer.labelling import fitting, holds
+from trainer.labelling import fitting, holds, pool, ranking
 from trainer.labelling.candidates import Candidates
 from trainer.labelling.classifier import Model
 from trainer.labelling.fitting import LabelledSet
@@ -349,6 +349,24 @@ def test_suggestions_follow_the_answers(photos: LabelledCandidates, open_session
     state = session.state()
     assert (state.fitted_answers, state.accuracy and state.accuracy.n) == (36, 4)
     assert state.curve[-1].answers == 36
+
+
+def test_photos_are_ranked_once_while_the_background_has_not_ranked_them(
+    photos: LabelledCandidates, open_session: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Strategy] = []
+
+    def count_calls(strategy: Strategy, *arguments: object, **options: object) -> object:
+        calls.append(strategy)
+        return ranking.rank(strategy, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pool, "rank", count_calls)
+    monkeypatch.setattr(fitting.BackgroundFit, "_rank", lambda *_: None)
+    session = open_session()
+    assert len({answer_next(session, photos) for _ in range(20)}) == 20
+    assert calls == [Strategy.MIXED]
+    session.next_photos(ANN, strategy=Strategy.DIVERSE)
+    assert calls == [Strategy.MIXED, Strategy.DIVERSE]
 
 
 def test_answers_are_taken_while_the_head_cannot_be_fitted(
