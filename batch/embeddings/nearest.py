@@ -330,7 +330,7 @@ def _invert_lengths(vectors: NDArray[np.float16]) -> Floats:
     return np.divide(1, lengths, out=np.zeros(len(lengths), "<f4"), where=lengths > 0)
 
 
-def _read_into(file: Any, block: NDArray[Any]) -> None:
+def _read_into(file: Any, block: Any) -> None:
     """Fill an array with the next bytes of a file.
 
     Raises:

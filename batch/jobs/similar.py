@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -112,7 +112,9 @@ class ScoredPhotos:
         found: dict[bytes, dict[str, None]] = {}
         for table in self._scores.iter_columns(["uri", "sha256"]):
             rows = table.filter(pc.is_in(table["sha256"].cast(pa.string()), value_set=wanted))
-            for uri, sha in zip(rows["uri"].to_pylist(), rows["sha256"].to_pylist(), strict=True):
+            uris: Any = rows["uri"].to_pylist()
+            hexes: Any = rows["sha256"].to_pylist()
+            for uri, sha in zip(uris, hexes, strict=True):
                 found.setdefault(bytes.fromhex(sha), {})[uri] = None
         return {sha: list(uris) for sha, uris in found.items()}
 
@@ -120,7 +122,9 @@ class ScoredPhotos:
         """Return the addresses of all photos that were read, by content."""
         found: dict[bytes, dict[str, None]] = {}
         for table in self._scores.iter_columns(["uri", "sha256"]):
-            for uri, sha in zip(table["uri"].to_pylist(), table["sha256"].to_pylist(), strict=True):
+            uris: Any = table["uri"].to_pylist()
+            hexes: Any = table["sha256"].to_pylist()
+            for uri, sha in zip(uris, hexes, strict=True):
                 if sha:
                     found.setdefault(bytes.fromhex(sha), {})[uri] = None
         return {sha: list(uris) for sha, uris in found.items()}

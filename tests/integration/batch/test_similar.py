@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from dataclasses import dataclass
@@ -87,6 +88,11 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Archive:
     return found
 
 
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file."""
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
 def test_nearest_scored_photos_are_those_with_the_highest_cosines(archive: Archive) -> None:
     photo = archive.photos / "7.jpg"
     expected = [item for item in archive.rank(photo) if item[0] != "7.jpg"][:15]
@@ -149,7 +155,7 @@ def test_output_is_a_page_of_thumbnails_or_a_table(archive: Archive, tmp_path: P
     check_self_contained(text)
     assert len(Page(text).all("li")) == 6  # the photo and five others
     assert archive.run(*words, "--output", table).exit_code == 0
-    rows = list(csv.DictReader(table.open()))
+    rows = read_table(table)
     assert [row["uri"] for row in rows] == [one["uri"] for one in archive.find(*words)]
     shown = archive.run(*words).stdout
     assert re.search(r"0\.\d{3} *│ */.*/\d+\.jpg", shown)
@@ -159,7 +165,7 @@ def test_every_usable_photo_is_in_one_cluster(archive: Archive, tmp_path: Path) 
     words = ("--label_with", "cluster", "--clusters", 4, "--scores", archive.scores)
     table, page = tmp_path / "clusters.csv", tmp_path / "clusters.html"
     assert archive.run(*words, "--output", table).exit_code == 0
-    rows = list(csv.DictReader(table.open()))
+    rows = read_table(table)
     assert sorted(Path(row["uri"]).name for row in rows) == sorted(
         f"{number}.jpg" for number in range(PHOTOS)
     )
