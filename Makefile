@@ -75,6 +75,12 @@ bench-accuracy: $(VENV)/dev.stamp ## Measure accuracy on the sample photos: head
 bench-engines: $(VENV)/dev.stamp ## Compare engines for the backbone: conversion, speed by batch, differences, memory
 	$(BIN)/python -m tests.bench.engines --output docs/benchmarks/engines.json
 
+bench-labelling: $(VENV)/dev.stamp ## Simulate labelling with the true labels: labels needed by strategy, suspected label errors
+	$(BIN)/python -m tests.bench.labelling --output docs/benchmarks/labelling.json --plot docs/pictures/labelling.svg
+
+bench-similar: $(VENV)/dev.stamp ## Measure hubhead similar among a million embeddings: seconds and memory
+	$(BIN)/python -m tests.bench.similar --output docs/benchmarks/similar.json
+
 bench-head: $(VENV)/dev.stamp ## Measure the fit of a head on 1,000 to 1,000,000 embeddings: seconds and memory
 	$(BIN)/python -m tests.bench.head --output docs/benchmarks/head.json
 
