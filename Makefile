@@ -101,12 +101,6 @@ old-tensorflow: $(VENV)/dev.stamp ## Test a bundle with OLD_TENSORFLOW=2.19.1, i
 	build/tensorflow-$(OLD_TENSORFLOW)/bin/python -m pip install --quiet tensorflow-cpu==$(OLD_TENSORFLOW)
 	HUBHEAD_OLD_TENSORFLOW=build/tensorflow-$(OLD_TENSORFLOW)/bin/python $(BIN)/python -m pytest tests/integration/test_old_tensorflow.py
 
-lock: $(VENV)/dev.stamp ## Resolve the version ranges of pyproject.toml again, into the two lock files
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile pyproject.toml --extra train --extra formats --extra metrics --extra query --extra s3 --extra gs --extra az --extra http --extra build --universal --python-version 3.11 \
-	  --upgrade \
-	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet -o requirements.txt
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 # The programs are in an environment of their own: they are no dependency of hubhead.
 SUPPLY_CHAIN := build/supply-chain
 $(SUPPLY_CHAIN)/stamp:
@@ -123,6 +117,12 @@ audit: $(SUPPLY_CHAIN)/stamp ## Look up known vulnerabilities of the locked pack
 	$(SUPPLY_CHAIN)/bin/pip-audit --requirement requirements.txt --disable-pip --vulnerability-service osv --timeout 20 \
 	  --progress-spinner off
 
+lock: $(VENV)/dev.stamp ## Resolve the version ranges of pyproject.toml again, into the two lock files
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --extra train --extra formats --extra metrics --extra query --extra s3 --extra gs --extra az --extra http --extra build --universal --python-version 3.11 \
+	  --upgrade \
+	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet -o requirements.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 	  --constraint requirements.txt \
 	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet -o requirements-dev.txt
 

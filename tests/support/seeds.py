@@ -1,0 +1,153 @@
+"""What the pages of docs/seeds assume, with drawn photos in place of the data sets."""
+
+from __future__ import annotations
+
+import csv
+import random
+import tarfile
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from tests.support.docs.markdown import fences
+from tests.support.docs.session import open_session
+from tests.support.docs.shell import PROMPT, Recorded
+from tests.support.drawings import FRUIT, draw_fruit
+
+FOOD = {"apple_pie": "apple", "hamburger": "orange", "sushi": "banana", "waffles": "pear"}
+"""Label of Food-101 -> what is drawn for it."""
+
+TRAINED, TESTED = 24, 8
+"""Photos of each label in train.txt and test.txt."""
+
+UPLOADS = {"1": "hamburger", "2": "sushi", "3": "sushi"}
+"""Number of an uploaded photo -> its label."""
+
+RESTAURANTS = (
+    ("hamburger", "Burger Bar", 46.950, 7.451),
+    ("hamburger", "Far Away Burgers", 47.377, 8.540),
+    ("sushi", "Sushi Go", 46.946, 7.440),
+    ("sushi", "Bento", 46.956, 7.447),
+    ("waffles", "Waffle Wagon", 46.948, 7.448),
+)
+
+
+def write_food_101(directory: Path) -> None:
+    """Write food-101.tar.gz, in the layout of the real one, and the files that the page uses beside it."""
+    top = directory / "archive" / "food-101"
+    lists: dict[str, list[str]] = {"train": [], "test": []}
+    for label, drawn in FOOD.items():
+        (top / "images" / label).mkdir(parents=True)
+        for number in range(TRAINED + TESTED):
+            name = f"{label}/{1000 + number}"
+            draw_fruit(drawn, number).save(top / "images" / f"{name}.jpg", quality=88)
+            lists["train" if number < TRAINED else "test"].append(name)
+    (top / "meta").mkdir()
+    for name, lines in lists.items():
+        (top / "meta" / f"{name}.txt").write_text("\n".join(lines) + "\n")
+        (top / "meta" / f"{name}.json").write_text("{}")
+    (top / "meta" / "classes.txt").write_text("\n".join(FOOD) + "\n")
+    (top / "README.txt").write_text("Drawn photos in the layout of Food-101.\n")
+    with tarfile.open(directory / "food-101.tar.gz", "w:gz") as archive:
+        archive.add(top, "food-101")
+    draw_fruit(FOOD["hamburger"], 900).save(directory / "burger.jpg", quality=88)
+    (directory / "uploads").mkdir()
+    with (directory / "uploads.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["uri", "lat", "lon"])
+        for number, label in UPLOADS.items():
+            path = Path("uploads") / f"{number}.jpg"
+            draw_fruit(FOOD[label], 910 + int(number)).save(directory / path, quality=88)
+            rows.writerow([path, 46.948, 7.447])
+    with (directory / "restaurants.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["label", "name", "lat", "lon"])
+        rows.writerows(RESTAURANTS)
+
+
+def write_labels(directory: Path, labels: int, photos: int) -> None:
+    """Write `directory/NAME/NUMBER.jpg`: a pattern in two colours for each label, moved in each photo."""
+    for label in range(labels):
+        top = directory / f"kind {label:03}"
+        top.mkdir(parents=True)
+        own = random.Random(label)
+        ground, ink = (tuple(own.randrange(256) for _ in range(3)) for _ in range(2))
+        shapes = [(own.random(), own.random(), own.uniform(0.1, 0.4)) for _ in range(4)]
+        for number in range(photos):
+            chance = random.Random(f"{label} {number}")
+            image = Image.new("RGB", (120, 90), ground)
+            pen = ImageDraw.Draw(image)
+            for across, down, size in shapes:
+                x, y = 120 * across + chance.uniform(-9, 9), 90 * down + chance.uniform(-9, 9)
+                pen.ellipse((x, y, x + 90 * size, y + 90 * size), fill=ink)
+            image.save(top / f"{number}1.jpg", quality=90)
+
+
+def write_fruit(directory: Path, labels: int, photos: int) -> None:
+    """Write `directory/LABEL/NUMBER.jpg`: drawn fruit."""
+    for label in list(FRUIT)[:labels]:
+        (directory / label).mkdir(parents=True)
+        for number in range(photos):
+            draw_fruit(label, number).save(directory / label / f"{number}1.jpg", quality=88)
+
+
+def write_flowers(directory: Path, photos: int) -> None:
+    """Write tf_files/flower_photos, with drawn fruit in place of flowers."""
+    names = dict(zip(("daisy", "dandelion", "roses", "sunflowers", "tulips"), FRUIT, strict=True))
+    for label, drawn in names.items():
+        top = directory / "tf_files" / "flower_photos" / label
+        top.mkdir(parents=True)
+        for number in range(photos):
+            draw_fruit(drawn, number).save(top / f"{number}.jpg", quality=88)
+    named = directory / "tf_files/flower_photos/daisy/21652746_cc379e0eea_m.jpg"
+    draw_fruit(names["daisy"], 900).save(named, quality=88)
+
+
+def list_commands(document: str) -> list[Recorded]:
+    """Return the commands of the blocks `sh` of a page, in their order; servers run beside the others."""
+    found = []
+    for fence in fences(document, "sh"):
+        for line in fence.text.replace("\\\n", " ").splitlines():
+            beside = " &" if line.startswith("hubhead serve ") else ""
+            found.append(Recorded(fence, (f"{PROMPT}{' '.join(line.split())}{beside}",), ()))
+    return found
+
+
+def write_queries(document: str, directory: Path) -> None:
+    """Write the SQL of a page to the file that the text before it names."""
+    for fence in fences(document, "sql"):
+        (directory / "nearest.sql").write_text(fence.text)
+
+
+def link_cache(cache: Path, directory: Path) -> Path:
+    """Return a cache with the downloads and backbones of the user's, and an embedding store of its own."""
+    own = directory / "cache"
+    own.mkdir()
+    for entry in cache.iterdir():
+        if entry.name != "embeddings":
+            (own / entry.name).symlink_to(entry)
+    return own
+
+
+def run_page(document: str, directory: Path, cache: Path, *, omitted: str = "\0") -> dict[str, list[str]]:
+    """Run the commands of a page in a directory; returns the lines that each of them printed.
+
+    Args:
+        document: the page.
+        directory: directory that the commands run in.
+        cache: cache directory.
+        omitted: commands that contain this text are not run.
+    """
+    commands = [one for one in list_commands(document) if omitted not in one.command]
+    printed: dict[str, list[str]] = {}
+    with open_session(directory, cache, commands) as session:
+        for command in commands:
+            lines, code = session.run(command)
+            assert code == 0, f"{command.command}\n" + "\n".join(lines)
+            printed[command.command] = lines
+    return printed
+
+
+def find_output(printed: dict[str, list[str]], start: str) -> str:
+    """Return what the first command with this beginning printed."""
+    return "\n".join(next(lines for command, lines in printed.items() if command.startswith(start)))
