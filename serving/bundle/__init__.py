@@ -46,6 +46,8 @@ class BackboneRecord(TypedDict, total=False):
         image_size: height and width of the input in pixels.
         value_range: lowest and highest value of a pixel.
         dimension: length of an embedding.
+        preprocessing: `caffe` or `torch` if the channels are normalised as those modes of keras.applications
+            do, after the value range; absent otherwise.
         of_photos: fingerprint without augmentation, in the graph of one augmented view.
     """
 
@@ -54,6 +56,7 @@ class BackboneRecord(TypedDict, total=False):
     image_size: list[int]
     value_range: list[float]
     dimension: Required[int]
+    preprocessing: str
     of_photos: str
 
 

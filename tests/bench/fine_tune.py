@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from serving import contract, runtime
 from tests.bench.accuracy import BATCH, FOLDS, embed, read_labelled_photos
 from trainer import heads, preprocessing
-from trainer.backbones import efficientnet_lite0
-from trainer.backbones.hub import Backbone, default_weights, load
+from trainer.backbones import efficientnet_lite
+from trainer.backbones.hub import Backbone, load
+from trainer.backbones.pretrained import read_weights
 from trainer.dataset.download import cache_directory
 from trainer.evaluation import metrics
 from trainer.export.templates import prepare_template
@@ -34,6 +35,7 @@ from trainer.training.tuning_photos import LabelledPhotos, TuningPhotos
 
 SIZES = (224, 240, 260, 300, 380)
 VIEWS = 4
+LITE0 = efficientnet_lite.NETWORKS["lite0"]
 ALIASES = {224: "efficientnet_lite0", 260: "efficientnet_lite0_260"}
 AUGMENTATIONS = {
     "mirrored views": Augmentation(flip_left_right=True),
@@ -182,7 +184,7 @@ def embed_lower_layers(photos: Sequence[bytes], network: Backbone, weights: dict
     def run(contents: Any) -> Any:
         pixels = tf.cast(preprocessing.decode_photos(contents, settings)[0], tf.float32) / 255.0
         # The first feature map is that of the stem, the last but one that of the last block.
-        found = efficientnet_lite0.feature_maps(weights, pixels, training=False)
+        found = efficientnet_lite.feature_maps(weights, pixels, LITE0, training=False)
         return tf.concat([tf.reduce_mean(found[index], [1, 2]) for index in (MIDDLE + 1, -2)], 1)
 
     return _run_in_batches(run, photos)
@@ -200,7 +202,7 @@ def _run_in_batches(run: Callable[[Any], Any], photos: Sequence[bytes]) -> Float
 def load_at_size(size: int, directory: Path) -> Backbone:
     """Export the default backbone for another input size, and load it."""
     path = directory / f"{size}"
-    efficientnet_lite0.export(default_weights(cache_directory()), path, image_size=size)
+    efficientnet_lite.export(read_weights("lite0", cache_directory()), path, LITE0, image_size=size)
     return load(str(path), cache_directory())
 
 
@@ -322,7 +324,7 @@ def _combine_embeddings(
     yield "mean of 224, 260 and 300 pixels", np.mean([embeddings[size] for size in (224, 260, 300)], 0)
     yield "mean of 224, 300 and 380 pixels", np.mean([embeddings[size] for size in (224, 300, 380)], 0)
     yield "mean of all sizes", np.mean(list(embeddings.values()), 0)
-    weights = efficientnet_lite0.build_variables(default_weights(cache_directory()))
+    weights = efficientnet_lite.build_variables(read_weights("lite0", cache_directory()))
     below = embed_lower_layers(photos, networks[224], weights)
     yield "224 pixels, with two layers below the last", np.hstack([embeddings[224], below])
 

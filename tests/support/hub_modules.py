@@ -111,12 +111,12 @@ def in_hub_cache(handle: str, module: str, cache: Path) -> str:
     return handle
 
 
-def pixels(names: list[str]) -> NDArray[np.float32]:
-    """Return sample photos as float32 [N,224,224,3] in [0,1], resized by Pillow with antialiasing."""
+def pixels(names: list[str], size: int = 224) -> NDArray[np.float32]:
+    """Return sample photos as float32 [N,size,size,3] in [0,1], resized by Pillow with antialiasing."""
     from PIL import Image
 
     photos = []
     for name in names:
         with Image.open(fetch_all_photos(cache_directory()) / f"{name}.jpeg") as image:
-            photos.append(np.asarray(image.convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)))
+            photos.append(np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)))
     return np.stack(photos).astype(np.float32) / 255

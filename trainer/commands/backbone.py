@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -15,7 +16,9 @@ from serving.commands.common.completers import select
 from serving.commands.output import echo
 from serving.commands.server_options import option_group
 from serving.storage import files
-from trainer.backbones.aliases import NAMES, SHORT, Alias
+from trainer.backbones.aliases import BUILT, DEFAULT, NAMES, SHORT, Alias, find_alias
+from trainer.backbones.interface import InputOptions
+from trainer.backbones.pixel_values import MODES
 from trainer.commands.options import say
 
 PIPE_WIDTH = 240
@@ -65,10 +68,41 @@ input_options = option_group(
         metavar="LOW,HIGH",
         callback=_parse_range,
         help="Range of pixel values that the backbone expects, from black to white. TensorFlow Hub "
-        "modules take 0,1; models of keras.applications take -1,1 or 0,255.  [default: 0,1]",
+        "modules take 0,1; for models of keras.applications see --preprocessing.  [default: 0,1]",
+    ),
+    click.option(
+        "--preprocessing",
+        type=click.Choice(list(MODES)),
+        help="Pixel values that the backbone expects, by the modes of keras.applications: caffe (BGR less "
+        "the means), tf (-1 to 1), torch (normalised channels), raw (0 to 255). Excludes --value_range.",
+    ),
+    click.option(
+        "--input_tensor",
+        metavar="NAME",
+        help="Tensor of the photos in a frozen graph (.pb), such as ResizeBilinear:0.",
+    ),
+    click.option(
+        "--output_tensor",
+        metavar="NAME",
+        help="Tensor of the features in a frozen graph (.pb), such as pool_3:0.",
     ),
 )
-"""Add --image_size and --value_range, for backbones that do not declare their input."""
+"""Add the options for backbones that do not declare their input."""
+
+INPUT_OPTIONS = (
+    "image_size",
+    "value_range",
+    "preprocessing",
+    "input_tensor",
+    "output_tensor",
+)
+"""Names of `input_options`."""
+
+
+def take_input_options(flags: dict[str, Any]) -> InputOptions:
+    """Remove the values of `input_options` from parsed flags, and return them."""
+    size, *others = (flags.pop(name) for name in INPUT_OPTIONS)
+    return InputOptions((size, size) if size else None, *others)
 
 
 @click.group(cls=Group, short_help="List, build and inspect pretrained backbones.")
@@ -76,7 +110,7 @@ def backbone() -> None:
     """List, build and inspect pretrained backbones.
 
     A backbone maps a photo to a feature vector. Name it by an alias, by the directory of a SavedModel,
-    or by a TensorFlow Hub handle such as
+    by a frozen graph, or by a TensorFlow Hub handle such as
     https://tfhub.dev/google/imagenet/mobilenet_v2_100_224/feature_vector/5.
     """
 
@@ -124,62 +158,62 @@ def _print_table(chosen: dict[str, Alias]) -> None:
             echo(f"  {short} is short for {name}")
 
 
-@backbone.command()
+@backbone.command(epilog="\b\nExample:\n  hubhead backbone build efficientnet_lite2")
+@click.argument("name", type=click.Choice(list(BUILT)), default=DEFAULT)
 @_cache_option
-def build(cache_dir: Path) -> None:
-    """Download and build the default backbone, and print its directory.
+def build(name: str, cache_dir: Path) -> None:
+    """Download and build the backbone NAME, by default efficientnet_lite0, and print its directory.
 
     Training does this on demand. Run it to prepare a machine for work without a network.
     """
-    from trainer.backbones.hub import build as build_default
+    from trainer.backbones.hub import build as build_backbone
 
-    echo(build_default(cache_dir, progress=say))
+    echo(build_backbone(cache_dir, name, progress=say))
 
 
 @backbone.command(
     epilog="\b\nExamples:\n"
     "  hubhead backbone show efficientnet_lite0\n"
-    "  hubhead backbone show my_keras_model --value_range=-1,1"
+    "  hubhead backbone show my_resnet50 --preprocessing caffe\n"
+    "  hubhead backbone show my_saved_model --value_range=-1,1"
 )
 @click.argument("handle", shell_complete=complete_backbone)
 @input_options
 @_cache_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
-def show(
-    handle: str,
-    image_size: int | None,
-    value_range: tuple[float, float] | None,
-    cache_dir: Path,
-    as_json: bool,
-) -> None:
+def show(handle: str, cache_dir: Path, as_json: bool, **given: Any) -> None:
     """Load the backbone HANDLE and show its input, output and fingerprint.
 
     The fingerprint is a hash of the weights and the graph: equal fingerprints mean equal features.
     """
     from trainer.backbones.hub import load
-    from trainer.backbones.interface import InputOptions
 
-    options = InputOptions((image_size, image_size) if image_size else None, value_range)
-    loaded = load(handle, cache_dir, options=options, progress=say)
+    loaded = load(handle, cache_dir, options=take_input_options(given), progress=say)
     height, width = loaded.image_size
     interface = loaded.interface
+    alias = find_alias(handle)
+    licence = alias.licence if alias else ""
     if as_json:
         record = {
             "handle": handle,
             "image_size": [height, width],
             "value_range": list(interface.value_range),
+            "preprocessing": interface.channels or None,
             "dtype": interface.dtype.name,
             "dimension": loaded.dimension,
             "fingerprint": loaded.fingerprint,
             "path": loaded.path,
+            "licence": licence,
         }
         echo(json.dumps(record, ensure_ascii=False))
         return
     low, high = interface.value_range
+    normalised = f", channels normalised as {interface.channels}" if interface.channels else ""
     for name, value in (
-        ("input", f"{interface.dtype.name} [N,{height},{width},3] in [{low:g},{high:g}]"),
+        ("input", f"{interface.dtype.name} [N,{height},{width},3] in [{low:g},{high:g}]{normalised}"),
         ("output", f"float32 [N,{loaded.dimension}]"),
         ("fingerprint", loaded.fingerprint),
         ("path", loaded.path),
+        *([("licence", licence)] if licence else []),
     ):
         echo(f"{name:<12}{value}")

@@ -12,7 +12,7 @@ from serving.commands.common.config_file import describe_configuration
 from serving.commands.main import require_extra
 from serving.commands.output import echo
 from serving.commands.server_options import refuse
-from trainer.commands.backbone import complete_backbone, input_options
+from trainer.commands.backbone import INPUT_OPTIONS, complete_backbone, input_options, take_input_options
 from trainer.commands.options import NOT_RECORDED, preprocessing_options, say, tflite_quantize
 
 if TYPE_CHECKING:
@@ -95,8 +95,6 @@ def export(
     aspect: str,
     max_pixels: int,
     max_bytes: int,
-    image_size: int | None,
-    value_range: tuple[float, float] | None,
     **head_options: Any,
 ) -> None:
     """Export a trained head with other settings, or a backbone without a head.
@@ -107,7 +105,8 @@ def export(
         raise click.UsageError("Give exactly one of --bundle BUNDLE and --headless.")
     if (saved_model_dir is None) == (tflite_file is None):
         raise click.UsageError("Give exactly one of --saved_model_dir DIRECTORY and --tflite FILE.")
-    backbone_options = ["tfhub_module", "aspect", "max_pixels", "max_bytes", "image_size", "value_range"]
+    input_given = take_input_options(head_options)
+    backbone_options = ["tfhub_module", "aspect", "max_pixels", "max_bytes", *INPUT_OPTIONS]
     refuse(
         context,
         backbone_options if source else head_options,
@@ -122,7 +121,6 @@ def export(
         echo(f"{tflite_file}: {_write_tflite(source, tflite_file, tflite_quantize, photos)}")
         return
     assert saved_model_dir is not None
-    from trainer.backbones import InputOptions
     from trainer.dataset.download import cache_directory
     from trainer.export.bundle import export_headless, reexport
     from trainer.preprocessing import Preprocessing
@@ -132,13 +130,12 @@ def export(
         published = reexport(source, saved_model_dir, configuration=configuration, **head_options)
     else:
         settings = Preprocessing.with_limits(aspect, max_pixels, max_bytes)
-        options = InputOptions((image_size, image_size) if image_size else None, value_range)
         published = export_headless(
             tfhub_module,
             saved_model_dir,
             cache_directory(),
             settings,
-            options=options,
+            options=input_given,
             configuration=configuration,
             say=say,
         )

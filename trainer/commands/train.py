@@ -17,7 +17,7 @@ from serving.commands.output import echo, is_quiet
 from serving.commands.server_options import option_group, refuse
 from serving.text import escape_controls
 from trainer.commands import retrain_flags
-from trainer.commands.backbone import complete_backbone, input_options
+from trainer.commands.backbone import complete_backbone, input_options, take_input_options
 from trainer.commands.options import NOT_RECORDED, preprocessing_options, say, tflite_quantize
 from trainer.training.summary import format_summary, to_dict
 
@@ -97,8 +97,8 @@ _column_options = option_group(
     "--tfhub_module",
     default="efficientnet_lite0",
     shell_complete=complete_backbone,
-    help="Backbone: an alias (see hubhead backbone list), the directory of a SavedModel, or a TensorFlow Hub "
-    "handle.",
+    help="Backbone: an alias (see hubhead backbone list), the directory of a SavedModel, a frozen "
+    "graph (.pb), or a TensorFlow Hub handle.",
 )
 @input_options
 @click.option(
@@ -338,14 +338,13 @@ def _train_settings(source: str, target: Path, flags: dict[str, Any]) -> trainer
     def pop(*names: str) -> list[Any]:
         return [flags.pop(name) for name in names]
 
-    size, value_range = pop("image_size", "value_range")
     add_tflite, quantize = pop("add_tflite", "tflite_quantize")
     return trainer.TrainSettings(
         source,
         target,
         embedding_store=flags.pop("embedding_store") or default_root(),
         columns=trainer.Columns(*pop("photo_column", "label_column", "group_column", "split_column")),
-        backbone_input=trainer.InputOptions((size, size) if size else None, value_range),
+        backbone_input=take_input_options(flags),
         preprocessing=trainer.Preprocessing.with_limits(*pop("aspect", "max_pixels", "max_bytes")),
         split=trainer.SplitSettings(*pop("testing_percentage", "validation_percentage", "split_method")),
         augmentation=trainer.Augmentation(

@@ -15,7 +15,7 @@ import numpy as np
 
 from serving import contract
 from serving.errors import BundleError
-from trainer.backbones import interface
+from trainer.backbones import interface, pixel_values
 from trainer.backbones.hub import Backbone
 from trainer.evaluation.novelty import Novelty
 from trainer.export import checkpoint, onnx_backbone
@@ -40,7 +40,8 @@ _SEEDS = 2**31 - 1
 def hash_sources() -> str:
     """Return the SHA-256, in hex, of the graph's sources, so that a changed graph is traced again."""
     preprocessing = sorted((Path(__file__).parents[1] / "preprocessing").glob("*.py"))
-    sources = [Path(__file__), Path(interface.__file__), Path(onnx_backbone.__file__), *preprocessing]
+    modules = [interface.__file__, pixel_values.__file__, onnx_backbone.__file__]
+    sources = [Path(__file__), *map(Path, modules), *preprocessing]
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from serving import bundle, contract
-from serving.bundle import Bundle, BundleMetadata
+from serving.bundle import BackboneRecord, Bundle, BundleMetadata
 from serving.bundle.sections import ProvenanceRecord
 from serving.process import get_package_versions
 from serving.runtime.session import ClassicSession
@@ -25,7 +25,7 @@ from serving.runtime.tensorflow_import import import_tensorflow
 from serving.text import redact
 from trainer.backbones import InputOptions, input_key
 from trainer.backbones.fingerprint import read_fingerprint
-from trainer.backbones.hub import Backbone, load, resolve
+from trainer.backbones.hub import Backbone, load, prepare
 from trainer.dataset.download import ProgressLogger, create_once, no_progress
 from trainer.export import signatures
 from trainer.export.checks import check_answers
@@ -74,9 +74,10 @@ def prepare_template(
     """
     preprocessing = preprocessing or Preprocessing()
     augmentation, number = view or (None, 0)
+    path, completed = prepare(handle, cache, options or InputOptions(), progress=say)
     key = [
-        read_fingerprint(resolve(handle, cache, progress=say), cache),
-        input_key(handle, options or InputOptions()),
+        read_fingerprint(path, cache),
+        input_key(handle, completed),
         preprocessing.to_dict(),
         signatures.hash_sources(),
         *([asdict(augmentation), number] if augmentation else []),
@@ -95,7 +96,7 @@ def prepare_template(
             signatures.write_variables(first.path, staged, {"view": np.array(number, np.int32)})
             metadata = first.metadata
         else:
-            backbone = load(handle, cache, options=options, progress=say)
+            backbone = load(handle, cache, options=completed, progress=say)
             metadata = trace(backbone, preprocessing, staged, augmentation=augmentation, with_head=not view)
             if not view:
                 with ClassicSession(staged) as session:
@@ -141,19 +142,23 @@ def trace(
         with_head: as for `signatures.save`.
         augmentation: as for `signatures.save`.
     """
+    interface = backbone.interface
     height, width = backbone.image_size
     preprocessing = replace(preprocessing, height=height, width=width)
     signatures.save(backbone, preprocessing, directory, with_head=with_head, augmentation=augmentation)
+    record: BackboneRecord = {
+        "handle": redact(backbone.handle),
+        # The key of the embedding store: it covers the backbone's weights and the preprocessing.
+        "fingerprint": _hash_json([backbone.fingerprint, preprocessing.to_dict()]),
+        "image_size": list(backbone.image_size),
+        "value_range": list(interface.value_range),
+        "dimension": backbone.dimension,
+    }
+    if interface.channels:
+        record["preprocessing"] = interface.channels
     return BundleMetadata(
         labels=[],
-        backbone={
-            "handle": redact(backbone.handle),
-            # The key of the embedding store: it covers the backbone's weights and the preprocessing.
-            "fingerprint": _hash_json([backbone.fingerprint, preprocessing.to_dict()]),
-            "image_size": list(backbone.image_size),
-            "value_range": list(backbone.interface.value_range),
-            "dimension": backbone.dimension,
-        },
+        backbone=record,
         preprocessing=preprocessing.to_dict(),
         provenance=dict(record_provenance()),
     )

@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 
 from serving.errors import InputError
-from trainer.backbones import InputOptions
 from trainer.backbones.hub import Backbone
 from trainer.dataset.download import create_once, no_progress
 from trainer.heads import Floats, Head, Ints
@@ -204,7 +203,7 @@ def _read_result(tuned: Path, backbone: Backbone) -> FineTuned:
     record = json.loads((tuned / RECORD).read_text())
     return FineTuned(
         path=tuned,
-        options=InputOptions(backbone.image_size, backbone.interface.value_range),
+        options=backbone.interface.to_options(),
         epochs=tuple(Epoch(**epoch) for epoch in record["epochs"]),
         best=record["best"],
         before=record["before"],

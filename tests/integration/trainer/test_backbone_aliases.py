@@ -26,6 +26,11 @@ def test_backbone_build_prints_the_directory(default_backbone: Backbone) -> None
     assert (result.exit_code, result.stdout) == (0, f"{default_backbone.path}\n")
 
 
+def test_backbone_show_prints_the_licence_of_a_built_backbone() -> None:
+    result = CliRunner().invoke(command, ["show", "efficientnet_lite0"], catch_exceptions=False)
+    assert "licence     Apache-2.0\n" in result.stdout
+
+
 def test_backbone_show_prints_the_interface(tmp_path: Path) -> None:
     path = small_module(tmp_path / "module")
     result = CliRunner().invoke(command, ["show", path, "--cache_dir", str(tmp_path)], catch_exceptions=False)
@@ -46,9 +51,11 @@ def test_backbone_show_applies_image_size_and_value_range(tmp_path: Path) -> Non
         "handle": path,
         "image_size": [40, 40],
         "value_range": [-1, 1],
+        "preprocessing": None,
         "dtype": "float32",
         "dimension": 2,
         "path": path,
+        "licence": "",
     }
 
 

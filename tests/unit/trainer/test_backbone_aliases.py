@@ -54,11 +54,22 @@ def test_aliases_have_hub_handles_and_input_sizes() -> None:
         ("https://www.kaggle.com/models/google/mobilenet-v2/TfJs/140-224-feature-vector/3", None),
         ("https://example.com/google/imagenet/mobilenet_v2_100_224/feature_vector/5", None),
         ("https://[tfhub.dev", None),
+        ("https://tfhub.dev/tensorflow/efficientnet/lite4/feature-vector/2", "efficientnet_lite4"),
         ("no_such_name", None),
     ],
 )
 def test_an_address_is_mapped_to_the_alias_of_its_module(address_: str, name: str | None) -> None:
     assert find_alias(address_) == (ALIASES[name] if name else None)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("lite1", 240), ("lite2", 260)])
+def test_an_alias_names_the_built_backbone_and_the_address_the_module(kind: str, size: int) -> None:
+    built = ALIASES[f"efficientnet_{kind}"]
+    assert (built.handle, built.image_size, built.licence) == ("", (size, size), "Apache-2.0")
+    address = f"https://tfhub.dev/tensorflow/efficientnet/{kind}/feature-vector/2"
+    module = find_alias(address)
+    assert module is not None
+    assert (module.handle, module.image_size) == (address, (size, size))
 
 
 @pytest.mark.parametrize(
@@ -154,6 +165,7 @@ def test_backbone_list_has_a_filter_and_json_output() -> None:
         "origin": "TensorFlow Hub, google/imagenet",
         "parameters": 3.47,
         "value_range": [0, 1],
+        "licence": "",
     }
     table = CliRunner().invoke(command, ["list", "lite"], catch_exceptions=False).stdout
     assert table.count("efficientnet_lite") == 6

@@ -1,13 +1,15 @@
-"""EfficientNet-Lite0 in TensorFlow, and its export as a TF2 Hub feature vector.
+"""EfficientNet-Lite in TensorFlow, and its export as a TF2 Hub feature vector.
 
-The network is that of M. Tan and Q. Le, "EfficientNet" (2019), in the Lite variant of TensorFlow's TPU
+The networks are those of M. Tan and Q. Le, "EfficientNet" (2019), in the Lite variant of TensorFlow's TPU
 models: no squeeze-and-excitation, ReLU6 instead of swish, unscaled stem and head, and pixels normalised
 as (x - 127) / 128. The weights keep their names in the checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,83 @@ BN_EPSILON = 1e-3
 BN_MOMENTUM = 0.99
 
 
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """Coefficients of one network of the family, by which those of Lite0 are multiplied.
+
+    Attributes:
+        width: coefficient of the number of channels.
+        depth: coefficient of the number of blocks in a stage.
+    """
+
+    width: float
+    depth: float
+
+
+NETWORKS = {"lite0": Scaling(1.0, 1.0), "lite1": Scaling(1.0, 1.1), "lite2": Scaling(1.1, 1.2)}
+"""Name of a network -> its coefficients (efficientnet_lite_builder.py of TensorFlow's TPU models)."""
+
 STAGES = (
-    (1, 1, False),
-    (2, 2, True),
-    (2, 2, True),
-    (3, 2, True),
-    (3, 1, True),
-    (4, 2, True),
-    (1, 1, True),
+    (1, 16, 1, False),
+    (2, 24, 2, True),
+    (2, 40, 2, True),
+    (3, 80, 2, True),
+    (3, 112, 1, True),
+    (4, 192, 2, True),
+    (1, 320, 1, True),
 )
-"""Stages of mobile inverted bottlenecks: number of blocks, stride of the first one, expansion before the
-depthwise convolution. Only the first block of a stage changes the shape; the others have a skip
-connection."""
+"""Stages of mobile inverted bottlenecks of Lite0: number of blocks, channels, stride of the first block,
+expansion before the depthwise convolution. Only the first block of a stage changes the shape; the others have
+a skip connection. Depth does not scale the first and the last stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One mobile inverted bottleneck.
+
+    Attributes:
+        channels: number of channels of its output.
+        stride: stride of its depthwise convolution.
+        expands: whether it has an expansion before that convolution.
+        skips: whether its input is added to its output.
+    """
+
+    channels: int
+    stride: int
+    expands: bool
+    skips: bool
+
+
+def list_blocks(scaling: Scaling) -> list[Block]:
+    """Return the blocks of a network in order."""
+    blocks = []
+    for index, (count, channels, stride, expands) in enumerate(STAGES):
+        scaled = count if index in (0, len(STAGES) - 1) else math.ceil(count * scaling.depth)
+        width = _scale_channels(channels, scaling.width)
+        blocks += [Block(width, 1 if n else stride, expands, n > 0) for n in range(scaled)]
+    return blocks
+
+
+def _scale_channels(channels: int, width: float) -> int:
+    """Return the nearest multiple of 8 to the scaled number of channels that is at least 90 % of it."""
+    nearest = max(8, int(channels * width + 4) // 8 * 8)
+    return nearest if nearest >= 0.9 * channels * width else nearest + 8
+
+
+def check_weights(weights: Mapping[str, NDArray[Any]], scaling: Scaling) -> None:
+    """Raise ValueError if a state dict is not that of the network: other blocks, or other channels."""
+    expected = [block.channels for block in list_blocks(scaling)]
+    found = list(_list_channels(weights))
+    if found != expected:
+        raise ValueError(f"the blocks of the checkpoint have {found} channels; expected {expected}")
+
+
+def _list_channels(weights: Mapping[str, NDArray[Any]]) -> Iterator[int]:
+    """Yield the number of output channels of each block of a state dict."""
+    index = 0
+    while (name := f"_blocks.{index}._project_conv.weight") in weights:
+        yield len(weights[name])
+        index += 1
 
 
 def build_variables(weights: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
@@ -55,19 +122,20 @@ def _transpose(name: str, value: NDArray[Any]) -> NDArray[Any]:
     return value.T
 
 
-def forward(weights: Mapping[str, Any], pixels: Any, *, training: bool) -> Any:
+def forward(weights: Mapping[str, Any], pixels: Any, scaling: Scaling, *, training: bool) -> Any:
     """Return pooled features float32 [N,1280] of pixels float32 [N,H,W,3] in [0,1]; see `feature_maps`."""
     import tensorflow as tf
 
-    return tf.reduce_mean(feature_maps(weights, pixels, training=training)[-1], [1, 2])
+    return tf.reduce_mean(feature_maps(weights, pixels, scaling, training=training)[-1], [1, 2])
 
 
-def feature_maps(weights: Mapping[str, Any], pixels: Any, *, training: bool) -> list[Any]:
+def feature_maps(weights: Mapping[str, Any], pixels: Any, scaling: Scaling, *, training: bool) -> list[Any]:
     """Return the feature maps of the stem, of each block and of the last convolution.
 
     Args:
         weights: variables of `build_variables`.
         pixels: photos, float32 [N,H,W,3] in [0,1].
+        scaling: coefficients of the network.
         training: normalise by the statistics of the batch, and update the moving averages.
     """
     import tensorflow as tf
@@ -89,24 +157,21 @@ def feature_maps(weights: Mapping[str, Any], pixels: Any, *, training: bool) -> 
     x = (pixels * 255.0 - 127.0) / 128.0
     x = tf.nn.relu6(normalise(convolve(x, "_conv_stem", 2), "_bn0"))
     found = [x]
-    blocks = [
-        (1 if position else stride, expands, position > 0)
-        for count, stride, expands in STAGES
-        for position in range(count)
-    ]
-    for index, (stride, expands, skips) in enumerate(blocks):
+    for index, block in enumerate(list_blocks(scaling)):
         before, part = x, f"_blocks.{index}"
-        if expands:
+        if block.expands:
             x = tf.nn.relu6(normalise(convolve(x, f"{part}._expand_conv"), f"{part}._bn0"))
-        x = tf.nn.relu6(normalise(convolve(x, f"{part}._depthwise_conv", stride), f"{part}._bn1"))
+        x = tf.nn.relu6(normalise(convolve(x, f"{part}._depthwise_conv", block.stride), f"{part}._bn1"))
         x = normalise(convolve(x, f"{part}._project_conv"), f"{part}._bn2")
-        if skips:
+        if block.skips:
             x = x + before
         found.append(x)
     return [*found, tf.nn.relu6(normalise(convolve(x, "_conv_head"), "_bn1"))]
 
 
-def export(weights: Mapping[str, NDArray[Any]], directory: Path, *, image_size: int) -> None:
+def export(
+    weights: Mapping[str, NDArray[Any]], directory: Path, scaling: Scaling, *, image_size: int
+) -> None:
     """Write a SavedModel with the Reusable SavedModel interface of TF2 Hub.
 
     `__call__(pixels, training=False)` maps float32 [N,size,size,3] in [0,1] to features float32 [N,1280],
@@ -116,16 +181,18 @@ def export(weights: Mapping[str, NDArray[Any]], directory: Path, *, image_size: 
     Args:
         weights: state dict of the checkpoint.
         directory: directory to write.
+        scaling: coefficients of the network.
         image_size: height and width of the photos; the weights fit any size.
     """
     import tensorflow as tf
 
+    check_weights(weights, scaling)
     tensors = build_variables(weights)
     spec = tf.TensorSpec([None, image_size, image_size, 3], tf.float32, name="inputs")
 
     @tf.function(autograph=False)
     def call(inputs: Any, training: bool = False) -> Any:
-        return forward(tensors, inputs, training=training)
+        return forward(tensors, inputs, scaling, training=training)
 
     @tf.function(input_signature=[spec], autograph=False)
     def serve(inputs: Any) -> dict[str, Any]:
