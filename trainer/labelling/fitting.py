@@ -14,11 +14,11 @@ import numpy as np
 from serving.errors import HubheadError
 from serving.text import first_line
 from trainer.evaluation.metrics import proportion
-from trainer.heads import Floats, Ints, Vectors
+from trainer.heads import Ints, Vectors
 from trainer.labelling.answers import AnswerBook
 from trainer.labelling.classifier import Classifier, Model, fit_classifier
 from trainer.labelling.pool import Pool
-from trainer.labelling.ranking import CANDIDATES, Predictions, predict, rank
+from trainer.labelling.ranking import CANDIDATES, Covering, Predictions, predict, rank
 from trainer.labelling.types import CurvePoint, Interval, Strategy, Suggestion
 
 _log = logging.getLogger(__name__)
@@ -289,7 +289,7 @@ class BackgroundFit:
             predictions, novelty = self._pool.predictions, self._pool.novelty
             available = self._pool.select(work.strategy, self._find_skipped())
             answered = np.array(self._pool.answered, np.int64)
-        covering, uncertainty = self._collect_covering(work, answered, predictions)
+        covering = self._collect_covering(work, answered, predictions)
         queue = rank(
             work.strategy,
             self._pool.candidates.embeddings,
@@ -297,7 +297,6 @@ class BackgroundFit:
             novelty=novelty,
             available=available,
             labelled=covering,
-            labelled_uncertainty=uncertainty,
             seed=self._seed + work.revision,
         )
         with self._condition:
@@ -305,19 +304,19 @@ class BackgroundFit:
 
     def _collect_covering(
         self, work: _Work, answered: Ints, predictions: Predictions | None
-    ) -> tuple[Vectors | None, Floats | None]:
-        """Return the embeddings of photos with labels, at most 2 CANDIDATES, and their uncertainty."""
+    ) -> Covering | None:
+        """Return photos with labels, at most 2 CANDIDATES; None if there are none."""
         vectors: list[Vectors] = [self._pool.candidates.embeddings[answered[-CANDIDATES:]]]
         if self._labelled is not None and len(work.kept):
             random = np.random.default_rng(self._seed)
             vectors.append(self._labelled.embeddings[random.permutation(work.kept)[:CANDIDATES]])
         found = _concatenate(vectors)
         if not len(found):
-            return None, None
+            return None
         classifier = self._classifier
         if predictions is None or classifier is None:
-            return found, None
-        return found, np.asarray(1 - classifier.probabilities(found).max(axis=1), np.float32)
+            return Covering(found)
+        return Covering(found, np.asarray(1 - classifier.probabilities(found).max(axis=1), np.float32))
 
     def _find_skipped(self) -> list[int]:
         found = map(self._pool.candidates.find_row, self._book.skipped)

@@ -8,7 +8,7 @@ import numpy as np
 
 from trainer.heads import Floats, Ints, Vectors
 from trainer.labelling.candidates import Candidates
-from trainer.labelling.ranking import Bools, Predictions, rank
+from trainer.labelling.ranking import Bools, Covering, Predictions, rank
 from trainer.labelling.types import Strategy
 
 _QUICK = 1024
@@ -226,13 +226,13 @@ class Pool:
         """Rank a few photos at once, while a browser waits."""
         predictions = self.predictions
         answered = np.array(self.answered[-_QUICK:], np.int64)
+        uncertainty = None if predictions is None else 1 - predictions.top[answered]
         order = rank(
             strategy,
             self.candidates.embeddings[rows],
             predictions=None if predictions is None else predictions.select(rows),
             novelty=None if self.novelty is None else self.novelty[rows],
-            labelled=self.candidates.embeddings[answered] if len(answered) else None,
-            labelled_uncertainty=None if predictions is None else 1 - predictions.top[answered],
+            labelled=Covering(self.candidates.embeddings[answered], uncertainty) if len(answered) else None,
             count=len(rows),
             seed=self._seed,
         )

@@ -19,6 +19,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,18 @@ class Predictions:
         return Predictions(self.best[rows], self.top[rows], self.margin[rows])
 
 
+class Covering(NamedTuple):
+    """Photos that cover those near them.
+
+    Attributes:
+        embeddings: float32 or float16 [M,D].
+        uncertainty: float32 [M], 1 minus their best probabilities; None for ones.
+    """
+
+    embeddings: Vectors
+    uncertainty: Floats | None = None
+
+
 def predict(embeddings: Vectors, probabilities: Callable[[Floats], Floats]) -> Predictions:
     """Return the predictions for embeddings float32 or float16 [N,D], block by block on all cores.
 
@@ -92,8 +105,7 @@ def rank(
     predictions: Predictions | None = None,
     novelty: Floats | None = None,
     available: Bools | None = None,
-    labelled: Vectors | None = None,
-    labelled_uncertainty: Floats | None = None,
+    labelled: Covering | None = None,
     count: int = QUEUE,
     seed: int = 0,
 ) -> Ints:
@@ -107,8 +119,7 @@ def rank(
         predictions: predictions of the current model for all photos; None for none.
         novelty: float32 [N], novelty scores, higher for photos that are less like the known ones.
         available: bool [N], photos that may be asked for; None for all.
-        labelled: embeddings [M,D] of photos that have an answer, which cover the photos near them.
-        labelled_uncertainty: float32 [M], 1 minus their best probabilities; None for ones.
+        labelled: photos that have an answer, which cover the photos near them; None for none.
         count: maximum number of rows.
         seed: seed of everything that is random.
 
@@ -137,8 +148,8 @@ def rank(
         embeddings[sample],
         weights=None if uncertainty is None else uncertainty[chosen],
         sample_weights=None if uncertainty is None else uncertainty[sample],
-        covering=labelled,
-        covering_weights=labelled_uncertainty,
+        covering=labelled.embeddings if labelled else None,
+        covering_weights=labelled.uncertainty if labelled else None,
         count=count,
     )
     return chosen[order]

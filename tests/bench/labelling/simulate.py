@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tests.bench.labelling.data import Pool
 from trainer import heads
 from trainer.heads import Blocks, Floats, Ints, Selection
-from trainer.labelling.ranking import Predictions, rank
+from trainer.labelling.ranking import Covering, Predictions, rank
 from trainer.labelling.types import Strategy
 
 STRATEGIES = (Strategy.RANDOM, Strategy.MIXED, Strategy.UNCERTAIN, Strategy.DIVERSE)
@@ -103,13 +103,13 @@ def simulate(pool: Pool, strategy: Strategy, scheme: Scheme, seed: int) -> list[
     kept: Selection | None = None
     found = []
     for number in range(scheme.steps):
+        uncertainty = None if predictions is None else 1 - predictions.top[labelled]
         chosen = rank(
             strategy,
             embeddings,
             predictions=predictions,
             available=available,
-            labelled=embeddings[labelled] if len(labelled) else None,
-            labelled_uncertainty=None if predictions is None else 1 - predictions.top[labelled],
+            labelled=Covering(embeddings[labelled], uncertainty) if len(labelled) else None,
             count=scheme.step,
             seed=1000 * seed + number,
         )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from trainer.labelling import ranking
-from trainer.labelling.ranking import Predictions, greedy_coverage, predict, rank
+from trainer.labelling.ranking import Covering, Predictions, greedy_coverage, predict, rank
 from trainer.labelling.types import Strategy
 
 Array = NDArray[np.float32]
@@ -71,7 +71,7 @@ def test_clusters_that_labelled_photos_cover_come_last() -> None:
     centres = 5 * random.normal(size=(4, 16))
     cluster = np.repeat(np.arange(4), 25)
     rows = (centres[cluster] + random.normal(size=(100, 16))).astype(np.float16)
-    found = rank(Strategy.DIVERSE, rows, labelled=rows[cluster < 2][::5], count=2)
+    found = rank(Strategy.DIVERSE, rows, labelled=Covering(rows[cluster < 2][::5]), count=2)
     assert {int(cluster[row]) for row in found} == {2, 3}
 
 
