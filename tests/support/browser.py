@@ -17,6 +17,18 @@ PROGRAMS = "chromium|chromium-browser|google-chrome"
 LIMIT = 60.0
 """Time limit in seconds of every wait."""
 
+_KEY_CODES = {
+    "Tab": 9,
+    "Enter": 13,
+    "Escape": 27,
+    " ": 32,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+}
+"""Codes by which the browser finds what such a key does by itself."""
+
 
 class Browser:
     """A browser with one page and its own profile.
@@ -102,6 +114,24 @@ class Browser:
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
 
+    def press(self, *keys: str) -> None:
+        """Press keys one after another, as a person does: characters, or names such as "Enter"."""
+        for key in keys:
+            code = _KEY_CODES.get(key, 0)
+            text = "\r" if key == "Enter" else key if len(key) == 1 else ""
+            about = {"key": key, "windowsVirtualKeyCode": code}
+            self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", text=text, **about)
+            self.call("Input.dispatchKeyEvent", type="keyUp", **about)
+
+    def click(self, selector: str) -> None:
+        """Click the middle of the first element with this selector."""
+        box = self.evaluate(
+            f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])"
+            f"(document.querySelector({selector!r}).getBoundingClientRect())"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+
     def set_screen(self, width: int, height: int, *, phone: bool = False, dark: bool = False) -> None:
         """Emulate a screen of that size, with touch on a phone, and in a dark or light colour scheme."""
         self.call(
@@ -144,6 +174,9 @@ class Browser:
                 if message.get("id") == number:
                     assert "error" not in message, (method, message["error"])
                     return message["result"]
+                if message.get("method") == "Page.javascriptDialogOpening":  # such as "Leave this page?"
+                    accept = {"method": "Page.handleJavaScriptDialog", "params": {"accept": True}}
+                    await self._socket.send_json({"id": next(self._numbers), **accept})
                 self._handle_event(message)
 
     def _handle_event(self, event: Any) -> None:

@@ -110,6 +110,7 @@ class LabellingServer:
             app, access_log=None, handle_signals=False, shutdown_timeout=_GRACE_SECONDS
         )
         self._loop = EventLoopThread("hubhead-label")
+        self._stopped = False
 
     def __enter__(self) -> Self:
         self.start()
@@ -125,7 +126,10 @@ class LabellingServer:
         self._loop.run(self._start())
 
     def stop(self) -> None:
-        """Answer the requests in flight, for up to 5 seconds, and close the port."""
+        """Answer the requests in flight, for up to 5 seconds, and close the port. May be called twice."""
+        if self._stopped:
+            return
+        self._stopped = True
         self._loop.run(self._runner.cleanup())
         self._listener.close()
         self._loop.close()

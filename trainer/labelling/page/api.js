@@ -85,21 +85,27 @@ export async function chooseBrowserName() {
   }
   const known = JSON.parse(localStorage.getItem("browsers") ?? "[]");
   const own = sessionStorage.getItem("browser");
-  for (const name of [...(own ? [own] : []), ...known, make()]) {
+  const fresh = make();
+  for (const name of [...(own ? [own] : []), ...known, fresh]) {
+    let isFree = await acquireName(name);
     // When a page is loaded again, it may take a moment until the old one has let go.
-    if (!await acquireName(name, name === own ? 500 : 50)) continue;
+    for (let turn = 0; !isFree && name === own && turn < 10; turn += 1) {
+      await new Promise((done) => setTimeout(done, 200));
+      isFree = await acquireName(name);
+    }
+    if (!isFree && name !== fresh) continue;
     sessionStorage.setItem("browser", name);
     localStorage.setItem("browsers", JSON.stringify([name, ...known.filter((other) => other !== name)].slice(0, 20)));
     return name;
   }
-  return make();
+  return fresh;
 }
 
-function acquireName(name, milliseconds) {
+function acquireName(name) {
   return new Promise((acquired) => {
-    navigator.locks.request(`hubhead-label-${name}`, { signal: AbortSignal.timeout(milliseconds) }, () => {
-      acquired(true);
-      return new Promise(() => {}); // until the tab is closed
+    navigator.locks.request(`hubhead-label-${name}`, { ifAvailable: true }, (lock) => {
+      acquired(lock !== null);
+      return lock && new Promise(() => {}); // until the tab is closed
     }).catch(() => acquired(false));
   });
 }

@@ -65,7 +65,9 @@ class Page {
 
   receiveState(state, isKept = false) {
     const isNewHead = this.state && state.fitted_answers !== this.state.fitted_answers;
-    this.state = state;
+    // New labels whose request is on its way can be chosen already.
+    const added = this.outbox.jobs.flatMap((job) => (job.label && !state.labels.includes(job.label) ? [job.label] : []));
+    this.state = { ...state, labels: [...state.labels, ...added] };
     this.heard = performance.now();
     this.isLost = false;
     if (isKept) this.failure = "";

@@ -2,7 +2,7 @@
 
 import { $, element, formatNumber, formatPercent, pluralize, svg } from "./dom.js";
 
-const WIDTH = 260, HEIGHT = 120, LEFT = 34, RIGHT = 8, TOP = 8, BOTTOM = 20;
+const WIDTH = 260, HEIGHT = 120, LEFT = 44, RIGHT = 8, TOP = 8, BOTTOM = 20;
 
 export function showState(state) {
   $("labelled").textContent = formatNumber(state.labelled);

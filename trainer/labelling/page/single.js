@@ -6,7 +6,7 @@ import { $, announce, element, formatPercent } from "./dom.js";
 import { load, makeImage } from "./images.js";
 import { closeZoom, openZoom } from "./zoom.js";
 
-export const AHEAD = 6;
+export const AHEAD = 5; // a browser has six connections, and one stays free for the answers
 const CHOICES = 5;
 
 const stage = $("stage");
@@ -188,7 +188,7 @@ export class Single {
     const { outbox, browser } = this.session;
     if (isNew) {
       outbox.add({
-        path: "label", cards: [card], body: () => ({ browser, name: label }),
+        path: "label", label, cards: [card], body: () => ({ browser, name: label }),
         done: ({ labels }) => { this.session.state.labels = labels; },
       });
       this.session.state.labels = [...this.session.state.labels, label]; // until the session has answered
