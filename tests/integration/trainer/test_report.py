@@ -98,11 +98,15 @@ def test_report_of_a_real_training_shows_its_metrics_and_photos(
 def test_missing_or_broken_photo_is_shown_as_text(tmp_path: Path) -> None:
     example = make_report(tmp_path, ("a", "b"), noise=1.5)
     gone, broken = example.report.pictured[:2]
+    path = tmp_path / "report.html"
+    report.write(path, example.report)
+    images = len(Page(path.read_text(encoding="utf-8")).all("img"))
     Path(gone).unlink()
     Path(broken).write_bytes(b"no photo")
-    report.write(tmp_path / "report.html", example.report)
-    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert page.text.count("no picture") == 2
+    report.write(path, example.report)
+    page = Page(path.read_text(encoding="utf-8"))
+    # A photo may be in several sections.
+    assert page.text.count("no picture") == images - len(page.all("img")) >= 2
 
 
 def test_many_labels_show_confused_pairs_in_place_of_the_confusion_matrix(tmp_path: Path) -> None:
