@@ -1,4 +1,4 @@
-"""What the pages of docs/seeds assume, with drawn photos in place of the data sets."""
+"""Files that the pages of docs/seeds assume, with drawn photos in place of the data sets."""
 
 from __future__ import annotations
 
@@ -89,18 +89,6 @@ def write_fruit(directory: Path, labels: int, photos: int) -> None:
         (directory / label).mkdir(parents=True)
         for number in range(photos):
             draw_fruit(label, number).save(directory / label / f"{number}1.jpg", quality=88)
-
-
-def write_flowers(directory: Path, photos: int) -> None:
-    """Write tf_files/flower_photos, with drawn fruit in place of flowers."""
-    names = dict(zip(("daisy", "dandelion", "roses", "sunflowers", "tulips"), FRUIT, strict=True))
-    for label, drawn in names.items():
-        top = directory / "tf_files" / "flower_photos" / label
-        top.mkdir(parents=True)
-        for number in range(photos):
-            draw_fruit(drawn, number).save(top / f"{number}.jpg", quality=88)
-    named = directory / "tf_files/flower_photos/daisy/21652746_cc379e0eea_m.jpg"
-    draw_fruit(names["daisy"], 900).save(named, quality=88)
 
 
 def list_commands(document: str) -> list[Recorded]:

@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 DOCUMENTS = tuple(
     sorted(
         path.relative_to(REPO).as_posix()
-        for pattern in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/**/*.md", "k8s/*.md")
+        for pattern in (
+            "README.md",
+            "CONTRIBUTING.md",
+            "CHANGELOG.md",
+            "SECURITY.md",
+            "docs/**/*.md",
+            "k8s/*.md",
+        )
         for path in REPO.glob(pattern)
     )
 )
