@@ -4,7 +4,7 @@ How many photos are suspected follows from confident learning (Northcutt, Jiang 
 learning: estimating uncertainty in dataset labels"): a photo is counted under another label if its
 probability of that label reaches the mean that photos with that label have. Which photos they are is decided
 by self-confidence, the probability of the given label: with calibrated probabilities it ranks at least as
-well as the margins and entropies of that paper (tests/bench/label_errors.py).
+well as the margins and entropies of that paper (tests/bench/labelling/suspects.py).
 """
 
 from __future__ import annotations
