@@ -35,7 +35,9 @@ LOADERS: Mapping[str, Callable[[], Pool]] = {
 
 def run_seed(pool: Pool, scheme: Scheme, seed: int) -> list[list[float]]:
     """Return the accuracies of each strategy after each step."""
-    return [simulate.simulate(pool, strategy, scheme, seed) for strategy in STRATEGIES]
+    found = [simulate.simulate(pool, strategy, scheme, seed) for strategy in STRATEGIES]
+    print(f"{pool.name}: seed {seed} done", flush=True)
+    return found
 
 
 def run_suspects(pool: Pool, cleanlab: Path | None, seed: int) -> list[tuple[str, float, float]]:
