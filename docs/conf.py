@@ -22,7 +22,14 @@ version = release = metadata.version("hubhead")
 language = "en"
 
 root_doc = "docs/index"
-include_patterns = ["docs/**", "k8s/README.md", "k8s/RUNBOOK.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
+include_patterns = [
+    "docs/**",
+    "k8s/README.md",
+    "k8s/RUNBOOK.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+]
 exclude_patterns = [".*", "build", "demo", "dist", "tests", "**/__pycache__"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click"]
