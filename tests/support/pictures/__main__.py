@@ -7,6 +7,7 @@ are in them. The pictures show what the commands really wrote.
     report          report.html of the training
     scoring_report  report.html of the scoring
     demo_page       page of `hubhead serve`, with a drawn apple
+    label_page      page of `hubhead label` after some answers
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from pathlib import Path
 from PIL import Image
 
 from tests.support.browser import Browser
-from tests.support.drawings import draw_fruit, write_dataset
+from tests.support.drawings import FRUIT, draw_fruit, write_dataset
+from tests.support.label_command import answer_shown, run_label, wait_for_labels
 from tests.support.pictures import terminal
 from tests.support.repository import REPO
 
@@ -35,6 +37,10 @@ LARGEST = 250_000
 
 PER_LABEL, UPLOADS_PER_LABEL, EARLIER_PER_LABEL = 60, 20, 12
 WIDTH, HEIGHT = 1120, 1000
+LABELS = 45
+"""Labels that are given before the picture of the labelling page is taken."""
+
+LABEL_SIZE = (1280, 800)
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,42 @@ def shoot_demo_page(studio: Studio, width: int = 960, height: int = 850, *, phon
         return browser.screenshot()
 
 
+def shoot_label_page(studio: Studio, *, size: tuple[int, int] = LABEL_SIZE, **screen: bool) -> bytes:
+    """Return a picture of the labelling page on the uploads of the scoring, of which some are labelled."""
+    browser, uploads = studio.browser, studio.top / "uploads"
+    # The last digit of a drawn upload is its label (drawings.write_dataset).
+    truth = {path.name: list(FRUIT)[int(path.stem[-1])] for path in uploads.glob("[0-9]*.jpg")}
+    arguments = (
+        "--photos",
+        str(uploads),
+        "--labels",
+        ",".join(FRUIT),
+        "--by",
+        "me",
+        "--test_percentage",
+        "25",
+    )
+    files = ("--output", str(studio.top / "labels.csv"), "--embedding_store", str(studio.top / "store"))
+    with run_label([*arguments, *files], studio.top / "label.log") as (_, url):
+        browser.set_screen(*size, **screen)
+        browser.open(url)
+        browser.wait_for("document.getElementById('stage').dataset.photo !== undefined")
+        for done in range(int(browser.evaluate("document.getElementById('labelled').textContent")), LABELS):
+            answer_shown(browser, truth)
+            wait_for_labels(browser, done + 1)
+            browser.wait_for(_IS_FITTED)
+        browser.wait_for("[...document.images].every((image) => image.complete)")
+        picture = browser.screenshot()
+        browser.open("about:blank#left")
+        return picture
+
+
+_IS_FITTED = """
+fetch("state").then((response) => response.json())
+  .then(({ fitting, labelled, fitted_answers }) => !fitting && (labelled < 10 || fitted_answers > 0))
+"""
+
+
 def compress(picture: bytes) -> bytes:
     """Return a PNG with a palette.
 
@@ -193,6 +235,7 @@ def prepare(studio: Studio) -> dict[str, Callable[[], bytes]]:
         "report": lambda: studio.photograph(studio.training_report),
         "scoring_report": lambda: studio.photograph(studio.scoring_report),
         "demo_page": lambda: shoot_demo_page(studio),
+        "label_page": lambda: shoot_label_page(studio),
     }
 
 
@@ -203,7 +246,11 @@ def prepare_whole(studio: Studio) -> dict[str, Callable[[], bytes]]:
         f"{name}_{width}": partial(studio.photograph, url, width, None)
         for name, url in pages.items()
         for width in (1280, 390)
-    } | {"demo_390": partial(shoot_demo_page, studio, 390, 844, phone=True)}
+    } | {
+        "demo_390": partial(shoot_demo_page, studio, 390, 844, phone=True),
+        "label_390": partial(shoot_label_page, studio, size=(390, 844), phone=True),
+        "label_dark": partial(shoot_label_page, studio, dark=True),
+    }
 
 
 if __name__ == "__main__":

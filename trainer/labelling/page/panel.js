@@ -15,7 +15,8 @@ export function showState(state) {
   $("left").textContent = `${formatNumber(state.remaining)} left`;
   $("left").title = state.near_duplicates
     ? `${pluralize(state.near_duplicates, "photo")} nearly equal to a labelled one: not asked for` : "";
-  $("output").textContent = `Saved to ${state.output}`;
+  $("output").textContent = `Saved to ${state.output.split(/[\\/]/).at(-1)}`;
+  $("output").title = state.output;
   showAccuracy(state);
   showCurve(state.curve);
   showLabels(state);
