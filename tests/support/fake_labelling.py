@@ -26,7 +26,7 @@ from trainer.labelling.types import (
 
 @dataclass(frozen=True)
 class _Step:
-    """What one call changed: labels of photos (None for a skip), by a browser."""
+    """Things that one call changed: labels of photos (None for a skip), by a browser."""
 
     browser: str
     labels: dict[int, str | None]
