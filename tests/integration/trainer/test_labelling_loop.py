@@ -114,5 +114,5 @@ def test_thirty_answers_undo_kill_and_resume_give_a_better_head(
     after = train_head(replace(settings, manifest=output))
     assert after.test is not None
     assert before.test is not None
-    # The accuracy on so few test photos may fall by chance; tests/bench/labelling measures it over many splits.
+    # The accuracy on so few photos may fall by chance; tests/bench/labelling measures it over many splits.
     assert after.test.log_loss < before.test.log_loss
