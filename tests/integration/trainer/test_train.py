@@ -236,13 +236,11 @@ def test_second_training_reuses_embeddings_and_gives_the_same_head(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from batch.beam import runner
-    from serving import runtime
 
     def forbidden(*arguments: object, **options: object) -> None:
-        raise AssertionError("the backbone was run again")
+        raise AssertionError("photos were embedded again")
 
     monkeypatch.setattr(runner, "run", forbidden)
-    monkeypatch.setattr(runtime, "load", forbidden)
     seen: list[Progress] = []
     again = train(
         replace(writable_settings(trained, tmp_path), saved_model_dir=tmp_path / "again"),
