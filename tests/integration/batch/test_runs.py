@@ -214,7 +214,7 @@ class TestPartitions:
         score.score(plain)
         expected = names(tmp_path, "label", "score")
         by_label = replace(plain, partition_by="label")
-        with pytest.raises(OutputError, match="partition_by was '', now 'label'"):
+        with pytest.raises(OutputError, match="partition_by was none, now label"):
             score.score(by_label)
         score.score(replace(by_label, overwrite=True))
         assert names(tmp_path, "label", "score") == expected

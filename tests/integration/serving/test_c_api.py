@@ -100,17 +100,16 @@ def test_without_threads_ops_run_on_the_thread_of_the_caller() -> None:
     values = np.random.default_rng(0).standard_normal((600, 600)).astype(np.float32)
 
     def measure(threads: int) -> tuple[float, NDArray[Any]]:
-        """Return the part of the processor time that the caller's thread spent, and the output."""
+        """Return the processor seconds of this thread, whatever others do, and the output."""
         session = GraphSession(graph.SerializeToString(), threads)
         session.run({"x:0": values}, ["y:0"])
-        everywhere, here = time.process_time(), time.thread_time()
+        start = time.thread_time()
         for _ in range(20):
             [found] = session.run({"x:0": values}, ["y:0"])
-        return (time.thread_time() - here) / (time.process_time() - everywhere), found
+        return time.thread_time() - start, found
 
     (own, found), (pooled, expected) = measure(0), measure(2)
-    assert own > 0.8
-    assert pooled < 0.5
+    assert own > 2 * pooled
     assert np.array_equal(found, expected)
 
 
