@@ -19,7 +19,7 @@ from typing import Any
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # its only use suppresses the AttributeError
 
 _INHERITED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 """Environment variables that Python itself may need, and that a child therefore inherits."""
@@ -75,7 +75,7 @@ class ChildProcess:
         )
         for pipe in (self._process.stdin, self._process.stdout):
             with suppress(AttributeError, OSError):  # not Linux, or the user has too many large pipes
-                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[arg-type]
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[arg-type]  # a pipe by Popen's PIPE
 
     @property
     def ready(self) -> bool:
@@ -141,7 +141,7 @@ class ChildProcess:
         self._process.kill()
         for pipe in (self._process.stdin, self._process.stdout):
             with suppress(BrokenPipeError):  # buffered bytes of a request that it did not read
-                pipe.close()  # type: ignore[union-attr]
+                pipe.close()  # type: ignore[union-attr]  # a pipe by Popen's PIPE
         self._process.wait()
 
     def _kill(self, request: object, reason: str) -> None:

@@ -82,7 +82,7 @@ class DataRecord(TypedDict, total=False):
 
 
 class SuspectRecord(TypedDict):
-    """Photo whose label is probably wrong.
+    """Photo whose label may be wrong.
 
     Attributes:
         sha256: digest of the photo's content.

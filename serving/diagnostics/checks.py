@@ -40,7 +40,7 @@ def run_checks(checks: Sequence[Check] = CHECKS) -> list[Finding]:
 def _run(check: Check) -> list[Finding]:
     try:
         return list(check())
-    except Exception as error:
+    except Exception as error:  # a bug of any kind in one check must not hide what the others found
         name = check.__name__.removeprefix("check_").replace("_", " ")
         found = f"the check itself failed: {type(error).__name__}: {error}"
         return [Finding(name, Level.WARNING, found, "Report this as a bug of hubhead.")]

@@ -86,7 +86,7 @@ _session_options = option_group(
         type=click.Choice(STRATEGIES),
         default="mixed",
         help="Order of the photos: uncertain and diverse ones (mixed), the least certain ones, diverse ones, "
-        "those unlike the known photos, random ones, or labels of --image_dir that are probably wrong "
+        "those unlike the known photos, random ones, or labels of --image_dir that may be wrong "
         "(suspects).",
     ),
     click.option(

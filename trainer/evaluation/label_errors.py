@@ -18,7 +18,7 @@ from trainer.heads import Doubles, Floats, Ints
 
 @dataclass(frozen=True)
 class LabelErrors:
-    """Photos whose labels are probably wrong.
+    """Photos whose labels may be wrong.
 
     Attributes:
         rows: int64 [n], their rows, the most suspicious photo first.
@@ -64,7 +64,7 @@ def rank_labels(probabilities: Floats, targets: Ints) -> Ints:
 
 
 def find_label_errors(probabilities: Floats, targets: Ints) -> LabelErrors:
-    """Return the photos whose labels are probably wrong.
+    """Return the photos whose labels may be wrong.
 
     Args:
         probabilities: float32 [N,K], out of fold and calibrated.

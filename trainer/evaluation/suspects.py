@@ -51,7 +51,7 @@ class SuspectRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Suspect:
-    """A photo whose label is probably wrong.
+    """A photo whose label may be wrong.
 
     Attributes:
         uri: path or address of the photo.
@@ -72,7 +72,7 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Suspects:
-    """Photos of a training whose labels are probably wrong.
+    """Photos of a training whose labels may be wrong.
 
     Attributes:
         photos: the photos, the most suspicious one first.
@@ -115,7 +115,7 @@ def find_suspects(
     probabilities: Floats,
     duplicates: DuplicateReport,
 ) -> Suspects:
-    """Return the photos whose labels are probably wrong.
+    """Return the photos whose labels may be wrong.
 
     Args:
         examples: N distinct photos of each label.

@@ -151,7 +151,7 @@ class TrainingRecord:
         fitted: the head.
         comparison: comparison with the live version; None where there is none.
         cross_validation: result of the K-fold cross-validation; None where it was not requested.
-        suspects: photos whose labels are probably wrong.
+        suspects: photos whose labels may be wrong.
         engines: what embedded the photos, without those whose embeddings were stored.
         settings: settings that the user asked for and those chosen for the head, without local paths.
         seconds: wall time by step, of the steps so far.

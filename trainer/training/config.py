@@ -180,7 +180,7 @@ class TrainResult:
         duplicates: exact and near duplicates.
         test_photos: (path, label) of each test photo.
         misclassified: (path, label, predicted label, its probability) of misclassified test photos.
-        suspects: photos whose labels are probably wrong, the most suspicious one first.
+        suspects: photos whose labels may be wrong, the most suspicious one first.
         seconds: wall time in seconds by step.
         comparison: comparison with the live version; None where there is none, or no photo to compare on.
         cross_validation: result of the additional cross-validation; None where it was not requested.

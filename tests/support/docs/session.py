@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from serving.diagnostics.machine import is_port_free
 from tests.support.docs.shell import Recorded
 from tests.support.repository import REPO
 
@@ -194,19 +195,9 @@ def _choose_ports(commands: Iterable[str]) -> dict[str, str]:
     for shown in dict.fromkeys(port for command in commands for port in _PORT.findall(command)):
         taken = set(chosen.values())
         last = 10 ** len(shown)
-        numbers = (n for n in range(int(shown), min(last, 65536)) if str(n) not in taken and _is_free(n))
+        numbers = (n for n in range(int(shown), min(last, 65536)) if str(n) not in taken and is_port_free(n))
         chosen[shown] = str(next(numbers))
     return chosen
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as found:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            found.bind(("", port))
-        except OSError:
-            return False
-    return True
 
 
 def _replace(text: str, ports: dict[str, str]) -> str:

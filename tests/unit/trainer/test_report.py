@@ -138,7 +138,7 @@ def test_suspected_label_errors_are_shown_with_the_reason(tmp_path: Path) -> Non
     assert set(photos) <= set(composed.pictured)
     page = Page(report.render(composed, {}))
     assert "Suspected label errors" in page.text
-    assert "All 2 photos whose label is probably wrong" in page.text
+    assert "All 2 photos whose label may be wrong" in page.text
     assert "a near-duplicate has this label" in page.text
     assert "label a <b> 4 %" in page.text
     check_self_contained(report.render(composed, {}))
