@@ -17,6 +17,7 @@ from batch.output.dataset import RUN_FILE
 from batch.output.schema import COLUMNS, encode_status_column, format_columns, parse_hex_digests
 from batch.output.shard_record import WORK_DIRECTORY
 from serving.errors import InputError
+from serving.process import map_ahead
 from serving.storage import files
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ _OWN_COLUMNS = ("uri", "sha256", "status", "detail")
 """Columns of the previous scores that are read besides the pass-through columns."""
 
 _RUN_COLUMNS = ("model", "version", "scored_at")
+
+_READERS = 16
+"""Footers that are read at once: an object store takes milliseconds for each."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class PreviousScores:
                 f"The scores in {self.directory} are not complete: there is no {RUN_FILE}.",
                 remedy="Run the same hubhead score again; it completes them.",
             )
-        found = [_read_info(path) for path in self._list_files()]
+        found = list(map_ahead(_read_info, self._list_files(), _READERS, 2 * _READERS))
         columns = sorted({file.columns for file in found})
         if len(columns) > 1:
             raise InputError(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from hypothesis import strategies as st
 from batch.output import schema
 from serving import contract
 from serving.errors import InputError
+from serving.storage import files
 
 
 def test_incomplete_or_damaged_scores_are_rejected(tmp_path: Path) -> None:
@@ -27,6 +32,30 @@ def test_incomplete_or_damaged_scores_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "scores" / "scores-1.parquet").write_bytes(b"torn")
     with pytest.raises(InputError, match="cannot be read"):
         PreviousScores(str(tmp_path))
+
+
+def test_the_footers_of_previous_scores_are_read_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from batch.output.previous_scores import PreviousScores
+
+    names = ("uri", "sha256", "status", "detail", "model", "version", "scored_at")
+    rows = pa.table({name: pa.array([name], pa.string()) for name in names})
+    for number in range(4):
+        pq.write_table(rows, tmp_path / f"{number}.parquet")
+    open_file, together = files.open_file, threading.Barrier(4, timeout=10)
+
+    @contextmanager
+    def open_with_others(uri: str) -> Iterator[BinaryIO]:
+        together.wait()  # breaks where files are opened one after another
+        with open_file(uri) as file:
+            yield file
+
+    monkeypatch.setattr(files, "open_file", open_with_others)
+    assert PreviousScores(str(tmp_path)).rows == 4
 
 
 @given(st.integers(1, 60), st.integers(0, 6), st.integers(1, 60), st.integers(0, 1 << 30))
