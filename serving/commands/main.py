@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import click
 
+from serving.commands.common import completion_scripts
 from serving.commands.output import echo, warn
 from serving.errors import ExitCode, HubheadError
 from serving.text import ESCAPE, escape_controls, redact_logs, register_escape
@@ -38,6 +39,7 @@ def run(command: click.Command, name: str) -> NoReturn:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     redact_logs()
     register_escape()
+    completion_scripts.register()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=ESCAPE)  # labels are any Unicode, stdout may be Latin-1
     try:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.commands.common.completion import SHELLS, VARIABLE
+from serving.commands.common.completion import VARIABLE
+from serving.commands.common.completion_scripts import SHELLS
+from tests.support.interactive_shell import InteractiveShell
 
 HUBHEAD = Path(sys.executable).with_name("hubhead")
 HEAVY = ("tensorflow", "apache_beam", "pyarrow", "onnxruntime")
@@ -51,24 +53,54 @@ def test_unknown_shell_is_a_usage_error() -> None:
     assert (done.returncode, "'bash', 'zsh', 'fish'" in done.stderr) == (2, True)
 
 
+LINES = {
+    "doc": "doctor",
+    "train --near_dup": "train --near_duplicates",
+    "train --near_duplicates t": "train --near_duplicates together",
+    "train --near_duplicates=t": "train --near_duplicates=together",
+    "train --tfhub_module=mobilenet_v2_100_2": "train --tfhub_module=mobilenet_v2_100_224",
+    "backbone show efficientnet_lite0_2": "backbone show efficientnet_lite0_260",
+    "train --image_dir pho": "train --image_dir photos",
+    "train --image_dir=pho": "train --image_dir=photos",
+    "predict photos/my": "predict photos/my photo.jpg",
+    "promote --model_base_path models/food --model_version 1": (
+        "promote --model_base_path models/food --model_version 10"
+    ),
+    "promote --model_base_path 'my models/food' --model_version ": (
+        "promote --model_base_path my models/food --model_version 7"
+    ),
+}
+"""Line after `hubhead` -> the completed line, without quotes and the slash after a directory."""
+
+SOURCES = {
+    "bash": 'eval "$(hubhead completion bash)"',
+    "zsh": 'eval "$(hubhead completion zsh)"',
+    "fish": "hubhead completion fish | source",
+}
+
+
+@pytest.mark.slow(seconds=20)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.needs(name)) for name in SHELLS])
+def test_interactive_shell_completes_lines_with_the_script(name: str, tmp_path: Path) -> None:
+    for version in ("models/food/3", "models/food/10", "my models/food/7", "photos"):
+        (tmp_path / version).mkdir(parents=True)
+    (tmp_path / "photos" / "my photo.jpg").touch()
+    (tmp_path / "home").mkdir()
+    environment = {
+        "PATH": f"{HUBHEAD.parent}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(tmp_path / "home"),
+    }
+    with InteractiveShell(name, tmp_path, environment) as shell:
+        shell.run(SOURCES[name])
+        completed = {line: shell.complete(f"hubhead {line}") for line in LINES}
+    assert {line: " ".join(words[1:]).rstrip("/") for line, words in completed.items()} == LINES
+
+
 @pytest.mark.needs("bash")
-def test_bash_completes_with_the_script(tmp_path: Path) -> None:
-    for version in ("3", "10"):
-        (tmp_path / "models" / "food" / version).mkdir(parents=True)
-    script = """
-eval "$(hubhead completion bash)"
-COMP_WORDS=(hubhead promote --model_base_path models/food --model_version 1) COMP_CWORD=5
-_hubhead_completion hubhead && echo "${COMPREPLY[@]}"
-complete -p hubhead
-"""
-    done = subprocess.run(
-        ["bash", "--norc", "-c", script],
-        env={**os.environ, "PATH": f"{HUBHEAD.parent}{os.pathsep}{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=True,
-        timeout=60,
-    )
-    assert done.stdout.splitlines()[0] == "10"
-    assert "_hubhead_completion hubhead" in done.stdout
+def test_bash_completes_a_program_below_the_home_directory(tmp_path: Path) -> None:
+    (tmp_path / "hubhead").symlink_to(HUBHEAD)
+    environment = {"PATH": f"{HUBHEAD.parent}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path)}
+    with InteractiveShell("bash", tmp_path, environment) as shell:
+        shell.run(SOURCES["bash"])
+        shell.run(f"PATH={os.environ['PATH']}")
+        assert shell.complete("~/hubhead doc")[1:] == ["doctor"]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import click
-from click.shell_completion import get_completion_class
 
 from serving.commands.common.command import Command
+from serving.commands.common.completion_scripts import SHELLS, make_script
 from serving.commands.output import echo
-
-SHELLS = ("bash", "zsh", "fish")
 
 VARIABLE = "_HUBHEAD_COMPLETE"
 """Environment variable by which the script of a shell asks for completions, as click names it."""
@@ -22,7 +20,7 @@ VARIABLE = "_HUBHEAD_COMPLETE"
     '  eval "$(hubhead completion zsh)"            # in ~/.zshrc\n'
     "  hubhead completion fish | source            # in ~/.config/fish/config.fish",
 )
-@click.argument("shell", type=click.Choice(SHELLS))
+@click.argument("shell", type=click.Choice(tuple(SHELLS)))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
     """Print a script for SHELL that completes commands, options, files, and values where they are known.
@@ -31,7 +29,4 @@ def completion(context: click.Context, shell: str) -> None:
     if it is given before), and the versions below --model_base_path.
     """
     program = context.find_root()
-    kind = get_completion_class(shell)
-    assert kind is not None
-    script = kind(program.command, {}, program.info_name or "hubhead", VARIABLE).source()
-    echo(script)
+    echo(make_script(shell, program.command, program.info_name or "hubhead", VARIABLE))
