@@ -41,6 +41,9 @@ _RESPONSE = struct.Struct(">cQQQ")
 _NO_PILLOW = 69
 """Exit code of a child that cannot import Pillow; converter_process.py has the same number."""
 
+_END_OF_IMAGE = b"\xff\xd9"
+"""Last marker of a JPEG."""
+
 _OUT_OF_TIME = -getattr(signal, "SIGPROF", 0) or None
 """Exit code of a child whose timer of processor time ended it."""
 
@@ -148,15 +151,21 @@ class Converter:
             return self._run_child(name, reader, content)
 
     def downscale(self, content: bytes, side: int) -> Converted | None:
-        """Return the photo as `make_jpeg` does; None where that returns a rejection."""
-        result = self.make_jpeg(content, side)
+        """Return the photo as `make_jpeg` does; None where it is rejected or truncated."""
+        result = self._convert_to_jpeg(content, side)
         return result if isinstance(result, Converted) else None
 
     def make_jpeg(self, content: bytes, side: int) -> Converted | PhotoRejection:
         """Return the photo as an upright JPEG whose shorter side has at most `side` pixels, or a rejection.
 
-        Photos that the graph decodes are converted too. Does not raise.
+        Photos that the graph decodes are converted too. A truncated JPEG is shown as the graph sees it, with
+        the missing part in grey. Does not raise.
         """
+        if find_decoded_reader(content) == "JPEG":
+            content += _END_OF_IMAGE  # which decoders ignore behind the end of a complete one
+        return self._convert_to_jpeg(content, side)
+
+    def _convert_to_jpeg(self, content: bytes, side: int) -> Converted | PhotoRejection:
         name, reader = identify_unsupported(content) or ("a photo", find_decoded_reader(content))
         if len(content) > self.limits.max_bytes:
             detail = f"{len(content)} bytes, more than the {self.limits.max_bytes} allowed"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from serving import process
-from serving.photos.converter import Converter
+from serving.photos.converter import Converted, Converter
 from serving.storage import files
 
 SECONDS = 30.0
@@ -29,10 +29,10 @@ def make_thumbnails(uris: Sequence[str], side: int) -> dict[str, bytes]:
         if time.monotonic() > end:
             return None
         try:
-            downscaled = converter.downscale(files.read(uri), side)
+            made = converter.make_jpeg(files.read(uri), side)
         except OSError:
             return None
-        return None if downscaled is None else downscaled.content
+        return made.content if isinstance(made, Converted) else None
 
     with Converter() as converter, ThreadPoolExecutor(process.cores(), "pictures") as pool:
         pictures = zip(uris, pool.map(make_thumbnail, uris), strict=True)

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import webbrowser
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,14 +168,17 @@ def label(
         )
     from trainer.labelling.access import PageSettings
     from trainer.labelling.app import LabellingServer
+    from trainer.labelling.redirect import redirect_file
 
     page = PageSettings(given["host"], given["port"], given["tls_cert"], given["tls_key"], given["insecure"])
     with open_models([model] if model else []) as found:
         source = (photos, manifest, scores, image_dir, found[0] if found else None)
         session = _open(source, strategy, given)
         try:
-            with LabellingServer(session, page) as server:
-                _announce(session, server.url, page, no_browser)
+            with LabellingServer(session, page) as server, ExitStack() as stack:
+                _announce(session, server.url, page)
+                if not no_browser and page.is_local and _has_display():
+                    webbrowser.open(stack.enter_context(redirect_file(server.url)).as_uri())
                 _wait_until_signalled()
         finally:
             session.close()
@@ -212,16 +216,14 @@ def _open(source: tuple[Any, ...], strategy: str, given: dict[str, Any]) -> Labe
         )
 
 
-def _announce(session: LabellingSession, url: str, page: Any, no_browser: bool) -> None:
-    """Print the address of the page, and open it."""
+def _announce(session: LabellingSession, url: str, page: Any) -> None:
+    """Print the address of the page."""
     state = session.state()
     if state.labelled or state.none_of_these:
         say(f"Continuing with {state.labelled} labels in {state.output}.")
     if exposure := page.describe_exposure():
         warn(exposure)
     echo(f"{state.remaining} photos to label at {url} (Ctrl-C ends)")
-    if not no_browser and page.is_local and _has_display():
-        webbrowser.open(url)
 
 
 def _has_display() -> bool:

@@ -74,7 +74,8 @@ class PhotoCard:
     Attributes:
         id: number of the photo, the only name by which a browser asks for it.
         name: last part of its path, escaped for display by the page.
-        suggestions: up to five most probable labels, best first; empty without a model.
+        suggestions: up to five most probable labels, best first; empty without a model, and for photos of
+            the test set.
         strategy: what chose it: a Strategy, or "grid"; "random" also for the test photos that are inserted
             under other strategies.
         given_label: label that the photo has now, under `suspects` alone.

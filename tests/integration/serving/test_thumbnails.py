@@ -40,6 +40,18 @@ def test_the_exif_orientation_is_applied(tmp_path: Path) -> None:
         assert thumbnail.getpixel((32, 10))[0] > 200  # type: ignore[index]
 
 
+def test_truncated_jpegs_are_shown_in_part(tmp_path: Path) -> None:
+    photo = Path(write_photo(tmp_path / "a", "JPEG"))
+    content = photo.read_bytes()
+    photo.write_bytes(content[: 3 * len(content) // 4])
+    (shown,) = make_thumbnails([str(photo)], SIDE).values()
+    with Image.open(io.BytesIO(shown)) as thumbnail:
+        assert thumbnail.size == (96, SIDE)
+        assert thumbnail.getpixel((10, 5))[0] > 200  # type: ignore[index]
+        missing = thumbnail.getpixel((80, 60))
+        assert max(missing) - min(missing) < 10  # type: ignore[arg-type]
+
+
 def test_unreadable_and_damaged_photos_have_no_thumbnail(tmp_path: Path) -> None:
     valid = write_photo(tmp_path / "valid", "PNG")
     (tmp_path / "damaged").write_bytes(Path(valid).read_bytes()[:60])

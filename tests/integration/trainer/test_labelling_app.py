@@ -11,13 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from serving.errors import InputError, OutputError
 from tests.support.fake_labelling import FakeSession
 from tests.support.html_assertions import Page
+from trainer.commands import label as command
 from trainer.labelling.access import PageSettings
 from trainer.labelling.app import LabellingServer
 
@@ -300,3 +303,25 @@ def test_page_over_tls(session: FakeSession, tmp_path: Path) -> None:
         connection.request("GET", f"{url.path}state", headers={"Origin": f"https://127.0.0.1:{url.port}"})
         assert connection.getresponse().status == 200
         connection.close()
+
+
+def test_browser_is_started_with_a_private_file_instead_of_the_token(
+    session: FakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def open_page(address: str) -> bool:
+        opened.append((address, Path(url2pathname(urlsplit(address).path)).read_text(encoding="utf-8")))
+        return True
+
+    monkeypatch.setattr(command, "_open", lambda *_: session)
+    monkeypatch.setattr(command, "_wait_until_signalled", lambda: None)
+    monkeypatch.setattr(command.webbrowser, "open", open_page)
+    monkeypatch.setenv("DISPLAY", ":0")
+    done = CliRunner().invoke(command.label, ["--photos", "uploads"], catch_exceptions=False)
+    assert done.exit_code == 0
+    token = urlsplit(done.output[done.output.index("http://") :].split()[0]).path.strip("/")
+    assert len(token) > 20
+    ((address, content),) = opened
+    assert token not in address
+    assert f"/{token}/" in content

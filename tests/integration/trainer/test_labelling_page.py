@@ -96,6 +96,8 @@ def test_answers_by_keyboard(browser: Browser, session: FakeSession, server: Lab
     wait_for_photo(browser, 3)
     browser.press("x")  # none of these
     wait_for_photo(browser, 4)
+    browser.press("Enter")  # a test photo has no suggestion, and nothing is selected
+    assert browser.evaluate("document.querySelector('#choices [aria-current]')") is None
     browser.press("/", "p", "i", "e", "Enter")  # type-ahead, by a later word of the name
     wait_for_photo(browser, 5)
     browser.press("n", *"Red fig", "Enter")  # a new label

@@ -141,7 +141,8 @@ def test_photos_that_are_labelled_already_are_not_asked_for(
 def test_labels_of_a_folder_are_suggested(open_one: Open, uploads: Path, folder: Path) -> None:
     session = open_one(photos=(str(uploads),), image_dir=str(folder))
     assert session.wait_idle()
-    cards = session.next_photos("browser", count=12).photos
+    cards = [card for card in session.next_photos("browser", count=12).photos if card.strategy != "random"]
+    assert len(cards) > 6
     right = [card.suggestions[0].label == LABELS[int(Path(card.name).stem) % 3] for card in cards]
     assert np.mean(right) > 0.8
 

@@ -8,6 +8,7 @@ import { closeZoom, openZoom } from "./zoom.js";
 
 export const AHEAD = 5; // a browser has six connections, and one stays free for the answers
 const CHOICES = 5;
+const NONE = -1; // no choice is selected
 
 const stage = $("stage");
 
@@ -70,7 +71,8 @@ export class Single {
     if (isOther && this.shown) closeZoom();
     this.shown = card ?? null;
     $("single").classList.toggle("empty", !card);
-    this.selected = 0;
+    // Without suggestions nothing is selected: Enter would give a label that nobody chose.
+    this.selected = card?.suggestions.length ? 0 : NONE;
     if (!card) {
       this.showNothing();
       return;
@@ -158,7 +160,8 @@ export class Single {
 
   select(step) {
     if (!this.choices.length) return;
-    this.selected = (this.selected + step + this.choices.length) % this.choices.length;
+    const start = this.selected === NONE && step < 0 ? 0 : this.selected;
+    this.selected = (start + step + this.choices.length) % this.choices.length;
     const buttons = [...$("choices").querySelectorAll("button")].slice(0, this.choices.length);
     buttons.forEach((button, index) => {
       if (index === this.selected) button.setAttribute("aria-current", "true");
@@ -238,7 +241,7 @@ export class Single {
   handleKey(key) {
     const number = Number(key);
     if (number >= 1 && number <= this.choices.length) this.answer(this.choices[number - 1].label);
-    else if (key === "Enter" && this.choices.length) this.answer(this.choices[this.selected].label);
+    else if (key === "Enter" && this.choices[this.selected]) this.answer(this.choices[this.selected].label);
     else if (key === "k" && this.card?.given_label) this.answer(this.card.given_label);
     else if (key === "ArrowDown") this.select(1);
     else if (key === "ArrowUp") this.select(-1);
