@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: sbom audit demo docs docs-record docs-reference pictures test test-unit k8s-check cluster-test cluster-e2e lint bench bench-accuracy bench-planning bench-peers bench-decoding bench-engines bench-head fuzz old-tensorflow lock check-resolve clean help bench-training bench-server bench-start bench-labelling bench-similar
+.PHONY: sbom audit demo docs docs-record docs-reference pictures test test-unit k8s-check cluster-test cluster-e2e lint fuzz old-tensorflow lock check-resolve clean help
+.PHONY: bench bench-accuracy bench-backbones bench-client bench-decoding bench-engines bench-fine-tune bench-head bench-hostile bench-label-errors bench-label-page bench-labelling bench-labelling-million bench-peers bench-planning bench-planning-10m bench-rescore bench-server bench-similar bench-start bench-training
 
 help: ## List the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 26
 
 demo: $(VENV)/demo.stamp ## Train, export, score, serve and predict on real photos
 	$(BIN)/hubhead demo
@@ -57,8 +58,20 @@ bench: $(VENV)/dev.stamp ## Measure the throughput of the model variants
 bench-planning: $(VENV)/dev.stamp ## Measure the planning of 10,000 to 1,000,000 photos: seconds and memory
 	$(BIN)/python -m tests.bench.planning --output docs/benchmarks/planning.json
 
+bench-planning-10m: $(VENV)/dev.stamp ## Measure the planning of 10 million photos: 25 minutes, 5 GB of disk
+	$(BIN)/python -m tests.bench.planning --photos 10000000 --output docs/benchmarks/planning-10m.json
+
+bench-rescore: $(VENV)/dev.stamp ## Measure hubhead rescore of a million photos, beside scoring from the files: 4 GB of disk
+	$(BIN)/python -m tests.bench.rescore --output docs/benchmarks/rescore.json
+
 bench-server: $(VENV)/dev.stamp ## Compare the local server with serving.runtime and bare gRPC; overload it to twice its capacity
 	$(BIN)/python -m tests.bench.server --output docs/benchmarks/server.json
+
+bench-hostile: $(VENV)/dev.stamp ## Measure the latency of a good caller of hubhead serve beside hostile ones
+	$(BIN)/python -m tests.bench.hostile --output docs/benchmarks/hostile.json
+
+bench-client: $(VENV)/dev.stamp ## Measure the start of the client, and downscaling before sending (needs make demo)
+	$(BIN)/python -m tests.bench.client --output docs/benchmarks/client.json
 
 bench-peers: $(VENV)/dev.stamp ## Compare hubhead score and serve with what users would write instead (uses hubhead[bench] if installed)
 	$(BIN)/python -m tests.bench.peers --output docs/benchmarks/peers.json --plot docs/benchmarks/peers.svg
@@ -67,16 +80,30 @@ bench-decoding: $(VENV)/dev.stamp ## Measure decoding: speed, agreement with an 
 	$(BIN)/python -m tests.bench.decoding --output docs/benchmarks/decoding.json
 
 bench-accuracy: $(VENV)/dev.stamp ## Measure accuracy on the sample photos: heads, calibration, abstention, --aspect
-	$(BIN)/python -m tests.bench.heads
-	$(BIN)/python -m tests.bench.abstention
-	$(BIN)/python -m tests.bench.accuracy
-	$(BIN)/python -m tests.bench.gate
+	$(BIN)/python -m tests.bench.heads --output docs/benchmarks/heads.json
+	$(BIN)/python -m tests.bench.abstention --output docs/benchmarks/abstention.json
+	$(BIN)/python -m tests.bench.accuracy --output docs/benchmarks/aspect.json
+	$(BIN)/python -m tests.bench.gate --output docs/benchmarks/gate.json
+
+bench-backbones: $(VENV)/dev.stamp ## Compare the backbones that hubhead builds: accuracy, log-loss, photos/s
+	$(BIN)/python -m tests.bench.backbones --output docs/benchmarks/backbones.json
 
 bench-engines: $(VENV)/dev.stamp ## Compare engines for the backbone: conversion, speed by batch, differences, memory
 	$(BIN)/python -m tests.bench.engines --output docs/benchmarks/engines.json
 
-bench-labelling: $(VENV)/dev.stamp ## Simulate labelling with the true labels: labels needed by strategy, suspected label errors
-	$(BIN)/python -m tests.bench.labelling --output docs/benchmarks/labelling.json --plot docs/pictures/labelling.svg
+bench-labelling: $(VENV)/dev.stamp ## Simulate labelling with the true labels: labels needed by strategy
+	$(BIN)/python -m tests.bench.labelling --part strategies --output docs/benchmarks/labelling.json --plot docs/pictures/labelling.svg
+
+CLEANLAB ?=
+bench-label-errors: $(VENV)/dev.stamp ## Measure how many flipped labels are among the suspected ones, CLEANLAB=python of an environment with cleanlab
+	$(BIN)/python -m tests.bench.labelling --part suspects --pools "sample photos" --seeds 8 $(CLEANLAB:%=--cleanlab %) \
+	  --output docs/benchmarks/label-errors.json
+
+bench-labelling-million: $(VENV)/dev.stamp ## Measure ranking and answers among a million photos to label: 3 GB of disk
+	$(BIN)/python -m tests.bench.labelling.million --output docs/benchmarks/labelling-million.json
+
+bench-label-page: $(VENV)/dev.stamp ## Measure the time from an answer to the next photo, in headless Chromium
+	$(BIN)/python -m tests.bench.label_page --output docs/benchmarks/label-page.json
 
 bench-similar: $(VENV)/dev.stamp ## Measure hubhead similar among a million embeddings: seconds and memory
 	$(BIN)/python -m tests.bench.similar --output docs/benchmarks/similar.json
@@ -87,9 +114,11 @@ bench-head: $(VENV)/dev.stamp ## Measure the fit of a head on 1,000 to 1,000,000
 bench-start: $(VENV)/dev.stamp ## Compare hubhead predict and train, as whole processes, with the import of TensorFlow
 	$(BIN)/python -m tests.bench.start --output docs/benchmarks/start.json
 
-bench-training: $(VENV)/dev.stamp ## Measure hubhead train, first run and from the embedding store; accuracy by input size and views
+bench-training: $(VENV)/dev.stamp ## Measure hubhead train, first run and from the embedding store
 	$(BIN)/python -m tests.bench.training --output docs/benchmarks/training.json
-	$(BIN)/python -m tests.bench.fine_tune --tune_seeds 0
+
+bench-fine-tune: $(VENV)/dev.stamp ## Compare input sizes, views and fine-tuning by cross-validation: some hours
+	$(BIN)/python -m tests.bench.fine_tune --output docs/benchmarks/fine-tune.json
 
 FUZZ ?= 20000
 fuzz: $(VENV)/dev.stamp ## Fuzz the decoders with damaged photos and headers, FUZZ=20000 examples per property

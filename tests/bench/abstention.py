@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tests.bench import results
 from tests.support.abstention import energy, fit_novelty, residual
 from tests.support.head import sample_features
 from tests.support.open_set import auroc, draw_hidden_classes, leave_labels_out
@@ -104,6 +105,7 @@ def main() -> None:
         prog="python -m tests.bench.abstention", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--draws", type=int, default=20, help="number of draws of hidden labels (default 20)")
+    results.add_output_option(parser)
     options = parser.parse_args()
     cache = cache_directory()
     trained = train_once(cache, fetch_sample_photos(cache))
@@ -112,10 +114,16 @@ def main() -> None:
     for hidden in (2, 3):
         found = leave_labels_out(embeddings, targets, labels, hidden=hidden, draws=options.draws)
         print(f"{hidden} of {classes} labels hidden, {options.draws} draws: {found}", flush=True)
+        row = {"labels hidden": f"{hidden} of {classes}", "draws": options.draws, "result": str(found)}
+        results.add_row("Photos of hidden labels", row)
     for label, fraction in found.rates[1].by_label.items():
         print(f"    {label}: {fraction:.0%} rejected")
+        results.add_row("Rejected by hidden label", {"label": label, "rejected": f"{fraction:.0%}"})
     for name, mean in measure_aurocs(embeddings, targets, classes, options.draws // 2).items():
         print(f"{name}: AUROC {mean:.3f}, 3 of {classes} labels hidden, {options.draws // 2} draws")
+        title = f"Novelty scores, 3 of {classes} labels hidden, {options.draws // 2} draws"
+        results.add_row(title, {"score": name, "AUROC": round(mean, 3)})
+    results.write(options.output, "abstention")
 
 
 if __name__ == "__main__":

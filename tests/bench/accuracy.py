@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.bench import results
 from trainer import heads
 from trainer.backbones import DEFAULT
 from trainer.backbones.hub import Backbone, load
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=int, default=4, help="number of cross-validations with different folds (default 4)"
     )
+    results.add_output_option(parser)
     options = parser.parse_args()
     from trainer.dataset.samples import fetch_sample_photos
 
@@ -93,6 +95,15 @@ def main() -> None:
             f"log-loss {sum(losses) / options.seeds:.3f}",
             flush=True,
         )
+        row = {
+            "--aspect": str(aspect),
+            "accuracy": f"{correct.mean():.1%} ({found.low:.1%} to {found.high:.1%})",
+            "difference to the first, points": f"{100 * difference:+.1f} ± {196 * error:.1f}",
+            "log-loss": round(sum(losses) / options.seeds, 3),
+        }
+        results.add_row(f"Settings of --aspect on {len(targets)} photos", row)
+    results.add_note(f"Means of {options.seeds} cross-validations with {FOLDS} folds each.")
+    results.write(options.output, "aspect")
 
 
 if __name__ == "__main__":

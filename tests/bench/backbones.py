@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from serving import contract, runtime
+from tests.bench import results
 from tests.bench.accuracy import FOLDS, predict_folds, read_labelled_photos
 from trainer import heads
 from trainer.backbones import DEFAULT
@@ -71,6 +72,7 @@ def main() -> None:
         "--seeds", type=int, default=4, help="number of cross-validations with different folds (default 4)"
     )
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the rates (default 3)")
+    results.add_output_option(parser)
     options = parser.parse_args()
     from trainer.dataset.samples import fetch_sample_photos
 
@@ -89,6 +91,16 @@ def main() -> None:
             f"log-loss {losses.mean():.3f}, difference {format_difference(losses, scores[DEFAULT][1])}; "
             f"{rates[name]:.1f} photos/s"
         )
+        row: dict[str, results.Value] = {"backbone": name, "accuracy": str(found)}
+        row["difference of the accuracy"] = format_difference(correct, scores[DEFAULT][0])
+        row["log-loss"] = round(float(losses.mean()), 3)
+        row["difference of the log-loss"] = format_difference(losses, scores[DEFAULT][1])
+        results.add_row(f"Backbones on {len(photos)} photos", row | {"photos/s": rates[name]})
+    results.add_note(
+        f"Means of {options.seeds} cross-validations with {FOLDS} folds each; paired differences from"
+        f" {DEFAULT} with 95 % intervals; photos/s of the best of {options.rounds} rounds."
+    )
+    results.write(options.output, "backbones")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from PIL import Image
 from serving import contract
 from serving.client.photos import DOWNSCALE_FACTOR, PhotoLoader
 from serving.photos.converter import Converter
+from tests.bench import results
 from trainer.dataset.download import cache_directory
 
 WIDTH, HEIGHT = 4000, 3000
@@ -76,6 +77,8 @@ def measure_start(rounds: int) -> None:
     print(f"\n{'seconds':>8} {'cpu':>6} {'MB':>6} {'ratio':>7}  until a first request (median of {rounds})")
     for name, (seconds, cpu, megabytes, _) in medians.items():
         print(f"{seconds:8.2f} {cpu:6.2f} {megabytes:6.0f} {cpu / base[1]:7.2f}  {name}")
+        row = {"imported": name, "wall s": seconds, "processor s": cpu, "ratio": cpu / base[1]}
+        results.add_row("Until a first request is built", row | {"peak MB": megabytes})
 
 
 def enlarge(content: bytes, draw: np.random.Generator) -> bytes:
@@ -134,6 +137,11 @@ def _compare_results(model: Any, title: str, whole: Sequence[bytes], sent: Seque
         f"{change.max():.3f} at most",
         flush=True,
     )
+    row: dict[str, results.Value] = {"photos": title, "number": len(whole), "kB": bytes_before}
+    row |= {"kB sent": bytes_after, "cosine, mean": round(float(cosine.mean()), 4)}
+    row |= {"cosine, worst": round(float(cosine.min()), 4), "same best label": f"{same:.1%}"}
+    row |= {"change of its probability, mean": float(change.mean()), "largest": float(change.max())}
+    results.add_row("Downscaled before sending, beside whole photos", row)
 
 
 def _run_model(model: Any, contents: Sequence[bytes]) -> tuple[Any, list[bytes], Any]:
@@ -159,11 +167,13 @@ def main() -> None:
     parser.add_argument(
         "--large", type=int, default=60, help="number of them that are enlarged to 12 megapixels (default 60)"
     )
+    results.add_output_option(parser)
     options = parser.parse_args()
     if options.what != "downscale":
         measure_start(options.rounds)
     if options.what != "start":
         measure_downscaling(options.model, options.samples, options.large)
+    results.write(options.output, "client")
 
 
 if __name__ == "__main__":

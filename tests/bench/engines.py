@@ -179,7 +179,10 @@ def measure(backbone: str, engines: Sequence[str], top: Path, rounds: int) -> li
         batches = {f"ms at batch {batch}": statistics.median(times[engine, batch]) for batch in BATCHES}
         figures = batches | {"largest relative difference": difference, "peak MiB": memory[engine]}
         results.add_row("One thread, float32", {"backbone": backbone, "engine": engine} | figures)
-    rows += [f"| {backbone} | {engine} | not converted: {reason} ||||" for engine, reason in failures.items()]
+    for engine, reason in failures.items():
+        rows.append(f"| {backbone} | {engine} | not converted: {reason} ||||")
+        row = {"backbone": backbone, "engine": engine, "not converted": reason}
+        results.add_row("One thread, float32", row)
     for worker in workers.values():
         worker.stop()
     return rows

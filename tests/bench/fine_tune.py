@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import contract, runtime
+from tests.bench import results
 from tests.bench.accuracy import BATCH, FOLDS, embed, read_labelled_photos
 from trainer import heads, preprocessing
 from trainer.backbones import efficientnet_lite
@@ -105,12 +106,17 @@ class Evaluation:
         return cls(correct, losses)
 
     def format_row(self, name: str, base: Evaluation) -> str:
-        """Format a row of the table; differences from the base are paired by photo, over the same seeds."""
+        """Format a row of the table, and record it; differences from the base are paired by photo."""
         seeds, count = self.correct.shape
         interval = metrics.proportion(round(self.correct.mean(0).sum()), count)
         points = _compare_paired(100.0 * self.correct, 100.0 * base.correct[:seeds])
         loss = _compare_paired(self.losses, base.losses[:seeds])
         accuracy = f"{self.correct.mean():.1%} ({interval.low:.1%} to {interval.high:.1%})"
+        row: dict[str, results.Value] = {"setting": name, "seeds": seeds, "accuracy": accuracy}
+        row["difference from 224 pixels, points"] = f"{points[0]:+.1f} ± {points[1]:.1f}"
+        row["log-loss"] = round(float(self.losses.mean()), 3)
+        row["its difference"] = f"{loss[0]:+.3f} ± {loss[1]:.3f}"
+        results.add_row(f"Input sizes, views and fine-tuning on {count} photos", row)
         return (
             f"| {name} | {seeds} | {accuracy} | {points[0]:+.1f} ± {points[1]:.1f} "
             f"| {self.losses.mean():.3f} | {loss[0]:+.3f} ± {loss[1]:.3f} |"
@@ -283,6 +289,7 @@ def main() -> None:
             ]
             minutes = (time.perf_counter() - start) / 60 / FOLDS / options.tune_seeds
             print_row(f"{size} pixels, fine-tuned ({minutes:.1f} min per fold)", runs)
+    results.write(options.output, "fine-tune")
 
 
 def _parse_options() -> argparse.Namespace:
@@ -301,6 +308,7 @@ def _parse_options() -> argparse.Namespace:
         parser.add_argument(
             f"--{name}", type=kind, default=default, help=f"as in FineTuneSettings (default {default})"
         )
+    results.add_output_option(parser)
     return parser.parse_args()
 
 

@@ -23,6 +23,7 @@ from functools import cache
 
 import numpy as np
 
+from tests.bench import results
 from trainer.evaluation.metrics import evaluate, proportion
 from trainer.evaluation.paired_comparison import compare, estimate_difference
 from trainer.evaluation.version_changes import LabelChange, LiveComparison
@@ -142,6 +143,7 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.gate", description=__doc__.splitlines()[0])
     parser.add_argument("--candidates", type=int, default=1000, help="candidates per row (default 1000)")
+    results.add_output_option(parser)
     options = parser.parse_args()
     print(f"{'real fall':>9} {'discordance':>11} {'photos':>6} {'blocked':>8}  by check")
     rows = [(0.0, discordance, n) for discordance in (0.05, 0.1, 0.2) for n in (45, 200, 1000)]
@@ -155,6 +157,10 @@ def main() -> None:
             f"{fall:>9.0%} {discordance:>11.0%} {photos:>6,} "
             f"{found['any'] / options.candidates:>8.1%}  {shares}"
         )
+        row = {"real fall": f"{fall:.0%}", "discordance": f"{discordance:.0%}", "photos": photos}
+        blocked = {"blocked": f"{found['any'] / options.candidates:.1%}", "by check": shares}
+        results.add_row(f"Candidates blocked, of {options.candidates:,} simulated ones", row | blocked)
+    results.write(options.output, "gate")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.bench import results
 from tests.support.head import of_length_one, predict, sample_features, yardstick
 from tests.support.trained import train_once
 from trainer import heads
@@ -106,6 +107,7 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=int, default=4, help="number of cross-validations with different folds (default 4)"
     )
+    results.add_output_option(parser)
     options = parser.parse_args()
     cache = cache_directory()
     trained = train_once(cache, fetch_sample_photos(cache))
@@ -117,6 +119,8 @@ def main() -> None:
         print(
             f"{name:20} {interval}, log-loss {loss:.3f}, mean of {options.seeds} x {FOLDS} folds", flush=True
         )
+        row = {"head": name, "accuracy": str(interval), "log-loss": round(loss, 3)}
+        results.add_row(f"Heads on {len(targets)} sample photos with {classes} labels", row)
     validated = cross_validate(
         features,
         targets,
@@ -126,7 +130,11 @@ def main() -> None:
     for run in validated.runs:
         assert run.calibration
         print(f"out-of-fold calibration error: {run.calibration}, p = {run.calibration.p_value:.2f}")
+        row = {"calibration error": str(run.calibration), "p": round(run.calibration.p_value, 2)}
+        results.add_row("Out-of-fold calibration error, by repetition", row)
     print(f"macro F1, first of {options.seeds} repetitions: {validated.runs[0].macro.f1}")
+    results.add_note(f"Means of {options.seeds} cross-validations with {FOLDS} folds each.")
+    results.write(options.output, "heads")
 
 
 if __name__ == "__main__":

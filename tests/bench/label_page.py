@@ -116,7 +116,7 @@ def main() -> None:
     options = parser.parse_args()
     for count in options.photos:
         measure(count, options.answers, options.pause)
-    results.write(options.output, "label_page")
+    results.write(options.output, "label-page")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Seconds and memory of planning, by the size of the input: `python -m tests.bench.planning`.
 
-Each figure is of a separate process, with TensorFlow and Beam imported as in a job:
-
 * plan: sort a dataset manifest of local photos, split it into shards, and write all of them to the plan. The
-  photos do not exist, so each costs one look-up in the file system. 100,000 lines are also split into shards
-  of 1,500 and of 15 photos.
-* score: a whole `hubhead score` that finds nothing to do, without and with `--only_new`. The shards of all
-  photos are committed beforehand, without running a model.
+  photos do not exist, so each costs one look-up in the file system. TensorFlow and Beam are imported, as in a
+  job. 100,000 lines are also split into shards of 1,500 and of 15 photos.
+* publish: in the same process, go on without a model: write a row and a key for every photo, shard by shard,
+  and publish them. Its seconds are without those of the plan, its memory is the peak of both.
+* score: a whole `hubhead score` as a separate process, which finds nothing new in that output, without and
+  with `--only_new`.
 
-`--photos 10000000` measures another size alone, and the bytes that it takes on disk.
+`--photos 10000000` measures another size alone; it takes some 20 minutes and 5 GB of disk.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ import argparse
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.bench import results
@@ -32,24 +31,35 @@ SIZES = (10_000, 100_000, 1_000_000)
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """Cost of one process.
+class Cost:
+    """Cost of a part of a process, or of a whole one.
 
     Attributes:
-        name: name of the case.
-        seconds: wall time: without imports for `plan`, of the whole command for `score`.
+        seconds: wall time: without imports for `plan` and `publish`, of the whole command for `score`.
         core_seconds: processor time, which depends less on other load of the machine.
-        megabytes: peak resident memory.
-        shards: number of shards.
-        disk: bytes of the files that it leaves; 0 if they are not counted.
+        megabytes: peak resident memory of the process until the end of the part.
+        disk: bytes of the files that it leaves; None if they are not counted.
     """
 
-    name: str
     seconds: float
     core_seconds: float
     megabytes: float
+    disk: int | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Cost of one case.
+
+    Attributes:
+        name: name of the case.
+        shards: number of shards.
+        cost: its cost.
+    """
+
+    name: str
     shards: int
-    disk: int = 0
+    cost: Cost
 
 
 def write_manifest(path: Path, lines: int) -> None:
@@ -62,29 +72,49 @@ def write_manifest(path: Path, lines: int) -> None:
             )
 
 
-def plan(manifest: str, output: str, shard_size: int) -> int:
-    """Plan a run as a job does; return the number of shards."""
+class Clock:
+    """Measures the parts of this process, each from the end of the part before."""
+
+    def __init__(self) -> None:
+        self._wall, self._core = time.perf_counter(), time.process_time()
+
+    def split(self, directory: str | None = None) -> Cost:
+        """Return the cost of the part that ends now, with the bytes below a directory."""
+        wall, core = time.perf_counter(), time.process_time()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        cost = Cost(wall - self._wall, core - self._core, peak, directory and count_bytes(Path(directory)))
+        self._wall, self._core = time.perf_counter(), time.process_time()
+        return cost
+
+
+def plan(manifest: str, output: str, shard_size: str) -> tuple[int, list[Cost]]:
+    """Plan a run as a job does; return the number of shards and the cost."""
     from batch.inputs.sources import Source
     from batch.jobs.planner import RunPlanner
     from batch.output.dataset import Output
 
     models = [{"name": "food", "version": 1, "digest": "digest", "fingerprint": "f"}]
+    clock = Clock()
     with Output(output).hold_lease() as held:
         planner = RunPlanner(held, "bench", Source(manifest=manifest), models)
         planner.check()
-        return planner.plan(shard_size).shards
+        shards = planner.plan(int(shard_size)).shards
+    return shards, [clock.split()]
 
 
-def write_bundle(path: str) -> int:
-    """Write a bundle, which never runs; return 0."""
+def write_bundle(path: str) -> None:
+    """Write a bundle, which never runs."""
     from tests.support.score_job import make_bundle
 
     make_bundle(Path(path))
-    return 0
 
 
-def commit_all_shards(manifest: str, output: str, model: str) -> int:
-    """Write an output in which every shard is finished, with rows of addresses only; return their number."""
+def plan_and_publish(manifest: str, output: str, model: str) -> tuple[int, list[Cost]]:
+    """Plan a run, finish every shard with rows of addresses only, and publish them.
+
+    Returns:
+        The number of shards, and the costs of the plan and of all that follows.
+    """
     import pyarrow as pa
 
     from batch.inputs.sources import Source
@@ -99,10 +129,12 @@ def commit_all_shards(manifest: str, output: str, model: str) -> int:
 
     [bundle] = read_models([Path(model)])
     model_digest = describe_model(bundle)["digest"]
+    clock = Clock()
     with Output(output).hold_lease() as held:
         planner = RunPlanner(held, "before", Source(manifest=manifest), [describe_model(bundle)])
         planner.check()
         planned = planner.plan(shards.DEFAULT_SIZE)
+        costs = [clock.split(output)]
         for line in shards.read_plan(planned.path):
             shard = line.read_shard()
             stats = Stats(photos=len(shard.photos), rows=len(shard.photos))
@@ -113,40 +145,38 @@ def commit_all_shards(manifest: str, output: str, model: str) -> int:
             planner.publication.attempt.commit(shard.id, "before", table, stats, keys, date="2026-05-31")
         planner.finish(planned)
         held.remove_attempts()
-    return planned.shards
+    return planned.shards, [*costs, clock.split(output)]
 
 
-def run_in_process(case: str, *arguments: str) -> tuple[int, float, float, float]:
-    """Run a case in a separate process; return shards, seconds, processor seconds, and peak MB."""
+CASES: dict[str, Callable[[str, str, str], tuple[int, list[Cost]]]] = {
+    "plan": plan,
+    "publish": plan_and_publish,
+}
+"""Cases that run in a separate process of this module."""
+
+
+def run_in_process(case: str, *arguments: str) -> tuple[int, list[Cost]]:
+    """Run a case in a separate process; return the number of shards and the costs of its parts."""
+    code = f"from tests.bench import planning; planning.run_case({case!r}, *{arguments!r})"
+    quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.planning", "--case", case, *arguments],
-        check=True,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", code], env=quiet, check=True, stdout=subprocess.PIPE, text=True
     )
-    shards, seconds, core_seconds, megabytes = json.loads(done.stdout.splitlines()[-1])
-    return shards, seconds, core_seconds, megabytes
+    shards, costs = json.loads(done.stdout.splitlines()[-1])
+    return shards, [Cost(**cost) for cost in costs]
 
 
-def run_case(case: str, arguments: list[str]) -> None:
-    """Run a case in this process and print its cost as JSON, for `run_in_process`."""
+def run_case(case: str, *arguments: str) -> None:
+    """Run a case in this process and print its costs as JSON, for `run_in_process`."""
     import apache_beam  # noqa: F401
     import tensorflow  # noqa: F401
 
-    manifest, output, last = arguments
-    work: dict[str, Callable[[], int]] = {
-        "plan": lambda: plan(manifest, output, int(last)),
-        "commit": lambda: commit_all_shards(manifest, output, last),
-        "bundle": lambda: write_bundle(manifest),
-    }
-    start, core_start = time.perf_counter(), time.process_time()
-    shards = work[case]()
-    took = time.perf_counter() - start, time.process_time() - core_start
-    print(json.dumps([shards, *took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+    shards, costs = CASES[case](*arguments)
+    print(json.dumps([shards, [asdict(cost) for cost in costs]]))
 
 
-def measure_score(manifest: Path, output: Path, model: Path, *flags: str) -> tuple[float, float, float]:
-    """Run `hubhead score` with more flags; return its seconds, processor seconds, and peak MB."""
+def measure_score(manifest: Path, output: Path, model: Path, *flags: str) -> Cost:
+    """Run `hubhead score` with more flags; return its cost."""
     command = [sys.executable, "-m", "batch", "--manifest", str(manifest), "--model", str(model)]
     command += ["--output", str(output), "--embedding_store", str(output.parent / "store")]
     start = time.perf_counter()
@@ -154,7 +184,8 @@ def measure_score(manifest: Path, output: Path, model: Path, *flags: str) -> tup
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"hubhead score failed with exit code {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    core_seconds = usage.ru_utime + usage.ru_stime
+    return Cost(time.perf_counter() - start, core_seconds, usage.ru_maxrss / 1024)
 
 
 def main() -> None:
@@ -162,55 +193,53 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.planning", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--case", default="", help=argparse.SUPPRESS)
-    parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--photos", type=int, help="number of photos (default: 10,000 to 1,000,000)")
     parser.add_argument("--directory", type=Path, help="directory for the files (default: a temporary one)")
     results.add_output_option(parser)
     options = parser.parse_args()
-    if options.case:
-        run_case(options.case, options.arguments)
-        return
     sizes = (options.photos,) if options.photos else SIZES
     with tempfile.TemporaryDirectory(prefix="hubhead-bench-", dir=options.directory) as directory:
         for case in measure(Path(directory), sizes):
-            cost = f"{case.seconds:8.2f} s {case.core_seconds:8.2f} core s {case.megabytes:6.0f} MB"
-            disk = f", {case.disk / 1e6:.0f} MB on disk" if case.disk else ""
-            print(f"{cost} {case.shards:7d} shards  {case.name}{disk}", flush=True)
-            row = {"case": case.name, "seconds": case.seconds, "core seconds": case.core_seconds}
-            row |= {"peak MB": case.megabytes, "shards": case.shards}
-            results.add_row("Planning", row | {"MB on disk": case.disk / 1e6 if case.disk else None})
-    results.write(options.output, "planning")
+            print_case(case)
+            results.write(options.output, "planning")  # of what is done, should it be interrupted
+
+
+def print_case(case: Measurement) -> None:
+    """Print a measurement, and add it to the results."""
+    cost, disk = case.cost, case.cost.disk and case.cost.disk / 1e6
+    print(
+        f"{cost.seconds:8.2f} s {cost.core_seconds:8.2f} core s {cost.megabytes:6.0f} MB"
+        f" {case.shards:7d} shards  {case.name}" + (f", {disk:.0f} MB on disk" if disk else ""),
+        flush=True,
+    )
+    row = {"case": case.name, "seconds": cost.seconds, "core seconds": cost.core_seconds}
+    row |= {"peak MB": cost.megabytes, "shards": case.shards}
+    results.add_row("Planning", row | {"MB on disk": disk})
 
 
 def measure(top: Path, sizes: Sequence[int]) -> Iterator[Measurement]:
     """Run all cases, one after another."""
-    for lines in sizes:
-        write_manifest(top / f"{lines}.csv", lines)
-        manifest, planned = top / f"{lines}.csv", top / f"plan-{lines}"
-        shards, *cost = run_in_process("plan", str(manifest), str(planned), "8192")
-        yield Measurement(f"plan {lines:,} lines", *cost, shards, count_bytes(planned))
-        shutil.rmtree(planned)
-    for size in (1500, 15) if 100_000 in sizes else ():
-        shards, *cost = run_in_process(
-            "plan", str(top / "100000.csv"), str(top / f"shards-{size}"), str(size)
-        )
-        yield Measurement(f"plan 100,000 lines in shards of {size}", *cost, shards)
     # In a separate process too: the memory of this one would count in the peak of its child processes.
     model = top / "models" / "food" / "1"
-    run_in_process("bundle", str(model), "", "")
+    code = f"from tests.bench import planning; planning.write_bundle({str(model)!r})"
+    subprocess.run([sys.executable, "-c", code], check=True)
     for lines in sizes:
+        write_manifest(top / f"{lines}.csv", lines)
         yield from measure_runs(top / f"{lines}.csv", top / f"scored-{lines}", model)
+    for size in ("1500", "15") if 100_000 in sizes else ():
+        shards, [cost] = run_in_process("plan", str(top / "100000.csv"), str(top / f"shards-{size}"), size)
+        yield Measurement(f"plan 100,000 lines in shards of {size}", shards, cost)
 
 
 def measure_runs(manifest: Path, output: Path, model: Path) -> Iterator[Measurement]:
-    """Write an output with all photos of a manifest, and run `hubhead score`, which finds nothing new."""
-    photos = f"{int(manifest.stem):,} photos"
-    shards, *cost = run_in_process("commit", str(manifest), str(output), str(model))
-    yield Measurement(f"plan, write and publish {photos} without a model", *cost, shards, count_bytes(output))
-    for name, flags in {"": (), ", --only_new": ("--only_new",)}.items():
-        cost = [*measure_score(manifest, output, model, "--run_id", f"bench{len(name)}", *flags)]
-        yield Measurement(f"score{name}, {photos}, nothing new", *cost, shards)
+    """Plan and publish all photos of a manifest, and run `hubhead score`, which finds nothing new."""
+    lines = f"{int(manifest.stem):,}"
+    shards, [planned, published] = run_in_process("publish", str(manifest), str(output), str(model))
+    yield Measurement(f"plan {lines} lines", shards, planned)
+    yield Measurement(f"publish {lines} photos without a model", shards, published)
+    for name, flags in {"": (), ", `--only_new`": ("--only_new",)}.items():
+        cost = measure_score(manifest, output, model, "--run_id", f"bench{len(name)}", *flags)
+        yield Measurement(f"score{name}, {lines} photos, nothing new", shards, cost)
 
 
 def count_bytes(directory: Path) -> int:

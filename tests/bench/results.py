@@ -31,7 +31,7 @@ PACKAGES = (
     *("openvino", "ray", "fastapi", "litserve"),
 )
 
-_PATHS = ("--output", "--directory", "--plot")
+_PATHS = ("--output", "--directory", "--plot", "--cleanlab", "--model")
 """Options whose values are paths."""
 
 Value = str | int | float | None
@@ -66,7 +66,7 @@ class Record:
     """Result of one run of a benchmark.
 
     Attributes:
-        name: name of the benchmark, as in `make bench-NAME`.
+        name: name of the benchmark, and of the file in DIRECTORY.
         date: day of the measurement, ISO 8601 in UTC.
         command: command line that measured it.
         cpu: model of the CPU.

@@ -13,8 +13,10 @@ import pytest
 from batch.output import run_record
 from serving import bundle, contract
 from serving.registry import verdict
+from tests.bench import results
+from tests.support.reference import benchmarks
 from tests.support.reference.contents import GENERATORS
-from tests.support.reference.markers import fill, list_parts
+from tests.support.reference.markers import drop_superseded, fill, list_parts, list_superseded
 from tests.support.reference.tables import format_table
 from tests.support.repository import REPO
 
@@ -36,7 +38,7 @@ def read_sources(*directories: str) -> Iterator[tuple[Path, str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_has_the_generated_parts_that_the_code_gives(page: Path) -> None:
     text = page.read_text("utf-8")
-    assert fill(text, GENERATORS) == text, "run: make docs-reference"
+    assert fill(drop_superseded(text, benchmarks.has_record), GENERATORS) == text, "run: make docs-reference"
 
 
 def test_every_generated_part_is_on_a_page() -> None:
@@ -46,6 +48,57 @@ def test_every_generated_part_is_on_a_page() -> None:
 def test_a_generated_part_is_replaced_and_the_text_around_it_stays() -> None:
     page = "Before.\n\n<!-- generated: one -->\nold\n<!-- end -->\n\nAfter.\n"
     assert fill(page, {"one": lambda: "new\n"}) == page.replace("old", "new")
+
+
+def test_figures_are_kept_until_a_part_has_its_own() -> None:
+    page = "Before.\n\n<!-- until: one -->\nold\n\n| a |\n<!-- end until -->\n\nAfter.\n"
+    assert drop_superseded(page, lambda name: name != "one") == page
+    assert drop_superseded(page, lambda name: name == "one") == "Before.\n\nAfter.\n"
+
+
+def test_every_kept_figure_is_of_a_benchmark() -> None:
+    text = (REPO / "docs/benchmarks.md").read_text("utf-8")
+    assert set(list_superseded(text)) <= GENERATORS.keys()
+    assert len(list_superseded(text)) == text.count("<!-- until:") == text.count("<!-- end until -->")
+    outside = re.sub(r"<!-- until:.*?<!-- end until -->", "", text, flags=re.DOTALL)
+    assert "Kept by hand" not in outside
+
+
+RECORDS = sorted((REPO / results.DIRECTORY).glob("*.json"))
+
+
+def read_targets() -> dict[str, str]:
+    """Return the module that a recipe of the Makefile runs, by the record that it writes."""
+    text = (REPO / "Makefile").read_text("utf-8").replace("\\\n", " ")
+    recipe = rf"python -m ([\w.]+)(?: .*)? --output {results.DIRECTORY.as_posix()}/([\w-]+)\.json"
+    return {name: module for module, name in re.findall(recipe, text)}
+
+
+def test_every_table_of_figures_has_a_target_that_writes_its_record() -> None:
+    assert read_targets().keys() == set(benchmarks.NAMES)
+
+
+@pytest.mark.parametrize("name", benchmarks.NAMES)
+def test_a_benchmark_writes_the_record_that_its_target_names(name: str) -> None:
+    module = (REPO / read_targets()[name].replace(".", "/")).with_suffix(".py")
+    source = (module if module.exists() else module.with_suffix("") / "__main__.py").read_text("utf-8")
+    assert f'"{name.removesuffix("-10m")}"' in source
+    assert "results.add_row(" in source
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_a_record_states_where_when_and_how_it_was_measured(path: Path) -> None:
+    record = results.read(path)
+    assert path.stem in benchmarks.NAMES
+    assert path.stem.startswith(record.name)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", record.date)
+    assert record.command.startswith(f"python -m {read_targets()[path.stem]}")
+    assert record.cpu
+    assert record.cores > 0
+    assert record.load >= 0
+    assert {"hubhead", "tensorflow", "numpy"} <= record.packages.keys()
+    assert all(len(row) == len(table.columns) for table in record.tables for row in table.rows)
+    assert record.tables
 
 
 @pytest.mark.parametrize("page", ["<!-- generated: one -->\n", "<!-- generated: two -->\n<!-- end -->\n"])

@@ -118,7 +118,7 @@ def main() -> None:
     if options.plot and curves:
         budgets = {name: SCHEMES[name].budgets for name in curves}
         options.plot.write_text(draw_curves(curves, budgets, REFERENCE), encoding="utf-8")
-    results.write(options.output, "labelling")
+    results.write(options.output, "label-errors" if options.part == "suspects" else "labelling")
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             head = make_head(embeddings)
             measure_ranking(embeddings, head)
             measure_answers(embeddings, head, Path(directory) / f"{count}.csv")
-    results.write(options.output, "labelling_million")
+    results.write(options.output, "labelling-million")
 
 
 if __name__ == "__main__":

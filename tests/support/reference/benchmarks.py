@@ -10,19 +10,28 @@ from tests.support.reference.tables import format_table
 from tests.support.repository import REPO
 
 NAMES = (
-    *("bench", "training", "start", "head", "planning", "rescore", "server", "hostile", "peers", "decoding"),
-    *("engines", "labelling", "similar"),
+    *("bench", "training", "fine-tune", "start", "client", "head", "peers", "planning", "planning-10m"),
+    *("rescore", "similar", "server", "hostile", "heads", "aspect", "abstention", "gate", "backbones"),
+    *("labelling", "label-errors", "labelling-million", "label-page", "decoding", "engines"),
 )
-"""Benchmarks with a record."""
+"""Names of the records."""
+
+_PREFIX = "bench-"
+"""Names of the generated parts begin with it."""
 
 _PACKAGES = 4
 """Versions that are shown."""
 
 
+def has_record(part: str) -> bool:
+    """Return whether the record of a generated part exists."""
+    return (REPO / DIRECTORY / f"{part.removeprefix(_PREFIX)}.json").exists()
+
+
 def describe_benchmark(name: str) -> str:
     """Return the figures of a benchmark; a sentence if it has no record yet."""
     path = REPO / DIRECTORY / f"{name}.json"
-    if not path.exists():
+    if not has_record(name):
         return "*No record of this version yet.*"
     record = read(path)
     parts = [_describe_measurement(record)]
@@ -58,5 +67,5 @@ def _format(value: Value) -> str:
     return f"{value:,}" if isinstance(value, int) else value
 
 
-GENERATORS = {f"bench-{name}": partial(describe_benchmark, name) for name in NAMES}
+GENERATORS = {f"{_PREFIX}{name}": partial(describe_benchmark, name) for name in NAMES}
 """Functions that return the generated parts of docs/benchmarks.md, by their names."""

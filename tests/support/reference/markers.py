@@ -1,6 +1,8 @@
 """Replacement of the generated parts of a page.
 
 A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`, each on a line of its own.
+Figures that a part with figures of its own replaces stand between `<!-- until: NAME -->` and
+`<!-- end until -->`.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 
 _PART = re.compile(r"^<!-- generated: ([\w-]+) -->\n.*?^<!-- end -->$", re.DOTALL | re.MULTILINE)
+
+_UNTIL = re.compile(r"^<!-- until: ([\w-]+) -->\n.*?^<!-- end until -->\n\n?", re.DOTALL | re.MULTILINE)
 
 
 def list_parts(text: str) -> list[str]:
@@ -36,3 +40,18 @@ def fill(text: str, generators: Mapping[str, Callable[[], str]]) -> str:
         return f"<!-- generated: {match[1]} -->\n{generators[match[1]]().strip()}\n<!-- end -->"
 
     return _PART.sub(replace, text)
+
+
+def list_superseded(text: str) -> list[str]:
+    """Return the names of the parts until which a page has other figures."""
+    return [match[1] for match in _UNTIL.finditer(text)]
+
+
+def drop_superseded(text: str, has_figures: Callable[[str], bool]) -> str:
+    """Return a page without the figures that were kept until a part has figures of its own.
+
+    Args:
+        text: content of the page.
+        has_figures: whether the part of this name has them.
+    """
+    return _UNTIL.sub(lambda match: "" if has_figures(match[1]) else match[0], text)
