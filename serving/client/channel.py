@@ -17,6 +17,7 @@ from serving.client.grpc_errors import is_local, split_target
 from serving.client.photos import MAX_BYTES, MAX_PHOTOS
 from serving.client.retry import Retry
 from serving.errors import InputError, check_fields
+from serving.storage.text_lines import decode_text
 
 Headers: TypeAlias = Mapping[str, str] | Callable[[], Mapping[str, str]]
 """Metadata of every call, or a function that returns it before each call, such as a fresh token."""
@@ -112,8 +113,8 @@ class SecretHeaders:
             found |= _parse_headers(text, f"the environment variable {self.variable}")
         for file in self.files:
             try:
-                text = Path(file).read_text("utf-8")
-            except (OSError, ValueError) as error:
+                text = decode_text(Path(file).read_bytes(), file)
+            except OSError as error:
                 raise InputError(
                     f"The file {file} with the headers cannot be read: {error}.",
                     remedy="Give a text file with NAME=VALUE per line, which every worker can read.",

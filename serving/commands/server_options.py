@@ -12,7 +12,9 @@ import click
 
 from serving.commands.common.completers import complete_label
 from serving.commands.common.config_file import get_configuration
+from serving.errors import InputError
 from serving.process import Variable
+from serving.storage.text_lines import decode_text
 
 if TYPE_CHECKING:
     from serving.client import ClientConfig
@@ -37,8 +39,8 @@ def read_secret(_context: click.Context, option: click.Parameter, value: str) ->
     if not value.startswith(_FROM_FILE):
         return value
     try:
-        return Path(value.removeprefix(_FROM_FILE)).read_text("utf-8").strip()
-    except (OSError, ValueError) as error:
+        return decode_text(Path(value.removeprefix(_FROM_FILE)).read_bytes(), value).strip()
+    except (OSError, InputError) as error:
         raise click.BadParameter(f"The file {value[1:]} cannot be read: {error}.", param=option) from error
 
 

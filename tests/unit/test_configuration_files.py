@@ -167,6 +167,9 @@ def test_default_of_a_command_differs_from_that_of_the_shared_option_and_can_be_
         ("predict", '[predict]\nconfig = "other.toml"\n', "unknown key 'config'"),
         ("predict", "[predict]\nhelp = true\n", "unknown key 'help'"),
         ("predict", "[predict\n", "config.toml is not TOML"),
+        ("predict", "[[predict]]\ntop_k = 3\n", "such as [predict]"),
+        ("predict", f"[predict]\nx = {'[' * 5000}{']' * 5000}\n", "config.toml has too many lists in lists"),
+        ("predict", "[predict]\ntimeout = nan\n", "timeout = nan: expected a number"),
     ],
 )
 def test_wrong_files_are_usage_errors_that_name_file_key_and_remedy(
@@ -180,9 +183,36 @@ def test_wrong_files_are_usage_errors_that_name_file_key_and_remedy(
 
 def test_file_that_is_missing_or_not_utf8_is_a_usage_error(run: Run, tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b'[predict]\nlabel = "k\xe4se"\n')
-    assert "is not TOML" in run("predict", None, "--config", "latin.toml").stderr
+    latin = run("predict", None, "--config", "latin.toml")
+    assert (latin.exit_code, "latin.toml, line 2: byte 11 is not UTF-8" in latin.stderr) == (2, True)
     missing = run("predict", None, "--config", "missing.toml")
     assert (missing.exit_code, "missing.toml" in missing.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_file_as_an_editor_or_powershell_writes_it_is_read(encoding: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "windows.toml").write_bytes('[predict]\r\nlabel = "käse"\r\n'.encode(encoding))
+    printed = run("predict", None, "--config", "windows.toml", "--print_config").stdout
+    assert tomllib.loads(printed)["predict"]["label"] == "käse"
+
+
+def test_directory_as_a_file_is_a_usage_error(run: Run) -> None:
+    result = run("predict", None, "--config", ".")
+    assert (result.exit_code, "is a directory" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "predict --timeout",
+        "train --precision",
+        "train --assert_accuracy_at_least",
+        "validate --bundle . --max_size_ratio",
+    ],
+)
+def test_nan_as_a_number_is_a_usage_error(words: str, run: Run) -> None:
+    result = run(words, None, "nan")
+    assert (result.exit_code, "nan is not a number" in result.stderr) == (2, True), result.output
 
 
 def test_tables_of_other_commands_are_not_read(run: Run) -> None:

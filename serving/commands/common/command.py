@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import platform
 import sys
 import time
@@ -124,8 +125,17 @@ class Command(click.Command):
             ctx.meta[_PRINTS] = "print_config" in given
         rest = super().parse_args(ctx, args)
         if not ctx.resilient_parsing:
+            self._reject_nan(ctx)
             config_file.set_configuration(ctx, config_file.resolve(ctx, given))
         return rest
+
+    def _reject_nan(self, context: click.Context) -> None:
+        """Raise BadParameter if a number is NaN, which is within every range and passes every comparison."""
+        for parameter in self.params:
+            value = context.params.get(parameter.name or "")
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(number, float) and math.isnan(number) for number in numbers):
+                raise click.BadParameter("nan is not a number.", context, parameter)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Print the configuration, or call the function of the command."""

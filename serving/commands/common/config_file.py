@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from typing import Any
 
 import click
 
+from serving.errors import InputError
+from serving.storage.text_lines import decode_text
 from serving.text import redact
 
 SECRETS = frozenset({"header", "metrics_push"})
@@ -132,11 +135,15 @@ def read_defaults(context: click.Context, file: Path) -> dict[str, Any]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text("utf-8-sig"))
+        return tomllib.loads(decode_text(file.read_bytes(), str(file)))
     except OSError as error:
         raise click.UsageError(f"The configuration file {file} cannot be read: {error.strerror}.") from error
-    except ValueError as error:  # not TOML, or not UTF-8
+    except InputError as error:  # characters that are not in its encoding
+        raise click.UsageError(str(error)) from error
+    except ValueError as error:
         raise click.UsageError(f"The configuration file {file} is not TOML: {error}.") from error
+    except RecursionError as error:
+        raise click.UsageError(f"The configuration file {file} has too many lists in lists.") from error
 
 
 def _find_table(context: click.Context, file: Path, document: dict[str, Any]) -> dict[str, Any]:
@@ -205,7 +212,7 @@ def _check_scalar(option: click.Option, value: Any) -> None:
     elif isinstance(kind, type(click.INT)):
         accepted, expected = is_number and isinstance(value, int), "a whole number"
     elif isinstance(kind, type(click.FLOAT)):
-        accepted, expected = is_number, "a number"
+        accepted, expected = is_number and not math.isnan(value), "a number"
     else:
         accepted, expected = isinstance(value, str), "a text in quotes"
     if not accepted:
@@ -213,7 +220,9 @@ def _check_scalar(option: click.Option, value: Any) -> None:
 
 
 def _show(value: Any) -> str:
-    if isinstance(value, str | int | float):  # in JSON as in TOML
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, str | int):  # in JSON as in TOML
         return str(redact(json.dumps(value, ensure_ascii=False)))
     return "a list" if isinstance(value, list) else "a table" if isinstance(value, dict) else "a date or time"
 

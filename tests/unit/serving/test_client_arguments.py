@@ -204,6 +204,13 @@ def test_secret_headers_are_read_where_they_are_used_and_never_pickled(
     assert ("authorization", "Bearer new") in encode_headers(pickle.loads(pickled).headers)
 
 
+def test_headers_of_a_file_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "headers"
+    for encoding in ("utf-8-sig", "utf-16"):
+        file.write_bytes("authorization=Bearer a\r\n".encode(encoding))
+        assert encode_headers(SecretHeaders((str(file),), "")) == (("authorization", "Bearer a"),)
+
+
 @pytest.mark.parametrize(
     ("content", "variable", "message"),
     [
