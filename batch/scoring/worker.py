@@ -84,7 +84,7 @@ class ShardWorker:
         from serving import runtime
 
         model = runtime.load(self.models[0], engine=self.engine)
-        model.run(contract.EMBED, {contract.IMAGE_BYTES: [b""]})  # warm up
+        model.warm_up(contract.EMBED)
         return model
 
     def load_backbone_ahead(self, plan: str, models: Sequence[ModelResources]) -> None:

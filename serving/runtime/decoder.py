@@ -41,13 +41,6 @@ _OUTPUTS = {
 }
 """Outputs of the function and their types, in their order."""
 
-_ATTEMPTS = 5
-"""Maximum runs of the signature for the same photos.
-
-Nothing cancels these runs, yet TensorFlow sometimes reports that a function was cancelled, where several
-photos of a call are damaged and the machine is busy (2 of 400 calls with 7 damaged photos).
-"""
-
 _DECODED = 0
 """Status of a photo that the function has decoded completely (trainer/preprocessing/settings.py)."""
 
@@ -87,6 +80,11 @@ class PhotoDecoder:
     def __init__(self, path: Path, threads: int, one: Subgraph | None) -> None:
         self._path, self._threads, self._one = path, threads, one
         self._loading = threading.Lock()
+
+    @property
+    def has_photo_function(self) -> bool:
+        """True if ordinary JPEGs are decoded without the signature `decode`."""
+        return self._one is not None
 
     def load(self) -> None:
         """Load the signature now.
@@ -134,11 +132,4 @@ class PhotoDecoder:
         return found if found[contract.STATUS] == _DECODED else None
 
     def _decode_by_signature(self, photos: NDArray[np.object_]) -> dict[str, NDArray[Any]]:
-        signature, attempts_left = self._get_signature(), _ATTEMPTS
-        while True:
-            attempts_left -= 1
-            try:
-                return signature.run(contract.DECODE, {contract.IMAGE_BYTES: photos})
-            except RunError as error:
-                if error.code != "CANCELLED" or not attempts_left:
-                    raise
+        return self._get_signature().run(contract.DECODE, {contract.IMAGE_BYTES: photos})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import dropwhile
+from typing import ParamSpec, TypeVar
 
 from serving.errors import BundleError, HubheadError
 from serving.text import first_line
@@ -19,6 +20,16 @@ _TRACEBACK_PREFIXES = (
     "<stack traces unavailable>",
 )
 """Prefixes of the lines that eager TensorFlow adds before the message of a failed op."""
+
+
+ATTEMPTS = 5
+"""Maximum runs of a graph that TensorFlow reports as cancelled."""
+
+_CANCELLED = 1
+"""Number of this gRPC status code."""
+
+_Result = TypeVar("_Result")
+_Arguments = ParamSpec("_Arguments")
 
 
 class RunError(HubheadError):
@@ -63,3 +74,31 @@ def clean_error_message(text: str) -> str:
     lines = dropwhile(lambda line: not line or line.startswith(_TRACEBACK_PREFIXES), text.splitlines())
     message = "\n".join(lines).partition(" [Op:")[0] or text
     return re.sub(r"\{\{function_node \S+\}\} ?", "", message)
+
+
+def repeat_cancelled(run: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Return a function that runs a graph again if TensorFlow reports the run as cancelled.
+
+    Nothing here cancels runs, yet TensorFlow sometimes reports that a function was cancelled, where several
+    photos of a call are damaged and the machine is busy (2 of 400 calls with 7 damaged photos).
+
+    Args:
+        run: function that raises RunError, or TensorFlow's own OpError.
+    """
+
+    def repeat(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return run(*args, **kwargs)
+            except Exception as error:
+                if not _is_cancelled(error):
+                    raise
+        return run(*args, **kwargs)
+
+    return repeat
+
+
+def _is_cancelled(error: Exception) -> bool:
+    if isinstance(error, RunError):
+        return error.code == "CANCELLED"
+    return getattr(error, "error_code", None) == _CANCELLED  # an OpError, whose import takes seconds

@@ -87,6 +87,16 @@ class Model:
             BundleError: it cannot be loaded.
         """
 
+    def warm_up(self, signature: str) -> None:
+        """Make the first call with ordinary photos as fast as the later ones.
+
+        What only unusual photos need is left to `prepare`, or to the first of them.
+
+        Args:
+            signature: name of a signature that takes photos.
+        """
+        self.run(signature, {contract.IMAGE_BYTES: [b""]})
+
     def _find_signature(self, name: str) -> Signature:
         if name not in self.signatures:
             raise make_signature_error(self.path, name, self.signatures)

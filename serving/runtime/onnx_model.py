@@ -153,6 +153,12 @@ class OnnxModel(Model):
                     self._whole.run(signature, nothing)
                 self._prepared.add(signature)
 
+    def warm_up(self, signature: str) -> None:
+        # The backbone and the decoder of ordinary photos are ready when they are loaded. The signature that
+        # decodes the others takes a second.
+        if not (self._find_function(signature) and self._decoder.has_photo_function):
+            super().warm_up(signature)
+
     @cached_property
     def _whole(self) -> Model:
         from serving.runtime import tensorflow_model

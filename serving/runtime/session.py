@@ -9,6 +9,7 @@ from typing import Any
 from serving.client import Signature
 from serving.client.responses import decode_signatures
 from serving.errors import BundleError
+from serving.runtime.errors import repeat_cancelled
 from serving.runtime.tensorflow_import import import_tensorflow
 
 PARITY_TOLERANCE = 2e-3
@@ -78,7 +79,7 @@ class ClassicSession:
         )
         # The public make_callable rejects arrays whose shapes the graph does not declare.
         options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
-        return self._session._make_callable_from_options(options)  # type: ignore[no-any-return]
+        return repeat_cancelled(self._session._make_callable_from_options(options))
 
     def run(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run a signature and return its outputs by name; strings are object arrays of bytes.
@@ -91,4 +92,4 @@ class ClassicSession:
         definition = self.signatures[signature]
         feeds = {definition.inputs[name].name: value for name, value in inputs.items()}
         fetches = {name: info.name for name, info in definition.outputs.items()}
-        return dict(self._session.run(fetches, feeds))
+        return dict(repeat_cancelled(self._session.run)(fetches, feeds))

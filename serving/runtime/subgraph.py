@@ -20,7 +20,7 @@ from serving import contract, protos
 from serving.process import call_alone_first, cores
 from serving.protos import tensors
 from serving.runtime.c_api import GraphSession
-from serving.runtime.errors import RunError, make_load_error, make_signature_error
+from serving.runtime.errors import RunError, make_load_error, make_signature_error, repeat_cancelled
 
 _CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 
@@ -102,7 +102,7 @@ def _make_function(
     session: GraphSession, inputs: Mapping[str, str], infos: Mapping[str, protos.Message]
 ) -> Callable[[Mapping[str, Any]], dict[str, NDArray[Any]]]:
     outputs = {key: info.name for key, info in infos.items()}
-    run = call_alone_first(session.run)
+    run = call_alone_first(repeat_cancelled(session.run))
 
     def call(values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         found = run({inputs[key]: values[key] for key in inputs}, tuple(outputs.values()))

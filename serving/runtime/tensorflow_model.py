@@ -21,7 +21,7 @@ from serving.client import Signature, TensorInfo
 from serving.errors import BundleError
 from serving.process import call_alone_first
 from serving.protos import tensors
-from serving.runtime.errors import RunError, make_load_error
+from serving.runtime.errors import RunError, make_load_error, repeat_cancelled
 from serving.runtime.model import Model, Value
 from serving.runtime.session import ClassicSession
 from serving.runtime.tensorflow_import import import_tensorflow
@@ -89,7 +89,7 @@ class TensorFlowModel(Model):
         if self._loaded:
             with suppress(Exception):  # an input named "self", for one, which Python cannot pass by name
                 frozen = _freeze(self._loaded.signatures[signature])
-                return lambda *values: [tensor.numpy() for tensor in frozen(*values)]
+                return repeat_cancelled(lambda *values: [tensor.numpy() for tensor in frozen(*values)])
         run = self._session.make_callable(signature)
         return lambda *values: run(*(_to_array(value.numpy()) for value in values))
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from serving.errors import InputError
+from serving.runtime.errors import repeat_cancelled
 from trainer.heads import Ints
 from trainer.preprocessing import Aspect, Preprocessing, decode_photos, is_usable
 
@@ -108,11 +109,12 @@ def make_decoder(preprocessing: Preprocessing) -> Any:
     """
     import tensorflow as tf
 
-    return tf.function(
+    decode = tf.function(
         lambda contents, views: decode_photos(contents, preprocessing, views=views)[0],
         input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None, len(WHOLE_PHOTO)])],
         autograph=False,
     )
+    return repeat_cancelled(decode)
 
 
 @functools.cache
@@ -137,4 +139,4 @@ def _make_reducer(preprocessing: Preprocessing) -> Any:
         large = (heights > 2 * height) & (widths > 2 * width)
         return tf.where(large, encoded, contents), is_usable(status)
 
-    return reduce
+    return repeat_cancelled(reduce)

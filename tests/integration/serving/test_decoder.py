@@ -115,33 +115,25 @@ def test_a_server_loads_the_signature_before_the_first_unusual_photo(path: Path,
     assert found[contract.STATUS].tolist() == [b"not_an_image"]
 
 
+def test_a_job_does_not_wait_for_what_only_unusual_photos_need(
+    path: Path, photos: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = runtime.load(path, engine="onnx")
+    assert isinstance(model, OnnxModel)
+    model.warm_up(contract.EMBED)
+    assert not is_loaded(model._decoder)
+    found = model.run(contract.EMBED, {contract.IMAGE_BYTES: [photos[0], b"text"]})
+    assert found[contract.STATUS].tolist() == [b"ok", b"not_an_image"]
+    monkeypatch.setattr("serving.runtime.decoder._PREFIX", "none")  # as in bundles of earlier versions
+    earlier = runtime.load(path, engine="onnx")
+    assert isinstance(earlier, OnnxModel)
+    earlier.warm_up(contract.EMBED)
+    assert is_loaded(earlier._decoder)
+
+
 def test_a_signature_that_cannot_be_loaded_is_an_error(path: Path, one: Subgraph, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="cannot be loaded"):
         PhotoDecoder(tmp_path, 2, one).decode(make_string_array([b"text"]))
-
-
-@pytest.mark.parametrize(("code", "failures"), [("CANCELLED", 4), ("CANCELLED", 5), ("INTERNAL", 1)])
-def test_runs_that_tensorflow_cancels_by_itself_are_repeated(
-    code: str, failures: int, path: Path, one: Subgraph, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decoder, run, calls = PhotoDecoder(path, 2, one), Subgraph.run, []
-
-    def fail_first(self: Subgraph, signature: str, inputs: Any) -> dict[str, NDArray[Any]]:
-        if signature == contract.DECODE:
-            calls.append(signature)
-            if len(calls) <= failures:
-                raise RunError("Function was cancelled before it was started", code)
-        return run(self, signature, inputs)
-
-    monkeypatch.setattr(Subgraph, "run", fail_first)
-    batch = make_string_array([b"text"])
-    if (code, failures) == ("CANCELLED", 4):
-        assert decoder.decode(batch)[contract.STATUS].tolist() == [b"not_an_image"]
-        assert len(calls) == 5
-        return
-    with pytest.raises(RunError, match="was cancelled"):
-        decoder.decode(batch)
-    assert len(calls) == failures
 
 
 def test_values_that_are_not_bytes_are_rejected(path: Path, one: Subgraph) -> None:
