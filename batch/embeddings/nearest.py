@@ -7,6 +7,9 @@ content: only new ones are indexed, and index files whose store file is gone are
 
 An index takes as much disk as the embeddings, and of memory a few megabytes for each core and 4 bytes for
 each photo: blocks are read into the same buffers instead of being mapped.
+
+Maintenance of the store may merge its files during a search, and deletes their index. Then the search ends
+with IndexChanged, and may be repeated after `NearestIndex.update`.
 """
 
 from __future__ import annotations
@@ -17,7 +20,10 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from io import FileIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch.embeddings import layout
+from batch.embeddings.half_floats import BIAS, widen
 from batch.embeddings.layout import EMBEDDINGS, SHA, SHA_BYTES, STATUS, VECTOR
 from serving.contract import Status
 from serving.errors import InputError
@@ -56,11 +63,6 @@ _CHUNK = 1 << 16
 
 _NORM_BYTES = 4
 
-_MASK = np.int32(-0x70002000)  # 0x8FFFE000: sign, five bits of the exponent and ten of the fraction
-
-_BIAS = np.float32(2.0**112)
-"""Ratio of a float16 number to the float32 number whose exponent field is the same."""
-
 
 @dataclass(frozen=True)
 class _Segment:
@@ -75,6 +77,10 @@ class _Segment:
     path: Path
     start: int
     count: int
+
+
+class IndexChanged(Exception):
+    """An index file was deleted while it was needed, since its file of the store is gone."""
 
 
 class NearestIndex:
@@ -104,9 +110,23 @@ class NearestIndex:
         Raises:
             OutputError: the index cannot be written.
         """
-        names = [name for name in files.list_names(self._store) if layout.file_kind(name) == EMBEDDINGS]
         with files.output_errors(str(self.path)):
             self.path.mkdir(parents=True, exist_ok=True)
+        names = self._list_store()
+        while True:
+            self._update(names, say)
+            found = self._list_store()
+            # What was merged meanwhile may be missing. New files alone are no reason to begin again.
+            if set(names) <= set(found):
+                return
+            names = found
+
+    def _list_store(self) -> list[str]:
+        """Return the names of the embeddings files of the store."""
+        return [name for name in files.list_names(self._store) if layout.file_kind(name) == EMBEDDINGS]
+
+    def _update(self, names: Sequence[str], say: Callable[[str], None] | None) -> None:
+        """Index the files with these names, and delete the index of others."""
         remove_stale(self._store, names)
         present = set(files.list_names(str(self.path)))
         new = [name for name in names if name + SUFFIX not in present]
@@ -131,19 +151,27 @@ class NearestIndex:
         """Write the index of a file of the store; a file that cannot be read is left out."""
         target = self.path / (name + SUFFIX)
         staged = self.path / f".{name}-{secrets.token_hex(4)}"
+        # Around each write alone: an error of reading is not one of the index.
+        writing = partial(files.output_errors, str(target))
         try:
-            with files.output_errors(str(target)), staged.open("wb") as file:
+            with writing():
+                opened = staged.open("wb")
+            with opened as file:
                 norms, digests = [], []
                 for vectors, shas in self._read_store(name):
-                    vectors.tofile(file)
+                    with writing():
+                        vectors.tofile(file)
                     norms.append(_invert_lengths(vectors))
                     digests.append(shas)
-                for part in (*norms, *digests):
-                    file.write(part.tobytes())
-            with files.output_errors(str(target)):
+                with writing():
+                    for part in (*norms, *digests):
+                        file.write(part.tobytes())
+                    file.flush()
+            with writing():
                 staged.replace(target)
         except layout.read_errors() as error:
-            _log.warning("Ignoring unreadable file %s in %s (%s)", name, self._store, error)
+            if files.exists(files.join(self._store, name)):
+                _log.warning("Ignoring unreadable file %s in %s (%s)", name, self._store, error)
         finally:
             staged.unlink(missing_ok=True)
 
@@ -168,14 +196,15 @@ class NearestIndex:
 
     def _read_digests(self, segment: _Segment) -> Digests:
         offset = segment.count * (2 * self.dimension + _NORM_BYTES)
-        return np.fromfile(segment.path, f"S{SHA_BYTES}", segment.count, offset=offset)
+        with _open_segment(segment) as file:
+            return np.fromfile(file, f"S{SHA_BYTES}", segment.count, offset=offset)
 
     def find_digests(self, rows: Ints) -> list[bytes]:
         """Return the digests of some rows."""
         found = []
         for segment, places in self._locate(rows):
             begin = segment.count * (2 * self.dimension + _NORM_BYTES)
-            with segment.path.open("rb") as file:
+            with _open_segment(segment) as file:
                 for place in places.tolist():
                     found.append(os.pread(file.fileno(), SHA_BYTES, begin + SHA_BYTES * place))
         order = np.argsort(rows, kind="stable")
@@ -190,7 +219,7 @@ class NearestIndex:
         found = np.empty((len(rows), self.dimension), "<f2")
         filled = 0
         for segment, places in self._locate(rows):
-            with segment.path.open("rb", buffering=0) as file:
+            with _open_segment(segment) as file:
                 for run in np.split(places, np.flatnonzero(np.diff(places) != 1) + 1):
                     file.seek(size * int(run[0]))
                     _read_into(file, found[filled : filled + len(run)])
@@ -216,7 +245,7 @@ class NearestIndex:
         return None
 
     def iter_blocks(self, start: int, end: int) -> Iterator[tuple[int, Floats]]:
-        """Yield the first row and the embeddings of each block of rows, float32 [n,D], divided by 2**112.
+        """Yield the first row and the embeddings of each block of rows, float32 [n,D], divided by BIAS.
 
         The array is overwritten by the next block.
         """
@@ -227,23 +256,18 @@ class NearestIndex:
             low, high = max(start - segment.start, 0), min(end - segment.start, segment.count)
             if low >= high:
                 continue
-            with segment.path.open("rb", buffering=0) as file:
+            with _open_segment(segment) as file:
                 file.seek(size * low)
                 for place in range(low, high, BLOCK_ROWS):
                     count = min(BLOCK_ROWS, high - place)
                     block, out = raw[:count], wide[:count]
                     _read_into(file, block)
-                    # NumPy converts float16 number by number. Moved bits are float32 numbers with the same
-                    # sign and fraction, whose exponent is less by 112, exact for denormal numbers too.
-                    np.copyto(out, block)
-                    np.left_shift(out, 13, out=out)
-                    np.bitwise_and(out, _MASK, out=out)
-                    yield segment.start + place, out.view(np.float32)
+                    yield segment.start + place, widen(block, out)
 
     def compute_similarities(self, query: Floats) -> Floats:
         """Return the cosine of each row with an embedding float32 [D]; 0 for embeddings of length zero."""
         length = float(np.linalg.norm(query))
-        direction = query.astype(np.float32) / np.float32(length or 1.0) * _BIAS
+        direction = query.astype(np.float32) / np.float32(length or 1.0) * BIAS
         found = np.empty(len(self), np.float32)
 
         def compute(part: tuple[int, int]) -> None:
@@ -260,7 +284,8 @@ class NearestIndex:
     def _read_norms(self, segment: _Segment) -> Floats:
         """Return the inverse length of each embedding of a segment, float32 [n]."""
         offset = 2 * self.dimension * segment.count
-        return np.fromfile(segment.path, "<f4", segment.count, offset=offset)
+        with _open_segment(segment) as file:
+            return np.fromfile(file, "<f4", segment.count, offset=offset)
 
 
 def locate_index(directory: str) -> str:
@@ -322,6 +347,21 @@ def read_dimension(directory: str) -> int:
         f"There are no embeddings in {directory}.",
         remedy="Score or train the photos first, or give their --embedding_store.",
     )
+
+
+@contextmanager
+def _open_segment(segment: _Segment) -> Iterator[FileIO]:
+    """Open the file of a segment without a buffer.
+
+    Raises:
+        IndexChanged: it is gone.
+    """
+    try:
+        file = FileIO(segment.path)
+    except FileNotFoundError as error:
+        raise IndexChanged(f"{segment.path} was deleted") from error
+    with file:
+        yield file
 
 
 def _invert_lengths(vectors: NDArray[np.float16]) -> Floats:

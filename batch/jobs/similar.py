@@ -1,4 +1,8 @@
-"""Similar photos: the nearest ones to a photo, and clusters, among scored photos or those of a directory."""
+"""Similar photos: the nearest ones to a photo, and clusters, among scored photos or those of a directory.
+
+What embeds photos takes longer to import than a million embeddings to search, so that it is imported where it
+is needed.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +10,39 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from batch.embeddings import EmbeddingStore, hash_photo
 from batch.embeddings.clusters import SAMPLE, fit_centres
-from batch.embeddings.nearest import Floats, Ints, NearestIndex, iter_ranked, read_dimension
+from batch.embeddings.nearest import (
+    Floats,
+    IndexChanged,
+    Ints,
+    NearestIndex,
+    iter_ranked,
+    read_dimension,
+)
 from batch.inputs.listing import find_photos
-from batch.jobs import score
 from batch.monitoring.stats import Meter, Progress, Stats
 from batch.output.dataset import RUN_FILE, read_json
 from batch.output.previous_scores import PreviousScores
-from batch.scoring.embed import embed_photos
-from batch.scoring.worker import ShardWorker
 from serving import bundle
 from serving.bundle import Bundle
-from serving.errors import InputError
+from serving.errors import InputError, OutputBusy
 from serving.storage import files
 from serving.storage.regular import read_regular
 
 CLUSTER_SAMPLES = 12
 """Sample photos of a cluster, the nearest ones to its centre."""
 
+ATTEMPTS = 3
+"""Searches in a store that maintenance changes meanwhile."""
+
 _BLOCK = 4096
+
+T = TypeVar("T")
 
 ProgressReport = Callable[[Progress], None]
 
@@ -146,6 +159,8 @@ class ListedPhotos:
     def __init__(
         self, pattern: str, model: Bundle, store: EmbeddingStore, progress: ProgressReport | None = None
     ) -> None:
+        from batch.jobs import score
+
         photos = find_photos(pattern)
         score.embed(photos, model.path, store, progress)
         self._uris: dict[bytes, list[str]] = {}
@@ -242,9 +257,27 @@ class SimilaritySearch:
 
         Raises:
             InputError: the photo cannot be used, or has no embedding and there is no model.
+            OutputBusy: maintenance changed the store during every attempt.
         """
         uri = files.absolute(photo)
-        similarities = self.index.compute_similarities(self._embed(uri))
+        vector = self._repeat(lambda: self._embed(uri))
+        return self._repeat(lambda: self._find_nearest(uri, vector, count))
+
+    def _repeat(self, search: Callable[[], T]) -> T:
+        """Return the result of a search, which is repeated if maintenance changed the store meanwhile."""
+        for _ in range(ATTEMPTS):
+            try:
+                return search()
+            except IndexChanged:
+                self.index.update()
+        raise OutputBusy(
+            f"The embedding store changed during each of {ATTEMPTS} searches.",
+            remedy="Search again when hubhead embeddings has finished.",
+        )
+
+    def _find_nearest(self, uri: str, vector: Floats, count: int) -> list[SimilarPhoto]:
+        """Return the candidates with the highest cosines to an embedding, without the photo itself."""
+        similarities = self.index.compute_similarities(vector)
         found: dict[str, SimilarPhoto] = {}
         for rows in iter_ranked(similarities):
             shas = self.index.find_digests(rows)
@@ -274,6 +307,9 @@ class SimilaritySearch:
                 f"The embedding of {uri} is not stored.",
                 remedy="Name the bundle that embeds it with --model.",
             )
+        from batch.scoring.embed import embed_photos
+        from batch.scoring.worker import ShardWorker
+
         # A store of its own: the photo is not among those that are searched.
         with tempfile.TemporaryDirectory(prefix="hubhead-similar-") as directory:
             worker = ShardWorker((str(self.model.path),), directory, "")
@@ -290,7 +326,11 @@ class SimilaritySearch:
 
         Raises:
             InputError: none of the candidates has an embedding.
+            OutputBusy: maintenance changed the store during every attempt.
         """
+        return self._repeat(lambda: self._find_clusters(count, seed))
+
+    def _find_clusters(self, count: int, seed: int) -> list[Cluster]:
         uris = self.candidates.list_all()
         digests = self.index.read_digests()
         is_wanted = np.isin(digests, np.frombuffer(b"".join(uris), digests.dtype))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +27,9 @@ _log = logging.getLogger(__name__)
 
 _MAX_PAUSE = 30.0
 """Maximum seconds between two rounds. The pause is as long as the last round, so that one core is left."""
+
+NICENESS = 10
+"""Niceness of the background: beside a busy thread it gets a tenth of a core."""
 
 _MAX_POINTS = 200
 """Points of the learning curve from which on every second one is dropped."""
@@ -174,6 +179,7 @@ class BackgroundFit:
     # --- Rounds ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        _lower_priority()
         while True:
             with self._condition:
                 self._condition.wait_for(lambda: self._stopping or self._done < self._requested)
@@ -321,6 +327,16 @@ class BackgroundFit:
     def _find_skipped(self) -> list[int]:
         found = map(self._pool.candidates.find_row, self._book.skipped)
         return [row for row in found if row is not None]
+
+
+def _lower_priority() -> None:
+    """Let other threads and processes run before this thread and those that it starts.
+
+    The browser that shows the next photo runs on the same cores as a rule.
+    """
+    if sys.platform == "linux":  # elsewhere a priority belongs to a process, not to a thread
+        niceness = max(os.getpriority(os.PRIO_PROCESS, 0), NICENESS)  # lowering it takes privileges
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 def _concatenate(parts: Sequence[Vectors]) -> Vectors:

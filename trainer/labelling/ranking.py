@@ -19,16 +19,18 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.heads import Blocks, Floats, Ints, Vectors, single_blas_thread
+from batch.embeddings.half_floats import to_float32
+from serving.process import cores, map_ahead
+from trainer.heads import Floats, Ints, Vectors, single_blas_thread
 from trainer.labelling.types import Strategy
 
-_BLOCK = 512
-"""Rows that are predicted at a time: 2.6 MB of 1,280 float32 numbers, which the caches of a core hold."""
+_BLOCK = 256
+"""Rows that a thread works on at a time: 1.3 MB of 1,280 float32 numbers, which the cache of a core holds."""
 
 Bools = NDArray[np.bool_]
 
@@ -83,18 +85,16 @@ def predict(embeddings: Vectors, probabilities: Callable[[Floats], Floats]) -> P
     count = len(embeddings)
     found = Predictions(np.zeros(count, np.int32), np.zeros(count, np.float32), np.zeros(count, np.float32))
 
-    def predict_block(rows: Floats, places: Ints) -> None:
-        block = probabilities(rows)
+    def predict_block(start: int) -> None:
+        places = slice(start, start + _BLOCK)
+        rows: Any = embeddings[places]
+        block = probabilities(to_float32(rows) if rows.dtype == np.float16 else rows)
         best = block.argmax(axis=1)
         top = block[np.arange(len(block)), best]
         second = np.partition(block, -2, axis=1)[:, -2] if block.shape[1] > 1 else np.zeros_like(top)
         found.best[places], found.top[places], found.margin[places] = best, top, top - second
 
-    # Blocks are written to disjoint rows. The labels of the blocks are their places. Each core works on its
-    # own block: threads of BLAS within the blocks would double the time.
-    with single_blas_thread():
-        for _ in Blocks.from_array(embeddings, np.arange(count), _BLOCK).map(predict_block):
-            pass
+    _run_blocks(predict_block, count)
     return found
 
 
@@ -218,13 +218,30 @@ def _iter_greedy(similarities: Floats, value: Floats, count: int) -> Iterator[in
 
 def _similarities(rows: Floats, columns: Floats, weights: Floats | None, column_weights: Floats) -> Floats:
     """Return max(0, cosine)^2 u u of normalised rows [M,D] and columns [S,D], float32 [M,S]."""
-    found = rows @ columns.T
-    np.maximum(found, 0, out=found)
-    np.square(found, out=found)
-    found *= column_weights
-    if weights is not None:
-        found *= weights[:, None]
-    return np.asarray(found, np.float32)
+    found = np.empty((len(rows), len(columns)), np.float32)
+
+    def fill(start: int) -> None:
+        block = found[start : start + _BLOCK]
+        np.matmul(rows[start : start + _BLOCK], columns.T, out=block)
+        np.maximum(block, 0, out=block)
+        np.square(block, out=block)
+        block *= column_weights
+        if weights is not None:
+            block *= weights[start : start + _BLOCK, None]
+
+    _run_blocks(fill, len(rows))
+    return found
+
+
+def _run_blocks(work: Callable[[int], None], count: int) -> None:
+    """Call a function for the first row of each block of rows, on all cores.
+
+    The threads are not those of BLAS: these would double the time, and have another priority than the caller
+    (fitting.NICENESS).
+    """
+    with single_blas_thread():
+        for _ in map_ahead(work, range(0, count, _BLOCK), cores(), cores()):
+            pass
 
 
 def _normalize(embeddings: Vectors, centre: Floats) -> Floats:

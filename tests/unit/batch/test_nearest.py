@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from batch.embeddings import Embeddings, EmbeddingStore, maintenance
 from batch.embeddings.clusters import fit_centres
 from batch.embeddings.nearest import (
     BLOCK_ROWS,
+    IndexChanged,
     NearestIndex,
     iter_ranked,
     locate_index,
@@ -130,6 +132,43 @@ def test_files_that_compaction_merged_are_indexed_again_and_the_old_index_is_del
     index = open_index(store)
     assert len(index) == 30
     assert sorted(index.find_digests(np.arange(30))) == sorted(sha(number) for number in range(30))
+
+
+def compact_once(store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Let maintenance merge the files of the store just before the first call of a method of an index."""
+    real = getattr(NearestIndex, method)
+
+    def call(index: NearestIndex, *arguments: Any) -> Any:
+        monkeypatch.setattr(NearestIndex, method, real)
+        maintenance.compact(store.root, store.fingerprint)
+        return real(index, *arguments)
+
+    monkeypatch.setattr(NearestIndex, method, call)
+
+
+@pytest.mark.parametrize("method", ["read_digests", "find_vector", "compute_similarities"])
+def test_a_search_ends_where_compaction_has_deleted_the_index(
+    store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    for part in range(2):
+        append(store, draw(10, seed=part), first=10 * part)
+    index = open_index(store)
+    compact_once(store, monkeypatch, method)
+    argument = {"find_vector": (sha(3),), "compute_similarities": (np.ones(D, np.float32),)}.get(method, ())
+    with pytest.raises(IndexChanged):
+        getattr(index, method)(*argument)
+    index.update()
+    assert sorted(index.find_digests(np.arange(20))) == sorted(map(sha, range(20)))
+
+
+def test_files_that_are_merged_while_they_are_indexed_are_not_missing(
+    store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for part in range(3):
+        append(store, draw(10, seed=part), first=10 * part)
+    compact_once(store, monkeypatch, "_add")
+    assert len(open_index(store)) == 30
+    assert caplog.text == ""
 
 
 def test_a_deleted_backbone_leaves_no_embeddings_in_the_index(store: EmbeddingStore) -> None:

@@ -134,6 +134,19 @@ def test_predictions_of_many_blocks_are_those_of_the_rows() -> None:
     np.testing.assert_allclose(found.margin, ordered[:, -1] - ordered[:, -2], atol=1e-7)
 
 
+def test_stored_embeddings_are_predicted_as_their_numbers() -> None:
+    halves = np.random.default_rng(0).normal(size=(700, 8)).astype(np.float16)
+    kernel = np.random.default_rng(1).normal(size=(8, 3)).astype(np.float32)
+
+    def probabilities(rows: Array) -> Array:
+        assert rows.dtype == np.float32
+        return rows @ kernel
+
+    found, expected = (predict(rows, probabilities) for rows in (halves, halves.astype(np.float32)))
+    assert found.best.tolist() == expected.best.tolist()
+    np.testing.assert_array_equal(found.top, expected.top)
+
+
 def test_suspects_have_their_own_order() -> None:
     with pytest.raises(ValueError, match="suspects"):
         rank(Strategy.SUSPECTS, np.zeros((3, 4), np.float32))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -430,6 +432,16 @@ def test_photos_of_the_test_set_have_no_suggestions(photos: LabelledCandidates, 
     cards = session.next_photos(ANN, count=20).photos
     assert {card.strategy for card in cards} == {"random", "mixed"}
     assert all((card.suggestions == ()) == (card.strategy == "random") for card in cards)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
+def test_background_has_a_lower_priority_than_the_requests(open_session: Open) -> None:
+    session = open_session()
+    assert session.wait_idle()
+    background = session._background._thread.native_id
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert background is not None
+    assert os.getpriority(os.PRIO_PROCESS, background) == max(own, fitting.NICENESS)
 
 
 def test_suspects_are_shown_in_their_order_and_become_corrections(
