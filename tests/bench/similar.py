@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.bench import results
-from tests.bench.rescore import export_bundle, run_hubhead, write_previous_scores
+from tests.bench.rescore import prepare, run_hubhead
 
 ROUNDS = 5
 
@@ -53,8 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     top = Path(tempfile.mkdtemp(prefix="hubhead-bench-", dir=options.directory))
     try:
-        model = export_bundle(top / "models" / "bench")
-        write_previous_scores(top, model, options.photos, shuffled=False)
+        model = prepare(top, options.photos, shuffled=False)
         # The digests of the store are those of the addresses of its photos.
         photo = top / "photo.jpeg"
         photo.write_bytes(b"/photos/uploads/2026/05/00000000.jpg")
