@@ -57,11 +57,15 @@ class ExitCode(IntEnum):
         return code
 
 
+_MAX_CHARACTERS = 4000
+"""Maximum length of what an error says; it may quote a line of a file that turns out to be binary."""
+
+
 class HubheadError(Exception):
     """Base class of all errors: what went wrong, where, and what to do about it.
 
     Attributes:
-        what: what went wrong and where.
+        what: what went wrong and where; the middle of a very long text is left out.
         remedy: one sentence that tells the user what to do next, or "".
         exit_code: exit code of a command that ends with this error.
     """
@@ -69,6 +73,8 @@ class HubheadError(Exception):
     exit_code: int = ExitCode.FAILED
 
     def __init__(self, what: str, *, remedy: str = "") -> None:
+        if len(what) > _MAX_CHARACTERS:
+            what = f"{what[: _MAX_CHARACTERS // 2]} ... {what[-_MAX_CHARACTERS // 2 :]}"
         super().__init__(what)
         self.what = what
         self.remedy = remedy

@@ -8,12 +8,13 @@ import os
 import stat
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 from serving.errors import InputError
 from serving.storage import files, names, remote
-from serving.storage.regular import read_regular
+from serving.storage.regular import is_made_by_kernel, read_regular
 
 _log = logging.getLogger(__name__)
 
@@ -175,12 +176,17 @@ def _walk(top: str, left_out: set[str]) -> Iterator[str]:
     """Yield every file below a directory except hidden ones and those of the system, following links.
 
     A link may point to a directory above itself. So each directory is entered once, as identified
-    by its device and inode.
+    by its device and inode. Links to directories of the kernel, such as /proc, are not followed, and a
+    directory that disappears meanwhile is left out.
     """
     entered = set()
-    for directory, children, found in os.walk(top, followlinks=True, onerror=_raise_cannot_list):
-        info = Path(directory).stat()
-        if (info.st_dev, info.st_ino) in entered:
+    for directory, children, found in os.walk(top, followlinks=True, onerror=partial(_check_left, top)):
+        try:
+            info = Path(directory).stat()
+        except FileNotFoundError:
+            children.clear()
+            continue
+        if (info.st_dev, info.st_ino) in entered or is_made_by_kernel(info):
             children.clear()
             continue
         entered.add((info.st_dev, info.st_ino))
@@ -191,7 +197,14 @@ def _walk(top: str, left_out: set[str]) -> Iterator[str]:
         yield from (f"{directory}/{name}" for name in found if not name.startswith("."))
 
 
-def _raise_cannot_list(error: OSError) -> None:
+def _check_left(top: str, error: OSError) -> None:
+    """Check that a directory below `top` that cannot be listed is not there any more.
+
+    Raises:
+        InputError: it cannot be listed for another reason.
+    """
+    if isinstance(error, FileNotFoundError) and error.filename != top:
+        return
     raise InputError(
         f"Cannot list {error.filename}: {error.strerror}.",
         remedy="Make it readable, or exclude it with a glob.",

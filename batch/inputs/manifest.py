@@ -11,6 +11,7 @@ import json
 import os
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,8 @@ _BATCH_ROWS = 1 << 13
 
 _SEPARATOR = re.compile(r"sep=(.)\s*", re.IGNORECASE)
 """Line above the header by which spreadsheets state the delimiter."""
+
+_QUOTED = re.compile(r'"[^"]*"')
 
 ColumnPicker = Callable[[Sequence[str], int], Mapping[str, str]]
 """Function from the column names of a line and its number to the wanted columns, by role."""
@@ -186,8 +189,8 @@ def _read_csv(file: BinaryIO, where: str, pick: ColumnPicker, delimiters: str = 
     first, start = next(lines, ""), 1
     if hint := _SEPARATOR.fullmatch(first):
         delimiters, first, start = hint[1], next(lines, ""), 2
-    # The delimiter is the candidate that is most frequent in the header.
-    delimiter = max(delimiters, key=first.count)
+    # The delimiter is the candidate that is most frequent in the header, outside of quotes.
+    delimiter = max(delimiters, key=_QUOTED.sub("", first).count)
     trimmed = _trim_quotes(chain([first], lines), delimiter)
     reader, above = csv.reader(trimmed, delimiter=delimiter, strict=True), start
     try:
@@ -251,7 +254,7 @@ def _read_json_lines(file: BinaryIO, where: str, pick: ColumnPicker) -> _Lines:
         if not text.strip():
             continue
         try:
-            row = json.loads(text)
+            row = json.loads(text, object_pairs_hook=_build_object)
         except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{where}, line {line}: invalid JSON ({error}).", remedy="Write one JSON object per line."
@@ -267,6 +270,19 @@ def _read_json_lines(file: BinaryIO, where: str, pick: ColumnPicker) -> _Lines:
         yield line, {role: row[column] for role, column in picked[names].items()}
 
 
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as a dict.
+
+    Raises:
+        ValueError: a key is repeated; JSON parsers would silently drop one of the values.
+    """
+    built = dict(pairs)
+    if len(built) < len(pairs):
+        repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {repeated!r} is repeated")
+    return built
+
+
 def _read_parquet(file: BinaryIO, where: str, pick: ColumnPicker, text: Collection[str] = ()) -> _Lines:
     """Yield the rows of a Parquet file, numbered like lines. Only the picked columns are read."""
     import pyarrow as pa
@@ -279,10 +295,14 @@ def _read_parquet(file: BinaryIO, where: str, pick: ColumnPicker, text: Collecti
         for batch in table.iter_batches(_BATCH_ROWS, columns=list(column_of.values())):
             values = []
             for role, column in column_of.items():
-                array = batch.column(column)
+                array, place = batch.column(column), f"{where}, column {column!r}"
                 if role in text:
-                    array = _decode_text(array, f"{where}, column {column!r}", line)
-                values.append(passthrough.to_json_values(array))
+                    array = _decode_text(array, place, line)
+                try:
+                    values.append(passthrough.to_json_values(array))
+                except UnicodeDecodeError:
+                    _check_utf8(passthrough.to_bytes(array), place, line)
+                    raise
             for cells in zip(*values, strict=True):
                 line += 1
                 yield line, dict(zip(column_of, cells, strict=True))
@@ -291,7 +311,7 @@ def _read_parquet(file: BinaryIO, where: str, pick: ColumnPicker, text: Collecti
 
 
 def _decode_text(array: Any, where: str, lines: int) -> Any:
-    """Return a column (pa.Array) whose text is stored as bytes as text; other columns as they are.
+    """Return a column (pa.Array) of bytes, dates or times as text; other columns as they are.
 
     Args:
         array: the column.
@@ -299,27 +319,41 @@ def _decode_text(array: Any, where: str, lines: int) -> Any:
         lines: number of lines before those of the column.
     """
     import pyarrow as pa
+    import pyarrow.types as is_
 
     array = passthrough.to_plain(array)
+    if is_.is_temporal(array.type):
+        return array.cast(pa.string())
     if not passthrough.is_bytes(array.type):
         return array
+    array = array.cast(pa.binary())
     try:
-        return array.cast(pa.binary()).cast(pa.string())
+        return array.cast(pa.string())
     except pa.ArrowInvalid:
-        for line, value in enumerate(array.to_pylist(), lines + 1):
-            try:
-                (value or b"").decode()
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{where}, line {line}: byte {error.start + 1} is not UTF-8.",
-                    remedy="Write the column as text.",
-                ) from error
+        _check_utf8(array, where, lines)
         raise
 
 
+def _check_utf8(array: Any, where: str, lines: int) -> None:
+    """Check that a column (pa.Array) of bytes is UTF-8; the arguments are those of `_decode_text`.
+
+    Raises:
+        InputError: a value is not.
+    """
+    for line, value in enumerate(array.to_pylist(), lines + 1):
+        try:
+            (value or b"").decode()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{where}, line {line}: byte {error.start + 1} is not UTF-8.",
+                remedy="Write the column as text.",
+            ) from error
+
+
 def _parquet_error(where: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split()).rstrip(".")
     return InputError(
-        f"Cannot read {where} as Parquet: {error}.",
+        f"Cannot read {where} as Parquet: {reason}.",
         remedy="Write the file again, or rename it to match its format.",
     )
 

@@ -251,6 +251,16 @@ def is_bytes(kind: pa.DataType) -> bool:
     return is_.is_binary(kind) or is_.is_large_binary(kind) or is_.is_fixed_size_binary(kind)
 
 
+def to_bytes(array: Any) -> Any:
+    """Return a column (pa.Array) of text as the bytes that store it; of another type, an empty column."""
+    import pyarrow as pa
+    import pyarrow.types as is_
+
+    if is_.is_large_string(array.type):
+        return array.view(pa.large_binary())
+    return array.view(pa.binary()) if is_.is_string(array.type) else pa.nulls(0, pa.binary())
+
+
 def _is_json_type(kind: pa.DataType) -> bool:
     """Return whether JSON can represent the values without conversion."""
     import pyarrow.types as is_

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO, TypeVar, cast
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes
 
 from serving.errors import InputError, OutputError, StorageError
 from serving.process import Variable
@@ -40,6 +40,9 @@ INITIAL_PAUSE = 0.5
 _MAX_PAUSE = 8.0  # seconds
 
 _T = TypeVar("_T")
+
+_FILE_URI_PATH = re.compile(r"file://[^/?#]*([^?#]*)")
+"""Path of a URI behind the host (RFC 3986, appendix B). urllib rejects some URIs, and drops line ends."""
 
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
@@ -70,7 +73,10 @@ def is_remote(uri: str) -> bool:
 
 def local_path(uri: str) -> str:
     """Return the path of a local URI, which is a plain path or `file://` with percent-encoded bytes."""
-    return os.fsdecode(unquote_to_bytes(urlsplit(uri).path)) if uri.startswith("file://") else uri
+    if not uri.startswith("file://"):
+        return uri
+    path = _FILE_URI_PATH.match(uri)
+    return os.fsdecode(unquote_to_bytes(path[1] if path else ""))
 
 
 def local_uri(path: str) -> str:

@@ -13,20 +13,23 @@ _SYSTEM_NAMES = frozenset(
     (
         *("__macosx", ".trashes", ".trash", ".spotlight-v100", ".fseventsd", ".appledouble"),  # macOS
         *("network trash folder", "temporary items", "thevolumesettingsfolder"),
-        *("$recycle.bin", "system volume information", "$extend", "$winreagent", "$sysreset"),  # Windows
+        *("$recycle.bin", "recycler", "system volume information", "$extend", "config.msi"),  # Windows
+        *("$winreagent", "$sysreset", "$windows.~bt", "$windows.~ws", "msdownld.tmp", "_vti_cnf"),
+        *("thumbs.db", "ehthumbs.db", "desktop.ini"),  # files there, which some tools unpack as directories
         *("lost+found", ".thumbnails", "lost.dir", "__pycache__"),  # Linux, Android
         *("@eadir", "@tmp", "@sharebin", "@sharesnap", "#recycle", "#snapshot"),  # Synology
+        *("@appstore", "@appdata", "@database", "@synoresource"),
         *("@recycle", "@recently-snapshot", "@__thumb", ".@__thumb"),  # QNAP
         *("~snapshot", ".snapshot"),  # NetApp
     )
 )
-_SYSTEM_PATTERN = re.compile(r"found\.\d{3}|\.trash-\d+")
-"""Fragments that Windows recovers, and the trash of a user on Linux."""
+_SYSTEM_PATTERN = re.compile(r"found\.\d{3}|\.trash-\d+|__macosx \d+")
+"""Fragments that Windows recovers, the trash of a user on Linux, and what macOS calls a second __MACOSX."""
 
 
 def is_system_directory(name: str) -> bool:
     """Return whether a directory of this name is the system's: thumbnails, trash, metadata, fragments."""
-    name = name.casefold()
+    name = name.casefold().strip()
     return name in _SYSTEM_NAMES or bool(_SYSTEM_PATTERN.fullmatch(name))
 
 

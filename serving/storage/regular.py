@@ -39,8 +39,13 @@ def _check_regular(path: str, info: os.stat_result) -> None:
     """
     if stat.S_ISDIR(info.st_mode):
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    if not stat.S_ISREG(info.st_mode) or info.st_dev in _kernel_devices():
+    if not stat.S_ISREG(info.st_mode) or is_made_by_kernel(info):
         raise OSError(errno.EINVAL, "not a regular file", path)
+
+
+def is_made_by_kernel(info: os.stat_result) -> bool:
+    """Return whether a file or directory is on a file system that the kernel makes up: /proc or /sys."""
+    return info.st_dev in _kernel_devices()
 
 
 @cache

@@ -90,7 +90,7 @@ def connect(uri: str, action: str = "read") -> Iterator[tuple[Any, str]]:
             if not changes:
                 raise
             remedy = "Check that the bucket exists."
-        words = (str(error) or type(error).__name__).rstrip(".")
+        words = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")  # on one line
         raise StorageError(f"Cannot {action} {uri}: {words}.", remedy=remedy.strip()) from error
 
 

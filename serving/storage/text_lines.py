@@ -27,7 +27,7 @@ def read_lines(file: IO[bytes], where: str) -> Iterator[str]:
         where: path or address of the file, for errors.
 
     Raises:
-        InputError: a line is not in the file's encoding.
+        InputError: a line is not in the file's encoding, or has a null character, which no text has.
     """
     head = file.read(_HEAD_BYTES)
     file.seek(0)
@@ -42,6 +42,12 @@ def read_lines(file: IO[bytes], where: str) -> Iterator[str]:
                 name = encoding.removesuffix("-sig").upper()
                 raise InputError(
                     f"{where}, line {number}: {wrong} is not {name}.", remedy="Save the file as UTF-8."
+                )
+            if "\0" in line:
+                position = line.index("\0") + 1
+                raise InputError(
+                    f"{where}, line {number}: character {position} is a null character, which no text has.",
+                    remedy="Save the file as text in UTF-8.",
                 )
             yield line
     finally:
@@ -73,7 +79,11 @@ def _detect_encoding(head: bytes) -> str:
     for mark, encoding in _MARKS:
         if head.startswith(mark):
             return encoding
-    # Without a mark: the first character of a list or a table is ASCII, so a zero byte is its other half.
+    # Without a mark: the first character of a list or a table is ASCII, so zero bytes are the rest of it.
+    if (zeros := head[:4].count(0)) == 3 and (head[0] or head[3]):
+        return "utf-32-le" if head[0] else "utf-32-be"
+    if zeros == 4:
+        return "utf-8-sig"
     if head[1:2] == b"\0" != head[:1]:
         return "utf-16-le"
     return "utf-16-be" if head[:1] == b"\0" != head[1:2] and len(head) > 1 else "utf-8-sig"

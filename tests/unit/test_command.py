@@ -64,6 +64,15 @@ def test_error_class_determines_the_exit_code(run_body: Callable[..., Outcome]) 
     assert run_body(raise_(GateRejected("worse than what is live.")))[0] == 4
 
 
+def test_error_that_quotes_a_binary_file_is_shortened(run_body: Callable[..., Outcome]) -> None:
+    error = HubheadError(f"m.csv: no column image in {'x' * 1_000_000}.", remedy="Rename it.")
+    code, _, err = run_body(raise_(error))
+    assert code == 1
+    assert len(err) < 5000
+    assert err.startswith("hubhead: m.csv: no column image in xxx")
+    assert err.endswith("xxx. Rename it.\n")
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
 def test_interrupted_command_exits_with_130(run_body: Callable[..., Outcome], error: BaseException) -> None:
     code, out, err = run_body(raise_(error))

@@ -194,8 +194,8 @@ def check_label_names(names: Iterable[str], *, where: str) -> None:
     """Check that label names can be written to labels.txt and told apart.
 
     Raises:
-        InputError: a name is not UTF-8 or contains a line break, or two names differ only in case,
-            surrounding space or Unicode form.
+        InputError: a name is not UTF-8, contains a line break or a null character, or has no visible
+            character, or two names differ only in case, surrounding space or Unicode form.
     """
     seen: dict[str, str] = {}
     for name in names:
@@ -211,12 +211,22 @@ def check_label_names(names: Iterable[str], *, where: str) -> None:
                 f"{where}: the label {name!r} contains a line break.",
                 remedy="Rename it: labels.txt has one label per line.",
             )
+        if "\0" in name or not any(map(_is_visible, name)):
+            raise InputError(
+                f"{where}: the label {name!r} contains a null character or nothing that can be seen.",
+                remedy="Rename it.",
+            )
         key = unicodedata.normalize("NFC", name).casefold().strip()
         if seen.setdefault(key, name) != name:
             raise InputError(
                 f"{where}: the labels {seen[key]!r} and {name!r} differ only in case, space or Unicode form.",
                 remedy="Rename one of them, or merge their photos.",
             )
+
+
+def _is_visible(character: str) -> bool:
+    """Return whether a character has a glyph: it is neither a space nor a control or format character."""
+    return unicodedata.category(character)[0] not in "CZ" or unicodedata.category(character) == "Co"
 
 
 def select_distinct(examples: Sequence[Example]) -> list[int]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence, Set
+from itertools import combinations
 from pathlib import Path
 
 from batch.inputs.listing import Photo, exclude, find_photos
@@ -14,6 +16,12 @@ from serving.photos.formats import HEADER_BYTES, SUFFIXES, is_photo
 from serving.storage import files
 from serving.storage.names import describe_system_directories, is_system_directory
 from trainer.dataset.dataset import SET_NAMES, LabelledPhoto, PhotoListing, Subset
+
+_SET_WORD = re.compile(
+    r"(?<![a-z])(train|training|val|valid|validation|dev|test|testing|eval|evaluation)"
+    r"(set|data|images|photos)?(?![a-z])"
+)
+"""Word in the name of a directory that is likely a set, such as train2017 or Test_Set."""
 
 _MOST_OPENED = 100
 """Files of a directory that are opened at most to find a photo among them."""
@@ -32,8 +40,8 @@ def list_folder(image_dir: str | os.PathLike[str], own: Sequence[str] = ()) -> P
         own: absolute paths of what the run writes, which is left out.
 
     Raises:
-        InputError: the directory does not exist, two of its directories stand for the same set, or sets are
-            beside other directories.
+        InputError: the directory does not exist, two of its directories stand for the same set, sets are
+            beside other directories, or labels look like sets.
     """
     top = files.absolute(os.fspath(image_dir))
     if not files.is_remote(top) and not Path(top).is_dir():
@@ -47,7 +55,9 @@ def list_folder(image_dir: str | os.PathLike[str], own: Sequence[str] = ()) -> P
     photos = list(exclude(find_photos(pattern, allow_empty=True, left_out=systems), own, top))
     sets = _find_sets(top, photos)
     found: list[LabelledPhoto] = []
-    for path, group in _group_by_directory(photos, top, 2 if sets else 1).items():
+    groups = _group_by_directory(photos, top, 2 if sets else 1)
+    _check_labels(top, groups)
+    for path, group in groups.items():
         if not path or _has_photos(group):
             parent, _, name = path.rpartition("/")
             subset = sets.get(parent, Subset.TRAINING)
@@ -148,6 +158,37 @@ def _check_no_sets(
                 f"{'do' if len(strange) > 1 else 'does'} not.",
                 remedy=f"Move {_join(strange)} elsewhere or into the sets, as {name}/<label>/. If all are "
                 "labels, rename those that are called like sets.",
+            )
+
+
+def _check_labels(top: str, groups: Mapping[str, Sequence[Photo]]) -> None:
+    """Check that no two labels look like sets: they are named like sets, and their directories alike.
+
+    Args:
+        top: the folder.
+        groups: photos by the path of their label below the folder.
+
+    Raises:
+        InputError: two labels do.
+    """
+    inside: dict[str, set[str]] = {}
+    for path, found in groups.items():
+        if not _SET_WORD.search(path.rpartition("/")[2].casefold()):
+            continue
+        paths = [_relative_parts(photo, top)[path.count("/") + 1 :] for photo in found]
+        if 2 * sum(len(parts) > 1 for parts in paths) > len(paths):  # most photos are in directories
+            inside[path] = {parts[0] for parts in paths if len(parts) > 1}
+    for one, other in combinations(sorted(inside), 2):
+        parent = one.rpartition("/")[0]
+        if parent == other.rpartition("/")[0] and (alike := sorted(inside[one] & inside[other])):
+            raise InputError(
+                f"{top}: {_join([one, other])} look like sets of photos and not like labels: directories in "
+                f"both are called {_join(alike[:3])}.",
+                remedy=(
+                    f"Give the directory {files.join(top, parent)}."
+                    if parent
+                    else "Rename the sets to train/, val/ and test/; or rename them if they are labels."
+                ),
             )
 
 

@@ -11,6 +11,7 @@ import pytest
 from batch.inputs import listing
 from batch.inputs.listing import Photo
 from serving.errors import InputError
+from serving.storage import files
 
 
 def names(found: list[Photo], top: Path) -> list[str]:
@@ -93,6 +94,23 @@ def test_symlink_loop_terminates(tree: Path) -> None:
     assert len(listing.find_photos(str(tree))) == 4
 
 
+def test_link_to_a_directory_of_the_kernel_is_not_followed(tree: Path) -> None:
+    (tree / "a" / "self").symlink_to("/proc/self")
+    assert len(listing.find_photos(str(tree))) == 4
+    with pytest.raises(InputError, match="No photos in /proc/self"):
+        listing.find_photos("/proc/self")
+
+
+def test_directory_that_disappears_meanwhile_is_left_out(tree: Path) -> None:
+    photos = listing.iter_photos(str(tree))
+    assert names([next(photos)], tree) == ["a/note.txt"]
+    for path in (tree / "a" / "deep", tree / "b"):
+        for child in path.iterdir():
+            child.unlink()
+        path.rmdir()
+    assert not names(list(photos), tree)[1:]
+
+
 def test_named_pipe_is_not_listed(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "a.jpg").write_bytes(b"x")
@@ -112,6 +130,7 @@ def test_no_match_is_an_error_with_a_remedy(tmp_path: Path, pattern: str) -> Non
 SYSTEM_DIRECTORIES = (
     *("__MACOSX", "@eaDir", "$RECYCLE.BIN", "$Recycle.Bin", "#recycle", ".thumbnails", "lost+found"),
     *("System Volume Information", "@Recycle", "#snapshot", "FOUND.000", ".Trash-1000", "LOST.DIR"),
+    *("RECYCLER", "$Windows.~BT", "__MACOSX 2", "__MACOSX ", "Thumbs.db", "desktop.ini", "@appstore"),
 )
 
 
@@ -171,6 +190,13 @@ def test_manifest_entry_that_is_no_file_on_a_disk_is_unreadable_at_once(tmp_path
     with pytest.raises(OSError, match=r"not a regular file|not a file name|No such|Permission denied"):
         listing.read_photo(photo)
     assert time.monotonic() - start < 2
+
+
+def test_file_uri_without_a_valid_host_is_a_path(tmp_path: Path) -> None:
+    for uri, path in (("file://[x/a%20b\nc.jpg", "/a b\nc.jpg"), ("file://", ""), ("file:///a?b#c", "/a")):
+        assert files.local_path(uri) == path
+    with pytest.raises(InputError, match=r"does not exist"):
+        listing.find_photos("file://[x/nowhere")
 
 
 def test_home_of_an_unknown_user_is_not_found() -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from serving.errors import InputError
 from trainer import dataset
 from trainer.dataset import Example, SplitSettings, Subset
+from trainer.dataset.dataset import check_label_names
 from trainer.dataset.split import check_counts, count_groups
 
 TRAINING, VALIDATION, TESTING = Subset.TRAINING, Subset.VALIDATION, Subset.TESTING
@@ -115,6 +116,16 @@ def test_a_label_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
 def test_a_label_with_a_line_break_is_an_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="line break"):
         dataset.scan(write_photos(tmp_path / "photos", {name: 1, "sushi": 1}))
+
+
+@pytest.mark.parametrize("name", [" ", "\u200b", "\ufeff\u2060"])
+def test_a_label_that_cannot_be_seen_is_an_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="nothing that can be seen") as caught:
+        dataset.scan(write_photos(tmp_path / "photos", {name: 1, "sushi": 1}))
+    assert repr(name) in caught.value.what
+    with pytest.raises(InputError, match="null character"):
+        check_label_names(["a\0b"], where="labels.txt")
+    check_label_names(["\u0301a", "日", "😀", "-"], where="labels.txt")
 
 
 def test_an_empty_label_is_left_out_with_a_warning(tmp_path: Path) -> None:
@@ -708,6 +719,41 @@ def test_sets_beside_other_directories_are_an_error(
     with pytest.raises(InputError, match=message) as caught:
         dataset.scan(write_photos(tmp_path / "photos", {**sizes, **others}))
     assert "train/<label>/" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        *(("train2017", "val2017"), ("Training_Set", "Test_Set"), ("train set", "validation set")),
+        *(("train ", "test"), ("val", "test"), ("trainset", "testset"), ("my-train-data", "dev data")),
+    ],
+)
+def test_labels_that_look_like_sets_are_an_error(tmp_path: Path, sets: tuple[str, str]) -> None:
+    top = write_sets(tmp_path / "photos", {name: {"pizza": 2, "sushi": 2} for name in sets})
+    one, other = sorted(sets)
+    message = f"{one}/ and {other}/ look like sets .* pizza/ and sushi/"
+    with pytest.raises(InputError, match=message) as caught:
+        dataset.scan(top)
+    assert "Rename the sets to train/" in caught.value.remedy
+    top.rename(tmp_path / "train")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "train").rename(tmp_path / "photos" / "train")
+    with pytest.raises(InputError, match=f"train/{one}/ and train/{other}/ look like sets") as caught:
+        dataset.scan(tmp_path / "photos")
+    assert str(tmp_path / "photos" / "train") in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"training shoe/red": 2, "test tube/glass": 2},
+        {"train": 2, "test": 2},
+        {"trains/red": 2, "tests/red": 2, "contrast/red": 2, "validity/red": 2},
+    ],
+)
+def test_labels_may_be_called_somewhat_like_sets(tmp_path: Path, sizes: dict[str, int]) -> None:
+    labels = sorted({name.partition("/")[0] for name in sizes})
+    assert list(dataset.scan(write_photos(tmp_path / "photos", sizes)).labels) == labels
 
 
 def test_a_label_may_be_called_train(tmp_path: Path) -> None:

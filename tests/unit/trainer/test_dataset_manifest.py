@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import io
 import json
 import os
@@ -357,6 +358,14 @@ UNUSABLE = {
         '{"image": "a.jpg", "label": "\\ud800"}\n',
         "line 1: the label .* not Unicode",
     ),
+    "a null character": ("m.csv", b"image,label\na.jpg,pi\0za\n", "line 2: character 9 is a null character"),
+    "null characters alone": ("m.csv", bytes(1000), "line 1: character 1 is a null character"),
+    "a spreadsheet with another ending": ("m.csv", b"PK\3\4\0\0\0", "null character, which no text has"),
+    "a key given twice": (
+        "m.jsonl",
+        '{"image": "a.jpg", "label": "x", "image": "c.jpg"}\n',
+        "line 1: invalid JSON .the key 'image' is repeated",
+    ),
     "no Parquet": ("m.parquet", b"PAR1 no", "as Parquet"),
     "another format": ("m.xlsx", b"PK", "ends in .txt"),
 }
@@ -417,6 +426,8 @@ WRITTEN = {
     "UTF-16 without a mark": TABLE.encode("utf-16-le"),
     "UTF-16 without a mark, big-endian": TABLE.encode("utf-16-be"),
     "UTF-32": TABLE.encode("utf-32"),
+    "UTF-32 without a mark": TABLE.encode("utf-32-le"),
+    "UTF-32 without a mark, big-endian": TABLE.encode("utf-32-be"),
     "CRLF": TABLE.replace("\n", "\r\n").encode(),
     "CR alone": TABLE.replace("\n", "\r").encode(),
     "CRLF in UTF-16": TABLE.replace("\n", "\r\n").encode("utf-16"),
@@ -426,6 +437,7 @@ WRITTEN = {
         ' "image" , "label","note"\n "a.jpg" , "pizza" ,"" \n"deep/b.jpg",\t"crème" , x\n'
     ).encode(),
     "stated separator": f"sep=;\r\n{TABLE.replace(',', ';')}".encode(),
+    "delimiters in a quoted name": TABLE.replace("note", '"a;b;c;d"').encode(),
     "empty cells and lines at the end": TABLE.replace("\n", ",,\n").encode() + b",,,,\r\n , \n",
     "a quoted cell of two lines": (
         'image,label,note\na.jpg,pizza,"5 "" , \n"\ndeep/b.jpg,crème,5" wide\n'
@@ -471,6 +483,23 @@ def test_parquet_bytes_that_are_no_text_are_an_error_with_line_and_column(top: P
     )
     with pytest.raises(InputError, match="column 'label', line 2: byte 3 is not UTF-8"):
         scan(top / "m.parquet")
+    text = pa.array([b"pizza", b"cr\xe8me"]).view(pa.string())  # as writers do that do not check
+    pq.write_table(pa.table({"image": ["a.jpg", "c.jpg"], "label": text}), top / "m.parquet")
+    with pytest.raises(InputError, match="column 'label', line 2: byte 3 is not UTF-8"):
+        scan(top / "m.parquet")
+
+
+def test_dates_in_parquet_are_read_as_they_are_written(top: Path) -> None:
+    days = [datetime.date(2026, 11, 30), datetime.date(1969, 12, 31)]
+    pq.write_table(pa.table({"image": ["a.jpg", "c.jpg"], "label": days}), top / "m.parquet")
+    assert labels_by_path(scan(top / "m.parquet"), top) == {"a.jpg": "2026-11-30", "c.jpg": "1969-12-31"}
+
+
+@pytest.mark.parametrize("address", ["file://[x/a.jpg", "http://[x/a.jpg"])
+def test_photo_with_an_invalid_address_is_left_out(top: Path, address: str) -> None:
+    folder = scan(write_manifest(top / "m.csv", [{"image": address, "label": "pizza"}, *BOTH]))
+    assert len(folder.photos) == len(BOTH)
+    assert [reason for _, reason in folder.left_out] == ["there is no such file"]
 
 
 def test_photo_whose_name_is_in_another_unicode_form_is_found(top: Path) -> None:
