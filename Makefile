@@ -73,8 +73,16 @@ bench-hostile: $(VENV)/dev.stamp ## Measure the latency of a good caller of hubh
 bench-client: $(VENV)/dev.stamp ## Measure the start of the client, and downscaling before sending (needs make demo)
 	$(BIN)/python -m tests.bench.client --output docs/benchmarks/client.json
 
-bench-peers: $(VENV)/dev.stamp ## Compare hubhead score and serve with what users would write instead (uses hubhead[bench] if installed)
-	$(BIN)/python -m tests.bench.peers --output docs/benchmarks/peers.json --plot docs/benchmarks/peers.svg
+# The peers are in an environment of their own: the extra `bench` is large. PEERS=PATH uses another one.
+PEERS ?= build/peers
+$(PEERS)/bench.stamp: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --require-hashes --no-deps -r requirements.txt
+	$(PEERS)/bin/python -m pip install --quiet --no-build-isolation --editable '.[bench]'
+	@touch $@
+
+bench-peers: $(PEERS)/bench.stamp ## Compare hubhead score and serve with what users would write instead, 25 minutes (PEERS=build/peers: environment with hubhead[bench])
+	$(PEERS)/bin/python -m tests.bench.peers --output docs/benchmarks/peers.json --plot docs/benchmarks/peers.svg
 
 bench-decoding: $(VENV)/dev.stamp ## Measure decoding: speed, agreement with an area-resized original (on Debian), memory
 	$(BIN)/python -m tests.bench.decoding --output docs/benchmarks/decoding.json
@@ -83,6 +91,7 @@ bench-accuracy: $(VENV)/dev.stamp ## Measure accuracy on the sample photos: head
 	$(BIN)/python -m tests.bench.heads --output docs/benchmarks/heads.json
 	$(BIN)/python -m tests.bench.abstention --output docs/benchmarks/abstention.json
 	$(BIN)/python -m tests.bench.accuracy --output docs/benchmarks/aspect.json
+	$(BIN)/python -m tests.bench.keras_resizing --output docs/benchmarks/keras-resizing.json
 	$(BIN)/python -m tests.bench.gate --output docs/benchmarks/gate.json
 
 bench-backbones: $(VENV)/dev.stamp ## Compare the backbones that hubhead builds: accuracy, log-loss, photos/s

@@ -28,7 +28,7 @@ class Size:
     count: int
 
 
-SIZES = {"small": Size(0, 0, 1000), "2MP": Size(1632, 1224, 600), "12MP": Size(4000, 3000, 300)}
+SIZES = {"small": Size(0, 0, 1000), "2MP": Size(1632, 1224, 240), "12MP": Size(4000, 3000, 120)}
 
 
 def read_distinct(size: Size) -> list[bytes]:
