@@ -22,7 +22,8 @@ export function svg(tag, attributes = {}, ...children) {
 }
 
 export const formatPercent = (value) => `${Math.round(100 * value)}\u00a0%`;
-export const formatNumber = (value) => value.toLocaleString("en");
+const numbers = new Intl.NumberFormat("en"); // toLocaleString would make one for each number
+export const formatNumber = (value) => numbers.format(value);
 export const pluralize = (count, noun) => `${formatNumber(count)} ${noun}${count === 1 ? "" : "s"}`;
 
 /** Say something to screen readers. */

@@ -4,7 +4,34 @@ import { $, element, formatNumber, formatPercent, pluralize, svg } from "./dom.j
 
 const WIDTH = 260, HEIGHT = 120, LEFT = 44, RIGHT = 8, TOP = 8, BOTTOM = 20;
 
+const LATEST_MS = 200; // time after which the panel is drawn even if the page is busy
+
+let waiting = null; // the state that is drawn next
+const drawn = new Map(); // section -> what it was drawn from
+
+/** Draw the panel once the page has nothing else to do: the next photo comes first. */
 export function showState(state) {
+  const isScheduled = waiting !== null;
+  waiting = state;
+  if (isScheduled) return;
+  const draw = () => {
+    const latest = waiting;
+    waiting = null;
+    drawState(latest);
+  };
+  if (window.requestIdleCallback) requestIdleCallback(draw, { timeout: LATEST_MS });
+  else setTimeout(draw, LATEST_MS / 4);
+}
+
+/** Return whether a section has to be drawn: it was drawn from other values, or never. */
+function hasChanged(section, values) {
+  const key = JSON.stringify(values);
+  const isOther = drawn.get(section) !== key;
+  drawn.set(section, key);
+  return isOther;
+}
+
+function drawState(state) {
   $("labelled").textContent = formatNumber(state.labelled);
   $("test").textContent = formatNumber(state.test);
   $("nothing").textContent = formatNumber(state.none_of_these);
@@ -18,8 +45,8 @@ export function showState(state) {
   $("output").textContent = `Saved to ${state.output.split(/[\\/]/).at(-1)}`;
   $("output").title = state.output;
   showAccuracy(state);
-  showCurve(state.curve);
-  showLabels(state);
+  if (hasChanged("curve", state.curve)) showCurve(state.curve);
+  if (hasChanged("labels", [state.labels, state.per_label])) showLabels(state);
 }
 
 function showAccuracy({ accuracy, strategy, test }) {
