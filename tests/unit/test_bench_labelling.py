@@ -58,7 +58,9 @@ def test_precision_of_a_perfect_and_of_a_reversed_ranking() -> None:
 
 
 def test_flipped_labels_are_ranked_before_others(pool: Pool) -> None:
-    found = list(suspects.compare(pool, 0, None))
+    case = suspects.FlippedLabels.draw(pool, 0)
+    assert case.wrong.sum() == 16
+    [found] = suspects.compare([case], None)
     assert [name for name, _, _ in found] == ["hubhead train", "self-confidence of all"]
     assert all(precision > 0.7 for _, precision, _ in found)
 

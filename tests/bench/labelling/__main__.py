@@ -20,6 +20,7 @@ from tests.bench.labelling import data, simulate, suspects
 from tests.bench.labelling.curve import draw_curves
 from tests.bench.labelling.data import Pool
 from tests.bench.labelling.simulate import STRATEGIES, Accuracies, Scheme, interval_of_mean
+from tests.bench.labelling.suspects import FlippedLabels, Score
 from trainer.labelling.types import Strategy
 
 REFERENCE = 200
@@ -38,11 +39,6 @@ def run_seed(pool: Pool, scheme: Scheme, seed: int) -> list[list[float]]:
     found = [simulate.simulate(pool, strategy, scheme, seed) for strategy in STRATEGIES]
     print(f"{pool.name}: seed {seed} done", flush=True)
     return found
-
-
-def run_suspects(pool: Pool, cleanlab: Path | None, seed: int) -> list[tuple[str, float, float]]:
-    """Return name, precision at N and average precision of each ranking."""
-    return list(suspects.compare(pool, seed, cleanlab))
 
 
 def report_curves(pool: Pool, scheme: Scheme, curves: Mapping[str, Accuracies]) -> None:
@@ -73,7 +69,7 @@ def report_curves(pool: Pool, scheme: Scheme, curves: Mapping[str, Accuracies]) 
         results.add_row("Labels needed", row)
 
 
-def report_suspects(pool: Pool, found: Sequence[Sequence[tuple[str, float, float]]]) -> None:
+def report_suspects(pool: Pool, found: Sequence[Sequence[Score]]) -> None:
     """Print and record the mean precision of each ranking over the seeds."""
     for at, (name, _, _) in enumerate(found[0]):
         row: dict[str, results.Value] = {"pictures": pool.name, "ranking": name}
@@ -112,8 +108,9 @@ def main() -> None:
                 curves[name] = {str(one): found[:, at] for at, one in enumerate(STRATEGIES)}
                 report_curves(pool, scheme, curves[name])
             if options.part != "strategies":
-                run = partial(run_suspects, pool, options.cleanlab)
-                report_suspects(pool, list(processes.map(run, range(options.seeds))))
+                draw = partial(FlippedLabels.draw, pool)
+                cases = list(processes.map(draw, range(options.seeds)))
+                report_suspects(pool, suspects.compare(cases, options.cleanlab))
     results.add_note(f"Means of {options.seeds} seeds with 95 % intervals.")
     if options.plot and curves:
         budgets = {name: SCHEMES[name].budgets for name in curves}

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,10 @@ from tests.bench.labelling.data import Pool
 from trainer import heads
 from trainer.evaluation.label_errors import find_label_errors, rank_labels
 from trainer.heads import Floats, Ints
+from trainer.labelling.ranking import Bools
+
+Score = tuple[str, float, float]
+"""Name of a ranking, its precision at N, and its average precision."""
 
 FLIPPED = 0.1
 """Share of the labels that are replaced by others at random."""
@@ -26,16 +31,19 @@ import sys
 import numpy as np
 from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
-given = np.load(sys.argv[1])
-targets, probabilities = given["targets"], np.clip(given["probabilities"].astype(np.float64), 1e-7, 1)
-probabilities /= probabilities.sum(axis=1, keepdims=True)
-found = {}
-for method in ("self_confidence", "normalized_margin"):
-    first = find_label_issues(targets, probabilities, return_indices_ranked_by=method)
+
+def rank(targets, probabilities, method):
+    probabilities = np.clip(probabilities.astype(np.float64), 1e-7, 1)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    first = find_label_issues(targets, probabilities, return_indices_ranked_by=method, n_jobs=1)
     scores = get_label_quality_scores(targets, probabilities, method=method)
     rest = np.setdiff1d(np.arange(len(targets)), first)
-    found[method] = np.concatenate([first, rest[np.argsort(scores[rest], kind="stable")]])
-np.savez(sys.argv[2], **found)
+    return np.concatenate([first, rest[np.argsort(scores[rest], kind="stable")]])
+
+given = np.load(sys.argv[1])
+cases = list(zip(given["targets"], given["probabilities"]))
+methods = ("self_confidence", "normalized_margin")
+np.savez(sys.argv[2], **{method: [rank(*case, method) for case in cases] for method in methods})
 """
 
 
@@ -57,34 +65,63 @@ def rank_suspected(probabilities: Floats, given: Ints) -> Ints:
     return np.concatenate([first, ranked[~np.isin(ranked, first)]])
 
 
-def measure_ranking(order: Ints, wrong: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> tuple[float, float]:
+def measure_ranking(order: Ints, wrong: Bools) -> tuple[float, float]:
     """Return precision at N, the number of wrong labels, and the average precision."""
     hits = wrong[order]
     precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
     return float(hits[: int(wrong.sum())].mean()), float(precision[hits].mean())
 
 
-def compare(pool: Pool, seed: int, cleanlab: Path | None) -> Iterator[tuple[str, float, float]]:
-    """Yield the name of a ranking, its precision at N and its average precision.
+@dataclass(frozen=True)
+class FlippedLabels:
+    """Labels of a pool, some of them wrong, with the probabilities of a head that was fitted on them.
+
+    Attributes:
+        given: int64 [N].
+        wrong: bool [N].
+        probabilities: float32 [N,K], out of fold and calibrated.
+    """
+
+    given: Ints
+    wrong: Bools
+    probabilities: Floats
+
+    @classmethod
+    def draw(cls, pool: Pool, seed: int) -> FlippedLabels:
+        """Flip labels of a pool, and fit a head; the seed determines both."""
+        given = flip_labels(pool, seed)
+        _, selection = heads.fit(pool.embeddings, given, len(pool.labels), seed=seed)
+        return cls(given, given != pool.targets, selection.probabilities)
+
+
+def compare(cases: Sequence[FlippedLabels], cleanlab: Path | None) -> list[list[Score]]:
+    """Return name, precision at N and average precision of each ranking, for each case.
 
     Args:
-        pool: pictures with true labels.
-        seed: seed of the flipped labels and of the folds.
+        cases: labels of one pool.
         cleanlab: Python of an environment that has cleanlab; None for none.
     """
-    given = flip_labels(pool, seed)
-    wrong = given != pool.targets
-    _, selection = heads.fit(pool.embeddings, given, len(pool.labels), seed=seed)
-    found = selection.probabilities
-    yield ("hubhead train", *measure_ranking(rank_suspected(found, given), wrong))
-    yield ("self-confidence of all", *measure_ranking(rank_labels(found, given), wrong))
-    if cleanlab is None:
-        return
+    others: Sequence[Mapping[str, Ints]] = (
+        _rank_by_cleanlab(cases, cleanlab) if cleanlab else [{}] * len(cases)
+    )
+    found = []
+    for case, other in zip(cases, others, strict=True):
+        rankings = {
+            "hubhead train": rank_suspected(case.probabilities, case.given),
+            "self-confidence of all": rank_labels(case.probabilities, case.given),
+            **{f"cleanlab, {name}": order for name, order in other.items()},
+        }
+        found.append([(name, *measure_ranking(order, case.wrong)) for name, order in rankings.items()])
+    return found
+
+
+def _rank_by_cleanlab(cases: Sequence[FlippedLabels], python: Path) -> list[dict[str, Ints]]:
+    """Return the rankings of cleanlab by the name of their score, for each case."""
     with tempfile.TemporaryDirectory(prefix="hubhead-bench-") as directory:
         source, target, script = (Path(directory, name) for name in ("in.npz", "out.npz", "rank.py"))
-        np.savez(source, targets=given, probabilities=found)
+        probabilities = np.array([case.probabilities for case in cases])
+        np.savez(source, targets=np.array([case.given for case in cases]), probabilities=probabilities)
         script.write_text(_CLEANLAB)
-        subprocess.run([str(cleanlab), str(script), str(source), str(target)], check=True)
-        ranked = np.load(target)
-        for name in ranked.files:
-            yield (f"cleanlab, {name}", *measure_ranking(ranked[name], wrong))
+        subprocess.run([str(python), str(script), str(source), str(target)], check=True)
+        ranked = dict(np.load(target))
+    return [{name: orders[at] for name, orders in ranked.items()} for at in range(len(cases))]
