@@ -1,4 +1,4 @@
-"""Loading of backbones by handle: an alias, a SavedModel directory, or a TensorFlow Hub address."""
+"""Loading of backbones by handle: an alias, a SavedModel directory, a file, or a TensorFlow Hub address."""
 
 from __future__ import annotations
 
@@ -26,9 +26,6 @@ RECIPE = "1"
 
 FILE_REMEDIES = {
     **dict.fromkeys((".gz", ".tgz", ".tar", ".zip"), "Unpack the archive, and give the directory."),
-    **dict.fromkeys(
-        (".h5", ".keras"), "Load it with Keras, and write a SavedModel with model.export(directory)."
-    ),
     ".tflite": "A TensorFlow Lite file cannot be a backbone: give the SavedModel that it was made from.",
 }
 """Suffix of a file that is given instead of a directory -> remedy."""
@@ -79,7 +76,7 @@ def load(
     size in the options, the size attached to a TF1 module, the size of the alias, 224 x 224.
 
     Args:
-        handle: alias, SavedModel directory, frozen graph, or address that
+        handle: alias, SavedModel directory, frozen graph, Keras file, or address that
             tensorflow_hub.resolve supports. Write ./NAME for a directory with the name of an alias.
         cache: cache directory (trainer.dataset.download.cache_directory). Modules from TensorFlow Hub
             are cached in $TFHUB_CACHE_DIR if it is set.
@@ -123,7 +120,7 @@ def prepare(
 ) -> tuple[str, InputOptions]:
     """Return the directory of a handle's SavedModel, and the options completed by what the file says.
 
-    A frozen graph is converted to a SavedModel in the cache.
+    A frozen graph or a Keras file is converted to a SavedModel in the cache.
 
     Raises:
         InputError: the handle is none of those that `load` accepts, or the options do not fit it.
@@ -131,10 +128,16 @@ def prepare(
         OutputError: the cache cannot be written.
     """
     from trainer.backbones import frozen_graph
+    from trainer.backbones.keras_files import prepare as keras_files
 
+    if not frozen_graph.is_frozen_graph(handle):
+        frozen_graph.reject_tensors(handle, options)
+    if not keras_files.is_keras_file(handle):
+        keras_files.reject_application(handle, options)
     if frozen_graph.is_frozen_graph(handle):
         return frozen_graph.prepare(handle, cache, options, progress=progress)
-    frozen_graph.reject_tensors(handle, options)
+    if keras_files.is_keras_file(handle):
+        return keras_files.prepare(handle, cache, options, progress=progress)
     return resolve(handle, cache, progress=progress), options
 
 

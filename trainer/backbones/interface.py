@@ -18,6 +18,7 @@ from serving.contract import SAVED_MODEL_FILE
 from serving.errors import InputError
 from serving.text import first_line
 from trainer.backbones.aliases import UNIT_RANGE, find_alias
+from trainer.backbones.keras_files.applications import require_application
 from trainer.backbones.pixel_values import BYTE_RANGE, CHANNEL_MODES, MODES, normalise_channels
 
 SIGNATURES = ("image_feature_vector", "image_feature-vector", "default", "serving_default")
@@ -47,6 +48,7 @@ class InputOptions:
         preprocessing: mode of the pixel values instead of `value_range` (trainer.backbones.pixel_values).
         input_tensor: tensor of the photos in a frozen graph (trainer.backbones.frozen_graph).
         output_tensor: tensor of the features in a frozen graph.
+        keras_application: network of keras.applications in a Keras file (trainer.backbones.keras_files).
     """
 
     image_size: tuple[int, int] | None = None
@@ -54,8 +56,11 @@ class InputOptions:
     preprocessing: str | None = None
     input_tensor: str | None = None
     output_tensor: str | None = None
+    keras_application: str | None = None
 
     def __post_init__(self) -> None:
+        if self.keras_application:
+            require_application(self.keras_application)
         if self.preprocessing and self.preprocessing not in MODES:
             raise InputError(
                 f"{self.preprocessing} is not a mode of preprocessing.",

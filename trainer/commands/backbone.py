@@ -18,6 +18,7 @@ from serving.commands.server_options import option_group
 from serving.storage import files
 from trainer.backbones.aliases import BUILT, DEFAULT, NAMES, SHORT, Alias, find_alias
 from trainer.backbones.interface import InputOptions
+from trainer.backbones.keras_files.applications import APPLICATIONS
 from trainer.backbones.pixel_values import MODES
 from trainer.commands.options import say
 
@@ -56,6 +57,12 @@ def complete_backbone(
     return select((*NAMES, *SHORT), incomplete) or [CompletionItem(incomplete, type="file")]
 
 
+def _complete_application(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    return select(APPLICATIONS, incomplete)
+
+
 input_options = option_group(
     click.option(
         "--image_size",
@@ -74,7 +81,8 @@ input_options = option_group(
         "--preprocessing",
         type=click.Choice(list(MODES)),
         help="Pixel values that the backbone expects, by the modes of keras.applications: caffe (BGR less "
-        "the means), tf (-1 to 1), torch (normalised channels), raw (0 to 255). Excludes --value_range.",
+        "the means), tf (-1 to 1), torch (normalised channels), raw (0 to 255). Known for Keras files of its "
+        "networks; excludes --value_range.",
     ),
     click.option(
         "--input_tensor",
@@ -86,6 +94,13 @@ input_options = option_group(
         metavar="NAME",
         help="Tensor of the features in a frozen graph (.pb), such as pool_3:0.",
     ),
+    click.option(
+        "--keras_application",
+        metavar="NAME",
+        shell_complete=_complete_application,
+        help="Network of keras.applications, such as resnet50, that a Keras file has the weights of, or that "
+        "its model was built from. It also determines --preprocessing.",
+    ),
 )
 """Add the options for backbones that do not declare their input."""
 
@@ -95,6 +110,7 @@ INPUT_OPTIONS = (
     "preprocessing",
     "input_tensor",
     "output_tensor",
+    "keras_application",
 )
 """Names of `input_options`."""
 
@@ -110,7 +126,7 @@ def backbone() -> None:
     """List, build and inspect pretrained backbones.
 
     A backbone maps a photo to a feature vector. Name it by an alias, by the directory of a SavedModel,
-    by a frozen graph, or by a TensorFlow Hub handle such as
+    by a frozen graph or a Keras file, or by a TensorFlow Hub handle such as
     https://tfhub.dev/google/imagenet/mobilenet_v2_100_224/feature_vector/5.
     """
 

@@ -98,7 +98,7 @@ _column_options = option_group(
     default="efficientnet_lite0",
     shell_complete=complete_backbone,
     help="Backbone: an alias (see hubhead backbone list), the directory of a SavedModel, a frozen "
-    "graph (.pb), or a TensorFlow Hub handle.",
+    "graph (.pb), a Keras file (.keras, .h5), or a TensorFlow Hub handle.",
 )
 @input_options
 @click.option(

@@ -7,6 +7,7 @@ template and writing a small checkpoint, instead of tracing for seconds.
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 import shutil
@@ -74,6 +75,7 @@ def prepare_template(
     """
     preprocessing = preprocessing or Preprocessing()
     augmentation, number = view or (None, 0)
+    say = functools.cache(say)  # loading prepares the backbone again, and repeats what it assumes
     path, completed = prepare(handle, cache, options or InputOptions(), progress=say)
     key = [
         read_fingerprint(path, cache),

@@ -43,8 +43,6 @@ def test_a_directory_without_a_saved_model_is_an_error(tmp_path: Path) -> None:
     ("name", "hint"),
     [
         ("module.tar.gz", "Unpack the archive"),
-        ("model.keras", r"model\.export\(directory\)"),
-        ("model.h5", r"model\.export\(directory\)"),
         ("model.tflite", "give the SavedModel that it was made from"),
         ("saved_model.pb", "Give the directory that contains it"),
         ("notes.txt", "Give the directory that contains it"),
