@@ -12,7 +12,8 @@ from tests.support.repository import REPO
 NAMES = (
     *("bench", "training", "fine-tune", "start", "client", "head", "peers", "planning", "planning-10m"),
     *("rescore", "similar", "server", "hostile", "heads", "aspect", "abstention", "gate", "backbones"),
-    *("labelling", "label-errors", "labelling-million", "label-page", "decoding", "engines"),
+    *("keras-resizing", "labelling", "label-errors", "labelling-million", "label-page", "decoding"),
+    "engines",
 )
 """Names of the records."""
 
