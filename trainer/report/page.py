@@ -22,7 +22,7 @@ SIDE = 192
 """Width and height of a thumbnail in pixels: twice its size on the page, for screens of high density."""
 
 MAX_MATRIX = 30
-"""Labels up to which the confusion matrix is shown; with more, the pairs confused most often."""
+"""Labels up to which the confusion matrix is shown; with more, as many pairs, those confused most often."""
 
 MAX_ROWS = 100
 """Largest number of rows in the list of files that could not be used."""
@@ -73,6 +73,7 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
         changed_labels=_select_changed(record.comparison.labels) if record.comparison else (),
         max_changed=MAX_CHANGED,
         pairs=None if len(report.by_label.labels) <= MAX_MATRIX else _list_confused(report.by_label),
+        max_pairs=MAX_MATRIX,
         max_rows=MAX_ROWS,
         max_labels=MAX_LABEL_ROWS,
         batch_right=sum(photo.predicted == photo.label for photo in report.batch),
@@ -104,11 +105,11 @@ def _select_changed(labels: Sequence[LabelChange]) -> list[LabelChange]:
 
 
 def _list_confused(shown: Evaluation) -> list[tuple[int, int, str, str]]:
-    """Return (photos, photos of the label, label, predicted label) of the pairs confused most often."""
+    """Return (photos, photos of the label, label, predicted label) of each pair; the most frequent first."""
     pairs = [
         (count, sum(counts), label, predicted)
         for label, counts in zip(shown.labels, shown.confusion, strict=True)
         for predicted, count in zip(shown.labels, counts, strict=True)
         if count and predicted != label
     ]
-    return sorted(pairs, key=lambda pair: (-pair[0], -pair[0] / pair[1], pair[2:]))[:MAX_MATRIX]
+    return sorted(pairs, key=lambda pair: (-pair[0], -pair[0] / pair[1], pair[2:]))
