@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import click
 
-from serving.commands.common import completion_scripts
+from serving.commands.common import completion_scripts, streams
 from serving.commands.output import echo, warn
 from serving.errors import ExitCode, HubheadError
 from serving.text import ESCAPE, escape_controls, redact_logs, register_escape
@@ -30,6 +30,7 @@ def run(command: click.Command, name: str) -> NoReturn:
 
     The exit codes are those of `ExitCode`. An unexpected exception keeps its traceback: it is a bug.
     """
+    streams.open_missing_streams()
     # SIGTERM, as of a drained pod, unwinds the stack like Ctrl-C: leases are released, jobs cancelled.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
     # TensorFlow's C++ logs are of no use to the user; an explicit setting takes precedence.
@@ -56,8 +57,14 @@ def run(command: click.Command, name: str) -> NoReturn:
         echo("\nInterrupted.", err=True)
         sys.exit(ExitCode.INTERRUPTED)
     except BrokenPipeError:
-        # The reader of the pipe has gone (`| head`). Without this, flushing stdout at exit fails again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.discard_stdout()  # the reader of the pipe has gone (`| head`)
+        sys.exit(ExitCode.FAILED)
+    except OSError as error:
+        if not streams.is_output_error(error):
+            raise
+        streams.discard_stdout()
+        reason = error.strerror or type(error).__name__
+        warn(f"{name}: Cannot write the output: {reason}. Free space, or write it elsewhere.", "red")
         sys.exit(ExitCode.FAILED)
     finally:
         # Skip garbage collection at exit: with TensorFlow loaded it takes about a second.

@@ -35,6 +35,53 @@ run(command, "hubhead")
     assert stderr == b""
 
 
+COMMAND = """
+import os, sys, click
+from serving.commands.main import run
+@click.command()
+@click.argument("file")
+def command(file):
+    with open(file, "w") as opened:
+        for number in (1, 2):
+            try:
+                os.write(number, b"of a library")
+            except OSError:
+                pass
+        sys.stderr.isatty(), sys.stdout.buffer.write(b"rows")
+        opened.write(f"stdin: {sys.stdin.buffer.read()}")
+    click.echo("done " * 10_000)
+run(command, "hubhead")
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_replaced(tmp_path: Path, closed: str) -> None:
+    run = f'exec "$@" {closed}'
+    arguments = ["sh", "-c", run, "sh", sys.executable, "-c", COMMAND, tmp_path / "file"]
+    done = subprocess.run(arguments, input=b"", capture_output=True, cwd=REPO, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "file").read_text() == "stdin: b''"
+
+
+@pytest.mark.parametrize("arguments", [("file",), ("--help",)])
+def test_stdout_on_a_full_disk_is_an_error(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(REPO)},
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        b"hubhead: Cannot write the output: No space left on device. Free space, or write it elsewhere.\n"
+    )
+    assert b"Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
 @pytest.mark.parametrize("home", [None, "/proc/nowhere"], ids=["no home", "unwritable home"])
 def test_names_that_stdout_cannot_encode_are_escaped(tmp_path: Path, encoding: str, home: str | None) -> None:
