@@ -51,6 +51,19 @@ class Variable(StrEnum):
         return variable
 
 
+_main_program = threading.Event()
+
+
+def set_main_program() -> None:
+    """Note that this process runs one command of hubhead and no other code."""
+    _main_program.set()
+
+
+def is_main_program() -> bool:
+    """Return whether `set_main_program` was called; False where hubhead is used as a library."""
+    return _main_program.is_set()
+
+
 def cores() -> int:
     """Return the number of CPU cores this process may use.
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from batch.beam.engine import EngineJob, suppress_apitools_message
 from batch.beam.failure import describe_failure, shorten_messages, summarize
+from batch.beam.imports import import_beam
 from batch.beam.temporary import temporary_directory
 from batch.monitoring.stats import Meter, Stats
 from batch.scoring.embed import ModelResources
@@ -27,6 +28,7 @@ from batch.shards import shard
 from batch.shards.shard import PlannedShard
 from serving.contract import Status
 from serving.errors import HubheadError, InputError
+from serving.process import is_main_program
 from serving.text import redact, redact_logs
 
 DEFAULT_RUNNER = "FnApiRunner"
@@ -70,13 +72,15 @@ def run(
         HubheadError: the job failed; finished shards are kept.
     """
     models = worker.load_models(meter)
-    if list(beam_args) == _DEFAULT_ARGS and worker.server is None:
+    is_default = list(beam_args) == _DEFAULT_ARGS
+    if is_default and worker.server is None:
         # Most of the loading is not in Python, and so goes on beside the import of Beam.
         threading.Thread(target=worker.load_backbone_ahead, args=(plan, models), name="hubhead-load").start()
     with suppress_apitools_message():
-        import grpc
-        from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions, SetupOptions
-        from apache_beam.utils.shared import Shared
+        import_beam(optional=not (is_default and is_main_program()))
+    import grpc
+    from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions, SetupOptions
+    from apache_beam.utils.shared import Shared
 
     options = PipelineOptions(list(beam_args))
     _check_unknown_options(options)

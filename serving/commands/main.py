@@ -17,6 +17,7 @@ import click
 from serving.commands.common import completion_scripts, streams
 from serving.commands.output import echo, warn
 from serving.errors import ExitCode, HubheadError
+from serving.process import set_main_program
 from serving.text import ESCAPE, escape_controls, redact_logs, register_escape
 
 
@@ -30,6 +31,7 @@ def run(command: click.Command, name: str) -> NoReturn:
 
     The exit codes are those of `ExitCode`. An unexpected exception keeps its traceback: it is a bug.
     """
+    set_main_program()
     streams.open_missing_streams()
     # SIGTERM, as of a drained pod, unwinds the stack like Ctrl-C: leases are released, jobs cancelled.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
