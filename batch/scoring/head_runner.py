@@ -41,8 +41,11 @@ class HeadRunner:
         """
         from serving.runtime.subgraph import Subgraph
 
-        # Blocks are classified on the threads of the callers, of which there is one for each core.
-        graph = Subgraph(self.bundle.path, [contract.CLASSIFY_EMBEDDING], float16_inputs=[contract.EMBEDDING])
+        # Each op has one thread, and there is a caller for each core at most: the ops run on its thread. On a
+        # Xeon (Skylake) a block takes 18.7 instead of 21.7 ms, and as long as before with a caller per core.
+        graph = Subgraph(
+            self.bundle.path, [contract.CLASSIFY_EMBEDDING], 0, float16_inputs=[contract.EMBEDDING]
+        )
         run = partial(graph.run, contract.CLASSIFY_EMBEDDING)
         run({contract.EMBEDDING: np.zeros((BLOCK_ROWS, self.bundle.metadata.dimension), np.float16)})
         return run

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from serving import protos, runtime
+from batch.scoring.head_runner import BLOCK_ROWS, HeadRunner
+from serving import bundle, protos, runtime
 from serving.errors import BundleError
 from serving.runtime.subgraph import Subgraph
 from tests.support.trained import Trained
@@ -35,6 +37,19 @@ def test_float16_embeddings_are_cast_exactly(trained: Trained) -> None:
     embeddings[0, :4] = [6e-8, 1e-5, 65504, 0]  # subnormal numbers, the greatest one
     expected = plain.run("classify_embedding", {"embedding": embeddings.astype(np.float32)})
     found = casting.run("classify_embedding", {"embedding": embeddings})
+    for name, values in expected.items():
+        assert np.array_equal(found[name], values), name
+
+
+def test_a_head_on_its_callers_thread_gives_equal_bits(trained: Trained) -> None:
+    path = trained.result.bundle.path
+    pooled = Subgraph(path, ["classify_embedding"], 2, float16_inputs=["embedding"])
+    head = HeadRunner(bundle.read(path))
+    vectors = np.abs(np.random.default_rng(0).standard_normal((BLOCK_ROWS, 1280))).astype(np.float16)
+    expected, found = (
+        run({"embedding": vectors}) for run in (partial(pooled.run, "classify_embedding"), head.run)
+    )
+    assert found.keys() == expected.keys()
     for name, values in expected.items():
         assert np.array_equal(found[name], values), name
 
