@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
+import os
 import socket
 import sys
 import tarfile
+import time
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -24,6 +27,11 @@ from urllib.parse import urlsplit
 from serving.errors import FetchError
 from serving.text import first_line
 from trainer.dataset.download import ProgressLogger
+
+PROGRESS_SECONDS = 3.0
+"""Seconds between two lines about a download."""
+
+_PROGRESS_VARIABLE = "TFHUB_DOWNLOAD_PROGRESS"
 
 TIMEOUT = 60.0
 """Socket timeout in seconds; tensorflow-hub itself would wait forever."""
@@ -44,7 +52,7 @@ def fetch_module(address: str, cache: Path, *, progress: ProgressLogger) -> str:
         address: address that tensorflow_hub.resolve supports: tfhub.dev, Kaggle, any tar archive over
             HTTP, gs://.
         cache: hubhead's cache directory.
-        progress: called with one line before the download.
+        progress: called with one line before the download, every few seconds during it, and after it.
 
     Raises:
         FetchError: the download failed.
@@ -58,8 +66,7 @@ def fetch_module(address: str, cache: Path, *, progress: ProgressLogger) -> str:
         if lock.exists():
             progress(f"Waiting for another process that downloads it. If there is none, delete {lock}")
         try:
-            # The progress of $TFHUB_DOWNLOAD_PROGRESS must not mix with a command's output on stdout.
-            with contextlib.redirect_stdout(sys.stderr), _socket_timeout(TIMEOUT):
+            with _report_download(progress), _socket_timeout(TIMEOUT):
                 return str(tensorflow_hub.resolve(address))
         except (
             OSError,
@@ -73,6 +80,40 @@ def fetch_module(address: str, cache: Path, *, progress: ProgressLogger) -> str:
             raise FetchError(
                 f"The backbone {address} cannot be downloaded: {reason}.", remedy=remedy
             ) from error
+
+
+@contextlib.contextmanager
+def _report_download(progress: ProgressLogger) -> Iterator[None]:
+    """Report the downloaded bytes, which tensorflow-hub prints on stdout if a variable is set.
+
+    If the user has set it, everything is printed on stderr, so as not to mix with results.
+    """
+    if os.environ.get(_PROGRESS_VARIABLE):
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+        return
+    os.environ[_PROGRESS_VARIABLE] = "1"
+    try:
+        with contextlib.redirect_stdout(_ProgressLines(progress)):
+            yield
+    finally:
+        del os.environ[_PROGRESS_VARIABLE]
+
+
+class _ProgressLines(io.StringIO):
+    """Stream that reports the last state of a download at intervals."""
+
+    def __init__(self, progress: ProgressLogger) -> None:
+        super().__init__()
+        self._progress = progress
+        self._next = time.monotonic() + PROGRESS_SECONDS
+
+    def write(self, text: str) -> int:
+        line, now = text.strip(), time.monotonic()
+        if line and (now >= self._next or line.startswith("Downloaded")):
+            self._next = now + PROGRESS_SECONDS
+            self._progress(line)
+        return len(text)
 
 
 def import_hub() -> Any:

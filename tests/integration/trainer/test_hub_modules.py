@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import socket
 import tarfile
 import threading
@@ -205,6 +207,30 @@ def test_download_progress_is_not_written_to_stdout(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "Downloaded http" in printed.err
+
+
+def test_progress_of_a_download_is_reported_at_intervals(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TFHUB_DOWNLOAD_PROGRESS", raising=False)
+    module = Path(small_module(tmp_path / "module"))
+    (module / "assets" / "noise").write_bytes(np.random.default_rng(0).bytes(3_000_000))
+    with tarfile.open(tmp_path / "served" / "module.tar.gz", "w:gz") as file:
+        file.add(module, arcname=".")
+    handle, found = f"{address}/module.tar.gz", {}
+    for seconds in (0.0, 3600.0):
+        monkeypatch.setattr(addresses, "PROGRESS_SECONDS", seconds)
+        monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / f"hub {seconds}"))
+        lines: list[str] = []
+        resolve(handle, tmp_path, progress=lines.append)
+        assert lines[0] == f"Resolving {handle}"
+        assert re.fullmatch(rf"Downloaded {re.escape(handle)}, Total size: [23]\.\d+MB", lines[-1])
+        found[seconds] = lines[1:-1]
+    assert len(found[0.0]) >= 2
+    assert all(line.startswith(f"Downloading {handle}: ") for line in found[0.0])
+    assert found[3600.0] == []
+    assert capsys.readouterr().out == ""
+    assert "TFHUB_DOWNLOAD_PROGRESS" not in os.environ
 
 
 def test_waiting_for_the_lock_of_another_process_is_reported(
