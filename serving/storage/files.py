@@ -25,6 +25,7 @@ from serving.process import Variable
 from serving.storage import remote
 from serving.storage.address import Address
 from serving.storage.text_lines import decode_text
+from serving.text import redact
 
 CACHE_VARIABLE = Variable.CACHE_DIR
 
@@ -51,10 +52,15 @@ def cache_directory() -> Path:
     """Return the directory for downloads: $HUBHEAD_CACHE_DIR, or hubhead in the XDG cache directory.
 
     Raises:
-        OutputError: neither is set, and the user has no home directory.
+        OutputError: neither is set, and the user has no home directory; or it is not a local directory.
     """
     try:
         if chosen := os.environ.get(CACHE_VARIABLE):
+            if is_remote(chosen):
+                raise OutputError(
+                    f"{CACHE_VARIABLE} is {redact(chosen)}, and the cache has to be on a local disk.",
+                    remedy="Set it to a local directory that can be written.",
+                )
             return Path(chosen).expanduser()
         base = os.environ.get("XDG_CACHE_HOME", "")
         # The XDG base directory specification says that relative paths are to be ignored.

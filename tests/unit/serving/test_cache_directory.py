@@ -35,3 +35,11 @@ def test_no_home_directory_is_needed_with_a_chosen_one(monkeypatch: pytest.Monke
     assert files.cache_directory() == Path("/caches/hubhead")
     monkeypatch.setenv(CACHE_VARIABLE, "/mine")
     assert files.cache_directory() == Path("/mine")
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/cache", "s3://key:hunter2@bucket/cache"])
+def test_address_of_a_bucket_as_the_cache_is_an_error(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, address)
+    with pytest.raises(OutputError, match="has to be on a local disk") as caught:
+        files.cache_directory()
+    assert "hunter2" not in str(caught.value)
