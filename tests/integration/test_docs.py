@@ -1,4 +1,4 @@
-"""The documents' Python example works, and the outputs that the tutorial shows are those of a real run."""
+"""The documents' Python example works, and the outputs that they show have the structure of a real run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 
 from tests.support.docs.compare import elide, outline
 from tests.support.docs.markdown import DOCUMENTS, fences
-from tests.support.docs.session import open_session, prepare
-from tests.support.docs.shell import split_console
+from tests.support.docs.session import open_session
+from tests.support.docs.shell import PROMPT, Recorded, split_console
+from tests.support.docs.workspace import prepare
 from tests.support.trained import copy_store
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def test_a_python_example_of_the_documents_trains_a_model(
 def test_the_outputs_of_the_tutorial_have_the_structure_of_a_real_run(
     trained: Trained, sample: SampleSummary, cache: Path, tmp_path: Path
 ) -> None:
-    """The commands before the first server: train, from stored embeddings; predict; score; query."""
+    """Run the commands before the first server: train, from stored embeddings; predict; score; query."""
     shown = [command for fence in fences("docs/tutorial.md", "console") for command in split_console(fence)]
     commands = list(itertools.takewhile(lambda command: not command.background, shown))
     assert {command.command.split()[1] for command in commands} >= {"train", "predict", "score", "query"}
@@ -77,3 +78,14 @@ def test_the_outputs_of_the_tutorial_have_the_structure_of_a_real_run(
                 assert len(lines) > 1
             else:
                 assert outline(elide(command.output, lines)) == outline(command.output), command.command
+
+
+def test_a_session_has_the_directory_of_servers_beside_its_own(tmp_path: Path) -> None:
+    lines = ("mkdir -p /srv/models", "echo x > /srv/models/a", "ls -d /srv/models/a", "false")
+    fence = fences("docs/tutorial.md", "console")[0]
+    commands = [Recorded(fence, (PROMPT + line,), ()) for line in lines]
+    (tmp_path / "food").mkdir()
+    with open_session(tmp_path / "food", tmp_path / "cache", commands) as session:
+        results = [session.run(command) for command in commands]
+    assert results == [([], 0), ([], 0), (["/srv/models/a"], 0), ([], 1)]
+    assert (tmp_path / "srv/models/a").read_text() == "x\n"

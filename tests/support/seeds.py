@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 
 from tests.support.docs.markdown import fences
 from tests.support.docs.session import open_session
-from tests.support.docs.shell import PROMPT, Recorded
+from tests.support.docs.shell import Recorded, split_plain
+from tests.support.docs.workspace import link_cache as link_cache
 from tests.support.drawings import FRUIT, draw_fruit
 
 FOOD = {"apple_pie": "apple", "hamburger": "orange", "sushi": "banana", "waffles": "pear"}
@@ -91,30 +92,47 @@ def write_fruit(directory: Path, labels: int, photos: int) -> None:
             draw_fruit(label, number).save(directory / label / f"{number}1.jpg", quality=88)
 
 
+def write_scenes(directory: Path, photos: dict[str, int]) -> None:
+    """Write `directory/SET/LABEL/NUMBER.jpg`: hills (rural) and houses (urban).
+
+    Args:
+        directory: directory to write to.
+        photos: set -> number of photos of each label.
+    """
+    for subset, count in photos.items():
+        for label in ("rural", "urban"):
+            top = directory / subset / label
+            top.mkdir(parents=True)
+            for number in range(1, count + 1):
+                _draw_scene(label, f"{subset} {number}").save(top / f"{number}.jpg", quality=88)
+
+
+def _draw_scene(label: str, seed: str) -> Image.Image:
+    """Return a photo of hills or of houses below the sky."""
+    chance = random.Random(f"{label} {seed}")
+    image = Image.new("RGB", (240, 180), (150 + chance.randrange(60), 190, 230))
+    pen = ImageDraw.Draw(image)
+    for _ in range(5):
+        left, top, shade = chance.randrange(-60, 200), chance.randrange(60, 120), chance.randrange(60)
+        if label == "rural":
+            pen.ellipse((left, top, left + 160, top + 200), fill=(60 + shade, 120 + shade, 40))
+            continue
+        pen.rectangle((left, top - 40, left + 50, 180), fill=(90 + shade,) * 3)
+        for window in range(top - 30, 180, 16):
+            pen.rectangle((left + 8, window, left + 42, window + 6), fill=(230, 220, 150))
+    return image
+
+
 def list_commands(document: str) -> list[Recorded]:
-    """Return the commands of the blocks `sh` of a page, in their order; servers run beside the others."""
-    found = []
-    for fence in fences(document, "sh"):
-        for line in fence.text.replace("\\\n", " ").splitlines():
-            beside = " &" if line.startswith("hubhead serve ") else ""
-            found.append(Recorded(fence, (f"{PROMPT}{' '.join(line.split())}{beside}",), ()))
-    return found
+    """Return all commands of a page, in their order; servers run beside the others."""
+    blocks = fences(document, "sh", "console")
+    return [command for block in blocks for command in split_plain(block)]
 
 
 def write_queries(document: str, directory: Path) -> None:
     """Write the SQL of a page to the file that the text before it names."""
     for fence in fences(document, "sql"):
         (directory / "nearest.sql").write_text(fence.text)
-
-
-def link_cache(cache: Path, directory: Path) -> Path:
-    """Return a cache with the downloads and backbones of the user's, and an embedding store of its own."""
-    own = directory / "cache"
-    own.mkdir()
-    for entry in cache.iterdir():
-        if entry.name != "embeddings":
-            (own / entry.name).symlink_to(entry)
-    return own
 
 
 def run_page(document: str, directory: Path, cache: Path, *, omitted: str = "\0") -> dict[str, list[str]]:

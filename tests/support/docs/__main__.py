@@ -1,64 +1,84 @@
 """Record the outputs that the documents show: `python -m tests.support.docs [PAGE ...]`.
 
-The commands of the `console` blocks of each page run in order in one directory, with labelled photos in
-food_images and others in uploads; a command that ends with `&` runs until the end of the page. What they
-print replaces the output on the page.
+The commands of the `console` blocks of each page, and the hidden ones between them, run in order in one
+directory; a command that ends with `&` runs until the end of the page. What they print replaces the output
+on the page. tests.support.docs.workspace says what the directory contains.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support.docs.compare import elide
 from tests.support.docs.markdown import DOCUMENTS, fences
-from tests.support.docs.session import CommandFailed, open_session, prepare
-from tests.support.docs.shell import Recorded, split_console
+from tests.support.docs.session import CommandFailed, open_session
+from tests.support.docs.shell import Recorded, list_recorded
+from tests.support.docs.workspace import SEEDS, Workspace
 from tests.support.repository import REPO
 
 RECORDED = tuple(document for document in DOCUMENTS if not document.startswith("k8s/"))
 """Documents whose commands run on this machine, and not in a cluster."""
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Record the named pages, or all pages with recorded commands."""
-    named = [Path(argument).resolve().relative_to(REPO).as_posix() for argument in arguments]
-    for document in named or RECORDED:
-        if commands := read_commands(document):
-            print(document, flush=True)
-            record(document, commands)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.support.docs", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("pages", nargs="*", type=Path, help="pages to record (default: all)")
+    parser.add_argument(
+        "--directory", type=Path, help="directory to keep the trained model in, for the next recording"
+    )
+    options = parser.parse_args()
+    named = [page.resolve().relative_to(REPO).as_posix() for page in options.pages]
+    with tempfile.TemporaryDirectory(prefix="", dir="/tmp") as temporary:
+        failed = record(named or RECORDED, options.directory or Path(temporary))
+    if failed:
+        raise SystemExit("Not recorded:\n" + "\n".join(failed))
 
 
-def read_commands(document: str) -> list[Recorded]:
-    """Return the commands of the `console` blocks of a document."""
-    return [command for fence in fences(document, "console") for command in split_console(fence)]
-
-
-def record(document: str, commands: list[Recorded]) -> None:
-    """Run the commands of a document, and write what they print into it."""
+def record(documents: Sequence[str], top: Path) -> list[str]:
+    """Record pages in a directory; returns why some of them were not, which stay as they are."""
     from trainer.dataset.download import cache_directory
     from trainer.dataset.samples import fetch_sample_photos
 
-    user_cache = cache_directory()
-    photos = fetch_sample_photos(user_cache).directory
+    cache = cache_directory()
+    workspace = Workspace(top, cache, fetch_sample_photos(cache).directory)
+    failed = []
+    for document in documents:
+        if commands := list_recorded(document, whole=document in SEEDS):
+            print(document, flush=True)
+            try:
+                write_outputs(document, commands, run(commands, *workspace.reset(document)))
+            except CommandFailed as error:
+                print(error, flush=True)
+                failed.append(f"{document}: {error}")
+    return failed
+
+
+def run(commands: list[Recorded], directory: Path, cache: Path) -> list[list[str]]:
+    """Run the commands of a page; returns what the page shows of the output of each.
+
+    Raises:
+        CommandFailed: a command ended with an exit code other than 0 that the page does not show.
+    """
     outputs: list[list[str]] = []
-    with tempfile.TemporaryDirectory(prefix="", dir="/tmp") as top:
-        directory, cache = prepare(Path(top), user_cache, photos)
-        with open_session(directory, cache, commands) as session:
-            for index, command in enumerate(commands):
-                began = time.monotonic()
-                output, code = session.run(command)
-                print(f"  {time.monotonic() - began:5.1f} s  {command.command}", flush=True)
-                shows_code = any(next_.command == "echo $?" for next_ in commands[index + 1 : index + 2])
-                if code and not shows_code:
-                    lines = "\n".join(output)
-                    raise CommandFailed(
-                        f"{document}: `{command.command}` ended with exit code {code}:\n{lines}"
-                    )
-                outputs.append(elide(command.output, output))
-    write_outputs(document, commands, outputs)
+    with open_session(directory, cache, commands) as session:
+        for index, command in enumerate(commands):
+            began = time.monotonic()
+            output, code = session.run(command)
+            print(f"  {time.monotonic() - began:5.1f} s  {command.command}", flush=True)
+            shows_code = any(next_.command == "echo $?" for next_ in commands[index + 1 : index + 2])
+            if code and not shows_code:
+                lines = "\n".join(output)
+                place = f"line {command.fence.line}"
+                raise CommandFailed(f"{place}: `{command.command}` ended with exit code {code}:\n{lines}")
+            outputs.append([] if command.hidden else elide(command.output, output))
+    return outputs
 
 
 def write_outputs(document: str, commands: list[Recorded], outputs: list[list[str]]) -> None:
@@ -76,4 +96,4 @@ def write_outputs(document: str, commands: list[Recorded], outputs: list[list[st
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -71,6 +71,15 @@ def fences(document: str, *languages: str) -> list[Fence]:
     return [fence for fence in found if not languages or fence.language in languages]
 
 
+def hidden_blocks(document: str) -> list[Fence]:
+    """Return the comments of HTML that begin with `<!-- run`, without their first and last line."""
+    return [
+        Fence(document, token.map[0] + 2, "run", "".join(token.content.splitlines(keepends=True)[1:-1]))
+        for token in _parse(document)
+        if token.type == "html_block" and token.map and token.content.startswith("<!-- run\n")
+    ]
+
+
 def code_blocks(document: str, language: str = "") -> list[str]:
     """Return the texts of the code blocks of a language; those without one by default."""
     return [fence.text for fence in fences(document, language)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -36,6 +35,9 @@ _NOT_SHOWN = (
 """Lines of progress, whose number depends on the machine."""
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
+
+SERVERS = "/srv"
+"""Directory of what servers read, in the documents; a session has it beside its own directory."""
 
 HOME, USER, HOST = "/home/annette", "annette", "laptop"
 """The user that the recorded outputs show; the name is as long as that of a temporary directory in /tmp."""
@@ -68,6 +70,8 @@ class Session:
         self._directory = directory
         self._cache = cache
         self._ports = _choose_ports(command.command for command in commands)
+        self._servers = directory.parent / SERVERS.strip("/")
+        self._servers.mkdir(exist_ok=True)
         environment = {
             "HOME": os.environ.get("HOME", ""),
             "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
@@ -91,6 +95,7 @@ class Session:
     def run(self, recorded: Recorded) -> tuple[list[str], int]:
         """Run a command; returns the lines that it prints and its exit code."""
         command = _replace(recorded.command, self._ports)
+        command = re.sub(rf"(?<![\w/.-]){SERVERS}/", f"{self._servers}/", command)
         if recorded.background:
             return self._clean(self._start(command.removesuffix("&").rstrip())), 0
         # (exit N) sets what `echo $?` prints in the next command.
@@ -99,6 +104,18 @@ class Session:
         )
         output, code = self._read()
         return self._clean(output), code
+
+    def check(self, recorded: Recorded) -> list[str]:
+        """Run a command; returns the lines that it prints.
+
+        Raises:
+            CommandFailed: it ended with another exit code than 0.
+        """
+        lines, code = self.run(recorded)
+        if code:
+            output = "\n".join(lines)
+            raise CommandFailed(f"`{recorded.command}` ended with exit code {code}:\n{output}")
+        return lines
 
     def close(self) -> None:
         """End the shell and all that runs in it."""
@@ -148,6 +165,7 @@ class Session:
         places = {
             str(self._directory): f"{HOME}/food",
             str(self._cache): f"{HOME}/.cache/hubhead",
+            str(self._servers): SERVERS,
             str(REPO): f"{HOME}/hubhead",
             socket.gethostname(): HOST,
         }
@@ -156,37 +174,6 @@ class Session:
             text = text.replace(found, shown)
         lines = [line.rpartition("\r")[2].rstrip() for line in text.replace("\r\n", "\n").splitlines()]
         return [line for line in lines if not any(pattern.match(line) for pattern in _NOT_SHOWN)]
-
-
-def prepare(directory: Path, cache: Path, photos: Path) -> tuple[Path, Path]:
-    """Make what the documents assume: the directories food_images and uploads, and a cache with downloads.
-
-    One photo in ten is in uploads instead of food_images, with two files that are no complete photos. The
-    cache has the downloads and backbones of the user's cache, and an embedding store of its own, so that the
-    outputs are those of a first run.
-
-    Args:
-        directory: an empty directory.
-        cache: the user's cache.
-        photos: labelled photos.
-
-    Returns:
-        The directory that commands run in, and the cache.
-    """
-    work, own_cache = directory / "food", directory / "cache"
-    uploads = work / "uploads"
-    shutil.copytree(photos, work / "food_images")
-    uploads.mkdir()
-    for photo in sorted((work / "food_images").glob("*/*8.jpeg")):
-        photo.rename(uploads / photo.name)
-    half = (uploads / "E008.jpeg").read_bytes()
-    (uploads / "cut_off.jpeg").write_bytes(half[: len(half) // 2])
-    (uploads / "notes.jpeg").write_text("Not a photo.\n")
-    own_cache.mkdir()
-    for entry in cache.iterdir():
-        if entry.name != "embeddings":
-            (own_cache / entry.name).symlink_to(entry)
-    return work, own_cache
 
 
 def _choose_ports(commands: Iterable[str]) -> dict[str, str]:

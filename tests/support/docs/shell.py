@@ -2,7 +2,8 @@ r"""Commands in the code blocks of the documents.
 
 A block without language or of the language `sh` has commands, one per line, which `\` continues. In a block
 `console` the lines that begin with `$ ` are commands; what follows is their output, in which a line `...`
-stands for lines that are left out.
+stands for lines that are left out. A comment of HTML that begins with `<!-- run` has commands that readers do
+not see, since the page assumes that they have run.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import shlex
 from dataclasses import dataclass
 
-from tests.support.docs.markdown import Fence, fences
+from tests.support.docs.markdown import Fence, fences, hidden_blocks
 
 PROMPT = "$ "
 LEFT_OUT = "..."
@@ -42,9 +43,40 @@ class Recorded:
         return "\n".join(self.lines)[len(PROMPT) :]
 
     @property
+    def hidden(self) -> bool:
+        """True if the page does not show what the command prints."""
+        return self.fence.language != "console"
+
+    @property
     def background(self) -> bool:
         """True if the command goes on beside the next ones."""
         return self.command.endswith("&")
+
+
+def list_recorded(document: str, *, whole: bool = False) -> list[Recorded]:
+    """Return the commands whose outputs a page shows, and those between them that are run too, in order.
+
+    Args:
+        document: the page.
+        whole: run the commands of the blocks `sh` too, and not only the hidden ones.
+    """
+    consoles = fences(document, "console")
+    others = [*hidden_blocks(document), *(fences(document, "sh") if whole else ())]
+    blocks = [*consoles, *others] if consoles else []
+    return [
+        recorded
+        for block in sorted(blocks, key=lambda block: block.line)
+        for recorded in (split_console(block) if block.language == "console" else split_plain(block))
+    ]
+
+
+def split_plain(block: Fence) -> list[Recorded]:
+    """Return the commands of a block without outputs; servers run beside the others."""
+    return [
+        Recorded(block, (f"{PROMPT}{line}{' &' if line.startswith('hubhead serve ') else ''}",), ())
+        for line in command_lines(block)
+        if line.strip()
+    ]
 
 
 def split_console(fence: Fence) -> list[Recorded]:
@@ -95,7 +127,7 @@ def find_commands(document: str, program: str) -> list[tuple[str, list[str]]]:
     """Return where the document shows a command of this program, and the words after the program's name."""
     return [
         (f"{fence.place} {line.strip()[:60]}", words[1:])
-        for fence in fences(document, "", "sh", "console")
+        for fence in [*fences(document, "", "sh", "console"), *hidden_blocks(document)]
         for line in command_lines(fence)
         if program in line
         for words in split_commands(line)
