@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: sbom audit demo docs docs-record docs-reference pictures test test-unit k8s-check cluster-test cluster-e2e lint fuzz old-tensorflow lock check-resolve clean help
-.PHONY: bench bench-accuracy bench-backbones bench-client bench-decoding bench-engines bench-fine-tune bench-head bench-hostile bench-label-errors bench-label-page bench-labelling bench-labelling-million bench-peers bench-planning bench-planning-10m bench-rescore bench-server bench-similar bench-start bench-training
+.PHONY: bench bench-accuracy bench-backbones bench-client bench-decoding bench-engines bench-fine-tune bench-food-101 bench-head bench-hostile bench-label-errors bench-label-page bench-labelling bench-labelling-million bench-peers bench-planning bench-planning-10m bench-rescore bench-resident bench-server bench-similar bench-start bench-training
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 26
@@ -122,6 +122,12 @@ bench-head: $(VENV)/dev.stamp ## Measure the fit of a head on 1,000 to 1,000,000
 
 bench-start: $(VENV)/dev.stamp ## Compare hubhead predict and train, as whole processes, with the import of TensorFlow
 	$(BIN)/python -m tests.bench.start --output docs/benchmarks/start.json
+
+bench-resident: $(VENV)/dev.stamp ## Compare a process per photo with a resident model: seconds per photo
+	$(BIN)/python -m tests.bench.resident --output docs/benchmarks/resident.json
+
+bench-food-101: $(VENV)/dev.stamp ## Measure train and score at the size of Food-101 (on Debian): photos/s, seconds, memory
+	$(BIN)/python -m tests.bench.food_101 --output docs/benchmarks/food-101.json
 
 bench-training: $(VENV)/dev.stamp ## Measure hubhead train, first run and from the embedding store
 	$(BIN)/python -m tests.bench.training --output docs/benchmarks/training.json

@@ -13,7 +13,7 @@ NAMES = (
     *("bench", "training", "fine-tune", "start", "client", "head", "peers", "planning", "planning-10m"),
     *("rescore", "similar", "server", "hostile", "heads", "aspect", "abstention", "gate", "backbones"),
     *("keras-resizing", "labelling", "label-errors", "labelling-million", "label-page", "decoding"),
-    "engines",
+    *("engines", "resident", "food-101"),
 )
 """Names of the records."""
 
