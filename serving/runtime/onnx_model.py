@@ -8,8 +8,8 @@ whatever the engine.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,22 +39,29 @@ Decoding takes all photos of a call, since it is faster the more there are.
 """
 
 
+_LONE_THREADS = 2
+"""Threads within an operation for a photo that is alone in the process (docs/decisions/0002)."""
+
+
 class OnnxBackbone:
-    """A backbone in ONNX Runtime, on one thread per caller. Thread-safe.
+    """A backbone in ONNX Runtime. Thread-safe.
 
     Args:
         model: content of the ONNX file, or its path.
+        threads: number of threads of a call. With a caller for each core, 1 is the fastest; the outputs are
+            the same bits.
 
     Raises:
         BundleError: ONNX Runtime cannot load it.
     """
 
-    def __init__(self, model: bytes | str) -> None:
+    def __init__(self, model: bytes | str, threads: int = 1) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        # One caller per core is faster than several threads in one operation, and leaves no core idle.
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        # Threads that wait for each other in a loop take the processor from other processes.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -100,7 +107,7 @@ class OnnxModel(Model):
         graph = subgraph.read_graph(path)
         super().__init__(path, threads, decode_signatures(graph.signature_def))
         self._metadata = bundle.read(path).metadata
-        self._backbone = OnnxBackbone(str(path / contract.ONNX_FILE))
+        self._backbone = self._load_backbone(1)
         parts = {contract.CLASSIFY_EMBEDDING} & self.signatures.keys()
         if decodes_one := decoder.add_signature(graph):
             parts.add(decoder.DECODE_PHOTO)
@@ -109,6 +116,8 @@ class OnnxModel(Model):
         self._decoder = decoder.PhotoDecoder(path, threads, self._graph if decodes_one else None)
         self._loading = threading.Lock()
         self._prepared: set[str] = set()
+        self._lone_backbone: OnnxBackbone | None = None  # of servers, which call `prepare`
+        self._calls, self._counting = 0, threading.Lock()
 
     def _execute(
         self, name: str, signature: Signature, inputs: Mapping[str, Value]
@@ -119,8 +128,20 @@ class OnnxModel(Model):
                 whole = self._whole
             return whole.run(name, inputs)
         [(key, info)] = signature.inputs.items()
-        found = function(_make_array(key, info, inputs[key]))
+        with self._count_call():
+            found = function(_make_array(key, info, inputs[key]))
         return {output: found[output] for output in signature.outputs}
+
+    @contextmanager
+    def _count_call(self) -> Iterator[None]:
+        """Count a call in `_calls` within a `with` block."""
+        with self._counting:
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._calls -= 1
 
     def _find_function(self, name: str) -> Callable[[Any], Mapping[str, NDArray[Any]]] | None:
         """Return the signature as a function of its input; None for one that TensorFlow runs alone."""
@@ -141,6 +162,9 @@ class OnnxModel(Model):
         if self._find_function(signature):
             if contract.IMAGE_BYTES in self.signatures[signature].inputs:
                 self._decoder.load()
+            if self._lone_backbone is None and self.threads >= _LONE_THREADS:
+                with self._loading:
+                    self._lone_backbone = self._lone_backbone or self._load_backbone(_LONE_THREADS)
             return
         with self._loading:
             if signature not in self._prepared:
@@ -152,6 +176,9 @@ class OnnxModel(Model):
                 with suppress(RunError):  # `run` reports it
                     self._whole.run(signature, nothing)
                 self._prepared.add(signature)
+
+    def _load_backbone(self, threads: int) -> OnnxBackbone:
+        return OnnxBackbone(str(self.path / contract.ONNX_FILE), threads)
 
     def warm_up(self, signature: str) -> None:
         # The backbone and the decoder of ordinary photos are ready when they are loaded. The signature that
@@ -175,7 +202,10 @@ class OnnxModel(Model):
         pixels, rejected = decoded[contract.PIXELS], np.flatnonzero(~find_usable(decoded[contract.STATUS]))
         # All rejected photos are the same grey picture, so one of them is embedded for all.
         chosen = np.delete(np.arange(len(pixels)), rejected[1:])
-        found = self._backbone.embed(pixels[chosen] if len(chosen) < len(pixels) else pixels)
+        # A photo with no other beside it would leave all cores but one idle.
+        is_alone = len(pixels) == 1 and self._calls == 1
+        backbone = self._lone_backbone if is_alone and self._lone_backbone else self._backbone
+        found = backbone.embed(pixels[chosen] if len(chosen) < len(pixels) else pixels)
         embedding = np.empty((len(pixels), *found.shape[1:]), np.float32)
         embedding[chosen] = found
         embedding[rejected[1:]] = embedding[rejected[:1]]

@@ -144,6 +144,53 @@ def test_rejected_photos_cost_the_backbone_one_row(
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
+def test_a_backbone_gives_equal_bits_on_any_number_of_threads(
+    models: dict[str, runtime.Model], bundle_path: Path, photos: list[bytes]
+) -> None:
+    pixels = models["onnx"].run(contract.DECODE, {contract.IMAGE_BYTES: photos})[contract.PIXELS]
+    one, two, four = (OnnxBackbone(str(bundle_path / contract.ONNX_FILE), threads) for threads in (1, 2, 4))
+    for rows in (pixels[:1], pixels[3:4], pixels[:5]):
+        expected = one.embed(rows)
+        assert np.array_equal(two.embed(rows), expected)
+        assert np.array_equal(four.embed(rows), expected)
+
+
+def test_a_photo_alone_in_a_server_has_several_threads(
+    bundle_path: Path, photos: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[OnnxBackbone] = []
+    embed = OnnxBackbone.embed
+
+    def record(self: OnnxBackbone, pixels: Any) -> Any:
+        used.append(self)
+        return embed(self, pixels)
+
+    def run(count: int) -> OnnxBackbone:
+        model.run(contract.EMBED, {contract.IMAGE_BYTES: photos[:count]})
+        return used[-1]
+
+    monkeypatch.setattr(OnnxBackbone, "embed", record)
+    model = runtime.load(bundle_path, threads=2, engine="onnx")
+    assert isinstance(model, onnx_model.OnnxModel)
+    assert run(1) is model._backbone, "a job has a caller per core"
+    model.prepare(contract.EMBED)
+    assert run(1) is model._lone_backbone is not None
+    assert run(2) is model._backbone
+    with model._count_call():
+        assert run(1) is model._backbone, "another call runs"
+    assert run(1) is model._lone_backbone
+    with pytest.raises(RunError):
+        model.run(contract.EMBED, {contract.IMAGE_BYTES: np.zeros(2, np.float32)})
+    assert run(1) is model._lone_backbone, "a failed call has ended"
+
+
+def test_a_server_with_one_core_loads_one_backbone(bundle_path: Path) -> None:
+    model = runtime.load(bundle_path, threads=1, engine="onnx")
+    assert isinstance(model, onnx_model.OnnxModel)
+    model.prepare(contract.EMBED)
+    assert model._lone_backbone is None
+
+
 @pytest.mark.parametrize("engine", ["auto", "tensorflow"])
 def test_predict_names_the_engine_and_the_cpu(trained: Trained, bundle_path: Path, engine: str) -> None:
     photo = trained.result.test_photos[0][0]
