@@ -21,7 +21,12 @@ MIN_AGREEMENT = 0.95
 
 BASE = "hubhead score"
 
-_ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+_ENVIRONMENT = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # as the other peers; the default is 15
+}
 
 
 @dataclass(frozen=True)
