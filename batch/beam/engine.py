@@ -10,13 +10,13 @@ the job (Beam's Job API, `GetJobs` and `Cancel`), otherwise Flink's REST API (`/
 from __future__ import annotations
 
 import json
-import logging
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from batch.beam.imports import import_beam
 from batch.monitoring.json_record import JsonRecord
 
 _TIMEOUT_SECONDS = 5.0
@@ -136,8 +136,8 @@ def _call_job_service(endpoint: str) -> Iterator[tuple[Any, Any]]:
     """Provide a stub of Beam's job service and its messages, and raise errors of calls as OSError."""
     import grpc
 
-    with suppress_apitools_message():
-        from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
+    import_beam()
+    from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
 
     # An own engine is asked without a proxy.
     with grpc.insecure_channel(endpoint, [("grpc.enable_http_proxy", 0)]) as channel:
@@ -145,21 +145,6 @@ def _call_job_service(endpoint: str) -> Iterator[tuple[Any, Any]]:
             yield beam_job_api_pb2_grpc.JobServiceStub(channel), beam_job_api_pb2
         except grpc.RpcError as error:
             raise OSError(f"the job server {endpoint} answers {error.code().name}") from error
-
-
-@contextmanager
-def suppress_apitools_message() -> Iterator[None]:
-    """Suppress a log message at Beam's import about a package that this job does not use."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "apitools not found" not in record.getMessage()
-
-    root = logging.getLogger()
-    root.addFilter(keep)
-    try:
-        yield
-    finally:
-        root.removeFilter(keep)
 
 
 def _cancel_beam_job(endpoint: str, job_id: str, name: str) -> str | None:

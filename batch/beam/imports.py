@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ def import_beam(*, optional: bool = True) -> None:
         optional: False to leave out its optional modules. Beam then lacks them until the process ends, so
             this is for processes in which no other code uses Beam.
     """
-    with _hidden(() if optional else _OPTIONAL):
+    with _hidden(() if optional else _OPTIONAL), _suppress_messages():
         import apache_beam  # noqa: F401
 
 
@@ -44,3 +45,20 @@ def _hidden(names: tuple[str, ...]) -> Iterator[None]:
     finally:
         for name in hidden:
             del sys.modules[name]
+
+
+@contextmanager
+def _suppress_messages() -> Iterator[None]:
+    """Suppress within a `with` block what Beam logs about packages that are missing or hidden."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "apitools not found" not in record.getMessage() and "bson package" not in record.getMessage()
+
+    loggers = [logging.getLogger(name) for name in (None, "apache_beam.io.mongodbio")]
+    for logger in loggers:
+        logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(keep)

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from batch.beam.engine import EngineJob, suppress_apitools_message
+from batch.beam.engine import EngineJob
 from batch.beam.failure import describe_failure, shorten_messages, summarize
 from batch.beam.imports import import_beam
 from batch.beam.temporary import temporary_directory
@@ -75,9 +75,8 @@ def run(
     is_default = list(beam_args) == _DEFAULT_ARGS
     if is_default and worker.server is None:
         # Most of the loading is not in Python, and so goes on beside the import of Beam.
-        threading.Thread(target=worker.load_backbone_ahead, args=(plan, models), name="hubhead-load").start()
-    with suppress_apitools_message():
-        import_beam(optional=not (is_default and is_main_program()))
+        threading.Thread(target=worker.load_ahead, args=(plan, models), name="hubhead-load").start()
+    import_beam(optional=not (is_default and is_main_program()))
     import grpc
     from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions, SetupOptions
     from apache_beam.utils.shared import Shared
@@ -94,7 +93,7 @@ def run(
     # Shards that run in this process find this state, and with it the meter, by the handle. Other worker
     # processes create their own.
     state = handle.acquire(lambda: _ProcessState(worker, models))
-    pipeline = _build_pipeline(options, plan, worker, handle)
+    pipeline = _build_pipeline(options, plan, worker, handle, is_distributed=not is_default)
     try:
         if _runs_in_this_process(options):
             pipeline.run().wait_until_finish()
@@ -112,18 +111,17 @@ def run(
         raise state.failure
 
 
-def _build_pipeline(options: Any, plan: str, worker: ShardWorker, handle: Any) -> Any:
+def _build_pipeline(
+    options: Any, plan: str, worker: ShardWorker, handle: Any, *, is_distributed: bool
+) -> Any:
     import apache_beam as beam
 
     pipeline = beam.Pipeline(options=options)
     Path(pipeline.local_tempdir).rmdir()  # for cross-language transforms only; a killed driver would leave it
-    _ = (
-        pipeline
-        | "plan" >> beam.Create([plan])
-        | "photos" >> beam.FlatMap(shard.read_plan)
-        | "shards" >> beam.Reshuffle()
-        | "embed and score" >> beam.Map(_process_shard, worker, handle)
-    )
+    shards = pipeline | "plan" >> beam.Create([plan]) | "photos" >> beam.FlatMap(shard.read_plan)
+    if is_distributed:  # a single worker takes them one after the other anyway
+        shards |= "shards" >> beam.Reshuffle()
+    _ = shards | "embed and score" >> beam.Map(_process_shard, worker, handle)
     return pipeline
 
 

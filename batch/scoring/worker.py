@@ -87,8 +87,10 @@ class ShardWorker:
         model.warm_up(contract.EMBED)
         return model
 
-    def load_backbone_ahead(self, plan: str, models: Sequence[ModelResources]) -> None:
-        """Load the backbone if the first shard of a plan needs it; errors are left to the shard.
+    def load_ahead(self, plan: str, models: Sequence[ModelResources]) -> None:
+        """Load the backbone if the first shard of a plan needs it, and the heads.
+
+        Errors are left to the shard.
 
         A process that is about to work on the plan calls this on a thread, while it imports Beam.
         """
@@ -98,6 +100,9 @@ class ShardWorker:
             present = store.filter_present(known.values())
             if not all(known.get(photo) in present for photo in photos):
                 _ = models[0].backbone
+            if self.scores:
+                for model in models:
+                    _ = model.head.run
 
     def process(self, planned: PlannedShard, models: Sequence[ModelResources]) -> Stats:
         """Process the shard unless a previous attempt already finished it.

@@ -49,7 +49,9 @@ def run_score(trained: Trained, output: Path, *beam_args: str) -> set[str]:
     )
     rows = dataset.dataset(output / "scores" / "scores", format="parquet").to_table(columns=["status"])
     assert rows["status"].to_pylist() == ["ok"]
-    return set(done.stderr.splitlines()[-1].split())
+    *messages, imported = done.stderr.splitlines()
+    assert not [line for line in messages if "apache_beam" in line]
+    return set(imported.split())
 
 
 def test_a_command_in_one_process_imports_no_optional_module(trained: Trained, tmp_path: Path) -> None:

@@ -61,3 +61,16 @@ def test_unreachable_job_server_is_reported(worker: ShardWorker) -> None:
     error = run_and_catch(worker, "--job_endpoint=localhost:1", "--job_server_timeout=1")
     assert error.what.startswith("The Beam job failed: the job server localhost:1 does not answer (")
     assert "the cluster is reachable" in error.remedy
+
+
+@pytest.mark.parametrize("is_distributed", [True, False])
+def test_shards_are_distributed_among_several_workers_alone(
+    worker: ShardWorker, is_distributed: bool
+) -> None:
+    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.utils.shared import Shared
+
+    options = PipelineOptions(["--runner=FnApiRunner"])
+    pipeline = runner._build_pipeline(options, worker.plan, worker, Shared(), is_distributed=is_distributed)
+    assert "embed and score" in pipeline.applied_labels
+    assert ("shards" in pipeline.applied_labels) is is_distributed

@@ -42,14 +42,28 @@ def store(tmp_path: Path) -> EmbeddingStore:
     return store
 
 
-def load_ahead(top: Path, store: EmbeddingStore, numbers: list[int], connect: Connection) -> Any:
+class Head:
+    """Head of a model, which counts its loads."""
+
+    bundle = SimpleNamespace(metadata=SimpleNamespace(preprocessing={}))
+    loads = 0
+
+    @property
+    def run(self) -> None:
+        self.loads += 1
+
+
+def load_ahead(
+    top: Path, store: EmbeddingStore, numbers: list[int], connect: Connection, *, is_scoring: bool = True
+) -> Any:
     """Load ahead of a run over these photos, all in one shard; return the model's resources."""
-    head: Any = SimpleNamespace(bundle=SimpleNamespace(metadata=SimpleNamespace(preprocessing={})))
+    head: Any = Head()
     with PlanWriter(str(top / "plan")) as writer:
         for raw in plan_shards(sort_entries((photo(number), []) for number in numbers), 10, {}):
             writer.add(raw.to_shard(PassThroughColumns()))
     model = ModelResources(head, store, Meter(), connect)
-    ShardWorker((), str(top), str(top / "plan")).load_backbone_ahead(writer.path, [model])
+    scores: Any = "scores" if is_scoring else None
+    ShardWorker((), str(top), str(top / "plan"), scores).load_ahead(writer.path, [model])
     return model
 
 
@@ -72,6 +86,14 @@ def test_failed_loading_ahead_is_raised_to_the_shard(tmp_path: Path, store: Embe
     model = load_ahead(tmp_path, store, [3], connect)
     with pytest.raises(BundleError, match="again"):
         _ = model.backbone
+
+
+@pytest.mark.parametrize("numbers", [[1, 2], [3]], ids=["stored", "new"])
+def test_the_head_is_loaded_ahead_of_a_scoring_run(
+    tmp_path: Path, store: EmbeddingStore, numbers: list[int]
+) -> None:
+    assert load_ahead(tmp_path, store, numbers, Connection()).head.loads == 1
+    assert load_ahead(tmp_path, store, numbers, Connection(), is_scoring=False).head.loads == 0
 
 
 def test_threads_share_one_backbone(tmp_path: Path, store: EmbeddingStore) -> None:
