@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -31,6 +32,9 @@ MAX_PHOTOS = contract.WARMUP_BATCH_SIZES[-1]
 
 MAX_BYTES = 16 << 20
 """Bytes of photos per request; a larger photo is sent in a request of its own."""
+
+_MOST_BYTES = 1 << 28
+"""Maximum size of a file: twice what `hubhead serve` takes in a message, four times the models' own limit."""
 
 MIN_DOWNSCALE_BYTES = 64 << 10
 """Bytes of a photo below which it is not downscaled."""
@@ -109,7 +113,7 @@ def _read(photo: Any) -> bytes | PhotoRejection:
         return bytes(photo)
     try:
         if isinstance(photo, str | os.PathLike):
-            return Path(photo).read_bytes()
+            return _read_file(Path(photo))
         if isinstance(photo, Readable):
             content = photo.read()
             if isinstance(content, bytes):
@@ -124,6 +128,22 @@ def _read(photo: Any) -> bytes | PhotoRejection:
         f"A photo has to be bytes, a path, a file or an array, not {type(photo).__name__}.",
         remedy="Give a list of photos, also for a single photo.",
     )
+
+
+def _read_file(path: Path) -> bytes | PhotoRejection:
+    """Return the content of a file, a pipe or a device; a rejection if it has more than _MOST_BYTES.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        info = os.fstat(file.fileno())
+        content = b""
+        if info.st_size <= _MOST_BYTES:  # a pipe or a device states no size
+            content = file.read(-1 if stat.S_ISREG(info.st_mode) else _MOST_BYTES + 1)
+        if max(info.st_size, len(content)) > _MOST_BYTES:
+            return PhotoRejection(Status.TOO_LARGE, f"more than {_MOST_BYTES} bytes")
+        return content
 
 
 def check_several(items: T, kinds: Any = Iterable, what: str = "photos") -> T:

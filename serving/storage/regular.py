@@ -10,12 +10,16 @@ from pathlib import Path
 
 from serving.storage import files, remote
 
+MAX_BYTES = 1 << 30
+"""Maximum size of a file; no model takes a photo near it, and sparse files can be of any size."""
+
 
 def read_regular(uri: str) -> bytes:
     """Return the content of a file; for a pipe or a device raise an error at once, without opening it.
 
     Raises:
-        OSError: the file cannot be read, or it is a pipe, a device, or made by the kernel (/proc, /sys).
+        OSError: the file cannot be read, has more than MAX_BYTES, or it is a pipe, a device, or made by the
+            kernel (/proc, /sys).
     """
     if files.is_remote(uri):
         return remote.read(uri)
@@ -41,6 +45,8 @@ def _check_regular(path: str, info: os.stat_result) -> None:
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if not stat.S_ISREG(info.st_mode) or is_made_by_kernel(info):
         raise OSError(errno.EINVAL, "not a regular file", path)
+    if info.st_size > MAX_BYTES:
+        raise OSError(errno.EFBIG, f"{info.st_size} bytes, more than {MAX_BYTES}", path)
 
 
 def is_made_by_kernel(info: os.stat_result) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import pickle
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.client import AsyncClient, Client, ClientConfig, Retry, SecretHeaders, Tls, classify
+from serving.client import AsyncClient, Client, ClientConfig, Retry, SecretHeaders, Tls, classify, photos
 from serving.client.channel import encode_headers
 from serving.client.grpc_errors import is_local, split_target
+from serving.client.photos import PhotoLoader
+from serving.contract import PhotoRejection, Status
 from serving.errors import InputError
+from serving.storage.regular import read_regular
 
 
 class NoChannel:
@@ -289,3 +293,29 @@ def test_hosts_and_ports_of_grpc_targets(target: str, expected: tuple[str, str |
 def test_local_hosts() -> None:
     assert all(map(is_local, ("localhost", "LOCALHOST", "127.0.0.1", "127.9.9.9", "::1", "0.0.0.0")))
     assert not any(map(is_local, ("food", "localhost.example", "10.0.0.1", "")))
+
+
+def test_file_that_is_too_large_for_a_photo_is_not_read(tmp_path: Path) -> None:
+    sparse = tmp_path / "a.jpg"
+    with sparse.open("wb") as file:
+        file.truncate(10 << 30)
+    load = PhotoLoader()
+    tracemalloc.start()
+    try:
+        for path in (sparse, str(sparse)):
+            found = load(path)
+            assert isinstance(found, PhotoRejection)
+            assert found.status is Status.TOO_LARGE
+        with pytest.raises(OSError, match="10737418240 bytes, more than"):
+            read_regular(str(sparse))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_device_without_an_end_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photos, "_MOST_BYTES", 1 << 20)
+    found = PhotoLoader()("/dev/zero")
+    assert isinstance(found, PhotoRejection)
+    assert found.status is Status.TOO_LARGE
+    assert PhotoLoader()("/dev/null") == b""
