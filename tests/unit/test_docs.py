@@ -15,7 +15,7 @@ import hubhead
 from tests.support.docs import python
 from tests.support.docs.compare import elide, mask, outline
 from tests.support.docs.markdown import DOCUMENTS, Fence, anchors, code_spans, fences, links, resolve
-from tests.support.docs.shell import find_commands, split_commands, split_console
+from tests.support.docs.shell import find_commands, list_recorded, split_commands, split_console
 from tests.support.repository import REPO
 
 GUIDES = tuple(document for document in DOCUMENTS if document != "CHANGELOG.md")
@@ -168,11 +168,96 @@ def test_every_python_example_compiles_and_its_imports_exist(fence: Fence) -> No
         assert not python.find_missing_imports(tree)
 
 
-@pytest.mark.parametrize("document", [name for name in DOCUMENTS if fences(name, "console")])
+RECORDED = [name for name in DOCUMENTS if fences(name, "console")]
+
+NOT_OUTPUTS = {
+    "README.md": [
+        "food_images/pizza/*.jpg  ─┐",  # a diagram
+        "1. Photos  542 photos",  # the output of `make demo`, which tests/integration/test_demo.py compares
+        "======================= 3045 passed",  # the end of `make test-unit`, too long to record again
+    ],
+    "CONTRIBUTING.md": ["make test ", "make test-unit ", ".venv/bin/python -m hatchling"],
+    "SECURITY.md": ["make sbom"],
+    "docs/cluster-e2e.md": ["apt-get install"],
+    "docs/explanation/embedding-store.md": ["embeddings/"],  # a directory
+    "docs/explanation/one-graph.md": ["photo bytes ─>", "photo bytes ─>"],  # diagrams
+    "docs/explanation/releases.md": ["models/food_images/ "],  # a directory
+    "docs/how-to/release.md": [
+        "model_config_list {",  # a file that the reader writes
+        "copying models",  # not recorded yet; the tutorial shows the same commands recorded
+        "│ size ",
+        "stable: version 1",
+        "loading version 1",
+    ],
+    "docs/how-to/serve.md": [
+        '{"predictions"',  # shortened within the line; test_demo_page.py runs the command
+        "model_config_list {",  # a file that the reader writes
+    ],
+    "docs/how-to/train.md": ["path,label,group,split"],  # a file that the reader writes
+    "docs/migration/make-image-classifier.md": ["make_image_classifier \\"],  # another tool's command
+    "docs/migration/tensorflow-for-poets.md": [
+        "pip install",
+        "pip install",
+        "tf_files/flower_photos/",
+        "IMAGE_SIZE=224",
+        "python -m scripts.label_image",
+        "toco",
+    ],
+    "docs/reference/bundle.md": ["models/fruit/1/"],  # a directory
+    "docs/reference/scores.md": ["scores/scores/<shard>.parquet"],  # a directory
+    "docs/reference/statuses.md": ["uri "],  # rows made up to show five statuses
+    "docs/seeds/food-101.md": [
+        "food-101/images/",  # a directory
+        "│ photo ",  # of drawn photos; tests/integration/test_seeds.py checks what the commands print
+        "uri,lat,lon",  # files that the reader writes
+        "label,name,lat,lon",
+        "uri ",  # as the prediction
+    ],
+}
+"""First lines of the blocks without a recorded output: inputs, diagrams, other tools, and why."""
+
+
+@pytest.mark.parametrize("document", GUIDES)
+def test_a_page_shows_no_output_that_is_not_recorded(document: str) -> None:
+    first_lines = [fence.text.partition("\n")[0] for fence in fences(document, "", "text")]
+    expected = NOT_OUTPUTS.get(document, [])
+    assert len(first_lines) == len(expected), first_lines
+    for line, start in zip(first_lines, expected, strict=True):
+        assert line.startswith(start)
+
+
+def test_no_page_shows_outputs_that_would_need_a_cluster() -> None:
+    needs_cluster = {"docs/how-to/flink.md", "docs/how-to/kubernetes.md"}
+    assert needs_cluster <= set(DOCUMENTS)
+    assert not [name for name in RECORDED if name.startswith("k8s/") or name in needs_cluster]
+
+
+def test_the_guides_show_recorded_outputs() -> None:
+    guides = {name for name in RECORDED if name.startswith("docs/how-to/")}
+    assert {Path(name).stem for name in guides} >= {
+        *("train", "label-errors", "none-of-these", "score", "rescore", "query", "serve", "configuration"),
+    }
+
+
+@pytest.mark.parametrize("document", RECORDED)
 def test_outputs_stand_below_commands(document: str) -> None:
     for fence in fences(document, "console"):
-        for recorded in split_console(fence):
-            assert recorded.command, fence.place
+        recorded = split_console(fence)
+        assert all(one.command for one in recorded), fence.place
+        # A block is there for an output; commands without one are in a block `sh`.
+        assert any(one.output for one in recorded) or document == "docs/tutorial.md", fence.place
+
+
+def test_hidden_commands_run_between_those_that_a_page_shows(tmp_path: Path) -> None:
+    page = tmp_path / "a.md"
+    page.write_text(
+        "# A\n\n<!-- run\nmkdir a\nhubhead serve --port 8500\n-->\n\n"
+        "```sh\ncd a\n```\n\n```console\n$ ls\nb\n```\n\n<!-- run\nrm b\n-->\n"
+    )
+    found = list_recorded(str(page))
+    assert [one.command for one in found] == ["mkdir a", "hubhead serve --port 8500 &", "ls", "rm b"]
+    assert [one.hidden for one in found] == [True, True, False, True]
+    assert [one.command for one in list_recorded(str(page), whole=True)][2:4] == ["cd a", "ls"]
 
 
 def test_no_document_has_a_path_of_the_machine_that_recorded_it() -> None:
