@@ -25,6 +25,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from serving.errors import FetchError
+from serving.runtime.tensorflow_import import import_tensorflow
 from serving.text import first_line
 from trainer.dataset.download import ProgressLogger
 
@@ -57,8 +58,7 @@ def fetch_module(address: str, cache: Path, *, progress: ProgressLogger) -> str:
     Raises:
         FetchError: the download failed.
     """
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     tensorflow_hub = import_hub()
     with _default_cache(cache / "tfhub") as directory:
         progress(f"Resolving {address}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from serving.contract import SAVED_MODEL_FILE
 from serving.errors import OutputError
+from serving.runtime.tensorflow_import import import_tensorflow
 from serving.storage.files import is_remote, write
 
 
@@ -23,6 +24,7 @@ def compute_fingerprint(path: str) -> str:
     Raises:
         OSError, ValueError, tf.errors.OpError: the SavedModel is damaged.
     """
+    import_tensorflow()
     digest = hashlib.sha256()
     for parts in (_read_variables(path), _read_assets(path), _read_graphs(path)):
         for part in parts:

@@ -16,6 +16,7 @@ from typing import Any
 
 from serving.contract import SAVED_MODEL_FILE
 from serving.errors import InputError
+from serving.runtime.tensorflow_import import import_tensorflow
 from serving.text import first_line
 from trainer.backbones.interface import InputOptions
 from trainer.dataset.download import ProgressLogger, create_once, sha256
@@ -119,6 +120,7 @@ def export(graph: Any, source: str, target: str, directory: Path) -> None:
 
 def _read_graph(file: Path) -> Any:
     """Return the GraphDef of a file, with operations that TensorFlow 2 no longer runs replaced."""
+    import_tensorflow()
     from google.protobuf.message import DecodeError
     from tensorflow.core.framework import graph_pb2
 

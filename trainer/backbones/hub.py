@@ -179,6 +179,7 @@ def build(cache: Path, name: str = DEFAULT, *, progress: ProgressLogger = no_pro
     if not directory.is_dir():
         from trainer.backbones.efficientnet_lite import NETWORKS, export
 
+        import_tensorflow()
         built = BUILT[name]
         weights = read_weights(built.network, cache, progress=progress)
         with create_once(directory) as staged:

@@ -11,15 +11,19 @@ import pytest
 
 
 @pytest.mark.tf
-def test_the_first_use_prints_no_messages_of_tensorflow(cache: Path, tmp_path: Path) -> None:
-    (tmp_path / "backbones").symlink_to(cache / "backbones")  # without fingerprints and templates
+@pytest.mark.slow(seconds=20)
+@pytest.mark.parametrize(("command", "kept"), [("show", "backbones"), ("build", "downloads")])
+def test_the_first_use_prints_no_messages_of_tensorflow(
+    cache: Path, tmp_path: Path, command: str, kept: str
+) -> None:
+    (tmp_path / kept).symlink_to(cache / kept)  # without fingerprints and templates
     done = subprocess.run(
-        [sys.executable, "-m", "hubhead", "backbone", "show", "efficientnet_lite0"],
+        [sys.executable, "-m", "hubhead", "backbone", command, "efficientnet_lite0"],
         env=os.environ | {"HUBHEAD_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert "fingerprint" in done.stdout
+    assert ("fingerprint" if command == "show" else "efficientnet_lite0") in done.stdout
     assert done.stderr == ""
