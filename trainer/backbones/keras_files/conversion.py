@@ -25,7 +25,7 @@ FACTS, FAILURE = "keras.json", "failure.json"
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a converted file.
+    """Properties of a converted file.
 
     Attributes:
         application: name of the network of keras.applications that it is or contains; "" if it is none.
