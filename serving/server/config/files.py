@@ -8,6 +8,7 @@ texts of TensorFlow Serving (model_servers/server_core.cc).
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from serving.storage.files import read_text
 
 PLATFORM = "tensorflow"
 _log = logging.getLogger(__name__)
+
+_INTEGER = re.compile(r"-?[0-9]{1,4000}")
 
 DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
 
@@ -211,12 +214,21 @@ def parse_channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:
     """Return the options in --grpc_channel_arguments, such as `grpc.max_connection_age_ms=2000`.
 
     Raises:
-        InputError: an element is not of the form key=value.
+        InputError: an element is not of the form key=value in ASCII, or a number has more than 32 bits.
     """
     found: list[tuple[str, int | str]] = []
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")
-        if not key or not equals:
-            raise InputError(f"--grpc_channel_arguments: {part!r} is not of the form key=value.")
-        found.append((key, int(value) if value.lstrip("-").isdigit() else value))
+        if not key or not equals or not (part.isascii() and part.isprintable()):
+            raise InputError(
+                f"--grpc_channel_arguments: {part!r} is not of the form key=value.",
+                remedy="Write KEY=VALUE,KEY=VALUE.",
+            )
+        number = int(value) if _INTEGER.fullmatch(value) else None
+        if number is not None and not -(2**31) <= number < 2**31:
+            raise InputError(
+                f"--grpc_channel_arguments: {part} has more than 32 bits.",
+                remedy="Give a number from -2147483648 to 2147483647.",
+            )
+        found.append((key, value if number is None else number))
     return tuple(found)

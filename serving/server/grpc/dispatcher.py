@@ -25,6 +25,7 @@ from serving.errors import InputError
 from serving.protos import wire
 from serving.server import memory
 from serving.server.callers import Caller, FairLimit, Pacer, TurnLock
+from serving.server.grpc import compression
 from serving.server.metrics import Metrics
 from serving.server.status_error import (
     StatusError,
@@ -37,6 +38,9 @@ from serving.server.status_error import (
 
 MAX_BYTES = 1 << 29
 """Maximum bytes that the requests of one caller take at once, parsed and serialized."""
+
+MAX_MESSAGE_BYTES = 1 << 27
+"""Maximum size of a request; gRPC rejects a larger one when its first bytes arrive."""
 
 MAX_OPEN_CALLS = 4096
 """Maximum number of calls whose message one caller has not sent yet."""
@@ -53,6 +57,9 @@ Until a message reaches the model it is copied about four times, so half of the 
 
 _LIGHT_FIELDS = 2_000
 """Maximum fields of a message that is parsed beside others; some milliseconds of work."""
+
+_LIGHT_BYTES = 1 << 16
+"""Maximum content of a compressed message that is decompressed beside others."""
 
 _MESSAGE_SECONDS = 60.0
 """Time in which the message of a call has to arrive."""
@@ -260,8 +267,10 @@ class Dispatcher:
         caller = context.caller
         if caller.has_left:
             raise cancelled()
-        size = 0
+        size = unpacked = 0
         try:
+            if compression.is_compressed(body[0]):
+                unpacked = self._decompress(body, context)
             # Parsing holds the interpreter lock, so heavy messages are parsed one after another.
             with self._wait_if_heavy(request_class, body[0], context) as is_heavy:
                 estimated = wire.estimate_memory(body[0], request_class.DESCRIPTOR)
@@ -280,7 +289,29 @@ class Dispatcher:
             name = request_class.DESCRIPTOR.full_name
             raise invalid_argument(f"The request is not a valid {name}.") from error
         finally:
-            self.held_bytes.give_back(caller.name, size)
+            self.held_bytes.give_back(caller.name, size + unpacked)
+
+    def _decompress(self, body: list[bytes], context: CallContext) -> int:
+        """Replace a compressed body by its content; return the bytes of it that are counted as held.
+
+        Raises:
+            StatusError: the requests in flight take too much memory, or as `_hold_heavy_turn`.
+            InputError: the content is too large.
+            DecodeError: the body is damaged.
+        """
+        try:
+            body[0] = compression.decompress(body[0], _LIGHT_BYTES)
+            return 0
+        except InputError:
+            pass
+        # In turns, since it is not known before how large the content is; what it takes is then held.
+        with self._hold_heavy_turn(context):
+            body[0] = compression.decompress(body[0], MAX_MESSAGE_BYTES)
+            size = len(body[0])
+            if not self.held_bytes.take(context.caller.name, size):
+                raise _too_many_bytes()
+        context.nbytes = max(context.nbytes, size)
+        return size
 
     @contextmanager
     def _wait_if_heavy(
@@ -301,12 +332,22 @@ class Dispatcher:
             else:
                 yield False
                 return
+        with self._hold_heavy_turn(context):
+            yield True
+
+    @contextmanager
+    def _hold_heavy_turn(self, context: CallContext) -> Iterator[None]:
+        """Hold the turn of heavy messages within a `with` block.
+
+        Raises:
+            StatusError: the deadline has passed meanwhile, or the caller has left.
+        """
         with self._heavy_turn.hold(context.caller.name, context.seconds_left) as held:
             if not held:
                 raise queue_timeout()
             if context.caller.has_left:
                 raise cancelled()
-            yield True
+            yield
 
 
 def _too_many_bytes() -> StatusError:

@@ -8,6 +8,12 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from serving.errors import InputError
+from serving.server.grpc import compression
+
+_MAX_BYTES = 1 << 16
+"""Maximum content of a compressed message; those of these services are a name or a few."""
+
 _MALFORMED = object()
 """Stands for a message that cannot be parsed."""
 
@@ -48,8 +54,10 @@ class MalformedMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[t
 def _make_parser(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     def parse_or_mark(body: bytes) -> Any:
         try:
+            if compression.is_compressed(body):
+                body = compression.decompress(body, _MAX_BYTES)
             return parse(body)
-        except DecodeError:
+        except (DecodeError, InputError):
             return _MALFORMED
 
     return parse_or_mark

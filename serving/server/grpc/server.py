@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import grpc
 from grpc_reflection.v1alpha import reflection
 
 from serving import protos
-from serving.errors import HubheadError, OutputError
+from serving.errors import HubheadError, InputError, OutputError
 from serving.server.config.settings import ServerSettings
 from serving.server.event_loop import EventLoopThread
-from serving.server.grpc.dispatcher import Dispatcher
+from serving.server.grpc import compression
+from serving.server.grpc.dispatcher import MAX_MESSAGE_BYTES, Dispatcher
 from serving.server.grpc.handlers import make_handlers
 from serving.server.grpc.malformed import MalformedMessageInterceptor
 from serving.server.health import HealthService
 from serving.server.metrics import Metrics
 from serving.server.models.manager import Manager
 
-_MAX_MESSAGE_BYTES = 1 << 27
-"""Maximum size of a request; gRPC rejects a larger one when its first bytes arrive."""
-
 _OPTIONS = (
-    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    compression.OPTION,
     ("grpc.max_send_message_length", -1),
     ("grpc.so_reuseport", 0),  # otherwise a second server could share the port and take half of the requests
 )
@@ -93,6 +93,7 @@ def _bind(server: Any, settings: ServerSettings) -> int:
 
     Raises:
         OutputError: one of them cannot be opened.
+        InputError: the certificates cannot be used.
     """
     address, tls = f"[::]:{settings.port}", settings.certificates
     try:
@@ -104,6 +105,12 @@ def _bind(server: Any, settings: ServerSettings) -> int:
             credentials = grpc.ssl_server_credentials([pair], authority, tls.client_verify)
             bound = server.add_secure_port(address, credentials)
     except RuntimeError as error:
+        if tls is not None and _can_open(settings.port):
+            raise InputError(
+                "The server_key, server_cert or custom_ca of --ssl_config_file cannot be used: one is not "
+                "valid PEM, or the key is not that of the certificate.",
+                remedy="Check them with openssl, such as: openssl x509 -in server.crt -noout -text",
+            ) from error
         raise OutputError(
             f"Port {settings.port} cannot be opened: it is in use, or its use is not permitted.",
             remedy="Choose another port with --port, or let --port 0 pick a free one.",
@@ -117,3 +124,12 @@ def _bind(server: Any, settings: ServerSettings) -> int:
                 remedy="Give --grpc_socket_path a path in a writable directory.",
             ) from error
     return int(bound)
+
+
+def _can_open(port: int) -> bool:
+    """Return whether a TCP port can be opened now."""
+    try:
+        with socket.create_server(("", port)):
+            return True
+    except OSError:
+        return False

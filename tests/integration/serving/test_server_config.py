@@ -530,6 +530,9 @@ def test_enable_batching_without_a_file_uses_tensorflow_servings_defaults(
         (["--model_config_file", "x", "--model_name", "a"], "cannot be combined with --model_base_path"),
         (["--port", "8500", "--rest_api_port", "8500"], "--rest_api_port and --port are both 8500"),
         (["--ssl_config_file", "/none/such"], "cannot be read"),
+        (["--grpc_channel_arguments", "a=1,b"], "'b' is not of the form key=value"),
+        (["--grpc_channel_arguments", "a=9999999999"], "a=9999999999 has more than 32 bits"),
+        (["--grpc_channel_arguments", "é=1"], "'é=1' is not of the form key=value"),
     ],
 )
 @pytest.mark.protocol("batching.needs-flag")
@@ -537,6 +540,18 @@ def test_contradicting_flags_are_an_error_with_a_remedy(flags: list[str], messag
     result = CliRunner().invoke(serve, flags)
     assert isinstance(result.exception, InputError)
     assert message in str(result.exception)
+
+
+def test_channel_arguments_are_numbers_or_texts() -> None:
+    found = parse_channel_arguments("a=-5,,b=--5,c=5x,d=")
+    assert found == (("a", -5), ("b", "--5"), ("c", "5x"), ("d", ""))
+
+
+def test_invalid_certificates_are_not_reported_as_a_port_in_use(base: Path) -> None:
+    broken = "-----BEGIN CERTIFICATE-----\nnothing\n-----END CERTIFICATE-----\n"
+    certificates = protos.SSLConfig(server_key=broken, server_cert=broken)
+    with pytest.raises(InputError, match="--ssl_config_file cannot be used"):
+        start(ServerSettings(base, port=0, certificates=certificates), loader=FakeModelLoader())
 
 
 def test_rest_port_in_use_is_an_error_with_a_remedy(base: Path) -> None:

@@ -289,6 +289,21 @@ def test_http2_stream_closed_without_a_message_is_ended_by_the_server(
         assert is_responsive(channel)
 
 
+@pytest.mark.parametrize("kind", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_compressed_messages_are_answered(channel: grpc.Channel, kind: grpc.Compression) -> None:
+    body = make_valid_body()
+    assert len(channel.unary_unary(protos.PREDICT)(body, compression=kind, timeout=LIMIT))
+    large = protos.PredictRequest.FromString(body)
+    large.output_filter.append("y" * 200_000)
+    with pytest.raises(grpc.RpcError, match="output tensor alias not found in signature: yyy"):
+        channel.unary_unary(protos.PREDICT)(large.SerializeToString(), compression=kind, timeout=LIMIT)
+    check = channel.unary_unary("/grpc.health.v1.Health/Check")
+    check(protos.ModelSpec(name="ModelService").SerializeToString(), compression=kind, timeout=LIMIT)
+    with pytest.raises(grpc.RpcError) as caught:
+        check(b"\x0a\xff\xff\x7f" + bytes(1 << 20), compression=kind, timeout=LIMIT)
+    assert caught.value.code().name == "INVALID_ARGUMENT"
+
+
 @SLOW
 @given(garbage=st.binary(max_size=100), after=st.booleans())
 def test_garbage_bytes_close_only_their_own_connection(
