@@ -1,4 +1,4 @@
-"""What a Keras file contains, read without Keras."""
+"""Contents of a Keras file, read without Keras."""
 
 from __future__ import annotations
 

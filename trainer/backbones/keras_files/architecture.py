@@ -63,7 +63,7 @@ _SCALING = frozenset({"Normalization", "Rescaling"})
 
 @dataclass(frozen=True, slots=True)
 class Recognised:
-    """What a model says about the pixel values that it expects.
+    """Statement of a model about the pixel values that it expects.
 
     Attributes:
         application: network of keras.applications that it is or contains, by its name.

@@ -1,4 +1,4 @@
-"""What a Keras file contains, read without Keras: a whole model or weights, and its architecture.
+"""Contents of a Keras file, read without Keras: a whole model or weights, and its architecture.
 
 The formats are HDF5 with a whole model (Keras 1 to 3: attribute `model_config`), HDF5 with weights by layer
 (attribute `layer_names`) or by object (`*.weights.h5`: group `layers`), and zip archives (.keras).
