@@ -1,8 +1,8 @@
 """Decompression of messages, which is done on the thread that parses them and counts their memory.
 
 gRPC would decompress every message when it arrives, before it is known what is in flight: 60 messages of
-61 kB, one per connection, took 4.9 GB. So it is told to leave them as they are (OPTION). It then does not say
-which are compressed; their first bytes do, which no message of this server has.
+61 kB, one per connection, took 4.9 GB. With OPTION it leaves them as they are. It then does not say which are
+compressed, but their first bytes do, with which no message of this server begins.
 """
 
 from __future__ import annotations
