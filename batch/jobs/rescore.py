@@ -26,6 +26,7 @@ from batch.jobs.settings import RunSettings
 from batch.monitoring import sample_photos
 from batch.monitoring.stats import Meter, Progress, Stats
 from batch.output import run_diff, run_record
+from batch.output.attempt import check_partitions
 from batch.output.dataset import Output, check_run_id
 from batch.output.finished import Publication
 from batch.output.previous_scores import PreviousFile, PreviousScores
@@ -78,6 +79,7 @@ def rescore(settings: RescoreSettings, progress: Callable[[Progress], None] | No
     publish.check_dependencies(settings)
     run_id = check_run_id(settings.run_id or started.date().isoformat())
     bundles = read_models(settings.model)
+    check_partitions(settings.partition_by, (label for model in bundles for label in model.metadata.labels))
     models = [describe_model(model) for model in bundles]
     output = Output(files.absolute(settings.output), settings.partition_by)
     previous = PreviousScores(settings.scores)

@@ -26,6 +26,7 @@ from batch.jobs.planner import Plan, RunPlanner, incomplete_error, is_complete
 from batch.jobs.settings import RunSettings
 from batch.monitoring.stats import Meter, Progress, Stats
 from batch.output import run_diff, run_record, schema
+from batch.output.attempt import check_partitions
 from batch.output.dataset import Output, check_run_id
 from batch.output.run_record import Summary
 from batch.scoring import remote_backbone
@@ -104,6 +105,7 @@ def score(settings: ScoreSettings, progress: ProgressReport | None = None) -> Su
     publish.check_dependencies(settings)
     run_id = check_run_id(settings.run_id or started.date().isoformat())
     bundles = read_models(settings.model)
+    check_partitions(settings.partition_by, (label for model in bundles for label in model.metadata.labels))
     models = [describe_model(model) for model in bundles]
     output = Output(files.absolute(settings.output), settings.partition_by)
     planner = _create_planner(settings, output, run_id, models)

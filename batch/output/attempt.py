@@ -15,7 +15,7 @@ shards, whatever is still running.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -25,6 +25,7 @@ from batch.monitoring.json_record import JsonRecord
 from batch.monitoring.stats import Stats
 from batch.output.shard_record import WORK_DIRECTORY, PublishedShard, ScoredKeys, ShardRecord
 from batch.shards.scored_index import encode_keys
+from serving.errors import InputError
 from serving.storage import files
 from serving.storage.lease import Lease, Move
 
@@ -38,6 +39,9 @@ SCORES = "scores"
 """Name of the directory of the rows, relative to the output."""
 
 _NO_LABEL = "__HIVE_DEFAULT_PARTITION__"  # Hive's name for null, which Parquet readers know
+
+_NAME_BYTES = 255
+"""Longest name of a directory (NAME_MAX of Linux; the same on macOS and Windows)."""
 
 
 @dataclass(frozen=True)
@@ -175,8 +179,32 @@ def _split_by_partition(table: pa.Table, partition_by: str, date: str) -> Iterat
 
         for label in sorted(set(table["label"].to_pylist()), key=lambda label: (label is None, label)):
             has_label = pc.is_null(table["label"]) if label is None else pc.equal(table["label"], label)
-            name = _NO_LABEL if label is None else quote(label, safe="")
             # Readers take the column from the directory's name, and fail if the file has it too.
-            yield f"label={name}/", table.filter(has_label).drop_columns(["label"])
+            yield f"{_name_partition(label)}/", table.filter(has_label).drop_columns(["label"])
     else:
         yield (f"date={date}/" if partition_by == "date" else ""), table
+
+
+def _name_partition(label: str | None) -> str:
+    """Return the name of the directory of a label's rows, in Hive's layout; None for rows without a label."""
+    return f"label={_NO_LABEL if label is None else quote(label, safe='')}"
+
+
+def check_partitions(partition_by: str, labels: Iterable[str]) -> None:
+    """Check that the rows of each label can be written, before the work is done.
+
+    Args:
+        partition_by: one of batch.output.dataset.PARTITIONS; "" for no partitions.
+        labels: labels of the models.
+
+    Raises:
+        InputError: file systems do not allow the name of a label's directory.
+    """
+    for label in labels if partition_by == "label" else ():
+        if len(_name_partition(label)) > _NAME_BYTES:
+            raise InputError(
+                f"With --partition_by label the directory of the label {label!r} would have a name of "
+                f"{len(_name_partition(label))} bytes, and file systems allow {_NAME_BYTES}: letters outside "
+                "ASCII take three bytes for each of theirs.",
+                remedy="Leave out --partition_by, or partition by date.",
+            )
