@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import pytest
 from tests.support import seeds
 from tests.support.docs.session import HOME
 from tests.support.html_assertions import Page, check_self_contained
+from tests.support.keras_files import build_keras_3, write_old_resnet
 from tests.support.repository import REPO
 from tests.support.seeds import find_output, link_cache, run_page
 from tests.support.trained import copy_store
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 FOOD_101 = "docs/seeds/food-101.md"
 MANY_LABELS = "docs/seeds/many-labels.md"
+KERAS = "docs/seeds/keras.md"
 NOTEBOOK = REPO / "docs/notebook.ipynb"
 
 
@@ -78,6 +81,38 @@ def test_every_command_of_the_page_about_two_six_and_257_labels_runs(cache: Path
         assert "Test photos at random" in text
         assert f"{labels} labels" in (version / "README.md").read_text("utf-8")
     assert "kind 000" in find_output(printed, "hubhead predict 'birds")
+
+
+@pytest.mark.tf
+@pytest.mark.beam
+@pytest.mark.server  # the ports of the page are looked for
+@pytest.mark.slow(seconds=150)
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, with NumPy 2
+def test_every_command_of_the_page_about_keras_runs(cache: Path, tmp_path: Path) -> None:
+    import keras
+
+    directory = tmp_path / "food"
+    seeds.write_scenes(directory / "photos", {"train": 24, "val": 8})
+    keras.utils.set_random_seed(0)
+    resnet = keras.applications.ResNet50(include_top=False, weights=None)
+    write_old_resnet(directory / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5", resnet)
+    small = build_keras_3(name="resnet50", shape=(224, 224, 3))  # the network does not matter, the file does
+    small.save(str(directory / "resnet50_notop.keras"))
+    printed = run_page(KERAS, directory, link_cache(cache, tmp_path))
+
+    shown = find_output(printed, "hubhead backbone show")
+    quoted = re.findall(r"`(float32[^`]+|is ResNet50[^`]+)`", (REPO / KERAS).read_text("utf-8"))
+    assert len(quoted) == 3
+    assert all(" ".join(words.split()) in " ".join(shown.split()) for words in quoted), shown
+    for name, dimension in (("photos", 2048), ("notop", 4), ("lite0", 1280)):
+        metadata = json.loads((directory / f"models/{name}/1/assets.extra/hubhead.json").read_text())
+        assert metadata["labels"] == ["rural", "urban"]
+        assert metadata["backbone"]["dimension"] == dimension
+        assert metadata["backbone"].get("preprocessing") == (None if name == "lite0" else "caffe")
+        assert metadata["data"]["photos"]["validation"] == 16  # those of photos/val
+    assert "cost_per_million" in find_output(printed, "grep")
+    run = json.loads((directory / "scores/run.json").read_text())
+    assert run["this_run"]["cost_per_million"] > 0
 
 
 # --- The notebook ---------------------------------------------------------------------------------------
