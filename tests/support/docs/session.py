@@ -25,6 +25,9 @@ _END = "\x1e"
 
 _PORT = re.compile(r"(?:localhost:|port[= ])(\d{4,5})\b")
 _QUIET_SECONDS = 2.0
+_SERVING = "Serving model"
+"""Beginning of the line of `hubhead serve` that its models are loaded."""
+
 _START_SECONDS = 120.0
 _STOP_SECONDS = 30.0
 
@@ -132,13 +135,17 @@ class Session:
             os.killpg(self._shell.pid, signal.SIGKILL)
 
     def _start(self, command: str) -> str:
-        """Start a command in the background; returns what it prints until it is quiet."""
+        """Start a command in the background; returns what it prints until it is ready and quiet."""
         log = self._directory.parent / f"background-{time.monotonic_ns()}.log"
         self._write(f"{command} </dev/null >{shlex.quote(str(log))} 2>&1 &\nprintf '{_END}0{_END}'")
         self._read()
         deadline = time.monotonic() + _START_SECONDS
+        # A server prints warnings while it loads its models, which may take longer than the pause after them.
+        ready = _SERVING if command.startswith("hubhead serve") else ""
         size, changed = 0, time.monotonic()
-        while time.monotonic() < deadline and (not size or time.monotonic() < changed + _QUIET_SECONDS):
+        while time.monotonic() < deadline and not (
+            size and time.monotonic() > changed + _QUIET_SECONDS and ready in log.read_text(encoding="utf-8")
+        ):
             time.sleep(0.1)
             if log.stat().st_size != size:
                 size, changed = log.stat().st_size, time.monotonic()
