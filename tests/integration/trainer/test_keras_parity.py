@@ -36,8 +36,8 @@ class Network:
         file: name of the file; weights alone if it ends in .weights.h5.
         mode: what hubhead.json says of its channels.
         pooling: pooling that the file contains.
-        has_onnx: whether the export has it for ONNX Runtime too. With these weights the engines differ by 1 %
-            on random pixels for EfficientNetV2B0, with those of a new network by 1e-6 (tests.bench.engines).
+        least: smallest variance of a channel, as a part of the mean of its layer. Channels that hardly vary
+            are amplified: pixels of EfficientNetV2B0 that differ by 1e-6 then change its outputs by 3e-4.
     """
 
     name: str
@@ -45,18 +45,18 @@ class Network:
     file: str
     mode: str | None
     pooling: str | None = None
-    has_onnx: bool = True
+    least: float = 0.0
 
 
 NETWORKS = (
     Network("ResNet50", "resnet50", "resnet50_notop.keras", "caffe"),
     Network("MobileNetV2", "mobilenet_v2", "mobilenetv2_notop.h5", None),
-    Network("EfficientNetV2B0", "efficientnet_v2", "efficientnetv2b0.keras", None, "avg", False),
+    Network("EfficientNetV2B0", "efficientnet_v2", "efficientnetv2b0.keras", None, "avg", 1.0),
     Network("DenseNet121", "densenet", "densenet121_notop.weights.h5", "torch"),
 )
 
 
-def settle(model: Any, pixels: NDArray[np.float32]) -> None:
+def settle(model: Any, pixels: NDArray[np.float32], least: float) -> None:
     """Give random weights the statistics of photos, as training would, and change these at random.
 
     Without them the outputs vanish or explode, and differences say nothing.
@@ -69,6 +69,7 @@ def settle(model: Any, pixels: NDArray[np.float32]) -> None:
     for layer in normalisations:
         layer.momentum = 0.99
         gamma, beta, mean, variance = layer.get_weights()
+        variance = np.maximum(variance, least * variance.mean())
         gamma, variance = (value * chance.uniform(0.8, 1.25, value.shape) for value in (gamma, variance))
         beta = chance.normal(0, 0.2, beta.shape)
         mean = mean + np.sqrt(variance) * chance.normal(0, 0.1, mean.shape)
@@ -94,7 +95,7 @@ def test_embeddings_equal_those_of_keras(
         include_top=False, weights=None, pooling=network.pooling, input_shape=(224, 224, 3)
     )
     images = [Image.open(path).convert("RGB").resize((224, 224)) for path in paths]
-    settle(model, applications.preprocess_input(np.stack(images).astype(np.float32)))
+    settle(model, applications.preprocess_input(np.stack(images).astype(np.float32)), network.least)
     file = tmp_path / network.file
     is_weights = network.file.endswith(".weights.h5")
     (model.save_weights if is_weights else model.save)(str(file))
@@ -117,13 +118,10 @@ def test_embeddings_equal_those_of_keras(
     # Embeddings are rounded to float16, by half a step at most; those of ONNX are compared before that too.
     limit = TOLERANCE * np.maximum(1, np.abs(expected))
     rounding = np.spacing(np.abs(expected).astype(np.float16)).astype(np.float32) / 2
-    found = tensorflow.run(contract.EMBED, given)[contract.EMBEDDING]
-    assert (np.abs(found - expected) <= rounding + limit).all()
-    assert (path / contract.ONNX_FILE).is_file() == network.has_onnx
-    if network.has_onnx:
-        exact = OnnxBackbone(str(path / contract.ONNX_FILE)).embed(pixels)
-        assert (np.abs(exact - expected) <= limit).all()
-        found = runtime.load(path, engine="onnx").run(contract.EMBED, given)[contract.EMBEDDING]
+    exact = OnnxBackbone(str(path / contract.ONNX_FILE)).embed(pixels)
+    assert (np.abs(exact - expected) <= limit).all()
+    for loaded in (tensorflow, runtime.load(path, engine="onnx")):
+        found = loaded.run(contract.EMBED, given)[contract.EMBEDDING]
         assert (np.abs(found - expected) <= rounding + limit).all()
 
     details = runtime_details(path)
