@@ -91,7 +91,7 @@ def test_thirty_answers_undo_kill_and_resume_give_a_better_head(
             wait_for_labels(browser, KILLED_AFTER)
             browser.press("u")
             wait_for_labels(browser, KILLED_AFTER - 1)
-            assert browser.evaluate("document.getElementById('name').textContent") == answered.pop()
+            browser.wait_for(f"document.getElementById('name').textContent === '{answered.pop()}'")
             process.send_signal(signal.SIGKILL)
             process.wait(30)
             browser.press("1")
