@@ -90,7 +90,7 @@ def repeat_cancelled(run: Callable[_Arguments, _Result]) -> Callable[_Arguments,
         for _ in range(ATTEMPTS - 1):
             try:
                 return run(*args, **kwargs)
-            except Exception as error:
+            except Exception as error:  # to name OpError is to import TensorFlow; others are raised again
                 if not _is_cancelled(error):
                     raise
         return run(*args, **kwargs)
