@@ -169,12 +169,13 @@ def check_fields(record: Any) -> None:
     """Check that the fields of a frozen dataclass have their declared types; NumPy's numbers become Python's.
 
     Raises:
-        InputError: a field has another type, such as a text where a number is expected.
+        InputError: a field has another type, such as a text where a number is expected, or is a text that
+            is not valid Unicode.
     """
     for name, hint in get_type_hints(type(record)).items():
         union = isinstance(hint, UnionType) or get_origin(hint) is Union
         kinds = {get_origin(kind) or kind for kind in (get_args(hint) if union else (hint,))}
-        value = getattr(record, name)
+        value: Any = getattr(record, name)
         number = isinstance(value, Real) and not isinstance(value, bool)
         if number and float in kinds:
             object.__setattr__(record, name, float(value))
@@ -187,3 +188,24 @@ def check_fields(record: Any) -> None:
                 f"The {name} of a {type(record).__name__} is of type {type(value).__name__}.",
                 remedy=f"Give a value of type {expected}.",
             )
+        elif kinds <= {str, NoneType}:  # others may be paths, which can have any bytes
+            check_unicode(f"The {name} of a {type(record).__name__}", str(value or ""))
+
+
+def check_unicode(what: str, text: str) -> None:
+    """Check that a text can be sent as UTF-8: it has no half of a surrogate pair.
+
+    Args:
+        what: what the text is, for the error.
+        text: text to check; arguments of a command that are not UTF-8 have such halves.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what} is not valid Unicode: {text[error.start]!a} is half of a surrogate pair.",
+            remedy="Give a text that can be written as UTF-8.",
+        ) from error

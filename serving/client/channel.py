@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,10 +194,11 @@ class ClientConfig:
                 remedy="Give the fraction of the requests, such as 0.05 for 5 %.",
             )
         in_time = self.timeout is None or 0 < self.timeout <= MAX_TIMEOUT_SECONDS
-        if self.max_photos < 1 or self.max_bytes < 1 or not in_time:
+        if not (0 < self.max_photos <= sys.maxsize and 0 < self.max_bytes <= sys.maxsize and in_time):
             raise InputError(
                 f"max_photos is {self.max_photos}, max_bytes {self.max_bytes} and timeout {self.timeout}.",
-                remedy=f"Give values above 0, and a timeout up to {MAX_TIMEOUT_SECONDS:g} s or None.",
+                remedy=f"Give values above 0, of at most 63 bits, and a timeout up to "
+                f"{MAX_TIMEOUT_SECONDS:g} s or None.",
             )
         if self.version is not None and not 0 <= self.version < 2**63:
             raise InputError(f"The version is {self.version}.", remedy="Give a number from 0 to 2^63 - 1.")

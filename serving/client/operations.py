@@ -369,7 +369,8 @@ class Core:
         """Return the (height, width) of `classify_pixels`, or None if the model has no such signature."""
         if self._pixels is None:
             declared = (yield from self.metadata()).signatures.get(contract.CLASSIFY_PIXELS)
-            shape = declared and declared.inputs[contract.PIXELS].shape
+            pixels = declared and declared.inputs.get(contract.PIXELS)
+            shape = pixels and pixels.shape
             self._pixels = (shape[1] or 0, shape[2] or 0) if shape and len(shape) == 4 else (0, 0)
         return self._pixels if all(self._pixels) else None
 

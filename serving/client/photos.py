@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import stat
 import struct
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from serving import contract
 from serving.client.responses import truncate_top_k
 from serving.contract import PhotoRejection, Prediction, Status
-from serving.errors import InputError
+from serving.errors import InputError, check_unicode
 from serving.photos.formats import detect_unsupported_format
 from serving.protos import tensors
 
@@ -113,14 +114,16 @@ def _read(photo: Any) -> bytes | PhotoRejection:
         return bytes(photo)
     try:
         if isinstance(photo, str | os.PathLike):
-            return _read_file(Path(photo))
+            return _read_file(Path(os.fsdecode(photo)))
         if isinstance(photo, Readable):
-            content = photo.read()
+            content: Any = photo.read()
             if isinstance(content, bytes):
                 return content
+            if inspect.iscoroutine(content):
+                content.close()  # or Python warns that it was never awaited
             raise InputError(
                 f"Reading a file given as a photo gave {type(content).__name__}, not bytes.",
-                remedy="Open it in binary mode.",
+                remedy="Open it in binary mode; of an asynchronous file give what its read() returns.",
             )
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte, a closed file
         return PhotoRejection(Status.UNREADABLE, getattr(error, "strerror", None) or str(error))
@@ -158,8 +161,10 @@ def check_several(items: T, kinds: Any = Iterable, what: str = "photos") -> T:
         InputError: it is one path, file, photo, array of pixels or input, or cannot be iterated over.
     """
     single = isinstance(items, str | bytes | bytearray | memoryview | os.PathLike | Readable | Mapping)
-    pixels = isinstance(items, np.ndarray) and items.dtype.kind in "biufc" and items.ndim != 4
-    if single or pixels or not isinstance(items, kinds):
+    array = isinstance(items, np.ndarray) and (
+        items.ndim == 0 or (items.dtype.kind in "biufc" and items.ndim != 4)
+    )
+    if single or array or not isinstance(items, kinds):
         raise InputError(
             f"The {what} are of type {type(items).__name__}, which is not a list of {what}.",
             remedy="Give a list, also for a single one: [...].",
@@ -171,7 +176,7 @@ def check_choice(top_k: int | None, user: str | None = None) -> None:
     """Check the number of labels to keep and the id of the user.
 
     Raises:
-        InputError: `top_k` is not a whole number above 0, or `user` is not a text.
+        InputError: `top_k` is not a whole number above 0, or `user` is not a text that UTF-8 can write.
     """
     whole = isinstance(top_k, Integral) and not isinstance(top_k, bool)
     if top_k is not None and not (whole and top_k > 0):
@@ -180,19 +185,25 @@ def check_choice(top_k: int | None, user: str | None = None) -> None:
         )
     if not isinstance(user, str | None):
         raise InputError(f"The user is of type {type(user).__name__}.", remedy="Give the id as str.")
+    check_unicode("The id of the user", user or "")
 
 
 def check_inputs(signature: str, inputs: Mapping[str, Rows]) -> tuple[dict[str, NDArray[Any]], int]:
     """Return the inputs of `run` as arrays, and their number of rows; 1 if all are scalars.
 
     Raises:
-        InputError: an input is not an array or a list of bytes, or the inputs differ in their rows.
+        InputError: an input is not an array or a list of bytes, or the inputs differ in their rows; a name is
+            not a text that UTF-8 can write.
     """
     if not isinstance(signature, str) or not isinstance(inputs, Mapping):
         raise InputError(
             f"The signature is of type {type(signature).__name__}, the inputs of {type(inputs).__name__}.",
             remedy="Give a name, and inputs by name: run('embed', {'image_bytes': [photo]}).",
         )
+    for name in (signature, *inputs):
+        if not isinstance(name, str):
+            raise InputError(f"An input has a name of type {type(name).__name__}.", remedy="Give a str.")
+        check_unicode("The name of a signature or an input", name)
     arrays = {name: _to_array(name, value) for name, value in inputs.items()}
     counts = {len(array) for array in arrays.values() if array.ndim}
     if len(counts) > 1 or 0 in counts or not arrays:
@@ -207,11 +218,17 @@ def _to_array(name: str, value: Any) -> NDArray[Any]:
     """Return an input as an array.
 
     Raises:
-        InputError: it is not an array, a number of NumPy or a list of bytes.
+        InputError: it is not an array, a number of NumPy or a list of bytes, or cannot be read as one.
     """
     if not isinstance(value, str | bytes | bytearray | memoryview | Mapping):
         if hasattr(value, "__array__"):
-            return np.asarray(value)
+            try:
+                return np.asarray(value)
+            except (TypeError, ValueError, RuntimeError) as error:  # such as a tensor of PyTorch on a GPU
+                raise InputError(
+                    f"Input {name!r} of type {type(value).__name__} cannot be read as an array: {error}",
+                    remedy="Give a NumPy array.",
+                ) from error
         items: list[Any] = list(value) if isinstance(value, Iterable) else [None]
         if all(isinstance(item, bytes) for item in items):
             return tensors.make_string_array(items)

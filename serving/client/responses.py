@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from serving import contract, protos
@@ -193,11 +194,18 @@ def decode_predictions(outputs: Outputs, count: int, version: int | None = None)
         ServerError: the outputs do not follow serving/contract.py.
     """
     results = []
-    for label, classes, scores, raw in zip(*_extract_columns(outputs, count, _PREDICTION), strict=True):
+    columns = _extract_columns(outputs, count, _PREDICTION)
+    _, classes, scores, _ = columns
+    if classes.shape != scores.shape:
+        raise ServerError(
+            f"The model's response has {classes.shape[1]} labels and {scores.shape[1]} scores per photo.",
+            remedy="Use a model made by hubhead.",
+        )
+    for label, names, values, raw in zip(*columns, strict=True):
         status = _parse_status(raw)
-        named = zip(classes, scores, strict=True) if status.usable else ()
-        top = tuple((name.decode(), float(score)) for name, score in named)
-        results.append(Prediction(status, label.decode() or None, top, version=version))
+        named = zip(names, values, strict=True) if status.usable else ()
+        top = tuple((_decode_label(name), float(score)) for name, score in named)
+        results.append(Prediction(status, _decode_label(label) or None, top, version=version))
     return results
 
 
@@ -227,10 +235,10 @@ def decode_metadata(response: protos.Message, target: str) -> Metadata:
     """Decode a GetModelMetadataResponse, without TensorFlow's internal signatures.
 
     Raises:
-        ServerError: the response has no signatures.
+        ServerError: the response has no signatures, or they cannot be parsed.
     """
     declared = protos.SignatureDefMap()
-    if not response.metadata["signature_def"].Unpack(declared):
+    if not _unpack(response.metadata["signature_def"], declared):
         raise ServerError(
             f"The server at {target} returned model metadata without signatures.",
             remedy="Give the gRPC port of a TensorFlow Serving server, usually 8500.",
@@ -246,7 +254,15 @@ def decode_metadata(response: protos.Message, target: str) -> Metadata:
 def _unpack_text(packed: protos.Message | None) -> str:
     """Return the text in a google.protobuf.Any; "" if there is none."""
     text = protos.StringValue()
-    return text.value if packed is not None and packed.Unpack(text) else ""
+    return text.value if packed is not None and _unpack(packed, text) else ""
+
+
+def _unpack(packed: protos.Message, message: protos.Message) -> bool:
+    """Parse a google.protobuf.Any into a message; False if it has another type, or cannot be parsed."""
+    try:
+        return bool(packed.Unpack(message))
+    except DecodeError:
+        return False
 
 
 def decode_signatures(declared: Mapping[str, Any]) -> dict[str, Signature]:
@@ -259,10 +275,10 @@ def decode_signatures(declared: Mapping[str, Any]) -> dict[str, Signature]:
 
 
 def decode_statuses(response: protos.Message) -> list[VersionStatus]:
-    """Decode a GetModelStatusResponse, newest version first."""
-    names = protos.ModelVersionStatus.State
+    """Decode a GetModelStatusResponse, newest version first; a state that is not in State is UNKNOWN."""
+    names = {number: name for name, number in protos.ModelVersionStatus.State.items()}
     found = [
-        VersionStatus(entry.version, State(names.Name(entry.state)), entry.status.error_message)
+        VersionStatus(entry.version, State(names.get(entry.state, State.UNKNOWN)), entry.status.error_message)
         for entry in response.model_version_status
     ]
     return sorted(found, key=lambda status: status.version, reverse=True)
@@ -283,6 +299,16 @@ def _extract_columns(
             )
         columns.append(column)
     return columns
+
+
+def _decode_label(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise ServerError(
+            f"The model's response has the label {raw!r}, which is not UTF-8.",
+            remedy="Use a model made by hubhead.",
+        ) from error
 
 
 def _parse_status(raw: bytes) -> Status:

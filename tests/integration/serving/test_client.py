@@ -267,6 +267,9 @@ def make_outputs(**changes: Any) -> dict[str, Any]:
         ({"scores": np.zeros((1, 2), np.float32)}, r"'scores'.*\[1, 2\]"),
         ({"label": np.zeros(2, np.float32)}, "'label': strings.*float32"),
         ({"status": np.array([b"ok", b"brand_new"], dtype=object)}, "brand_new.*Update hubhead"),
+        ({"label": np.array([b"a", b"\xff"], dtype=object)}, r"label b'\\xff'.* not UTF-8"),
+        ({"classes": np.array([[b"a", b"\xff"]] * 2, dtype=object)}, r"label b'\\xff'.* not UTF-8"),
+        ({"classes": np.array([[b"a"]] * 2, dtype=object)}, "1 labels and 2 scores"),
     ],
 )
 def test_outputs_that_break_the_contract_are_an_error(changes: dict[str, Any], text: str) -> None:
@@ -306,6 +309,41 @@ def test_status_lists_versions_newest_first_with_their_errors() -> None:
             VersionStatus(2, State.END, "does not load"),
             VersionStatus(1, State.AVAILABLE, ""),
         ]
+
+
+def test_state_that_the_protocol_does_not_have_is_unknown() -> None:
+    response = make_status((1, "AVAILABLE", ""))
+    response.model_version_status[0].state = 71
+    with (
+        fake_grpc_server({protos.GET_MODEL_STATUS: lambda *_: response}) as address,
+        Client(address, model="food") as client,
+    ):
+        assert client.status() == [VersionStatus(1, State.UNKNOWN, "")]
+
+
+def test_metadata_that_cannot_be_parsed_is_an_error() -> None:
+    response = protos.GetModelMetadataResponse()
+    response.metadata["signature_def"].Pack(protos.SignatureDefMap())
+    response.metadata["signature_def"].value = b"\xff"
+    with (
+        fake_grpc_server({protos.GET_MODEL_METADATA: lambda *_: response}) as address,
+        Client(address, model="food") as client,
+        pytest.raises(ServerError, match="without signatures"),
+    ):
+        client.metadata()
+
+
+def test_pixels_are_encoded_for_a_model_whose_classify_pixels_has_other_inputs() -> None:
+    declared = protos.SignatureDefMap()
+    declared.signature_def[contract.CLASSIFY_PIXELS].inputs["other"].dtype = 1
+    metadata = protos.GetModelMetadataResponse()
+    metadata.metadata["signature_def"].Pack(declared)
+    answers = {
+        protos.GET_MODEL_METADATA: lambda *_: metadata,
+        protos.PREDICT: lambda request, _: answer_for(list(request.inputs["image_bytes"].string_val)),
+    }
+    with fake_grpc_server(answers) as address, Client(address, model="food") as client:
+        assert client.classify([np.zeros((4, 4, 3), np.uint8)])[0].label == "apple"
 
 
 def test_wait_until_ready_returns_when_the_model_is_available() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import pickle
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
@@ -33,6 +34,16 @@ def open_client() -> Client:
     return Client("localhost:1", model="food", convert=False, channel=NoChannel())  # type: ignore[arg-type]
 
 
+class OnAnotherDevice:
+    """An array that cannot be read in this process's memory, like a tensor of PyTorch on a GPU."""
+
+    def __array__(self) -> None:
+        raise TypeError("can't convert a tensor on another device to numpy")
+
+    def __repr__(self) -> str:
+        return "OnAnotherDevice"
+
+
 async def arrive() -> AsyncIterator[bytes]:
     yield b"photo"
 
@@ -57,6 +68,9 @@ PIXELS = np.zeros((4, 4, 3), np.uint8)
         {"a.jpg": b"photo"},
         np.bytes_(b"photo"),
         np.str_("a.jpg"),
+        np.array("a.jpg"),
+        np.array(b"photo"),
+        np.array(None, object),
     ],
     ids=lambda photos: type(photos).__name__,
 )
@@ -106,9 +120,41 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert [type(value) for value in (config.version, config.timeout, config.max_photos)] == [int, float, int]
 
 
-def test_user_is_a_text() -> None:
+@pytest.mark.parametrize("user", [3, "\ud800"], ids=ascii)
+def test_user_is_a_text(user: Any) -> None:
     with pytest.raises(InputError, match="user"):
-        open_client().classify([], user=3)  # type: ignore[arg-type]
+        open_client().classify([], user=user)
+
+
+@pytest.mark.parametrize("name", ["model", "label", "target", "server_name", "signature", "input"])
+def test_text_that_is_not_unicode_is_an_error(name: str) -> None:
+    text = "food\udcff"  # as an argument of a command that is not UTF-8
+    uses: dict[str, Callable[[], object]] = {
+        "model": lambda: ClientConfig("a:1", model=text),
+        "label": lambda: ClientConfig("a:1", label=text),
+        "target": lambda: ClientConfig(text),
+        "server_name": lambda: Tls(server_name=text),
+        "signature": lambda: open_client().run(text, {"x": np.zeros(1)}),
+        "input": lambda: open_client().run("double", {text: np.zeros(1)}),
+    }
+    with pytest.raises(InputError, match=f"{name}.* is not valid Unicode"):
+        uses[name]()
+    assert Tls(ca="\udcff.pem").ca == "\udcff.pem", "a path may have any bytes"
+
+
+def test_path_of_bytes_is_a_path(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"photo")
+    with os.scandir(os.fsencode(tmp_path)) as entries:
+        assert [PhotoLoader()(entry) for entry in entries] == [b"photo"]  # type: ignore[arg-type]
+
+
+def test_file_that_is_read_asynchronously_is_an_error_that_says_what_to_give() -> None:
+    class Upload:
+        async def read(self) -> bytes:
+            return b"photo"
+
+    with pytest.raises(InputError, match=r"gave coroutine.*give what its read\(\) returns"):
+        PhotoLoader()(Upload())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +178,9 @@ def test_user_is_a_text() -> None:
         {},
         [np.zeros(1)],
         np.zeros(1),
+        {3: np.zeros(1)},
+        {3: np.zeros(1), "x": np.zeros(2)},
+        {"x": OnAnotherDevice()},
         None,
     ],
     ids=repr,
@@ -177,6 +226,7 @@ def test_signature_timeout_and_configuration_of_the_wrong_kind_are_errors() -> N
         {"headers": {3: "token"}},
         {"max_photos": 2.5},
         {"max_photos": "8"},
+        {"max_photos": 2**64},
         {"max_bytes": None},
         {"max_concurrency": "4"},
         {"convert": "no"},
