@@ -198,9 +198,15 @@ def check_partitions(partition_by: str, labels: Iterable[str]) -> None:
         labels: labels of the models.
 
     Raises:
-        InputError: file systems do not allow the name of a label's directory.
+        InputError: file systems do not allow the name of a label's directory, or readers take it for another.
     """
     for label in labels if partition_by == "label" else ():
+        if label == _NO_LABEL:  # in any encoding: Arrow decodes the name before it compares
+            raise InputError(
+                f"With --partition_by label the rows of the label {label!r} cannot be told from those "
+                "without a label: it is Hive's name for these.",
+                remedy="Rename the label, leave out --partition_by, or partition by date.",
+            )
         if len(_name_partition(label)) > _NAME_BYTES:
             raise InputError(
                 f"With --partition_by label the directory of the label {label!r} would have a name of "
