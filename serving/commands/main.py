@@ -16,7 +16,7 @@ import click
 
 from serving.commands.common import completion_scripts, streams
 from serving.commands.output import echo, warn
-from serving.errors import ExitCode, HubheadError
+from serving.errors import ExitCode, HubheadError, InputError
 from serving.process import set_main_program
 from serving.text import ESCAPE, escape_controls, redact_logs, register_escape
 
@@ -29,7 +29,9 @@ def run_group(commands: Sequence[click.Command], name: str, help_text: str) -> N
 def run(command: click.Command, name: str) -> NoReturn:
     """Run a command as the main program of a process, and exit.
 
-    The exit codes are those of `ExitCode`. An unexpected exception keeps its traceback: it is a bug.
+    The exit codes are those of `ExitCode`. An error of the operating system about a path is reported like
+    every error, since any path can be too long, forbidden or broken at any time. Another unexpected exception
+    keeps its traceback: it is a bug.
     """
     set_main_program()
     streams.open_missing_streams()
@@ -62,16 +64,28 @@ def run(command: click.Command, name: str) -> NoReturn:
         streams.discard_stdout()  # the reader of the pipe has gone (`| head`)
         sys.exit(ExitCode.FAILED)
     except OSError as error:
-        if not streams.is_output_error(error):
+        if streams.is_output_error(error):
+            streams.discard_stdout()
+            reason = error.strerror or type(error).__name__
+            warn(f"{name}: Cannot write the output: {reason}. Free space, or write it elsewhere.", "red")
+        elif error.filename is not None:
+            warn(f"{name}: {_describe_path_error(error)}", "red")
+        else:
             raise
-        streams.discard_stdout()
-        reason = error.strerror or type(error).__name__
-        warn(f"{name}: Cannot write the output: {reason}. Free space, or write it elsewhere.", "red")
         sys.exit(ExitCode.FAILED)
     finally:
         # Skip garbage collection at exit: with TensorFlow loaded it takes about a second.
         gc.freeze()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _describe_path_error(error: OSError) -> HubheadError:
+    """Return the error to report for one of the operating system that names a file."""
+    path = error.filename if isinstance(error.filename, int) else os.fsdecode(error.filename)
+    return InputError(
+        f"{path} cannot be used: {error.strerror or type(error).__name__}.",
+        remedy="Check the path, and the permissions and the free space there.",
+    )
 
 
 class _Formatter(logging.Formatter):

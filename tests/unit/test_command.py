@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import sys
 from collections.abc import Callable
 
@@ -90,6 +92,25 @@ def test_unexpected_exception_keeps_its_traceback(monkeypatch: pytest.MonkeyPatc
     command = click.Command("broken", callback=raise_(ZeroDivisionError()))
     monkeypatch.setattr(sys, "argv", ["hubhead"])
     with pytest.raises(ZeroDivisionError):
+        run(command, "hubhead")
+
+
+@pytest.mark.parametrize("path", ["photos\x1b[31m", b"photos\xff", "x" * 5000])
+def test_an_error_of_the_system_about_a_path_is_one_line(
+    run_body: Callable[..., Outcome], path: str | bytes
+) -> None:
+    code, out, err = run_body(raise_(PermissionError(errno.EACCES, "Permission denied", path)))
+    assert (code, out) == (1, "")
+    assert re.fullmatch(
+        r"hubhead: (photos\\u\S+|xxx.*xxx) cannot be used: Permission denied\. Check .*\n", err
+    )
+    assert len(err) < 4500
+
+
+def test_an_error_of_the_system_without_a_path_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = click.Command("broken", callback=raise_(OSError(errno.EINVAL, "Invalid argument")))
+    monkeypatch.setattr(sys, "argv", ["hubhead"])
+    with pytest.raises(OSError, match="Invalid argument"):
         run(command, "hubhead")
 
 

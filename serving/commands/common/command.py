@@ -150,7 +150,7 @@ class Command(click.Command):
             start = time.perf_counter()
             try:
                 return super().invoke(ctx)
-            except HubheadError:
+            except (HubheadError, OSError):
                 _log.debug("Traceback of the error:", exc_info=True)
                 raise
             finally:
