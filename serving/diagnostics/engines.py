@@ -27,7 +27,8 @@ print(json.dumps({"version": tf.__version__, "seconds": seconds, "gpus": gpus}))
 _ONNX_RUNTIME = """
 import json, time
 start = time.perf_counter()
-import onnxruntime
+from serving.runtime.onnxruntime_import import import_onnxruntime
+onnxruntime = import_onnxruntime()
 seconds = time.perf_counter() - start
 providers = onnxruntime.get_available_providers()
 assert "CPUExecutionProvider" in providers, f"it cannot run on CPUs, only by {providers}"

@@ -28,6 +28,7 @@ from serving.runtime import decoder, subgraph
 from serving.runtime.c_api import find_tensorflow
 from serving.runtime.errors import RunError
 from serving.runtime.model import Model, Value
+from serving.runtime.onnxruntime_import import import_onnxruntime
 from serving.runtime.tensorflow_import import import_tensorflow
 
 _MAX_FLOAT16 = 65504.0
@@ -56,8 +57,7 @@ class OnnxBackbone:
     """
 
     def __init__(self, model: bytes | str, threads: int = 1) -> None:
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         # Threads that wait for each other in a loop take the processor from other processes.

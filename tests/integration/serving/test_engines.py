@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from serving.process import get_cpu_model
 from serving.runtime import RunError, onnx_model
 from serving.runtime.onnx_model import OnnxBackbone
 from serving.runtime.session import PARITY_TOLERANCE
+from tests.support.repository import REPO
 from tests.support.trained import Trained
 from trainer.export import onnx_backbone
 
@@ -253,6 +255,21 @@ def test_inputs_that_do_not_match_the_signature_are_errors(models: dict[str, run
         with pytest.raises(runtime.RunError, match=r"Input .* is .*, not ") as caught:
             model.run(signature, inputs)
         assert caught.value.code == "INVALID_ARGUMENT"
+
+
+def test_onnx_runtime_keeps_and_sends_no_events_about_its_use(bundle_path: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from serving.runtime.onnx_model import OnnxBackbone; "
+        "OnnxBackbone(sys.argv[1])"
+    )
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_"))}
+    subprocess.run(
+        [sys.executable, "-c", code, bundle_path / contract.ONNX_FILE],
+        env={**variables, "HOME": str(tmp_path), "PYTHONPATH": str(REPO)},
+        cwd=tmp_path,
+        check=True,
+    )
+    assert not list(tmp_path.rglob("*")), "it keeps events and an identifier of the device in the cache"
 
 
 class TestSelection:
