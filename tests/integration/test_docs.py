@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.docs.compare import elide, outline
-from tests.support.docs.markdown import DOCUMENTS, fences
-from tests.support.docs.session import open_session
-from tests.support.docs.shell import PROMPT, Recorded, split_console
-from tests.support.docs.workspace import prepare
+from tests.support.docs.compare import compare
+from tests.support.docs.markdown import DOCUMENTS, Fence, fences
+from tests.support.docs.session import CommandFailed, open_session, run_commands
+from tests.support.docs.shell import (
+    PROMPT,
+    Recorded,
+    find_commands,
+    list_recorded,
+    split_console,
+    split_plain,
+)
+from tests.support.docs.workspace import SEEDS, Workspace, prepare
 from tests.support.trained import copy_store
 
 if TYPE_CHECKING:
@@ -25,6 +32,22 @@ EXAMPLES = [
     for fence in fences(document, "python")
     if "= train(TrainSettings(" in fence.text
 ]
+
+
+TUTORIAL = "docs/tutorial.md"
+
+PAGES = [
+    pytest.param(name, marks=[pytest.mark.needs("curl")] if find_commands(name, "curl") else [])
+    for name in DOCUMENTS
+    if fences(name, "console") and name != TUTORIAL
+]
+"""Pages with recorded outputs, whose commands take up to a minute; the tutorial has a test of its own."""
+
+
+@pytest.fixture(scope="module")
+def workspace(cache: Path, sample: SampleSummary, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Directories for the commands of pages, one page after the other; the first one trains, in 20 s."""
+    return Workspace(tmp_path_factory.mktemp("docs"), cache, sample.directory)
 
 
 def test_the_documents_have_an_example_of_training() -> None:
@@ -64,28 +87,51 @@ def test_the_outputs_of_the_tutorial_have_the_structure_of_a_real_run(
     trained: Trained, sample: SampleSummary, cache: Path, tmp_path: Path
 ) -> None:
     """Run the commands before the first server: train, from stored embeddings; predict; score; query."""
-    shown = [command for fence in fences("docs/tutorial.md", "console") for command in split_console(fence)]
+    shown = [command for fence in fences(TUTORIAL, "console") for command in split_console(fence)]
     commands = list(itertools.takewhile(lambda command: not command.background, shown))
     assert {command.command.split()[1] for command in commands} >= {"train", "predict", "score", "query"}
     directory, own_cache = prepare(tmp_path, cache, sample.directory)
     copy_store(trained, own_cache)
-    with open_session(directory, own_cache, commands) as session:
-        for command in commands:
-            lines, code = session.run(command)
-            assert code == 0, "\n".join(lines)
-            if command.command.startswith("hubhead query"):
-                assert outline(lines[:1]) == outline(command.output[:1])
-                assert len(lines) > 1
-            else:
-                assert outline(elide(command.output, lines)) == outline(command.output), command.command
+    check_outputs(commands, run_commands(commands, directory, own_cache))
+
+
+@pytest.mark.server  # free ports are looked for
+@pytest.mark.slow(seconds=10)
+@pytest.mark.parametrize("document", PAGES)
+def test_the_outputs_of_a_page_have_the_structure_of_a_real_run(document: str, workspace: Workspace) -> None:
+    commands = list_recorded(document, whole=document in SEEDS)
+    check_outputs(commands, run_commands(commands, *workspace.reset(document)))
+
+
+def check_outputs(commands: list[Recorded], outputs: list[list[str]]) -> None:
+    """Fail if what a command printed has another structure than its page shows."""
+    for command, output in zip(commands, outputs, strict=True):
+        if not command.hidden:
+            found, shown = compare(command, output)
+            assert found == shown, f"{command.fence.place}: {command.command}\n" + "\n".join(output)
 
 
 def test_a_session_has_the_directory_of_servers_beside_its_own(tmp_path: Path) -> None:
     lines = ("mkdir -p /srv/models", "echo x > /srv/models/a", "ls -d /srv/models/a", "false")
-    fence = fences("docs/tutorial.md", "console")[0]
+    fence = fences(TUTORIAL, "console")[0]
     commands = [Recorded(fence, (PROMPT + line,), ()) for line in lines]
     (tmp_path / "food").mkdir()
     with open_session(tmp_path / "food", tmp_path / "cache", commands) as session:
         results = [session.run(command) for command in commands]
     assert results == [([], 0), ([], 0), (["/srv/models/a"], 0), ([], 1)]
     assert (tmp_path / "srv/models/a").read_text() == "x\n"
+
+
+def test_a_command_may_fail_only_where_the_page_shows_its_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "food").mkdir()
+
+    def run(*lines: str) -> list[list[str]]:
+        commands = split_plain(Fence("a.md", 3, "sh", "\n".join(lines)))
+        return run_commands(commands, tmp_path / "food", tmp_path / "cache")
+
+    assert run("ls missing", "echo $?")[1] == ["2"]
+    for following in ([], ["echo x"]):
+        with pytest.raises(
+            CommandFailed, match=r"^a\.md:3: `ls missing` ended with exit code 2:\nls: .*missing"
+        ):
+            run("ls missing", *following)

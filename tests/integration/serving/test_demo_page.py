@@ -20,7 +20,8 @@ from serving.server.config.settings import ModelSettings
 from serving.server.rest import page
 from tests.support.browser import PROGRAMS, Browser
 from tests.support.colour_model import ColourModel, draw_photo, write_colour_model
-from tests.support.docs import code_blocks
+from tests.support.docs.markdown import fences
+from tests.support.docs.shell import command_lines
 from tests.support.fake_model import FakeModelLoader, eventually, write_fake_model
 from tests.support.html_assertions import Page
 
@@ -263,7 +264,9 @@ def test_real_model_classifies_a_real_photo(
 @pytest.mark.needs("curl")
 def test_rest_commands_of_the_guide_work(server: RunningServer, tmp_path: Path) -> None:
     draw_photo(tmp_path / "photo.jpg", (190, 20, 25), (400, 300))
-    (commands,) = [block for block in code_blocks("docs/how-to/serve.md", "sh") if ":predict" in block]
+    page = "docs/how-to/serve.md"
+    lines = [line for fence in fences(page, "sh", "console") for line in command_lines(fence)]
+    commands = "\n".join(line for line in lines if "localhost:8501/v1/" in line)
     commands = commands.replace("localhost:8501", f"localhost:{server.rest_port}")
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands.replace("food_images", "colours")],

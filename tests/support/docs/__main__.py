@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support.docs.compare import elide
 from tests.support.docs.markdown import DOCUMENTS, fences
-from tests.support.docs.session import CommandFailed, open_session
+from tests.support.docs.session import CommandFailed, run_commands
 from tests.support.docs.shell import Recorded, list_recorded
 from tests.support.docs.workspace import SEEDS, Workspace
 from tests.support.repository import REPO
@@ -53,43 +52,22 @@ def record(documents: Sequence[str], top: Path) -> list[str]:
         if commands := list_recorded(document, whole=document in SEEDS):
             print(document, flush=True)
             try:
-                write_outputs(document, commands, run(commands, *workspace.reset(document)))
+                write_outputs(document, commands, run_commands(commands, *workspace.reset(document)))
             except CommandFailed as error:
                 print(error, flush=True)
-                failed.append(f"{document}: {error}")
+                failed.append(str(error))
     return failed
 
 
-def run(commands: list[Recorded], directory: Path, cache: Path) -> list[list[str]]:
-    """Run the commands of a page; returns what the page shows of the output of each.
-
-    Raises:
-        CommandFailed: a command ended with an exit code other than 0 that the page does not show.
-    """
-    outputs: list[list[str]] = []
-    with open_session(directory, cache, commands) as session:
-        for index, command in enumerate(commands):
-            began = time.monotonic()
-            output, code = session.run(command)
-            print(f"  {time.monotonic() - began:5.1f} s  {command.command}", flush=True)
-            shows_code = any(next_.command == "echo $?" for next_ in commands[index + 1 : index + 2])
-            if code and not shows_code:
-                lines = "\n".join(output)
-                place = f"line {command.fence.line}"
-                raise CommandFailed(f"{place}: `{command.command}` ended with exit code {code}:\n{lines}")
-            outputs.append([] if command.hidden else elide(command.output, output))
-    return outputs
-
-
 def write_outputs(document: str, commands: list[Recorded], outputs: list[list[str]]) -> None:
-    """Replace the outputs on a page."""
+    """Replace the outputs on a page by these ones, as much of them as the page shows."""
     path = REPO / document
     lines = path.read_text(encoding="utf-8").splitlines()
     at = {fence.line: fence for fence in fences(document, "console")}
     for line in sorted(at, reverse=True):
         own = [(c, o) for c, o in zip(commands, outputs, strict=True) if c.fence.line == line]
         indent = lines[line - 2][: len(lines[line - 2]) - len(lines[line - 2].lstrip())]
-        block = [text for command, output in own for text in (*command.lines, *output)]
+        block = [text for command, output in own for text in (*command.lines, *elide(command.output, output))]
         size = len(at[line].text.splitlines())
         lines[line - 1 : line - 1 + size] = [(indent + text).rstrip() for text in block]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

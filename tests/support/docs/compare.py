@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
-from tests.support.docs.shell import LEFT_OUT
+from tests.support.docs.shell import LEFT_OUT, Recorded
 
 _MASKS = (
     (re.compile(r"[─━┏┓┗┛┳┻╇╈┡┩┬┴┼├┤└┘┌┐╺╸]+"), "─"),
     (re.compile(r"(?:[\w.~-]*/)+[\w.+-]*"), "PATH"),
     (re.compile(r"\b[0-9a-f]{8,}\b"), "HASH"),
-    (re.compile(r"[-+−]?\d(?:[\d.,:]*\d)?"), "N"),
+    (re.compile(r"[-+−]?\d(?:[\d.,:]*\d)?(?:e[-+]?\d+\b)?"), "N"),
     (re.compile(r"\s+"), " "),
 )
 
@@ -31,6 +31,22 @@ def outline(lines: Sequence[str]) -> list[str]:
     """Return the structure of an output; of rows of a table one after the other only the number of cells."""
     masked = [f"row of {line.count('│') - 1} cells" if line.startswith("│") else mask(line) for line in lines]
     return [line for line, _ in groupby(masked)]
+
+
+def compare(command: Recorded, lines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the structures of what a command printed and of what its page shows, which should be equal.
+
+    Which rows a query finds depends on the scores, and these on the processor. So its structure is the names
+    of the columns, and that there are rows.
+    """
+    shown, found = list(command.output), elide(command.output, lines)
+    if command.command.startswith("hubhead query"):
+        return _outline_query(found), _outline_query(shown)
+    return outline(found), outline(shown)
+
+
+def _outline_query(lines: Sequence[str]) -> list[str]:
+    return [*outline(lines[:1]), *(["rows"] if lines[1:] else [])]
 
 
 def elide(written: Sequence[str], lines: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -48,6 +48,30 @@ HOME, USER, HOST = "/home/annette", "annette", "laptop"
 
 class CommandFailed(Exception):
     """A command of a document ended with an exit code that the document does not show."""
+
+
+def run_commands(commands: Sequence[Recorded], directory: Path, cache: Path) -> list[list[str]]:
+    """Run commands in a directory, and print how long each of them takes.
+
+    Returns:
+        The lines that each command prints.
+
+    Raises:
+        CommandFailed: a command ended with another exit code than 0, and the next one is not `echo $?`.
+    """
+    outputs: list[list[str]] = []
+    with open_session(directory, cache, commands) as session:
+        for index, command in enumerate(commands):
+            began = time.monotonic()
+            output, code = session.run(command)
+            print(f"  {time.monotonic() - began:5.1f} s  {command.command}", flush=True)
+            shows_code = any(next_.command == "echo $?" for next_ in commands[index + 1 : index + 2])
+            if code and not shows_code:
+                lines = "\n".join(output)
+                place = f"{command.fence.place}: " if command.fence.document else ""
+                raise CommandFailed(f"{place}`{command.command}` ended with exit code {code}:\n{lines}")
+            outputs.append(output)
+    return outputs
 
 
 @contextmanager
@@ -107,18 +131,6 @@ class Session:
         )
         output, code = self._read()
         return self._clean(output), code
-
-    def check(self, recorded: Recorded) -> list[str]:
-        """Run a command; returns the lines that it prints.
-
-        Raises:
-            CommandFailed: it ended with another exit code than 0.
-        """
-        lines, code = self.run(recorded)
-        if code:
-            output = "\n".join(lines)
-            raise CommandFailed(f"`{recorded.command}` ended with exit code {code}:\n{output}")
-        return lines
 
     def close(self) -> None:
         """End the shell and all that runs in it."""

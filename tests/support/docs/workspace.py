@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from tests.support.docs.markdown import Fence
-from tests.support.docs.session import open_session
-from tests.support.docs.shell import PROMPT, Recorded
+from tests.support.docs.session import run_commands
+from tests.support.docs.shell import split_plain
 
 FIRST_RUNS = ("docs/tutorial.md", "docs/how-to/train.md")
 """Pages that begin with photos alone, so that their outputs are those of a first run."""
@@ -53,25 +53,13 @@ class Workspace:
         if document in FIRST_RUNS:
             return prepare(self._top, self._user_cache, self._photos)
         if not self._saved.exists():
-            run_commands(*prepare(self._top, self._user_cache, self._photos), _TRAINED)
+            fence = Fence("", 0, "sh", "\n".join(_TRAINED))
+            run_commands(split_plain(fence), *prepare(self._top, self._user_cache, self._photos))
             for name in ("food", "cache"):
                 shutil.copytree(self._top / name, self._saved / name, symlinks=True)
         else:
             shutil.copytree(self._saved, self._top, symlinks=True, dirs_exist_ok=True)
         return self._top / "food", self._top / "cache"
-
-
-def run_commands(directory: Path, cache: Path, commands: tuple[str, ...]) -> None:
-    """Run commands whose outputs no page shows.
-
-    Raises:
-        CommandFailed: a command ended with another exit code than 0.
-    """
-    fence = Fence("", 0, "sh", "\n".join(commands))
-    recorded = [Recorded(fence, (PROMPT + command,), ()) for command in commands]
-    with open_session(directory, cache, recorded) as session:
-        for command in recorded:
-            session.check(command)
 
 
 def prepare(directory: Path, cache: Path, photos: Path) -> tuple[Path, Path]:
