@@ -18,6 +18,7 @@ from fnmatch import fnmatchcase
 from glob import has_magic
 from itertools import chain
 from typing import Any
+from urllib.parse import urlsplit
 
 from serving.errors import HubheadError, InputError, OutputError, StorageError
 from serving.storage.address import EXTRAS, base_name
@@ -30,6 +31,9 @@ _STAT_THREADS = 32
 
 _TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "created")
 """Names under which the file systems of fsspec state the time of the last modification."""
+
+_SERVERS = ("ftp", "sftp", "ssh", "smb", "webhdfs")
+"""Schemes whose addresses begin with the name of a server."""
 
 _CREDENTIALS = {
     "s3": "s3:// uses those of the AWS command line (AWS_PROFILE, AWS_ENDPOINT_URL).",
@@ -76,11 +80,15 @@ def connect(uri: str, action: str = "read") -> Iterator[tuple[Any, str]]:
     try:
         import fsspec
 
+        if scheme in _SERVERS and not urlsplit(uri).hostname:
+            # fsspec's constructors fail without it, and that of ftp:// again in its destructor, which Python
+            # prints.
+            raise ValueError("the address has no host")
         yield fsspec.url_to_fs(uri, use_listings_cache=False)
     except ImportError as error:
         raise InputError(
             f"{scheme}:// addresses need a package that is not installed: {error}.",
-            remedy=f"Install it with: pip install 'hubhead[{extra or scheme}]'",
+            remedy=f"Install it with: pip install 'hubhead[{extra}]'" if extra else "Install it with pip.",
         ) from error
     except (FileExistsError, HubheadError):
         raise

@@ -293,6 +293,21 @@ def test_errors_of_a_client_become_errors_of_the_storage(
     assert len(attempts) == 3 * files.ATTEMPTS + 1
 
 
+@pytest.mark.parametrize("address", ["ftp://", "ftp:///x", "ftp://user@/x", "sftp:///x", "smb:///x"])
+def test_address_without_a_server_is_an_error(address: str) -> None:
+    # What Python prints of a failed destructor is an error in the tests.
+    with pytest.raises(StorageError, match="the address has no host"):
+        list(remote.match_files(address))
+    with pytest.raises(StorageError, match="the address has no host"):
+        remote.read(address)
+
+
+def test_a_package_without_an_extra_of_ours_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "paramiko", None)
+    with pytest.raises(InputError, match=r"paramiko.*Install it with pip\."):
+        files.read("sftp://host/photo.jpg")
+
+
 def test_local_paths_do_not_import_fsspec(tmp_path: Path) -> None:
     program = """
 import sys
