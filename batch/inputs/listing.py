@@ -162,7 +162,13 @@ def read_photo(photo: Photo) -> bytes:
 def _iter_local(pattern: str, left_out: set[str]) -> Iterator[Photo]:
     path = os.path.expanduser(files.local_path(pattern))  # noqa: PTH111 - pathlib fails for unknown users
     paths: Iterable[str] = [path]
-    if Path(path).is_dir():
+    try:
+        is_directory = Path(path).is_dir()
+    except OSError as error:  # in a directory that cannot be entered, or a name that is too long
+        raise InputError(
+            f"Cannot list {path}: {error.strerror}.", remedy="Check the path and its permissions."
+        ) from error
+    if is_directory:
         paths = _walk(path, left_out)
     elif not os.path.lexists(path):
         if not glob.has_magic(path):

@@ -249,16 +249,25 @@ def list_names(directory: str) -> list[str]:
 
 
 def walk_files(directory: str) -> Iterator[tuple[str, int]]:
-    """Yield the relative path and the size in bytes of every file below a directory."""
+    """Yield the relative path and the size in bytes of every file below a directory; none if there is none.
+
+    Raises:
+        OSError: a directory cannot be listed, so that its files would be missing.
+    """
     if is_remote(directory):
         for found in remote.walk_files(directory):
             yield found.uri[len(directory) + 1 :], found.size
         return
-    for top, _, names in os.walk(directory):
+    for top, _, names in os.walk(directory, onerror=_raise_unless_missing):
         for name in names:
             path = f"{top}/{name}"
             with suppress(FileNotFoundError):  # deleted since it was listed
                 yield path[len(directory) + 1 :], Path(path).stat().st_size
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def rename(path: str, other: str) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,6 +117,27 @@ def test_named_pipe_is_not_listed(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "a.jpg").write_bytes(b"x")
     assert names(listing.find_photos(str(tmp_path)), tmp_path) == ["a.jpg"]
+
+
+def test_path_with_too_long_a_name_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"Cannot list .*File name too long"):
+        listing.find_photos(str(tmp_path / ("x" * 300)))
+
+
+def test_files_below_a_directory_that_cannot_be_listed_are_not_left_out_silently(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scan(path: str) -> Any:
+        if str(path).endswith("sub"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    scandir = os.scandir
+    (tree / "sub").mkdir()
+    monkeypatch.setattr(os, "scandir", scan)  # the tests may run as root, who can list all directories
+    with pytest.raises(PermissionError):
+        list(files.walk_files(str(tree)))
+    assert list(files.walk_files(str(tree / "nowhere"))) == []
 
 
 @pytest.mark.parametrize("pattern", ["nowhere", "nowhere/*.jpg", "empty"])
