@@ -72,14 +72,14 @@ def read_orientation(tiff: Any) -> Any:
     return tf.cond(little | big, search, lambda: tf.constant(1))
 
 
-def apply_orientation(transposed: Any, orientation: Any) -> Any:
-    """Undo the rotation and mirroring of an EXIF orientation, 1 to 8.
+def apply_orientation(columns: Any, orientation: Any) -> Any:
+    """Undo the rotation and mirroring of an EXIF orientation, 1 to 8; return pixels [H,W,3].
 
     This runs after the resize, when the photo is small.
 
     Args:
-        transposed: [w,h,3], the transpose of the photo as stored. So a photo that is rotated by 90 degrees is
-            not transposed twice.
+        columns: [w,3,h], the columns of the photo as stored, each with its three colours apart. So a photo
+            that is rotated by 90 degrees is not transposed twice.
         orientation: int32.
     """
     import tensorflow as tf
@@ -91,5 +91,9 @@ def apply_orientation(transposed: Any, orientation: Any) -> Any:
         axes = tf.boolean_mask([0, 1], [is_any_of(3, 4, 7, 8), is_any_of(2, 3, 6, 7)])
         return tf.reverse(pixels, axes)
 
-    pixels = tf.transpose(transposed, tf.where(orientation >= 5, [0, 1, 2], [1, 0, 2]))
+    def transpose() -> Any:
+        width, _, height = tf.unstack(tf.shape(columns))
+        return tf.reshape(tf.transpose(tf.reshape(columns, [-1, height])), [height, width, 3])
+
+    pixels = tf.cond(orientation >= 5, lambda: tf.transpose(columns, [0, 2, 1]), transpose)
     return tf.cond(orientation > 1, flip, lambda: pixels)
