@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import dropwhile
 from typing import ParamSpec, TypeVar
 
-from serving.errors import BundleError, HubheadError
+from serving.errors import BundleError, HubheadError, OutputError
 from serving.text import first_line
 
 _TRACEBACK_PREFIXES = (
@@ -63,6 +64,23 @@ def make_load_error(path: str | os.PathLike[str], error: Exception) -> BundleErr
 def make_signature_error(path: str | os.PathLike[str], name: str, known: Iterable[str]) -> BundleError:
     """Return the error for a signature that a model does not have."""
     return BundleError(f"{path} has no signature {name!r}.", remedy=f"It has: {', '.join(known)}.")
+
+
+@contextmanager
+def output_errors(directory: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise the error of a TensorFlow op that writes to a directory, as to a full disk, as OutputError."""
+    try:
+        yield
+    except Exception as error:
+        # To name OpError is to import TensorFlow.
+        if not isinstance(error, RunError) and getattr(error, "error_code", None) is None:
+            raise
+        # Its text is the name of a temporary file and the reason: "/models/.../x; No space left on device".
+        reason = clean_error_message(str(error)).splitlines()[0].rpartition("; ")[2].rstrip(".")
+        raise OutputError(
+            f"Cannot write to {directory}: {reason}.",
+            remedy="Check the free space and the permissions there, or choose another location.",
+        ) from error
 
 
 def clean_error_message(text: str) -> str:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.runtime.errors import output_errors
+
 BN_EPSILON = 1e-3
 BN_MOMENTUM = 0.99
 
@@ -206,4 +208,5 @@ def export(
     root.variables = list(tensors.values())
     root.trainable_variables = [variable for variable in tensors.values() if variable.trainable]
     root.regularization_losses = []
-    tf.saved_model.save(root, str(directory), signatures={"serving_default": serve})
+    with output_errors(directory):
+        tf.saved_model.save(root, str(directory), signatures={"serving_default": serve})

@@ -16,6 +16,7 @@ from typing import Any
 
 from serving.contract import SAVED_MODEL_FILE
 from serving.errors import InputError
+from serving.runtime.errors import output_errors
 from serving.runtime.tensorflow_import import import_tensorflow
 from serving.text import first_line
 from trainer.backbones.interface import InputOptions
@@ -115,7 +116,8 @@ def export(graph: Any, source: str, target: str, directory: Path) -> None:
             f"The operations from {source} to {target} cannot run on photos: {first_line(error)}",
             remedy="Name a tensor of decoded photos, [N,H,W,3], and one of features behind it.",
         ) from error
-    tf.saved_model.save(root, str(directory))
+    with output_errors(directory):
+        tf.saved_model.save(root, str(directory))
 
 
 def _read_graph(file: Path) -> Any:

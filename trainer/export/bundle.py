@@ -23,6 +23,7 @@ from serving.errors import BundleError
 from serving.process import get_cpu_model
 from serving.protos import tensors
 from serving.runtime.tensorflow_import import import_tensorflow
+from serving.storage import files
 from serving.storage.tfrecord import write_records
 from trainer.backbones import InputOptions
 from trainer.backbones.hub import load
@@ -115,7 +116,7 @@ def export(
             "configuration": dict(part.configuration),
         },
     )
-    with bundle.staging(base) as staged:
+    with files.output_errors(str(base), "write to"), bundle.staging(base) as staged:
         copy_graph(source.path, staged)
         values = signatures.make_head_variables(
             part.head, part.labels, threshold=part.threshold, top_k=metadata.top_k, novelty=part.novelty

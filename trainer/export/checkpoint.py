@@ -15,7 +15,7 @@ from serving.errors import BundleError
 from serving.protos import tensors
 from serving.runtime import subgraph
 from serving.runtime.c_api import GraphSession
-from serving.runtime.errors import RunError
+from serving.runtime.errors import RunError, output_errors
 
 
 def read_checkpoint(directory: Path) -> dict[str, NDArray[Any]]:
@@ -43,7 +43,7 @@ def write_checkpoint(directory: Path, variables: Mapping[str, NDArray[Any]]) -> 
     """Write variables by their names in the checkpoint, for the SavedModel in a directory.
 
     Raises:
-        OSError, RunError: they cannot be written.
+        OSError, OutputError: they cannot be written.
     """
     (directory / "variables").mkdir()
     dtypes = [
@@ -57,7 +57,8 @@ def write_checkpoint(directory: Path, variables: Mapping[str, NDArray[Any]]) -> 
     node = graph.node.add(name="save", op="SaveV2", input=["prefix", "names", "slices", *inputs])
     node.attr["dtypes"].list.type.extend(dtypes)
     values = dict(zip(inputs, variables.values(), strict=True))
-    _run(graph, directory, [name.encode() for name in variables], values, [], ["save"])
+    with output_errors(directory):
+        _run(graph, directory, [name.encode() for name in variables], values, [], ["save"])
 
 
 def _list_variables(graph: protos.Message) -> tuple[list[bytes], list[int]]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from serving import contract
 from serving.errors import BundleError
+from serving.runtime.errors import output_errors
 from trainer.backbones import interface, pixel_values
 from trainer.backbones.hub import Backbone
 from trainer.evaluation.novelty import Novelty
@@ -87,9 +88,10 @@ def save(
     headless = {name: signatures[name] for name in (contract.EMBED, contract.DECODE)}
     # Gradients of activations such as swish cannot be saved with a frozen graph, and serving needs none.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    tf.saved_model.save(
-        root, str(directory), signatures=signatures if with_head else headless, options=options
-    )
+    with output_errors(directory):
+        tf.saved_model.save(
+            root, str(directory), signatures=signatures if with_head else headless, options=options
+        )
     if content := onnx_backbone.convert(network, backbone.image_size):
         (directory / contract.ONNX_FILE).parent.mkdir(exist_ok=True)
         (directory / contract.ONNX_FILE).write_bytes(content)

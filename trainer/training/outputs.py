@@ -97,7 +97,8 @@ def publish(
     if settings.output_labels:
         write_labels(data.labels, settings.output_labels)
     if settings.tflite_output_file:
-        shutil.copyfile(published.path / tflite.BUNDLE_FILE, settings.tflite_output_file)
+        with files.output_errors(str(settings.tflite_output_file)):
+            shutil.copyfile(published.path / tflite.BUNDLE_FILE, settings.tflite_output_file)
     return published
 
 
@@ -117,5 +118,10 @@ def _pick_evenly(rows: Ints, count: int) -> Ints:
 
 
 def write_labels(labels: Sequence[str], path: Path) -> None:
-    """Write the labels, one per line, in the order of the model's outputs."""
-    path.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+    """Write the labels, one per line, in the order of the model's outputs.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with files.output_errors(str(path)):
+        path.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from serving.errors import InputError, OutputError
+from serving.runtime.errors import output_errors
 from trainer.backbones.hub import Backbone
 from trainer.heads import Head, Ints, log_loss, softmax
 from trainer.preprocessing import Preprocessing, random_views
@@ -148,7 +149,8 @@ class Tuner:
 
         assign_all(self._variables, self._best)
         module = self._backbone.module
-        tf.saved_model.save(module, str(directory), signatures=dict(module.signatures) or None)
+        with output_errors(directory):
+            tf.saved_model.save(module, str(directory), signatures=dict(module.signatures) or None)
         given = {"backbone": self._backbone.fingerprint, "settings": asdict(self.settings)}
         path = directory / RECORD
         path.parent.mkdir(exist_ok=True)

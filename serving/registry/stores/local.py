@@ -44,8 +44,13 @@ class LocalStore(Store):
         with bundle.staging(self.base) as staged:
             try:
                 shutil.copytree(source, staged, dirs_exist_ok=True)
-            except (OSError, shutil.Error) as error:
-                raise BundleError(f"{source} cannot be copied to {self.base}: {error}.") from error
+            except OSError as error:
+                # shutil.Error has a tuple for each file, of which the first says enough.
+                reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error
+                raise BundleError(
+                    f"{source} cannot be copied to {self.base}: {reason}.",
+                    remedy="Check the free space and the permissions there.",
+                ) from error
             if verdict.digest(staged) != digest:
                 raise BundleError(f"{source} changed while it was copied.", remedy="Promote it again.")
             while staged.exists():  # again if hubhead train, which needs no lease, takes the number

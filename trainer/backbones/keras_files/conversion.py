@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import InputError
+from serving.runtime.errors import output_errors
 from serving.text import first_line
 from trainer.backbones.keras_files import architecture, features, weights
 from trainer.backbones.keras_files.applications import Application, guess_application, require_application
@@ -190,7 +191,8 @@ def export(model: Any, size: tuple[int | None, int | None], directory: Path) -> 
         for variables in (model.variables, model.trainable_variables)
     )
     root.regularization_losses = []
-    tf.saved_model.save(root, str(directory))
+    with output_errors(directory):
+        tf.saved_model.save(root, str(directory))
 
 
 def _unwrap(variable: Any) -> Any:
