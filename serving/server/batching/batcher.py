@@ -296,8 +296,9 @@ class Batcher:
     def _pop_batch(self, key: QueueKey, now: float) -> list[RequestSlice]:
         """Remove the next batch from a queue; return it without expired and cancelled requests."""
         queue = self._queues.pop(key)
-        # Free threads divide the queued rows, which finish sooner than on one thread.
-        batch = queue.take(max(1, math.ceil(queue.rows / self._free_threads)))
+        # A thread leaves their part to the others, which may be about to finish: guided self-scheduling
+        # (Polychronopoulos and Kuck 1987). Few callers would otherwise wait for each other in one batch.
+        batch = queue.take(max(1, math.ceil(queue.rows / self._policy.num_batch_threads)))
         if len(queue):
             self._queues[key] = queue  # at the end, so that other queues come first
         for piece in batch:

@@ -149,7 +149,7 @@ def test_large_request_is_split_and_its_outputs_keep_row_order(callers: Any) -> 
     assert max(map(len, two.model.batches)) <= MICRO_BATCH
 
 
-def test_idle_threads_divide_the_rows_of_a_request(callers: Any) -> None:
+def test_each_thread_takes_its_part_of_the_rows_that_are_left(callers: Any) -> None:
     two = callers(make_policy(2))
     two.model.gate.set()
     y(two.ask(0))
@@ -160,7 +160,7 @@ def test_idle_threads_divide_the_rows_of_a_request(callers: Any) -> None:
     eventually(lambda: len(two.model.batches) == 2)
     two.model.gate.set()
     assert y(futures) == [2, 4, 6, 8]
-    assert sorted(two.model.batches) == [[1, 2], [3, 4]]
+    assert sorted(two.model.batches) == [[1, 2], [3], [4]]
 
 
 def test_single_request_runs_inline_while_a_thread_is_free(callers: Any) -> None:
