@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving import contract
-from serving.bundle import Bundle
+from serving.bundle import Bundle, BundleMetadata
+from serving.client import Signature
 from serving.contract import Decisions
+from serving.errors import BundleError
+from serving.text import first_line
 
 BLOCK_ROWS = 1024
 """Embeddings per call of the head. Matrix products of other sizes add in another order and differ in
@@ -37,8 +41,10 @@ class HeadRunner:
         """The signature `classify_embedding` for embeddings float16 [N,D], loaded and warmed up.
 
         Raises:
-            BundleError: the directory is not a SavedModel, or has no such signature.
+            BundleError: the directory is not a SavedModel, has no such signature, or its graph has another
+                number of labels or floats per embedding than its metadata.
         """
+        from serving.runtime.errors import RunError
         from serving.runtime.subgraph import Subgraph
 
         # Each op has one thread, and there is a caller for each core at most: the ops run on its thread. On a
@@ -47,8 +53,44 @@ class HeadRunner:
             self.bundle.path, [contract.CLASSIFY_EMBEDDING], 0, float16_inputs=[contract.EMBEDDING]
         )
         run = partial(graph.run, contract.CLASSIFY_EMBEDDING)
-        run({contract.EMBEDDING: np.zeros((BLOCK_ROWS, self.bundle.metadata.dimension), np.float16)})
+        metadata, path = self.bundle.metadata, self.bundle.path
+        try:
+            found = run({contract.EMBEDDING: np.zeros((BLOCK_ROWS, metadata.dimension), np.float16)})
+        except RunError as error:
+            raise BundleError(
+                f"The head of {path} does not run on embeddings of {metadata.dimension} floats, as "
+                f"{contract.METADATA_FILE} describes them: {first_line(error)}.",
+                remedy="Export the bundle again.",
+            ) from error
+        shape = found[contract.PROBABILITIES].shape if contract.PROBABILITIES in found else ()
+        if shape != (BLOCK_ROWS, len(metadata.labels)):
+            raise BundleError(
+                f"{path} has {len(metadata.labels)} labels in {contract.METADATA_FILE}, and its graph gives "
+                f"probabilities of shape {list(shape)} for {BLOCK_ROWS} photos.",
+                remedy="Export the bundle again.",
+            )
         return run
+
+
+def check_dimension(signatures: Mapping[str, Signature], metadata: BundleMetadata, path: Path) -> None:
+    """Check that the graph of a bundle has embeddings of the length that its metadata states.
+
+    Args:
+        signatures: signatures of the graph by name; without `embed` nothing is checked.
+        metadata: metadata of the bundle.
+        path: directory of the bundle, for the error.
+
+    Raises:
+        BundleError: it has embeddings of another length.
+    """
+    embed = signatures.get(contract.EMBED)
+    info = embed and embed.outputs.get(contract.EMBEDDING)
+    if info and info.shape and info.shape[-1] not in (None, metadata.dimension):
+        raise BundleError(
+            f"{path} has embeddings of {metadata.dimension} floats in {contract.METADATA_FILE}, and of "
+            f"{info.shape[-1]} in its graph.",
+            remedy="Export the bundle again.",
+        )
 
 
 def pad_block(vectors: NDArray[np.float16]) -> NDArray[np.float16]:

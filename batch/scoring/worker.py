@@ -16,7 +16,7 @@ from batch.output.attempt import Attempt
 from batch.output.shard_record import ScoredKeys
 from batch.scoring import remote_backbone
 from batch.scoring.embed import Backbone, ModelResources
-from batch.scoring.head_runner import HeadRunner
+from batch.scoring.head_runner import HeadRunner, check_dimension
 from batch.scoring.shard import embed_shard, score_shard, select_for_model
 from batch.shards import scored_index
 from batch.shards.shard import PlannedShard, Shard, read_plan
@@ -84,6 +84,8 @@ class ShardWorker:
         from serving import runtime
 
         model = runtime.load(self.models[0], engine=self.engine)
+        path = Path(self.models[0])
+        check_dimension(model.signatures, bundle.read(path).metadata, path)
         model.warm_up(contract.EMBED)
         return model
 

@@ -2,29 +2,68 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Any, Literal, Required, TypeAlias, TypedDict
 
 from msgspec import Meta
+
+_Count: TypeAlias = Annotated[int, Meta(ge=0)]
 
 
 class _Figure(TypedDict, total=False):
     value: float | None
-    n: Annotated[int, Meta(ge=0)]
+    n: _Count
+    low: float | None
+    high: float | None
+
+
+_FigureByName: TypeAlias = dict[str, _Figure | None] | None
 
 
 class _Calibration(TypedDict, total=False):
     error: float | None
 
 
-class _TestFigures(TypedDict, total=False):
+class _SetFigures(TypedDict, total=False):
     accuracy: _Figure | None
+    top_3: _Figure | None
     log_loss: float | None
-    recall: dict[str, _Figure | None] | None
+    log_loss_interval: tuple[float | None, float | None] | None
+    recall: _FigureByName
+    precision: _FigureByName
+    macro: _FigureByName
     calibration: _Calibration | None
 
 
-class _Metrics(TypedDict, total=False):
-    test: _TestFigures | None
+class _CrossValidation(TypedDict, total=False):
+    folds: Required[int]
+    accuracy: _Figure | None
+    first: _SetFigures
+
+
+class _LabelErrors(TypedDict, total=False):
+    suspected: _Count
+
+
+_Metrics = TypedDict(
+    "_Metrics",
+    {
+        "test": _SetFigures | None,
+        "validation": _SetFigures | None,
+        "cross-validation": _SetFigures | None,  # no name of an attribute, so that this is no class
+        "cross_validate": _CrossValidation | None,
+        "label_errors": _LabelErrors | None,
+    },
+    total=False,
+)
+
+
+class _Data(TypedDict, total=False):
+    photos: dict[str, _Count]
+    labels: dict[str, _Count]
+    left_out: _Count | None
+    duplicates: _Count | None
+    near_duplicates: _Count | None
+    test_photos_like_training_photos: _Count | None
 
 
 class _Preprocessing(TypedDict, total=False):
@@ -37,6 +76,13 @@ class _Preprocessing(TypedDict, total=False):
 
 class _Provenance(TypedDict, total=False):
     created: str | None
+    packages: dict[str, str | None]
+    engines: list[dict[str, Any]]
+    configuration: dict[str, Any]
+
+
+class _Head(TypedDict, total=False):
+    kind: str
 
 
 class _Backbone(TypedDict, total=False):
@@ -51,4 +97,6 @@ class Details(TypedDict, total=False):
     top_k: Annotated[int, Meta(ge=0)]
     preprocessing: _Preprocessing
     metrics: _Metrics
+    data: _Data
+    head: _Head
     provenance: _Provenance

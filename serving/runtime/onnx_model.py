@@ -216,16 +216,27 @@ class OnnxModel(Model):
         return embedded | self._run_head(embedded[contract.EMBEDDING])
 
     def _answer(self, decoded: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return the outputs of `serving_default`, as the graph does (trainer.export.signatures)."""
+        """Return the outputs of `serving_default`, as the graph does (trainer.export.signatures).
+
+        Raises:
+            BundleError: the metadata has another number of labels than the graph.
+        """
         found = self._classify(decoded)
         usable = find_usable(found[contract.STATUS])
         decisions = contract.decide(
             found[contract.PROBABILITIES],
             usable,
-            threshold=float(np.float32(self._metadata.calibration["threshold"])),
+            threshold=float(np.float32(self._metadata.threshold)),
             top_k=self._metadata.top_k,
-            known=found[contract.KNOWN],
+            known=found.get(contract.KNOWN),
         )
+        count = found[contract.PROBABILITIES].shape[1]
+        if count != len(self._metadata.labels):
+            raise BundleError(
+                f"{self.path} has {len(self._metadata.labels)} labels in {contract.METADATA_FILE}, and "
+                f"{count} in its graph.",
+                remedy="Export the bundle again.",
+            )
         labels = np.array([*(label.encode() for label in self._metadata.labels), b""], object)
         classes = labels[decisions.top]
         classes[~usable] = b""

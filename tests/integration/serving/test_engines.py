@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +312,25 @@ class TestSelection:
         assert isinstance(result.exception, BundleError)
         assert "cannot be loaded by ONNX Runtime" in str(result.exception)
         assert "--engine tensorflow" in str(result.exception)
+
+    @pytest.mark.parametrize(
+        ("change", "text"),
+        [
+            ({"labels": ["a", "b", "c"]}, "has 3 labels in .*hubhead.json, and 10 in its graph"),
+            ({"labels": []}, "has 0 labels in .*hubhead.json, and 10 in its graph"),
+        ],
+    )
+    def test_metadata_with_other_labels_than_the_graph_is_a_bundle_error(
+        self, copy: Path, change: dict[str, Any], text: str
+    ) -> None:
+        replace(bundle.read(copy).metadata, **change).write(copy)
+        model = runtime.load(copy, engine="onnx")
+        with pytest.raises(BundleError, match=text):
+            model.classify([b"photo"])
+
+    def test_a_bundle_without_a_threshold_answers_every_photo(self, copy: Path, photos: list[bytes]) -> None:
+        replace(bundle.read(copy).metadata, calibration={}).write(copy)
+        assert runtime.load(copy, engine="onnx").classify(photos[:1])[0].label
 
 
 class TestConversion:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batch.scoring.head_runner import BLOCK_ROWS, HeadRunner
+from batch.scoring.head_runner import BLOCK_ROWS, HeadRunner, check_dimension
 from serving import bundle, protos, runtime
+from serving.client.responses import decode_signatures
 from serving.errors import BundleError
-from serving.runtime.subgraph import Subgraph
+from serving.runtime.subgraph import Subgraph, read_graph
 from tests.support.trained import Trained
 
 pytestmark = pytest.mark.tf
@@ -39,6 +42,27 @@ def test_float16_embeddings_are_cast_exactly(trained: Trained) -> None:
     found = casting.run("classify_embedding", {"embedding": embeddings})
     for name, values in expected.items():
         assert np.array_equal(found[name], values), name
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"labels": ["a", "b"]}, r"has 2 labels in .*probabilities of shape \[1024, 10\]"),
+        ({"backbone": {"fingerprint": "f", "dimension": 7}}, "does not run on embeddings of 7 floats"),
+    ],
+)
+def test_a_head_that_its_metadata_does_not_describe_is_a_bundle_error(
+    trained: Trained, tmp_path: Path, change: dict[str, Any], text: str
+) -> None:
+    path = tmp_path / "1"
+    shutil.copytree(trained.result.bundle.path, path)
+    replace(bundle.read(path).metadata, **change).write(path)
+    with pytest.raises(BundleError, match=text):
+        HeadRunner(bundle.read(path)).run({})
+    if "backbone" in change:
+        signatures = decode_signatures(read_graph(path).signature_def)
+        with pytest.raises(BundleError, match=r"embeddings of 7 floats in .*, and of 1280 in its graph"):
+            check_dimension(signatures, bundle.read(path).metadata, path)
 
 
 def test_a_head_on_its_callers_thread_gives_equal_bits(trained: Trained) -> None:
