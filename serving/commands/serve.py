@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -77,9 +77,16 @@ def serve(context: click.Context, /, version: bool, engine: str, **values: Any) 
 
 def _print_ready(server: RunningServer) -> None:
     models = ", ".join(
-        f"{name}, version {versions.current}" for name, versions in server.manager.models.items()
+        f"{name}, {format_versions(filter(versions.is_available, versions.states()))}"
+        for name, versions in server.manager.models.items()
     )
     ports = f"localhost:{server.port} (gRPC)"
     if server.rest_port:
         ports += f" and http://localhost:{server.rest_port} (REST)"
     echo(f"Serving model {models}, at {ports}.")
+
+
+def format_versions(numbers: Iterable[int]) -> str:
+    """Return version numbers as words, such as "version 5" or "versions 3, 4 and 5"."""
+    *others, last = [str(number) for number in sorted(numbers)] or ["none"]
+    return f"versions {', '.join(others)} and {last}" if others else f"version {last}"

@@ -1,10 +1,11 @@
-"""Tables of commands: as wide as the terminal, or in logs as wide as their texts."""
+"""Output of commands: tables as wide as the terminal, or in logs as wide as their texts; versions as words."""
 
 from __future__ import annotations
 
 import pytest
 
 from serving.commands.output import print_table
+from serving.commands.serve import format_versions
 
 NAME = "/photos/smoke/" + "very-long-name-" * 20 + ".jpg"
 
@@ -26,3 +27,11 @@ def test_columns_limits_the_width_of_a_table(
     monkeypatch.setenv("COLUMNS", "60")
     print_table(("photo", "label"), [(NAME, "apple")])
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 60
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [((5,), "version 5"), ((12, 4), "versions 4 and 12"), ((3, 2, 1), "versions 1, 2 and 3")],
+)
+def test_all_served_versions_are_named(numbers: tuple[int, ...], expected: str) -> None:
+    assert format_versions(numbers) == expected
