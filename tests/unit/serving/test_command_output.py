@@ -1,4 +1,4 @@
-"""Output of commands: tables as wide as the terminal, or in logs as wide as their texts; versions as words."""
+"""Output of commands: tables as wide as the terminal, or whole in logs; versions as words."""
 
 from __future__ import annotations
 
