@@ -153,12 +153,30 @@ def _check_no_sets(
         depths = [len(_relative_parts(photo, top)) for photo in groups[name]]
         alike = any(inside[name] & inside[other] for other in inside if other != name)
         if 2 * sum(depth > 2 for depth in depths) > len(depths) and (len(set(sets.values())) > 1 or alike):
-            raise InputError(
-                f"{top}: {_join(sets)} look like sets with one directory per label, but {_join(strange)} "
-                f"{'do' if len(strange) > 1 else 'does'} not.",
-                remedy=f"Move {_join(strange)} elsewhere or into the sets, as {name}/<label>/. If all are "
-                "labels, rename those that are called like sets.",
-            )
+            raise _sets_beside_others_error(top, name, sets, strange, inside)
+
+
+def _sets_beside_others_error(
+    top: str, training: str, sets: Iterable[str], strange: Sequence[str], inside: Mapping[str, Set[str]]
+) -> InputError:
+    """Return the error for sets beside directories that are none, or that are sets by another name."""
+    renamed = [
+        name for name in strange if inside[name] & inside[training] and _SET_WORD.search(name.casefold())
+    ]
+    others = [name for name in strange if name not in renamed]
+    found = sorted({*sets, *renamed})
+    look = "look like sets" if len(found) > 1 else "looks like a set"
+    if others:
+        fault = f"but {_join(others)} {'do' if len(others) > 1 else 'does'} not"
+    else:
+        fault = f"but {_join(renamed)} {'are' if len(renamed) > 1 else 'is'} not named like one"
+    remedies = [f"Rename {_join(renamed)} to val/ or test/."] if renamed else []
+    if others:
+        remedies.append(f"Move {_join(others)} elsewhere or into the sets, as {training}/<label>/.")
+    return InputError(
+        f"{top}: {_join(found)} {look} with one directory per label, {fault}.",
+        remedy=f"{' '.join(remedies)} If all are labels, rename those that are called like sets.",
+    )
 
 
 def _check_labels(top: str, groups: Mapping[str, Sequence[Photo]]) -> None:

@@ -709,7 +709,7 @@ def test_a_directory_without_photos_beside_sets_is_left_out(tmp_path: Path) -> N
         ({"test/pizza": 2, "extra": 2}, "test/ and train/ look like sets .* but extra/ does not"),
         ({"test/pizza": 2, "extra/pizza": 2}, "but extra/ does not"),
         ({"test": 2}, "but test/ does not"),
-        ({"extra/sushi": 2, "more": 1}, "train/ look like sets .* but extra/ and more/ do not"),
+        ({"extra/sushi": 2, "more": 1}, "train/ looks like a set .* but extra/ and more/ do not"),
     ],
 )
 def test_sets_beside_other_directories_are_an_error(
@@ -719,6 +719,25 @@ def test_sets_beside_other_directories_are_an_error(
     with pytest.raises(InputError, match=message) as caught:
         dataset.scan(write_photos(tmp_path / "photos", {**sizes, **others}))
     assert "train/<label>/" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("others", "found"),
+    [
+        ({}, "but eval/ is not named like one."),
+        ({"cats": 2}, "but cats/ does not. Move cats/ elsewhere or into the sets, as train/<label>/."),
+    ],
+)
+def test_a_set_under_another_name_is_an_error_that_says_how_to_call_it(
+    tmp_path: Path, others: dict[str, int], found: str
+) -> None:
+    sizes = {f"{name}/{label}": 20 for name in ("train", "eval") for label in ("pizza", "sushi")}
+    with pytest.raises(InputError) as caught:
+        dataset.scan(write_photos(tmp_path / "photos", sizes | others))
+    text = str(caught.value)
+    assert "eval/ and train/ look like sets with one directory per label, but" in text
+    assert "Rename eval/ to val/ or test/. " in text
+    assert found in text.replace("Rename eval/ to val/ or test/. ", "")
 
 
 @pytest.mark.parametrize(
