@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.docs.compare import compare
+from tests.support.docs.compare import check_outputs
 from tests.support.docs.markdown import DOCUMENTS, Fence, fences
 from tests.support.docs.session import CommandFailed, open_session, run_commands
 from tests.support.docs.shell import (
@@ -39,9 +39,9 @@ TUTORIAL = "docs/tutorial.md"
 PAGES = [
     pytest.param(name, marks=[pytest.mark.needs("curl")] if find_commands(name, "curl") else [])
     for name in DOCUMENTS
-    if fences(name, "console") and name != TUTORIAL
+    if fences(name, "console") and name not in (TUTORIAL, *SEEDS)
 ]
-"""Pages with recorded outputs, whose commands take up to a minute; the tutorial has a test of its own."""
+"""Pages with recorded outputs, whose commands take up to a minute; the others have tests of their own."""
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +99,8 @@ def test_the_outputs_of_the_tutorial_have_the_structure_of_a_real_run(
 @pytest.mark.slow(seconds=10)
 @pytest.mark.parametrize("document", PAGES)
 def test_the_outputs_of_a_page_have_the_structure_of_a_real_run(document: str, workspace: Workspace) -> None:
-    commands = list_recorded(document, whole=document in SEEDS)
+    commands = list_recorded(document)
     check_outputs(commands, run_commands(commands, *workspace.reset(document)))
-
-
-def check_outputs(commands: list[Recorded], outputs: list[list[str]]) -> None:
-    """Fail if what a command printed has another structure than its page shows."""
-    for command, output in zip(commands, outputs, strict=True):
-        if not command.hidden:
-            found, shown = compare(command, output)
-            assert found == shown, f"{command.fence.place}: {command.command}\n" + "\n".join(output)
 
 
 def test_a_session_has_the_directory_of_servers_beside_its_own(tmp_path: Path) -> None:

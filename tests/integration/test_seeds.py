@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support import seeds
+from tests.support.docs.compare import check_outputs
 from tests.support.docs.session import HOME
+from tests.support.docs.shell import list_recorded
 from tests.support.html_assertions import Page, check_self_contained
 from tests.support.keras_files import build_keras_3, write_old_resnet
 from tests.support.repository import REPO
@@ -34,6 +36,8 @@ def test_every_command_of_the_page_about_food_101_runs(cache: Path, tmp_path: Pa
     seeds.write_food_101(directory)
     seeds.write_queries(FOOD_101, directory)
     printed = run_page(FOOD_101, directory, link_cache(cache, tmp_path))
+    recorded = list_recorded(FOOD_101, whole=True)
+    check_outputs(recorded, [printed[command.command] for command in recorded])
 
     metadata = json.loads((directory / "models/food-101/1/assets.extra/hubhead.json").read_text())
     assert metadata["labels"] == sorted(seeds.FOOD)

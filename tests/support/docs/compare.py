@@ -45,6 +45,14 @@ def compare(command: Recorded, lines: Sequence[str]) -> tuple[list[str], list[st
     return outline(found), outline(shown)
 
 
+def check_outputs(commands: Sequence[Recorded], outputs: Sequence[Sequence[str]]) -> None:
+    """Fail if what a command printed has another structure than its page shows."""
+    for command, output in zip(commands, outputs, strict=True):
+        if not command.hidden:
+            found, shown = compare(command, output)
+            assert found == shown, f"{command.fence.place}: {command.command}\n" + "\n".join(output)
+
+
 def _outline_query(lines: Sequence[str]) -> list[str]:
     return [*outline(lines[:1]), *(["rows"] if lines[1:] else [])]
 
