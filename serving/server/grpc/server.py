@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection
 from serving import protos
 from serving.errors import HubheadError, InputError, OutputError
 from serving.server.config.settings import ServerSettings
+from serving.server.connections import find_max_connections
 from serving.server.event_loop import EventLoopThread
 from serving.server.grpc import compression
 from serving.server.grpc.dispatcher import MAX_MESSAGE_BYTES, Dispatcher
@@ -70,9 +71,10 @@ class GrpcServer:
     async def _open(
         self, settings: ServerSettings, manager: Manager, health: HealthService
     ) -> tuple[Any, int]:
+        connections = ("grpc.max_allowed_incoming_connections", find_max_connections())
         server = grpc.aio.server(
             interceptors=[MalformedMessageInterceptor()],
-            options=(*_OPTIONS, *settings.grpc_channel_arguments),
+            options=(*_OPTIONS, connections, *settings.grpc_channel_arguments),
         )
         for path, (handler, request_class) in make_handlers(manager).items():
             _, service, method = path.split("/")

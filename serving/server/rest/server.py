@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from concurrent import futures
+from typing import Any, cast
 
 from aiohttp import ClientError, web
 from aiohttp.http import HttpProcessingError
 
 from serving.errors import OutputError
 from serving.server.config.settings import ServerSettings
+from serving.server.connections import find_max_connections
 from serving.server.event_loop import EventLoopThread
 from serving.server.metrics import Metrics
 from serving.server.models.manager import Manager
@@ -19,6 +22,11 @@ from serving.text import get_error_type
 
 GRACE_SECONDS = 5.0
 """Time that requests in flight have to finish once the server stops."""
+
+
+_MAKE_ROOM_FROM = 0.5
+"""Fraction of the maximum number of connections from which old ones are closed for new ones. Of a burst up
+to 128 are accepted before the first closed one has ended."""
 
 
 class RestServer:
@@ -50,7 +58,7 @@ class RestServer:
         app = make_application(settings, manager, metrics, self._pool)
         logger = logging.getLogger(__name__)
         logger.addFilter(_is_no_bad_request)
-        self._runner = web.AppRunner(
+        self._runner = _Runner(
             app,
             access_log=None,
             logger=logger,
@@ -73,6 +81,47 @@ class RestServer:
     async def _start(self) -> None:
         await self._runner.setup()
         await web.SockSite(self._runner, self._listener).start()
+
+
+class _Runner(web.AppRunner):
+    """Runner that limits the number of connections: near the limit, the oldest makes room for a new one.
+
+    It is closed at once if it is idle, and otherwise after its request, which clients of HTTP expect.
+    """
+
+    def __init__(self, *arguments: Any, **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self._max_connections = find_max_connections()
+        self._ending: set[Any] = set()
+
+    @property
+    def server(self) -> Any:
+        """Factory of the protocols of new connections."""
+        if (server := super().server) is None:
+            return None
+
+        def make_protocol() -> asyncio.BaseProtocol:
+            connections = server.connections  # the oldest first
+            if len(connections) >= self._max_connections:  # and none of those that were asked has ended
+                return _ClosingProtocol()
+            if len(connections) >= _MAKE_ROOM_FROM * self._max_connections:
+                self._ending.intersection_update(connections)
+                oldest = next((one for one in connections if one not in self._ending), None)
+                if oldest is not None:
+                    self._ending.add(oldest)
+                    # `close` waits for the request of a connection, and leaves an idle one open.
+                    oldest.close() if oldest._current_request else oldest.force_close()
+            return server()
+
+        return make_protocol
+
+
+class _ClosingProtocol(asyncio.Protocol):
+    """Protocol that closes its connection."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Close the connection without an answer, which could have to wait for the caller."""
+        cast(asyncio.Transport, transport).abort()
 
 
 def _is_no_bad_request(record: logging.LogRecord) -> bool:
