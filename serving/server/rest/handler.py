@@ -27,6 +27,7 @@ from serving.server.rest.admission import (
     Reservation,
 )
 from serving.server.rest.body_parser import BodyParser
+from serving.server.rest.content_encoding import Decompression
 from serving.server.rest.endpoints import JsonResponse, answer_in_turn, answer_request, timeout_error
 from serving.server.status_error import StatusError, invalid_argument, resource_exhausted
 
@@ -109,6 +110,7 @@ class _RestApi:
         self._seconds = settings.rest_api_timeout_in_ms / 1000
         self._headers = _CORS if settings.rest_api_enable_cors_support else {}
         self._in_flight, self._parser = InFlight(), BodyParser()
+        self._decompressing = asyncio.Lock()
 
     async def close(self, _: web.Application) -> None:
         """End the process that parses heavy bodies."""
@@ -155,7 +157,9 @@ class _RestApi:
         reservation, work = Reservation(self._in_flight, caller), None
         try:
             async with asyncio.timeout(self._seconds) as timeout:
-                body = await _read_body(request, reservation)
+                encoding = request.headers.get("Content-Encoding", "")
+                decompression = Decompression(encoding, self._decompressing)
+                body = await _read_body(request, reservation, decompression)
                 reservation.start()
                 deadline = start + self._seconds
                 answer = answer_request
@@ -199,8 +203,10 @@ def _get_peer(request: web.Request) -> str:
     return str(peer)
 
 
-async def _read_body(request: web.Request, reservation: Reservation) -> bytearray:
-    """Read the body; aiohttp decompresses gzip, so the limits apply to the decompressed bytes.
+async def _read_body(
+    request: web.Request, reservation: Reservation, decompression: Decompression
+) -> bytearray:
+    """Read the body; the limits apply to the decompressed bytes.
 
     Raises:
         StatusError: the body is corrupt, too large or too slow, or too many bytes are in flight.
@@ -210,9 +216,11 @@ async def _read_body(request: web.Request, reservation: Reservation) -> bytearra
     try:
         async with asyncio.timeout_at(begun) as timeout:
             async for chunk in request.content.iter_any():
-                reservation.add(chunk)
-                body += chunk
-                timeout.reschedule(begun + len(body) / MIN_BYTES_PER_SECOND)
+                async for part in decompression.unpack(chunk):
+                    reservation.add(part)
+                    body += part
+                    timeout.reschedule(begun + len(body) / MIN_BYTES_PER_SECOND)
+            decompression.check_end()
     except (ClientError, HttpProcessingError, web.RequestPayloadError) as error:
         raise invalid_argument(f"The body cannot be read: {error}") from error
     except TimeoutError as error:

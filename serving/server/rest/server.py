@@ -64,6 +64,7 @@ class RestServer:
             logger=logger,
             handle_signals=False,
             shutdown_timeout=GRACE_SECONDS,
+            auto_decompress=False,  # which would run on the event loop
             handler_cancellation=True,  # so that the work of a caller that disconnects stops
         )
 
