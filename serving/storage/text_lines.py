@@ -18,6 +18,14 @@ _MARKS = (
 )
 _HEAD_BYTES = 1 << 16
 
+_OTHER_FORMATS = (
+    (b"\x1f\x8b", "compressed with gzip", "Unpack it with gunzip."),
+    (b"PK\x03\x04", "a ZIP archive, as spreadsheets (.xlsx, .ods) are", "Export it as text, such as CSV."),
+    (b"\xd0\xcf\x11\xe0", "a file of old spreadsheets (.xls)", "Export it as text, such as CSV."),
+    (b"PAR1", "Parquet", "Call it .parquet."),
+)
+"""First bytes of files that are taken for text, what they are, and what to do about it."""
+
 
 def read_lines(file: IO[bytes], where: str) -> Iterator[str]:
     """Yield the lines of a text file with their ends, which are LF, CR LF, or CR where there is no LF.
@@ -27,10 +35,14 @@ def read_lines(file: IO[bytes], where: str) -> Iterator[str]:
         where: path or address of the file, for errors.
 
     Raises:
-        InputError: a line is not in the file's encoding, or has a null character, which no text has.
+        InputError: a line is not in the file's encoding, or has a null character, which no text has; or the
+            file is no text, such as a spreadsheet.
     """
     head = file.read(_HEAD_BYTES)
     file.seek(0)
+    for start, what, remedy in _OTHER_FORMATS:
+        if head.startswith(start):
+            raise InputError(f"{where} is no text: it is {what}.", remedy=remedy)
     encoding = _detect_encoding(head)
     line_end = "\r" if b"\r" in head and b"\n" not in head else "\n"
     # What cannot be decoded is marked, so that the error can name its line.

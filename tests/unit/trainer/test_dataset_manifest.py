@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import gzip
 import io
 import json
 import os
@@ -319,6 +320,9 @@ UNUSABLE = {
         "image,label,set\na.jpg,pizza,hidden\n",
         "line 2: the set 'hidden' is unknown",
     ),
+    "a compressed table": ("m.csv", gzip.compress(b"image,label\n"), "compressed with gzip. Unpack it"),
+    "an old spreadsheet": ("m.tsv", b"\xd0\xcf\x11\xe0\xa1", "old spreadsheets .* Export it as text"),
+    "Parquet under another name": ("m.jsonl", b"PAR1\x15\x04", "it is Parquet. Call it .parquet"),
     "a line that is no UTF-8": ("m.csv", b"image,label\na.jpg,cr\xe8me\n", "line 2: byte 9 is not UTF-8"),
     "half of a UTF-16 character": (
         "m.csv",
@@ -360,7 +364,11 @@ UNUSABLE = {
     ),
     "a null character": ("m.csv", b"image,label\na.jpg,pi\0za\n", "line 2: character 9 is a null character"),
     "null characters alone": ("m.csv", bytes(1000), "line 1: character 1 is a null character"),
-    "a spreadsheet with another ending": ("m.csv", b"PK\3\4\0\0\0", "null character, which no text has"),
+    "a spreadsheet with another ending": (
+        "m.csv",
+        b"PK\3\4\0\0\0",
+        "a ZIP archive, as spreadsheets .* Export it as text",
+    ),
     "a key given twice": (
         "m.jsonl",
         '{"image": "a.jpg", "label": "x", "image": "c.jpg"}\n',
