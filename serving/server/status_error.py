@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import traceback
 
 import grpc
 
@@ -28,6 +29,19 @@ class StatusError(Exception):
         self.details = encoded[:_MAX_DETAILS].decode(errors="ignore")
         if len(encoded) > _MAX_DETAILS:
             self.details += "...TRUNCATED"
+
+
+def free_frames(error: BaseException) -> None:
+    """Free what an error refers to by its traceback, such as the request, once it has left these frames.
+
+    A frame refers to the future that holds the error of a request, so that otherwise both, and all bytes of the
+    request, stay until the garbage collector finds the cycle, which on an idle server is never.
+    """
+    following: BaseException | None = error
+    while following is not None:
+        traceback.clear_frames(following.__traceback__)
+        following.__traceback__ = None
+        following = following.__cause__ or following.__context__
 
 
 invalid_argument = functools.partial(StatusError, grpc.StatusCode.INVALID_ARGUMENT)

@@ -30,6 +30,7 @@ from serving.server.metrics import Metrics
 from serving.server.status_error import (
     StatusError,
     cancelled,
+    free_frames,
     invalid_argument,
     queue_full,
     queue_timeout,
@@ -222,7 +223,7 @@ class Dispatcher:
             self.in_flight.give_back(caller.name, weight)
             self.held_bytes.give_back(caller.name, size)
 
-        future = (self._inference_pool if weight else self._service_pool).submit(answer)
+        future = (self._inference_pool if weight else self._service_pool).submit(_run, answer)
         future.add_done_callback(release)
         return future
 
@@ -348,6 +349,15 @@ class Dispatcher:
             if context.caller.has_left:
                 raise cancelled()
             yield
+
+
+def _run(answer: Callable[[], bytes]) -> bytes:
+    """Answer a call; of one that fails nothing but the error stays in memory."""
+    try:
+        return answer()
+    except Exception as error:
+        free_frames(error)
+        raise
 
 
 def _too_many_bytes() -> StatusError:

@@ -29,7 +29,7 @@ from serving.server.rest.admission import (
 from serving.server.rest.body_parser import BodyParser
 from serving.server.rest.content_encoding import Decompression
 from serving.server.rest.endpoints import JsonResponse, answer_in_turn, answer_request, timeout_error
-from serving.server.status_error import StatusError, invalid_argument, resource_exhausted
+from serving.server.status_error import StatusError, free_frames, invalid_argument, resource_exhausted
 
 VERSION_HEADER = "X-Model-Version"
 """Header with the version that answered; the JSON bodies of this API have no field for it."""
@@ -133,6 +133,7 @@ class _RestApi:
             code = "OK"
         except StatusError as error:
             code = error.code.name
+            free_frames(error)
             return self._error_response(error)
         finally:
             if api_request.verb in _RPC_NAMES:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import struct
 import threading
 import time
+import urllib.error
+import urllib.request
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +28,7 @@ from serving.server import RunningServer, ServerSettings, start
 from tests.support.fake_model import (
     LIMIT,
     REQUEST_TYPES,
+    FakeModel,
     FakeModelLoader,
     call_double,
     eventually,
@@ -360,6 +365,33 @@ def test_cancelled_call_frees_its_place_once_the_model_returns(base: Path) -> No
         loader.models[1].gate.set()
         eventually(lambda: server._grpc._dispatcher.in_flight.total == 0)
         assert is_responsive(channel)
+
+
+def test_inputs_of_a_failed_request_are_freed_at_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The garbage collector would find them at some time only, and they may be as large as a message."""
+    seen: list[weakref.ref[Any]] = []
+    run = FakeModel.run
+
+    def watch(model: FakeModel, signature: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        seen.append(weakref.ref(inputs["x"]))
+        return run(model, signature, inputs)
+
+    monkeypatch.setattr(FakeModel, "run", watch)
+    gc.disable()
+    try:
+        with (
+            start(ServerSettings(base, port=0, rest_api_port=0), loader=FakeModelLoader()) as server,
+            grpc.insecure_channel(f"localhost:{server.port}") as channel,
+        ):
+            with pytest.raises(grpc.RpcError, match="OUT_OF_RANGE"):
+                call_double(channel, -1.0)
+            url = f"http://localhost:{server.rest_port}/v1/models/double:predict"
+            with pytest.raises(urllib.error.HTTPError):
+                urllib.request.urlopen(url, b'{"inputs": [-1.0, 2.0]}', LIMIT)
+            assert len(seen) == 2
+            eventually(lambda: not any(reference() is not None for reference in seen))
+    finally:
+        gc.enable()
 
 
 def test_work_of_a_cancelled_call_stops_and_the_next_call_is_answered(base: Path) -> None:
