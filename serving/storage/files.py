@@ -367,11 +367,12 @@ def _write_temporary(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _create_local(path: Path) -> Iterator[IO[bytes]]:
-    """Write to a temporary file in the same directory, and rename it at the end.
-
-    The permissions of an existing file are kept, and symbolic links such as those of a mounted ConfigMap.
-    """
+    """Write to a temporary file beside it, which is renamed at the end; modes and symbolic links stay."""
     path = path.resolve()
+    if path.exists() and not path.is_file() and not path.is_dir():  # a device, which a rename would replace
+        with path.open("wb") as file:
+            yield file
+        return
     with _write_temporary(path) as temporary:
         with temporary.open("xb") as file:
             yield file

@@ -1,10 +1,11 @@
-"""Writes to a full disk: errors in words that name the place, whatever writes there."""
+"""Writes to a full disk, a device or a pipe: errors that name the place, and no file in its place."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from serving.errors import BundleError, OutputError
 from serving.registry.stores.local import LocalStore
 from serving.registry.stores.store import silent
 from serving.runtime.errors import RunError, output_errors
+from serving.storage import files
 from trainer.training.outputs import write_labels
 
 FULL = os.strerror(errno.ENOSPC)
@@ -57,6 +59,19 @@ def test_a_bundle_that_does_not_fit_is_one_reason(
         LocalStore(tmp_path / "models").publish(tmp_path / "food", "", at_least=1, log=str, say=silent)
     assert len(str(caught.value)) < 400
     assert not list(tmp_path.glob("models/.staging*"))
+
+
+def test_a_pipe_or_a_device_is_written_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # without it, the opening for writing would wait
+    try:
+        files.write(str(pipe), b"rows")
+        assert os.read(reader, 10) == b"rows"
+    finally:
+        os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
