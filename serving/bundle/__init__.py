@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Required, TypedDict
 
 from serving import contract
-from serving.errors import BundleError, InputError, OutputError
+from serving.errors import BundleError, InputError, OutputError, StorageError
 from serving.storage import files
 from serving.storage.address import Address
 from serving.storage.names import normalize
@@ -276,11 +276,11 @@ def read_metadata(directory: Address) -> BundleMetadata:
         StorageError: remote storage does not answer.
     """
     remedy = "Export the bundle again."
+    labels = files.join(str(directory), contract.LABELS_FILE)
     if isinstance(directory, Path):
         check_files(directory)
     try:
         metadata = METADATA_FORMAT.read(files.join(str(directory), contract.METADATA_FILE), remedy=remedy)
-        labels = files.join(str(directory), contract.LABELS_FILE)
         with suppress(FileNotFoundError):
             if not _has_labels(files.read(labels), metadata.labels):
                 raise BundleError(f"{labels} has other labels than {contract.METADATA_FILE}.", remedy=remedy)
@@ -290,6 +290,10 @@ def read_metadata(directory: Address) -> BundleMetadata:
             f"{directory} is a SavedModel without {contract.METADATA_FILE}, so it is not a hubhead bundle.",
             remedy="Create a bundle with hubhead train or hubhead export.",
         ) from error
+    except StorageError:
+        raise
+    except OSError as error:
+        raise BundleError(f"{labels} cannot be read: {error.strerror}.", remedy=remedy) from error
 
 
 def _has_labels(content: bytes, labels: Sequence[str]) -> bool:

@@ -97,6 +97,18 @@ def test_labels_file_that_disagrees_with_the_metadata_is_a_bundle_error(model: P
         bundle.read(model)
 
 
+@pytest.mark.parametrize("spoiled", ["labels.txt", "assets"])
+def test_labels_file_that_cannot_be_read_is_a_bundle_error(model: Path, spoiled: str) -> None:
+    (model / contract.LABELS_FILE).unlink()
+    if spoiled == "assets":
+        (model / "assets").rmdir()
+        (model / "assets").touch()
+    else:
+        (model / contract.LABELS_FILE).mkdir()
+    with pytest.raises(BundleError, match=r"assets/labels\.txt cannot be read: (Is|Not) a directory"):
+        bundle.read(model)
+
+
 def _link(target: str, name: str = "extra") -> Callable[[Path], None]:
     return lambda directory: (directory / name).symlink_to(target)
 
