@@ -165,16 +165,18 @@ def _sets_beside_others_error(
     ]
     others = [name for name in strange if name not in renamed]
     found = sorted({*sets, *renamed})
-    look = "look like sets" if len(found) > 1 else "looks like a set"
+    look = "look like sets with one directory per label, but"
+    if len(found) == 1:
+        look = "looks like a set with one directory per label, but"
     if others:
-        fault = f"but {_join(others)} {'do' if len(others) > 1 else 'does'} not"
+        fault = f"{_join(others)} {'do' if len(others) > 1 else 'does'} not"
     else:
-        fault = f"but {_join(renamed)} {'are' if len(renamed) > 1 else 'is'} not named like one"
+        fault = f"{_join(renamed)} {'are' if len(renamed) > 1 else 'is'} not named like one"
     remedies = [f"Rename {_join(renamed)} to val/ or test/."] if renamed else []
     if others:
         remedies.append(f"Move {_join(others)} elsewhere or into the sets, as {training}/<label>/.")
     return InputError(
-        f"{top}: {_join(found)} {look} with one directory per label, {fault}.",
+        f"{top}: {_join(found)} {look} {fault}.",
         remedy=f"{' '.join(remedies)} If all are labels, rename those that are called like sets.",
     )
 
