@@ -165,9 +165,9 @@ def _sets_beside_others_error(
     ]
     others = [name for name in strange if name not in renamed]
     found = sorted({*sets, *renamed})
-    look = "look like sets with one directory per label, but"
+    look = " look like sets with one directory per label, but "
     if len(found) == 1:
-        look = "looks like a set with one directory per label, but"
+        look = " looks like a set with one directory per label, but "
     if others:
         fault = f"{_join(others)} {'do' if len(others) > 1 else 'does'} not"
     else:
@@ -176,7 +176,7 @@ def _sets_beside_others_error(
     if others:
         remedies.append(f"Move {_join(others)} elsewhere or into the sets, as {training}/<label>/.")
     return InputError(
-        f"{top}: {_join(found)} {look} {fault}.",
+        f"{top}: {_join(found)}{look}{fault}.",
         remedy=f"{' '.join(remedies)} If all are labels, rename those that are called like sets.",
     )
 
