@@ -34,8 +34,8 @@ class StatusError(Exception):
 def free_frames(error: BaseException) -> None:
     """Free what an error refers to by its traceback, such as the request, once it has left these frames.
 
-    A frame refers to the future that holds the error of a request, so that otherwise both, and all bytes of the
-    request, stay until the garbage collector finds the cycle, which on an idle server is never.
+    A frame refers to the future that holds the error of a request, so that otherwise both, and all bytes of
+    the request, stay until the garbage collector finds the cycle, which on an idle server is never.
     """
     following: BaseException | None = error
     while following is not None:

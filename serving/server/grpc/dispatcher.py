@@ -26,6 +26,7 @@ from serving.protos import wire
 from serving.server import memory
 from serving.server.callers import Caller, FairLimit, Pacer, TurnLock
 from serving.server.grpc import compression
+from serving.server.grpc.arrivals import Arrivals
 from serving.server.metrics import Metrics
 from serving.server.status_error import (
     StatusError,
@@ -61,9 +62,6 @@ _LIGHT_FIELDS = 2_000
 
 _LIGHT_BYTES = 1 << 16
 """Maximum content of a compressed message that is decompressed beside others."""
-
-_MESSAGE_SECONDS = 60.0
-"""Time in which the message of a call has to arrive."""
 
 _TRIM_SECONDS = 0.5
 """Time from the end of a large call until its memory is returned to the operating system."""
@@ -129,6 +127,7 @@ class Dispatcher:
         self.in_flight = FairLimit(threads)
         self.held_bytes = FairLimit(MAX_BYTES)
         self._pacer = Pacer(_LARGE_BYTES_PER_SECOND, memory.LARGE)
+        self._arrivals = Arrivals(self._trim_later)
         self._heavy_turn = TurnLock()
         # Twice as many threads, since in_flight admits some calls beside a caller that has reached the limit.
         self._inference_pool = ThreadPoolExecutor(2 * threads, thread_name_prefix="hubhead-grpc")
@@ -160,6 +159,7 @@ class Dispatcher:
                 body = [await self._read(grpc_context, context.caller)]
                 context.nbytes = size = len(body[0])
                 self._pacer.record(context.caller.name, size)
+                self._arrivals.record(context.caller.name, size)
                 answer = functools.partial(self._answer, api, handler, request_class, body, context)
                 return await asyncio.wrap_future(self._submit(api, context.caller, size, answer))
             except StatusError as error:
@@ -171,11 +171,14 @@ class Dispatcher:
             finally:
                 # Later, as the traceback of an error still refers to the request.
                 if context.nbytes >= memory.LARGE:
-                    asyncio.get_running_loop().call_later(_TRIM_SECONDS, self._trim_memory)
+                    self._trim_later()
 
         # Registered as a client stream, because grpc.aio never ends a unary call whose client closes the
         # stream without sending its message.
         return grpc.stream_unary_rpc_method_handler(handle)
+
+    def _trim_later(self) -> None:
+        asyncio.get_running_loop().call_later(_TRIM_SECONDS, self._trim_memory)
 
     def _trim_memory(self) -> None:
         with suppress(RuntimeError):  # the server has stopped meanwhile
@@ -185,16 +188,14 @@ class Dispatcher:
         """Wait for the message of a call.
 
         Raises:
-            StatusError: it does not arrive in time, or the caller has too many open calls.
+            StatusError: it does not arrive in time, the caller has too many open calls, or messages take too
+                much memory.
         """
         if not self.open_calls.take(caller.name, 1):
             raise resource_exhausted(f"More than {MAX_OPEN_CALLS} calls without a message are open.")
         try:
-            async with asyncio.timeout(_MESSAGE_SECONDS):
+            async with self._arrivals.limit(caller.name):
                 body = await grpc_context.read()
-        except TimeoutError:
-            details = f"The message did not arrive within {_MESSAGE_SECONDS:g} seconds."
-            raise StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, details) from None
         finally:
             self.open_calls.give_back(caller.name, 1)
         if not isinstance(body, bytes):  # the stream ended
