@@ -155,13 +155,13 @@ def test_hive_partitions_become_columns(tmp_path: Path, by: str) -> None:
         assert found == [("2026-05-31", "DATE", 9)]
 
 
-def test_the_guide_says_how_other_readers_take_labels_like_numbers_as_text(
+def test_the_reference_says_how_other_readers_take_labels_like_numbers_as_text(
     tmp_path: Path,
 ) -> None:
     for label in ("01", "2"):
         (tmp_path / f"label={label}").mkdir()
         pq.write_table(pa.table({"uri": ["a"]}), tmp_path / f"label={label}" / "scores-a.parquet")
-    page = (REPO / "docs/how-to/query.md").read_text("utf-8")
+    page = (REPO / "docs/reference/scores.md").read_text("utf-8")
     hive = "hive_types={label: varchar}"
     partitioning = 'ds.partitioning(pa.schema([("label", pa.string())]), flavor="hive")'
     assert hive in page
