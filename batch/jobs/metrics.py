@@ -20,11 +20,13 @@ Every metric also has the labels `model` and `version`; several models are joine
 
 from __future__ import annotations
 
+import base64
 import logging
 import time
-from collections.abc import Mapping
+import urllib.request
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from batch.output.run_diff import RunDiff, model_key
@@ -35,6 +37,9 @@ from serving.storage import files
 from serving.text import redact
 
 _log = logging.getLogger(__name__)
+
+Headers: TypeAlias = list[tuple[str, str]]
+Handler: TypeAlias = Callable[[str, str, float, Headers, bytes], Callable[[], None]]
 
 JOB = "hubhead_score"
 PUSH_SECONDS = 10.0
@@ -118,20 +123,41 @@ def write_textfile(path: str, registry: Any) -> None:
 def push(url: str, registry: Any) -> None:
     """Push a registry to a Pushgateway in place of the previous push. A failure is logged as a warning.
 
-    User and password in the URL are sent as basic authentication, and appear in no message.
+    User and password in the URL are sent as basic authentication, and appear in no message. A gateway on this
+    machine is reached without a proxy.
     """
     import http.client
 
     from prometheus_client import push_to_gateway
-    from prometheus_client.exposition import basic_auth_handler, default_handler
+    from prometheus_client.exposition import default_handler
+
+    from serving.client.grpc_errors import is_local
 
     shown = redact(url)
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         user, _, host = parts.netloc.rpartition("@")
-        name, _, password = map(unquote, user.partition(":"))
-        handler = partial(basic_auth_handler, username=name, password=password) if user else default_handler
+        send = _send_directly if is_local(parts.hostname or "") else default_handler
+        name, _, password = user.partition(":")
+        handler = partial(_send_as, f"{unquote(name)}:{unquote(password)}", send) if user else send
         gateway = urlunsplit(parts._replace(netloc=host))
         push_to_gateway(gateway, JOB, registry, timeout=PUSH_SECONDS, handler=handler)
     except (OSError, ValueError, http.client.HTTPException) as error:  # HTTPError is an OSError
         _log.warning("Cannot push the metrics to %s: %s", shown, redact(str(error)))
+
+
+def _send_as(
+    user: str, send: Handler, url: str, method: str, timeout: float, headers: Headers, data: bytes
+) -> Callable[[], None]:
+    """Handler of prometheus_client that sends `name:password` as basic authentication."""
+    token = base64.b64encode(user.encode()).decode("ascii")
+    return send(url, method, timeout, [*headers, ("Authorization", f"Basic {token}")], data)
+
+
+def _send_directly(
+    url: str, method: str, timeout: float, headers: Headers, data: bytes
+) -> Callable[[], None]:
+    """Handler of prometheus_client that uses no proxy."""
+    request = urllib.request.Request(url, data, dict(headers), method=method)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return lambda: opener.open(request, timeout=timeout).close()

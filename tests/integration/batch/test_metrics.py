@@ -66,6 +66,15 @@ def test_push_replaces_the_previous_one_and_logs_a_warning_on_failure(
     assert bool(caplog.records) == (gateway.code != 200)
 
 
+@pytest.mark.server
+def test_gateway_on_this_machine_is_reached_without_a_proxy(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    metrics.push(f"localhost:{gateway.server_port}", metrics.build_registry(make_run({"apple": 5})))
+    assert len(gateway.got) == 1
+
+
 def test_push_to_an_unreachable_gateway_logs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         metrics.push("http://127.0.0.1:9", metrics.build_registry(make_run({"apple": 5})))
