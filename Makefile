@@ -105,8 +105,7 @@ bench-labelling: $(VENV)/dev.stamp ## Simulate labelling with the true labels: l
 
 CLEANLAB ?=
 bench-label-errors: $(VENV)/dev.stamp ## Measure how many flipped labels are among the suspected ones, CLEANLAB=python of an environment with cleanlab
-	$(BIN)/python -m tests.bench.labelling --part suspects --pools "sample photos" --seeds 8 $(CLEANLAB:%=--cleanlab %) \
-	  --output docs/benchmarks/label-errors.json
+	$(BIN)/python -m tests.bench.labelling --part suspects $(CLEANLAB:%=--cleanlab %) --output docs/benchmarks/label-errors.json
 
 bench-labelling-million: $(VENV)/dev.stamp ## Measure ranking and answers among a million photos to label: 3 GB of disk
 	$(BIN)/python -m tests.bench.labelling.million --output docs/benchmarks/labelling-million.json
