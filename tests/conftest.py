@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections import defaultdict
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -26,6 +27,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # How long an example takes says something of the machine, and nothing of the code.
 settings.register_profile("hubhead", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("hubhead")
+
+
+def pytest_configure() -> None:
+    """Let tests interrupt their processes, also where this one ignores SIGINT, as a background job does."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
