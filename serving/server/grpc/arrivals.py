@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -16,10 +16,10 @@ MAX_SECONDS = 60.0
 """Time in which a message has to arrive."""
 
 HIGH_GROWTH = 1 << 28
-"""Growth of the process, in bytes, from which unknown callers wait until large messages have arrived."""
+"""Growth in bytes from which unknown callers wait until large messages have arrived."""
 
 MAX_GROWTH = 3 << 29
-"""Growth of the process, in bytes, from which large messages are rejected while they arrive."""
+"""Growth in bytes from which large messages are rejected while they arrive."""
 
 _MAX_EARLY = 4
 """Messages of unknown callers that begin to arrive at the same time."""
@@ -36,8 +36,8 @@ _LATE_SECONDS = 0.1
 _CHECK_SECONDS = 0.05
 """Time between two looks at the memory while messages arrive."""
 
-_CALM_SECONDS = 2.0
-"""Time without large messages after which the memory of the process counts as its usual one."""
+_GROWTH_SECONDS = 10.0
+"""Time in which the memory of the process must have grown."""
 
 
 class Arrivals:
@@ -45,8 +45,9 @@ class Arrivals:
 
     gRPC does not tell how large a message is before it is complete, and holds what has arrived of all of
     them. So few callers whose messages are not known to be small begin at a time, and the memory of the
-    process is watched: when it grows, further ones wait; when it grows too far, the messages that began last
-    are rejected, and what has arrived of them is freed.
+    process is watched: when it has grown in the last seconds, further ones wait; when it has grown too far,
+    the messages that began last are rejected, and what has arrived of them is freed. What the process took
+    before, such as for another model, does not count.
     """
 
     def __init__(self, trim: Callable[[], object]) -> None:
@@ -60,7 +61,7 @@ class Arrivals:
         self._early: set[asyncio.Timeout] = set()  # of unknown callers
         self._known: OrderedDict[str, None] = OrderedDict()
         self._turn, self._changed = asyncio.Lock(), asyncio.Event()
-        self._usual, self._late_at = 0, -_CALM_SECONDS
+        self._used: deque[tuple[float, int]] = deque()  # times, and the memory of the process then
         self._is_high = self._is_watching = False
 
     def record(self, caller: str, size: int) -> None:
@@ -84,10 +85,12 @@ class Arrivals:
         start = loop.time()
         try:
             async with asyncio.timeout_at(start + MAX_SECONDS) as timeout:
+                if not self._is_watching:
+                    self._measure_growth(start)
+                    self._watch(loop)
                 self._began[timeout] = start
                 if not is_known:
                     self._early.add(timeout)
-                self._watch(loop)
                 try:
                     yield
                 finally:
@@ -111,22 +114,17 @@ class Arrivals:
                 await self._changed.wait()
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._is_watching:
-            self._is_watching = True
-            loop.call_later(_CHECK_SECONDS, self._check, loop)
+        self._is_watching = True
+        loop.call_later(_CHECK_SECONDS, self._check, loop)
 
     def _check(self, loop: asyncio.AbstractEventLoop) -> None:
         """Decide by the memory whether messages wait or are rejected; look again as long as any arrives."""
-        now, used = loop.time(), memory.get_resident()
+        now = loop.time()
+        growth = self._measure_growth(now)
         late = [timeout for timeout, start in self._began.items() if start <= now - _LATE_SECONDS]
-        if late:
-            self._late_at = now
-        elif now - self._late_at >= _CALM_SECONDS:
-            self._usual = used
-        self._usual = min(self._usual, used)
         self._early.difference_update(late)
-        self._is_high = bool(late) and used - self._usual > HIGH_GROWTH
-        if used - self._usual > MAX_GROWTH and (rejected := late[_KEPT:]):
+        self._is_high = bool(late) and growth > HIGH_GROWTH
+        if growth > MAX_GROWTH and (rejected := late[_KEPT:]):
             for timeout in rejected:
                 del self._began[timeout]
                 timeout.reschedule(now)
@@ -135,3 +133,11 @@ class Arrivals:
         self._is_watching = False
         if self._began:
             self._watch(loop)
+
+    def _measure_growth(self, now: float) -> int:
+        """Return the bytes by which the process is larger than at its smallest in the last seconds."""
+        used = memory.get_resident()
+        self._used.append((now, used))
+        while self._used[0][0] < now - _GROWTH_SECONDS:
+            self._used.popleft()
+        return used - min(value for _, value in self._used)
