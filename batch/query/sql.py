@@ -131,7 +131,7 @@ def _write_file(relation: DuckDBPyRelation, kind: str, file: BinaryIO, scratch: 
 
 def _write_table(relation: DuckDBPyRelation, file: BinaryIO) -> int:
     """Write the first MAX_TABLE_ROWS rows as an aligned table."""
-    from duckdb import NUMBER  # type: ignore[attr-defined]
+    from duckdb import NUMBER  # type: ignore[attr-defined]  # its stubs lack it
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

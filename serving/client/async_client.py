@@ -206,7 +206,7 @@ class AsyncClient(ClientBase[grpc.aio.Channel]):
                 else:
                     step = operation.send(result)
         except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+            return end.value  # type: ignore[no-any-return]  # what the operation returns
 
     async def _perform(self, step: Step, limited: bool) -> Any:
         match step:

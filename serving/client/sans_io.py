@@ -87,7 +87,7 @@ def run_operation(operation: Operation[T], perform: Callable[[Step], Any]) -> T:
             else:
                 step = operation.send(result)
     except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
+        return end.value  # type: ignore[no-any-return]  # what the operation returns
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 try:
     import resource
 except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
+    resource = None  # type: ignore[assignment]  # its uses expect that
 
 NO_PILLOW = 69
 """Exit code if Pillow cannot be imported."""
@@ -187,7 +187,7 @@ def _to_grey(image: Images.Image) -> Images.Image:
         low, high = 0.0, float(2 ** (bits[0] if isinstance(bits, tuple) else bits) - 1)
         image = image.convert("I")
     else:
-        low, high = image.getextrema()  # type: ignore[assignment] # one band
+        low, high = image.getextrema()  # type: ignore[assignment]  # a pair, as the image has one band
     scale = 255.0 / (high - low) if high > low else 0.0
     offset = -low * scale + (0.5 if image.mode == "I" else 0.0)  # integers are truncated, not rounded
     grey = image.point(lambda value: value * scale + offset).convert("L")

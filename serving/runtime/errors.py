@@ -71,8 +71,7 @@ def output_errors(directory: str | os.PathLike[str]) -> Iterator[None]:
     """Raise the error of a TensorFlow op that writes to a directory, as to a full disk, as OutputError."""
     try:
         yield
-    except Exception as error:
-        # To name OpError is to import TensorFlow.
+    except Exception as error:  # to name OpError is to import TensorFlow; others are raised again
         if not isinstance(error, RunError) and getattr(error, "error_code", None) is None:
             raise
         # Its text is the name of a temporary file and the reason: "/models/.../x; No space left on device".
